@@ -1,0 +1,207 @@
+"""Puts a rank together: ranks meet, data, model, pruner, engine, tracker, and where an earlier start left off."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pat import checkpoint, compose, data, engine, models, run, tasks
+from pat.config import Config
+from pat.pruning import plan
+from pat.pruning.comm import Comm
+from pat.pruning.pruner import Pruner
+from pat.tracking import Tracker
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know besides weights and masks. All of it is in every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    tokens: float = 0.0  # seen, over all ranks
+    train_seconds: float = 0.0
+    dense_metrics: dict[str, float] | None = None  # just before the first mask
+    metrics: dict[str, float] | None = None  # of the last evaluation
+    best: list[float] | None = None  # (phase, signed metric) of the best checkpoint
+    first_loss: float | None = None
+    saved_step: int = -1
+    save_seconds: float = 0.0
+    peak_pruner_bytes: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the manifest."""
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class Parts:
+    """Everything that the loop uses."""
+
+    config: Config
+    run: run.RunDir
+    world: Comm
+    task: Any
+    loader: Any
+    eval_batches: Callable[[], Iterator[Any]]
+    engine: Any
+    pruner: Pruner
+    tracker: Tracker
+    flag: run.PreemptionFlag
+    accumulation: int
+    progress: Progress = field(default_factory=Progress)
+    last_save: float = field(default_factory=time.monotonic)
+
+    def agree(self, stop: bool, due: bool) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether any finds a checkpoint due. Collective."""
+        flags = self.world.max(torch.tensor([stop, due], dtype=torch.int32)).tolist()
+        return bool(flags[0]), bool(flags[1])
+
+    def checkpoint_due(self) -> bool:
+        """By steps, or by this rank's clock."""
+        train = self.config.train
+        by_steps = bool(train.checkpoint_every) and self.progress.step % train.checkpoint_every == 0
+        minutes = train.checkpoint_every_min
+        return by_steps or (minutes is not None and time.monotonic() - self.last_save >= 60 * minutes)
+
+    def is_best(self, metrics: dict[str, float]) -> bool:
+        """Whether these metrics make a best checkpoint; only models in their last phase count, so never a dense one."""
+        if self.pruner.masks and self.pruner.phase(self.progress.step - 1) != "hard":
+            return False
+        name = self.config.train.best_metric or self.task.best_metric
+        value = metrics[name] if self.task.higher_is_better(name) else -metrics[name]
+        if self.progress.best is not None and value <= self.progress.best[0]:
+            return False
+        self.progress.best = [value]
+        return True
+
+
+def prepare(config: Config, run_dir: Path) -> None:
+    """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError."""
+    engine.check_accelerator(config)
+    engine.deepspeed_config(config)
+    task, tokenizer, prepared = _data(config)
+    models.check_fits(
+        models.build_config(config.model, task, prepared.num_labels, tokenizer), tokenizer, config.data.max_length
+    )
+    plan.attached(config, prepared.num_labels)
+
+
+def _data(config: Config) -> tuple[Any, Any, Any]:
+    """(task, tokenizer, prepared data), from the cache where it is there."""
+    task = tasks.build(config.task)
+    tokenizer = models.build_tokenizer(config.model)
+    return task, tokenizer, data.prepare(config.data, tokenizer, task, config.seed)
+
+
+def build(run_dir: Path) -> Parts:
+    """Put this rank together. Collective."""
+    directory = run.RunDir(run_dir)
+    config = compose.load(directory.config)
+    flag = run.preemption_flag()
+    task, tokenizer, prepared = _data(config)
+    ds_config = engine.deepspeed_config(config)
+    engine.init_distributed(config)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if world_size != config.engine.world_size:
+        raise ValueError(
+            f"{world_size} ranks were started, but engine.world_size={config.engine.world_size}: give the number you start"
+        )
+    run.seed_everything(config.seed)
+    with engine.model_construction(config, ds_config):
+        dtype = engine.DTYPES[config.engine.dtype]
+        model = models.build_model(
+            config.model, task, dtype, prepared.num_labels, tokenizer, prepared.label_names
+        )
+    engine.freeze(model, config.optim.trainable)
+    if config.engine.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if rank == 0:
+        tokenizer.save_pretrained(directory.path / "tokenizer")
+        model.config.save_pretrained(directory.path / "model")
+    pruner = Pruner(config)
+    pruner.attach(model)
+    ds_engine = engine.build_engine(config, model, pruner, ds_config)
+    parts = Parts(
+        config=config,
+        run=directory,
+        world=pruner.shards.world,
+        task=task,
+        loader=data.BatchLoader(prepared.train, task, tokenizer, config, rank, world_size, ds_engine.device),
+        eval_batches=lambda: data.eval_batches(
+            prepared.eval, task, tokenizer, config, rank, world_size, ds_engine.device
+        ),
+        engine=ds_engine,
+        pruner=pruner,
+        tracker=Tracker(config, directory, rank),
+        flag=flag,
+        accumulation=ds_engine.gradient_accumulation_steps(),
+    )
+    _resume(parts)
+    return parts
+
+
+def _resume(parts: Parts) -> None:
+    mode, root, tracker = parts.config.run.resume, parts.run.checkpoints, parts.tracker
+    reader = None if mode == "never" else checkpoint.find(root, parts.pruner.shards, tracker.say)
+    if reader is None:
+        if mode == "must":
+            raise ValueError(f"run.resume=must, but {root} holds no checkpoint")
+        tracker.start(0)
+        return
+    trainer = checkpoint.load(parts.engine, parts.pruner, reader)
+    known = {f.name for f in dataclasses.fields(Progress)}
+    parts.progress = Progress(**{k: v for k, v in trainer.items() if k in known})
+    manifest = reader.manifest
+    tracker.start(parts.progress.step)
+    tracker.say(
+        f"resumed at step {parts.progress.step} from {manifest['world_size']} ranks at ZeRO {manifest['zero_stage']}"
+    )
+
+
+def summary(parts: Parts) -> dict[str, Any]:
+    """What summary.json holds. Collective."""
+    config, pruner, progress = parts.config, parts.pruner, parts.progress
+    mask_hash, weights_hash = pruner.hashes()
+    every = sum(pruner.shards.numel(p) for p in pruner.shards.parameters.values())
+    return {
+        "recipe": config.run.recipe,
+        "run": config.run.name,
+        "seed": config.seed,
+        "world_size": parts.world.world_size,
+        "zero_stage": config.engine.zero_stage,
+        "dtype": config.engine.dtype,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "step": progress.step,
+        "phase": pruner.phase(progress.step - 1),
+        "target_sparsity": pruner.target,
+        "sparsity": pruner.sparsity,
+        "sparsity_all_parameters": pruner.num_pruned / every,
+        "parameters": every,
+        "prunable_parameters": pruner.numel,
+        "mask_sha256": mask_hash if pruner.masks else None,
+        "weights_sha256": weights_hash,
+        "dense_metrics": progress.dense_metrics,
+        "metrics": progress.metrics,
+        "tokens_per_s": progress.tokens / progress.train_seconds if progress.train_seconds else None,
+        "train_seconds": progress.train_seconds,
+        "peak_memory_bytes": int(parts.world.max(torch.tensor(peak_memory_bytes(), dtype=torch.int64))),
+        "pruner_state_bytes_per_rank": progress.peak_pruner_bytes,
+        "checkpoint_seconds": progress.save_seconds,
+        "versions": run.versions(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Of this rank: the GPU's allocator if there is one, else the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

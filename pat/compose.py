@@ -1,0 +1,313 @@
+"""From the command line to one frozen config: Hydra's composition, with errors that a user can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pat.config import Config
+from pat.pruning import registry
+from pat.run import ExitCode, RunDir, versions, write_atomic, write_json
+from pat.validate import validate
+
+# A run may go on with other values of these (another cluster, another logger): they change no result that is promised.
+ELASTIC = (
+    "run.",
+    "logger.",
+    "engine.world_size",
+    "engine.zero_stage",
+    "engine.offload_optimizer",
+    "engine.kernels",
+    "engine.threads_per_rank",
+    "engine.timeout_min",
+    "train.micro_batch_size",
+    "train.eval_batch_size",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "data.cache_dir",
+)
+_METHOD = re.compile(rf"(pruners\.([^.=@]+)\.({'|'.join(registry.PACKAGES)}))(?:\.name)?=(\w+(?:,\w+)*)")
+
+
+def conf_dir() -> Path:
+    """The Hydra config directory: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for path in (package / "conf", package.parent / "conf"):
+        if (path / "config.yaml").is_file():
+            return path
+    raise ValueError(f"conf/config.yaml is neither in {package} nor beside it: install the package again")
+
+
+def recipes() -> list[str]:
+    """The recipes that come with the package."""
+    return _options("recipe")
+
+
+def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
+    """Hydra's command line: composes the config (with `-m` each of several) and calls `use` with it.
+
+    Returns the first exit code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
+    """
+    _register()
+    codes: list[int] = []
+    errors: list[ValueError] = []
+
+    def task(cfg: DictConfig) -> None:
+        try:
+            code = use(finish(cfg, list(HydraConfig.get().overrides.task)))
+        except ValueError as error:  # kept from Hydra, which would print a notice of its own
+            errors.append(error)
+            code = ExitCode.BAD_INPUT
+        codes.append(code)
+        if code in (
+            ExitCode.PREEMPTED,
+            ExitCode.INTERRUPTED,
+        ):  # preempted or interrupted: the sweep's other members would be, too
+            raise SystemExit(code)
+
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
+    with _hydra_process([_method_as_group(argument) for argument in arguments]):
+        try:
+            main()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(explain(error)) from error
+    for error in errors:
+        raise error
+    return next((code for code in codes if code), 0)
+
+
+def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
+    """A composed config as a validated `Config`; ValueError for missing values and for what does not fit."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}")
+    content = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(content, dict)
+    _drop_replaced_fields(content["pruners"], overrides)
+    config = to_config(content)
+    validate(config)
+    return config
+
+
+def to_config(content: Mapping[str, Any]) -> Config:
+    """Plain nested mappings as a typed `Config`; methods of pruners stay mappings for `registry.build`."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), dict(content)))
+    except OmegaConfBaseException as error:
+        raise ValueError(explain(error)) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def load(path: str | Path) -> Config:
+    """A frozen config."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the run's config {path}: {error}") from error
+    return to_config(content)
+
+
+def dump(config: Config) -> str:
+    """The config as YAML, in the order of the schema."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def freeze(config: Config, run_dir: Path) -> None:
+    """Write config.yaml and version.json before the run starts; a directory that holds results of another config
+    is refused, unless only ELASTIC keys differ."""
+    run = RunDir(run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    if config.run.resume == "never":
+        _set_aside(run)
+    elif run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
+        differing = changed_keys(load(run.config), config)
+        if differing:
+            changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in differing.items())
+            raise ValueError(
+                f"{run_dir} holds a run with another config ({changes}): go on with the old values, choose another "
+                "run.dir, or start over with run.resume=never"
+            )
+    write_json(run.version, versions())
+    write_atomic(run.config, dump(config))
+
+
+def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> None:
+    """For ranks other than the first: until config.yaml says what this rank composed (an older one may, too)."""
+    path, end = RunDir(run_dir).config, time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            if dump(load(path)) == dump(config):
+                return
+        if time.monotonic() > end:
+            raise ValueError(
+                f"rank 0 has not written this rank's config to {path} within {timeout_s:.0f} s: is run.dir on a file "
+                "system that all ranks share, and is the command the same on every rank?"
+            )
+        time.sleep(0.1)
+
+
+def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ and are not ELASTIC."""
+    before, after = (_flat(OmegaConf.to_container(OmegaConf.structured(config))) for config in (old, new))
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in keys if not key.startswith(ELASTIC)}
+
+
+def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
+    """Recipe and overrides that change the result: the same command finds its run, a sweep's members differ."""
+    kept = []
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        always = key in ("recipe", "run.name", "run.dir", "run.resume") or key.startswith("logger")
+        if not always and (sweep or not key.startswith((*ELASTIC, "engine="))):
+            kept.append(override)
+    parts = [recipe or "train", *sorted(kept)]
+    name = ",".join(re.sub(r"[^\w.=+~-]+", "_", part.replace("pruners.", "")) for part in parts)
+    if len(name.encode()) > 180:
+        name = name[:160] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name
+
+
+def explain(error: Exception) -> str:
+    """One sentence: what was given, what is allowed there."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = ", ".join(error.options or []) or "none"
+        hint = " (or --config-dir DIR with DIR/recipe/NAME.yaml)" if group == "recipe" else ""
+        return f"there is no {group or 'config'} called {option!r}; allowed: {options}{hint}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read {error.override!r}: write key=value, with quotes around what the shell or Hydra would split"
+        )
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return _explain_key(cause)
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    group = re.search(
+        r"Could not override '([^']+)'.*(No match in the defaults list|Did you mean to override (\S+)\?)", text
+    )
+    if group:
+        name, _, place = group[1].partition("@")
+        if group[3]:
+            return f"nothing selects {name}{' for ' + place if place else ''}; did you mean {group[3]}=...?"
+        entry = f"- /{group[1]}: OPTION" if place else f"one of {', '.join(_groups())}"
+        return f"nothing selects {name}{' for ' + place if place else ''} yet; a recipe's defaults list needs {entry}"
+    ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.|Sweep parameters '([^=]+)=(.*?)'", text)
+    if ambiguous:
+        key, value = ambiguous[1] or ambiguous[3], ambiguous[2] or ambiguous[4]
+        return f"{key}={value} is several values: add -m for one run each, or write {key}=[{value}] for a list"
+    return re.sub(r"\s*(Set the environment|To append to your config).*", "", text) or type(error).__name__
+
+
+def _explain_key(error: OmegaConfBaseException) -> str:
+    key, message = str(error.full_key), (error.msg or str(error)).splitlines()[0]
+    node = error.parent_node
+    if isinstance(node, DictConfig) and ("not in" in message or "not a member" in message):
+        allowed = sorted(str(key) for key in node if key != "hydra")
+        last = key.rpartition(".")[2]
+        close = difflib.get_close_matches(last, allowed, 1)
+        place = key.rpartition(".")[0]
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return (
+            f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}{hint}"
+        )
+    words = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+    wrong = re.match(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
+    if wrong and wrong[2] in words:
+        return f"{key} is {wrong[1]!r}, but must be {words[wrong[2]]}"
+    return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"
+
+
+def _how_to_choose(key: str) -> str:
+    return f"{key} (task={' or task='.join(_options('task'))})" if key == "task.name" else key
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def _method_as_group(argument: str) -> str:
+    """`pruners.P.criterion.name=magnitude` selects the method with its own fields: `criterion@pruners.P.criterion=...`."""
+    match = _METHOD.fullmatch(argument)
+    return f"{match[3]}@{match[1]}={match[4]}" if match else argument
+
+
+def _drop_replaced_fields(pruners: dict[str, Any], overrides: Sequence[str]) -> None:
+    """When the command line replaces a method, the recipe's settings that only the old one had go with it."""
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    for name, settings in pruners.items():
+        for kind in registry.PACKAGES:
+            place = f"pruners.{name}.{kind}"
+            method = settings[kind]
+            if f"{kind}@{place}" in given and method["name"] in registry.names(kind):
+                own = registry.defaults(kind, method["name"])
+                settings[kind] = {k: v for k, v in method.items() if k in own or f"{place}.{k}" in given}
+
+
+def _set_aside(run: RunDir) -> None:
+    if run.checkpoints.exists() and any(run.checkpoints.iterdir()):
+        number = 1
+        while (target := run.path / f"checkpoints.{number}").exists():
+            number += 1
+        os.rename(run.checkpoints, target)
+    for path in (run.metrics, run.summary):
+        path.unlink(missing_ok=True)
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict) or not content:
+        return {prefix[:-1]: content}
+    return {key: value for name, item in content.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
+
+
+def _register() -> None:
+    """The schema and the methods as Hydra groups, and the resolver of run.name."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for kind in registry.PACKAGES:
+        for name in registry.names(kind):
+            store.store(group=kind, name=name, node=registry.defaults(kind, name))
+    OmegaConf.register_new_resolver("pat.run_name", _resolve_run_name, replace=True)
+
+
+def _resolve_run_name() -> str:
+    cfg = HydraConfig.get()
+    return run_name(list(cfg.overrides.task), cfg.runtime.choices.get("recipe"), cfg.mode == RunMode.MULTIRUN)
+
+
+@contextlib.contextmanager
+def _hydra_process(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv and, unless told otherwise, prints errors itself and exits with 1."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error

@@ -1,0 +1,232 @@
+"""Tokenised samples, memory-mapped from a cache that any number of processes may fill at the same time.
+
+A cache entry is a folder named by the hash of everything that its contents depend on. It is built under a lock in a
+folder of its own and renamed when it is whole, so a reader finds all of it or nothing, without any collective.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from pat.config import DataConfig
+from pat.data import sources
+from pat.models.tokenizers import tokenizer_digest
+from pat.tasks import Task
+
+FORMAT = 1  # of a cache entry; another format is another entry
+SPLITS = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a run trains and is evaluated on."""
+
+    train: Dataset
+    eval: Dataset
+    num_labels: int | None
+    label_names: list[str] | None
+    info: dict[str, Any]  # counts of rows, samples and tokens; `cache`, the entry; `built`, whether this call made it
+
+
+def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int = 0) -> PreparedData:
+    """The samples that `cfg` describes, from the cache or put there now. `seed` makes generated text, nothing else.
+
+    No collective: every rank may call it at any time; one of them builds, the others wait for its lock.
+    """
+    sources.check(cfg)
+    root = Path(cfg.cache_dir or os.environ.get("PAT_CACHE") or "~/.cache/pat").expanduser()
+    # The folder's name says everything that decides what is in it.
+    key = _hash(
+        FORMAT,
+        repr(task),
+        task.columns(cfg),
+        cfg.max_length,
+        tokenizer_digest(tokenizer),
+        sources.digest(cfg, "train", seed, root / "digests"),
+        sources.digest(cfg, "eval", seed, root / "digests") if cfg.eval else cfg.eval_fraction,
+    )
+    folder = root / "data" / key
+    built = False
+    if not _is_whole(folder):
+        with _lock(folder.with_suffix(".lock")):
+            if not _is_whole(folder):
+                with _quiet():
+                    _build(folder, cfg, tokenizer, task, seed)
+                built = True
+    info = json.loads((folder / "info.json").read_text())
+    names = info["label_names"]
+    train, held = (Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS)
+    return PreparedData(
+        train=_spread(train, cfg.max_train_samples),
+        eval=_spread(held, cfg.max_eval_samples),
+        num_labels=len(names) if names is not None else None,
+        label_names=names,
+        info={"built": built, "cache": str(folder), **info["counts"]},
+    )
+
+
+def hold_out(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """(train, eval): a row is held out when the hash of its content, label aside, is below `fraction` of all hashes.
+
+    So equal rows are on the same side, and a row stays on its side whatever the seed and whichever rows are added.
+    """
+    hashes = content_hashes(rows)
+    held = hashes < np.uint64(fraction * 2.0**64)
+    if held.all() or not held.any():  # few rows: one content at least on either side
+        held = hashes == hashes.min() if not held.any() else hashes != hashes.max()
+    if held.all() or not held.any():
+        raise ValueError(f"All {len(rows)} rows of data.train are equal, so none can be held out: give data.eval.")
+    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))
+
+
+def content_hashes(rows: Dataset) -> np.ndarray:
+    """(rows,) uint64: equal for rows that are equal in everything but the label."""
+    columns = [name for name in rows.column_names if name != "label"]
+    hashes = np.empty(len(rows), dtype=np.uint64)
+    done = 0
+    for batch in rows.select_columns(columns).iter(batch_size=1000):
+        for values in zip(*(batch[name] for name in columns), strict=True):
+            hashes[done] = int(_hash(values)[:16], 16)
+            done += 1
+    return hashes
+
+
+def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> None:
+    """Make the cache entry `folder`; the caller holds its lock."""
+    for torn in folder.parent.glob(f"{folder.name}*.part"):  # of a process that died
+        shutil.rmtree(torn)
+    staging = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    staging.mkdir()
+    try:
+        columns = task.columns(cfg)
+        rows = {
+            split: sources.select_columns(sources.load(cfg, split, seed, staging / "raw"), columns, cfg, split)
+            for split in (SPLITS if cfg.eval else SPLITS[:1])
+        }
+        names = task.label_names(rows["train"])
+        counts: dict[str, int] = {}
+        if cfg.eval:
+            counts["eval_rows_in_train"] = int(
+                np.isin(content_hashes(rows["eval"]), content_hashes(rows["train"])).sum()
+            )
+        else:
+            rows["train"], rows["eval"] = hold_out(rows["train"], cfg.eval_fraction)
+        for split in SPLITS:
+            counts |= _encode(rows[split], split, staging, cfg, tokenizer, task, names)
+        shutil.rmtree(staging / "raw", ignore_errors=True)
+        sizes = {path.name: path.stat().st_size for path in staging.iterdir()}
+        info = {"sizes": sizes, "label_names": names, "counts": counts}
+        (staging / "info.json").write_text(json.dumps(info, indent=1))
+        for path in staging.iterdir():
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)  # torn, or it would have been used
+        staging.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _encode(
+    rows: Dataset,
+    split: str,
+    staging: Path,
+    cfg: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    names: list[str] | None,
+) -> dict[str, int]:
+    """Write SPLIT.arrow and return its counts."""
+    encoder = task.encoder(tokenizer, cfg.max_length, names)
+    samples = rows.map(
+        encoder,
+        batched=True,
+        remove_columns=rows.column_names,
+        cache_file_name=str(staging / f"{split}.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint=f"{staging.name}-{split}",
+        desc=f"tokenising {split}",
+    )
+    if len(samples) == 0:
+        raise ValueError(
+            f"data.{split} has {len(rows)} rows with {encoder.left_over()} tokens in all: too few for one sample of "
+            f"data.max_length={cfg.max_length}. Give more text, a smaller max_length"
+            + (", or a larger eval_fraction." if split == "eval" and not cfg.eval else ".")
+        )
+    tokens = pc.sum(pc.list_value_length(samples.data.column("input_ids"))).as_py()
+    return {
+        f"{split}_rows": len(rows),
+        f"{split}_samples": len(samples),
+        f"{split}_tokens": tokens,
+        f"{split}_tokens_left_over": encoder.left_over(),
+    }
+
+
+def _spread(samples: Dataset, limit: int | None) -> Dataset:
+    """At most `limit` samples, spread evenly: data is often sorted by label or by date."""
+    if limit is None or limit >= len(samples):
+        return samples
+    return samples.select(np.arange(limit) * len(samples) // limit)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cache entry has all its files in their full length."""
+    try:
+        sizes = json.loads((folder / "info.json").read_text())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Exclusive over all processes; the system lifts it when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """`datasets` draws bars on a terminal only, and leaves its errors to the exceptions."""
+    verbosity, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not hidden:
+            datasets.enable_progress_bars()
+
+
+def _sync(path: Path) -> None:
+    """Make a file or folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,128 @@
+"""Which samples a step sees: a pure function of the seed and the step, so nothing has to be saved to resume.
+
+Global positions count all samples ever drawn. Step t takes the positions [tB, (t+1)B), whatever the number of ranks;
+position p is sample `order(seed, p // n, n)[p % n]`, so a global batch may reach into the next epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pat.config import Config
+from pat.tasks import Batch, Task
+
+# B samples of a global batch, n samples of the data set
+
+
+@lru_cache(maxsize=2)
+def order(seed: int, epoch: int, n: int) -> Tensor:
+    """(n,) int64: the permutation of the samples in an epoch. Shared: do not write to it."""
+    key = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "little") >> 1
+    return torch.randperm(n, generator=torch.Generator().manual_seed(key))
+
+
+def batch_indices(
+    step: int, accumulation_index: int, rank: int, world: int, micro: int, accum: int, n: int, seed: int
+) -> list[int]:
+    """(micro,) the samples of one rank's forward: a contiguous slice of the global batch of `world * micro * accum`.
+
+    The slices are in the order of (accumulation_index, rank): micro-batches are the same on any number of ranks.
+    """
+    assert 0 <= accumulation_index < accum and 0 <= rank < world, "no such micro-batch"
+    first = step * world * micro * accum + (accumulation_index * world + rank) * micro
+    return [int(order(seed, position // n, n)[position % n]) for position in range(first, first + micro)]
+
+
+class BatchLoader:
+    """Random access to a rank's batches; the one that comes next is made ready in a thread."""
+
+    def __init__(
+        self,
+        samples: Dataset,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        config: Config,
+        rank: int,
+        world: int,
+        device: torch.device | str = "cpu",
+        prefetch: bool = True,
+    ) -> None:
+        """The batch sizes and the seed are the config's."""
+        self.samples, self.task, self.tokenizer = samples, task, tokenizer
+        self.rank, self.world, self.device, self.seed = rank, world, device, config.seed
+        batch = config.train.global_batch_size
+        self.micro = config.train.micro_batch_size or max(1, batch // world)
+        self.accum = batch // (self.micro * world)
+        if self.accum * self.micro * world != batch:
+            raise ValueError(
+                f"train.global_batch_size={batch} is not a multiple of "
+                f"train.micro_batch_size={self.micro} x {world} ranks."
+            )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches") if prefetch else None
+        self._next: tuple[tuple[int, int], Future[Batch]] | None = None
+
+    def batch(self, step: int, micro_index: int) -> Batch:
+        """This rank's batch for forward `micro_index` of step `step`, on the device."""
+        ready, self._next = self._next, None
+        if ready is not None and ready[0] == (step, micro_index):
+            batch = ready[1].result()
+        else:
+            batch = self._make(step, micro_index)
+        if self._thread is not None:
+            after = (step, micro_index + 1) if micro_index + 1 < self.accum else (step + 1, 0)
+            self._next = (after, self._thread.submit(self._make, *after))
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = self._next = None
+
+    def _make(self, step: int, micro_index: int) -> Batch:
+        n = len(self.samples)
+        chosen = batch_indices(step, micro_index, self.rank, self.world, self.micro, self.accum, n, self.seed)
+        return self.task.collate(_take(self.samples, chosen), self.tokenizer)
+
+
+def eval_batches(
+    samples: Dataset,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    rank: int,
+    world: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """This rank's share of the samples in order; over the ranks each has weight 1 exactly once.
+
+    Every rank yields the same number of batches, because a forward is collective at ZeRO 3: a rank that has run out
+    repeats the first sample with weight 0.
+    """
+    size = (
+        config.train.eval_batch_size or config.train.micro_batch_size or max(1, config.train.global_batch_size // world)
+    )
+    for chosen, weight in eval_indices(len(samples), rank, world, size):
+        batch = task.collate(_take(samples, chosen), tokenizer) | {"weight": torch.full((len(chosen),), weight)}
+        yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def eval_indices(n: int, rank: int, world: int, batch_size: int) -> Iterator[tuple[list[int], float]]:
+    """(samples, weight) of each evaluation batch of a rank."""
+    for start in range(0, n, world * batch_size):
+        first = start + rank * batch_size
+        chosen = list(range(first, min(first + batch_size, n)))
+        yield (chosen, 1.0) if chosen else ([0], 0.0)
+
+
+def _take(samples: Dataset, indices: list[int]) -> dict[str, list[Any]]:
+    return samples[indices]

@@ -1,0 +1,161 @@
+"""Where rows come from: a hub data set, local files, or the generator; and a digest that changes when they do."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Value, load_dataset
+
+from pat.config import DataConfig, GeneratedConfig
+from pat.data.generated import generate
+
+FILES = ("json", "csv", "parquet", "text")  # builders of `datasets` that read local files
+SAMPLE_BY = ("line", "paragraph", "document")
+RACY_S = 2.0  # a file younger than this may change again within its time stamp
+
+
+def check(cfg: DataConfig) -> None:
+    """Values that are not allowed, and keys that this source would ignore, are ValueErrors."""
+    defaults = {f.name: f.default for f in dataclasses.fields(DataConfig)}
+    only_for = {
+        "subset": cfg.source not in (*FILES, "generated"),
+        "revision": cfg.source not in (*FILES, "generated"),
+        "sample_by": cfg.source == "text",
+        "train": cfg.source != "generated",
+        "eval": cfg.source != "generated",
+    }
+    for key, used in only_for.items():
+        if not used and getattr(cfg, key) != defaults[key]:
+            raise ValueError(f"data.{key}={getattr(cfg, key)} means nothing with data.source={cfg.source}: remove it.")
+    if cfg.source != "generated" and cfg.generated != GeneratedConfig():
+        raise ValueError(f"data.generated means nothing with data.source={cfg.source}: remove it.")
+    if cfg.sample_by not in SAMPLE_BY:
+        raise ValueError(f"data.sample_by is '{cfg.sample_by}': allowed are {', '.join(SAMPLE_BY)}.")
+    if cfg.eval is None and not 0 < cfg.eval_fraction < 1:
+        raise ValueError(f"data.eval_fraction={cfg.eval_fraction} must lie between 0 and 1, or give data.eval.")
+    for key in ("max_length", "max_train_samples", "max_eval_samples"):
+        value = getattr(cfg, key)
+        if value is not None and value < 1:
+            raise ValueError(f"data.{key}={value} must be 1 or more.")
+    for field in dataclasses.fields(GeneratedConfig):
+        if getattr(cfg.generated, field.name) < 1:
+            raise ValueError(f"data.generated.{field.name}={getattr(cfg.generated, field.name)} must be 1 or more.")
+
+
+def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
+    """What identifies the rows of data.train or data.eval (`split`): contents, not names or dates of files.
+
+    `memory` is a folder in which the digests of files are remembered by their size and time of change.
+    """
+    if cfg.source == "generated":
+        return json.dumps(["generated", seed, dataclasses.asdict(cfg.generated)])
+    if cfg.source in FILES:
+        return json.dumps([cfg.source, cfg.sample_by, [_file_digest(path, memory) for path in files(cfg, split)]])
+    return json.dumps(["hub", cfg.source, cfg.subset, load(cfg, split, seed, None)._fingerprint])
+
+
+def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Dataset:
+    """All rows of data.train or data.eval (`split`), memory-mapped; those of local files are copied to `staging`."""
+    if cfg.source == "generated":
+        return Dataset.from_list(list(generate(cfg.generated, seed)))
+    if cfg.source not in FILES:
+        return _hub(cfg, getattr(cfg, split))
+    paths = files(cfg, split)
+    options = {"sample_by": cfg.sample_by} if cfg.source == "text" else {}
+    # In the staging folder, not in the cache of `datasets`: that one trusts the files' dates.
+    rows: Any
+    try:
+        rows = load_dataset(cfg.source, data_files=paths, split="train", cache_dir=str(staging), **options)
+    except StopIteration:
+        raise _empty(cfg, split) from None
+    except Exception as error:  # any of a dozen parsers' own
+        cause = error.__cause__ or error
+        first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise ValueError(f"data.{split}={getattr(cfg, split)} cannot be read as {cfg.source}: {first}") from error
+    return rows
+
+
+def files(cfg: DataConfig, split: str) -> list[str]:
+    """The files that a path, a glob, or a list of these names, sorted within each; none is a ValueError."""
+    spec = getattr(cfg, split)
+    found: list[str] = []
+    for pattern in [spec] if isinstance(spec, str) else list(spec):
+        expanded = os.path.expanduser(pattern)
+        # A name with [brackets] is a file first and a glob second.
+        paths = [expanded] if os.path.isfile(expanded) else sorted(filter(os.path.isfile, glob.glob(expanded)))
+        if not paths:
+            raise ValueError(f"data.{split}: no file matches '{pattern}' (seen from {os.getcwd()}).")
+        found += paths
+    return found
+
+
+def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, split: str) -> Dataset:
+    """The rows with the task's columns under the task's names; a wrong column or none of the rows is a ValueError."""
+    for name, column in columns.items():
+        if column not in rows.column_names:
+            raise ValueError(
+                f"data.{name}_column='{column}' is not in data.{split}: the columns are {', '.join(rows.column_names)}."
+            )
+    if len(rows) == 0:
+        raise _empty(cfg, split)
+    rows = rows.select_columns(list(dict.fromkeys(columns.values())))
+    for name, column in columns.items():
+        if name.startswith("text") and not _is_text(rows.features[column]):
+            raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
+        if rows.data.column(column).null_count:
+            raise ValueError(f"data.{name}_column='{column}' is empty in some rows of data.{split}: remove those rows.")
+    return rows.rename_columns({column: name for name, column in columns.items()})
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _empty(cfg: DataConfig, split: str) -> ValueError:
+    return ValueError(f"data.{split}={getattr(cfg, split)} of data.source={cfg.source} has no rows.")
+
+
+def _hub(cfg: DataConfig, split: Any) -> Dataset:
+    looks_local = cfg.source.startswith((".", "/", "~")) or cfg.source.count("/") > 1
+    if looks_local and not os.path.isdir(cfg.source):
+        raise ValueError(f"There is no folder data.source='{cfg.source}' (seen from {os.getcwd()}).")
+    rows: Any
+    try:
+        rows = load_dataset(cfg.source, cfg.subset, split=split, revision=cfg.revision)
+    except Exception as error:  # a dozen kinds: unknown subset or split, no such data set, no network
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"data.source='{cfg.source}' (subset {cfg.subset}, split {split}) could not be loaded; it must be a hub "
+            f"data set, a folder, generated, or one of {', '.join(FILES)}: {first}"
+        ) from error
+    return rows
+
+
+def _file_digest(path: str, memory: Path) -> str:
+    """sha256 of a file, remembered in `memory` by path, size and time of change: ranks do not all read 100 GB again."""
+    real = os.path.realpath(path)
+    stat = os.stat(real)
+    stamp = [real, stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    note = memory / f"{hashlib.sha256(real.encode()).hexdigest()[:32]}.json"
+    try:
+        remembered = json.loads(note.read_text())
+        if remembered["stamp"] == stamp:
+            return remembered["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there yet, or torn: it is only a memory
+    with open(real, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time() - stat.st_mtime > RACY_S:
+        memory.mkdir(parents=True, exist_ok=True)
+        part = note.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps({"stamp": stamp, "sha256": sha256}))
+        part.replace(note)
+    return sha256

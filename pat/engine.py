@@ -1,0 +1,221 @@
+"""The DeepSpeed engine and its config: what pat sets, what the user adds, what would prune the wrong weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pat.config import Config, OptimConfig
+from pat.pruning.pruner import Pruner
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+# DeepSpeed settings under which flat shards do not follow the offsets that they claim, or move where pat cannot see them.
+_REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("zero_optimization.round_robin_gradients", bool, "its shard offsets do not follow the buffer, so the wrong weights would be pruned"),
+    ("zero_optimization.offload_optimizer.ratio", lambda v: v is not None and float(v) < 1, "part of the optimizer would step outside the hooks"),
+    ("zero_optimization.offload_optimizer.super_offload", bool, "SuperOffload steps outside the hooks"),
+    ("zero_optimization.offload_optimizer.device", lambda v: v == "nvme", "shards on NVMe cannot be masked in place; use cpu"),
+    ("zero_optimization.offload_param.device", lambda v: v == "nvme", "shards on NVMe cannot be masked in place; use cpu"),
+    ("zero_optimization.zenflow", bool, "ZenFlow steps outside the hooks"),
+    ("zero_optimization.zero_hpz_partition_size", lambda v: v is not None and int(v) > 1, "secondary shards would keep the unpruned weights"),
+    ("zero_optimization.mics_shard_size", lambda v: v is not None and int(v) > 0, "MiCS shards by other ranks than pat counts"),
+    ("zero_optimization.elastic_checkpoint", bool, "pat re-slices checkpoints itself"),
+    ("data_types.grad_accum_dtype", lambda v: v not in (None, "fp32_default"), "DeepSpeed then uses another optimizer wrapper (BF16_Optimizer)"),
+    ("optimizer", bool, "set optim.* instead"),
+    ("scheduler", bool, "set optim.lr_schedule and optim.warmup instead"),
+    ("tensor_parallel", bool, "pat prunes data-parallel ranks"),
+    ("pipeline", bool, "pat prunes data-parallel ranks"),
+)  # fmt: skip
+
+
+def accelerator() -> str:
+    """`cuda`, or `cpu` where DeepSpeed has no accelerator."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """DeepSpeed's config: pat's keys and the user's, merged. Raises ValueError on a conflict or an unsafe layout."""
+    engine, train = config.engine, config.train
+    micro = micro_batch_size(config)
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    ours: dict[str, Any] = {
+        "train_batch_size": train.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": train.global_batch_size // (micro * engine.world_size),
+        "gradient_clipping": engine.gradient_clipping,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": engine.dtype == "bf16"},
+        "fp16": {"enabled": engine.dtype == "fp16"},
+    }
+    if engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        ours["zero_force_ds_cpu_optimizer"] = False
+    if engine.reduce_dtype == "fp32" and engine.dtype != "fp32":
+        ours["communication_data_type"] = "fp32"
+    if config.pruners and engine.zero_stage == 0 and engine.dtype == "fp32":
+        ours["gradient_clipping"] = 0.0  # the pruner clips by the masked norm itself
+    theirs = _user_config(engine.deepspeed)
+    _refuse(theirs)
+    merged = _merge(ours, theirs)
+    merged.setdefault("steps_per_print", 1 << 30)
+    return merged
+
+
+def micro_batch_size(config: Config) -> int:
+    """Sequences per forward and rank; not given: the global batch without accumulation."""
+    train = config.train
+    return train.micro_batch_size or max(1, train.global_batch_size // config.engine.world_size)
+
+
+def _user_config(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(Path(value).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"engine.deepspeed={value}: not a readable DeepSpeed JSON ({error})") from error
+    return dict(value)
+
+
+def _refuse(theirs: dict[str, Any]) -> None:
+    for path, unsafe, why in _REFUSED:
+        value: Any = theirs
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and unsafe(value):
+            raise ValueError(f"engine.deepspeed sets {path}={value}, which pat does not support: {why}")
+
+
+def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> dict[str, Any]:
+    merged = dict(ours)
+    for key, value in theirs.items():
+        mine = ours.get(key)
+        if isinstance(mine, dict) and isinstance(value, dict):
+            merged[key] = _merge(mine, value, f"{path}{key}.")
+        elif mine is not None and value not in (mine, "auto"):
+            raise ValueError(
+                f"engine.deepspeed sets {path}{key}={value}, but pat's own keys make it {mine}; change pat's key and "
+                "leave this one out"
+            )
+        elif value != "auto":
+            merged[key] = value
+    return merged
+
+
+def check_accelerator(config: Config) -> None:
+    """Raises ValueError for what this machine's accelerator cannot do."""
+    if config.engine.dtype == "fp16" and accelerator() == "cpu":
+        raise ValueError("engine.dtype=fp16 needs a GPU: DeepSpeed's CPU accelerator has bf16 and fp32")
+    if accelerator() == "cuda" and config.engine.world_size > torch.cuda.device_count() and "RANK" not in os.environ:
+        raise ValueError(
+            f"engine.world_size={config.engine.world_size}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
+
+
+def init_distributed(config: Config) -> None:
+    """Meet the other ranks."""
+    import deepspeed
+
+    deepspeed.init_distributed(
+        dist_backend="nccl" if accelerator() == "cuda" else "gloo",
+        timeout=timedelta(minutes=config.engine.timeout_min),
+        verbose=False,
+    )
+
+
+@contextmanager
+def model_construction(config: Config, ds_config: dict[str, Any]) -> Iterator[None]:
+    """Inside it transformers builds models under zero.Init at ZeRO 3: no rank ever holds the whole model."""
+    if config.engine.zero_stage != 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    keep_alive = HfDeepSpeedConfig(ds_config)  # transformers holds a weak reference
+    yield
+    del keep_alive
+
+
+def param_groups(model: nn.Module, optim: OptimConfig, owner: dict[str, str]) -> list[dict[str, Any]]:
+    """Groups by (pruner, decay, head): a dense shadow is as long as its shard, so prunable weights have their own."""
+    groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
+    for name, param in model.named_parameters():
+        if not param.requires_grad:
+            continue
+        shape = getattr(param, "ds_shape", param.shape)
+        decay = len(shape) >= 2 and not any(fnmatchcase(name, p) for p in optim.no_decay)
+        head = optim.head_lr is not None and name.split(".")[0] in ("classifier", "score", "pre_classifier")
+        key = (owner.get(name, ""), decay, head)
+        if key not in groups:
+            lr, wd = optim.head_lr if head else optim.lr, optim.weight_decay if decay else 0.0
+            # lr 0 until the first step sets it: DeepSpeed's ZeRO 0 wrapper steps once at construction
+            groups[key] = {"params": [], "lr": 0.0, "base_lr": lr, "weight_decay": wd, "base_weight_decay": wd}
+        groups[key]["params"].append(param)
+    return [groups[key] for key in sorted(groups)]
+
+
+def freeze(model: nn.Module, trainable: list[str]) -> None:
+    """Leave only the parameters that a pattern names trainable. Raises ValueError if that is none."""
+    for name, param in model.named_parameters():
+        param.requires_grad_(any(fnmatchcase(name, p) for p in trainable))
+    if not any(p.requires_grad for p in model.parameters()):
+        names = [n for n, _ in model.named_parameters()]
+        raise ValueError(f"optim.trainable={trainable} matches no parameter; the model has {', '.join(names[:6])}, ...")
+
+
+def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW: torch's, or DeepSpeed's fused or CPU one."""
+    settings: dict[str, Any] = {"lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps}
+    if optim.name == "adamw":
+        how = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False, "fused": False}}
+        return torch.optim.AdamW(groups, **settings, **how[optim.implementation])
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    if optim.name == "cpu_adam":
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+    return FusedAdam(groups, adam_w_mode=True, **settings)
+
+
+def build_engine(config: Config, model: nn.Module, pruner: Pruner, ds_config: dict[str, Any]) -> Any:
+    """Wrap the model, then bind the pruner to its shards."""
+    import deepspeed
+
+    optimizer = build_optimizer(param_groups(model, config.optim, pruner.owner), config.optim)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    pruner.bind(engine)
+    return engine
+
+
+def set_lr(engine: Any, factor: float) -> None:
+    """Every group's learning rate = its base rate x factor."""
+    for group in engine.basic_optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def lr_factor(t: int, num_steps: int, optim: OptimConfig) -> float:
+    """Learning-rate factor in [0, 1] of step t: linear warm-up, then constant, linear or cosine decay to `min_lr_ratio`."""
+    warmup = round(optim.warmup * num_steps) if 0 < optim.warmup < 1 else int(optim.warmup)
+    if t < warmup:
+        return (t + 1) / warmup
+    done = (t - warmup) / max(1, num_steps - warmup)
+    if optim.lr_schedule == "constant":
+        return 1.0
+    if optim.lr_schedule == "linear":
+        decayed = 1.0 - done
+    else:
+        import math
+
+        decayed = 0.5 * (1.0 + math.cos(math.pi * done))
+    return optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * decayed

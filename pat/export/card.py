@@ -1,0 +1,93 @@
+"""The model card (README.md) of an exported folder: where the model comes from and what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pat.config import Config
+
+
+def model_card(config: Config, result: dict[str, Any]) -> str:
+    """Lineage and figures as Markdown with Hugging Face's YAML head; `result` is what `export.json` holds."""
+    lineage, name = result["lineage"], config.run.name
+    base, data = config.model.path or f"random {config.model.config.get('model_type')}", _data(config)
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["pruned", "sparse", "pat"]}
+    if config.model.path and not _is_local(config.model.path):
+        head["base_model"] = config.model.path
+    rows = [
+        ("base model", base + (f" at {config.model.revision}" if config.model.revision else "")),
+        ("data", data),
+        ("recipe", lineage["recipe"] or "none"),
+        ("run", name),
+        ("config sha256", f"`{lineage['config_sha256']}`"),
+        ("checkpoint", f"step {lineage['step']}, phase {lineage['phase']}"),
+        ("trained on", f"{lineage['world_size']} rank(s), ZeRO {lineage['zero_stage']}, {lineage['dtype']}"),
+        ("seed", str(lineage["seed"])),
+        ("mask sha256", f"`{result['mask_sha256']}`"),
+        ("weights sha256", f"`{result['weights_sha256']}` (effective weights, fp32)"),
+        ("versions", ", ".join(f"{key} {value}" for key, value in lineage["versions"].items())),
+    ]
+    title = f"# {name}: {result['sparsity']:.1%} of {result['prunable_parameters']:,} prunable weights removed"
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        title,
+        f"{base}, fine-tuned on {data} and pruned while it trained. Plain `from_pretrained` loads this folder; "
+        "pruned weights are stored as zeros; `masks.safetensors` holds one bit for each prunable weight (1 = kept).",
+        "## Measured\n\n" + _table(("", "dense", "pruned"), _figures(result)),
+        "The dense figures are those of the same run just before its first mask." if lineage["dense_metrics"] else "",
+        _pruners(config),
+        "## Lineage\n\n" + _table(("", ""), rows),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    before, after = result["before"], result["after"]
+    dense, pruned = result["lineage"]["dense_metrics"] or {}, result["lineage"]["metrics"] or {}
+    return [
+        *((name, number(dense.get(name)), number(pruned.get(name))) for name in sorted(dense | pruned)),
+        ("sparsity of prunable weights", "0", f"{result['sparsity']:.4f}"),
+        ("sparsity of all weights", "0", f"{result['sparsity_all_parameters']:.4f}"),
+        ("parameters that are not 0", f"{before['parameters']:,}", f"{after['nonzero_parameters']:,}"),
+        (f"bytes of weights ({result['dtype']})", f"{before['bytes']:,}", f"{after['bytes']:,}"),
+    ]
+
+
+def _pruners(config: Config) -> str:
+    """Each pruner's own settings, as they stand in the config."""
+    if not config.pruners:
+        return ""
+    settings = {
+        name: {
+            "params": list(pruner.params),
+            "scope": pruner.scope,
+            **{kind: getattr(pruner, kind) for kind in ("granularity", "criterion", "budget", "schedule")},
+        }
+        for name, pruner in config.pruners.items()
+    }
+    return f"## Pruning\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
+
+
+def number(value: float | None) -> str:
+    """A figure for a table."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _data(config: Config) -> str:
+    source = config.data.source
+    if source in ("json", "csv", "parquet", "text"):
+        files = config.data.train if isinstance(config.data.train, str) else ", ".join(config.data.train)
+        return f"local {source} files ({files})"
+    return f"{source}/{config.data.subset}" if config.data.subset else source
+
+
+def _is_local(path: str) -> bool:
+    return path.count("/") != 1 or path.startswith((".", "/", "~")) or Path(path).exists()
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,284 @@
+"""`pat export`: a checkpoint as a stock Hugging Face folder, written and checked tensor by tensor.
+
+    config.json, model*.safetensors, tokenizer files     what stock `from_pretrained` expects
+    masks.safetensors                                     one bit a prunable weight
+    README.md, export.json                                lineage and measured figures
+
+No GPU and no rank is needed, whatever layout the checkpoint has. Peak memory is a few chunks of the largest tensor;
+only the comparison of logits (small models) holds whole models.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers import AutoConfig, PretrainedConfig
+from transformers.initialization import no_init_weights
+
+from pat import compose, tasks
+from pat.checkpoint_reader import CheckpointError, CheckpointReader
+from pat.config import Config
+from pat.export import masks
+from pat.export.card import model_card, number
+from pat.export.source import Stream, specs
+from pat.export.verify import LOGIT_LIMIT, check_tensors, max_abs_logit_diff
+from pat.export.writer import Spec, write_model
+from pat.hashing import file_sha256
+from pat.run import RunDir, read_json, sync_directory, versions, write_json
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+VERIFY = ("auto", "logits", "weights")
+
+
+def export_run(
+    run_dir: str | Path,
+    out: str | Path,
+    checkpoint: str | int = "best",
+    dtype: str | None = None,
+    verify: str = "auto",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Write RUN's checkpoint ("best", "last" or a step) to the new folder `out`; returns what `export.json` holds.
+
+    dtype: fp32, bf16 or fp16, by default the run's. verify: every tensor is always compared bit for bit; "logits" also
+    compares the logits of the folder, loaded by stock code, with a model filled from the checkpoint, "auto" does so
+    below 4 GiB of weights, "weights" does not. Raises ValueError for bad input, CheckpointError where the checkpoint or the
+    written folder is not what it must be; then nothing is left behind.
+    """
+    run, out = RunDir(Path(run_dir)), Path(out)
+    if verify not in VERIFY:
+        raise ValueError(f"verify is {verify!r}; allowed: {', '.join(VERIFY)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty: choose a new folder, or remove it")
+    step_dir = find_checkpoint(run, checkpoint)
+    config = compose.load(run.config)
+    reader = CheckpointReader(step_dir)
+    dtype = dtype or reader.manifest["dtype"]
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    hf_config, auto_model = _model_config(run, config, DTYPES[dtype]), tasks.build(config.task).auto_model
+    _check_names(reader, auto_model, hf_config, run)
+
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        result = _write(reader, partial, run, config, dtype, hf_config, auto_model, verify, console)
+        sync_directory(partial)
+        os.replace(partial, out)  # also onto an empty folder
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return result
+
+
+def _write(
+    reader: CheckpointReader,
+    folder: Path,
+    run: RunDir,
+    config: Config,
+    dtype: str,
+    hf_config: PretrainedConfig,
+    auto_model: Any,
+    verify: str,
+    console: Console | None,
+) -> dict[str, Any]:
+    hf_config.save_pretrained(folder)
+    shutil.copytree(run.path / "tokenizer", folder, dirs_exist_ok=True)
+    generation = run.path / "model" / "generation_config.json"
+    if generation.exists():
+        shutil.copy(generation, folder)
+    content, stream = specs(reader, DTYPES[dtype]), Stream(reader)
+    with _progress(console) as progress:
+        bar = progress.add_task("write", total=stream.total)
+        weight_map = write_model(folder, content, lambda spec: _counted(stream(spec), progress, bar))
+        masks.write_masks(reader, folder, stream.mask_sha256 or "")
+        bar = progress.add_task("check", total=stream.total)
+        check_tensors(reader, folder, content, weight_map, stream.mask_sha256, lambda n: progress.advance(bar, n))
+    _check_summary(run, reader, stream)
+    difference, reason = None, None
+    weight_bytes = sum(spec.numbytes for spec in content)
+    if verify == "weights":
+        reason = "not asked for"
+    elif verify == "auto" and weight_bytes >= LOGIT_LIMIT:
+        reason = f"the weights take {weight_bytes / 2**30:.1f} GiB; logits are compared below {LOGIT_LIMIT >> 30} GiB"
+    else:
+        difference = max_abs_logit_diff(reader, folder, auto_model, hf_config, DTYPES[dtype])
+    result = _result(reader, run, config, dtype, content, stream, folder) | {
+        "max_abs_logit_diff": difference,
+        "max_abs_logit_diff_reason": reason,
+    }
+    (folder / "README.md").write_text(model_card(config, result))
+    write_json(folder / "export.json", result)
+    return result
+
+
+def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
+    """The directory of "best", "last" or a step; ValueError lists what there is."""
+    if not run.config.is_file():
+        raise ValueError(f"{run.path} is not a run directory: it has no config.yaml")
+    root = run.checkpoints
+    found = {int(p.name.removeprefix("step-")): p for p in sorted(root.glob("step-*")) if p.name[5:].isdigit()}
+    if not found:
+        raise ValueError(f"{run.path} has no checkpoint yet: train first, or set train.checkpoint_every")
+    listed = ", ".join(map(str, found))
+    if checkpoint in ("best", "last"):
+        pointer = root / ("best" if checkpoint == "best" else "latest")
+        if pointer.is_file():
+            return root / pointer.read_text().strip()
+        if checkpoint == "best":
+            raise ValueError(
+                f"{run.path} has no best checkpoint yet: take checkpoint=last, or one of the steps {listed}"
+            )
+        return found[max(found)]
+    if not str(checkpoint).isdigit() or int(checkpoint) not in found:
+        raise ValueError(f"{run.path} has no checkpoint {checkpoint!r}: take best, last, or one of the steps {listed}")
+    return found[int(checkpoint)]
+
+
+def _model_config(run: RunDir, config: Config, dtype: torch.dtype) -> PretrainedConfig:
+    """The Hugging Face config of the run's model, with the class that the task trains."""
+    for name in ("model", "tokenizer"):
+        if not (run.path / name).is_dir():
+            raise ValueError(f"{run.path} has no {name} folder: it was not written by `pat train`, or not whole")
+    hf_config = AutoConfig.from_pretrained(run.path / "model")
+    model_class = tasks.build(config.task).auto_model._model_mapping[type(hf_config)]
+    hf_config.architectures = [(model_class[0] if isinstance(model_class, tuple) else model_class).__name__]
+    hf_config.dtype = dtype
+    return hf_config
+
+
+def _check_names(reader: CheckpointReader, auto_model: Any, hf_config: PretrainedConfig, run: RunDir) -> None:
+    """The checkpoint must hold exactly the tensors that the stock model class has."""
+    with torch.device("meta"), no_init_weights():
+        model = auto_model.from_config(hf_config)
+        model.tie_weights()
+    parameters = {name: list(p.shape) for name, p in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()
+    buffers = model.state_dict().keys() - parameters.keys() - tied
+    ours = {name: list(p["shape"]) for name, p in reader.parameters.items()}
+    for name in sorted(parameters.keys() | ours.keys()):
+        if parameters.get(name) != ours.get(name):
+            raise CheckpointError(
+                f"{reader.dir} is of another model than {run.path / 'model'}: {name} has shape {ours.get(name)} in the "
+                f"checkpoint and {parameters.get(name)} in {type(model).__name__}"
+            )
+    if set(reader.buffers()) != set(buffers):
+        raise CheckpointError(
+            f"{reader.dir} has the buffers {reader.buffers()}, {type(model).__name__} {sorted(buffers)}"
+        )
+
+
+def _check_summary(run: RunDir, reader: CheckpointReader, stream: Stream) -> None:
+    """A finished run's own hashes, computed by its ranks, must be those of its last checkpoint."""
+    summary = read_json(run.summary) or {}
+    if summary.get("step") != reader.manifest["step"]:
+        return
+    for name, value in (("mask_sha256", stream.mask_sha256), ("weights_sha256", stream.weights.hexdigest())):
+        if summary.get(name) not in (None, value):
+            raise CheckpointError(
+                f"{name} of {reader.dir} is {value}, but summary.json says {summary[name]}: one is not this run's"
+            )
+
+
+def _result(
+    reader: CheckpointReader,
+    run: RunDir,
+    config: Config,
+    dtype: str,
+    content: list[Spec],
+    stream: Stream,
+    folder: Path,
+) -> dict[str, Any]:
+    manifest, item = reader.manifest, DTYPES[dtype].itemsize
+    files = sorted(folder.glob("model*.safetensors"))
+    mask_file = folder / masks.FILE
+    phases = manifest["phase"].values()
+    return {
+        "dtype": dtype,
+        "before": {"parameters": stream.total, "bytes": sum(spec.numbytes for spec in content)},
+        "after": {
+            "parameters": stream.total,
+            "bytes": sum(spec.numbytes for spec in content),
+            "nonzero_parameters": stream.nonzero,
+            "nonzero_bytes": stream.nonzero * item,
+            "mask_bytes": mask_file.stat().st_size if mask_file.exists() else 0,
+        },
+        "prunable_parameters": stream.prunable,
+        "pruned_parameters": stream.pruned,
+        "sparsity": stream.pruned / stream.prunable if stream.prunable else 0.0,
+        "sparsity_all_parameters": stream.pruned / stream.total,
+        "mask_sha256": stream.mask_sha256,
+        "weights_sha256": stream.weights.hexdigest(),
+        "files": {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files},
+        "lineage": {
+            "run": config.run.name,
+            "recipe": config.run.recipe,
+            "seed": config.seed,
+            "base_model": config.model.path,
+            "config_sha256": file_sha256(run.config),
+            "checkpoint": reader.dir.name,
+            "step": manifest["step"],
+            "phase": min(phases, key=["dense", "soft", "hard"].index) if phases else "dense",
+            "world_size": manifest["world_size"],
+            "zero_stage": manifest["zero_stage"],
+            "dtype": manifest["dtype"],
+            "metrics": manifest.get("metrics") or None,
+            "dense_metrics": manifest.get("trainer", {}).get("dense_metrics"),
+            "versions": read_json(run.version) or {},
+        },
+        "export_versions": versions(),
+    }
+
+
+def format_report(result: dict[str, Any]) -> Table:
+    """The figures of an export as a table for the terminal."""
+    before, after, lineage = result["before"], result["after"], result["lineage"]
+    table = Table(title=f"{lineage['run']}, step {lineage['step']} ({lineage['phase']})", title_justify="left")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("exported", justify="right")
+    dense, metrics = lineage["dense_metrics"] or {}, lineage["metrics"] or {}
+    for name in sorted(dense | metrics):
+        table.add_row(name, number(dense.get(name)), number(metrics.get(name)))
+    table.add_row("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")
+    table.add_row("  that are not 0", "", f"{after['nonzero_parameters']:,}")
+    table.add_row("sparsity of prunable weights", "", f"{result['sparsity']:.2%}")
+    table.add_row("sparsity of all weights", "", f"{result['sparsity_all_parameters']:.2%}")
+    table.add_row(f"weights ({result['dtype']})", f"{before['bytes']:,} B", f"{after['bytes']:,} B")
+    table.add_row("masks", "", f"{after['mask_bytes']:,} B")
+    table.add_row("mask sha256", "", (result["mask_sha256"] or "-")[:16])
+    table.add_row("weights sha256", "", result["weights_sha256"][:16])
+    table.add_row("tensors reloaded, bit for bit", "", "equal")
+    difference = result["max_abs_logit_diff"]
+    table.add_row("largest logit difference", "", "not compared" if difference is None else f"{difference:g}")
+    if result["max_abs_logit_diff_reason"]:
+        table.caption = f"logits: {result['max_abs_logit_diff_reason']}"
+    return table
+
+
+@contextmanager
+def _progress(console: Console | None) -> Any:
+    """A bar on a terminal, nothing elsewhere."""
+    console = console or Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress
+
+
+def _counted(chunks: Any, progress: Progress, bar: TaskID) -> Any:
+    for chunk in chunks:
+        progress.advance(bar, chunk.numel())
+        yield chunk

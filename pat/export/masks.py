@@ -1,0 +1,68 @@
+"""Keep flags beside an exported model: `masks.safetensors`, one bit a weight.
+
+Each prunable parameter has ceil(n / 8) bytes under its own name: row-major flags, lowest bit first, 1 = the weight
+survives. The metadata holds the shapes and the hash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from pat.checkpoint_reader import CheckpointReader
+from pat.export.writer import Spec, write_safetensors
+from pat.hashing import MaskHash, pack_keep, unpack_keep
+
+CHUNK = 1 << 22  # elements; a multiple of 8
+FILE = "masks.safetensors"
+
+
+def masked(reader: CheckpointReader) -> list[str]:
+    """Names of the parameters that a pruner owns, in name order."""
+    return sorted(name for name, parameter in reader.parameters.items() if parameter["pruner"] is not None)
+
+
+def keep_chunk(reader: CheckpointReader, name: str, start: int, numel: int) -> Tensor:
+    """Keep flags [start, start + numel) of a pruner's parameter, uint8; all 1 before its first selection."""
+    if not reader.has("keep", name):
+        return torch.ones(numel, dtype=torch.uint8)
+    return reader.pruner("keep", reader.parameters[name]["pruner"], name, start, numel)
+
+
+def write_masks(reader: CheckpointReader, folder: Path, mask_sha256: str) -> None:
+    """Write the flags of a checkpoint; no file for a run without pruners."""
+    names = masked(reader)
+    if not names:
+        return
+
+    def packed(spec: Spec) -> Iterator[Tensor]:
+        numel = reader.numel(spec.name)
+        for start in range(0, numel, CHUNK):
+            flags = keep_chunk(reader, spec.name, start, min(CHUNK, numel - start))
+            yield torch.from_numpy(pack_keep(flags))
+
+    shapes = {name: reader.parameters[name]["shape"] for name in names}
+    metadata = {"format": "1", "bitorder": "little", "mask_sha256": mask_sha256, "shapes": json.dumps(shapes)}
+    specs = [Spec(name, ((reader.numel(name) + 7) // 8,), torch.uint8) for name in names]
+    write_safetensors(folder / FILE, specs, metadata, packed)
+
+
+def read_masks(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, uint8 keep flags in the parameter's shape), in name order."""
+    with safe_open(Path(folder) / FILE, "pt") as file:
+        for name, shape in sorted(json.loads(file.metadata()["shapes"]).items()):
+            numel = torch.Size(shape).numel()
+            yield name, unpack_keep(file.get_tensor(name), numel).view(shape)
+
+
+def hash_masks(folder: str | Path) -> str:
+    """mask_sha256 of the file's content."""
+    digest = MaskHash()
+    for name, keep in read_masks(folder):
+        digest.update(name, keep)
+    return digest.hexdigest()

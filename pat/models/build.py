@@ -1,0 +1,221 @@
+"""A Hugging Face model from the config: its weights, or random ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import logging as transformers_logging
+
+from pat.config import ModelConfig
+
+if TYPE_CHECKING:
+    from pat.tasks import Task
+
+log = logging.getLogger(__name__)
+
+INITS = ("pretrained", "random")
+
+
+def build_config(
+    cfg: ModelConfig,
+    task: Task,
+    num_labels: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    label_names: Sequence[str] | None = None,
+) -> PretrainedConfig:
+    """The Hugging Face config with `model.config` and the task's classes, and the tokenizer's ids where it has none."""
+    if cfg.init not in INITS:
+        raise ValueError(f"model.init is '{cfg.init}': allowed are {', '.join(INITS)}.")
+    fields = dict(cfg.config)
+    if cfg.path is not None:
+        config = _config_from_path(cfg, fields)
+        if tokenizer is not None and getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = tokenizer.pad_token_id
+    elif cfg.init == "random":
+        config = _config_from_type(_ids(tokenizer) | fields)
+    else:
+        raise ValueError("model.path is not set: give a hub name or a folder, or model.init=random for random weights.")
+    if task.labelled:
+        names = label_names or [f"LABEL_{i}" for i in range(num_labels or 0)]
+        if names:
+            config.id2label = dict(enumerate(names))
+            config.label2id = {name: i for i, name in enumerate(names)}
+    return config
+
+
+def build_model(
+    cfg: ModelConfig,
+    task: Task,
+    dtype: torch.dtype,
+    num_labels: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    label_names: Sequence[str] | None = None,
+) -> PreTrainedModel:
+    """The model that the task trains, in `dtype`, in training mode. Collective under ZeRO 3.
+
+    Its weights are a function of the files and of `torch.manual_seed`, the same at every ZeRO stage. At ZeRO 3 (an
+    `HfDeepSpeedConfig` is alive) only the first rank draws the random numbers, so seed again before the next draw.
+    """
+    config = build_config(cfg, task, num_labels, tokenizer, label_names)
+    options: dict[str, Any] = {"dtype": dtype}
+    if cfg.attn_implementation is not None:
+        options["attn_implementation"] = cfg.attn_implementation
+    with _quiet():
+        model = _random(task, config, options) if cfg.init == "random" else _pretrained(cfg, task, config, options)
+    return model.train()
+
+
+def check_fits(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """The model must have the tokenizer's ids and `data.max_length` positions, else ValueError."""
+    config = config.get_text_config()
+    vocab = getattr(config, "vocab_size", None)
+    if vocab is not None and len(tokenizer) > vocab:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model embeds {vocab}: use the model's own tokenizer, "
+            "or with random weights a larger model.config.vocab_size."
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ValueError(f"data.max_length={max_length} is more than the {positions} positions of the model: lower it.")
+
+
+def require_reachable(name: str, key: str) -> None:
+    """A name that can only be a folder must be one: the hub's client would try the network for a minute first."""
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not os.path.isdir(name):
+        raise ValueError(f"There is no folder {key}='{name}' (seen from {os.getcwd()}).")
+
+
+def _config_from_path(cfg: ModelConfig, fields: dict[str, Any]) -> PretrainedConfig:
+    assert cfg.path is not None
+    require_reachable(cfg.path, "model.path")
+    if "model_type" in fields:
+        raise ValueError(f"Give model.path='{cfg.path}' or model.config.model_type='{fields['model_type']}', not both.")
+    try:
+        config, unused = AutoConfig.from_pretrained(
+            cfg.path, revision=cfg.revision, return_unused_kwargs=True, **fields
+        )
+    except OSError as error:
+        raise ValueError(
+            f"No model could be loaded from model.path='{cfg.path}': misspelt, or offline and not in the local cache."
+        ) from error
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise ValueError(
+            f"model.path='{cfg.path}' with model.config={fields} is refused: {_sentence(error)}"
+        ) from error
+    unknown = [key for key in fields if key in unused]
+    if unknown:
+        raise _unknown_fields(config, unknown)
+    return config
+
+
+def _config_from_type(fields: dict[str, Any]) -> PretrainedConfig:
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise ValueError(
+            "model.init=random needs an architecture: give model.config.model_type (as llama) or model.path."
+        )
+    try:
+        default = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise ValueError(
+            f"transformers knows no model.config.model_type='{model_type}': it is a name like llama."
+        ) from error
+    unknown = [key for key in fields if not hasattr(default, key)]
+    if unknown:
+        raise _unknown_fields(default, unknown)
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"model.config={fields} is refused by '{model_type}': {_sentence(error)}") from error
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    """The config fields that a new model takes from its tokenizer; the vocabulary is rounded up to a multiple of 8."""
+    if tokenizer is None:
+        return {}
+    return {
+        "vocab_size": -(-len(tokenizer) // 8) * 8,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def _random(task: Task, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        if is_deepspeed_zero3_enabled():
+            return task.auto_model.from_config(config, **options)
+        # torch's own initialisation, which ZeRO 3 leaves out and transformers overwrites, would draw from the same
+        # generator. Without it the weights are the same at every stage.
+        with no_init_weights():
+            model = task.auto_model.from_config(config, **options)
+    except (ValueError, ImportError) as error:
+        raise _unfit(config, task, error) from error
+    model.initialize_weights()
+    model.tie_weights()
+    return model
+
+
+def _pretrained(cfg: ModelConfig, task: Task, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        model, report = task.auto_model.from_pretrained(
+            cfg.path,
+            config=config,
+            revision=cfg.revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, where the sizes can be said
+            **options,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"No weights could be loaded from model.path='{cfg.path}': misspelt, or offline and not in the local cache."
+        ) from error
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise _unfit(config, task, error) from error
+    for name, saved, wanted in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"'{name}' is {tuple(saved)} in '{cfg.path}' but {tuple(wanted)} in the model: "
+            "model.config, or the number of classes, does not go with these weights."
+        )
+    if report["missing_keys"]:
+        log.warning("not in %s, so newly initialised: %s", cfg.path, ", ".join(sorted(report["missing_keys"])))
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table and bar of loaded weights, which every rank would print."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _unknown_fields(config: PretrainedConfig, unknown: list[str]) -> ValueError:
+    allowed = sorted(key for key in config.to_dict() if not key.startswith("_"))
+    return ValueError(f"A '{config.model_type}' has no model.config.{unknown[0]}: allowed are {', '.join(allowed)}.")
+
+
+def _unfit(config: PretrainedConfig, task: Task, error: Exception) -> ValueError:
+    return ValueError(f"A '{config.model_type}' cannot be built for task.name='{task.name}': {_sentence(error)}")
+
+
+def _sentence(error: Exception) -> str:
+    """The telling line of a long message: transformers' validators put it last, its loaders first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "alidation error" in lines[0] else lines[0]

@@ -1,0 +1,131 @@
+"""Processes of a run: who they are, whether they live, and that none outlives its parent (Linux)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pat.run import HOST, RunDir, read_json, write_json
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that a recycled pid cannot be taken for."""
+
+    pid: int
+    start: int  # clock ticks since boot
+    host: str = HOST
+
+    @staticmethod
+    def of(pid: int) -> Process | None:
+        """The process that has this pid on this machine now, if it is more than a zombie."""
+        try:
+            # The command name, in parentheses, may hold anything; state is the first field after it.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else Process(pid, int(fields[19]))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; only to be asked on its own machine."""
+        return Process.of(self.pid) == self
+
+    def send(self, number: int) -> None:
+        """A signal, unless it has gone."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """`ranks/rank-N.json`: what a rank says about itself."""
+
+    rank: int
+    process: Process
+    code: int | None = None  # how it left, by itself; a rank that died never says
+    message: str = ""
+    time: float = 0.0  # of leaving
+
+    def write(self, run_dir: Path) -> None:
+        """Atomically, so that a reader never sees half of it."""
+        write_json(RunDir(run_dir).rank(self.rank), asdict(self))
+
+
+def rank_records(run_dir: Path) -> list[RankRecord]:
+    """The ranks that have said they exist, on any machine, in rank order."""
+    found = (read_json(path) for path in RunDir(run_dir).ranks.glob("rank-*.json"))
+    records = [RankRecord(**item | {"process": Process(**item["process"])}) for item in found if item]
+    return sorted(records, key=lambda record: record.rank)
+
+
+def die_with_parent(number: int) -> Callable[[], None]:
+    """For `Popen(preexec_fn=...)`: the child gets this signal when the thread that started it ends."""
+    parent = os.getpid()
+
+    def prepare() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before the line above
+            os.kill(os.getpid(), number)
+
+    return prepare
+
+
+def leave_with_parent(number: int) -> None:
+    """The same for this very process."""
+    _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def only_user_of(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory for one start; ValueError while another holds it."""
+    run = RunDir(run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    with open(run.lock, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ValueError(
+                f"{run_dir} is in use by process {file.read().strip() or 'unknown'}: "
+                "wait for it, or give this run its own run.dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {HOST}")
+        file.flush()
+        yield
+
+
+def clear_ranks(run_dir: Path, patience_s: float = 30.0) -> None:
+    """Let the ranks that an earlier, killed start left behind save and leave, end those that do not, and forget all."""
+    records = rank_records(run_dir)
+    old = [record.process for record in records if record.process.host == HOST]
+    for process in old:  # their parent is gone (its lock is ours now), so they are saving, or stuck
+        process.send(signal.SIGTERM)
+    wait_gone(old, patience_s)
+    for process in old:
+        process.send(signal.SIGKILL)
+    wait_gone(old, 5.0)
+    for record in records:
+        RunDir(run_dir).rank(record.rank).unlink(missing_ok=True)
+
+
+def wait_gone(processes: list[Process], seconds: float) -> bool:
+    """Whether all have ended within the time."""
+    end = time.monotonic() + seconds
+    while any(process.alive for process in processes):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,53 @@
+"""The collectives that pruning needs, over the ranks that hold different shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Comm:
+    """Sums and maxima over ranks. Collective: every rank, same order.
+
+    `LOCAL` is the degenerate case: one process, or shards that every rank holds whole (ZeRO 0).
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")  # where the backend reduces
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, on the tensor's own device."""
+        return self._reduce(tensor, dist.ReduceOp.SUM)
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """Maximum over ranks, on the tensor's own device."""
+        return self._reduce(tensor, dist.ReduceOp.MAX)
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def gather(self, item: Any) -> list[Any]:
+        """Each rank's (small, picklable) item, in rank order."""
+        if self.world_size == 1:
+            return [item]
+        items: list[Any] = [None] * self.world_size
+        dist.all_gather_object(items, item)
+        return items
+
+    def _reduce(self, tensor: Tensor, op: Any) -> Tensor:
+        if self.world_size == 1:
+            return tensor
+        moved = tensor.to(self.device, copy=False)
+        dist.all_reduce(moved, op=op)
+        return moved.to(tensor.device)
+
+
+LOCAL = Comm()

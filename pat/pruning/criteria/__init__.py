@@ -1,0 +1,65 @@
+"""Criteria: evidence -> one fp32 score per weight, higher = keep. One file a criterion.
+
+All methods are pure and elementwise over a flat shard (or any piece of one), so that `pat.pruning.kernels` can fuse
+them, run them chunk by chunk, and get the same bits either way. That also asks for operations that IEEE 754 rounds
+exactly (+, -, *, /, abs, sqrt, comparisons): torch's exp or log of an element depends on its place in the tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The contract, with the defaults of a criterion that needs no history."""
+
+    # n elements of a flat shard
+    name: str
+
+    needs_score: ClassVar[bool] = False  # whether an fp32 score per weight is kept as state (it starts at 0)
+
+    @property
+    def threshold(self) -> float | None:
+        """In the soft phase keep = rank > threshold; None: the budget's share with the highest ranks."""
+        return None
+
+    def coefficient(self, progress: float) -> float:
+        """What `update` gets as `coef` at this progress of the schedule (0 at its start, 1 from its end on)."""
+        return 0.0
+
+    def descent(
+        self,
+        score: Tensor,  # (n,) fp32
+        dense: Tensor,  # (n,) fp32, weights before this step, at masked positions too
+        grad: Tensor,  # (n,) fp32, gradient of the effective weights, at masked positions too
+        coef: Tensor | float,  # () this step's `coefficient`
+    ) -> Tensor:  # (n,) fp32
+        """What this step's evidence takes off the score, S <- S - descent(S, W, G)."""
+        raise NotImplementedError(f"{type(self).__name__} must define descent, or not need a score")
+
+    def update(self, score: Tensor, dense: Tensor, grad: Tensor, coef: Tensor | float) -> Tensor:
+        """The score after this step's evidence, (n,) fp32; the score itself if the criterion keeps none."""
+        return score - self.descent(score, dense, grad, coef) if self.needs_score else score
+
+    def rank(
+        self,
+        score: Tensor | None,  # (n,) fp32; None unless `needs_score`
+        dense: Tensor,  # (n,) fp32
+    ) -> Tensor:  # (n,) fp32
+        """What the selection sorts."""
+        raise NotImplementedError(f"{type(self).__name__} must define rank")
+
+    def rank_run(
+        self,
+        name: str,  # parameter
+        start: int,  # row-major index in the parameter of the first element
+        score: Tensor | None,  # (n,) fp32
+        dense: Tensor,  # (n,) fp32
+        seed: int,  # of the run
+    ) -> Tensor:  # (n,) fp32
+        """`rank` of one piece of one parameter, for criteria that depend on where it lies."""
+        return self.rank(score, dense)

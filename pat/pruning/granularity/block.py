@@ -1,0 +1,220 @@
+"""Blocks of weights, rows x cols of a weight (out, in)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil, frexp, ldexp, log2, prod
+
+import torch
+from torch import Tensor
+
+from pat.pruning.arrays import chunk_numel, chunks
+from pat.pruning.comm import Comm
+from pat.pruning.selection import pruned_per_budget, refuse_nan, select_units
+from pat.pruning.spans import gather_spans, partial_groups, shapes, straddlers, whole_groups
+from pat.pruning.types import Run
+
+MAX_WEIGHTS = 1 << 18  # of a block: the exact sum then resolves the highest score to 25 bits
+
+# A strip is one row of blocks: rows x in consecutive weights, with in / cols blocks.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """rows x cols weights live or die together, by the sum of their scores.
+
+    The sum is exact, so that it does not depend on who holds which weight: a score counts as a whole number of 2^-b
+    of the highest finite magnitude (rounded up to a power of two), with b as large as int64 allows: 41 for 32 x 32.
+    An infinite score counts for more than a block of finite ones; one +inf cancels one -inf.
+    Source: Lagunas et al. 2021, arXiv:2109.04838.
+    """
+
+    name: str = "block"
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1 or self.rows * self.cols > MAX_WEIGHTS:
+            raise ValueError(
+                f"block needs rows and cols of at least 1 and at most {MAX_WEIGHTS} weights in all, "
+                f"not rows={self.rows}, cols={self.cols}."
+            )
+
+    @property
+    def weights_per_unit(self) -> int:
+        """Weights of a block."""
+        return self.rows * self.cols
+
+    def validate(self, name: str, shape: tuple[int, ...]) -> None:
+        """Blocks must tile the matrix."""
+        if shape[-2] % self.rows or shape[-1] % self.cols:
+            raise ValueError(
+                f"block: {self.rows} x {self.cols} blocks do not divide {name} of {shape[-2]} x {shape[-1]}; "
+                "exclude it or choose other rows and cols."
+            )
+
+    def validate_target(self, sparsity: float) -> None:
+        """Any sparsity will do."""
+
+    def num_units(self, shape: tuple[int, ...]) -> int:
+        """Blocks of a parameter."""
+        return prod(shape) // self.weights_per_unit
+
+    def pruned_units(self, shapes: Iterable[tuple[int, ...]], sparsity: float, scope: str) -> int:
+        """Blocks that this target removes."""
+        return sum(pruned_per_budget([self.num_units(s) for s in shapes], sparsity, scope))
+
+    def select(self, runs: Sequence[Run], sparsity: float, scope: str, comm: Comm) -> None:
+        """Remove the blocks with the lowest sums. Collective."""
+        strips = _Strips(self, runs, comm)
+        sums, unit = strips.sums()
+        units = [strips.unit_run(run, each.double() * unit) for run, each in zip(strips.runs, sums, strict=True)]
+        select_units(units, sparsity, scope, comm)
+        strips.write_units(units)
+
+    def select_threshold(self, runs: Sequence[Run], threshold: float, comm: Comm) -> None:
+        """Write keep = mean score of the block > threshold. Collective."""
+        strips = _Strips(self, runs, comm)
+        sums, unit = strips.sums()
+        scale = unit * strips.magnitude / self.weights_per_unit
+        strips.write([(each.double() * scale > threshold).to(torch.uint8) for each in sums])
+
+
+class _Strips:
+    """The strips that the runs of this rank touch, whole or in part. The owner of a strip holds its first element.
+
+    # T strips of a run, C blocks of a strip; (T, C) tensors have one entry per block
+    """
+
+    def __init__(self, block: Block, runs: Sequence[Run], comm: Comm) -> None:
+        refuse_nan(runs, comm)
+        self.block, self.comm = block, comm
+        self.runs = [run for run in runs if run.numel]
+        self.device = self.runs[0].scores.device if self.runs else torch.device("cpu")
+        self.magnitude = self._magnitude()
+        spans = gather_spans(runs, comm)
+        parameters = shapes(spans)
+        self.shared: dict[tuple[str, int], slice] = {}  # strips that no run holds whole -> their blocks, in one buffer
+        self.num_shared = 0
+        for name, strip in straddlers(spans, self.numel):
+            begin, self.num_shared = self.num_shared, self.num_shared + self.blocks(parameters[name])
+            self.shared[name, strip] = slice(begin, self.num_shared)
+
+    def numel(self, shape: tuple[int, ...]) -> int:
+        """Weights of a strip."""
+        return self.block.rows * shape[-1]
+
+    def blocks(self, shape: tuple[int, ...]) -> int:
+        """Blocks of a strip."""
+        return shape[-1] // self.block.cols
+
+    def _magnitude(self) -> float:
+        """The power of two at or above every finite |score| of all ranks. Collective."""
+        highest = torch.zeros((), device=self.device)
+        for run in self.runs:
+            for part in chunks(run.scores):
+                chunk = run.scores[part]
+                highest = torch.maximum(highest, chunk.abs().masked_fill(chunk.isinf(), 0).amax())
+        return ldexp(1.0, frexp(float(self.comm.max(highest)))[1])
+
+    def sums(self) -> tuple[list[Tensor], float]:
+        """(T, C) int64 sums of the blocks of each run, and their unit in magnitudes. Collective."""
+        log_size = ceil(log2(self.block.weights_per_unit))
+        bits = 61 - 2 * log_size
+        infinite = 1 << bits + 1 + log_size
+        factor = ldexp(1.0, bits) / self.magnitude
+
+        def whole_numbers(scores: Tensor) -> Tensor:
+            return (scores.double() * factor).round_().clamp_(-infinite, infinite).to(torch.int64)
+
+        sums = []
+        for run in self.runs:
+            shape = self._blocked(run)
+            out = torch.zeros(self._num_strips(run), shape[1], dtype=torch.int64, device=self.device)
+            for strips, part in self._whole(run):
+                out[strips] = whole_numbers(run.scores[part]).view(-1, *shape).sum((1, 3))
+            for strip, part, place in self._partial(run):
+                padded = torch.zeros(self.numel(run.shape), dtype=torch.int64, device=self.device)
+                padded[place] = whole_numbers(run.scores[part])
+                out[strip] = padded.view(shape).sum((0, 2))
+            sums.append(out)
+        self._merge(sums, torch.int64)
+        return sums, ldexp(1.0, -bits)
+
+    def unit_run(
+        self,
+        run: Run,
+        scores: Tensor,  # (T, C)
+    ) -> Run:
+        """The blocks that the run owns, as units to select."""
+        shared_head = self._shared_head(run)
+        first = (run.start // self.numel(run.shape) + shared_head) * self.blocks(run.shape)
+        mine = scores[shared_head:].float().flatten()
+        return Run(run.name, (self.block.num_units(run.shape),), first, mine, torch.zeros_like(mine, dtype=torch.uint8))
+
+    def write_units(self, units: Sequence[Run]) -> None:
+        """Write the keep flags of owned blocks, to whoever holds their weights. Collective."""
+        keep = []
+        for run, unit in zip(self.runs, units, strict=True):
+            flags = unit.keep.new_zeros(self._num_strips(run), self.blocks(run.shape))
+            flags[self._shared_head(run) :] = unit.keep.view(-1, self.blocks(run.shape))
+            keep.append(flags)
+        self._merge(keep, torch.uint8)
+        self.write(keep)
+
+    def write(
+        self,
+        keep: Sequence[Tensor],  # per run (T, C) uint8
+    ) -> None:
+        """Write each block's flag to its weights on this rank."""
+        for run, flags in zip(self.runs, keep, strict=True):
+            shape = self._blocked(run)
+            for strips, part in self._whole(run):
+                run.keep[part].view(-1, *shape).copy_(flags[strips, None, :, None])
+            for strip, part, place in self._partial(run):
+                run.keep[part] = flags[strip, None, :, None].expand(shape).flatten()[place]
+
+    def _merge(self, values: Sequence[Tensor], dtype: torch.dtype) -> None:
+        """Sum the strips that no run holds whole over the runs that hold a piece, in place. Collective."""
+        pieces = [
+            (each[strip], self.shared[run.name, run.start // self.numel(run.shape) + strip])
+            for run, each in zip(self.runs, values, strict=True)
+            for strip, _, _ in self._partial(run)
+        ]
+        total = torch.zeros(self.num_shared, dtype=dtype, device=self.device)
+        for piece, place in pieces:
+            total[place] += piece
+        total = self.comm.sum(total)
+        for piece, place in pieces:
+            piece.copy_(total[place])
+
+    def _blocked(self, run: Run) -> tuple[int, int, int]:
+        """A strip's shape: (rows, C, cols)."""
+        return self.block.rows, self.blocks(run.shape), self.block.cols
+
+    def _num_strips(self, run: Run) -> int:
+        """T."""
+        width = self.numel(run.shape)
+        return (run.start + run.numel - 1) // width - run.start // width + 1
+
+    def _shared_head(self, run: Run) -> int:
+        """1 if the run's first strip begins before it, and so is not its own; else 0."""
+        return int(run.start % self.numel(run.shape) > 0)
+
+    def _whole(self, run: Run) -> Iterator[tuple[slice, slice]]:
+        """(strips, their elements in the run) of the whole strips, a chunk at a time."""
+        width = self.numel(run.shape)
+        begin, end = (edge - run.start for edge in whole_groups(run.start, run.numel, width))
+        step = max(1, chunk_numel(run.scores) // width) * width
+        for a in range(begin, end, step):
+            b = min(a + step, end)
+            strip = (run.start + a) // width - run.start // width
+            yield slice(strip, strip + (b - a) // width), slice(a, b)
+
+    def _partial(self, run: Run) -> Iterator[tuple[int, slice, slice]]:
+        """(strip, its elements in the run, their place in the strip) of the strips that the run holds a piece of."""
+        width = self.numel(run.shape)
+        for a, b in partial_groups(run.start, run.numel, width):
+            strip = a // width - run.start // width
+            yield strip, slice(a - run.start, b - run.start), slice(a % width, a % width + b - a)

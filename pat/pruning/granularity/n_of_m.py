@@ -1,0 +1,115 @@
+"""N:M: at most n weights survive of every m neighbours along the input dimension (2:4 for sparse tensor cores)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+
+import torch
+from torch import Tensor
+
+from pat.pruning.arrays import chunk_numel
+from pat.pruning.comm import Comm
+from pat.pruning.selection import refuse_nan
+from pat.pruning.spans import gather_spans, partial_groups, straddlers, whole_groups
+from pat.pruning.types import Run
+
+ROUNDING = 1e-9  # sparsity 1 - n/m is meant exactly, whatever its last bit
+
+
+@dataclass(frozen=True, kw_only=True)
+class NOfM:
+    """At sparsity s, max(n, ceil((1 - s) m)) of every m weights survive; of equal scores the lower index.
+
+    A group is m consecutive elements of the last dimension of a weight (out, in). The scope makes no difference.
+    Source: Zhou et al. 2021, arXiv:2102.04010.
+    """
+
+    name: str = "n_of_m"
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n < self.m:
+            raise ValueError(f"n_of_m needs 1 <= n < m, not n={self.n}, m={self.m}; for example n=2, m=4.")
+
+    @property
+    def weights_per_unit(self) -> int:
+        """One: a unit is a slot of a group."""
+        return 1
+
+    def validate(self, name: str, shape: tuple[int, ...]) -> None:
+        """The input dimension must be a multiple of m."""
+        if shape[-1] % self.m:
+            raise ValueError(
+                f"n_of_m: the input dimension {shape[-1]} of {name} is not a multiple of m={self.m}; "
+                "exclude it or choose another m."
+            )
+
+    def validate_target(self, sparsity: float) -> None:
+        """No more than 1 - n/m can be removed."""
+        most = 1 - self.n / self.m
+        if sparsity > most + ROUNDING:
+            raise ValueError(
+                f"{self.n}:{self.m} removes at most {most:g} of the weights, not {sparsity:g}; lower the budget."
+            )
+
+    def num_units(self, shape: tuple[int, ...]) -> int:
+        """Weights of a parameter."""
+        return prod(shape)
+
+    def num_kept(self, sparsity: float) -> int:
+        """Survivors of each group."""
+        return max(self.n, ceil((1 - sparsity) * self.m - ROUNDING))
+
+    def pruned_units(self, shapes: Iterable[tuple[int, ...]], sparsity: float, scope: str) -> int:
+        """Weights that this target removes: whole slots of every group."""
+        return sum(map(prod, shapes)) // self.m * (self.m - self.num_kept(sparsity))
+
+    def select(self, runs: Sequence[Run], sparsity: float, scope: str, comm: Comm) -> None:
+        """Keep the highest of every group; groups that ranks share are completed by one small sum. Collective."""
+        refuse_nan(runs, comm)
+        k, m = self.num_kept(sparsity), self.m
+        slots = {key: i for i, key in enumerate(straddlers(gather_spans(runs, comm), lambda _: m))}
+        shared = torch.zeros(len(slots), m, device=runs[0].scores.device if runs else None)
+        pieces = [
+            (run, slice(a - run.start, b - run.start), slots[run.name, a // m], slice(a % m, a % m + b - a))
+            for run in runs
+            for a, b in partial_groups(run.start, run.numel, m)
+        ]
+        for run, mine, slot, place in pieces:
+            shared[slot, place] = run.scores[mine]
+        keep_shared = torch.empty_like(shared, dtype=torch.uint8)
+        _keep_highest(comm.sum(shared), k, keep_shared)
+        for run, mine, slot, place in pieces:
+            run.keep[mine] = keep_shared[slot, place]
+        for run in runs:
+            a, b = (edge - run.start for edge in whole_groups(run.start, run.numel, m))
+            _keep_highest(run.scores[a:b].view(-1, m), k, run.keep[a:b].view(-1, m))
+
+    def select_threshold(self, runs: Sequence[Run], threshold: float, comm: Comm) -> None:
+        """A threshold keeps no fixed number of a group."""
+        raise ValueError(
+            "n_of_m cannot select by a threshold; choose a criterion without one (movement, magnitude, taylor)."
+        )
+
+
+def _keep_highest(
+    scores: Tensor,  # (groups, m)
+    k: int,
+    out: Tensor,  # (groups, m) uint8
+) -> None:
+    """Keep those that fewer than k others of the group beat; a lower index beats an equal score."""
+    m = scores.shape[1]
+    step = max(1, chunk_numel(scores.view(-1)) // m)
+    for part in range(0, len(scores), step):
+        x = scores[part : part + step].t().contiguous()  # (m, groups): one vector operation a pair of slots
+        beaten = torch.arange(m - 1, -1, -1, dtype=x.dtype, device=x.device)[:, None].repeat(1, x.shape[1])
+        lower = torch.empty_like(x[0])
+        for i in range(m):
+            for j in range(i + 1, m):
+                torch.ge(x[i], x[j], out=lower)  # 1: slot i beats slot j; j was counted as beating i
+                beaten[j] += lower
+                beaten[i] -= lower
+        out[part : part + step] = (beaten < k).t()

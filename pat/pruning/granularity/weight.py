@@ -1,0 +1,45 @@
+"""Single weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from pat.pruning.comm import Comm
+from pat.pruning.selection import keep_above, pruned_per_budget, select_units
+from pat.pruning.types import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """Every weight by itself."""
+
+    name: str = "weight"
+
+    @property
+    def weights_per_unit(self) -> int:
+        """One."""
+        return 1
+
+    def validate(self, name: str, shape: tuple[int, ...]) -> None:
+        """Any parameter will do."""
+
+    def validate_target(self, sparsity: float) -> None:
+        """Any sparsity will do."""
+
+    def num_units(self, shape: tuple[int, ...]) -> int:
+        """Weights of a parameter."""
+        return prod(shape)
+
+    def pruned_units(self, shapes: Iterable[tuple[int, ...]], sparsity: float, scope: str) -> int:
+        """Weights that this target removes."""
+        return sum(pruned_per_budget([self.num_units(s) for s in shapes], sparsity, scope))
+
+    def select(self, runs: Sequence[Run], sparsity: float, scope: str, comm: Comm) -> None:
+        """Remove the lowest scores. Collective."""
+        select_units(runs, sparsity, scope, comm)
+
+    def select_threshold(self, runs: Sequence[Run], threshold: float, comm: Comm) -> None:
+        """Write keep = score > threshold. Collective."""
+        keep_above(runs, threshold, comm)

@@ -1,0 +1,237 @@
+"""One named mask pruner: keep flags, scores and dense weights beside this rank's optimizer shards.
+
+# n elements of a shard, t the step (from 0), W dense weight, M mask, S score, G gradient of the effective weight W * M
+
+A step in the soft phase, from the base optimizer's own hooks:
+
+    t is a selection step:  M = select(rank(S, W)) to the schedule's target, from the evidence of earlier steps
+    before:  S = update(S, W, G)        the evidence, at masked weights too
+             G = G * M                  or straight-through
+             W = W * (1 - lr * wd * M)  decoupled decay of living weights; the group's own weight decay is 0
+    after :  the shard = W * M, which DeepSpeed casts and gathers as always
+
+In the hard phase only M stays: W * M has become the weight, dead weights have neither gradient nor moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pat.config import PrunerConfig
+from pat.pruning import registry
+from pat.pruning.kernels import make_kernels
+from pat.pruning.shards import Shard, Shards
+from pat.pruning.types import Run, Segment
+
+
+class PromiseBroken(RuntimeError):
+    """Something pat guarantees does not hold: a target missed, a pruned weight that is not zero."""
+
+
+@dataclass
+class MaskedShard:
+    """The state of one pruner on one shard; what a phase does not need is None."""
+
+    shard: Shard
+    keep: Tensor | None = None  # (n,) uint8
+    score: Tensor | None = None  # (n,) fp32
+    dense: Tensor | None = None  # (n,) fp32, soft phase only: the shard itself then holds dense * keep
+    buffer: Tensor | None = None  # DeepSpeed's own storage of the shard, while the optimizer steps the dense one
+
+    def run(self, segment: Segment, values: Tensor) -> Run:
+        """A segment's scores and its place in the keep flags."""
+        assert self.keep is not None
+        keep = self.keep[segment.offset : segment.offset + segment.numel]
+        return Run(segment.name, segment.shape, segment.start, values, keep)
+
+    def state_bytes(self) -> int:
+        """Bytes that pruning holds beside this shard."""
+        return sum(t.numel() * t.element_size() for t in (self.keep, self.score, self.dense) if t is not None)
+
+
+def match(patterns: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Names of the matrices that a pattern takes, in the given order."""
+    return [
+        name
+        for name, shape in shapes.items()
+        if len(shape) >= 2
+        and any(fnmatchcase(name, p) for p in patterns)
+        and not any(fnmatchcase(name, p) for p in exclude)
+    ]
+
+
+class MaskPruner:
+    """Prunes the matrices that its patterns name."""
+
+    def __init__(
+        self,
+        name: str,
+        config: PrunerConfig,
+        shapes: dict[str, tuple[int, ...]],
+        num_steps: int,
+        seed: int,
+        kernels: str = "auto",
+    ) -> None:
+        self.name, self.config, self.seed = name, config, seed
+        self.criterion = registry.build("criterion", config.criterion)
+        self.granularity = registry.build("granularity", config.granularity)
+        self.budget = registry.build("budget", config.budget)
+        self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
+        names = match(config.params, config.exclude, shapes)
+        if not names:
+            matrices = [n for n, s in shapes.items() if len(s) >= 2]
+            raise ValueError(
+                f"pruners.{name}.params={config.params} matches no matrix of the model; it has "
+                f"{', '.join(matrices[:6])}{', ...' if len(matrices) > 6 else ''}"
+            )
+        self.shapes = {n: shapes[n] for n in names}
+        for n, shape in self.shapes.items():
+            self.granularity.validate(n, shape)
+        self.granularity.validate_target(self.budget.sparsity)
+        self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
+        self.selected_at = -1  # step of the last selection
+        self.hardened = False
+        self.num_pruned = 0  # weights, over all ranks
+        self.states: list[MaskedShard] = []
+
+    # -- wiring ----------------------------------------------------------------------------------------------------
+
+    @property
+    def numel(self) -> int:
+        """Prunable weights, over all ranks."""
+        return sum(_numel(s) for s in self.shapes.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable weights that the masks remove now, counted."""
+        return self.num_pruned / self.numel
+
+    def bind(self, shards: Shards) -> None:
+        """Take the shards that hold this pruner's parameters."""
+        self.shards = shards
+        for shard in shards.shards:
+            if shard.segments and shard.segments[0].name in self.shapes:
+                assert all(s.name in self.shapes for s in shard.segments), "a shard mixes two pruners"
+                self.states.append(MaskedShard(shard))
+        if self.criterion.needs_score:
+            for state in self.states:
+                state.score = torch.zeros_like(state.shard.view)
+
+    # -- the step --------------------------------------------------------------------------------------------------
+
+    def begin(self, t: int) -> None:
+        """The only place where keep flags change: step `t` is certain, nothing of it has been applied. Collective."""
+        line = self.timeline
+        if self.hardened or t < line.start:
+            return
+        if self.selected_at < 0:
+            self.enter_soft()
+        if any(line.is_selection_step(u) for u in range(max(self.selected_at + 1, line.start), t + 1)):
+            self._select(t)
+            self.selected_at = t
+        if t >= line.hard:
+            self._harden()
+
+    def enter_soft(self) -> None:
+        """All flags up; the dense weights move out of DeepSpeed's buffer."""
+        for state in self.states:
+            state.keep = torch.ones_like(state.shard.view, dtype=torch.uint8)
+            state.dense = state.shard.view.clone()
+
+    def _select(self, t: int) -> None:
+        runs = []
+        for state in self.states:
+            for s in state.shard.segments:
+                part = slice(s.offset, s.offset + s.numel)
+                score = None if state.score is None else state.score[part]
+                assert state.dense is not None
+                values = self.criterion.rank_run(s.name, s.start, score, state.dense[part], self.seed)
+                runs.append(state.run(s, values))
+        comm, hard = self.shards.comm, t >= self.timeline.hard
+        if self.criterion.threshold is not None and not hard:
+            self.granularity.select_threshold(runs, self.criterion.threshold, comm)
+        else:
+            target = self.timeline.target(t, self.budget.sparsity)
+            self.granularity.select(runs, target, self.config.scope, comm)
+        self.num_pruned = self.count_pruned()
+        if hard:
+            self._check_target()
+
+    def _harden(self) -> None:
+        for state in self.states:
+            assert state.keep is not None and state.dense is not None
+            self.kernels.post_soft(state.shard.view, state.dense, state.keep)
+            for key in ("exp_avg", "exp_avg_sq"):
+                moment = self.shards.base.state[state.shard.flat].get(key)
+                if moment is not None:
+                    self.kernels.pre_hard(moment.view(-1), state.keep)
+            state.dense = state.score = None
+        self.hardened = True
+
+    def before(self, state: MaskedShard, param: Tensor, group: dict[str, Any], t: int) -> None:
+        """Base optimizer's pre-hook, once per shard."""
+        assert param.grad is not None
+        if not param.grad.is_contiguous():
+            param.grad = param.grad.contiguous()
+        grad, line = param.grad.view(-1), self.timeline
+        coef = self.criterion.coefficient(line.progress(t))
+        soft = state.dense is not None
+        decay = group["base_weight_decay"]
+        group["weight_decay"] = 0.0 if soft else decay
+        if soft:
+            self.kernels.pre_soft(state.score, state.dense, grad, state.keep, coef, group["lr"] * decay)
+            state.buffer = param.data
+            param.data = state.dense.view_as(param)
+        elif self.hardened:
+            self.kernels.pre_hard(grad, state.keep)
+        elif state.score is not None:
+            self.kernels.pre_dense(state.score, state.shard.view, grad, coef)
+
+    def after(self, state: MaskedShard, param: Tensor) -> None:
+        """Base optimizer's post-hook, once per shard."""
+        if state.buffer is not None:
+            param.data, state.buffer = state.buffer, None
+            self.kernels.post_soft(param.data.view(-1), state.dense, state.keep)
+
+    # -- what holds ------------------------------------------------------------------------------------------------
+
+    def count_pruned(self) -> int:
+        """Weights whose flag is down, over all ranks. Collective."""
+        mine = sum(int((s.keep == 0).sum()) for s in self.states if s.keep is not None)
+        return int(self.shards.comm.sum(torch.tensor(mine, dtype=torch.int64)))
+
+    def _check_target(self) -> None:
+        units = self.granularity.pruned_units(list(self.shapes.values()), self.budget.sparsity, self.config.scope)
+        expected = units * self.granularity.weights_per_unit
+        if self.num_pruned != expected:
+            raise PromiseBroken(
+                f"pruner {self.name} removed {self.num_pruned} weights and not the {expected} that its budget of "
+                f"{self.budget.sparsity} asks for ({self.num_pruned - expected:+d})"
+            )
+
+    @torch.no_grad()
+    def check_zeros(self) -> None:
+        """Hard phase: every pruned weight is exactly zero, in the fp32 shard and in the forward copy. Collective."""
+        broken = 0
+        for state in self.states if self.hardened else ():
+            assert state.keep is not None
+            for s in state.shard.segments:
+                part = slice(s.offset, s.offset + s.numel)
+                dead = 1 - state.keep[part]
+                for weights in (state.shard.view[part], self.shards.forward_segment(s)):
+                    broken += int(torch.count_nonzero(weights * dead.to(weights.device)))
+        total = int(self.shards.world.sum(torch.tensor(broken, dtype=torch.int64)))
+        if total:
+            raise PromiseBroken(f"pruner {self.name}: {total} pruned weights are not zero in the hard phase")
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    n = 1
+    for d in shape:
+        n *= d
+    return n

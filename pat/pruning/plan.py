@@ -1,0 +1,75 @@
+"""What a config would prune, from the model's architecture alone: no weights, no ranks, no training."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pat import models, tasks
+from pat.config import Config
+from pat.engine import freeze
+from pat.pruning.pruner import Pruner
+
+SOFT_BYTES, SCORE_BYTES, HARD_BYTES = 5, 4, 1  # per weight: dense fp32 + flag, score, flag
+
+
+def attached(config: Config, num_labels: int | None = None) -> tuple[torch.nn.Module, Pruner]:
+    """The model on the meta device and the pruners attached to it. Raises ValueError for what cannot be pruned."""
+    task = tasks.build(config.task)
+    tokenizer = models.build_tokenizer(config.model)
+    hf_config = models.build_config(config.model, task, num_labels, tokenizer)
+    with torch.device("meta"):
+        model = task.auto_model.from_config(hf_config)
+    model.tie_weights()
+    freeze(model, config.optim.trainable)
+    pruner = Pruner(config)
+    pruner.attach(model)
+    return model, pruner
+
+
+def describe(config: Config) -> str:
+    """A table: per pruner the matrices, weights, units, what is removed, when, and the bytes of state per rank."""
+    model, pruner = attached(config)
+    ranks = 1 if config.engine.zero_stage == 0 else config.engine.world_size
+    table = Table(title=f"What would be pruned ({config.engine.world_size} ranks, ZeRO {config.engine.zero_stage})")
+    for column in ("pruner", "matrices", "weights", "units", "removed", "dense", "soft", "hard from", "state/rank soft", "hard"):
+        table.add_column(column, justify="left" if column == "pruner" else "right")
+    for mask in pruner.masks:
+        shapes, line = list(mask.shapes.values()), mask.timeline
+        units = sum(mask.granularity.num_units(s) for s in shapes)
+        removed = mask.granularity.pruned_units(shapes, mask.budget.sparsity, mask.config.scope)
+        soft = mask.numel * (SOFT_BYTES + SCORE_BYTES * mask.criterion.needs_score) / ranks
+        table.add_row(
+            mask.name,
+            str(len(shapes)),
+            f"{mask.numel:,}",
+            f"{units:,}",
+            f"{removed:,} units",
+            f"0-{line.start}",
+            f"{line.start}-{line.hard}",
+            f"step {line.hard}",
+            _size(soft),
+            _size(mask.numel * HARD_BYTES / ranks),
+        )
+    every = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines = [
+        f"The model has {every:,} parameters, of which {trained:,} are trained and {pruner.numel:,} can be pruned;",
+        f"{pruner.target:.2%} of those, {pruner.target * pruner.numel / every:.2%} of all, are removed in the end.",
+    ]
+    for mask in pruner.masks:
+        names = list(mask.shapes)
+        lines.append(f"{mask.name}: {names[0]} ... {names[-1]}")
+    console = Console(width=150)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get() + "\n".join(lines)
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            break
+        n /= 1024
+    return f"{n:.1f} {unit}"

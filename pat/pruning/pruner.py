@@ -1,0 +1,268 @@
+"""The one object that the loop talks to: all named pruners, wired into the optimizer step.
+
+    attach   before DeepSpeed: which parameter belongs to which pruner
+    bind     after DeepSpeed: find the shards, install the hooks and the masked norm
+    step     wraps engine.step(); the only place where keep flags change
+    state    / load_state, by parameter name and logical index, never by rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pat.config import Config
+from pat.hashing import MaskHash, WeightsHash, pack_keep
+from pat.pruning.kernels import masked_sum_of_squares
+from pat.pruning.masks import MaskedShard, MaskPruner, PromiseBroken
+from pat.pruning.shards import Piece, Shards, logical_shape
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one optimizer step did. Tensors stay on the device until a line is logged."""
+
+    skipped: bool
+    norm: Any  # of the masked gradient, before clipping
+    phase: dict[str, str] = field(default_factory=dict)
+    target: dict[str, float] = field(default_factory=dict)
+    sparsity: dict[str, float] = field(default_factory=dict)
+
+
+class Pruner:
+    """All pruners of a run."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.masks: list[MaskPruner] = []
+        self.peak_bytes = 0
+
+    # -- before DeepSpeed ------------------------------------------------------------------------------------------
+
+    def attach(self, model: torch.nn.Module) -> None:
+        """Match the patterns to the model's trainable parameters. Raises ValueError for what cannot be pruned."""
+        config = self.config
+        shapes = {n: logical_shape(p) for n, p in model.named_parameters()}
+        frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+        owner: dict[str, str] = {}
+        for name, settings in config.pruners.items():
+            mask = MaskPruner(
+                name,
+                settings,
+                shapes,
+                config.train.num_steps,
+                config.seed,
+                config.engine.kernels,
+            )
+            for param in mask.shapes:
+                if param in owner:
+                    raise ValueError(
+                        f"pruners.{name} and pruners.{owner[param]} both take {param}; narrow params or exclude of one"
+                    )
+                if param in frozen:
+                    raise ValueError(
+                        f"pruners.{name} takes {param}, which optim.trainable leaves frozen: a mask needs its gradient; "
+                        "let it train or exclude it"
+                    )
+                owner[param] = name
+            self.masks.append(mask)
+        self.owner = owner
+
+    # -- after DeepSpeed -------------------------------------------------------------------------------------------
+
+    def bind(self, engine: Any) -> None:
+        """Find this rank's shards and install the hooks. Without pruners DeepSpeed stays exactly as it is."""
+        self.engine, self.shards = engine, Shards(engine)
+        self._pending, self._t = False, 0
+        self._states: dict[int, tuple[MaskPruner, MaskedShard]] = {}
+        for mask in self.masks:
+            mask.bind(self.shards)
+            for state in mask.states:
+                self._states[id(state.shard.flat)] = (mask, state)
+        if self.masks:
+            self.shards.replace_norm(self.masked_norm)
+            self.shards.base.register_step_pre_hook(self._before)
+            self.shards.base.register_step_post_hook(self._after)
+
+    def step(self, t: int) -> StepStats:
+        """One optimizer step with everything that pruning does in it. Collective."""
+        self._pending, self._t = True, t
+        alive = True
+        if self.masks and self.shards.layout == "zero0_fp32":
+            alive = self.shards.clip_fp32(self.masked_norm, self.config.engine.gradient_clipping)
+        self.engine.step()
+        skipped = self._pending if self.masks else not getattr(self.engine, "_step_applied", True)
+        self._pending = False
+        self.peak_bytes = max(self.peak_bytes, self.state_bytes())
+        return StepStats(
+            skipped=skipped or not alive,
+            norm=self.engine.get_global_grad_norm(),
+            phase={m.name: m.timeline.phase(t) for m in self.masks},
+            target={m.name: m.timeline.target(t, m.budget.sparsity) for m in self.masks},
+            sparsity={m.name: m.sparsity for m in self.masks},
+        )
+
+    def masked_norm(self) -> Tensor:
+        """0-dim fp32: sqrt(sum (G * M)^2), summed in fp64 and rounded once, of the still scaled gradient. Collective.
+
+        M is the mask that the forward used: pruned weights have a gradient, but no share in the norm that clips the
+        living ones. The fp64 sum makes the result the same however ZeRO cuts the shards.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.shards.device)
+        for shard in self.shards.shards:
+            owner = self._states.get(id(shard.flat))
+            keep = None if owner is None else owner[1].keep
+            for piece in self.shards.pending_gradients(shard):
+                end = piece.start + piece.data.numel()
+                for s in shard.segments:
+                    low, high = max(s.offset, piece.start), min(s.offset + s.numel, end)
+                    if low < high:
+                        grad = piece.data[low - piece.start : high - piece.start]
+                        total += masked_sum_of_squares(grad, None if keep is None else keep[low:high]).to(total.device)
+        return self.shards.comm.sum(total).sqrt().float()
+
+    @torch.no_grad()
+    def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        stepped = [(p, g) for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        if self._pending and stepped:
+            self._pending = False
+            for mask in self.masks:
+                mask.begin(self._t)
+        for param, group in stepped:
+            if id(param) in self._states:
+                mask, state = self._states[id(param)]
+                mask.before(state, param, group, self._t)
+
+    @torch.no_grad()
+    def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                if id(param) in self._states:
+                    mask, state = self._states[id(param)]
+                    mask.after(state, param)
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    def phase(self, t: int) -> str:
+        """The phase of the run at a step: that of the pruner that is least far."""
+        order = ["dense", "soft", "hard"]
+        phases = [m.timeline.phase(t) for m in self.masks]
+        return min(phases, key=order.index) if phases else "dense"
+
+    @property
+    def first_soft_step(self) -> int | None:
+        """The step at which the first mask may appear."""
+        return min((m.timeline.start for m in self.masks), default=None)
+
+    @property
+    def num_pruned(self) -> int:
+        """Weights removed, over all pruners and ranks."""
+        return sum(m.num_pruned for m in self.masks)
+
+    @property
+    def numel(self) -> int:
+        """Prunable weights."""
+        return sum(m.numel for m in self.masks)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed of all prunable weights, counted."""
+        return self.num_pruned / self.numel if self.masks else 0.0
+
+    @property
+    def target(self) -> float:
+        """Fraction of all prunable weights that the budgets ask to remove."""
+        units = [(m, m.granularity.pruned_units(list(m.shapes.values()), m.budget.sparsity, m.config.scope)) for m in self.masks]
+        removed = sum(n * m.granularity.weights_per_unit for m, n in units)
+        return removed / self.numel if self.masks else 0.0
+
+    def state_bytes(self) -> int:
+        """Bytes of pruner state on this rank now."""
+        return sum(s.state_bytes() for m in self.masks for s in m.states)
+
+    # -- guarantees ------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """What holds at every save in the hard phase. Raises PromiseBroken. Collective."""
+        for mask in self.masks:
+            mask.check_zeros()
+
+    def check_finished(self) -> None:
+        """What holds at the end of a run."""
+        for mask in self.masks:
+            if not mask.hardened:
+                raise PromiseBroken(
+                    f"pruner {mask.name} never reached its hard phase (step {mask.timeline.hard}): "
+                    "the steps from there on were skipped"
+                )
+
+    def hashes(self) -> tuple[str, str]:
+        """(mask, weights) sha256 over parameters in name order, the same at any ZeRO stage. Collective."""
+        masks, weights = MaskHash(), WeightsHash()
+        mine = self.shards.world.rank == 0
+        for name in sorted(self.shards.parameters):
+            full = self.shards.assemble(name, self.shards.pieces(name), torch.float32)
+            if mine:
+                weights.update(name, full)
+            if name in self.owner:
+                keep = self.shards.assemble(name, self._keep_pieces(name), torch.uint8)
+                if mine:
+                    masks.update(name, keep)
+        return masks.hexdigest(), weights.hexdigest()
+
+    def _keep_pieces(self, name: str) -> list[Piece]:
+        if self.shards.replicated and self.shards.world.rank != 0:
+            return []
+        found = []
+        for _, state in self._states.values():
+            for s in state.shard.segments:
+                if s.name == name:
+                    flags = torch.ones(s.numel, dtype=torch.uint8) if state.keep is None else None
+                    found.append(Piece(s.start, flags if state.keep is None else state.keep[s.offset : s.offset + s.numel]))  # type: ignore[arg-type]
+        return found
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(this rank's tensors, what is the same on every rank)."""
+        tensors: dict[str, Tensor] = {}
+        for mask, state, s in self._segments():
+            part = slice(s.offset, s.offset + s.numel)
+            if state.keep is not None:
+                packed = np.asarray(pack_keep(state.keep[part]))
+                tensors[f"{mask.name}|keep|{s.name}|{s.start}"] = torch.from_numpy(packed.copy())
+            for kind in ("score", "dense"):
+                value = getattr(state, kind)
+                if value is not None:
+                    tensors[f"{mask.name}|{kind}|{s.name}|{s.start}"] = value[part].detach().cpu().contiguous()
+        shared = {
+            m.name: {"selected_at": m.selected_at, "hardened": m.hardened, "num_pruned": m.num_pruned} for m in self.masks
+        }
+        return tensors, shared
+
+    def load_state(self, reader: Any, shared: dict[str, Any]) -> None:
+        """Fill this rank's masks, scores and dense weights from a checkpoint of any layout."""
+        for mask in self.masks:
+            saved = shared[mask.name]
+            mask.selected_at, mask.hardened = saved["selected_at"], saved["hardened"]
+            mask.num_pruned = saved["num_pruned"]
+            if mask.selected_at >= 0:
+                mask.enter_soft()
+        for mask, state, s in self._segments():
+            if mask.hardened:
+                state.dense = state.score = None
+            part = slice(s.offset, s.offset + s.numel)
+            for kind in ("keep", "score", "dense"):
+                value = getattr(state, kind)
+                if value is not None:
+                    value[part].copy_(reader.pruner(kind, mask.name, s.name, s.start, s.numel))
+
+    def _segments(self) -> Iterator[tuple[MaskPruner, MaskedShard, Any]]:
+        for mask, state in self._states.values():
+            for s in state.shard.segments:
+                yield mask, state, s

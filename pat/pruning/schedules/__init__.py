@@ -1,0 +1,116 @@
+"""Schedules: pure functions of the step. When the masks move, when they freeze, and how much is pruned until then.
+
+step   0 ......... start ................ end ........ hard ........... num_steps
+phase  dense       soft: s(t) rises       soft: s_f    hard: recovery
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What all ramps share. A whole number is a step; a number with a point, in [0, 1], a fraction of the run."""
+
+    name: str
+    start: int | float = field(kw_only=True)  # first step of the soft phase
+    end: int | float | None = field(kw_only=True)  # first step at the full target
+    hard: int | float | None = field(default=None, kw_only=True)  # step that makes the mask permanent; null: `end`
+    every: int = field(default=1, kw_only=True)  # steps between selections
+    initial: float = field(default=0.0, kw_only=True)  # sparsity at `start`
+
+    needs_end: ClassVar[bool] = True  # whether the ramp takes time
+
+    def ramp(
+        self,
+        u: float,  # progress in [0, 1]
+        initial: float,
+        final: float,
+    ) -> float:
+        """Sparsity at progress u: monotone, `final` at 1."""
+        raise NotImplementedError(f"{type(self).__name__} must define ramp")
+
+    def resolve(self, num_steps: int) -> Timeline:
+        """The schedule in the steps of one run; ValueError if it does not fit."""
+        if self.every < 1:
+            raise ValueError(f"schedule.every is {self.every}, but must be at least 1 step.")
+        if not 0.0 <= self.initial < 1.0:
+            raise ValueError(f"schedule.initial is {self.initial}, but must be at least 0 and below 1.")
+        if self.end is None and self.needs_end:
+            raise ValueError(f"schedule.end is null, but a {self.name} ramp needs a step or a fraction of the run.")
+        start = _step("start", self.start, num_steps)
+        end = start if self.end is None else _step("end", self.end, num_steps)
+        hard = end if self.hard is None else _step("hard", self.hard, num_steps)
+        if end < start:
+            raise ValueError(f"The schedule ends at step {end}, before it starts at step {start}: raise schedule.end.")
+        if hard < end:
+            raise ValueError(
+                f"The mask would become permanent at step {hard}, before the schedule ends at step {end}: "
+                "raise schedule.hard or leave it null."
+            )
+        if hard >= num_steps:
+            raise ValueError(
+                f"The schedule makes the mask permanent at step {hard}, after the run's last step {num_steps - 1}: "
+                "lower schedule.end and schedule.hard or raise train.num_steps."
+            )
+        return Timeline(self, start, end, hard, num_steps)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A schedule in absolute steps. Step t is the t-th optimizer step, from 0."""
+
+    schedule: Schedule
+    start: int
+    end: int
+    hard: int
+    num_steps: int
+
+    @property
+    def every(self) -> int:
+        """Steps between selections."""
+        return self.schedule.every
+
+    def phase(self, t: int) -> Literal["dense", "soft", "hard"]:
+        """Dense before `start`, soft before `hard`, hard from there on."""
+        return "dense" if t < self.start else "soft" if t < self.hard else "hard"
+
+    def progress(self, t: int) -> float:
+        """(t - start) / (end - start), clamped to [0, 1]; 1 from `end` on."""
+        if t >= self.end:
+            return 1.0
+        return 0.0 if t <= self.start else (t - self.start) / (self.end - self.start)
+
+    def target(self, t: int, final: float) -> float:
+        """Sparsity s(t): 0 before `start`, exactly `final` from `end` on, monotone."""
+        initial = self.schedule.initial
+        if initial > final:
+            raise ValueError(f"schedule.initial is {initial}, above the budget's {final}: lower it.")
+        if t < self.start:
+            return 0.0
+        if t >= self.end:
+            return final
+        return min(max(self.schedule.ramp(self.progress(t), initial, final), initial), final)
+
+    def is_selection_step(self, t: int) -> bool:
+        """Every `every` steps of the soft phase, at `end`, and at `hard`, the last."""
+        if not self.start <= t <= self.hard:
+            return False
+        return (t - self.start) % self.every == 0 or t in (self.end, self.hard)
+
+
+def _step(key: str, value: int | float, num_steps: int) -> int:
+    """A step as given, or the fraction of the run rounded half up; a fraction never leaves the run."""
+    if isinstance(value, int):
+        if not 0 <= value < num_steps:
+            raise ValueError(f"schedule.{key} is step {value}, outside the run's steps 0 to {num_steps - 1}.")
+        return value
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(
+            f"schedule.{key} is {value}, but must be a whole number (a step) or a fraction of the run from 0.0 to 1.0."
+        )
+    return min(math.floor(Fraction(repr(value)) * num_steps + Fraction(1, 2)), num_steps - 1)

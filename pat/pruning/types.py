@@ -1,0 +1,35 @@
+"""The few nouns that selection, masks, shards and checkpoints share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A contiguous run of one parameter's elements inside one flat fp32 shard of this rank."""
+
+    name: str  # parameter
+    shape: tuple[int, ...]  # logical shape of the whole parameter
+    start: int  # first element: row-major index in the parameter
+    numel: int
+    shard: int  # index of the flat shard on this rank
+    offset: int  # first element: index in the flat shard
+
+
+@dataclass(frozen=True)
+class Run:
+    """One segment's scores and the keep flags to write; no two ranks hold the same element."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    scores: Tensor  # (n,) fp32, a view
+    keep: Tensor  # (n,) uint8, a view: written by the selection, 1 = the weight survives
+
+    @property
+    def numel(self) -> int:
+        """Elements in the run."""
+        return self.scores.numel()

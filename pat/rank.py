@@ -1,0 +1,147 @@
+"""One rank: what it does around `pat.train.main` so that it is seen, heard and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from pat import process, run
+from pat.run import ExitCode
+
+ORPHAN_GRACE_S = 120.0  # to save, once the parent is dead
+# Codes that all ranks agree on: to the launcher they are a good end, or it would end the others in their last save.
+_AGREED = (ExitCode.DONE, ExitCode.DIVERGED, ExitCode.BROKEN_PROMISE, ExitCode.PREEMPTED)
+
+
+class Tee:
+    """Text to this rank's log and, through `sink`, to the terminal."""
+
+    def __init__(self, log: IO[str], terminal: IO[str]) -> None:
+        self.log = log
+        self.terminal = terminal
+        self.sink: Callable[[str], Any] = terminal.write  # a progress bar puts itself in between
+
+    def write(self, text: str) -> int:
+        """To both."""
+        self.log.write(text)
+        self.sink(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Both."""
+        self.log.flush()
+        with contextlib.suppress(OSError):
+            self.terminal.flush()
+
+    def isatty(self) -> bool:
+        """Colours and bars belong to the terminal, not to this stream."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.log, name)
+
+
+def redirect_output(run_dir: Path, rank: int) -> IO[str]:
+    """Send all output, also that of C code and children, to the rank's log; rank 0's Python output also to
+    the terminal. Returns the terminal as a stream."""
+    run.RunDir(run_dir).logs.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
+    log = open(run.RunDir(run_dir).log(rank), "a", buffering=1, errors="replace")  # noqa: SIM115
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    stream: Any = Tee(log, terminal) if rank == 0 else log
+    sys.stdout = sys.stderr = stream
+    return terminal
+
+
+def watch_parent() -> None:
+    """When the parent dies: ask this rank to save and leave, and end it if it does not."""
+    parent = os.getppid()
+    process.leave_with_parent(signal.SIGTERM)
+    try:
+        handle = os.pidfd_open(parent)
+    except OSError:
+        handle = None
+    if handle is None or os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+
+    def wait() -> None:
+        select.select([handle], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_GRACE_S)
+        os._exit(ExitCode.ERROR)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+@contextlib.contextmanager
+def rank_process(run_dir: Path, rank: int) -> Iterator[Callable[[int, str], None]]:
+    """This process is a rank: signals set the flag, output goes to its log, its record is in the run directory.
+
+    Yields the function that records how the rank left.
+    """
+    run.preemption_flag()
+    watch_parent()
+    run.RunDir(run_dir).ranks.mkdir(parents=True, exist_ok=True)
+    terminal = redirect_output(run_dir, rank)
+    me = process.Process.of(os.getpid())
+    assert me is not None
+    record = process.RankRecord(rank, me)
+    record.write(run_dir)
+    yield lambda code, message: replace(record, code=int(code), message=message, time=time.time()).write(run_dir)
+    sys.stdout.flush()
+    terminal.flush()
+
+
+def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int]) -> int:
+    """Do the work as a rank and return its exit code; an exception becomes code 2 (ValueError) or 1."""
+    with rank_process(run_dir, rank) as leave:
+        try:
+            code, message = ExitCode(work(run_dir)), ""
+        except ValueError as error:
+            code, message = ExitCode.BAD_INPUT, str(error)
+            traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))
+        except KeyboardInterrupt:
+            code, message = ExitCode.INTERRUPTED, "interrupted twice"
+        except Exception as error:
+            code, message = ExitCode.ERROR, f"{type(error).__name__}: {error}"
+            traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))
+        if message and rank == 0:
+            run.write_exit(run_dir, code, message)
+        leave(code, message)
+    return code
+
+
+def main() -> None:
+    """Entry of `python -m pat.rank RUN_DIR`, started by `pat.launcher`."""
+    environment = run.rank_environment()
+    if environment is None or len(sys.argv) != 2:
+        raise SystemExit("pat.rank is started by `pat train` with one run directory; use `pat train`")
+    run_dir = Path(sys.argv[1])
+
+    def work(path: Path) -> int:
+        from pat import train  # heavy: after the signal handlers and the record are in place
+
+        return train.main(path)
+
+    code = run_rank(run_dir, environment.rank, work)
+    sys.stdout.flush()
+    # Not through interpreter shutdown: a collective's or a logger's thread must not keep a finished rank alive.
+    os._exit(0 if code in _AGREED else int(code))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""What a run owns outside the model: its directory, exit code, seeds, ranks and the request to stop."""
+
+from __future__ import annotations
+
+import enum
+import importlib.metadata
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pat
+
+HOST = socket.gethostname()
+
+
+class ExitCode(enum.IntEnum):
+    """What the shell sees; written to `exit.json` by rank 0, because launchers replace the ranks' own codes."""
+
+    DONE = 0
+    ERROR = 1  # unexpected: a trace is in the log
+    BAD_INPUT = 2  # configuration, data or model; one sentence says what to change
+    DIVERGED = 3  # NaN or exploding loss; the last good checkpoint is kept
+    BROKEN_PROMISE = 4  # target missed, invariant broken, checkpoint unreadable
+    PREEMPTED = 85  # state saved: run the same command again
+    INTERRUPTED = 130  # a second Ctrl-C
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one run."""
+
+    path: Path
+
+    config = property(lambda self: self.path / "config.yaml")
+    version = property(lambda self: self.path / "version.json")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    summary = property(lambda self: self.path / "summary.json")
+    exit = property(lambda self: self.path / "exit.json")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    logs = property(lambda self: self.path / "logs")
+    ranks = property(lambda self: self.path / "ranks")
+    lock = property(lambda self: self.path / ".lock")
+
+    def log(self, rank: int) -> Path:
+        """What this rank printed."""
+        return self.logs / f"rank-{rank}.log"
+
+    def rank(self, rank: int) -> Path:
+        """Who this rank is: pid, host, start time."""
+        return self.ranks / f"rank-{rank}.json"
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Replace a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: str | Path) -> None:
+    """Make names in a directory (a rename, a new file) survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """`write_atomic` of indented JSON."""
+    write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: str | Path) -> Any | None:
+    """The content, or None where there is no (whole) file."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_exit(run_dir: str | Path, code: int, message: str = "") -> None:
+    """Say how the run ended; rank 0 only, after everything else is on disk."""
+    content = {"code": int(code), "meaning": ExitCode(code).name.lower(), "message": message, "time": time.time()}
+    write_json(RunDir(Path(run_dir)).exit, content)
+
+
+def read_exit(run_dir: str | Path) -> dict[str, Any] | None:
+    """How the run ended, or None while it is running or when it died."""
+    return read_json(RunDir(Path(run_dir)).exit)
+
+
+def versions() -> dict[str, str]:
+    """The code that runs: package, git commit where there is one, and what the numbers depend on."""
+    found = {"pat": pat.__version__}
+    for name in ("torch", "deepspeed", "transformers", "datasets", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit = git_commit()
+    return found | ({"git": commit} if commit else {})
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, `-dirty` if it was edited; None when installed."""
+    root = Path(pat.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "-c", f"safe.directory={root}"]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        edited = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if edited.stdout.strip() else "")
+
+
+def seed_everything(seed: int) -> None:
+    """The same seed on every rank: what must differ by rank says so where it is used."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class PreemptionFlag:
+    """Set by SIGUSR1, SIGTERM or Ctrl-C, read by the loop; the handler does nothing else."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._pid = os.getpid()
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked this rank to save and leave."""
+        return self.signal is not None
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        if os.getpid() != self._pid:  # a forked data worker: the flag is not read there
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@cache
+def preemption_flag() -> PreemptionFlag:
+    """This process's flag; the first call, in the main thread, installs its signal handlers."""
+    return PreemptionFlag()
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """Which rank this process is, as its launcher told it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str
+    master_port: int
+    launcher: str  # torch (deepspeed, torchrun or alike) | slurm
+
+    def export(self) -> None:
+        """Put it where torch.distributed and DeepSpeed look."""
+        os.environ.update(
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.world_size),
+            LOCAL_RANK=str(self.local_rank),
+            MASTER_ADDR=self.master_addr,
+            MASTER_PORT=str(self.master_port),
+        )
+
+
+def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironment | None:
+    """The rank that deepspeed, torchrun or srun made of this process; None in a plain shell."""
+    env = os.environ if environ is None else environ
+    slurm = _slurm_environment(env)
+    if "RANK" not in env and "WORLD_SIZE" not in env:
+        return slurm
+    missing = [key for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if key not in env]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} not set although {'RANK' if 'RANK' in env else 'WORLD_SIZE'} is: "
+            "unset RANK and WORLD_SIZE to start the ranks from here, or start with deepspeed, torchrun or srun"
+        )
+    rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
+    if not 0 <= rank < size:
+        raise ValueError(f"RANK={rank} does not fit WORLD_SIZE={size}: ranks count from 0 to {size - 1}")
+    one_per_task = "TORCHELASTIC_RUN_ID" not in env and "CROSS_RANK" not in env
+    if slurm and one_per_task and (rank, size) != (slurm.rank, slurm.world_size):
+        raise ValueError(
+            f"RANK={rank} and WORLD_SIZE={size} contradict srun, which made this task {slurm.rank} of "
+            f"{slurm.world_size}: unset RANK and WORLD_SIZE, or set them from SLURM_PROCID and SLURM_NTASKS"
+        )
+    local = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else slurm.local_rank if slurm else rank
+    return RankEnvironment(rank, size, local, env["MASTER_ADDR"], _number(env, "MASTER_PORT"), "torch")
+
+
+def _slurm_environment(env: Mapping[str, str]) -> RankEnvironment | None:
+    if "SLURM_PROCID" not in env or "SLURM_STEP_ID" not in env:
+        return None  # an sbatch script itself has no step
+    size = _number(env, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS")
+    if size < 2:
+        return None
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or HOST
+    job, step = _number(env, "SLURM_JOB_ID"), _number(env, "SLURM_STEP_ID")
+    return RankEnvironment(
+        rank=_number(env, "SLURM_PROCID"),
+        world_size=size,
+        local_rank=_number(env, "SLURM_LOCALID"),
+        master_addr=env.get("MASTER_ADDR") or first_host(nodes),
+        master_port=int(env.get("MASTER_PORT") or 20000 + (job * 64 + step) % 12000),  # below the ephemeral ports
+        launcher="slurm",
+    )
+
+
+def first_host(nodes: str) -> str:
+    """First host of a Slurm node list: `gpu[07-09,12],n1` -> `gpu07`."""
+    head, bracket, rest = nodes.partition("[")
+    if not bracket or "," in head:
+        return head.split(",")[0]
+    first = rest.partition("]")[0].split(",")[0].split("-")[0]
+    return head + first + rest.partition("]")[2].split(",")[0]
+
+
+def _number(env: Mapping[str, str], key: str) -> int:
+    try:
+        return int(env[key])
+    except (KeyError, ValueError):
+        raise ValueError(f"{key}={env.get(key)!r} is not a whole number: the launcher must set it") from None

@@ -1,0 +1,135 @@
+"""What a model is trained for: how rows become tokens, the loss, the metrics. One file a task, found by its name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from pat.config import DataConfig
+
+Batch = dict[str, Tensor]  # the model's inputs, "labels", and in evaluation "weight"
+NOT_INPUTS = ("labels", "weight")
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task; a subclass is a frozen dataclass whose field `name` has its default."""
+
+    name: str
+    auto_model: ClassVar[Any]  # a transformers AutoModelFor... class
+    labelled: ClassVar[bool] = False  # whether the model has one output per class
+    directions: ClassVar[Mapping[str, bool]]  # metric -> whether higher is better
+    best_metric: ClassVar[str]  # by which the best checkpoint is chosen
+    headline: ClassVar[str]  # the metric to show
+    sum_names: ClassVar[tuple[str, ...]]  # what `sums` adds up
+
+    @abstractmethod
+    def columns(self, cfg: DataConfig) -> dict[str, str]:
+        """Name in this task -> column of the data set. Rows that agree in all but "label" count as equal."""
+
+    @abstractmethod
+    def label_names(self, train: Dataset) -> list[str] | None:
+        """The classes in the training rows, in the order of their numbers; None without classes. Raises ValueError."""
+
+    @abstractmethod
+    def encoder(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
+    ) -> Encoder:
+        """What turns rows into samples; new for every split."""
+
+    @abstractmethod
+    def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """Samples (column -> values) as tensors of one shape."""
+
+    @abstractmethod
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        """Mean loss, fp32, of a module or a DeepSpeed engine on a batch of its device."""
+
+    @abstractmethod
+    def sums(self, model: Any, batch: Batch) -> Tensor:
+        """(k,) fp64: `sum_names` over the samples of weight 1."""
+
+    @abstractmethod
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """The metrics from `sums` added over batches and ranks."""
+
+    def evaluate(self, model: Any, batches: Iterable[Batch], device: torch.device | str) -> Tensor:
+        """(k,) fp64 on `device`: this rank's sums. Every rank must bring the same number of batches (ZeRO 3)."""
+        total = torch.zeros(len(self.sum_names), dtype=torch.float64, device=device)
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                for batch in batches:
+                    total += self.sums(model, batch)
+        finally:
+            model.train(training)
+        return total
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Which way a metric improves; ValueError for one that the task does not have."""
+        if metric not in self.directions:
+            raise ValueError(
+                f"The task '{self.name}' has no metric '{metric}': allowed are {', '.join(self.directions)}."
+            )
+        return self.directions[metric]
+
+
+class Encoder(ABC):
+    """Rows in, samples out, in order; called with one batch of rows after the other."""
+
+    @abstractmethod
+    def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Samples (column -> values) made of these rows; may be more or fewer than the rows."""
+
+    def left_over(self) -> int:
+        """Tokens that did not make a sample."""
+        return 0
+
+
+def inputs(batch: Batch) -> Batch:
+    """What of a batch the model's forward takes."""
+    return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
+
+
+@cache
+def classes() -> dict[str, type[Task]]:
+    """Every task by its name."""
+    found: dict[str, type[Task]] = {}
+    for module in pkgutil.iter_modules(__path__, __name__ + "."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, type) and issubclass(value, Task) and is_dataclass(value) and value is not Task:
+                found[next(f.default for f in fields(value) if f.name == "name")] = value  # pyright: ignore
+    return dict(sorted(found.items()))
+
+
+def names() -> list[str]:
+    """The tasks there are."""
+    return list(classes())
+
+
+def build(cfg: Any) -> Task:
+    """The task that a mapping or dataclass with `name` and the task's own fields describes; null means not set."""
+    given = dict(cfg) if isinstance(cfg, Mapping) else {f.name: getattr(cfg, f.name) for f in fields(cfg)}
+    given = {key: value for key, value in given.items() if value is not None}
+    name = given.get("name")
+    if name not in classes():
+        raise ValueError(f"There is no task.name='{name}': allowed are {', '.join(names())}.")
+    cls = classes()[name]
+    allowed = [f.name for f in fields(cls)]
+    unknown = [key for key in given if key not in allowed]
+    if unknown:
+        raise ValueError(f"The task '{name}' does not take task.{unknown[0]}: allowed are {', '.join(allowed)}.")
+    return cls(**given)

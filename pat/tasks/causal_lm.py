@@ -1,0 +1,137 @@
+"""Causal language modelling: the next token, everywhere, in blocks of equal length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM
+
+from pat.tasks import Batch, Encoder, Task, inputs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from pat.config import DataConfig
+
+# b blocks of a batch, s tokens of a block, v vocabulary
+
+CHUNK_ELEMENTS = 1 << 26  # logits that are held in fp32 at a time: 256 MB
+LOG_MAX = 700.0  # exp of more is not a float
+
+
+@dataclass(frozen=True)
+class CausalLM(Task):
+    """Cross-entropy of each token given those before it in its block, mean per token."""
+
+    name: str = "causal_lm"
+
+    auto_model: ClassVar[Any] = AutoModelForCausalLM
+    directions: ClassVar[Mapping[str, bool]] = {"loss": False, "perplexity": False}
+    best_metric: ClassVar[str] = "loss"
+    headline: ClassVar[str] = "perplexity"
+    sum_names: ClassVar[tuple[str, ...]] = ("loss", "tokens")
+
+    def columns(self, cfg: DataConfig) -> dict[str, str]:
+        """The text."""
+        return {"text": cfg.text_column}
+
+    def label_names(self, train: Dataset) -> None:
+        """A language model has no classes."""
+        return None
+
+    def encoder(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
+    ) -> Encoder:
+        """Documents, each ended by the end-of-text token, cut into blocks of exactly `max_length` tokens."""
+        if tokenizer.eos_token_id is None:
+            raise ValueError("The tokenizer has no end-of-text token to part documents: set its eos_token.")
+        if max_length < 2:
+            raise ValueError(f"data.max_length={max_length}: a block needs 2 tokens or more to predict one.")
+        return _Blocks(tokenizer, max_length)
+
+    def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """input_ids and labels (b, s), the same tokens; no attention mask, as nothing is padded."""
+        ids = torch.from_numpy(np.asarray(samples["input_ids"], dtype=np.int64))
+        return {"input_ids": ids, "labels": ids}
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        """-log softmax(logits_i)[token_i+1], mean over the b (s - 1) predicted tokens, fp32."""
+        return _sum_per_block(_logits(model, batch), batch["labels"]).sum() / batch["labels"][:, 1:].numel()
+
+    def sums(self, model: Any, batch: Batch) -> Tensor:
+        """(2,) fp64: loss, predicted tokens."""
+        weight = batch["weight"].double()  # (b,)
+        losses = _sum_per_block(_logits(model, batch), batch["labels"]).double()
+        return torch.stack([(losses * weight).sum(), weight.sum() * (batch["labels"].shape[1] - 1)])
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """Mean loss in nats per token, and its exponential."""
+        total, tokens = sums.tolist()
+        loss = total / tokens
+        return {"loss": loss, "perplexity": math.exp(min(loss, LOG_MAX))}
+
+
+def _logits(model: Any, batch: Batch) -> Tensor:
+    """(b, s, v). No key-value cache: `use_cache` in the config stays as the model came."""
+    return model(**inputs(batch), use_cache=False).logits
+
+
+def _sum_per_block(logits: Tensor, labels: Tensor) -> Tensor:
+    """(b,) fp32: the losses of each block summed. logits (b, s, v), labels (b, s).
+
+    The fp32 copy of the logits, its softmax and its gradient exist for CHUNK_ELEMENTS at a time: with a vocabulary of
+    128,000 they would be 4 GB each at 8,000 tokens.
+    """
+    width = max(1, CHUNK_ELEMENTS // (logits.shape[0] * logits.shape[2]))  # tokens of each block in a chunk
+    last = logits.shape[1] - 1
+    if last <= width:
+        return _chunk(logits[:, :-1], labels[:, 1:])
+    total = logits.new_zeros(logits.shape[0], dtype=torch.float32)
+    for start in range(0, last, width):
+        stop = min(start + width, last)
+        total = total + checkpoint(
+            _chunk,
+            logits[:, start:stop],
+            labels[:, start + 1 : stop + 1],
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+    return total
+
+
+def _chunk(logits: Tensor, labels: Tensor) -> Tensor:
+    """(b,): summed losses of logits (b, s', v) against labels (b, s')."""
+    return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none").sum(1)
+
+
+class _Blocks(Encoder):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.rest: list[int] = []
+
+    def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        texts = [text for text in rows["text"] if text]  # an empty line is no document
+        eos = self.tokenizer.eos_token_id
+        stream = self.rest
+        for ids in self.tokenizer(texts, verbose=False)["input_ids"] if texts else []:
+            stream.extend(ids)
+            if not ids or ids[-1] != eos:
+                stream.append(eos)
+        end = len(stream) - len(stream) % self.max_length
+        blocks = [stream[start : start + self.max_length] for start in range(0, end, self.max_length)]
+        self.rest = stream[end:]
+        return {"input_ids": blocks}
+
+    def left_over(self) -> int:
+        """Tokens of the last, incomplete block."""
+        return len(self.rest)

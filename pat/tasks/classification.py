@@ -1,0 +1,139 @@
+"""Sequence classification: one label for a text, or for a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from pat.tasks import Batch, Encoder, Task, inputs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from pat.config import DataConfig
+
+# b samples of a batch, s tokens of its longest sample, c classes
+
+MULTIPLE = 8  # batches are padded to whole multiples of so many tokens: few shapes, aligned matrices
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Cross-entropy over the classes, mean per sample."""
+
+    name: str = "classification"
+    num_labels: int | None = None  # null: as many as the training data has
+
+    auto_model: ClassVar[Any] = AutoModelForSequenceClassification
+    labelled: ClassVar[bool] = True
+    directions: ClassVar[Mapping[str, bool]] = {"accuracy": True, "loss": False}
+    best_metric: ClassVar[str] = "accuracy"
+    headline: ClassVar[str] = "accuracy"
+    sum_names: ClassVar[tuple[str, ...]] = ("loss", "correct", "samples")
+
+    def columns(self, cfg: DataConfig) -> dict[str, str]:
+        """The text, perhaps its second part, and the label."""
+        pair = {"text_pair": cfg.text_pair_column} if cfg.text_pair_column else {}
+        return {"text": cfg.text_column, **pair, "label": cfg.label_column}
+
+    def label_names(self, train: Dataset) -> list[str]:
+        """The classes: a ClassLabel's own names, strings in sorted order, or the numbers 0..n-1."""
+        feature = train.features["label"]
+        if getattr(feature, "names", None):
+            names = list(feature.names)
+        else:
+            names = self._counted(train.unique("label"))
+        if self.num_labels is not None and len(names) > self.num_labels:
+            raise ValueError(
+                f"task.num_labels={self.num_labels}, but the training data has {len(names)}: {_few(names)}."
+            )
+        return names + [str(i) for i in range(len(names), self.num_labels or 0)]
+
+    def encoder(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
+    ) -> Encoder:
+        """One sample a row, cut to `max_length` tokens."""
+        assert label_names is not None
+        return _Rows(tokenizer, max_length, label_names)
+
+    def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """input_ids, attention_mask, ... (b, s) and labels (b,), s the longest rounded up to a multiple of 8."""
+        lengths = [len(ids) for ids in samples["input_ids"]]
+        longest = max(lengths)
+        # Not beyond what the model has positions for: the tokenizer knows that limit where there is one.
+        width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, tokenizer.model_max_length))
+        batch = {"attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long()}
+        for name, values in samples.items():
+            if name == "label":
+                continue
+            fill = tokenizer.pad_token_id if name == "input_ids" else 0
+            batch[name] = torch.full((len(values), width), fill)
+            for row, value in zip(batch[name], values, strict=True):
+                row[: len(value)] = torch.as_tensor(value)
+        return batch | {"labels": torch.tensor(samples["label"])}
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        """-log softmax(logits)[label], mean over the samples, fp32."""
+        logits = model(**inputs(batch)).logits  # (b, c)
+        return F.cross_entropy(logits.float(), batch["labels"])
+
+    def sums(self, model: Any, batch: Batch) -> Tensor:
+        """(3,) fp64: loss, correct answers, samples."""
+        logits = model(**inputs(batch)).logits.float()  # (b, c)
+        weight = batch["weight"].double()  # (b,)
+        losses = F.cross_entropy(logits, batch["labels"], reduction="none").double()
+        correct = logits.argmax(-1) == batch["labels"]
+        return torch.stack([(losses * weight).sum(), (correct * weight).sum(), weight.sum()])
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """Accuracy in [0, 1] and mean loss."""
+        loss, correct, samples = sums.tolist()
+        return {"accuracy": correct / samples, "loss": loss / samples}
+
+    def _counted(self, found: list[Any]) -> list[str]:
+        if all(isinstance(value, str) for value in found):
+            return sorted(found)
+        numbers = {int(value) for value in found if isinstance(value, int)}  # bool too
+        expected = range(self.num_labels or len(numbers))
+        if len(numbers) < len(found) or not numbers <= set(expected):
+            raise ValueError(
+                f"The labels in the training data are {_few(found)}, but must be strings, or whole numbers "
+                f"0..{len(expected) - 1 if numbers else 'n-1'}: map them to those, or name another data.label_column."
+            )
+        return [str(i) for i in expected]
+
+
+class _Rows(Encoder):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.label_names = label_names
+        self.numbers = {name: i for i, name in enumerate(label_names)}
+
+    def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        encoded = self.tokenizer(
+            rows["text"], rows.get("text_pair"), truncation=True, max_length=self.max_length, verbose=False
+        )
+        samples = {name: values for name, values in encoded.items() if name != "attention_mask"}
+        empty = next((i for i, ids in enumerate(samples["input_ids"]) if not ids), None)
+        if empty is not None:
+            raise ValueError(f"A text has no tokens: {rows['text'][empty]!r}; remove such rows.")
+        return samples | {"label": [self._number(value) for value in rows["label"]]}
+
+    def _number(self, label: Any) -> int:
+        number = self.numbers.get(label) if isinstance(label, str) else label
+        if not isinstance(number, int) or not 0 <= number < len(self.label_names):
+            raise ValueError(f"The label {label!r} is not one of the training data's: {_few(self.label_names)}.")
+        return int(number)
+
+
+def _few(values: Sequence[Any]) -> str:
+    shown = ", ".join(repr(value) for value in sorted(values, key=str)[:8])
+    return shown if len(values) <= 8 else f"{shown}, ... ({len(values)})"

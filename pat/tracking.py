@@ -1,0 +1,171 @@
+"""What a run reports while it runs: metrics.jsonl, summary.json, wandb, and the terminal. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pat.config import Config, LoggerConfig
+from pat.progress import view_of
+from pat.run import RunDir, write_atomic, write_json
+
+FINISH_TIMEOUT_S = 60.0  # for wandb's last upload
+
+
+class Tracker:
+    """The reporter of rank 0; on other ranks every method does nothing. No method waits for a device or a network."""
+
+    def __init__(self, config: Config, run: RunDir, rank: int) -> None:
+        self.active = rank == 0
+        self.config = config
+        self.run = run
+        if self.active:
+            self.view = view_of(config)
+            self.wandb = _Wandb(config, run, self.say)
+
+    def start(self, step: int) -> None:
+        """The run begins, or goes on, at this step: forget the metrics of later ones."""
+        if self.active:
+            keep_until(self.run, step)
+            self.file = open(self.run.metrics, "a")  # noqa: SIM115
+            self.wandb.start()
+            self.view.start(step)
+
+    def advance(self, step: int) -> None:
+        """One more step is done."""
+        if self.active:
+            self.view.advance(step)
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Numbers (on the host) and words of one step."""
+        if self.active:
+            line = {"step": step, "time": round(time.time(), 3)} | {key: _plain(value) for key, value in values.items()}
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+            self.wandb.log(values, step)
+            self.view.log(values, step)
+
+    def say(self, text: str) -> None:
+        """A sentence, to the log and the terminal."""
+        if self.active:
+            print(text, flush=True)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The run's results: summary.json."""
+        if self.active:
+            write_json(self.run.summary, _plain(dict(values)))
+            self.wandb.summary(values)
+
+    def close(self, message: str = "") -> None:
+        """The last call: leave the terminal as it was, and give wandb a minute to finish."""
+        if self.active:
+            self.view.close()
+            self.file.close()
+            self.wandb.close(message)
+
+
+def keep_until(run: RunDir, step: int) -> None:
+    """Drop the lines of metrics.jsonl after a step (all of them when a run starts anew), and a torn last line."""
+    if not run.metrics.exists():
+        return
+    kept = []
+    for line in run.metrics.read_text(errors="replace").splitlines():
+        try:
+            if 0 < step >= json.loads(line)["step"]:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_atomic(run.metrics, "".join(kept))
+
+
+def wandb_mode(logger: LoggerConfig, environ: Mapping[str, str], has_key: bool) -> str:
+    """The user's choice, else wandb's own variable, else online with an API key; never a mode that would ask."""
+    mode = logger.mode or environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+    return "offline" if mode == "online" and not has_key else mode
+
+
+class _Wandb:
+    """wandb, or nothing. What goes wrong here is said once and never ends a run."""
+
+    def __init__(self, config: Config, run: RunDir, say: Callable[[str], None]) -> None:
+        self.config, self.dir, self.say = config, run, say
+        self.run: Any = None
+
+    def start(self) -> None:
+        if self.config.logger.name == "wandb":
+            self._try(self._start)
+
+    def _start(self) -> None:
+        import wandb
+
+        has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+        mode: Any = wandb_mode(self.config.logger, os.environ, has_key)
+        if self.config.logger.mode == "online" and mode == "offline":
+            self.say("wandb: no API key here, so offline (`wandb sync` sends it later)")
+        if mode == "disabled":
+            return
+        identity = self.dir.path / ".wandb-id"
+        if not identity.exists():
+            write_atomic(identity, uuid.uuid4().hex[:12])
+        logger = self.config.logger
+        self.run = wandb.init(
+            project=logger.project,
+            entity=logger.entity,
+            group=logger.group,
+            tags=logger.tags,
+            name=self.config.run.name,
+            id=identity.read_text(),
+            resume="allow",
+            dir=self.dir.path,
+            mode=mode,
+            config=_config_values(self.config),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=60),
+        )
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        self._try(lambda: self.run.log(dict(values) | {"trainer/step": step}))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._try(lambda: self.run.summary.update(_plain(dict(values))))
+
+    def close(self, message: str) -> None:
+        def finish() -> None:
+            self._try(lambda: self.run.finish(exit_code=1 if message else 0))
+
+        thread = threading.Thread(target=finish, name="wandb-finish", daemon=True)
+        thread.start()
+        thread.join(FINISH_TIMEOUT_S)
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        if self.run is None and call != self._start:
+            return
+        try:
+            call()
+        except Exception as error:
+            self.run = None
+            self.say(
+                f"wandb: {str(error).splitlines()[0] if str(error) else type(error).__name__}; going on without it"
+            )
+
+
+def _config_values(config: Config) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

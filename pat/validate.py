@@ -1,0 +1,150 @@
+"""What must fit together in a config, checked before anything is read, built or started: one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pat.config import Config
+from pat.pruning import registry
+
+_CHOICES = {
+    "run.resume": ("auto", "never", "must"),
+    "model.init": ("pretrained", "random"),
+    "engine.zero_stage": (0, 1, 2, 3),
+    "engine.dtype": ("bf16", "fp32", "fp16"),
+    "engine.reduce_dtype": ("fp32", "model"),
+    "engine.kernels": ("auto", "compile", "eager"),
+    "optim.name": ("adamw", "fused_adam", "cpu_adam"),
+    "optim.implementation": ("fused", "foreach", "loop"),
+    "optim.lr_schedule": ("linear", "cosine", "constant"),
+    "logger.name": ("wandb", "none"),
+    "logger.mode": (None, "online", "offline", "disabled"),
+    "logger.progress": ("auto", "bar", "lines", "none"),
+}
+_AT_LEAST = {
+    "seed": 0,
+    "data.max_length": 1,
+    "data.max_train_samples": 1,
+    "data.max_eval_samples": 1,
+    "train.num_steps": 1,
+    "train.global_batch_size": 1,
+    "train.micro_batch_size": 1,
+    "train.log_every": 1,
+    "train.eval_every": 1,
+    "train.eval_batch_size": 1,
+    "train.checkpoint_every": 1,
+    "train.keep_last": 1,
+    "engine.world_size": 1,
+    "engine.threads_per_rank": 1,
+    "engine.gradient_clipping": 0,
+    "optim.weight_decay": 0,
+    "optim.warmup": 0,
+}
+_ABOVE_0 = (
+    "train.checkpoint_every_min",
+    "train.max_loss",
+    "engine.timeout_min",
+    "optim.lr",
+    "optim.head_lr",
+    "optim.eps",
+)
+
+
+def validate(config: Config) -> None:
+    """Raises ValueError with the first thing that does not fit."""
+    for problem in _problems(config):
+        raise ValueError(problem)
+
+
+def get(config: Config, key: str) -> object:
+    """The value at a dotted key."""
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _problems(config: Config) -> Iterator[str]:
+    for key, allowed in _CHOICES.items():
+        if get(config, key) not in allowed:
+            yield f"{key} is {get(config, key)!r}; allowed: {', '.join(_word(item) for item in allowed)}"
+    for key, least in _AT_LEAST.items():
+        value = get(config, key)
+        if value is not None and not value >= least:  # type: ignore[operator]
+            yield f"{key} is {value}, but must be at least {least}"
+    for key in _ABOVE_0:
+        value = get(config, key)
+        if value is not None and not value > 0:  # type: ignore[operator]
+            yield f"{key} is {value}, but must be above 0"
+    yield from _batch(config)
+    yield from _training(config)
+    for name in config.pruners:
+        yield from _pruner(config, name)
+
+
+def _batch(config: Config) -> Iterator[str]:
+    """global = micro * ranks * accumulation."""
+    total, ranks = config.train.global_batch_size, config.engine.world_size
+    micro = config.train.micro_batch_size
+    if total % ranks:
+        fits = _near(ranks * factor for factor in (total // ranks, total // ranks + 1) if factor)
+        yield (
+            f"train.global_batch_size={total} cannot be shared by engine.world_size={ranks} ranks: "
+            f"take {fits}, or {_near(n for n in range(1, total + 1) if total % n == 0)} ranks"
+        )
+    elif micro and total % (micro * ranks):
+        fits = _near(n for n in range(1, total // ranks + 1) if (total // ranks) % n == 0)
+        yield (
+            f"train.global_batch_size={total} is not a multiple of micro_batch_size={micro} x engine.world_size={ranks}: "
+            f"take a micro_batch_size of {fits}, or null"
+        )
+
+
+def _training(config: Config) -> Iterator[str]:
+    optim, data, model, train = config.optim, config.data, config.model, config.train
+    if model.path is None and model.init == "pretrained":
+        yield "model.path is not set: give a hub name or a local folder, or model=random"
+    if model.path is None and "model_type" not in model.config:
+        yield "neither model.path nor model.config.model_type is set: a random model needs one of them"
+    if data.eval is None and not 0.0 < data.eval_fraction < 1.0:
+        yield f"data.eval_fraction is {data.eval_fraction}, but must lie between 0 and 1 when data.eval is null"
+    if len(optim.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in optim.betas):
+        yield f"optim.betas is {optim.betas}, but must be two numbers in [0, 1)"
+    if optim.warmup >= 1 and optim.warmup != int(optim.warmup):
+        yield f"optim.warmup is {optim.warmup}: steps are whole numbers, a fraction of the run is below 1"
+    if optim.warmup >= 1 and optim.warmup >= train.num_steps:
+        yield f"optim.warmup is {optim.warmup:.0f} steps, but the run has only {train.num_steps}"
+    if not 0.0 <= optim.min_lr_ratio <= 1.0:
+        yield f"optim.min_lr_ratio is {optim.min_lr_ratio}, but must lie in [0, 1]"
+    if not optim.trainable:
+        yield 'optim.trainable is empty: nothing would be trained; ["*"] trains everything'
+    if optim.name == "cpu_adam" and not config.engine.offload_optimizer:
+        yield "optim.name=cpu_adam needs engine.offload_optimizer=true: its state is in CPU memory"
+    if optim.name == "fused_adam" and config.engine.offload_optimizer:
+        yield "optim.name=fused_adam works on the GPU: with engine.offload_optimizer=true take cpu_adam or adamw"
+
+
+def _pruner(config: Config, name: str) -> Iterator[str]:
+    settings = config.pruners[name]
+    if not name.isidentifier():
+        yield f"pruners.{name}: a pruner's name is made of letters, digits and underscores"
+    if not settings.params:
+        yield f"pruners.{name}.params is empty: give name patterns, such as '*_proj.weight'"
+    if settings.scope not in ("global", "matrix"):
+        yield f"pruners.{name}.scope is {settings.scope!r}; allowed: global, matrix"
+    for kind in registry.PACKAGES:
+        try:
+            method = registry.build(kind, getattr(settings, kind))
+            if kind == "schedule":
+                method.resolve(config.train.num_steps)
+        except ValueError as error:
+            yield f"pruners.{name}.{kind}: {error}"
+
+
+def _near(numbers: Iterator[int], most: int = 8) -> str:
+    found: Sequence[int] = list(numbers)
+    return ", ".join(map(str, found[:most])) + (" ..." if len(found) > most else "")
+
+
+def _word(item: object) -> str:
+    return "null" if item is None else str(item)

@@ -1,0 +1,126 @@
+"""Checks of the core that need ranks, each on several layouts, all in one start."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pat import checkpoint
+from pat import engine as ds
+from pat.pruning.pruner import Pruner
+from tests.distributed.harness import STEPS, Trained, batch, build, build_model, digest, discard, main, make_config
+from tests.distributed.parity_checks import LAYOUTS
+
+ZERO0 = {
+    "zero0 bf16": {"engine__zero_stage": 0},
+    "zero0 fp32": {"engine__zero_stage": 0, "engine__dtype": "fp32"},
+}
+FP32 = {
+    "zero1 fp32": {"engine__zero_stage": 1, "engine__dtype": "fp32"},
+    "zero2 fp32": {"engine__zero_stage": 2, "engine__dtype": "fp32"},
+    "zero3 fp32": {"engine__zero_stage": 3, "engine__dtype": "fp32"},
+}
+ACCUMULATION = {
+    "zero2 accumulation": {"engine__zero_stage": 2, "train__micro_batch_size": 2},
+    "zero3 accumulation": {"engine__zero_stage": 3, "train__micro_batch_size": 2},
+}
+EVERY = LAYOUTS | ZERO0 | FP32 | ACCUMULATION
+
+
+def skipped() -> dict[str, Any]:
+    """{layout: {step: [skipped, what changed]}}: an infinite loss in the dense, soft and final selection step."""
+    said: dict[str, Any] = {}
+    for layout, overrides in EVERY.items():
+        trained = build(make_config("movement", **overrides))
+        at = 0
+        for poison in (1, 4, 8, 9):
+            trained.run(at, poison)
+            before = digest(trained)
+            trained.run(poison, poison + 1, poison=poison)
+            after = digest(trained)
+            changed = [key for key in before if before[key] != after[key]]
+            said.setdefault(layout, {})[poison] = [trained.stats.skipped, changed]
+            at = poison + 1
+        trained.run(at, STEPS)
+        trained.pruner.check_finished()
+        said[layout]["sparsity"] = trained.pruner.sparsity
+        discard(trained)
+    return said
+
+
+def interrupted() -> dict[str, Any]:
+    """{layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
+    said: dict[str, Any] = {}
+    for layout, overrides in EVERY.items():
+        trained = build(make_config("movement", **overrides))
+        trained.run(0, STEPS)
+        said[layout] = [digest(trained)]
+        discard(trained)
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(dist_broadcast(folder))
+            at = 0
+            trained = build(make_config("movement", **overrides))
+            for stop in (1, 5, 10):
+                trained.run(at, stop)
+                checkpoint.save(trained.engine, trained.pruner, root, stop, {}, {})
+                discard(trained)
+                trained = build(make_config("movement", **overrides))
+                reader = checkpoint.find(root, trained.pruner.shards, print)
+                assert reader is not None
+                checkpoint.load(trained.engine, trained.pruner, reader)
+                at = stop
+            trained.run(at, STEPS)
+            said[layout].append(digest(trained))
+            discard(trained)
+            dist.barrier()
+    return said
+
+
+def dist_broadcast(item: Any) -> Any:
+    """Rank 0's item."""
+    items = [item]
+    dist.broadcast_object_list(items, src=0)
+    return items[0]
+
+
+def plain() -> dict[str, Any]:
+    """{layout: [hash with the pruner off, hash of DeepSpeed alone]} after some steps from the same weights."""
+    import deepspeed
+
+    said: dict[str, Any] = {}
+    for layout, overrides in EVERY.items():
+        ours = build(make_config(None, **overrides))
+        ours.run(0, 6)
+        mine = ours.result()["weights"]
+        discard(ours)
+        config = make_config(None, **overrides)
+        model = build_model(config)
+        groups = ds.param_groups(model, config.optim, {})
+        optimizer = torch.optim.AdamW(groups, foreach=True, eps=config.optim.eps, betas=(0.9, 0.999))
+        alone, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds.deepspeed_config(config))
+        for t in range(6):
+            ds.set_lr(alone, ds.lr_factor(t, STEPS, config.optim))
+            for micro in range(alone.gradient_accumulation_steps()):
+                tokens = batch(t, micro, config)
+                alone.backward(alone(input_ids=tokens, labels=tokens).loss)
+                alone.step()
+        hasher = Pruner(config)
+        hasher.attach(model)
+        hasher.bind(alone)  # no pruners: installs nothing
+        theirs = Trained(config, alone, hasher)
+        said[layout] = [mine, theirs.result()["weights"]]
+        discard(theirs)
+    return said
+
+
+def checks(names: list[str]) -> dict[str, Any]:
+    """The named checks."""
+    return {name: globals()[name]() for name in names}
+
+
+if __name__ == "__main__":
+    main(checks)

@@ -1,0 +1,203 @@
+"""A tiny Llama under real DeepSpeed, without data set, CLI or run directory: for checks of the core on many layouts."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pat import engine as ds
+from pat.config import Config, PrunerConfig
+from pat.pruning.pruner import Pruner
+from pat.pruning.shards import Piece
+
+STEPS = 12
+SEQUENCE = 16
+LLAMA = LlamaConfig(
+    vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True, use_cache=False,
+)  # fmt: skip
+MATRICES = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight", "*.o_proj.weight", "*.mlp.*.weight"]
+
+PRUNERS: dict[str, dict[str, Any]] = {
+    "movement": {"criterion": "movement", "granularity": "weight", "sparsity": 0.8},
+    "magnitude": {"criterion": "magnitude", "granularity": "weight", "sparsity": 0.7},
+    "n_of_m": {"criterion": "movement", "granularity": {"name": "n_of_m", "n": 2, "m": 4}, "sparsity": 0.5},
+    "block": {"criterion": "movement", "granularity": {"name": "block", "rows": 4, "cols": 8}, "sparsity": 0.5},
+    "taylor": {"criterion": "taylor", "granularity": "weight", "sparsity": 0.6},
+    "matrix": {"criterion": "movement", "granularity": "weight", "sparsity": 0.6, "scope": "matrix"},
+    "soft_movement": {
+        "criterion": {"name": "soft_movement", "final_lambda": 4.0},
+        "granularity": "weight",
+        "sparsity": 0.75,
+    },
+}
+
+
+def pruner_config(kind: str, **schedule: Any) -> PrunerConfig:
+    """One of PRUNERS, soft from step 2 and hard at step 8."""
+    spec = PRUNERS[kind]
+    ramp = {"name": "cubic", "start": 2, "end": 8, "every": 2} | schedule
+    return PrunerConfig(
+        params=MATRICES,
+        granularity=spec["granularity"],
+        criterion=spec["criterion"],
+        scope=spec.get("scope", "global"),
+        budget={"name": "sparsity", "sparsity": spec["sparsity"]},
+        schedule=ramp,
+    )
+
+
+def make_config(pruner: str | None = "movement", **overrides: Any) -> Config:
+    """Global batch 8 without accumulation, foreach AdamW (independent of shard cuts), clipping that clips."""
+    config = Config()
+    config.train.num_steps = STEPS
+    config.train.global_batch_size = 8
+    config.train.micro_batch_size = 8 // dist.get_world_size()
+    config.engine.world_size = dist.get_world_size()
+    config.engine.gradient_clipping = 0.2
+    config.engine.kernels = "eager"
+    config.optim.lr = 5e-3
+    config.optim.weight_decay = 0.1
+    config.optim.implementation = "foreach"
+    if pruner:
+        config.pruners["weights"] = pruner_config(pruner)
+    for path, value in overrides.items():
+        section, key = path.split("__")
+        setattr(getattr(config, section), key, value)
+    return config
+
+
+def batch(t: int, micro: int, config: Config) -> torch.Tensor:
+    """(micro batch, S) tokens of this rank: the global batch depends on the step only."""
+    generator = torch.Generator().manual_seed(1000 + t)
+    tokens = torch.randint(0, LLAMA.vocab_size, (config.train.global_batch_size, SEQUENCE), generator=generator)
+    size = ds.micro_batch_size(config)
+    start = micro * size * dist.get_world_size() + dist.get_rank() * size
+    return tokens[start : start + size]
+
+
+@dataclass
+class Trained:
+    """An engine and its pruner."""
+
+    config: Config
+    engine: Any
+    pruner: Pruner
+
+    def run(self, start: int, stop: int, poison: int | None = None) -> None:
+        """Steps start to stop; the loss of step `poison` is infinite on the last rank."""
+        accumulation = self.engine.gradient_accumulation_steps()
+        for t in range(start, stop):
+            ds.set_lr(self.engine, ds.lr_factor(t, STEPS, self.config.optim))
+            for micro in range(accumulation):
+                tokens = batch(t, micro, self.config)
+                loss = self.engine(input_ids=tokens, labels=tokens).loss
+                if t == poison and dist.get_rank() == dist.get_world_size() - 1:
+                    loss = loss * float("inf")
+                self.engine.backward(loss)
+                if micro + 1 < accumulation:
+                    self.engine.step()
+            self.stats = self.pruner.step(t)
+
+    def result(self) -> dict[str, Any]:
+        """Hashes and counted sparsity."""
+        masks, weights = self.pruner.hashes()
+        return {"masks": masks, "weights": weights, "sparsity": self.pruner.sparsity}
+
+
+def build_model(config: Config) -> LlamaForCausalLM:
+    """The tiny model; the same initial weights whatever the layout."""
+    torch.manual_seed(0)
+    dtype = ds.DTYPES[config.engine.dtype]
+    reference = LlamaForCausalLM(copy.deepcopy(LLAMA)).to(dtype)
+    state = {n: p.detach().clone() for n, p in reference.named_parameters()}
+    ds_config = ds.deepspeed_config(config)
+    with ds.model_construction(config, ds_config):
+        model = LlamaForCausalLM._from_config(copy.deepcopy(LLAMA), dtype=dtype)
+    if config.engine.zero_stage == 3:
+        import deepspeed
+
+        for name, param in model.named_parameters():
+            with deepspeed.zero.GatheredParameters([param], modifier_rank=0):
+                if dist.get_rank() == 0:
+                    param.data.copy_(state[name])
+    else:
+        model.load_state_dict(state, strict=False)
+    ds.freeze(model, config.optim.trainable)
+    return model
+
+
+def build(config: Config) -> Trained:
+    """The tiny model with engine and pruner."""
+    model = build_model(config)
+    pruner = Pruner(config)
+    pruner.attach(model)
+    return Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)
+
+
+def discard(trained: Trained) -> None:
+    """Free an engine, so that one start can build many."""
+    trained.engine.destroy()
+    del trained.engine, trained.pruner
+    gc.collect()
+
+
+def digest(trained: Trained) -> dict[str, Any]:
+    """Everything that a resume must restore, independent of the layout."""
+    shards, pruner = trained.pruner.shards, trained.pruner
+    masks, weights = pruner.hashes()
+    found: dict[str, Any] = {"masks": masks, "weights": weights, "steps": set(), "decay": {}}
+    for kind in ("exp_avg", "exp_avg_sq", "score", "dense"):
+        sha = hashlib.sha256()
+        for name, param in sorted(shards.parameters.items()):
+            if param.requires_grad:
+                whole = shards.assemble(name, _pieces(trained, kind, name), torch.float32)
+                sha.update((whole + 0.0).numpy().tobytes())
+        found[kind] = sha.hexdigest()
+    for shard in shards.shards:
+        state, group = shards.base.state[shard.flat], shards.group_of(shard)
+        for s in shard.segments:
+            found["steps"].add(float(state["step"]))
+            found["decay"][s.name] = group["base_weight_decay"]
+    decay = {k: v for part in shards.world.gather(found["decay"]) for k, v in part.items()}
+    return found | {"steps": sorted(found["steps"]), "decay": decay, "sparsity": pruner.sparsity}
+
+
+def _pieces(trained: Trained, kind: str, name: str) -> list[Piece]:
+    pruner, shards = trained.pruner, trained.pruner.shards
+    if shards.replicated and shards.world.rank:
+        return []
+    states = {id(s.shard.flat): s for m in pruner.masks for s in m.states}
+    pieces = []
+    for shard in shards.shards:
+        if kind in ("exp_avg", "exp_avg_sq"):
+            value = shards.base.state[shard.flat][kind].view(-1)
+        else:
+            value = getattr(states.get(id(shard.flat)), kind, None)
+        if value is not None:
+            pieces += [Piece(s.start, value[s.offset : s.offset + s.numel]) for s in shard.segments if s.name == name]
+    return pieces
+
+
+def main(checks: Any) -> None:
+    """Rank entry: `checks(args) -> dict` on every rank, rank 0 writes the result."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    config = Config()
+    ds.init_distributed(config)
+    result = checks(sys.argv[2:])
+    if dist.get_rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(result))
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,86 @@
+"""Proof 4 on ranks: what a checkpoint restores on another ZeRO stage or number of ranks, bit for bit.
+
+    save FOLDER          train a few steps on each layout, save, and note a digest of every piece of state
+    load FOLDER          load each of those checkpoints on each layout of this start, and digest again
+    resave FROM TO       load on one layout of this start, save again
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pat import checkpoint
+from pat.checkpoint_reader import CheckpointReader
+from tests.distributed.harness import Trained, build, digest, discard, main, make_config
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "zero0": {"engine__zero_stage": 0},
+    "zero1": {"engine__zero_stage": 1},
+    "zero2": {"engine__zero_stage": 2},
+    "zero3": {"engine__zero_stage": 3},
+    "zero3-sub": {"engine__zero_stage": 3, "engine__deepspeed": {"zero_optimization": {"sub_group_size": 1500}}},
+}
+POINTS = {"dense": 1, "soft": 5, "hard": 10}
+FROZEN = ["model.layers.*", "model.norm.*"]  # the embedding does not train
+
+
+def make(layout: str) -> Trained:
+    """The tiny model on a layout, with a frozen parameter."""
+    return build(make_config("movement", optim__trainable=FROZEN, **LAYOUTS[layout]))
+
+
+def save(folder: Path) -> dict[str, Any]:
+    """{layout: {point: digest}} of what was saved."""
+    said: dict[str, Any] = {}
+    for layout in LAYOUTS:
+        trained, at = make(layout), 0
+        for point, step in POINTS.items():
+            trained.run(at, step)
+            at = step
+            checkpoint.save(trained.engine, trained.pruner, folder / layout / point, step, {}, {})
+            said.setdefault(layout, {})[point] = digest(trained)
+        discard(trained)
+    return said
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """{source layout: {point: {target layout: digest}}} right after each load, and a loss after one more step."""
+    said: dict[str, Any] = {}
+    for source in sorted(p.name for p in folder.iterdir()):
+        for point, step in POINTS.items():
+            for target in LAYOUTS:
+                trained = make(target)
+                reader = checkpoint.find(folder / source / point, trained.pruner.shards, print)
+                assert isinstance(reader, CheckpointReader)
+                checkpoint.load(trained.engine, trained.pruner, reader)
+                found = digest(trained)
+                trained.run(step, step + 1)
+                trained.pruner.check()
+                said.setdefault(source, {}).setdefault(point, {})[target] = found
+                discard(trained)
+    return said
+
+
+def resave(source: Path, target: Path) -> dict[str, Any]:
+    """Load each point on the layout that is next in the list, save it from there."""
+    names = list(LAYOUTS)
+    for source_layout in names:
+        layout = names[(names.index(source_layout) + 1) % len(names)]
+        for point, step in POINTS.items():
+            trained = make(layout)
+            reader = checkpoint.find(source / source_layout / point, trained.pruner.shards, print)
+            assert reader is not None
+            checkpoint.load(trained.engine, trained.pruner, reader)
+            checkpoint.save(trained.engine, trained.pruner, target / source_layout / point, step, {}, {})
+            discard(trained)
+    return {}
+
+
+def checks(args: list[str]) -> dict[str, Any]:
+    """Dispatch."""
+    return {"save": save, "load": load, "resave": resave}[args[0]](*map(Path, args[1:]))
+
+
+if __name__ == "__main__":
+    main(checks)

@@ -1,0 +1,56 @@
+"""What DeepSpeed itself saves, in every layout, against what the live engine held."""
+
+import pytest
+import torch
+
+from pat.checkpoint_reader import CheckpointReader
+from tests.distributed.ranks import run_ranks
+from tests.distributed.write_checkpoints import LAYOUTS
+
+BUILT = [name for name, layout in LAYOUTS.items() if "adam" not in layout]  # DeepSpeed's Adams are compiled first
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("layouts")
+    run_ranks("tests.distributed.write_checkpoints", 2, str(out), *BUILT)
+    return out
+
+
+@pytest.mark.parametrize("layout", BUILT)
+def test_reader_equals_the_live_engine(folder, layout):
+    check(folder / layout)
+
+
+@pytest.mark.slow
+def test_reader_equals_the_live_engine_with_deepspeeds_adam(tmp_path):
+    names = [name for name in LAYOUTS if name not in BUILT]
+    run_ranks("tests.distributed.write_checkpoints", 2, str(tmp_path), *names)
+    for name in names:
+        check(tmp_path / name)
+
+
+def check(step_dir):
+    reader, truth = CheckpointReader(step_dir), torch.load(step_dir / "truth.pt")
+    trainable = {name for name, p in reader.parameters.items() if p["trainable"]}
+    assert trainable == set(truth["fp32"])
+    for name, weight in truth["fp32"].items():
+        assert torch.equal(reader.weight(name), weight), name
+    for name, value in truth["frozen"].items():
+        assert torch.equal(reader.frozen(name), value), name
+    for (name, start), state in truth["adam"].items():
+        for kind in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(reader.read(kind, name, start, len(state[kind])), state[kind]), (name, kind)
+            assert state[kind].count_nonzero()
+        assert reader.optimizer_step(name) == state["step"]
+    assert reader.buffers() == ["scale"]
+
+
+def test_zero_1_and_2_hold_the_same(folder):
+    first, second = CheckpointReader(folder / "zero1_bf16"), CheckpointReader(folder / "zero2_bf16")
+    for name, parameter in first.parameters.items():
+        if parameter["trainable"]:
+            for kind in ("weight", "exp_avg", "exp_avg_sq"):
+                assert torch.equal(first.read(kind, name), second.read(kind, name)), name

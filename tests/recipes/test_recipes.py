@@ -1,0 +1,117 @@
+"""Every recipe composes, and every recipe takes two steps on a model that is small where it may be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pat import compose
+from pat.config import Config
+
+# Two layers with the heads and the vocabulary of the real model; only the hidden width is small.
+LARGE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
+HEADS_8B = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}
+STAND_INS: dict[str, dict[str, object]] = {
+    "minilm": {
+        "model_type": "bert",
+        "num_hidden_layers": 2,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_attention_heads": 12,
+        "vocab_size": 30522,
+    },
+    "smollm2": {
+        **LARGE,
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "Llama-3.1-8B": {**LARGE, **HEADS_8B, "model_type": "llama", "vocab_size": 128256},
+    "Qwen3-8B-Base": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 151936},
+    "Mistral-7B-v0.3": {**LARGE, **HEADS_8B, "model_type": "mistral", "vocab_size": 32768},
+}
+RECIPES = compose.recipes()
+
+
+def composed(*overrides: str) -> Config:
+    """The config that a command line comes to."""
+    found: list[Config] = []
+    assert compose.compose(overrides, lambda config: found.append(config) or 0) == 0
+    return found[0]
+
+
+def small(config: Config, folder: Path) -> list[str]:
+    """Overrides that leave a recipe's methods, patterns, engine and optimizer, and replace what it would load."""
+    overrides = [
+        f"run.dir={folder / 'run'}",
+        "train.num_steps=2",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=2",
+        "train.eval_batch_size=4",
+        "data.max_length=32",
+        "data.max_train_samples=16",
+        "data.max_eval_samples=4",
+        f"data.cache_dir={folder / 'data'}",
+        "engine.world_size=1",
+        "logger.name=none",
+    ]
+    for name in config.pruners:
+        schedule = f"pruners.{name}.schedule"
+        overrides += [f"{schedule}.start=0", f"{schedule}.hard=1", f"{schedule}.every=1"]
+        if config.pruners[name].schedule["end"] is not None:
+            overrides.append(f"{schedule}.end=1")
+    if config.model.path is not None:
+        stand_in = STAND_INS[Path(config.model.path).name]
+        fields = ",".join(f"{key}:{json.dumps(value)}" for key, value in stand_in.items())
+        overrides += ["model.path=null", "model.init=random", "model.tokenizer=byte", f"model.config={{{fields}}}"]
+    if config.data.source != "generated":
+        file = folder / "text.jsonl"
+        rows = [{"text": f"Sentence {i} is about the weather in May. " * 4, "label": i % 2} for i in range(40)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        overrides += ["data.source=json", "data.subset=null", f"data.train={file}", "data.eval=null"]
+        overrides += ["data.eval_fraction=0.25"]
+    return overrides
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_composes(recipe: str) -> None:
+    config = composed(f"recipe={recipe}")
+    assert config.run.recipe == recipe
+    assert compose.to_config(compose.yaml.safe_load(compose.dump(config))) == config
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_header_says_how_to_run_it(recipe: str, repository: Path) -> None:
+    header = (repository / "recipes" / f"{recipe}.yaml").read_text().split("\n\n")[0]
+    assert header.startswith("# @package _global_\n")
+    assert f"recipe={recipe}" in header
+    for word in ("# command ", "# hardware ", "# time ", "# result "):
+        assert word in header
+    config = composed(f"recipe={recipe}")
+    assert (config.engine.world_size > 2) == ("NOT YET RUN" in header)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_takes_two_steps(recipe: str, repository: Path, tmp_path: Path) -> None:
+    config = composed(f"recipe={recipe}")
+    command = [sys.executable, "-m", "pat.cli", "train", f"recipe={recipe}", *small(config, tmp_path)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["recipe"] == recipe
+    assert summary["step"] == 2
+    assert summary["zero_stage"] == config.engine.zero_stage
+    if config.pruners:
+        targets = [pruner.budget["sparsity"] for pruner in config.pruners.values()]
+        assert summary["phase"] == "hard"
+        assert summary["sparsity"] == pytest.approx(targets[0], abs=1e-4)

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Sets up what is missing and runs the tests.
+#
+#   tests/run.sh                    the quick set: everything but tests marked `slow`
+#   tests/run.sh --slow             everything
+#   tests/run.sh tests/unit -k name other arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+which=(-m "not slow")
+if [ "${1:-}" = --slow ]; then
+    which=()
+    shift
+fi
+
+. launch/setup.sh
+pat_wait
+
+# The tests are about the CPU path and make all they need; no network, no logger, a core for each of two ranks.
+export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline PYTHONDONTWRITEBYTECODE=1
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+export HF_HOME="$scratch/hf" WANDB_DIR="$scratch"
+
+status=0
+python -m pytest "${which[@]}" --durations=15 --basetemp="$scratch/pytest" "$@" || status=$?
+exit "$status"

@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pat import data, models, tasks
+from pat.config import Config, DataConfig, GeneratedConfig
+from pat.data import sampler, sources
+from pat.data.generated import generate
+
+TOKENIZER = models.byte_tokenizer()
+LM = tasks.build({"name": "causal_lm"})
+CLASSES = tasks.build({"name": "classification"})
+
+
+def write_json(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def reviews(count: int = 40) -> list[dict[str, Any]]:
+    return [{"text": f"review number {i}", "label": ["neg", "pos"][i % 2]} for i in range(count)]
+
+
+def json_config(tmp_path: Path, rows: list[dict[str, Any]] | None = None, **fields: Any) -> DataConfig:
+    train = write_json(tmp_path / "train.jsonl", reviews() if rows is None else rows)
+    values = {"max_length": 16, "train": train, "cache_dir": str(tmp_path / "cache"), "eval_fraction": 0.25} | fields
+    return DataConfig(source="json", **values)
+
+
+def config(global_batch: int, micro: int, seed: int = 0) -> Config:
+    made = Config(seed=seed)
+    made.train.global_batch_size, made.train.micro_batch_size = global_batch, micro
+    return made
+
+
+# --- the order of samples
+
+
+def test_an_epoch_is_a_permutation_of_its_own() -> None:
+    orders = [sampler.order(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(one) == list(range(50)) for one in orders)
+    assert len({tuple(one) for one in orders}) == 4
+    assert sampler.order(0, 0, 5).tolist() == [1, 0, 2, 3, 4]  # stays so: runs resume on other machines and versions
+
+
+def global_batch(step: int, world: int, micro: int, total: int, n: int, seed: int = 3) -> list[int]:
+    accum = total // (world * micro)
+    return [
+        i for a in range(accum) for r in range(world)
+        for i in sampler.batch_indices(step, a, r, world, micro, accum, n, seed)
+    ]  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 30), st.sampled_from([1, 2, 4]))
+def test_a_global_batch_does_not_depend_on_the_ranks(n: int, step: int, micro: int) -> None:
+    batches = [global_batch(step, world, micro, 16, n) for world in (1, 2, 4)]
+    assert batches[0] == batches[1] == batches[2]
+    assert len(batches[0]) == 16
+
+
+def test_every_sample_comes_once_an_epoch_across_steps_and_wraps() -> None:
+    n, drawn = 12, []
+    for step in range(6):
+        drawn += global_batch(step, 2, 2, 8, n)
+    assert all(sorted(drawn[i : i + n]) == list(range(n)) for i in range(0, 48, n))
+    assert set(Counter(global_batch(0, 2, 4, 8, 3)).values()) <= {2, 3}  # a data set smaller than the global batch
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_a_loader_gives_the_same_batches_from_any_step_on(tmp_path: Path, prefetch: bool) -> None:
+    samples = data.prepare(json_config(tmp_path), TOKENIZER, CLASSES).train
+
+    def loader(rank: int = 0, world: int = 1) -> data.BatchLoader:
+        return data.BatchLoader(samples, CLASSES, TOKENIZER, config(8, 2), rank, world, prefetch=prefetch)
+
+    through = loader()
+    batches = [[through.batch(t, a) for a in range(4)] for t in range(5)]
+    resumed = loader()
+    for t, a in [(3, 0), (3, 1), (3, 2), (3, 3), (4, 0), (1, 2), (0, 0)]:
+        again = resumed.batch(t, a)
+        assert again.keys() == batches[t][a].keys()
+        assert all(torch.equal(again[name], batches[t][a][name]) for name in again)
+    halves = [loader(rank, 2) for rank in (0, 1)]
+    for a in range(2):
+        for rank in (0, 1):
+            assert torch.equal(halves[rank].batch(2, a)["input_ids"], batches[2][2 * a + rank]["input_ids"])
+    for one in (through, resumed, *halves):
+        one.close()
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_an_error(tmp_path: Path) -> None:
+    samples = data.prepare(json_config(tmp_path), TOKENIZER, CLASSES).train
+    with pytest.raises(ValueError, match="global_batch_size=8 is not a multiple of train.micro_batch_size=2 x 3 ranks"):
+        data.BatchLoader(samples, CLASSES, TOKENIZER, config(8, 2), 0, 3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 7, 12])
+def test_evaluation_covers_every_sample_once_in_as_many_batches_on_every_rank(n: int, world: int) -> None:
+    ranks = [list(sampler.eval_indices(n, rank, world, 2)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    counted = Counter(i for batches in ranks for chosen, weight in batches for i in chosen if weight)
+    assert counted == Counter(range(n))
+    assert all(chosen for batches in ranks for chosen, _ in batches)
+
+
+@pytest.mark.parametrize("task", [CLASSES, LM])
+def test_ranks_together_measure_what_one_rank_measures(tmp_path: Path, task: tasks.Task) -> None:
+    held = data.prepare(json_config(tmp_path, eval_fraction=0.4), TOKENIZER, task).eval
+    torch.manual_seed(0)
+    table = torch.randn(264, 264)
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+            logits = table[input_ids]
+            self.logits = logits if task is LM else logits.sum(1)[:, :2]
+            return self
+
+    sums = {
+        world: sum(
+            task.evaluate(Model(), data.eval_batches(held, task, TOKENIZER, config(12, 2), rank, world), "cpu")
+            for rank in range(world)
+        )
+        for world in (1, 2, 3)
+    }
+    for world in (2, 3):
+        torch.testing.assert_close(sums[world], sums[1], rtol=1e-5, atol=1e-5)
+        assert sums[world][-1] == sums[1][-1]
+
+
+# --- the cache
+
+
+def test_a_second_call_finds_what_the_first_has_built_and_changes_are_seen(tmp_path: Path) -> None:
+    cfg = json_config(tmp_path)
+    first, second = (data.prepare(cfg, TOKENIZER, CLASSES, seed) for seed in (0, 1))
+    assert first.info["built"] and not second.info["built"]
+    assert first.train[:] == second.train[:] and first.eval[:] == second.eval[:]
+    assert first.label_names == ["neg", "pos"] and first.num_labels == 2
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_bytes(Path(cfg.train).read_bytes())
+    assert not data.prepare(json_config(tmp_path, train=str(moved)), TOKENIZER, CLASSES).info["built"]
+    assert data.prepare(json_config(tmp_path, max_length=12), TOKENIZER, CLASSES).info["built"]
+    assert data.prepare(cfg, TOKENIZER, LM).info["built"]
+    other = models.byte_tokenizer()
+    other.add_tokens(["review"])
+    assert data.prepare(cfg, other, CLASSES).info["built"]
+    stat = os.stat(cfg.train)
+    write_json(Path(cfg.train), [row | {"text": row["text"].upper()} for row in reviews()])
+    os.utime(cfg.train, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same name, size and date, other content
+    assert data.prepare(cfg, TOKENIZER, CLASSES).info["built"]
+    assert not list((tmp_path / "cache").rglob("*.part")) and not list((tmp_path / "cache").rglob("raw"))
+
+
+def test_digests_of_old_files_are_remembered_and_forgotten_when_they_change(tmp_path: Path) -> None:
+    cfg = json_config(tmp_path)
+    memory = tmp_path / "digests"
+    os.utime(cfg.train, (1e9, 1e9))
+    before = sources.digest(cfg, "train", 0, memory)
+    (note,) = memory.iterdir()
+    note.write_text(note.read_text().replace('"sha256": "', '"sha256": "remembered'))
+    assert "remembered" in sources.digest(cfg, "train", 0, memory)
+    os.utime(cfg.train, (1e9, 2e9))
+    assert sources.digest(cfg, "train", 0, memory) == before
+    note.write_text("{torn")
+    assert sources.digest(cfg, "train", 0, memory) == before
+
+
+def test_a_torn_entry_is_built_again(tmp_path: Path) -> None:
+    cfg = json_config(tmp_path)
+    whole = data.prepare(cfg, TOKENIZER, CLASSES)
+    rows = whole.train[:]
+    folder = Path(whole.info["cache"])
+    left = folder.with_name(folder.name + ".dead.part")
+    left.mkdir()
+    for tear in ("train.arrow", "eval.arrow", "info.json"):
+        content = (folder / tear).read_bytes()
+        (folder / tear).unlink()
+        (folder / tear).write_bytes(content[:-10])
+        again = data.prepare(cfg, TOKENIZER, CLASSES)
+        assert again.info["built"] and again.train[:] == rows
+    assert not left.exists()
+
+
+def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
+    cfg = json_config(tmp_path, reviews(3000))
+    program = f"""
+import json, sys, time
+from pathlib import Path
+from pat import data, models, tasks
+from pat.config import DataConfig
+tokenizer, task = models.byte_tokenizer(), tasks.build({{"name": "causal_lm"}})
+Path(sys.argv[1]).touch()
+while not Path("go").exists():
+    time.sleep(0.01)
+cfg = DataConfig(source="json", train={cfg.train!r}, cache_dir={cfg.cache_dir!r}, max_length=16)
+made = data.prepare(cfg, tokenizer, task)
+print(json.dumps([made.info, made.train[0]]))
+"""
+    names = ["a", "b", "c"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(data.__file__).parents[2])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, name], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for name in names
+    ]
+    while not all((tmp_path / name).exists() for name in names):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    (tmp_path / "go").touch()
+    results = [json.loads(process.communicate(timeout=100)[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sorted(info["built"] for info, _ in results) == [False, False, True]
+    assert results[0][1] == results[1][1] == results[2][1]
+
+
+# --- what is held out, and what is read
+
+
+def test_equal_texts_are_never_on_both_sides(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i % 60}", "label": i % 3} for i in range(300)]  # equal texts, with different labels too
+    made = data.prepare(json_config(tmp_path, rows, eval_fraction=0.3), TOKENIZER, CLASSES)
+    train, held = ({tuple(ids) for ids in split["input_ids"]} for split in (made.train, made.eval))
+    assert train and held and not train & held
+    assert len(made.train) + len(made.eval) == 300
+    assert 30 < len(made.eval) < 150
+    more = [{"text": f"new {i}", "label": 0} for i in range(50)]
+    grown = data.prepare(json_config(tmp_path, more + rows, eval_fraction=0.3), TOKENIZER, CLASSES)
+    assert held <= {tuple(ids) for ids in grown.eval["input_ids"]}
+
+
+def test_one_row_at_least_is_held_out_and_one_stays(tmp_path: Path) -> None:
+    for fraction in (1e-9, 1 - 1e-9):
+        made = data.prepare(json_config(tmp_path, reviews(3), eval_fraction=fraction), TOKENIZER, CLASSES)
+        assert len(made.train) >= 1 and len(made.eval) >= 1 and len(made.train) + len(made.eval) == 3
+
+
+def test_an_eval_file_is_used_and_its_rows_that_training_sees_are_counted(tmp_path: Path) -> None:
+    held = write_json(tmp_path / "eval.jsonl", [*reviews(3), {"text": "new", "label": "pos"}])
+    made = data.prepare(json_config(tmp_path, eval=held), TOKENIZER, CLASSES)
+    assert (len(made.train), len(made.eval), made.info["eval_rows_in_train"]) == (40, 4, 3)
+    assert made.eval["label"] == [0, 1, 0, 1]
+
+
+def test_limits_take_samples_from_all_over(tmp_path: Path) -> None:
+    made = data.prepare(json_config(tmp_path, max_train_samples=4, max_eval_samples=1), TOKENIZER, CLASSES)
+    assert (len(made.train), len(made.eval)) == (4, 1)
+    texts = ["".join(map(chr, ids)) for ids in made.train["input_ids"]]
+    assert len({text[:15] for text in texts}) == 4
+
+
+def test_language_model_blocks_are_full_and_the_rest_is_counted(tmp_path: Path) -> None:
+    texts = [f"document {i} " * (1 + i % 3) for i in range(2500)]  # more than one batch of `map`
+    held = write_json(tmp_path / "eval.jsonl", [{"text": "x" * 100}])
+    made = data.prepare(json_config(tmp_path, [{"text": text} for text in texts], eval=held), TOKENIZER, LM)
+    stream = [token for text in texts for token in [*text.encode(), TOKENIZER.eos_token_id]]
+    flat = [token for block in made.train["input_ids"] for token in block]
+    assert flat == stream[: len(flat)]
+    assert made.info["train_tokens"] == len(flat) and {len(block) for block in made.train["input_ids"]} == {16}
+    assert made.info["train_tokens_left_over"] == len(stream) - len(flat) < 16
+    assert (made.num_labels, made.label_names) == (None, None)
+
+
+@pytest.mark.parametrize("source", ["csv", "parquet", "text"])
+def test_other_files_and_globs(tmp_path: Path, source: str) -> None:
+    import pandas
+
+    for name in ("b", "a"):
+        path = tmp_path / f"{name}.{source}"
+        texts = [f"{name} {i}" for i in range(10)]
+        if source == "text":
+            path.write_text("\n".join(texts))
+        else:
+            frame = pandas.DataFrame({"text": texts, "label": [i % 2 for i in range(10)]})
+            frame.to_csv(path, index=False) if source == "csv" else frame.to_parquet(path)
+    cfg = json_config(tmp_path)
+    cfg.source, cfg.train = source, [str(tmp_path / f"?.{source}")]
+    rows = sources.load(cfg, "train", 0, tmp_path / "raw")
+    assert rows["text"][:] == [f"{name} {i}" for name in ("a", "b") for i in range(10)]
+    made = data.prepare(cfg, TOKENIZER, LM if source == "text" else CLASSES)
+    assert made.info["train_rows"] + made.info["eval_rows"] == 20
+
+
+def test_a_text_file_can_be_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree")
+    for sample_by, expected in [("line", 4), ("paragraph", 2), ("document", 1)]:
+        cfg = DataConfig(source="text", train=str(tmp_path / "*.txt"), sample_by=sample_by, max_length=4)
+        assert len(sources.load(cfg, "train", 0, tmp_path / sample_by)) == expected
+
+
+def test_generated_text_is_a_function_of_the_seed_and_easy_to_learn(tmp_path: Path) -> None:
+    cfg = GeneratedConfig(num_documents=200)
+    one, two, other = (list(generate(cfg, seed)) for seed in (0, 0, 1))
+    assert one == two != other
+    assert Counter(row["label"] for row in one) == {0: 100, 1: 100}
+    words = [word for row in one for word in row["text"].lower().replace(".", "").split()]
+    assert len(set(words)) == 64
+    followers = {word: Counter(b for a, b in zip(words, words[1:], strict=False) if a == word) for word in set(words)}
+    foreseen = sum(sum(count for _, count in counts.most_common(6)) for counts in followers.values())
+    assert foreseen > 0.6 * len(words)  # six words of 64 by chance: 0.1
+    made = data.prepare(DataConfig(source="generated", max_length=32, cache_dir=str(tmp_path)), TOKENIZER, LM)
+    assert made.info["train_samples"] > 500
+    assert not data.prepare(DataConfig(source="generated", max_length=32, cache_dir=str(tmp_path)), TOKENIZER, LM).info[
+        "built"
+    ]
+
+
+@pytest.mark.parametrize(
+    "labels, names, numbers",
+    [
+        (["b", "a", "c"], ["a", "b", "c"], [1, 0, 2]),
+        ([0, 2, 1], ["0", "1", "2"], [0, 2, 1]),
+        ([True, False, True], ["0", "1"], [1, 0, 1]),
+    ],
+)
+def test_labels_become_numbers(tmp_path: Path, labels: list[Any], names: list[str], numbers: list[int]) -> None:
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels * 5)]
+    held = write_json(tmp_path / "eval.jsonl", rows)
+    made = data.prepare(json_config(tmp_path, rows, eval=held), TOKENIZER, CLASSES)
+    assert made.label_names == names
+    assert made.train["label"][:3] == numbers
+
+
+# --- one sentence for what is wrong
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"text_column": "txt"}, "data.text_column='txt' is not in data.train: the columns are text, label"),
+        ({"label_column": "stars"}, "data.label_column='stars' is not in data.train: the columns are text, label"),
+        ({"text_pair_column": "other"}, "data.text_pair_column='other' is not in"),
+        ({"train": "nowhere/*.json"}, r"data.train: no file matches 'nowhere/\*.json'"),
+        ({"eval": "nowhere.json"}, "data.eval: no file matches"),
+        ({"eval_fraction": 0.0}, "data.eval_fraction=0.0 must lie between 0 and 1"),
+        ({"subset": "en"}, "data.subset=en means nothing with data.source=json"),
+        ({"sample_by": "document"}, "data.sample_by=document means nothing with data.source=json"),
+        ({"generated": GeneratedConfig(num_words=3)}, "data.generated means nothing with data.source=json"),
+        ({"max_length": 0}, "data.max_length=0 must be 1 or more"),
+        ({"source": "csv", "train": __file__}, "cannot be read as csv"),
+        ({"source": "./nowhere"}, "no folder data.source='./nowhere'"),
+        ({"source": "generated"}, "means nothing with data.source=generated"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_sentence(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        data.prepare(dataclasses.replace(json_config(tmp_path), **fields), TOKENIZER, CLASSES)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([], "has no rows"),
+        ([{"text": "a", "label": 1}, {"text": "b", "label": 2}], r"labels in the training data are 1, 2, but must be"),
+        ([{"text": "a", "label": 0.5}, {"text": "b", "label": 1.0}], "labels in the training data are 0.5, 1.0, but"),
+        ([{"text": "a", "label": None}, {"text": "b", "label": 1}], "'label' is empty in some rows of data.train"),
+        ([{"text": "a", "label": 0}, {"text": None, "label": 1}], "'text' is empty in some rows of data.train"),
+        ([{"text": 1, "label": 0}, {"text": 2, "label": 1}], "'text' holds .*int64.*, not text"),
+        ([{"text": "", "label": 0}, {"text": "b", "label": 1}], "A text has no tokens"),
+        ([{"text": "a", "label": 0}, {"text": "a", "label": 1}], "All 2 rows of data.train are equal"),
+    ],
+)
+def test_wrong_rows_are_one_sentence(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data.prepare(json_config(tmp_path, rows), TOKENIZER, CLASSES)
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_labels_that_training_does_not_have_and_too_many_are_errors(tmp_path: Path) -> None:
+    held = write_json(tmp_path / "eval.jsonl", [{"text": "x", "label": "odd"}])
+    with pytest.raises(ValueError, match="label 'odd' is not one of the training data's: 'neg', 'pos'"):
+        data.prepare(json_config(tmp_path, eval=held), TOKENIZER, CLASSES)
+    one = tasks.build({"name": "classification", "num_labels": 1})
+    with pytest.raises(ValueError, match="task.num_labels=1, but the training data has 2: 'neg', 'pos'"):
+        data.prepare(json_config(tmp_path), TOKENIZER, one)
+    more = tasks.build({"name": "classification", "num_labels": 4})
+    assert data.prepare(json_config(tmp_path), TOKENIZER, more).num_labels == 4
+
+
+def test_text_too_short_for_a_block_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too few for one sample of data.max_length=4096"):
+        data.prepare(json_config(tmp_path, max_length=4096), TOKENIZER, LM)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(ValueError, match="has no rows"):
+        data.prepare(
+            dataclasses.replace(json_config(tmp_path), source="text", train=str(tmp_path / "empty.txt")), TOKENIZER, LM
+        )

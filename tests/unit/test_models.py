@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from pat import models, tasks
+from pat.config import ModelConfig
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+BERT = {
+    "model_type": "bert", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 64,
+}  # fmt: skip
+LM = tasks.build({"name": "causal_lm"})
+CLASSES = tasks.build({"name": "classification"})
+
+
+def random_model(fields: dict[str, Any], task: tasks.Task = LM, seed: int = 0, **options: Any) -> Any:
+    torch.manual_seed(seed)
+    cfg = ModelConfig(init="random", config=fields, tokenizer="byte")
+    return models.build_model(
+        cfg, task, options.pop("dtype", torch.float32), tokenizer=models.byte_tokenizer(), **options
+    )
+
+
+@pytest.mark.parametrize("text", ["plain", "Hé wörld 😀\n\t  two  spaces . ,", "spelt <eos> and <pad>", "\x00\x7f", ""])
+def test_the_byte_tokenizer_maps_bytes_to_their_numbers_and_back(text: str) -> None:
+    tokenizer = models.byte_tokenizer()
+    ids = tokenizer(text)["input_ids"]
+    assert ids == list(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (256, 257, 258)
+
+
+def test_a_saved_byte_tokenizer_is_the_same_tokenizer(tmp_path: Path) -> None:
+    tokenizer = models.byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again("Hé <eos>")["input_ids"] == list("Hé <eos>".encode())
+    assert len(again) == len(tokenizer) == 259
+
+
+def test_a_tokenizer_is_hashed_by_what_it_does_and_not_by_what_it_did_last() -> None:
+    used, fresh = models.byte_tokenizer(), models.byte_tokenizer()
+    used(["some text", "x"], truncation=True, padding=True, max_length=4)
+    assert models.tokenizer_digest(used) == models.tokenizer_digest(fresh)
+    fresh.add_tokens(["word"])
+    assert models.tokenizer_digest(used) != models.tokenizer_digest(fresh)
+
+
+def test_without_a_pad_token_the_end_of_text_pads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = models.byte_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "eos")
+    with caplog.at_level("INFO"):
+        built = models.build_tokenizer(ModelConfig(path=str(tmp_path / "eos")))
+    assert built.pad_token == "<eos>"
+    assert "no pad token" in caplog.text
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "none")
+    with pytest.raises(ValueError, match="neither a pad nor an end-of-text token"):
+        models.build_tokenizer(ModelConfig(path=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize("fields, task", [(LLAMA, LM), (LLAMA, CLASSES), (BERT, CLASSES)])
+def test_random_weights_are_a_function_of_the_seed(fields: dict[str, Any], task: tasks.Task) -> None:
+    one, two, other = (random_model(fields, task, seed, num_labels=3).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    matrices = [value for name, value in one.items() if value.ndim == 2]
+    assert all(0.01 < value.std() < 0.03 for value in matrices)  # what transformers initialises to
+
+
+def test_a_new_model_takes_its_vocabulary_and_special_tokens_from_the_tokenizer() -> None:
+    model = random_model(LLAMA, dtype=torch.bfloat16)
+    assert model.config.vocab_size == 264  # 259, rounded up to a multiple of 8
+    assert (model.config.pad_token_id, model.config.eos_token_id) == (256, 258)
+    assert model.dtype == torch.bfloat16 and model.training
+    assert random_model(LLAMA | {"vocab_size": 300}).config.vocab_size == 300
+
+
+def test_tied_embeddings_stay_one_parameter() -> None:
+    model = random_model(LLAMA | {"tie_word_embeddings": True})
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert "lm_head.weight" not in dict(model.named_parameters())
+
+
+def test_pretrained_weights_are_kept_and_a_new_head_is_a_function_of_the_seed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = random_model(LLAMA)
+    saved.save_pretrained(tmp_path)
+    cfg = ModelConfig(path=str(tmp_path), config={"attention_dropout": 0.1})
+    heads = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        model = models.build_model(
+            cfg, CLASSES, torch.float32, tokenizer=models.byte_tokenizer(), label_names=["no", "yes"]
+        )
+        heads.append(model.score.weight)
+    assert torch.equal(*heads)
+    assert torch.equal(model.model.embed_tokens.weight, saved.model.embed_tokens.weight)
+    assert model.config.attention_dropout == 0.1
+    assert model.config.id2label == {0: "no", 1: "yes"} and model.config.num_labels == 2
+    assert "newly initialised: score.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "cfg, message",
+    [
+        (ModelConfig(), "model.path is not set"),
+        (ModelConfig(path="./nowhere"), r"no folder model.path='./nowhere'"),
+        (ModelConfig(path="x", init="zeros"), "model.init is 'zeros': allowed are pretrained, random"),
+        (ModelConfig(init="random"), "needs an architecture"),
+        (ModelConfig(init="random", config={"model_type": "lama"}), "no model.config.model_type='lama'"),
+        (
+            ModelConfig(init="random", config={"model_type": "bert", "hiden": 8}),
+            "'bert' has no model.config.hiden: allowed",
+        ),
+        (ModelConfig(init="random", config=LLAMA | {"hidden_size": 33}), r"\(33\) is not a multiple of .* heads \(4\)"),
+        (ModelConfig(init="random", config={"model_type": "vit"}), "'vit' cannot be built for task.name='causal_lm'"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_sentence(cfg: ModelConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        models.build_model(cfg, LM, torch.float32)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"hidden_size": 16}, r"'lm_head.weight' is \(264, 32\) in .* but \(264, 16\) in the model"),
+        ({"hiden_size": 16}, "no model.config.hiden_size: allowed are"),
+        ({"model_type": "bert"}, "not both"),
+        ({"hidden_size": "wide"}, "is refused"),
+    ],
+)
+def test_a_model_config_that_does_not_go_with_the_weights_is_one_sentence(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    random_model(LLAMA).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        models.build_model(ModelConfig(path=str(tmp_path), config=fields), LM, torch.float32)
+
+
+def test_a_folder_without_weights_or_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+    random_model(LLAMA).config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="No weights could be loaded from"):
+        models.build_model(ModelConfig(path=str(tmp_path)), LM, torch.float32)
+    with pytest.raises(ValueError, match="No tokenizer could be loaded from"):
+        models.build_tokenizer(ModelConfig(path=str(tmp_path)))
+    with pytest.raises(ValueError, match="model.tokenizer is not set"):
+        models.build_tokenizer(ModelConfig())
+
+
+def test_what_the_model_has_no_room_for_is_an_error() -> None:
+    config = models.build_config(ModelConfig(init="random", config=LLAMA | {"vocab_size": 100}), LM)
+    with pytest.raises(ValueError, match="259 tokens and the model embeds 100"):
+        models.check_fits(config, models.byte_tokenizer(), 16)
+    config.vocab_size = 259
+    models.check_fits(config, models.byte_tokenizer(), 64)
+    with pytest.raises(ValueError, match="data.max_length=65 is more than the 64 positions"):
+        models.check_fits(config, models.byte_tokenizer(), 65)

@@ -1,0 +1,124 @@
+"""Ramps, phases and selection steps as pure functions of the step; and how many units a sparsity removes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pat.pruning import registry
+from pat.pruning.budgets import num_pruned
+from pat.pruning.schedules import Timeline
+
+EXTRA = {"stepwise": {"num_levels": 4}}
+RAMPS = [name for name in registry.names("schedule") if name != "one_shot"]
+
+
+def timeline(name: str = "linear", num_steps: int = 100, **fields: object) -> Timeline:
+    given_ = {"name": name, "start": 10, "end": 60, **EXTRA.get(name, {}), **fields}
+    return registry.build("schedule", given_).resolve(num_steps)
+
+
+@pytest.mark.parametrize("name", registry.names("schedule"))
+@settings(max_examples=60, deadline=None)
+@given(
+    num_steps=st.integers(1, 60),
+    cuts=st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted),
+    every=st.integers(1, 9),
+    final=st.floats(0, 0.999),
+    share=st.floats(0, 1),
+)
+def test_contract(name: str, num_steps: int, cuts: list[float], every: int, final: float, share: float) -> None:
+    start, end, hard = cuts
+    initial = final * share
+    line = timeline(name, num_steps, start=start, end=end, hard=hard, every=every, initial=initial)
+    steps = range(num_steps)
+    assert 0 <= line.start <= line.end <= line.hard < num_steps
+    targets = [line.target(t, final) for t in steps]
+    assert targets == sorted(targets)
+    assert all(target == 0.0 for target in targets[: line.start])
+    assert all(initial <= target <= final for target in targets[line.start :])
+    assert all(target == final for target in targets[line.end :])
+    phases = [line.phase(t) for t in steps]
+    assert phases == sorted(phases, key=["dense", "soft", "hard"].index)
+    assert phases.count("dense") == line.start and phases.count("hard") == num_steps - line.hard
+    assert all(line.phase(t) == "soft" or t == line.hard for t in steps if line.is_selection_step(t))
+    assert line.is_selection_step(line.start) and line.is_selection_step(line.end) and line.is_selection_step(line.hard)
+    progress = [line.progress(t) for t in steps]
+    assert progress == sorted(progress) and all(0.0 <= p <= 1.0 for p in progress)
+    assert line.progress(line.end) == 1.0
+
+
+def test_selection_steps() -> None:
+    line = timeline(start=2, end=9, hard=12, every=3, num_steps=20)
+    assert [t for t in range(20) if line.is_selection_step(t)] == [2, 5, 8, 9, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("name", "middle"),
+    [("linear", 0.4), ("cubic", 0.8 - 0.8 / 8), ("exponential", 1 - 0.2**0.5), ("stepwise", 0.4), ("one_shot", 0.8)],
+)
+def test_half_way(name: str, middle: float) -> None:
+    assert timeline(name).target(35, 0.8) == pytest.approx(middle)
+
+
+def test_stepwise_jumps() -> None:
+    line = timeline("stepwise", start=0, end=10, num_levels=10)
+    assert [line.target(t, 0.5) for t in range(11)] == pytest.approx([0.05 * t for t in range(11)])
+    line = timeline("stepwise", start=0, end=8, num_levels=2)
+    assert [line.target(t, 0.5) for t in range(9)] == [0, 0, 0, 0, 0.25, 0.25, 0.25, 0.25, 0.5]
+
+
+def test_one_shot_needs_no_end() -> None:
+    line = registry.build("schedule", {"name": "one_shot", "start": 3}).resolve(10)
+    assert (line.start, line.end, line.hard) == (3, 3, 3)
+    assert [line.target(t, 0.5) for t in (2, 3)] == [0.0, 0.5]
+    assert line.phase(2) == "dense" and line.phase(3) == "hard"
+
+
+def test_fractions_and_steps() -> None:
+    assert timeline(start=0.1, end=0.29, num_steps=100).end == 29
+    assert timeline(start=1, end=1.0, num_steps=50).end == 49
+    assert timeline(start=0.0, end=0.6, num_steps=2).hard == 1
+
+
+@pytest.mark.parametrize("name", RAMPS)
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"end": 100}, "schedule.end is step 100, outside the run's steps 0 to 99"),
+        ({"start": -1}, "schedule.start is step -1, outside"),
+        ({"start": 70}, "ends at step 60, before it starts at step 70"),
+        ({"hard": 50}, "permanent at step 50, before the schedule ends at step 60"),
+        ({"hard": 100}, "schedule.hard is step 100, outside"),
+        ({"end": 1.5}, "schedule.end is 1.5, but must be a whole number"),
+        ({"end": None}, "schedule.end is null, but a"),
+        ({"every": 0}, "schedule.every is 0"),
+        ({"initial": 1.0}, "schedule.initial is 1.0"),
+    ],
+)
+def test_refusals(name: str, fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        timeline(name, **fields)  # type: ignore[arg-type]
+
+
+def test_initial_above_the_budget_is_refused() -> None:
+    with pytest.raises(ValueError, match="schedule.initial is 0.5, above the budget's 0.3"):
+        timeline(initial=0.5).target(0, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("units", "sparsity", "expected"),
+    [
+        (30, 0.1, 3),
+        (10, 0.25, 3),
+        (30, 0.15, 5),
+        (0, 0.9, 0),
+        (7, 0.0, 0),
+        (3, 0.9, 3),
+        (1000, 1e-05, 0),
+        (10**9, 0.7, 7 * 10**8),
+    ],
+)
+def test_num_pruned(units: int, sparsity: float, expected: int) -> None:
+    assert num_pruned(units, sparsity) == expected
