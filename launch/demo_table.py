@@ -1,6 +1,6 @@
 """Compare the demo's dense and pruned model: accuracy, sparsity, size on disk, time.
 
-    python launch/demo_table.py DIR     reads DIR/{dense,pruned}/summary.json and DIR/export-{dense,pruned}
+python launch/demo_table.py DIR     reads DIR/{dense,pruned}/summary.json and DIR/export-{dense,pruned}
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def main(arguments: list[str]) -> int:
     console = Console()
     console.print(table(dense, pruned))
     console.print(
-        "Zeros are stored like any number, so the file is no smaller until it is compressed, and a stock runtime is no\n"
-        "faster: unstructured zeros save storage and transfer. The word embeddings are not pruned."
+        "Zeros are stored like any number, so the file is no smaller until it is compressed, and a stock runtime is\n"
+        "no faster: unstructured zeros save storage and transfer. The word embeddings are not pruned."
     )
     return 0
 

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
+from pat.deepspeed_files import shard_file
 from pat.hashing import file_sha256
 from pat.pruning.pruner import Pruner
 from pat.pruning.shards import Shards, logical_shape
@@ -52,7 +53,7 @@ def save(
         """Run a write; a failure is kept, so that no rank leaves a collective which the others have entered."""
         try:
             return write()
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, CheckpointError) as error:
             failures.append(f"rank {rank}: {error}")
             return None
 
@@ -98,6 +99,8 @@ def _seal(path: Path) -> dict[str, Any]:
 
 
 def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -> None:
+    for rank in range(manifest["world_size"]):
+        shard_file(manifest["files"], manifest["layout"], rank)  # raises where DeepSpeed wrote less than all
     write_atomic(partial / "manifest.json", json.dumps(manifest))
     sync_directory(partial)
     if final.exists():

@@ -22,7 +22,7 @@ from pat.deepspeed_files import LAYOUTS, CheckpointError
 from pat.hashing import file_sha256, unpack_keep
 
 FORMAT = 1
-WINDOW = 1 << 28  # bytes read through mappings before they are dropped: bounds the resident memory
+WINDOW = 1 << 26  # bytes read through mappings before they are dropped: bounds the resident memory
 KEYS = ("step", "world_size", "zero_stage", "dtype", "layout", "parameters", "tied", "ranks", "files")
 STATES = ("weight", "exp_avg", "exp_avg_sq")
 

@@ -104,8 +104,8 @@ def export(arguments: Sequence[str]) -> int:
     """`pat export`: a Hugging Face folder from a run."""
     parser = argparse.ArgumentParser(
         prog="pat export",
-        description="Write a stock Hugging Face folder (safetensors, tokenizer, config, model card, masks) from a run's\n"
-        "checkpoint, tensor by tensor, without a GPU and without its ranks; then reload it and prove it equal.",
+        description="Write a stock Hugging Face folder (safetensors, tokenizer, config, model card, masks) from a\n"
+        "run's checkpoint, tensor by tensor, without a GPU and without its ranks; then reload it and prove it equal.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  pat export runs/parity --out pruned\n"
         "  pat export runs/parity --out pruned --checkpoint 200 --dtype bf16\n\n" + _EXIT_CODES,
@@ -123,16 +123,16 @@ def export(arguments: Sequence[str]) -> int:
         "--verify",
         choices=("auto", "logits", "weights"),
         default="auto",
-        help="every tensor is compared bit for bit; logits: those of the reloaded folder, too; auto: up to 4 GiB of weights",
+        help="every tensor is compared bit for bit; logits: the reloaded model's, too; auto: up to 4 GiB of weights",
     )
     options = parser.parse_args(arguments)
     from rich.console import Console
 
-    from pat.export.export import export_run
+    from pat.export.export import export_run, format_report
 
     console = Console(stderr=True)
     result = export_run(options.run, options.out, options.checkpoint, options.dtype, options.verify, console)
-    print(f"{options.out}: sparsity {result['sparsity']:.4f}, mask {result['mask_sha256']}")
+    Console().print(format_report(result))
     return ExitCode.DONE
 
 

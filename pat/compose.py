@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import os
 import re
@@ -17,12 +16,13 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pat.config import Config
+from pat.explain import explain
 from pat.pruning import registry
 from pat.run import ExitCode, RunDir, versions, write_atomic, write_json
 from pat.validate import validate
@@ -99,8 +99,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}")
-    content = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(content, dict)
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_replaced_fields(content["pruners"], overrides)
     config = to_config(content)
     validate(config)
@@ -187,56 +186,6 @@ def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
     return name
 
 
-def explain(error: Exception) -> str:
-    """One sentence: what was given, what is allowed there."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        options = ", ".join(error.options or []) or "none"
-        hint = " (or --config-dir DIR with DIR/recipe/NAME.yaml)" if group == "recipe" else ""
-        return f"there is no {group or 'config'} called {option!r}; allowed: {options}{hint}"
-    if isinstance(error, OverrideParseException):
-        return (
-            f"cannot read {error.override!r}: write key=value, with quotes around what the shell or Hydra would split"
-        )
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return _explain_key(cause)
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    group = re.search(
-        r"Could not override '([^']+)'.*(No match in the defaults list|Did you mean to override (\S+)\?)", text
-    )
-    if group:
-        name, _, place = group[1].partition("@")
-        if group[3]:
-            return f"nothing selects {name}{' for ' + place if place else ''}; did you mean {group[3]}=...?"
-        entry = f"- /{group[1]}: OPTION" if place else f"one of {', '.join(_groups())}"
-        return f"nothing selects {name}{' for ' + place if place else ''} yet; a recipe's defaults list needs {entry}"
-    ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.|Sweep parameters '([^=]+)=(.*?)'", text)
-    if ambiguous:
-        key, value = ambiguous[1] or ambiguous[3], ambiguous[2] or ambiguous[4]
-        return f"{key}={value} is several values: add -m for one run each, or write {key}=[{value}] for a list"
-    return re.sub(r"\s*(Set the environment|To append to your config).*", "", text) or type(error).__name__
-
-
-def _explain_key(error: OmegaConfBaseException) -> str:
-    key, message = str(error.full_key), (error.msg or str(error)).splitlines()[0]
-    node = error.parent_node
-    if isinstance(node, DictConfig) and ("not in" in message or "not a member" in message):
-        allowed = sorted(str(key) for key in node if key != "hydra")
-        last = key.rpartition(".")[2]
-        close = difflib.get_close_matches(last, allowed, 1)
-        place = key.rpartition(".")[0]
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return (
-            f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}{hint}"
-        )
-    words = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
-    wrong = re.match(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
-    if wrong and wrong[2] in words:
-        return f"{key} is {wrong[1]!r}, but must be {words[wrong[2]]}"
-    return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"
-
-
 def _how_to_choose(key: str) -> str:
     return f"{key} (task={' or task='.join(_options('task'))})" if key == "task.name" else key
 
@@ -245,12 +194,8 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-def _groups() -> list[str]:
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
-
-
 def _method_as_group(argument: str) -> str:
-    """`pruners.P.criterion.name=magnitude` selects the method with its own fields: `criterion@pruners.P.criterion=...`."""
+    """`pruners.P.criterion.name=taylor` selects the method and its fields: `criterion@pruners.P.criterion=taylor`."""
     match = _METHOD.fullmatch(argument)
     return f"{match[3]}@{match[1]}={match[4]}" if match else argument
 

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pat
@@ -37,7 +37,9 @@ def launch(run_dir: Path, config: Config, rank_program: Sequence[str] = ("--modu
     """Run all ranks of a run, whose directory the caller holds, on this machine; returns the run's exit code."""
     environment = rank_variables(config)
     RunDir(run_dir).exit.unlink(missing_ok=True)
-    with _extensions_in_use(Path(environment["TORCH_EXTENSIONS_DIR"])):
+    directory = Path(environment["TORCH_EXTENSIONS_DIR"])
+    ours = directory == extensions_dir(environment)
+    with extensions_in_use(directory) if ours else contextlib.nullcontext():
         launcher = subprocess.Popen(
             [*_deepspeed_command(config.engine.world_size), *rank_program, str(run_dir)],
             env=environment,
@@ -60,7 +62,7 @@ def rank_variables(config: Config) -> dict[str, str]:
         environment["OMP_NUM_THREADS"] = str(engine.threads_per_rank)
     local_ranks = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or engine.world_size)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local_ranks)))
-    environment.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions_dir(environment)))
+    environment.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_dir(environment)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Ranks run the package that runs here, not a folder called `pat` where the user happens to stand.
     environment["PYTHONSAFEPATH"] = "1"
@@ -70,8 +72,8 @@ def rank_variables(config: Config) -> dict[str, str]:
     return environment
 
 
-def _extensions_dir(environment: dict[str, str]) -> Path:
-    # One directory shared by two DeepSpeed versions breaks the compiled operations of both.
+def extensions_dir(environment: Mapping[str, str]) -> Path:
+    """Where DeepSpeed's compiled operations go: two versions in one directory break each other's."""
     parts = [sys.prefix, environment.get("DS_ACCELERATOR", "")]
     parts += [importlib.metadata.version(name) for name in ("deepspeed", "torch")]
     cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -79,9 +81,9 @@ def _extensions_dir(environment: dict[str, str]) -> Path:
 
 
 @contextlib.contextmanager
-def _extensions_in_use(directory: Path) -> Iterator[None]:
+def extensions_in_use(directory: Path) -> Iterator[None]:
     """A rank that was killed while it compiled leaves a `lock` file for which every later rank would wait for ever:
-    remove it when no other run uses the directory."""
+    remove it when no other run uses this directory, which only pat uses."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".in-use", "a") as file:
         with contextlib.suppress(OSError):
@@ -103,7 +105,7 @@ def _deepspeed_command(world_size: int) -> list[str]:
         here = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
         if world_size > len(here):
             raise ValueError(
-                f"engine.world_size={world_size} but this machine shows {len(here)} GPUs: set it to at most {len(here)}, "
+                f"engine.world_size={world_size} but this machine shows {len(here)} GPUs: set at most {len(here)}, "
                 "or start `pat train` on several machines with deepspeed, torchrun or srun"
             )
         devices = [int(name) if name.strip().isdigit() else name for name in here[:world_size]]
@@ -134,6 +136,9 @@ class _Watch:
                     over = self._launcher_ended()
                     ranks = process.rank_records(self.run_dir)
                     living = [rank for rank in ranks if rank.process.alive]
+                    if len(living) < len(ranks):  # what a rank says last, it may have said after it was read above
+                        gone = {rank.rank for rank in ranks} - {rank.rank for rank in living}
+                        ranks = [rank for rank in process.rank_records(self.run_dir) if rank.rank in gone] + living
                     if over and not living:
                         break
                     self._forward(living)

@@ -14,9 +14,9 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from pat.config import Config
 
@@ -68,12 +68,11 @@ class Bar(Lines):
         self.rest = ""
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None),  # what is left of the terminal's width
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=Console(file=terminal, force_terminal=True),
             redirect_stdout=False,
             redirect_stderr=False,
@@ -96,7 +95,7 @@ class Bar(Lines):
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self.advance(step)
         if self.task is not None and "train/loss" in values:
-            self.bar.update(self.task, status="  ".join(status(values)))
+            self.bar.update(self.task, status=" ".join(status(values)))
         elif self.task is not None:
             self._above(self._line(values, step) + "\n")
         super().log(values, step)

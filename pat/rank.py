@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,8 @@ def redirect_output(run_dir: Path, rank: int) -> IO[str]:
     os.dup2(log.fileno(), 2)
     stream: Any = Tee(log, terminal) if rank == 0 else log
     sys.stdout = sys.stderr = stream
+    show = warnings.showwarning  # other packages' warnings are for the log
+    warnings.showwarning = lambda *what, **_: show(*what[:4], file=log)
     return terminal
 
 

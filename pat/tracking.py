@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import netrc
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlparse
 
 from pat.config import Config, LoggerConfig
 from pat.progress import view_of
@@ -90,6 +92,17 @@ def wandb_mode(logger: LoggerConfig, environ: Mapping[str, str], has_key: bool) 
     return "offline" if mode == "online" and not has_key else mode
 
 
+def has_api_key(environ: Mapping[str, str]) -> bool:
+    """Whether wandb would find credentials without asking."""
+    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
 class _Wandb:
     """wandb, or nothing. What goes wrong here is said once and never ends a run."""
 
@@ -104,8 +117,7 @@ class _Wandb:
     def _start(self) -> None:
         import wandb
 
-        has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
-        mode: Any = wandb_mode(self.config.logger, os.environ, has_key)
+        mode: Any = wandb_mode(self.config.logger, os.environ, has_api_key(os.environ))
         if self.config.logger.mode == "online" and mode == "offline":
             self.say("wandb: no API key here, so offline (`wandb sync` sends it later)")
         if mode == "disabled":

@@ -83,7 +83,7 @@ def _problems(config: Config) -> Iterator[str]:
 
 
 def _batch(config: Config) -> Iterator[str]:
-    """global = micro * ranks * accumulation."""
+    """The global batch is micro * ranks * accumulation."""
     total, ranks = config.train.global_batch_size, config.engine.world_size
     micro = config.train.micro_batch_size
     if total % ranks:
@@ -95,8 +95,8 @@ def _batch(config: Config) -> Iterator[str]:
     elif micro and total % (micro * ranks):
         fits = _near(n for n in range(1, total // ranks + 1) if (total // ranks) % n == 0)
         yield (
-            f"train.global_batch_size={total} is not a multiple of micro_batch_size={micro} x engine.world_size={ranks}: "
-            f"take a micro_batch_size of {fits}, or null"
+            f"train.global_batch_size={total} is not a multiple of train.micro_batch_size={micro} x "
+            f"engine.world_size={ranks}: take a micro_batch_size of {fits}, or null"
         )
 
 

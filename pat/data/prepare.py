@@ -22,12 +22,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pat.config import DataConfig
 from pat.data import sources
+from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
 from pat.tasks import Task
 
@@ -102,6 +102,7 @@ def content_hashes(rows: Dataset) -> np.ndarray:
     columns = [name for name in rows.column_names if name != "label"]
     hashes = np.empty(len(rows), dtype=np.uint64)
     done = 0
+    batch: Any
     for batch in rows.select_columns(columns).iter(batch_size=1000):
         for values in zip(*(batch[name] for name in columns), strict=True):
             hashes[done] = int(_hash(values)[:16], 16)
@@ -158,6 +159,7 @@ def _encode(
     samples = rows.map(
         encoder,
         batched=True,
+        features=encoder.features(),
         remove_columns=rows.column_names,
         cache_file_name=str(staging / f"{split}.arrow"),
         load_from_cache_file=False,
@@ -170,11 +172,10 @@ def _encode(
             f"data.max_length={cfg.max_length}. Give more text, a smaller max_length"
             + (", or a larger eval_fraction." if split == "eval" and not cfg.eval else ".")
         )
-    tokens = pc.sum(pc.list_value_length(samples.data.column("input_ids"))).as_py()
     return {
         f"{split}_rows": len(rows),
         f"{split}_samples": len(samples),
-        f"{split}_tokens": tokens,
+        f"{split}_tokens": int(token_counts(samples).sum()),
         f"{split}_tokens_left_over": encoder.left_over(),
     }
 

@@ -12,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -103,21 +105,28 @@ def eval_batches(
     world: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """This rank's share of the samples in order; over the ranks each has weight 1 exactly once.
+    """This rank's share of the samples, the longest first; over the ranks each has weight 1 exactly once.
 
-    Every rank yields the same number of batches, because a forward is collective at ZeRO 3: a rank that has run out
-    repeats the first sample with weight 0.
+    Sorted, a batch holds hardly any padding. Every rank yields the same number of batches, because a forward is
+    collective at ZeRO 3: a rank that has run out repeats a sample with weight 0.
     """
-    size = (
-        config.train.eval_batch_size or config.train.micro_batch_size or max(1, config.train.global_batch_size // world)
-    )
-    for chosen, weight in eval_indices(len(samples), rank, world, size):
+    train = config.train
+    size = train.eval_batch_size or train.micro_batch_size or max(1, train.global_batch_size // world)
+    by_length = np.argsort(-token_counts(samples), kind="stable")
+    for positions, weight in eval_indices(len(samples), rank, world, size):
+        chosen = by_length[positions].tolist()
         batch = task.collate(_take(samples, chosen), tokenizer) | {"weight": torch.full((len(chosen),), weight)}
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def token_counts(samples: Dataset) -> np.ndarray:
+    """(n,) int64: the tokens of each sample."""
+    columns: Any = samples.select_columns("input_ids").with_format("arrow")[:]
+    return pc.list_value_length(columns["input_ids"]).to_numpy().astype(np.int64)  # pyright: ignore
+
+
 def eval_indices(n: int, rank: int, world: int, batch_size: int) -> Iterator[tuple[list[int], float]]:
-    """(samples, weight) of each evaluation batch of a rank."""
+    """(positions, weight) of each evaluation batch of a rank; position 0 with weight 0 where nothing is left."""
     for start in range(0, n, world * batch_size):
         first = start + rank * batch_size
         chosen = list(range(first, min(first + batch_size, n)))

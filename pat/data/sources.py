@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Value, load_dataset
+from datasets.arrow_writer import SchemaInferenceError
 
 from pat.config import DataConfig, GeneratedConfig
 from pat.data.generated import generate
@@ -69,15 +70,15 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
     if cfg.source not in FILES:
         return _hub(cfg, getattr(cfg, split))
     paths = files(cfg, split)
-    options = {"sample_by": cfg.sample_by} if cfg.source == "text" else {}
+    options: dict[str, Any] = {"sample_by": cfg.sample_by} if cfg.source == "text" else {}
     # In the staging folder, not in the cache of `datasets`: that one trusts the files' dates.
     rows: Any
     try:
         rows = load_dataset(cfg.source, data_files=paths, split="train", cache_dir=str(staging), **options)
-    except StopIteration:
-        raise _empty(cfg, split) from None
     except Exception as error:  # any of a dozen parsers' own
         cause = error.__cause__ or error
+        if isinstance(cause, StopIteration | SchemaInferenceError):
+            raise _empty(cfg, split) from None
         first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise ValueError(f"data.{split}={getattr(cfg, split)} cannot be read as {cfg.source}: {first}") from error
     return rows

@@ -50,8 +50,8 @@ def export_run(
 
     dtype: fp32, bf16 or fp16, by default the run's. verify: every tensor is always compared bit for bit; "logits" also
     compares the logits of the folder, loaded by stock code, with a model filled from the checkpoint, "auto" does so
-    below 4 GiB of weights, "weights" does not. Raises ValueError for bad input, CheckpointError where the checkpoint or the
-    written folder is not what it must be; then nothing is left behind.
+    below 4 GiB of weights, "weights" does not. Raises ValueError for bad input, CheckpointError where the checkpoint or
+    the written folder is not what it must be; then nothing is left behind.
     """
     run, out = RunDir(Path(run_dir)), Path(out)
     if verify not in VERIFY:

@@ -19,6 +19,7 @@ from pat.export.source import weight_chunks
 from pat.export.writer import Spec
 
 LOGIT_LIMIT = 4 << 30  # bytes of weights up to which "auto" compares logits: two models are built for it
+LOGIT_TOLERANCE = 1e-3  # the same code on the same bits: 0 is what to expect
 ROWS, TOKENS = 4, 32  # random token ids
 
 
@@ -62,12 +63,18 @@ def check_tensors(
 def max_abs_logit_diff(
     reader: CheckpointReader, folder: Path, auto_model: Any, config: PretrainedConfig, dtype: torch.dtype
 ) -> float:
-    """Largest difference between the folder loaded by stock code and a model filled from the checkpoint."""
+    """Largest difference between the folder loaded by stock code and a model filled from the checkpoint.
+
+    Raises ExportError above LOGIT_TOLERANCE of the largest logit: then the config or a buffer is wrong.
+    """
     stock = auto_model.from_pretrained(folder, dtype=dtype)
     found = _logits(stock)
     del stock
     expected = _logits(model_from_checkpoint(reader, auto_model, config, dtype))
-    return float((found - expected).abs().max())
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= LOGIT_TOLERANCE * largest:  # NaN too
+        raise ExportError(f"stock code computes logits that differ by {difference:g} (the largest is {largest:g}).")
+    return difference
 
 
 def model_from_checkpoint(
@@ -76,6 +83,7 @@ def model_from_checkpoint(
     """A model with the checkpoint's effective weights that never saw the exported files."""
     with no_init_weights():
         model = auto_model.from_config(config, dtype=dtype)
+    model.tie_weights()
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for name in reader.parameters:

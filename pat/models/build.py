@@ -100,6 +100,8 @@ def _config_from_path(cfg: ModelConfig, fields: dict[str, Any]) -> PretrainedCon
     require_reachable(cfg.path, "model.path")
     if "model_type" in fields:
         raise ValueError(f"Give model.path='{cfg.path}' or model.config.model_type='{fields['model_type']}', not both.")
+    config: Any
+    unused: Any
     try:
         config, unused = AutoConfig.from_pretrained(
             cfg.path, revision=cfg.revision, return_unused_kwargs=True, **fields
@@ -218,4 +220,6 @@ def _unfit(config: PretrainedConfig, task: Task, error: Exception) -> ValueError
 def _sentence(error: Exception) -> str:
     """The telling line of a long message: transformers' validators put it last, its loaders first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1] if "alidation error" in lines[0] else lines[0]
+    if "alidation error" in lines[0]:
+        return lines[-1]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

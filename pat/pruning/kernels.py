@@ -23,7 +23,7 @@ MODES = ("auto", "compile", "eager")
 CHUNK = {"cpu": 1 << 16}  # elements a thread works on at a time: they and the temporaries stay in its cache
 SUM_CHUNK = 1 << 14  # a sum this short never splits over threads
 CHUNK_ACCELERATOR = 1 << 26  # where launches are dear, and the temporaries only have to fit
-AUTO_COMPILE_FROM = 1 << 20  # elements from which compiling (seconds) is soon won back
+AUTO_COMPILE_FROM = 1 << 23  # elements from which some hundred steps win back the seconds of compiling
 OPTIONS = {
     "cpp.enable_floating_point_contract_flag": "off",
     "cpp.dynamic_threads": True,  # the number of threads is asked for at each call, not built in
@@ -228,4 +228,4 @@ def _warn_once(error: Exception) -> None:
     if not _warned:
         _warned = True
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        log.warning("Pruning kernels run in eager mode, about 2.5 times slower: compiling failed (%s).", reason)
+        log.warning("Pruning kernels run in eager mode, which takes about twice as long: compiling failed (%s).", reason)

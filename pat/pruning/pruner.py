@@ -210,21 +210,21 @@ class Pruner:
             if mine:
                 weights.update(name, full)
             if name in self.owner:
-                keep = self.shards.assemble(name, self._keep_pieces(name), torch.uint8)
+                keep = self.shards.assemble(name, self.keep_pieces(name), torch.uint8)
                 if mine:
                     masks.update(name, keep)
         return masks.hexdigest(), weights.hexdigest()
 
-    def _keep_pieces(self, name: str) -> list[Piece]:
+    def keep_pieces(self, name: str) -> list[Piece]:
+        """This rank's keep flags of a prunable parameter; before the soft phase all are up."""
         if self.shards.replicated and self.shards.world.rank != 0:
             return []
-        found = []
-        for _, state in self._states.values():
-            for s in state.shard.segments:
-                if s.name == name:
-                    flags = torch.ones(s.numel, dtype=torch.uint8) if state.keep is None else None
-                    found.append(Piece(s.start, flags if state.keep is None else state.keep[s.offset : s.offset + s.numel]))  # type: ignore[arg-type]
-        return found
+        pieces = []
+        for _, state, s in self._segments():
+            if s.name == name:
+                flags = torch.ones(s.numel, dtype=torch.uint8) if state.keep is None else state.keep
+                pieces.append(Piece(s.start, flags if state.keep is None else flags[s.offset : s.offset + s.numel]))
+        return pieces
 
     # -- state -----------------------------------------------------------------------------------------------------
 

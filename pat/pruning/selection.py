@@ -172,14 +172,15 @@ def _scan(
             xp.less_equal(chunk, high, out=b)
             num_a, num_b = int(xp.count_nonzero(a)), int(xp.count_nonzero(b))
             xp.logical_and(a, b, out=a)
-            num_both = int(xp.count_nonzero(a))
+            picked = chunk[a] if copying else None
+            num_both = int(xp.count_nonzero(a)) if picked is None else len(picked)
             nans += n - (num_a + num_b - num_both)  # a number is above low or below high, or both
             above += n - num_b
             inside += num_both
             if copying and used + num_both > capacity:
                 copying, tally[3, g] = False, 1
             if copying:
-                stored[used : used + num_both] = chunk[a]
+                stored[used : used + num_both] = picked
                 used += num_both
         tally[:3, g] += torch.tensor([nans, above, inside])
         copies.append(store[begin:used])
@@ -201,9 +202,9 @@ def _kth_score(
         counts = torch.zeros(len(ranks), 1 << bits, dtype=torch.int64)
         for g, scores in pieces:
             for part in chunks(scores):
-                digits = (_ordered_key(scores[part]) >> shift) - (int(prefix[g]) << bits)
-                digits = digits[(digits >= 0) & (digits < 1 << bits)]
-                counts[g] += torch.bincount(digits, minlength=1 << bits).cpu()
+                digits = (_ordered_key(scores[part]) >> shift).sub_((int(prefix[g]) << bits) - 1)
+                digits.clamp_(0, (1 << bits) + 1)  # 0 and the last: another prefix; no selection, it is slow on the CPU
+                counts[g] += torch.bincount(digits, minlength=(1 << bits) + 2)[1:-1].cpu()
         counts = comm.sum(counts)
         at_least = counts.flip(1).cumsum(1).flip(1)  # scores with this digit or a higher one
         digit = ((at_least >= left[:, None]).sum(1) - 1)[:, None]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
     from pat.config import DataConfig
@@ -89,6 +89,10 @@ class Task(ABC):
 
 class Encoder(ABC):
     """Rows in, samples out, in order; called with one batch of rows after the other."""
+
+    @abstractmethod
+    def features(self) -> Features:
+        """The samples' columns and their types on disk."""
 
     @abstractmethod
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Features, List, Value
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
@@ -119,9 +120,13 @@ class _Blocks(Encoder):
         self.max_length = max_length
         self.rest: list[int] = []
 
+    def features(self) -> Features:
+        """Blocks of tokens."""
+        return Features({"input_ids": List(Value("int32"))})
+
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         texts = [text for text in rows["text"] if text]  # an empty line is no document
-        eos = self.tokenizer.eos_token_id
+        eos: Any = self.tokenizer.eos_token_id
         stream = self.rest
         for ids in self.tokenizer(texts, verbose=False)["input_ids"] if texts else []:
             stream.extend(ids)

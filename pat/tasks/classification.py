@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from datasets import Features, List, Value
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -71,12 +72,9 @@ class Classification(Task):
         width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, tokenizer.model_max_length))
         batch = {"attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long()}
         for name, values in samples.items():
-            if name == "label":
-                continue
-            fill = tokenizer.pad_token_id if name == "input_ids" else 0
-            batch[name] = torch.full((len(values), width), fill)
-            for row, value in zip(batch[name], values, strict=True):
-                row[: len(value)] = torch.as_tensor(value)
+            if name != "label":
+                fill: Any = tokenizer.pad_token_id if name == "input_ids" else 0
+                batch[name] = torch.tensor([[*value, *[fill] * (width - len(value))] for value in values])
         return batch | {"labels": torch.tensor(samples["label"])}
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
@@ -116,6 +114,11 @@ class _Rows(Encoder):
         self.max_length = max_length
         self.label_names = label_names
         self.numbers = {name: i for i, name in enumerate(label_names)}
+
+    def features(self) -> Features:
+        """What the tokenizer makes of a text, and the label."""
+        columns = [name for name in self.tokenizer.model_input_names if name != "attention_mask"]
+        return Features({name: List(Value("int32")) for name in columns} | {"label": Value("int64")})
 
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         encoded = self.tokenizer(

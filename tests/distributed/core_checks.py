@@ -53,28 +53,31 @@ def skipped() -> dict[str, Any]:
 
 
 def interrupted() -> dict[str, Any]:
-    """{layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
+    """{pruner on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
     said: dict[str, Any] = {}
-    for layout, overrides in EVERY.items():
-        trained = build(make_config("movement", **overrides))
+    cases = [("movement", name) for name in EVERY]
+    cases += [(kind, name) for kind in ("magnitude", "n_of_m", "block", "soft_movement") for name in ("zero2", "zero3")]
+    for kind, layout in cases:
+        overrides = EVERY[layout]
+        trained = build(make_config(kind, **overrides))
         trained.run(0, STEPS)
-        said[layout] = [digest(trained)]
+        said[f"{kind} on {layout}"] = [digest(trained)]
         discard(trained)
         with tempfile.TemporaryDirectory() as folder:
             root = Path(dist_broadcast(folder))
             at = 0
-            trained = build(make_config("movement", **overrides))
+            trained = build(make_config(kind, **overrides))
             for stop in (1, 5, 10):
                 trained.run(at, stop)
                 checkpoint.save(trained.engine, trained.pruner, root, stop, {}, {})
                 discard(trained)
-                trained = build(make_config("movement", **overrides))
+                trained = build(make_config(kind, **overrides))
                 reader = checkpoint.find(root, trained.pruner.shards, print)
                 assert reader is not None
                 checkpoint.load(trained.engine, trained.pruner, reader)
                 at = stop
             trained.run(at, STEPS)
-            said[layout].append(digest(trained))
+            said[f"{kind} on {layout}"].append(digest(trained))
             discard(trained)
             dist.barrier()
     return said

@@ -1,7 +1,7 @@
 """Proof 4 on ranks: what a checkpoint restores on another ZeRO stage or number of ranks, bit for bit.
 
     save FOLDER          train a few steps on each layout, save, and note a digest of every piece of state
-    load FOLDER          load each of those checkpoints on each layout of this start, and digest again
+    load FOLDER LAYOUTS  load each of those checkpoints on these layouts of this start, and digest again
     resave FROM TO       load on one layout of this start, save again
 """
 
@@ -44,12 +44,12 @@ def save(folder: Path) -> dict[str, Any]:
     return said
 
 
-def load(folder: Path) -> dict[str, Any]:
+def load(folder: Path, targets: Path) -> dict[str, Any]:
     """{source layout: {point: {target layout: digest}}} right after each load, and a loss after one more step."""
     said: dict[str, Any] = {}
     for source in sorted(p.name for p in folder.iterdir()):
         for point, step in POINTS.items():
-            for target in LAYOUTS:
+            for target in str(targets).split(","):
                 trained = make(target)
                 reader = checkpoint.find(folder / source / point, trained.pruner.shards, print)
                 assert isinstance(reader, CheckpointReader)

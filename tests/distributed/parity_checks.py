@@ -21,15 +21,18 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def checks(kinds: list[str]) -> dict[str, Any]:
-    """{pruner: {layout: result}}."""
+    """{pruner: {layout: result}}; `straddles`: whether a shard boundary cuts a 2:4 group."""
     results: dict[str, Any] = {}
     for kind in kinds:
         for layout, overrides in LAYOUTS.items():
             trained = build(make_config(kind, **overrides))
+            cuts = [s.start % 4 for mask in trained.pruner.masks for x in mask.states for s in x.shard.segments]
             trained.run(0, 12)
             trained.pruner.check()
             trained.pruner.check_finished()
-            results.setdefault(kind, {})[layout] = trained.result()
+            results.setdefault(kind, {})[layout] = trained.result() | {
+                "straddles": any(any(c) for c in trained.pruner.shards.world.gather(cuts))
+            }
             discard(trained)
     return results
 

@@ -1,15 +1,17 @@
 """Train a tiny model for two steps in several DeepSpeed layouts and save each as DeepSpeed does.
 
-Started by `ranks.run_ranks` with FOLDER LAYOUT...; writes FOLDER/LAYOUT/{deepspeed/, manifest.json, truth.pt}. The truth
-comes from DeepSpeed's own accessors (weights) and from the live optimizer (moments, step), not from the files.
+Started by `ranks.run_ranks` with FOLDER LAYOUT...; writes FOLDER/LAYOUT/{deepspeed/, manifest.json, truth.pt}. The
+truth comes from DeepSpeed's own accessors (weights) and from the live optimizer (moments, step), not from the files.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -47,6 +49,7 @@ class Tiny(nn.Module):
         self.head = nn.Linear(7, 23, bias=False)
         self.head.weight = self.embed.weight
         self.frozen.requires_grad_(False)
+        self.scale: Tensor
         self.register_buffer("scale", torch.full((3,), 0.5))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ class Tiny(nn.Module):
         return self.head(hidden).float().square().mean()
 
 
-def pieces(optimizer, stage: int, names: dict[Tensor, str], shapes: dict[str, list[int]]) -> tuple[list, list]:
+def pieces(optimizer: Any, stage: int, names: Mapping[Any, str], shapes: dict[str, list[int]]) -> tuple[list, list]:
     """This rank's (shards, segments), and the live flat fp32 tensors in shard order."""
     rank, segments = dist.get_rank(), []
 
@@ -97,7 +100,7 @@ def pieces(optimizer, stage: int, names: dict[Tensor, str], shapes: dict[str, li
     return flats, segments
 
 
-def moments(base, flats: list[Tensor], segments: list[dict]) -> dict:
+def moments(base: Any, flats: list[Tensor], segments: list[dict]) -> dict:
     """Adam's live state of every segment, gathered: (name, start) -> values."""
     mine = {}
     for s in segments:
@@ -142,7 +145,8 @@ def write(out: Path, layout: dict) -> None:
         adam = getattr(deepspeed.ops.adam, kind)(groups, lr=1e-2)
     else:
         adam = torch.optim.AdamW(groups, lr=1e-2, foreach=False)
-    engine, optimizer, *_ = deepspeed.initialize(model=model, optimizer=adam, config=config)
+    engine: Any = deepspeed.initialize(model=model, optimizer=adam, config=config)[0]
+    optimizer = engine.optimizer
     for step in range(2):
         tokens = torch.arange(10).view(2, 5) + step + dist.get_rank()
         engine.backward(engine(tokens))

@@ -56,6 +56,7 @@ def small(config: Config, folder: Path) -> list[str]:
         "train.global_batch_size=4",
         "train.micro_batch_size=2",
         "train.eval_batch_size=4",
+        "optim.warmup=0.0",
         "data.max_length=32",
         "data.max_train_samples=16",
         "data.max_eval_samples=4",

@@ -82,7 +82,9 @@ def write_checkpoint(
                 offset += width
             weights.append(_flat(saved.weight, pieces))
             moments.append(_flat(saved.exp_avg, pieces))
-        state = {i: {"step": torch.tensor(float(step)), "exp_avg": m, "exp_avg_sq": m * m} for i, m in enumerate(moments)}
+        state = {
+            i: {"step": torch.tensor(float(step)), "exp_avg": m, "exp_avg_sq": m * m} for i, m in enumerate(moments)
+        }
         base = {"state": state, "param_groups": [{"lr": 0.1, "params": [i]} for i in range(len(groups))]}
         if layout == "zero3":
             content = {"fp32_flat_groups": weights, "optimizer_state_dict": base}
@@ -129,7 +131,9 @@ def write_checkpoint(
     return saved
 
 
-def write_run(run_dir: Path, model: Any, tokenizer: Any, task: str, steps: tuple[int, ...] = (10, 20), **kwargs: Any) -> list:
+def write_run(
+    run_dir: Path, model: Any, tokenizer: Any, task: str, steps: tuple[int, ...] = (10, 20), **kwargs: Any
+) -> list:
     """A run directory around checkpoints of `steps`; the first is the best, the last the latest."""
     run_dir.mkdir(parents=True)
     model.config.save_pretrained(run_dir / "model")

@@ -42,8 +42,11 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
         assert a[name].numpy().tobytes() == b[name].numpy().tobytes(), name
 
 
-@pytest.mark.parametrize("criterion", registry.names("criterion"))
-@pytest.mark.parametrize("masked_grad", [MaskedGradConfig(), STRAIGHT], ids=["zero", "straight_through"])
+CASES = [pytest.param(name, MaskedGradConfig(), id=name) for name in registry.names("criterion")]
+CASES += [pytest.param(name, STRAIGHT, id=f"{name}-straight_through") for name in ("magnitude", "movement")]
+
+
+@pytest.mark.parametrize(("criterion", "masked_grad"), CASES)
 def test_modes_and_chunks_agree_bitwise(
     criterion: str, masked_grad: MaskedGradConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +82,53 @@ def test_random_weights_are_a_function_of_the_seed(fields: dict[str, Any], task:
     assert all(0.01 < value.std() < 0.03 for value in matrices)  # what transformers initialises to
 
 
+ZERO_3 = """
+import os, sys
+import deepspeed, torch
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+from pat import models, tasks
+from pat.config import ModelConfig
+
+def build(cfg, name):
+    torch.manual_seed(5)
+    return models.build_model(cfg, tasks.build({"name": name}), torch.float32, 3, models.byte_tokenizer())
+
+sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+cases = [
+    (ModelConfig(init="random", config={"model_type": "llama", "tie_word_embeddings": True, **sizes}), "causal_lm"),
+    (ModelConfig(init="random", config={"model_type": "bert", **sizes}), "classification"),
+    (ModelConfig(path=sys.argv[1]), "classification"),
+]
+plain = [build(*case) for case in cases]
+deepspeed.init_distributed("gloo")
+alive = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+for case, expected in zip(cases, plain):
+    model = build(*case)
+    assert sum(p.numel() for p in model.parameters()) == 0, "not partitioned"
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        assert model.state_dict().keys() == expected.state_dict().keys()
+        for name, value in expected.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name]), name
+print("equal")
+"""
+
+
+@pytest.mark.distributed
+def test_a_model_has_the_same_weights_under_zero_3(tmp_path: Path) -> None:
+    random_model(LLAMA).save_pretrained(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(models.__file__).parents[2]),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", ZERO_3, str(tmp_path)], env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.stdout.endswith("equal\n"), done.stderr[-2000:]
+
+
 def test_a_new_model_takes_its_vocabulary_and_special_tokens_from_the_tokenizer() -> None:
     model = random_model(LLAMA, dtype=torch.bfloat16)
     assert model.config.vocab_size == 264  # 259, rounded up to a multiple of 8
@@ -101,7 +152,7 @@ def test_pretrained_weights_are_kept_and_a_new_head_is_a_function_of_the_seed(
     heads = []
     for _ in range(2):
         torch.manual_seed(7)
-        model = models.build_model(
+        model: Any = models.build_model(
             cfg, CLASSES, torch.float32, tokenizer=models.byte_tokenizer(), label_names=["no", "yes"]
         )
         heads.append(model.score.weight)

@@ -1,0 +1,172 @@
+"""What pruning adds to a training step and to a checkpoint: DeepSpeed alone against soft and hard, interleaved.
+
+    python tests/benchmarks/bench_step.py [--rounds 8] [--layers 30] [--tokens 512] [--json FILE]
+
+SmolLM2-135M's shape with random weights, 2 ranks of one thread, ZeRO 2, bf16, fused AdamW, one process per rank that
+holds three engines and steps them in turn. Figures are ratios of medians in one run; absolute times say little here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pat import checkpoint  # noqa: E402
+from pat import engine as ds  # noqa: E402
+from pat.config import Config, PrunerConfig  # noqa: E402
+from pat.pruning.pruner import Pruner  # noqa: E402
+from tests.distributed.harness import Trained, main  # noqa: E402
+from tests.distributed.ranks import run_ranks  # noqa: E402
+
+EVERY = 10  # steps between selections, as in the recipes
+
+
+def make(kind: str, layers: int, tokens: int) -> Trained:
+    """`dense`, `soft` (movement, whole run soft) or `hard` (from step 1 on)."""
+    config = Config()
+    config.train.num_steps, config.train.global_batch_size = 10_000, dist.get_world_size()
+    config.engine.world_size = dist.get_world_size()
+    config.optim.lr, config.optim.weight_decay = 1e-4, 0.01
+    if kind != "dense":
+        start, end = (0, 9_999) if kind == "soft" else (0, 1)
+        config.pruners["weights"] = PrunerConfig(
+            params=["*_proj.weight"],
+            granularity="weight",
+            criterion="movement",
+            budget={"name": "sparsity", "sparsity": 0.9},
+            schedule={"name": "cubic", "start": start, "end": end, "every": EVERY if kind == "soft" else 1},
+        )
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=tokens, tie_word_embeddings=True, use_cache=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(shape).to(torch.bfloat16)
+    pruner = Pruner(config)
+    pruner.attach(model)
+    return Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)
+
+
+def step(trained: Trained, t: int, tokens: int) -> dict[str, float]:
+    """One step; seconds of the whole, and of the part from gradients to weights."""
+    ids = torch.randint(0, 49_152, (1, tokens), generator=torch.Generator().manual_seed(t))
+    dist.barrier()
+    start = time.perf_counter()
+    ds.set_lr(trained.engine, 1.0)
+    loss = trained.engine(input_ids=ids, labels=ids).loss
+    trained.engine.backward(loss)
+    middle = time.perf_counter()
+    trained.pruner.step(t)
+    end = time.perf_counter()
+    return {"step": end - start, "update": end - middle}
+
+
+def checks(args: list[str]) -> dict[str, Any]:
+    """Rank side."""
+    rounds, layers, tokens = map(int, args)
+    engines = {kind: make(kind, layers, tokens) for kind in ("dense", "soft", "hard")}
+    seconds: dict[str, list[dict[str, float]]] = {kind: [] for kind in engines}
+    selections = []
+    for t in range(3):  # warm up: compile, first selection, optimizer state; `hard` hardens at step 1
+        for trained in engines.values():
+            step(trained, t, tokens)
+    for r in range(rounds):
+        order = list(engines)[r % 3 :] + list(engines)[: r % 3]
+        for kind in order:
+            seconds[kind].append(step(engines[kind], 3 + r % (EVERY - 3), tokens))  # never a selection step
+    mask = engines["soft"].pruner.masks[0]
+    for k in range(3):
+        dist.barrier()
+        start = time.perf_counter()
+        with torch.no_grad():
+            mask._select(EVERY * (k + 1))
+        selections.append(time.perf_counter() - start)
+    said: dict[str, Any] = {"rounds": rounds, "layers": layers, "tokens_per_rank": tokens, "every": EVERY}
+    median = {k: {p: statistics.median(x[p] for x in v) for p in ("step", "update")} for k, v in seconds.items()}
+    said["dense_step_seconds"] = median["dense"]["step"]
+    said["selection_over_step"] = statistics.median(selections) / median["dense"]["step"]
+    for kind in ("soft", "hard"):
+        pairs = [x["step"] / y["step"] for x, y in zip(seconds[kind], seconds["dense"], strict=True)]
+        said[kind] = {
+            "step_ratio": median[kind]["step"] / median["dense"]["step"],
+            "step_ratio_paired": statistics.median(pairs),
+            "update_ratio": median[kind]["update"] / median["dense"]["update"],
+            "added_over_step": (median[kind]["update"] - median["dense"]["update"]) / median["dense"]["step"],
+            "state_bytes_per_weight_and_rank": engines[kind].pruner.state_bytes() / engines[kind].pruner.numel,
+        }
+    said["soft"]["added_with_selection"] = said["soft"]["added_over_step"] + said["selection_over_step"] / EVERY
+    with tempfile.TemporaryDirectory() as folder:
+        root = [folder]
+        dist.broadcast_object_list(root, src=0)
+        for kind, trained in engines.items():
+            times = []
+            for i in range(3):
+                dist.barrier()
+                start = time.perf_counter()
+                if kind == "dense" and i == 0:
+                    trained.engine.save_checkpoint(root[0] + "/plain", tag="x", save_latest=False)
+                    said["deepspeed_save_seconds"] = time.perf_counter() - start
+                    said["deepspeed_save_bytes"] = _size(Path(root[0]) / "plain")
+                    dist.barrier()
+                    start = time.perf_counter()
+                path, seconds_, size = checkpoint.timed(
+                    lambda t=trained, k=kind: checkpoint.save(t.engine, t.pruner, Path(root[0]) / k, 3, {}, {})
+                )
+                times.append(seconds_)
+            said.setdefault(kind, {})["save_seconds"] = min(times)
+            said[kind]["save_bytes"] = size
+        dist.barrier()
+    return said
+
+
+def _size(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def table(r: dict[str, Any]) -> str:
+    """The figures as text."""
+    lines = [f"135 M Llama shape ({r['layers']} layers), 2 ranks, ZeRO 2, {r['tokens_per_rank']} tokens/rank, {r['rounds']} rounds"]
+    lines.append(f"{'':6} {'step / dense':>13} {'paired':>8} {'added / step':>13} {'bytes/weight/rank':>18}")
+    for kind in ("soft", "hard"):
+        x = r[kind]
+        lines.append(
+            f"{kind:6} {x['step_ratio']:13.3f} {x['step_ratio_paired']:8.3f} {x['added_over_step']:13.4f} "
+            f"{x['state_bytes_per_weight_and_rank']:18.2f}"
+        )
+    lines.append(f"selection / step {r['selection_over_step']:.4f}, every {r['every']} steps; soft with it {r['soft']['added_with_selection']:.4f}")
+    plain = r["deepspeed_save_bytes"]
+    for kind in ("dense", "soft", "hard"):
+        x = r[kind]
+        lines.append(
+            f"save {kind:5} {x['save_bytes'] / plain:6.3f} of DeepSpeed's bytes, "
+            f"{x['save_seconds'] / r['deepspeed_save_seconds']:6.2f} of its seconds (fsync and sha256 included)"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 5 and sys.argv[1].endswith("out.json"):
+        main(checks)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    arguments = [str(x) for x in (options.rounds, options.layers, options.tokens)]
+    result = run_ranks("tests.benchmarks.bench_step", 2, *arguments, timeout_s=3600)
+    print(table(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,43 @@
+"""A rank without a model: what it does is in RUN/behaviour.json, {"rank": word} with "*" for the others."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from pat import rank, run
+
+
+def work(run_dir: Path) -> int:
+    me = int(os.environ["RANK"])
+    behaviour = json.loads((run_dir / "behaviour.json").read_text())
+    word = behaviour.get(str(me), behaviour["*"])
+    flag = run.preemption_flag()
+    print(f"rank {me} of {os.environ['WORLD_SIZE']} does: {word}")
+    if word == "fail":
+        raise RuntimeError("the cable came out")
+    if word == "refuse":
+        raise ValueError("the data set is empty")
+    if word == "die":
+        (run_dir / "dying").touch()
+        os.kill(os.getpid(), 9)
+    if word.isdigit():
+        if me == 0:
+            run.write_exit(run_dir, int(word), "on purpose" if int(word) else "")
+        return int(word)
+    end = time.monotonic() + 120
+    while time.monotonic() < end:  # "wait": as the loop does; "stuck": as in a collective whose other end is gone
+        if flag.requested and word == "wait":
+            (run_dir / f"signal-{me}").write_text(str(flag.signal))
+            time.sleep(0.3)
+            if me == 0:
+                run.write_exit(run_dir, run.ExitCode.PREEMPTED, "saved")
+            return run.ExitCode.PREEMPTED
+        time.sleep(0.02)
+    return run.ExitCode.ERROR
+
+
+if __name__ == "__main__":
+    code = rank.run_rank(Path(sys.argv[1]), int(os.environ["RANK"]), work)
+    os._exit(0 if code in rank._AGREED else code)

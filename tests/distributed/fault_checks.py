@@ -1,0 +1,105 @@
+"""Proof 3 on one rank: a fault at every write of a checkpoint, as an error and as a death, before and in the middle."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from pat import checkpoint
+from pat.checkpoint_reader import CheckpointError
+from tests.distributed.harness import Trained, build, digest, main, make_config
+
+
+class Killed(BaseException):
+    """What no handler catches, like SIGKILL: nothing is cleaned up."""
+
+
+@contextmanager
+def fault_at(n: int, make: Callable[[], BaseException], torn: bool) -> Iterator[list[str]]:
+    """The n-th write of a save fails; `torn`: after half of its file is on disk."""
+    writes: list[str] = []
+
+    def failing(name: str, plain: Callable[..., Any], target: int) -> Callable[..., Any]:
+        def write(*args: Any, **kwargs: Any) -> Any:
+            writes.append(name)
+            if len(writes) - 1 == n:
+                if torn and target >= 0:
+                    result = plain(*args, **kwargs)
+                    path = Path(args[target])
+                    if path.is_file():
+                        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+                    del result
+                raise make()
+            return plain(*args, **kwargs)
+
+        return write
+
+    with (
+        mock.patch("torch.save", failing("torch.save", torch.save, 1)),
+        mock.patch("pat.checkpoint.save_file", failing("save_file", checkpoint.save_file, 1)),
+        mock.patch("pat.checkpoint.write_atomic", failing("write_atomic", checkpoint.write_atomic, -1)),
+        mock.patch("os.replace", failing("os.replace", checkpoint.os.replace, -1)),
+        mock.patch("os.fsync", failing("os.fsync", checkpoint.os.fsync, -1)),
+    ):
+        yield writes
+
+
+def save(trained: Trained, root: Path, step: int) -> None:
+    """One checkpoint, with what the loop does after it."""
+    checkpoint.save(trained.engine, trained.pruner, root, step, {}, {})
+    checkpoint.retain(root, 2)
+
+
+def checks(_: list[str]) -> dict[str, Any]:
+    """[write, fault, step found after it, digest right] of every fault."""
+    said: list[Any] = []
+    trained = build(make_config("movement"))
+    trained.run(0, 5)
+    early = digest(trained)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        with fault_at(-1, OSError, False) as writes:
+            save(trained, root, 5)
+        count = len(writes)
+        trained.run(5, 6)
+        late = digest(trained)
+        for n in range(count):
+            for fault, make in (("error", lambda: OSError(28, "No space left on device")), ("death", Killed)):
+                for torn in (False, True):
+                    raised = ""
+                    try:
+                        with fault_at(n, make, torn) as writes:
+                            save(trained, root, 6)
+                    except CheckpointError as error:
+                        raised = str(error)
+                    except Killed:
+                        raised = "killed"
+                    fresh = build(make_config("movement"))
+                    reader = checkpoint.find(root, fresh.pruner.shards, lambda text: None)
+                    assert reader is not None, (writes[n], fault, torn)
+                    checkpoint.load(fresh.engine, fresh.pruner, reader)
+                    step = reader.manifest["step"]
+                    right = digest(fresh) == (early if step == 5 else late)
+                    said.append([writes[n], fault, torn, raised, step, right])
+                    if fault == "death":  # DeepSpeed's engine died in the middle: go on with the one that resumed
+                        trained.engine.destroy()
+                        trained = fresh
+                        trained.run(step, 6)
+                    else:
+                        fresh.engine.destroy()
+                    for path in root.glob("step-00000006*"):
+                        checkpoint.shutil.rmtree(path)
+                    checkpoint.write_atomic(root / "latest", "step-00000005")
+        save(trained, root, 6)
+        assert checkpoint.find(root, trained.pruner.shards, print).manifest["step"] == 6  # type: ignore[union-attr]
+    return {"count": count, "faults": said}
+
+
+if __name__ == "__main__":
+    main(checks)

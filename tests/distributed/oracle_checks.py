@@ -1,0 +1,86 @@
+"""Proof 2 on ranks: the shard implementation against the naive one, fp32, gradient accumulation, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pat import engine as ds
+from tests import oracle
+from tests.distributed.harness import PRUNERS, STEPS, batch, build, build_model, discard, main, make_config
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "zero0": {"engine__zero_stage": 0},
+    "zero1": {"engine__zero_stage": 1},
+    "zero2": {"engine__zero_stage": 2},
+    "zero3": {"engine__zero_stage": 3},
+    "zero2 offload": {"engine__zero_stage": 2, "engine__offload_optimizer": True},
+}
+COMMON: dict[str, Any] = {"engine__dtype": "fp32", "train__micro_batch_size": 2}  # accumulation 2 on 2 ranks
+
+
+def expected(kind: str) -> tuple[list[oracle.Record], Any]:
+    """The naive run on whole batches, and its config."""
+    config = make_config(kind, engine__zero_stage=0, **COMMON)
+    trained = build(config)
+    mask, spec = trained.pruner.masks[0], PRUNERS[kind]
+    criterion = mask.criterion
+    settings = oracle.Settings(
+        sparsity=spec["sparsity"],
+        criterion=criterion.name,
+        scope=spec.get("scope", "global"),
+        lr=lambda t: config.optim.lr * ds.lr_factor(t, STEPS, config.optim),
+        weight_decay=config.optim.weight_decay,
+        max_norm=config.engine.gradient_clipping,
+        penalty=criterion.coefficient if criterion.name == "soft_movement" else lambda progress: 0.0,
+        **{k: getattr(criterion, k) for k in ("rate", "tau", "decay") if hasattr(criterion, k)},
+    )
+    discard(trained)
+
+    def everyones(t: int) -> list[torch.Tensor]:
+        micro = [batch(t, m, config) for m in range(2)]
+        parts = [[torch.empty_like(m) for _ in range(dist.get_world_size())] for m in micro]
+        for m, gathered in zip(micro, parts, strict=True):
+            dist.all_gather(gathered, m.contiguous())
+        return [p for gathered in parts for p in gathered]
+
+    records = oracle.run(
+        lambda: build_model(config),
+        lambda forward, tokens: forward(input_ids=tokens, labels=tokens).loss,
+        [everyones(t) for t in range(STEPS)],
+        list(mask.shapes),
+        mask.timeline,
+        settings,
+    )
+    return records, mask
+
+
+def checks(kinds: list[str]) -> dict[str, Any]:
+    """{pruner: {layout: [[masks equal, greatest difference of a weight, relative difference of the norm], ...]}}."""
+    said: dict[str, Any] = {}
+    for kind in kinds:
+        records, _ = expected(kind)
+        for layout, overrides in LAYOUTS.items():
+            trained = build(make_config(kind, **(COMMON | overrides)))
+            pruner, shards = trained.pruner, trained.pruner.shards
+            lines = []
+            for t, record in enumerate(records):
+                trained.run(t, t + 1)
+                equal, gap = True, 0.0
+                for name, weight in record.weights.items():
+                    ours = shards.assemble(name, shards.pieces(name), torch.float32)
+                    gap = max(gap, float((ours - weight.flatten()).abs().max()))
+                    if name in record.masks:
+                        keep = shards.assemble(name, pruner.keep_pieces(name), torch.uint8)
+                        equal &= bool((keep.bool() == record.masks[name].flatten()).all())
+                norm = abs(float(trained.stats.norm) / record.norm - 1)
+                lines.append([equal, gap, norm])
+            said.setdefault(kind, {})[layout] = lines
+            discard(trained)
+    return said
+
+
+if __name__ == "__main__":
+    main(checks)

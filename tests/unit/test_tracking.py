@@ -1,0 +1,174 @@
+import json
+import math
+import os
+import pty
+import re
+import sys
+
+import pytest
+
+from pat import tracking
+from pat.config import Config, LoggerConfig, RunConfig, TrainConfig
+from pat.progress import duration
+from pat.rank import Tee
+from pat.run import RunDir
+
+STEP = {
+    "train/loss": 1.25,
+    "train/tokens_per_s": 1234.0,
+    "pruning/phase": "soft",
+    "pruning/sparsity": 0.5,
+    "train/grad_norm": math.nan,
+}
+
+
+def settings(**logger) -> Config:
+    return Config(
+        run=RunConfig(name="r", dir="r", recipe="parity"),
+        train=TrainConfig(num_steps=30, global_batch_size=1),
+        logger=LoggerConfig(**({"name": "none"} | logger)),
+    )
+
+
+def lines(run: RunDir) -> list[dict]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def tracker(tmp_path, rank=0, step=0, **logger) -> tracking.Tracker:
+    found = tracking.Tracker(settings(**logger), RunDir(tmp_path), rank)
+    found.start(step)
+    return found
+
+
+def test_metrics_are_one_json_object_a_line(tmp_path, capsys):
+    t = tracker(tmp_path)
+    t.log(STEP, 1)
+    assert lines(t.run)[0] | {"time": 0} == {"step": 1, "time": 0} | STEP | {"train/grad_norm": None}, "at once on disk"
+    t.log({"eval/accuracy": 0.75}, 2)
+    t.summary({"step": 30, "metrics": {"loss": math.inf}})
+    t.close()
+    assert [line["step"] for line in lines(t.run)] == [1, 2]
+    assert json.loads(t.run.summary.read_text()) == {"step": 30, "metrics": {"loss": None}}
+    out = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"step 1/30  soft  sparsity 0.500  loss 1.25  1,234 tokens/s  left \d+:\d\d:\d\d", out[0])
+    assert out[1] == "step 2/30  eval/accuracy 0.75"
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path):
+    t = tracker(tmp_path)
+    for step in (5, 10, 15):
+        t.log({"loss": 1.0}, step)
+    t.close()
+    with open(t.run.metrics, "a") as file:
+        file.write('{"step": 16, "lo')  # torn by a crash
+    t = tracker(tmp_path, step=10)
+    t.log({"loss": 2.0}, 15)
+    t.close()
+    assert [(line["step"], line["loss"]) for line in lines(t.run)] == [(5, 1.0), (10, 1.0), (15, 2.0)]
+    tracker(tmp_path, step=0).close()
+    assert lines(t.run) == [], "a run that starts anew has no past"
+
+
+def test_other_ranks_say_nothing(tmp_path, capsys):
+    t = tracker(tmp_path, rank=1)
+    t.log(STEP, 1)
+    t.advance(1)
+    t.say("hello")
+    t.summary({})
+    t.close()
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "chosen, environ, key, mode",
+    [
+        (None, {}, False, "offline"),
+        (None, {}, True, "online"),
+        ("online", {}, False, "offline"),
+        ("online", {}, True, "online"),
+        ("disabled", {"WANDB_MODE": "online"}, True, "disabled"),
+        (None, {"WANDB_MODE": "disabled"}, True, "disabled"),
+        (None, {"WANDB_MODE": "online"}, False, "offline"),
+    ],
+)
+def test_wandb_never_asks(chosen, environ, key, mode):
+    assert tracking.wandb_mode(LoggerConfig(mode=chosen), environ, key) == mode
+
+
+def test_wandb_key_is_found_where_wandb_looks(tmp_path):
+    assert tracking.has_api_key({"WANDB_API_KEY": "x"})
+    file = tmp_path / "netrc"
+    file.write_text("machine api.wandb.ai login user password x\n")
+    file.chmod(0o600)
+    assert tracking.has_api_key({"NETRC": str(file)})
+    assert not tracking.has_api_key({"NETRC": str(file), "WANDB_BASE_URL": "https://wandb.example.org"})
+    assert not tracking.has_api_key({"NETRC": str(tmp_path / "none")})
+
+
+def test_wandb_offline_writes_a_run_that_goes_on_under_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    identities = []
+    for step in (0, 5):
+        t = tracker(tmp_path, step=step, name="wandb", progress="none")
+        assert t.wandb.run is not None
+        identities.append(t.wandb.run.id)
+        t.log(STEP, step + 1)
+        t.summary({"sparsity": 0.8})
+        t.close()
+    assert identities[0] == identities[1]
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_wandb_errors_are_said_once_and_end_nothing(tmp_path, capsys, monkeypatch):
+    import wandb
+
+    class Broken:
+        def __init__(self, **_):
+            self.summary = {}
+
+        def log(self, *_):
+            raise ConnectionError("no route to host\nand a long trace")
+
+    monkeypatch.setattr(wandb, "init", Broken)
+    t = tracker(tmp_path, name="wandb")
+    for step in (1, 2):
+        t.log(STEP, step)
+    t.close()
+    assert capsys.readouterr().out.count("wandb: no route to host; going on without it") == 1
+    assert len(lines(t.run)) == 2
+
+    def fails(**_):
+        raise RuntimeError("no service")
+
+    monkeypatch.setattr(wandb, "init", fails)
+    t = tracker(tmp_path, name="wandb")
+    t.log(STEP, 1)
+    t.close()
+    assert "wandb: no service; going on without it" in capsys.readouterr().out
+
+
+def test_a_terminal_gets_a_bar_and_the_log_gets_lines(tmp_path, monkeypatch):
+    controller, terminal = pty.openpty()
+    with open(terminal, "w") as stream, open(tmp_path / "log", "w+", buffering=1) as log:
+        tee = Tee(log, stream)
+        monkeypatch.setattr(sys, "stdout", tee)
+        t = tracker(tmp_path)
+        t.log(STEP, 1)
+        t.log({"eval/accuracy": 0.75}, 2)
+        t.say("half a ")
+        print("line, then", "the rest")
+        t.close()
+        print("after")
+        tee.flush()
+        shown = os.read(controller, 100_000).decode()
+        log.seek(0)
+        logged = log.read().splitlines()
+    assert "━" in shown and "parity" in shown and "soft sparsity 0.500 loss 1.25 1,234 tokens/s" in shown
+    assert "step 2/30  eval/accuracy 0.75" in shown and "line, then the rest" in shown and "after" in shown
+    assert logged[0].startswith("step 1/30  soft") and "━" not in "".join(logged)
+    assert logged[-3:] == ["half a ", "line, then the rest", "after"]
+
+
+def test_duration():
+    assert duration(3723.9) == "1:02:03"
