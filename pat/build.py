@@ -6,6 +6,7 @@ import dataclasses
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,7 @@ def _data(config: Config) -> tuple[Any, Any, Any]:
 
 def build(run_dir: Path) -> Parts:
     """Put this rank together. Collective."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed's calls
     directory = run.RunDir(run_dir)
     config = compose.load(directory.config)
     flag = run.preemption_flag()

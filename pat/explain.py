@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 def explain(error: Exception) -> str:
     """One sentence: what was given, what is allowed there."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    cause = error.__cause__ or error.__context__ or error
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = ", ".join(error.options or []) or "none"
@@ -23,7 +23,8 @@ def explain(error: Exception) -> str:
             f"cannot read {error.override!r}: write key=value, with quotes around what the shell or Hydra would split"
         )
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return _explain_key(cause)
+        file = re.match(r"In '([^']+)'", str(error))
+        return (f"in {file[1]}.yaml: " if file else "") + _explain_key(cause)
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     group = re.search(
         r"Could not override '([^']+)'.*(No match in the defaults list|Did you mean to override (\S+)\?)", text

@@ -76,8 +76,8 @@ def extensions_dir(environment: Mapping[str, str]) -> Path:
     """Where DeepSpeed's compiled operations go: two versions in one directory break each other's."""
     parts = [sys.prefix, environment.get("DS_ACCELERATOR", "")]
     parts += [importlib.metadata.version(name) for name in ("deepspeed", "torch")]
-    cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "pat" / "torch_extensions" / hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+    cache = Path(environment.get("PAT_CACHE") or "~/.cache/pat").expanduser()
+    return cache / "torch_extensions" / hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

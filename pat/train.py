@@ -15,16 +15,10 @@ from pat.checkpoint_reader import CheckpointError
 from pat.engine import lr_factor, set_lr
 from pat.pruning.masks import PromiseBroken
 from pat.run import ExitCode, write_exit
-
-SKIPPED_IN_A_ROW = 25  # skipped steps after which a run counts as diverged; fp16 loss scaling skips fewer
-EXPLODED = 10.0  # default of train.max_loss, as a multiple of the first logged loss
+from pat.window import Diverged, Window
 
 
 __all__ = ["main", "prepare"]
-
-
-class Diverged(RuntimeError):
-    """The loss is NaN, infinite or out of bounds."""
 
 
 class Preempted(RuntimeError):
@@ -78,7 +72,7 @@ def fit(parts: Parts) -> None:
         stop, due = parts.agree(parts.flag.requested, parts.checkpoint_due())
         if stop:
             leave(parts)
-        if due and progress.saved_step != progress.step:
+        if due and progress.saved_step != progress.step and progress.step < train.num_steps:
             save(parts)
     finish(parts)
 
@@ -141,68 +135,3 @@ def finish(parts: Parts) -> None:
 
 def _seed(seed: int, t: int, micro: int, rank: int) -> int:
     return hash((seed, t, micro, rank)) & 0x7FFF_FFFF_FFFF_FFFF
-
-
-class Window:
-    """Sums between two logged lines, on the device: nothing is read back before a line is written."""
-
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.skipped_in_a_row = 0
-        self.reset()
-
-    def reset(self) -> None:
-        """Start a new window."""
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.parts.engine.device)  # loss, finite losses, tokens
-        self.skipped = self.steps = 0
-        self.started = time.perf_counter()
-
-    def add(self, loss: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
-        """One forward. A loss that is not finite is not averaged: DeepSpeed skips its step."""
-        finite = torch.isfinite(loss)
-        self.sums[0] += torch.where(finite, loss, 0.0)
-        self.sums[1] += finite
-        self.sums[2] += batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
-
-    def step(self, stats: Any) -> None:
-        """One optimizer step. Raises Diverged when none has been applied for long."""
-        self.steps += 1
-        self.skipped += stats.skipped
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if stats.skipped else 0
-        if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
-            raise Diverged(
-                f"{SKIPPED_IN_A_ROW} steps in a row had an infinite or NaN gradient, the last at step "
-                f"{self.parts.progress.step}; lower optim.lr, or start again from the last checkpoint"
-            )
-
-    def log(self, stats: Any) -> None:
-        """Write a line. Raises Diverged when the mean loss is out of bounds. Collective."""
-        parts, progress = self.parts, self.parts.progress
-        loss_sum, finite, tokens = parts.world.sum(self.sums).tolist()
-        seconds = time.perf_counter() - self.started
-        loss = loss_sum / finite if finite else float("inf")
-        progress.tokens += tokens
-        progress.train_seconds += seconds
-        progress.peak_pruner_bytes = max(progress.peak_pruner_bytes, parts.pruner.peak_bytes)
-        progress.first_loss = loss if progress.first_loss is None else progress.first_loss
-        line = {
-            "train/loss": loss,
-            "train/grad_norm": float(stats.norm) if stats.norm is not None else None,
-            "train/lr": lr_factor(progress.step - 1, parts.config.train.num_steps, parts.config.optim)
-            * parts.config.optim.lr,
-            "train/tokens_per_s": tokens / seconds,
-            "train/step_seconds": seconds / self.steps,
-            "train/skipped_steps": self.skipped,
-            "train/peak_memory_bytes": build.peak_memory_bytes(),
-            "pruning/phase": parts.pruner.phase(progress.step - 1),
-            "pruning/sparsity": parts.pruner.sparsity,
-        }
-        for name in stats.sparsity:
-            line |= {f"pruning/{name}/sparsity": stats.sparsity[name], f"pruning/{name}/target": stats.target[name]}
-        parts.tracker.log(line, progress.step)
-        limit = parts.config.train.max_loss or EXPLODED * max(progress.first_loss, 1.0)
-        if not loss <= limit:
-            raise Diverged(
-                f"the loss is {loss:.4g} at step {progress.step}, above {limit:.4g} (train.max_loss); lower optim.lr"
-            )
-        self.reset()

@@ -228,4 +228,4 @@ def _warn_once(error: Exception) -> None:
     if not _warned:
         _warned = True
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        log.warning("Pruning kernels run in eager mode, which takes about twice as long: compiling failed (%s).", reason)
+        log.warning("Pruning kernels run in eager mode, about half as fast: compiling failed (%s).", reason)

@@ -12,7 +12,7 @@ from pat import rank, run
 def work(run_dir: Path) -> int:
     me = int(os.environ["RANK"])
     behaviour = json.loads((run_dir / "behaviour.json").read_text())
-    word = behaviour.get(str(me), behaviour["*"])
+    word = behaviour.get(str(me)) or behaviour["*"]
     flag = run.preemption_flag()
     print(f"rank {me} of {os.environ['WORLD_SIZE']} does: {word}")
     if word == "fail":

@@ -118,7 +118,9 @@ def test_a_rank_that_dies_takes_the_others_along_and_is_named(tmp_path):
     assert nobody_left(ranks)
 
 
-@pytest.mark.parametrize("word, code, text", [("fail", 1, "the cable came out"), ("refuse", 2, "the data set is empty")])
+@pytest.mark.parametrize(
+    "word, code, text", [("fail", 1, "the cable came out"), ("refuse", 2, "the data set is empty")]
+)
 def test_a_rank_that_fails_is_named_with_its_error(tmp_path, word, code, text):
     start = Start(tmp_path, r0="stuck", r1=word)
     ranks = start.ranks()

@@ -71,8 +71,8 @@ def small(config: Config, folder: Path) -> list[str]:
             overrides.append(f"{schedule}.end=1")
     if config.model.path is not None:
         stand_in = STAND_INS[Path(config.model.path).name]
-        fields = ",".join(f"{key}:{json.dumps(value)}" for key, value in stand_in.items())
-        overrides += ["model.path=null", "model.init=random", "model.tokenizer=byte", f"model.config={{{fields}}}"]
+        overrides += ["model.path=null", "model.init=random", "model.tokenizer=byte"]
+        overrides += [f"++model.config.{key}={json.dumps(value)}" for key, value in stand_in.items()]
     if config.data.source != "generated":
         file = folder / "text.jsonl"
         rows = [{"text": f"Sentence {i} is about the weather in May. " * 4, "label": i % 2} for i in range(40)]

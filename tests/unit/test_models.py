@@ -124,7 +124,11 @@ def test_a_model_has_the_same_weights_under_zero_3(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(models.__file__).parents[2]),
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", ZERO_3, str(tmp_path)], env=os.environ | environment, capture_output=True, text=True
+        [sys.executable, "-c", ZERO_3, str(tmp_path)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.stdout.endswith("equal\n"), done.stderr[-2000:]
 

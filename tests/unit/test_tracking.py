@@ -161,7 +161,9 @@ def test_a_terminal_gets_a_bar_and_the_log_gets_lines(tmp_path, monkeypatch):
         t.close()
         print("after")
         tee.flush()
-        shown = os.read(controller, 100_000).decode()
+        shown = ""
+        while "after" not in shown:
+            shown += os.read(controller, 100_000).decode()
         log.seek(0)
         logged = log.read().splitlines()
     assert "━" in shown and "parity" in shown and "soft sparsity 0.500 loss 1.25 1,234 tokens/s" in shown
