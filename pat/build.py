@@ -115,14 +115,12 @@ def build(run_dir: Path) -> Parts:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if world_size != config.engine.world_size:
         raise ValueError(
-            f"{world_size} ranks were started, but engine.world_size={config.engine.world_size}: give the number you start"
+            f"{world_size} ranks were started, but engine.world_size={config.engine.world_size}: give the same number"
         )
     run.seed_everything(config.seed)
     with engine.model_construction(config, ds_config):
         dtype = engine.DTYPES[config.engine.dtype]
-        model = models.build_model(
-            config.model, task, dtype, prepared.num_labels, tokenizer, prepared.label_names
-        )
+        model = models.build_model(config.model, task, dtype, prepared.num_labels, tokenizer, prepared.label_names)
     engine.freeze(model, config.optim.trainable)
     if config.engine.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -132,15 +130,14 @@ def build(run_dir: Path) -> Parts:
     pruner = Pruner(config)
     pruner.attach(model)
     ds_engine = engine.build_engine(config, model, pruner, ds_config)
+    feed = (task, tokenizer, config, rank, world_size, ds_engine.device)
     parts = Parts(
         config=config,
         run=directory,
         world=pruner.shards.world,
         task=task,
-        loader=data.BatchLoader(prepared.train, task, tokenizer, config, rank, world_size, ds_engine.device),
-        eval_batches=lambda: data.eval_batches(
-            prepared.eval, task, tokenizer, config, rank, world_size, ds_engine.device
-        ),
+        loader=data.BatchLoader(prepared.train, *feed),
+        eval_batches=lambda: data.eval_batches(prepared.eval, *feed),
         engine=ds_engine,
         pruner=pruner,
         tracker=Tracker(config, directory, rank),

@@ -25,14 +25,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from pat.checkpoint_reader import CheckpointError, CheckpointReader
+from pat.checkpoint_reader import FORMAT, CheckpointError, CheckpointReader
 from pat.deepspeed_files import shard_file
 from pat.hashing import file_sha256
 from pat.pruning.pruner import Pruner
 from pat.pruning.shards import Shards, logical_shape
 from pat.run import sync_directory, write_atomic
 
-FORMAT = 1
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -198,7 +197,8 @@ def find(root: Path, shards: Shards, say: Callable[[str], None]) -> CheckpointRe
         say(f"checkpoint {name} is not whole ({problems[0]}); trying the one before it")
     if candidates:
         raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {root} is whole; move them away or start with run.resume=never"
+            f"none of the {len(candidates)} checkpoints in {root} is whole: "
+            "move them away, or start anew with run.resume=never"
         )
     return None
 
@@ -239,8 +239,8 @@ def _check_same_model(manifest: dict[str, Any], ours: list[dict[str, Any]]) -> N
         if other is None or other["shape"] != mine["shape"]:
             was = "does not have it" if other is None else f"has shape {other['shape']}"
             raise ValueError(
-                f"the checkpoint is of another model: {mine['name']} has shape {mine['shape']} here, the checkpoint {was}; "
-                "use another run.dir or run.resume=never"
+                f"the checkpoint is of another model: {mine['name']} has shape {mine['shape']} here, the checkpoint "
+                f"{was}; use another run.dir or run.resume=never"
             )
         for key in ("trainable", "pruner"):
             if other[key] != mine[key]:
@@ -266,7 +266,7 @@ def _moments(base: torch.optim.Optimizer, flat: torch.Tensor) -> dict[str, torch
 def _set_optimizer_step(shards: Shards, shard: Any, step: int) -> None:
     state, group = shards.base.state[shard.flat], shards.group_of(shard)
     if type(shards.base).__name__ == "FusedAdam":
-        group["step"] = step
+        group["step"] = state["step"] = step
     elif type(shards.base).__name__ == "DeepSpeedCPUAdam":
         state["step"] = step
     else:

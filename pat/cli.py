@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pat
-from pat.run import ExitCode, RankEnvironment, rank_environment
+from pat.run import ExitCode, RankEnvironment, RunDir, rank_environment
 
 _EXIT_CODES = """\
 exit codes:
@@ -172,12 +172,13 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
         with only_user_of(run_dir) if environment.rank == 0 else contextlib.nullcontext():
             if environment.rank == 0:
                 freeze(config, run_dir)
+                RunDir(run_dir).exit.unlink(missing_ok=True)
             else:
                 wait_for_frozen(config, run_dir)
             build.prepare(config, run_dir)
             return loop.main(run_dir)
 
-    return run_rank(Path(config.run.dir), environment.rank, work)
+    return run_rank(Path(config.run.dir), environment.rank, work, announce=True)
 
 
 def _describe(config: Any) -> int:
@@ -257,7 +258,8 @@ def _one_sentence_errors() -> Iterator[None]:
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"pat: {error}", file=sys.stderr)
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # all ranks would say the same
+            print(f"pat: {error}", file=sys.stderr)
         raise SystemExit(int(ExitCode.BAD_INPUT)) from None
     except KeyboardInterrupt:
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,23 +20,27 @@ from pat.pruning.pruner import Pruner
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-# DeepSpeed settings under which flat shards do not follow the offsets that they claim, or move where pat cannot see them.
-_REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("zero_optimization.round_robin_gradients", bool, "its shard offsets do not follow the buffer, so the wrong weights would be pruned"),
-    ("zero_optimization.offload_optimizer.ratio", lambda v: v is not None and float(v) < 1, "part of the optimizer would step outside the hooks"),
-    ("zero_optimization.offload_optimizer.super_offload", bool, "SuperOffload steps outside the hooks"),
-    ("zero_optimization.offload_optimizer.device", lambda v: v == "nvme", "shards on NVMe cannot be masked in place; use cpu"),
-    ("zero_optimization.offload_param.device", lambda v: v == "nvme", "shards on NVMe cannot be masked in place; use cpu"),
-    ("zero_optimization.zenflow", bool, "ZenFlow steps outside the hooks"),
-    ("zero_optimization.zero_hpz_partition_size", lambda v: v is not None and int(v) > 1, "secondary shards would keep the unpruned weights"),
-    ("zero_optimization.mics_shard_size", lambda v: v is not None and int(v) > 0, "MiCS shards by other ranks than pat counts"),
-    ("zero_optimization.elastic_checkpoint", bool, "pat re-slices checkpoints itself"),
-    ("data_types.grad_accum_dtype", lambda v: v not in (None, "fp32_default"), "DeepSpeed then uses another optimizer wrapper (BF16_Optimizer)"),
-    ("optimizer", bool, "set optim.* instead"),
-    ("scheduler", bool, "set optim.lr_schedule and optim.warmup instead"),
-    ("tensor_parallel", bool, "pat prunes data-parallel ranks"),
-    ("pipeline", bool, "pat prunes data-parallel ranks"),
-)  # fmt: skip
+Refusal = tuple[str, Callable[[Any], bool], str]  # key, whether a value is refused, why
+
+# Settings under which flat shards do not follow the offsets that they claim, or move where pat cannot see them.
+_OUTSIDE = "would step part of the optimizer outside pat's hooks"
+_OFFLOAD = "zero_optimization.offload_optimizer"
+_REFUSED: tuple[Refusal, ...] = (
+    ("zero_optimization.round_robin_gradients", bool, "would prune other weights than it names: offsets are shuffled"),
+    (f"{_OFFLOAD}.ratio", lambda v: float(v) < 1, _OUTSIDE),
+    (f"{_OFFLOAD}.super_offload", bool, _OUTSIDE),
+    (f"{_OFFLOAD}.device", lambda v: v == "nvme", "moves shards to NVMe, where they cannot be masked; use cpu"),
+    ("zero_optimization.offload_param.device", lambda v: v == "nvme", "moves parameters to NVMe; use cpu"),
+    ("zero_optimization.zenflow", bool, _OUTSIDE),
+    ("zero_optimization.zero_hpz_partition_size", lambda v: int(v) > 1, "keeps second shards of unpruned weights"),
+    ("zero_optimization.mics_shard_size", lambda v: int(v) > 0, "shards over other ranks than pat counts"),
+    ("zero_optimization.elastic_checkpoint", bool, "writes files that pat does not read; it re-slices its own"),
+    ("data_types.grad_accum_dtype", bool, "makes DeepSpeed use an optimizer wrapper that pat does not know"),
+    ("optimizer", bool, "belongs to pat: set optim.*"),
+    ("scheduler", bool, "belongs to pat: set optim.lr_schedule and optim.warmup"),
+    ("tensor_parallel", bool, "splits weights in a way that pat does not know"),
+    ("pipeline", bool, "splits the model in a way that pat does not know"),
+)
 
 
 def accelerator() -> str:
@@ -95,7 +100,7 @@ def _refuse(theirs: dict[str, Any]) -> None:
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None and unsafe(value):
-            raise ValueError(f"engine.deepspeed sets {path}={value}, which pat does not support: {why}")
+            raise ValueError(f"engine.deepspeed sets {path}={value}, which pat does not support: it {why}")
 
 
 def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> dict[str, Any]:
@@ -141,7 +146,7 @@ def model_construction(config: Config, ds_config: dict[str, Any]) -> Iterator[No
     if config.engine.zero_stage != 3:
         yield
         return
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     keep_alive = HfDeepSpeedConfig(ds_config)  # transformers holds a weak reference
     yield
@@ -179,7 +184,11 @@ def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.o
     """AdamW: torch's, or DeepSpeed's fused or CPU one."""
     settings: dict[str, Any] = {"lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps}
     if optim.name == "adamw":
-        how = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False, "fused": False}}
+        how: dict[str, Any] = {
+            "fused": {"fused": True},
+            "foreach": {"foreach": True},
+            "loop": {"foreach": False, "fused": False},
+        }
         return torch.optim.AdamW(groups, **settings, **how[optim.implementation])
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
@@ -205,7 +214,7 @@ def set_lr(engine: Any, factor: float) -> None:
 
 
 def lr_factor(t: int, num_steps: int, optim: OptimConfig) -> float:
-    """Learning-rate factor in [0, 1] of step t: linear warm-up, then constant, linear or cosine decay to `min_lr_ratio`."""
+    """Learning-rate factor in [0, 1] of step t: linear warm-up, then constant, or decay to `min_lr_ratio`."""
     warmup = round(optim.warmup * num_steps) if 0 < optim.warmup < 1 else int(optim.warmup)
     if t < warmup:
         return (t + 1) / warmup
@@ -215,7 +224,5 @@ def lr_factor(t: int, num_steps: int, optim: OptimConfig) -> float:
     if optim.lr_schedule == "linear":
         decayed = 1.0 - done
     else:
-        import math
-
         decayed = 0.5 * (1.0 + math.cos(math.pi * done))
     return optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * decayed

@@ -107,12 +107,14 @@ def only_user_of(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def clear_ranks(run_dir: Path, patience_s: float = 30.0) -> None:
+def clear_ranks(run_dir: Path, patience_s: float = 120.0) -> None:
     """Let the ranks that an earlier, killed start left behind save and leave, end those that do not, and forget all."""
     records = rank_records(run_dir)
     old = [record.process for record in records if record.process.host == HOST]
     for process in old:  # their parent is gone (its lock is ours now), so they are saving, or stuck
         process.send(signal.SIGTERM)
+    if not wait_gone(old, 1.0):
+        print(f"pat: ranks of an earlier start still save in {run_dir}; waiting", flush=True)
     wait_gone(old, patience_s)
     for process in old:
         process.send(signal.SIGKILL)

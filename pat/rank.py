@@ -91,10 +91,10 @@ def watch_parent() -> None:
 
 
 @contextlib.contextmanager
-def rank_process(run_dir: Path, rank: int) -> Iterator[Callable[[int, str], None]]:
+def rank_process(run_dir: Path, rank: int, announce: bool) -> Iterator[Callable[[int, str], None]]:
     """This process is a rank: signals set the flag, output goes to its log, its record is in the run directory.
 
-    Yields the function that records how the rank left.
+    Yields the function that records how the rank left, and with `announce` says so on the terminal.
     """
     run.preemption_flag()
     watch_parent()
@@ -104,16 +104,23 @@ def rank_process(run_dir: Path, rank: int) -> Iterator[Callable[[int, str], None
     assert me is not None
     record = process.RankRecord(rank, me)
     record.write(run_dir)
-    yield lambda code, message: replace(record, code=int(code), message=message, time=time.time()).write(run_dir)
-    sys.stdout.flush()
-    terminal.flush()
+
+    def leave(code: int, message: str) -> None:
+        replace(record, code=int(code), message=message, time=time.time()).write(run_dir)
+        sys.stdout.flush()
+        if announce and message:
+            print(f"pat: rank {rank}: {message} (log: {run.RunDir(run_dir).log(rank)})", file=terminal, flush=True)
+
+    yield leave
 
 
-def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int]) -> int:
+def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int], announce: bool = False) -> int:
     """Do the work as a rank and return its exit code; an exception becomes code 2 (ValueError) or 1."""
-    with rank_process(run_dir, rank) as leave:
+    with rank_process(run_dir, rank, announce) as leave:
         try:
             code, message = ExitCode(work(run_dir)), ""
+            if rank == 0:
+                message = (run.read_exit(run_dir) or {}).get("message", "")
         except ValueError as error:
             code, message = ExitCode.BAD_INPUT, str(error)
             traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))
@@ -122,7 +129,7 @@ def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int]) -> int:
         except Exception as error:
             code, message = ExitCode.ERROR, f"{type(error).__name__}: {error}"
             traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))
-        if message and rank == 0:
+        if rank == 0 and code not in _AGREED:
             run.write_exit(run_dir, code, message)
         leave(code, message)
     return code

@@ -13,10 +13,9 @@ from pat import build, checkpoint
 from pat.build import Parts, prepare
 from pat.checkpoint_reader import CheckpointError
 from pat.engine import lr_factor, set_lr
-from pat.pruning.masks import PromiseBroken
+from pat.pruning.types import PromiseBroken
 from pat.run import ExitCode, write_exit
 from pat.window import Diverged, Window
-
 
 __all__ = ["main", "prepare"]
 

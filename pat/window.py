@@ -64,8 +64,7 @@ class Window:
         line = {
             "train/loss": loss,
             "train/grad_norm": float(stats.norm) if stats.norm is not None else None,
-            "train/lr": lr_factor(progress.step - 1, parts.config.train.num_steps, parts.config.optim)
-            * parts.config.optim.lr,
+            "train/lr": optim.lr * lr_factor(progress.step - 1, parts.config.train.num_steps, optim),
             "train/tokens_per_s": tokens / seconds,
             "train/step_seconds": seconds / self.steps,
             "train/skipped_steps": self.skipped,

@@ -241,7 +241,11 @@ def _result(
 def format_report(result: dict[str, Any]) -> Table:
     """The figures of an export as a table for the terminal."""
     before, after, lineage = result["before"], result["after"], result["lineage"]
-    table = Table(title=f"{lineage['run']}, step {lineage['step']} ({lineage['phase']})", title_justify="left")
+    table = Table(
+        title=f"{lineage['run']}, step {lineage['step']} ({lineage['phase']})",
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("")
     table.add_column("dense", justify="right")
     table.add_column("exported", justify="right")
@@ -259,8 +263,10 @@ def format_report(result: dict[str, Any]) -> Table:
     table.add_row("tensors reloaded, bit for bit", "", "equal")
     difference = result["max_abs_logit_diff"]
     table.add_row("largest logit difference", "", "not compared" if difference is None else f"{difference:g}")
+    notes = ["dense metrics: the same run just before its first mask"] if dense else []
     if result["max_abs_logit_diff_reason"]:
-        table.caption = f"logits: {result['max_abs_logit_diff_reason']}"
+        notes.append(f"logits: {result['max_abs_logit_diff_reason']}")
+    table.caption = "\n".join(notes)
     return table
 
 

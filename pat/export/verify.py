@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
 
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
 from pat.export import masks
@@ -67,7 +68,13 @@ def max_abs_logit_diff(
 
     Raises ExportError above LOGIT_TOLERANCE of the largest logit: then the config or a buffer is wrong.
     """
-    stock = auto_model.from_pretrained(folder, dtype=dtype)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        stock = auto_model.from_pretrained(folder, dtype=dtype)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
     found = _logits(stock)
     del stock
     expected = _logits(model_from_checkpoint(reader, auto_model, config, dtype))

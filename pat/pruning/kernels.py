@@ -206,6 +206,42 @@ def masked_sum_of_squares(
     return total.sum()
 
 
+class SumOfSquares:
+    """`masked_sum_of_squares`, compiled into one pass where the shards are large: 0.4 instead of 1.1 of an AdamW step.
+
+    The compiled sum adds in another order: it differs from the eager one by roundings of fp64, which the one rounding
+    to fp32 that follows hides.
+    """
+
+    def __init__(self, mode: str, numel: int) -> None:
+        self.required = mode == "compile"
+        self.compile = self.required or (mode == "auto" and numel > AUTO_COMPILE_FROM)
+
+        def masked(grad: Tensor, keep: Tensor) -> Tensor:
+            wide = (grad.float() * keep.to(torch.float32)).double()
+            return (wide * wide).sum()
+
+        def plain(grad: Tensor) -> Tensor:
+            wide = grad.double()
+            return (wide * wide).sum()
+
+        options = {"dynamic": True, "fullgraph": True, "options": OPTIONS}
+        self._masked, self._plain = torch.compile(masked, **options), torch.compile(plain, **options)
+
+    @torch.no_grad()
+    def __call__(self, grad: Tensor, keep: Tensor | None = None) -> Tensor:
+        """() fp64: sum_i (M_i g_i)^2."""
+        if self.compile and grad.numel() > 1:
+            try:
+                return self._plain(grad.detach()) if keep is None else self._masked(grad.detach(), keep)
+            except Exception as error:
+                if self.required:
+                    raise
+                _warn_once(error)
+                self.compile = False
+        return masked_sum_of_squares(grad, keep)
+
+
 def _scalar(value: float) -> Tensor:
     """A 0-dim fp32 tensor: an argument of a compiled pass, where a float would be built in."""
     return torch.tensor(value, dtype=torch.float32)

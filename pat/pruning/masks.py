@@ -24,13 +24,11 @@ from torch import Tensor
 
 from pat.config import PrunerConfig
 from pat.pruning import registry
+from pat.pruning.arrays import array, module
+from pat.pruning.comm import LOCAL
 from pat.pruning.kernels import make_kernels
 from pat.pruning.shards import Shard, Shards
-from pat.pruning.types import Run, Segment
-
-
-class PromiseBroken(RuntimeError):
-    """Something pat guarantees does not hold: a target missed, a pruned weight that is not zero."""
+from pat.pruning.types import PromiseBroken, Run, Segment
 
 
 @dataclass
@@ -93,6 +91,9 @@ class MaskPruner:
         for n, shape in self.shapes.items():
             self.granularity.validate(n, shape)
         self.granularity.validate_target(self.budget.sparsity)
+        self.timeline.target(0, self.budget.sparsity)  # raises where the schedule starts above the budget
+        if self.criterion.threshold is not None:
+            self.granularity.select_threshold([], self.criterion.threshold, LOCAL)  # raises where it cannot
         self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
         self.selected_at = -1  # step of the last selection
         self.hardened = False
@@ -105,6 +106,12 @@ class MaskPruner:
     def numel(self) -> int:
         """Prunable weights, over all ranks."""
         return sum(_numel(s) for s in self.shapes.values())
+
+    @property
+    def target_weights(self) -> int:
+        """Weights that the budget removes in the end: whole units, over all ranks."""
+        units = self.granularity.pruned_units(list(self.shapes.values()), self.budget.sparsity, self.config.scope)
+        return units * self.granularity.weights_per_unit
 
     @property
     def sparsity(self) -> float:
@@ -179,15 +186,14 @@ class MaskPruner:
         if not param.grad.is_contiguous():
             param.grad = param.grad.contiguous()
         grad, line = param.grad.view(-1), self.timeline
-        coef = self.criterion.coefficient(line.progress(t))
-        soft = state.dense is not None
-        decay = group["base_weight_decay"]
-        group["weight_decay"] = 0.0 if soft else decay
-        if soft:
+        coef, decay = self.criterion.coefficient(line.progress(t)), group["base_weight_decay"]
+        group["weight_decay"] = decay if state.dense is None else 0.0
+        if state.dense is not None:
+            assert state.keep is not None
             self.kernels.pre_soft(state.score, state.dense, grad, state.keep, coef, group["lr"] * decay)
             state.buffer = param.data
             param.data = state.dense.view_as(param)
-        elif self.hardened:
+        elif state.keep is not None:  # hard
             self.kernels.pre_hard(grad, state.keep)
         elif state.score is not None:
             self.kernels.pre_dense(state.score, state.shard.view, grad, coef)
@@ -195,6 +201,7 @@ class MaskPruner:
     def after(self, state: MaskedShard, param: Tensor) -> None:
         """Base optimizer's post-hook, once per shard."""
         if state.buffer is not None:
+            assert state.dense is not None and state.keep is not None
             param.data, state.buffer = state.buffer, None
             self.kernels.post_soft(param.data.view(-1), state.dense, state.keep)
 
@@ -202,12 +209,12 @@ class MaskPruner:
 
     def count_pruned(self) -> int:
         """Weights whose flag is down, over all ranks. Collective."""
-        mine = sum(int((s.keep == 0).sum()) for s in self.states if s.keep is not None)
+        flags = [state.keep for state in self.states if state.keep is not None]
+        mine = sum(keep.numel() - int(module(keep).count_nonzero(array(keep.view(torch.bool)))) for keep in flags)
         return int(self.shards.comm.sum(torch.tensor(mine, dtype=torch.int64)))
 
     def _check_target(self) -> None:
-        units = self.granularity.pruned_units(list(self.shapes.values()), self.budget.sparsity, self.config.scope)
-        expected = units * self.granularity.weights_per_unit
+        expected = self.target_weights
         if self.num_pruned != expected:
             raise PromiseBroken(
                 f"pruner {self.name} removed {self.num_pruned} weights and not the {expected} that its budget of "

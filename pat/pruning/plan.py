@@ -33,7 +33,18 @@ def describe(config: Config) -> str:
     model, pruner = attached(config)
     ranks = 1 if config.engine.zero_stage == 0 else config.engine.world_size
     table = Table(title=f"What would be pruned ({config.engine.world_size} ranks, ZeRO {config.engine.zero_stage})")
-    for column in ("pruner", "matrices", "weights", "units", "removed", "dense", "soft", "hard from", "state/rank soft", "hard"):
+    for column in (
+        "pruner",
+        "matrices",
+        "weights",
+        "units",
+        "removed",
+        "dense",
+        "soft",
+        "hard from",
+        "state/rank soft",
+        "hard",
+    ):
         table.add_column(column, justify="left" if column == "pruner" else "right")
     for mask in pruner.masks:
         shapes, line = list(mask.shapes.values()), mask.timeline

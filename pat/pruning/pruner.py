@@ -1,9 +1,9 @@
 """The one object that the loop talks to: all named pruners, wired into the optimizer step.
 
-    attach   before DeepSpeed: which parameter belongs to which pruner
-    bind     after DeepSpeed: find the shards, install the hooks and the masked norm
-    step     wraps engine.step(); the only place where keep flags change
-    state    / load_state, by parameter name and logical index, never by rank
+attach   before DeepSpeed: which parameter belongs to which pruner
+bind     after DeepSpeed: find the shards, install the hooks and the masked norm
+step     wraps engine.step(); the only place where keep flags change
+state    / load_state, by parameter name and logical index, never by rank
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pat.config import Config
 from pat.hashing import MaskHash, WeightsHash, pack_keep
-from pat.pruning.kernels import masked_sum_of_squares
-from pat.pruning.masks import MaskedShard, MaskPruner, PromiseBroken
+from pat.pruning.kernels import SumOfSquares
+from pat.pruning.masks import MaskedShard, MaskPruner
 from pat.pruning.shards import Piece, Shards, logical_shape
+from pat.pruning.types import PromiseBroken
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Pruner:
                     )
                 if param in frozen:
                     raise ValueError(
-                        f"pruners.{name} takes {param}, which optim.trainable leaves frozen: a mask needs its gradient; "
-                        "let it train or exclude it"
+                        f"pruners.{name} takes {param}, which optim.trainable leaves frozen: a mask needs its "
+                        "gradient; let it train or exclude it"
                     )
                 owner[param] = name
             self.masks.append(mask)
@@ -84,6 +85,8 @@ class Pruner:
             mask.bind(self.shards)
             for state in mask.states:
                 self._states[id(state.shard.flat)] = (mask, state)
+        largest = max((shard.flat.numel() for shard in self.shards.shards), default=0)
+        self._sum_of_squares = SumOfSquares(self.config.engine.kernels, largest)
         if self.masks:
             self.shards.replace_norm(self.masked_norm)
             self.shards.base.register_step_pre_hook(self._before)
@@ -123,7 +126,8 @@ class Pruner:
                     low, high = max(s.offset, piece.start), min(s.offset + s.numel, end)
                     if low < high:
                         grad = piece.data[low - piece.start : high - piece.start]
-                        total += masked_sum_of_squares(grad, None if keep is None else keep[low:high]).to(total.device)
+                        flags = None if keep is None else keep[low:high]
+                        total += self._sum_of_squares(grad, flags).to(total.device)
         return self.shards.comm.sum(total).sqrt().float()
 
     @torch.no_grad()
@@ -177,9 +181,7 @@ class Pruner:
     @property
     def target(self) -> float:
         """Fraction of all prunable weights that the budgets ask to remove."""
-        units = [(m, m.granularity.pruned_units(list(m.shapes.values()), m.budget.sparsity, m.config.scope)) for m in self.masks]
-        removed = sum(n * m.granularity.weights_per_unit for m, n in units)
-        return removed / self.numel if self.masks else 0.0
+        return sum(m.target_weights for m in self.masks) / self.numel if self.masks else 0.0
 
     def state_bytes(self) -> int:
         """Bytes of pruner state on this rank now."""
@@ -241,7 +243,8 @@ class Pruner:
                 if value is not None:
                     tensors[f"{mask.name}|{kind}|{s.name}|{s.start}"] = value[part].detach().cpu().contiguous()
         shared = {
-            m.name: {"selected_at": m.selected_at, "hardened": m.hardened, "num_pruned": m.num_pruned} for m in self.masks
+            m.name: {"selected_at": m.selected_at, "hardened": m.hardened, "num_pruned": m.num_pruned}
+            for m in self.masks
         }
         return tensors, shared
 

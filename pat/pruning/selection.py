@@ -28,14 +28,14 @@ from pat.pruning.arrays import array, chunk_numel, chunks, module
 from pat.pruning.brackets import find_brackets, sizes_by_rank
 from pat.pruning.comm import Comm
 from pat.pruning.spans import gather_spans, shapes
-from pat.pruning.types import Run
+from pat.pruning.types import PromiseBroken, Run
 
 COPIED_SHARE = 1 / 16  # of a rank's scores: more are not copied, which bounds the memory,
 MIN_COPIED = 1 << 16  # but this many always are
 DIGITS = ((21, 11), (10, 11), (0, 10))  # (shift, bits) of a 32-bit key
 
 
-class TargetMissed(RuntimeError):
+class TargetMissed(PromiseBroken):
     """A selection did not keep exactly what it was asked to keep."""
 
 

@@ -226,7 +226,9 @@ def _layout(engine: Any) -> str:
 def _segments(parts: list[tuple[Any, int, int, int]], names: dict[int, str], shard: int) -> tuple[Segment, ...]:
     """Segments from (parameter, start in it, numel, offset in the shard), in shard order."""
     found = [
-        Segment(names[id(p)], logical_shape(p), start, numel, shard, offset) for p, start, numel, offset in parts if numel
+        Segment(names[id(p)], logical_shape(p), start, numel, shard, offset)
+        for p, start, numel, offset in parts
+        if numel
     ]
     return tuple(sorted(found, key=lambda s: s.offset))
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
+class PromiseBroken(RuntimeError):
+    """Something pat guarantees does not hold: a target missed, a pruned weight that is not zero."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """A contiguous run of one parameter's elements inside one flat fp32 shard of this rank."""

@@ -53,7 +53,7 @@ def make(kind: str, layers: int, tokens: int) -> Trained:
         vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
         num_key_value_heads=3, max_position_embeddings=tokens, tie_word_embeddings=True, use_cache=False,
     )  # fmt: skip
-    model = LlamaForCausalLM(shape).to(torch.bfloat16)
+    model = LlamaForCausalLM._from_config(shape, dtype=torch.bfloat16)
     pruner = Pruner(config)
     pruner.attach(model)
     return Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)
@@ -137,7 +137,8 @@ def _size(path: Path) -> int:
 
 def table(r: dict[str, Any]) -> str:
     """The figures as text."""
-    lines = [f"135 M Llama shape ({r['layers']} layers), 2 ranks, ZeRO 2, {r['tokens_per_rank']} tokens/rank, {r['rounds']} rounds"]
+    tokens, rounds = r["tokens_per_rank"], r["rounds"]
+    lines = [f"135 M Llama shape ({r['layers']} layers), 2 ranks, ZeRO 2, {tokens} tokens/rank, {rounds} rounds"]
     lines.append(f"{'':6} {'step / dense':>13} {'paired':>8} {'added / step':>13} {'bytes/weight/rank':>18}")
     for kind in ("soft", "hard"):
         x = r[kind]
@@ -145,7 +146,10 @@ def table(r: dict[str, Any]) -> str:
             f"{kind:6} {x['step_ratio']:13.3f} {x['step_ratio_paired']:8.3f} {x['added_over_step']:13.4f} "
             f"{x['state_bytes_per_weight_and_rank']:18.2f}"
         )
-    lines.append(f"selection / step {r['selection_over_step']:.4f}, every {r['every']} steps; soft with it {r['soft']['added_with_selection']:.4f}")
+    lines.append(
+        f"selection / step {r['selection_over_step']:.4f}, every {r['every']} steps; "
+        f"soft with it {r['soft']['added_with_selection']:.4f}"
+    )
     plain = r["deepspeed_save_bytes"]
     for kind in ("dense", "soft", "hard"):
         x = r[kind]

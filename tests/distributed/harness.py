@@ -120,8 +120,8 @@ def build_model(config: Config) -> LlamaForCausalLM:
     """The tiny model; the same initial weights whatever the layout."""
     torch.manual_seed(0)
     dtype = ds.DTYPES[config.engine.dtype]
-    reference = LlamaForCausalLM(copy.deepcopy(LLAMA)).to(dtype)
-    state = {n: p.detach().clone() for n, p in reference.named_parameters()}
+    reference = LlamaForCausalLM(copy.deepcopy(LLAMA))
+    state = {n: p.detach().to(dtype) for n, p in reference.named_parameters()}
     ds_config = ds.deepspeed_config(config)
     with ds.model_construction(config, ds_config):
         model = LlamaForCausalLM._from_config(copy.deepcopy(LLAMA), dtype=dtype)

@@ -1,8 +1,8 @@
 """Proof 4 on ranks: what a checkpoint restores on another ZeRO stage or number of ranks, bit for bit.
 
-    save FOLDER          train a few steps on each layout, save, and note a digest of every piece of state
-    load FOLDER LAYOUTS  load each of those checkpoints on these layouts of this start, and digest again
-    resave FROM TO       load on one layout of this start, save again
+save FOLDER          train a few steps on each layout, save, and note a digest of every piece of state
+load FOLDER LAYOUTS  load each of those checkpoints on these layouts of this start, and digest again
+resave FROM TO       load on one layout of this start, save again
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ def run_ranks(script: str, world_size: int, *args: str, timeout_s: float = 600) 
         command = [sys.executable, "-m", script, str(out), *args]
         logs = [open(Path(folder) / f"rank-{r}.log", "w+") for r in range(world_size)]
         ranks = [
-            subprocess.Popen(command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=log, cwd=ROOT)
+            subprocess.Popen(
+                command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=log, cwd=ROOT
+            )
             for r, log in enumerate(logs)
         ]
         try:

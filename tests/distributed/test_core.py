@@ -107,7 +107,13 @@ def test_fault_at_every_write_of_a_checkpoint() -> None:
     """An error or a death at each write, whole or torn file: the checkpoint found after it is whole and right."""
     result = run_ranks("tests.distributed.fault_checks", 1)
     assert result["count"] >= 12
-    assert {name for name, *_ in result["faults"]} == {"torch.save", "save_file", "os.fsync", "write_atomic", "os.replace"}
+    assert {name for name, *_ in result["faults"]} == {
+        "torch.save",
+        "save_file",
+        "os.fsync",
+        "write_atomic",
+        "os.replace",
+    }
     for write, fault, torn, raised, step, right in result["faults"]:
         assert right and raised, (write, fault, torn, step)
         assert raised == "killed" or "No space left" in raised

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import sys
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,11 @@ STEP = {
 }
 
 
-def settings(**logger) -> Config:
+def settings(**logger: Any) -> Config:
     return Config(
         run=RunConfig(name="r", dir="r", recipe="parity"),
         train=TrainConfig(num_steps=30, global_batch_size=1),
-        logger=LoggerConfig(**({"name": "none"} | logger)),
+        logger=LoggerConfig(**{"name": "none", **logger}),
     )
 
 
