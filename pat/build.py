@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from pat import checkpoint, compose, data, engine, models, run, tasks
+from pat.checkpoint_reader import CheckpointError, read_manifest
 from pat.config import Config
 from pat.pruning import plan
 from pat.pruning.comm import Comm
@@ -35,6 +36,7 @@ class Progress:
     best: list[float] | None = None  # (phase, signed metric) of the best checkpoint
     first_loss: float | None = None
     saved_step: int = -1
+    evaluated_step: int = -1
     save_seconds: float = 0.0
     peak_pruner_bytes: int = 0
 
@@ -73,6 +75,12 @@ class Parts:
         minutes = train.checkpoint_every_min
         return by_steps or (minutes is not None and time.monotonic() - self.last_save >= 60 * minutes)
 
+    def evaluation_due(self) -> bool:
+        """At this step, and not done by a start that was stopped after it."""
+        every, step = self.config.train.eval_every, self.progress.step
+        at = bool(every) and step % every == 0 and 0 < step < self.config.train.num_steps
+        return at and self.progress.evaluated_step != step
+
     def is_best(self, metrics: dict[str, float]) -> bool:
         """Whether these metrics make a best checkpoint; only models in their last phase count, so never a dense one."""
         if self.pruner.masks and self.pruner.phase(self.progress.step - 1) != "hard":
@@ -93,7 +101,20 @@ def prepare(config: Config, run_dir: Path) -> None:
     models.check_fits(
         models.build_config(config.model, task, prepared.num_labels, tokenizer), tokenizer, config.data.max_length
     )
-    plan.attached(config, prepared.num_labels)
+    _check_resumable(config.run.resume, run.RunDir(run_dir).checkpoints, *plan.attached(config, prepared.num_labels))
+
+
+def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Pruner) -> None:
+    """What the ranks would find out only when the model is built."""
+    found = checkpoint.steps(root)
+    if mode == "must" and not found:
+        raise ValueError(f"run.resume=must, but {root} holds no checkpoint: check run.dir, or take run.resume=auto")
+    if mode != "never" and found:
+        try:
+            manifest = read_manifest(found[-1])
+        except CheckpointError:
+            return  # torn: the ranks look for an older one
+        checkpoint.check_same_model(manifest, checkpoint.describe_parameters(model, pruner))
 
 
 def _data(config: Config) -> tuple[Any, Any, Any]:
@@ -152,8 +173,6 @@ def _resume(parts: Parts) -> None:
     mode, root, tracker = parts.config.run.resume, parts.run.checkpoints, parts.tracker
     reader = None if mode == "never" else checkpoint.find(root, parts.pruner.shards, tracker.say)
     if reader is None:
-        if mode == "must":
-            raise ValueError(f"run.resume=must, but {root} holds no checkpoint")
         tracker.start(0)
         return
     trainer = checkpoint.load(parts.engine, parts.pruner, reader)

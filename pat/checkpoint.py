@@ -35,13 +35,21 @@ from pat.run import sync_directory, write_atomic
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
+class NotWritten(CheckpointError):
+    """A rank could not write its part; all ranks agree."""
+
+
+class NoneWhole(CheckpointError):
+    """There are checkpoints, but none is whole; all ranks agree."""
+
+
 # -- save --------------------------------------------------------------------------------------------------------------
 
 
 def save(
     engine: Any, pruner: Pruner, root: Path, step: int, trainer: dict[str, Any], metrics: dict[str, float]
 ) -> Path:
-    """Write the checkpoint of `step` completed steps. Raises CheckpointError if it cannot be whole. Collective."""
+    """Write the checkpoint of `step` completed steps. Raises NotWritten if it cannot be whole. Collective."""
     pruner.check()
     final = root / f"step-{step:08d}"
     partial = root / f"{final.name}.partial"
@@ -61,7 +69,7 @@ def save(
         if said:
             if rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
+            raise NotWritten(
                 f"the checkpoint of step {step} could not be written ({said[0]}); the one before it is whole"
             )
 
@@ -102,11 +110,14 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -
         shard_file(manifest["files"], manifest["layout"], rank)  # raises where DeepSpeed wrote less than all
     write_atomic(partial / "manifest.json", json.dumps(manifest))
     sync_directory(partial)
+    aside = root / f"{final.name}.replaced"  # counts as a checkpoint until the new one is in its place
+    shutil.rmtree(aside, ignore_errors=True)
     if final.exists():
-        shutil.rmtree(final)
+        os.replace(final, aside)
     os.replace(partial, final)
     sync_directory(root)
     write_atomic(root / "latest", final.name)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _rank_layout(shards: Shards, rank: int, pruner_file: str) -> dict[str, Any]:
@@ -196,7 +207,7 @@ def find(root: Path, shards: Shards, say: Callable[[str], None]) -> CheckpointRe
             return reader
         say(f"checkpoint {name} is not whole ({problems[0]}); trying the one before it")
     if candidates:
-        raise CheckpointError(
+        raise NoneWhole(
             f"none of the {len(candidates)} checkpoints in {root} is whole: "
             "move them away, or start anew with run.resume=never"
         )
@@ -206,7 +217,7 @@ def find(root: Path, shards: Shards, say: Callable[[str], None]) -> CheckpointRe
 def load(engine: Any, pruner: Pruner, reader: CheckpointReader) -> dict[str, Any]:
     """Fill the engine and the pruner from a checkpoint of any layout; returns the trainer state. Collective."""
     manifest = reader.manifest
-    _check_same_model(manifest, describe_parameters(engine.module, pruner))
+    check_same_model(manifest, describe_parameters(engine.module, pruner))
     shards = pruner.shards
     for shard in shards.shards:
         moments = _moments(shards.base, shard.flat)
@@ -232,7 +243,8 @@ def load(engine: Any, pruner: Pruner, reader: CheckpointReader) -> dict[str, Any
     return trainer
 
 
-def _check_same_model(manifest: dict[str, Any], ours: list[dict[str, Any]]) -> None:
+def check_same_model(manifest: dict[str, Any], ours: list[dict[str, Any]]) -> None:
+    """ValueError where a checkpoint has other parameters than `describe_parameters` found here."""
     theirs = {p["name"]: p for p in manifest["parameters"]}
     for mine in ours:
         other = theirs.pop(mine["name"], None)

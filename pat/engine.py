@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -131,6 +132,8 @@ def check_accelerator(config: Config) -> None:
 
 def init_distributed(config: Config) -> None:
     """Meet the other ranks."""
+    # This environment's ninja first: another version of it would find DeepSpeed's op out of date and compile it again.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     import deepspeed
 
     deepspeed.init_distributed(

@@ -26,7 +26,7 @@ import pat
 from pat import process, run
 from pat.config import Config
 from pat.process import Process, RankRecord
-from pat.rank import ORPHAN_GRACE_S
+from pat.rank import ORPHAN_GRACE_S, restore_terminal
 from pat.run import ExitCode, RunDir
 
 GRACE_S = 15.0  # for the others to leave, once one rank is lost
@@ -149,6 +149,7 @@ class _Watch:
                     time.sleep(0.1)
             finally:
                 self._sweep()
+                restore_terminal(sys.stdout)
         return self._result(process.rank_records(self.run_dir))
 
     @contextlib.contextmanager
@@ -237,7 +238,8 @@ class _Watch:
 
 
 def _say(message: str) -> None:
-    print(f"pat: {message}", file=sys.stderr, flush=True)
+    start = "\n" if sys.stderr.isatty() else ""  # a bar may stand on the line
+    print(f"{start}pat: {message}", file=sys.stderr, flush=True)
 
 
 def _show_log(path: Path, lines: int = 12) -> None:

@@ -69,6 +69,13 @@ def redirect_output(run_dir: Path, rank: int) -> IO[str]:
     return terminal
 
 
+def restore_terminal(terminal: IO[str]) -> None:
+    """A progress bar that was cut off has hidden the cursor."""
+    if terminal.isatty():
+        terminal.write("\x1b[?25h")
+        terminal.flush()
+
+
 def watch_parent() -> None:
     """When the parent dies: ask this rank to save and leave, and end it if it does not."""
     parent = os.getppid()
@@ -108,6 +115,7 @@ def rank_process(run_dir: Path, rank: int, announce: bool) -> Iterator[Callable[
     def leave(code: int, message: str) -> None:
         replace(record, code=int(code), message=message, time=time.time()).write(run_dir)
         sys.stdout.flush()
+        restore_terminal(terminal)
         if announce and message:
             print(f"pat: rank {rank}: {message} (log: {run.RunDir(run_dir).log(rank)})", file=terminal, flush=True)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pat import build, checkpoint
 from pat.build import Parts, prepare
-from pat.checkpoint_reader import CheckpointError
 from pat.engine import lr_factor, set_lr
 from pat.pruning.types import PromiseBroken
 from pat.run import ExitCode, write_exit
@@ -26,18 +27,19 @@ class Preempted(RuntimeError):
 
 def main(run_dir: Path) -> int:
     """Train as one rank of the run frozen in `run_dir`; returns the exit code that all ranks agree on."""
-    parts = build.build(run_dir)
+    parts, code, message = None, ExitCode.DONE, ""
     try:
+        parts = build.build(run_dir)
         fit(parts)
-        code, message = ExitCode.DONE, ""
     except Preempted as stop:
         code, message = ExitCode.PREEMPTED, str(stop)
     except Diverged as stop:
         code, message = ExitCode.DIVERGED, str(stop)
-    except (PromiseBroken, CheckpointError) as stop:
+    except (PromiseBroken, checkpoint.NoneWhole, checkpoint.NotWritten) as stop:
         code, message = ExitCode.BROKEN_PROMISE, str(stop)
-    parts.tracker.close(message)
-    if parts.world.rank == 0:
+    if parts:
+        parts.tracker.close(message)
+    if dist.get_rank() == 0:
         write_exit(run_dir, code, message)
     return code
 
@@ -46,6 +48,7 @@ def fit(parts: Parts) -> None:
     """Train from where the run stands to its last step, then evaluate, check, save and sum up."""
     config, progress, pruner, train = parts.config, parts.progress, parts.pruner, parts.config.train
     window = Window(parts)
+    evaluate_if_due(parts)  # where the last start was stopped in it
     for t in range(progress.step, train.num_steps):
         if t == (pruner.first_soft_step or 0) and progress.dense_metrics is None:
             progress.dense_metrics = evaluate(parts, "dense")
@@ -64,16 +67,25 @@ def fit(parts: Parts) -> None:
         parts.tracker.advance(progress.step)
         if progress.step % train.log_every == 0 or progress.step == train.num_steps:
             window.log(stats)
-        if train.eval_every and progress.step % train.eval_every == 0 and progress.step < train.num_steps:
-            progress.metrics = evaluate(parts)
-            if parts.is_best(progress.metrics):
-                save(parts, best=True)
+        evaluate_if_due(parts)
         stop, due = parts.agree(parts.flag.requested, parts.checkpoint_due())
+        due = due and progress.saved_step != progress.step and progress.step < train.num_steps
+        if stop or due:
+            window.check()
         if stop:
             leave(parts)
-        if due and progress.saved_step != progress.step and progress.step < train.num_steps:
+        if due:
             save(parts)
     finish(parts)
+
+
+def evaluate_if_due(parts: Parts) -> None:
+    """An evaluation during training, and a checkpoint if it is the best so far. Collective."""
+    if parts.evaluation_due():
+        parts.progress.metrics = evaluate(parts)
+        parts.progress.evaluated_step = parts.progress.step
+        if parts.is_best(parts.progress.metrics):
+            save(parts, best=True)
 
 
 def evaluate(parts: Parts, title: str = "eval") -> dict[str, float]:
@@ -96,6 +108,8 @@ def evaluate(parts: Parts, title: str = "eval") -> dict[str, float]:
         {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": time.perf_counter() - started},
         parts.progress.step,
     )
+    if not all(map(math.isfinite, metrics.values())):
+        raise Diverged(f"the evaluation at step {parts.progress.step} gave {metrics}; lower optim.lr")
     return metrics
 
 

@@ -54,9 +54,8 @@ class Window:
     def log(self, stats: Any) -> None:
         """Write a line. Raises Diverged when the mean loss is out of bounds. Collective."""
         parts, progress, optim = self.parts, self.parts.progress, self.parts.config.optim
-        loss_sum, finite, tokens = parts.world.sum(self.sums).tolist()
+        loss, tokens = self._totals()
         seconds = time.perf_counter() - self.started
-        loss = loss_sum / finite if finite else float("inf")
         progress.tokens += tokens
         progress.train_seconds += seconds
         progress.peak_pruner_bytes = max(progress.peak_pruner_bytes, parts.pruner.peak_bytes)
@@ -75,9 +74,21 @@ class Window:
         for name in stats.sparsity:
             line |= {f"pruning/{name}/sparsity": stats.sparsity[name], f"pruning/{name}/target": stats.target[name]}
         parts.tracker.log(line, progress.step)
-        limit = parts.config.train.max_loss or EXPLODED * max(progress.first_loss, 1.0)
-        if not loss <= limit:
-            raise Diverged(
-                f"the loss is {loss:.4g} at step {progress.step}, above {limit:.4g} (train.max_loss); lower optim.lr"
-            )
+        self._refuse(loss)
         self.reset()
+
+    def check(self) -> None:
+        """Before a checkpoint: raises Diverged when the mean loss since the last line is out of bounds. Collective."""
+        if self.steps:
+            self._refuse(self._totals()[0])
+
+    def _totals(self) -> tuple[float, float]:
+        """(mean of the finite losses, tokens) over all ranks. Collective."""
+        loss, finite, tokens = self.parts.world.sum(self.sums.clone()).tolist()
+        return loss / finite if finite else float("inf"), tokens
+
+    def _refuse(self, loss: float) -> None:
+        step, first = self.parts.progress.step, self.parts.progress.first_loss
+        limit = self.parts.config.train.max_loss or EXPLODED * max(first or loss, 1.0)
+        if not loss <= limit or loss == float("inf"):
+            raise Diverged(f"the loss is {loss:.4g} at step {step}, above {limit:.4g} (train.max_loss); lower optim.lr")

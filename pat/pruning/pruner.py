@@ -50,6 +50,7 @@ class Pruner:
         config = self.config
         shapes = {n: logical_shape(p) for n, p in model.named_parameters()}
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+        transposed = {f"{n}.weight" for n, module in model.named_modules() if type(module).__name__ == "Conv1D"}
         owner: dict[str, str] = {}
         for name, settings in config.pruners.items():
             mask = MaskPruner(
@@ -61,6 +62,11 @@ class Pruner:
                 config.engine.kernels,
             )
             for param in mask.shapes:
+                if param in transposed and mask.granularity.oriented:
+                    raise ValueError(
+                        f"pruners.{name} takes {param}, a Conv1D that stores (in, out): {mask.granularity.name} would "
+                        "run along the wrong dimension; use granularity weight"
+                    )
                 if param in owner:
                     raise ValueError(
                         f"pruners.{name} and pruners.{owner[param]} both take {param}; narrow params or exclude of one"

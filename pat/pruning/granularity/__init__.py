@@ -2,7 +2,7 @@
 
     validate(name, shape)                             ValueError for a matrix that cannot be cut into units
     validate_target(sparsity)                         ValueError for a sparsity that the units cannot reach
-    weights_per_unit, num_units(shape)
+    weights_per_unit, num_units(shape), oriented      oriented: it needs the weight stored as (out, in)
     pruned_units(shapes, sparsity, scope)             units that exactly this target removes, over all parameters
     select(runs, sparsity, scope, comm)               writes keep to that target. Collective
     select_threshold(runs, threshold, comm)           writes keep = score > threshold. Collective

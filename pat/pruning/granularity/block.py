@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, frexp, ldexp, log2, prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Block:
     name: str = "block"
     rows: int
     cols: int
+
+    oriented: ClassVar[bool] = True  # whether a transposed weight would be cut along the wrong dimension
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.cols < 1 or self.rows * self.cols > MAX_WEIGHTS:

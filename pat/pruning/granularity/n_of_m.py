@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class NOfM:
     n: int
     m: int
 
+    oriented: ClassVar[bool] = True  # whether a transposed weight would be cut along the wrong dimension
+
     def __post_init__(self) -> None:
         if not 1 <= self.n < self.m:
             raise ValueError(f"n_of_m needs 1 <= n < m, not n={self.n}, m={self.m}; for example n=2, m=4.")
@@ -48,11 +51,12 @@ class NOfM:
             )
 
     def validate_target(self, sparsity: float) -> None:
-        """No more than 1 - n/m can be removed."""
-        most = 1 - self.n / self.m
-        if sparsity > most + ROUNDING:
+        """Whole slots of every group, so a multiple of 1/m up to 1 - n/m."""
+        most = self.m - self.n
+        if abs(sparsity * self.m - round(sparsity * self.m)) > ROUNDING * self.m or round(sparsity * self.m) > most:
+            allowed = ", ".join(f"{slots / self.m:g}" for slots in range(most + 1))
             raise ValueError(
-                f"{self.n}:{self.m} removes at most {most:g} of the weights, not {sparsity:g}; lower the budget."
+                f"{self.n}:{self.m} can remove {allowed} of the weights, not {sparsity:g}; change the budget."
             )
 
     def num_units(self, shape: tuple[int, ...]) -> int:

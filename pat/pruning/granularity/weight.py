@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 from pat.pruning.comm import Comm
 from pat.pruning.selection import keep_above, pruned_per_budget, select_units
@@ -16,6 +17,8 @@ class Weight:
     """Every weight by itself."""
 
     name: str = "weight"
+
+    oriented: ClassVar[bool] = False  # whether a transposed weight would be cut along the wrong dimension
 
     @property
     def weights_per_unit(self) -> int:

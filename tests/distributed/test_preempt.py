@@ -1,0 +1,73 @@
+"""A request to stop, to the command or to any rank, while it trains or evaluates: saved, exit code 85, and no bit lost.
+
+And what is saved goes on with another number of ranks and another ZeRO stage.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pat import checkpoint
+from pat.checkpoint_reader import read_manifest
+from pat.run import ExitCode
+from tests.distributed import runs
+from tests.distributed.runs import Start
+
+pytestmark = pytest.mark.distributed
+
+
+def preempted(run_dir: Path, who: str, number: int, step: int, *overrides: str, ranks: int = 2) -> Start:
+    """Start, ask for the end after a step, and wait for it."""
+    start = Start(run_dir, *overrides, ranks=ranks)
+    start.until_step(step)
+    start.send(who, number)
+    assert start.end() == ExitCode.PREEMPTED, start.text()
+    reached = runs.losses(run_dir)[-1]["step"]
+    assert runs.latest(run_dir) == reached, "the checkpoint is of the current step"
+    manifest = read_manifest(checkpoint.steps(run_dir / "checkpoints")[-1])
+    assert manifest["step"] == manifest["trainer"]["step"] == reached
+    assert f"stopped on request at step {reached}, all saved" in start.text()
+    return start
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped in its dense phase."""
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    preempted(run_dir, "parent", signal.SIGUSR1, 2)
+    return run_dir
+
+
+def test_four_requests_to_stop(stopped: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped, run_dir)
+    preempted(run_dir, "rank 1", signal.SIGTERM, runs.latest(run_dir) + 2)
+    for who, number, step in (("parent", signal.SIGTERM, 10), ("rank 0", signal.SIGUSR1, 20)):
+        start = preempted(run_dir, who, number, step)
+        assert runs.latest(run_dir) == step
+        assert step not in runs.curve(run_dir)["eval/loss"], f"the evaluation was over first:\n{start.text()}"
+    start = Start(run_dir)
+    assert start.end() == ExitCode.DONE, start.text()
+    assert runs.result(run_dir) == undisturbed
+
+
+def test_other_ranks_and_stages(stopped: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped, run_dir)
+    step = runs.latest(run_dir)
+    one = ("engine.world_size=1", "engine.zero_stage=3")
+    start = preempted(run_dir, "parent", signal.SIGTERM, 12, *one, ranks=1)
+    assert f"resumed at step {step} from 2 ranks at ZeRO 2" in start.text()
+    step = runs.latest(run_dir)
+    start = Start(run_dir, "engine.zero_stage=1")
+    assert start.end() == ExitCode.DONE, start.text()
+    assert f"resumed at step {step} from 1 ranks at ZeRO 3" in start.text()
+    found = runs.result(run_dir)
+    for key in ("step", "phase", "sparsity"):
+        assert found[key] == undisturbed[key]
+    assert found["metrics"]["loss"] == pytest.approx(undisturbed["metrics"]["loss"], rel=0.02)

@@ -1,0 +1,92 @@
+"""A run is the same whoever starts its ranks: `pat train` itself, torchrun, srun or deepspeed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pat import cli, run
+
+pytestmark = pytest.mark.distributed
+
+SHORT = [
+    "recipe=parity",
+    "logger=none",
+    "train.num_steps=3",
+    "pruners.weights.schedule.start=0",
+    "pruners.weights.schedule.end=1",
+    "pruners.weights.schedule.hard=1",
+    "pruners.weights.schedule.every=1",
+]
+PAT = [sys.executable, "-m", "pat.cli", "train", *SHORT]
+BIN = Path(sys.executable).parent
+
+
+def start(command: list[str], run_dir: Path, **environ: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | environ
+    command = [*command, f"run.dir={run_dir}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def end(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def result(run_dir: Path) -> dict[str, object]:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (run.read_exit(run_dir) or {})["code"] == 0
+    return {key: summary[key] for key in ("step", "phase", "world_size", "mask_sha256", "weights_sha256")}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("plain") / "run"
+    output = end(start(PAT, run_dir))
+    assert "step 3/3  hard  sparsity 0.800" in output
+    return run_dir
+
+
+def srun(run_dir: Path, job: int, *overrides: str) -> list[subprocess.Popen[str]]:
+    slurm = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(job)}
+    slurm["SLURM_STEP_NODELIST"] = "localhost"
+    return [
+        start([*PAT, *overrides], run_dir, **slurm, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in (0, 1)
+    ]
+
+
+def test_srun(plain, tmp_path):
+    tasks = srun(tmp_path / "run", os.getpid())
+    assert [end(task) for task in tasks][1] == "", "rank 1 speaks in its log"
+    assert result(tmp_path / "run") == result(plain)
+
+
+def test_torchrun(plain, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *PAT[1:]]
+    end(start(command, tmp_path / "run"))
+    assert result(tmp_path / "run") == result(plain)
+
+
+@pytest.mark.slow
+def test_deepspeed(plain, tmp_path):
+    end(start([str(BIN / "deepspeed"), "--num_gpus", "2", "--module", *PAT[2:]], tmp_path / "run"))
+    assert result(tmp_path / "run") == result(plain)
+
+
+def test_a_run_of_another_config_is_refused_by_every_rank(plain, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(plain, copy)
+    before = (copy / "config.yaml").read_text()
+    output = end(start([*PAT, "seed=1"], copy), run.ExitCode.BAD_INPUT)
+    assert output.count("\n") == 1 and "seed was 0, now 1" in output
+    assert (copy / "config.yaml").read_text() == before and result(copy)["step"] == 3
+
+
+def test_local_rank_of_the_launcher_is_ignored():
+    given = ["--local_rank=0", "train", "--local-rank", "1", "recipe=x", "--local_rank=3"]
+    assert cli._without_local_rank(given) == ["train", "recipe=x"]
