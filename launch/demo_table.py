@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     console = Console()
     console.print(table(dense, pruned))
     console.print(
-        "Zeros are stored like any number, so the file is no smaller until it is compressed, and a stock runtime is\n"
+        "Zeros are stored like any number, so the file is no smaller until it is compressed, and a stock runtime is "
         "no faster: unstructured zeros save storage and transfer. The word embeddings are not pruned."
     )
     return 0

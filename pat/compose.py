@@ -77,11 +77,8 @@ def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
             errors.append(error)
             code = ExitCode.BAD_INPUT
         codes.append(code)
-        if code in (
-            ExitCode.PREEMPTED,
-            ExitCode.INTERRUPTED,
-        ):  # preempted or interrupted: the sweep's other members would be, too
-            raise SystemExit(code)
+        if code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
+            raise SystemExit(code)  # a sweep's other members would be, too
 
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     with _hydra_process([_method_as_group(argument) for argument in arguments]):

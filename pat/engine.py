@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -136,11 +137,12 @@ def init_distributed(config: Config) -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     import deepspeed
 
-    deepspeed.init_distributed(
-        dist_backend="nccl" if accelerator() == "cuda" else "gloo",
-        timeout=timedelta(minutes=config.engine.timeout_min),
-        verbose=False,
-    )
+    with redirect_stdout(io.StringIO()):  # it announces the op that it compiled
+        deepspeed.init_distributed(
+            dist_backend="nccl" if accelerator() == "cuda" else "gloo",
+            timeout=timedelta(minutes=config.engine.timeout_min),
+            verbose=False,
+        )
 
 
 @contextmanager

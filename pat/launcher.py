@@ -60,8 +60,7 @@ def rank_variables(config: Config) -> dict[str, str]:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     if engine.threads_per_rank:
         environment["OMP_NUM_THREADS"] = str(engine.threads_per_rank)
-    local_ranks = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or engine.world_size)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local_ranks)))
+    environment.setdefault("OMP_NUM_THREADS", str(_threads(environment, engine.world_size)))
     environment.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_dir(environment)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Ranks run the package that runs here, not a folder called `pat` where the user happens to stand.
@@ -70,6 +69,15 @@ def rank_variables(config: Config) -> dict[str, str]:
     if root.name not in ("site-packages", "dist-packages"):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH")]))
     return environment
+
+
+def _threads(environment: Mapping[str, str], world_size: int) -> int:
+    """Cores of this machine / ranks on it, by the launcher's own numbers where it gives them."""
+    if "SLURM_CPUS_PER_TASK" in environment:
+        return int(environment["SLURM_CPUS_PER_TASK"])
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]  # `8(x2),4`
+    ranks = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or tasks or world_size
+    return max(1, len(os.sched_getaffinity(0)) // int(ranks))
 
 
 def extensions_dir(environment: Mapping[str, str]) -> Path:

@@ -35,7 +35,8 @@ class Tee:
     def write(self, text: str) -> int:
         """To both."""
         self.log.write(text)
-        self.sink(text)
+        with contextlib.suppress(OSError):  # the terminal may be gone: no reason not to save
+            self.sink(text)
         return len(text)
 
     def flush(self) -> None:

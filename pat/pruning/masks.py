@@ -127,7 +127,7 @@ class MaskPruner:
                 self.states.append(MaskedShard(shard))
         if self.criterion.needs_score:
             for state in self.states:
-                state.score = torch.zeros_like(state.shard.view)
+                state.score = self.criterion.initial(state.shard.view)
 
     # -- the step --------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -20,7 +21,7 @@ class Criterion:
     # n elements of a flat shard
     name: str
 
-    needs_score: ClassVar[bool] = False  # whether an fp32 score per weight is kept as state (it starts at 0)
+    needs_score: ClassVar[bool] = False  # whether an fp32 score per weight is kept as state
 
     @property
     def threshold(self) -> float | None:
@@ -30,6 +31,10 @@ class Criterion:
     def coefficient(self, progress: float) -> float:
         """What `update` gets as `coef` at this progress of the schedule (0 at its start, 1 from its end on)."""
         return 0.0
+
+    def initial(self, dense: Tensor) -> Tensor:
+        """The score before any evidence, (n,) fp32: 0, or what is known of the weights (n,) fp32 themselves."""
+        return torch.zeros_like(dense)
 
     def descent(
         self,

@@ -1,0 +1,72 @@
+"""The disk fills up while a checkpoint is written; and a run that explodes. Both keep the last good checkpoint."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pat import checkpoint
+from pat.checkpoint_reader import CheckpointReader
+from pat.run import ExitCode
+from tests.distributed import runs
+from tests.distributed.runs import Start
+
+pytestmark = pytest.mark.distributed
+
+SMALL, LARGE = "size=5m", "size=64m"  # two checkpoints and a half; all that a run needs
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 5 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", SMALL, "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system can only be mounted by root: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_full_disk(small_disk: Path, undisturbed: dict[str, Any]) -> None:
+    run_dir = small_disk / "run"
+    start = Start(run_dir, "train.checkpoint_every=4")
+    assert start.end() == ExitCode.BROKEN_PROMISE, start.text()
+    assert "Traceback" not in start.text()
+    last = start.text().splitlines()[-1]
+    assert last.startswith("pat: the checkpoint of step ") and "the one before it is whole" in last
+    assert "No space left" in last or "PytorchStreamWriter" in last or "file write" in last, last
+    root = run_dir / "checkpoints"
+    for path in checkpoint.steps(root):
+        CheckpointReader(path)  # compares every hash
+    step = runs.latest(run_dir)
+    assert step >= 4 and not list(root.glob("*.partial"))
+
+    subprocess.run(["mount", "-o", f"remount,{LARGE}", str(small_disk)], check=True)
+    start = Start(run_dir, "train.checkpoint_every=4")
+    assert start.end() == ExitCode.DONE, start.text()
+    assert f"resumed at step {step} " in start.text()
+    assert runs.result(run_dir) == undisturbed
+
+
+def test_an_exploding_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+    """The learning rate rises until the loss is above max_loss, between two logged lines."""
+    run_dir = tmp_path / "run"
+    rate = ["optim.lr=1e3", "optim.warmup=29", "optim.lr_schedule=constant", "train.max_loss=7.0"]
+    every = ["train.checkpoint_every=1", "train.log_every=5", "engine.world_size=1"]
+    start = Start(run_dir, *rate, *every, ranks=1)
+    assert start.end() == ExitCode.DIVERGED, start.text()
+    last = start.text().splitlines()[-1]
+    assert last.startswith("pat: the loss is ") and "lower optim.lr" in last and "Traceback" not in start.text()
+    good = CheckpointReader(checkpoint.steps(run_dir / "checkpoints")[-1])
+    assert good.manifest["step"] == runs.latest(run_dir) < int(last.partition(" at step ")[2].split(",")[0])
+    assert all(torch.isfinite(good.read("weight", name)).all() for name in good.parameters)
+    assert not os.path.exists(run_dir / "summary.json")
