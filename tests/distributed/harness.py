@@ -78,10 +78,17 @@ def make_config(pruner: str | None = "movement", **overrides: Any) -> Config:
     return config
 
 
+def text(seed: int, rows: int) -> torch.Tensor:
+    """(rows, S) tokens that can be learned: each is its predecessor plus a step that the row keeps."""
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(0, LLAMA.vocab_size, (rows, 1), generator=generator)
+    stride = torch.randint(1, 4, (rows, 1), generator=generator)
+    return (first + stride * torch.arange(SEQUENCE)) % LLAMA.vocab_size
+
+
 def batch(t: int, micro: int, config: Config) -> torch.Tensor:
-    """(micro batch, S) tokens of this rank: the global batch depends on the step only."""
-    generator = torch.Generator().manual_seed(1000 + t)
-    tokens = torch.randint(0, LLAMA.vocab_size, (config.train.global_batch_size, SEQUENCE), generator=generator)
+    """(micro batch, S) tokens of this rank: the global batch depends on the seed and the step only."""
+    tokens = text(1000 * (config.seed + 1) + t, config.train.global_batch_size)
     size = ds.micro_batch_size(config)
     start = micro * size * dist.get_world_size() + dist.get_rank() * size
     return tokens[start : start + size]
@@ -109,6 +116,15 @@ class Trained:
                 if micro + 1 < accumulation:
                     self.engine.step()
             self.stats = self.pruner.step(t)
+
+    def held_out_loss(self) -> float:
+        """Mean loss on tokens that no step sees, the same on every rank. Collective at ZeRO 3."""
+        tokens = text(7, 64)
+        self.engine.eval()
+        with torch.no_grad():
+            loss = float(self.engine(input_ids=tokens, labels=tokens).loss)
+        self.engine.train()
+        return loss
 
     def result(self) -> dict[str, Any]:
         """Hashes and counted sparsity."""

@@ -1,7 +1,8 @@
 """Proof 4 on ranks: what a checkpoint restores on another ZeRO stage or number of ranks, bit for bit.
 
-save FOLDER          train a few steps on each layout, save, and note a digest of every piece of state
-load FOLDER LAYOUTS  load each of those checkpoints on these layouts of this start, and digest again
+save FOLDER          train on each layout, save on the way; a digest of every piece of state, the loss at the end
+load FOLDER LAYOUTS  load each of those checkpoints on these layouts of this start, and digest again, train to the end
+    spread               losses of three seeds without pruning
 resave FROM TO       load on one layout of this start, save again
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from pat import checkpoint
 from pat.checkpoint_reader import CheckpointReader
-from tests.distributed.harness import Trained, build, digest, discard, main, make_config
+from tests.distributed.harness import STEPS, Trained, build, digest, discard, main, make_config
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "zero0": {"engine__zero_stage": 0},
@@ -40,12 +41,27 @@ def save(folder: Path) -> dict[str, Any]:
             at = step
             checkpoint.save(trained.engine, trained.pruner, folder / layout / point, step, {}, {})
             said.setdefault(layout, {})[point] = digest(trained)
+        trained.run(at, STEPS)
+        said[layout]["loss"] = trained.held_out_loss()
         discard(trained)
     return said
 
 
+def spread() -> dict[str, Any]:
+    """Held-out losses of plain DeepSpeed with three seeds of the data, after as many steps."""
+    losses = []
+    for seed in range(3):
+        config = make_config(None, optim__trainable=FROZEN, **LAYOUTS["zero2"])
+        config.seed = seed
+        trained = build(config)
+        trained.run(0, STEPS)
+        losses.append(trained.held_out_loss())
+        discard(trained)
+    return {"losses": losses}
+
+
 def load(folder: Path, targets: Path) -> dict[str, Any]:
-    """{source layout: {point: {target layout: digest}}} right after each load, and a loss after one more step."""
+    """{source layout: {point: {target layout: digest}}} right after each load, and the loss at the end."""
     said: dict[str, Any] = {}
     for source in sorted(p.name for p in folder.iterdir()):
         for point, step in POINTS.items():
@@ -55,9 +71,9 @@ def load(folder: Path, targets: Path) -> dict[str, Any]:
                 assert isinstance(reader, CheckpointReader)
                 checkpoint.load(trained.engine, trained.pruner, reader)
                 found = digest(trained)
-                trained.run(step, step + 1)
+                trained.run(step, STEPS)
                 trained.pruner.check()
-                said.setdefault(source, {}).setdefault(point, {})[target] = found
+                said.setdefault(source, {}).setdefault(point, {})[target] = [found, trained.held_out_loss()]
                 discard(trained)
     return said
 
@@ -79,7 +95,7 @@ def resave(source: Path, target: Path) -> dict[str, Any]:
 
 def checks(args: list[str]) -> dict[str, Any]:
     """Dispatch."""
-    return {"save": save, "load": load, "resave": resave}[args[0]](*map(Path, args[1:]))
+    return {"save": save, "load": load, "resave": resave, "spread": spread}[args[0]](*map(Path, args[1:]))
 
 
 if __name__ == "__main__":

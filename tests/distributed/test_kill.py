@@ -1,4 +1,4 @@
-"""Real SIGKILLs: the same command always goes on by itself and ends with the same bits; a torn checkpoint is never read."""
+"""Real SIGKILLs: the same command goes on by itself and ends with the same bits; a torn checkpoint is never read."""
 
 from __future__ import annotations
 

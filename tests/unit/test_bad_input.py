@@ -49,19 +49,29 @@ def refused(run_dir: Path, *overrides: str) -> str:
         pytest.param([f"{P}.budget.sparsity=-0.1"], "budget.sparsity is -0.1", id="negative sparsity"),
         pytest.param([f"{P}.schedule.hard=30"], f"{P}.schedule: ", id="schedule ends after the run"),
         pytest.param([f"{P}.schedule.end=40", f"{P}.schedule.hard=40"], f"{P}.schedule: ", id="ramp after the run"),
-        pytest.param([N_OF_M, f"{P}.granularity.n=2", f"{P}.granularity.m=7"], "7", id="N:M that does not divide"),
-        pytest.param([N_OF_M, f"{P}.granularity.n=2", f"{P}.granularity.m=4"], "0.8", id="N:M cannot reach 0.8"),
-        pytest.param([*BLOCKS, f"{P}.granularity.cols=9"], "9", id="blocks that do not divide"),
+        pytest.param(
+            [N_OF_M, f"{P}.granularity.n=2", f"{P}.granularity.m=7"],
+            "is not a multiple of m=7",
+            id="N:M that does not divide",
+        ),
+        pytest.param(
+            [N_OF_M, f"{P}.granularity.n=2", f"{P}.granularity.m=4"],
+            "can remove 0, 0.25, 0.5 of the weights",
+            id="N:M cannot reach 0.8",
+        ),
+        pytest.param(
+            [*BLOCKS, f"{P}.granularity.cols=9"], "4 x 9 blocks do not divide", id="blocks that do not divide"
+        ),
         pytest.param(["engine.world_size=3"], "cannot be shared by engine.world_size=3 ranks", id="batch"),
         pytest.param(["engine.dtype=fp16"], "engine.dtype=fp16 needs a GPU", id="fp16 on a CPU"),
-        pytest.param([f"{P}.params=['*.nothing']"], "'*.nothing'", id="pattern"),
-        pytest.param([f"{P}.exclude=['*']"], "weights", id="everything excluded"),
+        pytest.param([f"{P}.params=['*.nothing']"], "matches no matrix of the model", id="pattern"),
+        pytest.param([f"{P}.exclude=['*']"], "matches no matrix of the model", id="everything excluded"),
         pytest.param(["optim.trainable=['*.mlp.*']"], "which optim.trainable leaves frozen", id="frozen"),
         pytest.param(["optim.trainable=['*.nothing']"], "matches no parameter", id="nothing to train"),
         pytest.param(
             [f"{P}.criterion.name=soft_movement", N_OF_M, f"{P}.granularity.n=1", f"{P}.granularity.m=4"]
             + [f"{P}.budget.sparsity=0.75"],
-            "n_of_m",
+            "cannot select by a threshold",
             id="threshold with N:M",
         ),
         pytest.param(["run.resume=must"], "run.resume=must, but ", id="nothing to resume"),

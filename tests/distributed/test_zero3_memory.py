@@ -1,0 +1,34 @@
+"""At ZeRO 3 no rank ever holds the whole model, neither from random weights nor from a pretrained folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.distributed.memory_checks import LLAMA
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+SLACK = 24 << 20  # code that runs for the first time, buffers of the collectives
+
+
+def test_no_rank_holds_the_whole_model(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        shapes = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA))
+    model = shapes.to_empty(device="cpu").float()
+    for param in model.parameters():
+        param.data.normal_(std=0.02)
+    model.save_pretrained(tmp_path / "model")
+    size = sum(4 * p.numel() for p in model.parameters())
+    largest = max(4 * p.numel() for p in model.parameters())
+    del model
+    growth = run_ranks("tests.distributed.memory_checks", 2, str(tmp_path / "model"))
+    said = {case: [f"{n / 2**20:.0f} MiB" for n in each] for case, each in growth.items()} | {"model": size / 2**20}
+    assert size // 2 + largest + SLACK < 0.8 * size
+    assert min(growth["control"]) > 0.95 * size, f"the measure does not see a whole model: {said}"
+    for case in ("pretrained", "random"):
+        assert max(growth[case]) < size // 2 + largest + SLACK, said

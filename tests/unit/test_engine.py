@@ -1,0 +1,141 @@
+"""DeepSpeed's config, param groups and the learning rate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from pat import engine
+from pat.config import Config, OptimConfig, PrunerConfig
+from pat.pruning.pruner import Pruner
+
+
+def config(**ours: Any) -> Config:
+    made = Config()
+    made.train.num_steps, made.train.global_batch_size = 100, 16
+    made.engine.world_size = 2
+    made.optim.lr = 1e-3
+    for key, value in ours.items():
+        setattr(made.engine, key, value)
+    return made
+
+
+def test_batch_sizes_add_up() -> None:
+    made = config()
+    made.train.micro_batch_size = 2
+    ds = engine.deepspeed_config(made)
+    assert (ds["train_batch_size"], ds["train_micro_batch_size_per_gpu"], ds["gradient_accumulation_steps"]) == (
+        16,
+        2,
+        4,
+    )
+    made.train.micro_batch_size = None
+    assert engine.deepspeed_config(made)["gradient_accumulation_steps"] == 1
+
+
+def test_gradients_are_reduced_in_fp32_unless_told() -> None:
+    assert engine.deepspeed_config(config())["communication_data_type"] == "fp32"
+    assert "communication_data_type" not in engine.deepspeed_config(config(reduce_dtype="model"))
+
+
+def test_the_users_keys_are_merged(tmp_path: Path) -> None:
+    keys = {
+        "zero_optimization": {"stage": 2, "overlap_comm": False},
+        "wall_clock_breakdown": True,
+        "train_batch_size": "auto",
+    }
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(keys))
+    for given in (keys, str(file)):
+        ds = engine.deepspeed_config(config(deepspeed=given))
+        assert ds["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+        assert ds["wall_clock_breakdown"] and ds["train_batch_size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage=3"),
+        ({"train_batch_size": 8}, "train_batch_size=8"),
+        ({"zero_optimization": {"round_robin_gradients": True}}, "round_robin_gradients"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "NVMe"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "outside pat's hooks"),
+        ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "outside pat's hooks"),
+        ({"zero_optimization": {"zero_hpz_partition_size": 2}}, "hpz"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, "grad_accum_dtype"),
+        ({"optimizer": {"type": "AdamW"}}, "set optim"),
+        ("/nowhere/ds.json", "not a readable DeepSpeed JSON"),
+    ],
+)
+def test_conflicts_and_unsafe_layouts_are_refused(keys: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        engine.deepspeed_config(config(deepspeed=keys))
+
+
+def test_learning_rate() -> None:
+    optim = OptimConfig(lr=1.0, warmup=0.1, lr_schedule="linear", min_lr_ratio=0.2)
+    factors = [engine.lr_factor(t, 100, optim) for t in range(101)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1.0
+    assert factors[100] == pytest.approx(0.2) and factors[55] == pytest.approx(0.6)
+    optim.lr_schedule = "cosine"
+    assert engine.lr_factor(55, 100, optim) == pytest.approx(0.6)
+    optim.lr_schedule, optim.warmup = "constant", 5
+    assert [engine.lr_factor(t, 100, optim) for t in (0, 4, 5, 99)] == [0.2, 1.0, 1.0, 1.0]
+
+
+def bert() -> BertForSequenceClassification:
+    shape = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=30)
+    return BertForSequenceClassification(shape)
+
+
+def test_prunable_weights_have_groups_of_their_own() -> None:
+    model = bert()
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    optim = OptimConfig(lr=1.0, weight_decay=0.1, head_lr=2.0, no_decay=["*embeddings*"])
+    groups = engine.param_groups(model, optim, {query: "weights"})
+    names = {id(p): n for n, p in model.named_parameters()}
+    of = {names[id(p)]: g for g in groups for p in g["params"]}
+    assert len(of) == len(names) == sum(len(g["params"]) for g in groups)
+    assert [names[id(p)] for p in of[query]["params"]] == [query]
+    assert of["classifier.weight"]["base_lr"] == 2.0 and of[query]["base_lr"] == 1.0
+    assert of["bert.embeddings.word_embeddings.weight"]["weight_decay"] == 0.0
+    assert of["classifier.bias"]["weight_decay"] == 0.0 and of[query]["weight_decay"] == 0.1
+
+
+def test_trainable_patterns() -> None:
+    model = bert()
+    engine.freeze(model, ["classifier.*"])
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(ValueError, match="matches no parameter"):
+        engine.freeze(model, ["nothing.*"])
+
+
+def pruner(granularity: Any, params: list[str], model: torch.nn.Module, **more: Any) -> Pruner:
+    made = config()
+    made.pruners["weights"] = PrunerConfig(
+        params=params, granularity=granularity, criterion=more.pop("criterion", "movement"),
+        budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "cubic", "start": 1, "end": 5}, **more,
+    )  # fmt: skip
+    attached = Pruner(made)
+    attached.attach(model)
+    return attached
+
+
+def test_what_cannot_be_pruned_is_refused() -> None:
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=30, n_positions=16))
+    assert pruner("weight", ["*.c_fc.weight"], gpt2).numel == 16 * 64
+    with pytest.raises(ValueError, match="Conv1D"):
+        pruner({"name": "n_of_m", "n": 2, "m": 4}, ["*.c_fc.weight"], gpt2)
+    with pytest.raises(ValueError, match="matches no matrix"):
+        pruner("weight", ["*.nothing.weight"], gpt2)
+    with pytest.raises(ValueError, match="threshold"):
+        pruner({"name": "n_of_m", "n": 2, "m": 4}, ["*.query.weight"], bert(), criterion="soft_movement")
+    frozen = bert()
+    engine.freeze(frozen, ["classifier.*"])
+    with pytest.raises(ValueError, match="leaves frozen"):
+        pruner("weight", ["*.query.weight"], frozen)
