@@ -60,17 +60,19 @@ def save(
         """Run a write; a failure is kept, so that no rank leaves a collective which the others have entered."""
         try:
             return write()
-        except (OSError, RuntimeError, CheckpointError) as error:
-            failures.append(f"rank {rank}: {error}")
+        except Exception as error:  # OSError, torch's RuntimeError, SafetensorError, ...
+            failures.append(f"rank {rank}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             return None
 
     def agree() -> None:
         said = [text for texts in pruner.shards.world.gather(failures) for text in texts]
         if said:
+            free = shutil.disk_usage(root).free >> 20
             if rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise NotWritten(
-                f"the checkpoint of step {step} could not be written ({said[0]}); the one before it is whole"
+                f"the checkpoint of step {step} could not be written ({said[0]}; {free} MiB were free in {root}); "
+                "those before it are whole"
             )
 
     if rank == 0:

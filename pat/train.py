@@ -91,23 +91,17 @@ def evaluate_if_due(parts: Parts) -> None:
 def evaluate(parts: Parts, title: str = "eval") -> dict[str, float]:
     """Metrics on the held-out split, the same on every rank. Collective; a request to stop ends it."""
     started = time.perf_counter()
-    parts.engine.eval()
 
     def batches() -> Iterator[Any]:
         for batch in parts.eval_batches():
             if parts.agree(parts.flag.requested, False)[0]:
-                parts.engine.train()
                 leave(parts)
             yield batch
 
-    with torch.no_grad():
-        sums = parts.task.evaluate(parts.engine, batches(), parts.engine.device)
-    parts.engine.train()
+    sums = parts.task.evaluate(parts.engine, batches(), parts.engine.device)
     metrics = parts.task.metrics(parts.world.sum(sums))
-    parts.tracker.log(
-        {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": time.perf_counter() - started},
-        parts.progress.step,
-    )
+    line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": time.perf_counter() - started}
+    parts.tracker.log(line, parts.progress.step)
     if not all(map(math.isfinite, metrics.values())):
         raise Diverged(f"the evaluation at step {parts.progress.step} gave {metrics}; lower optim.lr")
     return metrics
@@ -123,11 +117,10 @@ def leave(parts: Parts) -> None:
 def save(parts: Parts, best: bool = False) -> None:
     """A checkpoint of what has been done so far. Collective."""
     progress, root = parts.progress, parts.run.checkpoints
-    progress.saved_step = progress.step
+    progress.saved_step, parts.last_save = progress.step, time.monotonic()
+    state, metrics = progress.as_dict(), progress.metrics or {}
     path, seconds, size = checkpoint.timed(
-        lambda: checkpoint.save(
-            parts.engine, parts.pruner, root, progress.step, progress.as_dict(), progress.metrics or {}
-        )
+        lambda: checkpoint.save(parts.engine, parts.pruner, root, progress.step, state, metrics)
     )
     progress.save_seconds = seconds
     if parts.world.rank == 0:

@@ -62,7 +62,7 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
 
         def all_of(jobs: list[tuple[str, str, list[str]]]) -> list[dict[str, Any]]:
-            return list(pool.map(lambda job: run(*job, options.folder, options.steps), jobs))
+            return list(pool.map(lambda job: run(job[0], job[1], job[2], options.folder, options.steps), jobs))
 
         rows: list[tuple[str, float]] = [("base model, fine-tuned head", 0.0), ("dense, fine-tuned", 0.0)]
         head = 'optim.trainable=["classifier.*"]'
