@@ -67,7 +67,7 @@ def save(
     def agree() -> None:
         said = [text for texts in pruner.shards.world.gather(failures) for text in texts]
         if said:
-            free = shutil.disk_usage(root).free >> 20
+            free = shutil.disk_usage(root if root.exists() else root.parent).free >> 20
             if rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise NotWritten(

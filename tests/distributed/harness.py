@@ -32,7 +32,19 @@ MATRICES = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight", "*.o_proj.w
 PRUNERS: dict[str, dict[str, Any]] = {
     "movement": {"criterion": "movement", "granularity": "weight", "sparsity": 0.8},
     "magnitude": {"criterion": "magnitude", "granularity": "weight", "sparsity": 0.7},
-    "n_of_m": {"criterion": "movement", "granularity": {"name": "n_of_m", "n": 2, "m": 4}, "sparsity": 0.5},
+    "n_of_m": {  # sizes at which shard boundaries cut groups of 4, at ZeRO 1 and 2 as at ZeRO 3
+        "criterion": "movement",
+        "granularity": {"name": "n_of_m", "n": 2, "m": 4},
+        "sparsity": 0.5,
+        "exclude": ["*.down_proj.weight", "model.layers.1.mlp.up_proj.weight"],
+        "shape": {
+            "hidden_size": 28,
+            "head_dim": 14,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 41,
+        },
+    },
     "block": {"criterion": "movement", "granularity": {"name": "block", "rows": 4, "cols": 8}, "sparsity": 0.5},
     "taylor": {"criterion": "taylor", "granularity": "weight", "sparsity": 0.6},
     "matrix": {"criterion": "movement", "granularity": "weight", "sparsity": 0.6, "scope": "matrix"},
@@ -50,6 +62,7 @@ def pruner_config(kind: str, **schedule: Any) -> PrunerConfig:
     ramp = {"name": "cubic", "start": 2, "end": 8, "every": 2} | schedule
     return PrunerConfig(
         params=MATRICES,
+        exclude=spec.get("exclude", []),
         granularity=spec["granularity"],
         criterion=spec["criterion"],
         scope=spec.get("scope", "global"),
@@ -72,6 +85,7 @@ def make_config(pruner: str | None = "movement", **overrides: Any) -> Config:
     config.optim.implementation = "foreach"
     if pruner:
         config.pruners["weights"] = pruner_config(pruner)
+        config.model.config = PRUNERS[pruner].get("shape", {})
     for path, value in overrides.items():
         section, key = path.split("__")
         setattr(getattr(config, section), key, value)
@@ -136,11 +150,12 @@ def build_model(config: Config) -> LlamaForCausalLM:
     """The tiny model; the same initial weights whatever the layout."""
     torch.manual_seed(0)
     dtype = ds.DTYPES[config.engine.dtype]
-    reference = LlamaForCausalLM(copy.deepcopy(LLAMA))
+    shape = LlamaConfig(**LLAMA.to_dict() | config.model.config)
+    reference = LlamaForCausalLM(copy.deepcopy(shape))
     state = {n: p.detach().to(dtype) for n, p in reference.named_parameters()}
     ds_config = ds.deepspeed_config(config)
     with ds.model_construction(config, ds_config):
-        model = LlamaForCausalLM._from_config(copy.deepcopy(LLAMA), dtype=dtype)
+        model = LlamaForCausalLM._from_config(copy.deepcopy(shape), dtype=dtype)
     if config.engine.zero_stage == 3:
         import deepspeed
 

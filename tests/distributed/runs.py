@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pat import process, run
+from pat.checkpoint_reader import read_manifest
 from pat.process import Process
+from pat.run import ExitCode
 
 # Evaluations that take long enough to be interrupted; what is left out changes no weight.
 PARITY = [
@@ -157,3 +159,17 @@ def reference(run_dir: Path) -> dict[str, Any]:
     start = Start(run_dir)
     assert start.end() == 0, start.text()
     return result(run_dir)
+
+
+def preempted(run_dir: Path, who: str, number: int, step: int, *overrides: str, ranks: int = 2) -> Start:
+    """Start, ask for the end after a step, and wait for it."""
+    start = Start(run_dir, *overrides, ranks=ranks)
+    start.until_step(step)
+    start.send(who, number)
+    assert start.end() == ExitCode.PREEMPTED, start.text()
+    reached = losses(run_dir)[-1]["step"]
+    assert latest(run_dir) == reached, "the checkpoint is of the current step"
+    manifest = read_manifest(run.RunDir(run_dir).checkpoints / f"step-{reached:08d}")
+    assert manifest["step"] == manifest["trainer"]["step"] == reached
+    assert f"stopped on request at step {reached}, all saved" in start.text()
+    return start

@@ -12,35 +12,11 @@ from typing import Any
 
 import pytest
 
-from pat import checkpoint
-from pat.checkpoint_reader import read_manifest
 from pat.run import ExitCode
 from tests.distributed import runs
-from tests.distributed.runs import Start
+from tests.distributed.runs import Start, preempted
 
 pytestmark = pytest.mark.distributed
-
-
-def preempted(run_dir: Path, who: str, number: int, step: int, *overrides: str, ranks: int = 2) -> Start:
-    """Start, ask for the end after a step, and wait for it."""
-    start = Start(run_dir, *overrides, ranks=ranks)
-    start.until_step(step)
-    start.send(who, number)
-    assert start.end() == ExitCode.PREEMPTED, start.text()
-    reached = runs.losses(run_dir)[-1]["step"]
-    assert runs.latest(run_dir) == reached, "the checkpoint is of the current step"
-    manifest = read_manifest(checkpoint.steps(run_dir / "checkpoints")[-1])
-    assert manifest["step"] == manifest["trainer"]["step"] == reached
-    assert f"stopped on request at step {reached}, all saved" in start.text()
-    return start
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped in its dense phase."""
-    run_dir = tmp_path_factory.mktemp("stopped") / "run"
-    preempted(run_dir, "parent", signal.SIGUSR1, 2)
-    return run_dir
 
 
 def test_four_requests_to_stop(stopped: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
