@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,17 +33,23 @@ SEEDS = (0, 1)
 def run(name: str, recipe: str, overrides: list[str], folder: Path, steps: int) -> dict[str, Any]:
     """The summary of one run, trained now if it is not there."""
     directory = folder / name
+    if not (directory / "summary.json").exists():
+        train(directory, recipe, overrides, steps)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["step"] == steps, f"{directory} holds a run of {summary['step']} steps: give another --folder"
+    print(f"{name:32} accuracy {summary['metrics']['accuracy']:.4f}  sparsity {summary['sparsity']:.4f}", flush=True)
+    return {"accuracy": summary["metrics"]["accuracy"], "sparsity": summary["sparsity"], "mask": summary["mask_sha256"]}
+
+
+def train(directory: Path, recipe: str, overrides: list[str], steps: int) -> None:
+    """`pat train`, and away with its checkpoints: they are large, and not needed again."""
     fixed = ["engine.world_size=1", "engine.threads_per_rank=1", "logger=none", "train.keep_last=1"]
     where = [f"run.dir={directory}", f"train.num_steps={steps}"]
     command = [sys.executable, "-m", "pat.cli", "train", f"recipe={recipe}", *where, *fixed, *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\nfailed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    summary = json.loads((directory / "summary.json").read_text())
-    for checkpoint in directory.glob("checkpoints/*/deepspeed"):  # large, and not needed again
-        subprocess.run(["rm", "-r", str(checkpoint)], check=True)
-    print(f"{name:32} accuracy {summary['metrics']['accuracy']:.4f}  sparsity {summary['sparsity']:.4f}", flush=True)
-    return {"accuracy": summary["metrics"]["accuracy"], "sparsity": summary["sparsity"], "mask": summary["mask_sha256"]}
+    shutil.rmtree(directory / "checkpoints")
 
 
 def pruned(method: str, sparsity: float, seed: int) -> tuple[str, str, list[str]]:
@@ -56,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "accuracy")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "accuracy.json")
     options = parser.parse_args()
@@ -68,7 +76,7 @@ def main() -> None:
         head = 'optim.trainable=["classifier.*"]'
         jobs = [(f"head-{seed}", "reviews_dense", [f"seed={seed}", head]) for seed in SEEDS]
         jobs += [(f"dense-{seed}", "reviews_dense", [f"seed={seed}"]) for seed in SEEDS]
-        for method in METHODS:
+        for method in options.methods:
             for sparsity in SPARSITIES:
                 rows.append((method, sparsity))
                 jobs += [pruned(method, sparsity, seed) for seed in SEEDS]

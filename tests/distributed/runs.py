@@ -78,8 +78,13 @@ class Start:
         self.until(lambda: set(self.partial()) - before, pause_s=0.0005)
 
     def partial(self) -> list[str]:
-        """Checkpoints that are not whole yet."""
-        return [path.name for path in self.run.checkpoints.glob("*.partial")]
+        """Checkpoints of this start that are not whole; an earlier one may have left some, too."""
+        found = []
+        for path in self.run.checkpoints.glob("*.partial"):
+            with contextlib.suppress(FileNotFoundError):  # whole by now
+                if path.stat().st_mtime >= self.began:
+                    found.append(path.name)
+        return found
 
     def send(self, who: str, number: int = signal.SIGKILL) -> None:
         """A signal to the parent, the launcher or a rank."""

@@ -44,7 +44,7 @@ def kill(run_dir: Path, choose: random.Random) -> tuple[dict[str, Any], str]:
             start.until_saving()
         time.sleep(choose.uniform(0.0, 0.03 if moment == "saving" else 0.2))
     began = time.monotonic()
-    saving = bool(start.partial())  # a torn checkpoint of an earlier kill is gone when the first one is written
+    saving = bool(start.partial())
     start.send(target, signal.SIGKILL)
     left = start.nobody_left(GONE_S)
     logged = [line["step"] for line in runs.losses(run_dir) if line["time"] > start.began]
@@ -53,7 +53,7 @@ def kill(run_dir: Path, choose: random.Random) -> tuple[dict[str, Any], str]:
         "moment": moment,
         "from_step": before,
         "step": logged[-1] if logged else before,
-        "inside_save": saving and bool(logged),
+        "inside_save": saving,
         "torn_checkpoint_left": bool(start.partial()),
         "exit_code": start.process.returncode,
         "seconds_until_all_left": round(time.monotonic() - began, 2),

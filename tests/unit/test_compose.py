@@ -107,8 +107,8 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
     (tmp_path / "recipe" / "mine.yaml").write_text(recipe)
     own = ("--config-dir", str(tmp_path), "recipe=mine")
     assert composed(*own).pruners["weights"].criterion["tau"] == 0.3
-    assert composed(*own, "pruners.weights.criterion.name=movement").pruners["weights"].criterion == {
-        "name": "movement"
+    assert composed(*own, "pruners.weights.criterion.name=magnitude").pruners["weights"].criterion == {
+        "name": "magnitude"
     }
     assert ", mine, " in refused("--config-dir", str(tmp_path), "recipe=yours")
     (tmp_path / "recipe" / "mine.yaml").write_text(recipe + "\n    speed: 3\n")
