@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a pruned, exported model: fine-tunes a pretrained encoder on real film reviews, once dense and
-# once while 90 % of its weights are pruned, exports the second as a Hugging Face folder and compares the two.
+# once while 90 % of its feed-forward weights are pruned, exports the second as a Hugging Face folder and compares the two.
 #
 #   launch/demo.sh [DIR]      results go to DIR (default: runs/demo)
 #
@@ -32,7 +32,7 @@ train() { pat train "$@" "engine.world_size=$ranks"; }
 stage "3/6 the dense model: fine-tuned by $ranks rank(s) under ZeRO 2 ($([ "$gpus" = 0 ] && echo CPU || echo GPU))"
 train recipe=reviews_dense "run.dir=$out/dense"
 
-stage "4/6 the pruned model: the same steps, dense -> soft -> hard, 90 % of the encoder's weights removed"
+stage "4/6 the pruned model: the same steps, dense -> soft -> hard, 90 % of the feed-forward weights removed"
 train recipe=reviews "run.dir=$out/pruned"
 
 stage "5/6 export: a stock Hugging Face folder, reloaded and proved equal to what was trained"

@@ -58,7 +58,7 @@ def table(dense: dict[str, Any], pruned: dict[str, Any]) -> Table:
     """Rows of figures, one column a model."""
     rows = {
         "accuracy on held-out sentences": lambda m: f"{m['accuracy']:.1%}",
-        "encoder weights removed": lambda m: f"{m['sparsity'] or 0:.2%}",
+        "feed-forward weights removed": lambda m: f"{m['sparsity'] or 0:.2%}",
         "parameters that are not zero": lambda m: f"{m['nonzero'] / MEGA:.1f} M of {m['parameters'] / MEGA:.1f} M",
         "size on disk": lambda m: f"{m['bytes'] / MEGA:.1f} MB",
         "size on disk, deflated": lambda m: f"{m['compressed_bytes'] / MEGA:.1f} MB",
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     console.print(table(dense, pruned))
     console.print(
         "Zeros are stored like any number, so the file is no smaller until it is compressed, and a stock runtime is "
-        "no faster: unstructured zeros save storage and transfer. The word embeddings are not pruned."
+        "no faster: unstructured zeros save storage and transfer. Attention and word embeddings are not pruned."
     )
     return 0
 
