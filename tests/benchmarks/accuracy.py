@@ -4,8 +4,8 @@
 
 Every run is one `pat train recipe=reviews` (feed-forward matrices are pruned) with one rank and one thread. Movement
 starts from scores of 0, as in the paper, and from the magnitude as the prior. No method is tuned: all take the recipe's
-settings, which were fixed beforehand. The evaluation split is never trained on. A finished run is not repeated, so the
-command can be interrupted.
+settings and one schedule, fixed beforehand. The evaluation split is never trained on. A finished run is not repeated,
+so the command can be interrupted.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+SCHEDULE = "pruners.weights.schedule.end=0.6"
 METHODS = {  # overrides of the recipe
     "magnitude": ["pruners.weights.criterion.name=magnitude"],
     "movement": ["pruners.weights.criterion.prior=0.0"],
-    "movement, prior 1": ["pruners.weights.criterion.prior=1.0"],
+    "movement, prior 10": ["pruners.weights.criterion.prior=10.0"],
 }
 SPARSITIES = (0.5, 0.8, 0.95)
 SEEDS = (0, 1)
@@ -55,7 +56,7 @@ def train(directory: Path, recipe: str, overrides: list[str], steps: int) -> Non
 def pruned(method: str, sparsity: float, seed: int) -> tuple[str, str, list[str]]:
     """A pruning run: name, recipe, overrides."""
     name = f"{method.replace(', ', '-').replace(' ', '')}-{sparsity}-{seed}"
-    return name, "reviews", [*METHODS[method], f"pruners.weights.budget.sparsity={sparsity}", f"seed={seed}"]
+    return name, "reviews", [*METHODS[method], SCHEDULE, f"pruners.weights.budget.sparsity={sparsity}", f"seed={seed}"]
 
 
 def main() -> None:
