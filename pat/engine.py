@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pat.config import Config, OptimConfig
@@ -143,6 +144,19 @@ def init_distributed(config: Config) -> None:
             timeout=timedelta(minutes=config.engine.timeout_min),
             verbose=False,
         )
+    _unlink_shared_memory()
+
+
+def _unlink_shared_memory() -> None:
+    """Take away the name of this rank's buffer in /dev/shm, 66 MB that DeepSpeed's CPU op would leave there for ever.
+
+    All ranks have mapped it by now; the memory goes with the last of them, however they end. Collective.
+    """
+    if accelerator() == "cpu":
+        dist.barrier()
+        pattern = f"deepspeed_allreduce_buffer_*_{os.environ['MASTER_PORT']}_{dist.get_rank()}"
+        for buffer in Path("/dev/shm").glob(pattern):
+            buffer.unlink(missing_ok=True)
 
 
 @contextmanager
