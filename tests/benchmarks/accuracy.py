@@ -87,7 +87,7 @@ def main() -> None:
         values = [r["accuracy"] for r in results[i * len(SEEDS) : (i + 1) * len(SEEDS)]]
         table.append({"method": method, "sparsity": sparsity, "mean": statistics.mean(values), "seeds": values})
     said = {
-        "command": f"python tests/benchmarks/accuracy.py --steps {options.steps}",
+        "command": f"python tests/benchmarks/accuracy.py --steps {options.steps} --methods {' '.join(options.methods)}",
         "device": "CPU, one thread per run",
         "steps": options.steps,
         "table": table,
