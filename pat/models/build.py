@@ -190,7 +190,11 @@ def _pretrained(cfg: ModelConfig, task: Task, config: PretrainedConfig, options:
             "model.config, or the number of classes, does not go with these weights."
         )
     if report["missing_keys"]:
-        log.warning("not in %s, so newly initialised: %s", cfg.path, ", ".join(sorted(report["missing_keys"])))
+        log.warning(
+            "not in %s, so newly initialised (unless a checkpoint has them): %s",
+            cfg.path,
+            ", ".join(sorted(report["missing_keys"])),
+        )
     return model
 
 
