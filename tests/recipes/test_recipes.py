@@ -104,16 +104,9 @@ def test_header_says_how_to_run_it(recipe: str, repository: Path) -> None:
     assert (config.engine.world_size > 2) == ("NOT YET RUN" in header)
 
 
-def start(recipe: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Two steps of a recipe, by the command that a user would give."""
-    command = [
-        sys.executable,
-        "-m",
-        "pat.cli",
-        "train",
-        f"recipe={recipe}",
-        *small(composed(f"recipe={recipe}"), folder),
-    ]
+def start(folder: Path, overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command that a user would give."""
+    command = [sys.executable, "-m", "pat.cli", "train", *overrides]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -126,7 +119,10 @@ def started(
     selected = [item.callspec.params["recipe"] for item in request.session.items if "started" in item.fixturenames]
     folders = {recipe: tmp_path_factory.mktemp(recipe) for recipe in selected}
     with ThreadPoolExecutor(2) as pool:
-        ended = {recipe: pool.submit(start, recipe, folder) for recipe, folder in folders.items()}
+        ended = {}
+        for recipe, folder in folders.items():
+            overrides = [f"recipe={recipe}", *small(composed(f"recipe={recipe}"), folder)]
+            ended[recipe] = pool.submit(start, folder, overrides)
         yield lambda recipe: (folders[recipe], ended[recipe].result())
 
 
