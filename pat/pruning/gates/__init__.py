@@ -1,0 +1,101 @@
+"""Gates: how the factors on structures (heads, KV groups, neurons, layers) come to be 0 or 1. One file a method.
+
+A `Ranked` method turns evidence into a score per unit; the budget's flags follow from the scores, and gates fade
+towards them. A `Learned` method trains a parameter per unit under a Lagrangian that pushes the expected cost of the
+model to the target; its open-probability is the score from which the budget chooses in the end.
+
+# U units, over all sites of a pruner
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+Evidence = Literal["gradient", "weights", "activations", "similarity"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What every method has."""
+
+    name: str = ""
+
+    learned: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Ranked(Gate):
+    """A score per unit, higher = keep, from the evidence of a step."""
+
+    fade: int = field(default=10, kw_only=True)  # steps in which a unit that is not chosen goes from 1 to 0, or back
+
+    needs: ClassVar[Evidence] = "gradient"
+    pooled_only: ClassVar[bool] = False  # for whole layers only
+
+    def __post_init__(self) -> None:
+        """Refuse a fade that is none."""
+        if self.fade < 1:
+            raise ValueError(f"gate.fade is {self.fade}, but must be at least 1: 1 closes a gate at once.")
+
+    @abstractmethod
+    def update(
+        self,
+        score: Tensor,  # (U,) fp32
+        evidence: Tensor,  # (U,) fp32: of this step, averaged over ranks
+    ) -> Tensor:  # (U,) fp32
+        """The score after a step's evidence."""
+
+
+@dataclass(frozen=True)
+class Learned(Gate):
+    """A parameter a per unit, trained by Adam on the loss plus a Lagrangian of the budget.
+
+    L = loss + sum_k l1_k (t_k - s_k) + l2_k (t_k - s_k)^2, s the expected sparsity of each constraint, t its target,
+    which ramps as the schedule says. a descends L, l1 and l2 ascend it by `lagrangian_lr` (l2 stays above 0).
+    Source: Xia et al. 2022, arXiv:2204.00408; Wang et al. 2019, arXiv:1910.04732.
+    """
+
+    lr: float = field(default=0.1, kw_only=True)  # of a
+    lagrangian_lr: float = field(default=1.0, kw_only=True)
+    initial: float = field(default=3.0, kw_only=True)  # of a: open, with probability sigmoid(a + 1.6)
+
+    learned: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse rates that move nothing."""
+        for key in ("lr", "lagrangian_lr"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"gate.{key} is {getattr(self, key)}, but must be above 0.")
+
+    @abstractmethod
+    def sample(
+        self,
+        a: Tensor,  # (U,) fp32
+        noise: Tensor,  # (U,) fp32, uniform in (0, 1): a function of the seed and the step
+        progress: float,  # of the schedule, 0 to 1
+    ) -> Tensor:  # (U,) fp32
+        """The gates of a training step, differentiable in a."""
+
+    @abstractmethod
+    def mean(self, a: Tensor) -> Tensor:
+        """(U,) the gates of an evaluation, and those that are folded into the weights in the end."""
+
+    @abstractmethod
+    def open(self, a: Tensor, progress: float) -> Tensor:
+        """(U,) how far each gate counts as open, 0 to 1, differentiable in a."""
+
+
+def moving_average(score: Tensor, evidence: Tensor, decay: float) -> Tensor:
+    """decay * S + (1 - decay) * E, (U,)."""
+    return torch.lerp(evidence, score, decay)
+
+
+def check_decay(decay: float) -> None:
+    """ValueError unless 0 <= decay < 1."""
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"gate.decay is {decay}, but must be at least 0 and below 1: 0 looks at the last step only.")

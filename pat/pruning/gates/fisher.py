@@ -1,0 +1,29 @@
+"""Fisher: units whose gates have a small mean squared gradient go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pat.pruning.gates import Ranked, check_decay, moving_average
+
+
+@dataclass(frozen=True)
+class Fisher(Ranked):
+    """S <- decay S + (1 - decay) (dL/dz)^2, dL/dz of the global batch: the diagonal of the empirical Fisher matrix.
+
+    Source: Kwon et al. 2022, arXiv:2204.09656.
+    """
+
+    name: str = "fisher"
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Refuse a decay that forgets nothing."""
+        super().__post_init__()
+        check_decay(self.decay)
+
+    def update(self, score: Tensor, evidence: Tensor) -> Tensor:
+        """The moving average of (dL/dz)^2, (U,)."""
+        return moving_average(score, evidence * evidence, self.decay)

@@ -1,0 +1,278 @@
+"""One named pruner of structures: gates in the forward, and how they come to be 0.
+
+# U units over all sites, in their order; z gate, t step (from 0)
+
+    begin(t)   before the first forward of step t, the only place where keep flags change:
+               dense  z = 1
+               soft   ranked: z moves towards the keep flags by 1 / fade; learned: z is sampled from a
+               hard   once: the budget chooses the final flags; z is folded into the consuming weights; what is gone is
+                      zeroed, its moments too; the hooks come off. Dead units compute 0 and have no gradient: the
+                      forward and the step are the plain ones from here on
+    forward    the consuming module's input x z (fp32 -> the engine's dtype); backward leaves dL/dz, summed over
+               micro-batches
+    learn(t)   after the optimizer's step, unless it was skipped: evidence, averaged over ranks, moves scores or a
+
+State is replicated: every rank computes the same from the same sums. It is in rank 0's pruner file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pat.config import PrunerConfig
+from pat.models.families import anatomy as anatomy_of
+from pat.pruning import costs, registry, units
+from pat.pruning.gates import Learned
+from pat.pruning.hooks import SiteHooks, install
+from pat.pruning.lagrangian import Lagrangian
+from pat.pruning.shards import Shards
+from pat.pruning.sites import find_sites
+from pat.pruning.types import PromiseBroken
+
+
+@dataclass
+class GateState:
+    """All that a resume needs besides the weights."""
+
+    z: Tensor  # (U,) fp32, of the coming step where the method ranks
+    keep: Tensor  # (U,) bool
+    score: Tensor  # (U,) fp32: evidence, or the learned a
+    begun: int = -1  # the last step that `begin` has made ready
+    hardened: bool = False
+    lagrangian: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved as tensors."""
+        return {"z": self.z, "keep": self.keep.to(torch.uint8), "score": self.score} | self.lagrangian
+
+
+class GatePruner:
+    """Prunes the structures that it names."""
+
+    def __init__(self, name: str, config: PrunerConfig, model: torch.nn.Module, num_steps: int, seed: int) -> None:
+        self.name, self.config, self.seed = name, config, seed
+        self.method = registry.build("gate", config.gate)
+        self.budget = registry.build("budget", config.budget)
+        self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
+        structures = [registry.build("structure", structure) for structure in config.structures]
+        self.anatomy = anatomy_of(model)
+        self.sites = find_sites(self.anatomy, structures)
+        if getattr(self.method, "pooled_only", False) and any(site.sublayer is not None for site in self.sites):
+            raise ValueError(f"gate {self.method.name} ranks whole layers only: structures=[layers], or another gate")
+        self.budget.check(self.anatomy, self.sites)
+        self.cost = costs.parameters(self.anatomy)
+        self.sizes = [site.num_units for site in self.sites]
+        self.hooks: list[SiteHooks] = install(self.sites, model, getattr(self.method, "needs", None))
+        self.state = self._initial()
+        self.num_pruned = 0  # parameters
+        self.dense_parameters = self.cost.total(costs.dense_widths(self.anatomy))
+
+    def _initial(self) -> GateState:
+        ones = torch.ones(sum(self.sizes))
+        learned = isinstance(self.method, Learned)
+        score = ones * self.method.initial if learned else torch.zeros_like(ones)
+        self.lagrangian = Lagrangian(self.method, self.budget, self.anatomy, self.sites) if learned else None
+        return GateState(ones, ones.bool(), score)
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> set[str]:
+        """All parameters of which a unit owns a slice."""
+        return {part.parameter for site in self.sites for part in site.slices}
+
+    @property
+    def numel(self) -> int:
+        """Prunable parameters: those that would go with all units."""
+        return self._removed(torch.zeros(sum(self.sizes), dtype=torch.bool))
+
+    @property
+    def target_weights(self) -> int:
+        """Parameters that the budget removes in the end; where widths may differ by layer, of a tie of all scores."""
+        zeros = torch.zeros(sum(self.sizes))
+        return self._removed(self._flat(self.budget.choose(self.anatomy, self.sites, self._by_site(zeros)).keep))
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable parameters that is removed now, counted."""
+        return self.num_pruned / self.numel
+
+    def counts(self) -> dict[str, list[int]]:
+        """Per structure: the units that each site keeps."""
+        found: dict[str, list[int]] = {}
+        for site, keep in zip(self.sites, self.state.keep.split(self.sizes), strict=True):
+            found.setdefault(site.structure, []).append(int(keep.sum()))
+        return found
+
+    def state_bytes(self) -> int:
+        """Bytes of gate state on this rank."""
+        return sum(t.numel() * t.element_size() for t in self.state.tensors().values())
+
+    def _removed(self, keep: Tensor) -> int:
+        left = self.cost.total(costs.widths(self.anatomy, self.sites, self._by_site(keep)))
+        return self.cost.total(costs.dense_widths(self.anatomy)) - left
+
+    def _by_site(self, values: Tensor) -> dict[str, Tensor]:
+        return {site.name: part for site, part in zip(self.sites, values.split(self.sizes), strict=True)}
+
+    def _flat(self, by_site: dict[str, Tensor]) -> Tensor:
+        return torch.cat([by_site[site.name] for site in self.sites])
+
+    # -- the step --------------------------------------------------------------------------------------------------
+
+    def bind(self, shards: Shards) -> None:
+        """The shards whose weights the gates will be folded into."""
+        self.shards = shards
+
+    def begin(self, t: int) -> None:
+        """Make the forward of step `t` ready. Collective where the phase becomes hard."""
+        state, line = self.state, self.timeline
+        if t > state.begun and t >= line.start and not state.hardened:
+            if line.phase(t) == "hard":
+                self._harden(t)
+            elif not isinstance(self.method, Learned):
+                if line.is_selection_step(t):
+                    self._select(line.target(t, 1.0))
+                step = 1.0 / self.method.fade
+                state.z = (state.z + (state.keep.float() - state.z).clamp(-step, step)).clamp(0.0, 1.0)
+        state.begun = max(state.begun, t)
+        self._set_leaves(t)
+
+    def _set_leaves(self, t: int) -> None:
+        """What the hooks multiply by in this step."""
+        state, device = self.state, self.shards.device
+        if state.hardened:
+            return
+        phase = self.timeline.phase(t)
+        evaluated: list[Tensor | None] = [None] * len(self.sites)
+        if isinstance(self.method, Learned) and phase == "soft":
+            assert self.lagrangian is not None
+            z = self.lagrangian.sample(state.score, t, self.seed, self.timeline.progress(t)).detach()
+            evaluated = [part.to(device) for part in self.method.mean(state.score).split(self.sizes)]
+        else:
+            z = state.z
+        wanted = phase == "soft" or getattr(self.method, "needs", None) == "gradient"
+        for hook, part, mean in zip(self.hooks, z.split(self.sizes), evaluated, strict=True):
+            hook.z = part.to(device, copy=True).requires_grad_() if wanted else None
+            hook.z_eval = mean if mean is not None else (None if phase == "soft" else torch.ones_like(part).to(device))
+
+    def _select(self, progress: float) -> None:
+        """The keep flags under `progress` of the budget. Collective where the evidence is in the shards."""
+        if getattr(self.method, "needs", None) == "weights":
+            evidence = units.mean_square(self.shards, self.sites, self.anatomy.shapes)
+            self.state.score = self.method.update(self.state.score, evidence)
+        scores = self._by_site(self._scores())
+        self.state.keep = self._flat(self.budget.choose(self.anatomy, self.sites, scores, progress).keep)
+        self.num_pruned = self._removed(self.state.keep)
+
+    def _scores(self) -> Tensor:
+        state = self.state
+        return self.method.open(state.score, 1.0) if isinstance(self.method, Learned) else state.score
+
+    def _harden(self, t: int) -> None:
+        """For good: fold, zero, clear, take the hooks off. Collective."""
+        state, shapes = self.state, self.anatomy.shapes
+        self._select(1.0)
+        final = self.method.mean(state.score) if isinstance(self.method, Learned) else torch.ones_like(state.z)
+        final = torch.where(self._is_block(), torch.ones_like(final), final)  # a block cannot be folded into
+        state.z = torch.where(state.keep, final, torch.zeros_like(final))
+        fold = units.factors(self.sites, self._by_site(state.z), shapes, gated=True)
+        alive = units.factors(self.sites, self._by_site(state.keep.float()), shapes, gated=False)
+        units.multiply(self.shards, fold, moments=False)
+        units.multiply(self.shards, alive, moments=False)
+        units.multiply(self.shards, alive, moments=True)
+        self.shards.refresh_forward()
+        state.hardened = True
+        self.settle()
+
+    def _is_block(self) -> Tensor:
+        """(U,) whether the unit is a whole layer."""
+        return torch.cat([torch.full((site.num_units,), site.sublayer is None) for site in self.sites])
+
+    def settle(self) -> None:
+        """The hooks of the hard phase: only dropped blocks still need theirs, output = input."""
+        for hook, keep in zip(self.hooks, self.state.keep.split(self.sizes), strict=True):
+            if hook.site.sublayer is None and not keep.all():
+                hook.needs, hook.z, hook.z_eval = None, torch.zeros(1, device=self.shards.device), None
+            else:
+                hook.remove()
+
+    def learn(self, t: int, skipped: bool, scale: float = 1.0) -> dict[str, float]:
+        """What the step has shown. `scale`: of the loss. Returns figures for the log. Collective unless hard."""
+        state = self.state
+        if state.hardened:
+            return {}
+        evidence = self._evidence(scale)
+        if skipped or evidence is None:
+            return {}
+        if isinstance(self.method, Learned):
+            assert self.lagrangian is not None
+            if self.timeline.phase(t) != "soft":
+                return {}
+            progress, ramp = self.timeline.progress(t), self.timeline.target(t, 1.0)
+            state.score, figures = self.lagrangian.step(state.score, evidence, t, self.seed, progress, ramp)
+            state.lagrangian = self.lagrangian.tensors()
+            self.num_pruned = self._removed(self.method.mean(state.score) > 0)
+            return figures
+        state.score = self.method.update(state.score, evidence)
+        return {}
+
+    def _evidence(self, scale: float) -> Tensor | None:
+        """(U,) of this step, averaged over ranks, and forgotten at its source; None where the method takes none now."""
+        needs, world = getattr(self.method, "needs", "gradient"), self.shards.world
+        if needs == "weights":
+            return None
+        if needs == "gradient":
+            parts = []
+            for hook in self.hooks:
+                grad = None if hook.z is None else hook.z.grad
+                parts.append(torch.zeros(hook.site.num_units, device=self.shards.device) if grad is None else grad)
+            return (world.sum(torch.cat(parts)) / (world.world_size * scale)).cpu()
+        sums = [hook.sums for hook in self.hooks]
+        for hook in self.hooks:
+            hook.sums = None
+        lines = world.sum(torch.cat([torch.zeros(n + 1, dtype=torch.float64) if s is None else s.cpu()
+                                     for n, s in zip(self.sizes, sums, strict=True)]))  # fmt: skip
+        each = [line[:-1] / line[-1].clamp(min=1.0) for line in lines.split([n + 1 for n in self.sizes])]
+        return torch.cat(each).float()
+
+    # -- what holds ------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """In the hard phase what is gone is exactly 0. Raises PromiseBroken. Collective."""
+        if not self.state.hardened:
+            return
+        alive = units.factors(self.sites, self._by_site(self.state.keep.float()), self.anatomy.shapes, gated=False)
+        alive_again = units.count_nonzero(self.shards, alive)
+        if alive_again:
+            raise PromiseBroken(f"{alive_again} weights of units that pruner {self.name} has removed are not zero")
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def shared(self) -> dict[str, Any]:
+        """What the manifest holds."""
+        return {"hardened": self.state.hardened, "begun": self.state.begun, "num_pruned": self.num_pruned}
+
+    def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
+        """Go on from a checkpoint, whatever its layout."""
+        units_now = sum(self.sizes)
+        if "keep" not in tensors or tensors["keep"].numel() != units_now:
+            raise ValueError(
+                f"the checkpoint has no gates of pruner {self.name} for {units_now} units: it was made with other "
+                "structures; use another run.dir or run.resume=never"
+            )
+        self.state = GateState(
+            tensors["z"], tensors["keep"].bool(), tensors["score"], shared["begun"], shared["hardened"]
+        )
+        self.num_pruned = shared["num_pruned"]
+        if self.lagrangian is not None:
+            self.lagrangian.load(tensors)
+            self.state.lagrangian = self.lagrangian.tensors()
+        if self.state.hardened:
+            self.settle()
+        else:
+            self._set_leaves(self.state.begun)
