@@ -1,8 +1,8 @@
 """Which part of every parameter a smaller model keeps, under keep flags and gate values: tensor by tensor.
 
 The gates of what stays are folded into the weights that they multiply in the gated forward, so that the smaller model
-needs none. With stock=True the result is a stock model or a ValueError; otherwise widths may differ per layer: they are
-written as `pat_widths` into the config, which pat.export.load reads.
+needs none. With stock=True the result is a stock model or a ValueError. Otherwise it may be one that no stock class
+holds, with widths per layer: they are `pat_widths` in its config, which pat.export.load reads.
 """
 
 from __future__ import annotations
@@ -66,15 +66,20 @@ def slicing(
     sites: Sequence[Site],
     keep: Mapping[str, Tensor],  # per site (num_units,) bool
     gates: Mapping[str, Tensor] | None = None,  # per site (num_units,) fp32, what is pruned does not count; None: 1
-    stock: bool = True,  # stock from_pretrained must load it
+    stock: bool = True,  # stock from_pretrained must load it; False: it may be one for pat.export.load only
 ) -> Slicing:
     """The smaller model. ValueError where it does not exist, or not as a stock model."""
     gates = gates or {site.name: torch.ones(site.num_units) for site in sites}
-    _check(sites, keep, gates)
     left = widths(anatomy, sites, keep)
+    _check(sites, keep, gates, left)
     kept = [i for i, z in enumerate(left.layers) if z]
     units = [[z * n for z, n in zip(left.sublayers[i], left.units[i], strict=True)] for i in kept]
-    smaller = families.shrink(config, anatomy, kept, units) if stock else _own_config(config, anatomy, kept, units)
+    try:
+        smaller = families.shrink(config, anatomy, kept, units)
+    except ValueError:
+        if stock:
+            raise
+        smaller = _own_config(config, anatomy, kept, units)
     names = _new_names(anatomy, kept)
     flags = {name: [torch.ones(n, dtype=torch.bool) for n in shape] for name, shape in anatomy.shapes.items()}
     factors: dict[tuple[str, int], Tensor] = {}
@@ -111,7 +116,7 @@ def _range(part: Any, site: Site) -> slice:
     return slice(part.start, part.start + site.num_units * part.per_unit)
 
 
-def _check(sites: Sequence[Site], keep: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> None:
+def _check(sites: Sequence[Site], keep: Mapping[str, Tensor], gates: Mapping[str, Tensor], left: Widths) -> None:
     """ValueError for flags and gates that describe no smaller model."""
     for site in sites:
         flags, values = keep[site.name].cpu(), gates[site.name].detach().float().cpu()
@@ -120,16 +125,24 @@ def _check(sites: Sequence[Site], keep: Mapping[str, Tensor], gates: Mapping[str
                 f"{site.name} has {site.num_units} units: it needs as many keep flags (bool) and gates, not "
                 f"{tuple(flags.shape)} of {flags.dtype} and {tuple(values.shape)}."
             )
-        left = values[flags]
-        if not left.isfinite().all():
+        if not _there(site, left):
+            continue
+        stay = values[flags]
+        if not stay.isfinite().all():
             raise ValueError(f"A gate of {site.name} that stays is not a finite number: there is nothing to fold.")
-        if not site.gated and not bool((left == 1).all()):
+        if not site.gated and not bool((stay == 1).all()):
             raise ValueError(
-                f"The gate of {site.name} is {left.tolist()[0]:g}: a whole layer can be dropped (0) or kept (1), but "
+                f"The gate of {site.name} is {stay.tolist()[0]:g}: a whole layer can be dropped (0) or kept (1), but "
                 "nothing in between can be folded into its weights; export after the hard phase."
             )
         if site.features and not flags.any():
             raise ValueError(f"No unit of {site.name} is left: keep at least 1, or prune the whole sublayer.")
+
+
+def _there(site: Site, left: Widths) -> bool:
+    """Whether the layer and the sublayer that hold the site's units are left."""
+    i, j = site.layer, site.sublayer
+    return bool(left.layers[i]) and (j is None or site.features == 0 or bool(left.sublayers[i][j]))
 
 
 def _own_config(config: Any, anatomy: Anatomy, kept: Sequence[int], units: Sequence[Sequence[int]]) -> Any:
