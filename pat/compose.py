@@ -204,7 +204,7 @@ def _drop_replaced_fields(pruners: dict[str, Any], overrides: Sequence[str]) -> 
     """When the command line replaces a method, the recipe's settings that only the old one had go with it."""
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     for name, settings in pruners.items():
-        for kind in registry.PACKAGES:
+        for kind in registry.MASK_KINDS:
             place = f"pruners.{name}.{kind}"
             method = settings[kind]
             if f"{kind}@{place}" in given and method["name"] in registry.names(kind):

@@ -132,9 +132,11 @@ def _pruner(config: Config, name: str) -> Iterator[str]:
         yield f"pruners.{name}.params is empty: give name patterns, such as '*_proj.weight'"
     if settings.scope not in ("global", "matrix"):
         yield f"pruners.{name}.scope is {settings.scope!r}; allowed: global, matrix"
-    for kind in registry.PACKAGES:
+    for kind in registry.MASK_KINDS:
         try:
             method = registry.build(kind, getattr(settings, kind))
+            if kind == "budget" and not method.of_weights:
+                yield f"pruners.{name}.budget: {method.name} counts structures; weights take the budget sparsity"
             if kind == "schedule":
                 method.resolve(config.train.num_steps)
         except ValueError as error:

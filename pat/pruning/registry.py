@@ -1,4 +1,4 @@
-"""Criteria, granularities, schedules and budgets, found by name.
+"""Criteria, granularities, schedules, budgets and structures, found by name.
 
 A method is a frozen dataclass with a field `name: str = "movement"` (its key) in a file of its kind's package. The
 file is found by scanning the package: nothing else has to be edited.
@@ -19,7 +19,9 @@ PACKAGES = {
     "granularity": "pat.pruning.granularity",
     "schedule": "pat.pruning.schedules",
     "budget": "pat.pruning.budgets",
+    "structure": "pat.pruning.structures",
 }
+MASK_KINDS = ("criterion", "granularity", "schedule", "budget")  # what a pruner of weights consists of
 
 
 @cache

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pat.models.shapes import logical_numel, logical_shape
 from pat.pruning.comm import LOCAL, Comm
 from pat.pruning.types import Segment
 
@@ -189,16 +190,6 @@ class Shards:
             part = full[start : start + CHUNK]
             part.copy_(self.world.sum(part))
         return full
-
-
-def logical_shape(param: Any) -> tuple[int, ...]:
-    """Shape of a parameter, also of one that ZeRO 3 has partitioned."""
-    return tuple(param.ds_shape) if hasattr(param, "ds_shape") else tuple(param.shape)
-
-
-def logical_numel(param: Any) -> int:
-    """Elements of a parameter, also of one that ZeRO 3 has partitioned."""
-    return int(param.ds_numel) if hasattr(param, "ds_numel") else param.numel()
 
 
 def _layout(engine: Any) -> str:

@@ -1,9 +1,30 @@
-"""What a sparsity counts, and how many units it removes. One file a budget."""
+"""What a sparsity counts, and what it leaves. One file a budget.
+
+Of weights (`of_weights`): the fraction of single weights. Of structures:
+
+    check(anatomy, sites)                        ValueError, one sentence, for what cannot be reached
+    choose(anatomy, sites, scores, progress)     the keep flags of exactly this budget, from one score per unit
+    expected_sparsity(anatomy, sites, open)      (K,) differentiable: what gates that are open with these probabilities
+    target_sparsity(anatomy, sites)              (K,) remove, in expectation, and what they should
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pat.models.anatomy import Anatomy
+from pat.pruning.choose import Choice, choice, keep_counts, within
+from pat.pruning.costs import Cost, dense_widths, widths
+from pat.pruning.grid import Group, Limits, by_structure, groups
+from pat.pruning.sites import Site
 
 
 def num_pruned(num_units: int, sparsity: float) -> int:
@@ -12,3 +33,90 @@ def num_pruned(num_units: int, sparsity: float) -> int:
     The float counts as the decimal it prints as, so 0.15 of 30 is 4.5, which rounds up to 5.
     """
     return math.floor(Fraction(repr(float(sparsity))) * num_units + Fraction(1, 2))
+
+
+@dataclass(frozen=True)
+class StructureBudget(ABC):
+    """A fraction of what the whole dense model costs, its embeddings and heads included, is removed at least.
+
+    The model that is left is the widest on the grid that costs at most (1 - sparsity) of the dense one.
+    """
+
+    name: str = ""
+    sparsity: float = field(kw_only=True)  # at the end of the schedule
+    per_layer: bool = field(default=False, kw_only=True)  # a width for every layer; needs stock=false
+    multiple_of: int | None = field(default=None, kw_only=True)  # of neurons; null: 64 where the width is, else 1
+    tensor_parallel: int = field(default=1, kw_only=True)  # ranks that serving splits heads and neurons over
+    stock: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
+
+    of_weights: ClassVar[bool] = False
+    unit: ClassVar[str] = ""  # of the cost
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be reached, and what the stock classes cannot hold."""
+        if not 0.0 <= self.sparsity < 1.0:
+            raise ValueError(
+                f"budget.sparsity is {self.sparsity}, but must be at least 0 and below 1: 0.5 removes half."
+            )
+        if self.per_layer and self.stock:
+            raise ValueError(
+                "budget.per_layer=true leaves a width per layer, which stock from_pretrained cannot load: set "
+                "budget.stock=false and load the exported model with pat.export.load, or per_layer=false."
+            )
+        Limits(self.multiple_of, self.tensor_parallel, self.stock)
+
+    @abstractmethod
+    def cost(self, anatomy: Anatomy) -> Cost:
+        """What is counted."""
+
+    def check(self, anatomy: Anatomy, sites: Sequence[Site]) -> None:
+        """ValueError where the target cannot be reached."""
+        self.choose(anatomy, sites, {site.name: torch.zeros(site.num_units) for site in sites})
+
+    def choose(
+        self,
+        anatomy: Anatomy,
+        sites: Sequence[Site],
+        scores: Mapping[str, Tensor],  # per site (num_units,) fp32, higher = keep; one currency for all structures
+        progress: float = 1.0,  # share of the sparsity that is removed by now
+    ) -> Choice:
+        """The keep flags under `progress` of the sparsity."""
+        cost, limits = self.cost(anatomy), Limits(self.multiple_of, self.tensor_parallel, self.stock)
+        full = cost.total(dense_widths(anatomy))
+        removed = Fraction(repr(float(self.sparsity))) * Fraction(repr(float(progress)))
+        found = _with_full(groups(anatomy, sites, limits, self.per_layer), progress)
+        counts = within(found, scores, cost, anatomy, math.floor((1 - removed) * full))
+        if counts is None:
+            names = ", ".join(by_structure(sites))
+            least = choice(anatomy, sites, keep_counts(found, [g.counts[0] for g in found], scores), cost)
+            raise ValueError(
+                f"budget.{self.name}: sparsity {self.sparsity} cannot be reached by {names}, which remove at most "
+                f"{1 - least.after / full:.4f} of the model's {full:,} {self.unit}: lower it or prune more structures."
+            )
+        return choice(anatomy, sites, keep_counts(found, counts, scores), cost)
+
+    def expected_sparsity(
+        self,
+        anatomy: Anatomy,
+        sites: Sequence[Site],
+        open: Mapping[str, Tensor],  # per site (num_units,) fp32: probability that the gate is open
+    ) -> Tensor:
+        """(1,) 1 - E[cost] / cost of the dense model."""
+        cost = self.cost(anatomy)
+        return 1.0 - (cost.total(widths(anatomy, sites, open)) / cost.total(dense_widths(anatomy))).reshape(1)
+
+    def target_sparsity(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[float]:
+        """(1,) the sparsity."""
+        return [self.sparsity]
+
+
+def _with_full(found: Sequence[Group], progress: float) -> list[Group]:
+    """On the way to the target a group may still be as wide as it was, whatever its grid is."""
+    if progress >= 1.0:
+        return list(found)
+    return [
+        group
+        if group.counts[-1] == group.full
+        else Group(group.structure, group.sites, group.pooled, (*group.counts, group.full))
+        for group in found
+    ]

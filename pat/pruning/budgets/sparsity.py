@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class Sparsity:
 
     name: str = "sparsity"
     sparsity: float = field(kw_only=True)  # at the end of the schedule
+
+    of_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be reached."""

@@ -1,0 +1,51 @@
+"""DistilBERT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
+from pat.models.families import OWN_LOADER
+
+MODEL_TYPES = ("distilbert",)
+
+ONCE = ("ForSequenceClassification", "ForMultipleChoice")  # read the first token only
+
+
+def anatomy(model: Any) -> Anatomy:
+    """Post-norm, plain MLP, as many KV heads as heads."""
+    config = model.config
+    stack = f"{base_prefix(model)}transformer.layer"
+    layers = []
+    for i in range(config.n_layers):
+        name = f"{stack}.{i}"
+        query, key, value, output = (projection(model, f"{name}.attention.{x}_lin") for x in ("q", "k", "v", "out"))
+        attention = Attention(
+            f"{name}.attention", query, key, value, output,
+            config.n_heads, config.n_heads, query.num_outputs // config.n_heads,
+        )  # fmt: skip
+        mlp = Mlp(f"{name}.ffn", (projection(model, f"{name}.ffn.lin1"),), projection(model, f"{name}.ffn.lin2"))
+        layers.append(Layer(stack, i, (attention, mlp)))
+    whole = type(model).__name__.endswith(ONCE)
+    return describe(model, False, layers, lambda name: whole)
+
+
+def drop_layers(config: Any, kept: Sequence[int]) -> None:
+    """n_layers."""
+    config.n_layers = len(kept)
+
+
+def narrow(config: Any, kv_heads: int, neurons: int) -> None:
+    """The width of the MLP. ValueError for fewer heads: the stock class divides the hidden size by their number."""
+    if kv_heads != config.n_heads:
+        raise ValueError(
+            f"A stock distilbert takes dim / n_heads as the head dimension, so it cannot have {kv_heads} of "
+            f"{config.n_heads} heads: prune ffn or layers, or {OWN_LOADER}."
+        )
+    config.hidden_dim = neurons
+
+
+def resize(model: Any, attention: Attention, kv_heads: int) -> None:
+    """The number of heads, for those who read it: the forward takes it from the projections."""
+    model.get_submodule(attention.name).n_heads = kv_heads

@@ -1,0 +1,15 @@
+"""Shapes of parameters, whole ones and those that ZeRO 3 has partitioned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def logical_shape(param: Any) -> tuple[int, ...]:
+    """Shape of a parameter, also of one that ZeRO 3 has partitioned."""
+    return tuple(param.ds_shape) if hasattr(param, "ds_shape") else tuple(param.shape)
+
+
+def logical_numel(param: Any) -> int:
+    """Elements of a parameter, also of one that ZeRO 3 has partitioned."""
+    return int(param.ds_numel) if hasattr(param, "ds_numel") else param.numel()

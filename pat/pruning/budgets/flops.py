@@ -1,0 +1,33 @@
+"""The budget that counts FLOPs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pat.models.anatomy import Anatomy
+from pat.pruning.budgets import StructureBudget
+from pat.pruning.costs import Cost, flops
+
+
+@dataclass(frozen=True)
+class Flops(StructureBudget):
+    """Fraction of the FLOPs of one forward over seq_len tokens, all matrix products of the model.
+
+    2 per multiply-add, attention as full seq_len x seq_len products, embedding lookups 0: pat.pruning.costs.flops.
+    """
+
+    name: str = "flops"
+    seq_len: int = field(kw_only=True)  # tokens of a sequence
+
+    unit: ClassVar[str] = "FLOPs"
+
+    def __post_init__(self) -> None:
+        """Refuse an empty sequence."""
+        super().__post_init__()
+        if self.seq_len < 1:
+            raise ValueError(f"budget.seq_len is {self.seq_len}, but must be at least 1 token.")
+
+    def cost(self, anatomy: Anatomy) -> Cost:
+        """FLOPs of a sequence."""
+        return flops(anatomy, self.seq_len)

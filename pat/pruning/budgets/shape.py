@@ -1,0 +1,102 @@
+"""The budget that names what is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pat.models.anatomy import Anatomy
+from pat.pruning.choose import Choice, choice, keep_counts
+from pat.pruning.costs import parameters
+from pat.pruning.grid import WORDS, Group, Limits, by_structure, groups
+from pat.pruning.sites import Site
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The units that are left, {ffn: 768, kv_groups: 2, layers: 24}: of every layer, or, for layers, of the model.
+
+    Source: the target shapes of Sheared LLaMA, Xia et al. 2023, arXiv:2310.06694.
+    """
+
+    name: str = "shape"
+    keep: dict[str, int] = field(kw_only=True)  # per structure of the pruner
+    multiple_of: int | None = field(default=None, kw_only=True)  # of neurons; null: 64 where the width is, else 1
+    tensor_parallel: int = field(default=1, kw_only=True)  # ranks that serving splits heads and neurons over
+    stock: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
+
+    of_weights: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no shape."""
+        Limits(self.multiple_of, self.tensor_parallel, self.stock)
+        if not isinstance(self.keep, Mapping) or not self.keep:
+            raise ValueError("budget.keep is empty: name what is left of every structure, as {ffn: 768}.")
+        for structure, count in self.keep.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"budget.keep.{structure} is {count!r}, but must be a whole number of at least 1.")
+
+    def check(self, anatomy: Anatomy, sites: Sequence[Site]) -> None:
+        """ValueError where the shape is not one of this model."""
+        own = by_structure(sites)
+        if set(own) != set(self.keep):
+            raise ValueError(
+                f"budget.keep names {', '.join(self.keep)}, and the structures are {', '.join(own)}: name each of them."
+            )
+        for group in self._groups(anatomy, sites):
+            count, word = self.keep[group.structure], WORDS.get(group.structure, group.structure)
+            where = "the model has" if group.pooled else "a layer has"
+            if count > group.full:
+                raise ValueError(f"budget.keep.{group.structure}={count} is more than the {group.full} {word} {where}.")
+            if count not in group.counts:
+                limits = Limits(self.multiple_of, self.tensor_parallel, self.stock)
+                raise ValueError(
+                    f"budget.keep.{group.structure}: {limits.refusal(anatomy, group.sites[0], count)}; "
+                    f"take {_near(group.counts, count)}."
+                )
+
+    def choose(
+        self,
+        anatomy: Anatomy,
+        sites: Sequence[Site],
+        scores: Mapping[str, Tensor],  # per site (num_units,) fp32, higher = keep
+        progress: float = 1.0,  # share of the way from the dense shape to this one
+    ) -> Choice:
+        """The keep flags of this shape, or of the narrowest on the way that keeps n - floor(progress * (n - keep))."""
+        self.check(anatomy, sites)
+        found, counts = self._groups(anatomy, sites), []
+        for group in found:
+            removed = Fraction(repr(float(progress))) * (group.full - self.keep[group.structure])
+            least = group.full - math.floor(removed)
+            counts.append(min((n for n in group.counts if n >= least), default=group.full))
+        return choice(anatomy, sites, keep_counts(found, counts, scores), parameters(anatomy))
+
+    def expected_sparsity(
+        self,
+        anatomy: Anatomy,
+        sites: Sequence[Site],
+        open: Mapping[str, Tensor],  # per site (num_units,) fp32: probability that the gate is open
+    ) -> Tensor:
+        """(K,) per structure, in the order of `keep`: the fraction of all its units that is closed."""
+        own = by_structure(sites)
+        return torch.stack([1.0 - torch.cat([open[site.name] for site in own[name]]).mean() for name in self.keep])
+
+    def target_sparsity(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[float]:
+        """(K,) per structure, in the order of `keep`: the fraction of all its units that this shape removes."""
+        full = {group.structure: group.full for group in self._groups(anatomy, sites)}
+        return [1.0 - count / full[name] for name, count in self.keep.items()]
+
+    def _groups(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Group]:
+        return groups(anatomy, sites, Limits(self.multiple_of, self.tensor_parallel, self.stock), per_layer=False)
+
+
+def _near(counts: Sequence[int], count: int) -> str:
+    """The neighbours of a count on the grid."""
+    below, above = [n for n in counts if n < count][-1:], [n for n in counts if n > count][:1]
+    return " or ".join(map(str, below + above))

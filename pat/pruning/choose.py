@@ -1,0 +1,187 @@
+"""Keep flags from scores, under a limit on what the model costs: the exact choice behind the structures' budgets.
+
+A move narrows one group by one step of its grid, the lowest scores first (equal scores: the higher index first). The
+move that loses the least score per cost that it saves is made until the limit holds; then whatever still fits grows
+back, the most score per cost first. So no group can be wider within the limit, and with one group, or groups of equal
+cost per unit, the result is the widest model that the limit allows. Costs are whole numbers and counted exactly.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pat.models.anatomy import Anatomy
+from pat.pruning.costs import Cost, Widths, dense_widths, widths
+from pat.pruning.grid import Group, by_structure
+from pat.pruning.sites import Site
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is left, exactly."""
+
+    keep: dict[str, Tensor]  # per site (num_units,) bool
+    counts: dict[str, list[int]]  # per structure: the units that every site keeps
+    before: int  # what the dense model costs in the budget's quantity,
+    after: int  # and the pruned one
+
+
+def ranked(sites: Sequence[Site], scores: Mapping[str, Tensor]) -> dict[str, list[tuple[float, int]]]:
+    """(score, unit) of every site, best first. ValueError for scores that cannot be ranked."""
+    found = {}
+    for site in sites:
+        score = scores[site.name].detach().float().cpu()
+        assert score.shape == (site.num_units,), f"{site.name} has {site.num_units} units and {score.shape} scores"
+        if score.isnan().any():
+            raise ValueError(f"The scores of {site.name} are not numbers (NaN): lower the learning rate.")
+        order = torch.argsort(score, descending=True, stable=True).tolist()
+        values = score.tolist()
+        found[site.name] = [(values[unit], unit) for unit in order]
+    return found
+
+
+def keep_counts(groups: Sequence[Group], counts: Sequence[int], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keep so many units of every group, the highest scores; equal scores: the lower index."""
+    keep = {}
+    for group, count in zip(groups, counts, strict=True):
+        ranks = ranked(group.sites, scores)
+        if group.pooled:
+            best = sorted(range(len(group.sites)), key=lambda i: (-ranks[group.sites[i].name][0][0], i))[:count]
+            keep |= {site.name: torch.tensor([i in best]) for i, site in enumerate(group.sites)}
+            continue
+        for site in group.sites:
+            flags = torch.zeros(site.num_units, dtype=torch.bool)
+            flags[[unit for _, unit in ranks[site.name][:count]]] = True
+            keep[site.name] = flags
+    return keep
+
+
+def within(
+    groups: Sequence[Group],
+    scores: Mapping[str, Tensor],
+    cost: Cost,
+    anatomy: Anatomy,
+    limit: int,
+) -> list[int] | None:
+    """The count of every group, so that the model costs at most `limit`; None where even the least costs more."""
+    state = _State(groups, scores, cost, anatomy)
+    heap = state.moves()
+    while state.total > limit:
+        pooled = [(state.ratio(g), g) for g, group in enumerate(groups) if group.pooled and state.step[g] > 0]
+        best = min(pooled + heap[:1], default=None)
+        if best is None:
+            return None
+        g = best[1]
+        state.move(g, -1)
+        if groups[g].pooled:
+            heap = state.moves()  # what is in a dropped layer saves nothing any more
+        else:
+            heapq.heappop(heap)
+            if state.step[g] > 0:
+                heapq.heappush(heap, (state.ratio(g), g))
+    while True:
+        wider = [(-state.ratio(g, +1), g) for g in range(len(groups)) if state.fits(g, limit)]
+        if not wider:
+            return [group.counts[step] for group, step in zip(groups, state.step, strict=True)]
+        state.move(min(wider)[1], +1)
+
+
+def choice(anatomy: Anatomy, sites: Sequence[Site], keep: dict[str, Tensor], cost: Cost) -> Choice:
+    """The keep flags with what they leave."""
+    counts = {name: [int(keep[site.name].sum()) for site in own] for name, own in by_structure(sites).items()}
+    return Choice(keep, counts, cost.total(dense_widths(anatomy)), cost.total(widths(anatomy, sites, keep)))
+
+
+class _State:
+    """Counts of all groups, and the exact cost of the model that has them."""
+
+    def __init__(self, groups: Sequence[Group], scores: Mapping[str, Tensor], cost: Cost, anatomy: Anatomy) -> None:
+        self.groups, self.cost = groups, cost
+        self.step = [len(group.counts) - 1 for group in groups]  # index into the group's counts
+        self.ranks = ranked([site for group in groups for site in group.sites], scores)
+        self.order = {  # the sites of a pooled group, best first
+            g: sorted(group.sites, key=lambda site: -self.ranks[site.name][0][0])
+            for g, group in enumerate(groups)
+            if group.pooled
+        }
+        sites = [site for group in groups for site in group.sites]
+        counts = [group.counts[-1] for group in groups]
+        left = widths(anatomy, sites, keep_counts(groups, counts, scores))
+        self.layers, self.sublayers = list(left.layers), [list(row) for row in left.sublayers]
+        self.units = [list(row) for row in left.units]
+        self.total: int = cost.total(self.widths)
+
+    @property
+    def widths(self) -> Widths:
+        return Widths(tuple(self.layers), tuple(map(tuple, self.sublayers)), tuple(map(tuple, self.units)))
+
+    def moves(self) -> list[tuple[float, int]]:
+        """A heap of (score lost per cost saved, group) of the groups that are not pooled and can be narrowed."""
+        heap = [(self.ratio(g), g) for g, group in enumerate(self.groups) if not group.pooled and self.step[g] > 0]
+        heapq.heapify(heap)
+        return heap
+
+    def ratio(self, g: int, direction: int = -1) -> float:
+        """Score per cost of one step; infinite where it would save nothing."""
+        score, cost = self.change(g, direction)
+        return score / cost if cost else float("inf")
+
+    def change(self, g: int, direction: int) -> tuple[float, int]:
+        """(score, cost) of the units between this step and the next, in the layers that are there."""
+        group, here = self.groups[g], self.step[g]
+        low, high = sorted((group.counts[here], group.counts[here + direction]))
+        if group.pooled:
+            gone = self.order[g][low:high]
+            return sum(self.ranks[site.name][0][0] for site in gone), sum(map(self._whole, gone))
+        score, cost = 0.0, 0
+        for site in group.sites:
+            if self._open(site):
+                score += sum(value for value, _ in self.ranks[site.name][low:high])
+                cost += (high - low) * self._sublayer(site)[1]
+        return score, cost
+
+    def fits(self, g: int, limit: int) -> bool:
+        """Whether the group can be one step wider."""
+        if self.step[g] + 1 == len(self.groups[g].counts):
+            return False
+        return self.total + self.change(g, +1)[1] <= limit
+
+    def move(self, g: int, direction: int) -> None:
+        """One step of a group."""
+        group = self.groups[g]
+        self.total += direction * self.change(g, direction)[1]
+        before = group.counts[self.step[g]]
+        self.step[g] += direction
+        count = group.counts[self.step[g]]
+        if group.pooled:
+            for site in self.order[g][min(before, count) : max(before, count)]:
+                if site.sublayer is None:
+                    self.layers[site.layer] = int(direction > 0)
+                else:
+                    self.sublayers[site.layer][site.sublayer] = int(direction > 0)
+            return
+        for site in group.sites:
+            assert site.sublayer is not None
+            self.units[site.layer][site.sublayer] = count
+
+    def _sublayer(self, site: Site) -> tuple[int, int]:
+        assert site.sublayer is not None
+        return self.cost.sublayers[site.layer][site.sublayer]
+
+    def _open(self, site: Site) -> bool:
+        assert site.sublayer is not None
+        return bool(self.layers[site.layer] and self.sublayers[site.layer][site.sublayer])
+
+    def _whole(self, site: Site) -> int:
+        """The cost of a layer or sublayer as it is now, whether it is there or not; 0 inside a dropped layer."""
+        i, j = site.layer, site.sublayer
+        if j is not None:
+            fixed, unit = self.cost.sublayers[i][j]
+            return self.layers[i] * (fixed + unit * self.units[i][j])
+        rows = zip(self.cost.sublayers[i], self.sublayers[i], self.units[i], strict=True)
+        return self.cost.layers[i] + sum(z * (fixed + unit * n) for (fixed, unit), z, n in rows)

@@ -1,0 +1,133 @@
+"""Every family x every structure: the sliced model is the gated model, and costs what was counted."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from pat import export
+from pat.export.slicing import Slicing, slicing
+from pat.models import families
+from pat.pruning import costs, registry
+from pat.pruning.sites import Site
+from tests.unit import small_models as small
+
+CASES = list(small.cases())
+POOLED = {name for name in registry.names("structure") if registry.build("structure", name).pooled}
+STRUCTURES = [(name,) for name in registry.names("structure")]
+TOGETHER = [("ffn", "kv_groups", "layers"), ("attention_layers", "ffn", "kv_groups", "layers", "mlp_layers")]
+CHOICES = [
+    pytest.param(names, uniform, id="+".join(names) + ("" if uniform else ", per layer"))
+    for names, uniform in product([*STRUCTURES, *TOGETHER], (True, False))
+    if uniform or not POOLED & set(names)
+]
+TOLERANCE = 2e-5  # of logits of about 10
+
+
+def write(model: Any, cut: Slicing, folder: Path) -> None:
+    """The smaller model's folder, tensor by tensor."""
+    cut.config.architectures = [type(model).__name__]
+    cut.config.save_pretrained(folder)
+    tensors = {}
+    for name, p in model.named_parameters():
+        new = cut.rename(name)
+        if new is not None:
+            tensors[new] = cut.cut(name, p.detach()).contiguous()
+            assert tuple(tensors[new].shape) == cut.shapes[new]
+    assert set(tensors) == set(cut.shapes)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def run_flops(model: Any, length: int) -> int:
+    """What torch counts in a forward of one sequence."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(small.tokens(1, length))
+    return counter.get_total_flops()
+
+
+def is_stock(anatomy: Any, found: list[Site], uniform: bool) -> bool:
+    """Whether a stock class should hold the result: one width for all, no missing half, head dimension in the config."""
+    fixed_heads = not hasattr(anatomy.config, "num_key_value_heads")
+    halves = any(not site.features and site.sublayer is not None for site in found)
+    narrowed = {site.structure for site in found if site.features}
+    return not halves and (uniform or not narrowed) and not (fixed_heads and narrowed & {"heads", "kv_groups"})
+
+
+@pytest.mark.parametrize(("structures", "uniform"), CHOICES)
+@pytest.mark.parametrize(("model_type", "variant"), CASES)
+def test_sliced_equals_gated(
+    model_type: str, variant: str, structures: tuple[str, ...], uniform: bool, tmp_path: Path
+) -> None:
+    """Would catch: a wrong slice, bias, gate, name or config field, a tied or fused weight cut twice, a wrong count."""
+    model = small.model(model_type, variant)
+    anatomy = families.anatomy(model)
+    if "heads" in structures and anatomy.layers[0].sublayers[0].group > 1:  # type: ignore[union-attr]
+        with pytest.raises(ValueError, match="2 heads of this .* share a KV head.*take kv_groups"):
+            small.sites(anatomy, *structures)
+        return
+    found = small.sites(anatomy, *structures)
+    keep = small.random_keep(found, seed=11, uniform=uniform)
+    gates = small.random_gates(found, keep, seed=12)
+    stock = is_stock(anatomy, found, uniform)
+    if not stock:
+        with pytest.raises(ValueError, match="set stock=false and load the exported model with pat.export.load"):
+            slicing(model.config, anatomy, found, keep, gates, stock=True)
+    cut = slicing(model.config, anatomy, found, keep, gates, stock=stock)
+    assert stock == (getattr(cut.config, "pat_widths", None) is None)
+    write(model, cut, tmp_path / "cut")
+    stock_class = type(model)
+    if not stock:
+        with pytest.raises(RuntimeError, match="mismatch"):
+            stock_class.from_pretrained(tmp_path / "cut")
+    options = {"attn_implementation": "eager", "output_loading_info": True}
+    smaller, report = (stock_class.from_pretrained if stock else export.load)(tmp_path / "cut", **options)
+    assert not any(report.values()), report
+
+    ids = small.tokens()
+    with torch.no_grad(), small.gated(model, found, gates):
+        expected = model(ids).logits
+        generated = generate(model, ids, use_cache=False)
+    with torch.no_grad():
+        plain, logits = model(ids).logits, smaller(ids).logits
+    assert (plain - expected).abs().max() > 0.1  # the gates do something
+    assert (logits - expected).abs().max() <= TOLERANCE * max(1.0, float(expected.abs().max()) / 10)
+    if generated is not None:
+        assert torch.equal(generate(smaller, ids, use_cache=True), generated)
+
+    left = cut.widths
+    assert left == costs.widths(anatomy, found, keep)
+    assert costs.parameters(anatomy).total(left) == sum(p.numel() for p in smaller.parameters())
+    for length in (5, 16):
+        assert costs.flops(anatomy, length).total(left) == run_flops(smaller, length)
+    if generated is not None:
+        assert costs.cache(anatomy, 7, 2, 4).total(left) == cached_bytes(smaller, ids)
+
+    smaller.save_pretrained(tmp_path / "again")
+    again = (stock_class.from_pretrained if stock else export.load)(tmp_path / "again", attn_implementation="eager")
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, logits)
+
+
+def generate(model: Any, ids: torch.Tensor, use_cache: bool) -> Any:
+    """Greedily generated ids; None for an encoder."""
+    if not small.is_causal(model.config):
+        return None
+    mask = torch.ones_like(ids)
+    return model.generate(
+        ids, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=use_cache
+    )
+
+
+def cached_bytes(model: Any, ids: torch.Tensor) -> int:
+    """Bytes of keys and values after a forward; the placeholder of a removed attention is one value wide."""
+    with torch.no_grad():
+        output = model(ids, use_cache=True)
+    cache = output["cache"] if "cache" in output else output["past_key_values"]
+    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    return sum(t.numel() * t.element_size() for t in tensors if t.shape[-1] > 1)
