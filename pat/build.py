@@ -84,7 +84,7 @@ class Parts:
 
     def is_best(self, metrics: dict[str, float]) -> bool:
         """Whether these metrics make a best checkpoint; only models in their last phase count, so never a dense one."""
-        if self.pruner.masks and self.pruner.phase(self.progress.step - 1) != "hard":
+        if self.pruner.pruners and self.pruner.phase(self.progress.step - 1) != "hard":
             return False
         name = self.config.train.best_metric or self.task.best_metric
         value = metrics[name] if self.task.higher_is_better(name) else -metrics[name]
@@ -183,6 +183,7 @@ def build(run_dir: Path) -> Parts:
         accumulation=ds_engine.gradient_accumulation_steps(),
     )
     _resume(parts)
+    pruner.begin(parts.progress.step)
     return parts
 
 
@@ -222,7 +223,8 @@ def summary(parts: Parts) -> dict[str, Any]:
         "sparsity_all_parameters": pruner.num_pruned / every,
         "parameters": every,
         "prunable_parameters": pruner.numel,
-        "mask_sha256": mask_hash if pruner.masks else None,
+        "mask_sha256": mask_hash if pruner.pruners else None,
+        "kept_units": {gate.name: gate.counts() for gate in pruner.gates},
         "weights_sha256": weights_hash,
         "dense_metrics": progress.dense_metrics,
         "dense_step": progress.dense_step,

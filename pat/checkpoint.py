@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 from pat.checkpoint_reader import FORMAT, CheckpointError, CheckpointReader
 from pat.deepspeed_files import shard_file
 from pat.hashing import file_sha256
+from pat.models.shapes import logical_shape
 from pat.pruning.pruner import Pruner
-from pat.pruning.shards import Shards, logical_shape
+from pat.pruning.shards import Shards
 from pat.run import sync_directory, write_atomic
 
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -141,7 +142,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "step": step,
-        "phase": {m.name: m.timeline.phase(step - 1) for m in pruner.masks},
+        "phase": {p.name: p.timeline.phase(step - 1) for p in pruner.pruners},
         "world_size": dist.get_world_size(),
         "zero_stage": engine.zero_optimization_stage(),
         "dtype": pruner.config.engine.dtype,

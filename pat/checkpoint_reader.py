@@ -187,6 +187,12 @@ class CheckpointReader:
             self._release((high - low) * (1 if kind == "keep" else 4))
         return out
 
+    def gates(self, pruner: str) -> dict[str, Tensor]:
+        """The state of a pruner of structures, which is the same on all ranks; empty where there is none."""
+        opened, keys = self._pruner_file(0)
+        prefix = f"{pruner}|gate|"
+        return {key.removeprefix(prefix): opened.get_tensor(key) for key in sorted(keys) if key.startswith(prefix)}
+
     def keep(self, name: str) -> Tensor | None:
         """A parameter's keep flags, whole and in its shape (uint8), or None where nothing was pruned."""
         parameter = self._parameter(name)
@@ -266,16 +272,19 @@ class CheckpointReader:
 
     def _pruner_slice(self, kind: str, pruner: str, name: str, piece: _Piece) -> Any:
         """The stored (n,) tensor of a piece, unread, or None."""
-        if piece.rank not in self._pruner_files:
-            name_of = {rank["rank"]: rank["pruner_file"] for rank in self.manifest["ranks"]}
-            file = name_of[piece.rank]
+        opened, keys = self._pruner_file(piece.rank)
+        key = f"{pruner}|{kind}|{name}|{piece.start}"
+        return opened.get_slice(key) if key in keys else None
+
+    def _pruner_file(self, rank: int) -> tuple[Any, set[str]]:
+        """A rank's pruner state, opened, and the names in it."""
+        if rank not in self._pruner_files:
+            file = {each["rank"]: each["pruner_file"] for each in self.manifest["ranks"]}[rank]
             try:
                 opened = safe_open(self.dir / file, "pt") if file else None
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
                     f"{self.dir / file} cannot be read ({error}); use an older checkpoint."
                 ) from error
-            self._pruner_files[piece.rank] = (opened, set(opened.keys()) if opened else set())
-        opened, keys = self._pruner_files[piece.rank]
-        key = f"{pruner}|{kind}|{name}|{piece.start}"
-        return opened.get_slice(key) if key in keys else None
+            self._pruner_files[rank] = (opened, set(opened.keys()) if opened else set())
+        return self._pruner_files[rank]

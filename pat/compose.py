@@ -204,10 +204,10 @@ def _drop_replaced_fields(pruners: dict[str, Any], overrides: Sequence[str]) -> 
     """When the command line replaces a method, the recipe's settings that only the old one had go with it."""
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     for name, settings in pruners.items():
-        for kind in registry.MASK_KINDS:
+        for kind in registry.OF_WEIGHTS + registry.OF_STRUCTURES + registry.OF_BOTH:
             place = f"pruners.{name}.{kind}"
             method = settings[kind]
-            if f"{kind}@{place}" in given and method["name"] in registry.names(kind):
+            if method and f"{kind}@{place}" in given and method["name"] in registry.names(kind):
                 own = registry.defaults(kind, method["name"])
                 settings[kind] = {k: v for k, v in method.items() if k in own or f"{place}.{k}" in given}
 

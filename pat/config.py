@@ -148,13 +148,18 @@ class MaskedGradConfig:
 
 @dataclass
 class PrunerConfig:
-    """One named pruner: what it prunes, by which evidence, to which budget, when."""
+    """One named pruner: what it prunes, by which evidence, to which budget, when.
 
-    params: list[str] = MISSING  # name patterns (shell style); only matrices are taken
+    Of weights (`params`, `granularity`, `criterion`), or of structures (`structures`, `gate`).
+    """
+
+    params: list[str] = field(default_factory=list)  # name patterns (shell style); only matrices are taken
     exclude: list[str] = field(default_factory=list)
-    granularity: Any = MISSING
-    criterion: Any = MISSING
+    granularity: Any = None
+    criterion: Any = None
     scope: str = "global"  # global | matrix
+    structures: list[str] = field(default_factory=list)  # names: ffn, kv_groups, heads, layers, ...
+    gate: Any = None
     budget: Any = MISSING
     schedule: Any = MISSING
     masked_grad: MaskedGradConfig = field(default_factory=MaskedGradConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pat.config import Config
+from pat.config import Config, PrunerConfig
 from pat.pruning import registry
 
 _CHOICES = {
@@ -125,22 +125,50 @@ def _training(config: Config) -> Iterator[str]:
 
 
 def _pruner(config: Config, name: str) -> Iterator[str]:
-    settings = config.pruners[name]
+    settings, place = config.pruners[name], f"pruners.{name}"
     if not name.isidentifier():
-        yield f"pruners.{name}: a pruner's name is made of letters, digits and underscores"
-    if not settings.params:
-        yield f"pruners.{name}.params is empty: give name patterns, such as '*_proj.weight'"
-    if settings.scope not in ("global", "matrix"):
-        yield f"pruners.{name}.scope is {settings.scope!r}; allowed: global, matrix"
-    for kind in registry.MASK_KINDS:
+        yield f"{place}: a pruner's name is made of letters, digits and underscores"
+    of_structures = bool(settings.structures) or settings.gate is not None
+    yield from _structures(settings, place) if of_structures else _weights(settings, place)
+    for kind in registry.OF_BOTH + (registry.OF_STRUCTURES if of_structures else registry.OF_WEIGHTS):
         try:
             method = registry.build(kind, getattr(settings, kind))
-            if kind == "budget" and not method.of_weights:
-                yield f"pruners.{name}.budget: {method.name} counts structures; weights take the budget sparsity"
+            if kind == "budget" and method.of_weights == of_structures:
+                counts = "weights" if method.of_weights else "structures"
+                yield f"{place}.budget: {method.name} counts {counts}; take one of {', '.join(_budgets(of_structures))}"
             if kind == "schedule":
                 method.resolve(config.train.num_steps)
         except ValueError as error:
-            yield f"pruners.{name}.{kind}: {error}"
+            yield f"{place}.{kind}: {error}"
+
+
+def _weights(settings: PrunerConfig, place: str) -> Iterator[str]:
+    if not settings.params:
+        yield f"{place}.params is empty: give name patterns, such as '*_proj.weight', or structures and a gate"
+    if settings.scope not in ("global", "matrix"):
+        yield f"{place}.scope is {settings.scope!r}; allowed: global, matrix"
+    for kind in registry.OF_WEIGHTS:
+        if getattr(settings, kind) is None:
+            yield f"no value for {place}.{kind}: one of {', '.join(registry.names(kind))}"
+
+
+def _structures(settings: PrunerConfig, place: str) -> Iterator[str]:
+    allowed = registry.names("structure")
+    if not settings.structures:
+        yield f"no value for {place}.structures: a list of {', '.join(allowed)}"
+    for structure in settings.structures:
+        if structure not in allowed:
+            yield f"{place}.structures has {structure!r}; allowed: {', '.join(allowed)}"
+    if settings.gate is None:
+        yield f"no value for {place}.gate: one of {', '.join(registry.names('gate'))}"
+    default = PrunerConfig(budget=None, schedule=None)
+    for key in ("params", "exclude", "granularity", "criterion", "scope", "masked_grad"):
+        if getattr(settings, key) != getattr(default, key):
+            yield f"{place} has structures and {key}: {key} belongs to a pruner of weights; give that a name of its own"
+
+
+def _budgets(of_structures: bool) -> list[str]:
+    return [name for name in registry.names("budget") if registry.classes("budget")[name].of_weights != of_structures]
 
 
 def _near(numbers: Iterator[int], most: int = 8) -> str:

@@ -114,6 +114,11 @@ class MaskPruner:
         return units * self.granularity.weights_per_unit
 
     @property
+    def target_sparsity(self) -> float:
+        """What the budget asks for in the end."""
+        return self.budget.sparsity
+
+    @property
     def sparsity(self) -> float:
         """Fraction of the prunable weights that the masks remove now, counted."""
         return self.num_pruned / self.numel

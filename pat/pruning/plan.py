@@ -63,6 +63,20 @@ def describe(config: Config) -> str:
             _size(soft),
             _size(mask.numel * HARD_BYTES / ranks),
         )
+    for gate in pruner.gates:
+        line, state = gate.timeline, _size(gate.state_bytes())
+        table.add_row(
+            gate.name,
+            f"{len(gate.sites)} sites",
+            f"{gate.numel:,}",
+            f"{sum(gate.sizes):,}",
+            f"{gate.target_weights:,} weights",
+            f"0-{line.start}",
+            f"{line.start}-{line.hard}",
+            f"step {line.hard}",
+            state,
+            state,
+        )
     every = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines = [
@@ -72,6 +86,7 @@ def describe(config: Config) -> str:
     for mask in pruner.masks:
         names = list(mask.shapes)
         lines.append(f"{mask.name}: {names[0]} ... {names[-1]}")
+    lines += [f"{gate.name}: every layer keeps {gate.target_shape()}" for gate in pruner.gates]
     console = Console(width=150)
     with console.capture() as captured:
         console.print(table)

@@ -1,7 +1,8 @@
 """The one object that the loop talks to: all named pruners, wired into the optimizer step.
 
-attach   before DeepSpeed: which parameter belongs to which pruner
-bind     after DeepSpeed: find the shards, install the hooks and the masked norm
+attach   before DeepSpeed: which parameter belongs to which pruner; gates go into the forward
+bind     after DeepSpeed: find the shards, install the optimizer's hooks and the masked norm
+begin    makes the first forward ready, `step` those after it
 step     wraps engine.step(); the only place where keep flags change
 state    / load_state, by parameter name and logical index, never by rank
 """
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from pat.config import Config
 from pat.hashing import MaskHash, WeightsHash, pack_keep
+from pat.models.shapes import logical_shape
 from pat.pruning.kernels import SumOfSquares
 from pat.pruning.masks import MaskedShard, MaskPruner
-from pat.pruning.shards import Piece, Shards, logical_shape
+from pat.pruning.shards import Piece, Shards
+from pat.pruning.structured import GatePruner
 from pat.pruning.types import PromiseBroken
 
 
@@ -33,6 +36,7 @@ class StepStats:
     phase: dict[str, str] = field(default_factory=dict)
     target: dict[str, float] = field(default_factory=dict)
     sparsity: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)  # of learned gates: the gap to the target, ...
 
 
 class Pruner:
@@ -41,6 +45,7 @@ class Pruner:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.masks: list[MaskPruner] = []
+        self.gates: list[GatePruner] = []
         self.peak_bytes = 0
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
@@ -51,34 +56,47 @@ class Pruner:
         shapes = {n: logical_shape(p) for n, p in model.named_parameters()}
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
         transposed = {f"{n}.weight" for n, module in model.named_modules() if type(module).__name__ == "Conv1D"}
-        owner: dict[str, str] = {}
+        self.owner: dict[str, str] = {}
         for name, settings in config.pruners.items():
-            mask = MaskPruner(
-                name,
-                settings,
-                shapes,
-                config.train.num_steps,
-                config.seed,
-                config.engine.kernels,
-            )
+            if settings.structures:
+                self._attach_gates(GatePruner(name, settings, model, config.train.num_steps, config.seed), frozen)
+                continue
+            mask = MaskPruner(name, settings, shapes, config.train.num_steps, config.seed, config.engine.kernels)
             for param in mask.shapes:
                 if param in transposed and mask.granularity.oriented:
                     raise ValueError(
                         f"pruners.{name} takes {param}, a Conv1D that stores (in, out): {mask.granularity.name} would "
                         "run along the wrong dimension; use granularity weight"
                     )
-                if param in owner:
+                if param in self.owner:
                     raise ValueError(
-                        f"pruners.{name} and pruners.{owner[param]} both take {param}; narrow params or exclude of one"
+                        f"pruners.{name} and pruners.{self.owner[param]} both take {param}; narrow params or exclude "
+                        "of one"
                     )
                 if param in frozen:
                     raise ValueError(
                         f"pruners.{name} takes {param}, which optim.trainable leaves frozen: a mask needs its "
                         "gradient; let it train or exclude it"
                     )
-                owner[param] = name
+                self.owner[param] = name
             self.masks.append(mask)
-        self.owner = owner
+        for gate in self.gates:
+            for param in sorted(gate.parameters & self.owner.keys()):
+                raise ValueError(
+                    f"pruners.{gate.name} has gates on units of {param}, and pruners.{self.owner[param]} masks it: "
+                    "exclude what the gates prune from the masks"
+                )
+
+    def _attach_gates(self, gate: GatePruner, frozen: set[str]) -> None:
+        for param in sorted(gate.parameters & frozen):
+            raise ValueError(
+                f"pruners.{gate.name} prunes units of {param}, which optim.trainable leaves frozen: let it train, or "
+                "choose other structures"
+            )
+        for other in self.gates:
+            for structure in set(gate.config.structures) & set(other.config.structures):
+                raise ValueError(f"pruners.{gate.name} and pruners.{other.name} both have gates on {structure}")
+        self.gates.append(gate)
 
     # -- after DeepSpeed -------------------------------------------------------------------------------------------
 
@@ -87,33 +105,48 @@ class Pruner:
         self.engine, self.shards = engine, Shards(engine)
         self._pending, self._t = False, 0
         self._states: dict[int, tuple[MaskPruner, MaskedShard]] = {}
+        for gate in self.gates:
+            gate.bind(self.shards)
         for mask in self.masks:
             mask.bind(self.shards)
             for state in mask.states:
                 self._states[id(state.shard.flat)] = (mask, state)
         largest = max((shard.flat.numel() for shard in self.shards.shards), default=0)
         self._sum_of_squares = SumOfSquares(self.config.engine.kernels, largest)
-        if self.masks:
+        if self.pruners:
             self.shards.replace_norm(self.masked_norm)
+        if self.masks:
             self.shards.base.register_step_pre_hook(self._before)
             self.shards.base.register_step_post_hook(self._after)
+
+    def begin(self, t: int) -> None:
+        """Before the first forward of a start, which is that of step `t`. Collective."""
+        for gate in self.gates:
+            gate.begin(t)
 
     def step(self, t: int) -> StepStats:
         """One optimizer step with everything that pruning does in it. Collective."""
         self._pending, self._t = True, t
+        scale = self.shards.loss_scale if self.gates else 1.0
         alive = True
-        if self.masks and self.shards.layout == "zero0_fp32":
+        if self.pruners and self.shards.layout == "zero0_fp32":
             alive = self.shards.clip_fp32(self.masked_norm, self.config.engine.gradient_clipping)
         self.engine.step()
         skipped = self._pending if self.masks else not getattr(self.engine, "_step_applied", True)
         self._pending = False
+        figures = {}
+        for gate in self.gates:
+            found = gate.learn(t, skipped or not alive, scale)
+            figures |= {f"{gate.name}/{key}": value for key, value in found.items()}
+            gate.begin(t + 1)
         self.peak_bytes = max(self.peak_bytes, self.state_bytes())
         return StepStats(
             skipped=skipped or not alive,
             norm=self.engine.get_global_grad_norm(),
-            phase={m.name: m.timeline.phase(t) for m in self.masks},
-            target={m.name: m.timeline.target(t, m.budget.sparsity) for m in self.masks},
-            sparsity={m.name: m.sparsity for m in self.masks},
+            phase={p.name: p.timeline.phase(t) for p in self.pruners},
+            target={p.name: p.timeline.target(t, 1.0) * p.target_sparsity for p in self.pruners},
+            sparsity={p.name: p.sparsity for p in self.pruners},
+            figures=figures,
         )
 
     def masked_norm(self) -> Tensor:
@@ -158,40 +191,46 @@ class Pruner:
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
+    @property
+    def pruners(self) -> list[MaskPruner | GatePruner]:
+        """All of them."""
+        return [*self.masks, *self.gates]
+
     def phase(self, t: int) -> str:
         """The phase of the run at a step: that of the pruner that is least far."""
         order = ["dense", "soft", "hard"]
-        phases = [m.timeline.phase(t) for m in self.masks]
+        phases = [p.timeline.phase(t) for p in self.pruners]
         return min(phases, key=order.index) if phases else "dense"
 
     @property
     def first_soft_step(self) -> int | None:
-        """The step at which the first mask may appear."""
-        return min((m.timeline.start for m in self.masks), default=None)
+        """The step at which the first mask or gate may appear."""
+        return min((p.timeline.start for p in self.pruners), default=None)
 
     @property
     def num_pruned(self) -> int:
         """Weights removed, over all pruners and ranks."""
-        return sum(m.num_pruned for m in self.masks)
+        return sum(p.num_pruned for p in self.pruners)
 
     @property
     def numel(self) -> int:
         """Prunable weights."""
-        return sum(m.numel for m in self.masks)
+        return sum(p.numel for p in self.pruners)
 
     @property
     def sparsity(self) -> float:
         """Fraction removed of all prunable weights, counted."""
-        return self.num_pruned / self.numel if self.masks else 0.0
+        return self.num_pruned / self.numel if self.pruners else 0.0
 
     @property
     def target(self) -> float:
         """Fraction of all prunable weights that the budgets ask to remove."""
-        return sum(m.target_weights for m in self.masks) / self.numel if self.masks else 0.0
+        return sum(p.target_weights for p in self.pruners) / self.numel if self.pruners else 0.0
 
     def state_bytes(self) -> int:
         """Bytes of pruner state on this rank now."""
-        return sum(s.state_bytes() for m in self.masks for s in m.states)
+        masks = sum(s.state_bytes() for m in self.masks for s in m.states)
+        return masks + sum(gate.state_bytes() for gate in self.gates)
 
     # -- guarantees ------------------------------------------------------------------------------------------------
 
@@ -199,18 +238,21 @@ class Pruner:
         """What holds at every save in the hard phase. Raises PromiseBroken. Collective."""
         for mask in self.masks:
             mask.check_zeros()
+        for gate in self.gates:
+            gate.check()
 
     def check_finished(self) -> None:
         """What holds at the end of a run."""
-        for mask in self.masks:
-            if not mask.hardened:
+        for pruner in self.pruners:
+            if not pruner.hardened:
                 raise PromiseBroken(
-                    f"pruner {mask.name} never reached its hard phase (step {mask.timeline.hard}): "
+                    f"pruner {pruner.name} never reached its hard phase (step {pruner.timeline.hard}): "
                     "the steps from there on were skipped"
                 )
 
     def hashes(self) -> tuple[str, str]:
-        """(mask, weights) sha256 over parameters in name order, the same at any ZeRO stage. Collective."""
+        """(mask, weights) sha256 over parameters in name order, and then over the sites of gates, the same at any ZeRO
+        stage. Collective."""
         masks, weights = MaskHash(), WeightsHash()
         mine = self.shards.world.rank == 0
         for name in sorted(self.shards.parameters):
@@ -221,6 +263,9 @@ class Pruner:
                 keep = self.shards.assemble(name, self.keep_pieces(name), torch.uint8)
                 if mine:
                     masks.update(name, keep)
+        for gate in self.gates:
+            for site, keep in gate.keep_flags().items():
+                masks.update(site, keep)
         return masks.hexdigest(), weights.hexdigest()
 
     def keep_pieces(self, name: str) -> list[Piece]:
@@ -252,10 +297,16 @@ class Pruner:
             m.name: {"selected_at": m.selected_at, "hardened": m.hardened, "num_pruned": m.num_pruned}
             for m in self.masks
         }
+        for gate in self.gates:
+            shared[gate.name] = gate.shared()
+            if self.shards.world.rank == 0:
+                tensors |= {f"{gate.name}|gate|{key}": value for key, value in gate.state.tensors().items()}
         return tensors, shared
 
     def load_state(self, reader: Any, shared: dict[str, Any]) -> None:
-        """Fill this rank's masks, scores and dense weights from a checkpoint of any layout."""
+        """Fill this rank's masks, scores and dense weights, and the gates, from a checkpoint of any layout."""
+        for gate in self.gates:
+            gate.load(reader.gates(gate.name), shared.get(gate.name, {}))
         for mask in self.masks:
             saved = shared[mask.name]
             mask.selected_at, mask.hardened = saved["selected_at"], saved["hardened"]

@@ -20,8 +20,11 @@ PACKAGES = {
     "schedule": "pat.pruning.schedules",
     "budget": "pat.pruning.budgets",
     "structure": "pat.pruning.structures",
+    "gate": "pat.pruning.gates",
 }
-MASK_KINDS = ("criterion", "granularity", "schedule", "budget")  # what a pruner of weights consists of
+OF_WEIGHTS = ("granularity", "criterion")  # the methods of a pruner of weights,
+OF_STRUCTURES = ("gate",)  # of one of structures (whose `structures` are a list of names),
+OF_BOTH = ("budget", "schedule")
 
 
 @cache

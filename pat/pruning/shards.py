@@ -101,6 +101,11 @@ class Shards:
     def _offloaded(self) -> bool:
         return bool(getattr(self.zero, "cpu_offload", False) or getattr(self.zero, "offload_optimizer", False))
 
+    @property
+    def loss_scale(self) -> float:
+        """What the pending gradients are multiplied by: 1 but for fp16."""
+        return float(getattr(self.zero, "loss_scale", 1.0) or 1.0) if self.engine.fp16_enabled() else 1.0
+
     def replace_norm(self, norm: Callable[[], Tensor]) -> None:
         """Let DeepSpeed clip by `norm()` (a 0-dim fp32 tensor, of the still scaled gradients) instead of its own.
 

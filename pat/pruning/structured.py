@@ -18,6 +18,7 @@ State is replicated: every rank computes the same from the same sums. It is in r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from pat.config import PrunerConfig
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import costs, registry, units
+from pat.pruning.choose import Choice
 from pat.pruning.gates import Learned
 from pat.pruning.hooks import SiteHooks, install
 from pat.pruning.lagrangian import Lagrangian
@@ -69,7 +71,6 @@ class GatePruner:
         self.hooks: list[SiteHooks] = install(self.sites, model, getattr(self.method, "needs", None))
         self.state = self._initial()
         self.num_pruned = 0  # parameters
-        self.dense_parameters = self.cost.total(costs.dense_widths(self.anatomy))
 
     def _initial(self) -> GateState:
         ones = torch.ones(sum(self.sizes))
@@ -85,16 +86,33 @@ class GatePruner:
         """All parameters of which a unit owns a slice."""
         return {part.parameter for site in self.sites for part in site.slices}
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Prunable parameters: those that would go with all units."""
         return self._removed(torch.zeros(sum(self.sizes), dtype=torch.bool))
 
-    @property
+    @cached_property
     def target_weights(self) -> int:
         """Parameters that the budget removes in the end; where widths may differ by layer, of a tie of all scores."""
-        zeros = torch.zeros(sum(self.sizes))
-        return self._removed(self._flat(self.budget.choose(self.anatomy, self.sites, self._by_site(zeros)).keep))
+        return self._removed(self._flat(self._final_of_a_tie.keep))
+
+    @cached_property
+    def _final_of_a_tie(self) -> Choice:
+        return self.budget.choose(self.anatomy, self.sites, self._by_site(torch.zeros(sum(self.sizes))))
+
+    @property
+    def target_sparsity(self) -> float:
+        """Fraction of the prunable parameters that the budget removes in the end."""
+        return self.target_weights / self.numel
+
+    @property
+    def hardened(self) -> bool:
+        """Whether the final flags are chosen, and folded."""
+        return self.state.hardened
+
+    def keep_flags(self) -> dict[str, Tensor]:
+        """Per site (num_units,) uint8."""
+        return self._by_site(self.state.keep.to(torch.uint8))
 
     @property
     def sparsity(self) -> float:
@@ -107,6 +125,14 @@ class GatePruner:
         for site, keep in zip(self.sites, self.state.keep.split(self.sizes), strict=True):
             found.setdefault(site.structure, []).append(int(keep.sum()))
         return found
+
+    def target_shape(self) -> str:
+        """What the budget leaves, in words: `768 of 1536 ffn`; where widths may differ by layer, of a tie."""
+        final = self._final_of_a_tie.counts
+        full: dict[str, list[int]] = {}
+        for site in self.sites:
+            full.setdefault(site.structure, []).append(site.num_units)
+        return ", ".join(f"{_range(final[s])} of {_range(n)} {s}" for s, n in full.items())
 
     def state_bytes(self) -> int:
         """Bytes of gate state on this rank."""
@@ -276,3 +302,10 @@ class GatePruner:
             self.settle()
         else:
             self._set_leaves(self.state.begun)
+
+
+def _range(counts: list[int]) -> str:
+    """`768`, or `512 to 832` where layers differ; of sites with one unit: how many are left."""
+    if max(counts) <= 1:
+        return str(sum(counts))
+    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"

@@ -56,10 +56,38 @@ PRUNERS: dict[str, dict[str, Any]] = {
 }
 
 
+HALF: dict[str, Any] = {"name": "shape", "keep": {"ffn": 20, "kv_groups": 1}}
+GATES: dict[str, dict[str, Any]] = {
+    "l0": {"gate": {"name": "l0", "initial": 1.0}},
+    "smooth": {"gate": "smooth"},
+    "structured_movement": {"gate": {"name": "movement", "fade": 3}},
+    "structured_taylor": {"gate": "taylor"},
+    "structured_fisher": {"gate": "fisher"},
+    "structured_magnitude": {"gate": "magnitude"},
+    "activation": {"gate": "activation"},
+    "similarity": {
+        "gate": "similarity",
+        "structures": ["layers"],
+        "budget": {"name": "shape", "keep": {"layers": 1}},
+    },
+    "sublayers": {
+        "gate": "taylor",
+        "structures": ["attention_layers", "mlp_layers"],
+        "budget": {"name": "shape", "keep": {"attention_layers": 1, "mlp_layers": 1}, "stock": False},
+    },
+}
+
+
 def pruner_config(kind: str, **schedule: Any) -> PrunerConfig:
-    """One of PRUNERS, soft from step 2 and hard at step 8."""
-    spec = PRUNERS[kind]
+    """One of PRUNERS or GATES, soft from step 2 and hard at step 8."""
     ramp = {"name": "cubic", "start": 2, "end": 8, "every": 2} | schedule
+    if kind in GATES:
+        spec = GATES[kind]
+        structures = spec.get("structures", ["ffn", "kv_groups"])
+        return PrunerConfig(
+            structures=structures, gate=spec["gate"], budget=spec.get("budget", HALF), schedule=ramp
+        )
+    spec = PRUNERS[kind]
     return PrunerConfig(
         params=MATRICES,
         exclude=spec.get("exclude", []),
@@ -85,7 +113,7 @@ def make_config(pruner: str | None = "movement", **overrides: Any) -> Config:
     config.optim.implementation = "foreach"
     if pruner:
         config.pruners["weights"] = pruner_config(pruner)
-        config.model.config = PRUNERS[pruner].get("shape", {})
+        config.model.config = PRUNERS.get(pruner, {}).get("shape", {})
     for path, value in overrides.items():
         section, key = path.split("__")
         setattr(getattr(config, section), key, value)
@@ -174,7 +202,9 @@ def build(config: Config) -> Trained:
     model = build_model(config)
     pruner = Pruner(config)
     pruner.attach(model)
-    return Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)
+    trained = Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)
+    pruner.begin(0)
+    return trained
 
 
 def discard(trained: Trained) -> None:
@@ -189,6 +219,11 @@ def digest(trained: Trained) -> dict[str, Any]:
     shards, pruner = trained.pruner.shards, trained.pruner
     masks, weights = pruner.hashes()
     found: dict[str, Any] = {"masks": masks, "weights": weights, "steps": set(), "decay": {}}
+    found["gates"] = [
+        [gate.state.begun, gate.state.hardened]
+        + [hashlib.sha256(value.numpy().tobytes()).hexdigest() for value in gate.state.tensors().values()]
+        for gate in pruner.gates
+    ]
     for kind in ("exp_avg", "exp_avg_sq", "score", "dense"):
         sha = hashlib.sha256()
         for name, param in sorted(shards.parameters.items()):

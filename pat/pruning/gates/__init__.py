@@ -91,7 +91,7 @@ class Learned(Gate):
 
 
 def moving_average(score: Tensor, evidence: Tensor, decay: float) -> Tensor:
-    """decay * S + (1 - decay) * E, (U,)."""
+    """Decay * S + (1 - decay) * E, (U,)."""
     return torch.lerp(evidence, score, decay)
 
 

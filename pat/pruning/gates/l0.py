@@ -32,11 +32,11 @@ class L0(Learned):
     name: str = "l0"
 
     def sample(self, a: Tensor, noise: Tensor, progress: float) -> Tensor:
-        """z of this step, (U,)."""
+        """Z of this step, (U,)."""
         return stretched(torch.sigmoid((noise.log() - (-noise).log1p() + a) / TEMPERATURE))
 
     def mean(self, a: Tensor) -> Tensor:
-        """z without noise, (U,)."""
+        """Z without noise, (U,)."""
         return stretched(torch.sigmoid(a))
 
     def open(self, a: Tensor, progress: float) -> Tensor:

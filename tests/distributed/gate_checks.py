@@ -1,0 +1,129 @@
+"""Gates on ranks: the same on every ZeRO stage, and after interruptions and skipped steps; all in one start."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pat import checkpoint
+from tests.distributed.harness import GATES, STEPS, build, digest, discard, main, make_config
+from tests.distributed.parity_checks import LAYOUTS
+
+ELSEWHERE: dict[str, dict[str, Any]] = {
+    "zero0 fp32": {"engine__zero_stage": 0, "engine__dtype": "fp32"},
+    "zero0 bf16": {"engine__zero_stage": 0},
+    "zero2 accumulation": {"engine__zero_stage": 2, "train__micro_batch_size": 2},
+    "zero3 accumulation": {"engine__zero_stage": 3, "train__micro_batch_size": 2},
+}
+PARITY = {name: LAYOUTS[name] for name in ("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero2 offload")}
+
+
+def parity(kinds: list[str]) -> dict[str, Any]:
+    """{gate: {layout: hashes and shape}}."""
+    said: dict[str, Any] = {}
+    for kind in kinds:
+        for layout, overrides in PARITY.items():
+            trained = build(make_config(kind, **overrides))
+            trained.run(0, STEPS)
+            trained.pruner.check()
+            trained.pruner.check_finished()
+            said.setdefault(kind, {})[layout] = trained.result() | {
+                "counts": trained.pruner.gates[0].counts(),
+                "target": trained.pruner.target,
+            }
+            discard(trained)
+    return said
+
+
+def skipped(_: list[str]) -> dict[str, Any]:
+    """{gate on layout: {step: [skipped, what changed]}}: an infinite loss in the dense, soft, last soft and hard step.
+
+    The step after a skipped one draws new gates and may choose again, from the same evidence: that is not looked at.
+    """
+    said: dict[str, Any] = {}
+    for kind in ("l0", "structured_movement"):
+        for layout in ("zero1", "zero2", "zero3"):
+            trained = build(make_config(kind, **LAYOUTS[layout]))
+            at = 0
+            for poison in (1, 4, 9):
+                trained.run(at, poison)
+                before = learnt(trained)
+                trained.run(poison, poison + 1, poison=poison)
+                after = learnt(trained)
+                changed = [key for key in before if before[key] != after[key]]
+                said.setdefault(f"{kind} on {layout}", {})[poison] = [trained.stats.skipped, changed]
+                at = poison + 1
+            trained.run(at, STEPS)
+            trained.pruner.check_finished()
+            discard(trained)
+    return said
+
+
+def learnt(trained: Any) -> dict[str, Any]:
+    """All that evidence moves."""
+    found = digest(trained)
+    state = trained.pruner.gates[0].state
+    found["gates"] = [state.score.tolist(), {k: v.tolist() for k, v in state.lagrangian.items()}]
+    return {key: found[key] for key in ("weights", "exp_avg", "exp_avg_sq", "steps", "gates")}
+
+
+def interrupted(_: list[str]) -> dict[str, Any]:
+    """{gate on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
+    said: dict[str, Any] = {}
+    cases = [("l0", layout) for layout in (*PARITY, *ELSEWHERE)] + [(kind, "zero3") for kind in GATES]
+    for kind, layout in cases:
+        overrides = (LAYOUTS | ELSEWHERE)[layout]
+        trained = build(make_config(kind, **overrides))
+        trained.run(0, STEPS)
+        said[f"{kind} on {layout}"] = [digest(trained)]
+        discard(trained)
+        with tempfile.TemporaryDirectory() as folder:
+            root = [folder]
+            dist.broadcast_object_list(root, src=0)
+            at = 0
+            trained = build(make_config(kind, **overrides))
+            for stop in (1, 5, 10):
+                trained.run(at, stop)
+                checkpoint.save(trained.engine, trained.pruner, Path(root[0]), stop, {}, {})
+                discard(trained)
+                trained = build(make_config(kind, **overrides))
+                reader = checkpoint.find(Path(root[0]), trained.pruner.shards, print)
+                assert reader is not None
+                checkpoint.load(trained.engine, trained.pruner, reader)
+                at = stop
+            trained.run(at, STEPS)
+            said[f"{kind} on {layout}"].append(digest(trained))
+            discard(trained)
+            dist.barrier()
+    return said
+
+
+def activation_checkpointing(_: list[str]) -> dict[str, Any]:
+    """{gate: [weights and masks without, non-reentrant, reentrant]}, fp32, ZeRO 2."""
+    said: dict[str, Any] = {}
+    for kind in ("l0", "structured_taylor"):
+        for how in (None, False, True):
+            trained = build(make_config(kind, engine__zero_stage=2, engine__dtype="fp32"))
+            if how is not None:
+                module = trained.engine.module
+                module.gradient_checkpointing_enable({"use_reentrant": how})
+                module.enable_input_require_grads()
+            trained.run(0, STEPS)
+            said.setdefault(kind, []).append(trained.result())
+            discard(trained)
+    return said
+
+
+def checks(arguments: list[str]) -> dict[str, Any]:
+    """The named check, of the gates that follow it."""
+    name, *kinds = arguments
+    return {"parity": parity, "skipped": skipped, "interrupted": interrupted, "recomputed": activation_checkpointing}[
+        name
+    ](kinds)
+
+
+if __name__ == "__main__":
+    main(checks)
