@@ -33,8 +33,8 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
     ]
     removed = f"{result['sparsity']:.1%} of {result['prunable_parameters']:,} prunable weights removed"
     zeros = (
-        " and pruned while it trained. Plain `from_pretrained` loads this folder; pruned weights are stored as zeros; "
-        "`masks.safetensors` holds one bit for each prunable weight (1 = kept)."
+        f" and pruned while it trained. {_loading(result)} "
+        "`masks.safetensors` holds one bit for each prunable weight or unit (1 = kept)."
     )
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
@@ -45,6 +45,18 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
         "## Lineage\n\n" + _table(("", ""), rows),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _loading(result: dict[str, Any]) -> str:
+    """How the folder is read, and what became of what was pruned."""
+    if not result["stock"]:
+        return (
+            "Its layers have widths of their own (`pat_widths` in config.json): load it with `pat.export.loader.load`; "
+            "stock `from_pretrained`, and so most servers, cannot."
+        )
+    if result["structures"]:
+        return f"It is physically smaller, and plain `from_pretrained` loads it: {'; '.join(result['structures'])}."
+    return "Plain `from_pretrained` loads this folder; pruned weights are stored as zeros."
 
 
 def _figures(result: dict[str, Any]) -> str:
@@ -69,9 +81,9 @@ def _pruners(config: Config) -> str:
         return ""
     settings = {
         name: {
-            "params": list(pruner.params),
-            "scope": pruner.scope,
-            **{kind: getattr(pruner, kind) for kind in ("granularity", "criterion", "budget", "schedule")},
+            key: value
+            for key in ("params", "scope", "granularity", "criterion", "structures", "gate", "budget", "schedule")
+            if (value := getattr(pruner, key)) and not (key == "scope" and pruner.structures)
         }
         for name, pruner in config.pruners.items()
     }

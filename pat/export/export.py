@@ -10,6 +10,7 @@ only the comparison of logits (small models) holds whole models.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from pat.config import Config
 from pat.export import masks
 from pat.export.card import model_card, number
 from pat.export.source import Stream, specs
+from pat.export.structures import structures
 from pat.export.verify import LOGIT_LIMIT, check_tensors, max_abs_logit_diff
 from pat.export.writer import Spec, write_model
 from pat.hashing import file_sha256
@@ -90,18 +92,24 @@ def _write(
     verify: str,
     console: Console | None,
 ) -> dict[str, Any]:
-    hf_config.save_pretrained(folder)
+    left = structures(reader, config, hf_config, _on_meta(auto_model, hf_config))
+    (hf_config if left.cut is None else left.cut.config).save_pretrained(folder)
     shutil.copytree(run.path / "tokenizer", folder, dirs_exist_ok=True)
     generation = run.path / "model" / "generation_config.json"
     if generation.exists():
         shutil.copy(generation, folder)
-    content, stream = specs(reader, DTYPES[dtype]), Stream(reader)
+    content, stream = specs(reader, DTYPES[dtype], left.cut), Stream(reader, left)
     with _progress(console) as progress:
-        bar = progress.add_task("write", total=stream.total)
+        if left.cut is not None:
+            bar = progress.add_task("hash", total=stream.total)
+            for done in stream.measure():
+                progress.advance(bar, done)
+        total = sum(math.prod(spec.shape) for spec in content)
+        bar = progress.add_task("write", total=total)
         weight_map = write_model(folder, content, lambda spec: _counted(stream(spec), progress, bar))
-        masks.write_masks(reader, folder, stream.mask_sha256 or "")
-        bar = progress.add_task("check", total=stream.total)
-        check_tensors(reader, folder, content, weight_map, stream.mask_sha256, lambda n: progress.advance(bar, n))
+        masks.write_masks(reader, folder, stream.mask_sha256 or "", left.flags)
+        bar = progress.add_task("check", total=total)
+        check_tensors(reader, folder, content, weight_map, stream.mask_sha256, lambda n: progress.advance(bar, n), left)
     _check_summary(run, reader, stream)
     difference, reason = None, None
     weight_bytes = sum(spec.numbytes for spec in content)
@@ -110,7 +118,7 @@ def _write(
     elif verify == "auto" and weight_bytes >= LOGIT_LIMIT:
         reason = f"the weights take {weight_bytes / 2**30:.1f} GiB; logits are compared below {LOGIT_LIMIT >> 30} GiB"
     else:
-        difference = max_abs_logit_diff(reader, folder, auto_model, hf_config, DTYPES[dtype])
+        difference = max_abs_logit_diff(reader, folder, auto_model, hf_config, DTYPES[dtype], left)
     result = _result(reader, run, config, dtype, content, stream, folder) | {
         "max_abs_logit_diff": difference,
         "max_abs_logit_diff_reason": reason,
@@ -157,9 +165,7 @@ def _model_config(run: RunDir, config: Config, dtype: torch.dtype) -> Pretrained
 
 def _check_names(reader: CheckpointReader, auto_model: Any, hf_config: PretrainedConfig, run: RunDir) -> None:
     """The checkpoint must hold exactly the tensors that the stock model class has."""
-    with torch.device("meta"), no_init_weights():
-        model = auto_model.from_config(hf_config)
-        model.tie_weights()
+    model = _on_meta(auto_model, hf_config)
     parameters = {name: list(p.shape) for name, p in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - parameters.keys()
     buffers = model.state_dict().keys() - parameters.keys() - tied
@@ -174,6 +180,14 @@ def _check_names(reader: CheckpointReader, auto_model: Any, hf_config: Pretraine
         raise CheckpointError(
             f"{reader.dir} has the buffers {reader.buffers()}, {type(model).__name__} {sorted(buffers)}"
         )
+
+
+def _on_meta(auto_model: Any, hf_config: PretrainedConfig) -> Any:
+    """The model of the full shape, without weights."""
+    with torch.device("meta"), no_init_weights():
+        model = auto_model.from_config(hf_config)
+        model.tie_weights()
+    return model
 
 
 def _check_summary(run: RunDir, reader: CheckpointReader, stream: Stream) -> None:
@@ -200,12 +214,15 @@ def _result(
     manifest, item = reader.manifest, DTYPES[dtype].itemsize
     files = sorted(folder.glob("model*.safetensors"))
     mask_file = folder / masks.FILE
-    phases = manifest["phase"].values()
+    phases, left = manifest["phase"].values(), stream.structures
+    buffers = sum(spec.numbytes for spec in content if spec.name in reader.buffers())
     return {
         "dtype": dtype,
-        "before": {"parameters": stream.total, "bytes": sum(spec.numbytes for spec in content)},
+        "stock": left.stock,
+        "structures": left.describe(),
+        "before": {"parameters": stream.total, "bytes": stream.total * item + buffers},
         "after": {
-            "parameters": stream.total,
+            "parameters": stream.written,
             "bytes": sum(spec.numbytes for spec in content),
             "nonzero_parameters": stream.nonzero,
             "nonzero_bytes": stream.nonzero * item,
@@ -260,6 +277,8 @@ def format_report(result: dict[str, Any]) -> Table:
         row(name, number(dense.get(name)), number(metrics.get(name)))
     row("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")
     row("  that are not 0", "", f"{after['nonzero_parameters']:,}")
+    for words in result["structures"]:
+        row("what is left", "", words)
     if result["prunable_parameters"]:
         row("sparsity of prunable weights", "", f"{result['sparsity']:.2%}")
         row("sparsity of all weights", "", f"{result['sparsity_all_parameters']:.2%}")

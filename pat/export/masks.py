@@ -1,13 +1,14 @@
-"""Keep flags beside an exported model: `masks.safetensors`, one bit a weight.
+"""Keep flags beside an exported model: `masks.safetensors`, one bit a weight or unit.
 
 Each prunable parameter has ceil(n / 8) bytes under its own name: row-major flags, lowest bit first, 1 = the weight
-survives. The metadata holds the shapes and the hash.
+survives; so has each site of gates, with a flag per unit. The metadata holds the shapes and the hash.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -34,21 +35,29 @@ def keep_chunk(reader: CheckpointReader, name: str, start: int, numel: int) -> T
     return reader.pruner("keep", reader.parameters[name]["pruner"], name, start, numel)
 
 
-def write_masks(reader: CheckpointReader, folder: Path, mask_sha256: str) -> None:
+def write_masks(
+    reader: CheckpointReader,
+    folder: Path,
+    mask_sha256: str,
+    sites: Mapping[str, Tensor],  # per site of gates (num_units,) uint8
+) -> None:
     """Write the flags of a checkpoint; no file for a run without pruners."""
-    names = masked(reader)
-    if not names:
+    shapes = {name: reader.parameters[name]["shape"] for name in masked(reader)}
+    shapes |= {site: list(flags.shape) for site, flags in sites.items()}
+    if not shapes:
         return
 
     def packed(spec: Spec) -> Iterator[Tensor]:
+        if spec.name in sites:
+            yield torch.from_numpy(pack_keep(sites[spec.name]))
+            return
         numel = reader.numel(spec.name)
         for start in range(0, numel, CHUNK):
             flags = keep_chunk(reader, spec.name, start, min(CHUNK, numel - start))
             yield torch.from_numpy(pack_keep(flags))
 
-    shapes = {name: reader.parameters[name]["shape"] for name in names}
     metadata = {"format": "1", "bitorder": "little", "mask_sha256": mask_sha256, "shapes": json.dumps(shapes)}
-    specs = [Spec(name, ((reader.numel(name) + 7) // 8,), torch.uint8) for name in names]
+    specs = [Spec(name, ((math.prod(shape) + 7) // 8,), torch.uint8) for name, shape in shapes.items()]
     write_safetensors(folder / FILE, specs, metadata, packed)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
 from pat.export.masks import CHUNK, keep_chunk, masked
+from pat.export.slicing import Slicing
+from pat.export.structures import Structures
 from pat.export.writer import Spec
 from pat.hashing import MaskHash, WeightsHash
 
@@ -25,9 +27,14 @@ def weight_chunks(reader: CheckpointReader, name: str) -> Iterator[tuple[int, Te
         yield start, reader.read("weight", name, start, n) if whole is None else whole[start : start + n].float()
 
 
-def specs(reader: CheckpointReader, dtype: torch.dtype) -> list[Spec]:
-    """What a model folder holds: parameters in `dtype`, tied ones once, and persistent buffers as they are."""
-    parameters = [Spec(name, tuple(p["shape"]), dtype) for name, p in reader.parameters.items()]
+def specs(reader: CheckpointReader, dtype: torch.dtype, cut: Slicing | None = None) -> list[Spec]:
+    """What a model folder holds: parameters in `dtype`, tied ones once, cut, and persistent buffers as they are."""
+    parameters = []
+    for name, parameter in reader.parameters.items():
+        new = name if cut is None else cut.rename(name)
+        if new is not None:
+            shape = parameter["shape"] if cut is None else cut.shapes[new]
+            parameters.append(Spec(new, tuple(shape), dtype))
     values = {name: reader.frozen(name) for name in reader.buffers()}
     return parameters + [Spec(name, tuple(value.shape), value.dtype) for name, value in values.items()]
 
@@ -36,12 +43,15 @@ def specs(reader: CheckpointReader, dtype: torch.dtype) -> list[Spec]:
 class Stream:
     """Hands out every tensor once, in the dtype that is written, and counts and hashes on the way.
 
-    Parameters must be asked for in name order (the hashes' order).
+    The hashes are of the whole model, whatever is cut from it: parameters must be asked for in name order, or, where
+    something is cut, `measure` goes through all of them first.
     """
 
     reader: CheckpointReader
+    structures: Structures = field(default_factory=Structures)
     nonzero: int = 0  # weights other than 0, over all parameters, as written
-    pruned: int = 0  # flags that are 0
+    written: int = 0  # parameters, as written
+    pruned: int = 0  # flags that are 0; with gates, the parameters of the units that are gone
     prunable: int = 0
     masks: MaskHash = field(default_factory=MaskHash)
     weights: WeightsHash = field(default_factory=WeightsHash)
@@ -49,35 +59,60 @@ class Stream:
     def __post_init__(self) -> None:
         """Parameters of a pruner count as prunable, masked yet or not."""
         self._masked = set(masked(self.reader))
-        self.prunable = sum(map(self.reader.numel, self._masked))
+        self.prunable = sum(map(self.reader.numel, self._masked)) + self.structures.prunable
+        self.pruned = self.structures.pruned
+        cut = self.structures.cut
+        self.old = {} if cut is None else {cut.rename(name): name for name in self.reader.parameters}
 
     @property
     def total(self) -> int:
-        """Parameters, tied ones once."""
+        """Parameters of the whole model, tied ones once."""
         return sum(math.prod(p["shape"]) for p in self.reader.parameters.values())
 
     @property
     def mask_sha256(self) -> str | None:
         """Of the flags seen so far; None for a run without pruners."""
-        return self.masks.hexdigest() if self._masked else None
+        return self.masks.hexdigest() if self._masked or self.structures.gates else None
+
+    def measure(self) -> Iterator[int]:
+        """Hash the whole model, chunk by chunk; yields the elements done."""
+        flags = self.structures.flags
+        for name in sorted([*self.reader.parameters, *flags]):
+            if name in flags:
+                self.masks.update(name, flags[name])
+                continue
+            for start, weight in weight_chunks(self.reader, name):
+                self._hash(name, start, weight)
+                yield len(weight)
 
     def __call__(self, spec: Spec) -> Iterator[Tensor]:
         """The (n,) chunks of a tensor."""
-        if spec.name not in self.reader.parameters:
+        cut = self.structures.cut
+        if self.old.get(spec.name, spec.name) not in self.reader.parameters:
             yield self.reader.frozen(spec.name)
-            return
-        for start, weight in weight_chunks(self.reader, spec.name):
-            self.weights.update(spec.name, weight)
-            if spec.name in self._masked:
-                keep = keep_chunk(self.reader, spec.name, start, len(weight))
-                self._check(spec.name, weight, keep)
-                self.masks.update(spec.name, keep)
-            written = weight.to(spec.dtype)
-            if not torch.isfinite(written).all():
-                reason = f"{spec.name} has values that are not finite in {spec.dtype}"
-                raise CheckpointError(f"{reason}: export to bf16 or fp32, or export an older checkpoint")
-            self.nonzero += int(torch.count_nonzero(written))
-            yield written
+        elif cut is not None:
+            old = self.old[spec.name]
+            yield self._finite(spec, cut.cut(old, self.reader.weight(old)).reshape(-1))
+        else:
+            for start, weight in weight_chunks(self.reader, spec.name):
+                self._hash(spec.name, start, weight)
+                yield self._finite(spec, weight)
+
+    def _hash(self, name: str, start: int, weight: Tensor) -> None:
+        self.weights.update(name, weight)
+        if name in self._masked:
+            keep = keep_chunk(self.reader, name, start, len(weight))
+            self._check(name, weight, keep)
+            self.masks.update(name, keep)
+
+    def _finite(self, spec: Spec, weight: Tensor) -> Tensor:
+        written = weight.to(spec.dtype)
+        if not torch.isfinite(written).all():
+            reason = f"{spec.name} has values that are not finite in {spec.dtype}"
+            raise CheckpointError(f"{reason}: export to bf16 or fp32, or export an older checkpoint")
+        self.nonzero += int(torch.count_nonzero(written))
+        self.written += len(written)
+        return written
 
     def _check(self, name: str, weight: Tensor, keep: Tensor) -> None:
         dead = keep == 0

@@ -10,18 +10,28 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
 from pat.export import masks
+from pat.export.loader import load
 from pat.export.source import weight_chunks
+from pat.export.structures import Structures
 from pat.export.writer import Spec
 
 LOGIT_LIMIT = 4 << 30  # bytes of weights up to which "auto" compares logits: two models are built for it
-LOGIT_TOLERANCE = 1e-3  # the same code on the same bits: 0 is what to expect
-ROWS, TOKENS = 4, 32  # random token ids
+LOGIT_TOLERANCE = 1e-3  # of the largest logit; the same code on the same bits: 0 is what to expect
+CUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}  # sums of other lengths, in fp32
+ROWS, TOKENS = 4, 32
+TEXT = (  # Abraham Lincoln, 1863
+    "Four score and seven years ago our fathers brought forth on this continent, a new nation, conceived in Liberty, "
+    "and dedicated to the proposition that all men are created equal. Now we are engaged in a great civil war, testing "
+    "whether that nation, or any nation so conceived and so dedicated, can long endure. We are met on a great "
+    "battle-field of that war. We have come to dedicate a portion of that field, as a final resting place for those "
+    "who here gave their lives that that nation might live. It is altogether fitting and proper that we should do this."
+)
 
 
 class ExportError(CheckpointError):
@@ -35,18 +45,25 @@ def check_tensors(
     weight_map: dict[str, str],  # the file of each tensor
     mask_sha256: str | None,
     advance: Callable[[int], None],  # told the elements done
+    structures: Structures,
 ) -> None:
-    """Reload every tensor: bit for bit the effective weights, dead weights 0, the masks those of the checkpoint."""
+    """Reload every tensor: bit for bit the (cut) effective weights, dead weights 0, the masks the checkpoint's."""
     _check_names(folder, weight_map)
-    prunable = set(masks.masked(reader))
+    prunable, cut = set(masks.masked(reader)), structures.cut
+    old = {} if cut is None else {cut.rename(name): name for name in reader.parameters}
     for spec in specs:
         with safe_open(folder / weight_map[spec.name], "pt") as file:  # reopened: its mapped pages count as memory
             written = file.get_tensor(spec.name)
             if written.dtype != spec.dtype or tuple(written.shape) != spec.shape:
                 raise ExportError(f"{spec.name} was written as {written.dtype} {tuple(written.shape)}, not as {spec}.")
             written = written.reshape(-1)
-            if spec.name not in reader.parameters:
+            name = old.get(spec.name, spec.name)
+            if name not in reader.parameters:
                 _same_bits(spec.name, written, reader.frozen(spec.name).reshape(-1))
+                continue
+            if cut is not None:
+                _same_bits(spec.name, written, cut.cut(name, reader.weight(name)).reshape(-1).to(spec.dtype))
+                advance(len(written))
                 continue
             for start, weight in weight_chunks(reader, spec.name):
                 part = written[start : start + len(weight)]
@@ -62,24 +79,37 @@ def check_tensors(
 
 
 def max_abs_logit_diff(
-    reader: CheckpointReader, folder: Path, auto_model: Any, config: PretrainedConfig, dtype: torch.dtype
+    reader: CheckpointReader,
+    folder: Path,
+    auto_model: Any,
+    config: PretrainedConfig,  # of the full shape
+    dtype: torch.dtype,
+    structures: Structures,
 ) -> float:
-    """Largest difference between the folder loaded by stock code and a model filled from the checkpoint.
+    """Largest difference between the folder, loaded by stock code, and a model filled from the checkpoint, on text.
 
-    Raises ExportError above LOGIT_TOLERANCE of the largest logit: then the config or a buffer is wrong.
+    With structures both compute in fp32, and the second is the gated model of the full shape. Raises ExportError above
+    a tolerance: then the config, a buffer or a cut is wrong.
     """
+    computed = dtype if structures.cut is None else torch.float32
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        stock = auto_model.from_pretrained(folder, dtype=dtype)
+        reloaded = (
+            auto_model.from_pretrained(folder, dtype=computed) if structures.stock else load(folder, dtype=computed)
+        )
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    found = _logits(stock)
-    del stock
-    expected = _logits(model_from_checkpoint(reader, auto_model, config, dtype))
+    ids = probe(AutoTokenizer.from_pretrained(folder), config)
+    found = _logits(reloaded, ids)
+    del reloaded
+    model = model_from_checkpoint(reader, auto_model, config, computed)
+    structures.gate_forward(model)
+    expected = _logits(model, ids)
     difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    if not difference <= LOGIT_TOLERANCE * largest:  # NaN too
+    tolerance = LOGIT_TOLERANCE if structures.cut is None else CUT_TOLERANCE[dtype]
+    if not difference <= tolerance * largest:  # NaN too
         raise ExportError(f"stock code computes logits that differ by {difference:g} (the largest is {largest:g}).")
     return difference
 
@@ -101,11 +131,16 @@ def model_from_checkpoint(
     return model
 
 
-def _logits(model: PreTrainedModel) -> Tensor:
-    """(rows, ...) fp32 logits of seeded random token ids; one row at a time, for models without a pad token."""
-    config = model.config.get_text_config()
-    length = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
-    ids = torch.randint(0, config.vocab_size, (ROWS, length), generator=torch.Generator().manual_seed(0))
+def probe(tokenizer: Any, config: PretrainedConfig) -> Tensor:
+    """(rows, tokens) of a text."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or TOKENS
+    ids = tokenizer(TEXT, add_special_tokens=False, verbose=False)["input_ids"]
+    length = min(TOKENS, limit, len(ids) // ROWS)
+    return torch.tensor(ids[: ROWS * length]).view(ROWS, length)
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """(rows, ...) fp32 logits; one row at a time, for models without a pad token."""
     model.eval()
     with torch.no_grad():
         rows = [model(input_ids=row[None], attention_mask=torch.ones_like(row[None])).logits for row in ids]

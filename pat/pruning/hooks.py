@@ -80,4 +80,3 @@ def _change(before: Tensor, after: Tensor, needs: Evidence) -> Tensor:
 def install(sites: list[Site], model: nn.Module, needs: Evidence | None) -> list[SiteHooks]:
     """Hooks on the consuming module of every site. ValueError where a module cannot be found."""
     return [SiteHooks(site, model, needs) for site in sites]
-

@@ -251,11 +251,14 @@ class Pruner:
                 )
 
     def hashes(self) -> tuple[str, str]:
-        """(mask, weights) sha256 over parameters in name order, and then over the sites of gates, the same at any ZeRO
-        stage. Collective."""
+        """(mask, weights) sha256 over parameters and sites of gates in name order, the same at any ZeRO stage. Collective."""
         masks, weights = MaskHash(), WeightsHash()
         mine = self.shards.world.rank == 0
-        for name in sorted(self.shards.parameters):
+        flags = {site: keep for gate in self.gates for site, keep in gate.keep_flags().items()}
+        for name in sorted([*self.shards.parameters, *flags]):
+            if name in flags:
+                masks.update(name, flags[name])
+                continue
             full = self.shards.assemble(name, self.shards.pieces(name), torch.float32)
             if mine:
                 weights.update(name, full)
@@ -263,9 +266,6 @@ class Pruner:
                 keep = self.shards.assemble(name, self.keep_pieces(name), torch.uint8)
                 if mine:
                     masks.update(name, keep)
-        for gate in self.gates:
-            for site, keep in gate.keep_flags().items():
-                masks.update(site, keep)
         return masks.hexdigest(), weights.hexdigest()
 
     def keep_pieces(self, name: str) -> list[Piece]:

@@ -126,9 +126,23 @@ class GatePruner:
             found.setdefault(site.structure, []).append(int(keep.sum()))
         return found
 
+    def forward_gates(self) -> dict[str, Tensor]:
+        """Per site (num_units,) fp32: what multiplies in an evaluation now. In the hard phase only dropped blocks."""
+        state = self.state
+        if state.hardened:
+            z = torch.where(self._is_block(), state.keep.float(), torch.ones_like(state.z))
+        elif isinstance(self.method, Learned) and state.begun >= self.timeline.start:
+            z = self.method.mean(state.score)
+        else:
+            z = state.z
+        return self._by_site(z)
+
     def target_shape(self) -> str:
         """What the budget leaves, in words: `768 of 1536 ffn`; where widths may differ by layer, of a tie."""
-        final = self._final_of_a_tie.counts
+        return self.shape_in_words(self._final_of_a_tie.counts)
+
+    def shape_in_words(self, final: dict[str, list[int]]) -> str:
+        """These units of those that there were."""
         full: dict[str, list[int]] = {}
         for site in self.sites:
             full.setdefault(site.structure, []).append(site.num_units)
@@ -283,8 +297,8 @@ class GatePruner:
         """What the manifest holds."""
         return {"hardened": self.state.hardened, "begun": self.state.begun, "num_pruned": self.num_pruned}
 
-    def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
-        """Go on from a checkpoint, whatever its layout."""
+    def restore(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
+        """The state of a checkpoint, whatever its layout. ValueError where it is of other structures."""
         units_now = sum(self.sizes)
         if "keep" not in tensors or tensors["keep"].numel() != units_now:
             raise ValueError(
@@ -298,6 +312,10 @@ class GatePruner:
         if self.lagrangian is not None:
             self.lagrangian.load(tensors)
             self.state.lagrangian = self.lagrangian.tensors()
+
+    def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.restore(tensors, shared)
         if self.state.hardened:
             self.settle()
         else:

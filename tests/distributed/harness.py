@@ -84,9 +84,7 @@ def pruner_config(kind: str, **schedule: Any) -> PrunerConfig:
     if kind in GATES:
         spec = GATES[kind]
         structures = spec.get("structures", ["ffn", "kv_groups"])
-        return PrunerConfig(
-            structures=structures, gate=spec["gate"], budget=spec.get("budget", HALF), schedule=ramp
-        )
+        return PrunerConfig(structures=structures, gate=spec["gate"], budget=spec.get("budget", HALF), schedule=ramp)
     spec = PRUNERS[kind]
     return PrunerConfig(
         params=MATRICES,

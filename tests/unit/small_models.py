@@ -1,4 +1,4 @@
-"""Small random models of every family that pat describes, for the conformance tests; a new family is found by itself."""
+"""Small random models of every family that pat describes, for the conformance tests; a new family is found too."""
 
 from __future__ import annotations
 

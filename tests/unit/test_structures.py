@@ -52,7 +52,7 @@ def run_flops(model: Any, length: int) -> int:
 
 
 def is_stock(anatomy: Any, found: list[Site], uniform: bool) -> bool:
-    """Whether a stock class should hold the result: one width for all, no missing half, head dimension in the config."""
+    """Whether a stock class should hold the result: one width for all, no missing half, head size in the config."""
     fixed_heads = not hasattr(anatomy.config, "num_key_value_heads")
     halves = any(not site.features and site.sublayer is not None for site in found)
     narrowed = {site.structure for site in found if site.features}
