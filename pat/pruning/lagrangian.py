@@ -1,6 +1,14 @@
-"""Learned gates: Adam on their parameter a, gradient ascent on the multipliers that hold the expected cost at its target.
+"""Learned gates: Adam on their parameter a for the loss, dual ascent on the multipliers of the budget's constraints.
 
-# U units, K constraints (one of the whole model, or one per structure or site as the budget says), t step (from 0)
+# U units, K constraints (one of the whole model, or one per group of sites, as the budget says), t step (from 0)
+
+    minimise over a, maximise over l:   loss(a) + sum_k l_k (t_k - s_k(a)),   s_k expected sparsity, t_k its target
+
+A step descends the loss, a <- a - lr Adam(dL/da), and then ascends the dual by Newton's method, twice:
+l_k <- l_k + d_k / lr, a <- a - d_k for the units of constraint k, d_k = (t_k - s_k) / (ds_k / dd_k), at most 1 a time.
+Ascent by a fixed rate does not work beside Adam: Adam takes the penalty's size away and leaves its sign, and the
+multipliers wind up while the target ramps (measured on a toy: 15 points off the target after 400 steps; this: below
+0.1). The Lagrangian is that of Wang et al. 2019, arXiv:1910.04732, and Xia et al. 2022, arXiv:2204.00408.
 """
 
 from __future__ import annotations
@@ -16,6 +24,8 @@ from pat.pruning.gates import Learned
 from pat.pruning.sites import Site
 
 BETAS, EPS = (0.9, 0.999), 1e-8
+MOST = 1.0  # of a, in one ascent: gates that are all but open or closed have no slope
+ASCENTS = 2
 
 
 class Lagrangian:
@@ -25,9 +35,24 @@ class Lagrangian:
         self.method, self.budget, self.anatomy, self.sites = method, budget, anatomy, sites
         self.sizes = [site.num_units for site in sites]
         self.final = torch.tensor(budget.target_sparsity(anatomy, sites))  # (K,)
-        self.multipliers = torch.zeros(2, len(self.final))  # of the gap and of its square
+        self.multipliers = torch.zeros(len(self.final))
         self.moments = torch.zeros(2, sum(self.sizes))  # Adam's, of a
         self.steps = torch.zeros((), dtype=torch.int64)
+        self.owner = self._owner()
+
+    def _owner(self) -> Tensor:
+        """(U,) the constraint that a unit counts in; each in one."""
+        is_open = torch.full((sum(self.sizes),), 0.5, requires_grad=True)
+        sparsity = self._sparsity(is_open)
+        rows = [torch.autograd.grad(s, is_open, retain_graph=True)[0] for s in sparsity]
+        counts = torch.stack(rows) != 0  # (K, U)
+        assert bool((counts.sum(0) == 1).all()), "a unit counts in several constraints"
+        return counts.float().argmax(0)
+
+    def _sparsity(self, is_open: Tensor) -> Tensor:
+        """(K,) expected, differentiable."""
+        by_site = {site.name: part for site, part in zip(self.sites, is_open.split(self.sizes), strict=True)}
+        return self.budget.expected_sparsity(self.anatomy, self.sites, by_site)
 
     def sample(self, a: Tensor, t: int, seed: int, progress: float) -> Tensor:
         """(U,) the gates of step t: a function of a, the seed and the step."""
@@ -36,22 +61,33 @@ class Lagrangian:
         return self.method.sample(a, noise, progress)
 
     def step(
-        self, a: Tensor, grad: Tensor, t: int, seed: int, progress: float, ramp: float
+        self,
+        a: Tensor,  # (U,) fp32
+        grad: Tensor,  # (U,) fp32, dL/dz
+        t: int,
+        seed: int,
+        progress: float,  # of the schedule, 0 to 1
+        ramp: float,  # how much of the final sparsity is due
     ) -> tuple[Tensor, dict[str, float]]:
-        """(a after the step, figures): dL/dz goes back through the sampling, and the penalty's gradient is added."""
+        """(a after the step, figures): dL/dz goes back through the sampling; then the constraints."""
         a = a.detach().clone().requires_grad_()
         self.sample(a, t, seed, progress).backward(grad)
-        is_open = self.method.open(a, progress)
-        by_site = {site.name: part for site, part in zip(self.sites, is_open.split(self.sizes), strict=True)}
-        gap = ramp * self.final - self.budget.expected_sparsity(self.anatomy, self.sites, by_site)  # (K,)
-        (self.multipliers[0] * gap + self.multipliers[1] * gap.square()).sum().backward()
-        gap = gap.detach()
-        rate = self.method.lagrangian_lr
-        self.multipliers[0] += rate * gap
-        self.multipliers[1] += rate * gap.square()
         assert a.grad is not None
-        figures = {"gap": float(gap.abs().max()), "expected_sparsity": float((ramp * self.final - gap).mean())}
-        return self._adam(a.detach(), a.grad), figures
+        a = self._adam(a.detach(), a.grad)
+        for _ in range(ASCENTS):
+            a, gap = self._ascend(a, progress, ramp)
+        return a, {"gap": float(gap.abs().max()), "expected_sparsity": float((ramp * self.final - gap).mean())}
+
+    def _ascend(self, a: Tensor, progress: float, ramp: float) -> tuple[Tensor, Tensor]:
+        """(a after one ascent, (K,) t - s before it)."""
+        a = a.requires_grad_()
+        sparsity = self._sparsity(self.method.open(a, progress))
+        (slope,) = torch.autograd.grad(sparsity.sum(), a)
+        gap = ramp * self.final - sparsity.detach()
+        slopes = torch.zeros_like(gap).index_add_(0, self.owner, -slope)  # (K,) ds / dd > 0
+        shift = (gap / slopes.clamp(min=1e-12)).clamp(-MOST, MOST)
+        self.multipliers += shift / self.method.lr
+        return a.detach() - shift[self.owner], gap
 
     def _adam(self, a: Tensor, grad: Tensor) -> Tensor:
         self.steps += 1

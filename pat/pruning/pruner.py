@@ -251,7 +251,8 @@ class Pruner:
                 )
 
     def hashes(self) -> tuple[str, str]:
-        """(mask, weights) sha256 over parameters and sites of gates in name order, the same at any ZeRO stage. Collective."""
+        """(mask, weights) sha256 over parameters and sites of gates in name order, the same at any ZeRO stage.
+        Collective."""
         masks, weights = MaskHash(), WeightsHash()
         mine = self.shards.world.rank == 0
         flags = {site: keep for gate in self.gates for site, keep in gate.keep_flags().items()}
@@ -300,7 +301,7 @@ class Pruner:
         for gate in self.gates:
             shared[gate.name] = gate.shared()
             if self.shards.world.rank == 0:
-                tensors |= {f"{gate.name}|gate|{key}": value for key, value in gate.state.tensors().items()}
+                tensors |= {f"{gate.name}|gate|{key}": value for key, value in gate.tensors().items()}
         return tensors, shared
 
     def load_state(self, reader: Any, shared: dict[str, Any]) -> None:

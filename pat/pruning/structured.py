@@ -17,7 +17,7 @@ State is replicated: every rank computes the same from the same sums. It is in r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -45,11 +45,6 @@ class GateState:
     score: Tensor  # (U,) fp32: evidence, or the learned a
     begun: int = -1  # the last step that `begin` has made ready
     hardened: bool = False
-    lagrangian: dict[str, Tensor] = field(default_factory=dict)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is saved as tensors."""
-        return {"z": self.z, "keep": self.keep.to(torch.uint8), "score": self.score} | self.lagrangian
 
 
 class GatePruner:
@@ -150,7 +145,7 @@ class GatePruner:
 
     def state_bytes(self) -> int:
         """Bytes of gate state on this rank."""
-        return sum(t.numel() * t.element_size() for t in self.state.tensors().values())
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def _removed(self, keep: Tensor) -> int:
         left = self.cost.total(costs.widths(self.anatomy, self.sites, self._by_site(keep)))
@@ -255,7 +250,6 @@ class GatePruner:
                 return {}
             progress, ramp = self.timeline.progress(t), self.timeline.target(t, 1.0)
             state.score, figures = self.lagrangian.step(state.score, evidence, t, self.seed, progress, ramp)
-            state.lagrangian = self.lagrangian.tensors()
             self.num_pruned = self._removed(self.method.mean(state.score) > 0)
             return figures
         state.score = self.method.update(state.score, evidence)
@@ -293,6 +287,11 @@ class GatePruner:
 
     # -- state -----------------------------------------------------------------------------------------------------
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved as tensors, by one rank for all."""
+        state, learned = self.state, {} if self.lagrangian is None else self.lagrangian.tensors()
+        return {"z": state.z, "keep": state.keep.to(torch.uint8), "score": state.score} | learned
+
     def shared(self) -> dict[str, Any]:
         """What the manifest holds."""
         return {"hardened": self.state.hardened, "begun": self.state.begun, "num_pruned": self.num_pruned}
@@ -311,7 +310,6 @@ class GatePruner:
         self.num_pruned = shared["num_pruned"]
         if self.lagrangian is not None:
             self.lagrangian.load(tensors)
-            self.state.lagrangian = self.lagrangian.tensors()
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
         """Go on from a checkpoint."""

@@ -65,8 +65,8 @@ def skipped(_: list[str]) -> dict[str, Any]:
 def learnt(trained: Any) -> dict[str, Any]:
     """All that evidence moves."""
     found = digest(trained)
-    state = trained.pruner.gates[0].state
-    found["gates"] = [state.score.tolist(), {k: v.tolist() for k, v in state.lagrangian.items()}]
+    gate = trained.pruner.gates[0]
+    found["gates"] = {k: v.tolist() for k, v in gate.tensors().items() if k not in ("z", "keep")}
     return {key: found[key] for key in ("weights", "exp_avg", "exp_avg_sq", "steps", "gates")}
 
 

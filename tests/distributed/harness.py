@@ -219,7 +219,7 @@ def digest(trained: Trained) -> dict[str, Any]:
     found: dict[str, Any] = {"masks": masks, "weights": weights, "steps": set(), "decay": {}}
     found["gates"] = [
         [gate.state.begun, gate.state.hardened]
-        + [hashlib.sha256(value.numpy().tobytes()).hexdigest() for value in gate.state.tensors().values()]
+        + [hashlib.sha256(value.numpy().tobytes()).hexdigest() for value in gate.tensors().values()]
         for gate in pruner.gates
     ]
     for kind in ("exp_avg", "exp_avg_sq", "score", "dense"):

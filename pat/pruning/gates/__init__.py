@@ -53,24 +53,20 @@ class Ranked(Gate):
 
 @dataclass(frozen=True)
 class Learned(Gate):
-    """A parameter a per unit, trained by Adam on the loss plus a Lagrangian of the budget.
+    """A parameter a per unit, trained by Adam on the loss; a Lagrangian holds the expected cost at its target.
 
-    L = loss + sum_k l1_k (t_k - s_k) + l2_k (t_k - s_k)^2, s the expected sparsity of each constraint, t its target,
-    which ramps as the schedule says. a descends L, l1 and l2 ascend it by `lagrangian_lr` (l2 stays above 0).
-    Source: Xia et al. 2022, arXiv:2204.00408; Wang et al. 2019, arXiv:1910.04732.
+    The target ramps as the schedule says; see pat.pruning.lagrangian.
     """
 
     lr: float = field(default=0.1, kw_only=True)  # of a
-    lagrangian_lr: float = field(default=1.0, kw_only=True)
-    initial: float = field(default=3.0, kw_only=True)  # of a: open, with probability sigmoid(a + 1.6)
+    initial: float = field(default=3.0, kw_only=True)  # of a: nearly open
 
     learned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse rates that move nothing."""
-        for key in ("lr", "lagrangian_lr"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"gate.{key} is {getattr(self, key)}, but must be above 0.")
+        """Refuse a rate that moves nothing."""
+        if not self.lr > 0:
+            raise ValueError(f"gate.lr is {self.lr}, but must be above 0.")
 
     @abstractmethod
     def sample(

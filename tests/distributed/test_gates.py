@@ -1,0 +1,68 @@
+"""Gates on ranks. One start runs many checks; the checks themselves are in gate_checks.py."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.distributed import gate_checks
+from tests.distributed.harness import GATES
+from tests.distributed.ranks import run_ranks
+
+SCRIPT = "tests.distributed.gate_checks"
+pytestmark = pytest.mark.distributed
+
+
+@cache
+def parity(world_size: int) -> dict[str, Any]:
+    """Results on every layout; at 4 ranks of one method that learns and one that ranks."""
+    return run_ranks(SCRIPT, world_size, "parity", *(GATES if world_size == 2 else ("l0", "structured_movement")))
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_same_bits_on_every_zero_stage(kind: str) -> None:
+    """Flags and weights at ZeRO 1, 2, 3, in sub-groups, with offload; the shape is the budget's exactly."""
+    _same(parity(2)[kind], kind)
+
+
+@pytest.mark.parametrize("kind", ["l0", "structured_movement"])
+def test_same_bits_on_four_ranks(kind: str) -> None:
+    _same(parity(4)[kind], kind)
+
+
+def _same(results: dict[str, Any], kind: str) -> None:
+    assert set(results) == set(gate_checks.PARITY)
+    for key in ("masks", "weights"):
+        assert len({r[key] for r in results.values()}) == 1, {name: r[key][:8] for name, r in results.items()}
+    budget = GATES[kind].get("budget", {"keep": {"ffn": 20, "kv_groups": 1}})["keep"]
+    for result in results.values():
+        assert result["sparsity"] == result["target"] > 0
+        for structure, kept in result["counts"].items():
+            pooled = max(kept) <= 1 and structure not in ("kv_groups",)
+            assert (sum(kept) == budget[structure]) if pooled else set(kept) == {budget[structure]}
+
+
+def test_methods_differ() -> None:
+    """Equal hashes above are not equal because nothing happened."""
+    whole = [kind for kind in GATES if "structures" not in GATES[kind]]
+    assert len({parity(2)[kind]["zero2"]["masks"] for kind in whole}) >= len(whole) - 1
+
+
+def test_skipped_step_changes_nothing() -> None:
+    """One infinite loss in the dense, soft and hard step: no score, a, multiplier, weight or moment moves."""
+    for case, steps in run_ranks(SCRIPT, 2, "skipped").items():
+        assert steps == {str(step): [True, []] for step in (1, 4, 9)}, case
+
+
+def test_interruption_changes_nothing() -> None:
+    """Resumed in each phase on the same layout: bitwise the undisturbed run, gates and multipliers too."""
+    for case, (undisturbed, resumed) in run_ranks(SCRIPT, 2, "interrupted").items():
+        assert resumed == undisturbed, case
+
+
+def test_recomputed_activations_change_nothing() -> None:
+    """Activation checkpointing of both kinds: the same flags, weights and so gate gradients."""
+    for kind, (plain, *recomputed) in run_ranks(SCRIPT, 2, "recomputed").items():
+        assert all(result == plain for result in recomputed), kind

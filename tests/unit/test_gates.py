@@ -1,0 +1,194 @@
+"""Gates: the methods against their definitions, the hooks against finite differences and against folded weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pat.models import families
+from pat.pruning import registry, units
+from pat.pruning.gates import Learned, Ranked
+from pat.pruning.hooks import SiteHooks, install
+from pat.pruning.lagrangian import Lagrangian
+from pat.pruning.types import Segment
+from tests.unit import small_models as small
+
+METHODS = {name: registry.build("gate", name) for name in registry.names("gate")}
+LEARNED = [name for name, method in METHODS.items() if isinstance(method, Learned)]
+RANKED = [name for name, method in METHODS.items() if isinstance(method, Ranked)]
+STRUCTURES = [("ffn",), ("kv_groups",), ("layers",), ("attention_layers",), ("mlp_layers",)]
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_learned_gates_are_gates(name: str) -> None:
+    """In [0, 1]; closed where a is low and 1 where it is high; openness rises with a and has a gradient."""
+    method = METHODS[name]
+    a = torch.linspace(-12, 12, 49, requires_grad=True)
+    noise = torch.full_like(a, 0.5)
+    for z in (method.sample(a, noise, 0.5), method.mean(a)):
+        assert z[0] == 0.0 and z[-1] == 1.0 and ((0 <= z) & (z <= 1)).all() and (z.diff() >= 0).all()
+    for progress in (0.0, 1.0):
+        is_open = method.open(a, progress)
+        assert is_open[0] < 0.01 and is_open[-1] > 0.99 and (is_open.diff() >= 0).all()
+        (grad,) = torch.autograd.grad(is_open.sum(), a)
+        assert (grad >= 0).all() and grad[24] > 0
+
+
+def test_l0_is_open_as_often_as_it_says() -> None:
+    """P(z > 0) by counting 200,000 samples, for three a."""
+    method = METHODS["l0"]
+    for a in (-2.0, 0.0, 2.0):
+        noise = torch.rand(200_000, generator=torch.Generator().manual_seed(0)).clamp(1e-6, 1 - 1e-6)
+        z = method.sample(torch.full_like(noise, a), noise, 0.0)
+        assert float((z > 0).float().mean()) == pytest.approx(float(method.open(torch.tensor(a), 0.0)), abs=4e-3)
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_ranked_gates_are_pure_and_keep_what_matters(name: str) -> None:
+    """A unit whose evidence says that it matters ends above one whose evidence says that it does not."""
+    method = METHODS[name]
+    matters = {"movement": -1.0}.get(name, 1.0)  # a gate that the loss wants more open: dL/dz < 0
+    score, evidence = torch.zeros(2), torch.tensor([matters, 0.1 * matters])
+    for _ in range(5):
+        before = score.clone()
+        updated = method.update(score, evidence)
+        assert torch.equal(score, before)
+        score = updated
+    assert score[0] > score[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"name": "movement", "fade": 0}, "gate.fade is 0, but must be at least 1"),
+        ({"name": "taylor", "decay": 1.0}, "gate.decay is 1.0, but must be at least 0 and below 1"),
+        ({"name": "l0", "lr": 0.0}, "gate.lr is 0.0, but must be above 0"),
+        ({"name": "smooth", "temperature": 2.0}, "gate.temperature is 2.0"),
+    ],
+)
+def test_refusals(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        registry.build("gate", given)
+
+
+# -- hooks -------------------------------------------------------------------------------------------------------------
+
+
+def gated(model: Any, structures: tuple[str, ...], needs: Any = "gradient") -> tuple[list[Any], list[SiteHooks]]:
+    sites = small.sites(families.anatomy(model), *structures)
+    return sites, install(sites, model, needs)
+
+
+def loss(model: Any, ids: Tensor) -> Tensor:
+    logits = model(ids).logits.double()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+
+
+@pytest.mark.parametrize("structures", STRUCTURES)
+@pytest.mark.parametrize("model_type", ["llama", "bert", "gpt2"])
+def test_the_gradient_of_a_gate_is_the_change_of_the_loss(model_type: str, structures: tuple[str, ...]) -> None:
+    """dL/dz, summed over two micro-batches, against central differences: would catch a gate on wrong features."""
+    model = small.model(model_type).double().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    if hasattr(model.config, "attention_dropout"):
+        model.config.attention_dropout = 0.0
+    _, hooks = gated(model, structures)
+    batches = [small.tokens(2, 7), small.tokens(2, 7).flip(1)]
+    generator = torch.Generator().manual_seed(1)
+    for hook in hooks:
+        hook.z = (0.5 + torch.rand(hook.site.num_units, generator=generator)).double().requires_grad_()
+    for ids in batches:
+        loss(model, ids).backward()
+    step = 2e-3  # Llama normalises in fp32 whatever the dtype
+    for hook in hooks[:: max(1, len(hooks) - 1)]:
+        z = hook.z
+        assert z is not None and z.grad is not None
+        for unit in {0, hook.site.num_units - 1}:
+            values = []
+            for sign in (+1, -1):
+                hook.z = z.detach().clone()
+                hook.z[unit] += sign * step
+                with torch.no_grad():
+                    values.append(sum(float(loss(model, ids)) for ids in batches))
+            hook.z = z
+            expected = (values[0] - values[1]) / (2 * step)
+            assert float(z.grad[unit]) == pytest.approx(expected, rel=1e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize("structures", [s for s in STRUCTURES if s != ("layers",)])
+@pytest.mark.parametrize("model_type", ["llama", "bert", "gpt2"])
+def test_folded_weights_are_gated_ones(model_type: str, structures: tuple[str, ...]) -> None:
+    """What `units.factors` multiplies, on flat pieces as shards hold them, does what the hooks did; dead units too."""
+    model = small.model(model_type)
+    sites, hooks = gated(model, structures, None)
+    keep = small.random_keep(sites, seed=3, uniform=False)
+    z = {name: value.float() for name, value in small.random_gates(sites, keep, seed=4).items()}
+    ids = small.tokens()
+    for hook in hooks:
+        hook.z = z[hook.site.name]
+    with torch.no_grad():
+        expected = model(ids).logits
+    for hook in hooks:
+        hook.remove()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    alive = {name: flags.float() for name, flags in keep.items()}
+    for by in (units.factors(sites, z, shapes, gated=True), units.factors(sites, alive, shapes, gated=False)):
+        for name, found in by.items():
+            flat = model.get_parameter(name).data.view(-1)
+            for start, stop in ((0, 37), (37, flat.numel())):  # a shard boundary in the middle of a row
+                segment = Segment(name, shapes[name], start, stop - start, 0, 0)
+                for factor in found:
+                    flat[start:stop] *= factor.along(segment, 0, stop - start)
+    with torch.no_grad():
+        assert (model(ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_statistics() -> None:
+    """The mean squared norm of a head's output, and 1 - cos of a block, against a plain computation."""
+    model = small.model("llama").train()
+    ids = small.tokens(2, 7)
+    seen: dict[str, Any] = {}
+    layer = model.model.layers[1]
+    layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: seen.update(heads=args[0]))
+    layer.register_forward_hook(lambda _, args, out: seen.update(before=args[0], after=out))
+    for structures, needs in ((("kv_groups",), "activations"), (("layers",), "similarity")):
+        _, hooks = gated(model, structures, needs)
+        model(ids)
+        sums = hooks[1].sums
+        assert sums is not None and sums[-1] == 14
+        if needs == "activations":
+            expected = seen["heads"].reshape(14, hooks[1].site.num_units, -1).square().sum(-1).mean(0)
+        else:
+            after = seen["after"][0] if isinstance(seen["after"], tuple) else seen["after"]
+            expected = 1 - torch.cosine_similarity(seen["before"], after, dim=-1).mean().reshape(1)
+        assert torch.allclose(sums[:-1] / sums[-1], expected.double(), rtol=1e-5)
+        for hook in hooks:
+            hook.remove()
+
+
+# -- the Lagrangian ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("budget", [{"name": "parameters", "sparsity": 0.3}, {"name": "shape", "keep": {"ffn": 64}}])
+def test_expected_sparsity_ends_at_the_target(name: str, budget: dict[str, Any]) -> None:
+    """Without a loss, and against one that wants all gates open: within 1 % after a ramp."""
+    anatomy = families.anatomy(small.model("llama"))
+    sites = small.sites(anatomy, "ffn")
+    method = registry.build("gate", {"name": name, "initial": 2.0})
+    for pull in (0.0, -1e-3):
+        lagrangian = Lagrangian(method, registry.build("budget", budget), anatomy, sites)
+        a = torch.full((sum(lagrangian.sizes),), method.initial)
+        figures: dict[str, float] = {}
+        for t in range(400):
+            progress = min(1.0, t / 200)
+            a, figures = lagrangian.step(a, torch.full_like(a, pull), t, 0, progress, progress)
+        assert abs(figures["gap"]) < 0.01, figures
