@@ -141,9 +141,11 @@ def cache(anatomy: Anatomy, context: int, batch: int, value_bytes: int) -> Cost:
     for layer in anatomy.layers:
         row = []
         for sublayer in layer.sublayers:
-            cached = isinstance(sublayer, Attention) and sublayer.cached
-            seen = min(context, sublayer.window or context) if cached else 0
-            row.append((0, 2 * sublayer.head_dim * seen * batch * value_bytes if cached else 0))
+            unit = 0
+            if isinstance(sublayer, Attention) and sublayer.cached:
+                seen = min(context, sublayer.window or context)
+                unit = 2 * sublayer.head_dim * seen * batch * value_bytes
+            row.append((0, unit))
         rows.append(tuple(row))
     return Cost(0, (0,) * len(rows), tuple(rows))
 
