@@ -29,6 +29,13 @@ class Choice:
     counts: dict[str, list[int]]  # per structure: the units that every site keeps
     before: int  # what the dense model costs in the budget's quantity,
     after: int  # and the pruned one
+    unit: str  # of the quantity
+
+    def __str__(self) -> str:
+        """Exactly what is left, in one line."""
+        left = ", ".join(f"{name} {_range(counts)}" for name, counts in self.counts.items())
+        removed = 1 - self.after / self.before
+        return f"{left}: {self.after:,} of {self.before:,} {self.unit}, {removed:.4%} removed"
 
 
 def ranked(sites: Sequence[Site], scores: Mapping[str, Tensor]) -> dict[str, list[tuple[float, int]]]:
@@ -91,10 +98,17 @@ def within(
         state.move(min(wider)[1], +1)
 
 
-def choice(anatomy: Anatomy, sites: Sequence[Site], keep: dict[str, Tensor], cost: Cost) -> Choice:
+def choice(anatomy: Anatomy, sites: Sequence[Site], keep: dict[str, Tensor], cost: Cost, unit: str) -> Choice:
     """The keep flags with what they leave."""
     counts = {name: [int(keep[site.name].sum()) for site in own] for name, own in by_structure(sites).items()}
-    return Choice(keep, counts, cost.total(dense_widths(anatomy)), cost.total(widths(anatomy, sites, keep)))
+    return Choice(keep, counts, cost.total(dense_widths(anatomy)), cost.total(widths(anatomy, sites, keep)), unit)
+
+
+def _range(counts: Sequence[int]) -> str:
+    """The count of every site, or, of sites with one unit, of those that stay."""
+    if set(counts) <= {0, 1}:
+        return f"{sum(counts)} of {len(counts)}"
+    return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 class _State:

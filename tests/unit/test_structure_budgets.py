@@ -126,15 +126,46 @@ def test_per_layer_is_a_global_ranking(anatomy: Anatomy, seed: int) -> None:
     assert choice.counts["ffn"][0] == 1
 
 
-def test_per_layer_steps_on_the_grid_and_layers_can_go_too(anatomy: Anatomy) -> None:
+@pytest.mark.parametrize("sparsity", [0.6, 0.75])
+@pytest.mark.parametrize("lowest", ["ffn", "layers", "attention_layers"])  # is removed first
+@pytest.mark.parametrize("name", FRACTIONS)
+def test_per_layer_leaves_no_room(anatomy: Anatomy, name: str, lowest: str, sparsity: float) -> None:
+    """Would catch: units of a layer that is gone counted as savings; a site off its grid; room for one more step."""
     sites = small.sites(anatomy, "ffn", "kv_groups", "layers", "attention_layers", "mlp_layers")
-    for name in FRACTIONS:
-        for seed in range(3):
-            chosen = budget(name, sparsity=0.5, per_layer=True, multiple_of=16, stock=False)
-            choice = chosen.choose(anatomy, sites, random_scores(sites, seed))
-            assert all(n % 16 == 0 and n >= 16 for n in choice.counts["ffn"])
-            assert choice.after == chosen.cost(anatomy).total(costs.widths(anatomy, sites, choice.keep))
-            assert choice.after <= 0.5 * choice.before
+    chosen = budget(name, sparsity=sparsity, per_layer=True, multiple_of=16, stock=False)
+    cost = chosen.cost(anatomy)
+    for seed in range(5):
+        scores = {n: s.abs() for n, s in random_scores(sites, seed).items()}
+        for site in sites:
+            scores[site.name] *= 1e-3 if site.structure == lowest else 1.0
+        choice = chosen.choose(anatomy, sites, scores)
+        assert all(n % 16 == 0 and n >= 16 for n in choice.counts["ffn"])
+        limit = math.floor((1 - sparsity) * choice.before + 1e-9)
+        assert choice.after == cost.total(costs.widths(anatomy, sites, choice.keep)) <= limit
+        for site in sites:
+            closed = (~choice.keep[site.name]).nonzero().flatten().tolist()
+            if closed and site.structure != "layers":
+                wider = choice.keep[site.name].clone()
+                wider[closed[: 16 if site.structure == "ffn" else 1]] = True
+                more = cost.total(costs.widths(anatomy, sites, {**choice.keep, site.name: wider}))
+                assert more > limit or more == choice.after  # equal: in a layer that is gone
+        best = [s for s in sites if s.structure == "layers" and not choice.keep[s.name].all()]
+        for site in sorted(best, key=lambda s: -float(scores[s.name]))[:1]:
+            wider = {**choice.keep, site.name: torch.tensor([True])}
+            assert cost.total(costs.widths(anatomy, sites, wider)) > limit
+
+
+def test_what_is_dropped_first_costs_nothing_any_more(anatomy: Anatomy) -> None:
+    """By hand: one layer goes (lowest score), then neurons of the two others until 45 % of the parameters are gone."""
+    sites = small.sites(anatomy, "ffn", "layers")
+    scores = {site.name: torch.rand(site.num_units, generator=torch.Generator().manual_seed(5)) for site in sites}
+    layers = [site.name for site in sites if site.structure == "layers"]
+    scores |= {layers[0]: torch.tensor([1e9]), layers[1]: torch.tensor([0.0]), layers[2]: torch.tensor([1e9])}
+    choice = budget("parameters", sparsity=0.45, multiple_of=1).choose(anatomy, sites, scores)
+    assert choice.counts["layers"] == [1, 0, 1]
+    limit = math.floor(0.55 * real_cost(anatomy, "parameters", 4, 128, 3) + 1e-9)
+    fits = [n for n in range(1, 129) if real_cost(anatomy, "parameters", 4, n, 2) <= limit]
+    assert set(choice.counts["ffn"]) == {max(fits)}
 
 
 @pytest.mark.parametrize("name", FRACTIONS)
@@ -154,6 +185,7 @@ def test_the_shape_is_reached_exactly_and_in_steps(anatomy: Anatomy) -> None:
     assert (set(choice.counts["ffn"]), set(choice.counts["kv_groups"])) == ({32}, {2})
     assert sum(choice.counts["layers"]) == 2
     assert choice.after == real_cost(anatomy, "parameters", 2, 32, 2)
+    assert str(choice) == "ffn 32, kv_groups 2, layers 2 of 3: 22,512 of 82,512 parameters, 72.7167% removed"
     half = chosen.choose(anatomy, sites, random_scores(sites), 0.5)
     assert (set(half.counts["ffn"]), set(half.counts["kv_groups"])) == ({96}, {3})  # 80 is not on the grid
     assert sum(half.counts["layers"]) == 3
@@ -209,6 +241,16 @@ def test_tensor_parallel_and_multiples(anatomy: Anatomy) -> None:
         )
         assert {n % 12 for n in choice.counts["ffn"]} == {0}
         assert set(choice.counts["kv_groups"]) <= {2, 4}
+
+
+def test_kv_heads_that_ranks_cannot_share_are_not_on_the_grid() -> None:
+    """3 KV heads with 12 query heads: the query heads split over 4 ranks, the KV heads do not."""
+    anatomy = families.anatomy(small.model("llama", hidden_size=96, num_attention_heads=16))
+    sites = small.sites(anatomy, "kv_groups")
+    with pytest.raises(ValueError, match="12 heads with 3 KV heads cannot be split over .*; take 2 or 4"):
+        budget("shape", keep={"kv_groups": 3}, tensor_parallel=4).check(anatomy, sites)
+    for count in (1, 2, 4):
+        budget("shape", keep={"kv_groups": count}, tensor_parallel=4).check(anatomy, sites)
 
 
 def test_per_unit_costs(anatomy: Anatomy) -> None:

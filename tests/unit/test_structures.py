@@ -115,6 +115,25 @@ def test_sliced_equals_gated(
             assert torch.equal(again(ids).logits, logits)
 
 
+@pytest.mark.parametrize("gone", [0, 2])
+@pytest.mark.parametrize("model_type", [t for t in families.families() if small.is_causal(small.config(t))])
+def test_generation_without_the_attention_of_a_layer(model_type: str, gone: int, tmp_path: Path) -> None:
+    """Would catch: positions that stock code counts in a cache that the first layer no longer fills."""
+    model = small.model(model_type)
+    anatomy = families.anatomy(model)
+    found = small.sites(anatomy, "attention_layers")
+    keep = {site.name: torch.tensor([site.layer != gone]) for site in found}
+    write(model, slicing(model.config, anatomy, found, keep, stock=False), tmp_path)
+    ids, smaller = small.tokens(), export.load(tmp_path)
+    with torch.no_grad(), small.gated(model, found, {name: flag.float() for name, flag in keep.items()}):
+        expected, logits = generate(model, ids, use_cache=False), model(ids).logits
+    assert torch.equal(generate(smaller, ids, use_cache=True), expected)
+    with torch.no_grad():  # without the positions that generate gives
+        name, cache = cached(smaller(ids[:, :-1], use_cache=True))
+        assert cache.get_seq_length() == ids.shape[1] - 1
+        torch.testing.assert_close(smaller(ids[:, -1:], **{name: cache}).logits, logits[:, -1:])
+
+
 @pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenClassification"])
 @pytest.mark.parametrize("model_type", families.families())
 def test_counts_of_other_heads(model_type: str, auto: str) -> None:
@@ -140,7 +159,12 @@ def generate(model: Any, ids: torch.Tensor, use_cache: bool) -> Any:
 def cached_bytes(model: Any, ids: torch.Tensor) -> int:
     """Bytes of keys and values after a forward; the placeholder of a removed attention is one value wide."""
     with torch.no_grad():
-        output = model(ids, use_cache=True)
-    cache = output["cache"] if "cache" in output else output["past_key_values"]
-    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+        layers = cached(model(ids, use_cache=True))[1].layers
+    tensors = [t for layer in layers for t in (layer.keys, layer.values) if t is not None]
     return sum(t.numel() * t.element_size() for t in tensors if t.shape[-1] > 1)
+
+
+def cached(output: Any) -> tuple[str, Any]:
+    """The cache in a model's output, with its name, which is new in transformers 5.24."""
+    name = "cache" if "cache" in output else "past_key_values"
+    return name, output[name]

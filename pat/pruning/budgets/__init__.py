@@ -88,12 +88,12 @@ class StructureBudget(ABC):
         counts = within(found, scores, cost, anatomy, math.floor((1 - removed) * full))
         if counts is None:
             names = ", ".join(by_structure(sites))
-            least = choice(anatomy, sites, keep_counts(found, [g.counts[0] for g in found], scores), cost)
+            least = choice(anatomy, sites, keep_counts(found, [g.counts[0] for g in found], scores), cost, self.unit)
             raise ValueError(
                 f"budget.{self.name}: sparsity {self.sparsity} cannot be reached by {names}, which remove at most "
                 f"{1 - least.after / full:.4f} of the model's {full:,} {self.unit}: lower it or prune more structures."
             )
-        return choice(anatomy, sites, keep_counts(found, counts, scores), cost)
+        return choice(anatomy, sites, keep_counts(found, counts, scores), cost, self.unit)
 
     def expected_sparsity(
         self,

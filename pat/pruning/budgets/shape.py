@@ -75,7 +75,7 @@ class Shape:
             removed = Fraction(repr(float(progress))) * (group.full - self.keep[group.structure])
             least = group.full - math.floor(removed)
             counts.append(min((n for n in group.counts if n >= least), default=group.full))
-        return choice(anatomy, sites, keep_counts(found, counts, scores), parameters(anatomy))
+        return choice(anatomy, sites, keep_counts(found, counts, scores), parameters(anatomy), "parameters")
 
     def expected_sparsity(
         self,
