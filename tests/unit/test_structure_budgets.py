@@ -94,6 +94,36 @@ def test_several_structures_leave_no_room(anatomy: Anatomy, name: str, seed: int
             assert real_cost(anatomy, name, *wider) > limit
 
 
+def test_the_limit_is_met_within_the_finest_step(anatomy: Anatomy) -> None:
+    """Would catch: a layer dropped for the last few weights, when a few neurons would do."""
+    sites = small.sites(anatomy, "ffn", "layers")
+    for sparsity in (0.1, 0.2, 0.3, 0.4, 0.5):
+        for seed in range(5):
+            chosen = budget("parameters", sparsity=sparsity, multiple_of=1)
+            choice = chosen.choose(anatomy, sites, random_scores(sites, seed))
+            limit = math.floor((1 - sparsity) * choice.before + 1e-9)
+            assert 0 <= limit - choice.after < sum(choice.counts["layers"]) * 3 * small.HIDDEN
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_of_other_kinds_share_the_cut_evenly(anatomy: Anatomy, seed: int) -> None:
+    """Would catch: a structure that goes first because its scores happen to be small numbers."""
+    sites = small.sites(anatomy, "ffn", "kv_groups")
+    scores = random_scores(sites, seed)
+    scaled = {name: s.double() * (1e-6 if name.startswith("ffn") else 1.0) + 3 for name, s in scores.items()}
+    chosen = budget("parameters", sparsity=0.45, multiple_of=1)
+    choice = chosen.choose(anatomy, sites, scores, comparable=False)
+    other = chosen.choose(anatomy, sites, scaled, comparable=False)
+    assert all(torch.equal(choice.keep[site.name], other.keep[site.name]) for site in sites)
+    assert set(choice.counts["kv_groups"]) <= {1, 2, 3}
+    assert all(0.3 * 128 < n < 0.7 * 128 for n in choice.counts["ffn"])
+    unlike = chosen.choose(anatomy, sites, scaled)  # as if they were one currency: neurons of score 3 are dear
+    assert set(unlike.counts["kv_groups"]) == {1}
+    keep = {name: counts[0] for name, counts in choice.counts.items()}
+    same = budget("shape", keep=keep, multiple_of=1).choose(anatomy, sites, scores)
+    assert all(torch.equal(choice.keep[site.name], same.keep[site.name]) for site in sites)
+
+
 def test_the_best_units_stay_and_a_lower_index_beats_an_equal_score(anatomy: Anatomy) -> None:
     sites = small.sites(anatomy, "ffn")
     scores = {site.name: torch.zeros(128) for site in sites}
@@ -185,7 +215,9 @@ def test_the_shape_is_reached_exactly_and_in_steps(anatomy: Anatomy) -> None:
     assert (set(choice.counts["ffn"]), set(choice.counts["kv_groups"])) == ({32}, {2})
     assert sum(choice.counts["layers"]) == 2
     assert choice.after == real_cost(anatomy, "parameters", 2, 32, 2)
-    assert str(choice) == "ffn 32, kv_groups 2, layers 2 of 3: 22,512 of 82,512 parameters, 72.7167% removed"
+    assert (
+        str(choice) == "ffn 32 of 128, kv_groups 2 of 4, layers 2 of 3: 22,512 of 82,512 parameters, 72.7167% removed"
+    )
     half = chosen.choose(anatomy, sites, random_scores(sites), 0.5)
     assert (set(half.counts["ffn"]), set(half.counts["kv_groups"])) == ({96}, {3})  # 80 is not on the grid
     assert sum(half.counts["layers"]) == 3

@@ -67,6 +67,7 @@ class Shape:
         sites: Sequence[Site],
         scores: Mapping[str, Tensor],  # per site (num_units,) fp32, higher = keep
         progress: float = 1.0,  # share of the way from the dense shape to this one
+        comparable: bool = True,  # makes no difference: the shape says how much of each structure stays
     ) -> Choice:
         """The keep flags of this shape, or of the narrowest on the way that keeps n - floor(progress * (n - keep))."""
         self.check(anatomy, sites)
