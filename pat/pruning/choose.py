@@ -1,9 +1,13 @@
 """Keep flags from scores, under a limit on what the model costs: the exact choice behind the structures' budgets.
 
-A move narrows one group by one step of its grid, the lowest scores first (equal scores: the higher index first). The
-move that loses the least score per cost that it saves is made until the limit holds; then whatever still fits grows
-back, the most score per cost first. So no group can be wider within the limit, and with one group, or groups of equal
-cost per unit, the result is the widest model that the limit allows. Costs are whole numbers and counted exactly.
+A move narrows one group by one step of its grid, the lowest scores first (equal scores: the higher index first).
+
+    far     the move that loses the least score per cost that it saves, while it does not save more than is needed
+    near    then, of the moves that do not, the same; where none is left, the one that saves the least
+    back    whatever still fits within the limit grows, the most score per cost first
+
+So no group can be wider within the limit, and with one group, or groups of equal cost per unit, the result is the
+widest model that the limit allows. Costs are whole numbers and counted exactly.
 """
 
 from __future__ import annotations
@@ -29,13 +33,17 @@ class Choice:
     counts: dict[str, list[int]]  # per structure: the units that every site keeps
     before: int  # what the dense model costs in the budget's quantity,
     after: int  # and the pruned one
+    left: str  # exactly what is left, in one line
+
+    def __str__(self) -> str:
+        return self.left
 
 
 def ranked(sites: Sequence[Site], scores: Mapping[str, Tensor]) -> dict[str, list[tuple[float, int]]]:
     """(score, unit) of every site, best first. ValueError for scores that cannot be ranked."""
     found = {}
     for site in sites:
-        score = scores[site.name].detach().float().cpu()
+        score = scores[site.name].detach().double().cpu()
         assert score.shape == (site.num_units,), f"{site.name} has {site.num_units} units and {score.shape} scores"
         if score.isnan().any():
             raise ValueError(f"The scores of {site.name} are not numbers (NaN): lower the learning rate.")
@@ -70,20 +78,15 @@ def within(
 ) -> list[int] | None:
     """The count of every group, so that the model costs at most `limit`; None where even the least costs more."""
     state = _State(groups, scores, cost, anatomy)
-    heap = state.moves()
+    _far(state, limit)
     while state.total > limit:
-        pooled = [(state.ratio(g), g) for g, group in enumerate(groups) if group.pooled and state.step[g] > 0]
-        best = min(pooled + heap[:1], default=None)
-        if best is None:
+        moves = [(*state.change(g, -1), g) for g, step in enumerate(state.step) if step > 0]
+        moves = [(score / saved, saved, g) for score, saved, g in moves if saved]
+        if not moves:
             return None
-        g = best[1]
+        fits = [move for move in moves if move[1] <= state.total - limit]
+        ratio, saved, g = min(fits) if fits else min(moves, key=lambda move: (move[1], move[0], move[2]))
         state.move(g, -1)
-        if groups[g].pooled:
-            heap = state.moves()  # what is in a dropped layer saves nothing any more
-        else:
-            heapq.heappop(heap)
-            if state.step[g] > 0:
-                heapq.heappush(heap, (state.ratio(g), g))
     while True:
         wider = [(-state.ratio(g, +1), g) for g in range(len(groups)) if state.fits(g, limit)]
         if not wider:
@@ -91,10 +94,55 @@ def within(
         state.move(min(wider)[1], +1)
 
 
-def choice(anatomy: Anatomy, sites: Sequence[Site], keep: dict[str, Tensor], cost: Cost) -> Choice:
+def _far(state: _State, limit: int) -> None:
+    """Moves by score per cost, up to the first that would save more than is needed."""
+    heap = state.moves()
+    while state.total > limit:
+        pooled = [(state.ratio(g), g) for g, group in enumerate(state.groups) if group.pooled and state.step[g] > 0]
+        best = min(pooled + heap[:1], default=None)
+        if best is None or state.total - state.change(best[1], -1)[1] < limit:
+            return
+        g = best[1]
+        state.move(g, -1)
+        if state.groups[g].pooled:
+            heap = state.moves()  # what is in a dropped layer saves nothing any more
+        else:
+            heapq.heappop(heap)
+            if state.step[g] > 0:
+                heapq.heappush(heap, (state.ratio(g), g))
+
+
+def even(sites: Sequence[Site], scores: Mapping[str, Tensor], cost: Cost, dense: Widths) -> dict[str, Tensor]:
+    """Scores that mean the same in every structure: (share of its units that a unit beats or equals) * (its cost).
+
+    So every structure loses about the same share of its units, whatever its own scores mean.
+    """
+    found = {}
+    for own in by_structure(sites).values():
+        flat = torch.cat([scores[site.name].detach().double().cpu() for site in own])
+        share = torch.empty(len(flat), dtype=torch.float64)
+        share[torch.argsort(flat, descending=True, stable=True)] = torch.arange(len(flat), 0, -1).double() / len(flat)
+        for site, part in zip(own, share.split([site.num_units for site in own]), strict=True):
+            found[site.name] = part * cost.per_unit(site, dense)
+    return found
+
+
+def choice(anatomy: Anatomy, sites: Sequence[Site], keep: dict[str, Tensor], cost: Cost, unit: str) -> Choice:
     """The keep flags with what they leave."""
-    counts = {name: [int(keep[site.name].sum()) for site in own] for name, own in by_structure(sites).items()}
-    return Choice(keep, counts, cost.total(dense_widths(anatomy)), cost.total(widths(anatomy, sites, keep)))
+    own = by_structure(sites)
+    counts = {name: [int(keep[site.name].sum()) for site in found] for name, found in own.items()}
+    before, after = cost.total(dense_widths(anatomy)), cost.total(widths(anatomy, sites, keep))
+    left = ", ".join(f"{name} {_of(counts[name], found)}" for name, found in own.items())
+    left = f"{left}: {after:,} of {before:,} {unit}, {1 - after / before:.4%} removed"
+    return Choice(keep, counts, before, after, left)
+
+
+def _of(counts: Sequence[int], sites: Sequence[Site]) -> str:
+    """The units of every site that stay, or, where a site is one unit, the sites."""
+    if not sites[0].features:
+        return f"{sum(counts)} of {len(counts)}"
+    least, most = min(counts), max(counts)
+    return f"{least if least == most else f'{least} to {most}'} of {max(site.num_units for site in sites)}"
 
 
 class _State:

@@ -11,6 +11,7 @@ so a removed layer takes its neurons with it, and for independent gates q of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from pat.models.anatomy import Anatomy, Attention
-from pat.pruning.sites import Site
+from pat.pruning.sites import Site, Slice, inner_site
 
 Number = Any  # int, or a 0-dim fp32 tensor where gates are probabilities
 
@@ -100,18 +101,23 @@ def widths(
 def parameters(anatomy: Anatomy) -> Cost:
     """Parameters of the whole model, embeddings and heads included, tied ones once."""
     layers, sublayers, inside = [], [], 0
-    for layer in anatomy.layers:
-        row = []
-        for sublayer in layer.sublayers:
-            made = sum(n * (each.num_inputs + (each.bias is not None)) for each, n in sublayer.producers)
-            reader, features = sublayer.consumer
-            unit = made + features * reader.num_outputs
-            row.append((anatomy.numel(anatomy.sublayer_parameters(sublayer)) - unit * sublayer.num_units, unit))
-        own = anatomy.numel(anatomy.under([layer.name]))
+    for i, layer in enumerate(anatomy.layers):
+        row, own = [], anatomy.numel(anatomy.under([layer.name]))
         inside += own
-        layers.append(own - sum(f + u * x.num_units for (f, u), x in zip(row, layer.sublayers, strict=True)))
+        for j, sublayer in enumerate(layer.sublayers):
+            unit = sum(_numel(anatomy, part) for part in inner_site("", i, j, sublayer).slices)
+            size = anatomy.numel(anatomy.sublayer_parameters(sublayer))
+            row.append((size - unit * sublayer.num_units, unit))
+            own -= size
+        layers.append(own)
         sublayers.append(tuple(row))
     return Cost(anatomy.numel(list(anatomy.shapes)) - inside, tuple(layers), tuple(sublayers))
+
+
+def _numel(anatomy: Anatomy, part: Slice) -> int:
+    """Elements of a parameter that one unit owns."""
+    shape = anatomy.shapes[part.parameter]
+    return math.prod(shape) // shape[part.dim] * part.per_unit
 
 
 def flops(anatomy: Anatomy, seq_len: int) -> Cost:
@@ -141,9 +147,11 @@ def cache(anatomy: Anatomy, context: int, batch: int, value_bytes: int) -> Cost:
     for layer in anatomy.layers:
         row = []
         for sublayer in layer.sublayers:
-            cached = isinstance(sublayer, Attention) and sublayer.cached
-            seen = min(context, sublayer.window or context) if cached else 0
-            row.append((0, 2 * sublayer.head_dim * seen * batch * value_bytes if cached else 0))
+            unit = 0
+            if isinstance(sublayer, Attention) and sublayer.cached:
+                seen = min(context, sublayer.window or context)
+                unit = 2 * sublayer.head_dim * seen * batch * value_bytes
+            row.append((0, unit))
         rows.append(tuple(row))
     return Cost(0, (0,) * len(rows), tuple(rows))
 

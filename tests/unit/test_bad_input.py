@@ -47,6 +47,16 @@ def refused(run_dir: Path, *overrides: str) -> str:
         pytest.param(["train.steps=3"], "there is no key 'train.steps'; allowed in train: ", id="key"),
         pytest.param([f"{P}.budget.sparsity=1.0"], "budget.sparsity is 1.0", id="sparsity of 1"),
         pytest.param([f"{P}.budget.sparsity=-0.1"], "budget.sparsity is -0.1", id="negative sparsity"),
+        pytest.param(
+            [f"{P}.budget.name=flops", f"{P}.budget.seq_len=8"],
+            f"{P}.budget: flops counts structures; weights take the budget sparsity",
+            id="budget of structures",
+        ),
+        pytest.param(
+            [f"{P}.budget.name=shape", f"{P}.budget.keep={{ffn: 64}}"],
+            f"{P}.budget: shape counts structures",
+            id="shape of weights",
+        ),
         pytest.param([f"{P}.schedule.hard=30"], f"{P}.schedule: ", id="schedule ends after the run"),
         pytest.param([f"{P}.schedule.end=40", f"{P}.schedule.hard=40"], f"{P}.schedule: ", id="ramp after the run"),
         pytest.param(

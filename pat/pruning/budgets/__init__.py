@@ -3,7 +3,7 @@
 Of weights (`of_weights`): the fraction of single weights. Of structures:
 
     check(anatomy, sites)                        ValueError, one sentence, for what cannot be reached
-    choose(anatomy, sites, scores, progress)     the keep flags of exactly this budget, from one score per unit
+    choose(anatomy, sites, scores, ...)          the keep flags of exactly this budget, from one score per unit
     expected_sparsity(anatomy, sites, open)      (K,) differentiable: what gates that are open with these probabilities
     target_sparsity(anatomy, sites)              (K,) remove, in expectation, and what they should
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pat.models.anatomy import Anatomy
-from pat.pruning.choose import Choice, choice, keep_counts, within
+from pat.pruning.choose import Choice, choice, even, keep_counts, within
 from pat.pruning.costs import Cost, dense_widths, widths
 from pat.pruning.grid import Group, Limits, by_structure, groups
 from pat.pruning.sites import Site
@@ -77,23 +77,27 @@ class StructureBudget(ABC):
         self,
         anatomy: Anatomy,
         sites: Sequence[Site],
-        scores: Mapping[str, Tensor],  # per site (num_units,) fp32, higher = keep; one currency for all structures
+        scores: Mapping[str, Tensor],  # per site (num_units,) fp32, higher = keep
         progress: float = 1.0,  # share of the sparsity that is removed by now
+        comparable: bool = True,  # a score means the same in all structures, such as a change of the loss; False: each
+        # structure loses about the same share of its units
     ) -> Choice:
         """The keep flags under `progress` of the sparsity."""
         cost, limits = self.cost(anatomy), Limits(self.multiple_of, self.tensor_parallel, self.stock)
-        full = cost.total(dense_widths(anatomy))
+        dense = dense_widths(anatomy)
+        full = cost.total(dense)
         removed = Fraction(repr(float(self.sparsity))) * Fraction(repr(float(progress)))
         found = _with_full(groups(anatomy, sites, limits, self.per_layer), progress)
-        counts = within(found, scores, cost, anatomy, math.floor((1 - removed) * full))
+        weighed = scores if comparable else even(sites, scores, cost, dense)
+        counts = within(found, weighed, cost, anatomy, math.floor((1 - removed) * full))
         if counts is None:
             names = ", ".join(by_structure(sites))
-            least = choice(anatomy, sites, keep_counts(found, [g.counts[0] for g in found], scores), cost)
+            least = choice(anatomy, sites, keep_counts(found, [g.counts[0] for g in found], scores), cost, self.unit)
             raise ValueError(
                 f"budget.{self.name}: sparsity {self.sparsity} cannot be reached by {names}, which remove at most "
                 f"{1 - least.after / full:.4f} of the model's {full:,} {self.unit}: lower it or prune more structures."
             )
-        return choice(anatomy, sites, keep_counts(found, counts, scores), cost)
+        return choice(anatomy, sites, keep_counts(found, counts, scores), cost, self.unit)
 
     def expected_sparsity(
         self,

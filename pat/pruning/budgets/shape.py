@@ -67,6 +67,7 @@ class Shape:
         sites: Sequence[Site],
         scores: Mapping[str, Tensor],  # per site (num_units,) fp32, higher = keep
         progress: float = 1.0,  # share of the way from the dense shape to this one
+        comparable: bool = True,  # makes no difference: the shape says how much of each structure stays
     ) -> Choice:
         """The keep flags of this shape, or of the narrowest on the way that keeps n - floor(progress * (n - keep))."""
         self.check(anatomy, sites)
@@ -75,7 +76,7 @@ class Shape:
             removed = Fraction(repr(float(progress))) * (group.full - self.keep[group.structure])
             least = group.full - math.floor(removed)
             counts.append(min((n for n in group.counts if n >= least), default=group.full))
-        return choice(anatomy, sites, keep_counts(found, counts, scores), parameters(anatomy))
+        return choice(anatomy, sites, keep_counts(found, counts, scores), parameters(anatomy), "parameters")
 
     def expected_sparsity(
         self,
