@@ -188,6 +188,10 @@ def _describe(config: Any) -> int:
 
     print(dump(config))
     print(describe(config))
+    if config.distill.teacher:
+        from pat.teacher import describe as describe_teacher
+
+        print(describe_teacher(config))
     return ExitCode.DONE
 
 

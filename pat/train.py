@@ -56,7 +56,7 @@ def fit(parts: Parts) -> None:
         for micro in range(parts.accumulation):
             torch.manual_seed(_seed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
             batch = parts.loader.batch(t, micro)
-            loss = parts.task.loss(parts.engine, batch)
+            loss = parts.loss(batch, t)
             parts.engine.backward(loss)
             if micro + 1 < parts.accumulation:
                 parts.engine.step()

@@ -73,6 +73,8 @@ class Window:
         }
         for name in stats.sparsity:
             line |= {f"pruning/{name}/sparsity": stats.sparsity[name], f"pruning/{name}/target": stats.target[name]}
+        if parts.distiller:
+            line |= parts.distiller.logged(parts.world)
         parts.tracker.log(line, progress.step)
         self._refuse(loss)
         self.reset()
