@@ -237,7 +237,8 @@ def build_teacher_engine(model: nn.Module, ds_config: dict[str, Any]) -> Any:
     keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "fp16")
     config = {key: ds_config[key] for key in (*keys, "steps_per_print")} | {"zero_optimization": zero}
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    return engine.eval()
+    engine.eval()
+    return engine
 
 
 def set_lr(engine: Any, factor: float) -> None:

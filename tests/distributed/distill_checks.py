@@ -33,6 +33,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "zero0": {"engine__zero_stage": 0},
     "zero3 accumulation": {"engine__zero_stage": 3, "train__micro_batch_size": 2},
 }
+HIDDEN = ("zero1", "zero2", "zero3", "zero3 nothing persistent")
 LAYERS = 3  # of the teacher; the student has 2
 TASK = tasks.build({"name": "causal_lm"})
 
@@ -72,12 +73,12 @@ class Distilled(Trained):
         }
 
 
-def distilled(path: str, **overrides: Any) -> Distilled:
+def distilled(path: str, hidden_weight: float = 0.0, **overrides: Any) -> Distilled:
     """The tiny model that learns from the teacher of a folder: weights rise from step 1 to step 4."""
     config = make_config("movement", **overrides)
     trained = build(config)
     config.distill.teacher, config.distill.weight, config.distill.temperature = path, 0.5, 2.0
-    config.distill.hidden_weight, config.distill.start, config.distill.end = 0.1, 1, 4
+    config.distill.hidden_weight, config.distill.start, config.distill.end = hidden_weight, 1, 4
     tokenizer, device = models.byte_tokenizer(), trained.engine.device
     ds_config = ds.deepspeed_config(config)
     found = teacher.build(config, TASK, tokenizer, trained.engine.module.config, ds_config, device)
@@ -106,11 +107,29 @@ def parity() -> dict[str, Any]:
                 "unchanged": torch.equal(before, trained.answers()),
             }
             discard(trained)
+        said["hidden"] = _hidden(path)
         dist.barrier()
     alone = build(make_config("movement", **LAYOUTS["zero2"]))
     alone.run(0, STEPS)
     said["no teacher"] = alone.result()
     discard(alone)
+    return said
+
+
+def _hidden(path: str) -> dict[str, Any]:
+    """{layout: hashes, logged line, mask bits unlike zero1's} with hidden states compared, too."""
+    said: dict[str, Any] = {}
+    first = torch.empty(0)
+    for layout in HIDDEN:
+        trained = distilled(path, 0.1, **LAYOUTS[layout])
+        trained.run(0, STEPS)
+        pruner = trained.pruner
+        flags = [pruner.shards.assemble(n, pruner.keep_pieces(n), torch.uint8) for n in sorted(pruner.owner)]
+        keep = torch.cat([f.flatten() for f in flags])
+        first = first if len(first) else keep
+        line = trained.distiller.logged(pruner.shards.world)
+        said[layout] = trained.result() | {"line": line, "unlike": float((keep != first).double().mean())}
+        discard(trained)
     return said
 
 
@@ -121,16 +140,16 @@ def interrupted() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(dist_broadcast(folder))
             path = save_teacher(root / "teacher", seed=1)
-            trained = distilled(path, **LAYOUTS[layout])
+            trained = distilled(path, 0.1, **LAYOUTS[layout])
             trained.run(0, STEPS)
             said[layout] = [digest(trained)]
             discard(trained)
-            at, trained = 0, distilled(path, **LAYOUTS[layout])
+            at, trained = 0, distilled(path, 0.1, **LAYOUTS[layout])
             for stop in (3, 5, 10):
                 trained.run(at, stop)
                 checkpoint.save(trained.engine, trained.pruner, root / "checkpoints", stop, {}, {})
                 discard(trained)
-                trained = distilled(path, **LAYOUTS[layout])
+                trained = distilled(path, 0.1, **LAYOUTS[layout])
                 reader = checkpoint.find(root / "checkpoints", trained.pruner.shards, print)
                 assert reader is not None
                 checkpoint.load(trained.engine, trained.pruner, reader)
@@ -148,7 +167,7 @@ def loop() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(dist_broadcast(folder))
         path = root / "teacher"
-        with_teacher = [f"distill.teacher={path}", "distill.weight=0.5", "distill.hidden_weight=0.1", "distill.end=10"]
+        with_teacher = [f"distill.teacher={path}", "distill.weight=0.5", "distill.end=10"]
         for name, overrides in {"off": [], "on": with_teacher, "zero3": [*with_teacher, "engine=zero3"]}.items():
             config = _composed(f"run.dir={root / name}", f"data.cache_dir={root / 'cache'}", *overrides)
             if name == "on":

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -192,6 +192,30 @@ def test_activation_checkpointing_changes_no_gradient(name: str, model_type: str
         loss.backward()
         found.append((loss.detach(), [p.grad for p in student.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_students_answers_come_to_resemble_the_teachers() -> None:
+    task = tasks.build({"name": "causal_lm"})
+    student, taught, batch = model_for(task, "llama", 2, seed=0), model_for(task, "llama", 3, seed=1), batch_for(task)
+    distiller = Distiller(taught, task, DistillConfig(teacher="x", weight=1.0), Ramp(0, 0), [1, 2])
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+    found = []
+    for t in range(20):
+        optimizer.zero_grad()
+        distiller.loss(student, batch, t).backward()
+        optimizer.step()
+        found.append(distiller.logged(LOCAL)["distill/kl"])
+    assert found[-1] < 0.5 * found[0], found
+
+
+def test_without_a_teacher_the_loss_is_the_tasks_own() -> None:
+    task = tasks.build({"name": "causal_lm"})
+    model, batch, nothing = model_for(task, "llama", 2, seed=0), batch_for(task), cast(Any, None)
+    alone = build.Parts(Config(), nothing, nothing, task, nothing, nothing, model, nothing, nothing, nothing, 1)
+    assert torch.equal(alone.loss(batch, 3), task.loss(model, batch))
+    config = DistillConfig(teacher="x", weight=0.5)
+    alone.distiller = Distiller(model_for(task, "llama", 2, seed=1), task, config, Ramp(0, 0), [0, 1])
+    assert not torch.equal(alone.loss(batch, 3), task.loss(model, batch))
 
 
 def test_before_the_ramp_the_loss_is_the_tasks_own_and_the_teacher_rests() -> None:
