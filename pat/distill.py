@@ -36,7 +36,7 @@ class Distiller:
         task: Task,
         config: DistillConfig,
         ramp: Ramp,
-        layer_map: Sequence[int],  # teacher layer of each student layer
+        layer_map: Sequence[int],  # teacher layer of each student layer; empty where none is compared
     ) -> None:
         self.teacher, self.task, self.config, self.ramp, self.layer_map = teacher, task, config, ramp, layer_map
         self.weight, self.hidden_weight = config.weight or 0.0, config.hidden_weight

@@ -47,7 +47,7 @@ def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, studen
                 f"{name} has hidden size {theirs} and the model {ours}: distill.hidden_weight needs equal sizes; "
                 "set it to 0"
             )
-    layer_map(config, student, teacher)
+        layer_map(config, student, teacher)
 
 
 def build(
@@ -59,7 +59,7 @@ def build(
     device: Any,
 ) -> Distiller:
     """The frozen teacher in the engine's dtype: sharded at ZeRO 3, else whole on every rank. Collective."""
-    names = list(student.id2label.values()) if task.labelled else None
+    names = _classes(student) if task.labelled else None
     with _as_teacher(), engine.model_construction(config, ds_config):
         dtype = engine.DTYPES[config.engine.dtype]
         model: Any = models.build_model(_source(config), task, dtype, None, tokenizer, names, complete=True)
@@ -69,7 +69,8 @@ def build(
     else:
         teacher = model.to(device)
     ramp = Ramp.of("distill", config.distill.start, config.distill.end, config.train.num_steps)
-    return Distiller(teacher, task, config.distill, ramp, layer_map(config, student, model.config))
+    layers = layer_map(config, student, model.config) if config.distill.hidden_weight else []
+    return Distiller(teacher, task, config.distill, ramp, layers)
 
 
 def layer_map(config: Config, student: PretrainedConfig, teacher: PretrainedConfig) -> list[int]:
@@ -102,9 +103,8 @@ def identity(config: Config, world: Comm) -> dict[str, str]:
     """Path, and sha256 over the names and hashes of the files that hold the weights. Collective."""
     path, revision = config.distill.teacher, config.distill.revision
     assert path is not None
-    folder = (
-        Path(path) if os.path.isdir(path) else Path(snapshot_download(path, revision=revision, local_files_only=True))
-    )
+    local = os.path.isdir(path)
+    folder = Path(path if local else snapshot_download(path, revision=revision, local_files_only=True))
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     mine = [f"{file_sha256(file)}  {file.name}\n" for file in files[world.rank :: world.world_size]]
     every = sorted(line for lines in world.gather(mine) for line in lines)
@@ -168,11 +168,16 @@ def _check_head(name: str, task: Task, teacher: PretrainedConfig) -> None:
 
 def _check_labels(name: str, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
     """As many classes, and the same ones in the same order where both have names."""
-    ours, theirs = (list(c.id2label.values()) for c in (student, teacher))
+    ours, theirs = _classes(student), _classes(teacher)
     if len(ours) != len(theirs):
         raise ValueError(f"{name} has {len(theirs)} classes, but the data has {len(ours)}: it answers another question")
     if ours != theirs and set(ours) == set(theirs):
         raise ValueError(f"{name} has the classes in the order {theirs}, but the data in the order {ours}: retrain it")
+
+
+def _classes(config: PretrainedConfig) -> list[str]:
+    """Their names in the order of their numbers."""
+    return [name for _, name in sorted((config.id2label or {}).items())]
 
 
 def _words(teacher: dict[str, str] | None) -> str:

@@ -345,7 +345,7 @@ def test_a_teacher_without_a_trained_head(tmp_path: Path) -> None:
 def test_the_teacher_is_frozen_and_as_it_was_saved(tmp_path: Path) -> None:
     path = folder_for(tmp_path / "teacher", "classification", hidden_dropout_prob=0.5)
     task, config = tasks.build({"name": "classification"}), settings("classification", path)
-    config.engine.zero_stage = 2
+    config.engine.zero_stage, config.distill.hidden_weight = 2, 1.0
     student = model_for(task, "bert", 2, seed=0)
     distiller = teacher.build(config, task, TOKENIZER, student.config, {}, "cpu")
     batch = batch_for(task)
