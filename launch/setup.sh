@@ -15,9 +15,6 @@ pat_setup() {
     python="${PAT_PYTHON:-python3}"
     extras="${PAT_EXTRAS-dev,demo}"
 
-    # DeepSpeed compiles its CPU op once into this folder. A folder that two DeepSpeed versions share breaks both.
-    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions}"
-
     stamp="$(cat "$root/pyproject.toml" "$root/docker/constraints.txt" <(echo "$root $extras") | sha256sum)"
     if [ "$stamp" != "$(cat "$venv/pat-setup.stamp" 2>/dev/null)" ]; then
         command -v "$python" >/dev/null ||
@@ -43,17 +40,20 @@ pat_setup() {
     # DeepSpeed compiles its CPU communication op (about a minute) when ranks first meet. Built here, in the background,
     # so that data can be prepared meanwhile; call pat_wait before starting ranks. Our own lock keeps two set-ups apart,
     # which makes a `lock` file inside the op's folder one that a killed build left behind and all would wait for.
-    if [ ! -e "$TORCH_EXTENSIONS_DIR/deepspeed_shm_comm/deepspeed_shm_comm.so" ]; then
-        mkdir -p "$TORCH_EXTENSIONS_DIR"
-        echo "setup: building DeepSpeed's CPU communication op in the background (log: $TORCH_EXTENSIONS_DIR/build.log)"
+    # `pat train` looks in the same place, made of the environment and the versions in it.
+    PAT_OPS="${TORCH_EXTENSIONS_DIR:-$(DS_ACCELERATOR=cpu "$venv/bin/python" -c '
+import os; from pat.launcher import extensions_dir; print(extensions_dir(os.environ))')}"
+    if [ ! -e "$PAT_OPS/deepspeed_shm_comm/deepspeed_shm_comm.so" ]; then
+        mkdir -p "$PAT_OPS"
+        echo "setup: building DeepSpeed's CPU communication op in the background (log: $PAT_OPS/build.log)"
         (
             flock 9
-            rm -f "$TORCH_EXTENSIONS_DIR/deepspeed_shm_comm/lock"
+            rm -f "$PAT_OPS/deepspeed_shm_comm/lock"
             # A log first: a failed build is no failed set-up, DeepSpeed tries again and then says why.
-            DS_ACCELERATOR=cpu "$venv/bin/python" -c '
+            DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR="$PAT_OPS" "$venv/bin/python" -c '
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-ShareMemCommBuilder().load()' >"$TORCH_EXTENSIONS_DIR/build.log" 2>&1
-        ) 9>"$TORCH_EXTENSIONS_DIR/build.lock" </dev/null &
+ShareMemCommBuilder().load()' >"$PAT_OPS/build.log" 2>&1
+        ) 9>"$PAT_OPS/build.lock" </dev/null &
         PAT_OP_BUILD=$!
     fi
 }

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from pat import checkpoint, compose, data, engine, models, run, tasks, teacher
-from pat.checkpoint_reader import CheckpointError, read_manifest
+from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manifest
 from pat.config import Config
 from pat.distill import Distiller
 from pat.pruning import plan
@@ -33,6 +33,7 @@ class Progress:
     tokens: float = 0.0  # seen, over all ranks
     train_seconds: float = 0.0
     dense_metrics: dict[str, float] | None = None  # just before the first mask
+    dense_step: int | None = None  # how many steps they were trained
     metrics: dict[str, float] | None = None  # of the last evaluation
     best: list[float] | None = None  # (phase, signed metric) of the best checkpoint
     first_loss: float | None = None
@@ -102,15 +103,22 @@ class Parts:
         return True
 
 
+def check_data(config: Config) -> str:
+    """The prepared data in a sentence; what does not fit the task or the model is a ValueError."""
+    prepared = _fitting_data(config)
+    info, labels = prepared.info, prepared.label_names
+    return (
+        f"Data: {len(prepared.train):,} training and {len(prepared.eval):,} evaluation samples"
+        + (f", labels {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}" if labels else "")
+        + f"; tokenised in {info['cache']}."
+    )
+
+
 def prepare(config: Config, run_dir: Path) -> None:
     """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError."""
     engine.check_accelerator(config)
     engine.deepspeed_config(config)
-    task, tokenizer, prepared = _data(config)
-    hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
-    models.check_fits(hf_config, tokenizer, config.data.max_length)
-    if config.distill.teacher:
-        teacher.check(config, task, tokenizer, hf_config)
+    prepared = _fitting_data(config)
     _check_resumable(config.run.resume, run.RunDir(run_dir).checkpoints, *plan.attached(config, prepared.num_labels))
 
 
@@ -125,6 +133,16 @@ def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Prun
         except CheckpointError:
             return  # torn: the ranks look for an older one
         checkpoint.check_same_model(manifest, checkpoint.describe_parameters(model, pruner))
+
+
+def _fitting_data(config: Config) -> data.PreparedData:
+    """The data, checked against the model's vocabulary, positions and classes, and the teacher's."""
+    task, tokenizer, prepared = _data(config)
+    hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
+    models.check_fits(hf_config, tokenizer, config.data.max_length)
+    if config.distill.teacher:
+        teacher.check(config, task, tokenizer, hf_config)
+    return prepared
 
 
 def _data(config: Config) -> tuple[Any, Any, Any]:
@@ -223,6 +241,7 @@ def summary(parts: Parts) -> dict[str, Any]:
         "weights_sha256": weights_hash,
         "teacher": progress.teacher,
         "dense_metrics": progress.dense_metrics,
+        "dense_step": progress.dense_step,
         "metrics": progress.metrics,
         "tokens_per_s": progress.tokens / progress.train_seconds if progress.train_seconds else None,
         "train_seconds": progress.train_seconds,
@@ -231,6 +250,34 @@ def summary(parts: Parts) -> dict[str, Any]:
         "checkpoint_seconds": progress.save_seconds,
         "versions": run.versions(),
     }
+
+
+def outcome(directory: run.RunDir) -> str:
+    """A finished run in a sentence, from its summary: what was reached, where it is, what comes next."""
+    found = run.read_json(directory.summary) or {}
+    now, before = found["metrics"], found["dense_metrics"] or {}
+    figures = [
+        f"{name} {value:.4g}" + (f" ({before[name]:.4g} before the first mask)" if name in before else "")
+        for name, value in now.items()
+    ]
+    pruned = f"{found['sparsity']:.2%} of {found['prunable_parameters']:,} prunable weights removed, "
+    return (
+        f"done, step {found['step']}: {pruned if found['prunable_parameters'] else ''}{', '.join(figures)}\n"
+        f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
+    )
+
+
+def is_complete(config: Config, run_dir: Path) -> bool:
+    """Whether an earlier start has finished this run and its last checkpoint is whole: nothing is left to do."""
+    directory = run.RunDir(run_dir)
+    found = checkpoint.steps(directory.checkpoints)
+    summary_of = run.read_json(directory.summary) or {}
+    if config.run.resume == "never" or not found or summary_of.get("step") != config.train.num_steps:
+        return False
+    try:
+        return CheckpointReader(found[-1]).manifest["step"] == config.train.num_steps
+    except CheckpointError:
+        return False
 
 
 def peak_memory_bytes() -> int:

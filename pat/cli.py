@@ -138,7 +138,7 @@ def export(arguments: Sequence[str]) -> int:
 
 def _start_ranks(config: Any) -> int:
     """In a plain shell: freeze, prepare the data, start the ranks and wait for them."""
-    from pat.build import prepare
+    from pat.build import is_complete, outcome, prepare
     from pat.compose import freeze
     from pat.launcher import launch
     from pat.process import clear_ranks, only_user_of
@@ -147,6 +147,9 @@ def _start_ranks(config: Any) -> int:
     with _preempted_before_training(), only_user_of(run_dir):
         clear_ranks(run_dir)
         freeze(config, run_dir)
+        if is_complete(config, run_dir):
+            print(f"{outcome(RunDir(run_dir))}\nnothing is left to do; run.resume=never starts it over", flush=True)
+            return ExitCode.DONE
         prepare(config, run_dir)
         return launch(run_dir, config)
 
@@ -182,16 +185,17 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
 
 
 def _describe(config: Any) -> int:
-    """`--dry-run`."""
+    """`--dry-run`: the data last, since it may be long or not be there."""
+    from pat.build import check_data
     from pat.compose import dump
     from pat.pruning.plan import describe
+    from pat.teacher import describe as describe_teacher
 
     print(dump(config))
-    print(describe(config))
+    print(describe(config), flush=True)
     if config.distill.teacher:
-        from pat.teacher import describe as describe_teacher
-
         print(describe_teacher(config))
+    print(check_data(config))
     return ExitCode.DONE
 
 

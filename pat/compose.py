@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pat.config import Config
 from pat.explain import explain
 from pat.pruning import registry
-from pat.run import ExitCode, RunDir, versions, write_atomic, write_json
+from pat.run import ExitCode, RunDir, read_exit, versions, write_atomic, write_json
 from pat.validate import validate
 
 # A run may go on with other values of these (another cluster, another logger): they change no result that is promised.
@@ -44,6 +44,8 @@ ELASTIC = (
     "train.keep_last",
     "data.cache_dir",
 )
+# What a run that diverged may go on with besides.
+AFTER_DIVERGENCE = ("optim.lr", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss")
 _METHOD = re.compile(rf"(pruners\.([^.=@]+)\.({'|'.join(registry.PACKAGES)}))(?:\.name)?=(\w+(?:,\w+)*)")
 
 
@@ -135,7 +137,8 @@ def freeze(config: Config, run_dir: Path) -> None:
     if config.run.resume == "never":
         _set_aside(run)
     elif run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
-        differing = changed_keys(load(run.config), config)
+        diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
+        differing = changed_keys(load(run.config), config, AFTER_DIVERGENCE if diverged else ())
         if differing:
             changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in differing.items())
             raise ValueError(
@@ -161,11 +164,11 @@ def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> 
         time.sleep(0.1)
 
 
-def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ and are not ELASTIC."""
+def changed_keys(old: Config, new: Config, allowed: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ and are neither ELASTIC nor allowed to."""
     before, after = (_flat(OmegaConf.to_container(OmegaConf.structured(config))) for config in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
-    return {key: (before.get(key), after.get(key)) for key in keys if not key.startswith(ELASTIC)}
+    return {key: (before.get(key), after.get(key)) for key in keys if not key.startswith(ELASTIC + allowed)}
 
 
 def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:

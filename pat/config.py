@@ -84,7 +84,7 @@ class TrainConfig:
     eval_every: int | None = None
     eval_batch_size: int | None = None
     checkpoint_every: int | None = None  # steps
-    checkpoint_every_min: float | None = None  # minutes
+    checkpoint_every_min: float | None = 30.0  # minutes
     keep_last: int = 2  # checkpoints; the best one is kept besides
     best_metric: str | None = None  # default: the task's
     max_loss: float | None = None  # a logged loss above it stops the run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -17,7 +18,9 @@ def explain(error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = ", ".join(error.options or []) or "none"
         hint = " (or --config-dir DIR with DIR/recipe/NAME.yaml)" if group == "recipe" else ""
-        return f"there is no {group or 'config'} called {option!r}; allowed: {options}{hint}"
+        return f"there is no {group or 'config'} called {option!r}; allowed: {options}{hint}" + _did_you_mean(
+            option, error.options or []
+        )
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override!r}: write key=value, with quotes around what the shell or Hydra would split"
@@ -48,14 +51,18 @@ def _explain_key(error: OmegaConfBaseException) -> str:
     if isinstance(node, DictConfig) and ("not in" in message or "not a member" in message):
         allowed = sorted(str(key) for key in node if key != "hydra")
         last = key.rpartition(".")[2]
-        close = difflib.get_close_matches(last, allowed, 1)
         place = key.rpartition(".")[0]
-        hint = f"; did you mean {close[0]}?" if close else ""
         return (
-            f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}{hint}"
+            f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}"
+            + _did_you_mean(last, allowed)
         )
     words = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
     wrong = re.match(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
     if wrong and wrong[2] in words:
         return f"{key} is {wrong[1]!r}, but must be {words[wrong[2]]}"
     return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"
+
+
+def _did_you_mean(given: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, allowed, 1)
+    return f"; did you mean {close[0]}?" if close else ""

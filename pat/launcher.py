@@ -39,6 +39,8 @@ def launch(run_dir: Path, config: Config, rank_program: Sequence[str] = ("--modu
     RunDir(run_dir).exit.unlink(missing_ok=True)
     directory = Path(environment["TORCH_EXTENSIONS_DIR"])
     ours = directory == extensions_dir(environment)
+    if environment.get("DS_ACCELERATOR") == "cpu" and not list(directory.glob("**/deepspeed_shm_comm.so")):
+        print(f"building DeepSpeed's CPU communication op, once, in {directory} (about a minute)", flush=True)
     with extensions_in_use(directory) if ours else contextlib.nullcontext():
         launcher = subprocess.Popen(
             [*_deepspeed_command(config.engine.world_size), *rank_program, str(run_dir)],
@@ -236,13 +238,18 @@ class _Watch:
         failed = self.failed
         log = RunDir(self.run_dir).log(failed.rank)
         if failed.code is None:
-            _say(f"rank {failed.rank} died (pid {failed.process.pid}, killed or crashed); the end of {log}:")
+            message = f"rank {failed.rank} died (pid {failed.process.pid}, killed or crashed)"
+            _say(f"{message}; the end of {log}:")
             _show_log(log)
         else:
-            _say(f"rank {failed.rank}: {failed.message} (log: {log})")
+            message = f"rank {failed.rank}: {failed.message}"
+            _say(f"{message} (log: {log})")
         if written and written["code"] in (ExitCode.DONE, ExitCode.PREEMPTED):
             return int(written["code"])  # the state was complete before this rank was lost
-        return ExitCode.ERROR if failed.code is None else failed.code
+        code = ExitCode.ERROR if failed.code is None else failed.code
+        with contextlib.suppress(OSError):  # the disk may be full
+            run.write_exit(self.run_dir, code, message)
+        return code
 
 
 def _say(message: str) -> None:

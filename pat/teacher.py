@@ -123,9 +123,6 @@ def check_same(saved: dict[str, str] | None, ours: dict[str, str] | None) -> Non
 def describe(config: Config) -> str:
     """Two lines for `--dry-run`: which teacher, bytes per rank, and from when it counts how much."""
     distill, task = config.distill, tasks.build(config.task)
-    tokenizer = models.build_tokenizer(config.model)
-    if not task.labelled:  # how many classes there are is only known from the data
-        check(config, task, tokenizer, models.build_config(config.model, task, None, tokenizer))
     with torch.device("meta"):
         model = task.auto_model.from_config(_hf_config(config, task))
     numel = sum(p.numel() for p in model.parameters())

@@ -118,8 +118,8 @@ class _Wandb:
         import wandb
 
         mode: Any = wandb_mode(self.config.logger, os.environ, has_api_key(os.environ))
-        if self.config.logger.mode == "online" and mode == "offline":
-            self.say("wandb: no API key here, so offline (`wandb sync` sends it later)")
+        if mode == "offline" and self.config.logger.mode != "offline":
+            self.say(f"wandb: offline; `wandb sync {self.dir.path}/wandb/offline-run-*` sends it later")
         if mode == "disabled":
             return
         identity = self.dir.path / ".wandb-id"

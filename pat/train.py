@@ -50,8 +50,8 @@ def fit(parts: Parts) -> None:
     window = Window(parts)
     evaluate_if_due(parts)  # where the last start was stopped in it
     for t in range(progress.step, train.num_steps):
-        if t == (pruner.first_soft_step or 0) and progress.dense_metrics is None:
-            progress.dense_metrics = evaluate(parts, "dense")
+        if t == pruner.first_soft_step and progress.dense_metrics is None:
+            progress.dense_metrics, progress.dense_step = evaluate(parts, "dense"), t
         set_lr(parts.engine, lr_factor(t, train.num_steps, config.optim))
         for micro in range(parts.accumulation):
             torch.manual_seed(_seed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
@@ -103,7 +103,7 @@ def evaluate(parts: Parts, title: str = "eval") -> dict[str, float]:
     line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": time.perf_counter() - started}
     parts.tracker.log(line, parts.progress.step)
     if not all(map(math.isfinite, metrics.values())):
-        raise Diverged(f"the evaluation at step {parts.progress.step} gave {metrics}; lower optim.lr")
+        raise Diverged(f"the evaluation at step {parts.progress.step} gave {metrics}")
     return metrics
 
 
@@ -132,11 +132,12 @@ def save(parts: Parts, best: bool = False) -> None:
 
 
 def finish(parts: Parts) -> None:
-    """Last evaluation, all guarantees, last checkpoint, summary."""
+    """Last evaluation, all guarantees, last checkpoint, summary. Collective."""
     parts.pruner.check_finished()
     parts.progress.metrics = evaluate(parts)
     save(parts, best=parts.is_best(parts.progress.metrics))
     parts.tracker.summary(build.summary(parts))
+    parts.tracker.say(build.outcome(parts.run))
 
 
 def _seed(seed: int, t: int, micro: int, rank: int) -> int:

@@ -18,6 +18,9 @@ EXPLODED = 10.0  # default of train.max_loss, as a multiple of the first logged 
 class Diverged(RuntimeError):
     """The loss is NaN, infinite or out of bounds."""
 
+    def __init__(self, found: str) -> None:
+        super().__init__(f"{found}; lower optim.lr: the command then goes on from the last checkpoint, if there is one")
+
 
 class Window:
     """Sums between two logged lines, on the device: nothing is read back before a line is written."""
@@ -48,7 +51,7 @@ class Window:
         if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise Diverged(
                 f"{SKIPPED_IN_A_ROW} steps in a row had an infinite or NaN gradient, the last at step "
-                f"{self.parts.progress.step}; lower optim.lr, or start again from the last checkpoint"
+                f"{self.parts.progress.step}"
             )
 
     def log(self, stats: Any) -> None:
@@ -93,4 +96,4 @@ class Window:
         step, first = self.parts.progress.step, self.parts.progress.first_loss
         limit = self.parts.config.train.max_loss or EXPLODED * max(first or loss, 1.0)
         if not loss <= limit or loss == float("inf"):
-            raise Diverged(f"the loss is {loss:.4g} at step {step}, above {limit:.4g} (train.max_loss); lower optim.lr")
+            raise Diverged(f"the loss is {loss:.4g} at step {step}, above {limit:.4g} (train.max_loss)")

@@ -17,7 +17,7 @@ fi
 pat_wait
 
 # The tests are about the CPU path and make all they need; no network, no logger, a core for each of two ranks.
-export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+export TORCH_EXTENSIONS_DIR="$PAT_OPS" DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline PYTHONDONTWRITEBYTECODE=1
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT

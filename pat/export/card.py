@@ -14,7 +14,8 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
     """Lineage and figures as Markdown with Hugging Face's YAML head; `result` is what `export.json` holds."""
     lineage, name = result["lineage"], config.run.name
     base, data = config.model.path or f"random {config.model.config.get('model_type')}", _data(config)
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["pruned", "sparse", "pat"]}
+    pruned = bool(result["prunable_parameters"])
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["pruned", "sparse", "pat"] if pruned else ["pat"]}
     if config.model.path and not _is_local(config.model.path):
         head["base_model"] = config.model.path
     rows = [
@@ -26,34 +27,40 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
         ("checkpoint", f"step {lineage['step']}, phase {lineage['phase']}"),
         ("trained on", f"{lineage['world_size']} rank(s), ZeRO {lineage['zero_stage']}, {lineage['dtype']}"),
         ("seed", str(lineage["seed"])),
-        ("mask sha256", f"`{result['mask_sha256']}`"),
+        *([("mask sha256", f"`{result['mask_sha256']}`")] if pruned else []),
         ("weights sha256", f"`{result['weights_sha256']}` (effective weights, fp32)"),
         ("versions", ", ".join(f"{key} {value}" for key, value in lineage["versions"].items())),
     ]
-    title = f"# {name}: {result['sparsity']:.1%} of {result['prunable_parameters']:,} prunable weights removed"
+    removed = f"{result['sparsity']:.1%} of {result['prunable_parameters']:,} prunable weights removed"
+    zeros = (
+        " and pruned while it trained. Plain `from_pretrained` loads this folder; pruned weights are stored as zeros; "
+        "`masks.safetensors` holds one bit for each prunable weight (1 = kept)."
+    )
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        title,
-        f"{base}, fine-tuned on {data} and pruned while it trained. Plain `from_pretrained` loads this folder; "
-        "pruned weights are stored as zeros; `masks.safetensors` holds one bit for each prunable weight (1 = kept).",
-        "## Measured\n\n" + _table(("", "dense", "pruned"), _figures(result)),
-        "The dense figures are those of the same run just before its first mask." if lineage["dense_metrics"] else "",
+        f"# {name}: {removed if pruned else 'dense, nothing pruned'}",
+        f"{base}, fine-tuned on {data}" + (zeros if pruned else ". Plain `from_pretrained` loads this folder."),
+        "## Measured\n\n" + _figures(result),
         _pruners(config),
         "## Lineage\n\n" + _table(("", ""), rows),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    before, after = result["before"], result["after"]
-    dense, pruned = result["lineage"]["dense_metrics"] or {}, result["lineage"]["metrics"] or {}
-    return [
-        *((name, number(dense.get(name)), number(pruned.get(name))) for name in sorted(dense | pruned)),
+def _figures(result: dict[str, Any]) -> str:
+    """The exported model's figures, beside those of the same run just before its first mask."""
+    before, after, lineage = result["before"], result["after"], result["lineage"]
+    then, now = lineage["dense_metrics"] or {}, lineage["metrics"] or {}
+    rows = [
+        *((name, number(then.get(name)), number(now.get(name))) for name in sorted(then | now)),
         ("sparsity of prunable weights", "0", f"{result['sparsity']:.4f}"),
         ("sparsity of all weights", "0", f"{result['sparsity_all_parameters']:.4f}"),
         ("parameters that are not 0", f"{before['parameters']:,}", f"{after['nonzero_parameters']:,}"),
         (f"bytes of weights ({result['dtype']})", f"{before['bytes']:,}", f"{after['bytes']:,}"),
     ]
+    if then:
+        return _table(("", f"step {lineage['dense_step']}, before pruning", "exported"), rows)
+    return _table(("", "exported"), [(label, value) for label, _, value in rows])
 
 
 def _pruners(config: Config) -> str:

@@ -232,6 +232,7 @@ def _result(
             "dtype": manifest["dtype"],
             "metrics": manifest.get("metrics") or None,
             "dense_metrics": manifest.get("trainer", {}).get("dense_metrics"),
+            "dense_step": manifest.get("trainer", {}).get("dense_step"),
             "versions": read_json(run.version) or {},
         },
         "export_versions": versions(),
@@ -247,26 +248,31 @@ def format_report(result: dict[str, Any]) -> Table:
         caption_justify="left",
     )
     table.add_column("")
-    table.add_column("dense", justify="right")
-    table.add_column("exported", justify="right")
     dense, metrics = lineage["dense_metrics"] or {}, lineage["metrics"] or {}
+    if dense:
+        table.add_column(f"step {lineage['dense_step']}, before pruning", justify="right")
+    table.add_column("exported", justify="right")
+
+    def row(label: str, then: str, now: str) -> None:
+        table.add_row(label, *([then] if dense else []), now)
+
     for name in sorted(dense | metrics):
-        table.add_row(name, number(dense.get(name)), number(metrics.get(name)))
-    table.add_row("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")
-    table.add_row("  that are not 0", "", f"{after['nonzero_parameters']:,}")
-    table.add_row("sparsity of prunable weights", "", f"{result['sparsity']:.2%}")
-    table.add_row("sparsity of all weights", "", f"{result['sparsity_all_parameters']:.2%}")
-    table.add_row(f"weights ({result['dtype']})", f"{before['bytes']:,} B", f"{after['bytes']:,} B")
-    table.add_row("masks", "", f"{after['mask_bytes']:,} B")
-    table.add_row("mask sha256", "", (result["mask_sha256"] or "-")[:16])
-    table.add_row("weights sha256", "", result["weights_sha256"][:16])
-    table.add_row("tensors reloaded, bit for bit", "", "equal")
+        row(name, number(dense.get(name)), number(metrics.get(name)))
+    row("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")
+    row("  that are not 0", "", f"{after['nonzero_parameters']:,}")
+    if result["prunable_parameters"]:
+        row("sparsity of prunable weights", "", f"{result['sparsity']:.2%}")
+        row("sparsity of all weights", "", f"{result['sparsity_all_parameters']:.2%}")
+    row(f"weights ({result['dtype']})", f"{before['bytes']:,} B", f"{after['bytes']:,} B")
+    if result["mask_sha256"]:
+        row("masks", "", f"{after['mask_bytes']:,} B")
+        row("mask sha256", "", result["mask_sha256"][:16])
+    row("weights sha256", "", result["weights_sha256"][:16])
+    row("tensors reloaded, bit for bit", "", "equal")
     difference = result["max_abs_logit_diff"]
-    table.add_row("largest logit difference", "", "not compared" if difference is None else f"{difference:g}")
-    notes = ["dense metrics: the same run just before its first mask"] if dense else []
+    row("largest logit difference", "", "not compared" if difference is None else f"{difference:g}")
     if result["max_abs_logit_diff_reason"]:
-        notes.append(f"logits: {result['max_abs_logit_diff_reason']}")
-    table.caption = "\n".join(notes)
+        table.caption = f"logits: {result['max_abs_logit_diff_reason']}"
     return table
 
 

@@ -203,7 +203,11 @@ def _pretrained(
             "give a model that was trained on the task."
         )
     if report["missing_keys"]:
-        log.warning("not in %s, so newly initialised: %s", cfg.path, ", ".join(sorted(report["missing_keys"])))
+        log.warning(
+            "not in %s, so newly initialised (unless a checkpoint has them): %s",
+            cfg.path,
+            ", ".join(sorted(report["missing_keys"])),
+        )
     return model
 
 

@@ -58,8 +58,13 @@ class Shards:
         self.zero = engine.optimizer  # DeepSpeed's wrapper, or the base optimizer itself at zero0_fp32
         self.base: torch.optim.Optimizer = engine.basic_optimizer
         self.layout = _layout(engine)
-        self.names = {id(p): n for n, p in engine.module.named_parameters()}
+        self.parameters: dict[str, Any] = dict(engine.module.named_parameters())  # frozen ones too, tied weights once
+        self.names = {id(p): n for n, p in self.parameters.items()}
         self.shards = list(_FINDERS[self.layout](self.zero, self.names, self.base))
+        self._places: dict[str, list[tuple[Shard, Segment]]] = {}
+        for shard in self.shards:
+            for segment in shard.segments:
+                self._places.setdefault(segment.name, []).append((shard, segment))
         self.device = engine.device
         replicated = self.layout.startswith("zero0")
         world = Comm(dist.get_rank(), dist.get_world_size(), torch.device(engine.device))
@@ -157,11 +162,6 @@ class Shards:
             return param.ds_tensor.data.view(-1)[: segment.numel]
         return param.data.view(-1)[segment.start : segment.start + segment.numel]
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Trainable and frozen parameters by name, tied weights once."""
-        return dict(self.engine.module.named_parameters())
-
     def numel(self, param: Any) -> int:
         """Elements, also of a partitioned parameter."""
         return logical_numel(param)
@@ -172,12 +172,8 @@ class Shards:
         """This rank's fp32 pieces of a parameter's effective weight; each element comes from one rank only."""
         if self.replicated and self.world.rank != 0:
             return []
-        owned = [
-            Piece(s.start, shard.view[s.offset : s.offset + s.numel])
-            for shard in self.shards
-            for s in shard.segments
-            if s.name == name
-        ]
+        places = self._places.get(name, ())
+        owned = [Piece(s.start, shard.view[s.offset : s.offset + s.numel]) for shard, s in places]
         param = self.parameters[name]
         if owned or param.requires_grad:
             return owned

@@ -56,7 +56,7 @@ def interrupted() -> dict[str, Any]:
     """{pruner on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
     said: dict[str, Any] = {}
     cases = [("movement", name) for name in EVERY]
-    cases += [(kind, name) for kind in ("magnitude", "n_of_m", "block", "soft_movement") for name in ("zero2", "zero3")]
+    cases += [("magnitude", "zero2"), ("block", "zero2"), ("n_of_m", "zero3"), ("soft_movement", "zero3")]
     for kind, layout in cases:
         overrides = EVERY[layout]
         trained = build(make_config(kind, **overrides))

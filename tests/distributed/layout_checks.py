@@ -1,9 +1,9 @@
 """Proof 4 on ranks: what a checkpoint restores on another ZeRO stage or number of ranks, bit for bit.
 
-save FOLDER          train on each layout, save on the way; a digest of every piece of state, the loss at the end
-load FOLDER LAYOUTS  load each of those checkpoints on these layouts of this start, and digest again, train to the end
-    spread               losses of three seeds without pruning
-resave FROM TO       load on one layout of this start, save again
+save FOLDER                 train on each layout, save on the way; a digest of every piece of state, the loss at the
+                            end; and the losses of three seeds without pruning
+load FOLDER LAYOUTS [TO]    load each of those checkpoints on these layouts of this start, and digest again; the soft
+                            ones, in which everything may still change, are trained to the end; then save into TO
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def save(folder: Path) -> dict[str, Any]:
         trained.run(at, STEPS)
         said[layout]["loss"] = trained.held_out_loss()
         discard(trained)
-    return said
+    losses = plain_losses()
+    return said | {"spread": max(losses) - min(losses)}
 
 
-def spread() -> dict[str, Any]:
+def plain_losses() -> list[float]:
     """Held-out losses of plain DeepSpeed with three seeds of the data, after as many steps."""
     losses = []
     for seed in range(3):
@@ -57,11 +58,11 @@ def spread() -> dict[str, Any]:
         trained.run(0, STEPS)
         losses.append(trained.held_out_loss())
         discard(trained)
-    return {"losses": losses}
+    return losses
 
 
-def load(folder: Path, targets: Path) -> dict[str, Any]:
-    """{source layout: {point: {target layout: digest}}} right after each load, and the loss at the end."""
+def load(folder: Path, targets: Path, saved: Path | None = None) -> dict[str, Any]:
+    """{source layout: {point: {target layout: [digest right after the load, loss at the end]}}}."""
     said: dict[str, Any] = {}
     for source in sorted(p.name for p in folder.iterdir()):
         for point, step in POINTS.items():
@@ -70,15 +71,19 @@ def load(folder: Path, targets: Path) -> dict[str, Any]:
                 reader = checkpoint.find(folder / source / point, trained.pruner.shards, print)
                 assert isinstance(reader, CheckpointReader)
                 checkpoint.load(trained.engine, trained.pruner, reader)
-                found = digest(trained)
-                trained.run(step, STEPS)
-                trained.pruner.check()
-                said.setdefault(source, {}).setdefault(point, {})[target] = [found, trained.held_out_loss()]
+                result = [digest(trained)]
+                if point == "soft":
+                    trained.run(step, STEPS)
+                    trained.pruner.check()
+                    result.append(trained.held_out_loss())
+                said.setdefault(source, {}).setdefault(point, {})[target] = result
                 discard(trained)
+    if saved:
+        resave(folder, saved)
     return said
 
 
-def resave(source: Path, target: Path) -> dict[str, Any]:
+def resave(source: Path, target: Path) -> None:
     """Load each point on the layout that is next in the list, save it from there."""
     names = list(LAYOUTS)
     for source_layout in names:
@@ -90,12 +95,11 @@ def resave(source: Path, target: Path) -> dict[str, Any]:
             checkpoint.load(trained.engine, trained.pruner, reader)
             checkpoint.save(trained.engine, trained.pruner, target / source_layout / point, step, {}, {})
             discard(trained)
-    return {}
 
 
 def checks(args: list[str]) -> dict[str, Any]:
     """Dispatch."""
-    return {"save": save, "load": load, "resave": resave, "spread": spread}[args[0]](*map(Path, args[1:]))
+    return {"save": save, "load": load}[args[0]](*map(Path, args[1:]))
 
 
 if __name__ == "__main__":

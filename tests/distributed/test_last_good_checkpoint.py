@@ -13,7 +13,7 @@ import torch
 
 from pat import checkpoint
 from pat.checkpoint_reader import CheckpointReader
-from pat.run import ExitCode
+from pat.run import ExitCode, write_exit
 from tests.distributed import runs
 from tests.distributed.runs import Start
 
@@ -61,7 +61,7 @@ def test_an_exploding_run_keeps_its_last_good_checkpoint(stopped: Path, tmp_path
     """Noticed before the next checkpoint, though the next line is far: no second bad one pushes the good one out."""
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
-    (run_dir / "config.yaml").unlink()  # or another learning rate would be refused
+    write_exit(run_dir, ExitCode.DIVERGED)  # or another learning rate would be refused
     good = runs.latest(run_dir)
     often = ["train.checkpoint_every=1", "train.log_every=30", "engine.world_size=1"]
     start = Start(run_dir, "optim.lr=1e3", *often, ranks=1)

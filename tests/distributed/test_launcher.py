@@ -115,6 +115,8 @@ def test_a_rank_that_dies_takes_the_others_along_and_is_named(tmp_path):
     code, output = start.end()
     assert code == run.ExitCode.ERROR
     assert "rank 1 died" in output and "rank 1 of 2 does: die" in output, output
+    left = run.read_exit(tmp_path)
+    assert left and left["code"] == code and left["message"].startswith("rank 1 died")
     assert nobody_left(ranks)
 
 

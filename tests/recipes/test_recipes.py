@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ STAND_INS: dict[str, dict[str, object]] = {
     "smollm2": {
         **LARGE,
         "model_type": "llama",
+        "hidden_size": 72,  # Llama wants a multiple of the heads, also where head_dim is given
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
         "head_dim": 64,
@@ -101,15 +104,35 @@ def test_header_says_how_to_run_it(recipe: str, repository: Path) -> None:
     assert (config.engine.world_size > 2) == ("NOT YET RUN" in header)
 
 
+def start(folder: Path, overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command that a user would give."""
+    command = [sys.executable, "-m", "pat.cli", "train", *overrides]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def started(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]]:
+    """The selected recipes, two at a time: each has one rank."""
+    selected = [item.callspec.params["recipe"] for item in request.session.items if "started" in item.fixturenames]
+    folders = {recipe: tmp_path_factory.mktemp(recipe) for recipe in selected}
+    with ThreadPoolExecutor(2) as pool:
+        ended = {}
+        for recipe, folder in folders.items():
+            overrides = [f"recipe={recipe}", *small(composed(f"recipe={recipe}"), folder)]
+            ended[recipe] = pool.submit(start, folder, overrides)
+        yield lambda recipe: (folders[recipe], ended[recipe].result())
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_takes_two_steps(recipe: str, repository: Path, tmp_path: Path) -> None:
-    config = composed(f"recipe={recipe}")
-    command = [sys.executable, "-m", "pat.cli", "train", f"recipe={recipe}", *small(config, tmp_path)]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+def test_takes_two_steps(recipe: str, started: Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]) -> None:
+    folder, done = started(recipe)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    config = composed(f"recipe={recipe}")
+    summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["recipe"] == recipe
     assert summary["step"] == 2
     assert summary["zero_stage"] == config.engine.zero_stage

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pat import build, checkpoint, compose
+from pat import build, checkpoint, cli, compose
 from pat.config import Config
 from pat.pruning import plan
 from pat.run import ExitCode, RunDir
@@ -136,6 +136,20 @@ def test_data(tmp_path: Path, rows: list[dict[str, object]] | None, overrides: l
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = ["data=json", f"data.train={file}", f"data.cache_dir={tmp_path / 'cache'}"]
     assert words in refused(tmp_path / "run", *own, *overrides)
+
+
+def test_a_dry_run_looks_at_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    own = ["data=json", f"data.train={file}", "data.eval_fraction=0.3", f"data.cache_dir={tmp_path / 'cache'}"]
+    command = ["train", *PARITY, f"run.dir={tmp_path / 'run'}", *own, "--dry-run"]
+    for overrides, code, words in (([], 0, "training and "), (["data.text_column=x"], 2, "columns are text, label")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command, *overrides])
+        said = capsys.readouterr()
+        assert stop.value.code == code and words in said.out.splitlines()[-1] + said.err
+        assert "What would be pruned" in said.out
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import yaml
 from pat import cli, compose
 from pat.config import Config, PrunerConfig
 from pat.pruning import registry
-from pat.run import RunDir
+from pat.run import ExitCode, RunDir, write_exit
 
 PARITY = "recipe=parity"
 
@@ -201,6 +201,20 @@ def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
     assert not run.checkpoints.exists() and not run.summary.exists() and (run.path / "checkpoints.1/step-1").is_dir()
 
 
+def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path):
+    config, run = composed(PARITY), RunDir(tmp_path / "run")
+    compose.freeze(config, run.path)
+    run.checkpoints.mkdir()
+    slower = replace(config, optim=replace(config.optim, lr=config.optim.lr / 2))
+    with pytest.raises(ValueError, match="another config .optim.lr was"):
+        compose.freeze(slower, run.path)
+    write_exit(run.path, ExitCode.DIVERGED)
+    with pytest.raises(ValueError, match="another config .seed was"):
+        compose.freeze(replace(slower, seed=7), run.path)
+    compose.freeze(slower, run.path)
+    assert compose.load(run.config) == slower
+
+
 def test_a_frozen_config_with_a_strange_key_is_refused(tmp_path):
     compose.freeze(composed(PARITY), tmp_path)
     path = tmp_path / "config.yaml"
@@ -276,6 +290,7 @@ def test_errors_exit_with_2_and_one_line():
     done = run_pat("train", "recipe=nope")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("pat: there is no recipe called 'nope'") and done.stderr.count("\n") == 1
+    assert "did you mean reviews?" in run_pat("train", "recipe=review").stderr
     assert run_pat("train", "--unknown").returncode == run_pat("trian").returncode == run_pat().returncode == 2
 
 

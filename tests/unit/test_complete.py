@@ -1,0 +1,59 @@
+"""A run that is over says what it reached, and is not run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from pat import build, run
+from pat.config import Config
+from tests.unit.fake_run import write_checkpoint
+
+SUMMARY: dict[str, Any] = {
+    "step": 20,
+    "sparsity": 0.9,
+    "prunable_parameters": 1000,
+    "metrics": {"accuracy": 0.75},
+    "dense_metrics": {"accuracy": 0.8},
+}
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> run.RunDir:
+    directory = run.RunDir(tmp_path / "run")
+    write_checkpoint(directory.checkpoints / "step-00000020", nn.Linear(4, 4), ranks=1, prune="-")
+    run.write_json(directory.summary, SUMMARY)
+    return directory
+
+
+def config(num_steps: int = 20, resume: str = "auto") -> Config:
+    made = Config()
+    made.train.num_steps, made.run.resume = num_steps, resume
+    return made
+
+
+def test_complete(finished: run.RunDir) -> None:
+    assert build.is_complete(config(), finished.path)
+    assert not build.is_complete(config(num_steps=21), finished.path)
+    assert not build.is_complete(config(resume="never"), finished.path)
+
+
+def test_not_complete_without_its_last_checkpoint(finished: run.RunDir) -> None:
+    """Its weights are what the run was for: torn or gone, there is something left to do."""
+    file = next((finished.checkpoints / "step-00000020" / "deepspeed").iterdir())
+    file.write_bytes(file.read_bytes()[:-1])
+    assert not build.is_complete(config(), finished.path)
+
+
+def test_not_complete_without_summary(finished: run.RunDir) -> None:
+    finished.summary.unlink()
+    assert not build.is_complete(config(), finished.path)
+
+
+def test_outcome(finished: run.RunDir) -> None:
+    said = build.outcome(finished)
+    for words in ("90.00% of 1,000", "accuracy 0.75 (0.8 before the first mask)", f"pat export {finished.path} --out"):
+        assert words in said
