@@ -137,7 +137,8 @@ def finish(parts: Parts) -> None:
     parts.progress.metrics = evaluate(parts)
     save(parts, best=parts.is_best(parts.progress.metrics))
     parts.tracker.summary(build.summary(parts))
-    parts.tracker.say(build.outcome(parts.run))
+    if parts.world.rank == 0:  # who has written the summary
+        parts.tracker.say(build.outcome(parts.run))
 
 
 def _seed(seed: int, t: int, micro: int, rank: int) -> int:
