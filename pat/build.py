@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import checkpoint, compose, data, engine, models, run, tasks
+from pat import checkpoint, compose, data, engine, models, run, tasks, teacher
 from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manifest
 from pat.config import Config
+from pat.distill import Distiller
 from pat.pruning import plan
 from pat.pruning.comm import Comm
 from pat.pruning.pruner import Pruner
@@ -40,6 +41,7 @@ class Progress:
     evaluated_step: int = -1
     save_seconds: float = 0.0
     peak_pruner_bytes: int = 0
+    teacher: dict[str, str] | None = None  # path and sha256 of the weights that are distilled
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
@@ -63,6 +65,13 @@ class Parts:
     accumulation: int
     progress: Progress = field(default_factory=Progress)
     last_save: float = field(default_factory=time.monotonic)
+    distiller: Distiller | None = None
+
+    def loss(self, batch: Any, t: int) -> torch.Tensor:
+        """The task's loss at step t, with the teacher's if there is one."""
+        if self.distiller:
+            return self.distiller.loss(self.engine, batch, t)
+        return self.task.loss(self.engine, batch)
 
     def agree(self, stop: bool, due: bool) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether any finds a checkpoint due. Collective."""
@@ -127,10 +136,12 @@ def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Prun
 
 
 def _fitting_data(config: Config) -> data.PreparedData:
-    """The data, checked against the model's vocabulary, positions and classes."""
+    """The data, checked against the model's vocabulary, positions and classes, and the teacher's."""
     task, tokenizer, prepared = _data(config)
-    hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer)
+    hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
     models.check_fits(hf_config, tokenizer, config.data.max_length)
+    if config.distill.teacher:
+        teacher.check(config, task, tokenizer, hf_config)
     return prepared
 
 
@@ -182,6 +193,9 @@ def build(run_dir: Path) -> Parts:
         flag=flag,
         accumulation=ds_engine.gradient_accumulation_steps(),
     )
+    if config.distill.teacher:
+        parts.distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
+        parts.progress.teacher = teacher.identity(config, parts.world)
     _resume(parts)
     pruner.begin(parts.progress.step)
     return parts
@@ -193,6 +207,7 @@ def _resume(parts: Parts) -> None:
     if reader is None:
         tracker.start(0)
         return
+    teacher.check_same(reader.manifest["trainer"].get("teacher"), parts.progress.teacher)
     trainer = checkpoint.load(parts.engine, parts.pruner, reader)
     known = {f.name for f in dataclasses.fields(Progress)}
     parts.progress = Progress(**{k: v for k, v in trainer.items() if k in known})
@@ -226,6 +241,7 @@ def summary(parts: Parts) -> dict[str, Any]:
         "mask_sha256": mask_hash if pruner.pruners else None,
         "kept_units": {gate.name: gate.counts() for gate in pruner.gates},
         "weights_sha256": weights_hash,
+        "teacher": progress.teacher,
         "dense_metrics": progress.dense_metrics,
         "dense_step": progress.dense_step,
         "metrics": progress.metrics,

@@ -189,9 +189,12 @@ def _describe(config: Any) -> int:
     from pat.build import check_data
     from pat.compose import dump
     from pat.pruning.plan import describe
+    from pat.teacher import describe as describe_teacher
 
     print(dump(config))
     print(describe(config), flush=True)
+    if config.distill.teacher:
+        print(describe_teacher(config))
     print(check_data(config))
     return ExitCode.DONE
 

@@ -126,6 +126,20 @@ class OptimConfig:
 
 
 @dataclass
+class DistillConfig:
+    """A dense teacher whose answers the model learns, too."""
+
+    teacher: str | None = None  # hub name or folder; null: no distillation
+    revision: str | None = None
+    weight: float | None = None  # of the teacher's answers in the loss; needed with a teacher
+    temperature: float = 1.0
+    hidden_weight: float = 0.0  # of the hidden states; 0: not compared
+    layer_map: list[int] | None = None  # teacher layer of each student layer; default: uniform
+    start: int | float = 0  # the weights rise from 0 here ...
+    end: int | float | None = None  # ... to their values here; default: at `start`
+
+
+@dataclass
 class LoggerConfig:
     """wandb; metrics.jsonl and summary.json are always written."""
 
@@ -177,5 +191,6 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     pruners: dict[str, PrunerConfig] = field(default_factory=dict)

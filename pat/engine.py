@@ -226,6 +226,21 @@ def build_engine(config: Config, model: nn.Module, pruner: Pruner, ds_config: di
     return engine
 
 
+def build_teacher_engine(model: nn.Module, ds_config: dict[str, Any]) -> Any:
+    """A frozen model built in `model_construction`, with ZeRO 3's hooks that gather a layer while it computes.
+
+    There is no optimizer, so DeepSpeed keeps nothing but the parameter shards. Collective.
+    """
+    import deepspeed
+
+    zero = {key: value for key, value in ds_config["zero_optimization"].items() if key != "offload_optimizer"}
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "fp16")
+    config = {key: ds_config[key] for key in (*keys, "steps_per_print")} | {"zero_optimization": zero}
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()
+    return engine
+
+
 def set_lr(engine: Any, factor: float) -> None:
     """Every group's learning rate = its base rate x factor."""
     for group in engine.basic_optimizer.param_groups:

@@ -56,7 +56,7 @@ def fit(parts: Parts) -> None:
         for micro in range(parts.accumulation):
             torch.manual_seed(_seed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
             batch = parts.loader.batch(t, micro)
-            loss = parts.task.loss(parts.engine, batch)
+            loss = parts.loss(batch, t)
             parts.engine.backward(loss)
             if micro + 1 < parts.accumulation:
                 parts.engine.step()
@@ -137,7 +137,7 @@ def finish(parts: Parts) -> None:
     parts.progress.metrics = evaluate(parts)
     save(parts, best=parts.is_best(parts.progress.metrics))
     parts.tracker.summary(build.summary(parts))
-    if parts.world.rank == 0:
+    if parts.world.rank == 0:  # who has written the summary
         parts.tracker.say(build.outcome(parts.run))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
-from pat.config import Config, PrunerConfig
+from pat.config import Config, DistillConfig, PrunerConfig
 from pat.pruning import registry
+from pat.pruning.schedules import Ramp
 
 _CHOICES = {
     "run.resume": ("auto", "never", "must"),
@@ -78,6 +81,7 @@ def _problems(config: Config) -> Iterator[str]:
             yield f"{key} is {value}, but must be above 0"
     yield from _batch(config)
     yield from _training(config)
+    yield from _distill(config)
     for name in config.pruners:
         yield from _pruner(config, name)
 
@@ -122,6 +126,34 @@ def _training(config: Config) -> Iterator[str]:
         yield "optim.name=cpu_adam needs engine.offload_optimizer=true: its state is in CPU memory"
     if optim.name == "fused_adam" and config.engine.offload_optimizer:
         yield "optim.name=fused_adam works on the GPU: with engine.offload_optimizer=true take cpu_adam or adamw"
+
+
+def _distill(config: Config) -> Iterator[str]:
+    distill = config.distill
+    if distill.teacher is None:
+        defaults = asdict(DistillConfig())
+        for key in (key for key, value in asdict(distill).items() if value != defaults[key]):
+            yield (
+                f"distill.{key} is {getattr(distill, key)}, but without distill.teacher it would be ignored: "
+                "name a teacher (distill=dense: model.path), or leave it out"
+            )
+        return
+    if distill.weight is None:
+        yield "distill.weight is not set: give the share of the teacher's answers in the loss, in [0, 1]"
+    elif not 0.0 <= distill.weight <= 1.0:
+        yield f"distill.weight is {distill.weight}, but must lie in [0, 1]"
+    if not 0.0 <= distill.hidden_weight < math.inf:
+        yield f"distill.hidden_weight is {distill.hidden_weight}, but must be at least 0 and finite"
+    if not 0.0 < distill.temperature < math.inf:
+        yield f"distill.temperature is {distill.temperature}, but must be above 0 and finite"
+    if not distill.weight and not distill.hidden_weight:
+        yield "distill.weight and distill.hidden_weight are both 0: nothing would be distilled; raise one"
+    if distill.layer_map is not None and not distill.hidden_weight:
+        yield "distill.layer_map would be ignored with distill.hidden_weight=0: raise that, or leave the map out"
+    try:
+        Ramp.of("distill", distill.start, distill.end, config.train.num_steps)
+    except ValueError as error:
+        yield str(error)
 
 
 def _pruner(config: Config, name: str) -> Iterator[str]:

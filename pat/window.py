@@ -77,6 +77,8 @@ class Window:
         for name in stats.sparsity:
             line |= {f"pruning/{name}/sparsity": stats.sparsity[name], f"pruning/{name}/target": stats.target[name]}
         line |= {f"pruning/{key}": value for key, value in stats.figures.items()}
+        if parts.distiller:
+            line |= parts.distiller.logged(parts.world)
         parts.tracker.log(line, progress.step)
         self._refuse(loss)
         self.reset()

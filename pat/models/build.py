@@ -59,8 +59,11 @@ def build_model(
     num_labels: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     label_names: Sequence[str] | None = None,
+    complete: bool = False,
 ) -> PreTrainedModel:
     """The model that the task trains, in `dtype`, in training mode. Collective under ZeRO 3.
+
+    With `complete`, every weight must be in the files: ValueError where one would be newly initialised.
 
     Its weights are a function of the files and of `torch.manual_seed`, the same at every ZeRO stage. At ZeRO 3 (an
     `HfDeepSpeedConfig` is alive) only the first rank draws the random numbers, so seed again before the next draw.
@@ -70,7 +73,10 @@ def build_model(
     if cfg.attn_implementation is not None:
         options["attn_implementation"] = cfg.attn_implementation
     with _quiet():
-        model = _random(task, config, options) if cfg.init == "random" else _pretrained(cfg, task, config, options)
+        if cfg.init == "random":
+            model = _random(task, config, options)
+        else:
+            model = _pretrained(cfg, task, config, options, complete)
     return model.train()
 
 
@@ -168,7 +174,9 @@ def _random(task: Task, config: PretrainedConfig, options: dict[str, Any]) -> Pr
     return model
 
 
-def _pretrained(cfg: ModelConfig, task: Task, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+def _pretrained(
+    cfg: ModelConfig, task: Task, config: PretrainedConfig, options: dict[str, Any], complete: bool
+) -> PreTrainedModel:
     try:
         model, report = task.auto_model.from_pretrained(
             cfg.path,
@@ -188,6 +196,11 @@ def _pretrained(cfg: ModelConfig, task: Task, config: PretrainedConfig, options:
         raise ValueError(
             f"'{name}' is {tuple(saved)} in '{cfg.path}' but {tuple(wanted)} in the model: "
             "model.config, or the number of classes, does not go with these weights."
+        )
+    if report["missing_keys"] and complete:
+        raise ValueError(
+            f"model.path='{cfg.path}' has no weights for {', '.join(sorted(report['missing_keys']))}: "
+            "give a model that was trained on the task."
         )
     if report["missing_keys"]:
         log.warning(

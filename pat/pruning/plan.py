@@ -60,8 +60,8 @@ def describe(config: Config) -> str:
             f"0-{line.start}",
             f"{line.start}-{line.hard}",
             f"step {line.hard}",
-            _size(soft),
-            _size(mask.numel * HARD_BYTES / ranks),
+            size_in_words(soft),
+            size_in_words(mask.numel * HARD_BYTES / ranks),
         )
     for gate in pruner.gates:
         line, state = gate.timeline, _size(gate.state_bytes())
@@ -93,7 +93,8 @@ def describe(config: Config) -> str:
     return captured.get() + "\n".join(lines)
 
 
-def _size(n: float) -> str:
+def size_in_words(n: float) -> str:
+    """Bytes with the unit that suits them."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if n < 1024 or unit == "GiB":
             break

@@ -34,6 +34,7 @@ class Task(ABC):
     best_metric: ClassVar[str]  # by which the best checkpoint is chosen
     headline: ClassVar[str]  # the metric to show
     sum_names: ClassVar[tuple[str, ...]]  # what `sums` adds up
+    options: ClassVar[Mapping[str, Any]] = {}  # of the model's forward
 
     @abstractmethod
     def columns(self, cfg: DataConfig) -> dict[str, str]:
@@ -53,9 +54,21 @@ class Task(ABC):
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """Samples (column -> values) as tensors of one shape."""
 
-    @abstractmethod
+    def outputs(self, model: Any, batch: Batch, **options: Any) -> Any:
+        """What a module or a DeepSpeed engine makes of a batch of its device."""
+        return model(**inputs(batch), **self.options, **options)
+
     def loss(self, model: Any, batch: Batch) -> Tensor:
-        """Mean loss, fp32, of a module or a DeepSpeed engine on a batch of its device."""
+        """Mean loss, fp32."""
+        return self.loss_of(self.outputs(model, batch).logits, batch)
+
+    @abstractmethod
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Mean loss, fp32, of the model's logits."""
+
+    @abstractmethod
+    def supervised(self, batch: Batch) -> Tensor:
+        """fp32, shaped as the logits without their last dimension: 1 where they count in the loss, else 0."""
 
     @abstractmethod
     def sums(self, model: Any, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
-from pat.tasks import Batch, Encoder, Task, inputs
+from pat.tasks import Batch, Encoder, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +40,7 @@ class CausalLM(Task):
     best_metric: ClassVar[str] = "loss"
     headline: ClassVar[str] = "perplexity"
     sum_names: ClassVar[tuple[str, ...]] = ("loss", "tokens")
+    options: ClassVar[Mapping[str, Any]] = {"use_cache": False}  # `use_cache` in the config stays as the model came
 
     def columns(self, cfg: DataConfig) -> dict[str, str]:
         """The text."""
@@ -64,14 +65,20 @@ class CausalLM(Task):
         ids = torch.from_numpy(np.asarray(samples["input_ids"], dtype=np.int64))
         return {"input_ids": ids, "labels": ids}
 
-    def loss(self, model: Any, batch: Batch) -> Tensor:
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """-log softmax(logits_i)[token_i+1], mean over the b (s - 1) predicted tokens, fp32."""
-        return _sum_per_block(_logits(model, batch), batch["labels"]).sum() / batch["labels"][:, 1:].numel()
+        return _sum_per_block(logits, batch["labels"]).sum() / batch["labels"][:, 1:].numel()
+
+    def supervised(self, batch: Batch) -> Tensor:
+        """(b, s): all but the last token of a block predict one."""
+        counts = torch.ones_like(batch["labels"], dtype=torch.float32)
+        counts[:, -1] = 0.0
+        return counts
 
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """(2,) fp64: loss, predicted tokens."""
         weight = batch["weight"].double()  # (b,)
-        losses = _sum_per_block(_logits(model, batch), batch["labels"]).double()
+        losses = _sum_per_block(self.outputs(model, batch).logits, batch["labels"]).double()
         return torch.stack([(losses * weight).sum(), weight.sum() * (batch["labels"].shape[1] - 1)])
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
@@ -79,11 +86,6 @@ class CausalLM(Task):
         total, tokens = sums.tolist()
         loss = total / tokens
         return {"loss": loss, "perplexity": math.exp(min(loss, LOG_MAX))}
-
-
-def _logits(model: Any, batch: Batch) -> Tensor:
-    """(b, s, v). No key-value cache: `use_cache` in the config stays as the model came."""
-    return model(**inputs(batch), use_cache=False).logits
 
 
 def _sum_per_block(logits: Tensor, labels: Tensor) -> Tensor:

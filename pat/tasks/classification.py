@@ -12,7 +12,7 @@ from datasets import Features, List, Value
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from pat.tasks import Batch, Encoder, Task, inputs
+from pat.tasks import Batch, Encoder, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,14 +77,17 @@ class Classification(Task):
                 batch[name] = torch.tensor([[*value, *[fill] * (width - len(value))] for value in values])
         return batch | {"labels": torch.tensor(samples["label"])}
 
-    def loss(self, model: Any, batch: Batch) -> Tensor:
-        """-log softmax(logits)[label], mean over the samples, fp32."""
-        logits = model(**inputs(batch)).logits  # (b, c)
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """-log softmax(logits)[label], mean over the samples, fp32. logits (b, c)."""
         return F.cross_entropy(logits.float(), batch["labels"])
+
+    def supervised(self, batch: Batch) -> Tensor:
+        """(b,): every sample."""
+        return torch.ones_like(batch["labels"], dtype=torch.float32)
 
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """(3,) fp64: loss, correct answers, samples."""
-        logits = model(**inputs(batch)).logits.float()  # (b, c)
+        logits = self.outputs(model, batch).logits.float()  # (b, c)
         weight = batch["weight"].double()  # (b,)
         losses = F.cross_entropy(logits, batch["labels"], reduction="none").double()
         correct = logits.argmax(-1) == batch["labels"]

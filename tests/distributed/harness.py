@@ -149,13 +149,17 @@ class Trained:
             ds.set_lr(self.engine, ds.lr_factor(t, STEPS, self.config.optim))
             for micro in range(accumulation):
                 tokens = batch(t, micro, self.config)
-                loss = self.engine(input_ids=tokens, labels=tokens).loss
+                loss = self.loss(tokens, t)
                 if t == poison and dist.get_rank() == dist.get_world_size() - 1:
                     loss = loss * float("inf")
                 self.engine.backward(loss)
                 if micro + 1 < accumulation:
                     self.engine.step()
             self.stats = self.pruner.step(t)
+
+    def loss(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
+        """Of step t."""
+        return self.engine(input_ids=tokens, labels=tokens).loss
 
     def held_out_loss(self) -> float:
         """Mean loss on tokens that no step sees, the same on every rank. Collective at ZeRO 3."""

@@ -42,9 +42,9 @@ class Schedule:
             raise ValueError(f"schedule.initial is {self.initial}, but must be at least 0 and below 1.")
         if self.end is None and self.needs_end:
             raise ValueError(f"schedule.end is null, but a {self.name} ramp needs a step or a fraction of the run.")
-        start = _step("start", self.start, num_steps)
-        end = start if self.end is None else _step("end", self.end, num_steps)
-        hard = end if self.hard is None else _step("hard", self.hard, num_steps)
+        start = absolute_step("schedule.start", self.start, num_steps)
+        end = start if self.end is None else absolute_step("schedule.end", self.end, num_steps)
+        hard = end if self.hard is None else absolute_step("schedule.hard", self.hard, num_steps)
         if end < start:
             raise ValueError(f"The schedule ends at step {end}, before it starts at step {start}: raise schedule.end.")
         if hard < end:
@@ -81,9 +81,7 @@ class Timeline:
 
     def progress(self, t: int) -> float:
         """(t - start) / (end - start), clamped to [0, 1]; 1 from `end` on."""
-        if t >= self.end:
-            return 1.0
-        return 0.0 if t <= self.start else (t - self.start) / (self.end - self.start)
+        return Ramp(self.start, self.end)(t)
 
     def target(self, t: int, final: float) -> float:
         """Sparsity s(t): 0 before `start`, exactly `final` from `end` on, monotone."""
@@ -103,14 +101,37 @@ class Timeline:
         return (t - self.start) % self.every == 0 or t in (self.end, self.hard)
 
 
-def _step(key: str, value: int | float, num_steps: int) -> int:
+@dataclass(frozen=True)
+class Ramp:
+    """A factor of step t: 0 before `start`, then linear, 1 from `end` on. Absolute steps."""
+
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, section: str, start: int | float, end: int | float | None, num_steps: int) -> Ramp:
+        """The keys `start` and `end` of a section of the config; no end: 1 from `start` on. ValueError if unfit."""
+        first = absolute_step(f"{section}.start", start, num_steps)
+        last = first if end is None else absolute_step(f"{section}.end", end, num_steps)
+        if last < first:
+            raise ValueError(f"{section}.end is step {last}, before {section}.start at step {first}: raise it.")
+        return cls(first, last)
+
+    def __call__(self, t: int) -> float:
+        """(t - start) / (end - start), clamped to [0, 1]; 1 from `end` on."""
+        if t >= self.end:
+            return 1.0
+        return 0.0 if t <= self.start else (t - self.start) / (self.end - self.start)
+
+
+def absolute_step(key: str, value: int | float, num_steps: int) -> int:
     """A step as given, or the fraction of the run rounded half up; a fraction never leaves the run."""
     if isinstance(value, int):
         if not 0 <= value < num_steps:
-            raise ValueError(f"schedule.{key} is step {value}, outside the run's steps 0 to {num_steps - 1}.")
+            raise ValueError(f"{key} is step {value}, outside the run's steps 0 to {num_steps - 1}.")
         return value
     if not 0.0 <= value <= 1.0:
         raise ValueError(
-            f"schedule.{key} is {value}, but must be a whole number (a step) or a fraction of the run from 0.0 to 1.0."
+            f"{key} is {value}, but must be a whole number (a step) or a fraction of the run from 0.0 to 1.0."
         )
     return min(math.floor(Fraction(repr(value)) * num_steps + Fraction(1, 2)), num_steps - 1)

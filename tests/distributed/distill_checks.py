@@ -1,0 +1,230 @@
+"""Distillation on ranks: the same bits on every layout and after an interruption, a sharded teacher, the whole loop."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pat import build as parts
+from pat import checkpoint, compose, models, tasks, teacher, train
+from pat import engine as ds
+from pat.distill import Distiller
+from tests.distributed.core_checks import dist_broadcast
+from tests.distributed.harness import LLAMA, STEPS, Trained, build, digest, discard, main, make_config, text
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "zero1": {"engine__zero_stage": 1},
+    "zero2": {"engine__zero_stage": 2},
+    "zero3": {"engine__zero_stage": 3},  # small parameters stay gathered once they were used
+    "zero3 nothing persistent": {
+        "engine__zero_stage": 3,
+        "engine__deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
+    },
+    "zero2 offload": {"engine__zero_stage": 2, "engine__offload_optimizer": True},
+    "zero3 offload": {"engine__zero_stage": 3, "engine__offload_optimizer": True},
+    "zero0": {"engine__zero_stage": 0},
+    "zero3 accumulation": {"engine__zero_stage": 3, "train__micro_batch_size": 2},
+}
+HIDDEN = ("zero1", "zero2", "zero3", "zero3 nothing persistent")
+LAYERS = 3  # of the teacher; the student has 2
+TASK = tasks.build({"name": "causal_lm"})
+
+
+def save_teacher(folder: Path, seed: int) -> str:
+    """A random Llama of the harness's shape with one layer more, whose answers are far from uniform. Collective."""
+    if dist.get_rank() == 0:
+        torch.manual_seed(seed)
+        shape = LLAMA.to_dict() | {"num_hidden_layers": LAYERS, "pad_token_id": 0, "initializer_range": 0.3}
+        LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(folder)
+    dist.barrier()
+    return str(folder)
+
+
+@dataclass
+class Distilled(Trained):
+    """An engine, its pruner and a teacher."""
+
+    distiller: Distiller
+
+    def loss(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
+        """With the teacher's answers."""
+        return self.distiller.loss(self.engine, {"input_ids": tokens, "labels": tokens}, t)
+
+    def answers(self) -> torch.Tensor:
+        """The teacher's logits on tokens that no step sees. Collective at ZeRO 3."""
+        with torch.no_grad():
+            return self.distiller.teacher(input_ids=text(7, 4)).logits
+
+    def teacher_elements(self) -> dict[str, int]:
+        """Elements of the teacher on this rank: in its shards, and in whole parameters that are there now."""
+        params = list(getattr(self.distiller.teacher, "module", self.distiller.teacher).parameters())
+        return {
+            "sharded": sum(p.ds_tensor.numel() for p in params if hasattr(p, "ds_tensor")),
+            "whole": sum(p.numel() for p in params),
+            "all": sum(getattr(p, "ds_numel", p.numel()) for p in params),
+        }
+
+
+def distilled(path: str, hidden_weight: float = 0.0, **overrides: Any) -> Distilled:
+    """The tiny model that learns from the teacher of a folder: weights rise from step 1 to step 4."""
+    config = make_config("movement", **overrides)
+    trained = build(config)
+    config.distill.teacher, config.distill.weight, config.distill.temperature = path, 0.5, 2.0
+    config.distill.hidden_weight, config.distill.start, config.distill.end = hidden_weight, 1, 4
+    tokenizer, device = models.byte_tokenizer(), trained.engine.device
+    ds_config = ds.deepspeed_config(config)
+    found = teacher.build(config, TASK, tokenizer, trained.engine.module.config, ds_config, device)
+    return Distilled(config, trained.engine, trained.pruner, found)
+
+
+def parity() -> dict[str, Any]:
+    """{layout: hashes, logged line, teacher}, and the masks without a teacher."""
+    said: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_teacher(Path(dist_broadcast(folder)), seed=1)
+        direct = LlamaForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+        with torch.no_grad():
+            expected = direct(input_ids=text(7, 4)).logits
+        for layout, overrides in LAYOUTS.items():
+            trained = distilled(path, **overrides)
+            before = trained.answers()
+            trained.run(0, STEPS)
+            trained.pruner.check_finished()
+            elements = trained.teacher_elements()
+            every = trained.pruner.shards.world.gather(elements)
+            said[layout] = trained.result() | {
+                "line": trained.distiller.logged(trained.pruner.shards.world),
+                "teacher": every,
+                "as saved": torch.equal(before, expected),
+                "unchanged": torch.equal(before, trained.answers()),
+            }
+            discard(trained)
+        said["hidden"] = _hidden(path)
+        dist.barrier()
+    alone = build(make_config("movement", **LAYOUTS["zero2"]))
+    alone.run(0, STEPS)
+    said["no teacher"] = alone.result()
+    discard(alone)
+    return said
+
+
+def _hidden(path: str) -> dict[str, Any]:
+    """{layout: hashes, logged line, mask bits unlike zero1's} with hidden states compared, too."""
+    said: dict[str, Any] = {}
+    first = torch.empty(0)
+    for layout in HIDDEN:
+        trained = distilled(path, 0.1, **LAYOUTS[layout])
+        trained.run(0, STEPS)
+        pruner = trained.pruner
+        flags = [pruner.shards.assemble(n, pruner.keep_pieces(n), torch.uint8) for n in sorted(pruner.owner)]
+        keep = torch.cat([f.flatten() for f in flags])
+        first = first if len(first) else keep
+        line = trained.distiller.logged(pruner.shards.world)
+        said[layout] = trained.result() | {"line": line, "unlike": float((keep != first).double().mean())}
+        discard(trained)
+    return said
+
+
+def interrupted() -> dict[str, Any]:
+    """{layout: [undisturbed, interrupted in the ramp, the soft and the hard phase]} digests at the end."""
+    said: dict[str, Any] = {}
+    for layout in ("zero1", "zero2", "zero3"):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(dist_broadcast(folder))
+            path = save_teacher(root / "teacher", seed=1)
+            trained = distilled(path, 0.1, **LAYOUTS[layout])
+            trained.run(0, STEPS)
+            said[layout] = [digest(trained)]
+            discard(trained)
+            at, trained = 0, distilled(path, 0.1, **LAYOUTS[layout])
+            for stop in (3, 5, 10):
+                trained.run(at, stop)
+                checkpoint.save(trained.engine, trained.pruner, root / "checkpoints", stop, {}, {})
+                discard(trained)
+                trained = distilled(path, 0.1, **LAYOUTS[layout])
+                reader = checkpoint.find(root / "checkpoints", trained.pruner.shards, print)
+                assert reader is not None
+                checkpoint.load(trained.engine, trained.pruner, reader)
+                at = stop
+            trained.run(at, STEPS)
+            said[layout].append(digest(trained))
+            discard(trained)
+            dist.barrier()
+    return said
+
+
+def loop() -> dict[str, Any]:
+    """The parity recipe without and with a teacher, by `pat.train` itself; then again after the teacher changed."""
+    said: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(dist_broadcast(folder))
+        path = root / "teacher"
+        with_teacher = [f"distill.teacher={path}", "distill.weight=0.5", "distill.end=10"]
+        for name, overrides in {"off": [], "on": with_teacher, "zero3": [*with_teacher, "engine=zero3"]}.items():
+            config = _composed(f"run.dir={root / name}", f"data.cache_dir={root / 'cache'}", *overrides)
+            if name == "on":
+                _save_parity_teacher(path, config, seed=1)
+            _train(config, root / name)
+            lines = [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
+            logged = [
+                {k: v for k, v in line.items() if k.startswith("distill/")} for line in lines if "train/loss" in line
+            ]
+            summary = json.loads((root / name / "summary.json").read_text())
+            said[name] = {"lines": logged} | {key: summary[key] for key in ("mask_sha256", "weights_sha256", "teacher")}
+        _save_parity_teacher(path, config, seed=2)
+        try:
+            _train(config, root / "zero3")
+            said["changed"] = "was not refused"
+        except ValueError as error:
+            said["changed"] = str(error)
+        dist.barrier()
+    return said
+
+
+def _composed(*overrides: str) -> Any:
+    found: list[Any] = []
+    common = ["recipe=parity", "logger=none", "logger.progress=none", "engine.kernels=eager"]
+    compose.compose([*common, *overrides], lambda config: found.append(config) or 0)
+    return found[0]
+
+
+def _train(config: Any, run_dir: Path) -> None:
+    """What a rank does. Collective."""
+    if dist.get_rank() == 0:
+        compose.freeze(config, run_dir)
+        parts.prepare(config, run_dir)
+    dist.barrier()
+    built = parts.build(run_dir)
+    train.fit(built)
+    built.tracker.close()
+    discard(Trained(config, built.engine, built.pruner))
+    dist.barrier()
+
+
+def _save_parity_teacher(path: Path, config: Any, seed: int) -> None:
+    """The recipe's model with a layer more and other weights. Collective."""
+    if dist.get_rank() == 0:
+        torch.manual_seed(seed)
+        bigger = copy.deepcopy(config.model)
+        bigger.config |= {"num_hidden_layers": LAYERS, "initializer_range": 0.3}
+        tokenizer = models.byte_tokenizer()
+        models.build_model(bigger, TASK, torch.float32, tokenizer=tokenizer).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    dist.barrier()
+
+
+def checks(names: list[str]) -> dict[str, Any]:
+    """The named checks."""
+    return {name: globals()[name]() for name in names}
+
+
+if __name__ == "__main__":
+    main(checks)

@@ -1,0 +1,79 @@
+"""Distillation under real DeepSpeed, two ranks; the checks themselves are in distill_checks.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.distributed.distill_checks import LAYOUTS
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+SAME = [name for name in LAYOUTS if name not in ("zero0", "zero3 accumulation")]
+
+
+@pytest.fixture(scope="module")
+def said() -> dict[str, Any]:
+    """One start for all, also where it fails."""
+    return run_ranks("tests.distributed.distill_checks", 2, "parity", "interrupted", "loop", timeout_s=900)
+
+
+def test_same_bits_on_every_zero_stage(said: dict[str, Any]) -> None:
+    """Masks, weights and what is logged: a teacher that answers otherwise when it is sharded would change them."""
+    results = said["parity"]
+    for key in ("masks", "weights", "line"):
+        assert all(results[name][key] == results["zero1"][key] for name in SAME), {n: results[n][key] for n in SAME}
+    assert results["zero1"]["masks"] != results["no teacher"]["masks"], "the teacher changes nothing"
+    assert results["zero1"]["line"]["distill/kl"] > 0 and results["zero1"]["line"]["distill/weight"] == 0.5
+
+
+def test_hidden_states_are_the_same_bits_but_for_the_order_of_three_addends(said: dict[str, Any]) -> None:
+    """Bitwise equal at ZeRO 1 and 2, and in both ways of ZeRO 3, whose hooks add up a layer's gradient otherwise."""
+    results = said["parity"]["hidden"]
+    for one, other in (("zero1", "zero2"), ("zero3", "zero3 nothing persistent")):
+        assert results[one] == results[other]
+    assert results["zero3"]["unlike"] < 0.02
+    for key, value in results["zero1"]["line"].items():
+        assert value > 0 and results["zero3"]["line"][key] == pytest.approx(value, rel=1e-2)
+    assert results["zero1"]["masks"] != said["parity"]["zero1"]["masks"], "hidden states change nothing"
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_the_teacher_stays_what_was_saved(said: dict[str, Any], layout: str) -> None:
+    """Its logits are bitwise those of a plain model, before and after training."""
+    result = said["parity"][layout]
+    assert result["as saved"] and result["unchanged"] and result["sparsity"] > 0.7
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_the_teacher_is_sharded_at_zero_3(said: dict[str, Any], layout: str) -> None:
+    """Half of its elements on each of two ranks, up to padding; between steps none is whole that need not be."""
+    for rank in said["parity"][layout]["teacher"]:
+        if layout.startswith("zero3"):
+            assert rank["all"] <= 2 * rank["sharded"] < rank["all"] + 2 * 64
+            if "nothing persistent" in layout:
+                assert rank["whole"] == 0
+        else:
+            assert rank["sharded"] == 0 and rank["whole"] == rank["all"]
+
+
+def test_interruption_changes_nothing(said: dict[str, Any]) -> None:
+    """Stopped in the ramp, in the soft and in the hard phase: bitwise the undisturbed run."""
+    for layout, (undisturbed, resumed) in said["interrupted"].items():
+        assert resumed == undisturbed, layout
+
+
+def test_the_loop_distils_and_refuses_to_go_on_with_another_teacher(said: dict[str, Any]) -> None:
+    """`pat.train` with the parity recipe: metrics, summary, the same masks at ZeRO 2 and 3, the sentence."""
+    results = said["loop"]
+    on, sharded, off = (results[name] for name in ("on", "zero3", "off"))
+    assert off["teacher"] is None and not any(off["lines"])
+    assert on["mask_sha256"] == sharded["mask_sha256"] != off["mask_sha256"]
+    assert on["weights_sha256"] == sharded["weights_sha256"]
+    assert on["lines"] == sharded["lines"]
+    assert [line["distill/weight"] for line in on["lines"][:12]] == pytest.approx([0.05 * t for t in range(11)] + [0.5])
+    assert "distill/kl" not in on["lines"][0] and all(line["distill/kl"] > 0 for line in on["lines"][1:])
+    assert len(on["teacher"]["sha256"]) == 64 and on["teacher"]["path"].endswith("teacher")
+    assert "the checkpoint was made with the teacher" in results["changed"]
