@@ -64,7 +64,7 @@ def describe(config: Config) -> str:
             size_in_words(mask.numel * HARD_BYTES / ranks),
         )
     for gate in pruner.gates:
-        line, state = gate.timeline, _size(gate.state_bytes())
+        line, state = gate.timeline, size_in_words(gate.state_bytes())
         table.add_row(
             gate.name,
             f"{len(gate.sites)} sites",

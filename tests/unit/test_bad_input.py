@@ -49,7 +49,7 @@ def refused(run_dir: Path, *overrides: str) -> str:
         pytest.param([f"{P}.budget.sparsity=-0.1"], "budget.sparsity is -0.1", id="negative sparsity"),
         pytest.param(
             [f"{P}.budget.name=flops", f"{P}.budget.seq_len=8"],
-            f"{P}.budget: flops counts structures; weights take the budget sparsity",
+            f"{P}.budget: flops counts structures; take one of sparsity",
             id="budget of structures",
         ),
         pytest.param(
