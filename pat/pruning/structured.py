@@ -201,7 +201,8 @@ class GatePruner:
             evidence = units.mean_square(self.shards, self.sites, self.anatomy.shapes)
             self.state.score = self.method.update(self.state.score, evidence)
         scores = self._by_site(self._scores())
-        self.state.keep = self._flat(self.budget.choose(self.anatomy, self.sites, scores, progress).keep)
+        chosen = self.budget.choose(self.anatomy, self.sites, scores, progress, self.method.comparable)
+        self.state.keep = self._flat(chosen.keep)
         self.num_pruned = self._removed(self.state.keep)
 
     def _scores(self) -> Tensor:

@@ -15,7 +15,7 @@ def parts(phase: str = "hard", **train: Any) -> Parts:
     config = Config()
     for key, value in train.items():
         setattr(config.train, key, value)
-    pruner: Any = SimpleNamespace(masks=[1], phase=lambda t: phase)
+    pruner: Any = SimpleNamespace(pruners=[1], phase=lambda t: phase)
     nothing: Any = None
     return Parts(config, nothing, nothing, Classification(), nothing, nothing, nothing, pruner, nothing, nothing, 1)
 

@@ -26,6 +26,7 @@ class Gate:
     name: str = ""
 
     learned: ClassVar[bool] = False
+    comparable: ClassVar[bool] = True  # scores of different structures are in one currency
 
 
 @dataclass(frozen=True)

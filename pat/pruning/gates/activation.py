@@ -21,6 +21,7 @@ class Activation(Ranked):
     decay: float = 0.9
 
     needs: ClassVar[Evidence] = "activations"
+    comparable: ClassVar[bool] = False  # a head has other weights and outputs than a neuron
 
     def __post_init__(self) -> None:
         """Refuse a decay that forgets nothing."""
