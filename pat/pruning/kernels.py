@@ -20,7 +20,7 @@ from pat.pruning.criteria import Criterion
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "compile", "eager")
-CHUNK = {"cpu": 1 << 16}  # elements a thread works on at a time: they and the temporaries stay in its cache
+CHUNK = {"cpu": 1 << 18}  # elements a thread works on at a time: they fit its caches, and hide the cost of calls
 SUM_CHUNK = 1 << 14  # a sum this short never splits over threads
 CHUNK_ACCELERATOR = 1 << 26  # where launches are dear, and the temporaries only have to fit
 AUTO_COMPILE_FROM = 1 << 23  # elements from which some hundred steps win back the seconds of compiling
