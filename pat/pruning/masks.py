@@ -113,10 +113,9 @@ class MaskPruner:
         units = self.granularity.pruned_units(list(self.shapes.values()), self.budget.sparsity, self.config.scope)
         return units * self.granularity.weights_per_unit
 
-    @property
-    def target_sparsity(self) -> float:
-        """What the budget asks for in the end."""
-        return self.budget.sparsity
+    def target(self, t: int) -> float:
+        """Fraction that is to be removed at a step."""
+        return self.timeline.target(t, self.budget.sparsity)
 
     @property
     def sparsity(self) -> float:

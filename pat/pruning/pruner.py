@@ -144,7 +144,7 @@ class Pruner:
             skipped=skipped or not alive,
             norm=self.engine.get_global_grad_norm(),
             phase={p.name: p.timeline.phase(t) for p in self.pruners},
-            target={p.name: p.timeline.target(t, 1.0) * p.target_sparsity for p in self.pruners},
+            target={p.name: p.target(t) for p in self.pruners},
             sparsity={p.name: p.sparsity for p in self.pruners},
             figures=figures,
         )

@@ -58,12 +58,13 @@ class GatePruner:
         structures = [registry.build("structure", structure) for structure in config.structures]
         self.anatomy = anatomy_of(model)
         self.sites = find_sites(self.anatomy, structures)
-        if getattr(self.method, "pooled_only", False) and any(site.sublayer is not None for site in self.sites):
+        if self.method.pooled_only and any(site.sublayer is not None for site in self.sites):
             raise ValueError(f"gate {self.method.name} ranks whole layers only: structures=[layers], or another gate")
         self.budget.check(self.anatomy, self.sites)
         self.cost = costs.parameters(self.anatomy)
         self.sizes = [site.num_units for site in self.sites]
-        self.hooks: list[SiteHooks] = install(self.sites, model, getattr(self.method, "needs", None))
+        self.needs = self.method.needs
+        self.hooks: list[SiteHooks] = install(self.sites, model, self.needs)
         self.state = self._initial()
         self.num_pruned = 0  # parameters
 
@@ -99,6 +100,10 @@ class GatePruner:
     def target_sparsity(self) -> float:
         """Fraction of the prunable parameters that the budget removes in the end."""
         return self.target_weights / self.numel
+
+    def target(self, t: int) -> float:
+        """Fraction that is to be removed at a step."""
+        return self.timeline.target(t, 1.0) * self.target_sparsity
 
     @property
     def hardened(self) -> bool:
@@ -178,26 +183,24 @@ class GatePruner:
         self._set_leaves(t)
 
     def _set_leaves(self, t: int) -> None:
-        """What the hooks multiply by in this step."""
-        state, device = self.state, self.shards.device
+        """What the hooks multiply by in step `t`: nothing while all gates are 1, unless their gradient is evidence."""
+        state, device, soft = self.state, self.shards.device, self.timeline.phase(t) == "soft"
         if state.hardened:
             return
-        phase = self.timeline.phase(t)
-        evaluated: list[Tensor | None] = [None] * len(self.sites)
-        if isinstance(self.method, Learned) and phase == "soft":
+        z, evaluated = state.z, state.z
+        if soft and isinstance(self.method, Learned):
             assert self.lagrangian is not None
             z = self.lagrangian.sample(state.score, t, self.seed, self.timeline.progress(t)).detach()
-            evaluated = [part.to(device) for part in self.method.mean(state.score).split(self.sizes)]
-        else:
-            z = state.z
-        wanted = phase == "soft" or getattr(self.method, "needs", None) == "gradient"
-        for hook, part, mean in zip(self.hooks, z.split(self.sizes), evaluated, strict=True):
-            hook.z = part.to(device, copy=True).requires_grad_() if wanted else None
-            hook.z_eval = mean if mean is not None else (None if phase == "soft" else torch.ones_like(part).to(device))
+            evaluated = self.method.mean(state.score)
+        by_gradient = self.needs == "gradient"
+        wanted = soft or (by_gradient and not isinstance(self.method, Learned))
+        for hook, part, mean in zip(self.hooks, z.split(self.sizes), evaluated.split(self.sizes), strict=True):
+            hook.z = part.to(device, copy=True).requires_grad_(by_gradient) if wanted else None
+            hook.z_eval = mean.to(device) if soft else None
 
     def _select(self, progress: float) -> None:
         """The keep flags under `progress` of the budget. Collective where the evidence is in the shards."""
-        if getattr(self.method, "needs", None) == "weights":
+        if self.needs == "weights":
             evidence = units.mean_square(self.shards, self.sites, self.anatomy.shapes)
             self.state.score = self.method.update(self.state.score, evidence)
         scores = self._by_site(self._scores())
@@ -258,10 +261,10 @@ class GatePruner:
 
     def _evidence(self, scale: float) -> Tensor | None:
         """(U,) of this step, averaged over ranks, and forgotten at its source; None where the method takes none now."""
-        needs, world = getattr(self.method, "needs", "gradient"), self.shards.world
-        if needs == "weights":
+        world = self.shards.world
+        if self.needs == "weights":
             return None
-        if needs == "gradient":
+        if self.needs == "gradient":
             parts = []
             for hook in self.hooks:
                 grad = None if hook.z is None else hook.z.grad

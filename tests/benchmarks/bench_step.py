@@ -1,9 +1,11 @@
 """What pruning adds to a training step and to a checkpoint: DeepSpeed alone against soft and hard, interleaved.
 
-    python tests/benchmarks/bench_step.py [--rounds 8] [--layers 30] [--tokens 512] [--json FILE]
+    python tests/benchmarks/bench_step.py [--rounds 8] [--layers 30] [--tokens 512] [--gates] [--json FILE]
 
 SmolLM2-135M's shape with random weights, 2 ranks of one thread, ZeRO 2, bf16, fused AdamW, one process per rank that
-holds three engines and steps them in turn. Figures are ratios of medians in one run; absolute times say little here.
+holds all engines and steps them in turn. Figures are ratios of medians in one run; absolute times say little here.
+Kinds: soft and hard are movement masks on all matrices in those phases; with --gates instead l0 (neurons and KV groups,
+soft phase) and harvest (structured movement in its dense phase, all gates 1).
 """
 
 from __future__ import annotations
@@ -31,15 +33,23 @@ from tests.distributed.harness import Trained, main  # noqa: E402
 from tests.distributed.ranks import run_ranks  # noqa: E402
 
 EVERY = 10  # steps between selections, as in the recipes
+MASKS, GATES = ("soft", "hard"), ("l0", "harvest")
 
 
 def make(kind: str, layers: int, tokens: int) -> Trained:
-    """`dense`, `soft` (movement, whole run soft) or `hard` (from step 1 on)."""
+    """An engine of one kind; `hard` is so from step 1 on."""
     config = Config()
     config.train.num_steps, config.train.global_batch_size = 10_000, dist.get_world_size()
     config.engine.world_size = dist.get_world_size()
     config.optim.lr, config.optim.weight_decay = 1e-4, 0.01
-    if kind != "dense":
+    if kind in GATES:
+        config.pruners["narrow"] = PrunerConfig(
+            structures=["ffn", "kv_groups"],
+            gate="l0" if kind == "l0" else "movement",
+            budget={"name": "shape", "keep": {"ffn": 768, "kv_groups": 2}},
+            schedule={"name": "linear", "start": 0 if kind == "l0" else 9_998, "end": 9_999, "every": EVERY},
+        )
+    if kind in MASKS:
         start, end = (0, 9_999) if kind == "soft" else (0, 1)
         config.pruners["weights"] = PrunerConfig(
             params=["*_proj.weight"],
@@ -56,7 +66,9 @@ def make(kind: str, layers: int, tokens: int) -> Trained:
     model = LlamaForCausalLM._from_config(shape, dtype=torch.bfloat16)
     pruner = Pruner(config)
     pruner.attach(model)
-    return Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)
+    trained = Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)
+    pruner.begin(0)
+    return trained
 
 
 def step(trained: Trained, t: int, tokens: int) -> dict[str, float]:
@@ -75,8 +87,8 @@ def step(trained: Trained, t: int, tokens: int) -> dict[str, float]:
 
 def checks(args: list[str]) -> dict[str, Any]:
     """Rank side."""
-    rounds, layers, tokens = map(int, args)
-    engines = {kind: make(kind, layers, tokens) for kind in ("dense", "soft", "hard")}
+    (rounds, layers, tokens), kinds = map(int, args[:3]), args[3:]
+    engines = {kind: make(kind, layers, tokens) for kind in ("dense", *kinds)}
     seconds: dict[str, list[dict[str, float]]] = {kind: [] for kind in engines}
     selections = []
     for t in range(3):  # warm up: compile, first selection, optimizer state; `hard` hardens at step 1
@@ -86,8 +98,8 @@ def checks(args: list[str]) -> dict[str, Any]:
         order = list(engines)[r % 3 :] + list(engines)[: r % 3]
         for kind in order:
             seconds[kind].append(step(engines[kind], 3 + r % (EVERY - 3), tokens))  # never a selection step
-    mask = engines["soft"].pruner.masks[0]
-    for k in range(3):
+    for k in range(3 * ("soft" in engines)):
+        mask = engines["soft"].pruner.masks[0]
         dist.barrier()
         start = time.perf_counter()
         with torch.no_grad():
@@ -96,8 +108,7 @@ def checks(args: list[str]) -> dict[str, Any]:
     said: dict[str, Any] = {"rounds": rounds, "layers": layers, "tokens_per_rank": tokens, "every": EVERY}
     median = {k: {p: statistics.median(x[p] for x in v) for p in ("step", "update")} for k, v in seconds.items()}
     said["dense_step_seconds"] = median["dense"]["step"]
-    said["selection_over_step"] = statistics.median(selections) / median["dense"]["step"]
-    for kind in ("soft", "hard"):
+    for kind in kinds:
         pairs = [x["step"] / y["step"] for x, y in zip(seconds[kind], seconds["dense"], strict=True)]
         said[kind] = {
             "step_ratio": median[kind]["step"] / median["dense"]["step"],
@@ -106,7 +117,9 @@ def checks(args: list[str]) -> dict[str, Any]:
             "added_over_step": (median[kind]["update"] - median["dense"]["update"]) / median["dense"]["step"],
             "state_bytes_per_weight_and_rank": engines[kind].pruner.state_bytes() / engines[kind].pruner.numel,
         }
-    said["soft"]["added_with_selection"] = said["soft"]["added_over_step"] + said["selection_over_step"] / EVERY
+    if selections:
+        said["selection_over_step"] = statistics.median(selections) / median["dense"]["step"]
+        said["soft"]["added_with_selection"] = said["soft"]["added_over_step"] + said["selection_over_step"] / EVERY
     with tempfile.TemporaryDirectory() as folder:
         root = [folder]
         dist.broadcast_object_list(root, src=0)
@@ -139,37 +152,40 @@ def table(r: dict[str, Any]) -> str:
     """The figures as text."""
     tokens, rounds = r["tokens_per_rank"], r["rounds"]
     lines = [f"135 M Llama shape ({r['layers']} layers), 2 ranks, ZeRO 2, {tokens} tokens/rank, {rounds} rounds"]
-    lines.append(f"{'':6} {'step / dense':>13} {'paired':>8} {'added / step':>13} {'bytes/weight/rank':>18}")
-    for kind in ("soft", "hard"):
+    lines.append(f"{'':8} {'step / dense':>13} {'paired':>8} {'added / step':>13} {'bytes/weight/rank':>18}")
+    for kind in (kind for kind in MASKS + GATES if kind in r):
         x = r[kind]
         lines.append(
-            f"{kind:6} {x['step_ratio']:13.3f} {x['step_ratio_paired']:8.3f} {x['added_over_step']:13.4f} "
+            f"{kind:8} {x['step_ratio']:13.3f} {x['step_ratio_paired']:8.3f} {x['added_over_step']:13.4f} "
             f"{x['state_bytes_per_weight_and_rank']:18.2f}"
         )
-    lines.append(
-        f"selection / step {r['selection_over_step']:.4f}, every {r['every']} steps; "
-        f"soft with it {r['soft']['added_with_selection']:.4f}"
-    )
+    if "soft" in r:
+        lines.append(
+            f"selection / step {r['selection_over_step']:.4f}, every {r['every']} steps; "
+            f"soft with it {r['soft']['added_with_selection']:.4f}"
+        )
     plain = r["deepspeed_save_bytes"]
-    for kind in ("dense", "soft", "hard"):
+    for kind in (kind for kind in ("dense", *MASKS, *GATES) if kind in r):
         x = r[kind]
         lines.append(
-            f"save {kind:5} {x['save_bytes'] / plain:6.3f} of DeepSpeed's bytes, "
+            f"save {kind:7} {x['save_bytes'] / plain:6.3f} of DeepSpeed's bytes, "
             f"{x['save_seconds'] / r['deepspeed_save_seconds']:6.2f} of its seconds (fsync and sha256 included)"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 5 and sys.argv[1].endswith("out.json"):
+    if len(sys.argv) > 4 and sys.argv[1].endswith("out.json"):
         main(checks)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--gates", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    arguments = [str(x) for x in (options.rounds, options.layers, options.tokens)]
+    kinds = GATES if options.gates else MASKS
+    arguments = [*map(str, (options.rounds, options.layers, options.tokens)), *kinds]
     result = run_ranks("tests.benchmarks.bench_step", 2, *arguments, timeout_s=3600)
     print(table(result))
     if options.json:

@@ -1,30 +1,46 @@
-"""The criterion that CONTRIBUTING.md shows works as it says: one new file, nothing else."""
+"""The methods that CONTRIBUTING.md shows work as it says: one new file, nothing else."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pat.pruning import criteria, registry
+from pat.pruning import criteria, gates, registry
+
+
+@contextmanager
+def added(package: Any, folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The file that the text shows for a package, where the package finds it; its name."""
+    text = (repository / "CONTRIBUTING.md").read_text()
+    place = package.__name__.replace(".", "/")
+    shown = re.search(rf"`{place}/(\w+)\.py`.*?```python\n(.*?)```", text, re.DOTALL)
+    assert shown
+    (folder / f"{shown[1]}.py").write_text(shown[2])
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    registry.classes.cache_clear()
+    try:
+        yield shown[1]
+    finally:
+        sys.modules.pop(f"{package.__name__}.{shown[1]}", None)
+        registry.classes.cache_clear()
 
 
 def test_example_criterion_is_found(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (repository / "CONTRIBUTING.md").read_text()
-    file = re.search(r"`pat/pruning/criteria/(\w+)\.py`", text)
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert file and code
-    (tmp_path / f"{file[1]}.py").write_text(code[1])
-    monkeypatch.setattr(criteria, "__path__", [*criteria.__path__, str(tmp_path)])
-    registry.classes.cache_clear()
-    try:
-        criterion = registry.build("criterion", {"name": file[1], "decay": 0.5})
+    with added(criteria, tmp_path, repository, monkeypatch) as name:
+        criterion = registry.build("criterion", {"name": name, "decay": 0.5})
         score, weight, gradient = torch.tensor([1.0, 0.0]), torch.ones(2), torch.tensor([-3.0, 0.5])
         score = criterion.update(score, weight, gradient, 0.0)
         assert criterion.rank(score, weight).tolist() == [2.0, 0.25]
-    finally:
-        sys.modules.pop(f"pat.pruning.criteria.{file[1]}", None)
-        registry.classes.cache_clear()
+
+
+def test_example_gate_is_found(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with added(gates, tmp_path, repository, monkeypatch) as name:
+        method = registry.build("gate", {"name": name, "fade": 3})
+        assert method.update(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.5])).tolist() == [3.0, 0.5]

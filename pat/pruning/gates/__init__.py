@@ -25,7 +25,8 @@ class Gate:
 
     name: str = ""
 
-    learned: ClassVar[bool] = False
+    needs: ClassVar[Evidence] = "gradient"
+    pooled_only: ClassVar[bool] = False  # for whole layers only
     comparable: ClassVar[bool] = True  # scores of different structures are in one currency
 
 
@@ -34,9 +35,6 @@ class Ranked(Gate):
     """A score per unit, higher = keep, from the evidence of a step."""
 
     fade: int = field(default=10, kw_only=True)  # steps in which a unit that is not chosen goes from 1 to 0, or back
-
-    needs: ClassVar[Evidence] = "gradient"
-    pooled_only: ClassVar[bool] = False  # for whole layers only
 
     def __post_init__(self) -> None:
         """Refuse a fade that is none."""
@@ -61,8 +59,6 @@ class Learned(Gate):
 
     lr: float = field(default=0.1, kw_only=True)  # of a
     initial: float = field(default=3.0, kw_only=True)  # of a: nearly open
-
-    learned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse a rate that moves nothing."""
