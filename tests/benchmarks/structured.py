@@ -12,6 +12,7 @@ finished run is not repeated.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shutil
 import statistics
@@ -66,14 +67,14 @@ def trained(directory: Path, recipe: str, overrides: list[str], steps: int) -> d
 def int8(folder: Path) -> float | None:
     """Accuracy of a folder with torchao's dynamic int8 linear layers; None without torchao."""
     try:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+        quantization = importlib.import_module("torchao.quantization")  # not one of the project's dependencies
     except ImportError:
         return None
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in (ROOT / "assets" / "reviews" / "eval.jsonl").read_text().splitlines()]
     names, right = model.config.id2label, 0

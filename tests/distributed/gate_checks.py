@@ -117,12 +117,22 @@ def activation_checkpointing(_: list[str]) -> dict[str, Any]:
     return said
 
 
+def curve(kinds: list[str]) -> dict[str, Any]:
+    """{gate: [held-out loss, scores]} in fp32 at ZeRO 2, for the same global batch on any number of ranks."""
+    said: dict[str, Any] = {}
+    for kind in kinds:
+        trained = build(make_config(kind, engine__zero_stage=2, engine__dtype="fp32"))
+        trained.run(0, STEPS)
+        said[kind] = [trained.held_out_loss(), trained.pruner.gates[0].state.keep.int().tolist()]
+        discard(trained)
+    return said
+
+
 def checks(arguments: list[str]) -> dict[str, Any]:
     """The named check, of the gates that follow it."""
     name, *kinds = arguments
-    return {"parity": parity, "skipped": skipped, "interrupted": interrupted, "recomputed": activation_checkpointing}[
-        name
-    ](kinds)
+    named = {"parity": parity, "skipped": skipped, "interrupted": interrupted, "curve": curve}
+    return (named | {"recomputed": activation_checkpointing})[name](kinds)
 
 
 if __name__ == "__main__":

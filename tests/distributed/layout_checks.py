@@ -71,7 +71,7 @@ def load(folder: Path, targets: Path, saved: Path | None = None) -> dict[str, An
                 reader = checkpoint.find(folder / source / point, trained.pruner.shards, print)
                 assert isinstance(reader, CheckpointReader)
                 checkpoint.load(trained.engine, trained.pruner, reader)
-                result = [digest(trained)]
+                result: list[Any] = [digest(trained)]
                 if point == "soft":
                     trained.run(step, STEPS)
                     trained.pruner.check()

@@ -66,3 +66,12 @@ def test_recomputed_activations_change_nothing() -> None:
     """Activation checkpointing of both kinds: the same flags, weights and so gate gradients."""
     for kind, (plain, *recomputed) in run_ranks(SCRIPT, 2, "recomputed").items():
         assert all(result == plain for result in recomputed), kind
+
+
+def test_one_rank_and_two_come_to_the_same() -> None:
+    """The same global batch in fp32: the loss within 1 %, and nine in ten units as on the other number of ranks."""
+    one, two = (run_ranks(SCRIPT, n, "curve", "l0", "structured_movement") for n in (1, 2))
+    for kind, (loss, keep) in one.items():
+        assert two[kind][0] == pytest.approx(loss, rel=0.01), kind
+        same = [a == b for a, b in zip(keep, two[kind][1], strict=True)]
+        assert sum(same) >= 0.9 * len(same), kind

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,8 @@ def started(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]]:
     """The selected recipes, two at a time: each has one rank."""
-    selected = [item.callspec.params["recipe"] for item in request.session.items if "started" in item.fixturenames]
+    items: list[Any] = request.session.items
+    selected = [item.callspec.params["recipe"] for item in items if "started" in item.fixturenames]
     folders = {recipe: tmp_path_factory.mktemp(recipe) for recipe in selected}
     with ThreadPoolExecutor(2) as pool:
         ended = {}

@@ -174,6 +174,48 @@ def test_statistics() -> None:
             hook.remove()
 
 
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+@pytest.mark.parametrize("structure", ["ffn", "kv_groups", "layers"])
+def test_scores_against_removing_each_unit(model_type: str, structure: str) -> None:
+    """The change of the loss when a gate closes a little, unit by unit, is what Taylor says of it; and of all that are
+    removed whole, those with a score in the upper half cost more than those in the lower."""
+    model = small.model(model_type)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.5)  # a loss that is smooth enough for a first order
+    _, hooks = gated(model, (structure,))
+    batches = [small.tokens(4, 9), small.tokens(4, 9).flip(0, 1)]
+
+    def total() -> float:
+        with torch.no_grad():
+            return sum(float(loss(model, ids)) for ids in batches)
+
+    for hook in hooks:
+        hook.z = torch.ones(hook.site.num_units, requires_grad=True)
+    for ids in batches:
+        loss(model, ids).backward()
+    method, before = registry.build("gate", {"name": "taylor", "decay": 0.0}), total()
+    scores, little, whole = [], [], []
+    for hook in hooks:
+        z = hook.z
+        assert z is not None and z.grad is not None
+        scores.append(method.update(torch.zeros_like(z.grad), z.grad))
+        for unit in range(0, hook.site.num_units, max(1, hook.site.num_units // 16)):
+            changes = []
+            for closed in (0.05, 1.0):
+                hook.z = torch.ones_like(z)
+                hook.z[unit] -= closed
+                changes.append(abs(total() - before))
+            hook.z = z
+            little.append((float(scores[-1][unit]), changes[0] / 0.05))
+            whole.append((float(scores[-1][unit]), changes[1]))
+    found, expected = torch.tensor(little).T
+    assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.98
+    whole.sort()
+    half = len(whole) // 2
+    assert sum(change for _, change in whole[:half]) < sum(change for _, change in whole[-half:])
+
+
 # -- the Lagrangian ----------------------------------------------------------------------------------------------------
 
 
