@@ -51,7 +51,7 @@ def _loading(result: dict[str, Any]) -> str:
     """How the folder is read, and what became of what was pruned."""
     if not result["stock"]:
         return (
-            "Its layers have widths of their own (`pat_widths` in config.json): load it with `pat.export.loader.load`; "
+            "Its layers have widths of their own (`pat_widths` in config.json): load it with `pat.export.load`; "
             "stock `from_pretrained`, and so most servers, cannot."
         )
     if result["structures"]:
