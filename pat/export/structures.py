@@ -46,7 +46,7 @@ class Structures:
 
     def describe(self) -> list[str]:
         """Per structure what is left, for tables."""
-        return [gate.shape_in_words(gate.counts()) for gate in self.gates]
+        return [gate.units.in_words(gate.counts()) for gate in self.gates]
 
     def gate_forward(self, model: nn.Module) -> None:
         """Put the checkpoint's gates into a model of the full shape."""

@@ -69,7 +69,7 @@ def describe(config: Config) -> str:
             gate.name,
             f"{len(gate.sites)} sites",
             f"{gate.numel:,}",
-            f"{sum(gate.sizes):,}",
+            f"{sum(gate.units.sizes):,}",
             f"{gate.target_weights:,} weights",
             f"0-{line.start}",
             f"{line.start}-{line.hard}",
@@ -86,7 +86,7 @@ def describe(config: Config) -> str:
     for mask in pruner.masks:
         names = list(mask.shapes)
         lines.append(f"{mask.name}: {names[0]} ... {names[-1]}")
-    lines += [f"{gate.name}: every layer keeps {gate.target_shape()}" for gate in pruner.gates]
+    lines += [f"{gate.name} leaves {gate.target_shape()}" for gate in pruner.gates]
     console = Console(width=150)
     with console.capture() as captured:
         console.print(table)

@@ -81,14 +81,14 @@ class Pruner:
                 self.owner[param] = name
             self.masks.append(mask)
         for gate in self.gates:
-            for param in sorted(gate.parameters & self.owner.keys()):
+            for param in sorted(gate.units.parameters & self.owner.keys()):
                 raise ValueError(
                     f"pruners.{gate.name} has gates on units of {param}, and pruners.{self.owner[param]} masks it: "
                     "exclude what the gates prune from the masks"
                 )
 
     def _attach_gates(self, gate: GatePruner, frozen: set[str]) -> None:
-        for param in sorted(gate.parameters & frozen):
+        for param in sorted(gate.units.parameters & frozen):
             raise ValueError(
                 f"pruners.{gate.name} prunes units of {param}, which optim.trainable leaves frozen: let it train, or "
                 "choose other structures"

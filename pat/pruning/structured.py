@@ -26,10 +26,11 @@ from torch import Tensor
 
 from pat.config import PrunerConfig
 from pat.models.families import anatomy as anatomy_of
-from pat.pruning import costs, registry, units
+from pat.pruning import registry, unit_slices
 from pat.pruning.choose import Choice
 from pat.pruning.gates import Learned
 from pat.pruning.hooks import SiteHooks, install
+from pat.pruning.inventory import Inventory
 from pat.pruning.lagrangian import Lagrangian
 from pat.pruning.shards import Shards
 from pat.pruning.sites import find_sites
@@ -58,18 +59,17 @@ class GatePruner:
         structures = [registry.build("structure", structure) for structure in config.structures]
         self.anatomy = anatomy_of(model)
         self.sites = find_sites(self.anatomy, structures)
+        self.units = Inventory(self.anatomy, self.sites)
         if self.method.pooled_only and any(site.sublayer is not None for site in self.sites):
             raise ValueError(f"gate {self.method.name} ranks whole layers only: structures=[layers], or another gate")
         self.budget.check(self.anatomy, self.sites)
-        self.cost = costs.parameters(self.anatomy)
-        self.sizes = [site.num_units for site in self.sites]
         self.needs = self.method.needs
         self.hooks: list[SiteHooks] = install(self.sites, model, self.needs)
         self.state = self._initial()
         self.num_pruned = 0  # parameters
 
     def _initial(self) -> GateState:
-        ones = torch.ones(sum(self.sizes))
+        ones = self.units.ones()
         learned = isinstance(self.method, Learned)
         score = ones * self.method.initial if learned else torch.zeros_like(ones)
         self.lagrangian = Lagrangian(self.method, self.budget, self.anatomy, self.sites) if learned else None
@@ -78,23 +78,18 @@ class GatePruner:
     # -- figures ---------------------------------------------------------------------------------------------------
 
     @property
-    def parameters(self) -> set[str]:
-        """All parameters of which a unit owns a slice."""
-        return {part.parameter for site in self.sites for part in site.slices}
-
-    @cached_property
     def numel(self) -> int:
         """Prunable parameters: those that would go with all units."""
-        return self._removed(torch.zeros(sum(self.sizes), dtype=torch.bool))
+        return self.units.numel
 
     @cached_property
     def target_weights(self) -> int:
         """Parameters that the budget removes in the end; where widths may differ by layer, of a tie of all scores."""
-        return self._removed(self._flat(self._final_of_a_tie.keep))
+        return self.units.removed(self.units.join(self._final_of_a_tie.keep))
 
     @cached_property
     def _final_of_a_tie(self) -> Choice:
-        return self.budget.choose(self.anatomy, self.sites, self._by_site(torch.zeros(sum(self.sizes))))
+        return self.budget.choose(self.anatomy, self.sites, self.units.split(0.0 * self.units.ones()))
 
     @property
     def target_sparsity(self) -> float:
@@ -112,7 +107,7 @@ class GatePruner:
 
     def keep_flags(self) -> dict[str, Tensor]:
         """Per site (num_units,) uint8."""
-        return self._by_site(self.state.keep.to(torch.uint8))
+        return self.units.split(self.state.keep.to(torch.uint8))
 
     @property
     def sparsity(self) -> float:
@@ -121,46 +116,26 @@ class GatePruner:
 
     def counts(self) -> dict[str, list[int]]:
         """Per structure: the units that each site keeps."""
-        found: dict[str, list[int]] = {}
-        for site, keep in zip(self.sites, self.state.keep.split(self.sizes), strict=True):
-            found.setdefault(site.structure, []).append(int(keep.sum()))
-        return found
+        return self.units.counts(self.state.keep)
 
     def forward_gates(self) -> dict[str, Tensor]:
         """Per site (num_units,) fp32: what multiplies in an evaluation now. In the hard phase only dropped blocks."""
         state = self.state
         if state.hardened:
-            z = torch.where(self._is_block(), state.keep.float(), torch.ones_like(state.z))
+            z = torch.where(self.units.is_block, state.keep.float(), torch.ones_like(state.z))
         elif isinstance(self.method, Learned) and state.begun >= self.timeline.start:
             z = self.method.mean(state.score)
         else:
             z = state.z
-        return self._by_site(z)
+        return self.units.split(z)
 
     def target_shape(self) -> str:
-        """What the budget leaves, in words: `768 of 1536 ffn`; where widths may differ by layer, of a tie."""
-        return self.shape_in_words(self._final_of_a_tie.counts)
-
-    def shape_in_words(self, final: dict[str, list[int]]) -> str:
-        """These units of those that there were."""
-        full: dict[str, list[int]] = {}
-        for site in self.sites:
-            full.setdefault(site.structure, []).append(site.num_units)
-        return ", ".join(f"{_range(final[s])} of {_range(n)} {s}" for s, n in full.items())
+        """What the budget leaves, in words; where widths may differ by layer, of a tie."""
+        return self.units.in_words(self._final_of_a_tie.counts)
 
     def state_bytes(self) -> int:
         """Bytes of gate state on this rank."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
-
-    def _removed(self, keep: Tensor) -> int:
-        left = self.cost.total(costs.widths(self.anatomy, self.sites, self._by_site(keep)))
-        return self.cost.total(costs.dense_widths(self.anatomy)) - left
-
-    def _by_site(self, values: Tensor) -> dict[str, Tensor]:
-        return {site.name: part for site, part in zip(self.sites, values.split(self.sizes), strict=True)}
-
-    def _flat(self, by_site: dict[str, Tensor]) -> Tensor:
-        return torch.cat([by_site[site.name] for site in self.sites])
 
     # -- the step --------------------------------------------------------------------------------------------------
 
@@ -194,19 +169,21 @@ class GatePruner:
             evaluated = self.method.mean(state.score)
         by_gradient = self.needs == "gradient"
         wanted = soft or (by_gradient and not isinstance(self.method, Learned))
-        for hook, part, mean in zip(self.hooks, z.split(self.sizes), evaluated.split(self.sizes), strict=True):
+        for hook, part, mean in zip(
+            self.hooks, z.split(self.units.sizes), evaluated.split(self.units.sizes), strict=True
+        ):
             hook.z = part.to(device, copy=True).requires_grad_(by_gradient) if wanted else None
             hook.z_eval = mean.to(device) if soft else None
 
     def _select(self, progress: float) -> None:
         """The keep flags under `progress` of the budget. Collective where the evidence is in the shards."""
         if self.needs == "weights":
-            evidence = units.mean_square(self.shards, self.sites, self.anatomy.shapes)
+            evidence = unit_slices.mean_square(self.shards, self.sites, self.anatomy.shapes)
             self.state.score = self.method.update(self.state.score, evidence)
-        scores = self._by_site(self._scores())
+        scores = self.units.split(self._scores())
         chosen = self.budget.choose(self.anatomy, self.sites, scores, progress, self.method.comparable)
-        self.state.keep = self._flat(chosen.keep)
-        self.num_pruned = self._removed(self.state.keep)
+        self.state.keep = self.units.join(chosen.keep)
+        self.num_pruned = self.units.removed(self.state.keep)
 
     def _scores(self) -> Tensor:
         state = self.state
@@ -217,24 +194,20 @@ class GatePruner:
         state, shapes = self.state, self.anatomy.shapes
         self._select(1.0)
         final = self.method.mean(state.score) if isinstance(self.method, Learned) else torch.ones_like(state.z)
-        final = torch.where(self._is_block(), torch.ones_like(final), final)  # a block cannot be folded into
+        final = torch.where(self.units.is_block, torch.ones_like(final), final)  # a block cannot be folded into
         state.z = torch.where(state.keep, final, torch.zeros_like(final))
-        fold = units.factors(self.sites, self._by_site(state.z), shapes, gated=True)
-        alive = units.factors(self.sites, self._by_site(state.keep.float()), shapes, gated=False)
-        units.multiply(self.shards, fold, moments=False)
-        units.multiply(self.shards, alive, moments=False)
-        units.multiply(self.shards, alive, moments=True)
+        fold = unit_slices.factors(self.sites, self.units.split(state.z), shapes, gated=True)
+        alive = unit_slices.factors(self.sites, self.units.split(state.keep.float()), shapes, gated=False)
+        unit_slices.multiply(self.shards, fold, moments=False)
+        unit_slices.multiply(self.shards, alive, moments=False)
+        unit_slices.multiply(self.shards, alive, moments=True)
         self.shards.refresh_forward()
         state.hardened = True
         self.settle()
 
-    def _is_block(self) -> Tensor:
-        """(U,) whether the unit is a whole layer."""
-        return torch.cat([torch.full((site.num_units,), site.sublayer is None) for site in self.sites])
-
     def settle(self) -> None:
         """The hooks of the hard phase: only dropped blocks still need theirs, output = input."""
-        for hook, keep in zip(self.hooks, self.state.keep.split(self.sizes), strict=True):
+        for hook, keep in zip(self.hooks, self.state.keep.split(self.units.sizes), strict=True):
             if hook.site.sublayer is None and not keep.all():
                 hook.needs, hook.z, hook.z_eval = None, torch.zeros(1, device=self.shards.device), None
             else:
@@ -254,7 +227,7 @@ class GatePruner:
                 return {}
             progress, ramp = self.timeline.progress(t), self.timeline.target(t, 1.0)
             state.score, figures = self.lagrangian.step(state.score, evidence, t, self.seed, progress, ramp)
-            self.num_pruned = self._removed(self.method.mean(state.score) > 0)
+            self.num_pruned = self.units.removed(self.method.mean(state.score) > 0)
             return figures
         state.score = self.method.update(state.score, evidence)
         return {}
@@ -274,8 +247,8 @@ class GatePruner:
         for hook in self.hooks:
             hook.sums = None
         lines = world.sum(torch.cat([torch.zeros(n + 1, dtype=torch.float64) if s is None else s.cpu()
-                                     for n, s in zip(self.sizes, sums, strict=True)]))  # fmt: skip
-        each = [line[:-1] / line[-1].clamp(min=1.0) for line in lines.split([n + 1 for n in self.sizes])]
+                                     for n, s in zip(self.units.sizes, sums, strict=True)]))  # fmt: skip
+        each = [line[:-1] / line[-1].clamp(min=1.0) for line in lines.split([n + 1 for n in self.units.sizes])]
         return torch.cat(each).float()
 
     # -- what holds ------------------------------------------------------------------------------------------------
@@ -284,8 +257,10 @@ class GatePruner:
         """In the hard phase what is gone is exactly 0. Raises PromiseBroken. Collective."""
         if not self.state.hardened:
             return
-        alive = units.factors(self.sites, self._by_site(self.state.keep.float()), self.anatomy.shapes, gated=False)
-        alive_again = units.count_nonzero(self.shards, alive)
+        alive = unit_slices.factors(
+            self.sites, self.units.split(self.state.keep.float()), self.anatomy.shapes, gated=False
+        )
+        alive_again = unit_slices.count_nonzero(self.shards, alive)
         if alive_again:
             raise PromiseBroken(f"{alive_again} weights of units that pruner {self.name} has removed are not zero")
 
@@ -302,10 +277,10 @@ class GatePruner:
 
     def restore(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
         """The state of a checkpoint, whatever its layout. ValueError where it is of other structures."""
-        units_now = sum(self.sizes)
-        if "keep" not in tensors or tensors["keep"].numel() != units_now:
+        now = sum(self.units.sizes)
+        if "keep" not in tensors or tensors["keep"].numel() != now:
             raise ValueError(
-                f"the checkpoint has no gates of pruner {self.name} for {units_now} units: it was made with other "
+                f"the checkpoint has no gates of pruner {self.name} for {now} units: it was made with other "
                 "structures; use another run.dir or run.resume=never"
             )
         self.state = GateState(
@@ -322,10 +297,3 @@ class GatePruner:
             self.settle()
         else:
             self._set_leaves(self.state.begun)
-
-
-def _range(counts: list[int]) -> str:
-    """`768`, or `512 to 832` where layers differ; of sites with one unit: how many are left."""
-    if max(counts) <= 1:
-        return str(sum(counts))
-    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"

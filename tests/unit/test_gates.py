@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pat.models import families
-from pat.pruning import registry, units
+from pat.pruning import registry, unit_slices
 from pat.pruning.gates import Learned, Ranked
 from pat.pruning.hooks import SiteHooks, install
 from pat.pruning.lagrangian import Lagrangian
@@ -126,7 +126,7 @@ def test_the_gradient_of_a_gate_is_the_change_of_the_loss(model_type: str, struc
 @pytest.mark.parametrize("structures", [s for s in STRUCTURES if s != ("layers",)])
 @pytest.mark.parametrize("model_type", families.families())
 def test_folded_weights_are_gated_ones(model_type: str, structures: tuple[str, ...]) -> None:
-    """What `units.factors` multiplies, on flat pieces as shards hold them, does what the hooks did; dead units too."""
+    """What `factors` multiplies, on flat pieces as shards hold them, does what the hooks did; dead units too."""
     model = small.model(model_type)
     sites, hooks = gated(model, structures, None)
     keep = small.random_keep(sites, seed=3, uniform=False)
@@ -140,7 +140,10 @@ def test_folded_weights_are_gated_ones(model_type: str, structures: tuple[str, .
         hook.remove()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     alive = {name: flags.float() for name, flags in keep.items()}
-    for by in (units.factors(sites, z, shapes, gated=True), units.factors(sites, alive, shapes, gated=False)):
+    for by in (
+        unit_slices.factors(sites, z, shapes, gated=True),
+        unit_slices.factors(sites, alive, shapes, gated=False),
+    ):
         for name, found in by.items():
             flat = model.get_parameter(name).data.view(-1)
             middle = min(37, flat.numel() // 2)  # a shard boundary in the middle of a row
