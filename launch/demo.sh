@@ -55,5 +55,6 @@ What to try next (source ${PAT_VENV:-.venv}/bin/activate first):
   pat train recipe=reviews pruners.weights.budget.sparsity=0.5           another sparsity
   pat train recipe=reviews pruners.weights.criterion.name=magnitude      another criterion
   pat train recipe=reviews engine=zero3                                  parameters sharded as well
+  pat train recipe=reviews_narrow                                        a physically smaller model: half of the neurons
   pat train --help                                                       everything that can be set
 MESSAGE

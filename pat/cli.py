@@ -38,8 +38,11 @@ recipes (recipes/NAME.yaml):
 groups (GROUP=OPTION picks a set of keys):
 {groups}
 
-methods of a pruner (pruners.NAME.KIND.name=METHOD):
+methods of a pruner (pruners.NAME.KIND.name=METHOD; of weights: criterion, granularity; of structures: gate):
 {methods}
+
+structures (pruners.NAME.structures=[...]):
+  {structures}
 """
 
 _TRAIN_EXAMPLES = """\
@@ -244,7 +247,10 @@ def _train_help(parser: argparse.ArgumentParser) -> str:
         config=conf / "config.yaml",
         recipes=", ".join(recipes()),
         groups="\n".join(f"  {name:<8} {items}" for name, items in options.items()),
-        methods="\n".join(f"  {kind:<12} {', '.join(registry.names(kind))}" for kind in registry.PACKAGES),
+        methods="\n".join(
+            f"  {kind:<12} {', '.join(registry.names(kind))}" for kind in registry.PACKAGES if kind != "structure"
+        ),
+        structures=", ".join(registry.names("structure")),
     )
     return parser.format_help()
 
