@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pat import checkpoint
-from tests.distributed.harness import GATES, STEPS, build, digest, discard, main, make_config
+from tests.distributed.harness import GATES, STEPS, build, digest, discard, main, make_config, pruner_config
 from tests.distributed.parity_checks import LAYOUTS
 
 ELSEWHERE: dict[str, dict[str, Any]] = {
@@ -35,6 +35,23 @@ def parity(kinds: list[str]) -> dict[str, Any]:
                 "target": trained.pruner.target,
             }
             discard(trained)
+    return said
+
+
+def together(_: list[str]) -> dict[str, Any]:
+    """{layout: hashes}: L0 gates on neurons and 2:4 masks on the attention's inputs, in one run."""
+    said: dict[str, Any] = {}
+    for layout in ("zero1", "zero2", "zero3"):
+        config = make_config("ffn", **LAYOUTS[layout])
+        masks = pruner_config("n_of_m")
+        masks.params, masks.exclude = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight"], []
+        config.pruners["two_four"] = masks
+        trained = build(config)
+        trained.run(0, STEPS)
+        trained.pruner.check()
+        trained.pruner.check_finished()
+        said[layout] = trained.result() | {"each": {p.name: p.sparsity for p in trained.pruner.pruners}}
+        discard(trained)
     return said
 
 
@@ -132,7 +149,7 @@ def checks(arguments: list[str]) -> dict[str, Any]:
     """The named check, of the gates that follow it."""
     name, *kinds = arguments
     named = {"parity": parity, "skipped": skipped, "interrupted": interrupted, "curve": curve}
-    return (named | {"recomputed": activation_checkpointing})[name](kinds)
+    return (named | {"recomputed": activation_checkpointing, "together": together})[name](kinds)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ GATES: dict[str, dict[str, Any]] = {
         "structures": ["layers"],
         "budget": {"name": "shape", "keep": {"layers": 1}},
     },
+    "ffn": {
+        "gate": {"name": "l0", "initial": 1.0},
+        "structures": ["ffn"],
+        "budget": {"name": "shape", "keep": {"ffn": 20}},
+    },
     "sublayers": {
         "gate": "taylor",
         "structures": ["attention_layers", "mlp_layers"],

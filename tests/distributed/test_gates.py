@@ -44,6 +44,13 @@ def _same(results: dict[str, Any], kind: str) -> None:
             assert (sum(kept) == budget[structure]) if pooled else set(kept) == {budget[structure]}
 
 
+def test_gates_and_masks_in_one_run() -> None:
+    """Neurons by L0 and 2:4 in other matrices: both exactly at their targets, the same bits at ZeRO 1, 2, 3."""
+    results = run_ranks(SCRIPT, 2, "together")
+    assert all(result == results["zero1"] for result in results.values())
+    assert results["zero1"]["each"] == {"weights": 0.5, "two_four": 0.5}
+
+
 def test_methods_differ() -> None:
     """Equal hashes above are not equal because nothing happened."""
     whole = [kind for kind in GATES if "structures" not in GATES[kind]]

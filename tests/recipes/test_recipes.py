@@ -15,6 +15,7 @@ import pytest
 
 from pat import compose
 from pat.config import Config
+from pat.export.export import export_run
 
 # Two layers with the heads and the vocabulary of the real model; only the hidden width is small.
 LARGE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
@@ -147,5 +148,9 @@ def test_takes_two_steps(recipe: str, started: Callable[[str], tuple[Path, subpr
         if pruner.structures:
             (kept,) = summary["kept_units"].values()
             assert set(kept["ffn"]) == {64} and set(kept.get("kv_groups", [2])) == {2}
+            exported = export_run(folder / "run", folder / "out", verify="logits")
+            assert exported["after"]["parameters"] < exported["before"]["parameters"]
+            assert exported["mask_sha256"] == summary["mask_sha256"] and exported["stock"]
+            assert json.loads((folder / "out" / "config.json").read_text())["intermediate_size"] == 64
         else:
             assert summary["target_sparsity"] == pytest.approx(pruner.budget["sparsity"], abs=1e-4)

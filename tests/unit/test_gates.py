@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from pat.models import families
 from pat.pruning import registry, unit_slices
+from pat.pruning.comm import LOCAL
 from pat.pruning.gates import Learned, Ranked
 from pat.pruning.hooks import SiteHooks, install
 from pat.pruning.lagrangian import Lagrangian
+from pat.pruning.shards import Shard
 from pat.pruning.types import Segment
 from tests.unit import small_models as small
 
@@ -153,6 +156,52 @@ def test_folded_weights_are_gated_ones(model_type: str, structures: tuple[str, .
                     flat[start:stop] *= factor.along(segment, 0, stop - start)
     with torch.no_grad():
         assert (model(ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def cut_flat(model: Any, ranks: int) -> list[Any]:
+    """The model's parameters in one flat vector, cut into equal parts wherever that falls, as ZeRO 1 and 2 do."""
+    whole = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    width = -(-whole.numel() // ranks)
+    found, at, segments = [], 0, []
+    for name, p in model.named_parameters():
+        for rank in range(ranks):
+            low, high = max(at, rank * width), min(at + p.numel(), (rank + 1) * width)
+            if low < high:
+                segments.append((rank, Segment(name, tuple(p.shape), low - at, high - low, 0, low - rank * width)))
+        at += p.numel()
+    for rank in range(ranks):
+        flat = whole[rank * width : (rank + 1) * width].clone()
+        own = tuple(segment for owner, segment in segments if owner == rank)
+        found.append(SimpleNamespace(comm=LOCAL, shards=[Shard(0, 0, flat, own)]))
+    return found
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_mean_square_and_zeros_over_cut_shards(model_type: str) -> None:
+    """Per unit against its slices taken one by one; the parts of three ranks add up, whatever a boundary cuts."""
+    model = small.model(model_type)
+    sites = small.sites(families.anatomy(model), "ffn", "kv_groups")
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = []
+    for site in sites:
+        for unit in range(site.num_units):
+            owned = [
+                model.get_parameter(part.parameter)
+                .detach()
+                .narrow(part.dim, part.start + unit * part.per_unit, part.per_unit)
+                .flatten()
+                for part in site.slices
+            ]
+            expected.append(torch.cat(owned).double().square().mean())
+    parts = [unit_slices.mean_square(shards, sites, shapes) for shards in cut_flat(model, 3)]
+    assert torch.allclose(torch.stack(parts).sum(0).double(), torch.stack(expected), rtol=1e-5)
+
+    keep = {name: flags.float() for name, flags in small.random_keep(sites, seed=5, uniform=False).items()}
+    dead = unit_slices.factors(sites, keep, shapes, gated=False)
+    for shards in cut_flat(model, 3):
+        assert unit_slices.count_nonzero(shards, dead) > 0
+        unit_slices.multiply(shards, dead, moments=False)
+        assert unit_slices.count_nonzero(shards, dead) == 0
 
 
 def test_statistics() -> None:
