@@ -45,14 +45,19 @@ class Slicing:
             return None if cut is None else cut.name
         return name
 
+    def select(self, name: str, tensor: Tensor) -> Tensor:
+        """The elements that stay of a parameter that is not dropped."""
+        cut = self.cuts.get(name)
+        assert cut is not None or name not in self.cuts, f"{name} is dropped"
+        for dim, index in cut.selects.items() if cut is not None else ():
+            tensor = tensor.index_select(dim, index.to(tensor.device))
+        return tensor
+
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """What is left of a parameter that is not dropped; factors are applied in fp32."""
-        cut = self.cuts.get(name)
+        tensor, cut = self.select(name, tensor), self.cuts.get(name)
         if cut is None:
-            assert name not in self.cuts, f"{name} is dropped"
             return tensor
-        for dim, index in cut.selects.items():
-            tensor = tensor.index_select(dim, index.to(tensor.device))
         dtype = tensor.dtype
         for dim, factor in cut.factors.items():
             shape = [-1 if d == dim else 1 for d in range(tensor.dim())]

@@ -51,7 +51,7 @@ class Stream:
     structures: Structures = field(default_factory=Structures)
     nonzero: int = 0  # weights other than 0, over all parameters, as written
     written: int = 0  # parameters, as written
-    pruned: int = 0  # flags that are 0; with gates, the parameters of the units that are gone
+    pruned: int = 0  # the parameters of units that are gone, and the flags that are 0 in what is left
     prunable: int = 0
     masks: MaskHash = field(default_factory=MaskHash)
     weights: WeightsHash = field(default_factory=WeightsHash)
@@ -59,7 +59,8 @@ class Stream:
     def __post_init__(self) -> None:
         """Parameters of a pruner count as prunable, masked yet or not."""
         self._masked = set(masked(self.reader))
-        self.prunable = sum(map(self.reader.numel, self._masked)) + self.structures.prunable
+        own = self._masked - self.structures.parameters
+        self.prunable = sum(map(self.reader.numel, own)) + self.structures.prunable
         self.pruned = self.structures.pruned
         cut = self.structures.cut
         self.old = {} if cut is None else {cut.rename(name): name for name in self.reader.parameters}
@@ -92,10 +93,15 @@ class Stream:
             yield self.reader.frozen(spec.name)
         elif cut is not None:
             old = self.old[spec.name]
+            if old in self._masked:
+                keep = keep_chunk(self.reader, old, 0, self.reader.numel(old))
+                self._count(cut.select(old, keep.view(self.reader.parameters[old]["shape"])))
             yield self._finite(spec, cut.cut(old, self.reader.weight(old)).reshape(-1))
         else:
             for start, weight in weight_chunks(self.reader, spec.name):
                 self._hash(spec.name, start, weight)
+                if spec.name in self._masked:
+                    self._count(keep_chunk(self.reader, spec.name, start, len(weight)))
                 yield self._finite(spec, weight)
 
     def _hash(self, name: str, start: int, weight: Tensor) -> None:
@@ -114,9 +120,10 @@ class Stream:
         self.written += len(written)
         return written
 
+    def _count(self, keep: Tensor) -> None:
+        self.pruned += keep.numel() - int(torch.count_nonzero(keep))
+
     def _check(self, name: str, weight: Tensor, keep: Tensor) -> None:
-        dead = keep == 0
-        self.pruned += int(torch.count_nonzero(dead))
-        alive = int(torch.count_nonzero(weight[dead]))
+        alive = int(torch.count_nonzero(weight[keep == 0]))
         if alive:
             raise CheckpointError(f"{alive} pruned weights of {name} are not zero; export another checkpoint.")

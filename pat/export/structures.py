@@ -30,6 +30,11 @@ class Structures:
         return {site: keep for gate in self.gates for site, keep in gate.keep_flags().items()}
 
     @property
+    def parameters(self) -> set[str]:
+        """All of which a unit owns a slice."""
+        return {name for gate in self.gates for name in gate.units.parameters}
+
+    @property
     def prunable(self) -> int:
         """Parameters that would go with all units."""
         return sum(gate.numel for gate in self.gates)

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pat.models.anatomy import Anatomy
-from pat.pruning import costs
+from pat.pruning import costs, unit_slices
 from pat.pruning.sites import Site
 
 
@@ -55,6 +56,16 @@ class Inventory:
         """Parameters that go with the units whose flag, of (U,) bool, is down."""
         left = self._cost.total(costs.widths(self.anatomy, self.sites, self.split(keep)))
         return self._cost.total(costs.dense_widths(self.anatomy)) - left
+
+    def removed_from(self, keep: Tensor, names: Iterable[str]) -> int:
+        """Elements of the named parameters that go with the units whose flag, of (U,) bool, is down."""
+        shapes = self.anatomy.shapes
+        alive = unit_slices.factors(self.sites, self.split(keep.float()), shapes, gated=False)
+        gone = 0
+        for name in names:
+            left = {f.dim: int(f.values.count_nonzero()) for f in alive.get(name, ())}
+            gone += math.prod(shapes[name]) - math.prod(left.get(d, n) for d, n in enumerate(shapes[name]))
+        return gone
 
     def counts(self, keep: Tensor) -> dict[str, list[int]]:
         """Per structure: the units that each site keeps, of (U,) bool."""

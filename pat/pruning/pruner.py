@@ -20,6 +20,7 @@ from torch import Tensor
 from pat.config import Config
 from pat.hashing import MaskHash, WeightsHash, pack_keep
 from pat.models.shapes import logical_shape
+from pat.pruning import nested
 from pat.pruning.kernels import SumOfSquares
 from pat.pruning.masks import MaskedShard, MaskPruner
 from pat.pruning.shards import Piece, Shards
@@ -81,11 +82,8 @@ class Pruner:
                 self.owner[param] = name
             self.masks.append(mask)
         for gate in self.gates:
-            for param in sorted(gate.units.parameters & self.owner.keys()):
-                raise ValueError(
-                    f"pruners.{gate.name} has gates on units of {param}, and pruners.{self.owner[param]} masks it: "
-                    "exclude what the gates prune from the masks"
-                )
+            for mask in self.masks:
+                nested.check(gate, mask)
 
     def _attach_gates(self, gate: GatePruner, frozen: set[str]) -> None:
         for param in sorted(gate.units.parameters & frozen):
@@ -96,6 +94,11 @@ class Pruner:
         for other in self.gates:
             for structure in set(gate.config.structures) & set(other.config.structures):
                 raise ValueError(f"pruners.{gate.name} and pruners.{other.name} both have gates on {structure}")
+            for param in sorted(gate.units.parameters & other.units.parameters):
+                raise ValueError(
+                    f"pruners.{gate.name} and pruners.{other.name} both prune units of {param}: name their structures "
+                    "in one pruner, so that what goes is counted once"
+                )
         self.gates.append(gate)
 
     # -- after DeepSpeed -------------------------------------------------------------------------------------------
@@ -209,13 +212,13 @@ class Pruner:
 
     @property
     def num_pruned(self) -> int:
-        """Weights removed, over all pruners and ranks."""
-        return sum(p.num_pruned for p in self.pruners)
+        """Weights removed, over all pruners and ranks, each counted once."""
+        return sum(p.num_pruned for p in self.pruners) - sum(nested.num_pruned(*pair) for pair in self._pairs)
 
     @property
     def numel(self) -> int:
-        """Prunable weights."""
-        return sum(p.numel for p in self.pruners)
+        """Prunable weights, each counted once."""
+        return sum(p.numel for p in self.pruners) - sum(nested.numel(*pair) for pair in self._pairs)
 
     @property
     def sparsity(self) -> float:
@@ -225,7 +228,12 @@ class Pruner:
     @property
     def target(self) -> float:
         """Fraction of all prunable weights that the budgets ask to remove."""
-        return sum(p.target_weights for p in self.pruners) / self.numel if self.pruners else 0.0
+        both = sum(nested.target_weights(*pair) for pair in self._pairs)
+        return (sum(p.target_weights for p in self.pruners) - both) / self.numel if self.pruners else 0.0
+
+    @property
+    def _pairs(self) -> list[tuple[GatePruner, MaskPruner]]:
+        return [(gate, mask) for gate in self.gates for mask in self.masks]
 
     def state_bytes(self) -> int:
         """Bytes of pruner state on this rank now."""

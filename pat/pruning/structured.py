@@ -85,7 +85,12 @@ class GatePruner:
     @cached_property
     def target_weights(self) -> int:
         """Parameters that the budget removes in the end; where widths may differ by layer, of a tie of all scores."""
-        return self.units.removed(self.units.join(self._final_of_a_tie.keep))
+        return self.units.removed(self.final_of_a_tie)
+
+    @property
+    def final_of_a_tie(self) -> Tensor:
+        """(U,) bool: what the budget leaves where all scores are equal."""
+        return self.units.join(self._final_of_a_tie.keep)
 
     @cached_property
     def _final_of_a_tie(self) -> Choice:

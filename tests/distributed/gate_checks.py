@@ -39,19 +39,25 @@ def parity(kinds: list[str]) -> dict[str, Any]:
 
 
 def together(_: list[str]) -> dict[str, Any]:
-    """{layout: hashes}: L0 gates on neurons and 2:4 masks on the attention's inputs, in one run."""
+    """{case: {layout: hashes}}: L0 gates, and 2:4 masks on other matrices, or inside what the gates leave."""
     said: dict[str, Any] = {}
-    for layout in ("zero1", "zero2", "zero3"):
-        config = make_config("ffn", **LAYOUTS[layout])
-        masks = pruner_config("n_of_m")
-        masks.params, masks.exclude = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight"], []
-        config.pruners["two_four"] = masks
-        trained = build(config)
-        trained.run(0, STEPS)
-        trained.pruner.check()
-        trained.pruner.check_finished()
-        said[layout] = trained.result() | {"each": {p.name: p.sparsity for p in trained.pruner.pruners}}
-        discard(trained)
+    attention = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight"]
+    inside = [*attention, "*.o_proj.weight", "*.gate_proj.weight", "*.up_proj.weight"]
+    for case, kind, params, start in (("beside", "ffn", attention, 2), ("inside", "l0", inside, 8)):
+        for layout in ("zero1", "zero2", "zero3"):
+            config = make_config(kind, **LAYOUTS[layout])
+            masks = pruner_config("n_of_m", start=start, end=10)
+            masks.params, masks.exclude = params, []
+            config.pruners["two_four"] = masks
+            trained = build(config)
+            trained.run(0, STEPS)
+            trained.pruner.check()
+            trained.pruner.check_finished()
+            said.setdefault(case, {})[layout] = trained.result() | {
+                "each": {p.name: p.sparsity for p in trained.pruner.pruners},
+                "target": trained.pruner.target,
+            }
+            discard(trained)
     return said
 
 

@@ -44,11 +44,26 @@ def _same(results: dict[str, Any], kind: str) -> None:
             assert (sum(kept) == budget[structure]) if pooled else set(kept) == {budget[structure]}
 
 
-def test_gates_and_masks_in_one_run() -> None:
-    """Neurons by L0 and 2:4 in other matrices: both exactly at their targets, the same bits at ZeRO 1, 2, 3."""
-    results = run_ranks(SCRIPT, 2, "together")
+@cache
+def together() -> dict[str, Any]:
+    """Results of runs with gates and masks."""
+    return run_ranks(SCRIPT, 2, "together")
+
+
+@pytest.mark.parametrize("case", ["beside", "inside"])
+def test_gates_and_masks_in_one_run(case: str) -> None:
+    """L0 and 2:4, in other matrices or in what L0 leaves: exactly at the targets, the same bits at ZeRO 1, 2, 3."""
+    results = together()[case]
     assert all(result == results["zero1"] for result in results.values())
     assert results["zero1"]["each"] == {"weights": 0.5, "two_four": 0.5}
+    assert results["zero1"]["sparsity"] == results["zero1"]["target"]
+
+
+def test_weights_that_gates_and_masks_share_count_once() -> None:
+    """Half of the neurons and groups, and half of what is left but in down_proj (a third of the FFN)."""
+    ffn, attention = 3 * 24 * 40, 2 * 24 * 24 + 2 * 24 * 12  # LLAMA of the harness, per layer
+    pruned = (ffn + attention) / 2 + (ffn * 2 / 3 + attention) / 4
+    assert together()["inside"]["zero1"]["sparsity"] == pruned / (ffn + attention)
 
 
 def test_methods_differ() -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from pat import compose
 from pat.config import Config
 from pat.export.export import export_run
+from pat.pruning import masks
 
 # Two layers with the heads and the vocabulary of the real model; only the hidden width is small.
 LARGE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
@@ -70,9 +72,10 @@ def small(config: Config, folder: Path) -> list[str]:
         "engine.kernels=eager",  # compiling has its own tests
         "logger.name=none",
     ]
-    for name in config.pruners:
+    for name, pruner in config.pruners.items():
         schedule = f"pruners.{name}.schedule"
-        overrides += [f"{schedule}.start=0", f"{schedule}.hard=1", f"{schedule}.every=1"]
+        after_gates = not pruner.structures and any(other.structures for other in config.pruners.values())
+        overrides += [f"{schedule}.start={int(after_gates)}", f"{schedule}.hard=1", f"{schedule}.every=1"]
         if config.pruners[name].schedule["end"] is not None:
             overrides.append(f"{schedule}.end=1")
         if "ffn" in config.pruners[name].budget.get("keep", {}):
@@ -141,16 +144,28 @@ def test_takes_two_steps(recipe: str, started: Callable[[str], tuple[Path, subpr
     assert summary["recipe"] == recipe
     assert summary["step"] == 2
     assert summary["zero_stage"] == config.engine.zero_stage
-    if config.pruners:
+    if not config.pruners:
+        return
+    assert summary["phase"] == "hard"
+    assert summary["sparsity"] == pytest.approx(summary["target_sparsity"], abs=1e-4)
+    narrow = [pruner for pruner in config.pruners.values() if pruner.structures]
+    if not narrow:
         (pruner,) = config.pruners.values()
-        assert summary["phase"] == "hard"
-        assert summary["sparsity"] == pytest.approx(summary["target_sparsity"], abs=1e-4)
-        if pruner.structures:
-            (kept,) = summary["kept_units"].values()
-            assert set(kept["ffn"]) == {64} and set(kept.get("kv_groups", [2])) == {2}
-            exported = export_run(folder / "run", folder / "out", verify="logits")
-            assert exported["after"]["parameters"] < exported["before"]["parameters"]
-            assert exported["mask_sha256"] == summary["mask_sha256"] and exported["stock"]
-            assert json.loads((folder / "out" / "config.json").read_text())["intermediate_size"] == 64
-        else:
-            assert summary["target_sparsity"] == pytest.approx(pruner.budget["sparsity"], abs=1e-4)
+        assert summary["target_sparsity"] == pytest.approx(pruner.budget["sparsity"], abs=1e-4)
+        return
+    (kept,) = summary["kept_units"].values()
+    groups = narrow[0].budget["keep"].get("kv_groups")
+    assert set(kept["ffn"]) == {64} and set(kept.get("kv_groups", [groups])) == {groups}
+    exported = export_run(folder / "run", folder / "out", verify="logits")
+    assert exported["after"]["parameters"] < exported["before"]["parameters"]
+    assert exported["mask_sha256"] == summary["mask_sha256"] and exported["stock"]
+    assert exported["sparsity"] == summary["sparsity"]  # of the flags, and as the ranks count
+    assert exported["prunable_parameters"] == summary["prunable_parameters"]
+    assert json.loads((folder / "out" / "config.json").read_text())["intermediate_size"] == 64
+    for pruner in config.pruners.values():
+        if pruner.params:  # 2:4 in what the gates have left
+            weights = load_file(folder / "out" / "model.safetensors")
+            names = masks.match(pruner.params, pruner.exclude, {name: tuple(w.shape) for name, w in weights.items()})
+            assert len(names) == 12  # of two layers
+            for name in names:
+                assert (weights[name].reshape(-1, 4).count_nonzero(dim=1) == 2).all(), name

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from pat import export
+from pat.config import Config, PrunerConfig
 from pat.export.slicing import slicing
 from pat.models import families
 from pat.pruning import registry
+from pat.pruning.pruner import Pruner
 from tests.unit import small_models as small
 
 
@@ -209,3 +211,49 @@ def test_load_needs_a_class(tmp_path: Path) -> None:
     small.config("llama").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="names no class of transformers under architectures"):
         export.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("masks", "sentence"),
+    [
+        ({"granularity": "weight"}, "and pruners.two_four masks it: only n_of_m is exact inside what gates leave"),
+        ({"start": 7}, "the gates are hard only at step 8: set pruners.two_four.schedule.start to 8 or later"),
+        ({"params": ["*.down_proj.weight"]}, "takes 1 of the inputs of .*down_proj.* which cuts the groups of 4"),
+        ({}, None),
+    ],
+)
+def test_masks_inside_what_gates_leave(masks: dict[str, Any], sentence: str | None) -> None:
+    config = Config()
+    config.train.num_steps = 12
+    ramp = {"name": "linear", "start": 2, "end": 6}
+    config.pruners["narrow"] = PrunerConfig(
+        structures=["ffn"], gate="l0", budget={"name": "shape", "keep": {"ffn": 64}}, schedule=ramp | {"hard": 8}
+    )
+    config.pruners["two_four"] = PrunerConfig(
+        params=masks.get("params", ["*.gate_proj.weight"]),
+        granularity=masks.get("granularity", {"name": "n_of_m", "n": 2, "m": 4}),
+        criterion="magnitude",
+        budget={"name": "sparsity", "sparsity": 0.5},
+        schedule=ramp | {"start": masks.get("start", 8), "end": 10},
+    )
+    model = small.model("llama")
+    if sentence is None:
+        Pruner(config).attach(model)
+        return
+    with pytest.raises(ValueError, match=sentence):
+        Pruner(config).attach(model)
+
+
+def test_two_pruners_of_one_parameter() -> None:
+    """Their units would count twice."""
+    config = Config()
+    config.train.num_steps = 12
+    for name, keep in (("narrow", {"ffn": 64}), ("short", {"layers": 2})):
+        config.pruners[name] = PrunerConfig(
+            structures=list(keep),
+            gate="l0",
+            budget={"name": "shape", "keep": keep},
+            schedule={"name": "one_shot", "start": 2},
+        )
+    with pytest.raises(ValueError, match="name their structures in one pruner"):
+        Pruner(config).attach(small.model("llama"))
