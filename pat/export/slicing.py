@@ -38,6 +38,11 @@ class Slicing:
     shapes: Mapping[str, tuple[int, ...]]  # of the smaller model, by new name
     cuts: Mapping[str, Cut | None]  # by old name; None: dropped. What is not here stays as it is
 
+    @property
+    def scales(self) -> bool:
+        """Whether a gate of what stays is not 1, so that a weight changes."""
+        return any(cut is not None and cut.factors for cut in self.cuts.values())
+
     def rename(self, name: str) -> str | None:
         """The name in the smaller model; None: it is not there."""
         if name in self.cuts:
