@@ -55,8 +55,9 @@ class Exponential(Schedule):
     name: str = "exponential"
 
     def ramp(self, u: float, initial: float, final: float) -> float:
-        """1 - (1 - s_i)^(1-u) (1 - s_f)^u."""
-        return 1.0 - (1.0 - initial) ** (1.0 - u) * (1.0 - final) ** u
+        """1 - exp(log(1 - s_i) + (log(1 - s_f) - log(1 - s_i)) u), which rounding leaves monotone also near 0."""
+        first, last = math.log1p(-initial), math.log1p(-final)
+        return -math.expm1(first + (last - first) * u)
 
 
 @dataclass(frozen=True)
