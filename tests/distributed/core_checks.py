@@ -29,13 +29,28 @@ ACCUMULATION = {
     "zero3 accumulation": {"engine__zero_stage": 3, "train__micro_batch_size": 2},
 }
 EVERY = LAYOUTS | ZERO0 | FP32 | ACCUMULATION
+QUICK = [
+    "zero1",
+    "zero2",
+    "zero3",
+    "zero3 in sub-groups",
+    "zero2 offload",
+    "zero0 bf16",
+    "zero3 fp32",
+    "zero3 accumulation",
+]
+SLOW = [name for name in EVERY if name not in QUICK]
+KINDS = {
+    "quick": [("n_of_m", "zero3")],
+    "slow": [("magnitude", "zero2"), ("block", "zero2"), ("soft_movement", "zero3")],
+}
 
 
-def skipped() -> dict[str, Any]:
+def skipped(layouts: list[str]) -> dict[str, Any]:
     """{layout: {step: [skipped, what changed]}}: an infinite loss in the dense, soft and final selection step."""
     said: dict[str, Any] = {}
-    for layout, overrides in EVERY.items():
-        trained = build(make_config("movement", **overrides))
+    for layout in layouts:
+        trained = build(make_config("movement", **EVERY[layout]))
         at = 0
         for poison in (1, 4, 8, 9):
             trained.run(at, poison)
@@ -52,12 +67,11 @@ def skipped() -> dict[str, Any]:
     return said
 
 
-def interrupted() -> dict[str, Any]:
+def interrupted(layouts: list[str]) -> dict[str, Any]:
     """{pruner on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
     said: dict[str, Any] = {}
-    cases = [("movement", name) for name in EVERY]
-    cases += [("magnitude", "zero2"), ("block", "zero2"), ("n_of_m", "zero3"), ("soft_movement", "zero3")]
-    for kind, layout in cases:
+    others = KINDS["quick" if layouts == QUICK else "slow"]
+    for kind, layout in [("movement", name) for name in layouts] + others:
         overrides = EVERY[layout]
         trained = build(make_config(kind, **overrides))
         trained.run(0, STEPS)
@@ -90,12 +104,13 @@ def dist_broadcast(item: Any) -> Any:
     return items[0]
 
 
-def plain() -> dict[str, Any]:
+def plain(layouts: list[str]) -> dict[str, Any]:
     """{layout: [hash with the pruner off, hash of DeepSpeed alone]} after some steps from the same weights."""
     import deepspeed
 
     said: dict[str, Any] = {}
-    for layout, overrides in EVERY.items():
+    for layout in layouts:
+        overrides = EVERY[layout]
         ours = build(make_config(None, **overrides))
         ours.run(0, 6)
         mine = ours.result()["weights"]
@@ -120,9 +135,10 @@ def plain() -> dict[str, Any]:
     return said
 
 
-def checks(names: list[str]) -> dict[str, Any]:
-    """The named checks."""
-    return {name: globals()[name]() for name in names}
+def checks(which: list[str]) -> dict[str, Any]:
+    """All of them on the layouts of the quick or the slow set."""
+    layouts = {"quick": QUICK, "slow": SLOW}[which[0]]
+    return {check.__name__: check(layouts) for check in (skipped, interrupted, plain)}
 
 
 if __name__ == "__main__":

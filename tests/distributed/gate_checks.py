@@ -18,6 +18,20 @@ ELSEWHERE: dict[str, dict[str, Any]] = {
     "zero2 accumulation": {"engine__zero_stage": 2, "train__micro_batch_size": 2},
     "zero3 accumulation": {"engine__zero_stage": 3, "train__micro_batch_size": 2},
 }
+INTERRUPTED = {  # (gate, layout)
+    "quick": [
+        ("l0", "zero1"),
+        ("l0", "zero3"),
+        ("l0", "zero2 accumulation"),
+        ("structured_movement", "zero2"),
+        ("smooth", "zero3"),
+    ],
+    "slow": [
+        ("l0", name)
+        for name in ("zero2", "zero3 in sub-groups", "zero2 offload", "zero0 fp32", "zero0 bf16", "zero3 accumulation")
+    ]
+    + [(kind, "zero3") for kind in GATES if kind not in ("l0", "smooth")],
+}
 PARITY = {name: LAYOUTS[name] for name in ("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero2 offload")}
 
 
@@ -93,11 +107,10 @@ def learnt(trained: Any) -> dict[str, Any]:
     return {key: found[key] for key in ("weights", "exp_avg", "exp_avg_sq", "steps", "gates")}
 
 
-def interrupted(_: list[str]) -> dict[str, Any]:
+def interrupted(which: list[str]) -> dict[str, Any]:
     """{gate on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
     said: dict[str, Any] = {}
-    cases = [("l0", layout) for layout in (*PARITY, *ELSEWHERE)] + [(kind, "zero3") for kind in GATES]
-    for kind, layout in cases:
+    for kind, layout in INTERRUPTED[which[0]]:
         overrides = (LAYOUTS | ELSEWHERE)[layout]
         trained = build(make_config(kind, **overrides))
         trained.run(0, STEPS)

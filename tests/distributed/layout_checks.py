@@ -2,7 +2,7 @@
 
 save FOLDER                 train on each layout, save on the way; a digest of every piece of state, the loss at the
                             end; and the losses of three seeds without pruning
-load FOLDER LAYOUTS [TO]    load each of those checkpoints on these layouts of this start, and digest again; the soft
+load FOLDER REACH [TO]      load each of those checkpoints on the REACH layouts after its own and digest again; the soft
                             ones, in which everything may still change, are trained to the end; then save into TO
 """
 
@@ -61,12 +61,18 @@ def plain_losses() -> list[float]:
     return losses
 
 
-def load(folder: Path, targets: Path, saved: Path | None = None) -> dict[str, Any]:
+def following(layout: str, reach: int) -> list[str]:
+    """The layouts after this one, which comes last."""
+    names = list(LAYOUTS)
+    return [names[(names.index(layout) + i) % len(names)] for i in range(1, reach + 1)]
+
+
+def load(folder: Path, reach: int, saved: Path | None = None) -> dict[str, Any]:
     """{source layout: {point: {target layout: [digest right after the load, loss at the end]}}}."""
     said: dict[str, Any] = {}
     for source in sorted(p.name for p in folder.iterdir()):
         for point, step in POINTS.items():
-            for target in str(targets).split(","):
+            for target in following(source, reach):
                 trained = make(target)
                 reader = checkpoint.find(folder / source / point, trained.pruner.shards, print)
                 assert isinstance(reader, CheckpointReader)
@@ -85,9 +91,8 @@ def load(folder: Path, targets: Path, saved: Path | None = None) -> dict[str, An
 
 def resave(source: Path, target: Path) -> None:
     """Load each point on the layout that is next in the list, save it from there."""
-    names = list(LAYOUTS)
-    for source_layout in names:
-        layout = names[(names.index(source_layout) + 1) % len(names)]
+    for source_layout in LAYOUTS:
+        (layout,) = following(source_layout, 1)
         for point, step in POINTS.items():
             trained = make(layout)
             reader = checkpoint.find(source / source_layout / point, trained.pruner.shards, print)
@@ -99,7 +104,9 @@ def resave(source: Path, target: Path) -> None:
 
 def checks(args: list[str]) -> dict[str, Any]:
     """Dispatch."""
-    return {"save": save, "load": load}[args[0]](*map(Path, args[1:]))
+    if args[0] == "save":
+        return save(Path(args[1]))
+    return load(Path(args[1]), int(args[2]), *map(Path, args[3:]))
 
 
 if __name__ == "__main__":

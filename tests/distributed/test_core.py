@@ -11,21 +11,35 @@ import pytest
 from tests.distributed import core_checks, layout_checks, oracle_checks, parity_checks
 from tests.distributed.ranks import run_ranks
 
-PARITY = {2: ["movement", "magnitude", "n_of_m", "block", "soft_movement"], 4: ["movement", "magnitude", "n_of_m"]}
+PARITY = {2: ["movement", "magnitude", "n_of_m"], 4: ["movement"]}
+PARITY_SLOW = {2: ["block", "soft_movement"], 4: ["magnitude", "n_of_m"]}
 LAYOUTS = list(layout_checks.LAYOUTS)
 ORACLE = ["movement", "magnitude", "matrix", "taylor", "soft_movement"]
 
 
 @cache
-def parity(world_size: int) -> dict[str, Any]:
+def parity(world_size: int, *kinds: str) -> dict[str, Any]:
     """Results on every layout."""
-    return run_ranks("tests.distributed.parity_checks", world_size, *PARITY[world_size])
+    return run_ranks("tests.distributed.parity_checks", world_size, *kinds)
 
 
 @cache
-def core() -> dict[str, Any]:
-    """Skipped steps, interruptions, pruner off."""
-    return run_ranks("tests.distributed.core_checks", 2, "skipped", "interrupted", "plain", timeout_s=900)
+def core(which: str) -> dict[str, Any]:
+    """Skipped steps, interruptions, pruner off, on the layouts of the quick or the slow set."""
+    return run_ranks("tests.distributed.core_checks", 2, which, timeout_s=900)
+
+
+def which(layout: str) -> str:
+    """The set that a layout is in."""
+    return "quick" if layout in core_checks.QUICK else "slow"
+
+
+def quick_and_slow(quick: Any, slow: Any) -> list[Any]:
+    """Parameters of a test, those of the slow set marked."""
+    return [*quick, *(pytest.param(item, marks=pytest.mark.slow) for item in slow)]
+
+
+on_every_layout = pytest.mark.parametrize("layout", quick_and_slow(core_checks.QUICK, core_checks.SLOW))
 
 
 @cache
@@ -34,10 +48,14 @@ def against_oracle() -> dict[str, Any]:
     return run_ranks("tests.distributed.oracle_checks", 2, *ORACLE)
 
 
-@pytest.mark.parametrize(("world_size", "kind"), [(n, kind) for n, kinds in PARITY.items() for kind in kinds])
-def test_same_bits_on_every_zero_stage(world_size: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    "case", quick_and_slow(*([(n, kind) for n, kinds in x.items() for kind in kinds] for x in (PARITY, PARITY_SLOW)))
+)
+def test_same_bits_on_every_zero_stage(case: tuple[int, str]) -> None:
     """Masks and weights at ZeRO 1, 2, 3, in sub-groups, with and without offload."""
-    results = parity(world_size)[kind]
+    world_size, kind = case
+    kinds = next(x[world_size] for x in (PARITY, PARITY_SLOW) if kind in x[world_size])
+    results = parity(world_size, *kinds)[kind]
     assert set(results) == set(parity_checks.LAYOUTS)
     for key in ("masks", "weights"):
         assert len({r[key] for r in results.values()}) == 1, {name: r[key][:8] for name, r in results.items()}
@@ -48,7 +66,7 @@ def test_same_bits_on_every_zero_stage(world_size: int, kind: str) -> None:
 
 def test_pruners_differ() -> None:
     """Equal hashes above are not equal because nothing happened."""
-    assert len({parity(2)[kind]["zero2"]["masks"] for kind in PARITY[2]}) == len(PARITY[2])
+    assert len({result["zero2"]["masks"] for result in parity(2, *PARITY[2]).values()}) == len(PARITY[2])
 
 
 @pytest.mark.parametrize("kind", ORACLE)
@@ -61,36 +79,37 @@ def test_equals_the_naive_implementation(kind: str, layout: str) -> None:
     assert max(norm for _, _, norm in steps) < 1e-6
 
 
-@pytest.mark.parametrize("layout", list(core_checks.EVERY))
+@on_every_layout
 def test_skipped_step_changes_nothing(layout: str) -> None:
     """One infinite loss in the dense, soft, final and hard step: no score, mask, weight or moment moves."""
-    said = core()["skipped"][layout]
+    said = core(which(layout))["skipped"][layout]
     assert said.pop("sparsity") == pytest.approx(0.8, abs=1e-4)
     assert said == {str(step): [True, []] for step in (1, 4, 8, 9)}
 
 
-def test_interruption_changes_nothing() -> None:
+@pytest.mark.parametrize("which", quick_and_slow(["quick"], ["slow"]))
+def test_interruption_changes_nothing(which: str) -> None:
     """Resumed in each phase on the same layout: bitwise the undisturbed run."""
-    for case, (undisturbed, resumed) in core()["interrupted"].items():
+    for case, (undisturbed, resumed) in core(which)["interrupted"].items():
         assert resumed == undisturbed, case
 
 
-@pytest.mark.parametrize("layout", list(core_checks.EVERY))
+@on_every_layout
 def test_pruner_off_is_plain_deepspeed(layout: str) -> None:
     """Bit for bit, with the same param groups."""
-    ours, theirs = core()["plain"][layout]
+    ours, theirs = core(which(layout))["plain"][layout]
     assert ours == theirs
 
 
-def test_every_layout_loads_every_layout(tmp_path: Path) -> None:
-    """2 -> 2, 2 -> 1 and 2 -> 1 -> 2 ranks, ZeRO 0, 1, 2, 3 and sub-groups: bit-identical right after each load, and
-    training then ends within twice the spread of three seeds of plain DeepSpeed."""
-    first, second = tmp_path / "two", tmp_path / "one"
-    every = ",".join(LAYOUTS)
-    saved = run_ranks("tests.distributed.layout_checks", 2, "save", str(first))
-    _assert_equal(saved, run_ranks("tests.distributed.layout_checks", 2, "load", str(first), every))
-    _assert_equal(saved, run_ranks("tests.distributed.layout_checks", 1, "load", str(first), every, str(second)))
-    _assert_equal(saved, run_ranks("tests.distributed.layout_checks", 2, "load", str(second), "zero2,zero3"))
+@pytest.mark.parametrize("reach", quick_and_slow([2], [len(LAYOUTS)]))
+def test_every_layout_loads_every_layout(tmp_path: Path, reach: int) -> None:
+    """2 -> 2, 2 -> 1 and 2 -> 1 -> 2 ranks, ZeRO 0, 1, 2, 3 and sub-groups (quick: each to `reach` others): the same
+    bits right after each load, and training then ends within twice the spread of three seeds of plain DeepSpeed."""
+    first, second, checks = tmp_path / "two", tmp_path / "one", "tests.distributed.layout_checks"
+    saved = run_ranks(checks, 2, "save", str(first))
+    _assert_equal(saved, run_ranks(checks, 2, "load", str(first), str(reach)))
+    _assert_equal(saved, run_ranks(checks, 1, "load", str(first), str(reach), str(second)))
+    _assert_equal(saved, run_ranks(checks, 2, "load", str(second), "1"))
 
 
 def _assert_equal(saved: dict[str, Any], loaded: dict[str, Any]) -> None:

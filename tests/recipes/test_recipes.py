@@ -46,6 +46,8 @@ STAND_INS: dict[str, dict[str, object]] = {
     "Mistral-7B-v0.3": {**LARGE, **HEADS_8B, "model_type": "mistral", "vocab_size": 32768},
 }
 RECIPES = compose.recipes()
+# Variants of a recipe that the quick set starts.
+SLOW = ["llama3_8b_2to4", "llama3_8b_dense", "llama3_8b_multinode", "llama3_8b_narrow", "reviews_dense", "sotu_dense"]
 
 
 def composed(*overrides: str) -> Config:
@@ -135,7 +137,9 @@ def started(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RECIPES]
+)
 def test_takes_two_steps(recipe: str, started: Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]) -> None:
     folder, done = started(recipe)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
