@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pat
 from pat.run import ExitCode, RankEnvironment, RunDir, rank_environment
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _EXIT_CODES = """\
 exit codes:
   0    done
@@ -275,6 +277,11 @@ def _one_sentence_errors() -> Iterator[None]:
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # all ranks would say the same
             print(f"pat: {error}", file=sys.stderr)
         raise SystemExit(int(ExitCode.BAD_INPUT)) from None
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(f"pat: {error.strerror}: {error.filename or 'while files were written'}", file=sys.stderr)
+        raise SystemExit(int(ExitCode.ERROR)) from None
     except KeyboardInterrupt:
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None
     except RuntimeError as error:

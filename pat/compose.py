@@ -70,14 +70,14 @@ def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
     """
     _register()
     codes: list[int] = []
-    errors: list[ValueError] = []
+    errors: list[ValueError | OSError] = []
 
     def task(cfg: DictConfig) -> None:
         try:
             code = use(finish(cfg, list(HydraConfig.get().overrides.task)))
-        except ValueError as error:  # kept from Hydra, which would print a notice of its own
+        except (ValueError, OSError) as error:  # kept from Hydra, which would print a notice of its own
             errors.append(error)
-            code = ExitCode.BAD_INPUT
+            code = ExitCode.BAD_INPUT if isinstance(error, ValueError) else ExitCode.ERROR
         codes.append(code)
         if code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
             raise SystemExit(code)  # a sweep's other members would be, too

@@ -114,7 +114,8 @@ def rank_process(run_dir: Path, rank: int, announce: bool) -> Iterator[Callable[
     record.write(run_dir)
 
     def leave(code: int, message: str) -> None:
-        replace(record, code=int(code), message=message, time=time.time()).write(run_dir)
+        with contextlib.suppress(OSError):  # a full disk must not hide why the rank leaves
+            replace(record, code=int(code), message=message, time=time.time()).write(run_dir)
         sys.stdout.flush()
         restore_terminal(terminal)
         if announce and message:
@@ -139,7 +140,8 @@ def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int], announce: bo
             code, message = ExitCode.ERROR, f"{type(error).__name__}: {error}"
             traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))
         if rank == 0 and code not in _AGREED:
-            run.write_exit(run_dir, code, message)
+            with contextlib.suppress(OSError):
+                run.write_exit(run_dir, code, message)
         leave(code, message)
     return code
 
