@@ -41,6 +41,7 @@ class Progress:
     evaluated_step: int = -1
     save_seconds: float = 0.0
     peak_pruner_bytes: int = 0
+    logged_bytes: int | None = None  # of metrics.jsonl
     teacher: dict[str, str] | None = None  # path and sha256 of the weights that are distilled
 
     def as_dict(self) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _resume(parts: Parts) -> None:
     known = {f.name for f in dataclasses.fields(Progress)}
     parts.progress = Progress(**{k: v for k, v in trainer.items() if k in known})
     manifest = reader.manifest
-    tracker.start(parts.progress.step)
+    tracker.start(parts.progress.step, parts.progress.logged_bytes)
     tracker.say(
         f"resumed at step {parts.progress.step} from {manifest['world_size']} ranks at ZeRO {manifest['zero_stage']}"
     )

@@ -31,10 +31,10 @@ class Tracker:
             self.view = view_of(config)
             self.wandb = _Wandb(config, run, self.say)
 
-    def start(self, step: int) -> None:
-        """The run begins, or goes on, at this step: forget the metrics of later ones."""
+    def start(self, step: int, logged_bytes: int | None = None) -> None:
+        """The run begins, or goes on from a checkpoint: forget what was logged after it."""
         if self.active:
-            keep_until(self.run, step)
+            keep_until(self.run, step, logged_bytes)
             self.file = open(self.run.metrics, "a")  # noqa: SIM115
             self.wandb.start()
             self.view.start(step)
@@ -52,6 +52,11 @@ class Tracker:
             self.file.flush()
             self.wandb.log(values, step)
             self.view.log(values, step)
+
+    @property
+    def logged_bytes(self) -> int:
+        """Length of metrics.jsonl now; 0 on other ranks."""
+        return self.file.tell() if self.active else 0
 
     def say(self, text: str) -> None:
         """A sentence, to the log and the terminal."""
@@ -72,12 +77,15 @@ class Tracker:
             self.wandb.close(message)
 
 
-def keep_until(run: RunDir, step: int) -> None:
-    """Drop the lines of metrics.jsonl after a step (all of them when a run starts anew), and a torn last line."""
+def keep_until(run: RunDir, step: int, size: int | None = None) -> None:
+    """Drop from metrics.jsonl what is beyond its first `size` bytes, the lines of later steps, and torn ones.
+
+    A step of 0 drops all. The size matters where a step has lines on both sides of a checkpoint.
+    """
     if not run.metrics.exists():
         return
     kept = []
-    for line in run.metrics.read_text(errors="replace").splitlines():
+    for line in run.metrics.read_bytes()[:size].decode(errors="replace").splitlines():
         try:
             if 0 < step >= json.loads(line)["step"]:
                 kept.append(line + "\n")

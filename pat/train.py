@@ -118,6 +118,7 @@ def save(parts: Parts, best: bool = False) -> None:
     """A checkpoint of what has been done so far. Collective."""
     progress, root = parts.progress, parts.run.checkpoints
     progress.saved_step, parts.last_save = progress.step, time.monotonic()
+    progress.logged_bytes = parts.tracker.logged_bytes
     state, metrics = progress.as_dict(), progress.metrics or {}
     path, seconds, size = checkpoint.timed(
         lambda: checkpoint.save(parts.engine, parts.pruner, root, progress.step, state, metrics)

@@ -70,6 +70,19 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path):
     assert lines(t.run) == [], "a run that starts anew has no past"
 
 
+def test_a_resumed_run_forgets_what_its_own_step_logged_after_the_checkpoint(tmp_path):
+    t = tracker(tmp_path)
+    t.log({"loss": 1.0}, 5)
+    size = t.logged_bytes
+    t.log({"dense/loss": 2.0}, 5)  # after the checkpoint of step 5, before step 6: will be taken again
+    t.close()
+    t = tracking.Tracker(settings(), RunDir(tmp_path), 0)
+    t.start(5, size)
+    assert t.logged_bytes == size == t.run.metrics.stat().st_size
+    t.close()
+    assert [line.keys() - {"time"} for line in lines(t.run)] == [{"step", "loss"}]
+
+
 def test_other_ranks_say_nothing(tmp_path, capsys):
     t = tracker(tmp_path, rank=1)
     t.log(STEP, 1)
