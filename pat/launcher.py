@@ -133,6 +133,7 @@ class _Watch:
     def __init__(self, run_dir: Path, launcher: subprocess.Popen[bytes]) -> None:
         self.run_dir = run_dir
         self.launcher = launcher
+        self.old_bytes = {log: log.stat().st_size for log in RunDir(run_dir).logs.glob("rank-*.log")}  # earlier starts
         self.signals: list[int] = []  # received here
         self.delivered: dict[Process, int] = {}  # how many of them each rank has been sent
         self.failed: RankRecord | None = None
@@ -233,14 +234,14 @@ class _Watch:
             _say(
                 "no rank said how it ended: the launcher died" if ranks else "the launcher died before the ranks began"
             )
-            _show_log(RunDir(self.run_dir).log(0))
+            self._show_log(0)
             return ExitCode.ERROR
         failed = self.failed
         log = RunDir(self.run_dir).log(failed.rank)
         if failed.code is None:
             message = f"rank {failed.rank} died (pid {failed.process.pid}, killed or crashed)"
             _say(f"{message}; the end of {log}:")
-            _show_log(log)
+            self._show_log(failed.rank)
         else:
             message = f"rank {failed.rank}: {failed.message}"
             _say(f"{message} (log: {log})")
@@ -251,12 +252,14 @@ class _Watch:
             run.write_exit(self.run_dir, code, message)
         return code
 
+    def _show_log(self, rank: int, lines: int = 12) -> None:
+        """The end of what a rank has logged in this start."""
+        log = RunDir(self.run_dir).log(rank)
+        with contextlib.suppress(OSError):
+            said = log.read_bytes()[self.old_bytes.get(log, 0) :].decode(errors="replace")
+            print("\n".join(said.splitlines()[-lines:]), file=sys.stderr, flush=True)
+
 
 def _say(message: str) -> None:
     start = "\n" if sys.stderr.isatty() else ""  # a bar may stand on the line
     print(f"{start}pat: {message}", file=sys.stderr, flush=True)
-
-
-def _show_log(path: Path, lines: int = 12) -> None:
-    with contextlib.suppress(OSError):
-        print("\n".join(path.read_text(errors="replace").splitlines()[-lines:]), file=sys.stderr, flush=True)
