@@ -63,7 +63,8 @@ def kill(run_dir: Path, choose: random.Random) -> tuple[dict[str, Any], str]:
 
 
 def resumed_step(text: str) -> int | None:
-    """Where a start went on, as it says; None where it was killed before."""
+    """Where a start went on, as it says itself (what follows may be the log of a rank); None: killed before."""
+    text = text.partition("; the end of ")[0]
     found = text.partition("resumed at step ")[2].split(" ")[0]
     return int(found) if found else 0 if "step 1/" in text else None
 
