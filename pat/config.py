@@ -71,6 +71,11 @@ class TaskConfig:
 
     name: str = MISSING  # a file in pat/tasks
     num_labels: int | None = None  # classification; default: counted in the training data
+    loss_on: str | None = None  # chat: answers | completion | all; default: by the rows' format
+    truncation_side: str | None = None  # chat: right (default) | left
+    empty_rows: str | None = None  # chat, rows without a supervised token: error (default) | drop
+    packing: str | None = None  # chat: none (default) | best_fit
+    template_options: dict[str, Any] | None = None  # chat: given to the chat template
 
 
 @dataclass

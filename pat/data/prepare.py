@@ -117,11 +117,10 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
     staging = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.part")
     staging.mkdir()
     try:
-        columns = task.columns(cfg)
-        rows = {
-            split: sources.select_columns(sources.load(cfg, split, seed, staging / "raw"), columns, cfg, split)
-            for split in (SPLITS if cfg.eval else SPLITS[:1])
-        }
+        rows = {}
+        for split in SPLITS if cfg.eval else SPLITS[:1]:
+            loaded = sources.load(cfg, split, seed, staging / "raw")
+            rows[split] = sources.select_columns(loaded, task.columns_in(cfg, loaded.column_names), cfg, split)
         names = task.label_names(rows["train"])
         counts: dict[str, int] = {}
         if cfg.eval:
@@ -159,6 +158,7 @@ def _encode(
     samples = rows.map(
         encoder,
         batched=True,
+        batch_size=encoder.batch_rows,
         features=encoder.features(),
         remove_columns=rows.column_names,
         cache_file_name=str(staging / f"{split}.arrow"),
@@ -168,15 +168,15 @@ def _encode(
     )
     if len(samples) == 0:
         raise ValueError(
-            f"data.{split} has {len(rows)} rows with {encoder.left_over()} tokens in all: too few for one sample of "
-            f"data.max_length={cfg.max_length}. Give more text, a smaller max_length"
-            + (", or a larger eval_fraction." if split == "eval" and not cfg.eval else ".")
+            f"The {len(rows)} rows of data.{split} make no sample of data.max_length={cfg.max_length}: "
+            f"{encoder.why_none()}" + (", or a larger eval_fraction." if split == "eval" and not cfg.eval else ".")
         )
     return {
         f"{split}_rows": len(rows),
         f"{split}_samples": len(samples),
         f"{split}_tokens": int(token_counts(samples).sum()),
         f"{split}_tokens_left_over": encoder.left_over(),
+        **{f"{split}_{name}": count for name, count in encoder.counts().items()},
     }
 
 

@@ -111,8 +111,8 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
     for name, column in columns.items():
         if name.startswith("text") and not _is_text(rows.features[column]):
             raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
-        if rows.data.column(column).null_count:
-            raise ValueError(f"data.{name}_column='{column}' is empty in some rows of data.{split}: remove those rows.")
+        if name != "tools" and rows.data.column(column).null_count:
+            raise ValueError(f"The column '{column}' is empty in some rows of data.{split}: remove those rows.")
     return rows.rename_columns({column: name for name, column in columns.items()})
 
 

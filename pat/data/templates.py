@@ -74,6 +74,12 @@ class ChatTemplate:
         self._count_dropped(rendering.messages, rendering.text)
         return Marked(rendering.text, [rendering.span(i) for i in answers])
 
+    def text(self, conversation: Conversation) -> str:
+        """The conversation as text. Raises ValueError where the template refuses it."""
+        text, _ = self.render(self._template(conversation.tools), conversation.messages, conversation.tools)
+        self._count_dropped(conversation.messages, text)
+        return text
+
     def render(
         self, template: str, messages: Sequence[Message], tools: list[Any] | None, prompt: bool = False
     ) -> tuple[str, list[Span]]:
