@@ -140,6 +140,7 @@ def _fitting_data(config: Config) -> data.PreparedData:
     task, tokenizer, prepared = _data(config)
     hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
     models.check_fits(hf_config, tokenizer, config.data.max_length)
+    task.check_model(hf_config)
     if config.distill.teacher:
         teacher.check(config, task, tokenizer, hf_config)
     return prepared

@@ -15,7 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.config import DataConfig
 
@@ -54,6 +54,10 @@ class Task(ABC):
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
     ) -> Encoder:
         """What turns rows into samples; new for every split."""
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """ValueError where the task asks for what this model cannot do."""
+        return None
 
     @abstractmethod
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:

@@ -18,7 +18,7 @@ from pat.tasks import Batch, Encoder, inputs, padded_width
 from pat.tasks.causal_lm import CausalLM, sum_per_block
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.config import DataConfig
 
@@ -31,6 +31,11 @@ CHOICES = {
     "empty_rows": ("error", "drop"),
     "packing": ("none", "best_fit"),
 }
+# Model types of which a test has shown that packed documents stay apart. Others may attend across them in silence.
+PACKABLE = (
+    "cohere", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
+    "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,14 @@ class Chat(CausalLM):
         if max_length < 2:
             raise ValueError(f"data.max_length={max_length}: a sample needs 2 tokens or more to predict one.")
         return _Documents(self, tokenizer, max_length)
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Packing is for model types of which it was shown that documents stay apart. Raises ValueError."""
+        if self.packing != "none" and config.model_type not in PACKABLE:
+            raise ValueError(
+                f"task.packing={self.packing} is not known to keep documents apart in a {config.model_type} model, but "
+                f"in {', '.join(PACKABLE)}: take task.packing=none."
+            )
 
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """input_ids, labels, attention_mask (b, s), padded on the right; s the longest rounded up to a multiple of 8.

@@ -18,6 +18,7 @@ from pat.config import Config, DataConfig, TaskConfig
 from pat.data.packing import best_fit
 from pat.distill import mean_kl
 from pat.tasks import causal_lm
+from pat.tasks.chat import PACKABLE
 from tests.unit import small_models
 from tests.unit.chat_templates import SMOL, tokenizer
 from tests.unit.test_chat_templates import said
@@ -192,8 +193,7 @@ DOCUMENTS = ["a tiny one", "b", "the longest of them all, by far", "some text he
 
 def small(model_type: str, attention: str = "sdpa") -> Any:
     """A random fp32 model; Mistral's window is shorter than the longest document."""
-    extra = {"sliding_window": 8} if model_type == "mistral" else {}
-    small_config = small_models.config(model_type, vocab_size=264, max_position_embeddings=64, **extra)
+    small_config = small_models.config(model_type, vocab_size=264, max_position_embeddings=64, sliding_window=8)
     torch.manual_seed(0)
     built = AutoModelForCausalLM.from_config(small_config, attn_implementation=attention).eval()
     with torch.no_grad():
@@ -226,6 +226,7 @@ def test_a_packed_batch_says_where_its_documents_are() -> None:
 
 
 MODELS = ["llama", "qwen3", "mistral"]
+OTHERS = sorted({*PACKABLE} - {*MODELS})
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -244,6 +245,30 @@ def test_packed_loss_and_gradient_are_those_of_the_documents_alone(model_type: s
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
     assert found[0][1] == pytest.approx(found[1][1], abs=1e-5) == pytest.approx(found[0][0], abs=1e-5)
     torch.testing.assert_close(found[0][2], found[1][2], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["eager", "flash_attention_2"])
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_packing_is_allowed_where_it_keeps_documents_apart(
+    model_type: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = small(model_type, "eager")
+    packed, batch, unpacked, alone = batches()
+    packed.check_model(built.config)
+    with torch.no_grad():
+        expected = unpacked.loss(built, alone)
+        if attention == "flash_attention_2":
+            reference_flash(monkeypatch)
+            built.config._attn_implementation = attention
+        torch.testing.assert_close(packed.loss(built, batch), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", ["opt", "bloom", "mamba"])
+def test_packing_is_refused_where_documents_would_see_each_other(model_type: str) -> None:
+    config = small_models.config(model_type)
+    chat().check_model(config)
+    with pytest.raises(ValueError, match=f"packing=best_fit is not known to keep.* a {model_type} model.*packing=none"):
+        chat(packing="best_fit").check_model(config)
 
 
 def spans(batch: dict[str, Tensor]) -> list[tuple[int, int, int]]:
@@ -292,32 +317,40 @@ def reference_varlen(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
         n = torch.arange(b - a)
         seen = n[:, None] >= n
         seen = seen & (n[:, None] - n <= left) if left >= 0 else seen
-        scale = given["softmax_scale"]
-        out[a:b] = F.scaled_dot_product_attention(*one, attn_mask=seen, scale=scale).transpose(0, 1)
+        scores = one[0] @ one[1].mT * (given["softmax_scale"] or q.shape[-1] ** -0.5)
+        if given["softcap"]:
+            scores = given["softcap"] * torch.tanh(scores / given["softcap"])
+        out[a:b] = (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ one[2]).transpose(0, 1)
     return out
 
 
-@pytest.mark.parametrize("model_type", MODELS)
-def test_flash_attention_is_told_where_documents_end(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """flash_attn needs a GPU: here its kernel is a reference, and all of transformers' code before it is real."""
+def reference_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flash_attn needs a GPU: here its kernel is a reference, and all of transformers' code around it is real."""
     from transformers import modeling_flash_attention_utils as flash
+    from transformers.integrations import flash_attention
 
     def varlen(
         q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: int, max_seqlen_k: int,
         dropout_p: float = 0.0, softmax_scale: Any = None, causal: bool = False, window_size: Any = (-1, -1),
-        deterministic: bool = False,
+        softcap: float = 0.0, deterministic: bool = False,
     ) -> Tensor:  # fmt: skip
         assert torch.equal(cu_seqlens_q, cu_seqlens_k) and isinstance(max_seqlen_q, int) and dropout_p == 0.0
         return reference_varlen(
             q, k, v, cu_seqlens_q=cu_seqlens_q, max_seqlen_q=max_seqlen_q, softmax_scale=softmax_scale,
-            causal=causal, window_size=window_size,
+            causal=causal, window_size=window_size, softcap=softcap,
         )  # fmt: skip
 
     def dense(*args: Any, **given: Any) -> Tensor:
         raise AssertionError("attention over whole rows")
 
     functions = ((dense, varlen, None, None, None), (flash._lazy_define_process_function(varlen), None))
+    monkeypatch.setattr(flash_attention, "get_target_dtype", lambda query, module: None)  # it is for half precision
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *args, **given: functions)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_flash_attention_is_told_where_documents_end(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference_flash(monkeypatch)
     task, batch, _, _ = batches()
     built = small(model_type)
     with torch.no_grad():
