@@ -18,6 +18,7 @@ import torch.distributed as dist
 from pat import checkpoint, compose, data, engine, models, run, tasks, teacher
 from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manifest
 from pat.config import Config
+from pat.data.example import example
 from pat.distill import Distiller
 from pat.pruning import plan
 from pat.pruning.comm import Comm
@@ -107,10 +108,12 @@ def check_data(config: Config) -> str:
     """The prepared data in a sentence; what does not fit the task or the model is a ValueError."""
     prepared = _fitting_data(config)
     info, labels = prepared.info, prepared.label_names
+    shown = example(prepared, config.data, models.build_tokenizer(config.model))
     return (
         f"Data: {len(prepared.train):,} training and {len(prepared.eval):,} evaluation samples"
         + (f", labels {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}" if labels else "")
         + f"; tokenised in {info['cache']}."
+        + (f"\n{shown.plain()}" if shown else "")
     )
 
 
@@ -177,6 +180,9 @@ def build(run_dir: Path) -> Parts:
     if rank == 0:
         tokenizer.save_pretrained(directory.path / "tokenizer")
         model.config.save_pretrained(directory.path / "model")
+        shown = example(prepared, config.data, tokenizer)
+        if shown:
+            shown.show()
     pruner = Pruner(config)
     pruner.attach(model)
     ds_engine = engine.build_engine(config, model, pruner, ds_config)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from pat import data, models, tasks
 from pat.config import Config, DataConfig, TaskConfig
+from pat.data.example import example
 from pat.data.packing import best_fit
 from pat.distill import mean_kl
+from pat.rank import Tee
 from pat.tasks import causal_lm
 from pat.tasks.chat import PACKABLE
 from tests.unit import small_models
@@ -27,6 +31,7 @@ TOKENIZER = tokenizer(SMOL)
 BYTES = models.byte_tokenizer()
 EOS = BYTES.eos_token_id
 IGNORED = -100
+LM = tasks.build({"name": "causal_lm"})
 
 
 def chat(**fields: Any) -> Any:
@@ -167,6 +172,52 @@ def test_columns_of_no_format_and_rows_without_anything_to_learn_are_errors(tmp_
 def test_the_config_of_a_run_builds_the_task() -> None:
     task: Any = tasks.build(TaskConfig(name="chat", packing="best_fit", template_options={"enable_thinking": False}))
     assert task.packing == "best_fit" and task.truncation_side == "right" and task.template_options
+
+
+# --- what is shown when a run starts
+
+
+def shown(tmp_path: Path, task: Any, of: Any = TOKENIZER, **fields: Any) -> Any:
+    made = prepared(tmp_path, conversations(), task, of, **fields)
+    return example(made, DataConfig(max_length=fields.get("max_length", 256)), of)
+
+
+def test_a_sample_is_shown_with_its_mask_and_what_was_done_to_the_rows(tmp_path: Path) -> None:
+    plain = shown(tmp_path, chat()).plain()
+    assert re.search(
+        r"<\|im_start\|>user\n(\d+)\?<\|im_end\|>\n<\|im_start\|>assistant\n«(yes )*\1<\|im_end\|>»\n$", plain
+    )
+    assert re.match(
+        r"Data: (\d+) training rows make \1 samples, <pad> pads. Answers end with <\|im_end\|>, which", plain
+    )
+    short = shown(tmp_path, chat(empty_rows="drop"), max_length=60).plain()
+    assert " were cut to 60 tokens" in short and "were dropped" not in short
+    assert "without a supervised token were dropped" in shown(tmp_path, chat(empty_rows="drop"), max_length=41).plain()
+    packed = shown(tmp_path, chat(packing="best_fit"))
+    assert packed.plain().count("assistant") == 1 and packed.runs[1][1]
+    assert example(prepared(tmp_path, [{"text": f"{i} " * 50} for i in range(9)], LM), DataConfig(), TOKENIZER) is None
+
+
+class Terminal(io.StringIO):
+    def __init__(self, tty: bool) -> None:
+        super().__init__()
+        self.tty = tty
+
+    def isatty(self) -> bool:
+        return self.tty
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_the_mask_is_coloured_on_a_terminal_and_plain_elsewhere(
+    tmp_path: Path, tty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    log, terminal = io.StringIO(), Terminal(tty)
+    monkeypatch.setattr("sys.stdout", Tee(log, terminal))
+    shown(tmp_path, chat()).show()
+    assert ("\x1b[1;32m" in terminal.getvalue()) == tty and ("«" in terminal.getvalue()) != tty
+    assert "<|im_start|>assistant\n«" in log.getvalue() and "\x1b" not in log.getvalue()
 
 
 # --- packing
