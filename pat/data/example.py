@@ -44,8 +44,9 @@ class Example:
             print(self.plain(), flush=True)
             return
         Console(file=terminal, highlight=False).print(self.coloured(), soft_wrap=True)
-        if hasattr(sys.stdout, "log"):
-            sys.stdout.log.write(self.plain() + "\n")
+        log: Any = getattr(sys.stdout, "log", None)
+        if log is not None:
+            log.write(self.plain() + "\n")
 
     def _rest(self) -> str:
         return f" ... ({self.left_out:,} more tokens)" if self.left_out else ""

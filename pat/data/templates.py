@@ -5,30 +5,31 @@ knowledge of any template. Let T(c) be the rendered conversation c, and a mark a
 
     m_j   where message j stands: T(c with a mark in message j) must be T(c) with the mark in one place, m_j
     start m_{i-1} + the length of what follows the mark in T(c[:i] with a mark in message i-1, generation prompt)
-    end   m_i + the length of what follows the mark in T(c[:i+1] with a mark in message i), up to its last added token
+    end   m_i + the length of what follows the mark in T(c[:i+1] with a mark in message i), and in T(c), up to its last
+          added token
 
 So answer i starts where the generation prompt ends and stops with the token that ends the turn, both as at inference.
-What T(c) has in those places must be what was cut out of the shorter ones; where it is not, there is no guess but an
-error. Dates, system prompts and tools that come or go elsewhere, trimmed text and dropped reasoning do no harm.
+What T(c) has in those places must be what was cut out of the shorter ones, but for tokens that end a conversation;
+where it is not, there is no guess but an error. Dates, system prompts and tools that come or go elsewhere, trimmed text
+and dropped reasoning do no harm.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+import numpy as np
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from pat.data.formats import Conversation, Message
-
-log = logging.getLogger(__name__)
 
 MARK = "\ue123mark\ue123"  # private use: in nobody's text
 TODAY = date(2024, 7, 26)  # for templates that write the date: data must not depend on the day; it is Llama 3.1's own
@@ -58,7 +59,7 @@ class ChatTemplate:
             )
         self.tokenizer = tokenizer
         self.options = {**tokenizer.special_tokens_map, **options}
-        self.added = [token for token in tokenizer.get_added_vocab() if token.strip()]
+        self.added = [str(token) for token in tokenizer.added_tokens_encoder if str(token).strip()]
         self.dropped_system_prompts = 0
 
     def mark(self, conversation: Conversation, first: int = 0) -> Marked:
@@ -74,6 +75,12 @@ class ChatTemplate:
         self._count_dropped(rendering.messages, rendering.text)
         return Marked(rendering.text, [rendering.span(i) for i in answers])
 
+    def without_tokens(self, text: str) -> str:
+        """The text without added tokens."""
+        for token in self.added:
+            text = text.replace(token, "")
+        return text
+
     def text(self, conversation: Conversation) -> str:
         """The conversation as text. Raises ValueError where the template refuses it."""
         text, _ = self.render(self._template(conversation.tools), conversation.messages, conversation.tools)
@@ -84,6 +91,7 @@ class ChatTemplate:
         self, template: str, messages: Sequence[Message], tools: list[Any] | None, prompt: bool = False
     ) -> tuple[str, list[Span]]:
         """(text, spans marked by the template), with the generation prompt at the end where asked."""
+        spans: Any
         try:
             texts, spans = render_jinja_template(
                 conversations=[list(messages)],
@@ -141,11 +149,14 @@ class _Rendering:
                 raise self._lost(i, "does not begin it as the generation prompt does")
             start = begin[0]
         at, answer = inside
-        rest = self._after_mark([*self.messages[:i], answer])
+        if start > at:
+            raise self._lost(i, "puts the generation prompt into it")
+        alone = self._after_mark([*self.messages[:i], answer])
+        rest = os.path.commonprefix([alone, self.text[at:]])
         stop = max((rest.rfind(token) + len(token) for token in self.chat.added if token in rest), default=0)
-        if not stop or rest[stop:].strip():
+        if not any(token in alone for token in self.chat.added):
             raise self._lost(i, "ends it with no token of its own, so that the model could not learn to stop")
-        if not self.text.startswith(rest[:stop], at) or start > at:
+        if not stop or self.chat.without_tokens(alone[stop:]).strip():
             raise self._lost(i, "ends it in another way where messages follow")
         return start, at + stop
 
@@ -215,7 +226,9 @@ class SpanTokenizer:
             verbose=False,
         )
         for marked, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            yield ids, [any(start <= at < end for start, end in marked.spans) for at, _ in offsets]
+            starts = np.fromiter((start for start, _ in offsets), dtype=np.int64, count=len(offsets))
+            edges = [edge for span in marked.spans for edge in span]  # ascending: an odd number before is inside
+            yield ids, (np.searchsorted(edges, starts, side="right") % 2 == 1).tolist()
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ What they have in common with the stock ones is what makes answers hard to find:
     MISTRAL  no header of an answer, the system prompt inside the last user message (and only where nothing follows),
              tools before the last user message, calls with an id
     SMOL     a default system prompt; nothing else
+    ENDED    as Phi-3's: another token after the last turn
     MARKED   SMOL with {% generation %}
 """
 
@@ -170,6 +171,11 @@ MARKED = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{- "<|im_start|>assistant\\n" }}{%- endif %}
 """
+
+ENDED = """{% for message in messages %}{{ '<|im_start|>' + message.role + '
+' + message.content + '<|im_end|>
+' }}{% endfor %}{{ '<|im_start|>assistant
+' if add_generation_prompt else eos_token }}"""
 
 TOKENS = {
     LLAMA: ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pat.data import formats
 from pat.data.templates import ChatTemplate, Marked, SpanTokenizer
-from tests.unit.chat_templates import LLAMA, MARKED, MISTRAL, QWEN, SMOL, tokenizer
+from tests.unit.chat_templates import ENDED, LLAMA, MARKED, MISTRAL, QWEN, SMOL, tokenizer
 
 TOOL = {"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "sum", "arguments": {"a": 1, "b": "<|im_end|>"}}}
@@ -147,6 +147,12 @@ CASES: dict[str, tuple[str, list[Any], Any, str]] = {
         f"{IM}user\nq{END}\n{IM}assistant\n«<think>\nhm\n</think>\n\ncall{END}»\n"
         f"{IM}user\n<tool_response>3</tool_response>{END}\n{IM}assistant\n«<think>\n\n</think>\n\nthree{END}»\n",
     ),
+    "a token that ends the conversation": (
+        ENDED,
+        said("u: one?", "a: yes", "u: two?", "a: no"),
+        None,
+        f"{IM}user\none?{END}\n{IM}assistant\n«yes{END}»\n{IM}user\ntwo?{END}\n{IM}assistant\n«no{END}\n<eos>»",
+    ),
     "mistral, no header, two turns": (
         MISTRAL,
         said("u: one?", "a: yes ", "u: two?", "a:  no"),
@@ -214,6 +220,10 @@ def test_a_system_prompt_that_the_template_drops_is_counted() -> None:
 WRONG = {
     "repeats the answer": ("{{ content + content }}", "changes its text beyond trimming"),
     "upper case": ("{{ content | upper }}", "changes its text beyond trimming"),
+    "calls are left out where messages follow": (
+        "{{ content }}{% if loop.last %}{{ '<|im_start|>call<|im_end|>' }}{% endif %}{{ '<|im_end|>' }}",
+        "ends it in another way where messages follow",
+    ),
     "no end": ("{{ content + '\n' }}", "ends it with no token of its own"),
     "the end is written only where nothing follows": (
         "{{ content }}{% if loop.last %}{{ '<|im_end|>' }}{% endif %}",
