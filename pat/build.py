@@ -192,7 +192,7 @@ def build(run_dir: Path) -> Parts:
         run=directory,
         world=pruner.shards.world,
         task=task,
-        loader=data.BatchLoader(prepared.train, *feed),
+        loader=data.BatchLoader(prepared.train, *feed, mixture=prepared.mixture),
         eval_batches=lambda: data.eval_batches(prepared.eval, *feed),
         engine=ds_engine,
         pruner=pruner,

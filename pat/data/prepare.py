@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pat.config import DataConfig
 from pat.data import sources
+from pat.data.mixture import Mixture
 from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
 from pat.tasks import Task
@@ -44,6 +45,7 @@ class PreparedData:
     num_labels: int | None
     label_names: list[str] | None
     info: dict[str, Any]  # counts of rows, samples and tokens; `cache`, the entry; `built`, whether this call made it
+    mixture: Mixture | None = None  # how often each of several sources is seen
 
 
 def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int = 0) -> PreparedData:
@@ -52,6 +54,8 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     No collective: every rank may call it at any time; one of them builds, the others wait for its lock.
     """
     sources.check(cfg)
+    if cfg.source == sources.MIXTURE:
+        return _mixed(cfg, tokenizer, task, seed)
     root = Path(cfg.cache_dir or os.environ.get("PAT_CACHE") or "~/.cache/pat").expanduser()
     # The folder's name says everything that decides what is in it.
     key = _hash(
@@ -80,6 +84,36 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
         num_labels=len(names) if names is not None else None,
         label_names=names,
         info={"built": built, "cache": str(folder), **info["counts"]},
+    )
+
+
+def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> PreparedData:
+    """Each of data.sources by itself, one behind the other."""
+    parts = sources.parts(cfg)
+    made: dict[str, PreparedData] = {}
+    for name, (part, _) in parts.items():
+        try:
+            made[name] = prepare(part, tokenizer, task, seed)
+        except ValueError as error:
+            raise ValueError(f"data.sources.{name}: {error}") from error
+    first, *others = made.values()
+    if any(other.label_names != first.label_names for other in others):
+        labels = "; ".join(f"{name}: {one.label_names}" for name, one in made.items())
+        raise ValueError(f"The sources must have the same labels, but have {labels}.")
+    infos = [one.info for one in made.values()]
+    counts = {key: sum(info.get(key, 0) for info in infos) for key in dict.fromkeys(k for i in infos for k in i)
+              if key not in ("built", "cache")}  # fmt: skip
+    return PreparedData(
+        train=datasets.concatenate_datasets([one.train for one in made.values()]),
+        eval=datasets.concatenate_datasets([one.eval for one in made.values()]),
+        num_labels=first.num_labels,
+        label_names=first.label_names,
+        info={
+            "built": any(info["built"] for info in infos),
+            "cache": ", ".join(info["cache"] for info in infos),
+            **counts,
+        },
+        mixture=Mixture(tuple(len(one.train) for one in made.values()), tuple(weight for _, weight in parts.values())),
     )
 
 
