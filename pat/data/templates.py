@@ -59,7 +59,8 @@ class ChatTemplate:
             )
         self.tokenizer = tokenizer
         self.options = {**tokenizer.special_tokens_map, **options}
-        self.added = [str(token) for token in tokenizer.added_tokens_encoder if str(token).strip()]
+        added: Any = tokenizer.added_tokens_encoder
+        self.added = [token for token in added if token.strip()]
         self.dropped_system_prompts = 0
 
     def mark(self, conversation: Conversation, first: int = 0) -> Marked:
