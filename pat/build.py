@@ -18,6 +18,7 @@ import torch.distributed as dist
 from pat import checkpoint, compose, data, engine, models, run, tasks, teacher
 from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manifest
 from pat.config import Config
+from pat.data.example import example
 from pat.distill import Distiller
 from pat.pruning import plan
 from pat.pruning.comm import Comm
@@ -108,10 +109,12 @@ def check_data(config: Config) -> str:
     """The prepared data in a sentence; what does not fit the task or the model is a ValueError."""
     prepared = _fitting_data(config)
     info, labels = prepared.info, prepared.label_names
+    shown = example(prepared, config.data, models.build_tokenizer(config.model))
     return (
         f"Data: {len(prepared.train):,} training and {len(prepared.eval):,} evaluation samples"
         + (f", labels {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}" if labels else "")
         + f"; tokenised in {info['cache']}."
+        + (f"\n{shown.plain()}" if shown else "")
     )
 
 
@@ -141,6 +144,7 @@ def _fitting_data(config: Config) -> data.PreparedData:
     task, tokenizer, prepared = _data(config)
     hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
     models.check_fits(hf_config, tokenizer, config.data.max_length)
+    task.check_model(hf_config)
     if config.distill.teacher:
         teacher.check(config, task, tokenizer, hf_config)
     return prepared
@@ -177,6 +181,9 @@ def build(run_dir: Path) -> Parts:
     if rank == 0:
         tokenizer.save_pretrained(directory.path / "tokenizer")
         model.config.save_pretrained(directory.path / "model")
+        shown = example(prepared, config.data, tokenizer)
+        if shown:
+            shown.show()
     pruner = Pruner(config)
     pruner.attach(model)
     ds_engine = engine.build_engine(config, model, pruner, ds_config)
@@ -186,7 +193,7 @@ def build(run_dir: Path) -> Parts:
         run=directory,
         world=pruner.shards.world,
         task=task,
-        loader=data.BatchLoader(prepared.train, *feed),
+        loader=data.BatchLoader(prepared.train, *feed, mixture=prepared.mixture),
         eval_batches=lambda: data.eval_batches(prepared.eval, *feed),
         engine=ds_engine,
         pruner=pruner,

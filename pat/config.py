@@ -48,7 +48,8 @@ class GeneratedConfig:
 class DataConfig:
     """Text, from the hub, from local files, or generated."""
 
-    source: str = MISSING  # hub name | json | csv | parquet | text | generated
+    source: str = MISSING  # hub name | json | csv | parquet | text | generated | mixture
+    sources: Any = None  # of a mixture: name -> source, weight and what differs from `data`
     subset: str | None = None  # the hub's "config name"
     revision: str | None = None  # of the hub data set: branch, tag or commit
     train: Any = "train"  # split of a hub data set, or file(s) / glob(s)
@@ -71,6 +72,11 @@ class TaskConfig:
 
     name: str = MISSING  # a file in pat/tasks
     num_labels: int | None = None  # classification; default: counted in the training data
+    loss_on: str | None = None  # chat: answers | completion | all; default: by the rows' format
+    truncation_side: str | None = None  # chat: right (default) | left
+    empty_rows: str | None = None  # chat, rows without a supervised token: error (default) | drop
+    packing: str | None = None  # chat: none (default) | best_fit
+    template_options: Any = None  # chat: given to the chat template
 
 
 @dataclass

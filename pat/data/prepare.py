@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pat.config import DataConfig
 from pat.data import sources
+from pat.data.mixture import Mixture
 from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
 from pat.tasks import Task
@@ -44,6 +45,7 @@ class PreparedData:
     num_labels: int | None
     label_names: list[str] | None
     info: dict[str, Any]  # counts of rows, samples and tokens; `cache`, the entry; `built`, whether this call made it
+    mixture: Mixture | None = None  # how often each of several sources is seen
 
 
 def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int = 0) -> PreparedData:
@@ -52,6 +54,8 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     No collective: every rank may call it at any time; one of them builds, the others wait for its lock.
     """
     sources.check(cfg)
+    if cfg.source == sources.MIXTURE:
+        return _mixed(cfg, tokenizer, task, seed)
     root = Path(cfg.cache_dir or os.environ.get("PAT_CACHE") or "~/.cache/pat").expanduser()
     # The folder's name says everything that decides what is in it.
     key = _hash(
@@ -80,6 +84,36 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
         num_labels=len(names) if names is not None else None,
         label_names=names,
         info={"built": built, "cache": str(folder), **info["counts"]},
+    )
+
+
+def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> PreparedData:
+    """Each of data.sources by itself, one behind the other."""
+    parts = sources.parts(cfg)
+    made: dict[str, PreparedData] = {}
+    for name, (part, _) in parts.items():
+        try:
+            made[name] = prepare(part, tokenizer, task, seed)
+        except ValueError as error:
+            raise ValueError(f"data.sources.{name}: {error}") from error
+    first, *others = made.values()
+    if any(other.label_names != first.label_names for other in others):
+        labels = "; ".join(f"{name}: {one.label_names}" for name, one in made.items())
+        raise ValueError(f"The sources must have the same labels, but have {labels}.")
+    infos = [one.info for one in made.values()]
+    counts = {key: sum(info.get(key, 0) for info in infos) for key in dict.fromkeys(k for i in infos for k in i)
+              if key not in ("built", "cache")}  # fmt: skip
+    return PreparedData(
+        train=datasets.concatenate_datasets([one.train for one in made.values()]),
+        eval=datasets.concatenate_datasets([one.eval for one in made.values()]),
+        num_labels=first.num_labels,
+        label_names=first.label_names,
+        info={
+            "built": any(info["built"] for info in infos),
+            "cache": ", ".join(info["cache"] for info in infos),
+            **counts,
+        },
+        mixture=Mixture(tuple(len(one.train) for one in made.values()), tuple(weight for _, weight in parts.values())),
     )
 
 
@@ -117,11 +151,10 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
     staging = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.part")
     staging.mkdir()
     try:
-        columns = task.columns(cfg)
-        rows = {
-            split: sources.select_columns(sources.load(cfg, split, seed, staging / "raw"), columns, cfg, split)
-            for split in (SPLITS if cfg.eval else SPLITS[:1])
-        }
+        rows = {}
+        for split in SPLITS if cfg.eval else SPLITS[:1]:
+            loaded = sources.load(cfg, split, seed, staging / "raw")
+            rows[split] = sources.select_columns(loaded, task.columns_in(cfg, loaded.column_names), cfg, split)
         names = task.label_names(rows["train"])
         counts: dict[str, int] = {}
         if cfg.eval:
@@ -159,6 +192,7 @@ def _encode(
     samples = rows.map(
         encoder,
         batched=True,
+        batch_size=encoder.batch_rows,
         features=encoder.features(),
         remove_columns=rows.column_names,
         cache_file_name=str(staging / f"{split}.arrow"),
@@ -168,15 +202,15 @@ def _encode(
     )
     if len(samples) == 0:
         raise ValueError(
-            f"data.{split} has {len(rows)} rows with {encoder.left_over()} tokens in all: too few for one sample of "
-            f"data.max_length={cfg.max_length}. Give more text, a smaller max_length"
-            + (", or a larger eval_fraction." if split == "eval" and not cfg.eval else ".")
+            f"The {len(rows)} rows of data.{split} make no sample of data.max_length={cfg.max_length}: "
+            f"{encoder.why_none()}" + (", or a larger eval_fraction." if split == "eval" and not cfg.eval else ".")
         )
     return {
         f"{split}_rows": len(rows),
         f"{split}_samples": len(samples),
         f"{split}_tokens": int(token_counts(samples).sum()),
         f"{split}_tokens_left_over": encoder.left_over(),
+        **{f"{split}_{name}": count for name, count in encoder.counts().items()},
     }
 
 

@@ -1,15 +1,14 @@
 """Which samples a step sees: a pure function of the seed and the step, so nothing has to be saved to resume.
 
 Global positions count all samples ever drawn. Step t takes the positions [tB, (t+1)B), whatever the number of ranks;
-position p is sample `order(seed, p // n, n)[p % n]`, so a global batch may reach into the next epoch.
+position p is sample `order(seed, p // n, n)[p % n]`, so a global batch may reach into the next epoch. Of several
+sources `Mixture.order` takes the place of `order`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,20 +19,27 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pat.config import Config
+from pat.data.mixture import Mixture, permutation
 from pat.tasks import Batch, Task
 
 # B samples of a global batch, n samples of the data set
 
 
-@lru_cache(maxsize=2)
 def order(seed: int, epoch: int, n: int) -> Tensor:
     """(n,) int64: the permutation of the samples in an epoch. Shared: do not write to it."""
-    key = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "little") >> 1
-    return torch.randperm(n, generator=torch.Generator().manual_seed(key))
+    return permutation(f"{seed}/{epoch}", n)
 
 
 def batch_indices(
-    step: int, accumulation_index: int, rank: int, world: int, micro: int, accum: int, n: int, seed: int
+    step: int,
+    accumulation_index: int,
+    rank: int,
+    world: int,
+    micro: int,
+    accum: int,
+    n: int,
+    seed: int,
+    mixture: Mixture | None = None,
 ) -> list[int]:
     """(micro,) the samples of one rank's forward: a contiguous slice of the global batch of `world * micro * accum`.
 
@@ -41,7 +47,12 @@ def batch_indices(
     """
     assert 0 <= accumulation_index < accum and 0 <= rank < world, "no such micro-batch"
     first = step * world * micro * accum + (accumulation_index * world + rank) * micro
-    return [int(order(seed, position // n, n)[position % n]) for position in range(first, first + micro)]
+    total = sum(mixture.draws) if mixture else n
+    chosen = []
+    for position in range(first, first + micro):
+        epoch, place = divmod(position, total)
+        chosen.append(int((mixture.order(seed, epoch) if mixture else order(seed, epoch, n))[place]))
+    return chosen
 
 
 class BatchLoader:
@@ -57,8 +68,10 @@ class BatchLoader:
         world: int,
         device: torch.device | str = "cpu",
         prefetch: bool = True,
+        mixture: Mixture | None = None,
     ) -> None:
-        """The batch sizes and the seed are the config's."""
+        """The batch sizes and the seed are the config's; of several sources, `mixture` says how often each is seen."""
+        self.mixture = mixture
         self.samples, self.task, self.tokenizer = samples, task, tokenizer
         self.rank, self.world, self.device, self.seed = rank, world, device, config.seed
         batch = config.train.global_batch_size
@@ -92,7 +105,8 @@ class BatchLoader:
 
     def _make(self, step: int, micro_index: int) -> Batch:
         n = len(self.samples)
-        chosen = batch_indices(step, micro_index, self.rank, self.world, self.micro, self.accum, n, self.seed)
+        where = (step, micro_index, self.rank, self.world, self.micro, self.accum)
+        chosen = batch_indices(*where, n, self.seed, self.mixture)
         return self.task.collate(_take(self.samples, chosen), self.tokenizer)
 
 

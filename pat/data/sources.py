@@ -19,6 +19,7 @@ from pat.config import DataConfig, GeneratedConfig
 from pat.data.generated import generate
 
 FILES = ("json", "csv", "parquet", "text")  # builders of `datasets` that read local files
+MIXTURE = "mixture"  # of the sources in data.sources
 SAMPLE_BY = ("line", "paragraph", "document")
 RACY_S = 2.0  # a file younger than this may change again within its time stamp
 
@@ -32,11 +33,12 @@ def check(cfg: DataConfig) -> None:
         "sample_by": cfg.source == "text",
         "train": cfg.source != "generated",
         "eval": cfg.source != "generated",
+        "sources": cfg.source == MIXTURE,
     }
     for key, used in only_for.items():
         if not used and getattr(cfg, key) != defaults[key]:
             raise ValueError(f"data.{key}={getattr(cfg, key)} means nothing with data.source={cfg.source}: remove it.")
-    if cfg.source != "generated" and cfg.generated != GeneratedConfig():
+    if cfg.source not in ("generated", MIXTURE) and cfg.generated != GeneratedConfig():
         raise ValueError(f"data.generated means nothing with data.source={cfg.source}: remove it.")
     if cfg.sample_by not in SAMPLE_BY:
         raise ValueError(f"data.sample_by is '{cfg.sample_by}': allowed are {', '.join(SAMPLE_BY)}.")
@@ -49,6 +51,28 @@ def check(cfg: DataConfig) -> None:
     for field in dataclasses.fields(GeneratedConfig):
         if getattr(cfg.generated, field.name) < 1:
             raise ValueError(f"data.generated.{field.name}={getattr(cfg.generated, field.name)} must be 1 or more.")
+
+
+def parts(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
+    """(config, weight) of each of data.sources: what it does not say is as in `data`. Raises ValueError."""
+    if not cfg.sources:
+        raise ValueError("data.source=mixture needs data.sources: {NAME: {source: ..., weight: 1.0}, ...}.")
+    common = ("sources", "generated", "max_length", "cache_dir")  # of all of them
+    allowed = ["weight", *(f.name for f in dataclasses.fields(DataConfig) if f.name not in common)]
+    found = {}
+    for name, given in cfg.sources.items():
+        fields = dict(given)
+        unknown = [key for key in fields if key not in allowed]
+        if unknown:
+            raise ValueError(f"data.sources.{name} has no key '{unknown[0]}': allowed are {', '.join(allowed)}.")
+        weight = fields.pop("weight", 1.0)
+        if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise ValueError(f"data.sources.{name}.weight={weight} must be above 0.")
+        if fields.get("source") in (None, MIXTURE):
+            raise ValueError(f"data.sources.{name} must say its source: a hub name, {', '.join(FILES)}, or generated.")
+        generated = cfg.generated if fields["source"] == "generated" else GeneratedConfig()
+        found[name] = dataclasses.replace(cfg, sources=None, generated=generated, **fields), float(weight)
+    return found
 
 
 def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
@@ -111,8 +135,8 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
     for name, column in columns.items():
         if name.startswith("text") and not _is_text(rows.features[column]):
             raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
-        if rows.data.column(column).null_count:
-            raise ValueError(f"data.{name}_column='{column}' is empty in some rows of data.{split}: remove those rows.")
+        if name != "tools" and rows.data.column(column).null_count:
+            raise ValueError(f"The column '{column}' is empty in some rows of data.{split}: remove those rows.")
     return rows.rename_columns({column: name for name, column in columns.items()})
 
 

@@ -67,7 +67,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of all that decides which ids a text becomes, whatever the tokenizer was used for before."""
+    """sha256 of all that decides which ids a text or a chat becomes, whatever the tokenizer was used for before."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         content: dict[str, Any] = {"vocab": tokenizer.get_vocab()}
@@ -79,6 +79,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     content["class"] = type(tokenizer).__name__
     content["special"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     content["split_special_tokens"] = bool(getattr(tokenizer, "split_special_tokens", False))
+    if tokenizer.chat_template:
+        content["chat_template"] = tokenizer.chat_template
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.config import DataConfig
 
 Batch = dict[str, Tensor]  # the model's inputs, "labels", and in evaluation "weight"
 NOT_INPUTS = ("labels", "weight")
+MULTIPLE = 8  # batches are padded to whole multiples of so many tokens: few shapes, aligned matrices
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Task(ABC):
     def columns(self, cfg: DataConfig) -> dict[str, str]:
         """Name in this task -> column of the data set. Rows that agree in all but "label" count as equal."""
 
+    def columns_in(self, cfg: DataConfig, present: Sequence[str]) -> dict[str, str]:
+        """The same for rows with these columns. Raises ValueError."""
+        return self.columns(cfg)
+
     @abstractmethod
     def label_names(self, train: Dataset) -> list[str] | None:
         """The classes in the training rows, in the order of their numbers; None without classes. Raises ValueError."""
@@ -49,6 +54,10 @@ class Task(ABC):
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
     ) -> Encoder:
         """What turns rows into samples; new for every split."""
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """ValueError where the task asks for what this model cannot do."""
+        return None
 
     @abstractmethod
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -107,6 +116,8 @@ class Encoder(ABC):
     def features(self) -> Features:
         """The samples' columns and their types on disk."""
 
+    batch_rows: ClassVar[int] = 1000  # rows of a call
+
     @abstractmethod
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Samples (column -> values) made of these rows; may be more or fewer than the rows."""
@@ -115,10 +126,23 @@ class Encoder(ABC):
         """Tokens that did not make a sample."""
         return 0
 
+    def counts(self) -> dict[str, int]:
+        """What else happened to the rows, by a name each."""
+        return {}
+
+    def why_none(self) -> str:
+        """Why rows made no sample at all, and what to do."""
+        return f"{self.left_over()} tokens in all, too few for one sample: give more text, or a smaller data.max_length"
+
 
 def inputs(batch: Batch) -> Batch:
     """What of a batch the model's forward takes."""
     return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
+
+
+def padded_width(longest: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """`longest` rounded up, not beyond what the model has positions for: the tokenizer knows where there is a limit."""
+    return max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, tokenizer.model_max_length))
 
 
 @cache

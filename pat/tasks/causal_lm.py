@@ -67,7 +67,7 @@ class CausalLM(Task):
 
     def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """-log softmax(logits_i)[token_i+1], mean over the b (s - 1) predicted tokens, fp32."""
-        return _sum_per_block(logits, batch["labels"]).sum() / batch["labels"][:, 1:].numel()
+        return sum_per_block(logits, batch["labels"]).sum() / batch["labels"][:, 1:].numel()
 
     def supervised(self, batch: Batch) -> Tensor:
         """(b, s): all but the last token of a block predict one."""
@@ -78,7 +78,7 @@ class CausalLM(Task):
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """(2,) fp64: loss, predicted tokens."""
         weight = batch["weight"].double()  # (b,)
-        losses = _sum_per_block(self.outputs(model, batch).logits, batch["labels"]).double()
+        losses = sum_per_block(self.outputs(model, batch).logits, batch["labels"]).double()
         return torch.stack([(losses * weight).sum(), weight.sum() * (batch["labels"].shape[1] - 1)])
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
@@ -88,8 +88,8 @@ class CausalLM(Task):
         return {"loss": loss, "perplexity": math.exp(min(loss, LOG_MAX))}
 
 
-def _sum_per_block(logits: Tensor, labels: Tensor) -> Tensor:
-    """(b,) fp32: the losses of each block summed. logits (b, s, v), labels (b, s).
+def sum_per_block(logits: Tensor, labels: Tensor) -> Tensor:
+    """(b,) fp32: the losses of each block summed, 0 where the next label is -100. logits (b, s, v), labels (b, s).
 
     The fp32 copy of the logits, its softmax and its gradient exist for CHUNK_ELEMENTS at a time: with a vocabulary of
     128,000 they would be 4 GB each at 8,000 tokens.

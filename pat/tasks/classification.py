@@ -12,7 +12,7 @@ from datasets import Features, List, Value
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from pat.tasks import Batch, Encoder, Task
+from pat.tasks import Batch, Encoder, Task, padded_width
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pat.config import DataConfig
 
 # b samples of a batch, s tokens of its longest sample, c classes
-
-MULTIPLE = 8  # batches are padded to whole multiples of so many tokens: few shapes, aligned matrices
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ class Classification(Task):
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """input_ids, attention_mask, ... (b, s) and labels (b,), s the longest rounded up to a multiple of 8."""
         lengths = [len(ids) for ids in samples["input_ids"]]
-        longest = max(lengths)
-        # Not beyond what the model has positions for: the tokenizer knows that limit where there is one.
-        width = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, tokenizer.model_max_length))
+        width = padded_width(max(lengths), tokenizer)
         batch = {"attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long()}
         for name, values in samples.items():
             if name != "label":

@@ -43,6 +43,8 @@ STAND_INS: dict[str, dict[str, object]] = {
     },
     "Llama-3.1-8B": {**LARGE, **HEADS_8B, "model_type": "llama", "vocab_size": 128256},
     "Qwen3-8B-Base": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 151936},
+    "Llama-3.1-8B-Instruct": {**LARGE, **HEADS_8B, "model_type": "llama", "vocab_size": 128256},
+    "Qwen3-8B": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 151936},
     "Mistral-7B-v0.3": {**LARGE, **HEADS_8B, "model_type": "mistral", "vocab_size": 32768},
 }
 RECIPES = compose.recipes()

@@ -266,7 +266,7 @@ def test_labels_that_training_does_not_have_and_too_many_are_errors(tmp_path: Pa
 
 
 def test_text_too_short_for_a_block_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="too few for one sample of data.max_length=4096"):
+    with pytest.raises(ValueError, match="no sample of data.max_length=4096: 436 tokens in all, too few"):
         data.prepare(json_config(tmp_path, max_length=4096), TOKENIZER, LM)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="has no rows"):

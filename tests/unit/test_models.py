@@ -57,6 +57,11 @@ def test_a_tokenizer_is_hashed_by_what_it_does_and_not_by_what_it_did_last() -> 
     assert models.tokenizer_digest(used) == models.tokenizer_digest(fresh)
     fresh.add_tokens(["word"])
     assert models.tokenizer_digest(used) != models.tokenizer_digest(fresh)
+    digests = []
+    for template in ("{{ messages[0].content }}", "{{ messages[1].content }}"):  # of equal samples, otherwise
+        used.chat_template = template
+        digests.append(models.tokenizer_digest(used))
+    assert len({*digests, models.tokenizer_digest(models.byte_tokenizer())}) == 3
 
 
 def test_without_a_pad_token_the_end_of_text_pads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,7 @@ def classification_batch(weight: list[float] | None = None) -> dict[str, Tensor]
 
 
 def test_every_task_is_found_by_its_name_and_says_what_it_measures() -> None:
-    assert tasks.names() == ["causal_lm", "classification"]
+    assert tasks.names() == ["causal_lm", "chat", "classification"]
     for name in tasks.names():
         task = tasks.build(TaskConfig(name=name))
         assert task.name == name
@@ -46,7 +46,7 @@ def test_every_task_is_found_by_its_name_and_says_what_it_measures() -> None:
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"name": "chess"}, "no task.name='chess': allowed are causal_lm, classification"),
+        ({"name": "chess"}, "no task.name='chess': allowed are causal_lm, chat, classification"),
         (TaskConfig(name="causal_lm", num_labels=2), "'causal_lm' does not take task.num_labels: allowed are name"),
     ],
 )

@@ -1,0 +1,87 @@
+"""One training sample as the loss sees it, and what was done to the rows: said once when a run starts."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from pat.config import DataConfig
+from pat.data.prepare import PreparedData
+
+SHOWN_TOKENS = 400
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document in runs of (text, supervised), and sentences about all of them."""
+
+    notes: str
+    runs: list[tuple[str, bool]]
+    left_out: int  # tokens of the document that are not shown
+
+    def plain(self) -> str:
+        """Supervised text in guillemets."""
+        text = "".join(f"«{text}»" if supervised else text for text, supervised in self.runs)
+        return f"{self.notes}\nA sample; the loss is on what is in «»:\n{text}{self._rest()}"
+
+    def coloured(self) -> Text:
+        """Supervised text in green, the rest dim."""
+        text = Text(f"{self.notes}\nA sample; the loss is on what is ").append("green", "bold green").append(":\n")
+        for run, supervised in self.runs:
+            text.append(run, "bold green" if supervised else "dim")
+        return text.append(self._rest())
+
+    def show(self) -> None:
+        """To the terminal in colours where it is one; plain elsewhere, and to this rank's log."""
+        terminal = getattr(sys.stdout, "terminal", sys.stdout)
+        if not terminal.isatty():
+            print(self.plain(), flush=True)
+            return
+        Console(file=terminal, highlight=False).print(self.coloured(), soft_wrap=True)
+        log: Any = getattr(sys.stdout, "log", None)
+        if log is not None:
+            log.write(self.plain() + "\n")
+
+    def _rest(self) -> str:
+        return f" ... ({self.left_out:,} more tokens)" if self.left_out else ""
+
+
+def example(prepared: PreparedData, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Example | None:
+    """The last document of the first sample; None for a task that supervises all tokens alike."""
+    if "supervised" not in prepared.train.column_names:
+        return None
+    sample: Any = prepared.train[0]
+    start = sum(sample["lengths"][:-1])
+    ids, flags = sample["input_ids"][start:], sample["supervised"][start:]
+    shown = list(zip(ids, flags, strict=True))[:SHOWN_TOKENS]
+    runs = [
+        (str(tokenizer.decode([token for token, _ in run])), bool(supervised))
+        for supervised, run in groupby(shown, key=lambda pair: pair[1])
+    ]
+    last = next(token for token, flag in zip(reversed(ids), reversed(flags), strict=True) if flag)
+    return Example(_notes(prepared.info, cfg, tokenizer, last), runs, len(ids) - len(shown))
+
+
+def _notes(info: dict[str, Any], cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, last: int) -> str:
+    """What the reader could not see in the config."""
+    found = [f"{info['train_rows']:,} training rows make {info['train_samples']:,} samples"]
+    wordings = {
+        "rows_cut": f"{{:,}} were cut to {cfg.max_length} tokens",
+        "rows_dropped": "{:,} without a supervised token were dropped",
+        "system_prompts_dropped": "the chat template leaves out the system prompt of {:,}",
+    }
+    found += [words.format(info[f"train_{name}"]) for name, words in wordings.items() if info[f"train_{name}"]]
+    found.append(f"{tokenizer.pad_token} pads")
+    text = f"Data: {', '.join(found)}."
+    if last != tokenizer.eos_token_id and last in tokenizer.added_tokens_decoder:
+        text += (
+            f" Answers end with {tokenizer.decode([last])}, which is not the tokenizer's end-of-text token "
+            f"{tokenizer.eos_token}: generate with eos_token_id={last}."
+        )
+    return text

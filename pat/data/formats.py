@@ -1,0 +1,138 @@
+"""How rows hold conversations: `text`, `messages` or `prompt` and `completion`, as in TRL, made one internal form.
+
+    text                     {"text": "..."}
+    messages                 {"messages": [{"role": ..., "content": ...}, ...]}, or the same as `conversations`
+    prompt and completion    {"prompt": ..., "completion": ...}, both strings or both lists of messages
+
+A column `tools` (a list of JSON schemas, or that list as a JSON string) goes to the chat template beside the messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]  # role, content, perhaps tool_calls, reasoning_content, ...
+
+CONVERSATIONS = ("messages", "conversations")
+ROLES = {"human": "user", "gpt": "assistant"}  # as ShareGPT writes them
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text without roles; all of it is the completion where there is no prompt."""
+
+    completion: str
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in turn; the first `num_prompt` of them are given, the others are to be learned."""
+
+    messages: list[Message]
+    num_prompt: int | None = None  # None: the format does not say
+    tools: list[Any] | None = None
+
+
+Document = Text | Conversation
+
+
+def columns_in(present: Sequence[str], text_column: str) -> dict[str, str]:
+    """Name (text, messages, prompt, completion, tools) -> column. ValueError, with what is there, where none fits."""
+    tools = {"tools": "tools"} if "tools" in present else {}
+    for column in CONVERSATIONS:
+        if column in present:
+            return {"messages": column} | tools
+    if "prompt" in present and "completion" in present:
+        return {"prompt": "prompt", "completion": "completion"} | tools
+    if text_column in present:
+        return {"text": text_column}
+    raise ValueError(
+        f"The rows have the columns {', '.join(present)}, but must have `messages` (or `conversations`), `prompt` and "
+        f"`completion`, or '{text_column}' (data.text_column): rename them."
+    )
+
+
+def documents(rows: Mapping[str, list[Any]]) -> Iterator[Document]:
+    """The rows of a batch (column -> values) in the internal form. ValueError where a row is not of its format."""
+    for i in range(len(next(iter(rows.values())))):
+        yield document({name: values[i] for name, values in rows.items()})
+
+
+def document(row: Mapping[str, Any]) -> Document:
+    """One row. Raises ValueError."""
+    if "text" in row:
+        return Text(row["text"])
+    tools = _tools(row.get("tools"))
+    if "messages" in row:
+        return Conversation(_messages(row["messages"]), None, tools)
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Text(completion, prompt)
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise ValueError(f"prompt and completion must both be strings or both lists of messages: {_short(row)}.")
+    given = _messages(prompt)
+    return Conversation(given + _messages(completion), len(given), tools)
+
+
+def _messages(found: Any) -> list[Message]:
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"A conversation must be a list of one message or more: {_short(found)}.")
+    return [_message(message) for message in found]
+
+
+def _message(found: Any) -> Message:
+    message = _without_nulls(found) if isinstance(found, Mapping) else {}
+    if "role" not in message and "from" in message:
+        role = message.pop("from")
+        message = {"role": ROLES.get(role, role), "content": message.pop("value", ""), **message}
+    if not isinstance(message.get("role"), str):
+        raise ValueError(f"A message must have `role` and `content` (or `from` and `value`): {_short(found)}.")
+    if not message.get("tool_calls"):
+        message.pop("tool_calls", None)
+    else:
+        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
+    return message | {"content": _content(message.get("content", ""))}
+
+
+def _content(found: Any) -> str:
+    """A string, or the strings of the parts {"type": "text", "text": ...}."""
+    if isinstance(found, str):
+        return found
+    if isinstance(found, list) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in found
+    ):
+        return "".join(part["text"] for part in found)
+    raise ValueError(f"The content of a message must be text: {_short(found)}.")
+
+
+def _tool_call(found: Any) -> Any:
+    """Arguments as an object: templates would quote a JSON string once more."""
+    call = dict(found)
+    function = dict(call.get("function") or call)
+    if isinstance(function.get("arguments"), str):
+        try:
+            function["arguments"] = json.loads(function["arguments"])
+        except ValueError as error:
+            raise ValueError(f"The arguments of a tool call are no JSON: {_short(found)}.") from error
+    return call | {"function": function} if "function" in call else function
+
+
+def _tools(found: Any) -> list[Any] | None:
+    tools = json.loads(found) if isinstance(found, str) and found else found
+    return [_without_nulls(tool) for tool in tools] if tools else None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every row all keys of all rows, as null."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
