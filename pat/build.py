@@ -267,7 +267,8 @@ def outcome(directory: run.RunDir) -> str:
     found = run.read_json(directory.summary) or {}
     now, before = found["metrics"], found["dense_metrics"] or {}
     figures = [
-        f"{name} {value:.4g}" + (f" ({before[name]:.4g} before the first mask)" if name in before else "")
+        f"{name} {value:.4g}"
+        + (f" ({before[name]:.4g} at step {found['dense_step']}, where pruning began)" if name in before else "")
         for name, value in now.items()
     ]
     pruned = f"{found['sparsity']:.2%} of {found['prunable_parameters']:,} prunable weights removed, "

@@ -25,8 +25,15 @@ exit codes:
   4    a promise could not be kept: target missed, invariant broken, checkpoint unreadable
   85   preempted (SIGUSR1, SIGTERM, Ctrl-C): the state is saved, run the same command again
   130  Ctrl-C twice: ended at once
-  RUN/exit.json holds the same code: launchers such as torchrun replace it with their own."""
+  RUN/exit.json holds the same code once ranks have started: launchers such as torchrun replace it with their own."""
 
+_EXAMPLES = """\
+examples:
+  pat train recipe=parity                 train and prune: the recipe `parity` is a tiny model on generated text
+  pat export runs/parity --out pruned     what came out, as a Hugging Face folder
+  pat train --help                        recipes, keys and methods
+
+"""
 _TRAIN_HELP = """\
 Fine-tune a model and prune it while it trains.
 
@@ -67,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"train": train, "export": export}
     parser = argparse.ArgumentParser(
-        prog="pat", description=pat.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EXIT_CODES
+        prog="pat",
+        description=pat.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES + _EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"pat {pat.__version__}")
     parser.add_argument(
@@ -138,6 +148,8 @@ def export(arguments: Sequence[str]) -> int:
     console = Console(stderr=True)
     result = export_run(options.run, options.out, options.checkpoint, options.dtype, options.verify, console)
     Console().print(format_report(result))
+    reader = result["loader"]
+    print(f'written to {options.out}; in Python: {reader}("{options.out}")')
     return ExitCode.DONE
 
 

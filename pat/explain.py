@@ -18,7 +18,7 @@ def explain(error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = ", ".join(error.options or []) or "none"
         hint = " (or --config-dir DIR with DIR/recipe/NAME.yaml)" if group == "recipe" else ""
-        return f"there is no {group or 'config'} called {option!r}; allowed: {options}{hint}" + _did_you_mean(
+        return f"there is no {group or 'config'} called {option!r}; allowed: {options}{hint}" + did_you_mean(
             option, error.options or []
         )
     if isinstance(error, OverrideParseException):
@@ -54,7 +54,7 @@ def _explain_key(error: OmegaConfBaseException) -> str:
         place = key.rpartition(".")[0]
         return (
             f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}"
-            + _did_you_mean(last, allowed)
+            + did_you_mean(last, allowed)
         )
     words = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
     wrong = re.match(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
@@ -63,6 +63,7 @@ def _explain_key(error: OmegaConfBaseException) -> str:
     return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"
 
 
-def _did_you_mean(given: str, allowed: Sequence[str]) -> str:
+def did_you_mean(given: str, allowed: Sequence[str]) -> str:
+    """`; did you mean NAME?`, or nothing where no name is close."""
     close = difflib.get_close_matches(given, allowed, 1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -134,7 +134,9 @@ def status(values: Mapping[str, Any]) -> list[str]:
     if values.get("pruning/phase"):
         parts.append(f"{values['pruning/phase']}")
     if values.get("pruning/sparsity") is not None:
-        parts.append(f"sparsity {values['pruning/sparsity']:.3f}")
+        now, target = values["pruning/sparsity"], values.get("pruning/target", values["pruning/sparsity"])
+        # Learned gates are random until the hard phase: what they do on average follows the target, what is off lags.
+        parts.append(f"sparsity {now:.3f}" + (f" of {target:.3f}" if abs(now - target) > 0.0005 else ""))
     parts.append(f"loss {_number(values['train/loss'])}")
     if values.get("train/tokens_per_s"):
         parts.append(f"{values['train/tokens_per_s']:,.0f} tokens/s")

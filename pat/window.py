@@ -73,6 +73,7 @@ class Window:
             "train/peak_memory_bytes": build.peak_memory_bytes(),
             "pruning/phase": parts.pruner.phase(progress.step - 1),
             "pruning/sparsity": parts.pruner.sparsity,
+            "pruning/target": parts.pruner.target_now(stats.target),
         }
         for name in stats.sparsity:
             line |= {f"pruning/{name}/sparsity": stats.sparsity[name], f"pruning/{name}/target": stats.target[name]}

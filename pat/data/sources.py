@@ -17,6 +17,7 @@ from datasets.arrow_writer import SchemaInferenceError
 
 from pat.config import DataConfig, GeneratedConfig
 from pat.data.generated import generate
+from pat.explain import did_you_mean
 
 FILES = ("json", "csv", "parquet", "text")  # builders of `datasets` that read local files
 MIXTURE = "mixture"  # of the sources in data.sources
@@ -149,6 +150,9 @@ def _empty(cfg: DataConfig, split: str) -> ValueError:
 
 
 def _hub(cfg: DataConfig, split: Any) -> Dataset:
+    hint = "" if "/" in cfg.source else did_you_mean(cfg.source, [*FILES, "generated", "mixture"])
+    if hint:
+        raise ValueError(f"There is no data.source='{cfg.source}'{hint}")
     looks_local = cfg.source.startswith((".", "/", "~")) or cfg.source.count("/") > 1
     if looks_local and not os.path.isdir(cfg.source):
         raise ValueError(f"There is no folder data.source='{cfg.source}' (seen from {os.getcwd()}).")

@@ -71,7 +71,7 @@ def _figures(result: dict[str, Any]) -> str:
         (f"bytes of weights ({result['dtype']})", f"{before['bytes']:,}", f"{after['bytes']:,}"),
     ]
     if then:
-        return _table(("", f"step {lineage['dense_step']}, before pruning", "exported"), rows)
+        return _table(("", f"step {lineage['dense_step']}, where pruning began", "exported"), rows)
     return _table(("", "exported"), [(label, value) for label, _, value in rows])
 
 

@@ -143,7 +143,7 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
             return root / pointer.read_text().strip()
         if checkpoint == "best":
             raise ValueError(
-                f"{run.path} has no best checkpoint yet: take checkpoint=last, or one of the steps {listed}"
+                f"{run.path} has no best checkpoint yet: take --checkpoint last, or one of the steps {listed}"
             )
         return found[max(found)]
     if not str(checkpoint).isdigit() or int(checkpoint) not in found:
@@ -219,6 +219,9 @@ def _result(
     return {
         "dtype": dtype,
         "stock": left.stock,
+        "loader": f"{tasks.build(config.task).auto_model.__name__}.from_pretrained"
+        if left.stock
+        else "pat.export.load",
         "structures": left.describe(),
         "before": {"parameters": stream.total, "bytes": stream.total * item + buffers},
         "after": {
@@ -267,7 +270,7 @@ def format_report(result: dict[str, Any]) -> Table:
     table.add_column("")
     dense, metrics = lineage["dense_metrics"] or {}, lineage["metrics"] or {}
     if dense:
-        table.add_column(f"step {lineage['dense_step']}, before pruning", justify="right")
+        table.add_column(f"step {lineage['dense_step']}, where pruning began", justify="right")
     table.add_column("exported", justify="right")
 
     def row(label: str, then: str, now: str) -> None:

@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from pat.config import ModelConfig
+from pat.explain import did_you_mean
 
 if TYPE_CHECKING:
     from pat.tasks import Task
@@ -97,8 +98,12 @@ def check_fits(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max
 def require_reachable(name: str, key: str) -> None:
     """A name that can only be a folder must be one: the hub's client would try the network for a minute first."""
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not os.path.isdir(name):
-        raise ValueError(f"There is no folder {key}='{name}' (seen from {os.getcwd()}).")
+    folder, _, last = name.rpartition("/")
+    if not os.path.isdir(name) and (looks_local or (folder and os.path.isdir(folder))):
+        beside = [entry.name for entry in os.scandir(folder or "/") if entry.is_dir()] if os.path.isdir(folder) else []
+        raise ValueError(
+            f"There is no folder {key}='{name}' (seen from {os.getcwd()}){did_you_mean(last, beside) or '.'}"
+        )
 
 
 def _config_from_path(cfg: ModelConfig, fields: dict[str, Any]) -> PretrainedConfig:

@@ -15,6 +15,7 @@ In the hard phase only M stays: W * M has become the weight, dead weights have n
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -81,12 +82,11 @@ class MaskPruner:
         self.budget = registry.build("budget", config.budget)
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
         names = match(config.params, config.exclude, shapes)
-        if not names:
-            matrices = [n for n, s in shapes.items() if len(s) >= 2]
-            raise ValueError(
-                f"pruners.{name}.params={config.params} matches no matrix of the model; it has "
-                f"{', '.join(matrices[:6])}{', ...' if len(matrices) > 6 else ''}"
-            )
+        for pattern in config.params if names else [config.params]:
+            if not names or not match([pattern], [], shapes):
+                raise ValueError(
+                    f"pruners.{name}.params: {pattern} matches no matrix of the model; it has {_in_patterns(shapes)}"
+                )
         self.shapes = {n: shapes[n] for n in names}
         for n, shape in self.shapes.items():
             self.granularity.validate(n, shape)
@@ -239,6 +239,12 @@ class MaskPruner:
         total = int(self.shards.world.sum(torch.tensor(broken, dtype=torch.int64)))
         if total:
             raise PromiseBroken(f"pruner {self.name}: {total} pruned weights are not zero in the hard phase")
+
+
+def _in_patterns(shapes: dict[str, tuple[int, ...]]) -> str:
+    """The matrices, those of all layers as one."""
+    matrices = [re.sub(r"\.\d+\.", ".*.", name) for name, shape in shapes.items() if len(shape) >= 2]
+    return ", ".join(dict.fromkeys(matrices))
 
 
 def _numel(shape: tuple[int, ...]) -> int:

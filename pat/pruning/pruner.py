@@ -91,6 +91,8 @@ class Pruner:
                 f"pruners.{gate.name} prunes units of {param}, which optim.trainable leaves frozen: let it train, or "
                 "choose other structures"
             )
+        if gate.target_weights == 0:
+            raise ValueError(f"pruners.{gate.name}.budget removes nothing: it leaves {gate.target_shape()}")
         for other in self.gates:
             for structure in set(gate.config.structures) & set(other.config.structures):
                 raise ValueError(f"pruners.{gate.name} and pruners.{other.name} both have gates on {structure}")
@@ -230,6 +232,16 @@ class Pruner:
         """Fraction of all prunable weights that the budgets ask to remove."""
         both = sum(nested.target_weights(*pair) for pair in self._pairs)
         return (sum(p.target_weights for p in self.pruners) - both) / self.numel if self.pruners else 0.0
+
+    def target_now(self, targets: dict[str, float]) -> float:
+        """Fraction of all prunable weights that is to be removed at a step, of every pruner's own target then."""
+        wanted = sum(targets[p.name] * p.numel for p in self.pruners)
+        both = sum(
+            nested.target_weights(gate, mask) * targets[mask.name] * mask.numel / mask.target_weights
+            for gate, mask in self._pairs
+            if gate.hardened and mask.target_weights
+        )
+        return (wanted - both) / self.numel if self.pruners else 0.0
 
     @property
     def _pairs(self) -> list[tuple[GatePruner, MaskPruner]]:

@@ -51,7 +51,8 @@ class Classification(Task):
             names = self._counted(train.unique("label"))
         if self.num_labels is not None and len(names) > self.num_labels:
             raise ValueError(
-                f"task.num_labels={self.num_labels}, but the training data has {len(names)}: {_few(names)}."
+                f"task.num_labels={self.num_labels}, but the training data has {len(names)}: {_few(names)}; "
+                "null takes as many as there are."
             )
         return names + [str(i) for i in range(len(names), self.num_labels or 0)]
 

@@ -18,6 +18,7 @@ SUMMARY: dict[str, Any] = {
     "prunable_parameters": 1000,
     "metrics": {"accuracy": 0.75},
     "dense_metrics": {"accuracy": 0.8},
+    "dense_step": 20,
 }
 
 
@@ -55,5 +56,9 @@ def test_not_complete_without_summary(finished: run.RunDir) -> None:
 
 def test_outcome(finished: run.RunDir) -> None:
     said = build.outcome(finished)
-    for words in ("90.00% of 1,000", "accuracy 0.75 (0.8 before the first mask)", f"pat export {finished.path} --out"):
+    for words in (
+        "90.00% of 1,000",
+        "accuracy 0.75 (0.8 at step 20, where pruning began)",
+        f"pat export {finished.path} --out",
+    ):
         assert words in said
