@@ -82,11 +82,12 @@ class MaskPruner:
         self.budget = registry.build("budget", config.budget)
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
         names = match(config.params, config.exclude, shapes)
-        for pattern in config.params if names else [config.params]:
-            if not names or not match([pattern], [], shapes):
-                raise ValueError(
-                    f"pruners.{name}.params: {pattern} matches no matrix of the model; it has {_in_patterns(shapes)}"
-                )
+        dead = [pattern for pattern in config.params if not match([pattern], [], shapes)]
+        if dead or not names:
+            raise ValueError(
+                f"pruners.{name}.params: {', '.join(dead) or 'what exclude leaves of it'} matches no matrix of the model; "
+                f"it has {_in_patterns(shapes)}"
+            )
         self.shapes = {n: shapes[n] for n in names}
         for n, shape in self.shapes.items():
             self.granularity.validate(n, shape)
