@@ -85,8 +85,8 @@ class MaskPruner:
         dead = [pattern for pattern in config.params if not match([pattern], [], shapes)]
         if dead or not names:
             raise ValueError(
-                f"pruners.{name}.params: {', '.join(dead) or 'what exclude leaves of it'} matches no matrix of the model; "
-                f"it has {_in_patterns(shapes)}"
+                f"pruners.{name}.params: {', '.join(dead) or 'what exclude leaves of it'} matches no matrix of the "
+                f"model; it has {_in_patterns(shapes)}"
             )
         self.shapes = {n: shapes[n] for n in names}
         for n, shape in self.shapes.items():
