@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -131,7 +132,9 @@ def main() -> None:
         mean = statistics.mean(accuracies)
         table.append({"method": name, "parameters": values[0]["parameters"], "mean": mean, "seeds": accuracies})
     said = {
-        "command": f"python tests/benchmarks/structured.py --steps {options.steps}",
+        "command": shlex.join(
+            ["python", "tests/benchmarks/structured.py", f"--steps={options.steps}", "--methods", *options.methods]
+        ),
         "device": "CPU, one thread per run",
         "steps": options.steps,
         "distillation": {"weight": WEIGHT, "temperature": TEMPERATURE},
