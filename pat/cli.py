@@ -14,59 +14,9 @@ from typing import Any
 
 import pat
 from pat.run import ExitCode, RankEnvironment, RunDir, rank_environment
+from pat.usage import EXAMPLES, EXIT_CODES, TRAIN_EXAMPLES, TRAIN_HELP
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-_EXIT_CODES = """\
-exit codes:
-  0    done
-  1    unexpected error; the trace is in RUN/logs/rank-N.log
-  2    bad input or configuration; the message says what to change
-  3    diverged: NaN or exploding loss; the last good checkpoint is kept
-  4    a promise could not be kept: target missed, invariant broken, checkpoint unreadable
-  85   preempted (SIGUSR1, SIGTERM, Ctrl-C): the state is saved, run the same command again
-  130  Ctrl-C twice: ended at once
-  RUN/exit.json holds the same code once ranks have started: launchers such as torchrun replace it with their own."""
-
-_EXAMPLES = """\
-examples:
-  pat train recipe=parity                 train and prune: the recipe `parity` is a tiny model on generated text
-  pat export runs/parity --out pruned     what came out, as a Hugging Face folder
-  pat train --help                        recipes, keys and methods
-
-"""
-_TRAIN_HELP = """\
-Fine-tune a model and prune it while it trains.
-
-A recipe is a complete run; key=value changes parts of it. Every key is described in
-{config}
-
-recipes (recipes/NAME.yaml):
-  {recipes}
-  more with --config-dir DIR: DIR/recipe/NAME.yaml
-
-groups (GROUP=OPTION picks a set of keys):
-{groups}
-
-methods of a pruner (pruners.NAME.KIND.name=METHOD; of weights: criterion, granularity; of structures: gate):
-{methods}
-
-structures (pruners.NAME.structures=[...]):
-  {structures}
-"""
-
-_TRAIN_EXAMPLES = """\
-examples:
-  pat train recipe=parity run.dir=/data/run1
-  pat train --recipe parity engine.zero_stage=3 seed=1 pruners.weights.budget.sparsity=0.5
-  pat train recipe=parity pruners.weights.criterion.name=magnitude --dry-run
-  pat train -m recipe=parity seed=0,1,2                 one run after another
-  torchrun --nproc-per-node 8 -m pat.cli train recipe=parity     each process becomes a rank; so with
-  srun pat train recipe=parity                          deepspeed and srun, on several machines
-
-The run directory is runs/NAME, NAME made of the recipe and the changed keys, unless run.dir or run.name say
-otherwise. The same command goes on from the newest checkpoint there (run.resume=auto); ranks and ZeRO stage may differ.
-
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="pat",
         description=pat.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_EXAMPLES + _EXIT_CODES,
+        epilog=EXAMPLES + EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"pat {pat.__version__}")
     parser.add_argument(
@@ -123,7 +73,7 @@ def export(arguments: Sequence[str]) -> int:
         "run's checkpoint, tensor by tensor, without a GPU and without its ranks; then reload it and prove it equal.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  pat export runs/parity --out pruned\n"
-        "  pat export runs/parity --out pruned --checkpoint 200 --dtype bf16\n\n" + _EXIT_CODES,
+        "  pat export runs/parity --out pruned --checkpoint 200 --dtype bf16\n\n" + EXIT_CODES,
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory (run.dir of the training)")
@@ -229,7 +179,7 @@ def _train_parser() -> argparse.ArgumentParser:
         prog="pat train",
         usage="pat train recipe=NAME [key=value ...] [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_TRAIN_EXAMPLES + _EXIT_CODES,
+        epilog=TRAIN_EXAMPLES + EXIT_CODES,
         add_help=False,
         allow_abbrev=False,
     )
@@ -257,7 +207,7 @@ def _train_help(parser: argparse.ArgumentParser) -> str:
         for path in sorted(conf.iterdir())
         if path.is_dir() and path.name != "recipe"
     }
-    parser.description = _TRAIN_HELP.format(
+    parser.description = TRAIN_HELP.format(
         config=conf / "config.yaml",
         recipes=", ".join(recipes()),
         groups="\n".join(f"  {name:<8} {items}" for name, items in options.items()),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from pat import checkpoint
 from pat import engine as ds
 from pat.pruning.pruner import Pruner
-from tests.distributed.harness import STEPS, Trained, batch, build, build_model, digest, discard, main, make_config
+from tests.distributed.harness import (
+    STEPS,
+    Trained,
+    batch,
+    build,
+    build_model,
+    digest,
+    discard,
+    main,
+    make_config,
+    undisturbed_and_interrupted,
+)
 from tests.distributed.parity_checks import LAYOUTS
 
 ZERO0 = {
@@ -72,36 +80,9 @@ def interrupted(layouts: list[str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     others = KINDS["quick" if layouts == QUICK else "slow"]
     for kind, layout in [("movement", name) for name in layouts] + others:
-        overrides = EVERY[layout]
-        trained = build(make_config(kind, **overrides))
-        trained.run(0, STEPS)
-        said[f"{kind} on {layout}"] = [digest(trained)]
-        discard(trained)
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(dist_broadcast(folder))
-            at = 0
-            trained = build(make_config(kind, **overrides))
-            for stop in (1, 5, 10):
-                trained.run(at, stop)
-                checkpoint.save(trained.engine, trained.pruner, root, stop, {}, {})
-                discard(trained)
-                trained = build(make_config(kind, **overrides))
-                reader = checkpoint.find(root, trained.pruner.shards, print)
-                assert reader is not None
-                checkpoint.load(trained.engine, trained.pruner, reader)
-                at = stop
-            trained.run(at, STEPS)
-            said[f"{kind} on {layout}"].append(digest(trained))
-            discard(trained)
-            dist.barrier()
+        config = partial(make_config, kind, **EVERY[layout])
+        said[f"{kind} on {layout}"] = undisturbed_and_interrupted(lambda config=config: build(config()), (1, 5, 10))
     return said
-
-
-def dist_broadcast(item: Any) -> Any:
-    """Rank 0's item."""
-    items = [item]
-    dist.broadcast_object_list(items, src=0)
-    return items[0]
 
 
 def plain(layouts: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import copy
 import json
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,21 @@ import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pat import build as parts
-from pat import checkpoint, compose, models, tasks, teacher, train
+from pat import compose, models, tasks, teacher, train
 from pat import engine as ds
 from pat.distill import Distiller
-from tests.distributed.core_checks import dist_broadcast
-from tests.distributed.harness import LLAMA, STEPS, Trained, build, digest, discard, main, make_config, text
+from tests.distributed.harness import (
+    LLAMA,
+    STEPS,
+    Trained,
+    build,
+    discard,
+    from_rank_0,
+    main,
+    make_config,
+    text,
+    undisturbed_and_interrupted,
+)
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "zero1": {"engine__zero_stage": 1},
@@ -89,7 +100,7 @@ def parity() -> dict[str, Any]:
     """{layout: hashes, logged line, teacher}, and the masks without a teacher."""
     said: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = save_teacher(Path(dist_broadcast(folder)), seed=1)
+        path = save_teacher(Path(from_rank_0(folder)), seed=1)
         direct = LlamaForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
         with torch.no_grad():
             expected = direct(input_ids=text(7, 4)).logits
@@ -138,26 +149,9 @@ def interrupted() -> dict[str, Any]:
     said: dict[str, Any] = {}
     for layout in ("zero1", "zero2", "zero3"):
         with tempfile.TemporaryDirectory() as folder:
-            root = Path(dist_broadcast(folder))
-            path = save_teacher(root / "teacher", seed=1)
-            trained = distilled(path, 0.1, **LAYOUTS[layout])
-            trained.run(0, STEPS)
-            said[layout] = [digest(trained)]
-            discard(trained)
-            at, trained = 0, distilled(path, 0.1, **LAYOUTS[layout])
-            for stop in (3, 5, 10):
-                trained.run(at, stop)
-                checkpoint.save(trained.engine, trained.pruner, root / "checkpoints", stop, {}, {})
-                discard(trained)
-                trained = distilled(path, 0.1, **LAYOUTS[layout])
-                reader = checkpoint.find(root / "checkpoints", trained.pruner.shards, print)
-                assert reader is not None
-                checkpoint.load(trained.engine, trained.pruner, reader)
-                at = stop
-            trained.run(at, STEPS)
-            said[layout].append(digest(trained))
-            discard(trained)
-            dist.barrier()
+            path = save_teacher(Path(from_rank_0(folder)), seed=1)
+            taught = partial(distilled, path, 0.1, **LAYOUTS[layout])
+            said[layout] = undisturbed_and_interrupted(taught, (3, 5, 10))
     return said
 
 
@@ -165,7 +159,7 @@ def loop() -> dict[str, Any]:
     """The parity recipe without and with a teacher, by `pat.train` itself; then again after the teacher changed."""
     said: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(dist_broadcast(folder))
+        root = Path(from_rank_0(folder))
         path = root / "teacher"
         with_teacher = [f"distill.teacher={path}", "distill.weight=0.5", "distill.end=10"]
         for name, overrides in {"off": [], "on": with_teacher, "zero3": [*with_teacher, "engine=zero3"]}.items():

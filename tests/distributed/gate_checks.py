@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch.distributed as dist
-
-from pat import checkpoint
-from tests.distributed.harness import GATES, STEPS, build, digest, discard, main, make_config, pruner_config
+from tests.distributed.harness import (
+    GATES,
+    STEPS,
+    build,
+    digest,
+    discard,
+    main,
+    make_config,
+    pruner_config,
+    undisturbed_and_interrupted,
+)
 from tests.distributed.parity_checks import LAYOUTS
 
 ELSEWHERE: dict[str, dict[str, Any]] = {
@@ -111,29 +117,8 @@ def interrupted(which: list[str]) -> dict[str, Any]:
     """{gate on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
     said: dict[str, Any] = {}
     for kind, layout in INTERRUPTED[which[0]]:
-        overrides = (LAYOUTS | ELSEWHERE)[layout]
-        trained = build(make_config(kind, **overrides))
-        trained.run(0, STEPS)
-        said[f"{kind} on {layout}"] = [digest(trained)]
-        discard(trained)
-        with tempfile.TemporaryDirectory() as folder:
-            root = [folder]
-            dist.broadcast_object_list(root, src=0)
-            at = 0
-            trained = build(make_config(kind, **overrides))
-            for stop in (1, 5, 10):
-                trained.run(at, stop)
-                checkpoint.save(trained.engine, trained.pruner, Path(root[0]), stop, {}, {})
-                discard(trained)
-                trained = build(make_config(kind, **overrides))
-                reader = checkpoint.find(Path(root[0]), trained.pruner.shards, print)
-                assert reader is not None
-                checkpoint.load(trained.engine, trained.pruner, reader)
-                at = stop
-            trained.run(at, STEPS)
-            said[f"{kind} on {layout}"].append(digest(trained))
-            discard(trained)
-            dist.barrier()
+        config = partial(make_config, kind, **(LAYOUTS | ELSEWHERE)[layout])
+        said[f"{kind} on {layout}"] = undisturbed_and_interrupted(lambda config=config: build(config()), (1, 5, 10))
     return said
 
 

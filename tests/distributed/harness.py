@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pat import checkpoint
 from pat import engine as ds
 from pat.config import Config, PrunerConfig
 from pat.pruning.pruner import Pruner
@@ -219,6 +222,36 @@ def discard(trained: Trained) -> None:
     trained.engine.destroy()
     del trained.engine, trained.pruner
     gc.collect()
+
+
+def from_rank_0(item: Any) -> Any:
+    """Rank 0's item."""
+    items = [item]
+    dist.broadcast_object_list(items, src=0)
+    return items[0]
+
+
+def undisturbed_and_interrupted(make: Callable[[], Trained], stops: Sequence[int]) -> list[dict[str, Any]]:
+    """Digests at the end of a run, and of one that is saved, thrown away and loaded after each of `stops` steps."""
+    trained = make()
+    trained.run(0, STEPS)
+    found = [digest(trained)]
+    discard(trained)
+    with tempfile.TemporaryDirectory() as folder:
+        root, at, trained = Path(from_rank_0(folder)), 0, make()
+        for stop in stops:
+            trained.run(at, stop)
+            checkpoint.save(trained.engine, trained.pruner, root, stop, {}, {})
+            discard(trained)
+            trained, at = make(), stop
+            reader = checkpoint.find(root, trained.pruner.shards, print)
+            assert reader is not None
+            checkpoint.load(trained.engine, trained.pruner, reader)
+        trained.run(at, STEPS)
+        found.append(digest(trained))
+        discard(trained)
+        dist.barrier()
+    return found
 
 
 def digest(trained: Trained) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def test_seeds_repeat():
 
 
 def test_exit_codes_are_documented():
-    from pat.cli import _EXIT_CODES
+    from pat.usage import EXIT_CODES
 
     for code in ExitCode:
-        assert f"\n  {code.value:<4} " in _EXIT_CODES
+        assert f"\n  {code.value:<4} " in EXIT_CODES

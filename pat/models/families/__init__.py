@@ -25,6 +25,15 @@ from pat.models.anatomy import Anatomy, Attention, Mlp
 OWN_LOADER = "set stock=false and load the exported model with pat.export.load"
 
 
+def keep_all_heads(config: Any, formula: str, left: int, heads: int) -> None:
+    """ValueError for fewer heads, where a stock class computes the head dimension from their number by `formula`."""
+    if left != heads:
+        raise ValueError(
+            f"A stock {config.model_type} takes {formula} as the head dimension, so it cannot have {left} of {heads} "
+            f"heads: prune ffn or layers, or {OWN_LOADER}."
+        )
+
+
 @cache
 def families() -> dict[str, Any]:
     """Every family's module, by model type, sorted."""

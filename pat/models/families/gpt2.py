@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
-from pat.models.families import OWN_LOADER
+from pat.models.families import keep_all_heads
 
 MODEL_TYPES = ("gpt2",)
 
@@ -49,11 +49,7 @@ def drop_layers(config: Any, kept: Sequence[int]) -> None:
 
 def narrow(config: Any, kv_heads: int, neurons: int) -> None:
     """The width of the MLP. ValueError for fewer heads: the stock class divides the hidden size by their number."""
-    if kv_heads != config.n_head:
-        raise ValueError(
-            f"A stock gpt2 takes n_embd / n_head as the head dimension, so it cannot have {kv_heads} of "
-            f"{config.n_head} heads: prune ffn or layers, or {OWN_LOADER}."
-        )
+    keep_all_heads(config, "n_embd / n_head", kv_heads, config.n_head)
     config.n_inner = neurons
 
 
