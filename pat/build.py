@@ -5,109 +5,34 @@ from __future__ import annotations
 import dataclasses
 import resource
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
-from pat import checkpoint, compose, data, engine, models, run, tasks, teacher
+from pat import checkpoint, compose, data, engine, models, retention, run, tasks, teacher
 from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manifest
 from pat.config import Config
 from pat.data.example import example
-from pat.distill import Distiller
+from pat.manifest import check_same_model, describe_parameters
+from pat.models import liger
+from pat.models.dtypes import DTYPES
+from pat.parts import Parts, Progress
 from pat.pruning import plan
-from pat.pruning.comm import Comm
 from pat.pruning.pruner import Pruner
 from pat.tracking import Tracker
+from pat.watchdog import end_rank
 
-
-@dataclass
-class Progress:
-    """What a resumed run must know besides weights and masks. All of it is in every checkpoint."""
-
-    step: int = 0  # optimizer steps done
-    tokens: float = 0.0  # seen, over all ranks
-    train_seconds: float = 0.0
-    dense_metrics: dict[str, float] | None = None  # just before the first mask
-    dense_step: int | None = None  # how many steps they were trained
-    metrics: dict[str, float] | None = None  # of the last evaluation
-    best: list[float] | None = None  # (phase, signed metric) of the best checkpoint
-    first_loss: float | None = None
-    saved_step: int = -1
-    evaluated_step: int = -1
-    save_seconds: float = 0.0
-    peak_pruner_bytes: int = 0
-    logged_bytes: int | None = None  # of metrics.jsonl
-    teacher: dict[str, str] | None = None  # path and sha256 of the weights that are distilled
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the manifest."""
-        return dataclasses.asdict(self)
-
-
-@dataclass
-class Parts:
-    """Everything that the loop uses."""
-
-    config: Config
-    run: run.RunDir
-    world: Comm
-    task: Any
-    loader: Any
-    eval_batches: Callable[[], Iterator[Any]]
-    engine: Any
-    pruner: Pruner
-    tracker: Tracker
-    flag: run.PreemptionFlag
-    accumulation: int
-    progress: Progress = field(default_factory=Progress)
-    last_save: float = field(default_factory=time.monotonic)
-    distiller: Distiller | None = None
-
-    def loss(self, batch: Any, t: int) -> torch.Tensor:
-        """The task's loss at step t, with the teacher's if there is one."""
-        if self.distiller:
-            return self.distiller.loss(self.engine, batch, t)
-        return self.task.loss(self.engine, batch)
-
-    def agree(self, stop: bool, due: bool) -> tuple[bool, bool]:
-        """Whether any rank was asked to stop, and whether any finds a checkpoint due. Collective."""
-        flags = self.world.max(torch.tensor([stop, due], dtype=torch.int32)).tolist()
-        return bool(flags[0]), bool(flags[1])
-
-    def checkpoint_due(self) -> bool:
-        """By steps, or by this rank's clock."""
-        train = self.config.train
-        by_steps = bool(train.checkpoint_every) and self.progress.step % train.checkpoint_every == 0
-        minutes = train.checkpoint_every_min
-        return by_steps or (minutes is not None and time.monotonic() - self.last_save >= 60 * minutes)
-
-    def evaluation_due(self) -> bool:
-        """At this step, and not done by a start that was stopped after it."""
-        every, step = self.config.train.eval_every, self.progress.step
-        at = bool(every) and step % every == 0 and 0 < step < self.config.train.num_steps
-        return at and self.progress.evaluated_step != step
-
-    def is_best(self, metrics: dict[str, float]) -> bool:
-        """Whether these metrics make a best checkpoint; only models in their last phase count, so never a dense one."""
-        if self.pruner.pruners and self.pruner.phase(self.progress.step - 1) != "hard":
-            return False
-        name = self.config.train.best_metric or self.task.best_metric
-        value = metrics[name] if self.task.higher_is_better(name) else -metrics[name]
-        if self.progress.best is not None and value <= self.progress.best[0]:
-            return False
-        self.progress.best = [value]
-        return True
+UNITS = 0.005  # by which a target may lie below a budget's sparsity, for units are whole
 
 
 def check_data(config: Config) -> str:
     """The prepared data in a sentence; what does not fit the task or the model is a ValueError."""
-    prepared = _fitting_data(config)
+    prepared = fitting_data(config)
+    if config.train.export_at:
+        _check_export_at(config.train.export_at, plan.attached(config, prepared.num_labels)[1])
     info, labels = prepared.info, prepared.label_names
     shown = example(prepared, config.data, models.build_tokenizer(config.model))
     return (
@@ -122,13 +47,27 @@ def prepare(config: Config, run_dir: Path) -> None:
     """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError."""
     engine.check_accelerator(config)
     engine.deepspeed_config(config)
-    prepared = _fitting_data(config)
-    _check_resumable(config.run.resume, run.RunDir(run_dir).checkpoints, *plan.attached(config, prepared.num_labels))
+    prepared = fitting_data(config)
+    model, pruner = plan.attached(config, prepared.num_labels)
+    if config.model.use_liger_kernel:
+        liger.check(cast(Any, model).config.model_type)
+    _check_export_at(config.train.export_at, pruner)
+    _check_resumable(config.run.resume, run.RunDir(run_dir).checkpoints, model, pruner)
+
+
+def _check_export_at(values: list[float], pruner: Pruner) -> None:
+    """A target counts whole units: it may lie a little below what the user wrote."""
+    target = pruner.totals.target
+    if values and values[-1] > target + UNITS:
+        raise ValueError(
+            f"train.export_at has {values[-1]:g}, but the budgets remove {target:.4g} of the prunable weights in the "
+            "end: leave it out, or raise the budget"
+        )
 
 
 def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Pruner) -> None:
     """What the ranks would find out only when the model is built."""
-    found = checkpoint.steps(root)
+    found = retention.steps(root)
     if mode == "must" and not found:
         raise ValueError(f"run.resume=must, but {root} holds no checkpoint: check run.dir, or take run.resume=auto")
     if mode != "never" and found:
@@ -136,11 +75,11 @@ def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Prun
             manifest = read_manifest(found[-1])
         except CheckpointError:
             return  # torn: the ranks look for an older one
-        checkpoint.check_same_model(manifest, checkpoint.describe_parameters(model, pruner))
+        check_same_model(manifest, describe_parameters(model, pruner))
 
 
-def _fitting_data(config: Config) -> data.PreparedData:
-    """The data, checked against the model's vocabulary, positions and classes, and the teacher's."""
+def fitting_data(config: Config) -> data.PreparedData:
+    """The data, checked against the model's vocabulary, positions and classes, and the teacher's. ValueError."""
     task, tokenizer, prepared = _data(config)
     hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
     models.check_fits(hf_config, tokenizer, config.data.max_length)
@@ -173,9 +112,9 @@ def build(run_dir: Path) -> Parts:
         )
     run.seed_everything(config.seed)
     with engine.model_construction(config, ds_config):
-        dtype = engine.DTYPES[config.engine.dtype]
+        dtype = DTYPES[config.engine.dtype]
         model = models.build_model(config.model, task, dtype, prepared.num_labels, tokenizer, prepared.label_names)
-    engine.freeze(model, config.optim.trainable)
+    engine.choose_trainable(model, config)
     if config.engine.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if rank == 0:
@@ -206,6 +145,16 @@ def build(run_dir: Path) -> Parts:
         parts.progress.teacher = teacher.identity(config, parts.world)
     _resume(parts)
     pruner.begin(parts.progress.step)
+    minutes = config.engine.timeout_min
+    parts.watchdog.start(
+        60 * minutes,
+        bite=lambda: end_rank(run_dir, rank, minutes),
+        bark=lambda waited_s: parts.tracker.warn(
+            "stalled",
+            f"nothing has happened for {waited_s / 60:.1f} minutes: a rank may hang or be gone; logs/rank-N.log say "
+            f"where each stands, and after {minutes:g} minutes (engine.timeout_min) the run ends",
+        ),
+    )
     return parts
 
 
@@ -241,11 +190,11 @@ def summary(parts: Parts) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "step": progress.step,
         "phase": pruner.phase(progress.step - 1),
-        "target_sparsity": pruner.target,
-        "sparsity": pruner.sparsity,
-        "sparsity_all_parameters": pruner.num_pruned / every,
+        "target_sparsity": pruner.totals.target,
+        "sparsity": pruner.totals.sparsity,
+        "sparsity_all_parameters": pruner.totals.num_pruned / every,
         "parameters": every,
-        "prunable_parameters": pruner.numel,
+        "prunable_parameters": pruner.totals.numel,
         "mask_sha256": mask_hash if pruner.pruners else None,
         "kept_units": {gate.name: gate.counts() for gate in pruner.gates},
         "weights_sha256": weights_hash,
@@ -253,6 +202,7 @@ def summary(parts: Parts) -> dict[str, Any]:
         "dense_metrics": progress.dense_metrics,
         "dense_step": progress.dense_step,
         "metrics": progress.metrics,
+        "reached": progress.reached,
         "tokens_per_s": progress.tokens / progress.train_seconds if progress.train_seconds else None,
         "train_seconds": progress.train_seconds,
         "peak_memory_bytes": int(parts.world.max(torch.tensor(peak_memory_bytes(), dtype=torch.int64))),
@@ -271,17 +221,20 @@ def outcome(directory: run.RunDir) -> str:
         + (f" ({before[name]:.4g} at step {found['dense_step']}, where pruning began)" if name in before else "")
         for name, value in now.items()
     ]
+    reached = (found.get("reached") or {}).items()
+    variants = ", ".join(f"--checkpoint sparsity={value} (of step {step})" for value, step in reached)
     pruned = f"{found['sparsity']:.2%} of {found['prunable_parameters']:,} prunable weights removed, "
     return (
         f"done, step {found['step']}: {pruned if found['prunable_parameters'] else ''}{', '.join(figures)}\n"
         f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
+        + (f"\nor what it was on the way: {variants}" if variants else "")
     )
 
 
 def is_complete(config: Config, run_dir: Path) -> bool:
     """Whether an earlier start has finished this run and its last checkpoint is whole: nothing is left to do."""
     directory = run.RunDir(run_dir)
-    found = checkpoint.steps(directory.checkpoints)
+    found = retention.steps(directory.checkpoints)
     summary_of = run.read_json(directory.summary) or {}
     if config.run.resume == "never" or not found or summary_of.get("step") != config.train.num_steps:
         return False

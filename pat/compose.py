@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pat.config import Config
 from pat.explain import explain
+from pat.hosts import take_world_size
 from pat.pruning import registry
 from pat.run import ExitCode, RunDir, read_exit, versions, write_atomic, write_json
 from pat.validate import validate
@@ -32,6 +33,7 @@ ELASTIC = (
     "run.",
     "logger.",
     "engine.world_size",
+    "engine.hostfile",
     "engine.zero_stage",
     "engine.offload_optimizer",
     "engine.kernels",
@@ -97,10 +99,13 @@ def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     """A composed config as a validated `Config`; ValueError for missing values and for what does not fit."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}")
+        chosen = any(override.lstrip("+").startswith("recipe=") for override in overrides)
+        hint = "" if chosen else "; recipe=NAME gives them all, `pat train --help` lists the recipes"
+        raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}{hint}")
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_replaced_fields(content["pruners"], overrides)
     config = to_config(content)
+    take_world_size(config, overrides)
     validate(config)
     return config
 

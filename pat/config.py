@@ -32,6 +32,7 @@ class ModelConfig:
     config: dict[str, Any] = field(default_factory=dict)  # fields of the Hugging Face config to set
     tokenizer: str | None = None  # hub name or folder, or "byte"; default: `path`
     attn_implementation: str | None = None
+    use_liger_kernel: bool = False
 
 
 @dataclass
@@ -77,6 +78,7 @@ class TaskConfig:
     empty_rows: str | None = None  # chat, rows without a supervised token: error (default) | drop
     packing: str | None = None  # chat: none (default) | best_fit
     template_options: Any = None  # chat: given to the chat template
+    loss_chunk_tokens: int | None = None  # causal_lm, chat: logits of so many tokens at a time; default: of all
 
 
 @dataclass
@@ -94,6 +96,7 @@ class TrainConfig:
     keep_last: int = 2  # checkpoints; the best one is kept besides
     best_metric: str | None = None  # default: the task's
     max_loss: float | None = None  # a logged loss above it stops the run
+    export_at: list[float] = field(default_factory=list)  # sparsities at which a checkpoint is kept
 
 
 @dataclass
@@ -101,6 +104,7 @@ class EngineConfig:
     """DeepSpeed and the ranks."""
 
     world_size: int = 1
+    hostfile: str | None = None  # several machines: lines `HOST slots=N`
     zero_stage: int = 2
     dtype: str = "bf16"  # bf16 | fp32 | fp16
     reduce_dtype: str = "fp32"  # fp32 | model: the dtype in which gradients are reduced
@@ -110,7 +114,7 @@ class EngineConfig:
     kernels: str = "auto"  # auto | compile | eager
     deepspeed: Any = None  # path of a DeepSpeed JSON, or its keys; merged
     threads_per_rank: int | None = None  # OMP_NUM_THREADS; default: cores / ranks
-    timeout_min: float = 30.0  # of a collective
+    timeout_min: float = 30.0  # of a collective, and of all in which nothing happens
 
 
 @dataclass
@@ -143,6 +147,17 @@ class DistillConfig:
     layer_map: list[int] | None = None  # teacher layer of each student layer; default: uniform
     start: int | float = 0  # the weights rise from 0 here ...
     end: int | float | None = None  # ... to their values here; default: at `start`
+
+
+@dataclass
+class PeftConfig:
+    """LoRA adapters on a frozen model, by the peft library."""
+
+    r: int | None = None  # rank; null: no adapters, the model itself trains
+    alpha: float = 16.0  # the adapters count alpha / r
+    dropout: float = 0.0  # on the adapters' input
+    target_modules: list[str] | None = None  # ends of names of linear maps; null: all but the output's and the head's
+    modules_to_save: list[str] | None = None  # ends of names, trained whole; null: a classification head
 
 
 @dataclass
@@ -198,5 +213,6 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     pruners: dict[str, PrunerConfig] = field(default_factory=dict)

@@ -16,9 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pat.run import ExitCode
+
 
 class CheckpointError(ValueError):
     """The checkpoint is torn, incomplete or from another format."""
+
+    exit_code = ExitCode.BROKEN_PROMISE
 
 
 class _Inert:
@@ -66,7 +70,7 @@ def shard_file(files: Collection[str], layout: str, rank: int) -> str:
     if layout in ("zero0_lp", "zero0_fp32"):
         return model_file(files, layout, rank)
     name = f"zero_pp_rank_{rank}_mp_rank_00"
-    bf16 = f"deepspeed/bf16_{name}_optim_states.pt" in files
+    bf16 = any(Path(file).name == f"bf16_{name}_optim_states.pt" for file in files)
     return _named(files, f"bf16_{name}" if bf16 else name, "optim")
 
 
@@ -83,10 +87,11 @@ def shards(
 
 
 def _named(files: Collection[str], name: str, kind: str) -> str:
-    path = f"deepspeed/{name}_{kind}_states.pt"
-    if path not in files:
-        raise CheckpointError(f"the manifest lists no {path}: the checkpoint is incomplete; use an older one.")
-    return path
+    wanted = f"{name}_{kind}_states.pt"
+    for file in files:  # in pat's own folder, or where another trainer put it
+        if Path(file).name == wanted:
+            return file
+    raise CheckpointError(f"the manifest lists no {wanted}: the checkpoint is incomplete; use an older one.")
 
 
 def _by_shard(state_dict: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, Any]]:

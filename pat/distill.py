@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pat import chunked
 from pat.config import DistillConfig
 from pat.pruning.comm import Comm
 from pat.pruning.schedules import Ramp
 from pat.tasks import Batch, Task
+from pat.tasks.causal_lm import next_labels, row_losses
 
 # b samples of a batch, s tokens, v vocabulary or classes, n rows of logits, d hidden size, L layers
 
@@ -51,7 +53,9 @@ class Distiller:
         self._factor = self.ramp(t)
         if self._factor == 0.0:
             return self.task.loss(model, batch)
-        wanted = {"output_hidden_states": True} if self.hidden_weight else {}
+        if self.task.chunk_tokens is not None:
+            return self._chunked(model, batch, self.task.chunk_tokens)
+        wanted = self._wanted()
         with torch.no_grad():
             taught = self.task.outputs(self.teacher, batch, **wanted)
         outputs = self.task.outputs(model, batch, **wanted)
@@ -64,8 +68,58 @@ class Distiller:
         if wanted:
             hidden = hidden_loss(outputs.hidden_states, taught.hidden_states, tokens(batch), self.layer_map)
             loss = loss + self.hidden_weight * self._factor * hidden
-        self._sums = self._sums.to(loss.device) + torch.stack([kl, hidden, torch.ones_like(kl)]).detach()
+        self._add(kl, hidden)
         return loss
+
+    def _chunked(self, model: Any, batch: Batch, size: int) -> Tensor:
+        """The same, where neither model's logits exist for more than `size` tokens. Collective at ZeRO 3.
+
+        The teacher runs inside the call of the student's head, and the chunks of both inside that of the teacher's:
+        each head's weight is there once, for all chunks. The teacher's activations are gone layer by layer.
+        """
+        counts, targets = self.task.supervised(batch), next_labels(batch["labels"])
+        weight, wanted, taught = self.weight * self._factor, self._wanted(), []
+
+        def inside_student(student: chunked.Head, hidden: Tensor) -> Tensor:
+            found = []
+
+            def inside_teacher(teacher: chunked.Head, states: Tensor) -> Tensor:
+                flat = states.flatten(0, 1)
+
+                def rows(logits: Tensor, part: slice) -> Tensor:
+                    losses = (1.0 - weight) * row_losses(logits, targets[part])[:, 0]
+                    kl = losses.new_zeros(losses.shape)
+                    if weight:
+                        with torch.no_grad():
+                            answers = teacher.own(flat[part])
+                        kl = row_kl(logits, answers, self.config.temperature)
+                        losses = losses + weight * self.config.temperature**2 * kl
+                    return torch.stack([losses, kl], dim=1)
+
+                with torch.enable_grad():
+                    found.append(chunked.sums(student, hidden, rows, counts, size))
+                return states
+
+            with torch.no_grad(), chunked.at_head(self.teacher, inside_teacher):
+                taught.append(self.task.outputs(self.teacher, batch, **wanted))
+            return found[0]
+
+        with chunked.at_head(model, inside_student):
+            outputs = self.task.outputs(model, batch, **wanted)
+        loss, kl = outputs.logits / counts.sum()
+        hidden = loss.new_zeros(())
+        if wanted:
+            hidden = hidden_loss(outputs.hidden_states, taught[0].hidden_states, tokens(batch), self.layer_map)
+            loss = loss + self.hidden_weight * self._factor * hidden
+        self._add(kl, hidden)
+        return loss
+
+    def _wanted(self) -> dict[str, bool]:
+        """What the models are asked for besides logits."""
+        return {"output_hidden_states": True} if self.hidden_weight else {}
+
+    def _add(self, kl: Tensor, hidden: Tensor) -> None:
+        self._sums = self._sums.to(kl.device) + torch.stack([kl, hidden, torch.ones_like(kl)]).detach()
 
     def logged(self, world: Comm) -> dict[str, float]:
         """Mean KL and hidden loss since the last line, over all ranks, and the weight of the last step. Collective."""
@@ -91,9 +145,15 @@ def mean_kl(
     backward the gradient of the student's logits in their own dtype; never an fp32 copy of all logits.
     """
     v = student.shape[-1]
-    rows: Any = _RowKL.apply(student.reshape(-1, v), teacher.reshape(-1, v), temperature)
+    rows = row_kl(student.reshape(-1, v), teacher.reshape(-1, v), temperature)
     counts = counts.reshape(-1)
     return (rows * counts).sum() / counts.sum()
+
+
+def row_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """(n,) fp32: KL(softmax(teacher / T) || softmax(student / T)) of each row of logits (n, v)."""
+    rows: Any = _RowKL.apply(student, teacher, temperature)
+    return rows
 
 
 class _RowKL(torch.autograd.Function):

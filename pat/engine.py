@@ -19,9 +19,8 @@ import torch.distributed as dist
 from torch import nn
 
 from pat.config import Config, OptimConfig
+from pat.models import adapters
 from pat.pruning.pruner import Pruner
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 Refusal = tuple[str, Callable[[Any], bool], str]  # key, whether a value is refused, why
 
@@ -74,7 +73,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     if config.pruners and engine.zero_stage == 0 and engine.dtype == "fp32":
         ours["gradient_clipping"] = 0.0  # the pruner clips by the masked norm itself
     theirs = _user_config(engine.deepspeed)
-    _refuse(theirs)
+    refuse(theirs)
     merged = _merge(ours, theirs)
     merged.setdefault("steps_per_print", 1 << 30)
     return merged
@@ -97,13 +96,14 @@ def _user_config(value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _refuse(theirs: dict[str, Any]) -> None:
+def refuse(theirs: dict[str, Any], where: str = "engine.deepspeed", own: tuple[str, ...] = ()) -> None:
+    """ValueError for a DeepSpeed key under which the wrong weights would be pruned; `own` keys are the caller's."""
     for path, unsafe, why in _REFUSED:
         value: Any = theirs
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        if value is not None and unsafe(value):
-            raise ValueError(f"engine.deepspeed sets {path}={value}, which pat does not support: it {why}")
+        if path not in own and value is not None and unsafe(value):
+            raise ValueError(f"{where} sets {path}={value}, which pat does not support: it {why}")
 
 
 def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> dict[str, Any]:
@@ -126,7 +126,8 @@ def check_accelerator(config: Config) -> None:
     """Raises ValueError for what this machine's accelerator cannot do."""
     if config.engine.dtype == "fp16" and accelerator() == "cpu":
         raise ValueError("engine.dtype=fp16 needs a GPU: DeepSpeed's CPU accelerator has bf16 and fp32")
-    if accelerator() == "cuda" and config.engine.world_size > torch.cuda.device_count() and "RANK" not in os.environ:
+    alone = "RANK" not in os.environ and config.engine.hostfile is None
+    if alone and accelerator() == "cuda" and config.engine.world_size > torch.cuda.device_count():
         raise ValueError(
             f"engine.world_size={config.engine.world_size}, but this machine has {torch.cuda.device_count()} GPUs"
         )
@@ -180,7 +181,7 @@ def param_groups(model: nn.Module, optim: OptimConfig, owner: dict[str, str]) ->
             continue
         shape = getattr(param, "ds_shape", param.shape)
         decay = len(shape) >= 2 and not any(fnmatchcase(name, p) for p in optim.no_decay)
-        head = optim.head_lr is not None and name.split(".")[0] in ("classifier", "score", "pre_classifier")
+        head = optim.head_lr is not None and name.split(".")[0] in adapters.HEADS
         key = (owner.get(name, ""), decay, head)
         if key not in groups:
             lr, wd = optim.head_lr if head else optim.lr, optim.weight_decay if decay else 0.0
@@ -188,6 +189,14 @@ def param_groups(model: nn.Module, optim: OptimConfig, owner: dict[str, str]) ->
             groups[key] = {"params": [], "lr": 0.0, "base_lr": lr, "weight_decay": wd, "base_weight_decay": wd}
         groups[key]["params"].append(param)
     return [groups[key] for key in sorted(groups)]
+
+
+def choose_trainable(model: nn.Module, config: Config) -> None:
+    """Freeze what does not train; with `peft` all but adapters, which are put in here. Raises ValueError."""
+    if config.peft.r is None:
+        freeze(model, config.optim.trainable)
+    else:
+        adapters.inject(model, config.peft, config.seed)
 
 
 def freeze(model: nn.Module, trainable: list[str]) -> None:

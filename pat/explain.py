@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from pat.config import PrunerConfig
 
 
 def explain(error: Exception) -> str:
@@ -60,6 +63,14 @@ def _explain_key(error: OmegaConfBaseException) -> str:
     wrong = re.match(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
     if wrong and wrong[2] in words:
         return f"{key} is {wrong[1]!r}, but must be {words[wrong[2]]}"
+    shape = re.match(r"Invalid value assigned: (\w+) is not a (ListConfig)|Cannot assign (\w+) to (Dict)", message)
+    if shape:
+        given = shape[1] or shape[3]
+        return f"{key} must be a {'list, [a, b]' if shape[2] else 'mapping, {key: value}'}, but is of type {given}"
+    of_pruner = re.match(r"Invalid type assigned: (\w+) is not a subclass of PrunerConfig. value: (.*)", message)
+    if of_pruner:
+        keys = ", ".join(sorted(item.name for item in dataclasses.fields(PrunerConfig)))
+        return f"{of_pruner[2]} is no pruner: pruners.NAME is a mapping with keys out of {keys}"
     return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"
 
 

@@ -7,10 +7,12 @@ import ctypes
 import fcntl
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pat.run import HOST, RunDir, read_json, write_json
 
@@ -57,15 +59,18 @@ class RankRecord:
     code: int | None = None  # how it left, by itself; a rank that died never says
     message: str = ""
     time: float = 0.0  # of leaving
+    died: bool = False  # somebody else says so
 
     def write(self, run_dir: Path) -> None:
         """Atomically, so that a reader never sees half of it."""
         write_json(RunDir(run_dir).rank(self.rank), asdict(self))
 
 
-def rank_records(run_dir: Path) -> list[RankRecord]:
-    """The ranks that have said they exist, on any machine, in rank order."""
-    found = (read_json(path) for path in RunDir(run_dir).ranks.glob("rank-*.json"))
+def rank_records(run_dir: Path, which: Iterable[int] | None = None) -> list[RankRecord]:
+    """The ranks (of those named) that have said they exist, on any machine, in rank order."""
+    run = RunDir(run_dir)
+    paths = run.ranks.glob("rank-*.json") if which is None else map(run.rank, which)
+    found = map(read_json, paths)
     records = [RankRecord(**item | {"process": Process(**item["process"])}) for item in found if item]
     return sorted(records, key=lambda record: record.rank)
 
@@ -108,9 +113,14 @@ def only_user_of(run_dir: Path) -> Iterator[None]:
 
 
 def clear_ranks(run_dir: Path, patience_s: float = 120.0) -> None:
-    """Let the ranks that an earlier, killed start left behind save and leave, end those that do not, and forget all."""
-    records = rank_records(run_dir)
-    old = [record.process for record in records if record.process.host == HOST]
+    """End what earlier starts left behind on this machine, and forget all ranks."""
+    end_old_ranks(run_dir, patience_s)
+    forget_ranks_from(run_dir, 0)
+
+
+def end_old_ranks(run_dir: Path, patience_s: float = 120.0) -> None:
+    """Let the ranks that an earlier, killed start left on this machine save and leave; end those that do not."""
+    old = [record.process for record in rank_records(run_dir) if record.process.host == HOST]
     for process in old:  # their parent is gone (its lock is ours now), so they are saving, or stuck
         process.send(signal.SIGTERM)
     if not wait_gone(old, 1.0):
@@ -119,8 +129,21 @@ def clear_ranks(run_dir: Path, patience_s: float = 120.0) -> None:
     for process in old:
         process.send(signal.SIGKILL)
     wait_gone(old, 5.0)
-    for record in records:
-        RunDir(run_dir).rank(record.rank).unlink(missing_ok=True)
+
+
+def forget_ranks_from(run_dir: Path, number: int) -> None:
+    """Drop the records of ranks that an earlier start had, on other machines perhaps, and this one does not."""
+    for record in rank_records(run_dir):
+        if record.rank >= number:
+            RunDir(run_dir).rank(record.rank).unlink(missing_ok=True)
+
+
+def end_group(leader: subprocess.Popen[Any]) -> None:
+    """End a process that was started in a session of its own, and its children, if it still runs."""
+    if leader.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait()
 
 
 def wait_gone(processes: list[Process], seconds: float) -> bool:

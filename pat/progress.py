@@ -140,6 +140,10 @@ def status(values: Mapping[str, Any]) -> list[str]:
     parts.append(f"loss {_number(values['train/loss'])}")
     if values.get("train/tokens_per_s"):
         parts.append(f"{values['train/tokens_per_s']:,.0f} tokens/s")
+    if values.get("train/mfu") is not None:
+        parts.append(f"MFU {values['train/mfu']:.0%}".replace("%", " %"))
+    if values.get("train/peak_memory_bytes"):
+        parts.append(f"{values['train/peak_memory_bytes'] / 2**30:.1f} GiB")
     return parts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import signal
@@ -17,11 +18,27 @@ from pathlib import Path
 from typing import IO, Any
 
 from pat import process, run
+from pat.rendezvous import rank_environment
 from pat.run import ExitCode
 
 ORPHAN_GRACE_S = 120.0  # to save, once the parent is dead
 # Codes that all ranks agree on: to the launcher they are a good end, or it would end the others in their last save.
 _AGREED = (ExitCode.DONE, ExitCode.DIVERGED, ExitCode.BROKEN_PROMISE, ExitCode.PREEMPTED)
+
+
+class Log(io.TextIOWrapper):
+    """A rank's log. What a full disk does not take is lost: it must neither end the rank nor hide why it leaves."""
+
+    def write(self, text: str, /) -> int:
+        """As a text file, but raises no OSError."""
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As a text file, but raises no OSError."""
+        with contextlib.suppress(OSError):
+            super().flush()
 
 
 class Tee:
@@ -60,7 +77,8 @@ def redirect_output(run_dir: Path, rank: int) -> IO[str]:
     sys.stdout.flush()
     sys.stderr.flush()
     terminal = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
-    log = open(run.RunDir(run_dir).log(rank), "a", buffering=1, errors="replace")  # noqa: SIM115
+    file = open(run.RunDir(run_dir).log(rank), "ab")  # noqa: SIM115
+    log = Log(file, encoding="utf-8", errors="replace", line_buffering=True)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     stream: Any = Tee(log, terminal) if rank == 0 else log
@@ -117,9 +135,10 @@ def rank_process(run_dir: Path, rank: int, announce: bool) -> Iterator[Callable[
         with contextlib.suppress(OSError):  # a full disk must not hide why the rank leaves
             replace(record, code=int(code), message=message, time=time.time()).write(run_dir)
         sys.stdout.flush()
-        restore_terminal(terminal)
-        if announce and message:
-            print(f"pat: rank {rank}: {message} (log: {run.RunDir(run_dir).log(rank)})", file=terminal, flush=True)
+        with contextlib.suppress(OSError):  # under Slurm the terminal is a file, too
+            restore_terminal(terminal)
+            if announce and message:
+                print(f"pat: rank {rank}: {message} (log: {run.RunDir(run_dir).log(rank)})", file=terminal, flush=True)
 
     yield leave
 
@@ -148,7 +167,7 @@ def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int], announce: bo
 
 def main() -> None:
     """Entry of `python -m pat.rank RUN_DIR`, started by `pat.launcher`."""
-    environment = run.rank_environment()
+    environment = rank_environment()
     if environment is None or len(sys.argv) != 2:
         raise SystemExit("pat.rank is started by `pat train` with one run directory; use `pat train`")
     run_dir = Path(sys.argv[1])
@@ -156,6 +175,10 @@ def main() -> None:
     def work(path: Path) -> int:
         from pat import train  # heavy: after the signal handlers and the record are in place
 
+        if "PAT_HOST" in os.environ:  # one of several machines: it may have caches of its own
+            from pat.compose import load
+
+            train.prepare(load(run.RunDir(path).config), path)
         return train.main(path)
 
     code = run_rank(run_dir, environment.rank, work)

@@ -1,4 +1,4 @@
-"""What a run owns outside the model: its directory, exit code, seeds, ranks and the request to stop."""
+"""What a run owns outside the model: its directory, exit code, seeds and the request to stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,9 +44,12 @@ class RunDir:
     metrics = property(lambda self: self.path / "metrics.jsonl")
     summary = property(lambda self: self.path / "summary.json")
     exit = property(lambda self: self.path / "exit.json")
+    starts = property(lambda self: self.path / "starts.jsonl")
+    job = property(lambda self: self.path / "slurm.json")
     checkpoints = property(lambda self: self.path / "checkpoints")
     logs = property(lambda self: self.path / "logs")
     ranks = property(lambda self: self.path / "ranks")
+    signals = property(lambda self: self.path / "hosts" / "signals.json")
     lock = property(lambda self: self.path / ".lock")
 
     def log(self, rank: int) -> Path:
@@ -173,84 +175,3 @@ class PreemptionFlag:
 def preemption_flag() -> PreemptionFlag:
     """This process's flag; the first call, in the main thread, installs its signal handlers."""
     return PreemptionFlag()
-
-
-@dataclass(frozen=True)
-class RankEnvironment:
-    """Which rank this process is, as its launcher told it."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    master_addr: str
-    master_port: int
-    launcher: str  # torch (deepspeed, torchrun or alike) | slurm
-
-    def export(self) -> None:
-        """Put it where torch.distributed and DeepSpeed look."""
-        os.environ.update(
-            RANK=str(self.rank),
-            WORLD_SIZE=str(self.world_size),
-            LOCAL_RANK=str(self.local_rank),
-            MASTER_ADDR=self.master_addr,
-            MASTER_PORT=str(self.master_port),
-        )
-
-
-def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironment | None:
-    """The rank that deepspeed, torchrun or srun made of this process; None in a plain shell."""
-    env = os.environ if environ is None else environ
-    slurm = _slurm_environment(env)
-    if "RANK" not in env and "WORLD_SIZE" not in env:
-        return slurm
-    missing = [key for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if key not in env]
-    if missing:
-        raise ValueError(
-            f"{' and '.join(missing)} not set although {'RANK' if 'RANK' in env else 'WORLD_SIZE'} is: "
-            "unset RANK and WORLD_SIZE to start the ranks from here, or start with deepspeed, torchrun or srun"
-        )
-    rank, size = _number(env, "RANK"), _number(env, "WORLD_SIZE")
-    if not 0 <= rank < size:
-        raise ValueError(f"RANK={rank} does not fit WORLD_SIZE={size}: ranks count from 0 to {size - 1}")
-    one_per_task = "TORCHELASTIC_RUN_ID" not in env and "CROSS_RANK" not in env
-    if slurm and one_per_task and (rank, size) != (slurm.rank, slurm.world_size):
-        raise ValueError(
-            f"RANK={rank} and WORLD_SIZE={size} contradict srun, which made this task {slurm.rank} of "
-            f"{slurm.world_size}: unset RANK and WORLD_SIZE, or set them from SLURM_PROCID and SLURM_NTASKS"
-        )
-    local = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else slurm.local_rank if slurm else rank
-    return RankEnvironment(rank, size, local, env["MASTER_ADDR"], _number(env, "MASTER_PORT"), "torch")
-
-
-def _slurm_environment(env: Mapping[str, str]) -> RankEnvironment | None:
-    if "SLURM_PROCID" not in env or "SLURM_STEP_ID" not in env:
-        return None  # an sbatch script itself has no step
-    size = _number(env, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS")
-    if size < 2:
-        return None
-    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or HOST
-    job, step = _number(env, "SLURM_JOB_ID"), _number(env, "SLURM_STEP_ID")
-    return RankEnvironment(
-        rank=_number(env, "SLURM_PROCID"),
-        world_size=size,
-        local_rank=_number(env, "SLURM_LOCALID"),
-        master_addr=env.get("MASTER_ADDR") or first_host(nodes),
-        master_port=int(env.get("MASTER_PORT") or 20000 + (job * 64 + step) % 12000),  # below the ephemeral ports
-        launcher="slurm",
-    )
-
-
-def first_host(nodes: str) -> str:
-    """First host of a Slurm node list: `gpu[07-09,12],n1` -> `gpu07`."""
-    head, bracket, rest = nodes.partition("[")
-    if not bracket or "," in head:
-        return head.split(",")[0]
-    first = rest.partition("]")[0].split(",")[0].split("-")[0]
-    return head + first + rest.partition("]")[2].split(",")[0]
-
-
-def _number(env: Mapping[str, str], key: str) -> int:
-    try:
-        return int(env[key])
-    except (KeyError, ValueError):
-        raise ValueError(f"{key}={env.get(key)!r} is not a whole number: the launcher must set it") from None

@@ -17,6 +17,7 @@ from pat import engine, models, tasks
 from pat.config import Config, ModelConfig
 from pat.distill import Distiller, uniform_map
 from pat.hashing import file_sha256
+from pat.models.dtypes import DTYPES
 from pat.pruning.comm import Comm
 from pat.pruning.plan import size_in_words
 from pat.pruning.schedules import Ramp
@@ -34,6 +35,7 @@ def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, studen
         if difference:
             raise ValueError(f"{name} has another tokenizer than the model: {difference}; take a teacher with the same")
     _check_head(name, task, teacher)
+    task.check_model(teacher)
     if task.labelled:
         _check_labels(name, teacher, student)
     else:
@@ -61,7 +63,7 @@ def build(
     """The frozen teacher in the engine's dtype: sharded at ZeRO 3, else whole on every rank. Collective."""
     names = _classes(student) if task.labelled else None
     with _as_teacher(), engine.model_construction(config, ds_config):
-        dtype = engine.DTYPES[config.engine.dtype]
+        dtype = DTYPES[config.engine.dtype]
         model: Any = models.build_model(_source(config), task, dtype, None, tokenizer, names, complete=True)
     model.eval().requires_grad_(False)
     if config.engine.zero_stage == 3:
@@ -122,13 +124,10 @@ def check_same(saved: dict[str, str] | None, ours: dict[str, str] | None) -> Non
 
 def describe(config: Config) -> str:
     """Two lines for `--dry-run`: which teacher, bytes per rank, and from when it counts how much."""
-    distill, task = config.distill, tasks.build(config.task)
-    with torch.device("meta"):
-        model = task.auto_model.from_config(_hf_config(config, task))
-    numel = sum(p.numel() for p in model.parameters())
+    distill, numel = config.distill, num_parameters(config)
     sharded = config.engine.zero_stage == 3
     ranks = config.engine.world_size if sharded else 1
-    each = size_in_words(numel * engine.DTYPES[config.engine.dtype].itemsize / ranks)
+    each = size_in_words(numel * DTYPES[config.engine.dtype].itemsize / ranks)
     where = f"sharded over {ranks} ranks" if sharded else "whole on every rank"
     ramp = Ramp.of("distill", distill.start, distill.end, config.train.num_steps)
     return (
@@ -136,6 +135,14 @@ def describe(config: Config) -> str:
         f"it counts from step {ramp.start}, from step {ramp.end} with weight {distill.weight} and "
         f"hidden_weight {distill.hidden_weight}."
     )
+
+
+def num_parameters(config: Config) -> int:
+    """Of the teacher, from its architecture alone."""
+    task = tasks.build(config.task)
+    with torch.device("meta"):
+        model = task.auto_model.from_config(_hf_config(config, task))
+    return sum(p.numel() for p in model.parameters())
 
 
 def _source(config: Config) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import netrc
@@ -25,6 +26,7 @@ class Tracker:
 
     def __init__(self, config: Config, run: RunDir, rank: int) -> None:
         self.active = rank == 0
+        self.full = False
         self.config = config
         self.run = run
         if self.active:
@@ -35,7 +37,7 @@ class Tracker:
         """The run begins, or goes on from a checkpoint: forget what was logged after it."""
         if self.active:
             keep_until(self.run, step, logged_bytes)
-            self.file = open(self.run.metrics, "a")  # noqa: SIM115
+            self.file = open(self.run.metrics, "ab", buffering=0)  # noqa: SIM115
             self.wandb.start()
             self.view.start(step)
 
@@ -48,10 +50,21 @@ class Tracker:
         """Numbers (on the host) and words of one step."""
         if self.active:
             line = {"step": step, "time": round(time.time(), 3)} | {key: _plain(value) for key, value in values.items()}
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
+            self._append(json.dumps(line).encode() + b"\n")
             self.wandb.log(values, step)
             self.view.log(values, step)
+
+    def _append(self, line: bytes) -> None:
+        """A whole line of metrics.jsonl, or none where the disk is full: the next checkpoint will end the run."""
+        size = self.file.tell()
+        with contextlib.suppress(OSError):
+            if self.file.write(line) == len(line):
+                return
+        self.file.truncate(size)
+        self.file.seek(size)
+        if not self.full:
+            self.full = True
+            self.say(f"{self.run.metrics} cannot be written: is the disk full? Lines will be missing")
 
     @property
     def logged_bytes(self) -> int:
@@ -62,6 +75,16 @@ class Tracker:
         """A sentence, to the log and the terminal."""
         if self.active:
             print(text, flush=True)
+
+    def alert(self, title: str, text: str) -> None:
+        """A wandb alert, which mails or posts as its user chose."""
+        if self.active:
+            self.wandb.alert(title, text)
+
+    def warn(self, title: str, text: str) -> None:
+        """What somebody should look at while the run goes on: a sentence, and an alert."""
+        self.say(text)
+        self.alert(title, text)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """The run's results: summary.json."""
@@ -149,7 +172,11 @@ class _Wandb:
         )
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        self._try(lambda: self.run.log(dict(values) | {"trainer/step": step}))
+        single = {key: value for key, value in values.items() if not isinstance(value, list)}  # no curve of a list
+        self._try(lambda: self.run.log(single | {"trainer/step": step}))
+
+    def alert(self, title: str, text: str) -> None:
+        self._try(lambda: self.run.alert(title=f"{self.config.run.name}: {title}", text=text))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         self._try(lambda: self.run.summary.update(_plain(dict(values))))

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import build, checkpoint
-from pat.build import Parts, prepare
+from pat import build, checkpoint, retention
+from pat.build import prepare
 from pat.engine import lr_factor, set_lr
+from pat.parts import Parts
 from pat.pruning.types import PromiseBroken
 from pat.run import ExitCode, write_exit
 from pat.window import Diverged, Window
@@ -35,9 +36,12 @@ def main(run_dir: Path) -> int:
         code, message = ExitCode.PREEMPTED, str(stop)
     except Diverged as stop:
         code, message = ExitCode.DIVERGED, str(stop)
+        if parts:
+            parts.tracker.alert("diverged", message)
     except (PromiseBroken, checkpoint.NoneWhole, checkpoint.NotWritten) as stop:
         code, message = ExitCode.BROKEN_PROMISE, str(stop)
     if parts:
+        parts.watchdog.stop()
         parts.tracker.close(message)
     if dist.get_rank() == 0:
         write_exit(run_dir, code, message)
@@ -46,27 +50,13 @@ def main(run_dir: Path) -> int:
 
 def fit(parts: Parts) -> None:
     """Train from where the run stands to its last step, then evaluate, check, save and sum up."""
-    config, progress, pruner, train = parts.config, parts.progress, parts.pruner, parts.config.train
+    progress, pruner, train = parts.progress, parts.pruner, parts.config.train
     window = Window(parts)
     evaluate_if_due(parts)  # where the last start was stopped in it
     for t in range(progress.step, train.num_steps):
         if t == pruner.first_soft_step and progress.dense_metrics is None:
             progress.dense_metrics, progress.dense_step = evaluate(parts, "dense"), t
-        set_lr(parts.engine, lr_factor(t, train.num_steps, config.optim))
-        for micro in range(parts.accumulation):
-            torch.manual_seed(_seed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
-            batch = parts.loader.batch(t, micro)
-            loss = parts.loss(batch, t)
-            parts.engine.backward(loss)
-            if micro + 1 < parts.accumulation:
-                parts.engine.step()
-            window.add(loss.detach(), batch)
-        stats = pruner.step(t)
-        progress.step = t + 1
-        window.step(stats)
-        parts.tracker.advance(progress.step)
-        if progress.step % train.log_every == 0 or progress.step == train.num_steps:
-            window.log(stats)
+        step(parts, window, t)
         evaluate_if_due(parts)
         stop, due = parts.agree(parts.flag.requested, parts.checkpoint_due())
         due = due and progress.saved_step != progress.step and progress.step < train.num_steps
@@ -79,13 +69,43 @@ def fit(parts: Parts) -> None:
     finish(parts)
 
 
+def step(parts: Parts, window: Window, t: int) -> None:
+    """Forward and backward of every micro-batch of step t, the pruner's step, a line if it is time. Collective."""
+    config, progress, train = parts.config, parts.progress, parts.config.train
+    set_lr(parts.engine, lr_factor(t, train.num_steps, config.optim))
+    for micro in range(parts.accumulation):
+        torch.manual_seed(_seed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
+        batch = parts.loader.batch(t, micro)
+        loss = parts.loss(batch, t)
+        parts.engine.backward(loss)
+        if micro + 1 < parts.accumulation:
+            parts.engine.step()
+        window.add(loss.detach(), batch)
+    stats = parts.pruner.step(t)
+    progress.step = t + 1
+    window.step(stats)
+    parts.tracker.advance(progress.step)
+    if progress.step % train.log_every == 0 or progress.step == train.num_steps:
+        window.log(stats)
+
+
 def evaluate_if_due(parts: Parts) -> None:
-    """An evaluation during training, and a checkpoint if it is the best so far. Collective."""
-    if parts.evaluation_due():
-        parts.progress.metrics = evaluate(parts)
-        parts.progress.evaluated_step = parts.progress.step
-        if parts.is_best(parts.progress.metrics):
-            save(parts, best=True)
+    """An evaluation during training, and a checkpoint if it is the best so far or train.export_at's. Collective."""
+    reached = parts.newly_reached()
+    if reached or parts.evaluation_due():
+        metrics = evaluate_now(parts)
+        parts.note_reached(reached)
+        best = parts.is_best(metrics)
+        if best or reached:
+            save(parts, best=best)
+
+
+def evaluate_now(parts: Parts) -> dict[str, float]:
+    """An evaluation that counts as this step's. Collective."""
+    progress = parts.progress
+    progress.metrics = evaluate(parts)
+    progress.evaluated_step = progress.step
+    return progress.metrics
 
 
 def evaluate(parts: Parts, title: str = "eval") -> dict[str, float]:
@@ -126,17 +146,21 @@ def save(parts: Parts, best: bool = False) -> None:
     progress.save_seconds = seconds
     if parts.world.rank == 0:
         if best:
-            checkpoint.set_best(root, path)
-        checkpoint.retain(root, parts.config.train.keep_last)
+            retention.set_best(root, path)
+        retention.mark(root, progress.reached)
+        retention.retain(root, parts.config.train.keep_last)
     parts.world.barrier()
+    parts.watchdog.beat()
     parts.tracker.log({"checkpoint/seconds": seconds, "checkpoint/bytes": size}, progress.step)
 
 
 def finish(parts: Parts) -> None:
-    """Last evaluation, all guarantees, last checkpoint, summary. Collective."""
+    """All guarantees, then the last evaluation and checkpoint, unless a start that ended here made them; summary.
+    Collective."""
     parts.pruner.check_finished()
-    parts.progress.metrics = evaluate(parts)
-    save(parts, best=parts.is_best(parts.progress.metrics))
+    if parts.progress.evaluated_step != parts.progress.step:
+        metrics = evaluate_now(parts)
+        save(parts, best=parts.is_best(metrics))
     parts.tracker.summary(build.summary(parts))
     if parts.world.rank == 0:  # who has written the summary
         parts.tracker.say(build.outcome(parts.run))

@@ -1,5 +1,19 @@
 """What `--help` says of the commands."""
 
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from pat.run import ExitCode
+
+
+def command_parser(**options: Any) -> argparse.ArgumentParser:
+    """An ArgumentParser that keeps the lines of its texts and takes no half-written options."""
+    return argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+
 EXIT_CODES = """\
 exit codes:
   0    done
@@ -11,10 +25,25 @@ exit codes:
   130  Ctrl-C twice: ended at once
   RUN/exit.json holds the same code once ranks have started: launchers such as torchrun replace it with their own."""
 
+
+def exit_codes(more: Mapping[ExitCode, str] | None = None) -> str:
+    """Those of a command that trains nothing, and what `more` of them mean there."""
+    codes = {
+        ExitCode.DONE: "done",
+        ExitCode.ERROR: "unexpected error",
+        ExitCode.BAD_INPUT: "bad input or configuration; the message says what to change",
+        ExitCode.INTERRUPTED: "Ctrl-C",
+    }
+    lines = [f"  {code:<4} {meaning}" for code, meaning in sorted({**codes, **(more or {})}.items())]
+    return "\n".join(["exit codes:", *lines])
+
+
 EXAMPLES = """\
 examples:
   pat train recipe=parity                 train and prune: the recipe `parity` is a tiny model on generated text
   pat export runs/parity --out pruned     what came out, as a Hugging Face folder
+  pat plan recipe=llama3_8b --ranks 8,64  what it needs on so many GPUs, found without one
+  pat sweep recipe=parity seed=0,1,2      many runs, one table and one picture
   pat train --help                        recipes, keys and methods
 
 """
@@ -44,6 +73,7 @@ examples:
   pat train --recipe parity engine.zero_stage=3 seed=1 pruners.weights.budget.sparsity=0.5
   pat train recipe=parity pruners.weights.criterion.name=magnitude --dry-run
   pat train -m recipe=parity seed=0,1,2                 one run after another
+  pat train recipe=NAME engine.hostfile=FILE            several machines by ssh: lines `HOST slots=N`
   torchrun --nproc-per-node 8 -m pat.cli train recipe=parity     each process becomes a rank; so with
   srun pat train recipe=parity                          deepspeed and srun, on several machines
 

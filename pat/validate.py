@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 
-from pat.config import Config, DistillConfig, PrunerConfig
+from pat.config import Config, DistillConfig, PeftConfig, PrunerConfig
 from pat.pruning import registry
 from pat.pruning.schedules import Ramp
 
@@ -82,8 +83,9 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _batch(config)
     yield from _training(config)
     yield from _distill(config)
+    yield from _peft(config)
     for name in config.pruners:
-        yield from _pruner(config, name)
+        yield from pruner_problems(config, name)
 
 
 def _batch(config: Config) -> Iterator[str]:
@@ -120,6 +122,11 @@ def _training(config: Config) -> Iterator[str]:
         yield f"optim.warmup is {optim.warmup:.0f} steps, but the run has only {train.num_steps}"
     if not 0.0 <= optim.min_lr_ratio <= 1.0:
         yield f"optim.min_lr_ratio is {optim.min_lr_ratio}, but must lie in [0, 1]"
+    at = train.export_at
+    if at and not config.pruners:
+        yield f"train.export_at is {at}, but nothing is pruned: leave it out, or name pruners"
+    if any(not 0.0 < value < 1.0 for value in at) or sorted(set(at)) != list(at):
+        yield f"train.export_at is {at}, but must be increasing sparsities above 0 and below 1"
     if not optim.trainable:
         yield 'optim.trainable is empty: nothing would be trained; ["*"] trains everything'
     if optim.name == "cpu_adam" and not config.engine.offload_optimizer:
@@ -128,15 +135,21 @@ def _training(config: Config) -> Iterator[str]:
         yield "optim.name=fused_adam works on the GPU: with engine.offload_optimizer=true take cpu_adam or adamw"
 
 
+def _ignored(group: str, settings: DistillConfig | PeftConfig, switch: str, how: str) -> Iterator[str]:
+    """What is set although the key that switches the group on is not."""
+    defaults = asdict(type(settings)())
+    for key, value in asdict(settings).items():
+        if value != defaults[key]:
+            yield (
+                f"{group}.{key} is {getattr(settings, key)}, but without {group}.{switch} it would be ignored: {how}, "
+                "or leave it out"
+            )
+
+
 def _distill(config: Config) -> Iterator[str]:
     distill = config.distill
     if distill.teacher is None:
-        defaults = asdict(DistillConfig())
-        for key in (key for key, value in asdict(distill).items() if value != defaults[key]):
-            yield (
-                f"distill.{key} is {getattr(distill, key)}, but without distill.teacher it would be ignored: "
-                "name a teacher (distill=dense: model.path), or leave it out"
-            )
+        yield from _ignored("distill", distill, "teacher", "name a teacher (distill=dense: model.path)")
         return
     if distill.weight is None:
         yield "distill.weight is not set: give the share of the teacher's answers in the loss, in [0, 1]"
@@ -156,7 +169,36 @@ def _distill(config: Config) -> Iterator[str]:
         yield str(error)
 
 
-def _pruner(config: Config, name: str) -> Iterator[str]:
+def _peft(config: Config) -> Iterator[str]:
+    peft = config.peft
+    if peft.r is None:
+        yield from _ignored("peft", peft, "r", "give the adapters' rank (peft=lora: 16)")
+        return
+    if find_spec("peft") is None:
+        yield f"peft.r={peft.r} needs the peft library: pip install 'pat-deepspeed[peft]', or take peft=none"
+    if peft.r < 1:
+        yield f"peft.r is {peft.r}, but a rank is at least 1; null: no adapters"
+    if not 0.0 < peft.alpha < math.inf:
+        yield f"peft.alpha is {peft.alpha}, but must be above 0 and finite"
+    if not 0.0 <= peft.dropout < 1.0:
+        yield f"peft.dropout is {peft.dropout}, but must lie in [0, 1)"
+    if peft.target_modules == []:
+        yield "peft.target_modules is empty: nothing would be adapted; null takes all linear maps"
+    if config.optim.trainable != ["*"]:
+        yield (
+            f"optim.trainable={config.optim.trainable} would be ignored: with peft the model is frozen and its "
+            "adapters train; name modules that train whole in peft.modules_to_save"
+        )
+    for name, pruner in config.pruners.items():
+        if pruner.params:
+            yield (
+                f"pruners.{name} masks single weights, which with peft are frozen and have no gradient: prune "
+                "structures with a gate, or train the weights themselves (peft=none)"
+            )
+
+
+def pruner_problems(config: Config, name: str) -> Iterator[str]:
+    """What does not fit in one pruner's settings."""
     settings, place = config.pruners[name], f"pruners.{name}"
     if not name.isidentifier():
         yield f"{place}: a pruner's name is made of letters, digits and underscores"

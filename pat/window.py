@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from pat import build
-from pat.build import Parts
+from pat import build, hardware
 from pat.engine import lr_factor
+from pat.pace import Pace, SlowRanks
+from pat.parts import Parts
+from pat.run import HOST
 
 SKIPPED_IN_A_ROW = 25  # skipped steps after which a run counts as diverged; fp16 loss scaling skips fewer
 EXPLODED = 10.0  # default of train.max_loss, as a multiple of the first logged loss
@@ -23,11 +25,19 @@ class Diverged(RuntimeError):
 
 
 class Window:
-    """Sums between two logged lines, on the device: nothing is read back before a line is written."""
+    """Sums between two logged lines, on the device: nothing is read back before a line is written.
+
+    To make one is collective.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.skipped_in_a_row = 0
+        self.pace, self.slow_ranks = Pace(parts.engine.module), SlowRanks(parts.world.gather(HOST))
+        config = parts.config
+        self.token_flops = hardware.flops_per_token(parts.engine.module, config.data.max_length)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        self.devices = (device, config.engine.dtype, config.engine.world_size)
         self.reset()
 
     def reset(self) -> None:
@@ -35,6 +45,15 @@ class Window:
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.parts.engine.device)  # loss, finite losses, tokens
         self.skipped = self.steps = 0
         self.started = time.perf_counter()
+        self._watch_if_logged(self.parts.progress.step + 1)
+
+    def _is_logged(self, step: int) -> bool:
+        train = self.parts.config.train
+        return step % train.log_every == 0 or step == train.num_steps
+
+    def _watch_if_logged(self, step: int) -> None:
+        if self._is_logged(step):
+            self.pace.start()
 
     def add(self, loss: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
         """One forward. A loss that is not finite is not averaged: DeepSpeed skips its step."""
@@ -47,6 +66,8 @@ class Window:
         """One optimizer step. Raises Diverged when none has been applied for long."""
         self.steps += 1
         self.skipped += stats.skipped
+        if not self._is_logged(self.parts.progress.step):
+            self._watch_if_logged(self.parts.progress.step + 1)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if stats.skipped else 0
         if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise Diverged(
@@ -68,21 +89,40 @@ class Window:
             "train/grad_norm": float(stats.norm) if stats.norm is not None else None,
             "train/lr": optim.lr * lr_factor(progress.step - 1, parts.config.train.num_steps, optim),
             "train/tokens_per_s": tokens / seconds,
+            "train/mfu": hardware.mfu(tokens / seconds, self.token_flops, *self.devices),
             "train/step_seconds": seconds / self.steps,
             "train/skipped_steps": self.skipped,
-            "train/peak_memory_bytes": build.peak_memory_bytes(),
             "pruning/phase": parts.pruner.phase(progress.step - 1),
-            "pruning/sparsity": parts.pruner.sparsity,
-            "pruning/target": parts.pruner.target_now(stats.target),
+            "pruning/sparsity": parts.pruner.totals.sparsity,
+            "pruning/target": parts.pruner.totals.target_now(stats.target),
         }
         for name in stats.sparsity:
             line |= {f"pruning/{name}/sparsity": stats.sparsity[name], f"pruning/{name}/target": stats.target[name]}
         line |= {f"pruning/{key}": value for key, value in stats.figures.items()}
+        line |= self._ranks(tokens / seconds)
         if parts.distiller:
             line |= parts.distiller.logged(parts.world)
         parts.tracker.log(line, progress.step)
         self._refuse(loss)
         self.reset()
+
+    def _ranks(self, tokens_per_s: float) -> dict[str, Any]:
+        """What differs between ranks: own compute of the last step, memory. Collective."""
+        world, tracker = self.parts.world, self.parts.tracker
+        mine = torch.zeros(2, world.world_size, dtype=torch.float64)
+        mine[:, world.rank] = torch.tensor([self.pace.stop(), build.peak_memory_bytes()], dtype=torch.float64)
+        seconds, memory = world.sum(mine.to(self.parts.engine.device)).tolist()
+        for sentence in self.slow_ranks.seen(seconds):
+            tracker.warn("slow rank", sentence)
+        slowest = max(range(world.world_size), key=seconds.__getitem__)
+        return {
+            "train/tokens_per_s_per_rank": tokens_per_s / world.world_size,
+            "train/slowest_rank": slowest,
+            "train/slowest_rank_forward_seconds": seconds[slowest],
+            "train/forward_seconds_by_rank": seconds,
+            "train/peak_memory_bytes": int(max(memory)),
+            "train/peak_memory_bytes_by_rank": [int(n) for n in memory],
+        }
 
     def check(self) -> None:
         """Before a checkpoint: raises Diverged when the mean loss since the last line is out of bounds. Collective."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,26 +17,25 @@ from pat.data.prepare import PreparedData
 
 SHOWN_TOKENS = 400
 
+Runs = list[tuple[str, bool]]  # (text, supervised)
+
 
 @dataclass(frozen=True)
 class Example:
     """A document in runs of (text, supervised), and sentences about all of them."""
 
     notes: str
-    runs: list[tuple[str, bool]]
+    runs: Runs
     left_out: int  # tokens of the document that are not shown
 
     def plain(self) -> str:
         """Supervised text in guillemets."""
-        text = "".join(f"«{text}»" if supervised else text for text, supervised in self.runs)
-        return f"{self.notes}\nA sample; the loss is on what is in «»:\n{text}{self._rest()}"
+        return f"{self.notes}\nA sample; the loss is on what is in «»:\n{plain(self.runs)}{rest(self.left_out)}"
 
     def coloured(self) -> Text:
         """Supervised text in green, the rest dim."""
         text = Text(f"{self.notes}\nA sample; the loss is on what is ").append("green", "bold green").append(":\n")
-        for run, supervised in self.runs:
-            text.append(run, "bold green" if supervised else "dim")
-        return text.append(self._rest())
+        return text.append_text(coloured(self.runs)).append(rest(self.left_out))
 
     def show(self) -> None:
         """To the terminal in colours where it is one; plain elsewhere, and to this rank's log."""
@@ -48,9 +48,6 @@ class Example:
         if log is not None:
             log.write(self.plain() + "\n")
 
-    def _rest(self) -> str:
-        return f" ... ({self.left_out:,} more tokens)" if self.left_out else ""
-
 
 def example(prepared: PreparedData, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Example | None:
     """The last document of the first sample; None for a task that supervises all tokens alike."""
@@ -59,13 +56,32 @@ def example(prepared: PreparedData, cfg: DataConfig, tokenizer: PreTrainedTokeni
     sample: Any = prepared.train[0]
     start = sum(sample["lengths"][:-1])
     ids, flags = sample["input_ids"][start:], sample["supervised"][start:]
-    shown = list(zip(ids, flags, strict=True))[:SHOWN_TOKENS]
-    runs = [
-        (str(tokenizer.decode([token for token, _ in run])), bool(supervised))
-        for supervised, run in groupby(shown, key=lambda pair: pair[1])
-    ]
     last = next(token for token, flag in zip(reversed(ids), reversed(flags), strict=True) if flag)
-    return Example(_notes(prepared.info, cfg, tokenizer, last), runs, len(ids) - len(shown))
+    runs = decoded(ids[:SHOWN_TOKENS], flags[:SHOWN_TOKENS], tokenizer)
+    return Example(_notes(prepared.info, cfg, tokenizer, last), runs, len(ids[SHOWN_TOKENS:]))
+
+
+def decoded(ids: Sequence[int], flags: Sequence[bool], tokenizer: PreTrainedTokenizerBase) -> Runs:
+    """Tokens as text, in runs of equal flags."""
+    return [
+        (str(tokenizer.decode([token for token, _ in run])), bool(supervised))
+        for supervised, run in groupby(zip(ids, flags, strict=True), key=lambda pair: pair[1])
+    ]
+
+
+def plain(runs: Runs) -> str:
+    """Supervised text in guillemets."""
+    return "".join(f"«{text}»" if supervised else text for text, supervised in runs)
+
+
+def coloured(runs: Runs) -> Text:
+    """Supervised text in green, the rest dim."""
+    return Text.assemble(*((text, "bold green" if supervised else "dim") for text, supervised in runs))
+
+
+def rest(left_out: int) -> str:
+    """That tokens are not shown, where some are not."""
+    return f" ... ({left_out:,} more tokens)" if left_out else ""
 
 
 def _notes(info: dict[str, Any], cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, last: int) -> str:

@@ -6,6 +6,7 @@ folder of its own and renamed when it is whole, so a reader finds all of it or n
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ from pat.data.mixture import Mixture
 from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
 from pat.tasks import Task
+from pat.watch import watch
 
-FORMAT = 1  # of a cache entry; another format is another entry
+FORMAT = 2  # of a cache entry; another format is another entry
 SPLITS = ("train", "eval")
 
 
@@ -155,6 +157,7 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
         for split in SPLITS if cfg.eval else SPLITS[:1]:
             loaded = sources.load(cfg, split, seed, staging / "raw")
             rows[split] = sources.select_columns(loaded, task.columns_in(cfg, loaded.column_names), cfg, split)
+        rows = task.with_words(rows)
         names = task.label_names(rows["train"])
         counts: dict[str, int] = {}
         if cfg.eval:
@@ -163,6 +166,7 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
             )
         else:
             rows["train"], rows["eval"] = hold_out(rows["train"], cfg.eval_fraction)
+        datasets.disable_progress_bars()  # what follows has one of ours
         for split in SPLITS:
             counts |= _encode(rows[split], split, staging, cfg, tokenizer, task, names)
         shutil.rmtree(staging / "raw", ignore_errors=True)
@@ -189,17 +193,23 @@ def _encode(
 ) -> dict[str, int]:
     """Write SPLIT.arrow and return its counts."""
     encoder = task.encoder(tokenizer, cfg.max_length, names)
-    samples = rows.map(
-        encoder,
-        batched=True,
-        batch_size=encoder.batch_rows,
-        features=encoder.features(),
-        remove_columns=rows.column_names,
-        cache_file_name=str(staging / f"{split}.arrow"),
-        load_from_cache_file=False,
-        new_fingerprint=f"{staging.name}-{split}",
-        desc=f"tokenising {split}",
-    )
+    with watch(f"tokenising {split}", len(rows)) as advance:
+
+        def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            made = encoder(batch)
+            advance(len(next(iter(batch.values()))))
+            return made
+
+        samples = rows.map(
+            encode,
+            batched=True,
+            batch_size=encoder.batch_rows,
+            features=encoder.features(),
+            remove_columns=rows.column_names,
+            cache_file_name=str(staging / f"{split}.arrow"),
+            load_from_cache_file=False,
+            new_fingerprint=f"{staging.name}-{split}",
+        )
     if len(samples) == 0:
         raise ValueError(
             f"The {len(rows)} rows of data.{split} make no sample of data.max_length={cfg.max_length}: "
@@ -232,10 +242,21 @@ def _is_whole(folder: Path) -> bool:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Exclusive over all processes; the system lifts it when its holder dies."""
+    """Exclusive over all processes; the system lifts it when its holder dies. ValueError where it cannot be had."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process tokenises this data; waiting for {path}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            raise ValueError(
+                f"The file system of {path.parent} has no file locks, so that ranks cannot wait for each other: set "
+                "data.cache_dir to one that has, such as a local disk."
+            ) from error
         yield
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from transformers import AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
@@ -28,15 +27,17 @@ from pat import compose, tasks
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
 from pat.config import Config
 from pat.export import masks
-from pat.export.card import model_card, number
+from pat.export.card import model_card
+from pat.export.merged import MergedReader
+from pat.export.report import export_json
 from pat.export.source import Stream, specs
 from pat.export.structures import structures
 from pat.export.verify import LOGIT_LIMIT, check_tensors, max_abs_logit_diff
-from pat.export.writer import Spec, write_model
-from pat.hashing import file_sha256
-from pat.run import RunDir, read_json, sync_directory, versions, write_json
+from pat.export.writer import write_model
+from pat.models.dtypes import DTYPES
+from pat.retention import find_checkpoint
+from pat.run import RunDir, read_json, sync_directory, write_json
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 VERIFY = ("auto", "logits", "weights")
 
 
@@ -48,14 +49,14 @@ def export_run(
     verify: str = "auto",
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Write RUN's checkpoint ("best", "last" or a step) to the new folder `out`; returns what `export.json` holds.
+    """Write RUN's checkpoint ("best", "last", a step or "sparsity=0.3") to the new folder `out`; returns export.json's.
 
     dtype: fp32, bf16 or fp16, by default the run's. verify: every tensor is always compared bit for bit; "logits" also
     compares the logits of the folder, loaded by stock code, with a model filled from the checkpoint, "auto" does so
     below 4 GiB of weights, "weights" does not. Raises ValueError for bad input, CheckpointError where the checkpoint or
     the written folder is not what it must be; then nothing is left behind.
     """
-    run, out = RunDir(Path(run_dir)), Path(out)
+    run, out = directory_of(Path(run_dir)), Path(out)
     if verify not in VERIFY:
         raise ValueError(f"verify is {verify!r}; allowed: {', '.join(VERIFY)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -67,6 +68,8 @@ def export_run(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     hf_config, auto_model = _model_config(run, config, DTYPES[dtype]), tasks.build(config.task).auto_model
+    if config.peft.r is not None:
+        reader = MergedReader(reader, config.peft, _on_meta(auto_model, hf_config))
     _check_names(reader, auto_model, hf_config, run)
 
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -100,7 +103,7 @@ def _write(
         shutil.copy(generation, folder)
     content, stream = specs(reader, DTYPES[dtype], left.cut), Stream(reader, left)
     with _progress(console) as progress:
-        if left.cut is not None:
+        if stream.measures:
             bar = progress.add_task("hash", total=stream.total)
             for done in stream.measure():
                 progress.advance(bar, done)
@@ -118,8 +121,8 @@ def _write(
     elif verify == "auto" and weight_bytes >= LOGIT_LIMIT:
         reason = f"the weights take {weight_bytes / 2**30:.1f} GiB; logits are compared below {LOGIT_LIMIT >> 30} GiB"
     else:
-        difference = max_abs_logit_diff(reader, folder, auto_model, hf_config, DTYPES[dtype], left)
-    result = _result(reader, run, config, dtype, content, stream, folder) | {
+        difference = max_abs_logit_diff(reader, folder, auto_model, hf_config, DTYPES[dtype], left, config.peft)
+    result = export_json(reader, run, config, dtype, content, stream, folder) | {
         "max_abs_logit_diff": difference,
         "max_abs_logit_diff_reason": reason,
     }
@@ -128,27 +131,10 @@ def _write(
     return result
 
 
-def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
-    """The directory of "best", "last" or a step; ValueError lists what there is."""
-    if not run.config.is_file():
-        raise ValueError(f"{run.path} is not a run directory: it has no config.yaml")
-    root = run.checkpoints
-    found = {int(p.name.removeprefix("step-")): p for p in sorted(root.glob("step-*")) if p.name[5:].isdigit()}
-    if not found:
-        raise ValueError(f"{run.path} has no checkpoint yet: train first, or set train.checkpoint_every")
-    listed = ", ".join(map(str, found))
-    if checkpoint in ("best", "last"):
-        pointer = root / ("best" if checkpoint == "best" else "latest")
-        if pointer.is_file():
-            return root / pointer.read_text().strip()
-        if checkpoint == "best":
-            raise ValueError(
-                f"{run.path} has no best checkpoint yet: take --checkpoint last, or one of the steps {listed}"
-            )
-        return found[max(found)]
-    if not str(checkpoint).isdigit() or int(checkpoint) not in found:
-        raise ValueError(f"{run.path} has no checkpoint {checkpoint!r}: take best, last, or one of the steps {listed}")
-    return found[int(checkpoint)]
+def directory_of(path: Path) -> RunDir:
+    """A run directory: the path itself, or what `pat.integrations` left in the `pat` folder of a checkpoint."""
+    beside = RunDir(path / "pat")
+    return beside if beside.config.is_file() else RunDir(path)
 
 
 def _model_config(run: RunDir, config: Config, dtype: torch.dtype) -> PretrainedConfig:
@@ -200,102 +186,6 @@ def _check_summary(run: RunDir, reader: CheckpointReader, stream: Stream) -> Non
             raise CheckpointError(
                 f"{name} of {reader.dir} is {value}, but summary.json says {summary[name]}: one is not this run's"
             )
-
-
-def _result(
-    reader: CheckpointReader,
-    run: RunDir,
-    config: Config,
-    dtype: str,
-    content: list[Spec],
-    stream: Stream,
-    folder: Path,
-) -> dict[str, Any]:
-    manifest, item = reader.manifest, DTYPES[dtype].itemsize
-    files = sorted(folder.glob("model*.safetensors"))
-    mask_file = folder / masks.FILE
-    phases, left = manifest["phase"].values(), stream.structures
-    buffers = sum(spec.numbytes for spec in content if spec.name in reader.buffers())
-    return {
-        "dtype": dtype,
-        "stock": left.stock,
-        "loader": f"{tasks.build(config.task).auto_model.__name__}.from_pretrained"
-        if left.stock
-        else "pat.export.load",
-        "structures": left.describe(),
-        "before": {"parameters": stream.total, "bytes": stream.total * item + buffers},
-        "after": {
-            "parameters": stream.written,
-            "bytes": sum(spec.numbytes for spec in content),
-            "nonzero_parameters": stream.nonzero,
-            "nonzero_bytes": stream.nonzero * item,
-            "mask_bytes": mask_file.stat().st_size if mask_file.exists() else 0,
-        },
-        "prunable_parameters": stream.prunable,
-        "pruned_parameters": stream.pruned,
-        "sparsity": stream.pruned / stream.prunable if stream.prunable else 0.0,
-        "sparsity_all_parameters": stream.pruned / stream.total,
-        "mask_sha256": stream.mask_sha256,
-        "weights_sha256": stream.weights.hexdigest(),
-        "files": {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files},
-        "lineage": {
-            "run": config.run.name,
-            "recipe": config.run.recipe,
-            "seed": config.seed,
-            "base_model": config.model.path,
-            "config_sha256": file_sha256(run.config),
-            "checkpoint": reader.dir.name,
-            "step": manifest["step"],
-            "phase": min(phases, key=["dense", "soft", "hard"].index) if phases else "dense",
-            "world_size": manifest["world_size"],
-            "zero_stage": manifest["zero_stage"],
-            "dtype": manifest["dtype"],
-            "metrics": manifest.get("metrics") or None,
-            "dense_metrics": manifest.get("trainer", {}).get("dense_metrics"),
-            "dense_step": manifest.get("trainer", {}).get("dense_step"),
-            "versions": read_json(run.version) or {},
-        },
-        "export_versions": versions(),
-    }
-
-
-def format_report(result: dict[str, Any]) -> Table:
-    """The figures of an export as a table for the terminal."""
-    before, after, lineage = result["before"], result["after"], result["lineage"]
-    table = Table(
-        title=f"{lineage['run']}, step {lineage['step']} ({lineage['phase']})",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("")
-    dense, metrics = lineage["dense_metrics"] or {}, lineage["metrics"] or {}
-    if dense:
-        table.add_column(f"step {lineage['dense_step']}, where pruning began", justify="right")
-    table.add_column("exported", justify="right")
-
-    def row(label: str, then: str, now: str) -> None:
-        table.add_row(label, *([then] if dense else []), now)
-
-    for name in sorted(dense | metrics):
-        row(name, number(dense.get(name)), number(metrics.get(name)))
-    row("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")
-    row("  that are not 0", "", f"{after['nonzero_parameters']:,}")
-    for words in result["structures"]:
-        row("what is left", "", words)
-    if result["prunable_parameters"]:
-        row("sparsity of prunable weights", "", f"{result['sparsity']:.2%}")
-        row("sparsity of all weights", "", f"{result['sparsity_all_parameters']:.2%}")
-    row(f"weights ({result['dtype']})", f"{before['bytes']:,} B", f"{after['bytes']:,} B")
-    if result["mask_sha256"]:
-        row("masks", "", f"{after['mask_bytes']:,} B")
-        row("mask sha256", "", result["mask_sha256"][:16])
-    row("weights sha256", "", result["weights_sha256"][:16])
-    row("tensors reloaded, bit for bit", "", "equal")
-    difference = result["max_abs_logit_diff"]
-    row("largest logit difference", "", "not compared" if difference is None else f"{difference:g}")
-    if result["max_abs_logit_diff_reason"]:
-        table.caption = f"logits: {result['max_abs_logit_diff_reason']}"
-    return table
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
 from pat.export.masks import CHUNK, keep_chunk, masked
+from pat.export.merged import MergedReader
 from pat.export.slicing import Slicing
 from pat.export.structures import Structures
 from pat.export.writer import Spec
@@ -43,8 +44,8 @@ def specs(reader: CheckpointReader, dtype: torch.dtype, cut: Slicing | None = No
 class Stream:
     """Hands out every tensor once, in the dtype that is written, and counts and hashes on the way.
 
-    The hashes are of the whole model, whatever is cut from it: parameters must be asked for in name order, or, where
-    something is cut, `measure` goes through all of them first.
+    The hashes are of the whole model as it was trained, whatever is cut from it or merged: parameters must be asked for
+    in name order, or, where `measures` says so, `measure` goes through all of them first.
     """
 
     reader: CheckpointReader
@@ -65,6 +66,9 @@ class Stream:
         cut = self.structures.cut
         self.old = {} if cut is None else {cut.rename(name): name for name in self.reader.parameters}
 
+        self._trained = self.reader.trained if isinstance(self.reader, MergedReader) else self.reader
+        self.measures = cut is not None or self._trained is not self.reader
+
     @property
     def total(self) -> int:
         """Parameters of the whole model, tied ones once."""
@@ -78,11 +82,11 @@ class Stream:
     def measure(self) -> Iterator[int]:
         """Hash the whole model, chunk by chunk; yields the elements done."""
         flags = self.structures.flags
-        for name in sorted([*self.reader.parameters, *flags]):
+        for name in sorted([*self._trained.parameters, *flags]):
             if name in flags:
                 self.masks.update(name, flags[name])
                 continue
-            for start, weight in weight_chunks(self.reader, name):
+            for start, weight in weight_chunks(self._trained, name):
                 self._hash(name, start, weight)
                 yield len(weight)
 
@@ -99,7 +103,8 @@ class Stream:
             yield self._finite(spec, cut.cut(old, self.reader.weight(old)).reshape(-1))
         else:
             for start, weight in weight_chunks(self.reader, spec.name):
-                self._hash(spec.name, start, weight)
+                if not self.measures:
+                    self._hash(spec.name, start, weight)
                 if spec.name in self._masked:
                     self._count(keep_chunk(self.reader, spec.name, start, len(weight)))
                 yield self._finite(spec, weight)

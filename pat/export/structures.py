@@ -71,8 +71,7 @@ def structures(reader: CheckpointReader, config: Config, hf_config: Any, model: 
     for name, settings in config.pruners.items():
         if settings.structures:
             gate = GatePruner(name, settings, model, config.train.num_steps, config.seed)
-            for hook in gate.hooks:
-                hook.remove()
+            gate.forward.remove()
             gate.restore(reader.gates(name), reader.manifest["trainer"]["pruners"].get(name, {}))
             gates.append(gate)
     if not gates:

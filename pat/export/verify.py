@@ -15,11 +15,14 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
+from pat.config import PeftConfig
 from pat.export import masks
 from pat.export.loader import load
+from pat.export.merged import MergedReader
 from pat.export.source import weight_chunks
 from pat.export.structures import Structures
 from pat.export.writer import Spec
+from pat.models import adapters
 
 LOGIT_LIMIT = 4 << 30  # bytes of weights up to which "auto" compares logits: two models are built for it
 LOGIT_TOLERANCE = 1e-3  # of the largest logit; the same code on the same bits: 0 is what to expect
@@ -86,44 +89,56 @@ def max_abs_logit_diff(
     config: PretrainedConfig,  # of the full shape
     dtype: torch.dtype,
     structures: Structures,
+    peft: PeftConfig,
 ) -> float:
     """Largest difference between the folder, loaded by stock code, and a model filled from the checkpoint, on text.
 
     With structures both compute in fp32 on weights of the written dtype, and the second is the gated model of the full
-    shape. Raises ExportError above a tolerance: then the config, a buffer or a cut is wrong.
+    shape; with adapters it has them, unmerged. Where sums of other lengths differ too much in fp32, as in a model that
+    training has left with huge activations, fp64 decides. Raises ExportError above a tolerance: then the config, a
+    buffer, a cut or a merge is wrong.
     """
-    computed = dtype if structures.cut is None else torch.float32
+    rearranged = isinstance(reader, MergedReader) or structures.cut is not None
+    scaled = isinstance(reader, MergedReader) or (structures.cut is not None and structures.cut.scales)
+    tolerance = FOLD_TOLERANCE[dtype] if scaled else CUT_TOLERANCE if rearranged else LOGIT_TOLERANCE
+    ids = probe(folder, config)
+    for computed in (torch.float32, torch.float64) if rearranged else (dtype,):
+        found = _logits(_reloaded(folder, auto_model, computed, structures.stock), ids)
+        trained = reader.trained if isinstance(reader, MergedReader) else reader
+        model = model_from_checkpoint(trained, auto_model, config, computed, dtype, peft)
+        structures.gate_forward(model)
+        expected = _logits(model, ids)
+        del model
+        difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+        if difference <= tolerance * largest:  # False of NaN, too
+            return difference
+    raise ExportError(f"stock code computes logits that differ by {difference:g} (the largest is {largest:g}).")
+
+
+def _reloaded(folder: Path, auto_model: Any, dtype: torch.dtype, stock: bool) -> PreTrainedModel:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        reloaded = (
-            auto_model.from_pretrained(folder, dtype=computed) if structures.stock else load(folder, dtype=computed)
-        )
+        return auto_model.from_pretrained(folder, dtype=dtype) if stock else load(folder, dtype=dtype)
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    ids = probe(AutoTokenizer.from_pretrained(folder), config)
-    found = _logits(reloaded, ids)
-    del reloaded
-    model = model_from_checkpoint(reader, auto_model, config, computed, rounded=dtype)
-    structures.gate_forward(model)
-    expected = _logits(model, ids)
-    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    tolerance = LOGIT_TOLERANCE
-    if structures.cut is not None:
-        tolerance = FOLD_TOLERANCE[dtype] if structures.cut.scales else CUT_TOLERANCE
-    if not difference <= tolerance * largest:  # NaN too
-        raise ExportError(f"stock code computes logits that differ by {difference:g} (the largest is {largest:g}).")
-    return difference
 
 
 def model_from_checkpoint(
-    reader: CheckpointReader, auto_model: Any, config: PretrainedConfig, dtype: torch.dtype, rounded: torch.dtype
+    reader: CheckpointReader,
+    auto_model: Any,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    rounded: torch.dtype,
+    peft: PeftConfig,
 ) -> PreTrainedModel:
     """A model with the checkpoint's effective weights, rounded, that never saw the exported files."""
     with no_init_weights():
         model = auto_model.from_config(config, dtype=dtype)
     model.tie_weights()
+    if peft.r is not None:
+        adapters.inject(model, peft, seed=0)  # all is overwritten
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for name in reader.parameters:
@@ -134,20 +149,25 @@ def model_from_checkpoint(
     return model
 
 
-def probe(tokenizer: Any, config: PretrainedConfig) -> Tensor:
-    """(rows, tokens) of a text."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or TOKENS
-    ids = tokenizer(TEXT, add_special_tokens=False, verbose=False)["input_ids"]
+def probe(folder: Path, config: PretrainedConfig) -> Tensor:
+    """(rows, tokens) of a text; of its bytes, folded into the words, where no tokenizer knows it."""
+    text_config = config.get_text_config()
+    limit = getattr(text_config, "max_position_embeddings", None) or TOKENS
+    ids: list[int] = []
+    if (folder / "tokenizer_config.json").exists():
+        ids = AutoTokenizer.from_pretrained(folder)(TEXT, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < ROWS:
+        ids = [byte % text_config.vocab_size for byte in TEXT.encode()]
     length = min(TOKENS, limit, len(ids) // ROWS)
     return torch.tensor(ids[: ROWS * length]).view(ROWS, length)
 
 
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """(rows, ...) fp32 logits; one row at a time, for models without a pad token."""
+    """(rows, ...) fp64 logits; one row at a time, for models without a pad token."""
     model.eval()
     with torch.no_grad():
         rows = [model(input_ids=row[None], attention_mask=torch.ones_like(row[None])).logits for row in ids]
-    return torch.cat(rows).float()
+    return torch.cat(rows).double()
 
 
 def _check_names(folder: Path, weight_map: dict[str, str]) -> None:

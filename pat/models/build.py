@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from pat.config import ModelConfig
 from pat.explain import did_you_mean
+from pat.models import liger
 
 if TYPE_CHECKING:
     from pat.tasks import Task
@@ -78,6 +79,8 @@ def build_model(
             model = _random(task, config, options)
         else:
             model = _pretrained(cfg, task, config, options, complete)
+    if cfg.use_liger_kernel:
+        liger.apply(model)
     return model.train()
 
 
@@ -101,8 +104,9 @@ def require_reachable(name: str, key: str) -> None:
     folder, _, last = name.rpartition("/")
     if not os.path.isdir(name) and (looks_local or (folder and os.path.isdir(folder))):
         beside = [entry.name for entry in os.scandir(folder or "/") if entry.is_dir()] if os.path.isdir(folder) else []
+        made = "; `python launch/assets.py` makes those of the recipes" if os.path.basename(folder) == "assets" else ""
         raise ValueError(
-            f"There is no folder {key}='{name}' (seen from {os.getcwd()}){did_you_mean(last, beside) or '.'}"
+            f"There is no folder {key}='{name}' (seen from {os.getcwd()}{made}){did_you_mean(last, beside) or '.'}"
         )
 
 

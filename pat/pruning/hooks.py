@@ -1,15 +1,19 @@
 """Gates in the forward: hooks that multiply by z where a site says, and that take statistics there.
 
-# B batch, T tokens, n inputs or outputs of a consuming module, u units of a site
+`SiteHooks` are those of one site; `GatedForward` is the forward of a model as vectors over the units of all its sites.
+
+# B batch, T tokens, n inputs or outputs of a consuming module, u units of a site, U of all sites
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pat.pruning.comm import Comm
 from pat.pruning.gates import Evidence
 from pat.pruning.sites import Site
 
@@ -80,3 +84,67 @@ def _change(before: Tensor, after: Tensor, needs: Evidence) -> Tensor:
 def install(sites: list[Site], model: nn.Module, needs: Evidence | None) -> list[SiteHooks]:
     """Hooks on the consuming module of every site. ValueError where a module cannot be found."""
     return [SiteHooks(site, model, needs) for site in sites]
+
+
+class GatedForward:
+    """What multiplies at all sites, and the evidence that is found there."""
+
+    def __init__(self, sites: list[Site], model: nn.Module, needs: Evidence | None) -> None:
+        self.hooks, self.needs = install(sites, model, needs), needs
+        self.sizes = [site.num_units for site in sites]
+
+    def set(self, z: Tensor | None, evaluated: Tensor | None, device: torch.device) -> None:
+        """(U,) what multiplies in training and in evaluation; None: nothing, and what multiplies in training."""
+        parts, means = self._split(z), self._split(evaluated)
+        for hook, part, mean in zip(self.hooks, parts, means, strict=True):
+            by_gradient = self.needs == "gradient"
+            hook.z = None if part is None else part.to(device, copy=True).requires_grad_(by_gradient)
+            hook.z_eval = None if mean is None else mean.to(device)
+
+    def settle(self, z: Tensor, device: torch.device) -> None:
+        """(U,) what multiplies for good: a site whose gates are all 1 loses its hooks, and none takes evidence."""
+        for hook, mine in zip(self.hooks, z.split(self.sizes), strict=True):
+            if bool((mine == 1).all()):
+                hook.remove()
+            else:
+                hook.needs, hook.z, hook.z_eval = None, mine.to(device), None
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def opened(self, keep: Tensor) -> str | None:
+        """The first site where a unit is let through although its flag, of (U,) bool, is down; None: there is none."""
+        for hook, flags in zip(self.hooks, keep.split(self.sizes), strict=True):
+            z = torch.ones(flags.numel()) if hook.z is None else hook.z.cpu()
+            if bool(z[~flags].any()):
+                return hook.site.name
+        return None
+
+    def evidence(self, world: Comm, scale: float) -> Tensor | None:
+        """(U,) of this step, averaged over ranks, and forgotten here; None where the method takes none from here.
+
+        `scale`: of the loss. Collective.
+        """
+        if self.needs == "weights":
+            return None
+        return self._gradients(world, scale) if self.needs == "gradient" else self._statistics(world)
+
+    def _gradients(self, world: Comm, scale: float) -> Tensor:
+        parts = []
+        for hook in self.hooks:
+            grad = None if hook.z is None else hook.z.grad
+            parts.append(torch.zeros(hook.site.num_units, device=world.device) if grad is None else grad)
+        return (world.sum(torch.cat(parts)) / (world.world_size * scale)).cpu()
+
+    def _statistics(self, world: Comm) -> Tensor:
+        lengths, parts = [n + 1 for n in self.sizes], []
+        for hook, n in zip(self.hooks, lengths, strict=True):
+            parts.append(torch.zeros(n, dtype=torch.float64) if hook.sums is None else hook.sums.cpu())
+            hook.sums = None
+        lines = world.sum(torch.cat(parts)).split(lengths)
+        return torch.cat([line[:-1] / line[-1].clamp(min=1.0) for line in lines]).float()
+
+    def _split(self, values: Tensor | None) -> Sequence[Tensor | None]:
+        return [None] * len(self.sizes) if values is None else values.split(self.sizes)

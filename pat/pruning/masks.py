@@ -15,8 +15,8 @@ In the hard phase only M stays: W * M has become the weight, dead weights have n
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -28,29 +28,9 @@ from pat.pruning import registry
 from pat.pruning.arrays import array, module
 from pat.pruning.comm import LOCAL
 from pat.pruning.kernels import make_kernels
-from pat.pruning.shards import Shard, Shards
-from pat.pruning.types import PromiseBroken, Run, Segment
-
-
-@dataclass
-class MaskedShard:
-    """The state of one pruner on one shard; what a phase does not need is None."""
-
-    shard: Shard
-    keep: Tensor | None = None  # (n,) uint8
-    score: Tensor | None = None  # (n,) fp32
-    dense: Tensor | None = None  # (n,) fp32, soft phase only: the shard itself then holds dense * keep
-    buffer: Tensor | None = None  # DeepSpeed's own storage of the shard, while the optimizer steps the dense one
-
-    def run(self, segment: Segment, values: Tensor) -> Run:
-        """A segment's scores and its place in the keep flags."""
-        assert self.keep is not None
-        keep = self.keep[segment.offset : segment.offset + segment.numel]
-        return Run(segment.name, segment.shape, segment.start, values, keep)
-
-    def state_bytes(self) -> int:
-        """Bytes that pruning holds beside this shard."""
-        return sum(t.numel() * t.element_size() for t in (self.keep, self.score, self.dense) if t is not None)
+from pat.pruning.masked_shard import MaskedShard
+from pat.pruning.shards import Piece, Shards
+from pat.pruning.types import PromiseBroken
 
 
 def match(patterns: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
@@ -106,7 +86,7 @@ class MaskPruner:
     @property
     def numel(self) -> int:
         """Prunable weights, over all ranks."""
-        return sum(_numel(s) for s in self.shapes.values())
+        return sum(map(math.prod, self.shapes.values()))
 
     @property
     def target_weights(self) -> int:
@@ -142,27 +122,24 @@ class MaskPruner:
         if self.hardened or t < line.start:
             return
         if self.selected_at < 0:
-            self.enter_soft()
+            self._enter_soft()
         if any(line.is_selection_step(u) for u in range(max(self.selected_at + 1, line.start), t + 1)):
             self._select(t)
             self.selected_at = t
         if t >= line.hard:
             self._harden()
 
-    def enter_soft(self) -> None:
-        """All flags up; the dense weights move out of DeepSpeed's buffer."""
+    def _enter_soft(self) -> None:
         for state in self.states:
-            state.keep = torch.ones_like(state.shard.view, dtype=torch.uint8)
-            state.dense = state.shard.view.clone()
+            state.enter_soft()
 
     def _select(self, t: int) -> None:
         runs = []
         for state in self.states:
             for s in state.shard.segments:
-                part = slice(s.offset, s.offset + s.numel)
-                score = None if state.score is None else state.score[part]
+                score = None if state.score is None else state.score[s.part]
                 assert state.dense is not None
-                values = self.criterion.rank_run(s.name, s.start, score, state.dense[part], self.seed)
+                values = self.criterion.rank_run(s.name, s.start, score, state.dense[s.part], self.seed)
                 runs.append(state.run(s, values))
         comm, hard = self.shards.comm, t >= self.timeline.hard
         if self.criterion.threshold is not None and not hard:
@@ -182,7 +159,7 @@ class MaskPruner:
                 moment = self.shards.base.state[state.shard.flat].get(key)
                 if moment is not None:
                     self.kernels.pre_hard(moment.view(-1), state.keep)
-            state.dense = state.score = None
+            state.enter_hard()
         self.hardened = True
 
     def before(self, state: MaskedShard, param: Tensor, group: dict[str, Any], t: int) -> None:
@@ -233,23 +210,46 @@ class MaskPruner:
         for state in self.states if self.hardened else ():
             assert state.keep is not None
             for s in state.shard.segments:
-                part = slice(s.offset, s.offset + s.numel)
-                dead = 1 - state.keep[part]
-                for weights in (state.shard.view[part], self.shards.forward_segment(s)):
+                dead = 1 - state.keep[s.part]
+                for weights in (state.shard.view[s.part], self.shards.forward_segment(s)):
                     broken += int(torch.count_nonzero(weights * dead.to(weights.device)))
         total = int(self.shards.world.sum(torch.tensor(broken, dtype=torch.int64)))
         if total:
             raise PromiseBroken(f"pruner {self.name}: {total} pruned weights are not zero in the hard phase")
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def keep_pieces(self, name: str) -> list[Piece]:
+        """This rank's keep flags of a prunable parameter; each from one rank only."""
+        if self.shards.replicated and self.shards.world.rank != 0:
+            return []
+        return [piece for state in self.states for piece in state.keep_pieces(name)]
+
+    def state_bytes(self) -> int:
+        """Bytes of mask state on this rank."""
+        return sum(state.state_bytes() for state in self.states)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved as tensors, by every rank of its shards."""
+        return {key: value for state in self.states for key, value in state.tensors().items()}
+
+    def shared(self) -> dict[str, Any]:
+        """What the manifest holds."""
+        return {"selected_at": self.selected_at, "hardened": self.hardened, "num_pruned": self.num_pruned}
+
+    def load(self, reader: Any, shared: dict[str, Any]) -> None:
+        """Go on from a checkpoint of any layout."""
+        self.selected_at, self.hardened = shared["selected_at"], shared["hardened"]
+        self.num_pruned = shared["num_pruned"]
+        if self.selected_at >= 0:
+            self._enter_soft()
+        for state in self.states:
+            if self.hardened:
+                state.enter_hard()
+            state.load(lambda kind, s: reader.pruner(kind, self.name, s.name, s.start, s.numel))
 
 
 def _in_patterns(shapes: dict[str, tuple[int, ...]]) -> str:
     """The matrices, those of all layers as one."""
     matrices = [re.sub(r"\.\d+\.", ".*.", name) for name, shape in shapes.items() if len(shape) >= 2]
     return ", ".join(dict.fromkeys(matrices))
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    n = 1
-    for d in shape:
-        n *= d
-    return n

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pat import models, tasks
 from pat.config import Config
-from pat.engine import freeze
+from pat.engine import choose_trainable
 from pat.pruning.pruner import Pruner
 
 SOFT_BYTES, SCORE_BYTES, HARD_BYTES = 5, 4, 1  # per weight: dense fp32 + flag, score, flag
@@ -21,8 +21,8 @@ def attached(config: Config, num_labels: int | None = None) -> tuple[torch.nn.Mo
     hf_config = models.build_config(config.model, task, num_labels, tokenizer)
     with torch.device("meta"):
         model = task.auto_model.from_config(hf_config)
-    model.tie_weights()
-    freeze(model, config.optim.trainable)
+        model.tie_weights()
+        choose_trainable(model, config)
     pruner = Pruner(config)
     pruner.attach(model)
     return model, pruner
@@ -30,7 +30,7 @@ def attached(config: Config, num_labels: int | None = None) -> tuple[torch.nn.Mo
 
 def describe(config: Config) -> str:
     """A table: per pruner the matrices, weights, units, what is removed, when, and the bytes of state per rank."""
-    model, pruner = attached(config)
+    model, pruner = attached(config, config.task.num_labels)
     ranks = 1 if config.engine.zero_stage == 0 else config.engine.world_size
     table = Table(title=f"What would be pruned ({config.engine.world_size} ranks, ZeRO {config.engine.zero_stage})")
     for column in (
@@ -79,9 +79,10 @@ def describe(config: Config) -> str:
         )
     every = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    prunable, target = pruner.totals.numel, pruner.totals.target
     lines = [
-        f"The model has {every:,} parameters, of which {trained:,} are trained and {pruner.numel:,} can be pruned;",
-        f"{pruner.target:.2%} of those, {pruner.target * pruner.numel / every:.2%} of all, are removed in the end.",
+        f"The model has {every:,} parameters, of which {trained:,} are trained and {prunable:,} can be pruned;",
+        f"{target:.2%} of those, {target * prunable / every:.2%} of all, are removed in the end.",
     ]
     for mask in pruner.masks:
         names = list(mask.shapes)

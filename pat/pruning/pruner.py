@@ -9,22 +9,23 @@ state    / load_state, by parameter name and logical index, never by rank
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pat.config import Config
-from pat.hashing import MaskHash, WeightsHash, pack_keep
+from pat.hashing import MaskHash, WeightsHash
 from pat.models.shapes import logical_shape
 from pat.pruning import nested
 from pat.pruning.kernels import SumOfSquares
-from pat.pruning.masks import MaskedShard, MaskPruner
+from pat.pruning.masked_shard import MaskedShard
+from pat.pruning.masks import MaskPruner
+from pat.pruning.same_bits import compute_as_everywhere
 from pat.pruning.shards import Piece, Shards
 from pat.pruning.structured import GatePruner
+from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
 
 
@@ -86,10 +87,15 @@ class Pruner:
                 nested.check(gate, mask)
 
     def _attach_gates(self, gate: GatePruner, frozen: set[str]) -> None:
-        for param in sorted(gate.units.parameters & frozen):
+        if gate.adapted and gate.needs == "weights":
             raise ValueError(
-                f"pruners.{gate.name} prunes units of {param}, which optim.trainable leaves frozen: let it train, or "
-                "choose other structures"
+                f"pruners.{gate.name}.gate={gate.method.name} ranks units by trained weights, but with peft the model "
+                "is frozen: take a gate that learns, or ranks by gradients or activations: l0, taylor, activation, ..."
+            )
+        for param in sorted(gate.units.parameters & frozen if not gate.adapted else ()):
+            raise ValueError(
+                f"pruners.{gate.name} prunes units of {param}, which optim.trainable leaves frozen: let it train, "
+                "choose other structures, or train adapters instead (peft=lora)"
             )
         if gate.target_weights == 0:
             raise ValueError(f"pruners.{gate.name}.budget removes nothing: it leaves {gate.target_shape()}")
@@ -120,6 +126,7 @@ class Pruner:
         self._sum_of_squares = SumOfSquares(self.config.engine.kernels, largest)
         if self.pruners:
             self.shards.replace_norm(self.masked_norm)
+            compute_as_everywhere(engine.module, self.shards.layout == "zero3")
         if self.masks:
             self.shards.base.register_step_pre_hook(self._before)
             self.shards.base.register_step_post_hook(self._after)
@@ -213,44 +220,13 @@ class Pruner:
         return min((p.timeline.start for p in self.pruners), default=None)
 
     @property
-    def num_pruned(self) -> int:
-        """Weights removed, over all pruners and ranks, each counted once."""
-        return sum(p.num_pruned for p in self.pruners) - sum(nested.num_pruned(*pair) for pair in self._pairs)
-
-    @property
-    def numel(self) -> int:
-        """Prunable weights, each counted once."""
-        return sum(p.numel for p in self.pruners) - sum(nested.numel(*pair) for pair in self._pairs)
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction removed of all prunable weights, counted."""
-        return self.num_pruned / self.numel if self.pruners else 0.0
-
-    @property
-    def target(self) -> float:
-        """Fraction of all prunable weights that the budgets ask to remove."""
-        both = sum(nested.target_weights(*pair) for pair in self._pairs)
-        return (sum(p.target_weights for p in self.pruners) - both) / self.numel if self.pruners else 0.0
-
-    def target_now(self, targets: dict[str, float]) -> float:
-        """Fraction of all prunable weights that is to be removed at a step, of every pruner's own target then."""
-        wanted = sum(targets[p.name] * p.numel for p in self.pruners)
-        both = sum(
-            nested.target_weights(gate, mask) * targets[mask.name] * mask.numel / mask.target_weights
-            for gate, mask in self._pairs
-            if gate.hardened and mask.target_weights
-        )
-        return (wanted - both) / self.numel if self.pruners else 0.0
-
-    @property
-    def _pairs(self) -> list[tuple[GatePruner, MaskPruner]]:
-        return [(gate, mask) for gate in self.gates for mask in self.masks]
+    def totals(self) -> Totals:
+        """How many weights can go, are to go and are gone."""
+        return Totals(self.masks, self.gates)
 
     def state_bytes(self) -> int:
         """Bytes of pruner state on this rank now."""
-        masks = sum(s.state_bytes() for m in self.masks for s in m.states)
-        return masks + sum(gate.state_bytes() for gate in self.gates)
+        return sum(pruner.state_bytes() for pruner in self.pruners)
 
     # -- guarantees ------------------------------------------------------------------------------------------------
 
@@ -291,59 +267,21 @@ class Pruner:
 
     def keep_pieces(self, name: str) -> list[Piece]:
         """This rank's keep flags of a prunable parameter; before the soft phase all are up."""
-        if self.shards.replicated and self.shards.world.rank != 0:
-            return []
-        pieces = []
-        for _, state, s in self._segments():
-            if s.name == name:
-                flags = torch.ones(s.numel, dtype=torch.uint8) if state.keep is None else state.keep
-                pieces.append(Piece(s.start, flags if state.keep is None else flags[s.offset : s.offset + s.numel]))
-        return pieces
+        return [piece for mask in self.masks if name in mask.shapes for piece in mask.keep_pieces(name)]
 
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(this rank's tensors, what is the same on every rank)."""
-        tensors: dict[str, Tensor] = {}
-        for mask, state, s in self._segments():
-            part = slice(s.offset, s.offset + s.numel)
-            if state.keep is not None:
-                packed = np.asarray(pack_keep(state.keep[part]))
-                tensors[f"{mask.name}|keep|{s.name}|{s.start}"] = torch.from_numpy(packed.copy())
-            for kind in ("score", "dense"):
-                value = getattr(state, kind)
-                if value is not None:
-                    tensors[f"{mask.name}|{kind}|{s.name}|{s.start}"] = value[part].detach().cpu().contiguous()
-        shared = {
-            m.name: {"selected_at": m.selected_at, "hardened": m.hardened, "num_pruned": m.num_pruned}
-            for m in self.masks
-        }
-        for gate in self.gates:
-            shared[gate.name] = gate.shared()
-            if self.shards.world.rank == 0:
+        tensors = {f"{mask.name}|{key}": value for mask in self.masks for key, value in mask.tensors().items()}
+        if self.shards.world.rank == 0:
+            for gate in self.gates:
                 tensors |= {f"{gate.name}|gate|{key}": value for key, value in gate.tensors().items()}
-        return tensors, shared
+        return tensors, {pruner.name: pruner.shared() for pruner in self.pruners}
 
     def load_state(self, reader: Any, shared: dict[str, Any]) -> None:
         """Fill this rank's masks, scores and dense weights, and the gates, from a checkpoint of any layout."""
         for gate in self.gates:
             gate.load(reader.gates(gate.name), shared.get(gate.name, {}))
         for mask in self.masks:
-            saved = shared[mask.name]
-            mask.selected_at, mask.hardened = saved["selected_at"], saved["hardened"]
-            mask.num_pruned = saved["num_pruned"]
-            if mask.selected_at >= 0:
-                mask.enter_soft()
-        for mask, state, s in self._segments():
-            if mask.hardened:
-                state.dense = state.score = None
-            part = slice(s.offset, s.offset + s.numel)
-            for kind in ("keep", "score", "dense"):
-                value = getattr(state, kind)
-                if value is not None:
-                    value[part].copy_(reader.pruner(kind, mask.name, s.name, s.start, s.numel))
-
-    def _segments(self) -> Iterator[tuple[MaskPruner, MaskedShard, Any]]:
-        for mask, state in self._states.values():
-            for s in state.shard.segments:
-                yield mask, state, s
+            mask.load(reader, shared[mask.name])

@@ -27,7 +27,7 @@ from torch import Tensor
 from pat.pruning.arrays import array, chunk_numel, chunks, module
 from pat.pruning.brackets import find_brackets, sizes_by_rank
 from pat.pruning.comm import Comm
-from pat.pruning.spans import gather_spans, shapes
+from pat.pruning.spans import first_pieces
 from pat.pruning.types import PromiseBroken, Run
 
 COPIED_SHARE = 1 / 16  # of a rank's scores: more are not copied, which bounds the memory,
@@ -57,7 +57,7 @@ def pruned_per_budget(units: Sequence[int], sparsity: float, scope: str) -> list
 
 def select_units(runs: Sequence[Run], sparsity: float, scope: str, comm: Comm) -> None:
     """Remove exactly `pruned_per_budget` of the units that all runs hold, the lowest scores first. Collective."""
-    units = {name: math.prod(shape) for name, shape in shapes(gather_spans(runs, comm)).items()}
+    units = {name: math.prod(shape) for name, shape in first_pieces(runs, comm).items()}
     pruned = pruned_per_budget(list(units.values()), sparsity, scope)
     if scope == "matrix":
         keep_top_per_matrix(runs, {name: n - p for (name, n), p in zip(units.items(), pruned, strict=True)}, comm)

@@ -179,7 +179,7 @@ class Shards:
         if self.replicated and self.world.rank != 0:
             return []
         places = self._places.get(name, ())
-        owned = [Piece(s.start, shard.view[s.offset : s.offset + s.numel]) for shard, s in places]
+        owned = [Piece(s.start, shard.view[s.part]) for shard, s in places]
         param = self.parameters[name]
         if owned or param.requires_grad:
             return owned

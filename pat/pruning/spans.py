@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
 from pat.pruning.comm import Comm
 from pat.pruning.types import Run
 
@@ -34,6 +36,28 @@ def gather_spans(runs: Sequence[Run], comm: Comm) -> list[Span]:
     for name, shape in shapes(spans).items():
         assert held[name] == prod(shape), f"{name}: its elements from {held[name]} on are held by no rank"
     return spans
+
+
+def first_pieces(runs: Sequence[Run], comm: Comm) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of all ranks, in name order, said by the one rank that holds its first element.
+
+    At ZeRO 3 every rank holds a piece of every parameter: `gather_spans` has ranks x parameters entries, which each
+    rank would sort. Collective.
+    """
+    mine = [(run.name, run.shape) for run in runs if run.start == 0 and run.numel]
+    found = sorted(pair for each in comm.gather(mine) for pair in each)
+    every = dict(found)
+    index = {name: i for i, name in enumerate(every)}
+    held = torch.zeros(len(every) + 1, dtype=torch.int64)  # the last: of parameters whose beginning no rank holds
+    for run in runs:
+        held[index.get(run.name, -1)] += run.numel
+    *counts, strange = comm.sum(held).tolist()
+    assert not strange, (
+        f"{', '.join({r.name for r in runs if r.name not in every})}: its first element is held by no rank"
+    )
+    for (name, shape), count in zip(every.items(), counts, strict=True):
+        assert count == prod(shape), f"{name}: of its {prod(shape)} elements {count} are held: some twice or by no rank"
+    return every
 
 
 def shapes(spans: Sequence[Span]) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,11 @@ class Segment:
     shard: int  # index of the flat shard on this rank
     offset: int  # first element: index in the flat shard
 
+    @property
+    def part(self) -> slice:
+        """Its elements in the flat shard."""
+        return slice(self.offset, self.offset + self.numel)
+
 
 @dataclass(frozen=True)
 class Run:

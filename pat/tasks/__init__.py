@@ -41,9 +41,18 @@ class Task(ABC):
     def columns(self, cfg: DataConfig) -> dict[str, str]:
         """Name in this task -> column of the data set. Rows that agree in all but "label" count as equal."""
 
+    @property
+    def chunk_tokens(self) -> int | None:
+        """How many rows of logits are computed at a time, where the model does not give all of them."""
+        return None
+
     def columns_in(self, cfg: DataConfig, present: Sequence[str]) -> dict[str, str]:
         """The same for rows with these columns. Raises ValueError."""
         return self.columns(cfg)
+
+    def with_words(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
+        """The rows of each split; labels that are numbers, but not those of classes, as words."""
+        return rows
 
     @abstractmethod
     def label_names(self, train: Dataset) -> list[str] | None:

@@ -15,17 +15,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
+from pat import chunked
 from pat.tasks import Batch, Encoder, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.config import DataConfig
 
 # b blocks of a batch, s tokens of a block, v vocabulary
 
 CHUNK_ELEMENTS = 1 << 26  # logits that are held in fp32 at a time: 256 MB
+IGNORED = -100  # the label of a token that is not supervised
 LOG_MAX = 700.0  # exp of more is not a float
 
 
@@ -34,6 +36,7 @@ class CausalLM(Task):
     """Cross-entropy of each token given those before it in its block, mean per token."""
 
     name: str = "causal_lm"
+    loss_chunk_tokens: int | None = None  # null: the model computes all logits
 
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     directions: ClassVar[Mapping[str, bool]] = {"loss": False, "perplexity": False}
@@ -41,6 +44,21 @@ class CausalLM(Task):
     headline: ClassVar[str] = "perplexity"
     sum_names: ClassVar[tuple[str, ...]] = ("loss", "tokens")
     options: ClassVar[Mapping[str, Any]] = {"use_cache": False}  # `use_cache` in the config stays as the model came
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a chunk without tokens."""
+        if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
+            raise ValueError(f"task.loss_chunk_tokens={self.loss_chunk_tokens}, but a chunk has at least 1 token.")
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """Rows of logits at a time."""
+        return self.loss_chunk_tokens
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Chunks are for model types whose logits are their head's. Raises ValueError."""
+        if self.loss_chunk_tokens is not None:
+            chunked.check(config)
 
     def columns(self, cfg: DataConfig) -> dict[str, str]:
         """The text."""
@@ -65,6 +83,30 @@ class CausalLM(Task):
         ids = torch.from_numpy(np.asarray(samples["input_ids"], dtype=np.int64))
         return {"input_ids": ids, "labels": ids}
 
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        """Mean loss, fp32."""
+        if self.loss_chunk_tokens is None:
+            return super().loss(model, batch)
+        counts, targets, size = self.supervised(batch), next_labels(batch["labels"]), self.loss_chunk_tokens
+
+        def summed(head: chunked.Head, hidden: Tensor) -> Tensor:
+            return chunked.sums(head, hidden, lambda logits, rows: row_losses(logits, targets[rows]), counts, size)
+
+        with chunked.at_head(model, summed):
+            return self.outputs(model, batch).logits[0] / counts.sum()
+
+    def sum_per_sample(self, model: Any, batch: Batch) -> Tensor:
+        """(b,) fp32: the losses of each sample summed; without a gradient where they are chunked."""
+        if self.loss_chunk_tokens is None:
+            return sum_per_block(self.outputs(model, batch).logits, batch["labels"])
+        targets, size = next_labels(batch["labels"]), self.loss_chunk_tokens
+
+        def each(head: chunked.Head, hidden: Tensor) -> Tensor:
+            return chunked.per_row(head, hidden, lambda logits, rows: row_losses(logits, targets[rows]), size)
+
+        with chunked.at_head(model, each):
+            return self.outputs(model, batch).logits.sum((1, 2))
+
     def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """-log softmax(logits_i)[token_i+1], mean over the b (s - 1) predicted tokens, fp32."""
         return sum_per_block(logits, batch["labels"]).sum() / batch["labels"][:, 1:].numel()
@@ -78,7 +120,7 @@ class CausalLM(Task):
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """(2,) fp64: loss, predicted tokens."""
         weight = batch["weight"].double()  # (b,)
-        losses = sum_per_block(self.outputs(model, batch).logits, batch["labels"]).double()
+        losses = self.sum_per_sample(model, batch).double()
         return torch.stack([(losses * weight).sum(), weight.sum() * (batch["labels"].shape[1] - 1)])
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
@@ -86,6 +128,16 @@ class CausalLM(Task):
         total, tokens = sums.tolist()
         loss = total / tokens
         return {"loss": loss, "perplexity": math.exp(min(loss, LOG_MAX))}
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """(n,) the label of the token after each of (b, s), flattened; -100 after a sample's last."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+
+
+def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """(m, 1) fp32: -log softmax(logits)[target] of each row, 0 where the target is -100. logits (m, v)."""
+    return F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=IGNORED)[:, None]
 
 
 def sum_per_block(logits: Tensor, labels: Tensor) -> Tensor:
@@ -99,21 +151,17 @@ def sum_per_block(logits: Tensor, labels: Tensor) -> Tensor:
     if last <= width:
         return _chunk(logits[:, :-1], labels[:, 1:])
     total = logits.new_zeros(logits.shape[0], dtype=torch.float32)
-    for start in range(0, last, width):
-        stop = min(start + width, last)
-        total = total + checkpoint(
-            _chunk,
-            logits[:, start:stop],
-            labels[:, start + 1 : stop + 1],
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
+    # Of a split all gradients are written in one pass; of slices, one as long as the logits for each.
+    chunks = zip(logits[:, :-1].split(width, 1), labels[:, 1:].split(width, 1), strict=True)
+    for chunk, targets in chunks:
+        total = total + checkpoint(_chunk, chunk, targets, use_reentrant=False, preserve_rng_state=False)
     return total
 
 
 def _chunk(logits: Tensor, labels: Tensor) -> Tensor:
-    """(b,): summed losses of logits (b, s', v) against labels (b, s')."""
-    return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none").sum(1)
+    """(b,): summed losses of logits (b, s', v) against labels (b, s'), by rows of v: across them torch is slower."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+    return losses.view(labels.shape).sum(1)
 
 
 class _Blocks(Encoder):

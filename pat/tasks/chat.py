@@ -15,7 +15,7 @@ from pat.data import formats
 from pat.data.packing import best_fit
 from pat.data.templates import ChatTemplate, Marked, SpanTokenizer
 from pat.tasks import Batch, Encoder, inputs, padded_width
-from pat.tasks.causal_lm import CausalLM, sum_per_block
+from pat.tasks.causal_lm import IGNORED, CausalLM, sum_per_block
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # b samples of a batch, s tokens of its longest sample, v vocabulary, D documents of all samples
 
-IGNORED = -100  # the label of a token that is not supervised
 CHOICES = {
     "loss_on": (None, "answers", "completion", "all"),
     "truncation_side": ("right", "left"),
@@ -57,6 +56,7 @@ class Chat(CausalLM):
     template_options: Mapping[str, Any] = field(default_factory=dict)  # for the chat template, e.g. enable_thinking
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise ValueError(
@@ -77,6 +77,7 @@ class Chat(CausalLM):
 
     def check_model(self, config: PretrainedConfig) -> None:
         """Packing is for model types of which it was shown that documents stay apart. Raises ValueError."""
+        super().check_model(config)
         if self.packing != "none" and config.model_type not in PACKABLE:
             raise ValueError(
                 f"task.packing={self.packing} is not known to keep documents apart in a {config.model_type} model, but "
@@ -135,7 +136,7 @@ class Chat(CausalLM):
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """(2,) fp64: loss, supervised tokens."""
         weight = batch["weight"].double()  # (b,)
-        losses = sum_per_block(self.outputs(model, batch).logits, batch["labels"]).double()
+        losses = self.sum_per_sample(model, batch).double()
         return torch.stack([(losses * weight).sum(), (self.supervised(batch).sum(1) * weight).sum()])
 
 

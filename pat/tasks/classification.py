@@ -42,8 +42,20 @@ class Classification(Task):
         pair = {"text_pair": cfg.text_pair_column} if cfg.text_pair_column else {}
         return {"text": cfg.text_column, **pair, "label": cfg.label_column}
 
+    def with_words(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
+        """Whole numbers that do not count from 0, as stars from 1 to 5, are the names of their classes."""
+        train = rows["train"]
+        if getattr(train.features["label"], "names", None):
+            return rows
+        found = train.unique("label")
+        whole = all(isinstance(value, int) for value in found)
+        many = 2 * len(found) > len(train)  # rather an id than a label
+        if not whole or many or self.num_labels not in (None, len(found)) or set(found) <= set(range(len(found))):
+            return rows
+        return {split: part.cast_column("label", Value("string")) for split, part in rows.items()}
+
     def label_names(self, train: Dataset) -> list[str]:
-        """The classes: a ClassLabel's own names, strings in sorted order, or the numbers 0..n-1."""
+        """The classes: a ClassLabel's own names, words in sorted order (numbers by size), or the numbers 0..n-1."""
         feature = train.features["label"]
         if getattr(feature, "names", None):
             names = list(feature.names)
@@ -97,13 +109,15 @@ class Classification(Task):
 
     def _counted(self, found: list[Any]) -> list[str]:
         if all(isinstance(value, str) for value in found):
-            return sorted(found)
+            return sorted(found, key=int if all(_is_whole(value) for value in found) else None)
         numbers = {int(value) for value in found if isinstance(value, int)}  # bool too
         expected = range(self.num_labels or len(numbers))
-        if len(numbers) < len(found) or not numbers <= set(expected):
+        whole = len(numbers) == len(found)
+        if not whole or not numbers <= set(expected):
             raise ValueError(
                 f"The labels in the training data are {_few(found)}, but must be strings, or whole numbers "
-                f"0..{len(expected) - 1 if numbers else 'n-1'}: map them to those, or name another data.label_column."
+                f"0..{len(expected) - 1 if numbers else 'n-1'}: map them to those, name another data.label_column"
+                + (", or set task.num_labels=null to take them as they are." if whole and self.num_labels else ".")
             )
         return [str(i) for i in expected]
 
@@ -114,16 +128,24 @@ class _Rows(Encoder):
         self.max_length = max_length
         self.label_names = label_names
         self.numbers = {name: i for i, name in enumerate(label_names)}
+        self.cut = 0
 
     def features(self) -> Features:
         """What the tokenizer makes of a text, and the label."""
         columns = [name for name in self.tokenizer.model_input_names if name != "attention_mask"]
         return Features({name: List(Value("int32")) for name in columns} | {"label": Value("int64")})
 
+    def counts(self) -> dict[str, int]:
+        """Rows that were cut."""
+        return {"rows_cut": self.cut}
+
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = self.tokenizer(
-            rows["text"], rows.get("text_pair"), truncation=True, max_length=self.max_length, verbose=False
-        )
+        texts: Any = rows["text"], rows.get("text_pair")
+        encoded: Any = self.tokenizer(*texts, truncation=True, max_length=self.max_length, verbose=False)
+        if encoded.encodings:
+            self.cut += sum(bool(one.overflowing) for one in encoded.encodings)
+        else:  # a tokenizer without its Rust half
+            self.cut += sum(len(ids) > self.max_length for ids in self.tokenizer(*texts, verbose=False)["input_ids"])
         samples = {name: values for name, values in encoded.items() if name != "attention_mask"}
         empty = next((i for i, ids in enumerate(samples["input_ids"]) if not ids), None)
         if empty is not None:
@@ -135,6 +157,10 @@ class _Rows(Encoder):
         if not isinstance(number, int) or not 0 <= number < len(self.label_names):
             raise ValueError(f"The label {label!r} is not one of the training data's: {_few(self.label_names)}.")
         return int(number)
+
+
+def _is_whole(word: str) -> bool:
+    return word.removeprefix("-").isascii() and word.removeprefix("-").isdigit()
 
 
 def _few(values: Sequence[Any]) -> str:

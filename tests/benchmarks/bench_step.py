@@ -115,7 +115,7 @@ def checks(args: list[str]) -> dict[str, Any]:
             "step_ratio_paired": statistics.median(pairs),
             "update_ratio": median[kind]["update"] / median["dense"]["update"],
             "added_over_step": (median[kind]["update"] - median["dense"]["update"]) / median["dense"]["step"],
-            "state_bytes_per_weight_and_rank": engines[kind].pruner.state_bytes() / engines[kind].pruner.numel,
+            "state_bytes_per_weight_and_rank": engines[kind].pruner.state_bytes() / engines[kind].pruner.totals.numel,
         }
     if selections:
         said["selection_over_step"] = statistics.median(selections) / median["dense"]["step"]

@@ -1,12 +1,13 @@
-"""Half of the feed-forward neurons gone: accuracy on the film reviews by method, and of what one would do instead.
+"""Half of the feed-forward neurons gone: what is left of the quality by method, and of what one would do instead.
 
-    python launch/assets.py reviews && python tests/benchmarks/structured.py [--steps 120] [--jobs 2]
+    python launch/assets.py reviews && python tests/benchmarks/structured.py reviews
+    python launch/assets.py sotu && python tests/benchmarks/structured.py sotu
 
-Every run is one `pat train recipe=reviews_narrow` with one rank and one thread, the same steps, data and schedule; no
-method is tuned. `once, then fine-tuned` removes the smallest neurons before the first step. With distillation the
-teacher is the dense model of the same seed, which has had as many steps of its own. `dense, int8` is that dense model
-with torchao's dynamic int8 linear layers (left out where torchao is not installed): what needs no training at all. A
-finished run is not repeated.
+`reviews`: an encoder's accuracy on film reviews; `sotu`: the perplexity of a 135 M Llama on addresses it has not seen.
+Every run is one `pat train` with one rank and one thread, the same steps, data and schedule; no method is tuned. `once,
+then fine-tuned` removes the smallest neurons before the first step. With distillation the teacher is the dense model of
+the same seed, which has had as many steps of its own. `dense, int8` is that dense model with torchao's dynamic int8
+linear layers (left out where torchao is not installed): what needs no training at all. A finished run is not repeated.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,34 @@ METHODS = {  # overrides of the recipe
     "l0": [f"{GATE}=l0"],
     "smooth": [f"{GATE}=smooth"],
 }
-SEEDS = (0, 1)
 WEIGHT, TEMPERATURE = 0.5, 2.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is pruned, and how it is judged."""
+
+    dense: str  # recipes
+    narrow: str
+    metric: str
+    seeds: tuple[int, ...]
+    steps: int
+    overrides: list[str] = field(default_factory=list)  # of both recipes
+    narrowed: list[str] = field(default_factory=list)  # of the second
+
+
+SUBJECTS = {
+    "reviews": Subject("reviews_dense", "reviews_narrow", "accuracy", seeds=(0, 1), steps=120),
+    "sotu": Subject(
+        "sotu_dense",
+        "sotu_narrow",
+        "perplexity",
+        seeds=(0,),
+        steps=80,
+        overrides=["data.max_length=128", "data.max_eval_samples=64", "train.checkpoint_every=null"],
+        narrowed=["pruners.narrow.structures=[ffn]", "~pruners.narrow.budget.keep.kv_groups"],
+    ),
+}
 
 
 def pat(*arguments: str) -> None:
@@ -47,8 +75,8 @@ def pat(*arguments: str) -> None:
         raise SystemExit(f"{' '.join(command)}\nfailed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
 
 
-def trained(directory: Path, recipe: str, overrides: list[str], steps: int) -> dict[str, Any]:
-    """The summary of one run, trained and exported now if it is not there."""
+def trained(directory: Path, recipe: str, overrides: list[str], metric: str, steps: int) -> dict[str, Any]:
+    """The figures of one run, trained and exported now if it is not there."""
     export = directory.with_name(f"{directory.name}-export")
     if not (export / "export.json").exists():
         fixed = ["engine.world_size=1", "engine.threads_per_rank=1", "logger=none", "train.keep_last=1"]
@@ -59,93 +87,99 @@ def trained(directory: Path, recipe: str, overrides: list[str], steps: int) -> d
         shutil.rmtree(directory / "checkpoints")  # large, and not needed again
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["step"] == steps, f"{directory} holds a run of {summary['step']} steps: give another --folder"
-    exported = json.loads((export / "export.json").read_text())
-    accuracy = summary["metrics"]["accuracy"]
-    print(f"{directory.name:40} accuracy {accuracy:.4f}  parameters {exported['after']['parameters']:,}", flush=True)
-    return {"accuracy": accuracy, "parameters": exported["after"]["parameters"]}
+    parameters = json.loads((export / "export.json").read_text())["after"]["parameters"]
+    value = summary["metrics"][metric]
+    print(f"{directory.name:40} {metric} {value:.4f}  parameters {parameters:,}", flush=True)
+    return {"value": value, "parameters": parameters}
 
 
-def int8(folder: Path) -> float | None:
-    """Accuracy of a folder with torchao's dynamic int8 linear layers; None without torchao."""
+def int8(subject: Subject, folder: Path) -> float | None:
+    """The metric of a folder with torchao's dynamic int8 linear layers; None without torchao."""
     try:
         quantization = importlib.import_module("torchao.quantization")  # not one of the project's dependencies
     except ImportError:
         return None
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = [json.loads(line) for line in (ROOT / "assets" / "reviews" / "eval.jsonl").read_text().splitlines()]
-    names, right = model.config.id2label, 0
-    with torch.no_grad():
-        for start in range(0, len(rows), 64):
-            part = rows[start : start + 64]
-            batch = tokenizer(
-                [row["text"] for row in part], truncation=True, max_length=40, padding=True, return_tensors="pt"
-            )
-            found = model(**batch).logits.argmax(-1).tolist()
-            right += sum(names[i] == str(row["label"]) for i, row in zip(found, part, strict=True))
-    return right / len(rows)
+    from pat.compose import compose
+    from pat.evaluate import evaluate
+    from pat.export import load
+
+    found: list[dict[str, float]] = []
+
+    def run(config: Any) -> int:
+        model = load(folder, dtype=torch.float32).eval()
+        quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
+        found.append(evaluate(config, folder, model))
+        return 0
+
+    compose([f"recipe={subject.dense}", *subject.overrides], run)
+    return found[0][subject.metric]
 
 
 def main() -> None:
     """Run all, write the result file and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("--steps", type=int, help="of every run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "structured")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "structured.json")
+    parser.add_argument("--folder", type=Path, help="of the runs (default: runs/structured-SUBJECT)")
+    parser.add_argument("--out", type=Path, help="result (default: results/structured_SUBJECT.json)")
     options = parser.parse_args()
-    folder = options.folder.resolve()
+    subject: Subject = SUBJECTS[options.subject]
+    steps = options.steps or subject.steps
+    folder = (options.folder or ROOT / "runs" / f"structured-{options.subject}").resolve()
+    out = options.out or ROOT / "results" / f"structured_{options.subject}.json"
 
     def job(item: tuple[str, str, list[str]]) -> dict[str, Any]:
         name, recipe, overrides = item
-        return trained(folder / name, recipe, overrides, options.steps)
+        return trained(folder / name, recipe, [*subject.overrides, *overrides], subject.metric, steps)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        dense = list(pool.map(job, [(f"dense-{seed}", "reviews_dense", [f"seed={seed}"]) for seed in SEEDS]))
+        dense = list(pool.map(job, [(f"dense-{seed}", subject.dense, [f"seed={seed}"]) for seed in subject.seeds]))
         rows: list[tuple[str, list[dict[str, Any]]]] = [("dense, fine-tuned", dense)]
-        quantized = [int8(folder / f"dense-{seed}-export") for seed in SEEDS]
+        quantized = [int8(subject, folder / f"dense-{seed}-export") for seed in subject.seeds]
         if None not in quantized:
-            rows.append(("dense, int8", [{"accuracy": a, "parameters": d["parameters"]} for a, d in
-                                         zip(quantized, dense, strict=True)]))  # fmt: skip
+            pairs = zip(quantized, dense, strict=True)
+            rows.append(("dense, int8", [{"value": v, "parameters": d["parameters"]} for v, d in pairs]))
         jobs, names = [], []
         for method in options.methods:
             for taught in (False, True):
                 names.append(f"{method}{' + distillation' if taught else ''}")
-                for seed in SEEDS:
-                    overrides = [*METHODS[method], f"seed={seed}"]
+                for seed in subject.seeds:
+                    overrides = [*subject.narrowed, *METHODS[method], f"seed={seed}"]
                     if taught:
                         teacher = folder / f"dense-{seed}-export"
                         overrides += [f"distill.teacher={teacher}", f"distill.weight={WEIGHT}"]
                         overrides += [f"distill.temperature={TEMPERATURE}"]
                     slug = names[-1].replace(", ", "-").replace(" + ", "-").replace(" ", "-")
-                    jobs.append((f"{slug}-{seed}", "reviews_narrow", overrides))
+                    jobs.append((f"{slug}-{seed}", subject.narrow, overrides))
         results = list(pool.map(job, jobs))
-    rows += [(name, results[i * len(SEEDS) : (i + 1) * len(SEEDS)]) for i, name in enumerate(names)]
+    each = len(subject.seeds)
+    rows += [(name, results[i * each : (i + 1) * each]) for i, name in enumerate(names)]
     table = []
-    for name, values in rows:
-        accuracies = [value["accuracy"] for value in values]
-        mean = statistics.mean(accuracies)
-        table.append({"method": name, "parameters": values[0]["parameters"], "mean": mean, "seeds": accuracies})
+    for name, figures in rows:
+        values = [figure["value"] for figure in figures]
+        mean = statistics.mean(values)
+        table.append({"method": name, "parameters": figures[0]["parameters"], "mean": mean, "seeds": values})
     said = {
         "command": shlex.join(
-            ["python", "tests/benchmarks/structured.py", f"--steps={options.steps}", "--methods", *options.methods]
+            ["python", "tests/benchmarks/structured.py", options.subject, f"--steps={steps}"]
+            + ["--methods", *options.methods]
         ),
         "device": "CPU, one thread per run",
-        "steps": options.steps,
+        "metric": subject.metric,
+        "steps": steps,
         "distillation": {"weight": WEIGHT, "temperature": TEMPERATURE},
         "table": table,
     }
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(said, indent=1) + "\n")
-    print(f"\n{'method':38} {'parameters':>11} {'accuracy':>9} {'spread':>7}")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(said, indent=1) + "\n")
+    print(f"\n{'method':38} {'parameters':>11} {subject.metric:>10} {'spread':>8}")
     for row in table:
         spread = max(row["seeds"]) - min(row["seeds"])
-        print(f"{row['method']:38} {row['parameters']:11,} {row['mean']:9.4f} {spread:7.4f}")
+        print(f"{row['method']:38} {row['parameters']:11,} {row['mean']:10.4f} {spread:8.4f}")
 
 
 if __name__ == "__main__":

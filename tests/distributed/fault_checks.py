@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from pat import checkpoint
+from pat import checkpoint, retention
 from pat.checkpoint_reader import CheckpointError
 from tests.distributed.harness import Trained, build, digest, main, make_config
 
@@ -44,6 +44,7 @@ def fault_at(n: int, make: Callable[[], BaseException], torn: bool) -> Iterator[
         mock.patch("torch.save", failing("torch.save", torch.save, 1)),
         mock.patch("pat.checkpoint.save_file", failing("save_file", checkpoint.save_file, 1)),
         mock.patch("pat.checkpoint.write_atomic", failing("write_atomic", checkpoint.write_atomic, -1)),
+        mock.patch("pat.retention.write_atomic", failing("write_atomic", retention.write_atomic, -1)),
         mock.patch("os.replace", failing("os.replace", checkpoint.os.replace, -1)),
         mock.patch("os.fsync", failing("os.fsync", checkpoint.os.fsync, -1)),
     ):
@@ -53,7 +54,7 @@ def fault_at(n: int, make: Callable[[], BaseException], torn: bool) -> Iterator[
 def save(trained: Trained, root: Path, step: int) -> None:
     """One checkpoint, with what the loop does after it."""
     checkpoint.save(trained.engine, trained.pruner, root, step, {}, {})
-    checkpoint.retain(root, 2)
+    retention.retain(root, 2)
 
 
 def checks(_: list[str]) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def checks(_: list[str]) -> dict[str, Any]:
                         fresh.engine.destroy()
                     for path in root.glob("step-00000006*"):
                         checkpoint.shutil.rmtree(path)
-                    checkpoint.write_atomic(root / "latest", "step-00000005")
+                    retention.set_latest(root, root / "step-00000005")
         save(trained, root, 6)
         assert checkpoint.find(root, trained.pruner.shards, print).manifest["step"] == 6  # type: ignore[union-attr]
     return {"count": count, "faults": said}

@@ -16,11 +16,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from pat import checkpoint
 from pat import engine as ds
 from pat.config import Config, PrunerConfig
+from pat.models.dtypes import DTYPES
 from pat.pruning.pruner import Pruner
 from pat.pruning.shards import Piece
 
@@ -30,6 +42,23 @@ LLAMA = LlamaConfig(
     vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True, use_cache=False,
 )  # fmt: skip
+_TINY: dict[str, Any] = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+_BERT: dict[str, Any] = _TINY | {
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[Any, Any]] = {  # with biases, residuals after the norm, transposed matrices
+    "bert": (BertForMaskedLM, BertConfig(**_BERT, hidden_dropout_prob=0, attention_probs_dropout_prob=0)),
+    "distilbert": (
+        DistilBertForMaskedLM,
+        DistilBertConfig(**_TINY, dim=24, hidden_dim=40, n_layers=2, n_heads=4, dropout=0, attention_dropout=0),
+    ),
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config(**_TINY, n_embd=24, n_layer=2, n_head=4, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+    ),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**_BERT, num_key_value_heads=2, use_cache=False)),
+}
 MATRICES = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight", "*.o_proj.weight", "*.mlp.*.weight"]
 
 PRUNERS: dict[str, dict[str, Any]] = {
@@ -56,6 +85,20 @@ PRUNERS: dict[str, dict[str, Any]] = {
         "granularity": "weight",
         "sparsity": 0.75,
     },
+} | {
+    family: {
+        "criterion": "movement",
+        "granularity": "weight",
+        "sparsity": 0.8,
+        "params": params,
+        "shape": {"model_type": family},
+    }
+    for family, params in {
+        "bert": ["*.encoder.*.query.weight", "*.encoder.*.dense.weight"],
+        "distilbert": ["*.q_lin.weight", "*.ffn.*.weight"],
+        "gpt2": ["*.attn.*.weight", "*.mlp.*.weight"],
+        "qwen2": MATRICES,
+    }.items()
 }
 
 
@@ -95,7 +138,7 @@ def pruner_config(kind: str, **schedule: Any) -> PrunerConfig:
         return PrunerConfig(structures=structures, gate=spec["gate"], budget=spec.get("budget", HALF), schedule=ramp)
     spec = PRUNERS[kind]
     return PrunerConfig(
-        params=MATRICES,
+        params=spec.get("params", MATRICES),
         exclude=spec.get("exclude", []),
         granularity=spec["granularity"],
         criterion=spec["criterion"],
@@ -181,19 +224,22 @@ class Trained:
     def result(self) -> dict[str, Any]:
         """Hashes and counted sparsity."""
         masks, weights = self.pruner.hashes()
-        return {"masks": masks, "weights": weights, "sparsity": self.pruner.sparsity}
+        return {"masks": masks, "weights": weights, "sparsity": self.pruner.totals.sparsity}
 
 
-def build_model(config: Config) -> LlamaForCausalLM:
+def build_model(config: Config) -> Any:
     """The tiny model; the same initial weights whatever the layout."""
     torch.manual_seed(0)
-    dtype = ds.DTYPES[config.engine.dtype]
-    shape = LlamaConfig(**LLAMA.to_dict() | config.model.config)
-    reference = LlamaForCausalLM(copy.deepcopy(shape))
+    dtype = DTYPES[config.engine.dtype]
+    if config.model.config.get("model_type") in FAMILIES:
+        family, shape = FAMILIES[config.model.config["model_type"]]
+    else:
+        family, shape = LlamaForCausalLM, LlamaConfig(**LLAMA.to_dict() | config.model.config)
+    reference = family(copy.deepcopy(shape))
     state = {n: p.detach().to(dtype) for n, p in reference.named_parameters()}
     ds_config = ds.deepspeed_config(config)
     with ds.model_construction(config, ds_config):
-        model = LlamaForCausalLM._from_config(copy.deepcopy(shape), dtype=dtype)
+        model = family._from_config(copy.deepcopy(shape), dtype=dtype)
     if config.engine.zero_stage == 3:
         import deepspeed
 
@@ -203,7 +249,7 @@ def build_model(config: Config) -> LlamaForCausalLM:
                     param.data.copy_(state[name])
     else:
         model.load_state_dict(state, strict=False)
-    ds.freeze(model, config.optim.trainable)
+    ds.choose_trainable(model, config)
     return model
 
 
@@ -277,7 +323,7 @@ def digest(trained: Trained) -> dict[str, Any]:
             found["steps"].add(float(state["step"]))
             found["decay"][s.name] = group["base_weight_decay"]
     decay = {k: v for part in shards.world.gather(found["decay"]) for k, v in part.items()}
-    return found | {"steps": sorted(found["steps"]), "decay": decay, "sparsity": pruner.sparsity}
+    return found | {"steps": sorted(found["steps"]), "decay": decay, "sparsity": pruner.totals.sparsity}
 
 
 def _pieces(trained: Trained, kind: str, name: str) -> list[Piece]:
@@ -292,7 +338,7 @@ def _pieces(trained: Trained, kind: str, name: str) -> list[Piece]:
         else:
             value = getattr(states.get(id(shard.flat)), kind, None)
         if value is not None:
-            pieces += [Piece(s.start, value[s.offset : s.offset + s.numel]) for s in shard.segments if s.name == name]
+            pieces += [Piece(s.start, value[s.part]) for s in shard.segments if s.name == name]
     return pieces
 
 

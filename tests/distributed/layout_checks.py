@@ -14,14 +14,9 @@ from typing import Any
 from pat import checkpoint
 from pat.checkpoint_reader import CheckpointReader
 from tests.distributed.harness import STEPS, Trained, build, digest, discard, main, make_config
+from tests.distributed.layouts import layouts
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "zero0": {"engine__zero_stage": 0},
-    "zero1": {"engine__zero_stage": 1},
-    "zero2": {"engine__zero_stage": 2},
-    "zero3": {"engine__zero_stage": 3},
-    "zero3-sub": {"engine__zero_stage": 3, "engine__deepspeed": {"zero_optimization": {"sub_group_size": 1500}}},
-}
+LAYOUTS = layouts("zero0", "zero1", "zero2", "zero3", "zero3 in sub-groups")
 POINTS = {"dense": 1, "soft": 5, "hard": 10}
 FROZEN = ["model.layers.*", "model.norm.*"]  # the embedding does not train
 

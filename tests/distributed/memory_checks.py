@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ LLAMA = {
     "model_type": "llama", "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6,
     "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 8000, "tie_word_embeddings": True,
 }  # fmt: skip
+SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 1}
 
 
 def private_bytes() -> int:
@@ -47,31 +46,30 @@ def peak() -> Iterator[list[int]]:
         thread.join()
 
 
-def checks(args: list[str]) -> dict[str, Any]:
-    """{case: [growth of each rank in bytes]}; `control` is built without partitioning."""
-    cases = {
-        "pretrained": (ModelConfig(path=args[0]), 3),
+def checks(args: list[str]) -> list[int]:
+    """Growth of each rank in bytes in the case that follows the folder; `control` is built without partitioning."""
+    folder, case = args
+    model_config, stage = {
+        "pretrained": (ModelConfig(path=folder), 3),
         "random": (ModelConfig(init="random", config=LLAMA), 3),
         "control": (ModelConfig(init="random", config=LLAMA), 2),
-    }
-    task, found = tasks.build({"name": "causal_lm"}), {}
-    warm = torch.zeros(1)
-    dist.all_reduce(warm)
+    }[case]
+    config = Config()
+    config.engine.world_size, config.engine.zero_stage = dist.get_world_size(), stage
+    config.train.global_batch_size = dist.get_world_size()
+    task, tokenizer = tasks.build({"name": "causal_lm"}), models.byte_tokenizer()
+
+    def build(model_config: ModelConfig) -> None:
+        with engine.model_construction(config, engine.deepspeed_config(config)):
+            models.build_model(model_config, task, torch.float32, tokenizer=tokenizer)
+
+    build(ModelConfig(init="random", config=LLAMA | SMALL))  # code that runs for the first time is no growth
     before = private_bytes()
-    for name, (model_config, stage) in cases.items():
-        config = Config()
-        config.engine.world_size, config.engine.zero_stage = dist.get_world_size(), stage
-        config.train.global_batch_size = dist.get_world_size()
-        dist.barrier()
-        with peak() as most, engine.model_construction(config, engine.deepspeed_config(config)):
-            model = models.build_model(model_config, task, torch.float32, tokenizer=models.byte_tokenizer())
-        growth: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(growth, most[0] - before)
-        found[name] = growth
-        del model
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-    return found
+    with peak() as most:
+        build(model_config)
+    growth: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(growth, most[0] - before)
+    return growth
 
 
 if __name__ == "__main__":

@@ -10,14 +10,9 @@ import torch.distributed as dist
 from pat import engine as ds
 from tests import oracle
 from tests.distributed.harness import PRUNERS, STEPS, batch, build, build_model, discard, main, make_config
+from tests.distributed.layouts import layouts
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "zero0": {"engine__zero_stage": 0},
-    "zero1": {"engine__zero_stage": 1},
-    "zero2": {"engine__zero_stage": 2},
-    "zero3": {"engine__zero_stage": 3},
-    "zero2 offload": {"engine__zero_stage": 2, "engine__offload_optimizer": True},
-}
+LAYOUTS = layouts("zero0", "zero1", "zero2", "zero3", "zero2 offload")
 COMMON: dict[str, Any] = {"engine__dtype": "fp32", "train__micro_batch_size": 2}  # accumulation 2 on 2 ranks
 
 

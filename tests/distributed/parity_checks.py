@@ -5,27 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from tests.distributed.harness import build, discard, main, make_config
+from tests.distributed.layouts import layouts
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "zero1": {"engine__zero_stage": 1},
-    "zero2": {"engine__zero_stage": 2},
-    "zero3": {"engine__zero_stage": 3},
-    "zero3 in sub-groups": {
-        "engine__zero_stage": 3,
-        "engine__deepspeed": {"zero_optimization": {"sub_group_size": 1500}},
-    },
-    "zero1 offload": {"engine__zero_stage": 1, "engine__offload_optimizer": True},
-    "zero2 offload": {"engine__zero_stage": 2, "engine__offload_optimizer": True},
-    "zero3 offload": {"engine__zero_stage": 3, "engine__offload_optimizer": True},
-}
+LAYOUTS = layouts("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero1 offload", "zero2 offload", "zero3 offload")
 
 
 def checks(kinds: list[str]) -> dict[str, Any]:
-    """{pruner: {layout: result}}; `straddles`: whether a shard boundary cuts a 2:4 group."""
+    """{pruner, or "pruner fp32": {layout: result}}; `straddles`: whether a shard boundary cuts a 2:4 group."""
     results: dict[str, Any] = {}
     for kind in kinds:
         for layout, overrides in LAYOUTS.items():
-            trained = build(make_config(kind, **overrides))
+            pruner, _, dtype = kind.partition(" ")
+            trained = build(make_config(pruner, engine__dtype=dtype or "bf16", **overrides))
             cuts = [s.start % 4 for mask in trained.pruner.masks for x in mask.states for s in x.shard.segments]
             trained.run(0, 12)
             trained.pruner.check()

@@ -17,6 +17,7 @@ from pat import process, run
 from pat.checkpoint_reader import read_manifest
 from pat.process import Process
 from pat.run import ExitCode
+from tests.distributed import ranks as forked
 
 # Evaluations that take long enough to be interrupted; what is left out changes no weight.
 PARITY = [
@@ -31,29 +32,40 @@ PATIENCE_S = 240.0  # for anything to happen, on a machine that does other thing
 
 
 class Start:
-    """One start of the command, in a run directory that may have seen others."""
+    """One start of the command, in a run directory that may have seen others.
 
-    def __init__(self, run_dir: Path, *overrides: str, ranks: int = 2) -> None:
+    `launched=False`: by forked ranks, a third of the work, where a test is not about parent and launcher.
+    """
+
+    def __init__(self, run_dir: Path, *overrides: str, ranks: int = 2, launched: bool = True) -> None:
         self.run = run.RunDir(run_dir)
         self.number = ranks
         self.began = time.time()
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         self.output = run_dir.parent / f"{run_dir.name}.out"  # a file: ranks outlive a killed parent's pipe
-        command = [sys.executable, "-m", "pat.cli", "train", *PARITY, f"run.dir={run_dir}", *overrides]
+        arguments = ["train", *PARITY, f"run.dir={run_dir}", *overrides]
+        self.everyone: dict[str, Process] = {}
+        if not launched:
+            logs = [self.output, *(self.output.with_suffix(f".{rank}.out") for rank in range(1, ranks))]
+            self.process: Any = forked.Together(forked.fork_ranks("pat.cli", arguments, logs))
+            return
         environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with open(self.output, "w") as output:
+            command = [sys.executable, "-m", "pat.cli", *arguments]
             self.process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         parent = Process.of(self.process.pid)
         assert parent
-        self.everyone = {"parent": parent}
+        self.everyone["parent"] = parent
 
     def find_everyone(self) -> dict[str, Process]:
         """Parent, launcher and ranks, once all are there."""
         self.until(lambda: len(self._living()) == self.number)
         ranks = self._living()
-        launcher = Process.of(int(_stat(ranks[0].process)[1]))
-        assert launcher
-        self.everyone |= {"launcher": launcher} | {f"rank {r.rank}": r.process for r in ranks}
+        if self.everyone:
+            launcher = Process.of(int(_stat(ranks[0].process)[1]))
+            assert launcher
+            self.everyone["launcher"] = launcher
+        self.everyone |= {f"rank {r.rank}": r.process for r in ranks}
         return self.everyone
 
     def _living(self) -> list[process.RankRecord]:
@@ -161,14 +173,16 @@ def tear(checkpoint: Path) -> Path:
 
 def reference(run_dir: Path) -> dict[str, Any]:
     """The result of a run that nobody disturbs."""
-    start = Start(run_dir)
+    start = Start(run_dir, launched=False)
     assert start.end() == 0, start.text()
     return result(run_dir)
 
 
-def preempted(run_dir: Path, who: str, number: int, step: int, *overrides: str, ranks: int = 2) -> Start:
+def preempted(
+    run_dir: Path, who: str, number: int, step: int, *overrides: str, ranks: int = 2, launched: bool = True
+) -> Start:
     """Start, ask for the end after a step, and wait for it."""
-    start = Start(run_dir, *overrides, ranks=ranks)
+    start = Start(run_dir, *overrides, ranks=ranks, launched=launched)
     start.until_step(step)
     start.send(who, number)
     assert start.end() == ExitCode.PREEMPTED, start.text()

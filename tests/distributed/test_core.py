@@ -11,8 +11,11 @@ import pytest
 from tests.distributed import core_checks, layout_checks, oracle_checks, parity_checks
 from tests.distributed.ranks import run_ranks
 
-PARITY = {2: ["movement", "magnitude", "n_of_m"], 4: ["movement"]}
-PARITY_SLOW = {2: ["block", "soft_movement"], 4: ["magnitude", "n_of_m"]}
+PARITY = {2: ["movement", "magnitude", "n_of_m", "bert"], 4: ["movement"]}
+PARITY_SLOW = {
+    2: ["block", "soft_movement", "distilbert", "gpt2", "qwen2", "movement fp32", "bert fp32"],
+    4: ["magnitude", "n_of_m", "bert"],  # in fp32 the reduction itself rounds, in an order of its own at each stage
+}
 LAYOUTS = list(layout_checks.LAYOUTS)
 ORACLE = ["movement", "magnitude", "matrix", "taylor", "soft_movement"]
 
@@ -101,10 +104,10 @@ def test_pruner_off_is_plain_deepspeed(layout: str) -> None:
     assert ours == theirs
 
 
-@pytest.mark.parametrize("reach", quick_and_slow([2], [len(LAYOUTS)]))
-def test_every_layout_loads_every_layout(tmp_path: Path, reach: int) -> None:
-    """2 -> 2, 2 -> 1 and 2 -> 1 -> 2 ranks, ZeRO 0, 1, 2, 3 and sub-groups (quick: each to `reach` others): the same
-    bits right after each load, and training then ends within twice the spread of three seeds of plain DeepSpeed."""
+def test_every_layout_loads_every_layout(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """2 -> 2, 2 -> 1 and 2 -> 1 -> 2 ranks, ZeRO 0, 1, 2, 3 and sub-groups (in the quick set, each to 2 others): the
+    same bits right after each load, and training then ends within twice the spread of 3 seeds of plain DeepSpeed."""
+    reach = 2 if "not slow" in pytestconfig.option.markexpr else len(LAYOUTS)
     first, second, checks = tmp_path / "two", tmp_path / "one", "tests.distributed.layout_checks"
     saved = run_ranks(checks, 2, "save", str(first))
     _assert_equal(saved, run_ranks(checks, 2, "load", str(first), str(reach)))

@@ -29,14 +29,11 @@ def test_same_bits_on_every_zero_stage(said: dict[str, Any]) -> None:
     assert results["zero1"]["line"]["distill/kl"] > 0 and results["zero1"]["line"]["distill/weight"] == 0.5
 
 
-def test_hidden_states_are_the_same_bits_but_for_the_order_of_three_addends(said: dict[str, Any]) -> None:
-    """Bitwise equal at ZeRO 1 and 2, and in both ways of ZeRO 3, whose hooks add up a layer's gradient otherwise."""
+def test_hidden_states_are_the_same_bits_on_every_zero_stage(said: dict[str, Any]) -> None:
+    """Three gradients meet at a layer's input: its norm's, the residual's and the distillation's."""
     results = said["parity"]["hidden"]
-    for one, other in (("zero1", "zero2"), ("zero3", "zero3 nothing persistent")):
-        assert results[one] == results[other]
-    assert results["zero3"]["unlike"] < 0.02
-    for key, value in results["zero1"]["line"].items():
-        assert value > 0 and results["zero3"]["line"][key] == pytest.approx(value, rel=1e-2)
+    assert all(result == results["zero1"] for result in results.values()), results
+    assert all(value > 0 for value in results["zero1"]["line"].values())
     assert results["zero1"]["masks"] != said["parity"]["zero1"]["masks"], "hidden states change nothing"
 
 

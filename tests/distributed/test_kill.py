@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pat import checkpoint
-from pat.run import ExitCode
+from pat import retention
+from pat.run import ExitCode, RunDir
 from tests.distributed import runs
 from tests.distributed.runs import Start
 
@@ -35,6 +35,7 @@ def killed(run_dir: Path, who: str, step: int, saving: bool) -> bool:
     return bool(start.partial())
 
 
+@pytest.mark.slow
 def test_five_kills_and_a_torn_checkpoint(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     run_dir = tmp_path / "run"
     root = run_dir / "checkpoints"
@@ -47,7 +48,7 @@ def test_five_kills_and_a_torn_checkpoint(tmp_path: Path, undisturbed: dict[str,
             tries.append(killed(run_dir, who, runs.latest(run_dir) + 1, saving=True))
         assert tries[-1], "no kill hit a save"
 
-    *_, older, newest = checkpoint.steps(root)
+    *_, older, newest = retention.steps(root)
     assert newest.name == f"step-{runs.latest(run_dir):08d}"
     torn = runs.tear(newest)
     start = Start(run_dir)
@@ -58,8 +59,13 @@ def test_five_kills_and_a_torn_checkpoint(tmp_path: Path, undisturbed: dict[str,
     assert not list(root.glob("*.partial")) and not list(root.glob("*.replaced"))
     start = Start(run_dir)
     assert start.process.wait(GONE_S) == ExitCode.DONE and "nothing is left to do" in start.text(), start.text()
+    for file in (RunDir(run_dir).summary, RunDir(run_dir).exit):  # as if killed after the last checkpoint
+        file.unlink()
+    start = Start(run_dir, launched=False)
+    assert start.end() == ExitCode.DONE, start.text()
+    assert runs.result(run_dir) == undisturbed, "no step is evaluated or logged twice"
 
-    for path in checkpoint.steps(root):
+    for path in retention.steps(root):
         runs.tear(path)
     start = Start(run_dir)
     assert start.end() == ExitCode.BROKEN_PROMISE, start.text()

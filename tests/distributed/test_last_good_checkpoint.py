@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pat import checkpoint
+from pat import retention
 from pat.checkpoint_reader import CheckpointReader
 from pat.run import ExitCode, write_exit
 from tests.distributed import runs
@@ -45,13 +45,13 @@ def test_full_disk(small_disk: Path, undisturbed: dict[str, Any]) -> None:
     assert last.startswith("pat: the checkpoint of step ") and "those before it are whole" in last
     assert f"MiB were free in {run_dir}" in last
     root = run_dir / "checkpoints"
-    for path in checkpoint.steps(root):
+    for path in retention.steps(root):
         CheckpointReader(path)  # compares every hash
     step = runs.latest(run_dir)
     assert step >= 4 and not list(root.glob("*.partial"))
 
     subprocess.run(["mount", "-o", f"remount,{LARGE}", str(small_disk)], check=True)
-    start = Start(run_dir, "train.checkpoint_every=4")
+    start = Start(run_dir, "train.checkpoint_every=4", launched=False)
     assert start.end() == ExitCode.DONE, start.text()
     assert f"resumed at step {step} " in start.text()
     assert runs.result(run_dir) == undisturbed
@@ -69,7 +69,7 @@ def test_an_exploding_run_keeps_its_last_good_checkpoint(stopped: Path, tmp_path
     last = start.text().splitlines()[-1]
     assert last.startswith("pat: the loss is ") and "lower optim.lr" in last and "Traceback" not in start.text()
     assert f" at step {good + 2}," in last, "the loss shows what the step before it has done"
-    reader = CheckpointReader(checkpoint.steps(run_dir / "checkpoints")[0])
+    reader = CheckpointReader(retention.steps(run_dir / "checkpoints")[0])
     assert reader.manifest["step"] == good
     assert all(torch.isfinite(reader.read("weight", name)).all() for name in reader.parameters)
     assert not (run_dir / "summary.json").exists()

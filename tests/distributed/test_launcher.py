@@ -20,9 +20,9 @@ DUMMY = Path(__file__).with_name("dummy_rank.py")
 PARENT = """
 import sys
 from pathlib import Path
-from pat import launcher
+from pat import launcher, supervisor
 from pat.config import Config, EngineConfig
-launcher.GRACE_S = launcher.ORPHAN_GRACE_S = 2.0
+supervisor.GRACE_S = supervisor.ORPHAN_GRACE_S = 2.0
 config = Config(engine=EngineConfig(world_size=2, threads_per_rank=1))
 sys.exit(launcher.launch(Path(sys.argv[1]), config, [sys.argv[2]]))
 """

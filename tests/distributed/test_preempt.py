@@ -32,15 +32,16 @@ def test_four_requests_to_stop(stopped: Path, tmp_path: Path, undisturbed: dict[
     assert runs.result(run_dir) == undisturbed
 
 
+@pytest.mark.slow
 def test_other_ranks_and_stages(stopped: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
     step = runs.latest(run_dir)
     one = ("engine.world_size=1", "engine.zero_stage=3")
-    start = preempted(run_dir, "parent", signal.SIGTERM, 12, *one, ranks=1)
+    start = preempted(run_dir, "rank 0", signal.SIGTERM, 12, *one, ranks=1, launched=False)
     assert f"resumed at step {step} from 2 ranks at ZeRO 2" in start.text()
     step = runs.latest(run_dir)
-    start = Start(run_dir, "engine.zero_stage=1")
+    start = Start(run_dir, "engine.zero_stage=1", launched=False)
     assert start.end() == ExitCode.DONE, start.text()
     assert f"resumed at step {step} from 1 ranks at ZeRO 3" in start.text()
     found = runs.result(run_dir)

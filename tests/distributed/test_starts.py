@@ -1,15 +1,19 @@
 """A run is the same whoever starts its ranks: `pat train` itself, torchrun, srun or deepspeed."""
 
+import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pat import cli, run
+from pat import build, cli, compose, run
 
 pytestmark = pytest.mark.distributed
 
@@ -52,11 +56,18 @@ def plain(tmp_path_factory) -> Path:
     return run_dir
 
 
-def srun(run_dir: Path, job: int, *overrides: str) -> list[subprocess.Popen[str]]:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def srun(run_dir: Path, job: int, *overrides: str, **environ: str) -> list[subprocess.Popen[str]]:
     slurm = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(job)}
     slurm["SLURM_STEP_NODELIST"] = "localhost"
     return [
-        start([*PAT, *overrides], run_dir, **slurm, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in (0, 1)
+        start([*PAT, *overrides], run_dir, **slurm, **environ, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+        for rank in (0, 1)
     ]
 
 
@@ -64,6 +75,30 @@ def test_srun(plain, tmp_path):
     tasks = srun(tmp_path / "run", os.getpid())
     assert [end(task) for task in tasks][1] == "", "rank 1 speaks in its log"
     assert result(tmp_path / "run") == result(plain)
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_a_tokeniser_before_they_meet(tmp_path):
+    """Catches ranks that wait for each other's tokeniser in a collective, whose timeout ends the run."""
+    config: list[Any] = []
+    cache = [f"data.cache_dir={tmp_path / 'cache'}", "data.max_length=48"]
+    compose.compose([*SHORT, *cache], lambda found: config.append(found) or 0)
+    entry = Path(build.fitting_data(config[0]).info["cache"])
+    (entry / "info.json").unlink()  # not whole: as if it were being built
+    run_dir, port = tmp_path / "run", free_port()
+    with open(entry.with_suffix(".lock")) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process tokenises
+        tasks = srun(run_dir, os.getpid(), *cache, MASTER_PORT=str(port))
+        logs, deadline = [run.RunDir(run_dir).log(rank) for rank in (0, 1)], time.monotonic() + 240
+        while not all(log.exists() and "another process tokenises this data" in log.read_text() for log in logs):
+            assert time.monotonic() < deadline and all(task.poll() is None for task in tasks)
+            time.sleep(0.1)
+        with socket.socket() as probe:
+            assert probe.connect_ex(("localhost", port)), "rank 0 already waits for the others"
+    for task in tasks:
+        end(task)
+    assert (entry / "info.json").exists() and result(run_dir)["step"] == 3
+    assert len(list((tmp_path / "cache" / "data").glob("*/"))) == 1, "both read the one entry"
 
 
 def test_torchrun(plain, tmp_path):

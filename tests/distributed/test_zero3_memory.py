@@ -13,7 +13,7 @@ from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
-SLACK = 24 << 20  # code that runs for the first time, buffers of the collectives
+SLACK = 36 << 20  # buffers of the collectives, parameters that are made before they are cut
 
 
 def test_no_rank_holds_the_whole_model(tmp_path: Path) -> None:
@@ -26,7 +26,10 @@ def test_no_rank_holds_the_whole_model(tmp_path: Path) -> None:
     size = sum(4 * p.numel() for p in model.parameters())
     largest = max(4 * p.numel() for p in model.parameters())
     del model
-    growth = run_ranks("tests.distributed.memory_checks", 2, str(tmp_path / "model"))
+    growth = {
+        case: run_ranks("tests.distributed.memory_checks", 2, str(tmp_path / "model"), case, fresh=True)
+        for case in ("pretrained", "random", "control")
+    }
     said = {case: [f"{n / 2**20:.0f} MiB" for n in each] for case, each in growth.items()} | {"model": size / 2**20}
     assert size // 2 + largest + SLACK < 0.8 * size
     assert min(growth["control"]) > 0.95 * size, f"the measure does not see a whole model: {said}"

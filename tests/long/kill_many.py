@@ -9,18 +9,16 @@ command is given again. A run that comes to its end is compared, and the next on
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from pat.run import versions, write_json
 from tests.distributed import runs
 from tests.distributed.runs import Start
+from tests.long import finish
 
 RESULT = Path(__file__).resolve().parents[2] / "results" / "kill_many.json"
 GONE_S = 150.0  # a rank whose parent was killed has two minutes to save
@@ -124,21 +122,9 @@ def main() -> None:
             )
             print(f"{len(kills)}/{options.kills} kills; run {ends[-1]}", flush=True)
     passed = all(e["equals_undisturbed"] for e in ends) and all(k["resumed_where_it_should"] for k in kills)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {
-        "passed": passed,
-        "command": " ".join(["python -m tests.long.kill_many", *sys.argv[1:]]),
-        "cores": os.cpu_count(),
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "undisturbed": {key: expected[key] for key in ("mask_sha256", "weights_sha256", "sparsity")},
-        "kills_inside_a_save": sum(k["inside_save"] for k in kills),
-        "runs": ends,
-        "kills": kills,
-        "versions": versions(),
-    }
-    write_json(options.out, result)
-    print(f"{len(kills)} kills, {len(ends)} runs: {'passed' if passed else 'FAILED'}; {options.out}", flush=True)
-    raise SystemExit(0 if passed else 1)
+    inside = sum(k["inside_save"] for k in kills)
+    what = f"{len(kills)} kills, {len(ends)} runs"
+    finish("kill_many", options.out, began, passed, what, expected, kills_inside_a_save=inside, runs=ends, kills=kills)
 
 
 if __name__ == "__main__":

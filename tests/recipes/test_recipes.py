@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from pat import compose
 from pat.config import Config
 from pat.export.export import export_run
 from pat.pruning import masks
+from tests.distributed import ranks
 
 # Two layers with the heads and the vocabulary of the real model; only the hidden width is small.
 LARGE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
@@ -48,10 +47,13 @@ STAND_INS: dict[str, dict[str, object]] = {
     "Mistral-7B-v0.3": {**LARGE, **HEADS_8B, "model_type": "mistral", "vocab_size": 32768},
 }
 RECIPES = compose.recipes()
+Started = tuple[Path, tuple[int | None, str]]  # its folder; the exit code and what it says
 # Variants of a recipe that the quick set starts.
 SLOW = ["llama3_8b_2to4", "llama3_8b_dense", "llama3_8b_multinode", "llama3_8b_narrow", "reviews_dense", "sotu_dense"]
+SLOW += ["llama3_8b_lora_narrow", "mistral_7b", "qwen3_8b", "qwen3_8b_chat", "smollm2_chat"]
 
 
+@cache
 def composed(*overrides: str) -> Config:
     """The config that a command line comes to."""
     found: list[Config] = []
@@ -115,17 +117,17 @@ def test_header_says_how_to_run_it(recipe: str, repository: Path) -> None:
     assert (config.engine.world_size > 2) == ("NOT YET RUN" in header)
 
 
-def start(folder: Path, overrides: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command that a user would give."""
-    command = [sys.executable, "-m", "pat.cli", "train", *overrides]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+def start(folder: Path, overrides: list[str]) -> tuple[int | None, str]:
+    """The command that a user would give, as the one rank of a launcher; its exit code and what it says."""
+    log = folder / "output"
+    (code,) = ranks.exit_codes(ranks.fork_ranks("pat.cli", ["train", *overrides], [log], cwd=folder), 600)
+    return code, log.read_text(errors="replace")
 
 
 @pytest.fixture(scope="module")
 def started(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]]:
+) -> Iterator[Callable[[str], Started]]:
     """The selected recipes, two at a time: each has one rank."""
     items: list[Any] = request.session.items
     selected = [item.callspec.params["recipe"] for item in items if "started" in item.fixturenames]
@@ -142,9 +144,9 @@ def started(
 @pytest.mark.parametrize(
     "recipe", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RECIPES]
 )
-def test_takes_two_steps(recipe: str, started: Callable[[str], tuple[Path, subprocess.CompletedProcess[str]]]) -> None:
-    folder, done = started(recipe)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+def test_takes_two_steps(recipe: str, started: Callable[[str], Started]) -> None:
+    folder, (code, said) = started(recipe)
+    assert code == 0, said[-6000:]
     config = composed(f"recipe={recipe}")
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["recipe"] == recipe

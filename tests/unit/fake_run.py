@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -41,14 +42,20 @@ def write_checkpoint(
     dtype: str = "bf16",
     step: int = 20,
     cut: int = 0,  # zero12: the boundaries between ranks are moved by so many elements
+    gates: Mapping[str, tuple[dict[str, Tensor], dict[str, Any]]]
+    | None = None,  # a pruner's tensors, and its shared state
 ) -> FakeCheckpoint:
-    """Cut the model's parameters over ranks, with moments, masks (about 70 % removed) and scores."""
+    """Cut the model's parameters over ranks, with moments, masks (about 70 % removed) and scores.
+
+    Frozen are those that do not train, and those that `frozen` names.
+    """
+    gates = gates or {}
     generator = torch.Generator().manual_seed(step)
     saved = FakeCheckpoint(folder)
     (folder / "deepspeed").mkdir(parents=True)
     parameters, groups = [], ([], [])
     for name, param in model.named_parameters():
-        is_frozen = bool(frozen) and fnmatch(name, frozen)
+        is_frozen = not param.requires_grad or (bool(frozen) and fnmatch(name, frozen))
         pruner = "weights" if fnmatch(name, prune) and param.dim() == 2 and not is_frozen else None
         value = param.detach().float().reshape(-1).clone()
         if pruner:
@@ -93,7 +100,7 @@ def write_checkpoint(
         name = f"zero_pp_rank_{rank}_mp_rank_00"
         torch.save({"optimizer_state_dict": content}, folder / "deepspeed" / f"bf16_{name}_optim_states.pt")
         pruner_file = f"pruner-{rank:05d}-of-{ranks:05d}.safetensors"
-        tensors = {}
+        tensors = {f"{n}|gate|{k}": v for n, (state, _) in gates.items() for k, v in state.items() if rank == 0}
         for s in segments:
             if s["name"] in saved.keep:
                 part = slice(s["start"], s["start"] + s["numel"])
@@ -109,7 +116,7 @@ def write_checkpoint(
     manifest = {
         "format": 1,
         "step": step,
-        "phase": {"weights": "hard"},
+        "phase": {name: "hard" for name in gates or ("weights",)},
         "world_size": ranks,
         "zero_stage": 3 if layout == "zero3" else 2,
         "dtype": dtype,
@@ -125,14 +132,20 @@ def write_checkpoint(
             str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files
         },
         "metrics": {"loss": 1.5},
-        "trainer": {"dense_metrics": {"loss": 1.25}},
+        "trainer": {"dense_metrics": {"loss": 1.25}, "pruners": {n: shared for n, (_, shared) in gates.items()}},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return saved
 
 
 def write_run(
-    run_dir: Path, model: Any, tokenizer: Any, task: str, steps: tuple[int, ...] = (10, 20), **kwargs: Any
+    run_dir: Path,
+    model: Any,
+    tokenizer: Any,
+    task: str,
+    steps: tuple[int, ...] = (10, 20),
+    settings: Mapping[str, Any] | None = None,  # of the config, in place of a pruner of weights
+    **kwargs: Any,
 ) -> list:
     """A run directory around checkpoints of `steps`; the first is the best, the last the latest."""
     run_dir.mkdir(parents=True)
@@ -152,7 +165,7 @@ def write_run(
         "task": {"name": task},
         "train": {"num_steps": 20, "global_batch_size": 8, "micro_batch_size": 4},
         "optim": {"lr": 1e-3},
-        "pruners": {"weights": pruner},
+        **(settings or {"pruners": {"weights": pruner}}),
     }
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
     root = run_dir / "checkpoints"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pat import build, checkpoint, cli, compose
+from pat import build, cli, compose
 from pat.config import Config
+from pat.manifest import describe_parameters
 from pat.pruning import plan
 from pat.run import ExitCode, RunDir
 
@@ -171,7 +172,7 @@ def holds_a_checkpoint(tmp_path: Path) -> Path:
     compose.freeze(found[0], run_dir)
     keys = ("step", "world_size", "zero_stage", "dtype", "layout", "tied", "ranks", "files")
     manifest = dict.fromkeys(keys) | {"format": 1}
-    manifest["parameters"] = checkpoint.describe_parameters(*plan.attached(found[0]))
+    manifest["parameters"] = describe_parameters(*plan.attached(found[0]))
     folder = RunDir(run_dir).checkpoints / "step-00000010"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pat import checkpoint
+from pat import checkpoint, retention
 
 
 class Killed(BaseException):
@@ -44,7 +44,8 @@ def test_saving_a_step_again_never_leaves_the_run_without_a_checkpoint(
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr("pat.checkpoint.write_atomic", fatal("write_atomic", checkpoint.write_atomic))
+        for module in ("pat.checkpoint", "pat.retention"):
+            patch.setattr(f"{module}.write_atomic", fatal("write_atomic", retention.write_atomic))
         patch.setattr("shutil.rmtree", fatal("rmtree", checkpoint.shutil.rmtree))
         patch.setattr("os.rename", fatal("rename", checkpoint.os.rename))
         patch.setattr("os.replace", fatal("replace", checkpoint.os.replace))
@@ -55,13 +56,13 @@ def test_saving_a_step_again_never_leaves_the_run_without_a_checkpoint(
             pass
         else:
             assert death >= len(calls) >= 5
-    whole = checkpoint.steps(root)
+    whole = retention.steps(root)
     assert whole and (whole[-1] / "weights").read_text() in ("old", "new")
     assert {path.name for path in whole} <= {final.name, f"{final.name}.replaced"}
 
     write(root / "step-00000031", "later")
     (root / "latest").write_text("step-00000031")
-    checkpoint.retain(root, keep_last=1)
+    retention.retain(root, keep_last=1)
     assert [path.name for path in root.iterdir() if path.is_dir()] == ["step-00000031"]
 
 
@@ -71,5 +72,5 @@ def test_retention_keeps_the_newest_the_latest_and_the_best(tmp_path: Path) -> N
     write(tmp_path / "step-00000050.partial", "torn")
     (tmp_path / "latest").write_text("step-00000040")
     (tmp_path / "best").write_text("step-00000010")
-    checkpoint.retain(tmp_path, keep_last=2)
+    retention.retain(tmp_path, keep_last=2)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [f"step-{s:08d}" for s in (10, 30, 40)]

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from pat import cli, compose
+from pat.commands import train
 from pat.config import Config, PrunerConfig
 from pat.pruning import registry
+from pat.rendezvous import RankEnvironment
 from pat.run import ExitCode, RunDir, write_exit
 
 PARITY = "recipe=parity"
@@ -134,6 +136,9 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         (f"{PARITY} optim.lr=fast", "optim.lr is 'fast', but must be a number"),
         (f"{PARITY} engine.offload_optimizer=maybe", "engine.offload_optimizer is 'maybe', but must be true or false"),
         (f"{PARITY} train.num_steps=null", "train.num_steps must have a value"),
+        (f"{PARITY} train.export_at=0.3", "train.export_at must be a list, [a, b], but is of type float"),
+        (f"{PARITY} model.config=3", "model.config must be a mapping, {key: value}, but is of type int"),
+        (f"{PARITY} +pruners.x={{speed:3}}", "{'speed': 3} is no pruner: pruners.NAME is a mapping with keys out of"),
         (f"{PARITY} pruners.weights.criterion.name=nope", "there is no criterion called 'nope'; allowed: magnitude"),
         (f"{PARITY} pruners.weights.schedule.last=3", "allowed in pruners.weights.schedule: end, every, hard"),
         (f"{PARITY} pruners.other.scope=matrix", "there is no key 'pruners.other'; allowed in pruners: weights"),
@@ -275,7 +280,7 @@ def test_command_line_shows_configs_and_help():
     [
         (["--help"], ["train", "export", "85 "]),
         (["train", "--help"], ["parity", "zero3", "soft_movement", "exit codes", "run.resume=auto", "srun"]),
-        (["export", "--help"], ["--checkpoint", "--dtype", "--verify"]),
+        (["export", "--help"], ["--checkpoint", "--dtype", "--verify", "  4    the checkpoint"]),
     ],
 )
 def test_help(arguments, words, capsys):
@@ -284,6 +289,16 @@ def test_help(arguments, words, capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert all(word in out for word in words)
+
+
+@pytest.mark.parametrize("command", ["data", "doctor", "evaluate", "export", "plan", "sensitivity"])
+def test_help_lists_no_exit_code_of_training_where_nothing_is_trained(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    listed = capsys.readouterr().out.partition("exit codes:")[2]
+    assert [int(line.split()[0]) for line in listed.strip().splitlines()] == sorted(
+        {0, 1, 2, 130} | ({4} if command in ("doctor", "export") else set())
+    )
 
 
 def test_errors_exit_with_2_and_one_line():
@@ -295,7 +310,7 @@ def test_errors_exit_with_2_and_one_line():
 
 
 def test_a_launcher_sets_the_number_of_ranks(monkeypatch):
-    environment = cli.RankEnvironment(0, 4, 0, "n1", 1, "torch")
-    assert cli._with_world_size([PARITY], environment) == [PARITY, "engine.world_size=4"]
+    environment = RankEnvironment(0, 4, 0, "n1", 1, "torch")
+    assert train._with_world_size([PARITY], environment) == [PARITY, "engine.world_size=4"]
     with pytest.raises(ValueError, match="the launcher started 4 ranks"):
-        cli._with_world_size(["engine.world_size=2"], environment)
+        train._with_world_size(["engine.world_size=2"], environment)

@@ -265,6 +265,22 @@ def test_labels_that_training_does_not_have_and_too_many_are_errors(tmp_path: Pa
     assert data.prepare(json_config(tmp_path), TOKENIZER, more).num_labels == 4
 
 
+def test_whole_numbers_that_do_not_count_from_0_are_names(tmp_path: Path) -> None:
+    """Stars. Would catch: stars taken for indices (off by one), or sorted as words (1, 10, 2)."""
+    stars = [10, 2, -1, 10, 2, -1, 1, 1]
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(stars)]
+    held = write_json(tmp_path / "eval.jsonl", [{"text": "x", "label": 2}, {"text": "y", "label": 10}])
+    made = data.prepare(json_config(tmp_path, rows, eval=held), TOKENIZER, CLASSES)
+    assert made.label_names == ["-1", "1", "2", "10"]
+    assert made.train["label"] == [3, 2, 0, 3, 2, 0, 1, 1] and made.eval["label"] == [2, 3]
+    other = write_json(tmp_path / "other.jsonl", [{"text": "x", "label": 3}])
+    with pytest.raises(ValueError, match="label '3' is not one of the training data's: '-1', '1', '10', '2'"):
+        data.prepare(json_config(tmp_path, rows, eval=other), TOKENIZER, CLASSES)
+    five = tasks.build({"name": "classification", "num_labels": 5})  # which is the fifth?
+    with pytest.raises(ValueError, match="are -1, 1, 10, 2, but must be .* set task.num_labels=null"):
+        data.prepare(json_config(tmp_path, rows), TOKENIZER, five)
+
+
 def test_text_too_short_for_a_block_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no sample of data.max_length=4096: 436 tokens in all, too few"):
         data.prepare(json_config(tmp_path, max_length=4096), TOKENIZER, LM)

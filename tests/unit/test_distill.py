@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from pat import build, compose, distill, models, tasks, teacher
 from pat.config import Config, DistillConfig, ModelConfig
 from pat.distill import Distiller, hidden_loss, mean_kl, uniform_map
+from pat.parts import Parts
 from pat.pruning.comm import LOCAL
 from pat.pruning.schedules import Ramp
 
@@ -211,7 +212,7 @@ def test_the_students_answers_come_to_resemble_the_teachers() -> None:
 def test_without_a_teacher_the_loss_is_the_tasks_own() -> None:
     task = tasks.build({"name": "causal_lm"})
     model, batch, nothing = model_for(task, "llama", 2, seed=0), batch_for(task), cast(Any, None)
-    alone = build.Parts(Config(), nothing, nothing, task, nothing, nothing, model, nothing, nothing, nothing, 1)
+    alone = Parts(Config(), nothing, nothing, task, nothing, nothing, model, nothing, nothing, nothing, 1)
     assert torch.equal(alone.loss(batch, 3), task.loss(model, batch))
     config = DistillConfig(teacher="x", weight=0.5)
     alone.distiller = Distiller(model_for(task, "llama", 2, seed=1), task, config, Ramp(0, 0), [0, 1])

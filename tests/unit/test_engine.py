@@ -128,7 +128,7 @@ def pruner(granularity: Any, params: list[str], model: torch.nn.Module, **more: 
 
 def test_what_cannot_be_pruned_is_refused() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=30, n_positions=16))
-    assert pruner("weight", ["*.c_fc.weight"], gpt2).numel == 16 * 64
+    assert pruner("weight", ["*.c_fc.weight"], gpt2).totals.numel == 16 * 64
     with pytest.raises(ValueError, match="Conv1D"):
         pruner({"name": "n_of_m", "n": 2, "m": 4}, ["*.c_fc.weight"], gpt2)
     with pytest.raises(ValueError, match="matches no matrix"):

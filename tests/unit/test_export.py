@@ -17,12 +17,15 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from pat import cli
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
 from pat.export import export, masks, verify, writer
-from pat.export.export import export_run, format_report
+from pat.export.export import export_run
+from pat.export.report import format_report
 from pat.export.writer import Spec, split, write_safetensors
 from pat.hashing import MaskHash, WeightsHash
 from pat.models import byte_tokenizer
+from pat.run import ExitCode
 from tests.unit.fake_run import write_run
 
 LLAMA = LlamaConfig(
@@ -176,7 +179,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_a_checkpoint_that_breaks_its_promise_is_not_exported(tmp_path, monkeypatch):
+def test_a_checkpoint_that_breaks_its_promise_is_not_exported(tmp_path, monkeypatch, capsys):
     run, saved = llama(tmp_path)
     last = saved[-1].dir
     (run / "summary.json").write_text(json.dumps({"step": 20, "mask_sha256": "0" * 64}))
@@ -195,6 +198,9 @@ def test_a_checkpoint_that_breaks_its_promise_is_not_exported(tmp_path, monkeypa
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="sha256"):
         export_run(run, tmp_path / "out", checkpoint="last")
+    with pytest.raises(SystemExit) as stop:  # 2, bad input, would blame who asked
+        cli.main(["export", str(run), "--out", str(tmp_path / "out"), "--checkpoint", "last"])
+    assert stop.value.code == ExitCode.BROKEN_PROMISE and "sha256" in capsys.readouterr().err
 
     read = CheckpointReader.read
     monkeypatch.setattr(CheckpointReader, "read", lambda *args, **kwargs: read(*args, **kwargs) + 1)

@@ -13,11 +13,16 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from pat import export
+from pat.config import PrunerConfig
+from pat.export import verify
+from pat.export.export import export_run
 from pat.export.slicing import Slicing, slicing
-from pat.models import families
+from pat.models import byte_tokenizer, families
 from pat.pruning import costs, registry
 from pat.pruning.sites import Site
+from pat.pruning.structured import GatePruner
 from tests.unit import small_models as small
+from tests.unit.fake_run import write_run
 
 CASES = list(small.cases())
 POOLED = {name for name in registry.names("structure") if registry.build("structure", name).pooled}
@@ -168,3 +173,35 @@ def cached(output: Any) -> tuple[str, Any]:
     """The cache in a model's output, with its name, which is new in transformers 5.24."""
     name = "cache" if "cache" in output else "past_key_values"
     return name, output[name]
+
+
+def test_where_fp32_cannot_tell_fp64_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of other lengths round differently: a tolerance that fp32 misses, as of a model with huge activations."""
+    model = small.model("llama", vocab_size=320, intermediate_size=2048)  # wide: what is summed in one go never differs
+    settings: dict[str, Any] = {
+        "structures": ["ffn"],
+        "gate": "magnitude",
+        "budget": {"name": "shape", "keep": {"ffn": 1024}},
+        "schedule": {"name": "linear", "start": 2, "end": 8},
+    }
+    gate = GatePruner("narrow", PrunerConfig(**settings), model, num_steps=20, seed=0)
+    generator = torch.Generator().manual_seed(3)
+    gate.state.keep = torch.cat([torch.randperm(size, generator=generator) < 1024 for size in gate.units.sizes])
+    gate.state.z = gate.state.keep.float()
+    gate.state.hardened = gate.state.folded = True
+    gate.num_pruned = gate.units.removed(gate.state.keep)
+    with torch.no_grad():
+        for layer, keep in zip(model.model.layers, gate.state.keep.split(gate.units.sizes), strict=True):
+            layer.mlp.gate_proj.weight[~keep] = 0.0
+            layer.mlp.up_proj.weight[~keep] = 0.0
+            layer.mlp.down_proj.weight[:, ~keep] = 0.0
+    state = {"narrow": (gate.tensors(), gate.shared())}
+    write_run(
+        tmp_path / "run", model, byte_tokenizer(), "causal_lm", settings={"pruners": {"narrow": settings}}, gates=state,
+        dtype="fp32", prune="",
+    )  # fmt: skip
+    dtypes, build = [], verify.model_from_checkpoint
+    monkeypatch.setattr(verify, "CUT_TOLERANCE", 1e-10)
+    monkeypatch.setattr(verify, "model_from_checkpoint", lambda *given: (dtypes.append(given[3]), build(*given))[1])
+    assert export_run(tmp_path / "run", tmp_path / "out", verify="logits")["max_abs_logit_diff"] < 1e-8
+    assert dtypes == [torch.float32, torch.float64]

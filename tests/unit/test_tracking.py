@@ -3,7 +3,11 @@ import math
 import os
 import pty
 import re
+import resource
+import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +15,9 @@ import pytest
 from pat import tracking
 from pat.config import Config, LoggerConfig, RunConfig, TrainConfig
 from pat.progress import duration
-from pat.rank import Tee
+from pat.rank import Log, Tee
 from pat.run import RunDir
+from tests.unit import wandb_files
 
 STEP = {
     "train/loss": 1.25,
@@ -122,16 +127,39 @@ def test_wandb_key_is_found_where_wandb_looks(tmp_path):
 def test_wandb_offline_writes_a_run_that_goes_on_under_the_same_name(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
     identities = []
     for step in (0, 5):
-        t = tracker(tmp_path, step=step, name="wandb", progress="none")
+        time.sleep(step / 4)  # a start's folder is named after its second
+        t = tracker(tmp_path, step=step, name="wandb", progress="none", group="many")
         assert t.wandb.run is not None
         identities.append(t.wandb.run.id)
         t.log(STEP, step + 1)
         t.summary({"sparsity": 0.8})
-        t.close()
+        t.warn("stalled", "nothing has happened for 15.0 minutes")
+        t.close("diverged" if step else "")
     assert identities[0] == identities[1]
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    for step, start in zip((1, 6), wandb_files.read(tmp_path), strict=True):
+        assert start["group"] == "many" and start["config"]["run"]["recipe"] == "parity"
+        (line,) = start["history"]
+        assert line["trainer/step"] == step and line["train/loss"] == 1.25 and line["pruning/phase"] == "soft"
+        assert start["summary"]["sparsity"] == 0.8
+        assert start["alerts"] == [("r: stalled", "nothing has happened for 15.0 minutes")]
+
+
+def test_the_command_that_sends_an_offline_run_later_finds_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    t = tracker(tmp_path, name="wandb", progress="none")
+    t.close()
+    (command,) = re.findall(r"`(wandb sync [^`]*)`", capsys.readouterr().out)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    dry = command.replace("wandb sync", "wandb sync --dry-run")
+    done = subprocess.run(
+        dry, shell=True, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PATH": path}
+    )
+    assert "Would sync 1 run(s)" in done.stdout + done.stderr and t.wandb.run.id in done.stdout + done.stderr
 
 
 def test_wandb_errors_are_said_once_and_end_nothing(tmp_path, capsys, monkeypatch):
@@ -188,3 +216,27 @@ def test_a_terminal_gets_a_bar_and_the_log_gets_lines(tmp_path, monkeypatch):
 
 def test_duration():
     assert duration(3723.9) == "1:02:03"
+
+
+def test_a_full_disk_costs_lines_and_no_run(tmp_path: Path, capsys) -> None:
+    """Whole lines, in the metrics; of the log, what there was no room for. The next checkpoint ends the run."""
+    found = tracking.Tracker(settings(name="none", progress="none"), RunDir(tmp_path), 0)
+    found.start(0)
+    found.log({"a": 1}, 1)
+    before, limit = found.logged_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before + 20, limit[1]))  # room for half a line
+    try:
+        found.log({"a": 2}, 2)
+        found.log({"a": 3}, 3)
+        assert found.logged_bytes == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    found.log({"a": 4}, 4)
+    found.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 4]
+    assert capsys.readouterr().out.count("cannot be written: is the disk full?") == 1
+    with open("/dev/full", "ab", buffering=0) as full:
+        log = Log(full, encoding="utf-8", line_buffering=True)
+        assert log.write("lost\n" * 9999) == 49995
+        log.flush()
+        log.detach()

@@ -7,6 +7,7 @@ exactly (+, -, *, /, abs, sqrt, comparisons): torch's exp or log of an element d
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Criterion:
+class Criterion(ABC):
     """The contract, with the defaults of a criterion that needs no history."""
 
     # n elements of a flat shard
@@ -50,13 +51,13 @@ class Criterion:
         """The score after this step's evidence, (n,) fp32; the score itself if the criterion keeps none."""
         return score - self.descent(score, dense, grad, coef) if self.needs_score else score
 
+    @abstractmethod
     def rank(
         self,
         score: Tensor | None,  # (n,) fp32; None unless `needs_score`
         dense: Tensor,  # (n,) fp32
     ) -> Tensor:  # (n,) fp32
         """What the selection sorts."""
-        raise NotImplementedError(f"{type(self).__name__} must define rank")
 
     def rank_run(
         self,

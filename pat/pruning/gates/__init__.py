@@ -9,7 +9,7 @@ model to the target; its open-probability is the score from which the budget cho
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -31,7 +31,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Ranked(Gate):
+class Ranked(Gate, ABC):
     """A score per unit, higher = keep, from the evidence of a step."""
 
     fade: int = field(default=10, kw_only=True)  # steps in which a unit that is not chosen goes from 1 to 0, or back
@@ -51,7 +51,7 @@ class Ranked(Gate):
 
 
 @dataclass(frozen=True)
-class Learned(Gate):
+class Learned(Gate, ABC):
     """A parameter a per unit, trained by Adam on the loss; a Lagrangian holds the expected cost at its target.
 
     The target ramps as the schedule says; see pat.pruning.lagrangian.

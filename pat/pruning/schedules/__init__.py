@@ -7,13 +7,14 @@ phase  dense       soft: s(t) rises       soft: s_f    hard: recovery
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """What all ramps share. A whole number is a step; a number with a point, in [0, 1], a fraction of the run."""
 
     name: str
@@ -25,6 +26,7 @@ class Schedule:
 
     needs_end: ClassVar[bool] = True  # whether the ramp takes time
 
+    @abstractmethod
     def ramp(
         self,
         u: float,  # progress in [0, 1]
@@ -32,7 +34,6 @@ class Schedule:
         final: float,
     ) -> float:
         """Sparsity at progress u: monotone, `final` at 1."""
-        raise NotImplementedError(f"{type(self).__name__} must define ramp")
 
     def resolve(self, num_steps: int) -> Timeline:
         """The schedule in the steps of one run; ValueError if it does not fit."""

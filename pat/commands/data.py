@@ -1,0 +1,80 @@
+"""Tokenise a run's data before it starts, and look at it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pat.run import ExitCode
+from pat.usage import command_parser, exit_codes
+
+EXAMPLES = """\
+examples:
+  pat data prepare recipe=llama3_8b_chat data.source=json data.train=chats.jsonl data.eval=null
+  pat data prepare recipe=reviews --json figures.json
+  pat data show recipe=reviews --n 5 --split eval
+  pat data show recipe=llama3_8b_chat data.source=json data.train=chats.jsonl --index 12 --tokens 2000
+
+`pat train` with the same keys finds what was prepared, wherever it runs with the same data.cache_dir (or PAT_CACHE):
+the cache is found by the content of the files, the tokenizer and the keys that matter.
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat data`."""
+    parser = command_parser(
+        prog="pat data",
+        usage="pat data prepare|show recipe=NAME [key=value ...] [options]",
+        description="prepare  tokenise the data of a run into the cache that training reads, and sum it up\n"
+        "show     samples as text: what the loss is on in green (in «» where there are no colours), and labels",
+        epilog=EXAMPLES + exit_codes(),
+    )
+    parser.add_argument("what", choices=("prepare", "show"), help="what to do")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for pat train")
+    parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="prepare: the figures, too, as JSON")
+    parser.add_argument("--n", type=int, default=3, help="show: so many samples, from all over the data (default: 3)")
+    parser.add_argument("--split", choices=("train", "eval"), default="train", help="show: of which (default: train)")
+    parser.add_argument("--index", type=int, metavar="I", help="show: this sample only")
+    parser.add_argument("--tokens", type=int, default=400, help="show: so many of each document (default: 400)")
+    options = parser.parse_intermixed_args(arguments)
+    if options.n < 1 or options.tokens < 1:
+        raise ValueError(f"--n {options.n} --tokens {options.tokens}: give 1 or more of both")
+    from pat.compose import compose
+
+    overrides = [*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])]
+    work = _prepare if options.what == "prepare" else _show
+    return compose(overrides, lambda config: work(config, options))
+
+
+def _prepare(config: Any, options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from pat.build import fitting_data
+    from pat.data.inspect import summarise, table, where
+    from pat.run import write_json
+
+    summary = summarise(fitting_data(config), config)
+    Console().print(table(summary))
+    print(where(summary))
+    if options.json:
+        write_json(options.json, summary)
+    return ExitCode.DONE
+
+
+def _show(config: Any, options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from pat.build import fitting_data
+    from pat.data.inspect import chosen, sample_text
+    from pat.models import build_tokenizer
+
+    prepared, tokenizer, console = fitting_data(config), build_tokenizer(config.model), Console(highlight=False)
+    for index in chosen(len(getattr(prepared, options.split)), options.n, options.index):
+        text = sample_text(prepared, options.split, index, tokenizer, options.tokens, console.is_terminal)
+        console.print(text, soft_wrap=True)
+        console.print()
+    return ExitCode.DONE

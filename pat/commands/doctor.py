@@ -1,0 +1,95 @@
+"""Whether what pat promises holds on this machine: two minutes of real ranks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pat.rendezvous import rank_environment
+from pat.run import ExitCode
+from pat.usage import command_parser, exit_codes
+
+EXAMPLES = """\
+examples:
+  pat doctor                                two ranks, on GPUs where there are some
+  pat doctor --ranks 8 --dir /scratch/me    all GPUs of a node, and the file system that runs will be on
+  pat doctor --device cpu --json doctor.json
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat doctor`."""
+    parser = command_parser(
+        prog="pat doctor",
+        description="Checks versions, devices, backend, compiler, disk and shared memory; then starts ranks that\n"
+        "reduce, write, train a tiny model at ZeRO 1, 2 and 3 and go on from a checkpoint, and compares their bits.",
+        epilog=EXAMPLES
+        + exit_codes({ExitCode.BROKEN_PROMISE: "a promise does not hold here; a line with a cross says which"}),
+    )
+    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="of this machine (default: 2)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
+    options = parser.parse_args(arguments)
+    if options.ranks < 1:
+        raise ValueError(f"--ranks {options.ranks}: give 1 or more")
+    if rank_environment():
+        raise ValueError("pat doctor starts its ranks itself: start it once, without torchrun, srun or deepspeed")
+    ranks = options.ranks
+    device = _device(options.device, ranks)
+    began = time.monotonic()
+    options.dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=options.dir)).resolve()
+    from rich.console import Console
+
+    from pat.doctor import as_json, broken, verdict
+    from pat.doctor.machine import machine
+    from pat.doctor.visit import visit
+    from pat.run import write_json
+
+    console, findings = Console(highlight=False), []
+    for check in itertools.chain(machine(device, ranks, folder), visit(folder, ranks)):
+        findings.append(check())
+        console.print(findings[-1].line(), soft_wrap=True)
+    name = _card() if device == "cuda" else "cpu"
+    seconds = time.monotonic() - began
+    console.print(f"{verdict(findings, name, ranks)} ({seconds:.0f} s)", soft_wrap=True)
+    if options.json:
+        write_json(options.json, as_json(findings, name, ranks, seconds=seconds))
+    if broken(findings):
+        console.print(f"What the ranks left is in {folder}.", soft_wrap=True)
+        return ExitCode.BROKEN_PROMISE
+    shutil.rmtree(folder)
+    return ExitCode.DONE
+
+
+def _device(wanted: str, ranks: int) -> str:
+    """The device, cpu or cuda; this process and its children see no other. ValueError for what is not there."""
+    if wanted == "cpu":
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # before torch looks
+    import torch
+
+    from pat.engine import accelerator
+
+    found = accelerator()
+    if wanted == "cuda" and found != "cuda":
+        raise ValueError(
+            "--device cuda, but torch sees no GPU: check nvidia-smi and torch's build, or take --device cpu"
+        )
+    if found == "cuda" and ranks > torch.cuda.device_count():
+        raise ValueError(
+            f"--ranks {ranks}, but this machine shows {torch.cuda.device_count()} GPUs: give at most those"
+        )
+    return found
+
+
+def _card() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()

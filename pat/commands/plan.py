@@ -1,0 +1,80 @@
+"""What a run will need: memory, communication, checkpoints, on any number of ranks, without a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pat.run import ExitCode
+from pat.usage import command_parser, exit_codes
+
+EXAMPLES = """\
+examples:
+  pat plan recipe=llama3_8b                                     as the recipe says
+  pat plan recipe=llama3_8b --ranks 8,64,1024 --stages 1,2,3 --disk-gb-per-s 5
+  pat plan recipe=llama3_8b model.path=/models/Llama-3.1-405B --ranks 512,1024 --stages 3 --json plan.json
+
+Only the model's config and tokenizer are read. With other ranks the micro-batch stays, and so does the global batch
+where it is large enough.
+
+"""
+WIDTH = 150
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat plan`."""
+    parser = command_parser(
+        prog="pat plan",
+        usage="pat plan recipe=NAME [key=value ...] [options]",
+        description="Bytes per rank of weights, gradients, optimizer, pruner and activations; bytes sent per step;\n"
+        "size of a checkpoint and cost of a selection: by arithmetic, from the model's config on the meta device.",
+        epilog=EXAMPLES + exit_codes(),
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, or GROUP=OPTION")
+    parser.add_argument("--ranks", metavar="N,N", help="default: engine.world_size")
+    parser.add_argument("--stages", metavar="0,1,2,3", help="ZeRO stages (default: engine.zero_stage)")
+    parser.add_argument("--disk-gb-per-s", type=float, metavar="X", help="10^9 bytes/s that all ranks write together")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, in bytes, here")
+    parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
+    options = parser.parse_intermixed_args(arguments)
+    ranks = _numbers("--ranks", options.ranks, 1, 1 << 20)
+    stages = _numbers("--stages", options.stages, 0, 3)
+    if options.disk_gb_per_s is not None and not options.disk_gb_per_s > 0:
+        raise ValueError(f"--disk-gb-per-s {options.disk_gb_per_s:g}: give more than 0")
+
+    def use(config: Any) -> int:
+        from rich.console import Console
+
+        from pat.planning.report import report, summary, tables
+
+        found = report(
+            config,
+            ranks or [config.engine.world_size],
+            stages or [config.engine.zero_stage],
+            options.disk_gb_per_s,
+        )
+        console = Console()
+        console.width = max(console.width, WIDTH)  # of a pipe it is 80
+        for table in tables(found):
+            console.print(table)
+        console.print(summary(found), highlight=False)
+        if options.json:
+            options.json.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+        return ExitCode.DONE
+
+    from pat.compose import compose
+
+    return compose([*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])], use)
+
+
+def _numbers(option: str, text: str | None, low: int, high: int) -> list[int]:
+    """`8,64` as numbers; ValueError for what is none, or out of bounds."""
+    try:
+        found = [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        found = [low - 1]
+    if any(not low <= number <= high for number in found):
+        raise ValueError(f"{option} {text}: give whole numbers from {low} to {high}, separated by commas")
+    return found

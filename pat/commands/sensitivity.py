@@ -1,0 +1,110 @@
+"""What a model can do without: the loss with one part after the other removed, before any training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pat.run import ExitCode
+from pat.usage import command_parser, exit_codes
+
+SOURCES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+WIDTH = 110  # of the table, at least
+
+EXAMPLES = """\
+examples:
+  pat sensitivity /models/llama --data heldout.jsonl --task causal_lm --max-length 512 --samples 32
+  pat sensitivity recipe=sotu data.max_eval_samples=8 engine.dtype=fp32
+  pat sensitivity /models/my-classifier --data heldout.csv --task classification --max-length 128 \\
+      data.text_column=review --fractions 0.5,0.8 --kinds 'ffn,heads,*layers'
+
+Each linear map of each layer loses its smallest weights; each structure (ffn, heads or kv_groups) its smallest units;
+layers, attention_layers and mlp_layers go as a whole. One at a time, on held-out data, nothing is trained. The folder
+holds cells.jsonl (finished ones; the same command goes on there), sensitivity.json, .csv and, with matplotlib, .png.
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat sensitivity`."""
+    parser = command_parser(
+        prog="pat sensitivity",
+        usage="pat sensitivity MODEL --data FILE --task TASK --max-length N [key=value ...] [options]\n"
+        "       pat sensitivity recipe=NAME [key=value ...] [options]",
+        epilog=EXAMPLES + exit_codes(),
+    )
+    parser.add_argument("words", nargs="*", metavar="MODEL | key=value", help="a model's folder or name; keys of train")
+    parser.add_argument("--data", metavar="FILE", help=f"held-out rows: {', '.join(SOURCES)}; all of them are used")
+    parser.add_argument("--task", help="what the model was trained for: causal_lm, classification, chat")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a sample (data.max_length)")
+    parser.add_argument("--samples", type=int, metavar="N", help="so many of the held-out samples, from all over")
+    parser.add_argument("--fractions", default="0.25,0.5,0.75", help="to remove (default: 0.25,0.5,0.75)")
+    parser.add_argument("--kinds", default="*", help="patterns, as 'mlp.*,ffn,layers' (default: all)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: sensitivity/NAME of the recipe or the model")
+    parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
+    options = parser.parse_intermixed_args(arguments)
+    fractions, overrides = _numbers(options.fractions), _overrides(options)
+    from pat.compose import compose
+
+    return compose(overrides, lambda config: _measure(config, fractions, options))
+
+
+def _measure(config: Any, fractions: list[float], options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from pat.sensitivity import plot
+    from pat.sensitivity.report import table
+    from pat.sensitivity.run import run
+
+    name = config.run.recipe or Path(config.model.path or config.run.name).name
+    out = options.out or Path("sensitivity") / name
+    result = run(config, fractions, options.kinds.split(","), out)
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    console.print(table(result["cells"], result["baseline"]))
+    print(f"written to {out}: sensitivity.json, .csv" + (", .png" if plot.available() else f"; {plot.MISSING}"))
+    return ExitCode.DONE
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--fractions {text}: give numbers with commas between them, as 0.25,0.5") from None
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """Keys for Hydra. Without a recipe, what only training would need gets any value."""
+    keys = [word for word in options.words if "=" in word]
+    models = [word for word in options.words if "=" not in word]
+    if len(models) > 1:
+        raise ValueError(f"{' and '.join(models)} are {len(models)} models: give one")
+    found = [f"model.path={_quoted(model)}" for model in models]
+    if options.data:
+        source = SOURCES.get(Path(options.data).suffix)
+        if source is None:
+            raise ValueError(f"--data {options.data} must end in {', '.join(SOURCES)}; other data: data.source=...")
+        file = _quoted(options.data)
+        found += [f"data={source}", f"data.train={file}", f"data.eval={file}"]
+    found += [f"task={options.task}"] if options.task else []
+    found += [f"data.max_length={options.max_length}"] if options.max_length else []
+    if options.samples is not None and options.samples < 1:
+        raise ValueError(f"--samples {options.samples}: give 1 or more, or leave it out to take all")
+    found += [f"data.max_eval_samples={options.samples}"] if options.samples else []
+    if not any(key.startswith("recipe=") for key in keys):
+        from pat.engine import accelerator
+
+        dtype = "bf16" if accelerator() == "cuda" else "fp32"
+        unused = {"train.num_steps": 1, "train.global_batch_size": 8, "optim.lr": 1, "engine.dtype": dtype}
+        found = [f"{key}={value}" for key, value in unused.items()] + found
+    given = {key.partition("=")[0] for key in keys}
+    found = [each for each in found if each.partition("=")[0] not in given]
+    return [*found, *keys, *(["--config-dir", options.config_dir] if options.config_dir else [])]
+
+
+def _quoted(text: str) -> str:
+    """As Hydra reads it back unchanged."""
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"

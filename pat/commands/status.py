@@ -1,0 +1,50 @@
+"""How runs stand: step, phase, sparsity, state, restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pat.run import ExitCode, RunDir
+from pat.usage import command_parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat status`: a table, a line a run."""
+    parser = command_parser(
+        prog="pat status",
+        description="A table of runs: step, phase, sparsity, state, restarts and when they last said something. It\n"
+        "reads their directories, and asks Slurm for those that were submitted.",
+        epilog="examples:\n  pat status                               all runs in ./runs, and of sweeps in ./sweeps\n"
+        "  pat status /shared/first runs/parity\n",
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", type=Path, help="run directories (default: those in runs/ and sweeps/)"
+    )
+    options = parser.parse_args(arguments)
+    here = [*Path("runs").glob("*"), *Path("sweeps").glob("*/*")]
+    runs = options.runs or sorted(path for path in here if RunDir(path).config.exists())
+    if not runs:
+        raise ValueError("there are no runs in ./runs and none in ./sweeps: give run directories")
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from pat.status import ago, statuses
+
+    table = Table(box=None, header_style="bold")
+    for title in ("run", "state", "step", "phase", "sparsity", "restarts", "updated"):
+        table.add_column(title, no_wrap=True, justify="right" if title in ("step", "sparsity", "restarts") else "left")
+    for found in statuses(runs):
+        table.add_row(
+            str(found.run),
+            found.state,
+            f"{found.step}/{found.num_steps}" if found.num_steps else str(found.step),
+            found.phase or "-",
+            "-" if found.sparsity is None else f"{found.sparsity:.3f}",
+            str(found.restarts),
+            ago(found.updated),
+        )
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    return ExitCode.DONE

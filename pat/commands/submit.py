@@ -1,0 +1,64 @@
+"""Give a run to Slurm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pat.run import ExitCode
+from pat.usage import command_parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat submit`: composes the config once, freezes it in the run directory, and submits a job that trains it."""
+    parser = command_parser(
+        prog="pat submit",
+        usage="pat submit --cluster NAME recipe=NAME [key=value ...] [cluster.key=value ...] [options]",
+        description="Freeze a run's config in its directory, write job.sbatch beside it and submit that. After its\n"
+        "time limit or a preemption the job comes back by itself and goes on from its newest checkpoint. What can be\n"
+        "said of a cluster is described in conf/cluster/slurm.yaml.",
+        epilog="examples:\n"
+        "  pat submit --cluster slurm recipe=llama3_8b cluster.nodes=2 cluster.gpus_per_node=8 \\\n"
+        "      cluster.partition=gpu cluster.time_limit_min=480 \\\n"
+        '      \'cluster.setup=["module load cuda","source ~/venv/bin/activate"]\'\n'
+        "  pat submit --cluster mine --config-dir conf recipe=llama3_8b run.dir=/shared/first --dry-run\n"
+        "  pat submit --cluster mine --config-dir conf -m recipe=llama3_8b seed=0,1,2      a job each\n"
+        "  sbatch /shared/first/job.sbatch                     the same run again, from its folder\n",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as of `pat train`, and cluster.key=value")
+    parser.add_argument("--cluster", required=True, metavar="NAME", help="conf/cluster/NAME.yaml, or a path")
+    parser.add_argument("--recipe", metavar="NAME", help="the same as recipe=NAME")
+    parser.add_argument("--dry-run", action="store_true", help="print the job script, and write and submit nothing")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="more groups, recipes and clusters")
+    parser.add_argument("--multirun", "-m", action="store_true", help="one job per combination: seed=0,1")
+    options = parser.parse_intermixed_args(arguments)
+    from pat import cluster as clusters
+    from pat import slurm
+    from pat.compose import compose
+
+    of_cluster, overrides = clusters.split(options.overrides)
+    cluster = clusters.load(options.cluster, of_cluster, options.config_dir)
+    ranks = cluster.node_range[1] * cluster.ranks
+    for override in overrides:
+        if override.startswith("engine.world_size=") and override != f"engine.world_size={ranks}":
+            raise ValueError(
+                f"{override}, but the job has {ranks} ranks (cluster.nodes x cluster.ranks_per_node): leave it out"
+            )
+    overrides += [f"recipe={options.recipe}"] if options.recipe else []
+    overrides += ["--config-dir", options.config_dir] if options.config_dir else []
+    overrides += ["--multirun"] if options.multirun else []
+
+    def use(config: Any) -> int:
+        slurm.fit_ranks(config, cluster)
+        if options.dry_run:
+            print(slurm.script(config, cluster), end="")
+            return ExitCode.DONE
+        if cluster.offline:
+            slurm.fetch(config)
+        job = slurm.submit(config, cluster)
+        run = Path(config.run.dir)
+        print(f"job {job} is submitted: pat status {run}; pat logs {run} --follow; sbatch {run}/job.sbatch repeats it")
+        return ExitCode.DONE
+
+    return compose(overrides, use)

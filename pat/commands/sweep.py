@@ -1,0 +1,72 @@
+"""Many runs of one recipe, with a table and a picture of what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pat.rendezvous import rank_environment
+from pat.run import ExitCode
+from pat.usage import EXIT_CODES, command_parser
+
+EXAMPLES = """\
+examples:
+  pat sweep recipe=parity pruners.weights.budget.sparsity=0.5,0.8 seed=0,1
+  pat sweep recipe=reviews pruners.weights.criterion.name=magnitude,movement seed=0,1,2 --jobs 2 --y accuracy
+  pat sweep recipe=reviews_narrow pruners.narrow.budget.keep.ffn=384,768,1152 --x latency --out sweeps/widths
+  pat sweep --cluster slurm cluster.gpus_per_node=8 recipe=llama3_8b seed=0,1 --out /shared/sweep     a job each
+  ... --continue                          the same command again: runs what is missing or has failed
+
+DIR gets sweep.json (members, exit codes, results, points), pareto.png, logs/ and a run directory for each member.
+Ctrl-C, SIGTERM and SIGUSR1 reach every member: it saves and leaves, and --continue goes on from there. Jobs of a
+cluster are left in its queue (scancel ends them), and --continue watches them again.
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat sweep`."""
+    parser = command_parser(
+        prog="pat sweep",
+        usage="pat sweep recipe=NAME key=a,b,c [key=value ...] [options]",
+        description="Run every combination of the values given, each as a `pat train` of its own, and compare them.\n"
+        "Values are swept as Hydra's multirun does: a,b,c or range(0,5) or choice(a,b).",
+        epilog=EXAMPLES + EXIT_CODES,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="a key to sweep or to change")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: 1; on a cluster: all)")
+    parser.add_argument("--cluster", metavar="NAME", help="each run is a Slurm job, as of `pat submit --cluster NAME`")
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="run what is missing or has failed")
+    parser.add_argument(
+        "--x",
+        choices=("sparsity", "parameters", "latency"),
+        default="sparsity",
+        help="of the picture (default: %(default)s)",
+    )
+    parser.add_argument("--y", metavar="METRIC", help="of the picture (default: the metric that the task shows)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: sweeps/NAME, named by the command")
+    parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, and stop")
+    options = parser.parse_intermixed_args(arguments)
+    if options.jobs is not None and options.jobs < 1:
+        raise ValueError(f"--jobs {options.jobs}: give 1 or more")
+    if rank_environment():
+        raise ValueError("a sweep starts its runs' ranks itself: call it from a plain shell, not under a launcher")
+    from pat import cluster as clusters
+    from pat.sweeps import results
+    from pat.sweeps.members import members_of, sweep_name
+    from pat.sweeps.sweep import Sweep
+
+    of_cluster, overrides = clusters.split(options.overrides)
+    if of_cluster and not options.cluster:
+        raise ValueError(f"{of_cluster[0]} would be ignored without --cluster NAME: give it, or leave the key out")
+    cluster = clusters.load(options.cluster, of_cluster, options.config_dir) if options.cluster else None
+    out = (options.out or Path("sweeps") / sweep_name(overrides)).absolute()
+    members = members_of(overrides, out, options.config_dir)
+    x, y = results.X_AXES[options.x], results.y_axis(members, options.y)
+    if options.dry_run:
+        print("\n".join([f"{len(members)} runs, in {out}:", *(f"  {member.name}" for member in members)]))
+        return ExitCode.DONE
+    jobs = options.jobs or (len(members) if cluster else 1)
+    given, say = ["pat", "sweep", *arguments], lambda text: print(text, flush=True)
+    return Sweep(out, given, members, x, y, jobs, say, cluster).run(options.go_on)

@@ -1,0 +1,224 @@
+"""Fine-tune a model and prune it while it trains."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pat import starts
+from pat.rendezvous import RankEnvironment, rank_environment
+from pat.run import ExitCode, RunDir, preemption_flag
+from pat.usage import EXIT_CODES, TRAIN_EXAMPLES, TRAIN_HELP, command_parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat train`: composes the config, then starts the ranks, or becomes one."""
+    parser = _train_parser()
+    if "--help" in arguments or "-h" in arguments:
+        print(_train_help(parser), end="")
+        return ExitCode.DONE
+    options = parser.parse_intermixed_args(arguments)
+    overrides = list(options.overrides)
+    if options.recipe:
+        overrides.insert(0, f"recipe={options.recipe}")
+    environment = rank_environment()
+    if environment:
+        preemption_flag()  # from here on a signal waits for the first step
+    if options.frozen:
+        config = _frozen(options.frozen, overrides, environment)
+        return _become_rank(config, environment) if environment else _start_ranks(config)
+    if environment:
+        overrides = _with_world_size(overrides, environment)
+    for name, value in (("--cfg", options.cfg), ("--config-dir", options.config_dir), ("--package", options.package)):
+        overrides += [name, value] if value else []
+    overrides += ["--multirun"] if options.multirun else []
+    overrides += ["--resolve"] if options.resolve else []
+    from pat.compose import compose
+
+    if environment and options.multirun:
+        raise ValueError("-m starts one run after another from a plain shell; under a launcher start each by itself")
+    if options.dry_run:
+        return compose(overrides, _describe)
+    return compose(overrides, (lambda config: _become_rank(config, environment)) if environment else _start_ranks)
+
+
+def _start_ranks(config: Any) -> int:
+    """In a plain shell: freeze, prepare the data, start the ranks and wait for them."""
+    from pat import hosts, launcher
+    from pat.process import clear_ranks, only_user_of
+
+    run_dir = Path(config.run.dir)
+    several = config.engine.hostfile is not None
+    with _preempted_before_training(), only_user_of(run_dir):
+        if several:
+            hosts.check(run_dir, config)
+        clear_ranks(run_dir)
+        from pat.build import is_complete, outcome, prepare  # heavy
+        from pat.compose import freeze
+
+        freeze(config, run_dir)
+        if is_complete(config, run_dir):
+            print(f"{outcome(RunDir(run_dir))}\nnothing is left to do; run.resume=never starts it over", flush=True)
+            return ExitCode.DONE
+        prepare(config, run_dir)
+        _say_that_it_starts(run_dir, config.engine.world_size)
+        return (hosts if several else launcher).launch(run_dir, config)
+
+
+def _become_rank(config: Any, environment: RankEnvironment) -> int:
+    """Under a launcher: this process is one rank of the run. Rank 0 freezes the config, the others wait for it."""
+    from pat.compose import freeze, wait_for_frozen
+    from pat.launcher import rank_variables
+    from pat.process import forget_ranks_from, only_user_of
+    from pat.rank import run_rank
+
+    if config.engine.hostfile:
+        raise ValueError(
+            f"engine.hostfile={config.engine.hostfile}, but this rank was started by a launcher already: leave it out, "
+            "or run `pat train` once, in a plain shell"
+        )
+    for key, value in rank_variables(config).items():
+        os.environ.setdefault(key, value)
+    environment.export()
+
+    def work(run_dir: Path) -> int:
+        import torch
+
+        from pat import build
+        from pat import train as loop
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the variable before it was set
+        with only_user_of(run_dir) if environment.rank == 0 else contextlib.nullcontext():
+            if environment.rank == 0:
+                freeze(config, run_dir)
+                RunDir(run_dir).exit.unlink(missing_ok=True)
+                forget_ranks_from(run_dir, environment.world_size)
+                _say_that_it_starts(run_dir, environment.world_size)
+            else:
+                wait_for_frozen(config, run_dir)
+            build.prepare(config, run_dir)
+            return loop.main(run_dir)
+
+    return run_rank(Path(config.run.dir), environment.rank, work, announce=True)
+
+
+def _describe(config: Any) -> int:
+    """`--dry-run`: the data last, since it may be long or not be there."""
+    from pat.build import check_data
+    from pat.compose import dump
+    from pat.pruning.plan import describe
+    from pat.teacher import describe as describe_teacher
+
+    print(dump(config))
+    print(describe(config), flush=True)
+    if config.distill.teacher:
+        print(describe_teacher(config))
+    print(check_data(config))
+    return ExitCode.DONE
+
+
+def _say_that_it_starts(run_dir: Path, ranks: int) -> None:
+    from pat import slurm
+
+    starts.record(run_dir, ranks)
+    if warning := slurm.short_lead(run_dir):
+        print(f"pat: {warning}", flush=True)
+
+
+def _frozen(run_dir: Path, overrides: Sequence[str], environment: RankEnvironment | None) -> Any:
+    """The config in a run directory, for the ranks that were started: a Slurm job may come back with other nodes."""
+    from pat.compose import load
+    from pat.hosts import take_world_size
+    from pat.validate import validate
+
+    config = load(RunDir(run_dir).config)
+    config.run.dir = str(run_dir)
+    for override in _with_world_size(list(overrides), environment) if environment else overrides:
+        key, _, value = override.partition("=")
+        if key == "run.resume":
+            config.run.resume = value
+        elif key == "engine.world_size" and value.isdigit():
+            config.engine.world_size = int(value)
+        else:
+            raise ValueError(
+                f"--frozen takes the config of {run_dir} as it is, but got {override}: only run.resume and "
+                "engine.world_size may differ"
+            )
+    take_world_size(config, overrides)
+    validate(config)
+    return config
+
+
+def _with_world_size(overrides: list[str], environment: RankEnvironment) -> list[str]:
+    key, size = "engine.world_size=", environment.world_size
+    for override in overrides:
+        if override.startswith(key) and override != f"{key}{size}":
+            raise ValueError(f"{override}, but the launcher started {size} ranks: leave engine.world_size to it")
+    return [*(override for override in overrides if not override.startswith(key)), f"{key}{size}"]
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        prog="pat train",
+        usage="pat train recipe=NAME [key=value ...] [options]",
+        epilog=TRAIN_EXAMPLES + EXIT_CODES,
+        add_help=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, or GROUP=OPTION")
+    parser.add_argument("--recipe", metavar="NAME", help="the same as recipe=NAME")
+    parser.add_argument("--frozen", type=Path, metavar="RUN", help="the config that a run directory holds, as it is")
+    parser.add_argument("--dry-run", action="store_true", help="print the config and what would be pruned, and stop")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed config, and stop")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    parser.add_argument("--package", "-p", metavar="KEY", help="with --cfg: only this part")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
+    parser.add_argument(
+        "--multirun", "-m", action="store_true", help="one run per combination: seed=0,1 engine=zero2,zero3"
+    )
+    parser.add_argument("--help", "-h", action="store_true", help="this text")
+    return parser
+
+
+def _train_help(parser: argparse.ArgumentParser) -> str:
+    from pat.compose import conf_dir, recipes
+    from pat.pruning import registry
+
+    conf = conf_dir()
+    options = {
+        path.name: ", ".join(sorted(item.stem for item in path.glob("*.yaml")))
+        for path in sorted(conf.iterdir())
+        if path.is_dir() and path.name not in ("recipe", "cluster")
+    }
+    parser.description = TRAIN_HELP.format(
+        config=conf / "config.yaml",
+        recipes=", ".join(recipes()),
+        groups="\n".join(f"  {name:<8} {items}" for name, items in options.items()),
+        methods="\n".join(
+            f"  {kind:<12} {', '.join(registry.names(kind))}" for kind in registry.PACKAGES if kind != "structure"
+        ),
+        structures=", ".join(registry.names("structure")),
+    )
+    return parser.format_help()
+
+
+@contextlib.contextmanager
+def _preempted_before_training() -> Iterator[None]:
+    """A signal to stop, before there is anything to save, has the same exit code as one during training."""
+
+    def leave(_number: int, _frame: Any) -> None:
+        print("pat: asked to stop before training began; run the same command again", file=sys.stderr)
+        raise SystemExit(int(ExitCode.PREEMPTED))
+
+    numbers = (signal.SIGUSR1, signal.SIGTERM)
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

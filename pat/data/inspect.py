@@ -1,0 +1,161 @@
+"""Prepared data for a reader: figures of both splits, and samples as text with what the loss is on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from pat.config import Config
+from pat.data.example import coloured, decoded, plain, rest
+from pat.data.prepare import SPLITS, PreparedData
+from pat.data.sampler import token_counts
+from pat.pruning.plan import size_in_words
+
+CHUNK = 10_000  # samples whose flags are in memory at a time
+
+# What a line of the table says, in this order; what is not there, or 0 of both, is left out.
+WORDINGS = {
+    "rows": "rows",
+    "rows_cut": "rows cut to data.max_length",
+    "rows_dropped": "rows without a supervised token, dropped",
+    "system_prompts_dropped": "rows whose system prompt the chat template leaves out",
+    "rows_in_train": "rows that are in the training data, too",
+    "samples": "samples made of them",
+    "samples_used": "samples that the run uses (data.max_*_samples)",
+    "tokens": "their tokens",
+    "tokens_left_over": "tokens that fill no block",
+    "length_p50": "tokens of a sample: half have at most",
+    "length_p95": "95 % have at most",
+    "length_max": "the longest has",
+    "supervised": "tokens that the loss is on",
+    "documents_per_sample": "packed: documents in a sample, mean",
+    "fill": "packed: tokens of what a sample has room for",
+    "fill_unpacked": "the same, had nothing been packed",
+}
+_FRACTIONS = ("supervised", "fill", "fill_unpacked")
+
+
+def summarise(prepared: PreparedData, config: Config) -> dict[str, Any]:
+    """Figures of both splits as plain values; those of samples are of what the run uses."""
+    files = {file["filename"] for split in SPLITS for file in getattr(prepared, split).cache_files}
+    samples = sum(prepared.mixture.draws) if prepared.mixture else len(prepared.train)
+    drawn = config.train.num_steps * config.train.global_batch_size
+    return {
+        **{split: _split(prepared, split, config.data.max_length) for split in SPLITS},
+        "epochs": drawn / samples,
+        "cache": prepared.info["cache"],
+        "cache_bytes": sum(Path(file).stat().st_size for file in files),
+        "built": prepared.info["built"],
+    }
+
+
+def _split(prepared: PreparedData, split: str, max_length: int) -> dict[str, Any]:
+    samples, info = getattr(prepared, split), prepared.info
+    lengths = token_counts(samples)
+    tokens = int(lengths.sum())
+    p50, p95 = np.percentile(lengths, [50, 95], method="inverted_cdf")
+    found: dict[str, Any] = {
+        "samples_used": len(samples), "tokens": tokens,
+        "length_p50": int(p50), "length_p95": int(p95), "length_max": int(lengths.max()),
+    }  # fmt: skip
+    counted = ("rows", "rows_cut", "rows_dropped", "system_prompts_dropped", "samples", "tokens_left_over")
+    found |= {name: info[f"{split}_{name}"] for name in counted if f"{split}_{name}" in info}
+    if split == "eval" and "eval_rows_in_train" in info:
+        found["rows_in_train"] = info["eval_rows_in_train"]
+    if "supervised" in samples.column_names:
+        documents, supervised = _flags(samples)
+        found["supervised"] = supervised / tokens
+        if documents > len(samples):
+            found["documents_per_sample"] = documents / len(samples)
+            found["fill"] = tokens / (len(samples) * max_length)
+            found["fill_unpacked"] = tokens / (documents * max_length)
+    if prepared.label_names:
+        counts = np.bincount(samples["label"], minlength=len(prepared.label_names))
+        found["labels"] = dict(zip(prepared.label_names, counts.tolist(), strict=True))
+    return found
+
+
+def _flags(samples: Dataset) -> tuple[int, int]:
+    """(documents, supervised tokens)."""
+    documents = supervised = 0
+    batch: Any
+    for batch in samples.select_columns(["lengths", "supervised"]).with_format("arrow").iter(CHUNK):
+        documents += int(pc.list_value_length(batch["lengths"]).to_numpy().sum())  # pyright: ignore
+        supervised += int(pc.sum(pc.list_flatten(batch["supervised"])).as_py() or 0)  # pyright: ignore
+    return documents, supervised
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """The figures, a line each."""
+    found = Table()
+    for column in ("", *SPLITS):
+        found.add_column(column, justify="right" if column else "left")
+    for name, words in WORDINGS.items():
+        values = [summary[split].get(name) for split in SPLITS]
+        if any(values):
+            found.add_row(words, *(_written(name, value) for value in values))
+    for label in summary["train"].get("labels", {}):
+        found.add_row(f"label {label}", *(f"{summary[split]['labels'][label]:,}" for split in SPLITS))
+    return found
+
+
+def _written(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1%}" if name in _FRACTIONS else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+
+
+def where(summary: dict[str, Any]) -> str:
+    """Where the data is, and how often the run sees it, in a sentence."""
+    how = "tokenised now, in" if summary["built"] else "found in"
+    size = size_in_words(summary["cache_bytes"])
+    return f"{how} {summary['cache']} ({size}); the run sees the training samples {summary['epochs']:.3g} times"
+
+
+def chosen(n: int, count: int, index: int | None) -> list[int]:
+    """Which of n samples to show: one, or `count` from all over. ValueError for one that is not there."""
+    if index is None:
+        return [i * n // min(count, n) for i in range(min(count, n))]
+    if not 0 <= index < n:
+        raise ValueError(f"--index {index}, but the split has {n} samples: give 0 to {n - 1}")
+    return [index]
+
+
+def sample_text(
+    prepared: PreparedData, split: str, index: int, tokenizer: PreTrainedTokenizerBase, limit: int, colours: bool
+) -> Text:
+    """A sample: a headline with its label, then each document; what the loss is on in green, or in guillemets."""
+    samples = getattr(prepared, split)
+    sample: Any = samples[index]
+    ids, flags = sample["input_ids"], sample.get("supervised")
+    lengths = sample.get("lengths", [len(ids)])
+    head = f"{split} sample {index} of {len(samples):,}: {len(ids):,} tokens"
+    if flags is not None:
+        head += f", {sum(flags):,} of them learned" + (f", {len(lengths)} documents" if len(lengths) > 1 else "")
+    elif "label" in sample:
+        assert prepared.label_names is not None
+        head += f", label {prepared.label_names[sample['label']]}"
+    else:
+        head += ", all but the first learned"
+    text = Text(head, "bold" if colours else "")
+    start = 0
+    for number, length in enumerate(lengths, 1):
+        if len(lengths) > 1:
+            text.append(f"\n--- document {number}, {length:,} tokens", "cyan" if colours else "")
+        shown = slice(start, start + min(length, limit))
+        text.append("\n")
+        if flags is None:
+            text.append(str(tokenizer.decode(ids[shown])), "not bold")
+        else:
+            runs = decoded(ids[shown], flags[shown], tokenizer)
+            text.append_text(coloured(runs) if colours else Text(plain(runs)))
+        text.append(rest(max(0, length - limit)))
+        start += length
+    return text

@@ -1,0 +1,173 @@
+"""A visit: starts real ranks, here and now, and judges what they left in the visit's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pat.build import prepare
+from pat.compose import compose, freeze
+from pat.config import Config
+from pat.doctor import BROKEN, MIND, WELL, Finding
+from pat.doctor.ranks import STAGES, stage_dir
+from pat.launcher import launch
+from pat.pruning.plan import size_in_words
+from pat.run import RunDir, read_exit, read_json
+
+STEPS, HALF = 8, 4
+SLOW = 100e6  # bytes a second below which checkpoints are felt
+
+_PROGRAM = ("--module", "pat.doctor.ranks")
+
+
+def configs(folder: Path, ranks: int) -> dict[int, Config]:
+    """The parity recipe at each ZeRO stage, a few steps long, with a checkpoint in its middle."""
+    found: dict[int, Config] = {}
+    for stage in STAGES:
+        batch = ranks * max(1, 8 // ranks)
+        overrides = [
+            "recipe=parity", "logger=none", "logger.progress=none", "engine.kernels=eager",
+            f"engine.world_size={ranks}", f"engine.zero_stage={stage}", f"run.dir={stage_dir(folder, stage)}",
+            f"train.num_steps={STEPS}", f"train.checkpoint_every={HALF}", "train.eval_every=null",
+            f"train.global_batch_size={batch}", f"data.cache_dir={folder / 'cache'}",
+            "pruners.weights.schedule={start: 1, end: 6, hard: 6, every: 2}",
+        ]  # fmt: skip
+        compose(overrides, lambda config, stage=stage: found.update({stage: config}) or 0)
+    return found
+
+
+def start_ranks(folder: Path, ranks: int) -> int:
+    """All that one start of the ranks can find out; their exit code."""
+    made = configs(folder, ranks)
+    for config in made.values():
+        freeze(config, Path(config.run.dir))
+    first = copy.deepcopy(made[STAGES[0]])
+    first.run.dir = str(folder)
+    freeze(first, folder)
+    prepare(first, folder)
+    with output_to(folder / "output.txt"):
+        return launch(folder, first, _PROGRAM)
+
+
+def go_on(folder: Path, ranks: int) -> int:
+    """A second start: the run at ZeRO 2 again, from the checkpoint in its middle; the ranks' exit code."""
+    source, target = RunDir(stage_dir(folder, 2)), RunDir(folder / "resumed")
+    shutil.copytree(source.path, target.path)
+    for path in (target.summary, target.exit):
+        path.unlink(missing_ok=True)
+    for path in target.checkpoints.iterdir():
+        if path.name != f"step-{HALF:08d}":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    config = configs(folder, ranks)[2]
+    config.run.dir, config.run.resume = str(target.path), "must"
+    freeze(config, target.path)
+    with output_to(folder / "output.txt"):
+        return launch(target.path, config)
+
+
+@contextlib.contextmanager
+def output_to(file: Path) -> Iterator[None]:
+    """What this process and those it starts print goes to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        with open(file, "a") as sink:
+            for number in (1, 2):
+                os.dup2(sink.fileno(), number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+
+
+# -- what they left ----------------------------------------------------------------------------------------------------
+
+
+def judge_start(folder: Path, code: int) -> Finding:
+    """The ranks were started, met and left."""
+    if code == 0:
+        return Finding("ranks", WELL, "they start, meet, train and leave")
+    said = (read_exit(folder) or {}).get("message") or f"they left with code {code}"
+    return Finding("ranks", BROKEN, f"{said}; see {folder / 'output.txt'} and {folder / 'logs'}", {"code": code})
+
+
+def judge_reductions(folder: Path) -> Finding:
+    """Sums over ranks are those of exact arithmetic, and always the same bits."""
+    found = (read_json(folder / "ranks.json") or {}).get("reductions")
+    if found is None:
+        return Finding("reductions", BROKEN, "the ranks did not get so far")
+    faults = []
+    if not found["exact"]:
+        faults.append("sums of whole numbers are wrong")
+    if found["error"] > found["allowed"]:
+        faults.append(f"sums are off by {found['error']:.1e} of their size, {found['allowed']:.1e} would be rounding")
+    if found["different_bits"] > 1:
+        faults.append("the same sum does not always have the same bits")
+    said = " and ".join(faults) or f"exact to {found['error']:.1e}, and the same bits on every rank, every time"
+    return Finding("reductions", BROKEN if faults else WELL, said, found)
+
+
+def judge_saving(folder: Path) -> Finding:
+    """How fast all ranks together write."""
+    found = (read_json(folder / "ranks.json") or {}).get("saving")
+    if found is None:
+        return Finding("saving", BROKEN, "the ranks did not get so far")
+    rate = found["bytes"] / found["seconds"]
+    said = f"{rate / 1e6:,.0f} MB/s ({size_in_words(found['bytes'])} by all ranks at once, synced)"
+    return Finding("saving", WELL if rate >= SLOW else MIND, said, found | {"bytes_per_s": rate})
+
+
+def results(run_dir: Path) -> dict[str, Any] | None:
+    """The hashes at the end of a run that was finished; None else."""
+    summary = read_json(RunDir(run_dir).summary)
+    return {key: summary[key] for key in ("mask_sha256", "weights_sha256")} if summary else None
+
+
+def judge_stages(folder: Path) -> Finding:
+    """Masks and weights are the same bits at ZeRO 1, 2 and 3."""
+    found = {f"ZeRO {stage}": results(stage_dir(folder, stage)) for stage in STAGES}
+    missing = [name for name, one in found.items() if one is None]
+    if missing:
+        return Finding("ZeRO 1, 2, 3", BROKEN, f"{' and '.join(missing)} did not finish", {"hashes": found})
+    equal = {
+        what: len({one[key] for one in found.values() if one}) == 1
+        for what, key in (("masks", "mask_sha256"), ("weights", "weights_sha256"))
+    }
+    differ = [what for what, same in equal.items() if not same]
+    if differ:
+        said = f"{' and '.join(differ)} differ between stages, so results depend on the stage here"
+        return Finding("ZeRO 1, 2, 3", BROKEN, said, {"hashes": found})
+    return Finding("ZeRO 1, 2, 3", WELL, f"masks and weights are equal, bit for bit, after {STEPS} steps", found)
+
+
+def judge_resume(folder: Path, code: int) -> Finding:
+    """A run that goes on from a checkpoint, in new processes, ends with the same bits."""
+    whole, resumed = results(stage_dir(folder, 2)), results(folder / "resumed")
+    if code or whole is None or resumed is None:
+        said = (read_exit(folder / "resumed") or {}).get("message") or f"the second start left with code {code}"
+        return Finding("resume", BROKEN, f"it did not finish: {said}", {"code": code})
+    if whole != resumed:
+        return Finding("resume", BROKEN, "a run that was interrupted ends with other weights or masks")
+    return Finding("resume", WELL, f"from step {HALF}, in new processes, it ends with the same bits", resumed)
+
+
+def visit(folder: Path, ranks: int) -> Iterator[Callable[[], Finding]]:
+    """The checks that need ranks, in the order in which they are told."""
+    code = start_ranks(folder, ranks)
+    yield lambda: judge_start(folder, code)
+    yield lambda: judge_reductions(folder)
+    yield lambda: judge_stages(folder)
+    if results(stage_dir(folder, 2)):
+        again = go_on(folder, ranks)
+        yield lambda: judge_resume(folder, again)
+    yield lambda: judge_saving(folder)

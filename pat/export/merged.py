@@ -1,0 +1,45 @@
+"""A checkpoint of a model with adapters, read as the model without them: W + (alpha / r) B A under the stock name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pat.checkpoint_reader import CheckpointReader
+from pat.config import PeftConfig
+from pat.models import adapters
+
+
+class MergedReader(CheckpointReader):
+    """What a CheckpointReader is, by stock names. An adapted weight counts as frozen: it is computed whole, in fp32."""
+
+    def __init__(self, trained: CheckpointReader, cfg: PeftConfig, stock: nn.Module) -> None:
+        """`trained`: the checkpoint itself; `stock`: the model without adapters, on the meta device."""
+        super().__init__(trained.dir, verify=False)
+        self.trained = trained
+        self.scale = cfg.alpha / (cfg.r or 1)
+        self._transposed = {f"{n}.weight" for n, m in stock.named_modules() if type(m).__name__ == "Conv1D"}
+        self._saved: dict[str, str] = {}  # stock name -> name in the checkpoint
+        merged: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.parameters.items():
+            new = adapters.stock_name(name)
+            if new is not None:
+                self._saved[new] = name
+                merged[new] = parameter | {"name": new}
+        self.parameters = merged
+
+    def buffers(self) -> list[str]:
+        """Names of the persistent buffers."""
+        return self.trained.buffers()
+
+    def frozen(self, name: str) -> Tensor:
+        """A frozen parameter or persistent buffer, whole; fp32 where an adapter is merged into it."""
+        saved = self._saved.get(name, name)
+        if saved == name:
+            return self.trained.frozen(name)
+        if saved.endswith(".bias"):
+            return self.trained.frozen(saved)
+        base, a, b = (self.trained.weight(each) for each in adapters.factors(name))
+        delta = self.scale * (b @ a)  # (out, in)
+        return base + (delta.T if name in self._transposed else delta)

@@ -1,0 +1,116 @@
+"""What an export says of itself: the content of export.json, and its figures as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pat import tasks
+from pat.checkpoint_reader import CheckpointReader
+from pat.config import Config
+from pat.export import masks
+from pat.export.card import number
+from pat.export.source import Stream
+from pat.export.writer import Spec
+from pat.hashing import file_sha256
+from pat.models.dtypes import DTYPES
+from pat.run import RunDir, read_json, versions
+
+
+def export_json(
+    reader: CheckpointReader,
+    run: RunDir,
+    config: Config,
+    dtype: str,
+    content: list[Spec],
+    stream: Stream,
+    folder: Path,
+) -> dict[str, Any]:
+    """What export.json holds, but for the comparison of logits: figures, files and lineage."""
+    manifest, item = reader.manifest, DTYPES[dtype].itemsize
+    files = sorted(folder.glob("model*.safetensors"))
+    mask_file = folder / masks.FILE
+    phases, left = manifest["phase"].values(), stream.structures
+    buffers = sum(spec.numbytes for spec in content if spec.name in reader.buffers())
+    return {
+        "dtype": dtype,
+        "stock": left.stock,
+        "loader": f"{tasks.build(config.task).auto_model.__name__}.from_pretrained"
+        if left.stock
+        else "pat.export.load",
+        "structures": left.describe(),
+        "before": {"parameters": stream.total, "bytes": stream.total * item + buffers},
+        "after": {
+            "parameters": stream.written,
+            "bytes": sum(spec.numbytes for spec in content),
+            "nonzero_parameters": stream.nonzero,
+            "nonzero_bytes": stream.nonzero * item,
+            "mask_bytes": mask_file.stat().st_size if mask_file.exists() else 0,
+        },
+        "prunable_parameters": stream.prunable,
+        "pruned_parameters": stream.pruned,
+        "sparsity": stream.pruned / stream.prunable if stream.prunable else 0.0,
+        "sparsity_all_parameters": stream.pruned / stream.total,
+        "mask_sha256": stream.mask_sha256,
+        "weights_sha256": stream.weights.hexdigest(),
+        "files": {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files},
+        "lineage": {
+            "run": config.run.name,
+            "recipe": config.run.recipe,
+            "seed": config.seed,
+            "base_model": config.model.path,
+            "config_sha256": file_sha256(run.config),
+            "checkpoint": reader.dir.name,
+            "step": manifest["step"],
+            "phase": min(phases, key=["dense", "soft", "hard"].index) if phases else "dense",
+            "world_size": manifest["world_size"],
+            "zero_stage": manifest["zero_stage"],
+            "dtype": manifest["dtype"],
+            "metrics": manifest.get("metrics") or None,
+            "dense_metrics": manifest.get("trainer", {}).get("dense_metrics"),
+            "dense_step": manifest.get("trainer", {}).get("dense_step"),
+            "versions": read_json(run.version) or {},
+        },
+        "export_versions": versions(),
+    }
+
+
+def format_report(result: dict[str, Any]) -> Table:
+    """The figures of an export as a table for the terminal."""
+    before, after, lineage = result["before"], result["after"], result["lineage"]
+    table = Table(
+        title=f"{lineage['run']}, step {lineage['step']} ({lineage['phase']})",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("")
+    dense, metrics = lineage["dense_metrics"] or {}, lineage["metrics"] or {}
+    if dense:
+        table.add_column(f"step {lineage['dense_step']}, where pruning began", justify="right")
+    table.add_column("exported", justify="right")
+
+    def row(label: str, then: str, now: str) -> None:
+        table.add_row(label, *([then] if dense else []), now)
+
+    for name in sorted(dense | metrics):
+        row(name, number(dense.get(name)), number(metrics.get(name)))
+    row("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")
+    row("  that are not 0", "", f"{after['nonzero_parameters']:,}")
+    for words in result["structures"]:
+        row("what is left", "", words)
+    if result["prunable_parameters"]:
+        row("sparsity of prunable weights", "", f"{result['sparsity']:.2%}")
+        row("sparsity of all weights", "", f"{result['sparsity_all_parameters']:.2%}")
+    row(f"weights ({result['dtype']})", f"{before['bytes']:,} B", f"{after['bytes']:,} B")
+    if result["mask_sha256"]:
+        row("masks", "", f"{after['mask_bytes']:,} B")
+        row("mask sha256", "", result["mask_sha256"][:16])
+    row("weights sha256", "", result["weights_sha256"][:16])
+    row("tensors reloaded, bit for bit", "", "equal")
+    difference = result["max_abs_logit_diff"]
+    row("largest logit difference", "", "not compared" if difference is None else f"{difference:g}")
+    if result["max_abs_logit_diff_reason"]:
+        table.caption = f"logits: {result['max_abs_logit_diff_reason']}"
+    return table

@@ -1,0 +1,229 @@
+"""The same pruner on a DeepSpeed engine that somebody else builds, steps, saves and loads.
+
+    attach(model, settings, num_steps=1000)   before deepspeed.initialize, or what calls it (Accelerate, HF Trainer)
+    deepspeed.initialize(...)                 as ever: prunable weights get param groups of their own, the pruner binds
+    engine.step()                             as ever: the pruner's step, at the boundary of accumulation
+    engine.save_checkpoint(DIR), load_checkpoint(DIR)   as ever: the pruner's state is in DIR/pat
+
+Trainers call `deepspeed.initialize` deep inside and offer no place between the optimizer and the engine. So `attach`
+replaces that one function until it is called for the attached model; other models pass through. Everything else is a
+method of the one engine that it returns. The step of a run is DeepSpeed's own `global_steps`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from pat.engine import refuse
+from pat.integrations import saved
+from pat.integrations.settings import Settings
+from pat.models.shapes import logical_shape
+from pat.pruning.pruner import Pruner, StepStats
+from pat.pruning.types import PromiseBroken
+
+_CALLERS_OWN = ("optimizer", "scheduler")  # keys of a DeepSpeed config that belong to pat only in pat's own loop
+
+
+def attach(
+    model: nn.Module, settings: Mapping[str, Any] | str | Path, num_steps: int, tokenizer: Any = None
+) -> Pruning:
+    """Prune `model` in the DeepSpeed engine that it gets next, over `num_steps` optimizer steps.
+
+    settings: a mapping or a YAML file {pruners: {NAME: ...}, seed, kernels} as conf/config.yaml describes it. The
+    tokenizer is only needed to export a checkpoint with it.
+    """
+    return Pruning(settings).attach(model, tokenizer, num_steps)
+
+
+class Pruning:
+    """A pruner and its place in a foreign trainer."""
+
+    def __init__(self, settings: Mapping[str, Any] | str | Path) -> None:
+        self.settings = Settings.read(settings)
+        self.model: nn.Module | None = None
+        self.engine: Any = None
+        self.pruner: Pruner | None = None
+        self.stats: StepStats | None = None  # of the last step
+        self._loaded: Path | None = None  # a checkpoint that was loaded before the number of steps was known
+
+    # -- before DeepSpeed ------------------------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module, tokenizer: Any = None, num_steps: int | None = None) -> Pruning:
+        """Wait for the model's engine. Without `num_steps`, `start` has to be called before the first forward."""
+        self.model, self.tokenizer, self.num_steps = model, tokenizer, num_steps
+        if num_steps is not None:
+            self.settings.config(num_steps)
+        _watch(self)
+        return self
+
+    def prepare(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """deepspeed.initialize's arguments, with prunable weights in param groups of their own."""
+        assert self.model is not None
+        key = "config" if arguments.get("config") is not None else "config_params"
+        config = arguments.get(key)
+        if not isinstance(config, dict):
+            raise ValueError("give DeepSpeed's config to deepspeed.initialize as a dict: json.load(open(PATH))")
+        refuse(config, "the DeepSpeed config", _CALLERS_OWN)
+        owner = self.settings.owners({n: logical_shape(p) for n, p in self.model.named_parameters()})
+        of_param = {id(p): owner.get(n, "") for n, p in self.model.named_parameters()}
+        arguments = dict(arguments)
+        if isinstance(arguments.get("optimizer"), torch.optim.Optimizer):
+            groups = arguments["optimizer"].param_groups
+            groups[:] = split_groups(groups, of_param)
+        elif arguments.get("optimizer") is None:
+            given: list[Any] = list(arguments.get("model_parameters") or ())
+            given = given or [p for p in self.model.parameters() if p.requires_grad]
+            groups: list[dict[str, Any]] = given if isinstance(given[0], dict) else [{"params": given}]
+            arguments["model_parameters"] = split_groups(groups, of_param)
+        else:
+            raise ValueError("give deepspeed.initialize an optimizer, not a function that makes one")
+        self.clipping = float(config.get("gradient_clipping", 0.0))
+        low = any(config.get(name, {}).get("enabled") for name in ("bf16", "bfloat16", "fp16"))
+        if not low and not config.get("zero_optimization", {}).get("stage", 0):
+            arguments[key] = config | {"gradient_clipping": 0.0}  # the pruner clips by the masked norm itself
+        return arguments
+
+    # -- after DeepSpeed -------------------------------------------------------------------------------------------
+
+    def took(self, engine: Any) -> None:
+        """The model has its engine: its step, save and load are the pruner's, too."""
+        self.engine = engine
+        _check_optimizer(engine.basic_optimizer)
+        for group in engine.basic_optimizer.param_groups:
+            group["base_weight_decay"] = group["weight_decay"]
+        self._plain = {name: getattr(engine, name) for name in ("step", "save_checkpoint", "load_checkpoint")}
+        engine.step, engine.save_checkpoint, engine.load_checkpoint = self._step, self._save, self._load
+        if self.num_steps is not None:
+            self.start(self.num_steps)
+
+    def start(self, num_steps: int) -> None:
+        """Bind the pruner, for a run of so many optimizer steps; go on from what was loaded. Collective."""
+        engine = self.engine
+        self.num_steps = num_steps
+        facts = saved.facts(engine, self.clipping)
+        self.config = self.settings.config(num_steps, **facts)
+        self.pruner = Pruner(self.config)
+        self.pruner.attach(engine.module)
+        self.pruner.bind(engine)
+        if self._loaded is not None:
+            saved.load(self._loaded, engine, self.pruner, self.config)
+        elif engine.global_steps:
+            raise ValueError(
+                f"DeepSpeed's engine stands at step {engine.global_steps} without the pruner's state: attach before "
+                "its first step, and load a checkpoint that has a `pat` folder"
+            )
+        self.pruner.begin(engine.global_steps)
+
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        engine = self.engine
+        managed = getattr(engine, "managed_gradient_accumulation", lambda: True)()
+        if managed and not engine.is_gradient_accumulation_boundary():
+            return self._plain["step"](*args, **kwargs)
+        if self.pruner is None:
+            raise ValueError("the pruner does not know the number of steps: give attach num_steps, or call start")
+        assert not args and not kwargs, "the pruner's step takes no arguments"
+        engine.step = self._plain["step"]  # which the pruner calls in its own
+        try:
+            self.stats = self.pruner.step(engine.global_steps)
+        finally:
+            engine.step = self._step
+        return None
+
+    def _save(self, save_dir: str | Path, tag: Any = None, *args: Any, **kwargs: Any) -> Any:
+        tag = f"global_step{self.engine.global_steps}" if tag is None else str(tag)
+        result = self._plain["save_checkpoint"](save_dir, tag, *args, **kwargs)
+        if self.pruner is not None:
+            saved.save(Path(save_dir), tag, self.engine, self.pruner, self.config, self.tokenizer)
+        return result
+
+    def _load(self, load_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
+        saved.check(Path(load_dir), self.settings.config())
+        result = self._plain["load_checkpoint"](load_dir, *args, **kwargs)
+        if result[0] is not None:
+            self._loaded = Path(load_dir)
+            if self.pruner is not None:
+                saved.load(self._loaded, self.engine, self.pruner, self.config)
+                self.pruner.begin(self.engine.global_steps)
+        return result
+
+    # -- what it says ----------------------------------------------------------------------------------------------
+
+    def figures(self) -> dict[str, Any]:
+        """Phase, sparsity and target after the last step, for a log line."""
+        if self.pruner is None or self.stats is None:
+            return {}
+        step = self.engine.global_steps - 1
+        found = {
+            "pruning/phase": self.pruner.phase(step),
+            "pruning/sparsity": self.pruner.totals.sparsity,
+            "pruning/target": self.pruner.totals.target_now(self.stats.target),
+        }
+        return found | {f"pruning/{key}": value for key, value in self.stats.figures.items()}
+
+    def check(self) -> None:
+        """At the end of a run: the hard phase is reached, pruned weights are zero. Raises PromiseBroken. Collective."""
+        if self.pruner is None:
+            raise PromiseBroken("the pruner was never started")
+        self.pruner.check()
+        self.pruner.check_finished()
+
+
+def split_groups(groups: list[dict[str, Any]], of_param: dict[int, str]) -> list[dict[str, Any]]:
+    """Param groups by pruner, their settings kept: a dense shadow is as long as the shard that it belongs to."""
+    found = []
+    for group in groups:
+        owners = sorted({of_param.get(id(p), "") for p in group["params"]})
+        for owner in owners:
+            found.append(group | {"params": [p for p in group["params"] if of_param.get(id(p), "") == owner]})
+    return found
+
+
+def _check_optimizer(base: Any) -> None:
+    adamw = type(base) is torch.optim.AdamW
+    decoupled = any(getattr(base, name, False) for name in ("adam_w_mode", "adamw_mode"))
+    if not adamw and not (type(base).__name__ in ("FusedAdam", "DeepSpeedCPUAdam") and decoupled):
+        raise ValueError(
+            f"the optimizer is {type(base).__name__}, under which pruned weights would not stay what they are: take "
+            "torch's AdamW (optim=adamw_torch), or DeepSpeed's with adam_w_mode"
+        )
+
+
+# -- the one function that is replaced ---------------------------------------------------------------------------------
+
+_waiting: list[Pruning] = []
+
+
+def _watch(pruning: Pruning) -> None:
+    """Replace deepspeed.initialize until it is called with the model and an optimizer."""
+    if not _waiting:
+        deepspeed.initialize = _pass_through(deepspeed.initialize)
+    _waiting.append(pruning)
+
+
+def _pass_through(plain: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(plain)
+
+    @functools.wraps(plain)
+    def initialize(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(*args, **kwargs).arguments
+        mine = next((p for p in _waiting if p.model is arguments.get("model")), None)
+        config = arguments.get("config") or arguments.get("config_params") or {}
+        trains = arguments.get("optimizer") is not None or (isinstance(config, dict) and "optimizer" in config)
+        if mine is None or not trains:
+            return plain(*args, **kwargs)
+        _waiting.remove(mine)
+        if not _waiting:
+            deepspeed.initialize = plain
+        result = plain(**mine.prepare(arguments))
+        mine.took(result[0])
+        return result
+
+    return initialize

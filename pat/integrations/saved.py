@@ -1,0 +1,111 @@
+"""The pruner's state beside a DeepSpeed checkpoint that another trainer wrote.
+
+    DIR/global_step200/...           DeepSpeed's files, where the trainer wants them
+    DIR/pat/config.yaml model/ tokenizer/ checkpoints/step-00000200/   what a run directory of `pat train` holds
+
+The manifest there vouches for DeepSpeed's files, too; so `pat export DIR` reads it like a run of our own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pat import checkpoint, compose, retention
+from pat.checkpoint_reader import CheckpointError
+from pat.config import Config
+from pat.manifest import check_same_model, describe_parameters
+from pat.pruning.pruner import Pruner
+from pat.run import RunDir, versions, write_atomic, write_json
+
+
+def directory(save_dir: Path) -> RunDir:
+    """Where the pruner's state lies beside a checkpoint."""
+    return RunDir(save_dir / "pat")
+
+
+def facts(engine: Any, clipping: float) -> dict[str, dict[str, Any]]:
+    """What the trainer has decided, for the config that is saved with the state."""
+    dtype = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else "fp32"
+    hf_config = getattr(engine.module, "config", None)
+    return {
+        "run": {"name": type(engine.module).__name__},
+        "model": {"path": getattr(hf_config, "_name_or_path", None) or None},
+        "task": {"name": _task(type(engine.module).__name__)},
+        "train": {
+            "global_batch_size": engine.train_batch_size(),
+            "micro_batch_size": engine.train_micro_batch_size_per_gpu(),
+        },
+        "engine": {
+            "world_size": dist.get_world_size(),
+            "zero_stage": engine.zero_optimization_stage(),
+            "dtype": dtype,
+            "gradient_clipping": clipping,
+        },
+    }
+
+
+def _task(model_class: str) -> str:
+    """The task whose models `pat export` can write; of another model its class, which export names when it refuses."""
+    if model_class.endswith("ForSequenceClassification"):
+        return "classification"
+    return "causal_lm" if model_class.endswith(("ForCausalLM", "LMHeadModel")) else model_class
+
+
+def save(save_dir: Path, tag: str, engine: Any, pruner: Pruner, config: Config, tokenizer: Any) -> None:
+    """Write the state of the step that DeepSpeed has just saved under `tag`. Collective."""
+    run = directory(save_dir)
+    if dist.get_rank() == 0:
+        for folder in ("model", "tokenizer"):
+            shutil.rmtree(run.path / folder, ignore_errors=True)
+            (run.path / folder).mkdir(parents=True)
+        if hasattr(engine.module, "config"):
+            engine.module.config.save_pretrained(run.path / "model")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(run.path / "tokenizer")
+        write_atomic(run.config, compose.dump(config))
+        write_json(run.version, versions())
+    pruner.shards.world.barrier()
+    step_dir = checkpoint.save(
+        engine, pruner, run.checkpoints, engine.global_steps, {"tag": tag}, {}, written=save_dir / tag
+    )
+    if dist.get_rank() == 0:
+        retention.set_best(run.checkpoints, step_dir)
+
+
+def check(load_dir: Path, config: Config) -> None:
+    """Before DeepSpeed loads: ValueError where there is no state of these pruners."""
+    run = directory(load_dir)
+    if not run.config.is_file():
+        raise ValueError(
+            f"{load_dir} has no pruner state ({run.config} is not there): resume from a checkpoint that was written "
+            "while the pruner was attached, or start anew"
+        )
+    saved = compose.load(run.config)
+    if saved.seed != config.seed or _plain(saved) != _plain(config):
+        raise ValueError(f"{load_dir} was written with other pruners or seed: resume with those of {run.config}")
+
+
+def load(load_dir: Path, engine: Any, pruner: Pruner, config: Config) -> None:
+    """Fill the pruner from beside the checkpoint that DeepSpeed has just loaded. Collective."""
+    run = directory(load_dir)
+    num_steps = compose.load(run.config).train.num_steps
+    if num_steps != config.train.num_steps:
+        raise ValueError(
+            f"{load_dir} is of a run of {num_steps} steps, this one has {config.train.num_steps}: the schedules would "
+            "be other ones; give the same number"
+        )
+    try:
+        reader = checkpoint.open_whole(run.checkpoints / f"step-{engine.global_steps:08d}", pruner.shards)
+    except CheckpointError as error:
+        raise ValueError(f"{load_dir} is not whole: {error}") from error
+    check_same_model(reader.manifest, describe_parameters(engine.module, pruner))
+    pruner.load_state(reader, reader.manifest["trainer"]["pruners"])
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return {name: asdict(pruner) for name, pruner in config.pruners.items()}

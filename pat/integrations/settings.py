@@ -1,0 +1,86 @@
+"""The settings of a pruner in somebody else's trainer: conf/'s `pruners`, with the same names, types and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pat.compose import to_config
+from pat.config import Config
+from pat.pruning.masks import match
+from pat.validate import pruner_problems
+
+KEYS = ("pruners", "seed", "kernels")
+_NOT_OURS = "another trainer's"  # what belongs to the trainer and has no place in its settings here
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user gave, with the types of `pat.config`."""
+
+    content: Mapping[str, Any]
+
+    @staticmethod
+    def read(given: Mapping[str, Any] | str | Path) -> Settings:
+        """From a mapping, or a YAML file of one: {pruners: {NAME: {...}}, seed: 0, kernels: auto}."""
+        where = "the settings"
+        if not isinstance(given, Mapping):
+            where = str(given)
+            try:
+                given = yaml.safe_load(Path(where).read_text())
+            except (OSError, yaml.YAMLError) as error:
+                raise ValueError(f"cannot read the pruner's settings in {where}: {error}") from error
+        if not isinstance(given, Mapping) or not given.get("pruners"):
+            raise ValueError(f"{where} must have `pruners`: a mapping of named pruners, as in conf/config.yaml")
+        unknown = [str(key) for key in given if key not in KEYS]
+        if "defaults" in unknown:
+            raise ValueError(f"{where} has `defaults`, which only recipes have: name each method, criterion: movement")
+        if unknown:
+            raise ValueError(f"{where} has {', '.join(unknown)}; allowed: {', '.join(KEYS)}")
+        for name, pruner in given["pruners"].items():
+            for key in ("budget", "schedule"):
+                if isinstance(pruner, Mapping) and not pruner.get(key):
+                    raise ValueError(f"no value for pruners.{name}.{key}: see conf/config.yaml")
+        settings = Settings(given)
+        settings.config()  # raises for keys and types that do not exist
+        return settings
+
+    def config(self, num_steps: int | None = None, **facts: Any) -> Config:
+        """The typed config of a run of `num_steps` optimizer steps; `facts`: sections of what the trainer decides.
+
+        Without `num_steps` only keys and types are checked, with it all that a pruner's settings must fit together.
+        """
+        base: dict[str, Any] = {
+            "seed": self.content.get("seed", 0),
+            "run": {"name": _NOT_OURS, "dir": "."},
+            "data": {"source": _NOT_OURS, "max_length": 1},
+            "task": {"name": _NOT_OURS},
+            "train": {"num_steps": num_steps or 1, "global_batch_size": 1},
+            "engine": {"kernels": self.content.get("kernels", "auto")},
+            "optim": {"lr": 0.0},
+            "pruners": self.content["pruners"],
+        }
+        for section, values in facts.items():
+            base[section] = base.get(section, {}) | values
+        config = to_config(base)
+        if config.engine.kernels not in ("auto", "compile", "eager"):
+            raise ValueError(f"kernels is {config.engine.kernels!r}; allowed: auto, compile, eager")
+        if num_steps is not None:
+            for name in config.pruners:
+                for problem in pruner_problems(config, name):
+                    raise ValueError(problem)
+        return config
+
+    def owners(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+        """The pruner of weights of each parameter, of those whose patterns take it."""
+        pruners = self.config().pruners
+        return {
+            param: name
+            for name, pruner in pruners.items()
+            if not pruner.structures
+            for param in match(pruner.params, pruner.exclude, shapes)
+        }

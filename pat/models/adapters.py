@@ -1,0 +1,118 @@
+"""LoRA adapters through the `peft` library: which parameters train, and what the model is called without them.
+
+    y = W x + (alpha / r) B A x        W (out, in) frozen, A (r, in), B (out, r)
+
+The names of an adapted linear map `X` are X.base_layer.weight (and .bias), X.lora_A.default.weight and
+X.lora_B.default.weight; its stock names are X.weight and X.bias.
+
+Source: Hu et al. 2021, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.initialization import no_init_weights
+
+from pat.config import PeftConfig
+
+HEADS = ("classifier", "score", "pre_classifier")  # of sequence classifiers: new, so trained whole
+_NAME = "default"  # of the adapter
+_BASE, _A, _B = "base_layer", f"lora_A.{_NAME}", f"lora_B.{_NAME}"
+
+
+def inject(
+    model: Any,  # of transformers, before DeepSpeed
+    cfg: PeftConfig,  # with a rank
+    seed: int,  # of A; B begins at 0, so that the adapted model is the model
+) -> None:
+    """Freeze the model, put adapters into its linear maps, and let these and `modules_to_save` train. ValueError."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    whole = saved_modules(cfg, (name for name, _ in model.named_modules()))
+    names = "|".join(re.escape(name) for name in whole)
+    lora = LoraConfig(
+        r=cfg.r or 0,
+        lora_alpha=cfg.alpha,  # pyright: ignore[reportArgumentType]  (peft computes alpha / r, whatever the type)
+        lora_dropout=cfg.dropout,
+        target_modules=cfg.target_modules or "all-linear",
+        exclude_modules=rf"(?:{names})(?:\..*)?" if whole else None,
+    )
+    torch.manual_seed(seed)
+    try:
+        with warnings.catch_warnings():  # of Conv1D, which peft sees by itself, and of ties, which are refused below
+            warnings.simplefilter("ignore", UserWarning)
+            inject_adapter_in_model(lora, model, adapter_name=_NAME)
+    except ValueError as error:
+        linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ValueError(
+            f"peft.target_modules={cfg.target_modules} cannot be adapted in a {type(model).__name__}: give names of "
+            f"its linear maps ({', '.join(linear)}), or null for all but the output's"
+        ) from error
+    _check_linear(model, cfg)
+    for name, param in model.named_parameters():
+        param.requires_grad_("lora_" in name or any(name.startswith(f"{module}.") for module in whole))
+
+
+def saved_modules(cfg: PeftConfig, modules: Iterable[str]) -> list[str]:
+    """The modules that train whole: those that `modules_to_save` names by the end of their path; null: a new head."""
+    found, wanted = list(modules), cfg.modules_to_save
+    for name in wanted or ():
+        if not any(module == name or module.endswith(f".{name}") for module in found):
+            raise ValueError(f"peft.modules_to_save has {name!r}, and the model has no such module: give its name")
+    names = HEADS if wanted is None else wanted
+    return [m for m in found if any(m == n or (wanted is not None and m.endswith(f".{n}")) for n in names)]
+
+
+def _check_linear(model: nn.Module, cfg: PeftConfig) -> None:
+    """ValueError for adapters that cannot be merged into one weight of a linear map."""
+    from peft.tuners.lora.layer import Linear, LoraLayer
+
+    owners: dict[int, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(param), []).append(name)
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        if not isinstance(module, Linear):
+            raise ValueError(f"peft.target_modules={cfg.target_modules} takes {name}, which is not a linear map")
+        shared = owners[id(module.get_base_layer().weight)]
+        if len(shared) > 1:
+            raise ValueError(
+                f"peft.target_modules={cfg.target_modules} takes {name}, whose weight is also "
+                f"{next(other for other in shared if not other.startswith(f'{name}.'))}: an adapter could not be "
+                "merged into one of them only; leave it out"
+            )
+
+
+def present(model: nn.Module) -> bool:
+    """Whether `inject` was here."""
+    return any(f".{_A}." in name for name, _ in model.named_parameters())
+
+
+def stock(model: Any) -> Any:
+    """The model without adapters, on the meta device: names and shapes. A model that has none is returned as it is."""
+    if not present(model):
+        return model
+    with torch.device("meta"), no_init_weights():
+        plain = type(model)(model.config)
+        plain.tie_weights()
+    return plain
+
+
+def stock_name(name: str) -> str | None:
+    """The parameter in the model without adapters; None for an adapter's own."""
+    if f".{_A}." in name or f".{_B}." in name:
+        return None
+    return name.replace(f".{_BASE}.", ".")
+
+
+def factors(stock_weight: str) -> tuple[str, str, str]:
+    """The names of W, A and B of an adapted weight."""
+    module = stock_weight.removesuffix(".weight")
+    return f"{module}.{_BASE}.weight", f"{module}.{_A}.weight", f"{module}.{_B}.weight"

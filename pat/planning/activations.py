@@ -1,0 +1,87 @@
+"""What the forward keeps for the backward, found by running the model's own code on tensors without storage.
+
+Counted as Korthikanti et al. 2022 (arXiv:2205.05198) count it, each tensor that autograd saves once and no parameter;
+but from the code and not by their formula, which is that of one architecture:
+
+    s b h (34 + 5 a s / h) bytes a layer     GPT with dropout, 16 bits; s tokens, b sequences, h hidden size, a heads
+    the sum over layers                      without checkpointing
+    the layers' inputs, and one whole layer  with it (their 2 s b h L, and what is computed again)
+
+Both, with what is outside the layers: embeddings, logits, loss. Memory that lives for an operation only is not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.initialization import no_init_weights
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pat.config import Config
+from pat.models.dtypes import DTYPES
+from pat.tasks import Task
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch."""
+
+    whole: int  # without activation checkpointing
+    checkpointed: int
+
+
+class _Saved:
+    """Bytes of the storages that autograd saves, each once, by the layer in which it was saved."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.known = {p.untyped_storage()._cdata for p in model.parameters()}
+        self.layer = -1  # outside of all
+        self.inputs: list[int] = []
+        self.bytes: dict[int, int] = {}
+        self.alive: list[Any] = []  # a storage that is freed would lend its address to another
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.register_forward_pre_hook(self._enter)
+                module.register_forward_hook(self._leave)
+
+    def _enter(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.layer = len(self.inputs)
+        self.inputs.append(sum(x.numel() * x.element_size() for x in args if isinstance(x, torch.Tensor)))
+
+    def _leave(self, *_: Any) -> None:
+        self.layer = -1
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Of `saved_tensors_hooks`."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.known:
+            self.known.add(storage._cdata)
+            self.alive.append(storage)
+            self.bytes[self.layer] = self.bytes.get(self.layer, 0) + storage.nbytes()
+        return tensor
+
+
+def activations(config: Config, task: Task, hf_config: Any, micro_batch: int) -> Activations:
+    """Of `micro_batch` full sequences. sdpa counts as a fused kernel: without its s x s scores."""
+    dtype, options = DTYPES[config.engine.dtype], {}
+    if config.model.attn_implementation is not None and "flash" not in config.model.attn_implementation:
+        options["attn_implementation"] = config.model.attn_implementation
+    with FakeTensorMode(), no_init_weights():
+        model = task.auto_model.from_config(hf_config, dtype=dtype, **options).train()
+        tokens = torch.zeros(micro_batch, config.data.max_length, dtype=torch.long)
+        labels = torch.zeros(micro_batch, dtype=torch.long) if task.labelled else tokens
+        return measure(model, task, {"input_ids": tokens, "labels": labels})
+
+
+def measure(model: nn.Module, task: Task, batch: dict[str, torch.Tensor]) -> Activations:
+    """Of a training forward of this batch; the model may be real or without storage."""
+    saved = _Saved(model)
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+        task.loss(model, batch)
+    layers = [found for layer, found in saved.bytes.items() if layer >= 0]
+    outside = saved.bytes.get(-1, 0)
+    return Activations(outside + sum(layers), outside + sum(saved.inputs) + max(layers, default=0))

@@ -1,0 +1,166 @@
+"""What a config needs on many layouts, as a table and as JSON."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from pat import tasks
+from pat.config import Config
+from pat.engine import deepspeed_config
+from pat.planning import checkpoints, memory, traffic
+from pat.planning.activations import Activations, activations
+from pat.planning.memory import Layout, Memory
+from pat.planning.shapes import Shapes, itemsize, shapes_of
+from pat.pruning.plan import attached, size_in_words
+from pat.teacher import num_parameters
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layout."""
+
+    layout: Layout
+    micro_batch: int
+    memory: Memory
+    activations: Activations
+    bytes_per_step: float
+    selection_bytes: int
+    selection_read_bytes: float
+    checkpoint: checkpoints.CheckpointSize
+    total_soft: int
+    total_hard: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """A config on several layouts."""
+
+    shapes: Shapes
+    checkpointing: bool  # of activations, in this config
+    disk_gb_per_s: float | None
+    rows: tuple[Row, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; sizes in bytes, per rank but for checkpoints."""
+        return {
+            "parameters": self.shapes.every,
+            "trained": self.shapes.trained,
+            "prunable_by_masks": self.shapes.prunable,
+            "teacher": self.shapes.teacher,
+            "activation_checkpointing": self.checkpointing,
+            "disk_gb_per_s": self.disk_gb_per_s,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+
+def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_per_s: float | None = None) -> Report:
+    """From the model's config alone: no weights, no GPU, no ranks."""
+    model, pruner = attached(config, config.task.num_labels)
+    shapes = shapes_of(config, model, pruner, num_parameters(config) if config.distill.teacher else 0)
+    rankings = sum(len(mask.shapes) if mask.config.scope == "matrix" else 1 for mask in pruner.masks)
+    task, known, rows = tasks.build(config.task), {}, []
+    for stage in stages:
+        for count in ranks:
+            layout, micro = _layout(config, count, stage)
+            if micro not in known:
+                known[micro] = activations(config, task, model.config, micro)
+            kept = known[micro].checkpointed if config.engine.activation_checkpointing else known[micro].whole
+            found = memory.memory(shapes, layout, kept)
+            selecting = 1 if stage == 0 else count
+            rows.append(
+                Row(
+                    layout,
+                    micro,
+                    found,
+                    known[micro],
+                    traffic.bytes_per_step(shapes, layout),
+                    traffic.bytes_per_selection(selecting, rankings, shapes.prunable) if rankings else 0,
+                    traffic.bytes_read_per_selection(shapes, layout),
+                    checkpoints.checkpoint_size(shapes, layout),
+                    found.total(),
+                    found.total(soft=False),
+                )
+            )
+    return Report(shapes, config.engine.activation_checkpointing, disk_gb_per_s, tuple(rows))
+
+
+def _layout(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
+    """The layout of a config on so many ranks, and sequences per forward; the global batch stays where it can."""
+    config, train, engine = copy.deepcopy(config), config.train, config.engine
+    config.engine.world_size, config.engine.zero_stage = ranks, stage
+    micro = train.micro_batch_size or max(1, train.global_batch_size // ranks)
+    e = itemsize(engine.dtype)
+    layout = Layout(
+        ranks=ranks,
+        stage=stage,
+        itemsize=e,
+        reduce_itemsize=memory.FP32 if engine.reduce_dtype == "fp32" else e,
+        offload=engine.offload_optimizer,
+        accumulation=max(1, train.global_batch_size // (micro * ranks)),
+    )
+    return memory.layout_of(layout, deepspeed_config(config)["zero_optimization"]), micro
+
+
+def tables(found: Report) -> list[Table]:
+    """Memory per rank; then what is sent, selected and saved."""
+    return [_memory_table(found), _traffic_table(found)]
+
+
+def _memory_table(found: Report) -> Table:
+    other = "without" if found.checkpointing else "with"
+    table = _table("Memory per rank, at most")
+    for column in ("weights", "gradients", "optimizer", "pruner soft", "hard", "activations", "(" + other + " ckpt)"):
+        table.add_column(column, justify="right")
+    shown = [name for name in ("teacher", "host") if any(getattr(row.memory, name) for row in found.rows)]
+    for column in ("buffers", *shown, "total soft", "hard"):
+        table.add_column(column, justify="right")
+    for row in found.rows:
+        each, alternative = row.memory, row.activations.whole if found.checkpointing else row.activations.checkpointed
+        values = [each.weights, each.gradients, each.optimizer, each.pruner_soft, each.pruner_hard, each.activations]
+        values += [alternative, each.reduction + max(each.gathered, each.step)]
+        values += [getattr(each, name) for name in shown] + [row.total_soft, row.total_hard]
+        table.add_row(str(row.layout.stage), f"{row.layout.ranks:,}", *map(size_in_words, values))
+    return table
+
+
+def _traffic_table(found: Report) -> Table:
+    disk = found.disk_gb_per_s
+    table = _table("Communication, selection, checkpoints")
+    for column in ("micro-batch", "accumulated", "sent/step/rank", "selection: all-reduced", "read/rank"):
+        table.add_column(column, justify="right")
+    for column in ("checkpoint soft", "hard", *([f"seconds at {disk:g} GB/s", "hard"] if disk else [])):
+        table.add_column(column, justify="right")
+    for row in found.rows:
+        saved = (row.checkpoint.soft, row.checkpoint.hard)
+        sizes = (row.bytes_per_step, row.selection_bytes, row.selection_read_bytes, *saved)
+        cells = [f"{row.micro_batch}", f"{row.layout.accumulation}", *map(size_in_words, sizes)]
+        cells += [f"{n / (disk * 1e9):,.1f}" for n in saved] if disk else []
+        table.add_row(str(row.layout.stage), f"{row.layout.ranks:,}", *cells)
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("ZeRO", "ranks"):
+        table.add_column(column, justify="right")
+    return table
+
+
+def summary(found: Report) -> str:
+    """The model in a sentence, and what the figures are."""
+    shapes = found.shapes
+    teacher = f", a teacher of {shapes.teacher:,}" if shapes.teacher else ""
+    kept = "with" if found.checkpointing else "without"
+    return (
+        f"{shapes.every:,} parameters, of which {shapes.trained:,} are trained and {shapes.prunable:,} have masks of "
+        f"single weights (gates of structures take next to nothing){teacher}.\n"
+        f"The totals are {kept} activation checkpointing, as the config says. Buffers: of the reduction (DeepSpeed's "
+        "buckets, whatever the model's size),\nand of gathered weights (ZeRO 3) or the step. By arithmetic; what one "
+        "operation needs for itself, and fragmentation, come on top."
+    )

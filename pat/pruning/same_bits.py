@@ -1,0 +1,46 @@
+"""What DeepSpeed's ZeRO 3 computes otherwise than stages 0 to 2, so that the same bits come out of every stage.
+
+1. A linear map with a bias. On inputs of more than two dimensions ZeRO 3's memory-saving one (zero/linear.py,
+   LinearFunctionForZeroStage3.forward) rounds x W^T before it adds the bias; torch's rounds once. Here it does, too.
+
+2. The order in which gradients are added up. ZeRO 3 passes each positional input of a module through an autograd
+   function of that module (zero/parameter_offload.py, PostBackwardFunctionModule). Where x is used inside a module and
+   outside, as by the residual around BERT's attention or by W, A and others around a LoRA adapter, its gradient is
+
+       ZeRO 3:  outside + (inside_1 + inside_2)        ZeRO 0, 1, 2:  (outside + inside_1) + inside_2
+
+   So the other stages get a node at the same place: a view, which costs no memory and no pass, but 15 us of Python a
+   module and step (CPU), 3 ms in a model of 30 layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_USE_ONCE = (nn.Linear, nn.Embedding, nn.Dropout, nn.Identity)  # modules that use their input once: nothing to add up
+
+
+def compute_as_everywhere(model: nn.Module, partitioned: bool) -> None:
+    """To be called once the engine stands; `partitioned`: ZeRO 3."""
+    if not partitioned:
+        for module in model.modules():
+            if type(module) not in _USE_ONCE:
+                module.register_forward_pre_hook(_own_inputs)
+        return
+    from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
+
+    LinearFunctionForZeroStage3.forward = staticmethod(_linear)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Torch's own, which DeepSpeed has replaced in torch.nn.functional."""
+    return torch.ops.aten.linear(input, weight, bias)
+
+
+def _own_inputs(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not torch.is_grad_enabled():
+        return None
+    return tuple(x.view_as(x) if isinstance(x, Tensor) and x.requires_grad else x for x in args)

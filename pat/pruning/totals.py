@@ -1,0 +1,59 @@
+"""Weights over all pruners of a run, each counted once, also where a mask lies inside what gates leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pat.pruning import nested
+from pat.pruning.masks import MaskPruner
+from pat.pruning.structured import GatePruner
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counted when asked, of what the pruners say then. Without pruners all are 0."""
+
+    masks: Sequence[MaskPruner]
+    gates: Sequence[GatePruner]
+
+    @property
+    def numel(self) -> int:
+        """Prunable weights."""
+        return sum(p.numel for p in self._all) - sum(nested.numel(*pair) for pair in self._pairs)
+
+    @property
+    def num_pruned(self) -> int:
+        """Weights removed, over all ranks."""
+        return sum(p.num_pruned for p in self._all) - sum(nested.num_pruned(*pair) for pair in self._pairs)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction removed of all prunable weights, counted."""
+        return self._fraction(self.num_pruned)
+
+    @property
+    def target(self) -> float:
+        """Fraction of all prunable weights that the budgets ask to remove."""
+        both = sum(nested.target_weights(*pair) for pair in self._pairs)
+        return self._fraction(sum(p.target_weights for p in self._all) - both)
+
+    def target_now(self, targets: Mapping[str, float]) -> float:
+        """Fraction of all prunable weights that is to be removed at a step, of every pruner's own target then."""
+        both = sum(
+            nested.target_weights(gate, mask) * targets[mask.name] * mask.numel / mask.target_weights
+            for gate, mask in self._pairs
+            if gate.hardened and mask.target_weights
+        )
+        return self._fraction(sum(targets[p.name] * p.numel for p in self._all) - both)
+
+    @property
+    def _all(self) -> list[MaskPruner | GatePruner]:
+        return [*self.masks, *self.gates]
+
+    @property
+    def _pairs(self) -> list[tuple[GatePruner, MaskPruner]]:
+        return [(gate, mask) for gate in self.gates for mask in self.masks]
+
+    def _fraction(self, weights: float) -> float:
+        return weights / self.numel if self._all else 0.0

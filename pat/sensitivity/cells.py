@@ -1,0 +1,136 @@
+"""What is removed, one at a time: weights of each linear map of each layer, units of each site."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pat.models.families import anatomy
+from pat.pruning import registry
+from pat.pruning.comm import LOCAL
+from pat.pruning.granularity.weight import Weight
+from pat.pruning.selection import keep_top
+from pat.pruning.sites import Site
+from pat.pruning.types import Run
+
+_IN_A_LAYER = re.compile(r"(.*?\.\d+)\.(.+)")  # the first number in a module's name is that of its layer
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One removal: `removed` of the `units` (weights, neurons, ...) of `target`, those of the smallest magnitude."""
+
+    target: str  # a parameter, or a site
+    layer: str  # module, as model.layers.3
+    kind: str  # what all layers have: mlp.down_proj, ffn, layers
+    fraction: float  # asked for
+    removed: int
+    units: int
+
+    @property
+    def key(self) -> tuple[str, float]:
+        """By which it is known on disk."""
+        return self.target, self.fraction
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of a model, by layer, and what they need to be measured."""
+
+    cells: list[Cell]
+    sites: dict[str, Site]
+    stacks: tuple[str, ...]  # whose layers the forward runs one after the other; () where that is not known
+    note: str | None  # why there are no structures
+
+    @property
+    def kinds(self) -> list[str]:
+        """In the order of the model."""
+        return list(dict.fromkeys(cell.kind for cell in self.cells))
+
+    @property
+    def layers(self) -> list[str]:
+        """In the order of the model."""
+        return list(dict.fromkeys(cell.layer for cell in self.cells))
+
+
+def grid(model: nn.Module, fractions: Sequence[float], patterns: Sequence[str] = ("*",)) -> Grid:
+    """Cells of the kinds that match a pattern (shell style). ValueError where none does, or for a bad fraction.
+
+    A whole layer or sublayer is one unit: it has one cell, of fraction 1.
+    """
+    for fraction in fractions:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"A fraction of {fraction:g} cannot be removed: give numbers above 0 and up to 1.")
+    fractions = sorted(set(fractions))
+    cells = [cell for name, module in model.named_modules() for cell in _of_weights(name, module, fractions)]
+    sites, stacks, note = _sites(model)
+    for site in sites:
+        stack = re.match(r".*?\.\d+(?=\.|$)", site.consumer)
+        assert stack, site.consumer
+        wanted = fractions if site.features else [1.0]
+        counts = {f: max(1, round(f * site.num_units)) for f in wanted}
+        cells += [Cell(site.name, stack[0], site.structure, f, n, site.num_units) for f, n in counts.items()]
+    kinds = list(dict.fromkeys(cell.kind for cell in cells))
+    chosen = [cell for cell in cells if any(fnmatchcase(cell.kind, pattern) for pattern in patterns)]
+    if not chosen:
+        raise ValueError(
+            f"No kind of parameter matches {' '.join(patterns)}: the model has {', '.join(kinds) or 'no layers'}."
+        )
+    order = {layer: i for i, layer in enumerate(dict.fromkeys(cell.layer for cell in cells))}
+    return Grid(sorted(chosen, key=lambda cell: order[cell.layer]), {site.name: site for site in sites}, stacks, note)
+
+
+def _of_weights(name: str, module: nn.Module, fractions: Sequence[float]) -> list[Cell]:
+    place = _IN_A_LAYER.fullmatch(name)
+    weight: Any = getattr(module, "weight", None)
+    if not place or not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+        return []
+    shape = tuple(weight.shape)
+    counts = {f: Weight().pruned_units([shape], f, "matrix") for f in fractions}
+    return [Cell(f"{name}.weight", place[1], place[2], f, n, math.prod(shape)) for f, n in counts.items()]
+
+
+def _sites(model: nn.Module) -> tuple[list[Site], tuple[str, ...], str | None]:
+    """Sites of every structure that the model has, and its stacks. A KV group with one head is a head."""
+    try:
+        found = anatomy(model)
+    except ValueError as error:
+        return [], (), str(error)
+    sites: dict[str, list[Site]] = {}
+    for name in registry.names("structure"):
+        try:
+            sites[name] = registry.build("structure", name).sites(found)
+        except ValueError:  # heads that share a KV head, or no such sublayer
+            continue
+    if "heads" in sites:
+        sites.pop("kv_groups", None)
+    inner_first = sorted(sites.values(), key=lambda of_one: not of_one[0].features)
+    stacks = tuple(dict.fromkeys(layer.stack for layer in found.layers))
+    return [site for of_one in inner_first for site in of_one], stacks, None
+
+
+def keep_largest(scores: Tensor, removed: int) -> Tensor:
+    """Bool, shaped as the scores: all but the `removed` lowest, by the exact selection that training uses."""
+    flat = scores.detach().reshape(-1).float().contiguous()
+    keep = torch.empty(flat.numel(), dtype=torch.uint8, device=flat.device)
+    keep_top([Run("scores", tuple(flat.shape), 0, flat, keep)], flat.numel() - removed, LOCAL)
+    return keep.bool().view(scores.shape)
+
+
+def unit_magnitude(site: Site, parameters: Mapping[str, Tensor]) -> Tensor:
+    """(units,) fp32: sum w^2 / n over the n weights that a unit owns, as `gate.name=magnitude` ranks them."""
+    total, count = torch.zeros(site.num_units, dtype=torch.float64), 0
+    for part in site.slices:
+        moved = parameters[part.parameter].detach().movedim(part.dim, 0)
+        own = moved[part.start : part.start + site.num_units * part.per_unit]
+        squares = own.float().square().reshape(len(own), -1).sum(1, dtype=torch.float64).cpu()
+        total += squares.view(site.num_units, part.per_unit).sum(1)
+        count += own[: part.per_unit].numel()
+    return (total / count).float()

@@ -1,0 +1,71 @@
+"""Measured cells as JSON, CSV and a table; what is shown is by how much the loss rises."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pat.sensitivity.cells import Grid
+from pat.sensitivity.measure import Metrics
+
+Rows = list[dict[str, Any]]
+
+
+def rows(grid: Grid, found: Mapping[tuple[str, float], Metrics], baseline: Metrics) -> Rows:
+    """One flat mapping a cell; `increase` is loss - baseline loss, in nats."""
+    return [
+        {
+            "layer": cell.layer,
+            "kind": cell.kind,
+            "fraction": cell.fraction,
+            "removed": cell.removed,
+            "units": cell.units,
+            "increase": found[cell.key]["loss"] - baseline["loss"],
+            **found[cell.key],
+        }
+        for cell in grid.cells
+    ]
+
+
+def write_csv(path: Path, cells: Rows) -> None:
+    """A line a cell."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(cells[0]))
+        writer.writeheader()
+        writer.writerows(cells)
+
+
+def short_layers(layers: Sequence[str]) -> list[str]:
+    """Their numbers where all are of one stack, else their names."""
+    stacks = {layer.rpartition(".")[0] for layer in layers}
+    return [layer.rpartition(".")[2] for layer in layers] if len(stacks) == 1 else list(layers)
+
+
+def table(cells: Rows, baseline: Metrics) -> Table:
+    """Per kind and fraction: the mean over the layers, and the most with the layer that has it."""
+    fractions = sorted({cell["fraction"] for cell in cells})
+    layers = list(dict.fromkeys(cell["layer"] for cell in cells))
+    names = dict(zip(layers, short_layers(layers), strict=True))
+    before = ", ".join(f"{name} {value:.4g}" for name, value in baseline.items())
+    found = Table(title=f"Loss added: mean over layers, most @ layer. Nothing removed: {before}", title_justify="left")
+    found.add_column("removed", no_wrap=True)
+    for fraction in fractions:
+        found.add_column(f"{fraction:.0%}", justify="right", no_wrap=True)
+    for kind in dict.fromkeys(cell["kind"] for cell in cells):
+        line = []
+        for fraction in fractions:
+            mine = [cell for cell in cells if cell["kind"] == kind and cell["fraction"] == fraction]
+            if not mine:
+                line.append("")
+                continue
+            worst = max(mine, key=lambda cell: cell["increase"])
+            mean = sum(cell["increase"] for cell in mine) / len(mine)
+            line.append(
+                f"{mean + 0.0:.3f}, {worst['increase']:.3f} @ {names[worst['layer']]}".replace("-0.000", "0.000")
+            )
+        found.add_row(kind, *line)
+    return found

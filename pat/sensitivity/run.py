@@ -1,0 +1,75 @@
+"""A whole measurement: from a config to the files in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pat import data, models, tasks
+from pat.build import fitting_data
+from pat.config import Config
+from pat.engine import accelerator
+from pat.models.dtypes import DTYPES
+from pat.process import only_user_of
+from pat.run import seed_everything, versions, write_json
+from pat.sensitivity import plot, report
+from pat.sensitivity.cells import grid
+from pat.sensitivity.journal import Journal
+from pat.sensitivity.measure import evaluate, measure
+from pat.watch import watch
+
+
+def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: Path) -> dict[str, Any]:
+    """Measure what is not in `out` yet, and write sensitivity.json, .csv and .png there; returns the JSON's content.
+
+    ValueError for a model that was not trained on the task, for kinds that it does not have, and where `out` is about
+    something else.
+    """
+    task, tokenizer, prepared = tasks.build(config.task), models.build_tokenizer(config.model), fitting_data(config)
+    seed_everything(config.seed)
+    options = (tokenizer, prepared.label_names, config.model.init == "pretrained")
+    model: Any = models.build_model(config.model, task, DTYPES[config.engine.dtype], prepared.num_labels, *options)
+    model = model.to(accelerator()).eval().requires_grad_(False)
+    found = grid(model, fractions, kinds)
+    if found.note:
+        print(f"weights only, no structures: {found.note}", flush=True)
+    batches = list(data.eval_batches(prepared.eval, task, tokenizer, config, 0, 1, accelerator()))
+    identity = {
+        "model": asdict(config.model),
+        "task": asdict(config.task),
+        "data": prepared.info["cache"].rpartition("/")[2],
+        "samples": len(prepared.eval),
+        "dtype": config.engine.dtype,
+        "seed": config.seed if config.model.init == "random" else None,
+    }
+    with only_user_of(out), Journal(out / "cells.jsonl", identity, evaluate(model, task, batches)) as journal:
+        left = [cell for cell in found.cells if cell.key not in journal.found]
+        done = len(found.cells) - len(left)
+        print(
+            f"{len(found.cells)} removals of {len(found.kinds)} kinds in {len(found.layers)} layers, on "
+            f"{len(prepared.eval)} held-out samples" + (f"; {done} are in {journal.path} already" if done else ""),
+            flush=True,
+        )
+        with watch("measuring", len(found.cells), done) as advance:
+            for cell, metrics in measure(model, task, batches, found, left):
+                journal.add(cell, metrics)
+                advance(1)
+        cells = report.rows(found, journal.found, journal.baseline)
+        result = {
+            **identity,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "versions": versions(),
+            "baseline": journal.baseline,
+            "cells": cells,
+        }
+    write_json(out / "sensitivity.json", result)
+    report.write_csv(out / "sensitivity.csv", cells)
+    if plot.available():
+        name = Path(config.model.path).name if config.model.path else config.model.config["model_type"]
+        title = f"{name}: loss added by each removal alone (nothing removed: {journal.baseline['loss']:.3f})"
+        plot.heat_map(cells, out / "sensitivity.png", title)
+    return result

@@ -1,0 +1,96 @@
+"""From Hydra's multirun syntax to the members of a sweep: each is one `pat train`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from pat.compose import compose, run_name
+from pat.config import Config
+
+_OURS = ("run.dir", "run.name")  # of a sweep's members
+_LONGEST = 120  # bytes of a member's name, which is a directory
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a sweep."""
+
+    name: str  # also its directory
+    dir: Path
+    varied: dict[str, str]  # the keys that differ between members
+    command: tuple[str, ...]  # of `pat`: train ...
+    config: Config
+
+
+def sweep_name(overrides: Sequence[str]) -> str:
+    """The recipe and the overrides: the same command finds its sweep again."""
+    recipe = next((o.partition("=")[2] for o in overrides if o.startswith("recipe=")), None)
+    return run_name(overrides, recipe and recipe.replace(",", "_"), sweep=True)
+
+
+def members_of(overrides: Sequence[str], out: Path, config_dir: str | None = None) -> list[Member]:
+    """Compose every combination that the overrides ask for. ValueError where one of them is no valid run."""
+    for override in overrides:
+        if override.lstrip("+").partition("=")[0] in _OURS:
+            raise ValueError(f"{override}: the runs of a sweep live in directories of their own below --out")
+    options = ["--config-dir", config_dir] if config_dir else []
+    found: list[tuple[list[str], Config]] = []
+
+    def take(config: Config) -> int:
+        found.append((list(HydraConfig.get().overrides.task), config))
+        return 0
+
+    with tempfile.TemporaryDirectory() as scratch:  # Hydra's record: sweep.json says the same
+        compose([*overrides, f"hydra.sweep.dir={quoted(scratch)}", "--multirun", *options], take)
+    if len(found) < 2:
+        raise ValueError("nothing is swept: give a key several values, such as seed=0,1,2, or take `pat train`")
+    varied = _varied([given for given, _ in found])
+    names = [_name(differing) for differing in varied]
+    members = []
+    for (given, config), differing, name in zip(found, varied, names, strict=True):
+        if names.count(name) > 1:  # values that differ in signs which no directory should have
+            name += "-" + hashlib.sha256(repr(differing).encode()).hexdigest()[:8]
+        run_dir = out / name
+        ours = [f"run.dir={quoted(run_dir)}", f"run.name={quoted(name)}"]
+        if not config.logger.group:
+            ours.append(f"logger.group={quoted(out.name)}")
+        members.append(Member(name, run_dir, differing, ("train", *given, *ours, *options), config))
+    return members
+
+
+def python_command(member: Member) -> list[str]:
+    """What starts a member on this machine."""
+    return [sys.executable, "-m", "pat.cli", *member.command]
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra's grammar takes it, whatever signs it has."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def _varied(overrides: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Of each member the keys, as the user knows them, that have not one value in all."""
+    tables = [{_key(o): o.partition("=")[2] for o in given} for given in overrides]
+    keys = [key for key in tables[0] if len({table.get(key) for table in tables}) > 1]
+    return [{key: table[key] for key in keys} for table in tables]
+
+
+def _key(override: str) -> str:
+    """`criterion@pruners.weights.criterion=...` is how a method is chosen: `weights.criterion`."""
+    return override.lstrip("+").partition("=")[0].rpartition("@")[2].removeprefix("pruners.")
+
+
+def _name(varied: dict[str, str]) -> str:
+    name = ",".join(re.sub(r"[^\w.=+~-]+", "_", f"{key}={value}") for key, value in varied.items())
+    if len(name.encode()) > _LONGEST:
+        name = name[: _LONGEST - 20] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name

@@ -1,0 +1,72 @@
+"""Members of a sweep as jobs of a Slurm cluster: each is submitted as `pat submit` does, and then only watched.
+
+A sweep that is stopped leaves its jobs in the queue; --continue watches them again.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+from pat import slurm
+from pat.cluster import ClusterConfig
+from pat.config import Config
+from pat.run import ExitCode, RunDir, read_exit, read_json
+from pat.sweeps.members import Member
+
+LOOK_S = 5.0  # between two questions to Slurm about one job
+
+
+@dataclass
+class Job:
+    """A member's job."""
+
+    run: RunDir
+    number: str  # empty where Slurm has refused it
+    message: str = ""
+    looked: float = -LOOK_S
+    left: bool = False
+
+    def poll(self) -> int | None:
+        """The run's exit code once its job is over; that of a preempted run when nobody watches it any more."""
+        if not self.number:
+            return ExitCode.BAD_INPUT
+        if self.left:
+            return ExitCode.PREEMPTED
+        if time.monotonic() - self.looked < LOOK_S:
+            return None
+        self.looked = time.monotonic()
+        state = slurm.states([self.number]).get(self.number)
+        if state is not None and state not in slurm.OVER:
+            return None
+        code = (read_exit(self.run.path) or {}).get("code")
+        if state == "COMPLETED":
+            return ExitCode.DONE if code is None else code
+        return code or ExitCode.ERROR  # a job that failed, or that Slurm has forgotten
+
+    def send_signal(self, sig: int, /) -> None:
+        """The sweep is asked to stop: the job is not."""
+        self.left, self.message = True, f"job {self.number} was left to itself"
+
+
+def start(member: Member, group: str, cluster: ClusterConfig) -> Job:
+    """Submit a member, unless it has a job that is not over."""
+    run = RunDir(member.dir.resolve())
+    number = (read_json(run.job) or {}).get("job_id")
+    if number and slurm.states([number]).get(number, slurm.OVER[0]) not in slurm.OVER:
+        return Job(run, number)
+    run.exit.unlink(missing_ok=True)  # of an earlier job
+    try:
+        return Job(run, slurm.submit(config_of(member, group, cluster), cluster))
+    except ValueError as error:  # a limit on jobs, perhaps: the others go on
+        return Job(run, "", str(error))
+
+
+def config_of(member: Member, group: str, cluster: ClusterConfig) -> Config:
+    """What its job is to train: in its directory, under the sweep's name, with the ranks of the cluster."""
+    config = copy.deepcopy(member.config)
+    config.run.dir, config.run.name = str(member.dir), member.name
+    config.logger.group = config.logger.group or group
+    slurm.fit_ranks(config, cluster)
+    return config

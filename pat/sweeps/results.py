@@ -1,0 +1,168 @@
+"""What a sweep came to: sweep.json, a table, and which points no other point beats.
+
+A point is what its seeds have in common: the means over the members that differ in nothing but `seed`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from pat import run, tasks
+from pat.run import ExitCode, RunDir
+from pat.sweeps.members import Member
+from pat.sweeps.runner import Ended
+
+SWEEP_FILE = "sweep.json"
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the picture: what `value` of a summary is drawn, and which way it improves."""
+
+    name: str
+    label: str  # with its unit
+    higher_is_better: bool
+    scale: float = 1.0  # from the value's unit to the label's
+
+    def value(self, record: Mapping[str, Any]) -> float | None:
+        """Of a member's record in sweep.json; None where it has none."""
+        summary = record.get("summary") or {}
+        if self.name == "latency":
+            return record.get("latency_ms")
+        if self.name == "parameters":
+            every, gone = summary.get("parameters"), summary.get("sparsity_all_parameters")
+            return None if every is None or gone is None else every * (1.0 - gone)
+        if self.name == "sparsity":
+            return summary.get("sparsity")
+        return (summary.get("metrics") or {}).get(self.name)
+
+
+X_AXES = {
+    "sparsity": Axis("sparsity", "sparsity (% of the prunable weights)", True, 100.0),
+    "parameters": Axis("parameters", "parameters that are not zero (millions)", False, 1e-6),
+    "latency": Axis("latency", "latency of one forward (ms)", False),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """The members that differ in their seed only."""
+
+    varied: dict[str, str]  # without the seed
+    x: float  # means
+    y: float
+    y_spread: float  # highest - lowest
+    members: int
+    best: bool = False  # no other point is as good in one and better in the other
+
+
+def y_axis(members: Sequence[Member], metric: str | None) -> Axis:
+    """The metric to draw, by default the one that the task shows. ValueError for one that it does not have."""
+    names = {member.config.task.name for member in members}
+    if len(names) > 1:
+        raise ValueError(f"the tasks {' and '.join(sorted(names))} share no metric: sweep over runs of one task")
+    task = tasks.build(members[0].config.task)
+    name = metric or task.headline
+    higher = task.higher_is_better(name)
+    return Axis(name, f"{name} on held-out data ({'higher' if higher else 'lower'} is better)", higher)
+
+
+def record_of(member: Member, ended: Ended | None, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A member's entry in sweep.json: how its last start ended, and its summary if it is done."""
+    known = dict(earlier or {}) if ended is None else {"code": ended.code, "message": ended.message}
+    if ended is not None:
+        known |= {"seconds": round(ended.seconds, 1), "latency_ms": None}
+    code = known.get("code")
+    return {
+        "name": member.name,
+        "varied": member.varied,
+        "command": list(member.command),
+        "dir": str(member.dir),
+        "code": code,
+        "meaning": NOT_RUN if code is None else meaning(code),
+        "message": known.get("message", ""),
+        "seconds": known.get("seconds"),
+        "latency_ms": known.get("latency_ms"),
+        "summary": run.read_json(RunDir(member.dir).summary) if code == ExitCode.DONE else None,
+    }
+
+
+def meaning(code: int) -> str:
+    """An exit code in a word."""
+    return ExitCode(code).name.lower() if code in list(ExitCode) else f"exit code {code}"
+
+
+def points(records: Sequence[Mapping[str, Any]], x: Axis, y: Axis) -> list[Point]:
+    """Means over seeds of the members that are done, in the order of the sweep, the best ones marked."""
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[float, float]]] = {}
+    for record in records:
+        at = (x.value(record), y.value(record))
+        if at[0] is not None and at[1] is not None:
+            key = tuple((k, v) for k, v in record["varied"].items() if k != "seed")
+            groups.setdefault(key, []).append((at[0], at[1]))
+    means = [
+        (statistics.fmean(a for a, _ in values), statistics.fmean(b for _, b in values)) for values in groups.values()
+    ]
+    best = pareto(means, x.higher_is_better, y.higher_is_better)
+    return [
+        Point(dict(key), at[0], at[1], max(b for _, b in values) - min(b for _, b in values), len(values), is_best)
+        for (key, values), at, is_best in zip(groups.items(), means, best, strict=True)
+    ]
+
+
+def pareto(values: Sequence[tuple[float, float]], x_higher: bool, y_higher: bool) -> list[bool]:
+    """Of each (x, y), whether no other is at least as good in both and better in one."""
+    signed = [(a if x_higher else -a, b if y_higher else -b) for a, b in values]
+    return [not any(o[0] >= p[0] and o[1] >= p[1] and o != p for o in signed) for p in signed]
+
+
+def write(out: Path, command: Sequence[str], records: Sequence[Mapping[str, Any]], x: Axis, y: Axis) -> None:
+    """sweep.json, atomically: after every member, so that a sweep that dies has its record."""
+    run.write_json(
+        out / SWEEP_FILE,
+        {
+            "name": out.name,
+            "command": list(command),
+            "x": x.name,
+            "y": y.name,
+            "y_higher_is_better": y.higher_is_better,
+            "versions": run.versions(),
+            "members": list(records),
+            "points": [asdict(point) for point in points(records, x, y)],
+        },
+    )
+
+
+def table(records: Sequence[Mapping[str, Any]], x: Axis, y: Axis, title: str) -> Table:
+    """One line a member; a star where its point is on the Pareto front."""
+    found = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    keys = list(records[0]["varied"])
+    ends = [key.rpartition(".")[2] for key in keys]
+    for key, end in zip(keys, ends, strict=True):
+        found.add_column(end if ends.count(end) == 1 else key, overflow="fold")
+    for column in ("state", "minutes", "sparsity", "non-zero", *([x.name] if x.name == "latency" else []), y.name):
+        found.add_column(column, justify="right")
+    found.add_column("front", justify="center")
+    best = [point.varied for point in points(records, x, y) if point.best]
+    for record in records:
+        without_seed = {k: v for k, v in record["varied"].items() if k != "seed"}
+        cells = [record["varied"][key] for key in keys]
+        cells += [record["meaning"], _number(record["seconds"], "{:.1f}", 1 / 60)]
+        cells += [_number(X_AXES["sparsity"].value(record), "{:.1%}")]
+        cells += [_number(X_AXES["parameters"].value(record), "{:.2f} M", 1e-6)]
+        cells += [_number(record["latency_ms"], "{:.1f} ms")] * (x.name == "latency")
+        cells += [_number(y.value(record), "{:.4g}"), "*" if record["summary"] and without_seed in best else ""]
+        found.add_row(*cells)
+    return found
+
+
+def _number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "" if value is None else form.format(value * scale)

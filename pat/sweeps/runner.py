@@ -1,0 +1,184 @@
+"""Runs the members of a sweep, so many at once, and answers for them until the last has left.
+
+A member that fails costs only itself. Ctrl-C, SIGTERM and SIGUSR1 go to all that run, which save and leave; no other is
+started. How a member is started is the caller's: on this machine `start_here`, or a function that submits a job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pat.process import die_with_parent
+from pat.run import ExitCode
+from pat.sweeps.members import Member, python_command
+
+POLL_S = 0.2
+SECOND_SIGNAL_S = 0.5  # between two interrupts: a rank that counts them must see two
+_FORWARDED = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1}
+
+
+class Running(Protocol):
+    """A member that was started."""
+
+    message: str  # why it ended, where its log does not say so
+
+    def poll(self) -> int | None:
+        """Its exit code once it has ended."""
+        ...
+
+    def send_signal(self, sig: int, /) -> None:
+        """Pass a signal on."""
+        ...
+
+
+Start = Callable[[Member, int], Running]  # the member, and which of the places for `jobs` members it takes
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one start of a member went."""
+
+    code: int
+    seconds: float
+    message: str = ""
+
+
+@dataclass
+class Runner:
+    """Starts members and waits for them."""
+
+    jobs: int
+    start: Start
+    log: Callable[[Member], Path]
+    begun: Callable[[Member], None]
+    ended: Callable[[Member, Ended], None]
+    signals: list[int] = field(default_factory=list)
+    stopping: bool = False  # signals were passed on: no more members
+
+    def run(self, members: Sequence[Member]) -> bool:
+        """All members, in their order; whether the sweep was asked to stop before the last had ended."""
+        waiting, running = list(members), {}
+        places = list(range(self.jobs))
+        with self._handlers():
+            while running or (waiting and not self.signals):
+                while waiting and places and not self.signals:
+                    member, place = waiting.pop(0), places.pop(0)
+                    self.begun(member)
+                    running[member.name] = (member, self.start(member, place), place, time.monotonic())
+                self._forward([entry[1] for entry in running.values()])
+                time.sleep(POLL_S)
+                for name, (member, started, place, at) in list(running.items()):
+                    code = started.poll()
+                    if code is not None:
+                        del running[name]
+                        places = sorted([*places, place])
+                        self.ended(member, self._ended(member, started, code, time.monotonic() - at))
+        return bool(self.signals)
+
+    def _ended(self, member: Member, started: Running, code: int, seconds: float) -> Ended:
+        if code == ExitCode.DONE:
+            return Ended(code, seconds)
+        if code < 0 and self.signals:  # before `pat train` had its handlers in place, so nothing was to be saved
+            return Ended(ExitCode.PREEMPTED, seconds, "asked to stop before it began")
+        said = started.message or last_sentence(self.log(member))
+        if code < 0:
+            return Ended(ExitCode.ERROR, seconds, f"killed by {signal.Signals(-code).name}" + (said and f"; {said}"))
+        return Ended(code, seconds, said or f"left with exit code {code}")
+
+    def _forward(self, running: Sequence[Running]) -> None:
+        if self.signals and not self.stopping:
+            self.stopping = True
+            for each in running:
+                each.send_signal(_FORWARDED[signal.Signals(self.signals[0])])
+        elif self.signals.count(signal.SIGINT) > 1:
+            self.signals = [signal.SIGTERM]  # heard; the members end at once
+            for _ in range(2):
+                for each in running:
+                    each.send_signal(signal.SIGINT)
+                time.sleep(SECOND_SIGNAL_S)
+
+    @contextlib.contextmanager
+    def _handlers(self) -> Iterator[None]:
+        def note(number: int, _frame: Any) -> None:
+            self.signals.append(number)
+
+        before = {number: signal.signal(number, note) for number in _FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Here(subprocess.Popen[bytes]):
+    """A member on this machine."""
+
+    message = ""
+
+
+def start_here(member: Member, place: int, jobs: int, log: Path) -> Here:
+    """A member on this machine, in a session of its own; it saves and leaves when this process dies."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as output:
+        return Here(
+            python_command(member),
+            env=environment(member, place, jobs),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )
+
+
+def environment(member: Member, place: int, jobs: int) -> dict[str, str]:
+    """Of a member: its share of the cores and, of the GPUs, those of its place."""
+    from pat.launcher import rank_variables
+
+    engine = member.config.engine
+    variables = rank_variables(member.config)
+    if "OMP_NUM_THREADS" not in os.environ and not engine.threads_per_rank:
+        variables["OMP_NUM_THREADS"] = str(max(1, int(variables["OMP_NUM_THREADS"]) // jobs))
+    devices = visible_devices()
+    if devices and jobs > 1:
+        first = place * engine.world_size
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + engine.world_size])
+    return variables
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process may give away; none on a machine without."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def check_places(members: Sequence[Member], jobs: int, devices: Sequence[str]) -> None:
+    """ValueError where `jobs` members at once would share GPUs."""
+    most = max(member.config.engine.world_size for member in members)
+    if devices and jobs * most > len(devices):
+        raise ValueError(
+            f"--jobs {jobs} with {most} ranks each needs {jobs * most} GPUs and this machine shows {len(devices)}: "
+            f"give at most --jobs {len(devices) // most}"
+        )
+
+
+def last_sentence(log: Path) -> str:
+    """What a member said last: its own sentence if there is one, else its last line."""
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    said = [line.removeprefix("pat: ") for line in lines if line.startswith("pat: ")]
+    return (said or lines or [""])[-1]

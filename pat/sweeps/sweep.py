@@ -1,0 +1,142 @@
+"""A sweep from its start to its table and picture."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pat import run
+from pat.cluster import ClusterConfig
+from pat.process import only_user_of
+from pat.run import ExitCode
+from pat.sweeps import on_slurm, plot, results
+from pat.sweeps.members import Member
+from pat.sweeps.results import SWEEP_FILE, Axis
+from pat.sweeps.runner import Ended, Runner, check_places, start_here, visible_devices
+
+WIDTH = 110  # of the table, at least
+
+
+@dataclass
+class Sweep:
+    """The members of a sweep and what is known of each."""
+
+    out: Path
+    command: Sequence[str]
+    members: Sequence[Member]
+    x: Axis
+    y: Axis
+    jobs: int
+    say: Callable[[str], None]
+    cluster: ClusterConfig | None = None  # None: on this machine
+
+    def run(self, go_on: bool) -> int:
+        """Run what is missing, then the table and the picture; returns the exit code of `pat sweep`."""
+        if self.cluster is None:
+            check_places(self.members, self.jobs, visible_devices())
+        else:  # before the first is submitted
+            for member in self.members:
+                on_slurm.config_of(member, self.out.name, self.cluster)
+        earlier = self._earlier(go_on)
+        with only_user_of(self.out):
+            done = [member for member in self.members if go_on and is_done(member)]
+            self.records = {
+                member.name: results.record_of(
+                    member, None, {"code": 0} | earlier.get(member.name, {}) | {"code": 0} if member in done else None
+                )
+                for member in self.members
+            }
+            missing = [member for member in self.members if member not in done]
+            self.number = {member.name: f"[{i}/{len(self.members)}]" for i, member in enumerate(self.members, 1)}
+            if done:
+                self.say(f"{len(done)} of {len(self.members)} runs are done already")
+            if not plot.available():
+                self.say(f"matplotlib is not installed, so there will be no picture; {plot.HOW_TO_GET}")
+            self._write()
+            stopped = Runner(self.jobs, self._start, self.log, self._begun, self._ended).run(missing)
+            if self.x.name == "latency" and not stopped:
+                self._measure_latencies()
+            self._report()
+        codes = [record["code"] for record in self.records.values()]
+        return ExitCode.PREEMPTED if stopped else next((code for code in codes if code), ExitCode.DONE)
+
+    def log(self, member: Member) -> Path:
+        """What a member's command printed in its last start here, or rank 0 of its job."""
+        if self.cluster is not None:
+            return run.RunDir(member.dir).logs / "rank-0.log"
+        return self.out / "logs" / f"{member.name}.log"
+
+    def _earlier(self, go_on: bool) -> dict[str, Any]:
+        found = run.read_json(self.out / SWEEP_FILE)
+        if found and not go_on:
+            raise ValueError(
+                f"{self.out} holds a sweep: --continue runs what it lacks; for a new one give another --out"
+            )
+        return {record["name"]: record for record in (found or {"members": []})["members"]}
+
+    def _start(self, member: Member, place: int) -> Any:
+        if self.cluster is None:
+            return start_here(member, place, self.jobs, self.log(member))
+        job = on_slurm.start(member, self.out.name, self.cluster)
+        self.say(
+            f"{self.number[member.name]} {member.name}: job {job.number} (pat logs {shlex.quote(str(member.dir))})"
+        )
+        return job
+
+    def _begun(self, member: Member) -> None:
+        if self.cluster is None:
+            where = shlex.quote(str(self.log(member)))
+            self.say(f"{self.number[member.name]} {member.name}: started (tail -f {where})")
+
+    def _ended(self, member: Member, ended: Ended) -> None:
+        record = self.records[member.name] = results.record_of(member, ended)
+        value = self.y.value(record)
+        how = f"{self.y.name} {value:.4g}" if value is not None else ended.message
+        self.say(f"{self.number[member.name]} {member.name}: {record['meaning']} after {ended.seconds:.0f} s; {how}")
+        self._write()
+
+    def _measure_latencies(self) -> None:
+        """One after another when all have ended: nothing else runs beside them."""
+        from pat.sweeps.latency import forward_ms
+
+        for member in self.members:
+            record = self.records[member.name]
+            if record["summary"] and record["latency_ms"] is None:
+                record["latency_ms"] = forward_ms(member.dir)
+                self.say(f"{self.number[member.name]} {member.name}: {record['latency_ms']:.1f} ms a forward")
+                self._write()
+
+    def _write(self) -> None:
+        results.write(self.out, self.command, list(self.records.values()), self.x, self.y)
+
+    def _report(self) -> None:
+        records = list(self.records.values())
+        console = Console()
+        console.width = max(console.width, WIDTH)  # a log is no terminal of 80 columns
+        console.print(results.table(records, self.x, self.y, f"sweep {self.out.name}"))
+        for record in records:
+            if record["code"]:
+                self.say(f"{record['name']}: {record['meaning']}: {record['message']}")
+        found = results.points(records, self.x, self.y)
+        if found and plot.available():
+            picture = self.out / "pareto.png"
+            plot.draw(found, self.x, self.y, self.out.name, picture)
+            self.say(f"the picture is {picture}")
+        left = sum(record["code"] != ExitCode.DONE for record in records)
+        if left:
+            how = "runs them again" if self.cluster is None else "watches their jobs, and submits those that have none"
+            self.say(f"{left} of {len(records)} runs are not done: the same command with --continue {how}")
+
+
+def is_done(member: Member) -> bool:
+    """Whether its last checkpoint is whole and its summary there, of this very config."""
+    from pat.build import is_complete
+    from pat.compose import changed_keys, load
+
+    frozen = run.RunDir(member.dir).config
+    return frozen.exists() and not changed_keys(load(frozen), member.config) and is_complete(member.config, member.dir)

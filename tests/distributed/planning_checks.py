@@ -1,0 +1,144 @@
+"""What a real run holds, sends and saves, beside what `pat plan` says of it."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pat import checkpoint
+from pat import engine as ds
+from pat.planning import checkpoints, memory, traffic
+from pat.planning.memory import Layout
+from pat.planning.shapes import shapes_of
+from pat.pruning.pruner import Pruner
+from tests.distributed import harness
+from tests.distributed.harness import LLAMA, Trained, main
+
+SIZE: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "vocab_size": 1000,
+    "num_hidden_layers": 4,
+    "head_dim": 64,
+}
+BUCKET = 2_000_000  # elements of the reduction: not as large as the rest together
+COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
+
+
+def storages(tensors: Iterable[Any]) -> dict[int, int]:
+    """Bytes of each storage."""
+    found = {}
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return found
+
+
+def alive() -> dict[int, int]:
+    """All that Python can reach."""
+    gc.collect()
+    return storages(each for each in gc.get_objects() if type(each) is not type and isinstance(each, torch.Tensor))
+
+
+def count_traffic() -> Counter[str]:
+    """From now on: bytes that DeepSpeed's backend is given, whole tensors, by collective."""
+    from deepspeed.comm.torch import TorchBackend
+
+    sent: Counter[str] = Counter()
+    for name in COLLECTIVES:
+        plain = getattr(TorchBackend, name)
+
+        def counted(self: Any, *args: Any, name: str = name, plain: Any = plain, **kwargs: Any) -> Any:
+            sizes = [t.numel() * t.element_size() for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+            sent[name] += max(sizes)
+            return plain(self, *args, **kwargs)
+
+        setattr(TorchBackend, name, counted)
+    return sent
+
+
+def sent_by_ring(sent: Counter[str], ranks: int) -> float:
+    """Bytes that one rank of a ring sends for them."""
+    return (
+        (2 * sent["all_reduce"] + sent["all_gather_into_tensor"] + sent["reduce_scatter_tensor"]) * (ranks - 1) / ranks
+    )
+
+
+def parts(trained: Trained) -> dict[str, int]:
+    """Bytes by what they are for."""
+    shards, zero = trained.pruner.shards, trained.pruner.shards.zero
+    weights = [p.data for p in shards.parameters.values()] + [
+        getattr(p, "ds_tensor", None) for p in shards.parameters.values()
+    ]
+    optimizer = [s.flat.data for s in shards.shards] + [t for s in shards.base.state.values() for t in s.values()]
+    waiting = getattr(zero, "averaged_gradients", {})
+    gradients = [g for group in waiting.values() for g in group or ()] + [p.grad for p in shards.parameters.values()]
+    states = [s for mask in trained.pruner.masks for s in mask.states]
+    pruner = [t for s in states for t in (s.keep, s.score, s.dense)]
+    found = {"weights": weights, "optimizer": optimizer, "gradients": gradients, "pruner": pruner}
+    return {name: sum(storages(tensors).values()) for name, tensors in found.items()}
+
+
+def expected(config: Any, stage: int) -> tuple[Any, Layout]:
+    """Shapes and layout as `pat plan` finds them."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | SIZE))
+    ds.freeze(model, config.optim.trainable)
+    pruner = Pruner(config)
+    pruner.attach(model)
+    layout = Layout(dist.get_world_size(), stage, accumulation=2)
+    return shapes_of(config, model, pruner), memory.layout_of(layout, ds.deepspeed_config(config)["zero_optimization"])
+
+
+def checks(args: list[str]) -> dict[str, Any]:
+    """{what: [measured, planned]} of one ZeRO stage, bytes."""
+    stage, before = int(args[0]), alive()
+    keys = {"zero_optimization": {"reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 1000}}
+    config = harness.make_config("movement", engine__zero_stage=stage, engine__deepspeed=keys, model__config=SIZE)
+    config.train.micro_batch_size = config.train.global_batch_size // dist.get_world_size() // 2
+    shapes, layout = expected(config, stage)
+    plan, size = memory.memory(shapes, layout), checkpoints.checkpoint_size(shapes, layout)
+    sent, trained, found = count_traffic(), harness.build(config), {}
+    with tempfile.TemporaryDirectory() as folder:
+        root, at = Path(harness.from_rank_0(folder)), 0
+        for phase, step in (("soft", 5), ("hard", 10)):
+            trained.run(at, step)
+            at = step + 1
+            sent.clear()
+            for micro in range(2):
+                trained.engine.backward(trained.loss(harness.batch(step, micro, config), step))
+                if micro == 0:
+                    trained.engine.step()
+            measured = parts(trained)
+            held = {key: n for key, n in alive().items() if key not in before}
+            trained.pruner.step(step)
+            state = plan.pruner_soft if phase == "soft" else plan.pruner_hard
+            planned = {
+                "weights": plan.weights,
+                "optimizer": plan.optimizer,
+                "gradients": plan.gradients,
+                "pruner": state,
+            }
+            found |= {f"{name}, {phase}": [measured[name], planned[name]] for name in planned}
+            resident = plan.reduction if stage == 3 else 0  # at ZeRO 1 and 2 the buffer goes when the backward ends
+            found[f"all that is alive, {phase}"] = [sum(held.values()), sum(planned.values()) + resident]
+            if phase == "hard":  # no selection in it
+                found["sent"] = [sent_by_ring(sent, layout.ranks), traffic.bytes_per_step(shapes, layout)]
+            path = checkpoint.save(trained.engine, trained.pruner, root, at, {}, {})
+            on_disk = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+            found[f"checkpoint, {phase}"] = [on_disk, getattr(size, phase)]
+        dist.barrier()
+    return found
+
+
+if __name__ == "__main__":
+    main(checks)
