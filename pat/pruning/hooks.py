@@ -18,6 +18,24 @@ from pat.pruning.gates import Evidence
 from pat.pruning.sites import Site
 
 
+class _Open(torch.autograd.Function):
+    """x * z where all of z is 1: x itself, and the bits of both gradients, for half of the passes over x.
+
+    dL/dx = dL/dy, dL/dz = sum over tokens of x dL/dy
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.shape = z.shape
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (x,), (y,) = ctx.saved_tensors, grads
+        return y, (y * x).sum_to_size(ctx.shape)
+
+
 class SiteHooks:
     """The hooks of one site. `z` is what multiplies now, (u,) fp32; None: the forward stays untouched."""
 
@@ -25,6 +43,7 @@ class SiteHooks:
         self.site, self.needs = site, needs
         self.z: Tensor | None = None
         self.z_eval: Tensor | None = None  # in evaluation; None: z
+        self.open = False  # all of z is 1
         self.sums: Tensor | None = None  # (u + 1,) fp64: the statistic per unit, and the tokens
         module = model.get_submodule(site.consumer)
         if site.features:
@@ -49,13 +68,16 @@ class SiteHooks:
         z = self.factor(module)
         if z is None:
             return None
-        return (x * z.to(x.dtype).repeat_interleave(self.site.features), *args[1:])
+        return (self._gated(x, z, z.to(x.dtype).repeat_interleave(self.site.features)), *args[1:])
 
     def _outputs(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if self.needs == "activations" and module.training:
             self._add(output.detach().float().square().sum().reshape(1), output)
         z = self.factor(module)
-        return None if z is None else output * z.to(output.dtype)
+        return None if z is None else self._gated(output, z, z.to(output.dtype))
+
+    def _gated(self, x: Tensor, z: Tensor, factor: Tensor) -> Tensor:
+        return _Open.apply(x, factor) if self.open and z is self.z else x * factor  # type: ignore[return-value]
 
     def _block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         before: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -98,6 +120,7 @@ class GatedForward:
         parts, means = self._split(z), self._split(evaluated)
         for hook, part, mean in zip(self.hooks, parts, means, strict=True):
             by_gradient = self.needs == "gradient"
+            hook.open = part is not None and bool((part == 1).all())
             hook.z = None if part is None else part.to(device, copy=True).requires_grad_(by_gradient)
             hook.z_eval = None if mean is None else mean.to(device)
 
@@ -107,7 +130,7 @@ class GatedForward:
             if bool((mine == 1).all()):
                 hook.remove()
             else:
-                hook.needs, hook.z, hook.z_eval = None, mine.to(device), None
+                hook.needs, hook.z, hook.z_eval, hook.open = None, mine.to(device), None, False
 
     def remove(self) -> None:
         """Take all hooks off."""

@@ -10,8 +10,8 @@
                       forward and the step are the plain ones from here on.
                       Under adapters (peft) the weights are frozen and in no shard: the hooks stay and multiply by the
                       final z, and the export folds it into the merged weights
-    forward    the consuming module's input x z (fp32 -> the engine's dtype); backward leaves dL/dz, summed over
-               micro-batches
+    forward    the consuming module's input x z (fp32 -> the engine's dtype), or as it is while a site's gates are all
+               1; backward leaves dL/dz, summed over micro-batches
     learn(t)   after the optimizer's step, unless it was skipped: evidence, averaged over ranks, moves scores or a
 
 State is replicated: every rank computes the same from the same sums. It is in rank 0's pruner file.

@@ -13,7 +13,7 @@ from pat.models import families
 from pat.pruning import registry, unit_slices
 from pat.pruning.comm import LOCAL
 from pat.pruning.gates import Learned, Ranked
-from pat.pruning.hooks import SiteHooks, install
+from pat.pruning.hooks import GatedForward, SiteHooks, install
 from pat.pruning.lagrangian import Lagrangian
 from pat.pruning.shards import Shard
 from pat.pruning.types import Segment
@@ -124,6 +124,37 @@ def test_the_gradient_of_a_gate_is_the_change_of_the_loss(model_type: str, struc
             hook.z = z
             expected = (values[0] - values[1]) / (2 * step)
             assert float(z.grad[unit]) == pytest.approx(expected, rel=1e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("structures", STRUCTURES)
+@pytest.mark.parametrize("model_type", ["llama", "bert", "gpt2"])
+def test_gates_that_are_all_1_give_the_bits_of_multiplying(
+    model_type: str, structures: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    """The short way past them: loss, gradients of gates and of weights. Once one gate is not 1, it is not taken."""
+    model = small.model(model_type).to(dtype)
+    forward = GatedForward(small.sites(families.anatomy(model), *structures), model, "gradient")
+    ones, found = torch.ones(sum(forward.sizes)), []
+    for short in (True, False):
+        forward.set(ones, None, torch.device("cpu"))
+        assert all(hook.open for hook in forward.hooks)
+        for hook in forward.hooks:
+            hook.open = short
+        model.zero_grad()
+        value = loss(model, small.tokens(2, 7))
+        value.backward()
+        gates = [hook.z.grad for hook in forward.hooks if hook.z is not None]
+        found.append([value, *gates, *(p.grad for p in model.parameters())])
+    for mine, theirs in zip(*found, strict=True):
+        assert mine is theirs is None or torch.equal(mine, theirs)
+    assert all(bool(grad.any()) for grad in found[0][1 : len(forward.hooks) + 1])
+    ones[0] = 0.5
+    forward.set(ones, None, torch.device("cpu"))
+    assert [hook.open for hook in forward.hooks] == [False] + [True] * (len(forward.hooks) - 1)
+    forward.set(torch.ones_like(ones), None, torch.device("cpu"))
+    forward.settle(ones, torch.device("cpu"))
+    assert not forward.hooks[0].open, "final gates multiply"
 
 
 @pytest.mark.parametrize("structures", [s for s in STRUCTURES if s != ("layers",)])
