@@ -22,8 +22,9 @@ from pathlib import Path
 
 from pat import process
 from pat.config import Config
-from pat.launcher import free_port, package_variables
+from pat.launcher import package_variables
 from pat.process import RankRecord
+from pat.rendezvous import free_port
 from pat.run import RunDir, versions, write_json
 from pat.supervisor import GRACE_S, Watch, failures
 

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 import pat
 from pat import process
 from pat.config import Config
+from pat.rendezvous import free_port
 from pat.run import RunDir
 from pat.supervisor import Watch
 
@@ -122,13 +122,6 @@ def _devices(count: int) -> list[int | str]:
             "machines with engine.hostfile, or start `pat train` there with deepspeed, torchrun or srun"
         )
     return [int(name) if name.strip().isdigit() else name for name in here[:count]]
-
-
-def free_port() -> int:
-    """A port on which nobody listens here."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def deepspeed_command(hosts: Mapping[str, Sequence[int | str]], address: str, port: int, node: int = 0) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +83,7 @@ def _slurm_environment(env: Mapping[str, str]) -> RankEnvironment | None:
         world_size=size,
         local_rank=_number(env, "SLURM_LOCALID"),
         master_addr=env.get("MASTER_ADDR") or first_host(nodes),
-        master_port=int(env.get("MASTER_PORT") or _port(job * 64 + step)),
+        master_port=int(env.get("MASTER_PORT") or _port(f"{job}.{step}")),
         launcher="slurm",
     )
 
@@ -95,7 +98,7 @@ def _openmpi_environment(env: Mapping[str, str]) -> RankEnvironment | None:
     address = env.get("MASTER_ADDR") or ("127.0.0.1" if one_machine else first_host(env.get("SLURM_JOB_NODELIST", "")))
     if not address:
         raise ValueError("mpirun says no rank where the first one is: add `-x MASTER_ADDR=HOST`, rank 0's machine")
-    job = zlib.crc32(env.get("PMIX_NAMESPACE", "").encode())  # the same on every rank of one mpirun
+    job = env.get("PMIX_NAMESPACE", "")  # the same on every rank of one mpirun
     return RankEnvironment(
         rank=rank,
         world_size=size,
@@ -106,9 +109,21 @@ def _openmpi_environment(env: Mapping[str, str]) -> RankEnvironment | None:
     )
 
 
-def _port(number: int) -> int:
-    """A port that differs between jobs of one machine, below the ephemeral ones."""
-    return 20000 + number % 12000
+PORTS = range(18000, 32000)  # below those that the system gives to any connection, while ranks are still starting
+
+
+def _port(job: str) -> int:
+    """Where the ranks of a job meet: all of them find it, and jobs that share a machine hardly ever the same."""
+    return PORTS[zlib.crc32(job.encode()) % len(PORTS)]
+
+
+def free_port() -> int:
+    """A port on which nobody listens here. OSError where there is none."""
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError(f"no free port among {PORTS.start} to {PORTS.stop - 1}: set MASTER_PORT")
 
 
 def _position(env: Mapping[str, str], rank_key: str, size_key: str) -> tuple[int, int]:

@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from pat.rendezvous import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # DeepSpeed imports the second when it builds its first engine, and torch's compiler with it.
@@ -34,13 +35,6 @@ ENVIRONMENT = {
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(PRELOADED)
 _fresh = multiprocessing.get_context("spawn")
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def fork_ranks(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pat import build, cli, compose, run
+from pat.rendezvous import free_port
 
 pytestmark = pytest.mark.distributed
 
@@ -54,12 +55,6 @@ def plain(tmp_path_factory) -> Path:
     output = end(start(PAT, run_dir))
     assert "step 3/3  hard  sparsity 0.800" in output
     return run_dir
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def srun(run_dir: Path, job: int, *overrides: str, **environ: str) -> list[subprocess.Popen[str]]:

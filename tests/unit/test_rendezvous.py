@@ -1,8 +1,12 @@
 """Which rank a process is, by what each launcher sets."""
 
+import socket
+from pathlib import Path
+
 import pytest
 
-from pat.rendezvous import RankEnvironment, first_host, rank_environment
+from pat import rendezvous
+from pat.rendezvous import RankEnvironment, first_host, free_port, rank_environment
 
 TORCH = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
 SLURM = {
@@ -38,8 +42,8 @@ def test_rank_of_srun():
     assert found and (found.rank, found.world_size, found.local_rank, found.master_addr) == (3, 4, 1, "gpu07")
     other_task = rank_environment(SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
     assert other_task and other_task.master_port == found.master_port
-    other_job = rank_environment(SLURM | {"SLURM_JOB_ID": "78"})
-    assert other_job and other_job.master_port != found.master_port
+    jobs = [rank_environment(SLURM | {"SLURM_JOB_ID": str(job)}) for job in range(77, 1077)]
+    assert len({job.master_port for job in jobs if job}) > 950, "jobs that share a machine meet at ports of their own"
     assert rank_environment(SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "5"}) == RankEnvironment(
         3, 4, 1, "head", 5, "slurm"
     )
@@ -92,3 +96,16 @@ def test_contradictions_are_one_sentence(environ, words):
 )
 def test_first_host(nodes, first):
     assert first_host(nodes) == first
+
+
+def test_a_free_port_is_one_that_no_connection_gets_before_rank_0_listens(monkeypatch):
+    """Catches a port that is free now and the local end of another program's connection seconds later."""
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert free_port() < min(first_ephemeral, 32768)
+    with socket.socket() as taken:  # on an address of its own
+        port = free_port()
+        taken.bind(("127.0.0.9", port))
+        taken.listen()
+        monkeypatch.setattr(rendezvous, "PORTS", range(port, port + 1))
+        with pytest.raises(OSError, match=f"no free port among {port} to {port}: set MASTER_PORT"):
+            free_port()
