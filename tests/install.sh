@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs those of the named packages that are missing, and starts nothing. Needs root on Debian or Ubuntu.
 set -euo pipefail
+exec 9>/tmp/pat-tests-install.lock # two test files may come at once
+flock 9
 missing=()
 for package in "$@"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -12,5 +14,7 @@ if [ ! -e "$policy" ]; then
     chmod +x "$policy"
     trap 'rm -f "$policy"' EXIT
 fi
-apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+export DEBIAN_FRONTEND=noninteractive
+wait=(-o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
+apt-get update -qq "${wait[@]}" 9>&-
+apt-get install -y -qq --no-install-recommends "${wait[@]}" "${missing[@]}" >&2 9>&-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -18,13 +19,13 @@ from pat import process, run, starts
 from tests.distributed import runs
 
 HERE = Path(__file__).resolve().parent
-# Long enough to be hit in its soft and in its hard phase; what is left out changes no weight.
+# Long enough to be hit in its soft phase, and some seconds before its end; what is left out changes no weight.
 RUN = [
     "recipe=parity",
     "logger=none",
     "engine.kernels=eager",
-    "train.num_steps=160",
-    "train.eval_every=80",
+    "train.num_steps=280",
+    "train.eval_every=140",
     "train.checkpoint_every=40",
     "pruners.weights.schedule.end=90",
     "pruners.weights.schedule.hard=90",
@@ -123,6 +124,15 @@ class Job:
         """A field of `scontrol show job`."""
         words = self.lab.call("scontrol", "show", "job", self.id).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
+
+    def minutes_after(self, seconds: int) -> int:
+        """A time limit that leaves at least so many seconds from now."""
+        hours, minutes, elapsed = map(int, self.detail("RunTime").split(":"))
+        return math.ceil((3600 * hours + 60 * minutes + elapsed + seconds) / 60)
+
+    def limit(self, minutes: int) -> None:
+        """Another time limit."""
+        self.lab.call("scontrol", "update", f"JobId={self.id}", f"TimeLimit={minutes}")
 
     @property
     def starts(self) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def test_preempted_twice(lab: Lab, undisturbed: dict[str, Any], tmp_path: Path) 
     assert [start["job_restarts"] for start in job.starts] == [0, 1, 2] and job.detail("Restarts") == "2"
     assert {start["ranks"] for start in job.starts} == {2}
     row = lab.pat("status", str(job.run.path)).splitlines()[-1].split()
-    assert row[1:6] == ["done", "160/160", "hard", "0.800", "2"], row
+    assert row[1:6] == ["done", "280/280", "hard", "0.800", "2"], row
     assert "resumed at step" in lab.pat("logs", str(job.run.path), "--rank", "0")
     assert f"job {job.id} on n[1-2], restart 2" in lab.pat("logs", str(job.run.path), "--job")
 
@@ -68,7 +68,11 @@ def test_a_killed_rank_a_full_disk_and_a_hung_rank(lab: Lab, undisturbed: dict[s
 
 
 def test_time_limit_then_cancelled(lab: Lab, tmp_path: Path) -> None:
-    job = lab.submit(tmp_path / "run", "train.num_steps=100000", "cluster.time_limit_min=1", "cluster.signal_lead_s=25")
+    job = lab.submit(tmp_path / "run", "train.num_steps=100000", "cluster.signal_lead_s=25")
+    job.until_step(1)
+    job.limit(job.minutes_after(30))
+    job.until(lambda: job.detail("Restarts") == "1")
+    job.limit(30)  # the second start is for scancel
     job.until_start(2)
     assert job.starts[1]["step"] > 0 and "pat: code 85; back into the queue" in job.text()
     assert "the signal to save comes 25 s before the time limit, but" in job.text(), "the lead is below Slurm's slack"

@@ -18,11 +18,11 @@ import pytest
 
 from pat import process, run
 from tests.distributed import runs
-from tests.distributed.test_launcher import until
+from tests.distributed.test_launcher import interrupt_twice, until
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-PORT = 22331
+PORT = 17022
 SSHD = """
 PidFile none
 UsePAM no
@@ -123,7 +123,7 @@ def test_preempted_and_resumed_over_two_hosts(
     script = run_dir / "hosts" / "start.sh"
     assert script.stat().st_mode & 0o077 == 0, "keys are in it"
     start.send("parent", signal.SIGTERM)
-    assert start.process.wait(60) == run.ExitCode.PREEMPTED, start.text()
+    assert start.process.wait(runs.PATIENCE_S) == run.ExitCode.PREEMPTED, start.text()
     until(lambda: not left_in(run_dir))
     step = runs.losses(run_dir)[-1]["step"]
     assert runs.latest(run_dir) == step >= 12 and f"stopped on request at step {step}, all saved" in start.text()
@@ -151,8 +151,8 @@ class Dummies:
 
     def end(self) -> tuple[int, str]:
         """The exit code and what was said; fails if anything of it is left soon afterwards."""
-        output, _ = self.process.communicate(timeout=60)
-        until(lambda: not left_in(self.run_dir), 20)
+        output, _ = self.process.communicate(timeout=runs.PATIENCE_S)
+        until(lambda: not left_in(self.run_dir))
         return self.process.returncode, output
 
 
@@ -185,17 +185,15 @@ def test_killing_the_command_leaves_nobody(hostfile: Path, tmp_path: Path) -> No
 def test_a_second_interrupt_ends_everything_at_once(hostfile: Path, tmp_path: Path) -> None:
     start = Dummies(tmp_path, hostfile, **{"*": "stuck"})
     start.until_both_run()
-    for _ in range(2):
-        start.process.send_signal(signal.SIGINT)
-        time.sleep(1)
+    said = interrupt_twice(start.process)
     code, output = start.end()
-    assert code == run.ExitCode.INTERRUPTED and "SIGINT: the ranks save their state" in output, output
+    assert code == run.ExitCode.INTERRUPTED and "SIGINT: the ranks save their state" in said, said + output
 
 
 def test_a_host_that_does_not_answer(hosts: list[Host], tmp_path: Path) -> None:
     path = tmp_path / "hostfile"
     path.write_text(f"{hosts[0].address} slots=1\n127.0.0.29 slots=1\n")
     start = runs.Start(tmp_path / "run", f"engine.hostfile={path}")
-    assert start.process.wait(60) == run.ExitCode.BAD_INPUT
+    assert start.process.wait(runs.PATIENCE_S) == run.ExitCode.BAD_INPUT
     assert f"{path}: 127.0.0.29 cannot start ranks (ssh: connect to host 127.0.0.29 port" in start.text()
     assert "Traceback" not in start.text() and not (tmp_path / "run" / "config.yaml").exists()

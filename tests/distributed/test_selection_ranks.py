@@ -11,7 +11,7 @@ from tests.distributed.selection_checks import SELECTIONS, flags_of
 
 @pytest.mark.distributed
 def test_two_gloo_ranks_equal_one_process() -> None:
-    found = run_ranks("tests.distributed.selection_checks", 2, timeout_s=120)
+    found = run_ranks("tests.distributed.selection_checks", 2)
     for name, select in SELECTIONS.items():
         assert found[name] == flags_of(select, LOCAL)[0], name
         assert all("Scores of b" in error for error in found["nan"][name]) and len(found["nan"][name]) == 2

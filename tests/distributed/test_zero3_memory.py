@@ -13,7 +13,8 @@ from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
-SLACK = 36 << 20  # buffers of the collectives, parameters that are made before they are cut
+# Its half, the largest parameter before it is cut (0.11), buffers of the collectives; seen: 0.47 to 0.69.
+MOST = 0.8
 
 
 def test_no_rank_holds_the_whole_model(tmp_path: Path) -> None:
@@ -24,14 +25,12 @@ def test_no_rank_holds_the_whole_model(tmp_path: Path) -> None:
         param.data.normal_(std=0.02)
     model.save_pretrained(tmp_path / "model")
     size = sum(4 * p.numel() for p in model.parameters())
-    largest = max(4 * p.numel() for p in model.parameters())
     del model
     growth = {
         case: run_ranks("tests.distributed.memory_checks", 2, str(tmp_path / "model"), case, fresh=True)
         for case in ("pretrained", "random", "control")
     }
     said = {case: [f"{n / 2**20:.0f} MiB" for n in each] for case, each in growth.items()} | {"model": size / 2**20}
-    assert size // 2 + largest + SLACK < 0.8 * size
     assert min(growth["control"]) > 0.95 * size, f"the measure does not see a whole model: {said}"
     for case in ("pretrained", "random"):
-        assert max(growth[case]) < size // 2 + largest + SLACK, said
+        assert max(growth[case]) < MOST * size, said

@@ -42,7 +42,7 @@ def saved(request, tmp_path_factory):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_range_of_any_tensor(saved, data):
     reader = CheckpointReader(saved.dir, verify=False)
     name = data.draw(st.sampled_from(sorted(saved.weight)))

@@ -63,7 +63,7 @@ def dense_n_of_m(scores: Tensor, k: int, m: int) -> np.ndarray:
     return keep.reshape(scores.shape)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     world_size=st.sampled_from(WORLDS),
     seed=st.integers(0, 10**6),
@@ -124,7 +124,7 @@ def test_block_threshold_is_the_mean() -> None:
     assert exact["w"][0, 0] == 0 and exact["w"][0, 4] == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     world_size=st.sampled_from(WORLDS),
     seed=st.integers(0, 10**6),

@@ -12,7 +12,7 @@ from pat import hashing
 
 
 @given(numel=st.integers(0, 200), seed=st.integers(0, 99), cuts=st.lists(st.integers(0, 200), max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pieces_do_not_change_a_hash(numel, seed, cuts):
     generator = torch.Generator().manual_seed(seed)
     names = ["a", "b.10", "b.2"]  # name order is the order of strings
@@ -65,7 +65,7 @@ def test_name_order_is_required(kind):
 
 
 @given(flags=st.lists(st.booleans(), max_size=100))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_pack_and_unpack(flags):
     keep = torch.tensor(flags, dtype=torch.bool)
     packed = hashing.pack_keep(keep)

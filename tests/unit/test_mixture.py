@@ -33,7 +33,7 @@ def test_weights_say_how_often_each_sample_comes() -> None:
     assert Mixture((3, 2), (1.0, 2.0)).order(0, 1).tolist() == [3, 2, 1, 4, 3, 0, 4]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 30), st.floats(0.01, 3.5)), min_size=1, max_size=4), st.integers(0, 5))
 def test_a_source_is_drawn_from_without_replacement(found: list[tuple[int, float]], seed: int) -> None:
     mixture = Mixture(tuple(n for n, _ in found), tuple(w for _, w in found))

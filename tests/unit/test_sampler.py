@@ -45,7 +45,7 @@ def global_batch(step: int, world: int, micro: int, total: int, n: int, seed: in
     ]  # fmt: skip
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 60), st.integers(0, 30), st.sampled_from([1, 2, 4]))
 def test_a_global_batch_does_not_depend_on_the_ranks(n: int, step: int, micro: int) -> None:
     batches = [global_batch(step, world, micro, 16, n) for world in (1, 2, 4)]

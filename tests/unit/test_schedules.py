@@ -20,7 +20,7 @@ def timeline(name: str = "linear", num_steps: int = 100, **fields: object) -> Ti
 
 
 @pytest.mark.parametrize("name", registry.names("schedule"))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     num_steps=st.integers(1, 60),
     cuts=st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted),

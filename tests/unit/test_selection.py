@@ -78,7 +78,7 @@ def test_equals_a_gathered_stable_sort(case: str, world_size: int) -> None:
         assert_same(found, oracle(parameters, k))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_scores_any_cut(data: st.DataObject) -> None:
     few = data.draw(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=6))
