@@ -75,8 +75,8 @@ def test_time_limit_then_cancelled(lab: Lab, tmp_path: Path) -> None:
     job.limit(30)  # the second start is for scancel
     job.until_start(2)
     assert job.starts[1]["step"] > 0 and "pat: code 85; back into the queue" in job.text()
-    assert "the signal to save comes 25 s before the time limit, but" in job.text(), "the lead is below Slurm's slack"
     job.until_step(job.starts[1]["step"] + 1, start=2)
+    assert "the signal to save comes 25 s before the time limit, but" in job.text(), "the lead is below Slurm's slack"
     lab.call("scancel", job.id)
     job.until(lambda: job.detail("JobState") == "CANCELLED" and job.run.exit.exists())
     code = read_json(job.run.exit)
