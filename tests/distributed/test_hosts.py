@@ -118,7 +118,7 @@ def test_preempted_and_resumed_over_two_hosts(
     run_dir = tmp_path / "100% of it"
     overrides = [f"engine.hostfile={hostfile}"]
     start = runs.Start(run_dir, *overrides)
-    start.until(lambda: any(line["step"] >= 12 for line in runs.losses(run_dir)))
+    start.until(lambda: any(line["step"] >= 7 for line in runs.losses(run_dir)))
     assert [record.process.host for record in process.rank_records(run_dir)] == [host.name for host in hosts]
     script = run_dir / "hosts" / "start.sh"
     assert script.stat().st_mode & 0o077 == 0, "keys are in it"
@@ -126,7 +126,7 @@ def test_preempted_and_resumed_over_two_hosts(
     assert start.process.wait(runs.PATIENCE_S) == run.ExitCode.PREEMPTED, start.text()
     until(lambda: not left_in(run_dir))
     step = runs.losses(run_dir)[-1]["step"]
-    assert runs.latest(run_dir) == step >= 12 and f"stopped on request at step {step}, all saved" in start.text()
+    assert runs.latest(run_dir) == step >= 7 and f"stopped on request at step {step}, all saved" in start.text()
     assert not script.exists()
     again = runs.Start(run_dir, *overrides)
     assert again.process.wait(runs.PATIENCE_S) == 0, again.text()
