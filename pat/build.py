@@ -197,6 +197,7 @@ def summary(parts: Parts) -> dict[str, Any]:
         "prunable_parameters": pruner.totals.numel,
         "mask_sha256": mask_hash if pruner.pruners else None,
         "kept_units": {gate.name: gate.counts() for gate in pruner.gates},
+        "kept_gates": {gate.name: gate.kept_gates for gate in pruner.gates if gate.kept_gates},
         "weights_sha256": weights_hash,
         "teacher": progress.teacher,
         "dense_metrics": progress.dense_metrics,

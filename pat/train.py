@@ -82,6 +82,8 @@ def step(parts: Parts, window: Window, t: int) -> None:
             parts.engine.step()
         window.add(loss.detach(), batch)
     stats = parts.pruner.step(t)
+    for sentence in stats.warnings:
+        parts.tracker.warn("pruning", sentence)
     progress.step = t + 1
     window.step(stats)
     parts.tracker.advance(progress.step)

@@ -39,6 +39,7 @@ class StepStats:
     target: dict[str, float] = field(default_factory=dict)
     sparsity: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)  # of learned gates: the gap to the target, ...
+    warnings: list[str] = field(default_factory=list)  # what a user should know of this step
 
 
 class Pruner:
@@ -146,11 +147,14 @@ class Pruner:
         self.engine.step()
         skipped = self._pending if self.masks else not getattr(self.engine, "_step_applied", True)
         self._pending = False
-        figures = {}
+        figures, warnings = {}, []
         for gate in self.gates:
             found = gate.learn(t, skipped or not alive, scale)
             figures |= {f"{gate.name}/{key}": value for key, value in found.items()}
+            hardened = gate.hardened
             gate.begin(t + 1)
+            if gate.hardened and not hardened and (sentence := gate.warning()):
+                warnings.append(sentence)
         self.peak_bytes = max(self.peak_bytes, self.state_bytes())
         return StepStats(
             skipped=skipped or not alive,
@@ -159,6 +163,7 @@ class Pruner:
             target={p.name: p.target(t) for p in self.pruners},
             sparsity={p.name: p.sparsity for p in self.pruners},
             figures=figures,
+            warnings=warnings,
         )
 
     def masked_norm(self) -> Tensor:

@@ -30,12 +30,14 @@ from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import registry, unit_slices
 from pat.pruning.choose import Choice
-from pat.pruning.gate_training import GateState, gate_training
+from pat.pruning.gate_training import GateState, Moment, gate_training
 from pat.pruning.hooks import GatedForward
 from pat.pruning.inventory import Inventory
 from pat.pruning.shards import Shards
 from pat.pruning.sites import find_sites
 from pat.pruning.types import PromiseBroken
+
+FAR = 0.05  # share of kept gates below 0.9 that a user should know of
 
 
 class GatePruner:
@@ -56,10 +58,11 @@ class GatePruner:
         self.budget.check(self.anatomy, self.sites)
         self.needs = self.method.needs
         self.forward = GatedForward(self.sites, model, self.needs)
-        self.training = gate_training(self.method, self.budget, self.anatomy, self.sites, seed)
+        self.training = gate_training(self.method, self.budget, self.anatomy, self.sites, name, seed)
         ones = self.units.ones()
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
         self.num_pruned = 0  # parameters
+        self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
@@ -105,6 +108,17 @@ class GatePruner:
         """Fraction of the prunable parameters that is removed now, counted."""
         return self.num_pruned / self.numel
 
+    def warning(self) -> str | None:
+        """A sentence where the gates of what stays ended far from 1; None: they did not, or there are none yet."""
+        found = self.kept_gates
+        if found is None or found["share_below_0.9"] <= FAR:
+            return None
+        return (
+            f"pruner {self.name}: {found['share_below_0.9']:.0%} of the kept gates ended below 0.9 (median "
+            f"{found['median']:.2f}, lowest {found['lowest']:.2f}), so that what is kept is scaled down: lengthen "
+            "the soft phase (schedule.hard), or lower gate.temperature"
+        )
+
     def counts(self) -> dict[str, list[int]]:
         """Per structure: the units that each site keeps."""
         return self.units.counts(self.state.keep)
@@ -117,7 +131,7 @@ class GatePruner:
         elif state.hardened or state.begun < self.timeline.start:
             z = state.z
         else:
-            z = self.training.evaluated(state)
+            z = self.training.evaluated(state, self._moment(state.begun))
         return self.units.split(z)
 
     def target_shape(self) -> str:
@@ -142,7 +156,7 @@ class GatePruner:
                 self._harden(t)
             else:
                 select = partial(self._select, t, line.target(t, 1.0)) if line.is_selection_step(t) else None
-                self.training.advance(state, select)
+                self.training.advance(state, self._moment(t), select)
         state.begun = max(state.begun, t)
         self._set_leaves(t)
 
@@ -152,7 +166,7 @@ class GatePruner:
         if state.hardened:
             return
         if phase == "soft":
-            z, evaluated = self.training.gates(state, t, self.timeline.progress(t))
+            z, evaluated = self.training.gates(state, self._moment(t))
         else:
             wanted = self.needs == "gradient" and self.training.learns(phase)
             z, evaluated = state.z if wanted else None, None
@@ -163,7 +177,9 @@ class GatePruner:
         if self.needs == "weights":
             self._learn(t, unit_slices.mean_square(self.shards, self.sites, self.anatomy.shapes))
         scores = self.units.split(self.training.scores(self.state))
-        chosen = self.budget.choose(self.anatomy, self.sites, scores, progress, self.method.comparable)
+        chosen = self.budget.choose(
+            self.anatomy, self.sites, scores, progress, self.method.comparable, self.training.per_cost
+        )
         self.state.keep = self.units.join(chosen.keep)
         self.num_pruned = self.units.removed(self.state.keep)
 
@@ -174,6 +190,7 @@ class GatePruner:
         final = self.training.final(state)
         final = torch.where(self.units.is_block, torch.ones_like(final), final)  # a block cannot be folded into
         state.z = torch.where(state.keep, final, torch.zeros_like(final))
+        self.kept_gates = self.training.spread(state)
         state.hardened, state.folded = True, not self.adapted
         if state.folded:
             self._fold()
@@ -201,13 +218,15 @@ class GatePruner:
         if skipped or evidence is None or not self.training.learns(self.timeline.phase(t)):
             return {}
         figures = self._learn(t, evidence)
-        if (kept := self.training.kept(self.state)) is not None:
+        if (kept := self.training.kept(self.state, self._moment(t))) is not None:
             self.num_pruned = self.units.removed(kept)
         return figures
 
     def _learn(self, t: int, evidence: Tensor) -> dict[str, float]:
-        progress, ramp = self.timeline.progress(t), self.timeline.target(t, 1.0)
-        return self.training.learn(self.state, evidence, t, progress, ramp)
+        return self.training.learn(self.state, evidence, self._moment(t))
+
+    def _moment(self, t: int) -> Moment:
+        return Moment.of(self.timeline, t)
 
     # -- what holds ------------------------------------------------------------------------------------------------
 
@@ -241,6 +260,7 @@ class GatePruner:
             "folded": self.state.folded,
             "begun": self.state.begun,
             "num_pruned": self.num_pruned,
+            "kept_gates": self.kept_gates,
         }
 
     def restore(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
@@ -255,7 +275,7 @@ class GatePruner:
             tensors["z"], tensors["keep"].bool(), tensors["score"], shared["begun"], shared["hardened"],
             shared.get("folded", shared["hardened"]),  # checkpoints from before there were adapters
         )  # fmt: skip
-        self.num_pruned = shared["num_pruned"]
+        self.num_pruned, self.kept_gates = shared["num_pruned"], shared.get("kept_gates")
         self.training.load(tensors)
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:

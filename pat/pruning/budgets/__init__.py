@@ -65,6 +65,11 @@ class StructureBudget(ABC):
             )
         Limits(self.multiple_of, self.tensor_parallel, self.stock)
 
+    @property
+    def ties_sites(self) -> bool:
+        """Whether all sites of a structure keep the same number of units."""
+        return not self.per_layer
+
     @abstractmethod
     def cost(self, anatomy: Anatomy) -> Cost:
         """What is counted."""
@@ -81,6 +86,7 @@ class StructureBudget(ABC):
         progress: float = 1.0,  # share of the sparsity that is removed by now
         comparable: bool = True,  # a score means the same in all structures, such as a change of the loss; False: each
         # structure loses about the same share of its units
+        per_cost: bool = False,  # a score is per cost already, as a keep probability is: the lowest go first
     ) -> Choice:
         """The keep flags under `progress` of the sparsity."""
         cost, limits = self.cost(anatomy), Limits(self.multiple_of, self.tensor_parallel, self.stock)
@@ -89,7 +95,9 @@ class StructureBudget(ABC):
         removed = Fraction(repr(float(self.sparsity))) * Fraction(repr(float(progress)))
         found = _with_full(groups(anatomy, sites, limits, self.per_layer), progress)
         weighed = scores if comparable else even(sites, scores, cost, dense)
-        counts = within(found, weighed, cost, anatomy, math.floor((1 - removed) * full))
+        if per_cost:
+            weighed = {site.name: scores[site.name].double() * cost.per_unit(site, dense) for site in sites}
+        counts = within(found, weighed, cost, anatomy, math.floor((1 - removed) * full), widest=not per_cost)
         if counts is None:
             names = ", ".join(by_structure(sites))
             least = choice(anatomy, sites, keep_counts(found, [g.counts[0] for g in found], scores), cost, self.unit)
