@@ -10,7 +10,7 @@ the same seed, which has had as many steps of its own. `dense, int8` is that den
 linear layers (left out where torchao is not installed): what needs no training at all. A finished run is not repeated.
 
 `--frozen` asks which units a method chooses, and nothing else: runs start from the dense model and leave its weights
-as they are (learning rate 0), so that all that differs is what is kept.
+as they are (learning rate 1e-12, below their rounding), so that all that differs is what is kept.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def main() -> None:
                     overrides = [*subject.narrowed, *METHODS[method], f"seed={seed}"]
                     teacher = folder / f"dense-{seed}-export"
                     if options.frozen:
-                        overrides += [f"model.path={teacher}", "optim.lr=0.0", "optim.weight_decay=0.0"]
-                        overrides += ["optim.head_lr=0.0"] if options.subject == "reviews" else []
+                        overrides += [f"model.path={teacher}", "optim.lr=1.0e-12", "optim.weight_decay=0.0"]
+                        overrides += ["optim.head_lr=1.0e-12"] if options.subject == "reviews" else []
                     if taught:
                         overrides += [f"distill.teacher={teacher}", f"distill.weight={WEIGHT}"]
                         overrides += [f"distill.temperature={TEMPERATURE}"]
