@@ -13,6 +13,7 @@ import torch
 from pat import patterns
 from pat.config import Config
 from pat.data import PreparedData
+from pat.data.prepare import SPLITS
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
@@ -65,13 +66,11 @@ def append_to_log(run_dir: Path, text: str) -> None:
 
 def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
     info = prepared.info
-    used = sum(prepared.mixture.draws) if prepared.mixture else len(prepared.train)
-    seen = config.train.num_steps * config.train.global_batch_size / used
-    yield (
-        f"{used:,} training samples, seen {seen:.3g} times, and {len(prepared.eval):,} for evaluation; "
-        f"{info['train_tokens']:,} and {info['eval_tokens']:,} tokens"
-    )
-    for split in ("train", "eval"):
+    drawn = sum(prepared.mixture.draws) if prepared.mixture else len(prepared.train)
+    seen = config.train.num_steps * config.train.global_batch_size / drawn
+    trained, held = (_samples(prepared, split) for split in SPLITS)
+    yield f"{trained} for training, seen {seen:.3g} times; {held} for evaluation"
+    for split in SPLITS:
         rows = info[f"{split}_rows"]
         for name, words in (
             ("rows_cut", f"are cut to data.max_length={config.data.max_length}"),
@@ -82,6 +81,12 @@ def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
                 yield f"{count:,} of {rows:,} {split} rows ({percent(count / rows)}) {words}"
     if left := info["train_tokens_left_over"]:
         yield f"{left:,} tokens at the end of the training text fill no block and are left out"
+
+
+def _samples(prepared: PreparedData, split: str) -> str:
+    """How many, and of how many: to count the tokens of a part would mean to read it."""
+    used, made = len(getattr(prepared, split)), prepared.info[f"{split}_samples"]
+    return f"{used:,} samples " + (f"({prepared.info[f'{split}_tokens']:,} tokens)" if used == made else f"of {made:,}")
 
 
 def _labels(prepared: PreparedData) -> Iterator[str]:
