@@ -104,7 +104,6 @@ def test_chance_is_of_classes_or_of_the_vocabulary() -> None:
     classes: Any = BertConfig()
     classes.num_labels = 8
     assert tasks.build({"name": "classification"}).chance_loss(classes) == pytest.approx(math.log(8))
-    )
     assert tasks.build({"name": "causal_lm"}).chance_loss(LlamaConfig(vocab_size=320)) == pytest.approx(math.log(320))
 
 
