@@ -22,6 +22,7 @@ from pat.models.dtypes import DTYPES
 from pat.parts import Parts, Progress
 from pat.pruning import plan
 from pat.pruning.pruner import Pruner
+from pat.start_summary import Checked
 from pat.tracking import Tracker
 from pat.watchdog import end_rank
 
@@ -33,6 +34,11 @@ def check_data(config: Config) -> str:
     prepared = fitting_data(config)
     if config.train.export_at:
         _check_export_at(config.train.export_at, plan.attached(config, prepared.num_labels)[1])
+    return data_in_words(config, prepared)
+
+
+def data_in_words(config: Config, prepared: data.PreparedData) -> str:
+    """How much there is, where it is, and a sample as the loss sees it."""
     info, labels = prepared.info, prepared.label_names
     shown = example(prepared, config.data, models.build_tokenizer(config.model))
     return (
@@ -43,7 +49,7 @@ def check_data(config: Config) -> str:
     )
 
 
-def prepare(config: Config, run_dir: Path) -> None:
+def prepare(config: Config, run_dir: Path) -> Checked:
     """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError."""
     engine.check_accelerator(config)
     engine.deepspeed_config(config)
@@ -53,6 +59,7 @@ def prepare(config: Config, run_dir: Path) -> None:
         liger.check(cast(Any, model).config.model_type)
     _check_export_at(config.train.export_at, pruner)
     _check_resumable(config.run.resume, run.RunDir(run_dir).checkpoints, model, pruner)
+    return Checked(prepared, model, pruner)
 
 
 def _check_export_at(values: list[float], pruner: Pruner) -> None:
@@ -200,6 +207,9 @@ def summary(parts: Parts) -> dict[str, Any]:
         "kept_gates": {gate.name: gate.kept_gates for gate in pruner.gates if gate.kept_gates},
         "weights_sha256": weights_hash,
         "teacher": progress.teacher,
+        "initial_loss": progress.initial_loss,
+        "max_loss": parts.max_loss(),
+        "skipped_steps": progress.skipped,
         "dense_metrics": progress.dense_metrics,
         "dense_step": progress.dense_step,
         "metrics": progress.metrics,

@@ -47,7 +47,9 @@ ELASTIC = (
     "data.cache_dir",
 )
 # What a run that diverged may go on with besides.
-AFTER_DIVERGENCE = ("optim.lr", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss")
+AFTER_DIVERGENCE = (
+    "optim.lr", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss", "train.max_skipped",
+)  # fmt: skip
 _METHOD = re.compile(rf"(pruners\.([^.=@]+)\.({'|'.join(registry.PACKAGES)}))(?:\.name)?=(\w+(?:,\w+)*)")
 
 
@@ -137,11 +139,19 @@ def dump(config: Config) -> str:
 def freeze(config: Config, run_dir: Path) -> None:
     """Write config.yaml and version.json before the run starts; a directory that holds results of another config
     is refused, unless only ELASTIC keys differ."""
+    refuse_another_run(config, run_dir)
     run = RunDir(run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
     if config.run.resume == "never":
         _set_aside(run)
-    elif run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
+    write_json(run.version, versions())
+    write_atomic(run.config, dump(config))
+
+
+def refuse_another_run(config: Config, run_dir: Path) -> None:
+    """ValueError where the directory holds results of another config, unless they are to be set aside."""
+    run = RunDir(run_dir)
+    if config.run.resume != "never" and run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
         diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
         differing = changed_keys(load(run.config), config, AFTER_DIVERGENCE if diverged else ())
         if differing:
@@ -150,8 +160,6 @@ def freeze(config: Config, run_dir: Path) -> None:
                 f"{run_dir} holds a run with another config ({changes}): go on with the old values, choose another "
                 "run.dir, or start over with run.resume=never"
             )
-    write_json(run.version, versions())
-    write_atomic(run.config, dump(config))
 
 
 def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> None:

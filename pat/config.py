@@ -95,7 +95,8 @@ class TrainConfig:
     checkpoint_every_min: float | None = 30.0  # minutes
     keep_last: int = 2  # checkpoints; the best one is kept besides
     best_metric: str | None = None  # default: the task's
-    max_loss: float | None = None  # a logged loss above it stops the run
+    max_loss: float | None = None  # a logged loss above it stops the run; default: 3 times the initial, or chance
+    max_skipped: int = 10  # of the last 50 steps
     export_at: list[float] = field(default_factory=list)  # sparsities at which a checkpoint is kept
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pat import run
+from pat import divergence, run
 from pat.config import Config
 from pat.distill import Distiller
 from pat.pruning.comm import Comm
@@ -30,7 +30,9 @@ class Progress:
     dense_step: int | None = None  # how many steps they were trained
     metrics: dict[str, float] | None = None  # of the last evaluation
     best: list[float] | None = None  # (phase, signed metric) of the best checkpoint
-    first_loss: float | None = None
+    initial_loss: float | None = None  # before the first step
+    skipped: int = 0  # steps without a finite gradient
+    skipped_lately: list[int] = field(default_factory=list)  # the steps of those among the last few
     saved_step: int = -1
     evaluated_step: int = -1
     save_seconds: float = 0.0
@@ -69,6 +71,11 @@ class Parts:
         if self.distiller:
             return self.distiller.loss(self.engine, batch, t)
         return self.task.loss(self.engine, batch)
+
+    def max_loss(self) -> float:
+        """Above it the run counts as diverged."""
+        chance = self.task.chance_loss(self.engine.module.config)
+        return divergence.loss_limit(self.config, self.progress.initial_loss, chance)
 
     def agree(self, stop: bool, due: bool) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether any finds a checkpoint due. Collective."""

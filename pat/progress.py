@@ -138,6 +138,8 @@ def status(values: Mapping[str, Any]) -> list[str]:
         # Learned gates are random until the hard phase: what they do on average follows the target, what is off lags.
         parts.append(f"sparsity {now:.3f}" + (f" of {target:.3f}" if abs(now - target) > 0.0005 else ""))
     parts.append(f"loss {_number(values['train/loss'])}")
+    if values.get("train/skipped_steps"):
+        parts.append(f"{values['train/skipped_steps']} skipped (no finite gradient)")
     if values.get("train/tokens_per_s"):
         parts.append(f"{values['train/tokens_per_s']:,.0f} tokens/s")
     if values.get("train/mfu") is not None:

@@ -26,6 +26,10 @@ class Preempted(RuntimeError):
     """Somebody asked the run to save and leave."""
 
 
+class NotEvaluated(RuntimeError):
+    """The training is done and saved, but its evaluation has failed."""
+
+
 def main(run_dir: Path) -> int:
     """Train as one rank of the run frozen in `run_dir`; returns the exit code that all ranks agree on."""
     parts, code, message = None, ExitCode.DONE, ""
@@ -92,14 +96,32 @@ def step(parts: Parts, window: Window, t: int) -> None:
 
 
 def evaluate_if_due(parts: Parts) -> None:
-    """An evaluation during training, and a checkpoint if it is the best so far or train.export_at's. Collective."""
-    reached = parts.newly_reached()
-    if reached or parts.evaluation_due():
-        metrics = evaluate_now(parts)
-        parts.note_reached(reached)
-        best = parts.is_best(metrics)
-        if best or reached:
-            save(parts, best=best)
+    """An evaluation during training, and a checkpoint if it is the best so far or train.export_at's. That of the last
+    step is `finish`'s. Collective."""
+    progress = parts.progress
+    reached = parts.newly_reached() if progress.step < parts.config.train.num_steps else {}
+    if reached:
+        evaluate_saved(parts, reached)
+    elif parts.evaluation_due() and parts.is_best(evaluate_now(parts)):
+        save(parts, best=True)
+
+
+def evaluate_saved(parts: Parts, reached: dict[str, int]) -> None:
+    """A checkpoint first, which a failing evaluation cannot take away; then what it is worth. Collective."""
+    progress = parts.progress
+    if progress.saved_step != progress.step:
+        save(parts)
+    metrics = evaluate_now(parts)
+    parts.note_reached(reached)
+    best = parts.is_best(metrics)
+    progress.logged_bytes = parts.tracker.logged_bytes
+    if parts.world.rank == 0:
+        root = parts.run.checkpoints
+        path = checkpoint.note(root, progress.step, progress.as_dict(), metrics)
+        retention.mark(root, progress.reached)
+        if best:
+            retention.set_best(root, path)
+    parts.world.barrier()
 
 
 def evaluate_now(parts: Parts) -> dict[str, float]:
@@ -157,12 +179,22 @@ def save(parts: Parts, best: bool = False) -> None:
 
 
 def finish(parts: Parts) -> None:
-    """All guarantees, then the last evaluation and checkpoint, unless a start that ended here made them; summary.
+    """All guarantees, then the last checkpoint and evaluation, unless a start that ended here made them; summary.
     Collective."""
     parts.pruner.check_finished()
     if parts.progress.evaluated_step != parts.progress.step:
-        metrics = evaluate_now(parts)
-        save(parts, best=parts.is_best(metrics))
+        try:
+            evaluate_saved(parts, parts.newly_reached())
+        except (Preempted, Diverged, checkpoint.NotWritten, PromiseBroken):
+            raise
+        except Exception as error:
+            if parts.progress.saved_step != parts.progress.step:
+                raise
+            raise NotEvaluated(
+                f"all {parts.progress.step} steps are trained and saved in {parts.run.path}, but evaluating them has "
+                f"failed ({type(error).__name__}: {error}): run the same command to evaluate again, or export the last "
+                "checkpoint as it is"
+            ) from error
     parts.tracker.summary(build.summary(parts))
     if parts.world.rank == 0:  # who has written the summary
         parts.tracker.say(build.outcome(parts.run))

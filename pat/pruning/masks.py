@@ -16,13 +16,12 @@ In the hard phase only M stays: W * M has become the weight, dead weights have n
 from __future__ import annotations
 
 import math
-import re
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pat import patterns
 from pat.config import PrunerConfig
 from pat.pruning import registry
 from pat.pruning.arrays import array, module
@@ -33,14 +32,12 @@ from pat.pruning.shards import Piece, Shards
 from pat.pruning.types import PromiseBroken
 
 
-def match(patterns: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+def match(params: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Names of the matrices that a pattern takes, in the given order."""
     return [
         name
         for name, shape in shapes.items()
-        if len(shape) >= 2
-        and any(fnmatchcase(name, p) for p in patterns)
-        and not any(fnmatchcase(name, p) for p in exclude)
+        if len(shape) >= 2 and patterns.matches(name, params) and not patterns.matches(name, exclude)
     ]
 
 
@@ -61,12 +58,14 @@ class MaskPruner:
         self.granularity = registry.build("granularity", config.granularity)
         self.budget = registry.build("budget", config.budget)
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
+        matrices = [n for n, shape in shapes.items() if len(shape) >= 2]
+        patterns.check(f"pruners.{name}.params", config.params, matrices, "matrix")
+        patterns.check(f"pruners.{name}.exclude", config.exclude, list(shapes))
         names = match(config.params, config.exclude, shapes)
-        dead = [pattern for pattern in config.params if not match([pattern], [], shapes)]
-        if dead or not names:
+        if not names:
             raise ValueError(
-                f"pruners.{name}.params: {', '.join(dead) or 'what exclude leaves of it'} matches no matrix of the "
-                f"model; it has {_in_patterns(shapes)}"
+                f"pruners.{name}.params={config.params} without exclude={config.exclude} matches no matrix of the "
+                f"model; it has {patterns.in_patterns(matrices)}"
             )
         self.shapes = {n: shapes[n] for n in names}
         for n, shape in self.shapes.items():
@@ -247,9 +246,3 @@ class MaskPruner:
             if self.hardened:
                 state.enter_hard()
             state.load(lambda kind, s: reader.pruner(kind, self.name, s.name, s.start, s.numel))
-
-
-def _in_patterns(shapes: dict[str, tuple[int, ...]]) -> str:
-    """The matrices, those of all layers as one."""
-    matrices = [re.sub(r"\.\d+\.", ".*.", name) for name, shape in shapes.items() if len(shape) >= 2]
-    return ", ".join(dict.fromkeys(matrices))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -108,6 +109,11 @@ class Task(ABC):
         finally:
             model.train(training)
         return total
+
+    def chance_loss(self, config: PretrainedConfig) -> float:
+        """The loss of a model that knows nothing, in nats: ln(classes or vocabulary)."""
+        choices: Any = config.num_labels if self.labelled else config.get_text_config().vocab_size
+        return math.log(choices)
 
     def higher_is_better(self, metric: str) -> bool:
         """Which way a metric improves; ValueError for one that the task does not have."""
