@@ -59,6 +59,9 @@ class DataConfig:
     text_column: str = "text"
     text_pair_column: str | None = None
     label_column: str = "label"
+    delimiter: str = ","  # csv: between values; `tab` for a tab
+    quote_char: str | None = '"'  # csv: around values; null: none
+    encoding: str = "utf-8"  # csv, json, text
     sample_by: str = "line"  # a document of a text file: line | paragraph | document (the whole file)
     generated: GeneratedConfig = field(default_factory=GeneratedConfig)
     max_length: int = MISSING  # tokens

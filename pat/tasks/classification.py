@@ -147,9 +147,9 @@ class _Rows(Encoder):
         else:  # a tokenizer without its Rust half
             self.cut += sum(len(ids) > self.max_length for ids in self.tokenizer(*texts, verbose=False)["input_ids"])
         samples = {name: values for name, values in encoded.items() if name != "attention_mask"}
-        empty = next((i for i, ids in enumerate(samples["input_ids"]) if not ids), None)
-        if empty is not None:
-            raise ValueError(f"A text has no tokens: {rows['text'][empty]!r}; remove such rows.")
+        for parts, ids in zip(zip(*filter(None, texts), strict=True), samples["input_ids"], strict=True):
+            if not ids or not any(part.strip() for part in parts):  # of its own: most tokenizers add some
+                raise ValueError(f"A text has no tokens: {parts[0]!r}; remove such rows.")
         return samples | {"label": [self._number(value) for value in rows["label"]]}
 
     def _number(self, label: Any) -> int:
