@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+FILES = ("json", "csv", "parquet", "text")  # values of data.source that read local files
+
 
 @dataclass
 class RunConfig:
@@ -31,6 +33,7 @@ class ModelConfig:
     init: str = "pretrained"  # pretrained | random (architecture only)
     config: dict[str, Any] = field(default_factory=dict)  # fields of the Hugging Face config to set
     tokenizer: str | None = None  # hub name or folder, or "byte"; default: `path`
+    replace_head: bool = False  # of a classifier: a new one instead of that in the files
     attn_implementation: str | None = None
     use_liger_kernel: bool = False
 

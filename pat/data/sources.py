@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 from datasets import Dataset, Value, load_dataset
 from datasets.arrow_writer import SchemaInferenceError
 
-from pat.config import DataConfig, GeneratedConfig
+from pat.config import FILES, DataConfig, GeneratedConfig
 from pat.data import delimited
 from pat.data.generated import generate
 from pat.explain import did_you_mean
 
-FILES = ("json", "csv", "parquet", "text")  # builders of `datasets` that read local files
 MIXTURE = "mixture"  # of the sources in data.sources
 SAMPLE_BY = ("line", "paragraph", "document")
 RACY_S = 2.0  # a file younger than this may change again within its time stamp

@@ -16,7 +16,7 @@ from pat.tasks import Batch, Encoder, Task, padded_width
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.config import DataConfig
 
@@ -67,6 +67,13 @@ class Classification(Task):
                 "null takes as many as there are."
             )
         return names + [str(i) for i in range(len(names), self.num_labels or 0)]
+
+    def set_head(self, config: PretrainedConfig, names: Sequence[str]) -> bool:
+        """One output a class."""
+        if names:
+            config.id2label = dict(enumerate(names))
+            config.label2id = {name: i for i, name in enumerate(names)}
+        return bool(names)
 
     def encoder(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
