@@ -15,6 +15,7 @@ import torch.distributed as dist
 from pat import checkpoint, compose, data, engine, models, retention, run, tasks, teacher
 from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manifest
 from pat.config import Config
+from pat.data.checks import data_warnings
 from pat.data.example import example
 from pat.manifest import check_same_model, describe_parameters
 from pat.models import liger
@@ -45,6 +46,7 @@ def data_in_words(config: Config, prepared: data.PreparedData) -> str:
         f"Data: {len(prepared.train):,} training and {len(prepared.eval):,} evaluation samples"
         + (f", labels {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}" if labels else "")
         + f"; tokenised in {info['cache']}."
+        + "".join(f"\n{line}" for line in _strange(config, prepared))
         + (f"\n{shown.plain()}" if shown else "")
     )
 
@@ -54,12 +56,22 @@ def prepare(config: Config, run_dir: Path) -> Checked:
     engine.check_accelerator(config)
     engine.deepspeed_config(config)
     prepared = fitting_data(config)
+    for line in _strange(config, prepared):
+        print(line, flush=True)
     model, pruner = plan.attached(config, prepared.num_labels)
     if config.model.use_liger_kernel:
         liger.check(cast(Any, model).config.model_type)
     _check_export_at(config.train.export_at, pruner)
     _check_resumable(config.run.resume, run.RunDir(run_dir).checkpoints, model, pruner)
     return Checked(prepared, model, pruner)
+
+
+def _strange(config: Config, prepared: data.PreparedData) -> list[str]:
+    """Lines for the start: what becomes of a pretrained head, and what looks wrong in the data. Raises ValueError."""
+    task = tasks.build(config.task)
+    hf_config = models.build_config(config.model, task, prepared.num_labels, label_names=prepared.label_names)
+    note = models.head_note(config.model, task, hf_config)
+    return [*([f"note: {note}"] if note else []), *(f"warning: {line}" for line in data_warnings(prepared, task))]
 
 
 def _check_export_at(values: list[float], pruner: Pruner) -> None:

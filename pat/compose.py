@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pat.config import Config
+from pat.config import FILES, Config
 from pat.explain import explain
 from pat.hosts import take_world_size
 from pat.pruning import registry
@@ -109,6 +109,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     config = to_config(content)
     take_world_size(config, overrides)
     validate(config)
+    _check_replaced_files(content["data"], overrides)
     return config
 
 
@@ -223,6 +224,26 @@ def _drop_replaced_fields(pruners: dict[str, Any], overrides: Sequence[str]) -> 
             if method and f"{kind}@{place}" in given and method["name"] in registry.names(kind):
                 own = registry.defaults(kind, method["name"])
                 settings[kind] = {k: v for k, v in method.items() if k in own or f"{place}.{k}" in given}
+
+
+def _check_replaced_files(data: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """ValueError where the command line replaces one of a recipe's files, train or eval, and leaves the other."""
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    sources = data["sources"] or {}
+    for place, part in [("data", data), *((f"data.sources.{name}", {**data, **own}) for name, own in sources.items())]:
+        train, held = f"{place}.train", f"{place}.eval"
+        if part["source"] not in FILES or part["eval"] is None:
+            continue
+        if train in given and held not in given:
+            raise ValueError(
+                f"{train} is replaced, but {held}={part['eval']} is still the recipe's, so the model would be measured "
+                f"on other data than yours: give {held}=FILE, too, or {held}=null to hold out a part of {train}"
+            )
+        if held in given and train not in given:
+            raise ValueError(
+                f"{held} is replaced, but {train}={part['train']} is still the recipe's: give {train}, too (the same "
+                "again, if that is what you mean)"
+            )
 
 
 def _set_aside(run: RunDir) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+FILES = ("json", "csv", "parquet", "text")  # values of data.source that read local files
+
 
 @dataclass
 class RunConfig:
@@ -31,6 +33,7 @@ class ModelConfig:
     init: str = "pretrained"  # pretrained | random (architecture only)
     config: dict[str, Any] = field(default_factory=dict)  # fields of the Hugging Face config to set
     tokenizer: str | None = None  # hub name or folder, or "byte"; default: `path`
+    replace_head: bool = False  # of a classifier: a new one instead of that in the files
     attn_implementation: str | None = None
     use_liger_kernel: bool = False
 
@@ -59,6 +62,9 @@ class DataConfig:
     text_column: str = "text"
     text_pair_column: str | None = None
     label_column: str = "label"
+    delimiter: str = ","  # csv: between values; `tab` for a tab
+    quote_char: str | None = '"'  # csv: around values; null: none
+    encoding: str = "utf-8"  # csv, json, text
     sample_by: str = "line"  # a document of a text file: line | paragraph | document (the whole file)
     generated: GeneratedConfig = field(default_factory=GeneratedConfig)
     max_length: int = MISSING  # tokens

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from pat.config import ModelConfig
 from pat.explain import did_you_mean
-from pat.models import liger
+from pat.models import heads, liger
 
 if TYPE_CHECKING:
     from pat.tasks import Task
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INITS = ("pretrained", "random")
+HEADED: Any = AutoModelForSequenceClassification  # a model with a head of one output per class
 
 
 def build_config(
@@ -46,12 +53,29 @@ def build_config(
         config = _config_from_type(_ids(tokenizer) | fields)
     else:
         raise ValueError("model.path is not set: give a hub name or a folder, or model.init=random for random weights.")
-    if task.labelled:
-        names = label_names or [f"LABEL_{i}" for i in range(num_labels or 0)]
-        if names:
-            config.id2label = dict(enumerate(names))
-            config.label2id = {name: i for i, name in enumerate(names)}
+    theirs = heads.labels_of(config) if cfg.path else None
+    if task.set_head(config, label_names or [f"LABEL_{i}" for i in range(num_labels or 0)]):
+        heads.check(cfg, theirs, _outputs(config))
     return config
+
+
+def head_note(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> str | None:
+    """What becomes of the head of model.path in the model with this config, for the start; None where it is clear.
+
+    ValueError where model.replace_head would be ignored.
+    """
+    pretrained = cfg.path is not None and cfg.init == "pretrained" and task.auto_model is HEADED
+    theirs = heads.labels_of(_config_from_path(cfg, dict(cfg.config))) if pretrained else None
+    if cfg.replace_head and theirs is None:
+        raise ValueError(
+            f"model.replace_head=true would be ignored: model.path={cfg.path} brings no head for "
+            f"task.name='{task.name}', so a new one is made anyway; leave it out."
+        )
+    return heads.note(cfg, theirs, _outputs(config)) if theirs else None
+
+
+def _outputs(config: PretrainedConfig) -> list[str]:
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
 
 
 def build_model(
@@ -186,6 +210,7 @@ def _random(task: Task, config: PretrainedConfig, options: dict[str, Any]) -> Pr
 def _pretrained(
     cfg: ModelConfig, task: Task, config: PretrainedConfig, options: dict[str, Any], complete: bool
 ) -> PreTrainedModel:
+    rng_state = torch.get_rng_state()
     try:
         model, report = task.auto_model.from_pretrained(
             cfg.path,
@@ -193,6 +218,7 @@ def _pretrained(
             revision=cfg.revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, where the sizes can be said
+            **heads.without_head(cfg),
             **options,
         )
     except OSError as error:
@@ -201,10 +227,15 @@ def _pretrained(
         ) from error
     except (ValueError, ImportError, RuntimeError) as error:
         raise _unfit(config, task, error) from error
+    if cfg.replace_head:
+        heads.renew(model, rng_state)
     for name, saved, wanted in sorted(report["mismatched_keys"]):
+        if cfg.replace_head and name.split(".")[0] in heads.HEADS:
+            continue
         raise ValueError(
             f"'{name}' is {tuple(saved)} in '{cfg.path}' but {tuple(wanted)} in the model: "
-            "model.config, or the number of classes, does not go with these weights."
+            "model.config, or the number of classes, does not go with these weights"
+            + ("; model.replace_head=true takes a new head." if name.split(".")[0] in heads.HEADS else ".")
         )
     if report["missing_keys"] and complete:
         raise ValueError(

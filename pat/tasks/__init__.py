@@ -59,6 +59,13 @@ class Task(ABC):
     def label_names(self, train: Dataset) -> list[str] | None:
         """The classes in the training rows, in the order of their numbers; None without classes. Raises ValueError."""
 
+    def set_head(self, config: PretrainedConfig, names: Sequence[str]) -> bool:
+        """Give the model's head the outputs that the task needs, one a class; whether it has a head and they are known.
+
+        Without `names` the classes are not known yet.
+        """
+        return False
+
     @abstractmethod
     def encoder(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
