@@ -132,7 +132,8 @@ def run(
     records = []
     for t, micro_batches in enumerate(steps):
         if t == settings.hard:
-            keep = choose(settings, _ranked(settings, params, scores), 1.0)
+            scores = _ranked(settings, params, scores)
+            keep = choose(settings, scores, 1.0)
             _remove(shape, params, optimizer, keep)
             z = {name: flags.float() for name, flags in keep.items()}
         elif settings.start <= t < settings.hard:
@@ -206,6 +207,17 @@ def scaled(shape: Shape, params: Mapping[str, Tensor], z: Units) -> dict[str, Te
             weight = found.get(name, params[name])
             found[name] = weight * (gate.repeat_interleave(weight.shape[1] // len(gate)) if columns else gate)
     return found
+
+
+def gated(model: nn.Module, shape: Shape, z: Units) -> Forward:
+    """The model's forward with gates, without gradients."""
+
+    @torch.no_grad()
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _Watch(model, z.get("layers")):
+            return functional_call(model, scaled(shape, dict(model.named_parameters()), z), args, kwargs)
+
+    return forward
 
 
 class _Watch:

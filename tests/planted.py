@@ -3,10 +3,14 @@
 The right units have weights of the usual size; those of the others are so small that what they add is next to nothing.
 What is to be learned are the answers of a model without them in which the right ones count twice: each right unit is
 needed, and more of it.
+
+Movement does not ask how much a unit adds but whether the loss wants more of it. There all units are of the usual size,
+and which ones are right is found by closing and opening each of them a little.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +50,11 @@ class Case:
         return SHAPE
 
     @property
+    def lr(self) -> float:
+        """Low where importance was found with the weights of the start."""
+        return LR / 20 if self.method == "movement" else LR
+
+    @property
     def budget_settings(self) -> dict[str, Any]:
         """As a config has it: just what the planted units need."""
         if self.budget == "shape":
@@ -61,6 +70,8 @@ class Case:
     @property
     def schedule(self) -> dict[str, Any]:
         """A ramp to the shape; a cost budget at once, as on the way many choices are about as good."""
+        if self.method == "movement":
+            return {"name": "one_shot", "start": 7, "hard": 8}  # the scores are those of open gates
         if self.budget == "shape":
             return {"name": "cubic", "start": 3, "end": 7, "hard": 8, "every": 2}
         return {"name": "one_shot", "start": 4, "hard": 8, "every": 2}
@@ -70,8 +81,8 @@ class Case:
         line = self.schedule
         return Settings(
             shape=self.shape, structures=self.structures, method=self.method, budget=self.budget_settings,
-            start=line["start"], end=line.get("end", line["start"]), hard=line["hard"], every=line["every"],
-            ramp=line["name"], lr=LR, weight_decay=WEIGHT_DECAY, max_norm=MAX_NORM, **self.options,
+            start=line["start"], end=line.get("end", line["start"]), hard=line["hard"], every=line.get("every", 1),
+            ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY, max_norm=MAX_NORM, **self.options,
         )  # fmt: skip
 
     def pruner(self) -> PrunerConfig:
@@ -88,7 +99,7 @@ class Case:
         config.train.micro_batch_size = ROWS // MICRO
         config.engine.world_size, config.engine.zero_stage, config.engine.dtype = 1, 0, "fp32"
         config.engine.kernels, config.engine.gradient_clipping = "eager", MAX_NORM
-        config.optim.lr, config.optim.weight_decay, config.optim.implementation = LR, WEIGHT_DECAY, "loop"
+        config.optim.lr, config.optim.weight_decay, config.optim.implementation = self.lr, WEIGHT_DECAY, "loop"
         config.pruners["gates"] = self.pruner()
         return config
 
@@ -154,10 +165,35 @@ def loss(forward: Any, batch: dict[str, Tensor], t: int) -> Tensor:
     return -(batch["answers"] * logits.log_softmax(-1)).sum(-1).mean()
 
 
+def student(case: Case) -> Any:
+    """The model that is pruned."""
+    return model(case.shape, case.structures, weak=1.0 if case.method == "movement" else WEAK)
+
+
+def right(case: Case) -> Units:
+    """The units that have to stay: the planted ones, or for movement those whose gates the loss wants most."""
+    if case.method != "movement":
+        return planted(case.shape, case.structures)
+    built, (structure,) = student(case), case.structures
+    data = [batch for step in micro_batches(case.shape, case.structures)[:7] for batch in step]
+    ones = torch.ones(case.shape.layers, case.shape.units(structure))
+    wanted = torch.empty_like(ones)
+    for i, unit in itertools.product(*map(range, ones.shape)):
+        losses = []
+        for change in (-0.02, 0.02):
+            z = ones.clone()
+            z[i, unit] += change
+            losses.append(sum(float(loss(gate_oracle.gated(built, case.shape, {structure: z}), b, 0)) for b in data))
+        wanted[i, unit] = losses[0] - losses[1]
+    best = wanted.T if wanted.shape[1] == 1 else wanted
+    flags = best >= best.topk(KEPT[structure]).values[:, -1:]
+    return {structure: flags.T if wanted.shape[1] == 1 else flags}
+
+
 def expected(case: Case, loss_fn: Any = loss) -> list[gate_oracle.Record]:
     """The naive run of a case."""
     data = micro_batches(case.shape, case.structures)
-    return gate_oracle.run(model(case.shape, case.structures), loss_fn, data, case.oracle())
+    return gate_oracle.run(student(case), loss_fn, data, case.oracle())
 
 
 def joined(case: Case, units: Units) -> Tensor:

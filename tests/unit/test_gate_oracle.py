@@ -37,7 +37,7 @@ def process_group() -> Iterator[None]:
 
 def train(case: Case, loss_fn: Any = planted.loss) -> list[dict[str, Any]]:
     """The same run by pat: after each step its loss, norm, gates, flags, scores and weights."""
-    model = planted.model(case.shape, case.structures)
+    model = planted.student(case)
     engine, pruner = one_rank.build(case.config(), model, planted.MICRO)
     (gate,) = pruner.gates
     found = []
@@ -79,7 +79,7 @@ def assert_same(case: Case, records: list[gate_oracle.Record], found: list[dict[
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_planted_units_stay_and_all_is_as_the_naive_implementation_says(case: Case) -> None:
     records, found = planted.expected(case), train(case)
-    right = planted.joined(case, planted.planted(case.shape, case.structures))
+    right = planted.joined(case, planted.right(case))
     assert torch.equal(planted.joined(case, records[-1].keep), right), "the oracle keeps others than were planted"
     assert torch.equal(found[-1]["keep"], right)
     assert_same(case, records, found)
