@@ -432,6 +432,28 @@ def cost(shape: Shape, budget: Mapping[str, Any], keep: Units) -> int:
     return {"parameters": parameters, "flops": flops, "memory": bytes_held}[budget["name"]]
 
 
+# -- distillation, Hinton et al. 2015 and Jiao et al. 2020 -------------------------------------------------------------
+
+
+def distillation_loss(
+    student: Any,  # outputs with logits (b, s, v) and hidden states
+    teacher: Any,
+    labels: Tensor,  # (b, s)
+    weight: float,
+    temperature: float,
+    hidden_weight: float,
+    layer_map: Sequence[int],  # teacher layer of each student layer
+) -> Tensor:
+    """(1 - w) CE + w T^2 KL(teacher || student) over the tokens that predict one, + h * mean squared difference."""
+    answers, taught = student.logits[:, :-1].flatten(0, 1), teacher.logits[:, :-1].flatten(0, 1)
+    task = nn.functional.cross_entropy(answers, labels[:, 1:].flatten())
+    p = torch.softmax(taught / temperature, -1)
+    kl = (p * (p.log() - torch.log_softmax(answers / temperature, -1))).sum(-1).mean()
+    pairs = [(student.hidden_states[i + 1], teacher.hidden_states[j + 1]) for i, j in enumerate(layer_map)]
+    hidden = torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
+    return (1.0 - weight) * task + weight * temperature**2 * kl + hidden_weight * hidden
+
+
 # -- learned gates: hard concrete, Louizos et al. 2018, arXiv:1712.01312 -----------------------------------------------
 
 BETA, ZETA, GAMMA = 2.0 / 3.0, 1.1, -0.1  # temperature; the paper's names: s is stretched to (gamma, zeta)

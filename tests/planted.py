@@ -175,7 +175,7 @@ def right(case: Case) -> Units:
     if case.method != "movement":
         return planted(case.shape, case.structures)
     built, (structure,) = student(case), case.structures
-    data = [batch for step in micro_batches(case.shape, case.structures)[:7] for batch in step]
+    data = [batch for step in micro_batches(case.shape, case.structures)[:8] for batch in step]
     ones = torch.ones(case.shape.layers, case.shape.units(structure))
     wanted = torch.empty_like(ones)
     for i, unit in itertools.product(*map(range, ones.shape)):
