@@ -64,7 +64,7 @@ class Shape:
             rows = [(f"{at}.mlp.{name}.weight", 0, unit, unit + 1) for name in ("gate_proj", "up_proj")]
             return [*rows, (f"{at}.mlp.down_proj.weight", 1, unit, unit + 1)]
         if structure in ("kv_groups", "heads"):
-            rows = [(f"{at}.self_attn.{x}_proj.weight", 0, unit * w, (unit + 1) * w) for x, w in zip("qkv", (q, d, d))]
+            rows = [(f"{at}.self_attn.{x}_proj.weight", 0, unit * w, (unit + 1) * w) for x, w in zip("qkv", (q, d, d), strict=True)]
             return [*rows, (f"{at}.self_attn.o_proj.weight", 1, unit * q, (unit + 1) * q)]
         attention = [f"self_attn.{x}_proj" for x in "qkvo"] + ["input_layernorm"]
         mlp = [f"mlp.{x}_proj" for x in ("gate", "up", "down")] + ["post_attention_layernorm"]
@@ -460,7 +460,7 @@ BETA, ZETA, GAMMA = 2.0 / 3.0, 1.1, -0.1  # temperature; the paper's names: s is
 
 
 def hard_concrete(a: Tensor, u: Tensor) -> Tensor:
-    """Equations 10 and 11: s = sigmoid((log u - log(1 - u) + a) / beta), z = min(1, max(0, s (zeta - gamma) + gamma))."""
+    """Equations 10 and 11: s = sigmoid((log u - log(1 - u) + a) / beta), z = s (zeta - gamma) + gamma in [0, 1]."""
     s = 1.0 / (1.0 + torch.exp(-(torch.log(u) - torch.log(1.0 - u) + a) / BETA))
     return torch.clip(s * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
 

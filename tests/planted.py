@@ -129,7 +129,7 @@ def llama_config(shape: Shape) -> LlamaConfig:
 
 
 def model(shape: Shape, structures: tuple[str, ...], weak: float = WEAK, strong: float = 1.0) -> Any:
-    """The Llama with planted units; `weak`: the size of the other ones' weights; `strong`: of what the right ones add."""
+    """The Llama with planted units. `weak`: the size of the other ones' weights; `strong`: of what all add."""
     torch.manual_seed(0)
     built = LlamaForCausalLM(llama_config(shape))
     with torch.no_grad():
@@ -146,7 +146,7 @@ def model(shape: Shape, structures: tuple[str, ...], weak: float = WEAK, strong:
 
 
 def micro_batches(shape: Shape, structures: tuple[str, ...]) -> list[list[dict[str, Tensor]]]:
-    """For each step its micro-batches: random tokens, and the probabilities that the right model gives the next ones."""
+    """For each step its micro-batches: random tokens, and the right model's probabilities of the next ones."""
     teacher = model(shape, structures, weak=0.0, strong=2.0).eval()
     steps = []
     for t in range(STEPS):
