@@ -21,7 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pat.config import Config, PrunerConfig
 from tests import gate_oracle
-from tests.gate_oracle import Settings, Shape, Units
+from tests.gate_choice import Shape, Units, cost
+from tests.gate_oracle import Settings
 
 STEPS, ROWS, TOKENS, MICRO = 10, 8, 12, 2  # steps, sequences a step, tokens of each, micro-batches a step
 KEPT = {"ffn": 4, "kv_groups": 2, "heads": 2, "layers": 2, "attention_layers": 2, "mlp_layers": 2}
@@ -63,7 +64,7 @@ class Case:
         given = {"name": self.budget, "stock": False, **sizes}
         right = planted(self.shape, self.structures)
         dense = {name: torch.ones_like(flags) for name, flags in right.items()}
-        full, left = (gate_oracle.cost(self.shape, given, flags) for flags in (dense, right))
+        full, left = (cost(self.shape, given, flags) for flags in (dense, right))
         sparsity = int((1 - left / full) * 10_000) / 10_000  # a little less, so that they fit
         return given | {"sparsity": sparsity, "multiple_of": 1}
 
@@ -176,6 +177,7 @@ def right(case: Case) -> Units:
         return planted(case.shape, case.structures)
     built, (structure,) = student(case), case.structures
     data = [batch for step in micro_batches(case.shape, case.structures)[:8] for batch in step]
+    whole = {key: torch.cat([batch[key] for batch in data]) for key in data[0]}
     ones = torch.ones(case.shape.layers, case.shape.units(structure))
     wanted = torch.empty_like(ones)
     for i, unit in itertools.product(*map(range, ones.shape)):
@@ -183,7 +185,7 @@ def right(case: Case) -> Units:
         for change in (-0.02, 0.02):
             z = ones.clone()
             z[i, unit] += change
-            losses.append(sum(float(loss(gate_oracle.gated(built, case.shape, {structure: z}), b, 0)) for b in data))
+            losses.append(float(loss(gate_oracle.gated(built, case.shape, {structure: z}), whole, 0)))
         wanted[i, unit] = losses[0] - losses[1]
     best = wanted.T if wanted.shape[1] == 1 else wanted
     flags = best >= best.topk(KEPT[structure]).values[:, -1:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-E, I = "pat/export/", "pat/integrations/"
+E, ATTACH = "pat/export/", "pat/integrations/"
 
 REST: dict[str, list[tuple[str, str, str]]] = {
     "pat/checkpoint.py": [
@@ -63,13 +63,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
     "pat/checkpoint_reader.py": [
         ("first = piece.offset + low - piece.start\n", "first = piece.offset\n", "the beginning of the piece"),
         ("first = piece.offset + low - piece.start\n", "first = low - piece.start\n", "the offset is forgotten"),
-        (
-            "flags = unpack_keep(stored[byte : (last + 7) // 8], last - 8 * byte)\n                values = flags[first - "
-            "8 * byte :]",
-            "flags = unpack_keep(stored[byte : (last + 7) // 8], last - 8 * byte)\n                values = "
-            "flags[: last - first]",
-            "flags shifted by up to 7",
-        ),
+        ("values = flags[first - 8 * byte :]", "values = flags[: last - first]", "flags shifted by up to 7"),
         ("byte = first // 8", "byte = (first + 7) // 8", "flags of the next byte"),
         ("values = stored[first:last]", "values = stored[: last - first]", "scores of the beginning"),
         ('if size != expected["bytes"]:', 'if size < expected["bytes"]:', "longer files are whole"),
@@ -212,8 +206,9 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("loss = loss + weight * self.config.temperature**2 * kl", "loss = loss + weight * kl", "no T^2"),
         ("weight = self.weight * self._factor\n        loss", "weight = self.weight\n        loss", "no ramp"),
         (
-            "self.hidden_weight * self._factor * hidden\n        self._add(kl, hidden)\n        return loss\n\n    def _chunked",
-            "self.hidden_weight * hidden\n        self._add(kl, hidden)\n        return loss\n\n    def _chunked",
+            "taught.hidden_states, tokens(batch), self.layer_map)\n            loss = loss + self.hidden_weight * "
+            "self._factor * hidden",
+            "taught.hidden_states, tokens(batch), self.layer_map)\n            loss = loss + self.hidden_weight * hidden",
             "hidden states without the ramp",
         ),
         (
@@ -269,7 +264,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("slice(start, min(start + size, total))", "slice(start, min(start + size, total - 1))", "a row is left out"),
         ("        del module.forward\n", "        pass\n", "the head stays replaced"),
     ],
-    f"{I}attach.py": [
+    f"{ATTACH}attach.py": [
         ("        self.pruner.begin(engine.global_steps)\n", "", "begin left out"),
         ('config | {"gradient_clipping": 0.0}', "config", "double clipping"),
         (
@@ -321,7 +316,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("        elif engine.global_steps:\n", "        elif False:\n", "a pruner that begins in the middle"),
         ("            deepspeed.initialize = plain\n", "            pass\n", "deepspeed.initialize stays replaced"),
     ],
-    f"{I}hf.py": [
+    f"{ATTACH}hf.py": [
         ("            self.pruning.check()\n", "            pass\n", "the end check dropped"),
         ("state.global_step >= state.max_steps", "state.global_step > state.max_steps", "the end is never reached"),
         ("        if args.load_best_model_at_end:\n", "        if False:\n", "an unpruned model is put back"),
@@ -331,12 +326,12 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             "schedules of a shorter run",
         ),
     ],
-    f"{I}settings.py": [
+    f"{ATTACH}settings.py": [
         ('"seed": self.content.get("seed", 0)', '"seed": 0', "the seed is ignored"),
         ("            if not pruner.structures\n", "", "structures own matrices"),
         ("        if unknown:\n", "        if False:\n", "unknown keys are ignored"),
     ],
-    f"{I}saved.py": [
+    f"{ATTACH}saved.py": [
         ("if saved.seed != config.seed or", "if", "another seed is accepted"),
         ("    if num_steps != config.train.num_steps:\n", "    if False:\n", "another number of steps is accepted"),
         (

@@ -18,7 +18,7 @@ from pat.integrations import Pruning, attach
 from pat.pruning import registry
 from pat.pruning.gates import Ranked
 from pat.pruning.schedules import Ramp
-from tests import gate_oracle, one_rank, planted
+from tests import formulas, gate_oracle, one_rank, planted
 from tests.planted import Case
 
 STRUCTURES = ("ffn", "kv_groups", "heads", "layers", "attention_layers", "mlp_layers")
@@ -152,7 +152,7 @@ def test_with_a_teacher_it_is_the_same() -> None:
         with torch.no_grad():
             taught = teacher(input_ids=batch["input_ids"], output_hidden_states=True)
         answers = forward(input_ids=batch["input_ids"], output_hidden_states=True)
-        return gate_oracle.distillation_loss(answers, taught, batch["input_ids"], 0.6 * due, 2.0, 0.05 * due, layer_map)
+        return formulas.distillation_loss(answers, taught, batch["input_ids"], 0.6 * due, 2.0, 0.05 * due, layer_map)
 
     assert_same(case, planted.expected(case, naive), train(case, ours))
 
