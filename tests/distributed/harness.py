@@ -227,15 +227,17 @@ class Trained:
         return {"masks": masks, "weights": weights, "sparsity": self.pruner.totals.sparsity}
 
 
-def build_model(config: Config) -> Any:
-    """The tiny model; the same initial weights whatever the layout."""
+def build_model(config: Config, reference: Any = None) -> Any:
+    """The tiny model, or one like `reference`; the same initial weights whatever the layout."""
     torch.manual_seed(0)
     dtype = DTYPES[config.engine.dtype]
-    if config.model.config.get("model_type") in FAMILIES:
+    if reference is not None:
+        family, shape = type(reference), reference.config
+    elif config.model.config.get("model_type") in FAMILIES:
         family, shape = FAMILIES[config.model.config["model_type"]]
     else:
         family, shape = LlamaForCausalLM, LlamaConfig(**LLAMA.to_dict() | config.model.config)
-    reference = family(copy.deepcopy(shape))
+    reference = reference or family(copy.deepcopy(shape))
     state = {n: p.detach().to(dtype) for n, p in reference.named_parameters()}
     ds_config = ds.deepspeed_config(config)
     with ds.model_construction(config, ds_config):
@@ -253,9 +255,9 @@ def build_model(config: Config) -> Any:
     return model
 
 
-def build(config: Config) -> Trained:
-    """The tiny model with engine and pruner."""
-    model = build_model(config)
+def build(config: Config, reference: Any = None) -> Trained:
+    """The tiny model, or one like `reference`, with engine and pruner."""
+    model = build_model(config, reference)
     pruner = Pruner(config)
     pruner.attach(model)
     trained = Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed import gate_checks
+from tests.distributed import gate_checks, gate_oracle_checks
 from tests.distributed.harness import GATES
 from tests.distributed.ranks import run_ranks
 
@@ -106,3 +106,18 @@ def test_one_rank_and_two_come_to_the_same() -> None:
         assert two[kind][0] == pytest.approx(loss, rel=0.01), kind
         same = [a == b for a, b in zip(keep, two[kind][1], strict=True)]
         assert sum(same) >= 0.9 * len(same), kind
+
+
+@cache
+def against_oracle() -> dict[str, Any]:
+    """All cases in one start."""
+    return run_ranks("tests.distributed.gate_oracle_checks", 2, *gate_oracle_checks.CASES)
+
+
+@pytest.mark.parametrize("case", gate_oracle_checks.CASES)
+@pytest.mark.parametrize("layout", gate_oracle_checks.LAYOUTS)
+def test_the_planted_units_stay_as_in_the_naive_implementation(case: str, layout: str) -> None:
+    """Flags equal at every step and those that were planted in the end; gates, scores and weights to rounding."""
+    equal, gates, scores, weights = zip(*against_oracle()[case][layout], strict=True)
+    assert all(equal), equal
+    assert max(gates) < 1e-6 and max(scores) < 1e-4 and max(weights) < 2e-5, (gates, scores, weights)

@@ -168,3 +168,11 @@ def test_bad_settings_are_refused(fields: dict[str, object]) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         registry.build("criterion", "taylor").decay = 0.5
+
+
+@pytest.mark.parametrize("prior", [0.5, 2.0])
+def test_movement_starts_from_squared_weights(prior: float) -> None:
+    """By hand: prior * W^2, which grows faster than |W| and is not negative."""
+    criterion = registry.build("criterion", {"name": "movement", "prior": prior})
+    start = criterion.initial(torch.tensor([0.1, -3.0, 0.0]))
+    torch.testing.assert_close(start, prior * torch.tensor([0.01, 9.0, 0.0]))

@@ -139,3 +139,18 @@ def test_what_cannot_be_pruned_is_refused() -> None:
     engine.freeze(frozen, ["classifier.*"])
     with pytest.raises(ValueError, match="leaves frozen"):
         pruner("weight", ["*.query.weight"], frozen)
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    """Group by group what torch's AdamW gets: lr 0 until the first step sets it from the base rate."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2, bias=False))
+    optim = OptimConfig(lr=0.02, weight_decay=0.3, no_decay=["2.weight"])
+    groups = engine.param_groups(model, optim, {"0.weight": "masks"})
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {names[id(p)]: group for group in groups for p in group["params"]}
+    assert set(found) == {"0.weight", "0.bias", "1.weight", "1.bias", "2.weight"}
+    for name, group in found.items():
+        decay = 0.3 if name == "0.weight" else 0.0
+        assert (group["weight_decay"], group["base_weight_decay"]) == (decay, decay), name
+        assert (group["lr"], group["base_lr"]) == (0.0, 0.02)
+    assert found["0.weight"]["params"] != found["2.weight"]["params"], "a pruner's weights have groups of their own"

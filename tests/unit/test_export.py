@@ -246,3 +246,12 @@ def test_card_and_report(tmp_path):
     text = console.export_text()
     for words in ("1.25", "1.5", f"{result['sparsity']:.2%}", "not compared", "equal"):
         assert words in text
+
+
+@pytest.mark.parametrize(("dtype", "named"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_config_json_names_the_dtype_that_was_written(tmp_path, dtype, named):
+    """The run's own is bf16; what stock code loads by default is what config.json says."""
+    run, _ = llama(tmp_path)
+    export_run(run, tmp_path / "out", checkpoint="last", dtype=dtype, verify="weights")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == named

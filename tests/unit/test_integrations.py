@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from pat.integrations.attach import Pruning, split_groups
+from pat.integrations.hf import PruningCallback
 from pat.integrations.settings import Settings
+from pat.pruning.types import PromiseBroken
 
 WEIGHTS: dict[str, Any] = {
     "params": ["*.weight"],
@@ -68,3 +71,30 @@ def test_groups_are_split_by_pruner_and_keep_their_settings() -> None:
     found = split_groups(groups, {id(a): "weights", id(b): "", id(c): ""})
     assert [[id(p) for p in group["params"]] for group in found] == [[id(b)], [id(a)], [id(c)]]
     assert [(group["lr"], group["weight_decay"]) for group in found] == [(0.1, 0.5), (0.1, 0.5), (0.2, 0.0)]
+
+
+@pytest.mark.parametrize(("config", "kept"), [({}, 0.0), ({"bf16": {"enabled": True}}, 0.7)])
+def test_gradients_are_clipped_once(config: dict[str, Any], kept: float) -> None:
+    """In fp32 without ZeRO the pruner clips, so DeepSpeed must not; else DeepSpeed does, by the pruner's norm."""
+    model = torch.nn.Linear(2, 2)
+    pruning = Pruning(given())
+    pruning.model = model
+    given_config = {"gradient_clipping": 0.7, "zero_optimization": {"stage": 0}} | config
+    found = pruning.prepare({"model": model, "config": given_config})
+    assert (pruning.clipping, found["config"]["gradient_clipping"]) == (0.7, kept)
+    sharded = pruning.prepare({"model": model, "config": given_config | {"zero_optimization": {"stage": 2}}})
+    assert sharded["config"]["gradient_clipping"] == 0.7
+
+
+@pytest.mark.parametrize(("step", "checked"), [(50, 1), (49, 0)])
+def test_the_callback_checks_a_run_that_went_to_its_end(step: int, checked: int) -> None:
+    callback, calls = PruningCallback(given()), []
+    callback.pruning.check = lambda: calls.append(1)  # type: ignore[method-assign]
+    state = TrainerState(global_step=step, max_steps=50)
+    callback.on_train_end(None, state, None)  # type: ignore[arg-type]
+    assert len(calls) == checked
+
+
+def test_a_pruner_that_never_started_is_a_broken_promise() -> None:
+    with pytest.raises(PromiseBroken, match="never started"):
+        Pruning(given()).check()

@@ -1,0 +1,324 @@
+"""What pruning structures while training means, said naively: one process, whole weights, autograd, brute force.
+
+Nothing of `pat.pruning` is used here, and every constant is written again. The model is a Llama without biases.
+
+# L layers, H hidden size, K KV groups of g query heads each, d head dimension, n units of a structure in a layer,
+# z gates, S scores, M keep flags (True = stays): (L, n) each, n = 1 where a layer or sublayer is one unit
+
+Step t, from 0:
+
+    M = the highest scores that the budget allows, if t is a selection step, from the evidence of earlier steps
+    z moves towards M by at most 1 / fade in the soft phase; it is 1 in the dense one
+    at the hard step M is chosen for the whole budget: what is gone becomes 0, and Adam's moments of it
+    loss of the model whose consuming weights are W * z;  W = AdamW(W, dL/dW clipped by its norm)
+    S = the method's rule on dL/dz, or on what the forward has shown, until the hard phase
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tests.gate_choice import Shape, Units, choose
+
+Forward = Callable[..., Any]  # the gated model
+
+STATISTICS = ("activation", "similarity")  # methods that look at the forward, and not at dL/dz
+DECAYS = {"taylor": 0.9, "fisher": 0.99, "activation": 0.9, "similarity": 0.9}
+CONSUMER = {  # the matrix that reads, or writes, what a gate multiplies; True: a unit is some of its columns
+    "ffn": ("mlp.down_proj", True),
+    "kv_groups": ("self_attn.o_proj", True),
+    "heads": ("self_attn.o_proj", True),
+    "attention_layers": ("self_attn.o_proj", False),
+    "mlp_layers": ("mlp.down_proj", False),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the optimizer and the pruning."""
+
+    shape: Shape
+    structures: tuple[str, ...]
+    method: str
+    budget: Mapping[str, Any]
+    start: int
+    end: int
+    hard: int
+    every: int = 1
+    ramp: str = "cubic"  # cubic | one_shot
+    fade: int = 10
+    decay: float | None = None  # of the method's average; None: DECAYS
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # of matrices
+    max_norm: float = 0.0  # 0: no clipping
+
+
+@dataclass(frozen=True)
+class Record:
+    """The state after one step; `z` is what multiplied in it."""
+
+    step: int
+    loss: float
+    norm: float
+    z: Units
+    keep: Units
+    scores: Units
+    weights: dict[str, Tensor] = field(repr=False)
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def run(
+    model: nn.Module,
+    loss_fn: Callable[[Forward, Any, int], Tensor],  # (gated model, micro-batch, step) -> scalar mean
+    steps: Sequence[Sequence[Any]],  # for each step its micro-batches, of all ranks: their losses are averaged
+    settings: Settings,
+) -> list[Record]:
+    """Train the model in place and record every step."""
+    shape = settings.shape
+    params = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in params.values() if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in params.values() if p.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=settings.lr, betas=settings.betas, eps=settings.eps, foreach=False, fused=False,
+    )  # fmt: skip
+    ones = {name: torch.ones(shape.layers, shape.units(name)) for name in settings.structures}
+    z, keep = dict(ones), {name: value.bool() for name, value in ones.items()}
+    scores = {name: torch.zeros_like(value) for name, value in ones.items()}
+    records = []
+    for t, micro_batches in enumerate(steps):
+        if t == settings.hard:
+            scores = _ranked(settings, params, scores)
+            keep = _chosen(settings, scores, 1.0)
+            _remove(shape, params, optimizer, keep)
+            z = {name: flags.float() for name, flags in keep.items()}
+        elif settings.start <= t < settings.hard:
+            if (t - settings.start) % settings.every == 0 or t == settings.end:
+                scores = _ranked(settings, params, scores)
+                keep = _chosen(settings, scores, progress(settings, t))
+            for name, flags in keep.items():
+                step = 1.0 / settings.fade
+                z[name] = (z[name] + (flags.float() - z[name]).clamp(-step, step)).clamp(0.0, 1.0)
+
+        loss, seen = _backward(model, params, z, settings, loss_fn, micro_batches, t)
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in params.values() if p.grad is not None))
+        if settings.max_norm and norm > settings.max_norm:
+            for p in params.values():
+                if p.grad is not None:
+                    p.grad.mul_(settings.max_norm / (norm + 1e-6))
+        optimizer.step()
+        if t < settings.hard and settings.method != "magnitude":
+            scores = {name: update(settings, scores[name], seen[name]) for name in scores}
+        weights = {name: p.detach().clone() for name, p in params.items()}
+        records.append(Record(t, loss, norm, dict(z), dict(keep), dict(scores), weights))
+    return records
+
+
+def progress(settings: Settings, t: int) -> float:
+    """The share of the budget that is due: 1 - (1 - u)^3, or all at once."""
+    if settings.ramp == "one_shot" or t >= settings.end:
+        return 1.0
+    return 1.0 - (1.0 - (t - settings.start) / (settings.end - settings.start)) ** 3
+
+
+def _chosen(settings: Settings, scores: Units, due: float) -> Units:
+    """Mean squares of weights and of activations mean something else in every structure."""
+    comparable = settings.method not in ("magnitude", "activation")
+    return choose(settings.shape, settings.budget, settings.structures, scores, comparable, due)
+
+
+def _backward(
+    model: nn.Module,
+    params: dict[str, nn.Parameter],
+    z: Units,
+    settings: Settings,
+    loss_fn: Callable[[Forward, Any, int], Tensor],
+    micro_batches: Sequence[Any],
+    t: int,
+) -> tuple[float, dict[str, list[Tensor]]]:
+    """Gradients of the mean loss in W.grad. Returns the loss, and by structure what each micro-batch has shown."""
+    for p in params.values():
+        p.grad = None
+    total, shown = 0.0, {name: [] for name in z}
+    for batch in micro_batches:
+        leaves = {name: value.clone().requires_grad_() for name, value in z.items()}
+        with _Watch(model, leaves.get("layers")) as watch:
+            effective = scaled(settings.shape, params, leaves)
+            loss = loss_fn(lambda *a, **k: functional_call(model, effective, a, k), batch, t)  # noqa: B023
+        (loss / len(micro_batches)).backward()
+        total += loss.item() / len(micro_batches)
+        for name, leaf in leaves.items():
+            if settings.method in STATISTICS:
+                counts = counted(batch)
+                shown[name].append(torch.stack([counts.sum(), *_statistic(settings, watch, params, name, counts)]))
+            else:
+                assert leaf.grad is not None
+                shown[name].append(leaf.grad * len(micro_batches))  # of the micro-batch's own mean loss
+    return total, shown
+
+
+def scaled(shape: Shape, params: Mapping[str, Tensor], z: Units) -> dict[str, Tensor]:
+    """The consuming matrices times the gates: columns, or the whole."""
+    found: dict[str, Tensor] = {}
+    for structure, gates in z.items():
+        if structure == "layers":
+            continue
+        module, columns = CONSUMER[structure]
+        for i, gate in enumerate(gates):
+            name = f"model.layers.{i}.{module}.weight"
+            weight = found.get(name, params[name])
+            found[name] = weight * (gate.repeat_interleave(weight.shape[1] // len(gate)) if columns else gate)
+    return found
+
+
+def gated(model: nn.Module, shape: Shape, z: Units) -> Forward:
+    """The model's forward with gates, without gradients."""
+
+    @torch.no_grad()
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _Watch(model, z.get("layers")):
+            return functional_call(model, scaled(shape, dict(model.named_parameters()), z), args, kwargs)
+
+    return forward
+
+
+class _Watch:
+    """What goes through a model's modules; whole layers are gated here: output = x + z * (layer(x) - x)."""
+
+    def __init__(self, model: Any, z: Tensor | None) -> None:
+        self.model, self.z = model, z
+        self.inputs: dict[str, Tensor] = {}
+        self.blocks: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __enter__(self) -> _Watch:
+        self.handles = []
+        for i, layer in enumerate(self.model.model.layers):
+            for name in ("self_attn.o_proj", "mlp.down_proj"):
+                module = layer.get_submodule(name)
+                self.handles.append(module.register_forward_hook(self._input(f"model.layers.{i}.{name}")))
+            self.handles.append(layer.register_forward_hook(self._block(i), with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _input(self, name: str) -> Any:
+        return lambda module, args, output: self.inputs.update({name: args[0].detach()})
+
+    def _block(self, i: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            self.blocks[i] = before.detach(), after.detach()
+            mixed = after if self.z is None else before + self.z[i] * (after - before)
+            return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+
+        return hook
+
+
+def _remove(shape: Shape, params: dict[str, nn.Parameter], optimizer: Any, keep: Units) -> None:
+    """What is gone is 0, with its moments; what stays is as it is."""
+    for structure, flags in keep.items():
+        for i, unit in (~flags).nonzero().tolist():
+            for name, dim, start, stop in shape.owned(structure, i, unit):
+                state = optimizer.state[params[name]]
+                for tensor in (params[name].data, *(state[key] for key in ("exp_avg", "exp_avg_sq") if key in state)):
+                    tensor.narrow(dim, start, min(stop, tensor.shape[dim]) - start).zero_()
+
+
+# -- evidence: one small function a rule -------------------------------------------------------------------------------
+
+
+def counted(batch: Any) -> Tensor:
+    """(b, s) 1 where a token counts in the statistics of the forward."""
+    return torch.ones_like(batch["input_ids"], dtype=torch.float64)
+
+
+def update(settings: Settings, score: Tensor, shown: Sequence[Tensor]) -> Tensor:
+    """The score after a step that has shown this in each of its micro-batches."""
+    method = settings.method
+    if method == "movement":  # S - dL/dz, Lagunas et al. 2021
+        return score - mean_gradient(shown)
+    if method == "taylor":  # |dL/dz|, Molchanov et al. 2019
+        return average(settings, score, taylor_evidence(shown))
+    if method == "fisher":  # (dL/dz)^2, Kwon et al. 2022
+        return average(settings, score, fisher_evidence(shown))
+    assert method in STATISTICS
+    total = torch.stack(list(shown)).sum(0)  # the number of tokens, then a sum for every unit
+    return average(settings, score, (total[1:] / total[0]).float().view_as(score))
+
+
+def mean_gradient(shown: Sequence[Tensor]) -> Tensor:
+    """dL/dz of the mean loss."""
+    return torch.stack(list(shown)).mean(0)
+
+
+def taylor_evidence(shown: Sequence[Tensor]) -> Tensor:
+    """The size of the global batch's dL/dz."""
+    return mean_gradient(shown).abs()
+
+
+def fisher_evidence(shown: Sequence[Tensor]) -> Tensor:
+    """The square of the global batch's dL/dz."""
+    return mean_gradient(shown) ** 2
+
+
+def average(settings: Settings, score: Tensor, evidence: Tensor) -> Tensor:
+    """Decay * S + (1 - decay) * E."""
+    decay = DECAYS[settings.method] if settings.decay is None else settings.decay
+    return decay * score + (1.0 - decay) * evidence
+
+
+def _statistic(
+    settings: Settings, watch: _Watch, params: Mapping[str, Tensor], structure: str, counts: Tensor
+) -> list[Tensor]:
+    """Summed over the tokens that count, of every unit in turn: its squared norm, or 1 - cos of a layer."""
+    found = []
+    for i in range(settings.shape.layers):
+        if structure == "layers":
+            before, after = watch.blocks[i]
+            if settings.method == "similarity":
+                dots = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
+                found.append(((1.0 - dots).double() * counts).sum())
+            else:
+                found.append(((after - before).double().square().sum(-1) * counts).sum())
+            continue
+        module, columns = CONSUMER[structure]
+        name = f"model.layers.{i}.{module}"
+        x = watch.inputs[name]
+        if not columns:
+            x = x @ params[f"{name}.weight"].detach().T
+        parts = x.double().square().unflatten(-1, (settings.shape.units(structure), -1)).sum(-1)  # (b, s, n)
+        found += list((parts * counts[..., None]).sum((0, 1)))
+    return found
+
+
+def _ranked(settings: Settings, params: Mapping[str, Tensor], scores: Units) -> Units:
+    """The scores of a selection: for magnitude the mean square of all weights of a unit, now (Li et al. 2017)."""
+    if settings.method != "magnitude":
+        return scores
+    found = {}
+    for structure, old in scores.items():
+        found[structure] = torch.empty_like(old)
+        for i, unit in itertools.product(*map(range, old.shape)):
+            owned = settings.shape.owned(structure, i, unit)
+            parts = [
+                params[name].detach().narrow(dim, start, min(stop, params[name].shape[dim]) - start).flatten()
+                for name, dim, start, stop in owned
+            ]
+            found[structure][i, unit] = torch.cat(parts).double().square().mean()
+    return found

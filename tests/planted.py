@@ -1,0 +1,203 @@
+"""A tiny Llama in which it is known which units matter, and the data that they explain.
+
+The right units have weights of the usual size; those of the others are so small that what they add is next to nothing.
+What is to be learned are the answers of a model without them in which the right ones count twice: each right unit is
+needed, and more of it.
+
+Movement does not ask how much a unit adds but whether the loss wants more of it. There all units are of the usual size,
+and which ones are right is found by closing and opening each of them a little.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pat.config import Config, PrunerConfig
+from tests import gate_oracle
+from tests.gate_choice import Shape, Units, cost
+from tests.gate_oracle import Settings
+
+STEPS, ROWS, TOKENS, MICRO = 10, 8, 12, 2  # steps, sequences a step, tokens of each, micro-batches a step
+KEPT = {"ffn": 4, "kv_groups": 2, "heads": 2, "layers": 2, "attention_layers": 2, "mlp_layers": 2}
+WEAK = 0.03
+SHAPE = Shape(vocab=61, hidden=24, layers=4, groups=4, heads_per_group=2, head_dim=6, neurons=10)
+LR, WEIGHT_DECAY, MAX_NORM = 1e-3, 0.1, 0.3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method on some structures under one budget."""
+
+    method: str
+    structures: tuple[str, ...]
+    budget: str = "shape"  # or parameters | flops | memory
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the method
+
+    def __str__(self) -> str:
+        return f"{self.method} of {'+'.join(self.structures)} to {self.budget}"
+
+    @property
+    def shape(self) -> Shape:
+        """Heads are units only where each has its own KV head."""
+        if "heads" in self.structures:
+            return Shape(SHAPE.vocab, SHAPE.hidden, SHAPE.layers, SHAPE.groups, 1, SHAPE.head_dim, SHAPE.neurons)
+        return SHAPE
+
+    @property
+    def lr(self) -> float:
+        """Low where importance was found with the weights of the start."""
+        return LR / 20 if self.method == "movement" else LR
+
+    @property
+    def budget_settings(self) -> dict[str, Any]:
+        """As a config has it: just what the planted units need."""
+        if self.budget == "shape":
+            return {"name": "shape", "keep": {name: KEPT[name] for name in self.structures}, "stock": False}
+        sizes = {"flops": {"seq_len": TOKENS}, "memory": {"context": 50, "batch": 3}}.get(self.budget, {})
+        given = {"name": self.budget, "stock": False, **sizes}
+        right = planted(self.shape, self.structures)
+        dense = {name: torch.ones_like(flags) for name, flags in right.items()}
+        full, left = (cost(self.shape, given, flags) for flags in (dense, right))
+        sparsity = int((1 - left / full) * 10_000) / 10_000  # a little less, so that they fit
+        return given | {"sparsity": sparsity, "multiple_of": 1}
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """A ramp to the shape; a cost budget at once, as on the way many choices are about as good."""
+        if self.method == "movement":
+            return {"name": "one_shot", "start": 7, "hard": 8}  # the scores are those of open gates
+        if self.budget == "shape":
+            return {"name": "cubic", "start": 3, "end": 7, "hard": 8, "every": 2}
+        return {"name": "one_shot", "start": 4, "hard": 8, "every": 2}
+
+    def oracle(self) -> Settings:
+        """For the naive implementation."""
+        line = self.schedule
+        return Settings(
+            shape=self.shape, structures=self.structures, method=self.method, budget=self.budget_settings,
+            start=line["start"], end=line.get("end", line["start"]), hard=line["hard"], every=line.get("every", 1),
+            ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY, max_norm=MAX_NORM, **self.options,
+        )  # fmt: skip
+
+    def pruner(self) -> PrunerConfig:
+        """For pat."""
+        gate = {"name": self.method, **self.options}
+        return PrunerConfig(
+            structures=list(self.structures), gate=gate, budget=self.budget_settings, schedule=self.schedule
+        )
+
+    def config(self) -> Config:
+        """For pat in one process."""
+        config = Config()
+        config.train.num_steps, config.train.global_batch_size = STEPS, ROWS
+        config.train.micro_batch_size = ROWS // MICRO
+        config.engine.world_size, config.engine.zero_stage, config.engine.dtype = 1, 0, "fp32"
+        config.engine.kernels, config.engine.gradient_clipping = "eager", MAX_NORM
+        config.optim.lr, config.optim.weight_decay, config.optim.implementation = self.lr, WEIGHT_DECAY, "loop"
+        config.pruners["gates"] = self.pruner()
+        return config
+
+
+def planted(shape: Shape, structures: tuple[str, ...]) -> Units:
+    """By structure (L, n) bool: the units that matter; never the first ones, which win a tie."""
+    found = {}
+    for number, structure in enumerate(structures):
+        generator = torch.Generator().manual_seed(number)
+        pooled = shape.units(structure) == 1
+        rows, width = (1, shape.layers) if pooled else (shape.layers, shape.units(structure))
+        flags = torch.zeros(rows, width, dtype=torch.bool)
+        for row in flags:
+            row[1 + torch.randperm(width - 1, generator=generator)[: KEPT[structure]]] = True
+        found[structure] = flags.T.contiguous() if pooled else flags
+    return found
+
+
+def llama_config(shape: Shape) -> LlamaConfig:
+    """Of the shape."""
+    return LlamaConfig(
+        vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.neurons,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.groups * shape.heads_per_group,
+        num_key_value_heads=shape.groups, head_dim=shape.head_dim, max_position_embeddings=32, pad_token_id=0,
+        tie_word_embeddings=True, use_cache=False, initializer_range=0.3, attn_implementation="eager",
+    )  # fmt: skip
+
+
+def model(shape: Shape, structures: tuple[str, ...], weak: float = WEAK, strong: float = 1.0) -> Any:
+    """The Llama with planted units. `weak`: the size of the other ones' weights; `strong`: of what all add."""
+    torch.manual_seed(0)
+    built = LlamaForCausalLM(llama_config(shape))
+    with torch.no_grad():
+        for structure, flags in planted(shape, structures).items():
+            for i, unit in (~flags).nonzero().tolist():
+                for name, dim, start, stop in shape.owned(structure, i, unit):
+                    p = built.get_parameter(name)
+                    if p.dim() > 1:
+                        p.narrow(dim, start, min(stop, p.shape[dim]) - start).mul_(weak)
+        for name, p in built.named_parameters():
+            if name.endswith(("down_proj.weight", "o_proj.weight")):
+                p.mul_(strong)
+    return built
+
+
+def micro_batches(shape: Shape, structures: tuple[str, ...]) -> list[list[dict[str, Tensor]]]:
+    """For each step its micro-batches: random tokens, and the right model's probabilities of the next ones."""
+    teacher = model(shape, structures, weak=0.0, strong=2.0).eval()
+    steps = []
+    for t in range(STEPS):
+        generator = torch.Generator().manual_seed(100 + t)
+        ids = torch.randint(1, shape.vocab, (ROWS, TOKENS), generator=generator)
+        with torch.no_grad():
+            answers = teacher(ids).logits.softmax(-1)
+        parts = zip(ids.chunk(MICRO), answers.chunk(MICRO), strict=True)
+        steps.append([{"input_ids": i, "answers": p} for i, p in parts])
+    return steps
+
+
+def loss(forward: Any, batch: dict[str, Tensor], t: int) -> Tensor:
+    """Cross entropy with the answers, mean over all tokens."""
+    logits = forward(input_ids=batch["input_ids"]).logits
+    return -(batch["answers"] * logits.log_softmax(-1)).sum(-1).mean()
+
+
+def student(case: Case) -> Any:
+    """The model that is pruned."""
+    return model(case.shape, case.structures, weak=1.0 if case.method == "movement" else WEAK)
+
+
+def right(case: Case) -> Units:
+    """The units that have to stay: the planted ones, or for movement those whose gates the loss wants most."""
+    if case.method != "movement":
+        return planted(case.shape, case.structures)
+    built, (structure,) = student(case), case.structures
+    data = [batch for step in micro_batches(case.shape, case.structures)[:8] for batch in step]
+    whole = {key: torch.cat([batch[key] for batch in data]) for key in data[0]}
+    ones = torch.ones(case.shape.layers, case.shape.units(structure))
+    wanted = torch.empty_like(ones)
+    for i, unit in itertools.product(*map(range, ones.shape)):
+        losses = []
+        for change in (-0.02, 0.02):
+            z = ones.clone()
+            z[i, unit] += change
+            losses.append(float(loss(gate_oracle.gated(built, case.shape, {structure: z}), whole, 0)))
+        wanted[i, unit] = losses[0] - losses[1]
+    best = wanted.T if wanted.shape[1] == 1 else wanted
+    flags = best >= best.topk(KEPT[structure]).values[:, -1:]
+    return {structure: flags.T if wanted.shape[1] == 1 else flags}
+
+
+def expected(case: Case, loss_fn: Any = loss) -> list[gate_oracle.Record]:
+    """The naive run of a case."""
+    data = micro_batches(case.shape, case.structures)
+    return gate_oracle.run(student(case), loss_fn, data, case.oracle())
+
+
+def joined(case: Case, units: Units) -> Tensor:
+    """(U,) as pat has it: site after site, the layers of a structure in order."""
+    return torch.cat([units[name].flatten() for name in case.structures])
