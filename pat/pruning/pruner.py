@@ -136,8 +136,11 @@ class Pruner:
         for gate in self.gates:
             gate.begin(t)
 
-    def step(self, t: int) -> StepStats:
-        """One optimizer step with everything that pruning does in it. Collective."""
+    def step(self, t: int, begin_next: bool = True) -> StepStats:
+        """One optimizer step with everything that pruning does in it. Collective.
+
+        begin_next=False leaves the gates as they are: the caller looks at the model and then calls `begin(t + 1)`.
+        """
         self._pending, self._t = True, t
         scale = self.shards.loss_scale if self.gates else 1.0
         alive = True
@@ -150,7 +153,8 @@ class Pruner:
         for gate in self.gates:
             found = gate.learn(t, skipped or not alive, scale)
             figures |= {f"{gate.name}/{key}": value for key, value in found.items()}
-            gate.begin(t + 1)
+            if begin_next:
+                gate.begin(t + 1)
         self.peak_bytes = max(self.peak_bytes, self.state_bytes())
         return StepStats(
             skipped=skipped or not alive,
