@@ -37,6 +37,8 @@ from pat.pruning.shards import Shards
 from pat.pruning.sites import find_sites
 from pat.pruning.types import PromiseBroken
 
+SHARE_DIGITS = 12  # of a share of the budget: 0.15 / 0.3 is a half, whatever the last bit of the quotient says
+
 
 class GatePruner:
     """Prunes the structures that it names."""
@@ -60,6 +62,7 @@ class GatePruner:
         ones = self.units.ones()
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
         self.num_pruned = 0  # parameters
+        self.due(0)  # raises where the schedule starts above the budget
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
@@ -87,9 +90,19 @@ class GatePruner:
         """Fraction of the prunable parameters that the budget removes in the end."""
         return self.target_weights / self.numel
 
+    @cached_property
+    def final_sparsity(self) -> float:
+        """Where the schedule ends: the budget's own sparsity, or the share of prunable parameters a shape removes."""
+        return self.target_sparsity if self.budget.sparsity is None else self.budget.sparsity
+
+    def due(self, t: int) -> float:
+        """Share of the budget that is to be removed at a step, 0 to 1: the schedule's sparsity over its last one."""
+        final = self.final_sparsity
+        return round(self.timeline.target(t, final) / final, SHARE_DIGITS) if final else 0.0
+
     def target(self, t: int) -> float:
         """Fraction that is to be removed at a step."""
-        return self.timeline.target(t, 1.0) * self.target_sparsity
+        return self.due(t) * self.target_sparsity
 
     @property
     def hardened(self) -> bool:
@@ -141,7 +154,7 @@ class GatePruner:
             if line.phase(t) == "hard":
                 self._harden(t)
             else:
-                select = partial(self._select, t, line.target(t, 1.0)) if line.is_selection_step(t) else None
+                select = partial(self._select, t, self.due(t)) if line.is_selection_step(t) else None
                 self.training.advance(state, select)
         state.begun = max(state.begun, t)
         self._set_leaves(t)
@@ -206,8 +219,7 @@ class GatePruner:
         return figures
 
     def _learn(self, t: int, evidence: Tensor) -> dict[str, float]:
-        progress, ramp = self.timeline.progress(t), self.timeline.target(t, 1.0)
-        return self.training.learn(self.state, evidence, t, progress, ramp)
+        return self.training.learn(self.state, evidence, t, self.timeline.progress(t), self.due(t))
 
     # -- what holds ------------------------------------------------------------------------------------------------
 

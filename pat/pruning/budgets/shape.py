@@ -31,6 +31,7 @@ class Shape:
     stock: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
 
     of_weights: ClassVar[bool] = False
+    sparsity: ClassVar[float | None] = None  # a shape is no fraction
 
     def __post_init__(self) -> None:
         """Refuse what is no shape."""

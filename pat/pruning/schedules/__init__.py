@@ -22,7 +22,7 @@ class Schedule(ABC):
     end: int | float | None = field(kw_only=True)  # first step at the full target
     hard: int | float | None = field(default=None, kw_only=True)  # step that makes the mask permanent; null: `end`
     every: int = field(default=1, kw_only=True)  # steps between selections
-    initial: float = field(default=0.0, kw_only=True)  # sparsity at `start`
+    initial: float = field(default=0.0, kw_only=True)  # sparsity at `start`, in what the budget counts
 
     needs_end: ClassVar[bool] = True  # whether the ramp takes time
 
