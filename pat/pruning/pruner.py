@@ -10,6 +10,7 @@ state    / load_state, by parameter name and logical index, never by rank
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,8 +83,9 @@ class Pruner:
                     )
                 self.owner[param] = name
             self.masks.append(mask)
-        for gate in self.gates:
-            for mask in self.masks:
+        for mask in self.masks:
+            mask.emptied_before = partial(nested.emptied, self.gates, mask)
+            for gate in self.gates:
                 nested.check(gate, mask)
 
     def _attach_gates(self, gate: GatePruner, frozen: set[str]) -> None:

@@ -28,9 +28,10 @@ from torch import Tensor
 from pat.config import PrunerConfig
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
-from pat.pruning import registry, unit_slices
+from pat.pruning import registry, ties, unit_slices
 from pat.pruning.choose import Choice
 from pat.pruning.gate_training import GateState, gate_training
+from pat.pruning.gates import Ranked
 from pat.pruning.hooks import GatedForward
 from pat.pruning.inventory import Inventory
 from pat.pruning.shards import Shards
@@ -63,6 +64,7 @@ class GatePruner:
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
         self.num_pruned = 0  # parameters
         self.due(0)  # raises where the schedule starts above the budget
+        self._check_evidence()
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
@@ -177,8 +179,22 @@ class GatePruner:
             self._learn(t, unit_slices.mean_square(self.shards, self.sites, self.anatomy.shapes))
         scores = self.units.split(self.training.scores(self.state))
         chosen = self.budget.choose(self.anatomy, self.sites, scores, progress, self.method.comparable)
+        ties.check_sites(f"pruners.{self.name}", self.sites, scores, chosen.keep)
         self.state.keep = self.units.join(chosen.keep)
         self.num_pruned = self.units.removed(self.state.keep)
+
+    def _check_evidence(self) -> None:
+        """ValueError where the first units would be chosen before a step has given evidence."""
+        line, ranked = self.timeline, isinstance(self.method, Ranked)
+        soft = [t for t in range(line.start, line.hard) if line.is_selection_step(t) and self.due(t)] if ranked else []
+        first = (soft or [line.hard])[0]
+        seen = any(self.training.learns(line.phase(t)) for t in range(first))
+        if self.needs != "weights" and not seen and ties.all_equal(self.state.score):
+            raise ValueError(
+                f"pruners.{self.name} chooses units at step {first}, when gate {self.method.name} has learned from no "
+                f"step and all scores are equal: raise schedule.{'start' if ranked else 'hard'}, or rank by the "
+                "weights (gate: magnitude)"
+            )
 
     def _harden(self, t: int) -> None:
         """For good: choose, fold, and settle the hooks. Collective."""
