@@ -163,7 +163,8 @@ def build(run_dir: Path) -> Parts:
         parts.distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
         parts.progress.teacher = teacher.identity(config, parts.world)
     _resume(parts)
-    pruner.begin(parts.progress.step)
+    if parts.progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
+        pruner.begin(parts.progress.step)
     minutes = config.engine.timeout_min
     parts.watchdog.start(
         60 * minutes,

@@ -200,6 +200,7 @@ class PrunerConfig:
     granularity: Any = None
     criterion: Any = None
     scope: str = "global"  # global | matrix
+    allow_empty_matrices: bool = False  # a ranking may remove all weights of a matrix
     structures: list[str] = field(default_factory=list)  # names: ffn, kv_groups, heads, layers, ...
     gate: Any = None
     budget: Any = MISSING

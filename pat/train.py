@@ -58,8 +58,10 @@ def fit(parts: Parts) -> None:
     window = Window(parts)
     evaluate_if_due(parts)  # where the last start was stopped in it
     for t in range(progress.step, train.num_steps):
-        if t == pruner.first_soft_step and progress.dense_metrics is None:
-            progress.dense_metrics, progress.dense_step = evaluate(parts, "dense"), t
+        if t == pruner.first_soft_step:  # the last look at the dense model: no mask or gate is in force yet
+            if progress.dense_metrics is None:
+                progress.dense_metrics, progress.dense_step = evaluate(parts, "dense"), t
+            pruner.begin(t)
         step(parts, window, t)
         evaluate_if_due(parts)
         stop, due = parts.agree(parts.flag.requested, parts.checkpoint_due())
@@ -85,7 +87,7 @@ def step(parts: Parts, window: Window, t: int) -> None:
         if micro + 1 < parts.accumulation:
             parts.engine.step()
         window.add(loss.detach(), batch)
-    stats = parts.pruner.step(t)
+    stats = parts.pruner.step(t, begin_next=t + 1 != parts.pruner.first_soft_step)
     for sentence in stats.warnings:
         parts.tracker.warn("pruning", sentence)
     progress.step = t + 1

@@ -252,7 +252,7 @@ def _structures(settings: PrunerConfig, place: str) -> Iterator[str]:
     if settings.gate is None:
         yield f"no value for {place}.gate: one of {', '.join(registry.names('gate'))}"
     default = PrunerConfig(budget=None, schedule=None)
-    for key in ("params", "exclude", "granularity", "criterion", "scope", "masked_grad"):
+    for key in ("params", "exclude", "granularity", "criterion", "scope", "allow_empty_matrices", "masked_grad"):
         if getattr(settings, key) != getattr(default, key):
             yield f"{place} has structures and {key}: {key} belongs to a pruner of weights; give that a name of its own"
 

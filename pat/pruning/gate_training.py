@@ -33,11 +33,11 @@ class Moment:
     closing: float  # 0 until the last part of the soft phase, 1 from its end on
 
     @classmethod
-    def of(cls, line: Timeline, t: int) -> Moment:
+    def of(cls, line: Timeline, t: int, ramp: float) -> Moment:
         """A function of the step."""
         length = max(1, round(CLOSING * (line.hard - line.start)))
         closing = min(max((t + 1 - (line.hard - length)) / length, 0.0), 1.0)
-        return cls(t, line.phase(t), line.target(t, 1.0), closing)
+        return cls(t, line.phase(t), ramp, closing)
 
 
 @dataclass

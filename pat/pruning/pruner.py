@@ -10,6 +10,7 @@ state    / load_state, by parameter name and logical index, never by rank
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,8 +84,9 @@ class Pruner:
                     )
                 self.owner[param] = name
             self.masks.append(mask)
-        for gate in self.gates:
-            for mask in self.masks:
+        for mask in self.masks:
+            mask.emptied_before = partial(nested.emptied, self.gates, mask)
+            for gate in self.gates:
                 nested.check(gate, mask)
 
     def _attach_gates(self, gate: GatePruner, frozen: set[str]) -> None:
@@ -137,8 +139,11 @@ class Pruner:
         for gate in self.gates:
             gate.begin(t)
 
-    def step(self, t: int) -> StepStats:
-        """One optimizer step with everything that pruning does in it. Collective."""
+    def step(self, t: int, begin_next: bool = True) -> StepStats:
+        """One optimizer step with everything that pruning does in it. Collective.
+
+        begin_next=False leaves the gates as they are: the caller looks at the model and then calls `begin(t + 1)`.
+        """
         self._pending, self._t = True, t
         scale = self.shards.loss_scale if self.gates else 1.0
         alive = True
@@ -152,7 +157,8 @@ class Pruner:
             found = gate.learn(t, skipped or not alive, scale)
             figures |= {f"{gate.name}/{key}": value for key, value in found.items()}
             hardened = gate.hardened
-            gate.begin(t + 1)
+            if begin_next:
+                gate.begin(t + 1)
             if gate.hardened and not hardened and (sentence := gate.warning()):
                 warnings.append(sentence)
         self.peak_bytes = max(self.peak_bytes, self.state_bytes())

@@ -28,9 +28,10 @@ from torch import Tensor
 from pat.config import PrunerConfig
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
-from pat.pruning import registry, unit_slices
+from pat.pruning import registry, ties, unit_slices
 from pat.pruning.choose import Choice
 from pat.pruning.gate_training import GateState, Moment, gate_training
+from pat.pruning.gates import Ranked
 from pat.pruning.hooks import GatedForward
 from pat.pruning.inventory import Inventory
 from pat.pruning.shards import Shards
@@ -38,6 +39,7 @@ from pat.pruning.sites import find_sites
 from pat.pruning.types import PromiseBroken
 
 FAR = 0.05  # share of kept gates below 0.9 that a user should know of
+SHARE_DIGITS = 12  # of a share of the budget: 0.15 / 0.3 is a half, whatever the last bit of the quotient says
 
 
 class GatePruner:
@@ -63,6 +65,8 @@ class GatePruner:
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
+        self.due(0)  # raises where the schedule starts above the budget
+        self._check_evidence()
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
@@ -90,9 +94,19 @@ class GatePruner:
         """Fraction of the prunable parameters that the budget removes in the end."""
         return self.target_weights / self.numel
 
+    @cached_property
+    def final_sparsity(self) -> float:
+        """Where the schedule ends: the budget's own sparsity, or the share of prunable parameters a shape removes."""
+        return self.target_sparsity if self.budget.sparsity is None else self.budget.sparsity
+
+    def due(self, t: int) -> float:
+        """Share of the budget that is to be removed at a step, 0 to 1: the schedule's sparsity over its last one."""
+        final = self.final_sparsity
+        return round(self.timeline.target(t, final) / final, SHARE_DIGITS) if final else 0.0
+
     def target(self, t: int) -> float:
         """Fraction that is to be removed at a step."""
-        return self.timeline.target(t, 1.0) * self.target_sparsity
+        return self.due(t) * self.target_sparsity
 
     @property
     def hardened(self) -> bool:
@@ -155,7 +169,7 @@ class GatePruner:
             if line.phase(t) == "hard":
                 self._harden(t)
             else:
-                select = partial(self._select, t, line.target(t, 1.0)) if line.is_selection_step(t) else None
+                select = partial(self._select, t, self.due(t)) if line.is_selection_step(t) else None
                 self.training.advance(state, self._moment(t), select)
         state.begun = max(state.begun, t)
         self._set_leaves(t)
@@ -180,8 +194,22 @@ class GatePruner:
         chosen = self.budget.choose(
             self.anatomy, self.sites, scores, progress, self.method.comparable, self.training.per_cost
         )
+        ties.check_sites(f"pruners.{self.name}", self.sites, scores, chosen.keep)
         self.state.keep = self.units.join(chosen.keep)
         self.num_pruned = self.units.removed(self.state.keep)
+
+    def _check_evidence(self) -> None:
+        """ValueError where the first units would be chosen before a step has given evidence."""
+        line, ranked = self.timeline, isinstance(self.method, Ranked)
+        soft = [t for t in range(line.start, line.hard) if line.is_selection_step(t) and self.due(t)] if ranked else []
+        first = (soft or [line.hard])[0]
+        seen = any(self.training.learns(line.phase(t)) for t in range(first))
+        if self.needs != "weights" and not seen and ties.all_equal(self.state.score):
+            raise ValueError(
+                f"pruners.{self.name} chooses units at step {first}, when gate {self.method.name} has learned from no "
+                f"step and all scores are equal: raise schedule.{'start' if ranked else 'hard'}, or rank by the "
+                "weights (gate: magnitude)"
+            )
 
     def _harden(self, t: int) -> None:
         """For good: choose, fold, and settle the hooks. Collective."""
@@ -226,7 +254,7 @@ class GatePruner:
         return self.training.learn(self.state, evidence, self._moment(t))
 
     def _moment(self, t: int) -> Moment:
-        return Moment.of(self.timeline, t)
+        return Moment.of(self.timeline, t, self.due(t))
 
     # -- what holds ------------------------------------------------------------------------------------------------
 

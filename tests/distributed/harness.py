@@ -62,7 +62,7 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # with biases, residuals after the nor
 MATRICES = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight", "*.o_proj.weight", "*.mlp.*.weight"]
 
 PRUNERS: dict[str, dict[str, Any]] = {
-    "movement": {"criterion": "movement", "granularity": "weight", "sparsity": 0.8},
+    "movement": {"criterion": {"name": "movement", "prior": 0.0}, "granularity": "weight", "sparsity": 0.8},
     "magnitude": {"criterion": "magnitude", "granularity": "weight", "sparsity": 0.7},
     "n_of_m": {  # sizes at which shard boundaries cut groups of 4, at ZeRO 1 and 2 as at ZeRO 3
         "criterion": "movement",

@@ -14,7 +14,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -24,15 +23,8 @@ from pat.models.anatomy import Anatomy
 from pat.pruning.choose import Choice, choice, even, keep_counts, within
 from pat.pruning.costs import Cost, dense_widths, widths
 from pat.pruning.grid import Group, Limits, by_structure, groups
+from pat.pruning.rounding import exact
 from pat.pruning.sites import Site
-
-
-def num_pruned(num_units: int, sparsity: float) -> int:
-    """Units that `sparsity` removes: floor(sparsity * num_units + 1/2), in exact arithmetic.
-
-    The float counts as the decimal it prints as, so 0.15 of 30 is 4.5, which rounds up to 5.
-    """
-    return math.floor(Fraction(repr(float(sparsity))) * num_units + Fraction(1, 2))
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ class StructureBudget(ABC):
         cost, limits = self.cost(anatomy), Limits(self.multiple_of, self.tensor_parallel, self.stock)
         dense = dense_widths(anatomy)
         full = cost.total(dense)
-        removed = Fraction(repr(float(self.sparsity))) * Fraction(repr(float(progress)))
+        removed = exact(self.sparsity) * exact(progress)
         found = _with_full(groups(anatomy, sites, limits, self.per_layer), progress)
         weighed = scores if comparable else even(sites, scores, cost, dense)
         if per_cost:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -15,6 +13,7 @@ from pat.models.anatomy import Anatomy
 from pat.pruning.choose import Choice, choice, keep_counts
 from pat.pruning.costs import parameters
 from pat.pruning.grid import WORDS, Group, Limits, by_structure, groups
+from pat.pruning.rounding import part_of
 from pat.pruning.sites import Site
 
 
@@ -33,6 +32,7 @@ class Shape:
 
     of_weights: ClassVar[bool] = False
     ties_sites: ClassVar[bool] = False  # each site has a constraint of its own
+    sparsity: ClassVar[float | None] = None  # a shape is no fraction
 
     def __post_init__(self) -> None:
         """Refuse what is no shape."""
@@ -71,12 +71,11 @@ class Shape:
         comparable: bool = True,  # makes no difference: the shape says how much of each structure stays,
         per_cost: bool = False,  # and units that compete cost the same
     ) -> Choice:
-        """The keep flags of this shape, or of the narrowest on the way that keeps n - floor(progress * (n - keep))."""
+        """The keep flags of this shape, or of the narrowest on the way that keeps at least what is due then."""
         self.check(anatomy, sites)
         found, counts = self._groups(anatomy, sites), []
         for group in found:
-            removed = Fraction(repr(float(progress))) * (group.full - self.keep[group.structure])
-            least = group.full - math.floor(removed)
+            least = group.full - part_of(group.full - self.keep[group.structure], progress)
             counts.append(min((n for n in group.counts if n >= least), default=group.full))
         return choice(anatomy, sites, keep_counts(found, counts, scores), parameters(anatomy), "parameters")
 
