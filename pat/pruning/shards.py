@@ -85,6 +85,11 @@ class Shards:
     def _groups(self) -> list[dict[str, Any]]:
         return self.base.param_groups
 
+    @property
+    def betas(self) -> tuple[float, float]:
+        """How fast Adam's two moments forget."""
+        return self._groups[0]["betas"]
+
     # -- gradients -------------------------------------------------------------------------------------------------
 
     def pending_gradients(self, shard: Shard) -> Iterator[Piece]:

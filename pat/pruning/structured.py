@@ -30,6 +30,7 @@ from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import registry, unit_slices
 from pat.pruning.choose import Choice
+from pat.pruning.gate_history import GateHistory
 from pat.pruning.gate_training import GateState, gate_training
 from pat.pruning.hooks import GatedForward
 from pat.pruning.inventory import Inventory
@@ -59,6 +60,8 @@ class GatePruner:
         self.training = gate_training(self.method, self.budget, self.anatomy, self.sites, seed)
         ones = self.units.ones()
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
+        self.history = GateHistory(ones)
+        self._multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
         self.num_pruned = 0  # parameters
 
     # -- figures ---------------------------------------------------------------------------------------------------
@@ -153,6 +156,7 @@ class GatePruner:
             return
         if phase == "soft":
             z, evaluated = self.training.gates(state, t, self.timeline.progress(t))
+            self._multiplied = z
         else:
             wanted = self.needs == "gradient" and self.training.learns(phase)
             z, evaluated = state.z if wanted else None, None
@@ -180,13 +184,19 @@ class GatePruner:
         self.settle()
 
     def _fold(self) -> None:
-        """Gates into the weights that they multiply; what is gone becomes 0 with its moments. Collective."""
+        """Gates into the weights that they multiply, and their past into the moments; what is gone becomes 0 with its
+        moments. Collective."""
         state, shapes = self.state, self.anatomy.shapes
         fold = unit_slices.factors(self.sites, self.units.split(state.z), shapes, gated=True)
         alive = unit_slices.factors(self.sites, self.units.split(state.keep.float()), shapes, gated=False)
-        unit_slices.multiply(self.shards, fold, moments=False)
-        unit_slices.multiply(self.shards, alive, moments=False)
-        unit_slices.multiply(self.shards, alive, moments=True)
+        unit_slices.multiply(self.shards, fold)
+        unit_slices.multiply(self.shards, alive)
+        blocks = [site for site in self.sites if site.sublayer is None]
+        for moment, factor in self.history.factors().items():
+            by = self.units.split(factor)
+            unit_slices.multiply(self.shards, unit_slices.factors(self.sites, by, shapes, gated=True), moment)
+            unit_slices.multiply(self.shards, unit_slices.factors(blocks, by, shapes, gated=False), moment)
+            unit_slices.multiply(self.shards, alive, moment)
         self.shards.refresh_forward()
 
     def settle(self) -> None:
@@ -197,6 +207,8 @@ class GatePruner:
         """What the step has shown. `scale`: of the loss. Returns figures for the log. Collective unless hard."""
         if self.state.hardened:
             return {}
+        if not skipped:
+            self.history.add(self._multiplied, self.shards.betas)
         evidence = self.forward.evidence(self.shards.world, scale)
         if skipped or evidence is None or not self.training.learns(self.timeline.phase(t)):
             return {}
@@ -232,7 +244,9 @@ class GatePruner:
     def tensors(self) -> dict[str, Tensor]:
         """What is saved as tensors, by one rank for all."""
         state = self.state
-        return {"z": state.z, "keep": state.keep.to(torch.uint8), "score": state.score} | self.training.tensors()
+        return {"z": state.z, "keep": state.keep.to(torch.uint8), "score": state.score} | (
+            self.history.tensors() | self.training.tensors()
+        )
 
     def shared(self) -> dict[str, Any]:
         """What the manifest holds."""
@@ -241,6 +255,7 @@ class GatePruner:
             "folded": self.state.folded,
             "begun": self.state.begun,
             "num_pruned": self.num_pruned,
+            "steps": self.history.steps,
         }
 
     def restore(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
@@ -256,6 +271,7 @@ class GatePruner:
             shared.get("folded", shared["hardened"]),  # checkpoints from before there were adapters
         )  # fmt: skip
         self.num_pruned = shared["num_pruned"]
+        self.history.load(tensors, shared)
         self.training.load(tensors)
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
