@@ -62,6 +62,7 @@ class GatePruner:
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
         self.history = GateHistory(ones)
         self._multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
+        self._evidence: Tensor | None = None  # (U,) of the step that is being applied
         self.num_pruned = 0  # parameters
 
     # -- figures ---------------------------------------------------------------------------------------------------
@@ -203,14 +204,19 @@ class GatePruner:
         """The hooks of the hard phase: where z is folded, only dropped blocks still need theirs, output = input."""
         self.forward.settle(self.units.join(self.forward_gates()), self.shards.device)
 
-    def learn(self, t: int, skipped: bool, scale: float = 1.0) -> dict[str, float]:
-        """What the step has shown. `scale`: of the loss. Returns figures for the log. Collective unless hard."""
-        if self.state.hardened:
+    def gather(self, scale: float) -> bool:
+        """Take the evidence of the coming step, of all ranks; whether it is finite. `scale`: of the loss. Collective
+        unless hard."""
+        self._evidence = None if self.state.hardened else self.forward.evidence(self.shards.world, scale)
+        return self._evidence is None or bool(self._evidence.isfinite().all())
+
+    def learn(self, t: int, skipped: bool) -> dict[str, float]:
+        """What the step has shown. Returns figures for the log."""
+        evidence, self._evidence = self._evidence, None
+        if self.state.hardened or skipped:
             return {}
-        if not skipped:
-            self.history.add(self._multiplied, self.shards.betas)
-        evidence = self.forward.evidence(self.shards.world, scale)
-        if skipped or evidence is None or not self.training.learns(self.timeline.phase(t)):
+        self.history.add(self._multiplied, self.shards.base.param_groups[0]["betas"])
+        if evidence is None or not self.training.learns(self.timeline.phase(t)):
             return {}
         figures = self._learn(t, evidence)
         if (kept := self.training.kept(self.state)) is not None:
