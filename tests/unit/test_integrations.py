@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pat.integrations.attach import Pruning, split_groups
+from pat.integrations.attach import Pruning
 from pat.integrations.settings import Settings
 
 WEIGHTS: dict[str, Any] = {
@@ -60,11 +60,3 @@ def test_the_examples_settings_are_read(repository: Path) -> None:
     assert settings.owners({"x.mlp.up.weight": (4, 4), "x.mlp.up.bias": (4,), "head.weight": (4, 4)}) == {
         "x.mlp.up.weight": "weights"
     }
-
-
-def test_groups_are_split_by_pruner_and_keep_their_settings() -> None:
-    a, b, c = (torch.nn.Parameter(torch.zeros(n)) for n in (1, 2, 3))
-    groups = [{"params": [a, b], "lr": 0.1, "weight_decay": 0.5}, {"params": [c], "lr": 0.2, "weight_decay": 0.0}]
-    found = split_groups(groups, {id(a): "weights", id(b): "", id(c): ""})
-    assert [[id(p) for p in group["params"]] for group in found] == [[id(b)], [id(a)], [id(c)]]
-    assert [(group["lr"], group["weight_decay"]) for group in found] == [(0.1, 0.5), (0.1, 0.5), (0.2, 0.0)]

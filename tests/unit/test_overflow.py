@@ -28,13 +28,14 @@ SETTINGS: dict[str, Any] = {
 
 def test_in_fp16_gates_overflow_before_any_weight() -> None:
     """Why this is needed: a gate's gradient is a sum over all weights behind it, so it leaves fp16's range first."""
-    model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False)).half().train()
-    torch.nn.init.constant_(model[0].weight, 0.5)
+    linear = torch.nn.Linear(64, 64, bias=False)
+    torch.nn.init.constant_(linear.weight, 0.5)
+    model = torch.nn.Sequential(linear).half().train()
     forward = GatedForward([Site("ffn:0", "ffn", 0, 0, 1, (), "0", 64, ())], model, "gradient")
     forward.set(torch.ones(1), None, torch.device("cpu"))
     x = torch.ones(1, 8, 64, dtype=torch.float16, requires_grad=True)
     (model(x).float().sum() * 8.0).backward()
-    assert model[0].weight.grad is not None and bool(model[0].weight.grad.isfinite().all())
+    assert linear.weight.grad is not None and bool(linear.weight.grad.isfinite().all())
     assert not bool(forward.evidence(LOCAL, 8.0).isfinite().all())  # type: ignore[union-attr]
 
 
