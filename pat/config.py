@@ -94,6 +94,7 @@ class TrainConfig:
     num_steps: int = MISSING
     global_batch_size: int = MISSING  # sequences per optimizer step, over all ranks
     micro_batch_size: int | None = None  # sequences per forward, per rank; default: global / ranks
+    global_mean: bool = True  # false: the mean of the micro-batches' means
     log_every: int = 10
     eval_every: int | None = None
     eval_batch_size: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from pat.config import Config
 from pat.distill import Distiller
 from pat.pruning.comm import Comm
 from pat.pruning.pruner import Pruner
+from pat.shares import Shares, shares
 from pat.tracking import Tracker
 from pat.watchdog import Watchdog
 
@@ -66,11 +67,18 @@ class Parts:
     distiller: Distiller | None = None
     watchdog: Watchdog = field(default_factory=Watchdog)
 
-    def loss(self, batch: Any, t: int) -> torch.Tensor:
-        """The task's loss at step t, with the teacher's if there is one."""
+    def shares(self, batches: Sequence[Any]) -> Sequence[Shares]:
+        """What each of a step's losses counts for: its share of the global batch. Collective unless all are equal."""
+        counted = self.task.uneven or (self.distiller is not None and self.distiller.hidden_weight > 0)
+        if not (self.config.train.global_mean and counted):
+            return [(1.0, 1.0)] * len(batches)
+        return [(row[0], row[1]) for row in shares(self.task, batches, self.world)]
+
+    def loss(self, batch: Any, t: int, shares: Shares) -> torch.Tensor:
+        """The task's loss at step t, with the teacher's if there is one; averaged, that of the global batch."""
         if self.distiller:
-            return self.distiller.loss(self.engine, batch, t)
-        return self.task.loss(self.engine, batch)
+            return self.distiller.loss(self.engine, batch, t, shares)
+        return self.task.loss(self.engine, batch) * shares[0]
 
     def max_loss(self) -> float:
         """Above it the run counts as diverged."""

@@ -79,10 +79,10 @@ def step(parts: Parts, window: Window, t: int) -> None:
     """Forward and backward of every micro-batch of step t, the pruner's step, a line if it is time. Collective."""
     config, progress, train = parts.config, parts.progress, parts.config.train
     set_lr(parts.engine, lr_factor(t, train.num_steps, config.optim))
-    for micro in range(parts.accumulation):
+    batches = parts.loader.batches(t)
+    for micro, (batch, shares) in enumerate(zip(batches, parts.shares(batches), strict=True)):
         torch.manual_seed(_seed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
-        batch = parts.loader.batch(t, micro)
-        loss = parts.loss(batch, t)
+        loss = parts.loss(batch, t, shares)
         parts.engine.backward(loss)
         if micro + 1 < parts.accumulation:
             parts.engine.step()

@@ -117,7 +117,7 @@ class Pruner:
     def bind(self, engine: Any) -> None:
         """Find this rank's shards and install the hooks. Without pruners DeepSpeed stays exactly as it is."""
         self.engine, self.shards = engine, Shards(engine)
-        self._pending, self._t = False, 0
+        self._pending, self._t, self._finite = False, 0, True
         self._states: dict[int, tuple[MaskPruner, MaskedShard]] = {}
         for gate in self.gates:
             gate.bind(self.shards)
@@ -128,7 +128,7 @@ class Pruner:
         largest = max((shard.flat.numel() for shard in self.shards.shards), default=0)
         self._sum_of_squares = SumOfSquares(self.config.engine.kernels, largest)
         if self.pruners:
-            self.shards.replace_norm(self.masked_norm)
+            self.shards.replace_norm(self.masked_norm, lambda: self._finite)
             compute_as_everywhere(engine.module, self.shards.layout == "zero3")
         if self.masks:
             self.shards.base.register_step_pre_hook(self._before)
@@ -146,6 +146,7 @@ class Pruner:
         """
         self._pending, self._t = True, t
         scale = self.shards.loss_scale if self.gates else 1.0
+        self._finite = all([gate.gather(scale) for gate in self.gates])
         alive = True
         if self.pruners and self.shards.layout == "zero0_fp32":
             alive = self.shards.clip_fp32(self.masked_norm, self.config.engine.gradient_clipping)
@@ -154,7 +155,7 @@ class Pruner:
         self._pending = False
         figures, warnings = {}, []
         for gate in self.gates:
-            found = gate.learn(t, skipped or not alive, scale)
+            found = gate.learn(t, skipped or not alive or not self._finite)
             figures |= {f"{gate.name}/{key}": value for key, value in found.items()}
             hardened = gate.hardened
             if begin_next:
@@ -176,8 +177,11 @@ class Pruner:
         """0-dim fp32: sqrt(sum (G * M)^2), summed in fp64 and rounded once, of the still scaled gradient. Collective.
 
         M is the mask that the forward used: pruned weights have a gradient, but no share in the norm that clips the
-        living ones. The fp64 sum makes the result the same however ZeRO cuts the shards.
+        living ones. The fp64 sum makes the result the same however ZeRO cuts the shards. Infinite where the evidence
+        of gates is not finite, which in fp16 overflows before any weight's gradient: DeepSpeed then skips the step.
         """
+        if not self._finite:
+            return torch.full((), torch.inf, device=self.shards.device)
         total = torch.zeros((), dtype=torch.float64, device=self.shards.device)
         for shard in self.shards.shards:
             owner = self._states.get(id(shard.flat))

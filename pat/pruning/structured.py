@@ -30,6 +30,7 @@ from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import registry, ties, unit_slices
 from pat.pruning.choose import Choice
+from pat.pruning.gate_history import GateHistory
 from pat.pruning.gate_training import GateState, Moment, gate_training
 from pat.pruning.gates import Ranked
 from pat.pruning.hooks import GatedForward
@@ -63,6 +64,9 @@ class GatePruner:
         self.training = gate_training(self.method, self.budget, self.anatomy, self.sites, name, seed)
         ones = self.units.ones()
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
+        self.history = GateHistory(ones)
+        self._multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
+        self._evidence: Tensor | None = None  # (U,) of the step that is being applied
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
         self.due(0)  # raises where the schedule starts above the budget
@@ -181,6 +185,7 @@ class GatePruner:
             return
         if phase == "soft":
             z, evaluated = self.training.gates(state, self._moment(t))
+            self._multiplied = z
         else:
             wanted = self.needs == "gradient" and self.training.learns(phase)
             z, evaluated = state.z if wanted else None, None
@@ -225,25 +230,38 @@ class GatePruner:
         self.settle()
 
     def _fold(self) -> None:
-        """Gates into the weights that they multiply; what is gone becomes 0 with its moments. Collective."""
+        """Gates into the weights that they multiply, and their past into the moments; what is gone becomes 0 with its
+        moments. Collective."""
         state, shapes = self.state, self.anatomy.shapes
         fold = unit_slices.factors(self.sites, self.units.split(state.z), shapes, gated=True)
         alive = unit_slices.factors(self.sites, self.units.split(state.keep.float()), shapes, gated=False)
-        unit_slices.multiply(self.shards, fold, moments=False)
-        unit_slices.multiply(self.shards, alive, moments=False)
-        unit_slices.multiply(self.shards, alive, moments=True)
+        unit_slices.multiply(self.shards, fold)
+        unit_slices.multiply(self.shards, alive)
+        blocks = [site for site in self.sites if site.sublayer is None]
+        for moment, factor in self.history.factors().items():
+            by = self.units.split(factor)
+            unit_slices.multiply(self.shards, unit_slices.factors(self.sites, by, shapes, gated=True), moment)
+            unit_slices.multiply(self.shards, unit_slices.factors(blocks, by, shapes, gated=False), moment)
+            unit_slices.multiply(self.shards, alive, moment)
         self.shards.refresh_forward()
 
     def settle(self) -> None:
         """The hooks of the hard phase: where z is folded, only dropped blocks still need theirs, output = input."""
         self.forward.settle(self.units.join(self.forward_gates()), self.shards.device)
 
-    def learn(self, t: int, skipped: bool, scale: float = 1.0) -> dict[str, float]:
-        """What the step has shown. `scale`: of the loss. Returns figures for the log. Collective unless hard."""
-        if self.state.hardened:
+    def gather(self, scale: float) -> bool:
+        """Take the evidence of the coming step, of all ranks; whether it is finite. `scale`: of the loss. Collective
+        unless hard."""
+        self._evidence = None if self.state.hardened else self.forward.evidence(self.shards.world, scale)
+        return self._evidence is None or bool(self._evidence.isfinite().all())
+
+    def learn(self, t: int, skipped: bool) -> dict[str, float]:
+        """What the step has shown. Returns figures for the log."""
+        evidence, self._evidence = self._evidence, None
+        if self.state.hardened or skipped:
             return {}
-        evidence = self.forward.evidence(self.shards.world, scale)
-        if skipped or evidence is None or not self.training.learns(self.timeline.phase(t)):
+        self.history.add(self._multiplied, self.shards.base.param_groups[0]["betas"])
+        if evidence is None or not self.training.learns(self.timeline.phase(t)):
             return {}
         figures = self._learn(t, evidence)
         if (kept := self.training.kept(self.state, self._moment(t))) is not None:
@@ -279,7 +297,9 @@ class GatePruner:
     def tensors(self) -> dict[str, Tensor]:
         """What is saved as tensors, by one rank for all."""
         state = self.state
-        return {"z": state.z, "keep": state.keep.to(torch.uint8), "score": state.score} | self.training.tensors()
+        return {"z": state.z, "keep": state.keep.to(torch.uint8), "score": state.score} | (
+            self.history.tensors() | self.training.tensors()
+        )
 
     def shared(self) -> dict[str, Any]:
         """What the manifest holds."""
@@ -289,6 +309,7 @@ class GatePruner:
             "begun": self.state.begun,
             "num_pruned": self.num_pruned,
             "kept_gates": self.kept_gates,
+            "steps": self.history.steps,
         }
 
     def restore(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
@@ -304,6 +325,7 @@ class GatePruner:
             shared.get("folded", shared["hardened"]),  # checkpoints from before there were adapters
         )  # fmt: skip
         self.num_pruned, self.kept_gates = shared["num_pruned"], shared.get("kept_gates")
+        self.history.load(tensors, shared)
         self.training.load(tensors)
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:

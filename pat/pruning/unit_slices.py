@@ -69,18 +69,19 @@ def pieces(shards: Shards, names: Factors) -> Iterator[tuple[Shard, Segment, int
 
 
 @torch.no_grad()
-def multiply(shards: Shards, by: Factors, moments: bool) -> None:
-    """Multiply this rank's fp32 weights, or Adam's moments of them, in place."""
+def multiply(shards: Shards, by: Factors, moment: str | None = None) -> None:
+    """Multiply this rank's fp32 weights, or one of Adam's moments of them, in place."""
     for shard, segment, start, stop in pieces(shards, by):
-        part = slice(segment.offset + start, segment.offset + stop)
-        targets = [shard.view]
-        if moments:
+        target = shard.view
+        if moment is not None:
             state = shards.base.state[shard.flat]
-            targets = [state[key].view(-1) for key in ("exp_avg", "exp_avg_sq") if key in state]
+            if moment not in state:
+                continue
+            target = state[moment].view(-1)
         for factor in by[segment.name]:
-            along = factor.along(segment, start, stop)
-            for target in targets:
-                target[part] *= along.to(target.device)
+            target[segment.offset + start : segment.offset + stop] *= factor.along(segment, start, stop).to(
+                target.device
+            )
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ class Task(ABC):
     best_metric: ClassVar[str]  # by which the best checkpoint is chosen
     headline: ClassVar[str]  # the metric to show
     sum_names: ClassVar[tuple[str, ...]]  # what `sums` adds up
+    uneven: ClassVar[bool] = False  # whether batches of as many samples may have more or fewer answers
     options: ClassVar[Mapping[str, Any]] = {}  # of the model's forward
 
     @abstractmethod

@@ -41,9 +41,8 @@ PACKABLE = (
 class Chat(CausalLM):
     """Cross-entropy of each supervised token given those before it in its document, mean per supervised token.
 
-    A row is what `pat.data.formats` knows, as text what the tokenizer's chat template makes of it. The mean is over a
-    micro-batch; gradient accumulation and ranks average these means, so with few supervised tokens in one of them each
-    counts for more. Raises ValueError for an option that is not allowed.
+    A row is what `pat.data.formats` knows, as text what the tokenizer's chat template makes of it.
+    Raises ValueError for an option that is not allowed.
     """
 
     name: str = "chat"
@@ -54,6 +53,8 @@ class Chat(CausalLM):
     empty_rows: str = "error"  # a row without a supervised token: error | drop, and count
     packing: str = "none"  # none: one row a sample, padded | best_fit: as many as fit into data.max_length
     template_options: Mapping[str, Any] = field(default_factory=dict)  # for the chat template, e.g. enable_thinking
+
+    uneven: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

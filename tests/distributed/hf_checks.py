@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -43,6 +44,10 @@ CASES = {
     "movement zero2 in SFTTrainer": ("movement", {"engine__zero_stage": 2}),
     "movement zero2 in SFTTrainer by the model's loss": ("movement", {"engine__zero_stage": 2}),
     "movement zero2 on Accelerate": ("movement", {"engine__zero_stage": 2}),
+    "movement zero2 with a scheduler on Accelerate": (
+        "movement",
+        {"engine__zero_stage": 2, "optim__lr_schedule": "linear", "optim__warmup": 4},
+    ),
     "l0 zero3 on Accelerate": ("l0", {"engine__zero_stage": 3}),
     "movement zero3": ("movement", {"engine__zero_stage": 3}),
     "n_of_m zero2": ("n_of_m", {"engine__zero_stage": 2}),
@@ -134,17 +139,20 @@ def on_accelerate(config: Any, folder: Path, load: Path | None = None) -> Prunin
         "zero_optimization": {"stage": config.engine.zero_stage},
     }
     plain = build_model(config)
-    accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed))
+    plugin = DeepSpeedPlugin(hf_ds_config=deepspeed)
+    accelerator = Accelerator(deepspeed_plugin=plugin, step_scheduler_with_optimizer=False)
     pruning = attach(plain, settings(config), num_steps=STEPS)
     groups = ds.param_groups(plain, config.optim, {})
     optimizer = torch.optim.AdamW([group | {"lr": config.optim.lr} for group in groups], foreach=False, fused=False)
     rows = DataLoader(Rows(config.seed, config.train.global_batch_size), batch)
-    model, optimizer, loader = accelerator.prepare(plain, optimizer, rows)
+    schedule = LambdaLR(optimizer, lambda t: ds.lr_factor(t, STEPS, config.optim))  # made before there is an engine
+    model, optimizer, loader, schedule = accelerator.prepare(plain, optimizer, rows, schedule)
     if load is not None:
         accelerator.load_state(str(load))
         loader = skip_first_batches(loader, model.global_steps)
     for inputs in loader:
         accelerator.backward(model(**inputs).loss)
+        schedule.step()
         optimizer.zero_grad()
         if model.global_steps % SAVED == 0:
             accelerator.save_state(str(folder / f"checkpoint-{model.global_steps}"))
@@ -155,7 +163,7 @@ def on_accelerate(config: Any, folder: Path, load: Path | None = None) -> Prunin
 def our_loop(case: str) -> tuple[Any, dict[str, Any]]:
     """The config of a case, and what our loop comes to."""
     kind, overrides = CASES[case]
-    config = make_config(kind, **OPTIM, **overrides)
+    config = make_config(kind, **OPTIM | overrides)
     ours = build(config)
     ours.run(0, STEPS)
     said = {"ours": digest(ours), "target": ours.pruner.totals.target}

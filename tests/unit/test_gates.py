@@ -206,7 +206,7 @@ def test_mean_square_and_zeros_over_cut_shards(model_type: str) -> None:
     dead = unit_slices.factors(sites, keep, shapes, gated=False)
     for shards in cut_flat(model, 3):
         assert unit_slices.count_nonzero(shards, dead) > 0
-        unit_slices.multiply(shards, dead, moments=False)
+        unit_slices.multiply(shards, dead)
         assert unit_slices.count_nonzero(shards, dead) == 0
 
 
