@@ -235,64 +235,39 @@ def test_mean_square_and_zeros_over_cut_shards(model_type: str) -> None:
         assert unit_slices.count_nonzero(shards, dead) == 0
 
 
-def test_statistics() -> None:
-    """The mean squared norm of a head's output, and 1 - cos of a block, against a plain computation."""
-    model = small.model("llama").train()
-    ids = small.tokens(2, 7)
-    seen: dict[str, Any] = {}
-    layer = model.model.layers[1]
-    layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: seen.update(heads=args[0]))
-    layer.register_forward_hook(lambda _, args, out: seen.update(before=args[0], after=out))
-    for structures, needs in ((("kv_groups",), "activations"), (("layers",), "similarity")):
-        _, hooks = gated(model, structures, needs)
-        model(ids)
-        sums = hooks[1].sums
-        assert sums is not None and sums[-1] == 14
-        if needs == "activations":
-            expected = seen["heads"].reshape(14, hooks[1].site.num_units, -1).square().sum(-1).mean(0)
-        else:
-            after = seen["after"][0] if isinstance(seen["after"], tuple) else seen["after"]
-            expected = 1 - torch.cosine_similarity(seen["before"], after, dim=-1).mean().reshape(1)
-        assert torch.allclose(sums[:-1] / sums[-1], expected.double(), rtol=1e-5)
-        for hook in hooks:
-            hook.remove()
-
-
 @pytest.mark.parametrize("model_type", ["llama", "bert"])
 @pytest.mark.parametrize("structure", ["ffn", "kv_groups", "layers"])
 def test_scores_against_removing_each_unit(model_type: str, structure: str) -> None:
-    """The change of the loss when a gate closes a little, unit by unit, is what Taylor says of it; and of all that are
-    removed whole, those with a score in the upper half cost more than those in the lower."""
+    """How much the losses of the examples change when a gate closes a little, unit by unit, is what Taylor says of it;
+    and of all that are removed whole, those with a score in the upper half cost more than those in the lower."""
     model = small.model(model_type)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(0.5)  # a loss that is smooth enough for a first order
-    _, hooks = gated(model, (structure,))
-    batches = [small.tokens(4, 9), small.tokens(4, 9).flip(0, 1)]
+    method = registry.build("gate", {"name": "taylor", "decay": 0.0})
+    forward = GatedForward(small.sites(families.anatomy(model), structure), model, method.needs)
+    ids = torch.cat([small.tokens(4, 9), small.tokens(4, 9).flip(0, 1)])
 
-    def total() -> float:
+    def each() -> Tensor:
         with torch.no_grad():
-            return sum(float(loss(model, ids)) for ids in batches)
+            return torch.stack([loss(model, row[None]) for row in ids])
 
-    for hook in hooks:
-        hook.z = torch.ones(hook.site.num_units, requires_grad=True)
-    for ids in batches:
-        loss(model, ids).backward()
-    method, before = registry.build("gate", {"name": "taylor", "decay": 0.0}), total()
-    scores, little, whole = [], [], []
-    for hook in hooks:
-        z = hook.z
-        assert z is not None and z.grad is not None
-        scores.append(method.update(torch.zeros_like(z.grad), z.grad))
+    forward.set(torch.ones(sum(forward.sizes)), None, torch.device("cpu"))
+    loss(model, ids).backward()
+    evidence = forward.evidence(LOCAL, 1.0)
+    assert evidence is not None
+    scores, before = method.update(torch.zeros_like(evidence), evidence).split(forward.sizes), each()
+    little, whole = [], []
+    for hook, own in zip(forward.hooks, scores, strict=True):
         for unit in range(0, hook.site.num_units, max(1, hook.site.num_units // 16)):
             changes = []
             for closed in (0.05, 1.0):
-                hook.z = torch.ones_like(z)
+                hook.z, hook.open = torch.ones(hook.site.num_units), False
                 hook.z[unit] -= closed
-                changes.append(abs(total() - before))
-            hook.z = z
-            little.append((float(scores[-1][unit]), changes[0] / 0.05))
-            whole.append((float(scores[-1][unit]), changes[1]))
+                changes.append(float((each() - before).abs().mean()))
+            hook.z = None
+            little.append((float(own[unit]), changes[0] / 0.05))
+            whole.append((float(own[unit]), changes[1]))
     found, expected = torch.tensor(little).T
     assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.98
     whole.sort()
