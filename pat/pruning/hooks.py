@@ -48,7 +48,8 @@ class SiteHooks:
         needs: Evidence | None,
         tokens: RealTokens | None = None,  # for statistics
     ) -> None:
-        self.site, self.needs, self.tokens = site, needs, tokens
+        self.site, self.tokens = site, tokens
+        self.needs: Evidence | None = needs
         self.z: Tensor | None = None
         self.z_eval: Tensor | None = None  # in evaluation; None: z
         self.open = False  # all of z is 1
@@ -142,7 +143,7 @@ class GatedForward:
     """What multiplies at all sites, and the evidence that is found there."""
 
     def __init__(self, sites: list[Site], model: nn.Module, needs: Evidence | None) -> None:
-        self.needs = needs
+        self.needs: Evidence | None = needs
         self.tokens = RealTokens(model) if needs in STATISTICS else None
         self.hooks = install(sites, model, needs, self.tokens)
         self.sizes = [site.num_units for site in sites]

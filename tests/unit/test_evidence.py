@@ -151,7 +151,7 @@ def token_by_token(model: Any, sites: list[Any], rows: list[Tensor], name: str) 
         return model.get_submodule(site.consumer).register_forward_hook(hook, with_kwargs=True)
 
     handles = [see(site) for site in sites]
-    total, count = 0.0, 0
+    total, count = torch.zeros(sum(site.num_units for site in sites), dtype=torch.float64), 0
     for row in rows:
         with torch.no_grad():
             model(row[None])

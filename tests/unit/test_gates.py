@@ -94,9 +94,10 @@ def loss(model: Any, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("structures", STRUCTURES)
-@pytest.mark.parametrize("model_type", ["llama", "bert", "gpt2"])
+@pytest.mark.parametrize("model_type", families.families())
 def test_the_gradient_of_a_gate_is_the_change_of_the_loss(model_type: str, structures: tuple[str, ...]) -> None:
-    """dL/dz, summed over two micro-batches, against central differences: would catch a gate on wrong features."""
+    """dL/dz of every site, summed over two micro-batches, against central differences; and it is not 0. Would catch: a
+    gate on wrong features, or one whose factor a norm divides away."""
     model = small.model(model_type).double().train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -111,10 +112,11 @@ def test_the_gradient_of_a_gate_is_the_change_of_the_loss(model_type: str, struc
     for ids in batches:
         loss(model, ids).backward()
     step = 2e-3  # Llama normalises in fp32 whatever the dtype
-    for hook in hooks[:: max(1, len(hooks) - 1)]:
+    for hook in hooks:
         z = hook.z
         assert z is not None and z.grad is not None
-        for unit in {0, hook.site.num_units - 1}:
+        assert z.grad.abs().max() > 1e-3, f"the gates of {hook.site.name} do not reach the loss"
+        for unit in {0, int(z.grad.abs().argmax())}:
             values = []
             for sign in (+1, -1):
                 hook.z = z.detach().clone()
@@ -123,7 +125,7 @@ def test_the_gradient_of_a_gate_is_the_change_of_the_loss(model_type: str, struc
                     values.append(sum(float(loss(model, ids)) for ids in batches))
             hook.z = z
             expected = (values[0] - values[1]) / (2 * step)
-            assert float(z.grad[unit]) == pytest.approx(expected, rel=1e-2, abs=1e-4)
+            assert float(z.grad[unit]) == pytest.approx(expected, rel=1e-2, abs=1e-4), (hook.site.name, unit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -184,7 +186,8 @@ def test_folded_weights_are_gated_ones(model_type: str, structures: tuple[str, .
             for start, stop in ((0, middle), (middle, flat.numel())):
                 segment = Segment(name, shapes[name], start, stop - start, 0, 0)
                 for factor in found:
-                    flat[start:stop] *= factor.along(segment, 0, stop - start)
+                    part = flat[start:stop]
+                    part.copy_(factor.apply(part, factor.along(segment, 0, stop - start)))
     with torch.no_grad():
         assert (model(ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
