@@ -46,7 +46,9 @@ def example_gradients(model: Any, sites: list[Any], ids: Tensor, z: dict[str, Te
     return torch.stack(found)
 
 
-def on_ranks(model_type: str, structure: str, name: str, ids: Tensor, ranks: int, micro: int, z: Any) -> Tensor:
+def on_ranks(
+    model_type: str, structure: str, name: str, ids: Tensor, ranks: int, micro: int, z: dict[str, Tensor]
+) -> Tensor:
     """(U,) the score after one step of `ranks` ranks, whose loss is the mean over micro-batches of `micro` rows."""
     own = [small.model(model_type).train(False) for _ in range(ranks)]
     gate, scale = method(name), 8.0  # of the loss, as fp16 has it
@@ -54,7 +56,7 @@ def on_ranks(model_type: str, structure: str, name: str, ids: Tensor, ranks: int
     def work(world: Comm) -> Tensor:
         model = own[world.rank]
         forward = GatedForward(small.sites(families.anatomy(model), structure), model, gate.needs)
-        forward.set(None if z is None else torch.cat(list(z.values())), None, CPU)
+        forward.set(torch.cat(list(z.values())), None, CPU)
         batches = ids.chunk(ranks)[world.rank].split(micro)
         for batch in batches:
             (scale * losses(model, batch).mean() / len(batches)).backward()
@@ -68,23 +70,21 @@ def on_ranks(model_type: str, structure: str, name: str, ids: Tensor, ranks: int
     return scores[0]
 
 
-@pytest.mark.parametrize("is_open", [True, False])
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("model_type", families.families())
-def test_fisher_and_taylor_take_every_example(model_type: str, structure: str, is_open: bool) -> None:
+def test_fisher_and_taylor_take_every_example(model_type: str, structure: str) -> None:
     """The mean square and the mean size of the examples' own gradients, however they are spread over micro-batches and
-    ranks. Would catch: the square or the size of a mean, in which examples cancel; a wrong scale."""
+    ranks, where all gates of a site are 1 and where not. Would catch: the square or the size of a mean, in which
+    examples cancel; a wrong scale."""
     model, ids = small.model(model_type), small.tokens(ROWS, LENGTH)
     sites = small.sites(families.anatomy(model), structure)
-    z = small.random_gates(sites, {s.name: torch.ones(s.num_units).bool() for s in sites}, seed=5)
-    if is_open:
-        z = {name: torch.ones_like(value) for name, value in z.items()}
+    z = {site.name: torch.ones(site.num_units) for site in sites}
+    z[sites[1].name] = 0.5 + torch.rand(sites[1].num_units, generator=torch.Generator().manual_seed(5)) / 2
     each = example_gradients(model, sites, ids, z)
-    cancelled = 1 - each.mean(0).abs() / each.abs().mean(0)
-    assert cancelled.mean() > 0.1, "examples have to differ"
+    assert (each.std(0) / each.abs().mean(0)).mean() > 0.1, "examples have to differ"
     expected = {"fisher": each.square().mean(0), "taylor": each.abs().mean(0)}
     for name, wanted in expected.items():
-        for ranks, micro in ((1, 4), (1, 1), (2, 1), (2, 2)):
+        for ranks, micro in ((1, 4), (2, 1)):
             found = on_ranks(model_type, structure, name, ids, ranks, micro, z)
             torch.testing.assert_close(found, wanted, rtol=2e-3, atol=1e-4 * float(wanted.max()))
 
