@@ -185,6 +185,15 @@ def batch(t: int, micro: int, config: Config) -> torch.Tensor:
     return tokens[start : start + size]
 
 
+def inputs(tokens: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
+    """What the model gets of (micro batch, S) tokens. Where gates count tokens, the first token says how many of a row
+    are no padding: the ranks have different numbers."""
+    found = {"input_ids": tokens, "labels": tokens}
+    if any(pruner.gate in ("activation", {"name": "activation"}) for pruner in config.pruners.values()):
+        found["attention_mask"] = (torch.arange(SEQUENCE) < 3 + tokens[..., :1] % (SEQUENCE - 2)).long()
+    return found
+
+
 @dataclass
 class Trained:
     """An engine and its pruner."""
@@ -210,7 +219,7 @@ class Trained:
 
     def loss(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
         """Of step t."""
-        return self.engine(input_ids=tokens, labels=tokens).loss
+        return self.engine(**inputs(tokens, self.config)).loss
 
     def held_out_loss(self) -> float:
         """Mean loss on tokens that no step sees, the same on every rank. Collective at ZeRO 3."""
