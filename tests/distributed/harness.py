@@ -21,6 +21,8 @@ from transformers import (
     BertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -57,6 +59,7 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # with biases, residuals after the nor
         GPT2LMHeadModel,
         GPT2Config(**_TINY, n_embd=24, n_layer=2, n_head=4, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
     ),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**_BERT, num_key_value_heads=2, head_dim=6, use_cache=False)),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**_BERT, num_key_value_heads=2, use_cache=False)),
 }
 MATRICES = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight", "*.o_proj.weight", "*.mlp.*.weight"]
@@ -126,6 +129,12 @@ GATES: dict[str, dict[str, Any]] = {
         "structures": ["attention_layers", "mlp_layers"],
         "budget": {"name": "shape", "keep": {"attention_layers": 1, "mlp_layers": 1}, "stock": False},
     },
+    "sandwich": {  # gates after norms that multiply by 1 + weight
+        "gate": {"name": "l0", "initial": 1.0},
+        "structures": ["attention_layers", "mlp_layers"],
+        "budget": {"name": "shape", "keep": {"attention_layers": 1, "mlp_layers": 1}, "stock": False},
+        "shape": {"model_type": "gemma2"},
+    },
 }
 
 
@@ -162,7 +171,7 @@ def make_config(pruner: str | None = "movement", **overrides: Any) -> Config:
     config.optim.implementation = "foreach"
     if pruner:
         config.pruners["weights"] = pruner_config(pruner)
-        config.model.config = PRUNERS.get(pruner, {}).get("shape", {})
+        config.model.config = (PRUNERS | GATES).get(pruner, {}).get("shape", {})
     for path, value in overrides.items():
         section, key = path.split("__")
         setattr(getattr(config, section), key, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,6 +209,34 @@ def cut_flat(model: Any, ranks: int) -> list[Any]:
         own = tuple(segment for owner, segment in segments if owner == rank)
         found.append(SimpleNamespace(comm=LOCAL, shards=[Shard(0, 0, flat, own)]))
     return found
+
+
+@pytest.mark.parametrize("structure", ["attention_layers", "mlp_layers"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gemma3_text"])
+def test_folding_into_cut_shards(model_type: str, structure: str) -> None:
+    """What hardening does to the shards of three ranks is what the hooks did; gates of 1 leave every bit. Would catch:
+    a norm that multiplies by 1 + weight, and whose weight is multiplied."""
+    model = small.model(model_type)
+    sites, hooks = gated(model, (structure,), None)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    z = {site.name: torch.tensor([value]) for site, value in zip(sites, (0.3, 1.0, 0.8), strict=True)}
+    for hook in hooks:
+        hook.z = z[hook.site.name]
+    with torch.no_grad():
+        expected = model(small.tokens()).logits
+    for hook in hooks:
+        hook.remove()
+    before = torch.nn.utils.parameters_to_vector(model.parameters())
+    flats = []
+    for shards in cut_flat(model, 3):
+        unit_slices.multiply(shards, unit_slices.factors(sites, z, shapes, gated=True), moments=False)
+        flats.append(shards.shards[0].view)
+    after = torch.cat(flats)
+    gated_weights = sum(math.prod(shapes[part.parameter]) for site in (sites[0], sites[2]) for part in site.gated)
+    assert 0 < (after != before).sum() <= gated_weights
+    torch.nn.utils.vector_to_parameters(after, model.parameters())
+    with torch.no_grad():
+        assert (model(small.tokens()).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
