@@ -12,7 +12,7 @@
                       final z, and the export folds it into the merged weights
     forward    the consuming module's input x z (fp32 -> the engine's dtype), or as it is while a site's gates are all
                1; backward leaves dL/dz, summed over micro-batches
-    learn(t)   after the optimizer's step, unless it was skipped: evidence, averaged over ranks, moves scores or a
+    learn(t)   after the optimizer's step, unless it was skipped: the evidence of all ranks moves scores or a
 
 State is replicated: every rank computes the same from the same sums. It is in rank 0's pruner file.
 """
@@ -32,7 +32,7 @@ from pat.pruning import registry, ties, unit_slices
 from pat.pruning.choose import Choice
 from pat.pruning.gate_history import GateHistory
 from pat.pruning.gate_training import GateState, Moment, gate_training
-from pat.pruning.gates import Ranked
+from pat.pruning.gates import BY_GRADIENT, Ranked
 from pat.pruning.hooks import GatedForward
 from pat.pruning.inventory import Inventory
 from pat.pruning.shards import Shards
@@ -187,7 +187,7 @@ class GatePruner:
             z, evaluated = self.training.gates(state, self._moment(t))
             self._multiplied = z
         else:
-            wanted = self.needs == "gradient" and self.training.learns(phase)
+            wanted = self.needs in BY_GRADIENT and self.training.learns(phase)
             z, evaluated = state.z if wanted else None, None
         self.forward.set(z, evaluated, self.shards.device)
 

@@ -33,6 +33,7 @@ from tests.distributed.harness import (
     build_model,
     digest,
     from_rank_0,
+    inputs,
     main,
     make_config,
     text,
@@ -52,6 +53,8 @@ CASES = {
     "movement zero3": ("movement", {"engine__zero_stage": 3}),
     "n_of_m zero2": ("n_of_m", {"engine__zero_stage": 2}),
     "l0 zero2": ("l0", {"engine__zero_stage": 2}),
+    "activation zero2": ("activation", {"engine__zero_stage": 2}),
+    "activation zero3 on Accelerate": ("activation", {"engine__zero_stage": 3}),
     "l0 zero3": ("l0", {"engine__zero_stage": 3}),
 }
 OPTIM = {"optim__implementation": "loop", "optim__lr_schedule": "constant"}
@@ -60,14 +63,15 @@ OPTIM = {"optim__implementation": "loop", "optim__lr_schedule": "constant"}
 class Rows(torch.utils.data.Dataset):
     """The harness's batches, row after row."""
 
-    def __init__(self, seed: int, batch: int) -> None:
-        self.rows = torch.cat([text(1000 * (seed + 1) + t, batch) for t in range(STEPS)])
+    def __init__(self, config: Any) -> None:
+        batch, self.config = config.train.global_batch_size, config
+        self.rows = torch.cat([text(1000 * (config.seed + 1) + t, batch) for t in range(STEPS)])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.rows[index], "labels": self.rows[index]}
+        return inputs(self.rows[index], self.config)
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def trainer(config: Any, out: Path, case: str = "", **arguments: Any) -> tuple[T
         "lr_scheduler_type": "constant", "weight_decay": config.optim.weight_decay, "max_grad_norm": 0.2,
         "train_sampling_strategy": "sequential", "save_steps": SAVED, "logging_steps": 1, "disable_tqdm": True,
     } | arguments  # fmt: skip
-    rows = Rows(config.seed, config.train.global_batch_size)
+    rows = Rows(config)
     if "SFTTrainer" in case:  # which makes the labels itself
         data = Dataset.from_dict({"input_ids": rows.rows.tolist()})
         settled = SFTConfig(**given, gradient_checkpointing=False, max_length=None)
@@ -144,7 +148,7 @@ def on_accelerate(config: Any, folder: Path, load: Path | None = None) -> Prunin
     pruning = attach(plain, settings(config), num_steps=STEPS)
     groups = ds.param_groups(plain, config.optim, {})
     optimizer = torch.optim.AdamW([group | {"lr": config.optim.lr} for group in groups], foreach=False, fused=False)
-    rows = DataLoader(Rows(config.seed, config.train.global_batch_size), batch)
+    rows = DataLoader(Rows(config), batch)
     schedule = LambdaLR(optimizer, lambda t: ds.lr_factor(t, STEPS, config.optim))  # made before there is an engine
     model, optimizer, loader, schedule = accelerator.prepare(plain, optimizer, rows, schedule)
     if load is not None:

@@ -16,7 +16,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-Evidence = Literal["gradient", "weights", "activations", "similarity"]
+# gradient: dL/dz of the global batch; squared_, absolute_: the mean over its examples of their own gradient's; weights:
+# the mean square; activations, similarity: means over the tokens that are no padding
+Evidence = Literal[
+    "gradient", "squared_gradients", "absolute_gradients", "weights", "activations", "similarity"
+]  # fmt: skip
+BY_GRADIENT: tuple[Evidence, ...] = ("gradient", "squared_gradients", "absolute_gradients")
+STATISTICS: tuple[Evidence, ...] = ("activations", "similarity")
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Ranked(Gate, ABC):
     def update(
         self,
         score: Tensor,  # (U,) fp32
-        evidence: Tensor,  # (U,) fp32: of this step, averaged over ranks
+        evidence: Tensor,  # (U,) fp32: what `needs` says, of this step and all ranks
     ) -> Tensor:  # (U,) fp32
         """The score after a step's evidence."""
 
