@@ -19,6 +19,7 @@ from pat.data.example import example
 from pat.manifest import check_same_model, describe_parameters
 from pat.models import liger
 from pat.models.dtypes import DTYPES
+from pat.models.weight_files import check_weights
 from pat.parts import Parts, Progress
 from pat.pruning import plan
 from pat.pruning.pruner import Pruner
@@ -84,6 +85,8 @@ def fitting_data(config: Config) -> data.PreparedData:
     hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
     models.check_fits(hf_config, tokenizer, config.data.max_length)
     task.check_model(hf_config)
+    if config.model.path and config.model.init == "pretrained":
+        check_weights(config.model.path, "model.path", config.model.revision)
     if config.distill.teacher:
         teacher.check(config, task, tokenizer, hf_config)
     return prepared
