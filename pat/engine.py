@@ -94,7 +94,9 @@ def _user_config(value: Any) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise ValueError(f"engine.deepspeed={value}: not a readable DeepSpeed JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"engine.deepspeed holds {value!r}: give the path of a DeepSpeed JSON, or a mapping of its keys")
+        raise ValueError(
+            f"engine.deepspeed holds {value!r}: give the path of a DeepSpeed JSON, or a mapping of its keys"
+        )
     return dict(value)
 
 

@@ -35,7 +35,7 @@ def remove_empty(folders: list[Path]) -> None:
     """Take folders away again, innermost first, until one holds something."""
     with contextlib.suppress(OSError):
         for folder in reversed(folders):
-            if folder.exists():
+            if os.path.isdir(folder):
                 folder.rmdir()
 
 

@@ -147,7 +147,7 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
             raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
         if name == "label" and not isinstance(rows.features[column], Value | ClassLabel):
             raise ValueError(
-                f"data.label_column='{column}' holds {rows.features[column]}, not one word or number a row: name another."
+                f"data.label_column='{column}' holds {rows.features[column]}, not a word or number a row: name another."
             )
         if name != "tools" and rows.data.column(column).null_count:
             raise ValueError(f"The column '{column}' is empty in some rows of data.{split}: remove those rows.")

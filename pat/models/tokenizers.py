@@ -38,8 +38,8 @@ def build_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
         ) from error
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # what transformers makes of no file
         raise ValueError(
-            f"'{name}' holds no tokenizer (tokenizer.json, or a vocabulary): set model.tokenizer to a hub name, a folder "
-            f"or '{BYTE}'."
+            f"'{name}' holds no tokenizer (tokenizer.json, or a vocabulary): set model.tokenizer to a hub name, a "
+            f"folder or '{BYTE}'."
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:

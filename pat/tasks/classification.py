@@ -76,8 +76,8 @@ class Classification(Task):
         added = tokenizer.num_special_tokens_to_add(pair=False)
         if max_length <= added:
             raise ValueError(
-                f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {added} tokens of its own, "
-                f"so give {added + 1} or more."
+                f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {added} tokens of its "
+                f"own, so give {added + 1} or more."
             )
         return _Rows(tokenizer, max_length, label_names)
 

@@ -236,7 +236,8 @@ def test_card_and_report(tmp_path):
     for words in (
         config_hash,
         result["mask_sha256"],
-        "| loss | 1.25 | 1.5 |",
+        "| loss |  | 1.5 |",
+        "Before pruning began, after 5 of 20 steps: loss 1.25.",
         "criterion: movement",
         "step 10, phase hard",
     ):
