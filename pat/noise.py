@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 _NOISE = re.compile(
-    r"cannot find -l\w+|collect2: error: ld returned|skipping incompatible \S+ when searching for -l"  # DeepSpeed asks
+    # DeepSpeed asks the linker for a library of NVMe offload.
+    r"cannot find -l\w+|collect2: error: ld returned|skipping incompatible \S+ when searching for -l"
     r"|\[real_accelerator\.py|async_io|libaio|\[Gloo\] Rank \d+ is connected|Setting ds_accelerator to"
 )
 
