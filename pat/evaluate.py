@@ -73,8 +73,8 @@ def measure(
     """(metrics, tokens per second of the forwards after the first) of a model that was made from `folder`."""
     task = tasks.build(config.task)
     tokenizer = models.build_tokenizer(ModelConfig(path=str(folder)))
-    prepared = data.prepare(config.data, tokenizer, task, config.seed)
     models.check_fits(model.config, tokenizer, config.data.max_length)
+    prepared = data.prepare(config.data, tokenizer, task, config.seed)
     if prepared.label_names is not None:
         ours = [model.config.id2label.get(i) for i in range(model.config.num_labels)]
         if ours != list(prepared.label_names):

@@ -40,9 +40,8 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def begun(path: Path, key: str, kept: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """The folder exists inside; an exception removes it again, if it was made here and `kept` does not hold."""
-    made = make(path, key)
+def taken_away(path: Path, made: list[Path], kept: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """An exception inside removes the folder again, if `make` made it and `kept` does not hold."""
     try:
         yield
     except BaseException:

@@ -94,6 +94,8 @@ def model_folder(path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 def _with(config: Config, overrides: Sequence[str]) -> Config:
     """The config with these keys."""
+    if not overrides:
+        return config
     try:
         changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
         merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), changes))

@@ -100,7 +100,8 @@ def only_user_of(run_dir: Path, key: str = "run.dir", holds: str = "config.yaml"
     A directory that was made here is removed again when the start fails before there is a file `holds` in it.
     """
     run = RunDir(run_dir)
-    with folders.begun(run.path, key, (run.path / holds).exists), _opened(run.lock, key) as file:
+    made = folders.make(run.path, key)
+    with _opened(run.lock, key) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = os.fstat(file.fileno()).st_nlink > 0  # else its holder has failed and removed it by now
@@ -115,7 +116,8 @@ def only_user_of(run_dir: Path, key: str = "run.dir", holds: str = "config.yaml"
         file.truncate(0)
         file.write(f"{os.getpid()} on {HOST}")
         file.flush()
-        yield
+        with folders.taken_away(run.path, made, (run.path / holds).exists):  # while the lock is still held
+            yield
 
 
 def _opened(lock: Path, key: str) -> IO[str]:

@@ -178,7 +178,7 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
     if state and state not in OVER:
         raise ValueError(f"{run.path} has a job already ({job}, {state.lower()}): wait for it, or scancel {job}")
     text = script(config, cluster)
-    with folders.begun(run.path, "run.dir"):
+    with folders.taken_away(run.path, folders.make(run.path, "run.dir")):
         freeze(config, run.path)
         if config.run.resume == "never":  # that is done; a job that comes back must not start over
             config.run.resume = "auto"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def _figures(result: dict[str, Any]) -> str:
     """The exported model's figures, and its size beside that of the whole model."""
     before, after, lineage = result["before"], result["after"], result["lineage"]
     rows = [
-        *((name, "", number(value)) for name, value in sorted((lineage["metrics"] or {}).items())),
+        *((name, "", value) for name, value in figures(lineage["metrics"])),
         ("sparsity of prunable weights", "0", f"{result['sparsity']:.4f}"),
         ("sparsity of all weights", "0", f"{result['sparsity_all_parameters']:.4f}"),
         ("parameters that are not 0", f"{before['parameters']:,}", f"{after['nonzero_parameters']:,}"),
@@ -79,15 +79,14 @@ def _figures(result: dict[str, Any]) -> str:
 
 def before_pruning(lineage: dict[str, Any]) -> str:
     """What the run had when pruning began, in a sentence of its own: it had trained for less than what is exported."""
-    then = lineage["dense_metrics"]
+    then = ", ".join(f"{name} {value}" for name, value in figures(lineage["dense_metrics"]))
     if not then:
         return ""
-    figures = ", ".join(f"{name} {number(value)}" for name, value in sorted(then.items()))
     when = (
         f", after {lineage['dense_step']} of {lineage['num_steps']} steps" if lineage["dense_step"] is not None else ""
     )
     return (
-        f"Before pruning began{when}: {figures}. "
+        f"Before pruning began{when}: {then}. "
         "For what pruning costs, compare with a run of as many steps that prunes nothing."
     )
 
@@ -107,9 +106,9 @@ def _pruners(config: Config) -> str:
     return f"## Pruning\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
 
 
-def number(value: float | None) -> str:
-    """A figure for a table."""
-    return "-" if value is None else f"{value:.4g}"
+def figures(metrics: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """(name, value) of the metrics that are one number, by name."""
+    return [(name, f"{value:.4g}") for name, value in sorted((metrics or {}).items()) if isinstance(value, int | float)]
 
 
 def _data(config: Config, shown: Callable[[str], str]) -> str:

@@ -12,7 +12,7 @@ from pat import tasks
 from pat.checkpoint_reader import CheckpointReader
 from pat.config import Config
 from pat.export import masks
-from pat.export.card import before_pruning, number
+from pat.export.card import before_pruning, figures
 from pat.export.source import Stream
 from pat.export.writer import Spec
 from pat.hashing import file_sha256
@@ -97,8 +97,8 @@ def format_report(result: dict[str, Any]) -> Table:
     def row(label: str, whole: str, now: str) -> None:
         table.add_row(label, *([whole] if pruned else []), now)
 
-    for name, value in sorted((lineage["metrics"] or {}).items()):
-        row(name, "", number(value))
+    for name, value in figures(lineage["metrics"]):
+        row(name, "", value)
     row("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")
     row("  that are not 0", "", f"{after['nonzero_parameters']:,}")
     for words in result["structures"]:

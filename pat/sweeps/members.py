@@ -42,7 +42,8 @@ def check_one(members: Sequence[Member]) -> None:
             return
         except ValueError as error:
             refused.append(error)
-    raise refused[0]
+    if refused:
+        raise refused[0]
 
 
 def sweep_name(overrides: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ class Sweep:
                 on_slurm.config_of(member, self.out.name, self.cluster)
         earlier = self._earlier(go_on)
         if self.cluster is None:
-            check_one(self.members)
+            check_one([member for member in self.members if not (go_on and is_done(member))])
         with only_user_of(self.out, "--out", SWEEP_FILE):
             done = [member for member in self.members if go_on and is_done(member)]
             self.records = {
