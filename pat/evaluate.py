@@ -73,7 +73,6 @@ def measure(
     """(metrics, tokens per second of the forwards after the first) of a model that was made from `folder`."""
     task = tasks.build(config.task)
     tokenizer = models.build_tokenizer(ModelConfig(path=str(folder)))
-    models.check_fits(model.config, tokenizer, config.data.max_length)
     prepared = data.prepare(config.data, tokenizer, task, config.seed)
     if prepared.label_names is not None:
         ours = [model.config.id2label.get(i) for i in range(model.config.num_labels)]
@@ -82,6 +81,7 @@ def measure(
                 f"the model in {name or folder} has the labels {', '.join(map(str, ours))}, the data "
                 f"{', '.join(prepared.label_names)}: give a model that was trained on them"
             )
+    models.check_fits(model.config, tokenizer, config.data.max_length)
     whole = replace(config.train, eval_batch_size=config.train.eval_batch_size or config.train.global_batch_size)
     batches = data.eval_batches(prepared.eval, task, tokenizer, replace(config, train=whole), 0, 1, device)
     clock = _Clock(device)

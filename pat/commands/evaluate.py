@@ -14,6 +14,7 @@ from pat.run import ExitCode, write_json
 from pat.usage import command_parser, exit_codes
 
 MEGA = 1e6
+WIDTH = 120  # of the table, at least
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,7 +82,9 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         with console.status(f"evaluating {path}"):
             found.append(evaluate_folder(config, path, DTYPES[options.dtype], device))
     difference = differing_data(configs)
-    Console().print(_table(found, comparable=difference is None))
+    out = Console()
+    out.width = max(out.width, WIDTH)  # a log is no terminal of 80 columns
+    out.print(_table(found, comparable=difference is None))
     if difference:
         print(
             f"pat: each is measured on its own data, so the figures do not compare: {difference}; give the key to have "
@@ -96,13 +99,15 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
 
 def _table(found: Sequence[Any], comparable: bool) -> Any:
     """A line a model; behind a metric, what it is more than the first model's."""
+    from rich import box
     from rich.table import Table
 
     first = found[0].metrics
     names = [name for name, value in first.items() if isinstance(value, float)]
-    table = Table("model", *names)
-    for column in ("sparsity", "parameters", "not zero", "on disk", "tokens/s"):
-        table.add_column(column, justify="right")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model", overflow="fold")
+    for column in (*names, "sparsity", "parameters", "not zero", "on disk", "tokens/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for item in found:
         cells = []
         for name in names:
