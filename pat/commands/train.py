@@ -60,16 +60,18 @@ def _start_ranks(config: Any) -> int:
             hosts.check(run_dir, config)
         clear_ranks(run_dir)
         from pat.build import is_complete, outcome, prepare  # heavy
-        from pat.compose import freeze
+        from pat.compose import check_same_run, freeze
 
-        freeze(config, run_dir)
+        check_same_run(config, run_dir)
         if is_complete(config, run_dir):
+            freeze(config, run_dir)
             print(f"{outcome(RunDir(run_dir))}\nnothing is left to do; run.resume=never starts it over", flush=True)
             return ExitCode.DONE
         from pat.start_summary import append_to_log, start_summary
 
         said = start_summary(config, prepare(config, run_dir))
         print(said, flush=True)
+        freeze(config, run_dir)  # once all is accepted: a refused command leaves nothing behind
         append_to_log(run_dir, said)
         _say_that_it_starts(run_dir, config.engine.world_size)
         return (hosts if several else launcher).launch(run_dir, config)
@@ -118,13 +120,13 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
 def _describe(config: Any) -> int:
     """`--dry-run`: all that a start refuses is refused; the data last, since it may be long or not be there."""
     from pat.build import data_in_words, prepare
-    from pat.compose import dump, refuse_another_run
+    from pat.compose import check_same_run, dump
     from pat.pruning.plan import describe
     from pat.start_summary import start_summary
     from pat.teacher import describe as describe_teacher
 
     run_dir = Path(config.run.dir)
-    refuse_another_run(config, run_dir)
+    check_same_run(config, run_dir)
     print(dump(config))
     print(describe(config), flush=True)
     if config.distill.teacher:

@@ -154,8 +154,8 @@ def on_accelerate(config: Any, folder: Path, load: Path | None = None) -> Prunin
     if load is not None:
         accelerator.load_state(str(load))
         loader = skip_first_batches(loader, model.global_steps)
-    for inputs in loader:
-        accelerator.backward(model(**inputs).loss)
+    for given in loader:
+        accelerator.backward(model(**given).loss)
         schedule.step()
         optimizer.zero_grad()
         if model.global_steps % SAVED == 0:

@@ -48,6 +48,7 @@ def watched(trained: Trained) -> dict[str, Any]:
         tracker=tracker,
         distiller=None,
         max_loss=lambda: 100.0,
+        aside_s=0.0,
     )
     window, wall = Window(parts), 0.0
     for t in range(WINDOWS):
