@@ -204,7 +204,7 @@ def test_folding_into_cut_shards(model_type: str, structure: str) -> None:
     before = torch.nn.utils.parameters_to_vector(model.parameters())
     flats = []
     for shards in cut_flat(model, 3):
-        unit_slices.multiply(shards, unit_slices.factors(sites, z, shapes, gated=True), moments=False)
+        unit_slices.multiply(shards, unit_slices.factors(sites, z, shapes, gated=True))
         flats.append(shards.shards[0].view)
     after = torch.cat(flats)
     gated_weights = sum(math.prod(shapes[part.parameter]) for site in (sites[0], sites[2]) for part in site.gated)
