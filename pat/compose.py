@@ -129,8 +129,11 @@ def load(path: str | Path) -> Config:
     """A frozen config."""
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the run's config {path}: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ValueError(f"cannot read the run's config {path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"cannot read the run's config {path}: it is no mapping of keys")
     return to_config(content)
 
 

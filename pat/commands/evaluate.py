@@ -74,9 +74,9 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         raise ValueError(f"--device {options.device}: this torch sees no GPU here; leave it out to use the CPU")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"--device {device}: torch knows no such device; give cpu or cuda") from None
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device {device}: torch cannot compute there; give cpu or cuda") from None
     console, found = Console(stderr=True), []
     for config, path in zip(configs, paths, strict=True):
         with console.status(f"evaluating {path}"):

@@ -73,7 +73,7 @@ def export_run(
     _check_names(reader, auto_model, hf_config, run)
 
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    made = folders.make(out.parent, "--out")
+    made = folders.make(out, "--out")
     try:
         partial.mkdir()
         result = _write(reader, partial, run, config, dtype, hf_config, auto_model, verify, console)

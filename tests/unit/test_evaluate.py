@@ -73,7 +73,8 @@ def test_the_figures_are_those_of_transformers(folder, tmp_path, capsys):
         ([".", "optim.lr=1"], "optim.lr would be ignored"),
         ([".", "--config-dir", "x"], "--config-dir x would be ignored"),
         ([".", *PARITY, "--json", "nowhere/figures.json"], "there is no folder nowhere"),
-        ([".", *PARITY, "--device", "abacus"], "torch knows no such device"),
+        ([".", *PARITY, "--device", "abacus"], "torch cannot compute there"),
+        ([".", *PARITY, "--device", "meta"], "torch cannot compute there"),
     ],
 )
 def test_mistakes(arguments, sentence, capsys, tmp_path, monkeypatch):

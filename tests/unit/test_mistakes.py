@@ -171,6 +171,9 @@ def test_a_text_needs_more_room_than_the_tokens_around_it(tmp_path: Path, capsys
     for length in (1, 2):
         said = refused(capsys, "train", *command, f"data.max_length={length}")
         assert f"data.max_length={length} leaves no room" in said and "give 3 or more" in said
+    pair = rows_file(tmp_path / "pair.jsonl", [row | {"second": "the text"} for row in ROWS])
+    command += [f"data.train={pair}", f"data.eval={pair}", "data.text_pair_column=second", "data.max_length=3"]
+    assert "give 4 or more" in refused(capsys, "train", *command)
     assert not (tmp_path / "new").exists()
 
 
@@ -236,6 +239,9 @@ def test_a_recipe_that_is_not_yaml_or_not_text(tmp_path: Path, capsys: pytest.Ca
     assert "open.yaml is not readable as YAML" in said and "line 2" in said
     said = refused(capsys, "train", "recipe=binary", "--config-dir", tmp_path)
     assert "binary.yaml is not text in UTF-8" in said
+    for name in ("open", "binary"):
+        said = refused(capsys, "submit", "recipe=parity", "--cluster", tmp_path / "recipe" / f"{name}.yaml")
+        assert f"cannot read the cluster {tmp_path}/recipe/{name}.yaml" in said
 
 
 def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -288,11 +294,25 @@ def test_an_export_that_is_refused_leaves_nothing(tmp_path: Path, capsys: pytest
     torch.manual_seed(1)
     model = small_models.model("llama")
     write_run(tmp_path / "run", model, byte_tokenizer(), "causal_lm")
-    assert "cannot be a folder" in refused(capsys, "export", "run", "--out", "run/config.yaml/out")
+    for where, path in in_the_way(tmp_path).items():
+        said = refused(capsys, "export", "run", "--out", path)
+        assert "cannot be a folder" in said or where == "a file", said
     (tmp_path / "run" / "tokenizer" / "loop").symlink_to("loop")  # fails while files are written
     with pytest.raises((SystemExit, Exception)):
         cli.main(["export", "run", "--out", "new/deep/out"])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"", b"- a", b"train: 3", b"nonsense: 1"])
+@pytest.mark.parametrize(
+    "command", [["train", "--frozen", "run"], ["export", "run", "--out", "out"], ["evaluate", "run"]]
+)
+def test_a_torn_config_of_a_run(command: list[str], content: bytes, tmp_path: Path, capsys) -> None:
+    (tmp_path / "run" / "checkpoints" / "step-00000010").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_bytes(content)
+    (tmp_path / "run" / "checkpoints" / "best").write_text("step-00000010")
+    refused(capsys, *command)
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_starts_of_a_new_run_of_which_the_first_is_refused(tmp_path: Path) -> None:
@@ -310,6 +330,16 @@ def test_two_starts_of_a_new_run_of_which_the_first_is_refused(tmp_path: Path) -
     with pytest.raises(ValueError, match="later"), process.only_user_of(run):
         raise ValueError("later")
     assert run.exists(), "what a start has begun stays"
+
+
+@pytest.mark.parametrize(
+    "command", [["plan", "recipe=parity"], ["data", "prepare", "recipe=parity"], ["doctor"], ["evaluate", "."]]
+)
+def test_where_figures_go_is_checked_before_the_work(command: list[str], tmp_path: Path, capsys) -> None:
+    """Fails where a command works for minutes and then cannot write what it has found."""
+    assert "there is no folder nowhere" in refused(capsys, *command, "--json", "nowhere/figures.json")
+    assert "is a folder" in refused(capsys, *command, "--json", tmp_path)
+    assert list(tmp_path.iterdir()) == [], "nothing was done"
 
 
 def test_a_file_is_checked_before_the_work(tmp_path: Path) -> None:
