@@ -62,6 +62,7 @@ class Parts:
     progress: Progress = field(default_factory=Progress)
     last_save: float = field(default_factory=time.monotonic)
     distiller: Distiller | None = None
+    aside_s: float = 0.0  # that this start has spent in evaluations and saves
     watchdog: Watchdog = field(default_factory=Watchdog)
 
     def loss(self, batch: Any, t: int) -> torch.Tensor:

@@ -120,7 +120,9 @@ def evaluate(parts: Parts, title: str = "eval") -> dict[str, float]:
 
     sums = parts.task.evaluate(parts.engine, batches(), parts.engine.device)
     metrics = parts.task.metrics(parts.world.sum(sums))
-    line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    parts.aside_s += seconds
+    line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": seconds}
     parts.tracker.log(line, parts.progress.step)
     if not all(map(math.isfinite, metrics.values())):
         raise Diverged(f"the evaluation at step {parts.progress.step} gave {metrics}")
@@ -138,6 +140,7 @@ def save(parts: Parts, best: bool = False) -> None:
     """A checkpoint of what has been done so far. Collective."""
     progress, root = parts.progress, parts.run.checkpoints
     progress.saved_step, parts.last_save = progress.step, time.monotonic()
+    started = time.perf_counter()
     progress.logged_bytes = parts.tracker.logged_bytes
     state, metrics = progress.as_dict(), progress.metrics or {}
     path, seconds, size = checkpoint.timed(
@@ -151,6 +154,7 @@ def save(parts: Parts, best: bool = False) -> None:
         retention.retain(root, parts.config.train.keep_last)
     parts.world.barrier()
     parts.watchdog.beat()
+    parts.aside_s += time.perf_counter() - started
     parts.tracker.log({"checkpoint/seconds": seconds, "checkpoint/bytes": size}, progress.step)
 
 

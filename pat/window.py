@@ -44,7 +44,7 @@ class Window:
         """Start a new window."""
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.parts.engine.device)  # loss, finite losses, tokens
         self.skipped = self.steps = 0
-        self.started = time.perf_counter()
+        self.started, self.aside_s = time.perf_counter(), self.parts.aside_s
         self._watch_if_logged(self.parts.progress.step + 1)
 
     def _is_logged(self, step: int) -> bool:
@@ -79,7 +79,7 @@ class Window:
         """Write a line. Raises Diverged when the mean loss is out of bounds. Collective."""
         parts, progress, optim = self.parts, self.parts.progress, self.parts.config.optim
         loss, tokens = self._totals()
-        seconds = time.perf_counter() - self.started
+        seconds = time.perf_counter() - self.started - (parts.aside_s - self.aside_s)
         progress.tokens += tokens
         progress.train_seconds += seconds
         progress.peak_pruner_bytes = max(progress.peak_pruner_bytes, parts.pruner.peak_bytes)

@@ -45,6 +45,7 @@ def watched(trained: Trained) -> dict[str, Any]:
         progress=Progress(),
         tracker=tracker,
         distiller=None,
+        aside_s=0.0,
     )
     window, wall = Window(parts), 0.0
     for t in range(WINDOWS):
