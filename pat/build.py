@@ -19,6 +19,7 @@ from pat.data.example import example
 from pat.manifest import check_same_model, describe_parameters
 from pat.models import liger
 from pat.models.dtypes import DTYPES
+from pat.models.weight_files import check_weights
 from pat.parts import Parts, Progress
 from pat.pruning import plan
 from pat.pruning.pruner import Pruner
@@ -84,6 +85,8 @@ def fitting_data(config: Config) -> data.PreparedData:
     hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
     models.check_fits(hf_config, tokenizer, config.data.max_length)
     task.check_model(hf_config)
+    if config.model.path and config.model.init == "pretrained":
+        check_weights(config.model.path, "model.path", config.model.revision)
     if config.distill.teacher:
         teacher.check(config, task, tokenizer, hf_config)
     return prepared
@@ -215,18 +218,17 @@ def summary(parts: Parts) -> dict[str, Any]:
 def outcome(directory: run.RunDir) -> str:
     """A finished run in a sentence, from its summary: what was reached, where it is, what comes next."""
     found = run.read_json(directory.summary) or {}
-    now, before = found["metrics"], found["dense_metrics"] or {}
-    figures = [
-        f"{name} {value:.4g}"
-        + (f" ({before[name]:.4g} at step {found['dense_step']}, where pruning began)" if name in before else "")
-        for name, value in now.items()
-    ]
+    now, before = (
+        ", ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items() if isinstance(value, float))
+        for metrics in (found["metrics"], found["dense_metrics"])
+    )
     reached = (found.get("reached") or {}).items()
     variants = ", ".join(f"--checkpoint sparsity={value} (of step {step})" for value, step in reached)
     pruned = f"{found['sparsity']:.2%} of {found['prunable_parameters']:,} prunable weights removed, "
     return (
-        f"done, step {found['step']}: {pruned if found['prunable_parameters'] else ''}{', '.join(figures)}\n"
-        f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
+        f"done, step {found['step']}: {pruned if found['prunable_parameters'] else ''}{now}\n"
+        + (f"before pruning began, after {found['dense_step']} of {found['step']} steps: {before}\n" if before else "")
+        + f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
         + (f"\nor what it was on the way: {variants}" if variants else "")
     )
 

@@ -61,8 +61,8 @@ def load(name: str, overrides: Sequence[str] = (), config_dir: str | None = None
     path = _find(name, config_dir)
     try:
         content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the cluster {path}: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the cluster {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a mapping of keys to values")
     known = [item.name for item in fields(ClusterConfig)]

@@ -88,8 +88,10 @@ def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
     with _hydra_process([_method_as_group(argument) for argument in arguments]):
         try:
             main()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise ValueError(explain(error)) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{_not_text(arguments)} is not text in UTF-8: {error.reason}") from error
     for error in errors:
         raise error
     return next((code for code in codes if code), 0)
@@ -124,8 +126,11 @@ def load(path: str | Path) -> Config:
     """A frozen config."""
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the run's config {path}: {error}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ValueError(f"cannot read the run's config {path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"cannot read the run's config {path}: it is no mapping of keys")
     return to_config(content)
 
 
@@ -135,13 +140,21 @@ def dump(config: Config) -> str:
 
 
 def freeze(config: Config, run_dir: Path) -> None:
-    """Write config.yaml and version.json before the run starts; a directory that holds results of another config
-    is refused, unless only ELASTIC keys differ."""
+    """Write config.yaml and version.json before the run starts, and set an earlier run's results aside where
+    run.resume says so."""
+    check_same_run(config, run_dir)
     run = RunDir(run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
     if config.run.resume == "never":
         _set_aside(run)
-    elif run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
+    write_json(run.version, versions())
+    write_atomic(run.config, dump(config))
+
+
+def check_same_run(config: Config, run_dir: Path) -> None:
+    """ValueError where the directory holds results of another config, unless only ELASTIC keys differ."""
+    run = RunDir(run_dir)
+    if config.run.resume != "never" and run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
         diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
         differing = changed_keys(load(run.config), config, AFTER_DIVERGENCE if diverged else ())
         if differing:
@@ -150,8 +163,6 @@ def freeze(config: Config, run_dir: Path) -> None:
                 f"{run_dir} holds a run with another config ({changes}): go on with the old values, choose another "
                 "run.dir, or start over with run.resume=never"
             )
-    write_json(run.version, versions())
-    write_atomic(run.config, dump(config))
 
 
 def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> None:
@@ -225,6 +236,18 @@ def _set_aside(run: RunDir) -> None:
         os.rename(run.checkpoints, target)
     for path in (run.metrics, run.summary):
         path.unlink(missing_ok=True)
+
+
+def _not_text(arguments: Sequence[str]) -> str:
+    """The config file that Hydra could not decode; it does not say which."""
+    roots = [conf_dir(), *(Path(after) for flag, after in zip(arguments, arguments[1:], strict=False)
+                           if flag in ("--config-dir", "-cd"))]  # fmt: skip
+    for path in (path for root in roots for path in sorted(root.rglob("*.yaml"))):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return str(path)
+    return "a config file"
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

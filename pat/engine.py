@@ -91,8 +91,12 @@ def _user_config(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(Path(value).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"engine.deepspeed={value}: not a readable DeepSpeed JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"engine.deepspeed holds {value!r}: give the path of a DeepSpeed JSON, or a mapping of its keys"
+        )
     return dict(value)
 
 

@@ -52,6 +52,8 @@ _ABOVE_0 = (
     "optim.head_lr",
     "optim.eps",
 )
+_FINITE = ("optim.lr", "optim.head_lr", "optim.eps", "optim.weight_decay", "optim.warmup", "engine.timeout_min")
+_LARGEST_SEED = 2**63 - 1  # what torch takes
 
 
 def validate(config: Config) -> None:
@@ -80,6 +82,14 @@ def _problems(config: Config) -> Iterator[str]:
         value = get(config, key)
         if value is not None and not value > 0:  # type: ignore[operator]
             yield f"{key} is {value}, but must be above 0"
+    for key in _FINITE:
+        if get(config, key) == math.inf:
+            yield f"{key} is infinite, but must be a finite number"
+    if config.seed > _LARGEST_SEED:
+        yield f"seed is {config.seed}, but must be at most {_LARGEST_SEED}"
+    for key in ("run.dir", "run.name"):
+        if not get(config, key):
+            yield f"{key} is empty: leave it out, or give a name"
     yield from _batch(config)
     yield from _training(config)
     yield from _distill(config)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pat import folders
 from pat.run import ExitCode
 from pat.usage import command_parser, exit_codes
 
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.n < 1 or options.tokens < 1:
         raise ValueError(f"--n {options.n} --tokens {options.tokens}: give 1 or more of both")
+    if options.json:
+        folders.check_writable(options.json, "--json")
     from pat.compose import compose
 
     overrides = [*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pat import folders
 from pat.rendezvous import rank_environment
 from pat.run import ExitCode
 from pat.usage import command_parser, exit_codes
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.ranks < 1:
         raise ValueError(f"--ranks {options.ranks}: give 1 or more")
+    if options.json:
+        folders.check_writable(options.json, "--json")
     if rank_environment():
         raise ValueError("pat doctor starts its ranks itself: start it once, without torchrun, srun or deepspeed")
     ranks = options.ranks

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pat import folders
 from pat.run import ExitCode
 from pat.usage import command_parser, exit_codes
 
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, in bytes, here")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     options = parser.parse_intermixed_args(arguments)
+    if options.json:
+        folders.check_writable(options.json, "--json")
     ranks = _numbers("--ranks", options.ranks, 1, 1 << 20)
     stages = _numbers("--stages", options.stages, 0, 3)
     if options.disk_gb_per_s is not None and not options.disk_gb_per_s > 0:

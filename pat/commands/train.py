@@ -60,13 +60,15 @@ def _start_ranks(config: Any) -> int:
             hosts.check(run_dir, config)
         clear_ranks(run_dir)
         from pat.build import is_complete, outcome, prepare  # heavy
-        from pat.compose import freeze
+        from pat.compose import check_same_run, freeze
 
-        freeze(config, run_dir)
+        check_same_run(config, run_dir)
         if is_complete(config, run_dir):
+            freeze(config, run_dir)
             print(f"{outcome(RunDir(run_dir))}\nnothing is left to do; run.resume=never starts it over", flush=True)
             return ExitCode.DONE
         prepare(config, run_dir)
+        freeze(config, run_dir)  # once all is accepted: a refused command leaves nothing behind
         _say_that_it_starts(run_dir, config.engine.world_size)
         return (hosts if several else launcher).launch(run_dir, config)
 

@@ -26,6 +26,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from pat import folders
 from pat.config import DataConfig
 from pat.data import sources
 from pat.data.mixture import Mixture
@@ -59,6 +60,7 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     if cfg.source == sources.MIXTURE:
         return _mixed(cfg, tokenizer, task, seed)
     root = Path(cfg.cache_dir or os.environ.get("PAT_CACHE") or "~/.cache/pat").expanduser()
+    folders.make(root, "data.cache_dir" if cfg.cache_dir else "PAT_CACHE")
     # The folder's name says everything that decides what is in it.
     key = _hash(
         FORMAT,

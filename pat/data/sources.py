@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Value, load_dataset
+from datasets import ClassLabel, Dataset, Value, load_dataset
 from datasets.arrow_writer import SchemaInferenceError
 
 from pat.config import DataConfig, GeneratedConfig
@@ -39,6 +39,11 @@ def check(cfg: DataConfig) -> None:
     for key, used in only_for.items():
         if not used and getattr(cfg, key) != defaults[key]:
             raise ValueError(f"data.{key}={getattr(cfg, key)} means nothing with data.source={cfg.source}: remove it.")
+    for key in ("train", "eval"):
+        given = getattr(cfg, key)
+        names = given if isinstance(given, list) else [given]
+        if not (names and all(isinstance(name, str) and name for name in names)) and (key, given) != ("eval", None):
+            raise ValueError(f"data.{key}={given} must be a split, a path, a glob, or a list of paths: give one.")
     if cfg.source not in ("generated", MIXTURE) and cfg.generated != GeneratedConfig():
         raise ValueError(f"data.generated means nothing with data.source={cfg.source}: remove it.")
     if cfg.sample_by not in SAMPLE_BY:
@@ -130,12 +135,20 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
             raise ValueError(
                 f"data.{name}_column='{column}' is not in data.{split}: the columns are {', '.join(rows.column_names)}."
             )
+    for name, column in columns.items():
+        other = next(first for first, value in columns.items() if value == column)
+        if other != name:
+            raise ValueError(f"data.{other}_column and data.{name}_column are both '{column}': name two columns.")
     if len(rows) == 0:
         raise _empty(cfg, split)
     rows = rows.select_columns(list(dict.fromkeys(columns.values())))
     for name, column in columns.items():
         if name.startswith("text") and not _is_text(rows.features[column]):
             raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
+        if name == "label" and not isinstance(rows.features[column], Value | ClassLabel):
+            raise ValueError(
+                f"data.label_column='{column}' holds {rows.features[column]}, not a word or number a row: name another."
+            )
         if name != "tools" and rows.data.column(column).null_count:
             raise ValueError(f"The column '{column}' is empty in some rows of data.{split}: remove those rows.")
     return rows.rename_columns({column: name for name, column in columns.items()})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from pat.config import ModelConfig
 from pat.explain import did_you_mean
 from pat.models import liger
+from pat.models.weight_files import check_weights
 
 if TYPE_CHECKING:
     from pat.tasks import Task
@@ -25,6 +27,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INITS = ("pretrained", "random")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)  # of the Hugging Face config: a model with none of these has no layers, or cannot be built
+# What constructors raise for fields of the config that do not fit.
+UNFIT = (ValueError, TypeError, ImportError, ArithmeticError, AttributeError, LookupError, AssertionError)
 
 
 def build_config(
@@ -38,6 +50,9 @@ def build_config(
     if cfg.init not in INITS:
         raise ValueError(f"model.init is '{cfg.init}': allowed are {', '.join(INITS)}.")
     fields = dict(cfg.config)
+    for key in SIZES:
+        if isinstance(fields.get(key), int) and fields[key] < 1:
+            raise ValueError(f"model.config.{key} is {fields[key]}, but must be at least 1.")
     if cfg.path is not None:
         config = _config_from_path(cfg, fields)
         if tokenizer is not None and getattr(config, "pad_token_id", None) is None:
@@ -176,8 +191,8 @@ def _random(task: Task, config: PretrainedConfig, options: dict[str, Any]) -> Pr
         # generator. Without it the weights are the same at every stage.
         with no_init_weights():
             model = task.auto_model.from_config(config, **options)
-    except (ValueError, ImportError) as error:
-        raise _unfit(config, task, error) from error
+    except UNFIT as error:
+        raise unfit(config, task, error) from error
     model.initialize_weights()
     model.tie_weights()
     return model
@@ -199,8 +214,11 @@ def _pretrained(
         raise ValueError(
             f"No weights could be loaded from model.path='{cfg.path}': misspelt, or offline and not in the local cache."
         ) from error
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise _unfit(config, task, error) from error
+    except SafetensorError as error:
+        check_weights(str(cfg.path), "model.path", cfg.revision)
+        raise ValueError(f"The weights of model.path='{cfg.path}' cannot be read: {_sentence(error)}") from error
+    except (*UNFIT, RuntimeError) as error:
+        raise unfit(config, task, error) from error
     for name, saved, wanted in sorted(report["mismatched_keys"]):
         raise ValueError(
             f"'{name}' is {tuple(saved)} in '{cfg.path}' but {tuple(wanted)} in the model: "
@@ -239,8 +257,10 @@ def _unknown_fields(config: PretrainedConfig, unknown: list[str]) -> ValueError:
     return ValueError(f"A '{config.model_type}' has no model.config.{unknown[0]}: allowed are {', '.join(allowed)}.")
 
 
-def _unfit(config: PretrainedConfig, task: Task, error: Exception) -> ValueError:
-    return ValueError(f"A '{config.model_type}' cannot be built for task.name='{task.name}': {_sentence(error)}")
+def unfit(config: PretrainedConfig, task: Task, error: Exception) -> ValueError:
+    """What transformers, building a model of this config for the task, has raised."""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return ValueError(f"A '{config.model_type}' cannot be built for task.name='{task.name}': {kind}{_sentence(error)}")
 
 
 def _sentence(error: Exception) -> str:

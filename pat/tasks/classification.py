@@ -73,6 +73,12 @@ class Classification(Task):
     ) -> Encoder:
         """One sample a row, cut to `max_length` tokens."""
         assert label_names is not None
+        added = tokenizer.num_special_tokens_to_add(pair=False)
+        if max_length <= added:
+            raise ValueError(
+                f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {added} tokens of its "
+                f"own, so give {added + 1} or more."
+            )
         return _Rows(tokenizer, max_length, label_names)
 
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
