@@ -73,12 +73,6 @@ class Classification(Task):
     ) -> Encoder:
         """One sample a row, cut to `max_length` tokens."""
         assert label_names is not None
-        added = tokenizer.num_special_tokens_to_add(pair=False)
-        if max_length <= added:
-            raise ValueError(
-                f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {added} tokens of its "
-                f"own, so give {added + 1} or more."
-            )
         return _Rows(tokenizer, max_length, label_names)
 
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -147,6 +141,12 @@ class _Rows(Encoder):
 
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         texts: Any = rows["text"], rows.get("text_pair")
+        added = self.tokenizer.num_special_tokens_to_add(pair=texts[1] is not None)
+        if self.max_length <= added:
+            raise ValueError(
+                f"data.max_length={self.max_length} leaves no room for a text: the tokenizer adds {added} tokens, "
+                f"so give {added + 1} or more."
+            )
         encoded: Any = self.tokenizer(*texts, truncation=True, max_length=self.max_length, verbose=False)
         if encoded.encodings:
             self.cut += sum(bool(one.overflowing) for one in encoded.encodings)

@@ -171,6 +171,9 @@ def test_a_text_needs_more_room_than_the_tokens_around_it(tmp_path: Path, capsys
     for length in (1, 2):
         said = refused(capsys, "train", *command, f"data.max_length={length}")
         assert f"data.max_length={length} leaves no room" in said and "give 3 or more" in said
+    pair = rows_file(tmp_path / "pair.jsonl", [row | {"second": "the text"} for row in ROWS])
+    command += [f"data.train={pair}", f"data.eval={pair}", "data.text_pair_column=second", "data.max_length=3"]
+    assert "give 4 or more" in refused(capsys, "train", *command)
     assert not (tmp_path / "new").exists()
 
 
