@@ -12,19 +12,19 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-_untold: ContextVar[Tensor | None] = ContextVar("untold", default=None)
+_withheld: ContextVar[Tensor | None] = ContextVar("withheld", default=None)
 
 
 @contextmanager
-def untold(mask: Tensor) -> Iterator[None]:
+def withheld(mask: Tensor) -> Iterator[None]:
     """Inside it the forward is of a batch with this mask, (B, T), 0 = padding, and the model does not get it."""
-    before = _untold.set(mask)
+    before = _withheld.set(mask)
     try:
         yield
     finally:
-        _untold.reset(before)
+        _withheld.reset(before)
 
 
 def current() -> Tensor | None:
     """The mask of the batch whose forward runs; None: there is none that the model does not get."""
-    return _untold.get()
+    return _withheld.get()

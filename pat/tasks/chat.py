@@ -124,7 +124,7 @@ class Chat(CausalLM):
             longest = given["input_ids"].shape[1]  # a bound is enough, and known without a wait for the device
             given |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
             options = options | {"max_length_q": longest, "max_length_k": longest}
-        with padding.untold(mask):
+        with padding.withheld(mask):
             return model(**given, **self.options, **options)
 
     def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
