@@ -38,6 +38,7 @@ _AT_LEAST = {
     "train.eval_batch_size": 1,
     "train.checkpoint_every": 1,
     "train.keep_last": 1,
+    "train.early_stopping_patience": 1,
     "engine.world_size": 1,
     "engine.threads_per_rank": 1,
     "engine.gradient_clipping": 0,
@@ -122,6 +123,8 @@ def _training(config: Config) -> Iterator[str]:
         yield f"optim.warmup is {optim.warmup:.0f} steps, but the run has only {train.num_steps}"
     if not 0.0 <= optim.min_lr_ratio <= 1.0:
         yield f"optim.min_lr_ratio is {optim.min_lr_ratio}, but must lie in [0, 1]"
+    if train.early_stopping_patience is not None and train.eval_every is None:
+        yield "train.early_stopping_patience counts evaluations: give train.eval_every, too"
     at = train.export_at
     if at and not config.pruners:
         yield f"train.export_at is {at}, but nothing is pruned: leave it out, or name pruners"

@@ -180,7 +180,7 @@ def test_files_for_training_and_evaluation_are_replaced_together(recipe):
     """Would catch: the user's model measured on the recipe's data, or the recipe's on the user's."""
     name = f"recipe={recipe}"
     if composed(name).data.source not in FILES:  # splits of one data set
-        assert composed(name, "data.train=train[:10%]").data.eval
+        assert composed(name, "data.train=test_sft").data.eval
         return
     message = refused(name, "data.train=mine.jsonl")
     assert "data.eval=FILE" in message and "data.eval=null" in message and composed(name).data.eval in message
