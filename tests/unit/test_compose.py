@@ -156,6 +156,11 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         (f"{PARITY} logger.mode=on", "logger.mode is 'on'; allowed: null, online, offline, disabled"),
         (f"{PARITY} engine.zero_stage=4", "engine.zero_stage is 4; allowed: 0, 1, 2, 3"),
         (f"{PARITY} train.num_steps=0", "train.num_steps is 0, but must be at least 1"),
+        (f"{PARITY} train.early_stopping_patience=0", "train.early_stopping_patience is 0, but must be at least 1"),
+        (
+            f"{PARITY} train.early_stopping_patience=1 train.eval_every=null",
+            "train.early_stopping_patience counts evaluations: give train.eval_every, too",
+        ),
         (f"{PARITY} optim.lr=0", "optim.lr is 0.0, but must be above 0"),
         (f"{PARITY} optim.warmup=2.5", "steps are whole numbers"),
         (f"{PARITY} optim.betas=[0.9]", "must be two numbers"),
