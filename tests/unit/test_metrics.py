@@ -17,6 +17,7 @@ from pat import data, models, tasks
 from pat.config import Config, DataConfig, ModelConfig, TrainConfig
 from pat.data.checks import label_shares
 from pat.data.sampler import eval_batches
+from pat.export import card
 from pat.tasks import confusion
 
 TOKENIZER = models.byte_tokenizer()
@@ -131,6 +132,16 @@ def test_class_weights() -> None:
     for wrong in ("balance", [1, -1], [], ["a"], {"pos": 2}):
         with pytest.raises(ValueError, match="task.class_weights=.*allowed are null, balanced, or a list"):
             tasks.build({"name": "classification", "class_weights": wrong})
+
+
+def test_the_model_card_shows_each_class_and_what_is_confused() -> None:
+    counts = torch.tensor([[3.0, 1.0], [0.0, 6.0]], dtype=torch.float64)
+    shown = card._classes(confusion.table(counts, ["neg", "a|b"]))
+    assert "| neg | 1 | 0.75 | 0.8571 | 4 |" in shown and "| a\\|b | 0.8571 | 1 | 0.9231 | 6 |" in shown
+    assert "| neg | 3 | 1 |" in shown and "| a\\|b | 0 | 6 |" in shown
+    assert card._classes(None) == ""
+    many = confusion.table(torch.ones(20, 20, dtype=torch.float64), [str(i) for i in range(20)])
+    assert "Rows are labels" not in card._classes(many)
 
 
 def test_shares_follow_the_weights_of_a_mixture(tmp_path: Path) -> None:
