@@ -148,7 +148,10 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         (f"{PARITY} seed=1,2", "add -m for one run each"),
         (f"{PARITY} nonsense", "cannot read 'nonsense': write key=value"),
         ("task=causal_lm", "no value for data.max_length, data.source, optim.lr, train.global_batch_size"),
-        (PARITY + " task.name=???", "task.name (task=causal_lm or task=chat or task=classification or task=regression)"),
+        (
+            PARITY + " task.name=???",
+            "task.name (task=causal_lm or task=chat or task=classification or task=regression)",
+        ),
         (f"{PARITY} engine.world_size=3", "take 6, 9, or 1, 2, 4, 8 ranks"),
         (f"{PARITY} engine.world_size=16", "cannot be shared by engine.world_size=16 ranks: take 16, or 1, 2, 4, 8"),
         (f"{PARITY} train.micro_batch_size=3", "take a micro_batch_size of 1, 2, 4, or null"),
