@@ -15,7 +15,7 @@ import torch.distributed as dist
 from pat import checkpoint, compose, data, engine, models, retention, run, tasks, teacher
 from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manifest
 from pat.config import Config
-from pat.data.checks import data_warnings
+from pat.data.checks import data_warnings, label_shares
 from pat.data.example import example
 from pat.manifest import check_same_model, describe_parameters
 from pat.models import liger
@@ -115,7 +115,8 @@ def _data(config: Config) -> tuple[Any, Any, Any]:
     """(task, tokenizer, prepared data), from the cache where it is there."""
     task = tasks.build(config.task)
     tokenizer = models.build_tokenizer(config.model)
-    return task, tokenizer, data.prepare(config.data, tokenizer, task, config.seed)
+    prepared = data.prepare(config.data, tokenizer, task, config.seed)
+    return task.fitted(label_shares(prepared)), tokenizer, prepared
 
 
 def build(run_dir: Path) -> Parts:
@@ -161,6 +162,7 @@ def build(run_dir: Path) -> Parts:
         tracker=Tracker(config, directory, rank),
         flag=flag,
         accumulation=ds_engine.gradient_accumulation_steps(),
+        label_names=prepared.label_names,
     )
     if config.distill.teacher:
         parts.distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
@@ -229,6 +231,8 @@ def summary(parts: Parts) -> dict[str, Any]:
         "dense_metrics": progress.dense_metrics,
         "dense_step": progress.dense_step,
         "metrics": progress.metrics,
+        "details": progress.details,
+        "stopped_early": parts.stops_early(),
         "reached": progress.reached,
         "tokens_per_s": progress.tokens / progress.train_seconds if progress.train_seconds else None,
         "train_seconds": progress.train_seconds,
@@ -248,9 +252,10 @@ def outcome(directory: run.RunDir) -> str:
     )
     reached = (found.get("reached") or {}).items()
     variants = ", ".join(f"--checkpoint sparsity={value} (of step {step})" for value, step in reached)
+    end = "done, stopped early at" if found.get("stopped_early") else "done,"
     pruned = f"{found['sparsity']:.2%} of {found['prunable_parameters']:,} prunable weights removed, "
     return (
-        f"done, step {found['step']}: {pruned if found['prunable_parameters'] else ''}{now}\n"
+        f"{end} step {found['step']}: {pruned if found['prunable_parameters'] else ''}{now}\n"
         + (f"before pruning began, after {found['dense_step']} of {found['step']} steps: {before}\n" if before else "")
         + f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
         + (f"\nor what it was on the way: {variants}" if variants else "")
@@ -262,10 +267,12 @@ def is_complete(config: Config, run_dir: Path) -> bool:
     directory = run.RunDir(run_dir)
     found = retention.steps(directory.checkpoints)
     summary_of = run.read_json(directory.summary) or {}
-    if config.run.resume == "never" or not found or summary_of.get("step") != config.train.num_steps:
+    last = summary_of.get("step")
+    ended = last == config.train.num_steps or summary_of.get("stopped_early")
+    if config.run.resume == "never" or not found or not ended:
         return False
     try:
-        return CheckpointReader(found[-1]).manifest["step"] == config.train.num_steps
+        return CheckpointReader(found[-1]).manifest["step"] == last
     except CheckpointError:
         return False
 

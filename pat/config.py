@@ -79,6 +79,7 @@ class TaskConfig:
 
     name: str = MISSING  # a file in pat/tasks
     num_labels: int | None = None  # classification; default: counted in the training data
+    class_weights: Any = None  # classification: balanced, or one number a class
     loss_on: str | None = None  # chat: answers | completion | all; default: by the rows' format
     truncation_side: str | None = None  # chat: right (default) | left
     empty_rows: str | None = None  # chat, rows without a supervised token: error (default) | drop
@@ -102,6 +103,7 @@ class TrainConfig:
     checkpoint_every_min: float | None = 30.0  # minutes
     keep_last: int = 2  # checkpoints; the best one is kept besides
     best_metric: str | None = None  # default: the task's
+    early_stopping_patience: int | None = None  # evaluations in the hard phase without a better one
     max_loss: float | None = None  # a logged loss above it stops the run; default: 3 times the initial, or chance
     max_skipped: int = 10  # of the last 50 steps
     export_at: list[float] = field(default_factory=list)  # sparsities at which a checkpoint is kept

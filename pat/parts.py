@@ -30,7 +30,9 @@ class Progress:
     dense_metrics: dict[str, float] | None = None  # just before the first mask
     dense_step: int | None = None  # how many steps they were trained
     metrics: dict[str, float] | None = None  # of the last evaluation
+    details: dict[str, Any] | None = None  # of the same: what the task says besides
     best: list[float] | None = None  # (phase, signed metric) of the best checkpoint
+    worse: int = 0  # evaluations since then
     initial_loss: float | None = None  # before the first step
     skipped: int = 0  # steps without a finite gradient
     skipped_lately: list[int] = field(default_factory=list)  # the steps of those among the last few
@@ -62,6 +64,8 @@ class Parts:
     tracker: Tracker
     flag: run.PreemptionFlag
     accumulation: int
+    label_names: list[str] | None = None
+    sums: Any = None  # the last evaluation's, over all ranks
     progress: Progress = field(default_factory=Progress)
     last_save: float = field(default_factory=time.monotonic)
     distiller: Distiller | None = None
@@ -130,6 +134,15 @@ class Parts:
         name = self.config.train.best_metric or self.task.best_metric
         value = metrics[name] if self.task.higher_is_better(name) else -metrics[name]
         if self.progress.best is not None and value <= self.progress.best[0]:
+            self.progress.worse += 1
             return False
-        self.progress.best = [value]
+        self.progress.best, self.progress.worse = [value], 0
         return True
+
+    def stops_early(self) -> bool:
+        """Whether train.early_stopping_patience is used up; only evaluations in the last phase count (`is_best`).
+
+        A function of what a checkpoint holds: a start after an interruption decides alike.
+        """
+        patience = self.config.train.early_stopping_patience
+        return patience is not None and self.progress.worse >= patience

@@ -28,6 +28,11 @@ from pat.tasks import Task
 def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig) -> None:
     """ValueError where the teacher cannot teach this model; reads its config and tokenizer, not its weights."""
     name = f"distill.teacher='{config.distill.teacher}'"
+    if config.distill.weight and not task.distribution:
+        raise ValueError(
+            f"distill.weight={config.distill.weight}, but the output of task.name='{task.name}' is no "
+            "distribution that could be compared: set it to 0 and give distill.hidden_weight, or take distill=none"
+        )
     teacher = _hf_config(config, task)
     if config.distill.teacher != config.model.path:
         with _as_teacher():

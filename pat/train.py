@@ -58,6 +58,8 @@ def fit(parts: Parts) -> None:
     window = Window(parts)
     evaluate_if_due(parts)  # where the last start was stopped in it
     for t in range(progress.step, train.num_steps):
+        if parts.stops_early():
+            break
         if t == pruner.first_soft_step:  # the last look at the dense model: no mask or gate is in force yet
             if progress.dense_metrics is None:
                 progress.dense_metrics, progress.dense_step = evaluate(parts, "dense"), t
@@ -130,6 +132,7 @@ def evaluate_now(parts: Parts) -> dict[str, float]:
     """An evaluation that counts as this step's. Collective."""
     progress = parts.progress
     progress.metrics = evaluate(parts)
+    progress.details = parts.task.details(parts.sums, parts.label_names or [])
     progress.evaluated_step = progress.step
     return progress.metrics
 
@@ -144,8 +147,8 @@ def evaluate(parts: Parts, title: str = "eval") -> dict[str, float]:
                 leave(parts)
             yield batch
 
-    sums = parts.task.evaluate(parts.engine, batches(), parts.engine.device)
-    metrics = parts.task.metrics(parts.world.sum(sums))
+    parts.sums = parts.world.sum(parts.task.evaluate(parts.engine, batches(), parts.engine.device))
+    metrics = parts.task.metrics(parts.sums)
     seconds = time.perf_counter() - started
     parts.aside_s += seconds
     line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": seconds}
@@ -201,6 +204,8 @@ def finish(parts: Parts) -> None:
                 f"failed ({type(error).__name__}: {error}): run the same command to evaluate again, or export the last "
                 "checkpoint as it is"
             ) from error
+    elif parts.progress.saved_step != parts.progress.step:  # stopped early, by an evaluation that was not the best
+        save(parts)
     parts.tracker.summary(build.summary(parts))
     if parts.world.rank == 0:  # who has written the summary
         parts.tracker.say(build.outcome(parts.run))

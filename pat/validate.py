@@ -40,6 +40,7 @@ _AT_LEAST = {
     "train.checkpoint_every": 1,
     "train.keep_last": 1,
     "train.max_skipped": 0,
+    "train.early_stopping_patience": 1,
     "engine.world_size": 1,
     "engine.threads_per_rank": 1,
     "engine.gradient_clipping": 0,
@@ -138,6 +139,8 @@ def _training(config: Config) -> Iterator[str]:
         yield f"train.max_skipped is {train.max_skipped}, but it is of the last {LATELY} steps: give less than that"
     if train.best_metric is not None:
         yield from _metric(config)
+    if train.early_stopping_patience is not None and train.eval_every is None:
+        yield "train.early_stopping_patience counts evaluations: give train.eval_every, too"
     at = train.export_at
     if at and not config.pruners:
         yield f"train.export_at is {at}, but nothing is pruned: leave it out, or name pruners"

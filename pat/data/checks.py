@@ -32,6 +32,19 @@ def label_counts(samples: Dataset, count: int) -> np.ndarray:
     return np.bincount(samples.with_format("numpy", columns=["label"])["label"][:], minlength=count)
 
 
+def label_shares(prepared: PreparedData) -> list[float]:
+    """How often each label is seen in an epoch; empty without classes."""
+    count = len(prepared.label_names or [])
+    if not count or prepared.mixture is None:
+        return label_counts(prepared.train, count).tolist() if count else []
+    shares, offset = np.zeros(count), 0
+    for size, draws in zip(prepared.mixture.sizes, prepared.mixture.draws, strict=True):
+        part = prepared.train.select(range(offset, offset + size))
+        shares += label_counts(part, count) * draws / size
+        offset += size
+    return shares.tolist()
+
+
 def _refuse(prepared: PreparedData, names: list[str], task: Task) -> None:
     counts, rows = label_counts(prepared.train, len(names)), _rows(prepared)
     if (counts > 0).sum() == 1:

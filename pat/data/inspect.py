@@ -140,8 +140,8 @@ def sample_text(
     if flags is not None:
         head += f", {sum(flags):,} of them learned" + (f", {len(lengths)} documents" if len(lengths) > 1 else "")
     elif "label" in sample:
-        assert prepared.label_names is not None
-        head += f", label {prepared.label_names[sample['label']]}"
+        names, label = prepared.label_names, sample["label"]
+        head += f", label {names[label] if names else label}"
     else:
         head += ", all but the first learned"
     text = Text(head, "bold" if colours else "")

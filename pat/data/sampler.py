@@ -127,7 +127,9 @@ def eval_batches(
     by_length = np.argsort(-token_counts(samples), kind="stable")
     for positions, weight in eval_indices(len(samples), rank, world, size):
         chosen = by_length[positions].tolist()
-        batch = task.collate(_take(samples, chosen), tokenizer) | {"weight": torch.full((len(chosen),), weight)}
+        batch = task.collate(_take(samples, chosen), tokenizer)
+        batch |= {"weight": torch.full((len(chosen),), weight), "sample": torch.tensor(chosen)}
+        batch["num_samples"] = torch.tensor(len(samples))
         yield {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 

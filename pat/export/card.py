@@ -10,6 +10,8 @@ import yaml
 
 from pat.config import Config
 
+MATRIX = 12  # classes up to which the confusion matrix is shown
+
 
 def model_card(config: Config, result: dict[str, Any]) -> str:
     """Lineage and figures as Markdown with Hugging Face's YAML head; `result` is what `export.json` holds."""
@@ -44,6 +46,7 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
         f"{title}, fine-tuned on {_data(config, lambda path: Path(path).name)}"
         + (zeros if pruned else ". Plain `from_pretrained` loads this folder."),
         "## Measured\n\n" + _figures(result),
+        _classes(lineage.get("details")),
         _pruners(config),
         "## Lineage\n\n" + _table(("", ""), rows),
     ]
@@ -91,6 +94,21 @@ def before_pruning(lineage: dict[str, Any]) -> str:
     )
 
 
+def _classes(details: dict[str, Any] | None) -> str:
+    """Each class's figures, and the confusion matrix where it is small enough to read."""
+    if not details:
+        return ""
+    keys = ("precision", "recall", "f1", "samples")
+    rows = [(name, *(f"{own[key]:.4g}" for key in keys)) for name, own in details["classes"].items()]
+    parts = ["## By class", _table(("label", *keys), rows)]
+    matrix = details.get("confusion")
+    if matrix and len(matrix) <= MATRIX:
+        names = list(details["classes"])
+        counts = [(name, *map(str, row)) for name, row in zip(names, matrix, strict=True)]
+        parts += ["Rows are labels, columns what the model answered:", _table(("", *names), counts)]
+    return "\n\n".join(parts)
+
+
 def _pruners(config: Config) -> str:
     """Each pruner's own settings, as they stand in the config."""
     if not config.pruners:
@@ -128,4 +146,4 @@ def _is_local(path: str) -> bool:
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -71,6 +71,7 @@ def export_json(
             "zero_stage": manifest["zero_stage"],
             "dtype": manifest["dtype"],
             "metrics": manifest.get("metrics") or None,
+            "details": manifest.get("trainer", {}).get("details"),
             "dense_metrics": manifest.get("trainer", {}).get("dense_metrics"),
             "dense_step": manifest.get("trainer", {}).get("dense_step"),
             "versions": read_json(run.version) or {},

@@ -73,7 +73,7 @@ def activations(config: Config, task: Task, hf_config: Any, micro_batch: int) ->
     with FakeTensorMode(), no_init_weights():
         model = task.auto_model.from_config(hf_config, dtype=dtype, **options).train()
         tokens = torch.zeros(micro_batch, config.data.max_length, dtype=torch.long)
-        labels = torch.zeros(micro_batch, dtype=torch.long) if task.labelled else tokens
+        labels = torch.zeros(micro_batch, dtype=torch.long) if task.per_sample else tokens
         return measure(model, task, {"input_ids": tokens, "labels": labels})
 
 

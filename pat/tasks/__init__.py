@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from pat.config import DataConfig
 
-Batch = dict[str, Tensor]  # the model's inputs, "labels", and in evaluation "weight"
-NOT_INPUTS = ("labels", "weight")
+Batch = dict[
+    str, Tensor
+]  # the model's inputs, "labels", and in evaluation "weight", "sample" (its number), "num_samples" (of the split)
+NOT_INPUTS = ("labels", "weight", "sample", "num_samples")
 MULTIPLE = 8  # batches are padded to whole multiples of so many tokens: few shapes, aligned matrices
 
 
@@ -32,10 +34,11 @@ class Task(ABC):
     name: str
     auto_model: ClassVar[Any]  # a transformers AutoModelFor... class
     labelled: ClassVar[bool] = False  # whether the model has one output per class
+    per_sample: ClassVar[bool] = False  # whether a sample has one label, and not one a token
+    distribution: ClassVar[bool] = True  # whether softmax(logits) means something
     directions: ClassVar[Mapping[str, bool]]  # metric -> whether higher is better
     best_metric: ClassVar[str]  # by which the best checkpoint is chosen
     headline: ClassVar[str]  # the metric to show
-    sum_names: ClassVar[tuple[str, ...]]  # what `sums` adds up
     uneven: ClassVar[bool] = False  # whether batches of as many samples may have more or fewer answers
     options: ClassVar[Mapping[str, Any]] = {}  # of the model's forward
 
@@ -99,21 +102,29 @@ class Task(ABC):
 
     @abstractmethod
     def sums(self, model: Any, batch: Batch) -> Tensor:
-        """(k,) fp64: `sum_names` over the samples of weight 1."""
+        """fp64, of one shape: what `metrics` needs, summed over the samples of weight 1."""
 
     @abstractmethod
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """The metrics from `sums` added over batches and ranks."""
 
+    def details(self, sums: Tensor, names: Sequence[str]) -> dict[str, Any] | None:
+        """More than metrics, as plain values for summary.json; `names` of the classes. None: nothing more."""
+        return None
+
+    def fitted(self, shares: Sequence[float]) -> Task:
+        """The task, with what it takes from the training data: how often each class is seen. Raises ValueError."""
+        return self
+
     def evaluate(self, model: Any, batches: Iterable[Batch], device: torch.device | str) -> Tensor:
-        """(k,) fp64 on `device`: this rank's sums. Every rank must bring the same number of batches (ZeRO 3)."""
-        total = torch.zeros(len(self.sum_names), dtype=torch.float64, device=device)
+        """fp64 on `device`: this rank's sums. Every rank must bring the same number of batches (ZeRO 3), at least 1."""
+        total = torch.zeros((), dtype=torch.float64, device=device)
         training = model.training
         model.eval()
         try:
             with torch.no_grad():
                 for batch in batches:
-                    total += self.sums(model, batch)
+                    total = total + self.sums(model, batch)
         finally:
             model.train(training)
         return total

@@ -42,7 +42,6 @@ class CausalLM(Task):
     directions: ClassVar[Mapping[str, bool]] = {"loss": False, "perplexity": False}
     best_metric: ClassVar[str] = "loss"
     headline: ClassVar[str] = "perplexity"
-    sum_names: ClassVar[tuple[str, ...]] = ("loss", "tokens")
     options: ClassVar[Mapping[str, Any]] = {"use_cache": False}  # `use_cache` in the config stays as the model came
 
     def __post_init__(self) -> None:

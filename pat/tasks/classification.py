@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,13 +14,15 @@ from datasets import Features, List, Value
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from pat.tasks import Batch, Encoder, Task, padded_width
+from pat.tasks import Batch, Encoder, Task, confusion, padded_width
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.config import DataConfig
+
+BALANCED = "balanced"
 
 # b samples of a batch, s tokens of its longest sample, c classes
 
@@ -29,18 +33,47 @@ class Classification(Task):
 
     name: str = "classification"
     num_labels: int | None = None  # null: as many as the training data has
+    class_weights: Any = field(
+        default=None, repr=False
+    )  # one a class, "balanced" until `fitted`; not in the cache's key
 
     auto_model: ClassVar[Any] = AutoModelForSequenceClassification
     labelled: ClassVar[bool] = True
-    directions: ClassVar[Mapping[str, bool]] = {"accuracy": True, "loss": False}
+    per_sample: ClassVar[bool] = True
+    directions: ClassVar[Mapping[str, bool]] = {"accuracy": True, "macro_f1": True, "loss": False}
     best_metric: ClassVar[str] = "accuracy"
     headline: ClassVar[str] = "accuracy"
-    sum_names: ClassVar[tuple[str, ...]] = ("loss", "correct", "samples")
+
+    def __post_init__(self) -> None:
+        weights = self.class_weights
+        numbers = isinstance(weights, list | tuple) and all(isinstance(w, int | float) for w in weights)
+        if weights not in (None, BALANCED) and not (numbers and weights and all(0 <= w < math.inf for w in weights)):
+            raise ValueError(
+                f"task.class_weights={weights}: allowed are null, {BALANCED}, or a list of numbers, 0 or more, "
+                "one a class."
+            )
+
+    def fitted(self, shares: Sequence[float]) -> Classification:
+        """The task with a weight for each class: as listed, or balanced, n / (k n_c), n_c of n samples, k classes.
+
+        `shares`: how often each class is seen in training. Source of `balanced`: King & Zeng 2001, as in scikit-learn.
+        """
+        weights = self.class_weights
+        if weights is None:
+            return self
+        if weights == BALANCED:
+            seen = sum(share > 0 for share in shares)
+            weights = [sum(shares) / (seen * share) if share else 0.0 for share in shares]
+        if len(weights) != len(shares):
+            raise ValueError(
+                f"task.class_weights has {len(weights)} numbers, but the training data has {len(shares)} labels: give "
+                "one for each, in their order."
+            )
+        return replace(self, class_weights=tuple(float(weight) for weight in weights))
 
     def columns(self, cfg: DataConfig) -> dict[str, str]:
         """The text, perhaps its second part, and the label."""
-        pair = {"text_pair": cfg.text_pair_column} if cfg.text_pair_column else {}
-        return {"text": cfg.text_column, **pair, "label": cfg.label_column}
+        return text_columns(cfg)
 
     def with_words(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
         """Whole numbers that do not count from 0, as stars from 1 to 5, are the names of their classes."""
@@ -80,39 +113,46 @@ class Classification(Task):
     ) -> Encoder:
         """One sample a row, cut to `max_length` tokens."""
         assert label_names is not None
-        return _Rows(tokenizer, max_length, label_names)
+        return TextRows(
+            tokenizer, max_length, partial(_number, {name: i for i, name in enumerate(label_names)}), "int64"
+        )
 
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """input_ids, attention_mask, ... (b, s) and labels (b,), s the longest rounded up to a multiple of 8."""
-        lengths = [len(ids) for ids in samples["input_ids"]]
-        width = padded_width(max(lengths), tokenizer)
-        batch = {"attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long()}
-        for name, values in samples.items():
-            if name != "label":
-                fill: Any = tokenizer.pad_token_id if name == "input_ids" else 0
-                batch[name] = torch.tensor([[*value, *[fill] * (width - len(value))] for value in values])
-        return batch | {"labels": torch.tensor(samples["label"])}
+        return collated(samples, tokenizer, torch.int64)
 
     def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
-        """-log softmax(logits)[label], mean over the samples, fp32. logits (b, c)."""
-        return F.cross_entropy(logits.float(), batch["labels"])
+        """-w[label] log softmax(logits)[label], mean over the samples, fp32. logits (b, c), w the class weights or 1.
+
+        The mean is not divided by the weights of the batch, so micro-batches and ranks add up.
+        """
+        if not isinstance(self.class_weights, tuple):
+            return F.cross_entropy(logits.float(), batch["labels"])
+        losses = F.cross_entropy(logits.float(), batch["labels"], reduction="none")
+        return (losses * _on(self.class_weights, logits.device)[batch["labels"]]).mean()
 
     def supervised(self, batch: Batch) -> Tensor:
         """(b,): every sample."""
         return torch.ones_like(batch["labels"], dtype=torch.float32)
 
     def sums(self, model: Any, batch: Batch) -> Tensor:
-        """(3,) fp64: loss, correct answers, samples."""
+        """(1 + k, c) fp64: loss and samples (then zeros), and k rows of `confusion.counted`."""
         logits = self.outputs(model, batch).logits.float()  # (b, c)
-        weight = batch["weight"].double()  # (b,)
-        losses = F.cross_entropy(logits, batch["labels"], reduction="none").double()
-        correct = logits.argmax(-1) == batch["labels"]
-        return torch.stack([(losses * weight).sum(), (correct * weight).sum(), weight.sum()])
+        weight, labels = batch["weight"].double(), batch["labels"]  # (b,)
+        losses = F.cross_entropy(logits, labels, reduction="none").double()
+        first = torch.zeros(1, logits.shape[1], dtype=torch.float64, device=logits.device)
+        first[0, 0], first[0, 1] = (losses * weight).sum(), weight.sum()
+        return torch.cat([first, confusion.counted(labels, logits.argmax(-1), weight, logits.shape[1])])
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """Accuracy in [0, 1] and mean loss."""
-        loss, correct, samples = sums.tolist()
-        return {"accuracy": correct / samples, "loss": loss / samples}
+        """Accuracy in [0, 1], mean F1 of the classes, and mean loss without class weights."""
+        loss, samples = sums[0, :2].tolist()
+        right = float(confusion.by_class(sums[1:])["right"].sum())
+        return {"accuracy": right / samples, "macro_f1": confusion.macro_f1(sums[1:]), "loss": loss / samples}
+
+    def details(self, sums: Tensor, names: Sequence[str]) -> dict[str, Any]:
+        """Precision, recall, F1 and samples of each class, and the confusion matrix: rows are labels."""
+        return confusion.table(sums[1:], list(names))
 
     def _counted(self, found: list[Any]) -> list[str]:
         if all(isinstance(value, str) for value in found):
@@ -129,18 +169,41 @@ class Classification(Task):
         return [str(i) for i in expected]
 
 
-class _Rows(Encoder):
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.label_names = label_names
-        self.numbers = {name: i for i, name in enumerate(label_names)}
+def text_columns(cfg: DataConfig) -> dict[str, str]:
+    """The text, perhaps its second part, and the label."""
+    pair = {"text_pair": cfg.text_pair_column} if cfg.text_pair_column else {}
+    return {"text": cfg.text_column, **pair, "label": cfg.label_column}
+
+
+def collated(samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, labels: torch.dtype) -> Batch:
+    """input_ids, attention_mask, ... (b, s) and labels (b,), s the longest rounded up to a multiple of 8."""
+    lengths = [len(ids) for ids in samples["input_ids"]]
+    width = padded_width(max(lengths), tokenizer)
+    batch = {"attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long()}
+    for name, values in samples.items():
+        if name != "label":
+            fill: Any = tokenizer.pad_token_id if name == "input_ids" else 0
+            batch[name] = torch.tensor([[*value, *[fill] * (width - len(value))] for value in values])
+    return batch | {"labels": torch.tensor(samples["label"], dtype=labels)}
+
+
+class TextRows(Encoder):
+    """A sample a row: the tokens of a text or of a pair, and the label as a number."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        number: Callable[[Any], int | float],  # of a label; ValueError where it has none
+        dtype: str,  # of that number
+    ) -> None:
+        self.tokenizer, self.max_length, self.number, self.dtype = tokenizer, max_length, number, dtype
         self.cut = 0
 
     def features(self) -> Features:
         """What the tokenizer makes of a text, and the label."""
         columns = [name for name in self.tokenizer.model_input_names if name != "attention_mask"]
-        return Features({name: List(Value("int32")) for name in columns} | {"label": Value("int64")})
+        return Features({name: List(Value("int32")) for name in columns} | {"label": Value(self.dtype)})
 
     def counts(self) -> dict[str, int]:
         """Rows that were cut."""
@@ -163,13 +226,21 @@ class _Rows(Encoder):
         for parts, ids in zip(zip(*filter(None, texts), strict=True), samples["input_ids"], strict=True):
             if not ids or not any(part.strip() for part in parts):  # of its own: most tokenizers add some
                 raise ValueError(f"A text has no tokens: {parts[0]!r}; remove such rows.")
-        return samples | {"label": [self._number(value) for value in rows["label"]]}
+        return samples | {"label": [self.number(value) for value in rows["label"]]}
 
-    def _number(self, label: Any) -> int:
-        number = self.numbers.get(label) if isinstance(label, str) else label
-        if not isinstance(number, int) or not 0 <= number < len(self.label_names):
-            raise ValueError(f"The label {label!r} is not one of the training data's: {_few(self.label_names)}.")
-        return int(number)
+
+def _number(numbers: Mapping[str, int], label: Any) -> int:
+    """A label's place among the classes."""
+    number = numbers.get(label) if isinstance(label, str) else label
+    if not isinstance(number, int) or not 0 <= number < len(numbers):
+        raise ValueError(f"The label {label!r} is not one of the training data's: {_few(list(numbers))}.")
+    return int(number)
+
+
+@cache
+def _on(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """(c,) fp32 on a device: copied once, so that no step waits."""
+    return torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 def _is_whole(word: str) -> bool:

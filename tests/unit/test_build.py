@@ -46,6 +46,20 @@ def test_best_counts_only_in_the_hard_phase() -> None:
     assert by_loss.is_best({"accuracy": 0.7, "loss": 0.5}) and by_loss.is_best({"accuracy": 0.1, "loss": 0.4})
 
 
+def test_patience_counts_evaluations_of_the_hard_phase_since_the_best() -> None:
+    """Would catch: a stop in the soft phase, which could not keep its sparsity, or a count that a resume forgets."""
+    soft, hard, without = parts("soft", early_stopping_patience=2), parts(early_stopping_patience=2), parts()
+    for made in (soft, hard, without):
+        for accuracy in (0.5, 0.6, 0.6, 0.4):
+            assert not made.stops_early()
+            made.is_best({"accuracy": accuracy, "loss": 1.0})
+    assert [made.stops_early() for made in (soft, hard, without)] == [False, True, False]
+    hard.progress = Progress(**hard.progress.as_dict())
+    assert hard.stops_early()
+    hard.is_best({"accuracy": 0.7, "loss": 1.0})
+    assert not hard.stops_early()
+
+
 def test_progress_survives_json() -> None:
     progress = Progress(step=3, best=[0.5], metrics={"loss": 1.0})
     assert Progress(**progress.as_dict()) == progress

@@ -148,7 +148,10 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         (f"{PARITY} seed=1,2", "add -m for one run each"),
         (f"{PARITY} nonsense", "cannot read 'nonsense': write key=value"),
         ("task=causal_lm", "no value for data.max_length, data.source, optim.lr, train.global_batch_size"),
-        (PARITY + " task.name=???", "task.name (task=causal_lm or task=chat or task=classification)"),
+        (
+            PARITY + " task.name=???",
+            "task.name (task=causal_lm or task=chat or task=classification or task=regression)",
+        ),
         (f"{PARITY} engine.world_size=3", "take 6, 9, or 1, 2, 4, 8 ranks"),
         (f"{PARITY} engine.world_size=16", "cannot be shared by engine.world_size=16 ranks: take 16, or 1, 2, 4, 8"),
         (f"{PARITY} train.micro_batch_size=3", "take a micro_batch_size of 1, 2, 4, or null"),
@@ -156,6 +159,11 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         (f"{PARITY} logger.mode=on", "logger.mode is 'on'; allowed: null, online, offline, disabled"),
         (f"{PARITY} engine.zero_stage=4", "engine.zero_stage is 4; allowed: 0, 1, 2, 3"),
         (f"{PARITY} train.num_steps=0", "train.num_steps is 0, but must be at least 1"),
+        (f"{PARITY} train.early_stopping_patience=0", "train.early_stopping_patience is 0, but must be at least 1"),
+        (
+            f"{PARITY} train.early_stopping_patience=1 train.eval_every=null",
+            "train.early_stopping_patience counts evaluations: give train.eval_every, too",
+        ),
         (f"{PARITY} optim.lr=0", "optim.lr is 0.0, but must be above 0"),
         (f"{PARITY} optim.warmup=2.5", "steps are whole numbers"),
         (f"{PARITY} optim.betas=[0.9]", "must be two numbers"),
@@ -180,7 +188,7 @@ def test_files_for_training_and_evaluation_are_replaced_together(recipe):
     """Would catch: the user's model measured on the recipe's data, or the recipe's on the user's."""
     name = f"recipe={recipe}"
     if composed(name).data.source not in FILES:  # splits of one data set
-        assert composed(name, "data.train=train[:10%]").data.eval
+        assert composed(name, "data.train=test_sft").data.eval
         return
     message = refused(name, "data.train=mine.jsonl")
     assert "data.eval=FILE" in message and "data.eval=null" in message and composed(name).data.eval in message

@@ -17,7 +17,7 @@ Rows = list[tuple[str, Any]]
 
 
 def prepared(tmp_path: Path, rows: Rows, held: Rows | None = None, task: str = "classification", **fields: Any) -> Any:
-    files = {}
+    files: dict[str, Any] = {}
     for split, some in (("train", rows), ("eval", held)):
         if some is not None:
             path = tmp_path / f"{split}.jsonl"

@@ -21,7 +21,12 @@ CLASSES = tasks.build({"name": "classification"})
 def config(tmp_path: Path, content: str | bytes, **fields: Any) -> DataConfig:
     path = tmp_path / "rows.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    values = {"train": str(path), "max_length": 16, "cache_dir": str(tmp_path / "cache"), "eval_fraction": 0.25}
+    values: dict[str, Any] = {
+        "train": str(path),
+        "max_length": 16,
+        "cache_dir": str(tmp_path / "cache"),
+        "eval_fraction": 0.25,
+    }
     return DataConfig(**({"source": "csv"} | values | fields))
 
 
@@ -65,7 +70,7 @@ def test_what_was_written_is_read(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "rows.csv"
     with open(path, "w", newline="", encoding=(encoding := rng.choice(["utf-8", "utf-8-sig", "utf-16"]))) as file:
         csv.writer(file, delimiter=delimiter, lineterminator=rng.choice(["\n", "\r\n"])).writerows([names, *rows])
-    given = {"delimiter": delimiter, "encoding": "utf-8" if encoding == "utf-8-sig" else encoding}
+    given: dict[str, Any] = {"delimiter": delimiter, "encoding": "utf-8" if encoding == "utf-8-sig" else encoding}
     found = read(tmp_path, path.read_bytes(), **given)
     assert found == {name: [row[i] for row in rows] for i, name in enumerate(names)}
 

@@ -34,19 +34,19 @@ def classification_batch(weight: list[float] | None = None) -> dict[str, Tensor]
 
 
 def test_every_task_is_found_by_its_name_and_says_what_it_measures() -> None:
-    assert tasks.names() == ["causal_lm", "chat", "classification"]
+    assert tasks.names() == ["causal_lm", "chat", "classification", "regression"]
     for name in tasks.names():
         task = tasks.build(TaskConfig(name=name))
         assert task.name == name
         assert task.best_metric in task.directions and task.headline in task.directions
-        ones = torch.ones(len(task.sum_names), dtype=torch.float64)
+        ones = torch.ones(*{"classification": (3, 2), "regression": (3, 2)}.get(name, (2,)), dtype=torch.float64)
         assert set(task.metrics(ones)) == set(task.directions)
 
 
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"name": "chess"}, "no task.name='chess': allowed are causal_lm, chat, classification"),
+        ({"name": "chess"}, "no task.name='chess': allowed are causal_lm, chat, classification, regression"),
         (TaskConfig(name="causal_lm", num_labels=2), "'causal_lm' does not take task.num_labels: allowed are name"),
     ],
 )
@@ -58,7 +58,7 @@ def test_a_task_that_does_not_exist_is_an_error(given: Any, message: str) -> Non
 def test_a_metric_that_does_not_exist_is_an_error() -> None:
     task = tasks.build({"name": "classification"})
     assert task.higher_is_better("accuracy") and not task.higher_is_better("loss")
-    with pytest.raises(ValueError, match="no metric 'f1': allowed are accuracy, loss"):
+    with pytest.raises(ValueError, match="no metric 'f1': allowed are accuracy, macro_f1, loss"):
         task.higher_is_better("f1")
 
 

@@ -1,0 +1,66 @@
+"""What a classifier confuses: counts that add up over batches and ranks, and the metrics that follow from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# c classes; M[i, j] samples of class i that were taken for class j
+
+MATRIX = 64  # classes up to which the whole matrix is kept: of more, nobody reads it
+
+
+def counted(
+    labels: Tensor,  # (b,)
+    answers: Tensor,  # (b,)
+    weight: Tensor,  # (b,) fp64, 0 or 1
+    c: int,
+) -> Tensor:
+    """(c, c) fp64: M; with more than MATRIX classes (3, c): M[i, i], samples of class i, samples taken for it."""
+    if c <= MATRIX:
+        flat = torch.zeros(c * c, dtype=torch.float64, device=labels.device)
+        return flat.index_add_(0, labels * c + answers, weight).view(c, c)
+    found = torch.zeros(3, c, dtype=torch.float64, device=labels.device)
+    found[0].index_add_(0, labels, weight * (labels == answers))
+    found[1].index_add_(0, labels, weight)
+    found[2].index_add_(0, answers, weight)
+    return found
+
+
+def by_class(counts: Tensor) -> dict[str, Tensor]:
+    """(c,) each: right, support, answered, precision, recall, f1. What is 0 / 0 is 0, as in scikit-learn."""
+    if len(counts) == counts.shape[1]:
+        right, support, answered = counts.diagonal(), counts.sum(1), counts.sum(0)
+    else:
+        right, support, answered = counts
+    return {
+        "right": right,
+        "support": support,
+        "answered": answered,
+        "precision": right / answered.clamp(min=1),
+        "recall": right / support.clamp(min=1),
+        "f1": 2 * right / (support + answered).clamp(min=1),
+    }
+
+
+def macro_f1(counts: Tensor) -> float:
+    """Mean F1 over the classes that occur, as labels or as answers."""
+    found = by_class(counts)
+    occurs = (found["support"] + found["answered"]) > 0
+    return float(found["f1"][occurs].mean())
+
+
+def table(counts: Tensor, names: list[str]) -> dict[str, Any]:
+    """Plain values for summary.json: a mapping a class, and the matrix where it was kept."""
+    found = by_class(counts)
+    classes = {
+        name: {
+            **{key: float(found[key][i]) for key in ("precision", "recall", "f1")},
+            "samples": int(found["support"][i]),
+        }
+        for i, name in enumerate(names)
+    }
+    matrix = {"confusion": counts.long().tolist()} if len(counts) == counts.shape[1] else {}
+    return {"classes": classes, **matrix}

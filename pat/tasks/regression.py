@@ -1,0 +1,115 @@
+"""Regression: a number for a text, or for a pair of texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from pat.tasks import Batch, Encoder, Task
+from pat.tasks.classification import TextRows, collated, text_columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from pat.config import DataConfig
+
+# b samples of a batch, N of the evaluation; p what the model answers, y the label
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """Mean squared error of the model's one output, (p - y)^2, mean per sample; labels as they are."""
+
+    name: str = "regression"
+
+    auto_model: ClassVar[Any] = AutoModelForSequenceClassification
+    per_sample: ClassVar[bool] = True
+    distribution: ClassVar[bool] = False
+    directions: ClassVar[Mapping[str, bool]] = {"mse": False, "pearson": True, "spearman": True}
+    best_metric: ClassVar[str] = "mse"
+    headline: ClassVar[str] = "spearman"
+
+    def columns(self, cfg: DataConfig) -> dict[str, str]:
+        """The text, perhaps its second part, and the label."""
+        return text_columns(cfg)
+
+    def label_names(self, train: Dataset) -> None:
+        """No classes."""
+        return None
+
+    def set_head(self, config: PretrainedConfig, names: Sequence[str]) -> bool:
+        """One output."""
+        config.num_labels = 1
+        config.problem_type = "regression"
+        return True
+
+    def encoder(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
+    ) -> Encoder:
+        """One sample a row, cut to `max_length` tokens."""
+        return TextRows(tokenizer, max_length, _number, "float64")
+
+    def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """input_ids, attention_mask, ... (b, s) and labels (b,), fp32."""
+        return collated(samples, tokenizer, torch.float32)
+
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """(p - y)^2, mean over the samples, fp32. logits (b, 1)."""
+        return (logits[:, 0].float() - batch["labels"]).square().mean()
+
+    def supervised(self, batch: Batch) -> Tensor:
+        """(b,): every sample."""
+        return torch.ones_like(batch["labels"], dtype=torch.float32)
+
+    def sums(self, model: Any, batch: Batch) -> Tensor:
+        """(3, N) fp64: p, y and 1 where the sample is in the batch, elsewhere 0.
+
+        So a sum over batches and ranks is every answer, exactly and in one order: ranks (Spearman's) are no sums.
+        """
+        answers = self.outputs(model, batch).logits[:, 0].double()  # (b,)
+        counts = batch["weight"] > 0
+        rows = torch.stack([answers, batch["labels"].double(), torch.ones_like(answers)])
+        table = torch.zeros(3, int(batch["num_samples"]), dtype=torch.float64, device=answers.device)
+        return table.index_add_(1, batch["sample"][counts], rows[:, counts])
+
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """Mean squared error, Pearson's r, and Spearman's rho: r of the ranks. 0 where one of both is constant."""
+        p, y = sums[:2, sums[2] > 0]
+        return {
+            "mse": float((p - y).square().mean()),
+            "pearson": correlation(p, y),
+            "spearman": correlation(ranks(p), ranks(y)),
+        }
+
+
+def correlation(p: Tensor, y: Tensor) -> float:
+    """sum(p y) / sqrt(sum(p^2) sum(y^2)), both centred, (N,) fp64; NaN where one is not a number."""
+    p, y = p - p.mean(), y - y.mean()
+    scale = float(p.square().sum() * y.square().sum())
+    return float((p * y).sum()) / math.sqrt(scale) if scale != 0.0 else 0.0
+
+
+def ranks(values: Tensor) -> Tensor:
+    """(N,) fp64: the place of each value in their order, equal ones share the mean of their places."""
+    _, which, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[which]
+
+
+def _number(label: Any) -> float:
+    number = math.nan
+    if isinstance(label, int | float | str):
+        try:
+            number = float(label)
+        except ValueError:
+            pass
+    if not math.isfinite(number):
+        raise ValueError(f"The label {label!r} is no number: mend the row, or take task=classification for words.")
+    return number
