@@ -99,7 +99,10 @@ def _classes(details: dict[str, Any] | None) -> str:
     if not details:
         return ""
     keys = ("precision", "recall", "f1", "samples")
-    rows = [(name, *("-" if own[key] is None else f"{own[key]:.4g}" for key in keys)) for name, own in details["classes"].items()]
+    rows = [
+        (name, *("-" if own[key] is None else f"{own[key]:.4g}" for key in keys))
+        for name, own in details["classes"].items()
+    ]
     parts = ["## By class", _table(("label", *keys), rows)]
     matrix = details.get("confusion")
     if matrix and len(matrix) <= MATRIX:
