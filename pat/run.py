@@ -27,7 +27,7 @@ class ExitCode(enum.IntEnum):
     DONE = 0
     ERROR = 1  # unexpected: a trace is in the log
     BAD_INPUT = 2  # configuration, data or model; one sentence says what to change
-    DIVERGED = 3  # NaN or exploding loss; the last good checkpoint is kept
+    DIVERGED = 3  # NaN or exploding loss, too many skipped steps; the last good checkpoint is kept
     BROKEN_PROMISE = 4  # target missed, invariant broken, checkpoint unreadable
     PREEMPTED = 85  # state saved: run the same command again
     INTERRUPTED = 130  # a second Ctrl-C

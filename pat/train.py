@@ -27,7 +27,13 @@ class Preempted(RuntimeError):
 
 
 class NotEvaluated(RuntimeError):
-    """The training is done and saved, but its evaluation has failed."""
+    """What has been trained is saved, but its evaluation has failed."""
+
+    def __init__(self, step: int, run_dir: Path, error: Exception) -> None:
+        super().__init__(
+            f"the training up to step {step} is saved in {run_dir}, but its evaluation failed "
+            f"({type(error).__name__}: {error}): run the same command to evaluate again, or export it as it is"
+        )
 
 
 def main(run_dir: Path) -> int:
@@ -115,7 +121,12 @@ def evaluate_saved(parts: Parts, reached: dict[str, int]) -> None:
     progress = parts.progress
     if progress.saved_step != progress.step:
         save(parts)
-    metrics = evaluate_now(parts)
+    try:
+        metrics = evaluate_now(parts)
+    except (Preempted, Diverged):
+        raise
+    except Exception as error:
+        raise NotEvaluated(progress.step, parts.run.path, error) from error
     parts.note_reached(reached)
     best = parts.is_best(metrics)
     progress.logged_bytes = parts.tracker.logged_bytes
@@ -125,6 +136,7 @@ def evaluate_saved(parts: Parts, reached: dict[str, int]) -> None:
         retention.mark(root, progress.reached)
         if best:
             retention.set_best(root, path)
+        retention.retain(root, parts.config.train.keep_last)
     parts.world.barrier()
 
 
@@ -192,18 +204,7 @@ def finish(parts: Parts) -> None:
     Collective."""
     parts.pruner.check_finished()
     if parts.progress.evaluated_step != parts.progress.step:
-        try:
-            evaluate_saved(parts, parts.newly_reached())
-        except (Preempted, Diverged, checkpoint.NotWritten, PromiseBroken):
-            raise
-        except Exception as error:
-            if parts.progress.saved_step != parts.progress.step:
-                raise
-            raise NotEvaluated(
-                f"all {parts.progress.step} steps are trained and saved in {parts.run.path}, but evaluating them has "
-                f"failed ({type(error).__name__}: {error}): run the same command to evaluate again, or export the last "
-                "checkpoint as it is"
-            ) from error
+        evaluate_saved(parts, parts.newly_reached())
     elif parts.progress.saved_step != parts.progress.step:  # stopped early, by an evaluation that was not the best
         save(parts)
     parts.tracker.summary(build.summary(parts))

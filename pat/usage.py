@@ -19,7 +19,7 @@ exit codes:
   0    done
   1    unexpected error; the trace is in RUN/logs/rank-N.log
   2    bad input or configuration; the message says what to change
-  3    diverged: NaN or exploding loss; the last good checkpoint is kept
+  3    diverged: NaN or exploding loss, too many steps without a finite gradient; the last good checkpoint is kept
   4    a promise could not be kept: target missed, invariant broken, checkpoint unreadable
   85   preempted (SIGUSR1, SIGTERM, Ctrl-C): the state is saved, run the same command again
   130  Ctrl-C twice: ended at once

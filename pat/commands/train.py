@@ -187,7 +187,9 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, or GROUP=OPTION")
     parser.add_argument("--recipe", metavar="NAME", help="the same as recipe=NAME")
     parser.add_argument("--frozen", type=Path, metavar="RUN", help="the config that a run directory holds, as it is")
-    parser.add_argument("--dry-run", action="store_true", help="print the config and what would be pruned, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all that a start checks, say what the run would do, and stop"
+    )
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed config, and stop")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
     parser.add_argument("--package", "-p", metavar="KEY", help="with --cfg: only this part")

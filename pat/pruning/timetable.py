@@ -19,7 +19,7 @@ Moves = Sequence[tuple[int, float]]  # (step, sparsity from there on)
 def moves(pruner: MaskPruner | GatePruner) -> Moves:
     """The steps at which sparsity rises, and to what: those of a selection, or each step of a learned gate's ramp."""
     line, reached, found = pruner.timeline, 0.0, []
-    continuous = isinstance(pruner, GatePruner) and isinstance(pruner.method, Learned)
+    continuous = _continuous(pruner)
     for t in range(line.hard if _by_threshold(pruner) else line.start, line.hard + 1):
         if continuous or line.is_selection_step(t):
             target = pruner.target(t)
@@ -39,7 +39,7 @@ def in_words(pruner: MaskPruner | GatePruner) -> str:
     elif len(found) == 1:
         how = f"all at once: {told}"
     else:
-        every = f" every {line.every} steps" if line.every > 1 else ""
+        every = f" every {line.every} steps" if line.every > 1 and not _continuous(pruner) else ""
         how = f"{len(found)} rises{every}: {told}"
     left = line.num_steps - line.hard
     return f"{_steps(line.start)} dense; {how}; permanent from step {line.hard}, {_steps(left)} left to recover"
@@ -52,8 +52,9 @@ def warnings(pruner: MaskPruner | GatePruner) -> list[str]:
     before = [0.0, *(target for _, target in found)]
     rise, index = max(((after - then, i) for i, (then, (_, after)) in enumerate(zip(before, found, strict=False))),
                       default=(0.0, 0))  # fmt: skip
-    ramped = line.schedule.needs_end and not _by_threshold(pruner)
-    if rise > JUMP and not _by_threshold(pruner):
+    judged = not _by_threshold(pruner) and _rises_by(pruner, JUMP)
+    ramped = line.schedule.needs_end and judged
+    if rise > JUMP and judged:
         mend = "lower `every`, or let `end` come later" if ramped else "take a schedule that ramps, such as cubic"
         said.append(
             f"{place}: sparsity jumps by {round(100 * rise)} points at step {found[index][0]}, from "
@@ -79,6 +80,21 @@ def percent(share: float) -> str:
 
 def _by_threshold(pruner: MaskPruner | GatePruner) -> bool:
     return isinstance(pruner, MaskPruner) and pruner.criterion.threshold is not None
+
+
+def _continuous(pruner: MaskPruner | GatePruner) -> bool:
+    """Learned gates follow the target at every step."""
+    return isinstance(pruner, GatePruner) and isinstance(pruner.method, Learned)
+
+
+def _rises_by(pruner: MaskPruner | GatePruner, share: float) -> bool:
+    """Whether so little can go at a time: of 2:4 it cannot, so that nobody need be warned of what must be."""
+    try:
+        if isinstance(pruner, MaskPruner):
+            pruner.granularity.validate_target(share)
+    except ValueError:
+        return False
+    return True
 
 
 def _steps(count: int) -> str:

@@ -28,7 +28,7 @@ def test_the_last_checkpoint_is_saved_before_the_last_evaluation(tmp_path: Path)
     directory = run.RunDir(tmp_path / "run")
     assert code == run.ExitCode.ERROR, said
     message = (run.read_exit(directory.path) or {})["message"]
-    assert "all 3 steps are trained and saved" in message and "KeyError: 'f1'" in message, message
+    assert "the training up to step 3 is saved in" in message and "KeyError: 'f1'" in message, message
     (saved,) = retention.steps(directory.checkpoints)
     assert saved.name == "step-00000003" and not directory.summary.exists()
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig
 
-from pat import divergence
+from pat import divergence, tasks
 from pat.config import Config, DistillConfig
 from pat.divergence import Diverged
 from pat.parts import Progress
+from pat.pruning.comm import LOCAL
+from pat.window import Window
 from tests.unit.test_build import parts
+from tests.unit.test_compose import composed, refused
 
 
 def config(**train: Any) -> Config:
@@ -88,6 +94,57 @@ def test_bad() -> None:
     assert not divergence.is_bad(5.9, 6.0)
 
 
+class Line(dict[str, Any]):
+    """Lines of the log, by step."""
+
+    said: str = ""
+
+
+def window_of(losses: list[float], skipped: str = "", log_every: int = 10) -> tuple[Line, Progress]:
+    """A run of the loop's own window on a classifier of eight classes. Raises Diverged as the loop would."""
+    shape = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=30)
+    shape.num_labels = 8
+    made, lines = parts("hard", log_every=log_every, num_steps=len(losses)), Line()
+    made.config.data.max_length, made.config.optim.lr = 8, 0.1
+    made.engine = SimpleNamespace(module=BertForSequenceClassification(shape), device="cpu")
+    made.world = LOCAL
+    totals = SimpleNamespace(sparsity=0.0, target_now=lambda target: 0.0)
+    made.pruner = SimpleNamespace(phase=lambda t: "hard", totals=totals, peak_bytes=0)  # pyright: ignore
+    tracker: Any = SimpleNamespace(log=lambda line, step: lines.update({str(step): line}), warn=print)
+    tracker.say = lambda text: setattr(lines, "said", lines.said + text)
+    made.tracker = tracker
+    window = Window(made)
+    for t, (loss, flag) in enumerate(zip(losses, skipped or "." * len(losses), strict=True)):
+        window.add(torch.tensor(loss), {"input_ids": torch.zeros(2, 8)})
+        made.progress.step = t + 1
+        stats = SimpleNamespace(skipped=flag == "x", norm=None, target={}, sparsity={}, figures={})
+        window.step(stats)
+        if made.progress.step % log_every == 0:
+            window.log(stats)
+    return lines, made.progress
+
+
+def test_a_run_that_explodes_before_its_first_line_is_stopped_there() -> None:
+    """Ten times the first logged loss would let 18.9 pass for ever, where chance is 2.1."""
+    with pytest.raises(Diverged, match=r"the loss is 17.2. at step 10, above 6.6 \(train.max_loss\)"):
+        window_of([2.2, *[18.9] * 29])
+
+
+def test_the_limit_is_said_before_anything_is_trained_and_kept() -> None:
+    lines, progress = window_of([2.2, *[1.0] * 29])
+    assert progress.initial_loss == pytest.approx(2.2)
+    assert "loss before the first step 2.2; above 6.6 the run stops" in lines.said and lines.said.count("above") == 1
+    assert lines.keys() == {"10", "20", "30"}
+
+
+def test_skipped_steps_are_in_each_line_and_in_all() -> None:
+    lines, progress = window_of([2.2] * 30, "x.........xx........" + "..........")
+    counted = [(line["train/skipped_steps"], line["train/skipped_steps_total"]) for line in lines.values()]
+    assert counted == [(1, 1), (2, 3), (0, 3)] and progress.skipped == 3
+    with pytest.raises(Diverged, match="11 of the last 16 steps"):
+        window_of([2.2] * 30, "xx." * 10)
+
+
 def test_a_teachers_hidden_states_ramp_in_before_the_bound_holds() -> None:
     made = config()
     made.distill = DistillConfig(teacher="x", weight=0.5, start=10, end=50)
@@ -97,10 +154,6 @@ def test_a_teachers_hidden_states_ramp_in_before_the_bound_holds() -> None:
 
 
 def test_chance_is_of_classes_or_of_the_vocabulary() -> None:
-    from transformers import BertConfig, LlamaConfig
-
-    from pat import tasks
-
     classes: Any = BertConfig()
     classes.num_labels = 8
     assert tasks.build({"name": "classification"}).chance_loss(classes) == pytest.approx(math.log(8))
@@ -109,8 +162,6 @@ def test_chance_is_of_classes_or_of_the_vocabulary() -> None:
 
 def test_a_metric_that_the_task_lacks_is_refused_when_the_config_is_composed(monkeypatch: Any, tmp_path: Any) -> None:
     """It trained to the end, failed there, and the run was lost."""
-    from tests.unit.test_compose import composed, refused
-
     monkeypatch.chdir(tmp_path)
     said = refused("recipe=parity", "train.best_metric=f1")
     assert "train.best_metric=f1" in said and "allowed are loss, perplexity" in said

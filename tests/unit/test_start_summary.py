@@ -54,6 +54,7 @@ NARROW = {"gate": "l0", "budget": {"name": "shape", "keep": {"ffn": 64}}}
         ({"name": "one_shot", "start": 20}, {"sparsity": 0.2}, []),
         (CUBIC | {"every": 60}, {"sparsity": 0.1}, []),  # little goes, whatever the steps
         (CUBIC | {"every": 60}, {"criterion": "soft_movement"}, []),  # its threshold moves, not the target
+        ({"name": "one_shot", "start": 20}, {"granularity": {"name": "n_of_m", "n": 2, "m": 4}, "sparsity": 0.5}, []),
         (CUBIC, NARROW, []),
         (CUBIC | {"every": 60}, NARROW, []),  # learned gates move at every step
         (CUBIC | {"every": 60}, NARROW | {"gate": "taylor"}, ["jumps by 44 points", "only 2 selections"]),
