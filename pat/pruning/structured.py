@@ -29,6 +29,7 @@ from pat.config import PrunerConfig
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import registry, unit_slices
+from pat.pruning.agreement import check_agreement
 from pat.pruning.choose import Choice
 from pat.pruning.gate_history import GateHistory
 from pat.pruning.gate_training import GateState, gate_training
@@ -139,7 +140,7 @@ class GatePruner:
         self.shards = shards
 
     def begin(self, t: int) -> None:
-        """Make the forward of step `t` ready. Collective where the phase becomes hard."""
+        """Make the forward of step `t` ready. Collective where flags are chosen."""
         state, line = self.state, self.timeline
         if t > state.begun and t >= line.start and not state.hardened:
             if line.phase(t) == "hard":
@@ -164,13 +165,18 @@ class GatePruner:
         self.forward.set(z, evaluated, self.shards.device)
 
     def _select(self, t: int, progress: float) -> None:
-        """The keep flags under `progress` of the budget. Collective where the evidence is in the shards."""
+        """The keep flags under `progress` of the budget. Collective."""
         if self.needs == "weights":
             self._learn(t, unit_slices.mean_square(self.shards, self.sites, self.anatomy.shapes))
         scores = self.units.split(self.training.scores(self.state))
         chosen = self.budget.choose(self.anatomy, self.sites, scores, progress, self.method.comparable)
         self.state.keep = self.units.join(chosen.keep)
         self.num_pruned = self.units.removed(self.state.keep)
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        """Every rank holds the same gates and evidence. Raises PromiseBroken. Collective."""
+        check_agreement(f"the gates of pruner {self.name}", self.tensors(), self.shards.world)
 
     def _harden(self, t: int) -> None:
         """For good: choose, fold, and settle the hooks. Collective."""
@@ -230,7 +236,9 @@ class GatePruner:
     # -- what holds ------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """In the hard phase what is gone is exactly 0: weights, or gates. Raises PromiseBroken. Collective."""
+        """All ranks agree; in the hard phase what is gone is exactly 0: weights, or gates. Raises PromiseBroken.
+        Collective."""
+        self._check_agreement()
         if not self.state.hardened:
             return
         if not self.state.folded:
