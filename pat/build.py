@@ -21,6 +21,7 @@ from pat.models import liger
 from pat.models.dtypes import DTYPES
 from pat.parts import Parts, Progress
 from pat.pruning import plan
+from pat.pruning.depth import dropped_layers
 from pat.pruning.pruner import Pruner
 from pat.tracking import Tracker
 from pat.watchdog import end_rank
@@ -142,6 +143,7 @@ def build(run_dir: Path) -> Parts:
     )
     if config.distill.teacher:
         parts.distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
+        parts.distiller.dropped = lambda: dropped_layers(pruner.gates)
         parts.progress.teacher = teacher.identity(config, parts.world)
     _resume(parts)
     pruner.begin(parts.progress.step)

@@ -62,7 +62,7 @@ class GatePruner:
         ones = self.units.ones()
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
         self.history = GateHistory(ones)
-        self._multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
+        self.multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
         self._evidence: Tensor | None = None  # (U,) of the step that is being applied
         self.num_pruned = 0  # parameters
 
@@ -158,7 +158,7 @@ class GatePruner:
             return
         if phase == "soft":
             z, evaluated = self.training.gates(state, t, self.timeline.progress(t))
-            self._multiplied = z
+            self.multiplied = z
         else:
             wanted = self.needs == "gradient" and self.training.learns(phase)
             z, evaluated = state.z if wanted else None, None
@@ -221,7 +221,7 @@ class GatePruner:
         evidence, self._evidence = self._evidence, None
         if self.state.hardened or skipped:
             return {}
-        self.history.add(self._multiplied, self.shards.base.param_groups[0]["betas"])
+        self.history.add(self.multiplied, self.shards.base.param_groups[0]["betas"])
         if evidence is None or not self.training.learns(self.timeline.phase(t)):
             return {}
         figures = self._learn(t, evidence)
