@@ -40,7 +40,8 @@ def attach(
     """Prune `model` in the DeepSpeed engine that it gets next, over `num_steps` optimizer steps.
 
     settings: a mapping or a YAML file {pruners: {NAME: ...}, seed, kernels} as conf/config.yaml describes it, and
-    `keep_last`, how many states of the pruner one folder keeps (2; null: all). The tokenizer is only needed to export a checkpoint with it.
+    `keep_last`, how many states of the pruner one folder keeps (2; null: all). The tokenizer is only needed to export a
+    checkpoint with it.
     """
     return Pruning(settings).attach(model, tokenizer, num_steps)
 

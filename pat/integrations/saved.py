@@ -109,8 +109,8 @@ def load(load_dir: Path, engine: Any, pruner: Pruner, config: Config) -> None:
     if not state.is_dir():
         there = ", ".join(str(int(path.name.removeprefix("step-"))) for path in retention.steps(run.checkpoints))
         raise ValueError(
-            f"{load_dir} keeps no state of the pruner of step {engine.global_steps}, but of {there or 'none'}: load one "
-            "of those, and give a larger keep_last (null: all) where older ones are to stay"
+            f"{load_dir} keeps no state of the pruner of step {engine.global_steps}, but of {there or 'none'}: load "
+            "one of those, and give a larger keep_last (null: all) where older ones are to stay"
         )
     try:
         reader = checkpoint.open_whole(state, pruner.shards)
