@@ -23,6 +23,7 @@ from pat.models.dtypes import DTYPES
 from pat.models.weight_files import check_weights
 from pat.parts import Parts, Progress
 from pat.pruning import plan
+from pat.pruning.depth import dropped_layers
 from pat.pruning.pruner import Pruner
 from pat.start_summary import Checked
 from pat.tracking import Tracker
@@ -166,6 +167,7 @@ def build(run_dir: Path) -> Parts:
     )
     if config.distill.teacher:
         parts.distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
+        parts.distiller.dropped = lambda: dropped_layers(pruner.gates)
         parts.progress.teacher = teacher.identity(config, parts.world)
     _resume(parts)
     if parts.progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model

@@ -9,7 +9,7 @@ and the uniform layer map Jiao et al. 2020 (TinyBERT), arXiv:1909.10351.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,9 @@ class Distiller:
         config: DistillConfig,
         ramp: Ramp,
         layer_map: Sequence[int],  # teacher layer of each student layer; empty where none is compared
+        dropped: Callable[[], Collection[int]] = tuple,  # student layers whose output is their input
     ) -> None:
+        self.dropped = dropped
         self.teacher, self.task, self.config, self.ramp, self.layer_map = teacher, task, config, ramp, layer_map
         self.weight, self.hidden_weight = config.weight or 0.0, config.hidden_weight
         self._sums = torch.zeros(3, dtype=torch.float64)  # KL, hidden, forwards since the last line
@@ -68,8 +70,13 @@ class Distiller:
             kl = mean_kl(outputs.logits, taught.logits, self.task.supervised(batch), self.config.temperature)
             loss = loss + weight * self.config.temperature**2 * kl
         if wanted:
-            hidden = hidden_loss(outputs.hidden_states, taught.hidden_states, tokens(batch), self.layer_map)
+            hidden = self._hidden(outputs, taught, batch)
         return self._whole(loss, kl, hidden, shares)
+
+    def _hidden(self, outputs: Any, taught: Any, batch: Batch) -> Tensor:
+        return hidden_loss(
+            outputs.hidden_states, taught.hidden_states, tokens(batch), self.layer_map, self.dropped()
+        )  # fmt: skip
 
     def _whole(self, loss: Tensor, kl: Tensor, hidden: Tensor, shares: Shares) -> Tensor:
         """Both parts by their shares of the global batch; what is logged, too."""
@@ -115,7 +122,7 @@ class Distiller:
         loss, kl = outputs.logits / counts.sum()
         hidden = loss.new_zeros(())
         if wanted:
-            hidden = hidden_loss(outputs.hidden_states, taught[0].hidden_states, tokens(batch), self.layer_map)
+            hidden = self._hidden(outputs, taught[0], batch)
         return self._whole(loss, kl, hidden, shares)
 
     def _wanted(self) -> dict[str, bool]:
@@ -202,16 +209,21 @@ def hidden_loss(
     teacher: Sequence[Tensor],  # the same of the teacher, no gradient
     counts: Tensor,  # (b, s) 1 where there is a token, 0 in the padding
     layer_map: Sequence[int],  # teacher layer of each student layer
+    dropped: Collection[int] = (),  # student layers that are left out
 ) -> Tensor:
     """Mean over the student's layers i of the MSE between its layer i and the teacher's layer map[i], fp32.
 
-    Recomputed in the backward: the fp32 difference exists for one layer at a time.
+    A layer whose gate is closed hands on what the layer before it puts out, which would be pulled towards two layers of
+    the teacher at once. As in CoFi (Xia et al. 2022, arXiv:2204.00408) and Minitron (Muralidharan et al. 2024,
+    arXiv:2407.14679) only layers that remain are compared. Recomputed in the backward: the fp32 difference exists for
+    one layer at a time.
     """
+    pairs = [(i, j) for i, j in enumerate(layer_map) if i not in dropped]
     total = torch.zeros((), dtype=torch.float32, device=counts.device)
-    for i, j in enumerate(layer_map):
+    for i, j in pairs:
         pair = (student[i + 1], teacher[j + 1], counts)
         total = total + checkpoint(_layer_mse, *pair, use_reentrant=False, preserve_rng_state=False)
-    return total / len(layer_map)
+    return total / max(1, len(pairs))
 
 
 def _layer_mse(student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:

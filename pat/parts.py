@@ -79,7 +79,7 @@ class Parts:
             return [(1.0, 1.0)] * len(batches)
         return [(row[0], row[1]) for row in shares(self.task, batches, self.world)]
 
-    def loss(self, batch: Any, t: int, shares: Shares) -> torch.Tensor:
+    def loss(self, batch: Any, t: int, shares: Shares = (1.0, 1.0)) -> torch.Tensor:
         """The task's loss at step t, with the teacher's if there is one; averaged, that of the global batch."""
         if self.distiller:
             return self.distiller.loss(self.engine, batch, t, shares)

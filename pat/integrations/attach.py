@@ -39,8 +39,9 @@ def attach(
 ) -> Pruning:
     """Prune `model` in the DeepSpeed engine that it gets next, over `num_steps` optimizer steps.
 
-    settings: a mapping or a YAML file {pruners: {NAME: ...}, seed, kernels} as conf/config.yaml describes it. The
-    tokenizer is only needed to export a checkpoint with it.
+    settings: a mapping or a YAML file {pruners: {NAME: ...}, seed, kernels} as conf/config.yaml describes it, and
+    `keep_last`, how many states of the pruner one folder keeps (2; null: all). The tokenizer is only needed to export a
+    checkpoint with it.
     """
     return Pruning(settings).attach(model, tokenizer, num_steps)
 
@@ -145,7 +146,9 @@ class Pruning:
         tag = f"global_step{self.engine.global_steps}" if tag is None else str(tag)
         result = self._plain["save_checkpoint"](save_dir, tag, *args, **kwargs)
         if self.pruner is not None:
-            saved.save(Path(save_dir), tag, self.engine, self.pruner, self.config, self.tokenizer)
+            saved.save(
+                Path(save_dir), tag, self.engine, self.pruner, self.config, self.tokenizer, self.settings.keep_last
+            )
         return result
 
     def _load(self, load_dir: str | Path, *args: Any, **kwargs: Any) -> Any:

@@ -56,8 +56,11 @@ def _task(model_class: str) -> str:
     return "causal_lm" if model_class.endswith(("ForCausalLM", "LMHeadModel")) else model_class
 
 
-def save(save_dir: Path, tag: str, engine: Any, pruner: Pruner, config: Config, tokenizer: Any) -> None:
-    """Write the state of the step that DeepSpeed has just saved under `tag`. Collective."""
+def save(
+    save_dir: Path, tag: str, engine: Any, pruner: Pruner, config: Config, tokenizer: Any, keep_last: int | None
+) -> None:
+    """Write the state of the step that DeepSpeed has just saved under `tag`, and remove those beyond the newest
+    `keep_last`. Collective."""
     run = directory(save_dir)
     if dist.get_rank() == 0:
         for folder in ("model", "tokenizer"):
@@ -75,6 +78,9 @@ def save(save_dir: Path, tag: str, engine: Any, pruner: Pruner, config: Config, 
     )
     if dist.get_rank() == 0:
         retention.set_best(run.checkpoints, step_dir)
+        if keep_last is not None:
+            retention.retain(run.checkpoints, keep_last)
+    pruner.shards.world.barrier()
 
 
 def check(load_dir: Path, config: Config) -> None:
@@ -99,8 +105,15 @@ def load(load_dir: Path, engine: Any, pruner: Pruner, config: Config) -> None:
             f"{load_dir} is of a run of {num_steps} steps, this one has {config.train.num_steps}: the schedules would "
             "be other ones; give the same number"
         )
+    state = run.checkpoints / f"step-{engine.global_steps:08d}"
+    if not state.is_dir():
+        there = ", ".join(str(int(path.name.removeprefix("step-"))) for path in retention.steps(run.checkpoints))
+        raise ValueError(
+            f"{load_dir} keeps no state of the pruner of step {engine.global_steps}, but of {there or 'none'}: load "
+            "one of those, and give a larger keep_last (null: all) where older ones are to stay"
+        )
     try:
-        reader = checkpoint.open_whole(run.checkpoints / f"step-{engine.global_steps:08d}", pruner.shards)
+        reader = checkpoint.open_whole(state, pruner.shards)
     except CheckpointError as error:
         raise ValueError(f"{load_dir} is not whole: {error}") from error
     check_same_model(reader.manifest, describe_parameters(engine.module, pruner))

@@ -14,7 +14,8 @@ from pat.config import Config
 from pat.pruning.masks import match
 from pat.validate import pruner_problems
 
-KEYS = ("pruners", "seed", "kernels")
+KEYS = ("pruners", "seed", "kernels", "keep_last")
+KEEP_LAST = 2  # states of the pruner in one folder, by default
 _NOT_OURS = "another trainer's"  # what belongs to the trainer and has no place in its settings here
 
 
@@ -26,7 +27,7 @@ class Settings:
 
     @staticmethod
     def read(given: Mapping[str, Any] | str | Path) -> Settings:
-        """From a mapping, or a YAML file of one: {pruners: {NAME: {...}}, seed: 0, kernels: auto}."""
+        """From a mapping, or a YAML file of one: {pruners: {NAME: {...}}, seed: 0, kernels: auto, keep_last: 2}."""
         where = "the settings"
         if not isinstance(given, Mapping):
             where = str(given)
@@ -45,6 +46,9 @@ class Settings:
             for key in ("budget", "schedule"):
                 if isinstance(pruner, Mapping) and not pruner.get(key):
                     raise ValueError(f"no value for pruners.{name}.{key}: see conf/config.yaml")
+        keep_last = given.get("keep_last", KEEP_LAST)
+        if keep_last is not None and (not isinstance(keep_last, int) or keep_last < 1):
+            raise ValueError(f"keep_last is {keep_last!r}; allowed: 1 or more states of the pruner, or null for all")
         settings = Settings(given)
         settings.config()  # raises for keys and types that do not exist
         return settings
@@ -74,6 +78,11 @@ class Settings:
                 for problem in pruner_problems(config, name):
                     raise ValueError(problem)
         return config
+
+    @property
+    def keep_last(self) -> int | None:
+        """How many states of the pruner one folder keeps, the newest; None: all."""
+        return self.content.get("keep_last", KEEP_LAST)
 
     def owners(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
         """The pruner of weights of each parameter, of those whose patterns take it."""

@@ -29,6 +29,7 @@ from pat.config import PrunerConfig
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import registry, ties, unit_slices
+from pat.pruning.agreement import check_agreement
 from pat.pruning.choose import Choice
 from pat.pruning.gate_history import GateHistory
 from pat.pruning.gate_training import GateState, Moment, gate_training
@@ -65,7 +66,7 @@ class GatePruner:
         ones = self.units.ones()
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
         self.history = GateHistory(ones)
-        self._multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
+        self.multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
         self._evidence: Tensor | None = None  # (U,) of the step that is being applied
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
@@ -167,7 +168,7 @@ class GatePruner:
         self.shards = shards
 
     def begin(self, t: int) -> None:
-        """Make the forward of step `t` ready. Collective where the phase becomes hard."""
+        """Make the forward of step `t` ready. Collective where flags are chosen."""
         state, line = self.state, self.timeline
         if t > state.begun and t >= line.start and not state.hardened:
             if line.phase(t) == "hard":
@@ -185,14 +186,14 @@ class GatePruner:
             return
         if phase == "soft":
             z, evaluated = self.training.gates(state, self._moment(t))
-            self._multiplied = z
+            self.multiplied = z
         else:
             wanted = self.needs in BY_GRADIENT and self.training.learns(phase)
             z, evaluated = state.z if wanted else None, None
         self.forward.set(z, evaluated, self.shards.device)
 
     def _select(self, t: int, progress: float) -> None:
-        """The keep flags under `progress` of the budget. Collective where the evidence is in the shards."""
+        """The keep flags under `progress` of the budget. Collective."""
         if self.needs == "weights":
             self._learn(t, unit_slices.mean_square(self.shards, self.sites, self.anatomy.shapes))
         scores = self.units.split(self.training.scores(self.state))
@@ -202,6 +203,11 @@ class GatePruner:
         ties.check_sites(f"pruners.{self.name}", self.sites, scores, chosen.keep)
         self.state.keep = self.units.join(chosen.keep)
         self.num_pruned = self.units.removed(self.state.keep)
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        """Every rank holds the same gates and evidence. Raises PromiseBroken. Collective."""
+        check_agreement(f"the gates of pruner {self.name}", self.tensors(), self.shards.world)
 
     def _check_evidence(self) -> None:
         """ValueError where the first units would be chosen before a step has given evidence."""
@@ -260,7 +266,7 @@ class GatePruner:
         evidence, self._evidence = self._evidence, None
         if self.state.hardened or skipped:
             return {}
-        self.history.add(self._multiplied, self.shards.base.param_groups[0]["betas"])
+        self.history.add(self.multiplied, self.shards.base.param_groups[0]["betas"])
         if evidence is None or not self.training.learns(self.timeline.phase(t)):
             return {}
         figures = self._learn(t, evidence)
@@ -277,7 +283,9 @@ class GatePruner:
     # -- what holds ------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """In the hard phase what is gone is exactly 0: weights, or gates. Raises PromiseBroken. Collective."""
+        """All ranks agree; in the hard phase what is gone is exactly 0: weights, or gates. Raises PromiseBroken.
+        Collective."""
+        self._check_agreement()
         if not self.state.hardened:
             return
         if not self.state.folded:

@@ -98,7 +98,7 @@ def test_the_heads_gradient_is_as_exact_in_bf16_with_any_number_of_chunks() -> N
     errors = []
     wanted: Any = None
     for dtype, size in ((torch.float32, 512), (torch.bfloat16, 512), (torch.bfloat16, 4), (torch.bfloat16, 1)):
-        linear = copy.deepcopy(exact).to(dtype)
+        linear: Any = copy.deepcopy(exact).to(dtype)
         head = chunked.Head((linear.weight,), linear.forward)
 
         def rows(logits: Tensor, part: slice) -> Tensor:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import TrainerState
 
+from pat import retention
+from pat.integrations import saved
 from pat.integrations.attach import Pruning
 from pat.integrations.groups import split_groups
 from pat.integrations.hf import PruningCallback
 from pat.integrations.settings import Settings
+from pat.pruning.comm import LOCAL
 from pat.pruning.types import PromiseBroken
 
 WEIGHTS: dict[str, Any] = {
@@ -32,11 +36,13 @@ def given(**changes: Any) -> dict[str, Any]:
     ("settings", "words"),
     [
         ({}, "must have `pruners`"),
-        ({"pruners": {"a": WEIGHTS}, "optim": {}}, "has optim; allowed: pruners, seed, kernels"),
+        ({"pruners": {"a": WEIGHTS}, "optim": {}}, "has optim; allowed: pruners, seed, kernels, keep_last"),
         ({"pruners": {"a": WEIGHTS}, "defaults": []}, "name each method"),
         (given(budget=None), "no value for pruners.weights.budget"),
         (given(paramz=["*"]), "paramz"),
         ({"pruners": {"a": WEIGHTS}, "kernels": "fast"}, "allowed: auto, compile, eager"),
+        ({"pruners": {"a": WEIGHTS}, "keep_last": 0}, "keep_last is 0; allowed: 1 or more"),
+        ({"pruners": {"a": WEIGHTS}, "keep_last": "two"}, "keep_last is 'two'; allowed: 1 or more"),
     ],
 )
 def test_unknown_and_missing_keys_are_refused_at_once(settings: dict[str, Any], words: str) -> None:
@@ -99,3 +105,32 @@ def test_the_callback_checks_a_run_that_went_to_its_end(step: int, checked: int)
 def test_a_pruner_that_never_started_is_a_broken_promise() -> None:
     with pytest.raises(PromiseBroken, match="never started"):
         Pruning(given()).check()
+
+
+@pytest.mark.parametrize(("keep_last", "kept"), [("default", [30, 40]), (3, [20, 30, 40]), (None, [10, 20, 30, 40])])
+def test_a_folder_keeps_the_newest_states(
+    keep_last: Any, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a bare loop saves one step after the other into one folder; one that is gone is named when it is loaded."""
+    settings = Settings.read(given() | ({} if keep_last == "default" else {"keep_last": keep_last}))
+    engine: Any = SimpleNamespace(global_steps=0, module=torch.nn.Linear(2, 2))
+    pruner: Any = SimpleNamespace(shards=SimpleNamespace(world=LOCAL))
+
+    def write(engine: Any, pruner: Any, root: Path, step: int, *args: Any, **kwargs: Any) -> Path:
+        folder = root / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        retention.set_latest(root, folder)
+        return folder
+
+    monkeypatch.setattr(saved.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(saved.checkpoint, "save", write)
+    config = settings.config(50, task={"name": "causal_lm"})
+    for engine.global_steps in (10, 20, 30, 40):
+        saved.save(tmp_path, f"global_step{engine.global_steps}", engine, pruner, config, None, settings.keep_last)
+    found = retention.steps(tmp_path / "pat" / "checkpoints")
+    assert [int(path.name.removeprefix("step-")) for path in found] == kept
+    engine.global_steps = 5
+    words = f"keeps no state of the pruner of step 5, but of {', '.join(map(str, kept))}"
+    with pytest.raises(ValueError, match=words):
+        saved.load(tmp_path, engine, pruner, config)

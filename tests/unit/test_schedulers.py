@@ -30,7 +30,7 @@ class Cosine(lr_scheduler.LRScheduler):
         self.scales = [0.5 + i for i, _ in enumerate(optimizer.param_groups)]
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[Any]:
         return [base * scale / (1 + self.last_epoch) for base, scale in zip(self.base_lrs, self.scales)]  # noqa: B905
 
 

@@ -68,9 +68,10 @@ def averaged(
             total += loss.detach() / MICRO
         return total
 
+    grads: Any
     losses, _ = run_ranks(RANKS, work)
     grads = [sum(p.grad for p in every) / RANKS for every in zip(*(m.parameters() for m in models), strict=True)]
-    return sum(losses) / RANKS, grads
+    return torch.stack(losses).mean(), grads
 
 
 def distiller_of(model: Any, task: Any, weight: float, hidden: float) -> Distiller:
