@@ -28,12 +28,12 @@ from torch import Tensor
 from pat.config import PrunerConfig
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
-from pat.pruning import registry, ties, unit_slices
+from pat.pruning import folding, registry, ties, unit_slices
 from pat.pruning.agreement import check_agreement
 from pat.pruning.choose import Choice
 from pat.pruning.gate_history import GateHistory
 from pat.pruning.gate_training import GateState, Moment, gate_training
-from pat.pruning.gates import BY_GRADIENT, Ranked
+from pat.pruning.gates import BY_GRADIENT
 from pat.pruning.hooks import GatedForward
 from pat.pruning.inventory import Inventory
 from pat.pruning.shards import Shards
@@ -71,7 +71,8 @@ class GatePruner:
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
         self.due(0)  # raises where the schedule starts above the budget
-        self._check_evidence()
+        if self.needs != "weights":
+            ties.check_first_choice(name, self.method, self.training, self.state.score, self.timeline, self.due)
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
@@ -195,7 +196,8 @@ class GatePruner:
     def _select(self, t: int, progress: float) -> None:
         """The keep flags under `progress` of the budget. Collective."""
         if self.needs == "weights":
-            self._learn(t, unit_slices.mean_square(self.shards, self.sites, self.anatomy.shapes))
+            evidence = unit_slices.mean_square(self.shards, self.sites, self.anatomy.shapes)
+            self.training.learn(self.state, evidence, self._moment(t))
         scores = self.units.split(self.training.scores(self.state))
         chosen = self.budget.choose(
             self.anatomy, self.sites, scores, progress, self.method.comparable, self.training.per_cost
@@ -209,19 +211,6 @@ class GatePruner:
         """Every rank holds the same gates and evidence. Raises PromiseBroken. Collective."""
         check_agreement(f"the gates of pruner {self.name}", self.tensors(), self.shards.world)
 
-    def _check_evidence(self) -> None:
-        """ValueError where the first units would be chosen before a step has given evidence."""
-        line, ranked = self.timeline, isinstance(self.method, Ranked)
-        soft = [t for t in range(line.start, line.hard) if line.is_selection_step(t) and self.due(t)] if ranked else []
-        first = (soft or [line.hard])[0]
-        seen = any(self.training.learns(line.phase(t)) for t in range(first))
-        if self.needs != "weights" and not seen and ties.all_equal(self.state.score):
-            raise ValueError(
-                f"pruners.{self.name} chooses units at step {first}, when gate {self.method.name} has learned from no "
-                f"step and all scores are equal: raise schedule.{'start' if ranked else 'hard'}, or rank by the "
-                "weights (gate: magnitude)"
-            )
-
     def _harden(self, t: int) -> None:
         """For good: choose, fold, and settle the hooks. Collective."""
         state = self.state
@@ -232,24 +221,8 @@ class GatePruner:
         self.kept_gates = self.training.spread(state)
         state.hardened, state.folded = True, not self.adapted
         if state.folded:
-            self._fold()
+            folding.fold(self.shards, self.sites, self.units, state.z, state.keep, self.history)
         self.settle()
-
-    def _fold(self) -> None:
-        """Gates into the weights that they multiply, and their past into the moments; what is gone becomes 0 with its
-        moments. Collective."""
-        state, shapes = self.state, self.anatomy.shapes
-        fold = unit_slices.factors(self.sites, self.units.split(state.z), shapes, gated=True)
-        alive = unit_slices.factors(self.sites, self.units.split(state.keep.float()), shapes, gated=False)
-        unit_slices.multiply(self.shards, fold)
-        unit_slices.multiply(self.shards, alive)
-        blocks = [site for site in self.sites if site.sublayer is None]
-        for moment, factor in self.history.factors().items():
-            by = self.units.split(factor)
-            unit_slices.multiply(self.shards, unit_slices.factors(self.sites, by, shapes, gated=True), moment)
-            unit_slices.multiply(self.shards, unit_slices.factors(blocks, by, shapes, gated=False), moment)
-            unit_slices.multiply(self.shards, alive, moment)
-        self.shards.refresh_forward()
 
     def settle(self) -> None:
         """The hooks of the hard phase: where z is folded, only dropped blocks still need theirs, output = input."""
@@ -269,13 +242,10 @@ class GatePruner:
         self.history.add(self.multiplied, self.shards.base.param_groups[0]["betas"])
         if evidence is None or not self.training.learns(self.timeline.phase(t)):
             return {}
-        figures = self._learn(t, evidence)
+        figures = self.training.learn(self.state, evidence, self._moment(t))
         if (kept := self.training.kept(self.state, self._moment(t))) is not None:
             self.num_pruned = self.units.removed(kept)
         return figures
-
-    def _learn(self, t: int, evidence: Tensor) -> dict[str, float]:
-        return self.training.learn(self.state, evidence, self._moment(t))
 
     def _moment(self, t: int) -> Moment:
         return Moment.of(self.timeline, t, self.due(t))
@@ -293,10 +263,7 @@ class GatePruner:
             if opened:
                 raise PromiseBroken(f"the gates of {opened}, which pruner {self.name} has closed, are open")
             return
-        alive = unit_slices.factors(
-            self.sites, self.units.split(self.state.keep.float()), self.anatomy.shapes, gated=False
-        )
-        alive_again = unit_slices.count_nonzero(self.shards, alive)
+        alive_again = unit_slices.count_nonzero(self.shards, folding.alive(self.sites, self.units, self.state.keep))
         if alive_again:
             raise PromiseBroken(f"{alive_again} weights of units that pruner {self.name} has removed are not zero")
 

@@ -6,7 +6,7 @@ it, or whole layers, for no reason: that is an error, before training where the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from torch import Tensor
 from pat.pruning.arrays import array, chunks, module
 from pat.pruning.comm import Comm
 from pat.pruning.criteria import Criterion
+from pat.pruning.gate_training import GateTraining
+from pat.pruning.gates import Gate, Ranked
 from pat.pruning.grid import by_structure
+from pat.pruning.schedules import Timeline
 from pat.pruning.sites import Site
 from pat.pruning.types import Run
 
@@ -88,6 +91,25 @@ def check_sites(place: str, sites: Sequence[Site], scores: Mapping[str, Tensor],
                     f"{place}: all scores of {where} are equal, so its index would decide which units go: it has had "
                     "no evidence; select later (schedule.start), or prune other structures"
                 )
+
+
+def check_first_choice(
+    name: str,  # of the pruner
+    method: Gate,
+    training: GateTraining,
+    score: Tensor,  # (U,) before any step
+    line: Timeline,
+    due: Callable[[int], float],  # share of the budget at a step
+) -> None:
+    """ValueError where the first units would be chosen before a step has given evidence."""
+    ranked = isinstance(method, Ranked)
+    soft = [t for t in range(line.start, line.hard) if line.is_selection_step(t) and due(t)] if ranked else []
+    first = (soft or [line.hard])[0]
+    if all_equal(score) and not any(training.learns(line.phase(t)) for t in range(first)):
+        raise ValueError(
+            f"pruners.{name} chooses units at step {first}, when gate {method.name} has learned from no step and all "
+            f"scores are equal: raise schedule.{'start' if ranked else 'hard'}, or rank by the weights (magnitude)"
+        )
 
 
 def _some(names: Sequence[str]) -> str:
