@@ -34,8 +34,8 @@ class Movement(Criterion):
         """Refuse a prior that is none, and a length that a constant would ignore."""
         if self.prior is not None and self.prior_steps != PRIOR_STEPS:
             raise ValueError(
-                f"criterion.prior is {self.prior}, a constant, but then criterion.prior_steps={self.prior_steps} would be "
-                "ignored: leave one of them out."
+                f"criterion.prior is {self.prior}, a constant, but then criterion.prior_steps={self.prior_steps} would "
+                "be ignored: leave one of them out."
             )
         if not 0.0 < self.prior_steps < math.inf or not 0.0 <= (self.prior or 0.0) < math.inf:
             raise ValueError(
