@@ -188,7 +188,7 @@ class MaskedGradConfig:
     """What a masked weight's gradient does while the mask may still change."""
 
     name: str = "zero"  # zero | straight_through
-    sr_ste: float = 0.0  # decay of masked weights, arXiv:2102.04010
+    sr_ste: float = 0.0  # weight decay of masked weights, arXiv:2102.04010
 
 
 @dataclass

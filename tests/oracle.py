@@ -200,13 +200,13 @@ def _evidence(weight: Tensor, score: Tensor, progress: float, settings: Settings
 
 
 def _add_prior(ranks: dict[str, Tensor], squares: dict[str, Tensor], weight: float) -> None:
-    """S + c W^2, where c makes RMS(c W^2) `weight` times RMS(S), and has 8 binary digits."""
+    """S + c W^2, where c makes the mean of c W^2 `weight` times RMS(S), and has 8 binary digits."""
     both = ([of[n].double().flatten() for n in squares] for of in (ranks, squares))
-    evidence, magnitude = (float(torch.cat(each).square().sum()) for each in both)
-    c = weight * math.sqrt(evidence / magnitude) if evidence else 1.0
+    score, square = (torch.cat(list(each)) for each in both)
+    c = weight * float(score.square().mean()) ** 0.5 / float(square.mean()) if score.any() else 1.0
     digits = 2.0 ** (math.floor(math.log2(c)) - 7)
-    for name, square in squares.items():
-        ranks[name] = ranks[name] + square * (round(c / digits) * digits)
+    for name, own in squares.items():
+        ranks[name] = ranks[name] + own * (round(c / digits) * digits)
 
 
 def _select(

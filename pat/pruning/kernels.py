@@ -71,33 +71,31 @@ class Kernels:
     def __init__(self, criterion: Criterion, masked_grad: MaskedGrad, mode: str) -> None:
         descent, scored = criterion.descent, criterion.needs_score
         straight, sr_ste = masked_grad.name == "straight_through", float(masked_grad.sr_ste)
+        self.sr_ste = sr_ste
 
         def evidence(score: Tensor, dense: Tensor, grad: Tensor, coef: Tensor) -> None:
             score.sub_(descent(score, dense, grad, coef))
 
-        def mask_grad(dense: Tensor, grad: Tensor, k: Tensor) -> None:
-            if not straight:
-                grad.mul_(k)
-            elif sr_ste:
-                grad.add_((1.0 - k) * dense * sr_ste)
-
         def soft(dense: Tensor, grad: Tensor, keep: Tensor) -> None:
-            mask_grad(dense, grad, keep.to(dense.dtype))
+            if not straight:
+                grad.mul_(keep.to(grad.dtype))
 
-        def soft_decay(dense: Tensor, grad: Tensor, keep: Tensor, shift: Tensor) -> None:
+        def soft_decay(dense: Tensor, grad: Tensor, keep: Tensor, shift: Tensor, dead: Tensor) -> None:
+            soft(dense, grad, keep)
             k = keep.to(dense.dtype)
-            mask_grad(dense, grad, k)
-            dense.mul_(k.mul_(shift).add_(1.0))
+            masked = (1.0 - k) * dead if sr_ste else None
+            factor = k.mul_(shift) if masked is None else k.mul_(shift).add_(masked)
+            dense.mul_(factor.add_(1.0))
 
         def soft_score(score: Tensor, dense: Tensor, grad: Tensor, keep: Tensor, coef: Tensor) -> None:
             evidence(score, dense, grad, coef)
             soft(dense, grad, keep)
 
         def soft_score_decay(
-            score: Tensor, dense: Tensor, grad: Tensor, keep: Tensor, coef: Tensor, shift: Tensor
+            score: Tensor, dense: Tensor, grad: Tensor, keep: Tensor, coef: Tensor, shift: Tensor, dead: Tensor
         ) -> None:
             evidence(score, dense, grad, coef)
-            soft_decay(dense, grad, keep, shift)
+            soft_decay(dense, grad, keep, shift, dead)
 
         def effective(out: Tensor, dense: Tensor, keep: Tensor) -> None:
             torch.mul(dense, keep.to(dense.dtype), out=out)
@@ -133,11 +131,14 @@ class Kernels:
         keep: Tensor,  # (n,) uint8
         coef: float,  # the criterion's coefficient of this step
         decay: float,  # learning rate * weight decay
+        lr: float = 0.0,  # learning rate
     ) -> None:
         """Soft phase, before the optimizer: S <- update(S, W, G); G <- G * M; W <- W * (1 - decay * M).
 
-        Straight-through: G stays, plus sr_ste * (1 - M) * W (arXiv:2102.04010). The factor of a living weight has the
-        bits of torch's AdamW: 1 - decay in fp64, rounded once; as its distance to 1 is exact in fp32, so is
+        Straight-through: G stays, and masked weights decay, W <- W * (1 - lr * sr_ste * (1 - M)): SR-STE
+        (arXiv:2102.04010), which adds sr_ste * (1 - M) * W to G. With SGD that is the same; Adam would divide its size
+        away, so it is decoupled as weight decay is in AdamW (as in arXiv:2407.20584). The factor of a living weight has
+        the bits of torch's AdamW: 1 - decay in fp64, rounded once; as its distance to 1 is exact in fp32, so is
         1 + M * distance.
         """
         scalars = [_scalar(coef)] if self.scored else []
@@ -145,8 +146,9 @@ class Kernels:
         if self.scored:
             assert score is not None
             tensors.insert(0, score)
-        if decay:
-            self._soft_decay(*tensors, *scalars, _scalar(1.0 - decay) - 1.0)
+        dead = lr * self.sr_ste
+        if decay or dead:
+            self._soft_decay(*tensors, *scalars, _scalar(1.0 - decay) - 1.0, _scalar(1.0 - dead) - 1.0)
         else:
             self._soft(*tensors, *scalars)
 

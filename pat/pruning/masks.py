@@ -199,7 +199,7 @@ class MaskPruner:
         group["weight_decay"] = decay if state.dense is None else 0.0
         if state.dense is not None:
             assert state.keep is not None
-            self.kernels.pre_soft(state.score, state.dense, grad, state.keep, coef, group["lr"] * decay)
+            self.kernels.pre_soft(state.score, state.dense, grad, state.keep, coef, group["lr"] * decay, group["lr"])
             state.buffer = param.data
             param.data = state.dense.view_as(param)
         elif state.keep is not None:  # hard

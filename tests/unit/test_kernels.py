@@ -30,7 +30,7 @@ def all_passes(k: Kernels, state: dict[str, torch.Tensor], decay: float) -> dict
     s = {name: t.clone() for name, t in state.items()}
     k.pre_dense(s["score"], s["dense"], s["grad"], 0.01)
     for coef in (0.01, 0.02):
-        k.pre_soft(s["score"], s["dense"], s["grad"], s["keep"], coef, decay)
+        k.pre_soft(s["score"], s["dense"], s["grad"], s["keep"], coef, decay, 0.01)
     k.post_soft(s["out"], s["dense"], s["keep"])
     s["moment"] = state["grad"].clone()
     k.pre_hard(s["moment"], s["keep"])
@@ -79,8 +79,30 @@ def test_straight_through_by_hand() -> None:
     config = MaskedGradConfig(name="straight_through", sr_ste=0.5)
     k = make_kernels(registry.build("criterion", "magnitude"), config, "eager")
     dense, grad = torch.tensor([2.0, -4.0]), torch.tensor([0.5, 0.25])
-    k.pre_soft(None, dense, grad, torch.tensor([1, 0], dtype=torch.uint8), 0.0, 0.0)
-    assert grad.tolist() == [0.5, -1.75] and dense.tolist() == [2.0, -4.0]
+    k.pre_soft(None, dense, grad, torch.tensor([1, 0], dtype=torch.uint8), 0.0, 0.5, 0.25)
+    assert grad.tolist() == [0.5, 0.25] and dense.tolist() == [1.0, -3.5]  # 1 - 0.5 and 1 - 0.25 * 0.5
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_the_decay_of_masked_weights_is_as_strong_as_it_says(scale: float) -> None:
+    """Under Adam, with gradients of two sizes: would catch a decay that goes through the gradient, which is divided."""
+    lr, steps, generator = 1e-2, 30, torch.Generator().manual_seed(0)
+    keep = torch.zeros(2000, dtype=torch.uint8)
+    grads = [torch.randn(2000, generator=generator) * scale for _ in range(steps)]
+    ends = []
+    for sr_ste in (0.0, 1.0, 2.0):
+        config = MaskedGradConfig(name="straight_through", sr_ste=sr_ste)
+        k = make_kernels(registry.build("criterion", "magnitude"), config, "eager")
+        weight = torch.nn.Parameter(torch.full((2000,), 100.0))
+        optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=0.0)
+        for grad in grads:
+            weight.grad = grad.clone()
+            k.pre_soft(None, weight.data, weight.grad, keep, 0.0, 0.0, lr)
+            optimizer.step()
+        ends.append(float(weight.detach().mean()))
+    assert ends[0] == pytest.approx(100.0, rel=1e-2)
+    assert ends[1] / ends[0] == pytest.approx((1 - lr) ** steps, rel=1e-2)
+    assert ends[2] / ends[0] == pytest.approx((1 - 2 * lr) ** steps, rel=1e-2)
 
 
 @pytest.mark.parametrize("fused", [False, True])

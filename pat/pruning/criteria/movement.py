@@ -19,8 +19,8 @@ class Movement(Criterion):
 
     This is gradient descent on S through the straight-through mask, dL/dS = dL/dW' * W, at rate 1; the rate does not
     change the order. S of a few hundred steps is mostly noise, so the magnitude counts beside it: at step t the two
-    terms have sizes prior_steps / t : 1, by the RMS over all weights that are ranked together. A number as `prior` is c
-    itself, in units of the loss and of the weights at the start; 0 is the method as published.
+    terms have sizes prior_steps / t : 1, the mean of c W^2 and the RMS of S over what is ranked together. A number as
+    `prior` is c itself; 0 is the method as published.
     Source: Sanh et al. 2020, arXiv:2005.07683; the prior is our own.
     """
 
