@@ -3,8 +3,8 @@
     python launch/assets.py reviews && python tests/benchmarks/accuracy.py [--steps 120] [--jobs 2]
 
 Every run is one `pat train recipe=reviews` (feed-forward matrices are pruned) with one rank and one thread. Movement
-starts from scores of 0, as in the paper, and from the magnitude as the prior. No method is tuned: all take the recipe's
-settings and one schedule, fixed beforehand. The evaluation split is never trained on. A finished run is not repeated,
+comes with its default prior, without one as published, and with a constant one. No method is tuned: all take the
+recipe's settings and one schedule, fixed beforehand. The evaluation split is never trained on. A finished run is not repeated,
 so the command can be interrupted.
 """
 
@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCHEDULE = "pruners.weights.schedule.end=0.6"
 METHODS = {  # overrides of the recipe
     "magnitude": ["pruners.weights.criterion.name=magnitude"],
-    "movement": ["pruners.weights.criterion.prior=0.0"],
+    "movement": ["pruners.weights.criterion.prior=null"],
+    "movement, as published": ["pruners.weights.criterion.prior=0.0"],
     "movement, prior 10": ["pruners.weights.criterion.prior=10.0"],
 }
 SPARSITIES = (0.5, 0.8, 0.95)

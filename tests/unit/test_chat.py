@@ -165,7 +165,7 @@ def test_columns_of_no_format_and_rows_without_anything_to_learn_are_errors(tmp_
     unanswered = [{"messages": said(f"u: {i}")} for i in range(9)]
     with pytest.raises(ValueError, match="make no sample.*none has a supervised token"):
         prepared(tmp_path, unanswered, chat(empty_rows="drop"))
-    with pytest.raises(ValueError, match="The column 'messages' is empty in some rows"):
+    with pytest.raises(ValueError, match="The column 'messages' is empty in row 31 of data.train"):
         prepared(tmp_path, [*conversations(), {"messages": None}], chat())
 
 

@@ -115,7 +115,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
     assert ", mine, " in refused("--config-dir", str(tmp_path), "recipe=yours")
     (tmp_path / "recipe" / "mine.yaml").write_text(recipe + "\n    speed: 3\n")
     assert (
-        "in recipe/mine.yaml: there is no key 'pruners.weights.speed'; allowed in pruners.weights: budget"
+        "in recipe/mine.yaml: there is no key 'pruners.weights.speed'; allowed in pruners.weights: allow_empty_matrices"
         in refused(*own)
     )
 
