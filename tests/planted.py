@@ -29,6 +29,7 @@ KEPT = {"ffn": 4, "kv_groups": 2, "heads": 2, "layers": 2, "attention_layers": 2
 WEAK = 0.03
 SHAPE = Shape(vocab=61, hidden=24, layers=4, groups=4, heads_per_group=2, head_dim=6, neurons=10)
 LR, WEIGHT_DECAY, MAX_NORM = 1e-3, 0.1, 0.3
+EPS = 1e-5  # of Adam: weights with next to no gradient do not turn its rounding into steps
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Case:
         return Settings(
             shape=self.shape, structures=self.structures, method=self.method, budget=self.budget_settings,
             start=line["start"], end=line.get("end", line["start"]), hard=line["hard"], every=line.get("every", 1),
-            ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY, max_norm=MAX_NORM, **self.options,
+            ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY, max_norm=MAX_NORM, eps=EPS, **self.options,
         )  # fmt: skip
 
     def pruner(self) -> PrunerConfig:
@@ -101,6 +102,7 @@ class Case:
         config.engine.world_size, config.engine.zero_stage, config.engine.dtype = 1, 0, "fp32"
         config.engine.kernels, config.engine.gradient_clipping = "eager", MAX_NORM
         config.optim.lr, config.optim.weight_decay, config.optim.implementation = self.lr, WEIGHT_DECAY, "loop"
+        config.optim.eps = EPS
         config.pruners["gates"] = self.pruner()
         return config
 
