@@ -15,13 +15,16 @@ import torch.distributed as dist
 from pat import checkpoint, compose, data, engine, models, retention, run, tasks, teacher
 from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manifest
 from pat.config import Config
+from pat.data.checks import data_warnings
 from pat.data.example import example
 from pat.manifest import check_same_model, describe_parameters
 from pat.models import liger
 from pat.models.dtypes import DTYPES
+from pat.models.weight_files import check_weights
 from pat.parts import Parts, Progress
 from pat.pruning import plan
 from pat.pruning.pruner import Pruner
+from pat.start_summary import Checked
 from pat.tracking import Tracker
 from pat.watchdog import end_rank
 
@@ -33,26 +36,43 @@ def check_data(config: Config) -> str:
     prepared = fitting_data(config)
     if config.train.export_at:
         _check_export_at(config.train.export_at, plan.attached(config, prepared.num_labels)[1])
+    return data_in_words(config, prepared)
+
+
+def data_in_words(config: Config, prepared: data.PreparedData) -> str:
+    """How much there is, where it is, and a sample as the loss sees it."""
     info, labels = prepared.info, prepared.label_names
     shown = example(prepared, config.data, models.build_tokenizer(config.model))
     return (
         f"Data: {len(prepared.train):,} training and {len(prepared.eval):,} evaluation samples"
         + (f", labels {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}" if labels else "")
         + f"; tokenised in {info['cache']}."
+        + "".join(f"\n{line}" for line in _strange(config, prepared))
         + (f"\n{shown.plain()}" if shown else "")
     )
 
 
-def prepare(config: Config, run_dir: Path) -> None:
+def prepare(config: Config, run_dir: Path) -> Checked:
     """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError."""
     engine.check_accelerator(config)
     engine.deepspeed_config(config)
     prepared = fitting_data(config)
+    for line in _strange(config, prepared):
+        print(line, flush=True)
     model, pruner = plan.attached(config, prepared.num_labels)
     if config.model.use_liger_kernel:
         liger.check(cast(Any, model).config.model_type)
     _check_export_at(config.train.export_at, pruner)
     _check_resumable(config.run.resume, run.RunDir(run_dir).checkpoints, model, pruner)
+    return Checked(prepared, model, pruner)
+
+
+def _strange(config: Config, prepared: data.PreparedData) -> list[str]:
+    """Lines for the start: what becomes of a pretrained head, and what looks wrong in the data. Raises ValueError."""
+    task = tasks.build(config.task)
+    hf_config = models.build_config(config.model, task, prepared.num_labels, label_names=prepared.label_names)
+    note = models.head_note(config.model, task, hf_config)
+    return [*([f"note: {note}"] if note else []), *(f"warning: {line}" for line in data_warnings(prepared, task))]
 
 
 def _check_export_at(values: list[float], pruner: Pruner) -> None:
@@ -84,6 +104,8 @@ def fitting_data(config: Config) -> data.PreparedData:
     hf_config = models.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
     models.check_fits(hf_config, tokenizer, config.data.max_length)
     task.check_model(hf_config)
+    if config.model.path and config.model.init == "pretrained":
+        check_weights(config.model.path, "model.path", config.model.revision)
     if config.distill.teacher:
         teacher.check(config, task, tokenizer, hf_config)
     return prepared
@@ -144,7 +166,8 @@ def build(run_dir: Path) -> Parts:
         parts.distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
         parts.progress.teacher = teacher.identity(config, parts.world)
     _resume(parts)
-    pruner.begin(parts.progress.step)
+    if parts.progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
+        pruner.begin(parts.progress.step)
     minutes = config.engine.timeout_min
     parts.watchdog.start(
         60 * minutes,
@@ -197,8 +220,12 @@ def summary(parts: Parts) -> dict[str, Any]:
         "prunable_parameters": pruner.totals.numel,
         "mask_sha256": mask_hash if pruner.pruners else None,
         "kept_units": {gate.name: gate.counts() for gate in pruner.gates},
+        "kept_gates": {gate.name: gate.kept_gates for gate in pruner.gates if gate.kept_gates},
         "weights_sha256": weights_hash,
         "teacher": progress.teacher,
+        "initial_loss": progress.initial_loss,
+        "max_loss": parts.max_loss(),
+        "skipped_steps": progress.skipped,
         "dense_metrics": progress.dense_metrics,
         "dense_step": progress.dense_step,
         "metrics": progress.metrics,
@@ -215,18 +242,17 @@ def summary(parts: Parts) -> dict[str, Any]:
 def outcome(directory: run.RunDir) -> str:
     """A finished run in a sentence, from its summary: what was reached, where it is, what comes next."""
     found = run.read_json(directory.summary) or {}
-    now, before = found["metrics"], found["dense_metrics"] or {}
-    figures = [
-        f"{name} {value:.4g}"
-        + (f" ({before[name]:.4g} at step {found['dense_step']}, where pruning began)" if name in before else "")
-        for name, value in now.items()
-    ]
+    now, before = (
+        ", ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items() if isinstance(value, float))
+        for metrics in (found["metrics"], found["dense_metrics"])
+    )
     reached = (found.get("reached") or {}).items()
     variants = ", ".join(f"--checkpoint sparsity={value} (of step {step})" for value, step in reached)
     pruned = f"{found['sparsity']:.2%} of {found['prunable_parameters']:,} prunable weights removed, "
     return (
-        f"done, step {found['step']}: {pruned if found['prunable_parameters'] else ''}{', '.join(figures)}\n"
-        f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
+        f"done, step {found['step']}: {pruned if found['prunable_parameters'] else ''}{now}\n"
+        + (f"before pruning began, after {found['dense_step']} of {found['step']} steps: {before}\n" if before else "")
+        + f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
         + (f"\nor what it was on the way: {variants}" if variants else "")
     )
 

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from pat import retention
-from pat.checkpoint_reader import FORMAT, CheckpointError, CheckpointReader
+from pat.checkpoint_reader import FORMAT, CheckpointError, CheckpointReader, read_manifest
 from pat.deepspeed_files import shard_file
 from pat.hashing import file_sha256
 from pat.manifest import check_same_model, describe, describe_parameters, rank_layout, restore_engine
@@ -103,6 +103,15 @@ def save(
         attempt(lambda: _publish(partial, final, manifest, root))
     agree()
     return final
+
+
+def note(root: Path, step: int, trainer: dict[str, Any], metrics: dict[str, float]) -> Path:
+    """Put what was found out after the checkpoint of `step` was written into its manifest. One rank only."""
+    folder = root / f"step-{step:08d}"
+    manifest = read_manifest(folder)
+    manifest |= {"metrics": metrics, "trainer": manifest["trainer"] | trainer}
+    write_atomic(folder / "manifest.json", json.dumps(manifest))
+    return folder
 
 
 def _write_deepspeed(engine: Any, folder: Path, attempt: Callable[[Callable[[], Any]], Any]) -> None:

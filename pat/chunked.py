@@ -112,7 +112,8 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, work: _Work, hidden: Tensor, *parameters: Tensor) -> Tensor:
         """(k,) of hidden states (n, d)."""
         wanted = [each for each, needed in zip((hidden, *parameters), ctx.needs_input_grad[1:], strict=True) if needed]
-        grads = [torch.zeros_like(each) for each in wanted]
+        # Of the head in fp32: in bf16 what a chunk adds to a long sum is lost in its rounding.
+        grads = [torch.zeros_like(each, dtype=None if each is hidden else torch.float32) for each in wanted]
         total: Any = 0.0
         for part in chunks(len(hidden), work.size):
             with torch.set_grad_enabled(bool(wanted)):
@@ -126,12 +127,13 @@ class _Sums(torch.autograd.Function):
                         else:
                             have += new
             total = total + found.detach()
-        ctx.grads = grads
+        ctx.grads, ctx.dtypes = grads, [each.dtype for each in wanted]
         return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
         """The gradients times that of the first sum."""
-        grads = iter([grad.mul_(outer[0][0].to(grad.device)) for grad in ctx.grads])
+        scaled = [grad.mul_(outer[0][0].to(grad.device)) for grad in ctx.grads]
+        grads = iter([grad.to(dtype) for grad, dtype in zip(scaled, ctx.dtypes, strict=True)])
         ctx.grads = None  # a second backward is a mistake
         return None, *(next(grads) if needed else None for needed in ctx.needs_input_grad[1:])

@@ -14,7 +14,19 @@ from pat import commands
 from pat.run import ExitCode
 from pat.usage import EXAMPLES, EXIT_CODES
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+# Of a path that was given: where nothing closer to the fault has said more.
+_OF_A_PATH = (
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,10 +81,11 @@ def _one_sentence_errors() -> Iterator[None]:
             print(f"pat: {error}", file=sys.stderr)
         raise SystemExit(int(getattr(error, "exit_code", ExitCode.BAD_INPUT))) from None
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        of_a_path = error.errno in _OF_A_PATH and error.filename is not None
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (of_a_path or error.errno in _OF_THE_DISK):
             raise
         print(f"pat: {error.strerror}: {error.filename or 'while files were written'}", file=sys.stderr)
-        raise SystemExit(int(ExitCode.ERROR)) from None
+        raise SystemExit(int(ExitCode.BAD_INPUT if of_a_path else ExitCode.ERROR)) from None
     except KeyboardInterrupt:
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None
 

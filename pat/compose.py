@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pat.config import Config
+from pat.config import FILES, Config
 from pat.explain import explain
 from pat.hosts import take_world_size
 from pat.pruning import registry
@@ -47,7 +47,9 @@ ELASTIC = (
     "data.cache_dir",
 )
 # What a run that diverged may go on with besides.
-AFTER_DIVERGENCE = ("optim.lr", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss")
+AFTER_DIVERGENCE = (
+    "optim.lr", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss", "train.max_skipped",
+)  # fmt: skip
 _METHOD = re.compile(rf"(pruners\.([^.=@]+)\.({'|'.join(registry.PACKAGES)}))(?:\.name)?=(\w+(?:,\w+)*)")
 
 
@@ -88,8 +90,10 @@ def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
     with _hydra_process([_method_as_group(argument) for argument in arguments]):
         try:
             main()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise ValueError(explain(error)) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{_not_text(arguments)} is not text in UTF-8: {error.reason}") from error
     for error in errors:
         raise error
     return next((code for code in codes if code), 0)
@@ -107,6 +111,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     config = to_config(content)
     take_world_size(config, overrides)
     validate(config)
+    _check_replaced_files(content["data"], overrides)
     return config
 
 
@@ -135,13 +140,21 @@ def dump(config: Config) -> str:
 
 
 def freeze(config: Config, run_dir: Path) -> None:
-    """Write config.yaml and version.json before the run starts; a directory that holds results of another config
-    is refused, unless only ELASTIC keys differ."""
+    """Write config.yaml and version.json before the run starts, and set an earlier run's results aside where
+    run.resume says so."""
+    check_same_run(config, run_dir)
     run = RunDir(run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
     if config.run.resume == "never":
         _set_aside(run)
-    elif run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
+    write_json(run.version, versions())
+    write_atomic(run.config, dump(config))
+
+
+def check_same_run(config: Config, run_dir: Path) -> None:
+    """ValueError where the directory holds results of another config, unless only ELASTIC keys differ."""
+    run = RunDir(run_dir)
+    if config.run.resume != "never" and run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
         diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
         differing = changed_keys(load(run.config), config, AFTER_DIVERGENCE if diverged else ())
         if differing:
@@ -150,8 +163,6 @@ def freeze(config: Config, run_dir: Path) -> None:
                 f"{run_dir} holds a run with another config ({changes}): go on with the old values, choose another "
                 "run.dir, or start over with run.resume=never"
             )
-    write_json(run.version, versions())
-    write_atomic(run.config, dump(config))
 
 
 def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> None:
@@ -217,6 +228,26 @@ def _drop_replaced_fields(pruners: dict[str, Any], overrides: Sequence[str]) -> 
                 settings[kind] = {k: v for k, v in method.items() if k in own or f"{place}.{k}" in given}
 
 
+def _check_replaced_files(data: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """ValueError where the command line replaces one of a recipe's files, train or eval, and leaves the other."""
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    sources = data["sources"] or {}
+    for place, part in [("data", data), *((f"data.sources.{name}", {**data, **own}) for name, own in sources.items())]:
+        train, held = f"{place}.train", f"{place}.eval"
+        if part["source"] not in FILES or part["eval"] is None:
+            continue
+        if train in given and held not in given:
+            raise ValueError(
+                f"{train} is replaced, but {held}={part['eval']} is still the recipe's, so the model would be measured "
+                f"on other data than yours: give {held}=FILE, too, or {held}=null to hold out a part of {train}"
+            )
+        if held in given and train not in given:
+            raise ValueError(
+                f"{held} is replaced, but {train}={part['train']} is still the recipe's: give {train}, too (the same "
+                "again, if that is what you mean)"
+            )
+
+
 def _set_aside(run: RunDir) -> None:
     if run.checkpoints.exists() and any(run.checkpoints.iterdir()):
         number = 1
@@ -225,6 +256,18 @@ def _set_aside(run: RunDir) -> None:
         os.rename(run.checkpoints, target)
     for path in (run.metrics, run.summary):
         path.unlink(missing_ok=True)
+
+
+def _not_text(arguments: Sequence[str]) -> str:
+    """The config file that Hydra could not decode; it does not say which."""
+    roots = [conf_dir(), *(Path(after) for flag, after in zip(arguments, arguments[1:], strict=False)
+                           if flag in ("--config-dir", "-cd"))]  # fmt: skip
+    for path in (path for root in roots for path in sorted(root.rglob("*.yaml"))):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return str(path)
+    return "a config file"
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+FILES = ("json", "csv", "parquet", "text")  # values of data.source that read local files
+
 
 @dataclass
 class RunConfig:
@@ -31,6 +33,7 @@ class ModelConfig:
     init: str = "pretrained"  # pretrained | random (architecture only)
     config: dict[str, Any] = field(default_factory=dict)  # fields of the Hugging Face config to set
     tokenizer: str | None = None  # hub name or folder, or "byte"; default: `path`
+    replace_head: bool = False  # of a classifier: a new one instead of that in the files
     attn_implementation: str | None = None
     use_liger_kernel: bool = False
 
@@ -59,6 +62,9 @@ class DataConfig:
     text_column: str = "text"
     text_pair_column: str | None = None
     label_column: str = "label"
+    delimiter: str = ","  # csv: between values; `tab` for a tab
+    quote_char: str | None = '"'  # csv: around values; null: none
+    encoding: str = "utf-8"  # csv, json, text
     sample_by: str = "line"  # a document of a text file: line | paragraph | document (the whole file)
     generated: GeneratedConfig = field(default_factory=GeneratedConfig)
     max_length: int = MISSING  # tokens
@@ -88,6 +94,7 @@ class TrainConfig:
     num_steps: int = MISSING
     global_batch_size: int = MISSING  # sequences per optimizer step, over all ranks
     micro_batch_size: int | None = None  # sequences per forward, per rank; default: global / ranks
+    global_mean: bool = True  # false: the mean of the micro-batches' means
     log_every: int = 10
     eval_every: int | None = None
     eval_batch_size: int | None = None
@@ -95,7 +102,8 @@ class TrainConfig:
     checkpoint_every_min: float | None = 30.0  # minutes
     keep_last: int = 2  # checkpoints; the best one is kept besides
     best_metric: str | None = None  # default: the task's
-    max_loss: float | None = None  # a logged loss above it stops the run
+    max_loss: float | None = None  # a logged loss above it stops the run; default: 3 times the initial, or chance
+    max_skipped: int = 10  # of the last 50 steps
     export_at: list[float] = field(default_factory=list)  # sparsities at which a checkpoint is kept
 
 
@@ -193,6 +201,7 @@ class PrunerConfig:
     granularity: Any = None
     criterion: Any = None
     scope: str = "global"  # global | matrix
+    allow_empty_matrices: bool = False  # a ranking may remove all weights of a matrix
     structures: list[str] = field(default_factory=list)  # names: ffn, kv_groups, heads, layers, ...
     gate: Any = None
     budget: Any = MISSING

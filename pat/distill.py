@@ -21,6 +21,7 @@ from pat import chunked
 from pat.config import DistillConfig
 from pat.pruning.comm import Comm
 from pat.pruning.schedules import Ramp
+from pat.shares import Shares, tokens
 from pat.tasks import Batch, Task
 from pat.tasks.causal_lm import next_labels, row_losses
 
@@ -45,16 +46,17 @@ class Distiller:
         self._sums = torch.zeros(3, dtype=torch.float64)  # KL, hidden, forwards since the last line
         self._factor = 0.0
 
-    def loss(self, model: Any, batch: Batch, t: int) -> Tensor:
+    def loss(self, model: Any, batch: Batch, t: int, shares: Shares = (1.0, 1.0)) -> Tensor:
         """The combined loss of step t, fp32; the task's alone while the ramp is 0. Collective at ZeRO 3.
 
-        The teacher goes first: the student's activations are not there yet when its own are at their peak.
+        `shares`: of the global batch, for what is a mean over answers, and over tokens. The teacher goes first: the
+        student's activations are not there yet when its own are at their peak.
         """
         self._factor = self.ramp(t)
         if self._factor == 0.0:
-            return self.task.loss(model, batch)
+            return self.task.loss(model, batch) * shares[0]
         if self.task.chunk_tokens is not None:
-            return self._chunked(model, batch, self.task.chunk_tokens)
+            return self._chunked(model, batch, self.task.chunk_tokens, shares)
         wanted = self._wanted()
         with torch.no_grad():
             taught = self.task.outputs(self.teacher, batch, **wanted)
@@ -67,11 +69,15 @@ class Distiller:
             loss = loss + weight * self.config.temperature**2 * kl
         if wanted:
             hidden = hidden_loss(outputs.hidden_states, taught.hidden_states, tokens(batch), self.layer_map)
-            loss = loss + self.hidden_weight * self._factor * hidden
-        self._add(kl, hidden)
-        return loss
+        return self._whole(loss, kl, hidden, shares)
 
-    def _chunked(self, model: Any, batch: Batch, size: int) -> Tensor:
+    def _whole(self, loss: Tensor, kl: Tensor, hidden: Tensor, shares: Shares) -> Tensor:
+        """Both parts by their shares of the global batch; what is logged, too."""
+        loss, kl, hidden = loss * shares[0], kl * shares[0], hidden * shares[1]
+        self._sums = self._sums.to(kl.device) + torch.stack([kl, hidden, torch.ones_like(kl)]).detach()
+        return loss + self.hidden_weight * self._factor * hidden if self.hidden_weight else loss
+
+    def _chunked(self, model: Any, batch: Batch, size: int, shares: Shares) -> Tensor:
         """The same, where neither model's logits exist for more than `size` tokens. Collective at ZeRO 3.
 
         The teacher runs inside the call of the student's head, and the chunks of both inside that of the teacher's:
@@ -110,16 +116,11 @@ class Distiller:
         hidden = loss.new_zeros(())
         if wanted:
             hidden = hidden_loss(outputs.hidden_states, taught[0].hidden_states, tokens(batch), self.layer_map)
-            loss = loss + self.hidden_weight * self._factor * hidden
-        self._add(kl, hidden)
-        return loss
+        return self._whole(loss, kl, hidden, shares)
 
     def _wanted(self) -> dict[str, bool]:
         """What the models are asked for besides logits."""
         return {"output_hidden_states": True} if self.hidden_weight else {}
-
-    def _add(self, kl: Tensor, hidden: Tensor) -> None:
-        self._sums = self._sums.to(kl.device) + torch.stack([kl, hidden, torch.ones_like(kl)]).detach()
 
     def logged(self, world: Comm) -> dict[str, float]:
         """Mean KL and hidden loss since the last line, over all ranks, and the weight of the last step. Collective."""
@@ -217,12 +218,6 @@ def _layer_mse(student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
     """Mean squared difference over the tokens that count and the d channels."""
     rows = (student.float() - teacher.float()).square().mean(-1)
     return (rows * counts).sum() / counts.sum()
-
-
-def tokens(batch: Batch) -> Tensor:
-    """(b, s) fp32: 1 for a token, 0 for padding."""
-    mask = batch.get("attention_mask")
-    return torch.ones_like(batch["input_ids"], dtype=torch.float32) if mask is None else mask.float()
 
 
 def uniform_map(student: int, teacher: int) -> list[int]:

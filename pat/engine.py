@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pat import patterns
 from pat.config import Config, OptimConfig
 from pat.models import adapters
 from pat.pruning.pruner import Pruner
@@ -91,8 +91,12 @@ def _user_config(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(Path(value).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"engine.deepspeed={value}: not a readable DeepSpeed JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"engine.deepspeed holds {value!r}: give the path of a DeepSpeed JSON, or a mapping of its keys"
+        )
     return dict(value)
 
 
@@ -180,7 +184,7 @@ def param_groups(model: nn.Module, optim: OptimConfig, owner: dict[str, str]) ->
         if not param.requires_grad:
             continue
         shape = getattr(param, "ds_shape", param.shape)
-        decay = len(shape) >= 2 and not any(fnmatchcase(name, p) for p in optim.no_decay)
+        decay = len(shape) >= 2 and not patterns.matches(name, optim.no_decay)
         head = optim.head_lr is not None and name.split(".")[0] in adapters.HEADS
         key = (owner.get(name, ""), decay, head)
         if key not in groups:
@@ -197,15 +201,17 @@ def choose_trainable(model: nn.Module, config: Config) -> None:
         freeze(model, config.optim.trainable)
     else:
         adapters.inject(model, config.peft, config.seed)
+    patterns.check("optim.no_decay", config.optim.no_decay, [n for n, _ in model.named_parameters()])
 
 
 def freeze(model: nn.Module, trainable: list[str]) -> None:
-    """Leave only the parameters that a pattern names trainable. Raises ValueError if that is none."""
+    """Leave only the parameters that a pattern names trainable. ValueError for a pattern that names none."""
+    names = [n for n, _ in model.named_parameters()]
+    patterns.check("optim.trainable", trainable, names)
     for name, param in model.named_parameters():
-        param.requires_grad_(any(fnmatchcase(name, p) for p in trainable))
+        param.requires_grad_(patterns.matches(name, trainable))
     if not any(p.requires_grad for p in model.parameters()):
-        names = [n for n, _ in model.named_parameters()]
-        raise ValueError(f"optim.trainable={trainable} matches no parameter; the model has {', '.join(names[:6])}, ...")
+        raise ValueError(f"optim.trainable={trainable} matches no parameter; it has {patterns.in_patterns(names)}")
 
 
 def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
+import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +18,9 @@ from pat.config import PrunerConfig
 def explain(error: Exception) -> str:
     """One sentence: what was given, what is allowed there."""
     cause = error.__cause__ or error.__context__ or error
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        at = error.problem_mark
+        return f"{at.name} is not readable as YAML: {error.problem} (line {at.line + 1}, column {at.column + 1})"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = ", ".join(error.options or []) or "none"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from pat import run
+from pat import divergence, run
 from pat.config import Config
 from pat.distill import Distiller
 from pat.pruning.comm import Comm
 from pat.pruning.pruner import Pruner
+from pat.shares import Shares, shares
 from pat.tracking import Tracker
 from pat.watchdog import Watchdog
 
@@ -30,7 +31,9 @@ class Progress:
     dense_step: int | None = None  # how many steps they were trained
     metrics: dict[str, float] | None = None  # of the last evaluation
     best: list[float] | None = None  # (phase, signed metric) of the best checkpoint
-    first_loss: float | None = None
+    initial_loss: float | None = None  # before the first step
+    skipped: int = 0  # steps without a finite gradient
+    skipped_lately: list[int] = field(default_factory=list)  # the steps of those among the last few
     saved_step: int = -1
     evaluated_step: int = -1
     save_seconds: float = 0.0
@@ -62,13 +65,26 @@ class Parts:
     progress: Progress = field(default_factory=Progress)
     last_save: float = field(default_factory=time.monotonic)
     distiller: Distiller | None = None
+    aside_s: float = 0.0  # that this start has spent in evaluations and saves
     watchdog: Watchdog = field(default_factory=Watchdog)
 
-    def loss(self, batch: Any, t: int) -> torch.Tensor:
-        """The task's loss at step t, with the teacher's if there is one."""
+    def shares(self, batches: Sequence[Any]) -> Sequence[Shares]:
+        """What each of a step's losses counts for: its share of the global batch. Collective unless all are equal."""
+        counted = self.task.uneven or (self.distiller is not None and self.distiller.hidden_weight > 0)
+        if not (self.config.train.global_mean and counted):
+            return [(1.0, 1.0)] * len(batches)
+        return [(row[0], row[1]) for row in shares(self.task, batches, self.world)]
+
+    def loss(self, batch: Any, t: int, shares: Shares) -> torch.Tensor:
+        """The task's loss at step t, with the teacher's if there is one; averaged, that of the global batch."""
         if self.distiller:
-            return self.distiller.loss(self.engine, batch, t)
-        return self.task.loss(self.engine, batch)
+            return self.distiller.loss(self.engine, batch, t, shares)
+        return self.task.loss(self.engine, batch) * shares[0]
+
+    def max_loss(self) -> float:
+        """Above it the run counts as diverged."""
+        chance = self.task.chance_loss(self.engine.module.config)
+        return divergence.loss_limit(self.config, self.progress.initial_loss, chance)
 
     def agree(self, stop: bool, due: bool) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether any finds a checkpoint due. Collective."""

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from pat import folders
 from pat.run import HOST, RunDir, read_json, write_json
 
 _PR_SET_PDEATHSIG = 1
@@ -93,23 +94,37 @@ def leave_with_parent(number: int) -> None:
 
 
 @contextlib.contextmanager
-def only_user_of(run_dir: Path) -> Iterator[None]:
-    """Hold a run directory for one start; ValueError while another holds it."""
+def only_user_of(run_dir: Path, key: str = "run.dir", holds: str = "config.yaml") -> Iterator[None]:
+    """Hold a run directory, which `key` names, for one start; ValueError while another holds it.
+
+    A directory that was made here is removed again when the start fails before there is a file `holds` in it.
+    """
     run = RunDir(run_dir)
-    run.path.mkdir(parents=True, exist_ok=True)
-    with open(run.lock, "a+") as file:
+    made = folders.make(run.path, key)
+    with _opened(run.lock, key) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = os.fstat(file.fileno()).st_nlink > 0  # else its holder has failed and removed it by now
         except OSError:
+            free = False
+        if not free:
             file.seek(0)
             raise ValueError(
                 f"{run_dir} is in use by process {file.read().strip() or 'unknown'}: "
-                "wait for it, or give this run its own run.dir"
-            ) from None
+                f"wait for it, or give this run its own {key}"
+            )
         file.truncate(0)
         file.write(f"{os.getpid()} on {HOST}")
         file.flush()
-        yield
+        with folders.taken_away(run.path, made, (run.path / holds).exists):  # while the lock is still held
+            yield
+
+
+def _opened(lock: Path, key: str) -> IO[str]:
+    try:
+        return open(lock, "a+")
+    except OSError as error:
+        raise ValueError(f"{key}={lock.parent} cannot be written to: {error.strerror}; give another") from None
 
 
 def clear_ranks(run_dir: Path, patience_s: float = 120.0) -> None:

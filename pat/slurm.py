@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pat import folders
 from pat.cluster import PREFIX, ClusterConfig
 from pat.config import Config
 from pat.run import RunDir, read_json, write_atomic, write_json
@@ -177,15 +178,17 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
     if state and state not in OVER:
         raise ValueError(f"{run.path} has a job already ({job}, {state.lower()}): wait for it, or scancel {job}")
     text = script(config, cluster)
-    freeze(config, run.path)
-    if config.run.resume == "never":  # that is done; a job that comes back must not start over
-        config.run.resume = "auto"
-        write_atomic(run.config, dump(config))
-    run.logs.mkdir(exist_ok=True)
-    write_atomic(run.path / "job.sbatch", text)
-    done = subprocess.run(["sbatch", "--parsable", run.path / "job.sbatch"], capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"sbatch refuses {run.path / 'job.sbatch'}: {' '.join(done.stderr.split())}")
+    with folders.taken_away(run.path, folders.make(run.path, "run.dir")):
+        freeze(config, run.path)
+        if config.run.resume == "never":  # that is done; a job that comes back must not start over
+            config.run.resume = "auto"
+            write_atomic(run.config, dump(config))
+        run.logs.mkdir(exist_ok=True)
+        write_atomic(run.path / "job.sbatch", text)
+        done = subprocess.run(["sbatch", "--parsable", run.path / "job.sbatch"], capture_output=True, text=True)
+        if done.returncode:
+            said = " ".join(done.stderr.split())
+            raise ValueError(f"sbatch refuses the job of {run.path}, which --dry-run prints: {said}")
     number = done.stdout.strip().partition(";")[0]
     if (read_json(run.job) or {}).get("job_id") != number:  # it may run by now and have said so itself
         write_json(run.job, {"job_id": number, "restarts": 0, "nodes": ""})

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pat import process, run
+from pat.noise import telling
 from pat.process import Process, RankRecord
 from pat.rank import ORPHAN_GRACE_S, restore_terminal
 from pat.run import ExitCode, RunDir
@@ -150,13 +151,13 @@ class Watch:
             return int(written["code"])
         if failed is None:
             say(self.why_nobody_said())
-            self._show_log(0)
+            self._show_logs(0)
             return ExitCode.ERROR
         log = RunDir(self.run_dir).log(failed.rank)
         message = f"rank {failed.rank}{'' if failed.died else ':'} {failed.message}"
         if failed.died:
-            say(f"{message}; the end of {log}:")
-            self._show_log(failed.rank)
+            say(f"{message}; log: {log}")
+            self._show_logs(failed.rank)
         else:
             say(f"{message} (log: {log})")
         if written and written["code"] in (ExitCode.DONE, ExitCode.PREEMPTED):
@@ -172,12 +173,23 @@ class Watch:
             return "no rank said how it ended: the launcher died"
         return "the launcher died before the ranks began"
 
-    def _show_log(self, rank: int, lines: int = 12) -> None:
-        """The end of what a rank has logged in this start."""
+    def _show_logs(self, rank: int) -> None:
+        """The telling end of what a rank has logged in this start, and how far the run was by rank 0's log."""
+        ends = {rank: self._end_of_log(rank, 12)} | ({0: self._end_of_log(0, 3)} if rank != 0 else {})
+        for number, lines in ends.items():
+            if lines:
+                print("\n".join([f"rank {number} said last:", *(f"  {line}" for line in lines)]), file=sys.stderr)
+            else:
+                print(f"rank {number} said nothing.", file=sys.stderr)
+        sys.stderr.flush()
+
+    def _end_of_log(self, rank: int, lines: int) -> list[str]:
         log = RunDir(self.run_dir).log(rank)
-        with contextlib.suppress(OSError):
+        try:
             said = log.read_bytes()[self.old_bytes.get(log, 0) :].decode(errors="replace")
-            print("\n".join(said.splitlines()[-lines:]), file=sys.stderr, flush=True)
+        except OSError:
+            return []
+        return telling(said, lines)
 
 
 def failures(ranks: Sequence[RankRecord]) -> list[RankRecord]:

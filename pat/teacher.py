@@ -18,6 +18,7 @@ from pat.config import Config, ModelConfig
 from pat.distill import Distiller, uniform_map
 from pat.hashing import file_sha256
 from pat.models.dtypes import DTYPES
+from pat.models.weight_files import check_weights
 from pat.pruning.comm import Comm
 from pat.pruning.plan import size_in_words
 from pat.pruning.schedules import Ramp
@@ -36,6 +37,7 @@ def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, studen
             raise ValueError(f"{name} has another tokenizer than the model: {difference}; take a teacher with the same")
     _check_head(name, task, teacher)
     task.check_model(teacher)
+    check_weights(str(config.distill.teacher), "distill.teacher", config.distill.revision)
     if task.labelled:
         _check_labels(name, teacher, student)
     else:

@@ -26,6 +26,10 @@ class Preempted(RuntimeError):
     """Somebody asked the run to save and leave."""
 
 
+class NotEvaluated(RuntimeError):
+    """The training is done and saved, but its evaluation has failed."""
+
+
 def main(run_dir: Path) -> int:
     """Train as one rank of the run frozen in `run_dir`; returns the exit code that all ranks agree on."""
     parts, code, message = None, ExitCode.DONE, ""
@@ -54,8 +58,10 @@ def fit(parts: Parts) -> None:
     window = Window(parts)
     evaluate_if_due(parts)  # where the last start was stopped in it
     for t in range(progress.step, train.num_steps):
-        if t == pruner.first_soft_step and progress.dense_metrics is None:
-            progress.dense_metrics, progress.dense_step = evaluate(parts, "dense"), t
+        if t == pruner.first_soft_step:  # the last look at the dense model: no mask or gate is in force yet
+            if progress.dense_metrics is None:
+                progress.dense_metrics, progress.dense_step = evaluate(parts, "dense"), t
+            pruner.begin(t)
         step(parts, window, t)
         evaluate_if_due(parts)
         stop, due = parts.agree(parts.flag.requested, parts.checkpoint_due())
@@ -73,15 +79,17 @@ def step(parts: Parts, window: Window, t: int) -> None:
     """Forward and backward of every micro-batch of step t, the pruner's step, a line if it is time. Collective."""
     config, progress, train = parts.config, parts.progress, parts.config.train
     set_lr(parts.engine, lr_factor(t, train.num_steps, config.optim))
-    for micro in range(parts.accumulation):
+    batches = parts.loader.batches(t)
+    for micro, (batch, shares) in enumerate(zip(batches, parts.shares(batches), strict=True)):
         torch.manual_seed(_seed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
-        batch = parts.loader.batch(t, micro)
-        loss = parts.loss(batch, t)
+        loss = parts.loss(batch, t, shares)
         parts.engine.backward(loss)
         if micro + 1 < parts.accumulation:
             parts.engine.step()
         window.add(loss.detach(), batch)
-    stats = parts.pruner.step(t)
+    stats = parts.pruner.step(t, begin_next=t + 1 != parts.pruner.first_soft_step)
+    for sentence in stats.warnings:
+        parts.tracker.warn("pruning", sentence)
     progress.step = t + 1
     window.step(stats)
     parts.tracker.advance(progress.step)
@@ -90,14 +98,32 @@ def step(parts: Parts, window: Window, t: int) -> None:
 
 
 def evaluate_if_due(parts: Parts) -> None:
-    """An evaluation during training, and a checkpoint if it is the best so far or train.export_at's. Collective."""
-    reached = parts.newly_reached()
-    if reached or parts.evaluation_due():
-        metrics = evaluate_now(parts)
-        parts.note_reached(reached)
-        best = parts.is_best(metrics)
-        if best or reached:
-            save(parts, best=best)
+    """An evaluation during training, and a checkpoint if it is the best so far or train.export_at's. That of the last
+    step is `finish`'s. Collective."""
+    progress = parts.progress
+    reached = parts.newly_reached() if progress.step < parts.config.train.num_steps else {}
+    if reached:
+        evaluate_saved(parts, reached)
+    elif parts.evaluation_due() and parts.is_best(evaluate_now(parts)):
+        save(parts, best=True)
+
+
+def evaluate_saved(parts: Parts, reached: dict[str, int]) -> None:
+    """A checkpoint first, which a failing evaluation cannot take away; then what it is worth. Collective."""
+    progress = parts.progress
+    if progress.saved_step != progress.step:
+        save(parts)
+    metrics = evaluate_now(parts)
+    parts.note_reached(reached)
+    best = parts.is_best(metrics)
+    progress.logged_bytes = parts.tracker.logged_bytes
+    if parts.world.rank == 0:
+        root = parts.run.checkpoints
+        path = checkpoint.note(root, progress.step, progress.as_dict(), metrics)
+        retention.mark(root, progress.reached)
+        if best:
+            retention.set_best(root, path)
+    parts.world.barrier()
 
 
 def evaluate_now(parts: Parts) -> dict[str, float]:
@@ -120,7 +146,9 @@ def evaluate(parts: Parts, title: str = "eval") -> dict[str, float]:
 
     sums = parts.task.evaluate(parts.engine, batches(), parts.engine.device)
     metrics = parts.task.metrics(parts.world.sum(sums))
-    line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    parts.aside_s += seconds
+    line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": seconds}
     parts.tracker.log(line, parts.progress.step)
     if not all(map(math.isfinite, metrics.values())):
         raise Diverged(f"the evaluation at step {parts.progress.step} gave {metrics}")
@@ -138,6 +166,7 @@ def save(parts: Parts, best: bool = False) -> None:
     """A checkpoint of what has been done so far. Collective."""
     progress, root = parts.progress, parts.run.checkpoints
     progress.saved_step, parts.last_save = progress.step, time.monotonic()
+    started = time.perf_counter()
     progress.logged_bytes = parts.tracker.logged_bytes
     state, metrics = progress.as_dict(), progress.metrics or {}
     path, seconds, size = checkpoint.timed(
@@ -151,16 +180,27 @@ def save(parts: Parts, best: bool = False) -> None:
         retention.retain(root, parts.config.train.keep_last)
     parts.world.barrier()
     parts.watchdog.beat()
+    parts.aside_s += time.perf_counter() - started
     parts.tracker.log({"checkpoint/seconds": seconds, "checkpoint/bytes": size}, progress.step)
 
 
 def finish(parts: Parts) -> None:
-    """All guarantees, then the last evaluation and checkpoint, unless a start that ended here made them; summary.
+    """All guarantees, then the last checkpoint and evaluation, unless a start that ended here made them; summary.
     Collective."""
     parts.pruner.check_finished()
     if parts.progress.evaluated_step != parts.progress.step:
-        metrics = evaluate_now(parts)
-        save(parts, best=parts.is_best(metrics))
+        try:
+            evaluate_saved(parts, parts.newly_reached())
+        except (Preempted, Diverged, checkpoint.NotWritten, PromiseBroken):
+            raise
+        except Exception as error:
+            if parts.progress.saved_step != parts.progress.step:
+                raise
+            raise NotEvaluated(
+                f"all {parts.progress.step} steps are trained and saved in {parts.run.path}, but evaluating them has "
+                f"failed ({type(error).__name__}: {error}): run the same command to evaluate again, or export the last "
+                "checkpoint as it is"
+            ) from error
     parts.tracker.summary(build.summary(parts))
     if parts.world.rank == 0:  # who has written the summary
         parts.tracker.say(build.outcome(parts.run))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 from pat.config import Config, DistillConfig, PeftConfig, PrunerConfig
+from pat.divergence import LATELY
 from pat.pruning import registry
 from pat.pruning.schedules import Ramp
 
@@ -38,6 +39,7 @@ _AT_LEAST = {
     "train.eval_batch_size": 1,
     "train.checkpoint_every": 1,
     "train.keep_last": 1,
+    "train.max_skipped": 0,
     "engine.world_size": 1,
     "engine.threads_per_rank": 1,
     "engine.gradient_clipping": 0,
@@ -52,6 +54,8 @@ _ABOVE_0 = (
     "optim.head_lr",
     "optim.eps",
 )
+_FINITE = ("optim.lr", "optim.head_lr", "optim.eps", "optim.weight_decay", "optim.warmup", "engine.timeout_min")
+_LARGEST_SEED = 2**63 - 1  # what torch takes
 
 
 def validate(config: Config) -> None:
@@ -80,6 +84,14 @@ def _problems(config: Config) -> Iterator[str]:
         value = get(config, key)
         if value is not None and not value > 0:  # type: ignore[operator]
             yield f"{key} is {value}, but must be above 0"
+    for key in _FINITE:
+        if get(config, key) == math.inf:
+            yield f"{key} is infinite, but must be a finite number"
+    if config.seed > _LARGEST_SEED:
+        yield f"seed is {config.seed}, but must be at most {_LARGEST_SEED}"
+    for key in ("run.dir", "run.name"):
+        if not get(config, key):
+            yield f"{key} is empty: leave it out, or give a name"
     yield from _batch(config)
     yield from _training(config)
     yield from _distill(config)
@@ -122,6 +134,10 @@ def _training(config: Config) -> Iterator[str]:
         yield f"optim.warmup is {optim.warmup:.0f} steps, but the run has only {train.num_steps}"
     if not 0.0 <= optim.min_lr_ratio <= 1.0:
         yield f"optim.min_lr_ratio is {optim.min_lr_ratio}, but must lie in [0, 1]"
+    if train.max_skipped >= LATELY:
+        yield f"train.max_skipped is {train.max_skipped}, but it is of the last {LATELY} steps: give less than that"
+    if train.best_metric is not None:
+        yield from _metric(config)
     at = train.export_at
     if at and not config.pruners:
         yield f"train.export_at is {at}, but nothing is pruned: leave it out, or name pruners"
@@ -133,6 +149,16 @@ def _training(config: Config) -> Iterator[str]:
         yield "optim.name=cpu_adam needs engine.offload_optimizer=true: its state is in CPU memory"
     if optim.name == "fused_adam" and config.engine.offload_optimizer:
         yield "optim.name=fused_adam works on the GPU: with engine.offload_optimizer=true take cpu_adam or adamw"
+
+
+def _metric(config: Config) -> Iterator[str]:
+    """A task declares its metrics; that of a wrong name would be missed at the first evaluation only."""
+    from pat import tasks  # heavy
+
+    try:
+        tasks.build(config.task).higher_is_better(config.train.best_metric or "")
+    except ValueError as error:
+        yield f"train.best_metric={config.train.best_metric}: {error}"
 
 
 def _ignored(group: str, settings: DistillConfig | PeftConfig, switch: str, how: str) -> Iterator[str]:
@@ -236,7 +262,7 @@ def _structures(settings: PrunerConfig, place: str) -> Iterator[str]:
     if settings.gate is None:
         yield f"no value for {place}.gate: one of {', '.join(registry.names('gate'))}"
     default = PrunerConfig(budget=None, schedule=None)
-    for key in ("params", "exclude", "granularity", "criterion", "scope", "masked_grad"):
+    for key in ("params", "exclude", "granularity", "criterion", "scope", "allow_empty_matrices", "masked_grad"):
         if getattr(settings, key) != getattr(default, key):
             yield f"{place} has structures and {key}: {key} belongs to a pruner of weights; give that a name of its own"
 

@@ -1,27 +1,21 @@
-"""What is summed up between two logged lines, and when a run counts as diverged."""
+"""What is summed up between two logged lines, and whether the run has diverged."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import torch
 
-from pat import build, hardware
+from pat import build, divergence, hardware
+from pat.divergence import Diverged
 from pat.engine import lr_factor
 from pat.pace import Pace, SlowRanks
 from pat.parts import Parts
 from pat.run import HOST
 
-SKIPPED_IN_A_ROW = 25  # skipped steps after which a run counts as diverged; fp16 loss scaling skips fewer
-EXPLODED = 10.0  # default of train.max_loss, as a multiple of the first logged loss
-
-
-class Diverged(RuntimeError):
-    """The loss is NaN, infinite or out of bounds."""
-
-    def __init__(self, found: str) -> None:
-        super().__init__(f"{found}; lower optim.lr: the command then goes on from the last checkpoint, if there is one")
+__all__ = ["Diverged", "Window"]
 
 
 class Window:
@@ -32,7 +26,7 @@ class Window:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.skipped_in_a_row = 0
+        self.bounded_from = divergence.bounded_from(parts.config)
         self.pace, self.slow_ranks = Pace(parts.engine.module), SlowRanks(parts.world.gather(HOST))
         config = parts.config
         self.token_flops = hardware.flops_per_token(parts.engine.module, config.data.max_length)
@@ -44,7 +38,7 @@ class Window:
         """Start a new window."""
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.parts.engine.device)  # loss, finite losses, tokens
         self.skipped = self.steps = 0
-        self.started = time.perf_counter()
+        self.started, self.aside_s = time.perf_counter(), self.parts.aside_s
         self._watch_if_logged(self.parts.progress.step + 1)
 
     def _is_logged(self, step: int) -> bool:
@@ -63,27 +57,35 @@ class Window:
         self.sums[2] += batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
 
     def step(self, stats: Any) -> None:
-        """One optimizer step. Raises Diverged when none has been applied for long."""
+        """One optimizer step. Raises Diverged when too many have been skipped. Collective."""
+        progress = self.parts.progress
         self.steps += 1
         self.skipped += stats.skipped
-        if not self._is_logged(self.parts.progress.step):
-            self._watch_if_logged(self.parts.progress.step + 1)
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if stats.skipped else 0
-        if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
-            raise Diverged(
-                f"{SKIPPED_IN_A_ROW} steps in a row had an infinite or NaN gradient, the last at step "
-                f"{self.parts.progress.step}"
+        if not self._is_logged(progress.step):
+            self._watch_if_logged(progress.step + 1)
+        if progress.initial_loss is None or progress.step - 1 == self.bounded_from > 0:
+            self._measure()
+        if stats.skipped:
+            divergence.note_skipped(self.parts.config, progress)
+
+    def _measure(self) -> None:
+        """What the loss was before it was trained, and so the most that it may become. Once in a run. Collective."""
+        progress, (loss, _) = self.parts.progress, self._totals()
+        if math.isfinite(loss):
+            progress.initial_loss = max(loss, progress.initial_loss or loss)
+            self.parts.tracker.say(
+                f"loss before the first step {loss:.4g}; above {self.parts.max_loss():.4g} the run stops as diverged "
+                "(train.max_loss)"
             )
 
     def log(self, stats: Any) -> None:
         """Write a line. Raises Diverged when the mean loss is out of bounds. Collective."""
         parts, progress, optim = self.parts, self.parts.progress, self.parts.config.optim
         loss, tokens = self._totals()
-        seconds = time.perf_counter() - self.started
+        seconds = time.perf_counter() - self.started - (parts.aside_s - self.aside_s)
         progress.tokens += tokens
         progress.train_seconds += seconds
         progress.peak_pruner_bytes = max(progress.peak_pruner_bytes, parts.pruner.peak_bytes)
-        progress.first_loss = loss if progress.first_loss is None else progress.first_loss
         line = {
             "train/loss": loss,
             "train/grad_norm": float(stats.norm) if stats.norm is not None else None,
@@ -92,6 +94,7 @@ class Window:
             "train/mfu": hardware.mfu(tokens / seconds, self.token_flops, *self.devices),
             "train/step_seconds": seconds / self.steps,
             "train/skipped_steps": self.skipped,
+            "train/skipped_steps_total": progress.skipped,
             "pruning/phase": parts.pruner.phase(progress.step - 1),
             "pruning/sparsity": parts.pruner.totals.sparsity,
             "pruning/target": parts.pruner.totals.target_now(stats.target),
@@ -135,7 +138,6 @@ class Window:
         return loss / finite if finite else float("inf"), tokens
 
     def _refuse(self, loss: float) -> None:
-        step, first = self.parts.progress.step, self.parts.progress.first_loss
-        limit = self.parts.config.train.max_loss or EXPLODED * max(first or loss, 1.0)
-        if not loss <= limit or loss == float("inf"):
+        step, limit = self.parts.progress.step, self.parts.max_loss()
+        if divergence.is_bad(loss, limit if step > self.bounded_from else math.inf):
             raise Diverged(f"the loss is {loss:.4g} at step {step}, above {limit:.4g} (train.max_loss)")

@@ -38,6 +38,8 @@ class Settings:
     eps: float = 1e-8
     weight_decay: float = 0.0  # of matrices
     max_norm: float = 0.0  # 0: no clipping
+    prior: float | None = 0.0  # of movement: a constant times W^2, or from the sizes of W^2 and S
+    prior_steps: float = 1000.0  # of the latter
     rate: float = 1.0  # of soft movement's evidence
     tau: float = 0.1  # soft movement's threshold
     penalty: Callable[[float], float] = lambda progress: 0.0  # soft movement's lambda
@@ -82,7 +84,8 @@ def run(
     model = model_fn()
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     pruned = sorted(pruned)
-    scores = {n: torch.zeros_like(params[n], requires_grad=True) for n in pruned}
+    start = settings.prior or 0.0
+    scores = {n: (start * params[n].detach().square()).requires_grad_() for n in pruned}
     masks = {n: torch.ones_like(params[n]) for n in pruned}
     matrices = [p for n, p in params.items() if n not in pruned and p.dim() > 1]
     vectors = [p for n, p in params.items() if n not in pruned and p.dim() <= 1]
@@ -196,6 +199,16 @@ def _evidence(weight: Tensor, score: Tensor, progress: float, settings: Settings
         assert settings.criterion == "magnitude"
 
 
+def _add_prior(ranks: dict[str, Tensor], squares: dict[str, Tensor], weight: float) -> None:
+    """S + c W^2, where c makes RMS(c W^2) `weight` times RMS(S), and has 8 binary digits."""
+    both = ([of[n].double().flatten() for n in squares] for of in (ranks, squares))
+    evidence, magnitude = (float(torch.cat(each).square().sum()) for each in both)
+    c = weight * math.sqrt(evidence / magnitude) if evidence else 1.0
+    digits = 2.0 ** (math.floor(math.log2(c)) - 7)
+    for name, square in squares.items():
+        ranks[name] = ranks[name] + square * (round(c / digits) * digits)
+
+
 def _select(
     params: dict[str, nn.Parameter], scores: dict[str, Tensor], timeline: Timeline, t: int, settings: Settings
 ) -> dict[str, Tensor]:
@@ -203,6 +216,10 @@ def _select(
     ranks = {
         n: params[n].detach().abs() if settings.criterion == "magnitude" else s.detach() for n, s in scores.items()
     }
+    if settings.criterion == "movement" and settings.prior is None:
+        groups = [list(ranks)] if settings.scope == "global" else [[n] for n in ranks]
+        for names in groups:
+            _add_prior(ranks, {n: params[n].detach().square() for n in names}, settings.prior_steps / t)
     if settings.criterion == "soft_movement" and t < timeline.hard:
         return {n: (torch.sigmoid(r) > settings.tau).to(r.dtype) for n, r in ranks.items()}
     target = timeline.target(t, settings.sparsity)

@@ -1,72 +1,126 @@
-"""Compare exported models with one another and with dense ones, on a recipe's held-out data."""
+"""Compare runs and exports with one another and with dense models, on held-out data."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pat import folders
 from pat.run import ExitCode, write_json
 from pat.usage import command_parser, exit_codes
+
+MEGA = 1e6
+WIDTH = 120  # of the table, at least
 
 
 def main(arguments: Sequence[str]) -> int:
     """`pat evaluate`."""
     parser = command_parser(
         prog="pat evaluate",
-        usage="pat evaluate FOLDER [FOLDER ...] recipe=NAME [key=value ...] [options]",
-        description="The metrics of Hugging Face folders on the evaluation split of a recipe, side by side. The first\n"
-        "folder is what the others are compared with.",
-        epilog="examples:\n  pat evaluate dense pruned recipe=reviews\n"
+        usage="pat evaluate RUN|EXPORT|FOLDER [...] [recipe=NAME] [key=value ...] [options]",
+        description="Metrics, sparsity, size and speed of models on held-out data, side by side. Runs and exports\n"
+        "know their data and data.max_length; a Hugging Face folder that does not takes those of the first that\n"
+        "does. recipe=NAME, or keys such as data.eval=FILE, say otherwise. The first model is what the others are\n"
+        "compared with. Of a run, the best checkpoint counts.",
+        epilog="examples:\n  pat evaluate runs/dense runs/pruned\n"
+        "  pat evaluate exports/dense exports/pruned data.eval=other.jsonl\n"
         "  pat evaluate assets/smollm2 pruned recipe=sotu data.max_eval_samples=null --json figures.json\n\n"
         + exit_codes(),
     )
-    parser.add_argument("given", nargs="+", metavar="FOLDER | key=value", help="models, and the recipe with its data")
+    parser.add_argument("given", nargs="+", metavar="FOLDER | key=value", help="models, and other data than their own")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
     options = parser.parse_intermixed_args(arguments)
-    folders = [Path(item) for item in options.given if "=" not in item]
-    overrides = [item for item in options.given if "=" in item]
-    overrides += ["--config-dir", options.config_dir] if options.config_dir else []
-    if not folders:
-        raise ValueError("no folder to evaluate: give one or more, such as `pat export` writes")
-    for folder in folders:
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}: give Hugging Face folders, such as `pat export` writes")
-    from pat.compose import compose
+    paths = [Path(item) for item in options.given if "=" not in item or Path(item).is_dir()]
+    overrides = [item for item in options.given if Path(item) not in paths]
+    if not paths:
+        raise ValueError("no folder to evaluate: give one or more, such as runs, or what `pat export` writes")
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(
+                f"there is no folder {path}: give runs or Hugging Face folders, such as `pat export` writes"
+            )
+    if options.json:
+        folders.check_writable(options.json, "--json")
+    if any(item.startswith("recipe=") for item in overrides):
+        from pat.compose import compose
 
-    return compose(overrides, lambda config: _evaluate(config, folders, options))
+        overrides += ["--config-dir", options.config_dir] if options.config_dir else []
+        return compose(overrides, lambda config: _evaluate([config] * len(paths), paths, options))
+    if options.config_dir:
+        raise ValueError(f"--config-dir {options.config_dir} would be ignored: give recipe=NAME with it")
+    from pat.origins import configs
+
+    return _evaluate(configs(paths, overrides), paths, options)
 
 
-def _evaluate(config: Any, folders: list[Path], options: argparse.Namespace) -> int:
+def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace) -> int:
     import torch
     from rich.console import Console
-    from rich.table import Table
     from transformers.utils import logging
 
     from pat.evaluate import evaluate_folder
     from pat.models.dtypes import DTYPES
+    from pat.origins import differing_data
 
     logging.disable_progress_bar()
     if (options.device or "").startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: this torch sees no GPU here; leave it out to use the CPU")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"--device {device}: torch knows no such device; give cpu or cuda") from None
     console, found = Console(stderr=True), []
-    for folder in folders:
-        with console.status(f"evaluating {folder}"):
-            found.append(evaluate_folder(config, folder, DTYPES[options.dtype], device))
-    table = Table("model", "parameters", *found[0].metrics)
-    for item in found:
-        cells = [
-            f"{value:.4g}" + ("" if item is found[0] else f" ({value - found[0].metrics[name]:+.4g})")
-            for name, value in item.metrics.items()
-        ]
-        table.add_row(item.folder, f"{item.parameters:,}", *cells)
-    Console().print(table)
+    for config, path in zip(configs, paths, strict=True):
+        with console.status(f"evaluating {path}"):
+            found.append(evaluate_folder(config, path, DTYPES[options.dtype], device))
+    difference = differing_data(configs)
+    out = Console()
+    out.width = max(out.width, WIDTH)  # a log is no terminal of 80 columns
+    out.print(_table(found, comparable=difference is None))
+    if difference:
+        print(
+            f"pat: each is measured on its own data, so the figures do not compare: {difference}; give the key to have "
+            "one for all",
+            file=sys.stderr,
+        )
     if options.json:
-        write_json(options.json, {"recipe": config.run.recipe, "models": [dataclasses.asdict(item) for item in found]})
+        models = [dataclasses.asdict(item) for item in found]
+        write_json(options.json, {"recipe": configs[0].run.recipe, "same_data": difference is None, "models": models})
     return ExitCode.DONE
+
+
+def _table(found: Sequence[Any], comparable: bool) -> Any:
+    """A line a model; behind a metric, what it is more than the first model's."""
+    from rich import box
+    from rich.table import Table
+
+    first = found[0].metrics
+    names = [name for name, value in first.items() if isinstance(value, float)]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model", overflow="fold")
+    for column in (*names, "sparsity", "parameters", "not zero", "on disk", "tokens/s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for item in found:
+        cells = []
+        for name in names:
+            value = item.metrics.get(name)
+            compared = item is not found[0] and comparable and value is not None
+            cells.append("-" if value is None else f"{value:.4g}" + (f" ({value - first[name]:+.4g})" * compared))
+        table.add_row(
+            item.folder,
+            *cells,
+            "-" if item.sparsity is None else f"{item.sparsity:.2%}",
+            f"{item.parameters:,}",
+            f"{item.nonzero_parameters:,}",
+            f"{item.bytes / MEGA:.2f} MB",
+            f"{item.tokens_per_s:,.0f}",
+        )
+    return table

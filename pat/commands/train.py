@@ -60,13 +60,19 @@ def _start_ranks(config: Any) -> int:
             hosts.check(run_dir, config)
         clear_ranks(run_dir)
         from pat.build import is_complete, outcome, prepare  # heavy
-        from pat.compose import freeze
+        from pat.compose import check_same_run, freeze
 
-        freeze(config, run_dir)
+        check_same_run(config, run_dir)
         if is_complete(config, run_dir):
+            freeze(config, run_dir)
             print(f"{outcome(RunDir(run_dir))}\nnothing is left to do; run.resume=never starts it over", flush=True)
             return ExitCode.DONE
-        prepare(config, run_dir)
+        from pat.start_summary import append_to_log, start_summary
+
+        said = start_summary(config, prepare(config, run_dir))
+        print(said, flush=True)
+        freeze(config, run_dir)  # once all is accepted: a refused command leaves nothing behind
+        append_to_log(run_dir, said)
         _say_that_it_starts(run_dir, config.engine.world_size)
         return (hosts if several else launcher).launch(run_dir, config)
 
@@ -92,6 +98,7 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
 
         from pat import build
         from pat import train as loop
+        from pat.start_summary import start_summary
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the variable before it was set
         with only_user_of(run_dir) if environment.rank == 0 else contextlib.nullcontext():
@@ -102,24 +109,31 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
                 _say_that_it_starts(run_dir, environment.world_size)
             else:
                 wait_for_frozen(config, run_dir)
-            build.prepare(config, run_dir)
+            checked = build.prepare(config, run_dir)
+            if environment.rank == 0:
+                print(start_summary(config, checked), flush=True)
             return loop.main(run_dir)
 
     return run_rank(Path(config.run.dir), environment.rank, work, announce=True)
 
 
 def _describe(config: Any) -> int:
-    """`--dry-run`: the data last, since it may be long or not be there."""
-    from pat.build import check_data
-    from pat.compose import dump
+    """`--dry-run`: all that a start refuses is refused; the data last, since it may be long or not be there."""
+    from pat.build import data_in_words, prepare
+    from pat.compose import check_same_run, dump
     from pat.pruning.plan import describe
+    from pat.start_summary import start_summary
     from pat.teacher import describe as describe_teacher
 
+    run_dir = Path(config.run.dir)
+    check_same_run(config, run_dir)
     print(dump(config))
     print(describe(config), flush=True)
     if config.distill.teacher:
         print(describe_teacher(config))
-    print(check_data(config))
+    checked = prepare(config, run_dir)
+    print(start_summary(config, checked))
+    print(data_in_words(config, checked.prepared))
     return ExitCode.DONE
 
 

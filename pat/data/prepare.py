@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,17 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from pat import folders
 from pat.config import DataConfig
 from pat.data import sources
 from pat.data.mixture import Mixture
+from pat.data.rows import content_hashes, encoded, hash_of, held_out
 from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
 from pat.tasks import Task
 from pat.watch import watch
 
-FORMAT = 2  # of a cache entry; another format is another entry
+FORMAT = 3  # of a cache entry; another format is another entry
 SPLITS = ("train", "eval")
 
 
@@ -59,8 +61,9 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     if cfg.source == sources.MIXTURE:
         return _mixed(cfg, tokenizer, task, seed)
     root = Path(cfg.cache_dir or os.environ.get("PAT_CACHE") or "~/.cache/pat").expanduser()
+    folders.make(root, "data.cache_dir" if cfg.cache_dir else "PAT_CACHE")
     # The folder's name says everything that decides what is in it.
-    key = _hash(
+    key = hash_of(
         FORMAT,
         repr(task),
         task.columns(cfg),
@@ -119,33 +122,6 @@ def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed
     )
 
 
-def hold_out(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    """(train, eval): a row is held out when the hash of its content, label aside, is below `fraction` of all hashes.
-
-    So equal rows are on the same side, and a row stays on its side whatever the seed and whichever rows are added.
-    """
-    hashes = content_hashes(rows)
-    held = hashes < np.uint64(fraction * 2.0**64)
-    if held.all() or not held.any():  # few rows: one content at least on either side
-        held = hashes == hashes.min() if not held.any() else hashes != hashes.max()
-    if held.all() or not held.any():
-        raise ValueError(f"All {len(rows)} rows of data.train are equal, so none can be held out: give data.eval.")
-    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))
-
-
-def content_hashes(rows: Dataset) -> np.ndarray:
-    """(rows,) uint64: equal for rows that are equal in everything but the label."""
-    columns = [name for name in rows.column_names if name != "label"]
-    hashes = np.empty(len(rows), dtype=np.uint64)
-    done = 0
-    batch: Any
-    for batch in rows.select_columns(columns).iter(batch_size=1000):
-        for values in zip(*(batch[name] for name in columns), strict=True):
-            hashes[done] = int(_hash(values)[:16], 16)
-            done += 1
-    return hashes
-
-
 def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> None:
     """Make the cache entry `folder`; the caller holds its lock."""
     for torn in folder.parent.glob(f"{folder.name}*.part"):  # of a process that died
@@ -164,11 +140,16 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
             counts["eval_rows_in_train"] = int(
                 np.isin(content_hashes(rows["eval"]), content_hashes(rows["train"])).sum()
             )
-        else:
-            rows["train"], rows["eval"] = hold_out(rows["train"], cfg.eval_fraction)
+        numbers = {split: np.arange(len(part)) for split, part in rows.items()}
+        if not cfg.eval:
+            held = held_out(rows["train"], cfg.eval_fraction)
+            numbers = {"train": np.flatnonzero(~held), "eval": np.flatnonzero(held)}
+            rows = {split: rows["train"].select(chosen) for split, chosen in numbers.items()}
         datasets.disable_progress_bars()  # what follows has one of ours
         for split in SPLITS:
-            counts |= _encode(rows[split], split, staging, cfg, tokenizer, task, names)
+            origin = split if cfg.eval else "train"  # whose rows the numbers count
+            place = partial(_place, cfg, origin, numbers[split])
+            counts |= _encode(rows[split], split, staging, cfg, tokenizer, task, names, place)
         shutil.rmtree(staging / "raw", ignore_errors=True)
         sizes = {path.name: path.stat().st_size for path in staging.iterdir()}
         info = {"sizes": sizes, "label_names": names, "counts": counts}
@@ -190,14 +171,19 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     names: list[str] | None,
+    place: Callable[[int], str],
 ) -> dict[str, int]:
     """Write SPLIT.arrow and return its counts."""
-    encoder = task.encoder(tokenizer, cfg.max_length, names)
+    fresh = partial(task.encoder, tokenizer, cfg.max_length, names)
+    encoder, done = fresh(), 0
     with watch(f"tokenising {split}", len(rows)) as advance:
 
         def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-            made = encoder(batch)
-            advance(len(next(iter(batch.values()))))
+            nonlocal done
+            made = encoded(encoder, batch, fresh, lambda row: place(done + row))
+            count = len(next(iter(batch.values())))
+            done += count
+            advance(count)
             return made
 
         samples = rows.map(
@@ -222,6 +208,11 @@ def _encode(
         f"{split}_tokens_left_over": encoder.left_over(),
         **{f"{split}_{name}": count for name, count in encoder.counts().items()},
     }
+
+
+def _place(cfg: DataConfig, split: str, numbers: np.ndarray, row: int) -> str:
+    """Where in data.train or data.eval a row is that was number `numbers[row]` there."""
+    return sources.place(cfg, split, int(numbers[row]))
 
 
 def _spread(samples: Dataset, limit: int | None) -> Dataset:
@@ -282,7 +273,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _hash(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

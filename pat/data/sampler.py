@@ -56,7 +56,7 @@ def batch_indices(
 
 
 class BatchLoader:
-    """Random access to a rank's batches; the one that comes next is made ready in a thread."""
+    """Random access to a rank's batches; those of the next step are made ready in a thread."""
 
     def __init__(
         self,
@@ -83,19 +83,15 @@ class BatchLoader:
                 f"train.micro_batch_size={self.micro} x {world} ranks."
             )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches") if prefetch else None
-        self._next: tuple[tuple[int, int], Future[Batch]] | None = None
+        self._next: tuple[int, Future[list[Batch]]] | None = None
 
-    def batch(self, step: int, micro_index: int) -> Batch:
-        """This rank's batch for forward `micro_index` of step `step`, on the device."""
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's batch for each forward of a step, on the device."""
         ready, self._next = self._next, None
-        if ready is not None and ready[0] == (step, micro_index):
-            batch = ready[1].result()
-        else:
-            batch = self._make(step, micro_index)
+        batches = ready[1].result() if ready is not None and ready[0] == step else self._make(step)
         if self._thread is not None:
-            after = (step, micro_index + 1) if micro_index + 1 < self.accum else (step + 1, 0)
-            self._next = (after, self._thread.submit(self._make, *after))
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            self._next = (step + 1, self._thread.submit(self._make, step + 1))
+        return [{name: t.to(self.device, non_blocking=True) for name, t in batch.items()} for batch in batches]
 
     def close(self) -> None:
         """End the thread."""
@@ -103,11 +99,13 @@ class BatchLoader:
             self._thread.shutdown(cancel_futures=True)
             self._thread = self._next = None
 
-    def _make(self, step: int, micro_index: int) -> Batch:
-        n = len(self.samples)
-        where = (step, micro_index, self.rank, self.world, self.micro, self.accum)
-        chosen = batch_indices(*where, n, self.seed, self.mixture)
-        return self.task.collate(_take(self.samples, chosen), self.tokenizer)
+    def _make(self, step: int) -> list[Batch]:
+        found = []
+        for micro_index in range(self.accum):
+            where = (step, micro_index, self.rank, self.world, self.micro, self.accum)
+            chosen = batch_indices(*where, len(self.samples), self.seed, self.mixture)
+            found.append(self.task.collate(_take(self.samples, chosen), self.tokenizer))
+        return found
 
 
 def eval_batches(

@@ -12,14 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Value, load_dataset
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Value, load_dataset
 from datasets.arrow_writer import SchemaInferenceError
 
-from pat.config import DataConfig, GeneratedConfig
+from pat.config import FILES, DataConfig, GeneratedConfig
+from pat.data import delimited
 from pat.data.generated import generate
 from pat.explain import did_you_mean
 
-FILES = ("json", "csv", "parquet", "text")  # builders of `datasets` that read local files
 MIXTURE = "mixture"  # of the sources in data.sources
 SAMPLE_BY = ("line", "paragraph", "document")
 RACY_S = 2.0  # a file younger than this may change again within its time stamp
@@ -32,6 +33,9 @@ def check(cfg: DataConfig) -> None:
         "subset": cfg.source not in (*FILES, "generated"),
         "revision": cfg.source not in (*FILES, "generated"),
         "sample_by": cfg.source == "text",
+        "delimiter": cfg.source == "csv",
+        "quote_char": cfg.source == "csv",
+        "encoding": cfg.source in ("csv", "json", "text"),
         "train": cfg.source != "generated",
         "eval": cfg.source != "generated",
         "sources": cfg.source == MIXTURE,
@@ -39,8 +43,14 @@ def check(cfg: DataConfig) -> None:
     for key, used in only_for.items():
         if not used and getattr(cfg, key) != defaults[key]:
             raise ValueError(f"data.{key}={getattr(cfg, key)} means nothing with data.source={cfg.source}: remove it.")
+    for key in ("train", "eval"):
+        given = getattr(cfg, key)
+        names = given if isinstance(given, list) else [given]
+        if not (names and all(isinstance(name, str) and name for name in names)) and (key, given) != ("eval", None):
+            raise ValueError(f"data.{key}={given} must be a split, a path, a glob, or a list of paths: give one.")
     if cfg.source not in ("generated", MIXTURE) and cfg.generated != GeneratedConfig():
         raise ValueError(f"data.generated means nothing with data.source={cfg.source}: remove it.")
+    delimited.check(cfg)
     if cfg.sample_by not in SAMPLE_BY:
         raise ValueError(f"data.sample_by is '{cfg.sample_by}': allowed are {', '.join(SAMPLE_BY)}.")
     if cfg.eval is None and not 0 < cfg.eval_fraction < 1:
@@ -84,7 +94,8 @@ def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
     if cfg.source == "generated":
         return json.dumps(["generated", seed, dataclasses.asdict(cfg.generated)])
     if cfg.source in FILES:
-        return json.dumps([cfg.source, cfg.sample_by, [_file_digest(path, memory) for path in files(cfg, split)]])
+        how = [cfg.sample_by, cfg.delimiter, cfg.quote_char, cfg.encoding]
+        return json.dumps([cfg.source, how, [_file_digest(path, memory) for path in files(cfg, split)]])
     return json.dumps(["hub", cfg.source, cfg.subset, load(cfg, split, seed, None)._fingerprint])
 
 
@@ -95,7 +106,14 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
     if cfg.source not in FILES:
         return _hub(cfg, getattr(cfg, split))
     paths = files(cfg, split)
+    if cfg.source == "csv":
+        assert staging is not None
+        found = delimited.load(paths, cfg, staging / f"{split}.rows")
+        if not found.column_names:
+            raise _empty(cfg, split)
+        return found
     options: dict[str, Any] = {"sample_by": cfg.sample_by} if cfg.source == "text" else {}
+    options |= {"encoding": cfg.encoding} if cfg.source in ("text", "json") else {}
     # In the staging folder, not in the cache of `datasets`: that one trusts the files' dates.
     rows: Any
     try:
@@ -130,15 +148,41 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
             raise ValueError(
                 f"data.{name}_column='{column}' is not in data.{split}: the columns are {', '.join(rows.column_names)}."
             )
+    for name, column in columns.items():
+        other = next(first for first, value in columns.items() if value == column)
+        if other != name:
+            raise ValueError(f"data.{other}_column and data.{name}_column are both '{column}': name two columns.")
     if len(rows) == 0:
         raise _empty(cfg, split)
     rows = rows.select_columns(list(dict.fromkeys(columns.values())))
     for name, column in columns.items():
         if name.startswith("text") and not _is_text(rows.features[column]):
             raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
-        if name != "tools" and rows.data.column(column).null_count:
-            raise ValueError(f"The column '{column}' is empty in some rows of data.{split}: remove those rows.")
+        if name == "label" and not isinstance(rows.features[column], Value | ClassLabel):
+            raise ValueError(
+                f"data.label_column='{column}' holds {rows.features[column]}, not a word or number a row: name another."
+            )
+        empty = None if name == "tools" else _first_empty(rows, column, name == "label")
+        if empty is not None:
+            raise ValueError(f"The column '{column}' is empty in {place(cfg, split, empty)}: remove such rows.")
     return rows.rename_columns({column: name for name, column in columns.items()})
+
+
+def place(cfg: DataConfig, split: str, row: int) -> str:
+    """Where row number `row` (from 0) of a split is, for the eye: file and line, or the row's number from 1."""
+    if cfg.source == "csv":
+        return str(delimited.place(files(cfg, split), cfg, row))
+    return f"row {row + 1} of data.{split}"
+
+
+def _first_empty(rows: Dataset, column: str, is_label: bool) -> int | None:
+    """The first row without a value; a label may not be an empty text either."""
+    values = rows.data.column(column)
+    empty = pc.is_null(values)  # pyright: ignore
+    if is_label and _is_text(rows.features[column]):
+        empty = pc.or_kleene(empty, pc.equal(values, ""))  # pyright: ignore
+    first = pc.index(empty, True).as_py()  # pyright: ignore
+    return first if first >= 0 else None
 
 
 def _is_text(feature: Any) -> bool:

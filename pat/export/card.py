@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ from pat.config import Config
 
 def model_card(config: Config, result: dict[str, Any]) -> str:
     """Lineage and figures as Markdown with Hugging Face's YAML head; `result` is what `export.json` holds."""
-    lineage, name = result["lineage"], config.run.name
-    base, data = config.model.path or f"random {config.model.config.get('model_type')}", _data(config)
+    lineage = result["lineage"]
+    base = config.model.path or f"random {config.model.config.get('model_type')}"
+    title = Path(base).name if config.model.path and _is_local(base) else base
     pruned = bool(result["prunable_parameters"])
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["pruned", "sparse", "pat"] if pruned else ["pat"]}
     if config.model.path and not _is_local(config.model.path):
         head["base_model"] = config.model.path
     rows = [
         ("base model", base + (f" at {config.model.revision}" if config.model.revision else "")),
-        ("data", data),
+        ("data", _data(config, str)),
         ("recipe", lineage["recipe"] or "none"),
-        ("run", name),
+        ("run", config.run.name),
         ("config sha256", f"`{lineage['config_sha256']}`"),
         ("checkpoint", f"step {lineage['step']}, phase {lineage['phase']}"),
         ("trained on", f"{lineage['world_size']} rank(s), ZeRO {lineage['zero_stage']}, {lineage['dtype']}"),
@@ -38,8 +40,9 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
     )
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {name}: {removed if pruned else 'dense, nothing pruned'}",
-        f"{base}, fine-tuned on {data}" + (zeros if pruned else ". Plain `from_pretrained` loads this folder."),
+        f"# {title}: {removed if pruned else 'dense, nothing pruned'}",
+        f"{title}, fine-tuned on {_data(config, lambda path: Path(path).name)}"
+        + (zeros if pruned else ". Plain `from_pretrained` loads this folder."),
         "## Measured\n\n" + _figures(result),
         _pruners(config),
         "## Lineage\n\n" + _table(("", ""), rows),
@@ -60,19 +63,32 @@ def _loading(result: dict[str, Any]) -> str:
 
 
 def _figures(result: dict[str, Any]) -> str:
-    """The exported model's figures, beside those of the same run just before its first mask."""
+    """The exported model's figures, and its size beside that of the whole model."""
     before, after, lineage = result["before"], result["after"], result["lineage"]
-    then, now = lineage["dense_metrics"] or {}, lineage["metrics"] or {}
     rows = [
-        *((name, number(then.get(name)), number(now.get(name))) for name in sorted(then | now)),
+        *((name, "", value) for name, value in figures(lineage["metrics"])),
         ("sparsity of prunable weights", "0", f"{result['sparsity']:.4f}"),
         ("sparsity of all weights", "0", f"{result['sparsity_all_parameters']:.4f}"),
         ("parameters that are not 0", f"{before['parameters']:,}", f"{after['nonzero_parameters']:,}"),
         (f"bytes of weights ({result['dtype']})", f"{before['bytes']:,}", f"{after['bytes']:,}"),
     ]
-    if then:
-        return _table(("", f"step {lineage['dense_step']}, where pruning began", "exported"), rows)
+    if result["prunable_parameters"]:
+        return "\n\n".join(filter(None, [_table(("", "unpruned", "exported"), rows), before_pruning(lineage)]))
     return _table(("", "exported"), [(label, value) for label, _, value in rows])
+
+
+def before_pruning(lineage: dict[str, Any]) -> str:
+    """What the run had when pruning began, in a sentence of its own: it had trained for less than what is exported."""
+    then = ", ".join(f"{name} {value}" for name, value in figures(lineage["dense_metrics"]))
+    if not then:
+        return ""
+    when = (
+        f", after {lineage['dense_step']} of {lineage['num_steps']} steps" if lineage["dense_step"] is not None else ""
+    )
+    return (
+        f"Before pruning began{when}: {then}. "
+        "For what pruning costs, compare with a run of as many steps that prunes nothing."
+    )
 
 
 def _pruners(config: Config) -> str:
@@ -90,16 +106,19 @@ def _pruners(config: Config) -> str:
     return f"## Pruning\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
 
 
-def number(value: float | None) -> str:
-    """A figure for a table."""
-    return "-" if value is None else f"{value:.4g}"
+def figures(metrics: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """(name, value) of the metrics that are one number, by name."""
+    return [(name, f"{value:.4g}") for name, value in sorted((metrics or {}).items()) if isinstance(value, int | float)]
 
 
-def _data(config: Config) -> str:
+def _data(config: Config, shown: Callable[[str], str]) -> str:
+    """Where the data came from; local paths as `shown` writes them."""
     source = config.data.source
     if source in ("json", "csv", "parquet", "text"):
-        files = config.data.train if isinstance(config.data.train, str) else ", ".join(config.data.train)
-        return f"local {source} files ({files})"
+        files = [config.data.train] if isinstance(config.data.train, str) else config.data.train
+        return f"local {source} files ({', '.join(map(shown, files))})"
+    if source.startswith((".", "/", "~")):
+        return shown(source)
     return f"{source}/{config.data.subset}" if config.data.subset else source
 
 

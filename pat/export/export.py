@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from transformers import AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
-from pat import compose, tasks
+from pat import compose, folders, tasks
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
 from pat.config import Config
 from pat.export import masks
@@ -73,13 +73,15 @@ def export_run(
     _check_names(reader, auto_model, hf_config, run)
 
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    made = folders.make(out.parent, "--out")
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir()
         result = _write(reader, partial, run, config, dtype, hf_config, auto_model, verify, console)
         sync_directory(partial)
         os.replace(partial, out)  # also onto an empty folder
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        folders.remove_empty(made)
         raise
     return result
 

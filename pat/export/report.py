@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pat import tasks
 from pat.checkpoint_reader import CheckpointReader
 from pat.config import Config
 from pat.export import masks
-from pat.export.card import number
+from pat.export.card import before_pruning, figures
 from pat.export.source import Stream
 from pat.export.writer import Spec
 from pat.hashing import file_sha256
@@ -64,6 +65,7 @@ def export_json(
             "config_sha256": file_sha256(run.config),
             "checkpoint": reader.dir.name,
             "step": manifest["step"],
+            "num_steps": config.train.num_steps,
             "phase": min(phases, key=["dense", "soft", "hard"].index) if phases else "dense",
             "world_size": manifest["world_size"],
             "zero_stage": manifest["zero_stage"],
@@ -73,6 +75,7 @@ def export_json(
             "dense_step": manifest.get("trainer", {}).get("dense_step"),
             "versions": read_json(run.version) or {},
         },
+        "config": {key: value for key, value in asdict(config).items() if key != "logger"},  # for `pat evaluate`
         "export_versions": versions(),
     }
 
@@ -86,21 +89,21 @@ def format_report(result: dict[str, Any]) -> Table:
         caption_justify="left",
     )
     table.add_column("")
-    dense, metrics = lineage["dense_metrics"] or {}, lineage["metrics"] or {}
-    if dense:
-        table.add_column(f"step {lineage['dense_step']}, where pruning began", justify="right")
+    pruned = bool(result["prunable_parameters"])
+    if pruned:
+        table.add_column("unpruned", justify="right")
     table.add_column("exported", justify="right")
 
-    def row(label: str, then: str, now: str) -> None:
-        table.add_row(label, *([then] if dense else []), now)
+    def row(label: str, whole: str, now: str) -> None:
+        table.add_row(label, *([whole] if pruned else []), now)
 
-    for name in sorted(dense | metrics):
-        row(name, number(dense.get(name)), number(metrics.get(name)))
+    for name, value in figures(lineage["metrics"]):
+        row(name, "", value)
     row("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")
     row("  that are not 0", "", f"{after['nonzero_parameters']:,}")
     for words in result["structures"]:
         row("what is left", "", words)
-    if result["prunable_parameters"]:
+    if pruned:
         row("sparsity of prunable weights", "", f"{result['sparsity']:.2%}")
         row("sparsity of all weights", "", f"{result['sparsity_all_parameters']:.2%}")
     row(f"weights ({result['dtype']})", f"{before['bytes']:,} B", f"{after['bytes']:,} B")
@@ -111,6 +114,7 @@ def format_report(result: dict[str, Any]) -> Table:
     row("tensors reloaded, bit for bit", "", "equal")
     difference = result["max_abs_logit_diff"]
     row("largest logit difference", "", "not compared" if difference is None else f"{difference:g}")
-    if result["max_abs_logit_diff_reason"]:
-        table.caption = f"logits: {result['max_abs_logit_diff_reason']}"
+    reason = result["max_abs_logit_diff_reason"]
+    notes = [before_pruning(lineage), f"logits: {reason}" if reason else ""]
+    table.caption = "\n".join(filter(None, notes)) or None
     return table

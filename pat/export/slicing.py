@@ -18,6 +18,7 @@ from pat.models import families
 from pat.models.anatomy import Anatomy
 from pat.pruning.costs import Widths, widths
 from pat.pruning.sites import Site
+from pat.pruning.unit_slices import Factor
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Cut:
     name: str  # in the smaller model
     selects: Mapping[int, Tensor]  # dimension -> (m,) int64: indices that stay
     factors: Mapping[int, Tensor]  # dimension -> (m,) fp32: gate values of what stays
+    origin: float = 0.0  # what they multiply is origin + parameter
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Slicing:
         dtype = tensor.dtype
         for dim, factor in cut.factors.items():
             shape = [-1 if d == dim else 1 for d in range(tensor.dim())]
-            tensor = tensor.float() * factor.to(tensor.device).view(shape)
+            along = factor.to(tensor.device).view(shape)
+            tensor = Factor(dim, factor, cut.origin).apply(tensor.float(), along)
         return tensor.to(dtype)
 
 
@@ -93,6 +96,7 @@ def slicing(
     names = _new_names(anatomy, kept)
     flags = {name: [torch.ones(n, dtype=torch.bool) for n in shape] for name, shape in anatomy.shapes.items()}
     factors: dict[tuple[str, int], Tensor] = {}
+    origins: dict[str, float] = {}
     for site in sites:
         z = keep[site.name].cpu()
         for part in site.slices:
@@ -101,6 +105,7 @@ def slicing(
             size = anatomy.shapes[part.parameter][part.dim]
             factor = factors.setdefault((part.parameter, part.dim), torch.ones(size))
             factor[_range(part, site)] *= gates[site.name].float().cpu().repeat_interleave(part.per_unit)
+            origins[part.parameter] = part.origin
     markers = _markers(anatomy, left)
     cuts: dict[str, Cut | None] = {}
     for name, dims in flags.items():
@@ -113,7 +118,7 @@ def slicing(
         selects = {d: f.nonzero().flatten() for d, f in enumerate(dims) if not f.all()}
         scaled = {d: factors[name, d][dims[d]] for d in range(len(dims)) if (name, d) in factors}
         scaled = {d: f for d, f in scaled.items() if not bool((f == 1).all())}
-        cuts[name] = None if new is None else Cut(new, selects, scaled)
+        cuts[name] = None if new is None else Cut(new, selects, scaled, origins.get(name, 0.0))
     shapes = {
         cut.name: tuple(len(cut.selects[d]) if d in cut.selects else n for d, n in enumerate(anatomy.shapes[name]))
         for name, cut in cuts.items()

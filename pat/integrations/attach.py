@@ -1,7 +1,8 @@
 """The same pruner on a DeepSpeed engine that somebody else builds, steps, saves and loads.
 
     attach(model, settings, num_steps=1000)   before deepspeed.initialize, or what calls it (Accelerate, HF Trainer)
-    deepspeed.initialize(...)                 as ever: prunable weights get param groups of their own, the pruner binds
+    deepspeed.initialize(...)                 as ever: prunable weights get param groups of their own, which follow the
+                                              schedulers there are, and the pruner binds
     engine.step()                             as ever: the pruner's step, at the boundary of accumulation
     engine.save_checkpoint(DIR), load_checkpoint(DIR)   as ever: the pruner's state is in DIR/pat
 
@@ -24,6 +25,7 @@ from torch import nn
 
 from pat.engine import refuse
 from pat.integrations import saved
+from pat.integrations.groups import extend_schedulers, follow, split_groups
 from pat.integrations.settings import Settings
 from pat.models.shapes import logical_shape
 from pat.pruning.pruner import Pruner, StepStats
@@ -76,13 +78,14 @@ class Pruning:
         of_param = {id(p): owner.get(n, "") for n, p in self.model.named_parameters()}
         arguments = dict(arguments)
         if isinstance(arguments.get("optimizer"), torch.optim.Optimizer):
-            groups = arguments["optimizer"].param_groups
-            groups[:] = split_groups(groups, of_param)
+            optimizer = arguments["optimizer"]
+            optimizer.param_groups[:], self._origins = split_groups(optimizer.param_groups, of_param)
+            extend_schedulers(optimizer, self._origins)
         elif arguments.get("optimizer") is None:
             given: list[Any] = list(arguments.get("model_parameters") or ())
             given = given or [p for p in self.model.parameters() if p.requires_grad]
             groups: list[dict[str, Any]] = given if isinstance(given[0], dict) else [{"params": given}]
-            arguments["model_parameters"] = split_groups(groups, of_param)
+            arguments["model_parameters"], self._origins = split_groups(groups, of_param)
         else:
             raise ValueError("give deepspeed.initialize an optimizer, not a function that makes one")
         self.clipping = float(config.get("gradient_clipping", 0.0))
@@ -130,6 +133,7 @@ class Pruning:
         if self.pruner is None:
             raise ValueError("the pruner does not know the number of steps: give attach num_steps, or call start")
         assert not args and not kwargs, "the pruner's step takes no arguments"
+        follow(engine.basic_optimizer.param_groups, self._origins)
         engine.step = self._plain["step"]  # which the pruner calls in its own
         try:
             self.stats = self.pruner.step(engine.global_steps)
@@ -174,16 +178,6 @@ class Pruning:
             raise PromiseBroken("the pruner was never started")
         self.pruner.check()
         self.pruner.check_finished()
-
-
-def split_groups(groups: list[dict[str, Any]], of_param: dict[int, str]) -> list[dict[str, Any]]:
-    """Param groups by pruner, their settings kept: a dense shadow is as long as the shard that it belongs to."""
-    found = []
-    for group in groups:
-        owners = sorted({of_param.get(id(p), "") for p in group["params"]})
-        for owner in owners:
-            found.append(group | {"params": [p for p in group["params"] if of_param.get(id(p), "") == owner]})
-    return found
 
 
 def _check_optimizer(base: Any) -> None:

@@ -9,10 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pat.models.build import build_config, build_model, check_fits
+    from pat.models.build import build_config, build_model, check_fits, head_note
     from pat.models.tokenizers import build_tokenizer, byte_tokenizer, tokenizer_digest
 
-__all__ = ["build_config", "build_model", "build_tokenizer", "byte_tokenizer", "check_fits", "tokenizer_digest"]
+__all__ = [
+    "build_config",
+    "build_model",
+    "build_tokenizer",
+    "byte_tokenizer",
+    "check_fits",
+    "head_note",
+    "tokenizer_digest",
+]
 
 
 def __getattr__(name: str) -> Any:

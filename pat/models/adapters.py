@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers.initialization import no_init_weights
 
+from pat import patterns
 from pat.config import PeftConfig
 
 HEADS = ("classifier", "score", "pre_classifier")  # of sequence classifiers: new, so trained whole
@@ -34,13 +35,16 @@ def inject(
     """Freeze the model, put adapters into its linear maps, and let these and `modules_to_save` train. ValueError."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    whole = saved_modules(cfg, (name for name, _ in model.named_modules()))
+    modules = [name for name, _ in model.named_modules()]
+    whole = saved_modules(cfg, modules)
     names = "|".join(re.escape(name) for name in whole)
+    targets = [patterns.plain(name) for name in cfg.target_modules or ()]
+    patterns.check("peft.target_modules", cfg.target_modules or (), modules, "module", patterns.ends)
     lora = LoraConfig(
         r=cfg.r or 0,
         lora_alpha=cfg.alpha,  # pyright: ignore[reportArgumentType]  (peft computes alpha / r, whatever the type)
         lora_dropout=cfg.dropout,
-        target_modules=cfg.target_modules or "all-linear",
+        target_modules=targets or "all-linear",
         exclude_modules=rf"(?:{names})(?:\..*)?" if whole else None,
     )
     torch.manual_seed(seed)
@@ -62,11 +66,10 @@ def inject(
 def saved_modules(cfg: PeftConfig, modules: Iterable[str]) -> list[str]:
     """The modules that train whole: those that `modules_to_save` names by the end of their path; null: a new head."""
     found, wanted = list(modules), cfg.modules_to_save
-    for name in wanted or ():
-        if not any(module == name or module.endswith(f".{name}") for module in found):
-            raise ValueError(f"peft.modules_to_save has {name!r}, and the model has no such module: give its name")
-    names = HEADS if wanted is None else wanted
-    return [m for m in found if any(m == n or (wanted is not None and m.endswith(f".{n}")) for n in names)]
+    if wanted is None:
+        return [module for module in found if module in HEADS]
+    patterns.check("peft.modules_to_save", wanted, found, "module", patterns.ends)
+    return [module for module in found if any(patterns.ends(module, patterns.plain(name)) for name in wanted)]
 
 
 def _check_linear(model: nn.Module, cfg: PeftConfig) -> None:

@@ -1,6 +1,6 @@
 """Where the heads, neurons and layers of a model are: what a file in pat/models/families describes.
 
-    Anatomy -> Layer -> Attention | Mlp -> Projection
+    Anatomy -> Layer -> Attention | Mlp -> Projection, PostNorm
 
 Names and shapes only: it holds for a model on the meta device and for one that ZeRO 3 has partitioned.
 
@@ -34,6 +34,18 @@ class Projection:
 
 
 @dataclass(frozen=True)
+class PostNorm:
+    """A norm between a sublayer's last projection and the residual: x / rms(x) * (origin + weight).
+
+    It divides away what multiplies the projection's output as a whole, so a gate on the sublayer has its place here.
+    """
+
+    module: str
+    weight: str  # parameter, (H,)
+    origin: float = 0.0  # 1 where the forward multiplies by 1 + weight
+
+
+@dataclass(frozen=True)
 class Attention:
     """An attention sublayer; its unit is a KV head with its h / k query heads."""
 
@@ -47,7 +59,8 @@ class Attention:
     head_dim: int
     window: int | None = None  # positions that are seen and cached; None: all
     cached: bool = False  # keys and values are kept while generating
-    extra: tuple[str, ...] = ()  # modules that go with the whole sublayer, such as the norm before it
+    extra: tuple[str, ...] = ()  # modules that go with the whole sublayer, such as the norms before and after it
+    post_norm: PostNorm | None = None  # None: the last projection's output is added to the residual
 
     @property
     def group(self) -> int:
@@ -78,6 +91,7 @@ class Mlp:
     inputs: tuple[Projection, ...]  # H -> n: (up,) or (gate, up)
     output: Projection  # n -> H
     extra: tuple[str, ...] = ()  # modules that go with the whole sublayer
+    post_norm: PostNorm | None = None  # None: the last projection's output is added to the residual
 
     @property
     def num_units(self) -> int:

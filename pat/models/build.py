@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from pat.config import ModelConfig
 from pat.explain import did_you_mean
-from pat.models import liger
+from pat.models import heads, liger
+from pat.models.weight_files import check_weights
 
 if TYPE_CHECKING:
     from pat.tasks import Task
@@ -25,6 +33,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INITS = ("pretrained", "random")
+HEADED: Any = AutoModelForSequenceClassification  # a model with a head of one output per class
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)  # of the Hugging Face config: a model with none of these has no layers, or cannot be built
+# What constructors raise for fields of the config that do not fit.
+UNFIT = (ValueError, TypeError, ImportError, ArithmeticError, AttributeError, LookupError, AssertionError)
 
 
 def build_config(
@@ -38,6 +57,9 @@ def build_config(
     if cfg.init not in INITS:
         raise ValueError(f"model.init is '{cfg.init}': allowed are {', '.join(INITS)}.")
     fields = dict(cfg.config)
+    for key in SIZES:
+        if isinstance(fields.get(key), int) and fields[key] < 1:
+            raise ValueError(f"model.config.{key} is {fields[key]}, but must be at least 1.")
     if cfg.path is not None:
         config = _config_from_path(cfg, fields)
         if tokenizer is not None and getattr(config, "pad_token_id", None) is None:
@@ -46,12 +68,29 @@ def build_config(
         config = _config_from_type(_ids(tokenizer) | fields)
     else:
         raise ValueError("model.path is not set: give a hub name or a folder, or model.init=random for random weights.")
-    if task.labelled:
-        names = label_names or [f"LABEL_{i}" for i in range(num_labels or 0)]
-        if names:
-            config.id2label = dict(enumerate(names))
-            config.label2id = {name: i for i, name in enumerate(names)}
+    theirs = heads.labels_of(config) if cfg.path else None
+    if task.set_head(config, label_names or [f"LABEL_{i}" for i in range(num_labels or 0)]):
+        heads.check(cfg, theirs, _outputs(config))
     return config
+
+
+def head_note(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> str | None:
+    """What becomes of the head of model.path in the model with this config, for the start; None where it is clear.
+
+    ValueError where model.replace_head would be ignored.
+    """
+    pretrained = cfg.path is not None and cfg.init == "pretrained" and task.auto_model is HEADED
+    theirs = heads.labels_of(_config_from_path(cfg, dict(cfg.config))) if pretrained else None
+    if cfg.replace_head and theirs is None:
+        raise ValueError(
+            f"model.replace_head=true would be ignored: model.path={cfg.path} brings no head for "
+            f"task.name='{task.name}', so a new one is made anyway; leave it out."
+        )
+    return heads.note(cfg, theirs, _outputs(config)) if theirs else None
+
+
+def _outputs(config: PretrainedConfig) -> list[str]:
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
 
 
 def build_model(
@@ -176,8 +215,8 @@ def _random(task: Task, config: PretrainedConfig, options: dict[str, Any]) -> Pr
         # generator. Without it the weights are the same at every stage.
         with no_init_weights():
             model = task.auto_model.from_config(config, **options)
-    except (ValueError, ImportError) as error:
-        raise _unfit(config, task, error) from error
+    except UNFIT as error:
+        raise unfit(config, task, error) from error
     model.initialize_weights()
     model.tie_weights()
     return model
@@ -186,6 +225,7 @@ def _random(task: Task, config: PretrainedConfig, options: dict[str, Any]) -> Pr
 def _pretrained(
     cfg: ModelConfig, task: Task, config: PretrainedConfig, options: dict[str, Any], complete: bool
 ) -> PreTrainedModel:
+    rng_state = torch.get_rng_state()
     try:
         model, report = task.auto_model.from_pretrained(
             cfg.path,
@@ -193,18 +233,27 @@ def _pretrained(
             revision=cfg.revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, where the sizes can be said
+            **heads.without_head(cfg),
             **options,
         )
     except OSError as error:
         raise ValueError(
             f"No weights could be loaded from model.path='{cfg.path}': misspelt, or offline and not in the local cache."
         ) from error
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise _unfit(config, task, error) from error
+    except SafetensorError as error:
+        check_weights(str(cfg.path), "model.path", cfg.revision)
+        raise ValueError(f"The weights of model.path='{cfg.path}' cannot be read: {_sentence(error)}") from error
+    except (*UNFIT, RuntimeError) as error:
+        raise unfit(config, task, error) from error
+    if cfg.replace_head:
+        heads.renew(model, rng_state)
     for name, saved, wanted in sorted(report["mismatched_keys"]):
+        if cfg.replace_head and name.split(".")[0] in heads.HEADS:
+            continue
         raise ValueError(
             f"'{name}' is {tuple(saved)} in '{cfg.path}' but {tuple(wanted)} in the model: "
-            "model.config, or the number of classes, does not go with these weights."
+            "model.config, or the number of classes, does not go with these weights"
+            + ("; model.replace_head=true takes a new head." if name.split(".")[0] in heads.HEADS else ".")
         )
     if report["missing_keys"] and complete:
         raise ValueError(
@@ -239,8 +288,10 @@ def _unknown_fields(config: PretrainedConfig, unknown: list[str]) -> ValueError:
     return ValueError(f"A '{config.model_type}' has no model.config.{unknown[0]}: allowed are {', '.join(allowed)}.")
 
 
-def _unfit(config: PretrainedConfig, task: Task, error: Exception) -> ValueError:
-    return ValueError(f"A '{config.model_type}' cannot be built for task.name='{task.name}': {_sentence(error)}")
+def unfit(config: PretrainedConfig, task: Task, error: Exception) -> ValueError:
+    """What transformers, building a model of this config for the task, has raised."""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return ValueError(f"A '{config.model_type}' cannot be built for task.name='{task.name}': {kind}{_sentence(error)}")
 
 
 def _sentence(error: Exception) -> str:

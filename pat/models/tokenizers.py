@@ -31,11 +31,16 @@ def build_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     revision = cfg.revision if name == cfg.path else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(
             f"No tokenizer could be loaded from '{name}' (misspelt, offline, or a folder without tokenizer files?): "
             "set model.tokenizer to a hub name, a folder or 'byte'."
         ) from error
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # what transformers makes of no file
+        raise ValueError(
+            f"'{name}' holds no tokenizer (tokenizer.json, or a vocabulary): set model.tokenizer to a hub name, a "
+            f"folder or '{BYTE}'."
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(

@@ -3,7 +3,8 @@
 A move narrows one group by one step of its grid, the lowest scores first (equal scores: the higher index first).
 
     far     the move that loses the least score per cost that it saves, while it does not save more than is needed
-    near    then, of the moves that do not, the same; where none is left, the one that saves the least
+    near    then, of the moves that do not, the same; where none is left, the one that saves the least or,
+            unless `widest`, loses the least score
     back    whatever still fits within the limit grows, the most score per cost first
 
 So no group can be wider within the limit, and with one group, or groups of equal cost per unit, the result is the
@@ -75,8 +76,14 @@ def within(
     cost: Cost,
     anatomy: Anatomy,
     limit: int,
+    widest: bool = True,
 ) -> list[int] | None:
     """The count of every group, so that the model costs at most `limit`; None where even the least costs more."""
+
+    def last(move: tuple[float, int, int]) -> tuple[float, float, int]:
+        ratio, saved, g = move
+        return (saved, ratio, g) if widest else (ratio * saved, saved, g)
+
     state = _State(groups, scores, cost, anatomy)
     _far(state, limit)
     while state.total > limit:
@@ -85,8 +92,7 @@ def within(
         if not moves:
             return None
         fits = [move for move in moves if move[1] <= state.total - limit]
-        ratio, saved, g = min(fits) if fits else min(moves, key=lambda move: (move[1], move[0], move[2]))
-        state.move(g, -1)
+        state.move(min(fits)[2] if fits else min(moves, key=last)[2], -1)
     while True:
         wider = [(-state.ratio(g, +1), g) for g in range(len(groups)) if state.fits(g, limit)]
         if not wider:

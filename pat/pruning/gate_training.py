@@ -1,14 +1,15 @@
 """How gates move from step to step: ranked ones fade towards flags, learned ones are sampled and follow a Lagrangian.
 
-# U units over all sites of a pruner, z gate, t step (from 0), progress of the schedule from 0 to 1
+# U units over all sites of a pruner, z gate, t step (from 0)
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,27 @@ from torch import Tensor
 from pat.models.anatomy import Anatomy
 from pat.pruning.gates import Gate, Learned, Ranked
 from pat.pruning.lagrangian import Lagrangian
+from pat.pruning.schedules import Timeline
 from pat.pruning.sites import Site
+
+CLOSING = 0.25  # the share of the soft phase, its last, in which learned gates are driven to 0 or 1
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is: what a schedule says of step t."""
+
+    t: int
+    phase: str
+    ramp: float  # how much of the budget is due
+    closing: float  # 0 until the last part of the soft phase, 1 from its end on
+
+    @classmethod
+    def of(cls, line: Timeline, t: int, ramp: float) -> Moment:
+        """A function of the step."""
+        length = max(1, round(CLOSING * (line.hard - line.start)))
+        closing = min(max((t + 1 - (line.hard - length)) / length, 0.0), 1.0)
+        return cls(t, line.phase(t), ramp, closing)
 
 
 @dataclass
@@ -34,6 +55,8 @@ class GateState:
 class GateTraining(ABC):
     """What differs between the kinds of methods, on a state that the pruner holds."""
 
+    per_cost: ClassVar[bool] = False  # scores are per cost: the budget must not divide them by what a unit costs
+
     @abstractmethod
     def initial(self, ones: Tensor) -> Tensor:
         """(U,) the scores before any step."""
@@ -43,23 +66,23 @@ class GateTraining(ABC):
         """Whether the steps of a phase move the scores."""
 
     @abstractmethod
-    def advance(self, state: GateState, select: Callable[[], None] | None) -> None:
+    def advance(self, state: GateState, now: Moment, select: Callable[[], None] | None) -> None:
         """Before a soft step; `select` chooses the flags again where the schedule says so."""
 
     @abstractmethod
-    def gates(self, state: GateState, t: int, progress: float) -> tuple[Tensor, Tensor]:
-        """(U,) twice: what multiplies in soft step t, and in an evaluation then."""
+    def gates(self, state: GateState, now: Moment) -> tuple[Tensor, Tensor]:
+        """(U,) twice: what multiplies in a soft step, and in an evaluation then."""
 
     @abstractmethod
-    def evaluated(self, state: GateState) -> Tensor:
+    def evaluated(self, state: GateState, now: Moment) -> Tensor:
         """(U,) the gates of an evaluation while soft."""
 
     @abstractmethod
-    def learn(self, state: GateState, evidence: Tensor, t: int, progress: float, ramp: float) -> dict[str, float]:
-        """Move the scores by (U,) what step t has shown; `ramp`: how much of the budget is due. Figures for the log."""
+    def learn(self, state: GateState, evidence: Tensor, now: Moment) -> dict[str, float]:
+        """Move the scores by (U,) what a step has shown. Figures for the log."""
 
     @abstractmethod
-    def kept(self, state: GateState) -> Tensor | None:
+    def kept(self, state: GateState, now: Moment) -> Tensor | None:
         """(U,) bool: the units that count as kept after a step; None: those that were chosen last."""
 
     @abstractmethod
@@ -69,6 +92,10 @@ class GateTraining(ABC):
     @abstractmethod
     def final(self, state: GateState) -> Tensor:
         """(U,) fp32: the gates for good, of the units that are kept."""
+
+    @abstractmethod
+    def spread(self, state: GateState) -> dict[str, float] | None:
+        """How near to 1 the final gates of the kept units are; None where they are 1 by definition."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -93,27 +120,27 @@ class RankedTraining(GateTraining):
         """From the first step on."""
         return phase != "hard"
 
-    def advance(self, state: GateState, select: Callable[[], None] | None) -> None:
+    def advance(self, state: GateState, now: Moment, select: Callable[[], None] | None) -> None:
         """Choose, and fade."""
         if select:
             select()
         step = 1.0 / self.method.fade
         state.z = (state.z + (state.keep.float() - state.z).clamp(-step, step)).clamp(0.0, 1.0)
 
-    def gates(self, state: GateState, t: int, progress: float) -> tuple[Tensor, Tensor]:
+    def gates(self, state: GateState, now: Moment) -> tuple[Tensor, Tensor]:
         """Z for both."""
         return state.z, state.z
 
-    def evaluated(self, state: GateState) -> Tensor:
+    def evaluated(self, state: GateState, now: Moment) -> Tensor:
         """Z."""
         return state.z
 
-    def learn(self, state: GateState, evidence: Tensor, t: int, progress: float, ramp: float) -> dict[str, float]:
+    def learn(self, state: GateState, evidence: Tensor, now: Moment) -> dict[str, float]:
         """The method's own rule."""
         state.score = self.method.update(state.score, evidence)
         return {}
 
-    def kept(self, state: GateState) -> Tensor | None:
+    def kept(self, state: GateState, now: Moment) -> Tensor | None:
         """A step moves no flag."""
         return None
 
@@ -125,6 +152,10 @@ class RankedTraining(GateTraining):
         """All 1."""
         return torch.ones_like(state.z)
 
+    def spread(self, state: GateState) -> dict[str, float] | None:
+        """None: they are 1."""
+        return None
+
     def tensors(self) -> dict[str, Tensor]:
         """None."""
         return {}
@@ -134,46 +165,64 @@ class RankedTraining(GateTraining):
 
 
 class LearnedTraining(GateTraining):
-    """The score is the parameter a: z is sampled from it, and the Lagrangian moves it."""
+    """The score is the logit a of a keep probability: z is sampled from it, and the Lagrangian moves it."""
 
-    def __init__(self, method: Learned, lagrangian: Lagrangian, seed: int) -> None:
-        self.method, self.lagrangian, self.seed = method, lagrangian, seed
+    per_cost = True
+
+    def __init__(self, method: Learned, lagrangian: Lagrangian, name: str, seed: int) -> None:
+        self.method, self.lagrangian, self.name, self.seed = method, lagrangian, name, seed
 
     def initial(self, ones: Tensor) -> Tensor:
         """As the method says."""
         return ones * self.method.initial
 
     def learns(self, phase: str) -> bool:
-        """While gates are sampled."""
-        return phase == "soft"
+        """In the dense phase what units are worth, then while gates are sampled."""
+        return phase != "hard"
 
-    def advance(self, state: GateState, select: Callable[[], None] | None) -> None:
-        """Nothing: no flag is down before the end."""
+    def advance(self, state: GateState, now: Moment, select: Callable[[], None] | None) -> None:
+        """Where the soft phase begins, start from what the dense one has shown. No flag is down before the end."""
+        if not self.lagrangian.begun:
+            state.score = self.lagrangian.begin(state.score)
 
-    def gates(self, state: GateState, t: int, progress: float) -> tuple[Tensor, Tensor]:
+    def gates(self, state: GateState, now: Moment) -> tuple[Tensor, Tensor]:
         """A sample, and the mean."""
-        return self.lagrangian.sample(state.score, t, self.seed, progress).detach(), self.evaluated(state)
+        generator = torch.Generator().manual_seed(noise_seed(self.seed, self.name, now.t))
+        noise = torch.rand(state.score.shape, generator=generator).clamp(1e-6, 1.0 - 1e-6)
+        return self.method.sample(self._logit(state, now), noise), self.evaluated(state, now)
 
-    def evaluated(self, state: GateState) -> Tensor:
+    def evaluated(self, state: GateState, now: Moment) -> Tensor:
         """The mean."""
-        return self.method.mean(state.score)
+        return self.method.mean(self._logit(state, now))
 
-    def learn(self, state: GateState, evidence: Tensor, t: int, progress: float, ramp: float) -> dict[str, float]:
+    def learn(self, state: GateState, evidence: Tensor, now: Moment) -> dict[str, float]:
         """A step of the Lagrangian."""
-        state.score, figures = self.lagrangian.step(state.score, evidence, t, self.seed, progress, ramp)
+        if now.phase == "dense":
+            self.lagrangian.observe(evidence)
+            return {}
+        state.score, figures = self.lagrangian.step(state.score, evidence, self._temperature(now), now.ramp)
         return figures
 
-    def kept(self, state: GateState) -> Tensor | None:
+    def kept(self, state: GateState, now: Moment) -> Tensor | None:
         """Those that an evaluation lets through."""
-        return self.evaluated(state) > 0
+        return self.evaluated(state, now) > 0 if now.phase == "soft" else None
 
     def scores(self, state: GateState) -> Tensor:
-        """How far each counts as open at the end of the schedule."""
-        return self.method.open(state.score, 1.0)
+        """1 + a / (1 + |a|), (U,): above 0, in the order of the keep probabilities, and never equal to 1 for all."""
+        return 1.0 + state.score / (1.0 + state.score.abs())
 
     def final(self, state: GateState) -> Tensor:
         """The mean."""
-        return self.evaluated(state)
+        return self.method.mean(state.score / self.method.temperature)
+
+    def spread(self, state: GateState) -> dict[str, float] | None:
+        """Of the gates that are folded."""
+        kept = state.z[state.keep]
+        return {
+            "median": float(kept.median()),
+            "lowest": float(kept.min()),
+            "share_below_0.9": float((kept < 0.9).float().mean()),
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """The Lagrangian's."""
@@ -183,10 +232,24 @@ class LearnedTraining(GateTraining):
         """The Lagrangian's."""
         self.lagrangian.load(tensors)
 
+    def _temperature(self, now: Moment) -> float:
+        """T: from 1 to the method's while the soft phase closes, by equal factors."""
+        return self.method.temperature**now.closing
 
-def gate_training(method: Gate, budget: Any, anatomy: Anatomy, sites: Sequence[Site], seed: int) -> GateTraining:
-    """The kind that a method is of."""
+    def _logit(self, state: GateState, now: Moment) -> Tensor:
+        return state.score / self._temperature(now)
+
+
+def noise_seed(seed: int, name: str, t: int) -> int:
+    """Of the noise of a pruner's step t: a hash of the run's seed, the pruner's name and t."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name} {t}".encode()).digest()[:8], "little") >> 1
+
+
+def gate_training(
+    method: Gate, budget: Any, anatomy: Anatomy, sites: Sequence[Site], name: str, seed: int
+) -> GateTraining:
+    """The kind that a method is of, for the pruner of that name."""
     if isinstance(method, Learned):
-        return LearnedTraining(method, Lagrangian(method, budget, anatomy, sites), seed)
+        return LearnedTraining(method, Lagrangian(method, budget, anatomy, sites), name, seed)
     assert isinstance(method, Ranked)
     return RankedTraining(method)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pat.pruning import example_gradients
 from pat.pruning.comm import Comm
-from pat.pruning.gates import Evidence
+from pat.pruning.gates import BY_GRADIENT, STATISTICS, Evidence
+from pat.pruning.real_tokens import RealTokens
 from pat.pruning.sites import Site
 
 
@@ -39,12 +41,19 @@ class _Open(torch.autograd.Function):
 class SiteHooks:
     """The hooks of one site. `z` is what multiplies now, (u,) fp32; None: the forward stays untouched."""
 
-    def __init__(self, site: Site, model: nn.Module, needs: Evidence | None) -> None:
-        self.site, self.needs = site, needs
+    def __init__(
+        self,
+        site: Site,
+        model: nn.Module,
+        needs: Evidence | None,
+        tokens: RealTokens | None = None,  # for statistics
+    ) -> None:
+        self.site, self.tokens = site, tokens
+        self.needs: Evidence | None = needs
         self.z: Tensor | None = None
         self.z_eval: Tensor | None = None  # in evaluation; None: z
         self.open = False  # all of z is 1
-        self.sums: Tensor | None = None  # (u + 1,) fp64: the statistic per unit, and the tokens
+        self.sums: Tensor | None = None  # (u + 1,) fp64: the statistic per unit, and the tokens or examples in it
         module = model.get_submodule(site.consumer)
         if site.features:
             self.handle: Any = module.register_forward_pre_hook(self._inputs)
@@ -63,69 +72,94 @@ class SiteHooks:
 
     def _inputs(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x: Tensor = args[0]  # (B, T, n)
-        if self.needs == "activations" and module.training:
-            self._add(x.detach().float().square().reshape(-1, self.site.num_units, self.site.features).sum((0, 2)), x)
+        if self._takes_statistics(module):
+            self._add(x.detach().float().square().unflatten(-1, (self.site.num_units, -1)).sum(-1))
         z = self.factor(module)
-        if z is None:
-            return None
-        return (self._gated(x, z, z.to(x.dtype).repeat_interleave(self.site.features)), *args[1:])
+        return None if z is None else (self._gated(x, z), *args[1:])
 
     def _outputs(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if self.needs == "activations" and module.training:
-            self._add(output.detach().float().square().sum().reshape(1), output)
+        if self._takes_statistics(module):
+            self._add(output.detach().float().square().sum(-1, keepdim=True))
         z = self.factor(module)
-        return None if z is None else self._gated(output, z, z.to(output.dtype))
-
-    def _gated(self, x: Tensor, z: Tensor, factor: Tensor) -> Tensor:
-        return _Open.apply(x, factor) if self.open and z is self.z else x * factor  # type: ignore[return-value]
+        return None if z is None else self._gated(output, z)
 
     def _block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         before: Tensor = args[0] if args else kwargs["hidden_states"]
         after: Tensor = output[0] if isinstance(output, tuple) else output
-        if self.needs in ("similarity", "activations") and module.training:
-            self._add(_change(before.detach(), after.detach(), self.needs).reshape(1), before)
+        if self._takes_statistics(module):
+            self._add(_change(before.detach(), after.detach(), self.needs))
         z = self.factor(module)
         if z is None:
             return None
-        mixed = before + z.to(before.dtype) * (after - before)
+        mixed = before + self._gated(after - before, z)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
-    def _add(self, statistic: Tensor, tokens: Tensor) -> None:
-        """Sums, on the device. A recomputed forward (activation checkpointing) counts twice: the mean is the same."""
-        line = torch.cat([statistic.double(), torch.tensor([tokens.numel() // tokens.shape[-1]]).to(statistic)])
+    def _gated(self, x: Tensor, z: Tensor) -> Tensor:
+        """X times the gates, (B, T, n)."""
+        by_example, is_open = self.needs in example_gradients.SUMMED and z.requires_grad, self.open and z is self.z
+        factor = (z.detach() if by_example else z).to(x.dtype).repeat_interleave(self.site.features or 1)
+        if by_example:
+            return example_gradients.Gated.apply(x, z, factor, is_open, self._take)  # type: ignore[return-value]
+        return _Open.apply(x, factor) if is_open else x * factor  # type: ignore[return-value]
+
+    def _take(self, gradients: Tensor) -> None:
+        """(B, u) of a micro-batch, from its backward."""
+        assert self.needs is not None
+        self._sum(example_gradients.line(self.needs, gradients))
+
+    def _takes_statistics(self, module: nn.Module) -> bool:
+        """In a training forward, but not where it is repeated in a backward (activation checkpointing)."""
+        return module.training and self.needs in STATISTICS and torch._C._current_graph_task_id() == -1
+
+    def _add(self, statistic: Tensor) -> None:
+        """(B, T, u) fp32 of a micro-batch: summed over the tokens that are no padding, which are counted."""
+        assert self.tokens is not None
+        real = self.tokens.real
+        if real is None:
+            count = statistic.new_full((1,), statistic.shape[:-1].numel(), dtype=torch.float64)
+        else:
+            statistic, count = statistic.masked_fill(~real[..., None], 0.0), real.sum().double().view(1)
+        self._sum(torch.cat([statistic.sum((0, 1), dtype=torch.float64), count]))
+
+    def _sum(self, line: Tensor) -> None:
         self.sums = line if self.sums is None else self.sums + line
 
 
-def _change(before: Tensor, after: Tensor, needs: Evidence) -> Tensor:
-    """() summed over tokens: 1 - cos(before, after), or the squared norm of what the block adds."""
+def _change(before: Tensor, after: Tensor, needs: Evidence | None) -> Tensor:
+    """(B, T, 1) fp32: 1 - cos(before, after), or the squared norm of what the block adds."""
     if needs == "similarity":
-        return (1.0 - torch.cosine_similarity(before.float(), after.float(), dim=-1)).sum()
-    return (after - before).float().square().sum()
+        return 1.0 - torch.cosine_similarity(before.float(), after.float(), dim=-1)[..., None]
+    return (after - before).float().square().sum(-1, keepdim=True)
 
 
-def install(sites: list[Site], model: nn.Module, needs: Evidence | None) -> list[SiteHooks]:
+def install(
+    sites: list[Site], model: nn.Module, needs: Evidence | None, tokens: RealTokens | None = None
+) -> list[SiteHooks]:
     """Hooks on the consuming module of every site. ValueError where a module cannot be found."""
-    return [SiteHooks(site, model, needs) for site in sites]
+    return [SiteHooks(site, model, needs, tokens) for site in sites]
 
 
 class GatedForward:
     """What multiplies at all sites, and the evidence that is found there."""
 
     def __init__(self, sites: list[Site], model: nn.Module, needs: Evidence | None) -> None:
-        self.hooks, self.needs = install(sites, model, needs), needs
+        self.needs: Evidence | None = needs
+        self.tokens = RealTokens(model) if needs in STATISTICS else None
+        self.hooks = install(sites, model, needs, self.tokens)
         self.sizes = [site.num_units for site in sites]
 
     def set(self, z: Tensor | None, evaluated: Tensor | None, device: torch.device) -> None:
         """(U,) what multiplies in training and in evaluation; None: nothing, and what multiplies in training."""
         parts, means = self._split(z), self._split(evaluated)
         for hook, part, mean in zip(self.hooks, parts, means, strict=True):
-            by_gradient = self.needs == "gradient"
+            by_gradient = self.needs in BY_GRADIENT
             hook.open = part is not None and bool((part == 1).all())
             hook.z = None if part is None else part.to(device, copy=True).requires_grad_(by_gradient)
             hook.z_eval = None if mean is None else mean.to(device)
 
     def settle(self, z: Tensor, device: torch.device) -> None:
         """(U,) what multiplies for good: a site whose gates are all 1 loses its hooks, and none takes evidence."""
+        self._see_no_more()
         for hook, mine in zip(self.hooks, z.split(self.sizes), strict=True):
             if bool((mine == 1).all()):
                 hook.remove()
@@ -134,6 +168,7 @@ class GatedForward:
 
     def remove(self) -> None:
         """Take all hooks off."""
+        self._see_no_more()
         for hook in self.hooks:
             hook.remove()
 
@@ -146,13 +181,13 @@ class GatedForward:
         return None
 
     def evidence(self, world: Comm, scale: float) -> Tensor | None:
-        """(U,) of this step, averaged over ranks, and forgotten here; None where the method takes none from here.
+        """(U,) of this step and all ranks, and forgotten here; None where the method takes none from here.
 
         `scale`: of the loss. Collective.
         """
-        if self.needs == "weights":
+        if self.needs is None or self.needs == "weights":
             return None
-        return self._gradients(world, scale) if self.needs == "gradient" else self._statistics(world)
+        return self._gradients(world, scale) if self.needs == "gradient" else self._means(world, scale, self.needs)
 
     def _gradients(self, world: Comm, scale: float) -> Tensor:
         parts = []
@@ -161,13 +196,21 @@ class GatedForward:
             parts.append(torch.zeros(hook.site.num_units, device=world.device) if grad is None else grad)
         return (world.sum(torch.cat(parts)) / (world.world_size * scale)).cpu()
 
-    def _statistics(self, world: Comm) -> Tensor:
+    def _means(self, world: Comm, scale: float, needs: Evidence) -> Tensor:
+        """Sums and counts are added over ranks before they are divided: ranks may have seen different numbers."""
         lengths, parts = [n + 1 for n in self.sizes], []
         for hook, n in zip(self.hooks, lengths, strict=True):
-            parts.append(torch.zeros(n, dtype=torch.float64) if hook.sums is None else hook.sums.cpu())
+            empty = torch.zeros(n, dtype=torch.float64, device=world.device)
+            parts.append(empty if hook.sums is None else hook.sums.to(world.device))
             hook.sums = None
-        lines = world.sum(torch.cat(parts)).split(lengths)
+        lines = world.sum(torch.cat(parts)).cpu().split(lengths)
+        if needs in example_gradients.SUMMED:
+            return torch.cat([example_gradients.mean(needs, line, world.world_size * scale) for line in lines]).float()
         return torch.cat([line[:-1] / line[-1].clamp(min=1.0) for line in lines]).float()
+
+    def _see_no_more(self) -> None:
+        if self.tokens is not None:
+            self.tokens.remove()
 
     def _split(self, values: Tensor | None) -> Sequence[Tensor | None]:
         return [None] * len(self.sizes) if values is None else values.split(self.sizes)

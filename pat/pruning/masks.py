@@ -16,15 +16,15 @@ In the hard phase only M stays: W * M has become the weight, dead weights have n
 from __future__ import annotations
 
 import math
-import re
-from fnmatch import fnmatchcase
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pat import patterns
 from pat.config import PrunerConfig
-from pat.pruning import registry
+from pat.pruning import prior, registry, ties
 from pat.pruning.arrays import array, module
 from pat.pruning.comm import LOCAL
 from pat.pruning.kernels import make_kernels
@@ -33,14 +33,12 @@ from pat.pruning.shards import Piece, Shards
 from pat.pruning.types import PromiseBroken
 
 
-def match(patterns: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+def match(params: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Names of the matrices that a pattern takes, in the given order."""
     return [
         name
         for name, shape in shapes.items()
-        if len(shape) >= 2
-        and any(fnmatchcase(name, p) for p in patterns)
-        and not any(fnmatchcase(name, p) for p in exclude)
+        if len(shape) >= 2 and patterns.matches(name, params) and not patterns.matches(name, exclude)
     ]
 
 
@@ -61,12 +59,14 @@ class MaskPruner:
         self.granularity = registry.build("granularity", config.granularity)
         self.budget = registry.build("budget", config.budget)
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
+        matrices = [n for n, shape in shapes.items() if len(shape) >= 2]
+        patterns.check(f"pruners.{name}.params", config.params, matrices, "matrix")
+        patterns.check(f"pruners.{name}.exclude", config.exclude, list(shapes))
         names = match(config.params, config.exclude, shapes)
-        dead = [pattern for pattern in config.params if not match([pattern], [], shapes)]
-        if dead or not names:
+        if not names:
             raise ValueError(
-                f"pruners.{name}.params: {', '.join(dead) or 'what exclude leaves of it'} matches no matrix of the "
-                f"model; it has {_in_patterns(shapes)}"
+                f"pruners.{name}.params={config.params} without exclude={config.exclude} matches no matrix of the "
+                f"model; it has {patterns.in_patterns(matrices)}"
             )
         self.shapes = {n: shapes[n] for n in names}
         for n, shape in self.shapes.items():
@@ -75,10 +75,12 @@ class MaskPruner:
         self.timeline.target(0, self.budget.sparsity)  # raises where the schedule starts above the budget
         if self.criterion.threshold is not None:
             self.granularity.select_threshold([], self.criterion.threshold, LOCAL)  # raises where it cannot
+        self._check_evidence()
         self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
         self.selected_at = -1  # step of the last selection
         self.hardened = False
         self.num_pruned = 0  # weights, over all ranks
+        self.emptied_before: Callable[[], set[str]] = set  # matrices that gates have removed whole
         self.states: list[MaskedShard] = []
 
     # -- wiring ----------------------------------------------------------------------------------------------------
@@ -134,12 +136,16 @@ class MaskPruner:
             state.enter_soft()
 
     def _select(self, t: int) -> None:
+        priors = self._priors(t)
         runs = []
         for state in self.states:
             for s in state.shard.segments:
                 score = None if state.score is None else state.score[s.part]
                 assert state.dense is not None
-                values = self.criterion.rank_run(s.name, s.start, score, state.dense[s.part], self.seed)
+                dense = state.dense[s.part]
+                values = self.criterion.rank_run(s.name, s.start, score, dense, self.seed)
+                if priors:
+                    values = values + dense * dense * priors[s.name]
                 runs.append(state.run(s, values))
         comm, hard = self.shards.comm, t >= self.timeline.hard
         if self.criterion.threshold is not None and not hard:
@@ -147,9 +153,30 @@ class MaskPruner:
         else:
             target = self.timeline.target(t, self.budget.sparsity)
             self.granularity.select(runs, target, self.config.scope, comm)
-        self.num_pruned = self.count_pruned()
+        removed = self._count_removed()
+        self.num_pruned = sum(removed.values())
         if hard:
             self._check_target()
+        if self.num_pruned:
+            tied = ties.tied_matrices(runs, list(self.shapes), comm)
+            numel = {name: math.prod(shape) for name, shape in self.shapes.items()}
+            tied = tied - self.emptied_before() if tied else tied
+            ties.check_matrices(f"pruners.{self.name}", removed, numel, tied, self.config.allow_empty_matrices)
+
+    def _priors(self, t: int) -> dict[str, float]:
+        """The coefficient of W^2 in the rank of every matrix; {} where the criterion has no such prior. Collective."""
+        weight = self.criterion.prior_weight(t)
+        if not weight:
+            return {}
+        group = {name: g if self.config.scope == "matrix" else 0 for g, name in enumerate(self.shapes)}
+        pieces = [
+            (group[s.name], state.score[s.part], state.dense[s.part])
+            for state in self.states
+            if state.score is not None and state.dense is not None
+            for s in state.shard.segments
+        ]
+        found = prior.coefficients(pieces, len(set(group.values())), weight, self.shards.comm)
+        return {name: found[g] for name, g in group.items()}
 
     def _harden(self) -> None:
         for state in self.states:
@@ -189,11 +216,27 @@ class MaskPruner:
 
     # -- what holds ------------------------------------------------------------------------------------------------
 
-    def count_pruned(self) -> int:
-        """Weights whose flag is down, over all ranks. Collective."""
-        flags = [state.keep for state in self.states if state.keep is not None]
-        mine = sum(keep.numel() - int(module(keep).count_nonzero(array(keep.view(torch.bool)))) for keep in flags)
-        return int(self.shards.comm.sum(torch.tensor(mine, dtype=torch.int64)))
+    def _count_removed(self) -> dict[str, int]:
+        """Weights of each matrix whose flag is down, over all ranks. Collective."""
+        mine = dict.fromkeys(self.shapes, 0)
+        for state in self.states:
+            for s in state.shard.segments if state.keep is not None else ():
+                assert state.keep is not None
+                keep = state.keep[s.part]
+                mine[s.name] += s.numel - int(module(keep).count_nonzero(array(keep.view(torch.bool))))
+        total = self.shards.comm.sum(torch.tensor(list(mine.values()), dtype=torch.int64))
+        return dict(zip(mine, total.tolist(), strict=True))
+
+    def _check_evidence(self) -> None:
+        """ValueError where the first weights would go before a step has given evidence."""
+        line, by_threshold = self.timeline, self.criterion.threshold is not None
+        at_once = line.hard == 0 if by_threshold else line.start == 0 and self.target(0) > 0.0
+        if at_once and ties.starts_equal(self.criterion):
+            raise ValueError(
+                f"pruners.{self.name} removes weights at step 0, when {self.criterion.name} has seen no gradient and "
+                "all scores are equal: set schedule.start to some steps or a fraction of the run, or take a criterion "
+                "that looks at the weights (magnitude)"
+            )
 
     def _check_target(self) -> None:
         expected = self.target_weights
@@ -247,9 +290,3 @@ class MaskPruner:
             if self.hardened:
                 state.enter_hard()
             state.load(lambda kind, s: reader.pruner(kind, self.name, s.name, s.start, s.numel))
-
-
-def _in_patterns(shapes: dict[str, tuple[int, ...]]) -> str:
-    """The matrices, those of all layers as one."""
-    matrices = [re.sub(r"\.\d+\.", ".*.", name) for name, shape in shapes.items() if len(shape) >= 2]
-    return ", ".join(dict.fromkeys(matrices))

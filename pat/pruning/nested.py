@@ -6,6 +6,7 @@ begin, and every N:M group is either gone as a whole or left as a whole, so it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from pat.pruning.granularity.n_of_m import NOfM
@@ -42,6 +43,16 @@ def check(gate: GatePruner, mask: MaskPruner) -> None:
 def shared(gate: GatePruner, names: Iterable[str]) -> set[str]:
     """The parameters among these of which a unit owns a slice."""
     return gate.units.parameters & set(names)
+
+
+def emptied(gates: Iterable[GatePruner], mask: MaskPruner) -> set[str]:
+    """The matrices of a mask of which gates have removed everything."""
+    return {
+        name
+        for gate in gates
+        for name in shared(gate, mask.shapes)
+        if gate.units.removed_from(gate.state.keep, [name]) == math.prod(mask.shapes[name])
+    }
 
 
 def numel(gate: GatePruner, mask: MaskPruner) -> int:

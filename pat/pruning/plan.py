@@ -9,6 +9,7 @@ from rich.table import Table
 from pat import models, tasks
 from pat.config import Config
 from pat.engine import choose_trainable
+from pat.models.build import UNFIT, unfit
 from pat.pruning.pruner import Pruner
 
 SOFT_BYTES, SCORE_BYTES, HARD_BYTES = 5, 4, 1  # per weight: dense fp32 + flag, score, flag
@@ -20,7 +21,10 @@ def attached(config: Config, num_labels: int | None = None) -> tuple[torch.nn.Mo
     tokenizer = models.build_tokenizer(config.model)
     hf_config = models.build_config(config.model, task, num_labels, tokenizer)
     with torch.device("meta"):
-        model = task.auto_model.from_config(hf_config)
+        try:
+            model = task.auto_model.from_config(hf_config)
+        except UNFIT as error:
+            raise unfit(hf_config, task, error) from error
         model.tie_weights()
         choose_trainable(model, config)
     pruner = Pruner(config)

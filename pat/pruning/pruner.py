@@ -10,6 +10,7 @@ state    / load_state, by parameter name and logical index, never by rank
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class StepStats:
     target: dict[str, float] = field(default_factory=dict)
     sparsity: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)  # of learned gates: the gap to the target, ...
+    warnings: list[str] = field(default_factory=list)  # what a user should know of this step
 
 
 class Pruner:
@@ -82,8 +84,9 @@ class Pruner:
                     )
                 self.owner[param] = name
             self.masks.append(mask)
-        for gate in self.gates:
-            for mask in self.masks:
+        for mask in self.masks:
+            mask.emptied_before = partial(nested.emptied, self.gates, mask)
+            for gate in self.gates:
                 nested.check(gate, mask)
 
     def _attach_gates(self, gate: GatePruner, frozen: set[str]) -> None:
@@ -114,7 +117,7 @@ class Pruner:
     def bind(self, engine: Any) -> None:
         """Find this rank's shards and install the hooks. Without pruners DeepSpeed stays exactly as it is."""
         self.engine, self.shards = engine, Shards(engine)
-        self._pending, self._t = False, 0
+        self._pending, self._t, self._finite = False, 0, True
         self._states: dict[int, tuple[MaskPruner, MaskedShard]] = {}
         for gate in self.gates:
             gate.bind(self.shards)
@@ -125,7 +128,7 @@ class Pruner:
         largest = max((shard.flat.numel() for shard in self.shards.shards), default=0)
         self._sum_of_squares = SumOfSquares(self.config.engine.kernels, largest)
         if self.pruners:
-            self.shards.replace_norm(self.masked_norm)
+            self.shards.replace_norm(self.masked_norm, lambda: self._finite)
             compute_as_everywhere(engine.module, self.shards.layout == "zero3")
         if self.masks:
             self.shards.base.register_step_pre_hook(self._before)
@@ -136,21 +139,29 @@ class Pruner:
         for gate in self.gates:
             gate.begin(t)
 
-    def step(self, t: int) -> StepStats:
-        """One optimizer step with everything that pruning does in it. Collective."""
+    def step(self, t: int, begin_next: bool = True) -> StepStats:
+        """One optimizer step with everything that pruning does in it. Collective.
+
+        begin_next=False leaves the gates as they are: the caller looks at the model and then calls `begin(t + 1)`.
+        """
         self._pending, self._t = True, t
         scale = self.shards.loss_scale if self.gates else 1.0
+        self._finite = all([gate.gather(scale) for gate in self.gates])
         alive = True
         if self.pruners and self.shards.layout == "zero0_fp32":
             alive = self.shards.clip_fp32(self.masked_norm, self.config.engine.gradient_clipping)
         self.engine.step()
         skipped = self._pending if self.masks else not getattr(self.engine, "_step_applied", True)
         self._pending = False
-        figures = {}
+        figures, warnings = {}, []
         for gate in self.gates:
-            found = gate.learn(t, skipped or not alive, scale)
+            found = gate.learn(t, skipped or not alive or not self._finite)
             figures |= {f"{gate.name}/{key}": value for key, value in found.items()}
-            gate.begin(t + 1)
+            hardened = gate.hardened
+            if begin_next:
+                gate.begin(t + 1)
+            if gate.hardened and not hardened and (sentence := gate.warning()):
+                warnings.append(sentence)
         self.peak_bytes = max(self.peak_bytes, self.state_bytes())
         return StepStats(
             skipped=skipped or not alive,
@@ -159,14 +170,18 @@ class Pruner:
             target={p.name: p.target(t) for p in self.pruners},
             sparsity={p.name: p.sparsity for p in self.pruners},
             figures=figures,
+            warnings=warnings,
         )
 
     def masked_norm(self) -> Tensor:
         """0-dim fp32: sqrt(sum (G * M)^2), summed in fp64 and rounded once, of the still scaled gradient. Collective.
 
         M is the mask that the forward used: pruned weights have a gradient, but no share in the norm that clips the
-        living ones. The fp64 sum makes the result the same however ZeRO cuts the shards.
+        living ones. The fp64 sum makes the result the same however ZeRO cuts the shards. Infinite where the evidence
+        of gates is not finite, which in fp16 overflows before any weight's gradient: DeepSpeed then skips the step.
         """
+        if not self._finite:
+            return torch.full((), torch.inf, device=self.shards.device)
         total = torch.zeros((), dtype=torch.float64, device=self.shards.device)
         for shard in self.shards.shards:
             owner = self._states.get(id(shard.flat))

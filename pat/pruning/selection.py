@@ -27,6 +27,7 @@ from torch import Tensor
 from pat.pruning.arrays import array, chunk_numel, chunks, module
 from pat.pruning.brackets import find_brackets, sizes_by_rank
 from pat.pruning.comm import Comm
+from pat.pruning.rounding import part_of
 from pat.pruning.spans import first_pieces
 from pat.pruning.types import PromiseBroken, Run
 
@@ -49,10 +50,10 @@ class Cut:
 
 
 def pruned_per_budget(units: Sequence[int], sparsity: float, scope: str) -> list[int]:
-    """Units to remove: floor(sparsity * n + 1/2) of all n (scope global), or of each parameter's n (scope matrix)."""
+    """Units to remove: `part_of` all n (scope global), or of each parameter's n (scope matrix)."""
     if scope not in ("global", "matrix"):
         raise ValueError(f"scope is {scope!r}, but must be global or matrix.")
-    return [math.floor(sparsity * n + 0.5) for n in (units if scope == "matrix" else [sum(units)])]
+    return [part_of(n, sparsity) for n in (units if scope == "matrix" else [sum(units)])]
 
 
 def select_units(runs: Sequence[Run], sparsity: float, scope: str, comm: Comm) -> None:

@@ -106,10 +106,11 @@ class Shards:
         """What the pending gradients are multiplied by: 1 but for fp16."""
         return float(getattr(self.zero, "loss_scale", 1.0) or 1.0) if self.engine.fp16_enabled() else 1.0
 
-    def replace_norm(self, norm: Callable[[], Tensor]) -> None:
+    def replace_norm(self, norm: Callable[[], Tensor], finite: Callable[[], bool]) -> None:
         """Let DeepSpeed clip by `norm()` (a 0-dim fp32 tensor, of the still scaled gradients) instead of its own.
 
-        Collective inside `norm`: DeepSpeed calls it on every rank, once per step, before any hook.
+        Collective inside `norm`: DeepSpeed calls it on every rank, once per step, before any hook, and skips a step
+        whose norm is infinite. ZeRO 0 does not look at the norm: there `not finite()` counts as an overflow.
         """
         zero = self.zero
         if self.layout == "zero12":
@@ -125,6 +126,9 @@ class Shards:
                 return original(*args[:-1], total, **kwargs)  # the norm is the last positional argument
 
             zero.unscale_and_clip_grads = clip
+            checker = zero.overflow_checker
+            overflowed = checker.has_overflow
+            checker.has_overflow = lambda *args, **kwargs: overflowed(*args, **kwargs) or not finite()
 
     def clip_fp32(self, norm: Callable[[], Tensor], max_norm: float) -> bool:
         """ZeRO 0 in fp32 has no wrapper: clip here, and drop a step whose norm is not finite. True: go on."""

@@ -17,6 +17,7 @@ class Slice:
     dim: int
     start: int
     per_unit: int
+    origin: float = 0.0  # the forward multiplies by origin + parameter, and a gate multiplies that
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Site:
     """The units of one structure in one layer. A unit's gate z multiplies what `gated` says.
 
     features > 0: every unit has that many inputs of the module `consumer`, and z multiplies them (a forward pre-hook).
-    features = 0: the site has one unit and is ranked over the layers; z multiplies the output of `consumer`, its bias
-    included (a forward hook), or, where sublayer is None, what the layer changes:
+    features = 0: the site has one unit and is ranked over the layers; z multiplies the output of `consumer`, which is
+    added to the residual, its bias included (a forward hook), or, where sublayer is None, what the layer changes:
     output = input + z * (layer(input) - input).
     """
 
@@ -78,11 +79,13 @@ def inner_site(structure: str, layer: int, index: int, sublayer: Sublayer) -> Si
 
 
 def sublayer_site(structure: str, layer: int, index: int, sublayer: Sublayer, anatomy: Anatomy) -> Site:
-    """A whole sublayer as one unit, gated at what its last projection puts out."""
-    reader, _ = sublayer.consumer
-    gated = _outputs(reader, reader.num_outputs)
+    """A whole sublayer as one unit, gated where it joins the residual: at its last projection's output, or a norm's."""
+    reader, norm = sublayer.output, sublayer.post_norm
+    module, gated = reader.module, _outputs(reader, reader.num_outputs)
+    if norm is not None:
+        module, gated = norm.module, (Slice(norm.weight, 0, 0, anatomy.shapes[norm.weight][0], norm.origin),)
     slices = whole(anatomy, anatomy.sublayer_parameters(sublayer))
-    return Site(f"{structure}:{sublayer.name}", structure, layer, index, 1, slices, reader.module, 0, gated)
+    return Site(f"{structure}:{sublayer.name}", structure, layer, index, 1, slices, module, 0, gated)
 
 
 def whole(anatomy: Anatomy, names: Sequence[str]) -> tuple[Slice, ...]:

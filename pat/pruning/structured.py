@@ -12,7 +12,7 @@
                       final z, and the export folds it into the merged weights
     forward    the consuming module's input x z (fp32 -> the engine's dtype), or as it is while a site's gates are all
                1; backward leaves dL/dz, summed over micro-batches
-    learn(t)   after the optimizer's step, unless it was skipped: evidence, averaged over ranks, moves scores or a
+    learn(t)   after the optimizer's step, unless it was skipped: the evidence of all ranks moves scores or a
 
 State is replicated: every rank computes the same from the same sums. It is in rank 0's pruner file.
 """
@@ -28,14 +28,19 @@ from torch import Tensor
 from pat.config import PrunerConfig
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
-from pat.pruning import registry, unit_slices
+from pat.pruning import registry, ties, unit_slices
 from pat.pruning.choose import Choice
-from pat.pruning.gate_training import GateState, gate_training
+from pat.pruning.gate_history import GateHistory
+from pat.pruning.gate_training import GateState, Moment, gate_training
+from pat.pruning.gates import BY_GRADIENT, Ranked
 from pat.pruning.hooks import GatedForward
 from pat.pruning.inventory import Inventory
 from pat.pruning.shards import Shards
 from pat.pruning.sites import find_sites
 from pat.pruning.types import PromiseBroken
+
+FAR = 0.05  # share of kept gates below 0.9 that a user should know of
+SHARE_DIGITS = 12  # of a share of the budget: 0.15 / 0.3 is a half, whatever the last bit of the quotient says
 
 
 class GatePruner:
@@ -56,10 +61,16 @@ class GatePruner:
         self.budget.check(self.anatomy, self.sites)
         self.needs = self.method.needs
         self.forward = GatedForward(self.sites, model, self.needs)
-        self.training = gate_training(self.method, self.budget, self.anatomy, self.sites, seed)
+        self.training = gate_training(self.method, self.budget, self.anatomy, self.sites, name, seed)
         ones = self.units.ones()
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
+        self.history = GateHistory(ones)
+        self._multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
+        self._evidence: Tensor | None = None  # (U,) of the step that is being applied
         self.num_pruned = 0  # parameters
+        self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
+        self.due(0)  # raises where the schedule starts above the budget
+        self._check_evidence()
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
@@ -87,9 +98,19 @@ class GatePruner:
         """Fraction of the prunable parameters that the budget removes in the end."""
         return self.target_weights / self.numel
 
+    @cached_property
+    def final_sparsity(self) -> float:
+        """Where the schedule ends: the budget's own sparsity, or the share of prunable parameters a shape removes."""
+        return self.target_sparsity if self.budget.sparsity is None else self.budget.sparsity
+
+    def due(self, t: int) -> float:
+        """Share of the budget that is to be removed at a step, 0 to 1: the schedule's sparsity over its last one."""
+        final = self.final_sparsity
+        return round(self.timeline.target(t, final) / final, SHARE_DIGITS) if final else 0.0
+
     def target(self, t: int) -> float:
         """Fraction that is to be removed at a step."""
-        return self.timeline.target(t, 1.0) * self.target_sparsity
+        return self.due(t) * self.target_sparsity
 
     @property
     def hardened(self) -> bool:
@@ -105,6 +126,17 @@ class GatePruner:
         """Fraction of the prunable parameters that is removed now, counted."""
         return self.num_pruned / self.numel
 
+    def warning(self) -> str | None:
+        """A sentence where the gates of what stays ended far from 1; None: they did not, or there are none yet."""
+        found = self.kept_gates
+        if found is None or found["share_below_0.9"] <= FAR:
+            return None
+        return (
+            f"pruner {self.name}: {found['share_below_0.9']:.0%} of the kept gates ended below 0.9 (median "
+            f"{found['median']:.2f}, lowest {found['lowest']:.2f}), so that what is kept is scaled down: lengthen "
+            "the soft phase (schedule.hard), or lower gate.temperature"
+        )
+
     def counts(self) -> dict[str, list[int]]:
         """Per structure: the units that each site keeps."""
         return self.units.counts(self.state.keep)
@@ -117,7 +149,7 @@ class GatePruner:
         elif state.hardened or state.begun < self.timeline.start:
             z = state.z
         else:
-            z = self.training.evaluated(state)
+            z = self.training.evaluated(state, self._moment(state.begun))
         return self.units.split(z)
 
     def target_shape(self) -> str:
@@ -141,8 +173,8 @@ class GatePruner:
             if line.phase(t) == "hard":
                 self._harden(t)
             else:
-                select = partial(self._select, t, line.target(t, 1.0)) if line.is_selection_step(t) else None
-                self.training.advance(state, select)
+                select = partial(self._select, t, self.due(t)) if line.is_selection_step(t) else None
+                self.training.advance(state, self._moment(t), select)
         state.begun = max(state.begun, t)
         self._set_leaves(t)
 
@@ -152,9 +184,10 @@ class GatePruner:
         if state.hardened:
             return
         if phase == "soft":
-            z, evaluated = self.training.gates(state, t, self.timeline.progress(t))
+            z, evaluated = self.training.gates(state, self._moment(t))
+            self._multiplied = z
         else:
-            wanted = self.needs == "gradient" and self.training.learns(phase)
+            wanted = self.needs in BY_GRADIENT and self.training.learns(phase)
             z, evaluated = state.z if wanted else None, None
         self.forward.set(z, evaluated, self.shards.device)
 
@@ -163,9 +196,25 @@ class GatePruner:
         if self.needs == "weights":
             self._learn(t, unit_slices.mean_square(self.shards, self.sites, self.anatomy.shapes))
         scores = self.units.split(self.training.scores(self.state))
-        chosen = self.budget.choose(self.anatomy, self.sites, scores, progress, self.method.comparable)
+        chosen = self.budget.choose(
+            self.anatomy, self.sites, scores, progress, self.method.comparable, self.training.per_cost
+        )
+        ties.check_sites(f"pruners.{self.name}", self.sites, scores, chosen.keep)
         self.state.keep = self.units.join(chosen.keep)
         self.num_pruned = self.units.removed(self.state.keep)
+
+    def _check_evidence(self) -> None:
+        """ValueError where the first units would be chosen before a step has given evidence."""
+        line, ranked = self.timeline, isinstance(self.method, Ranked)
+        soft = [t for t in range(line.start, line.hard) if line.is_selection_step(t) and self.due(t)] if ranked else []
+        first = (soft or [line.hard])[0]
+        seen = any(self.training.learns(line.phase(t)) for t in range(first))
+        if self.needs != "weights" and not seen and ties.all_equal(self.state.score):
+            raise ValueError(
+                f"pruners.{self.name} chooses units at step {first}, when gate {self.method.name} has learned from no "
+                f"step and all scores are equal: raise schedule.{'start' if ranked else 'hard'}, or rank by the "
+                "weights (gate: magnitude)"
+            )
 
     def _harden(self, t: int) -> None:
         """For good: choose, fold, and settle the hooks. Collective."""
@@ -174,40 +223,56 @@ class GatePruner:
         final = self.training.final(state)
         final = torch.where(self.units.is_block, torch.ones_like(final), final)  # a block cannot be folded into
         state.z = torch.where(state.keep, final, torch.zeros_like(final))
+        self.kept_gates = self.training.spread(state)
         state.hardened, state.folded = True, not self.adapted
         if state.folded:
             self._fold()
         self.settle()
 
     def _fold(self) -> None:
-        """Gates into the weights that they multiply; what is gone becomes 0 with its moments. Collective."""
+        """Gates into the weights that they multiply, and their past into the moments; what is gone becomes 0 with its
+        moments. Collective."""
         state, shapes = self.state, self.anatomy.shapes
         fold = unit_slices.factors(self.sites, self.units.split(state.z), shapes, gated=True)
         alive = unit_slices.factors(self.sites, self.units.split(state.keep.float()), shapes, gated=False)
-        unit_slices.multiply(self.shards, fold, moments=False)
-        unit_slices.multiply(self.shards, alive, moments=False)
-        unit_slices.multiply(self.shards, alive, moments=True)
+        unit_slices.multiply(self.shards, fold)
+        unit_slices.multiply(self.shards, alive)
+        blocks = [site for site in self.sites if site.sublayer is None]
+        for moment, factor in self.history.factors().items():
+            by = self.units.split(factor)
+            unit_slices.multiply(self.shards, unit_slices.factors(self.sites, by, shapes, gated=True), moment)
+            unit_slices.multiply(self.shards, unit_slices.factors(blocks, by, shapes, gated=False), moment)
+            unit_slices.multiply(self.shards, alive, moment)
         self.shards.refresh_forward()
 
     def settle(self) -> None:
         """The hooks of the hard phase: where z is folded, only dropped blocks still need theirs, output = input."""
         self.forward.settle(self.units.join(self.forward_gates()), self.shards.device)
 
-    def learn(self, t: int, skipped: bool, scale: float = 1.0) -> dict[str, float]:
-        """What the step has shown. `scale`: of the loss. Returns figures for the log. Collective unless hard."""
-        if self.state.hardened:
+    def gather(self, scale: float) -> bool:
+        """Take the evidence of the coming step, of all ranks; whether it is finite. `scale`: of the loss. Collective
+        unless hard."""
+        self._evidence = None if self.state.hardened else self.forward.evidence(self.shards.world, scale)
+        return self._evidence is None or bool(self._evidence.isfinite().all())
+
+    def learn(self, t: int, skipped: bool) -> dict[str, float]:
+        """What the step has shown. Returns figures for the log."""
+        evidence, self._evidence = self._evidence, None
+        if self.state.hardened or skipped:
             return {}
-        evidence = self.forward.evidence(self.shards.world, scale)
-        if skipped or evidence is None or not self.training.learns(self.timeline.phase(t)):
+        self.history.add(self._multiplied, self.shards.base.param_groups[0]["betas"])
+        if evidence is None or not self.training.learns(self.timeline.phase(t)):
             return {}
         figures = self._learn(t, evidence)
-        if (kept := self.training.kept(self.state)) is not None:
+        if (kept := self.training.kept(self.state, self._moment(t))) is not None:
             self.num_pruned = self.units.removed(kept)
         return figures
 
     def _learn(self, t: int, evidence: Tensor) -> dict[str, float]:
-        progress, ramp = self.timeline.progress(t), self.timeline.target(t, 1.0)
-        return self.training.learn(self.state, evidence, t, progress, ramp)
+        return self.training.learn(self.state, evidence, self._moment(t))
+
+    def _moment(self, t: int) -> Moment:
+        return Moment.of(self.timeline, t, self.due(t))
 
     # -- what holds ------------------------------------------------------------------------------------------------
 
@@ -232,7 +297,9 @@ class GatePruner:
     def tensors(self) -> dict[str, Tensor]:
         """What is saved as tensors, by one rank for all."""
         state = self.state
-        return {"z": state.z, "keep": state.keep.to(torch.uint8), "score": state.score} | self.training.tensors()
+        return {"z": state.z, "keep": state.keep.to(torch.uint8), "score": state.score} | (
+            self.history.tensors() | self.training.tensors()
+        )
 
     def shared(self) -> dict[str, Any]:
         """What the manifest holds."""
@@ -241,6 +308,8 @@ class GatePruner:
             "folded": self.state.folded,
             "begun": self.state.begun,
             "num_pruned": self.num_pruned,
+            "kept_gates": self.kept_gates,
+            "steps": self.history.steps,
         }
 
     def restore(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
@@ -255,7 +324,8 @@ class GatePruner:
             tensors["z"], tensors["keep"].bool(), tensors["score"], shared["begun"], shared["hardened"],
             shared.get("folded", shared["hardened"]),  # checkpoints from before there were adapters
         )  # fmt: skip
-        self.num_pruned = shared["num_pruned"]
+        self.num_pruned, self.kept_gates = shared["num_pruned"], shared.get("kept_gates")
+        self.history.load(tensors, shared)
         self.training.load(tensors)
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:

@@ -25,12 +25,17 @@ class Factor:
 
     dim: int
     values: Tensor  # (size of the dimension,)
+    origin: float = 0.0  # what is multiplied is origin + parameter
 
     def along(self, segment: Segment, start: int, stop: int) -> Tensor:
         """(stop - start,) the values at elements [start, stop) of a segment."""
         inner = math.prod(segment.shape[self.dim + 1 :])
         index = torch.arange(segment.start + start, segment.start + stop, device=self.values.device)
         return self.values[(index // inner) % segment.shape[self.dim]]
+
+    def apply(self, weights: Tensor, along: Tensor) -> Tensor:
+        """W' with origin + W' = along (origin + W); where `along` is 1, exactly W."""
+        return weights + (along - 1.0) * (self.origin + weights) if self.origin else weights * along
 
 
 Factors = Mapping[str, Sequence[Factor]]  # by parameter
@@ -45,6 +50,7 @@ def factors(
 ) -> dict[str, list[Factor]]:
     """What each unit's value means for the elements of the parameters."""
     found: dict[str, dict[int, Tensor]] = {}
+    origins: dict[str, float] = {}
     for site in sites:
         value = values[site.name]
         for part in site.gated if gated else site.slices:
@@ -52,7 +58,8 @@ def factors(
             size = shapes[part.parameter][part.dim]
             vector = vectors.setdefault(part.dim, torch.full((size,), fill, dtype=value.dtype, device=value.device))
             vector[_span(part, site.num_units)] *= value.repeat_interleave(part.per_unit)
-    return {name: [Factor(dim, v) for dim, v in vectors.items()] for name, vectors in found.items()}
+            origins[part.parameter] = part.origin
+    return {name: [Factor(dim, v, origins[name]) for dim, v in vectors.items()] for name, vectors in found.items()}
 
 
 def _span(part: Slice, num_units: int) -> slice:
@@ -69,18 +76,19 @@ def pieces(shards: Shards, names: Factors) -> Iterator[tuple[Shard, Segment, int
 
 
 @torch.no_grad()
-def multiply(shards: Shards, by: Factors, moments: bool) -> None:
-    """Multiply this rank's fp32 weights, or Adam's moments of them, in place."""
+def multiply(shards: Shards, by: Factors, moment: str | None = None) -> None:
+    """Multiply this rank's fp32 weights, or one of Adam's moments of them, in place."""
     for shard, segment, start, stop in pieces(shards, by):
-        part = slice(segment.offset + start, segment.offset + stop)
-        targets = [shard.view]
-        if moments:
+        target = shard.view
+        if moment is not None:
             state = shards.base.state[shard.flat]
-            targets = [state[key].view(-1) for key in ("exp_avg", "exp_avg_sq") if key in state]
+            if moment not in state:
+                continue
+            target = state[moment].view(-1)
         for factor in by[segment.name]:
-            along = factor.along(segment, start, stop)
-            for target in targets:
-                target[part] *= along.to(target.device)
+            part = slice(segment.offset + start, segment.offset + stop)
+            near = factor.along(segment, start, stop).to(target.device)
+            target[part] = factor.apply(target[part], near) if moment is None else target[part] * near
 
 
 @torch.no_grad()

@@ -6,16 +6,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pat.models.families import anatomy
+from pat.patterns import check, matches
 from pat.pruning import registry
 from pat.pruning.comm import LOCAL
 from pat.pruning.granularity.weight import Weight
+from pat.pruning.rounding import part_of
 from pat.pruning.selection import keep_top
 from pat.pruning.sites import Site
 from pat.pruning.types import Run
@@ -75,10 +76,12 @@ def grid(model: nn.Module, fractions: Sequence[float], patterns: Sequence[str] =
         stack = re.match(r".*?\.\d+(?=\.|$)", site.consumer)
         assert stack, site.consumer
         wanted = fractions if site.features else [1.0]
-        counts = {f: max(1, round(f * site.num_units)) for f in wanted}
+        counts = {f: max(1, part_of(site.num_units, f)) for f in wanted}
         cells += [Cell(site.name, stack[0], site.structure, f, n, site.num_units) for f, n in counts.items()]
     kinds = list(dict.fromkeys(cell.kind for cell in cells))
-    chosen = [cell for cell in cells if any(fnmatchcase(cell.kind, pattern) for pattern in patterns)]
+    if kinds:
+        check("--kinds", patterns, kinds, "kind of parameter")
+    chosen = [cell for cell in cells if matches(cell.kind, patterns)]
     if not chosen:
         raise ValueError(
             f"No kind of parameter matches {' '.join(patterns)}: the model has {', '.join(kinds) or 'no layers'}."

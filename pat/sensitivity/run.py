@@ -46,7 +46,10 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
         "dtype": config.engine.dtype,
         "seed": config.seed if config.model.init == "random" else None,
     }
-    with only_user_of(out), Journal(out / "cells.jsonl", identity, evaluate(model, task, batches)) as journal:
+    with (
+        only_user_of(out, "--out", "cells.jsonl"),
+        Journal(out / "cells.jsonl", identity, evaluate(model, task, batches)) as journal,
+    ):
         left = [cell for cell in found.cells if cell.key not in journal.found]
         done = len(found.cells) - len(left)
         print(

@@ -30,6 +30,22 @@ class Member:
     config: Config
 
 
+def check_one(members: Sequence[Member]) -> None:
+    """The first member's ValueError where none would be accepted: a mistake that all share is said once, before any
+    directory is made. A mistake of one member costs only that one."""
+    from pat.build import prepare  # heavy
+
+    refused: list[ValueError] = []
+    for member in members:
+        try:
+            prepare(member.config, member.dir)
+            return
+        except ValueError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
+
+
 def sweep_name(overrides: Sequence[str]) -> str:
     """The recipe and the overrides: the same command finds its sweep again."""
     recipe = next((o.partition("=")[2] for o in overrides if o.startswith("recipe=")), None)

@@ -15,7 +15,7 @@ from pat.cluster import ClusterConfig
 from pat.process import only_user_of
 from pat.run import ExitCode
 from pat.sweeps import on_slurm, plot, results
-from pat.sweeps.members import Member
+from pat.sweeps.members import Member, check_one
 from pat.sweeps.results import SWEEP_FILE, Axis
 from pat.sweeps.runner import Ended, Runner, check_places, start_here, visible_devices
 
@@ -43,7 +43,9 @@ class Sweep:
             for member in self.members:
                 on_slurm.config_of(member, self.out.name, self.cluster)
         earlier = self._earlier(go_on)
-        with only_user_of(self.out):
+        if self.cluster is None:
+            check_one([member for member in self.members if not (go_on and is_done(member))])
+        with only_user_of(self.out, "--out", SWEEP_FILE):
             done = [member for member in self.members if go_on and is_done(member)]
             self.records = {
                 member.name: results.record_of(

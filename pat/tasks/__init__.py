@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,7 @@ class Task(ABC):
     best_metric: ClassVar[str]  # by which the best checkpoint is chosen
     headline: ClassVar[str]  # the metric to show
     sum_names: ClassVar[tuple[str, ...]]  # what `sums` adds up
+    uneven: ClassVar[bool] = False  # whether batches of as many samples may have more or fewer answers
     options: ClassVar[Mapping[str, Any]] = {}  # of the model's forward
 
     @abstractmethod
@@ -57,6 +59,13 @@ class Task(ABC):
     @abstractmethod
     def label_names(self, train: Dataset) -> list[str] | None:
         """The classes in the training rows, in the order of their numbers; None without classes. Raises ValueError."""
+
+    def set_head(self, config: PretrainedConfig, names: Sequence[str]) -> bool:
+        """Give the model's head the outputs that the task needs, one a class; whether it has a head and they are known.
+
+        Without `names` the classes are not known yet.
+        """
+        return False
 
     @abstractmethod
     def encoder(
@@ -108,6 +117,11 @@ class Task(ABC):
         finally:
             model.train(training)
         return total
+
+    def chance_loss(self, config: PretrainedConfig) -> float:
+        """The loss of a model that knows nothing, in nats: ln(classes or vocabulary)."""
+        choices: Any = config.num_labels if self.labelled else config.get_text_config().vocab_size
+        return math.log(choices)
 
     def higher_is_better(self, metric: str) -> bool:
         """Which way a metric improves; ValueError for one that the task does not have."""

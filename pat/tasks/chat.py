@@ -14,6 +14,7 @@ from torch import Tensor
 from pat.data import formats
 from pat.data.packing import best_fit
 from pat.data.templates import ChatTemplate, Marked, SpanTokenizer
+from pat.models import padding
 from pat.tasks import Batch, Encoder, inputs, padded_width
 from pat.tasks.causal_lm import IGNORED, CausalLM, sum_per_block
 
@@ -41,9 +42,8 @@ PACKABLE = (
 class Chat(CausalLM):
     """Cross-entropy of each supervised token given those before it in its document, mean per supervised token.
 
-    A row is what `pat.data.formats` knows, as text what the tokenizer's chat template makes of it. The mean is over a
-    micro-batch; gradient accumulation and ranks average these means, so with few supervised tokens in one of them each
-    counts for more. Raises ValueError for an option that is not allowed.
+    A row is what `pat.data.formats` knows, as text what the tokenizer's chat template makes of it.
+    Raises ValueError for an option that is not allowed.
     """
 
     name: str = "chat"
@@ -54,6 +54,8 @@ class Chat(CausalLM):
     empty_rows: str = "error"  # a row without a supervised token: error | drop, and count
     packing: str = "none"  # none: one row a sample, padded | best_fit: as many as fit into data.max_length
     template_options: Mapping[str, Any] = field(default_factory=dict)  # for the chat template, e.g. enable_thinking
+
+    uneven: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,13 +117,15 @@ class Chat(CausalLM):
         """
         given = inputs(batch)
         ends = given.pop("cu_seq_lens", None)
-        if ends is not None:
-            del given["attention_mask"]
-            if "flash" in getattr(model, "module", model).config._attn_implementation:
-                longest = given["input_ids"].shape[1]  # a bound is enough, and known without a wait for the device
-                given |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
-                options = options | {"max_length_q": longest, "max_length_k": longest}
-        return model(**given, **self.options, **options)
+        if ends is None:
+            return model(**given, **self.options, **options)
+        mask = given.pop("attention_mask")
+        if "flash" in getattr(model, "module", model).config._attn_implementation:
+            longest = given["input_ids"].shape[1]  # a bound is enough, and known without a wait for the device
+            given |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+            options = options | {"max_length_q": longest, "max_length_k": longest}
+        with padding.untold(mask):
+            return model(**given, **self.options, **options)
 
     def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """-log softmax(logits_i)[label_i+1], mean over the labels of the batch that are not -100, fp32."""

@@ -16,7 +16,7 @@ from pat.tasks import Batch, Encoder, Task, padded_width
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.config import DataConfig
 
@@ -68,11 +68,24 @@ class Classification(Task):
             )
         return names + [str(i) for i in range(len(names), self.num_labels or 0)]
 
+    def set_head(self, config: PretrainedConfig, names: Sequence[str]) -> bool:
+        """One output a class."""
+        if names:
+            config.id2label = dict(enumerate(names))
+            config.label2id = {name: i for i, name in enumerate(names)}
+        return bool(names)
+
     def encoder(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
     ) -> Encoder:
         """One sample a row, cut to `max_length` tokens."""
         assert label_names is not None
+        added = tokenizer.num_special_tokens_to_add(pair=False)
+        if max_length <= added:
+            raise ValueError(
+                f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {added} tokens of its "
+                f"own, so give {added + 1} or more."
+            )
         return _Rows(tokenizer, max_length, label_names)
 
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -147,9 +160,9 @@ class _Rows(Encoder):
         else:  # a tokenizer without its Rust half
             self.cut += sum(len(ids) > self.max_length for ids in self.tokenizer(*texts, verbose=False)["input_ids"])
         samples = {name: values for name, values in encoded.items() if name != "attention_mask"}
-        empty = next((i for i, ids in enumerate(samples["input_ids"]) if not ids), None)
-        if empty is not None:
-            raise ValueError(f"A text has no tokens: {rows['text'][empty]!r}; remove such rows.")
+        for parts, ids in zip(zip(*filter(None, texts), strict=True), samples["input_ids"], strict=True):
+            if not ids or not any(part.strip() for part in parts):  # of its own: most tokenizers add some
+                raise ValueError(f"A text has no tokens: {parts[0]!r}; remove such rows.")
         return samples | {"label": [self._number(value) for value in rows["label"]]}
 
     def _number(self, label: Any) -> int:

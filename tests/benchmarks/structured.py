@@ -8,6 +8,9 @@ Every run is one `pat train` with one rank and one thread, the same steps, data 
 then fine-tuned` removes the smallest neurons before the first step. With distillation the teacher is the dense model of
 the same seed, which has had as many steps of its own. `dense, int8` is that dense model with torchao's dynamic int8
 linear layers (left out where torchao is not installed): what needs no training at all. A finished run is not repeated.
+
+`--frozen` asks which units a method chooses, and nothing else: runs start from the dense model and leave its weights
+as they are (learning rate 1e-12, below their rounding), so that all that differs is what is kept.
 """
 
 from __future__ import annotations
@@ -124,39 +127,47 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of every run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, help="how many")
+    parser.add_argument("--frozen", action="store_true", help="choose units of the dense model, train nothing")
     parser.add_argument("--folder", type=Path, help="of the runs (default: runs/structured-SUBJECT)")
     parser.add_argument("--out", type=Path, help="result (default: results/structured_SUBJECT.json)")
     options = parser.parse_args()
     subject: Subject = SUBJECTS[options.subject]
     steps = options.steps or subject.steps
+    seeds = tuple(range(options.seeds)) if options.seeds else subject.seeds
     folder = (options.folder or ROOT / "runs" / f"structured-{options.subject}").resolve()
-    out = options.out or ROOT / "results" / f"structured_{options.subject}.json"
+    name = f"frozen_{options.subject}" if options.frozen else f"structured_{options.subject}"
+    out = options.out or ROOT / "results" / f"{name}.json"
 
     def job(item: tuple[str, str, list[str]]) -> dict[str, Any]:
         name, recipe, overrides = item
         return trained(folder / name, recipe, [*subject.overrides, *overrides], subject.metric, steps)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        dense = list(pool.map(job, [(f"dense-{seed}", subject.dense, [f"seed={seed}"]) for seed in subject.seeds]))
+        dense = list(pool.map(job, [(f"dense-{seed}", subject.dense, [f"seed={seed}"]) for seed in seeds]))
         rows: list[tuple[str, list[dict[str, Any]]]] = [("dense, fine-tuned", dense)]
-        quantized = [int8(subject, folder / f"dense-{seed}-export") for seed in subject.seeds]
+        quantized = [None if options.frozen else int8(subject, folder / f"dense-{seed}-export") for seed in seeds]
         if None not in quantized:
             pairs = zip(quantized, dense, strict=True)
             rows.append(("dense, int8", [{"value": v, "parameters": d["parameters"]} for v, d in pairs]))
         jobs, names = [], []
         for method in options.methods:
-            for taught in (False, True):
+            for taught in (False,) if options.frozen else (False, True):
                 names.append(f"{method}{' + distillation' if taught else ''}")
-                for seed in subject.seeds:
+                for seed in seeds:
                     overrides = [*subject.narrowed, *METHODS[method], f"seed={seed}"]
+                    teacher = folder / f"dense-{seed}-export"
+                    if options.frozen:
+                        overrides += [f"model.path={teacher}", "optim.lr=1.0e-12", "optim.weight_decay=0.0"]
+                        overrides += ["optim.head_lr=1.0e-12"] if options.subject == "reviews" else []
                     if taught:
-                        teacher = folder / f"dense-{seed}-export"
                         overrides += [f"distill.teacher={teacher}", f"distill.weight={WEIGHT}"]
                         overrides += [f"distill.temperature={TEMPERATURE}"]
                     slug = names[-1].replace(", ", "-").replace(" + ", "-").replace(" ", "-")
+                    slug = f"frozen-{slug}" if options.frozen else slug
                     jobs.append((f"{slug}-{seed}", subject.narrow, overrides))
         results = list(pool.map(job, jobs))
-    each = len(subject.seeds)
+    each = len(seeds)
     rows += [(name, results[i * each : (i + 1) * each]) for i, name in enumerate(names)]
     table = []
     for name, figures in rows:
@@ -166,6 +177,8 @@ def main() -> None:
     said = {
         "command": shlex.join(
             ["python", "tests/benchmarks/structured.py", options.subject, f"--steps={steps}"]
+            + (["--frozen"] if options.frozen else [])
+            + ([f"--seeds={options.seeds}"] if options.seeds else [])
             + ["--methods", *options.methods]
         ),
         "device": "CPU, one thread per run",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch.distributed as dist
+
 from tests.distributed.harness import (
     GATES,
     STEPS,
@@ -85,7 +87,10 @@ def skipped(_: list[str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for kind in ("l0", "structured_movement"):
         for layout in ("zero1", "zero2", "zero3"):
-            trained = build(make_config(kind, **LAYOUTS[layout]))
+            config = make_config(kind, **LAYOUTS[layout])
+            for pruner in config.pruners.values():
+                pruner.schedule["start"] = 3  # else the soft phase begins, from the same evidence, right after step 1
+            trained = build(config)
             at = 0
             for poison in (1, 4, 9):
                 trained.run(at, poison)
@@ -95,6 +100,37 @@ def skipped(_: list[str]) -> dict[str, Any]:
                 changed = [key for key in before if before[key] != after[key]]
                 said.setdefault(f"{kind} on {layout}", {})[poison] = [trained.stats.skipped, changed]
                 at = poison + 1
+            trained.run(at, STEPS)
+            trained.pruner.check_finished()
+            discard(trained)
+    return said
+
+
+def overflowed(_: list[str]) -> dict[str, Any]:
+    """{gate on layout: {step: [skipped, what changed, all scores finite]}}: one rank has a gate whose gradient is
+    infinite, and every gradient of a weight is finite, as it happens in fp16."""
+    said: dict[str, Any] = {}
+    for kind in ("l0", "structured_movement"):
+        for layout in ("zero1", "zero3", "zero2 offload", "zero0", "zero0 fp32"):
+            trained = build(make_config(kind, **(LAYOUTS | ELSEWHERE)[layout]))
+            at, gate, plain = 0, trained.pruner.gates[0], trained.pruner.step
+            for step, value in ((4, float("inf")), (5, float("nan"))):
+                trained.run(at, step)
+                before = learnt(trained)
+
+                def with_infinity(t: int, value: float = value, gate: Any = gate, plain: Any = plain) -> Any:
+                    if dist.get_rank() == dist.get_world_size() - 1:
+                        gate.forward.hooks[0].z.grad[1] = value
+                    return plain(t)
+
+                trained.pruner.step = with_infinity
+                trained.run(step, step + 1)
+                trained.pruner.step = plain
+                after = learnt(trained)
+                changed = [key for key in before if before[key] != after[key]]
+                finite = bool(gate.state.score.isfinite().all())
+                said.setdefault(f"{kind} on {layout}", {})[step] = [trained.stats.skipped, changed, finite]
+                at = step + 1
             trained.run(at, STEPS)
             trained.pruner.check_finished()
             discard(trained)
@@ -148,7 +184,7 @@ def curve(kinds: list[str]) -> dict[str, Any]:
 def checks(arguments: list[str]) -> dict[str, Any]:
     """The named check, of the gates that follow it."""
     name, *kinds = arguments
-    named = {"parity": parity, "skipped": skipped, "interrupted": interrupted, "curve": curve}
+    named = {"parity": parity, "skipped": skipped, "overflowed": overflowed, "interrupted": interrupted, "curve": curve}
     return (named | {"recomputed": activation_checkpointing, "together": together})[name](kinds)
 
 

@@ -21,6 +21,8 @@ from transformers import (
     BertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -57,12 +59,13 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # with biases, residuals after the nor
         GPT2LMHeadModel,
         GPT2Config(**_TINY, n_embd=24, n_layer=2, n_head=4, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
     ),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**_BERT, num_key_value_heads=2, head_dim=6, use_cache=False)),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**_BERT, num_key_value_heads=2, use_cache=False)),
 }
 MATRICES = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight", "*.o_proj.weight", "*.mlp.*.weight"]
 
 PRUNERS: dict[str, dict[str, Any]] = {
-    "movement": {"criterion": "movement", "granularity": "weight", "sparsity": 0.8},
+    "movement": {"criterion": {"name": "movement", "prior": 0.0}, "granularity": "weight", "sparsity": 0.8},
     "magnitude": {"criterion": "magnitude", "granularity": "weight", "sparsity": 0.7},
     "n_of_m": {  # sizes at which shard boundaries cut groups of 4, at ZeRO 1 and 2 as at ZeRO 3
         "criterion": "movement",
@@ -126,6 +129,12 @@ GATES: dict[str, dict[str, Any]] = {
         "structures": ["attention_layers", "mlp_layers"],
         "budget": {"name": "shape", "keep": {"attention_layers": 1, "mlp_layers": 1}, "stock": False},
     },
+    "sandwich": {  # gates after norms that multiply by 1 + weight
+        "gate": {"name": "l0", "initial": 1.0},
+        "structures": ["attention_layers", "mlp_layers"],
+        "budget": {"name": "shape", "keep": {"attention_layers": 1, "mlp_layers": 1}, "stock": False},
+        "shape": {"model_type": "gemma2"},
+    },
 }
 
 
@@ -162,7 +171,7 @@ def make_config(pruner: str | None = "movement", **overrides: Any) -> Config:
     config.optim.implementation = "foreach"
     if pruner:
         config.pruners["weights"] = pruner_config(pruner)
-        config.model.config = PRUNERS.get(pruner, {}).get("shape", {})
+        config.model.config = (PRUNERS | GATES).get(pruner, {}).get("shape", {})
     for path, value in overrides.items():
         section, key = path.split("__")
         setattr(getattr(config, section), key, value)
@@ -183,6 +192,15 @@ def batch(t: int, micro: int, config: Config) -> torch.Tensor:
     size = ds.micro_batch_size(config)
     start = micro * size * dist.get_world_size() + dist.get_rank() * size
     return tokens[start : start + size]
+
+
+def inputs(tokens: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
+    """What the model gets of (micro batch, S) tokens. Where gates count tokens, the first token says how many of a row
+    are no padding: the ranks have different numbers."""
+    found = {"input_ids": tokens, "labels": tokens}
+    if any(pruner.gate in ("activation", {"name": "activation"}) for pruner in config.pruners.values()):
+        found["attention_mask"] = (torch.arange(SEQUENCE) < 3 + tokens[..., :1] % (SEQUENCE - 2)).long()
+    return found
 
 
 @dataclass
@@ -210,7 +228,7 @@ class Trained:
 
     def loss(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
         """Of step t."""
-        return self.engine(input_ids=tokens, labels=tokens).loss
+        return self.engine(**inputs(tokens, self.config)).loss
 
     def held_out_loss(self) -> float:
         """Mean loss on tokens that no step sees, the same on every rank. Collective at ZeRO 3."""

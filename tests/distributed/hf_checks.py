@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -32,6 +33,7 @@ from tests.distributed.harness import (
     build_model,
     digest,
     from_rank_0,
+    inputs,
     main,
     make_config,
     text,
@@ -43,10 +45,16 @@ CASES = {
     "movement zero2 in SFTTrainer": ("movement", {"engine__zero_stage": 2}),
     "movement zero2 in SFTTrainer by the model's loss": ("movement", {"engine__zero_stage": 2}),
     "movement zero2 on Accelerate": ("movement", {"engine__zero_stage": 2}),
+    "movement zero2 with a scheduler on Accelerate": (
+        "movement",
+        {"engine__zero_stage": 2, "optim__lr_schedule": "linear", "optim__warmup": 4},
+    ),
     "l0 zero3 on Accelerate": ("l0", {"engine__zero_stage": 3}),
     "movement zero3": ("movement", {"engine__zero_stage": 3}),
     "n_of_m zero2": ("n_of_m", {"engine__zero_stage": 2}),
     "l0 zero2": ("l0", {"engine__zero_stage": 2}),
+    "activation zero2": ("activation", {"engine__zero_stage": 2}),
+    "activation zero3 on Accelerate": ("activation", {"engine__zero_stage": 3}),
     "l0 zero3": ("l0", {"engine__zero_stage": 3}),
 }
 OPTIM = {"optim__implementation": "loop", "optim__lr_schedule": "constant"}
@@ -55,14 +63,15 @@ OPTIM = {"optim__implementation": "loop", "optim__lr_schedule": "constant"}
 class Rows(torch.utils.data.Dataset):
     """The harness's batches, row after row."""
 
-    def __init__(self, seed: int, batch: int) -> None:
-        self.rows = torch.cat([text(1000 * (seed + 1) + t, batch) for t in range(STEPS)])
+    def __init__(self, config: Any) -> None:
+        batch, self.config = config.train.global_batch_size, config
+        self.rows = torch.cat([text(1000 * (config.seed + 1) + t, batch) for t in range(STEPS)])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.rows[index], "labels": self.rows[index]}
+        return inputs(self.rows[index], self.config)
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -94,7 +103,7 @@ def trainer(config: Any, out: Path, case: str = "", **arguments: Any) -> tuple[T
         "lr_scheduler_type": "constant", "weight_decay": config.optim.weight_decay, "max_grad_norm": 0.2,
         "train_sampling_strategy": "sequential", "save_steps": SAVED, "logging_steps": 1, "disable_tqdm": True,
     } | arguments  # fmt: skip
-    rows = Rows(config.seed, config.train.global_batch_size)
+    rows = Rows(config)
     if "SFTTrainer" in case:  # which makes the labels itself
         data = Dataset.from_dict({"input_ids": rows.rows.tolist()})
         settled = SFTConfig(**given, gradient_checkpointing=False, max_length=None)
@@ -134,17 +143,20 @@ def on_accelerate(config: Any, folder: Path, load: Path | None = None) -> Prunin
         "zero_optimization": {"stage": config.engine.zero_stage},
     }
     plain = build_model(config)
-    accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed))
+    plugin = DeepSpeedPlugin(hf_ds_config=deepspeed)
+    accelerator = Accelerator(deepspeed_plugin=plugin, step_scheduler_with_optimizer=False)
     pruning = attach(plain, settings(config), num_steps=STEPS)
     groups = ds.param_groups(plain, config.optim, {})
     optimizer = torch.optim.AdamW([group | {"lr": config.optim.lr} for group in groups], foreach=False, fused=False)
-    rows = DataLoader(Rows(config.seed, config.train.global_batch_size), batch)
-    model, optimizer, loader = accelerator.prepare(plain, optimizer, rows)
+    rows = DataLoader(Rows(config), batch)
+    schedule = LambdaLR(optimizer, lambda t: ds.lr_factor(t, STEPS, config.optim))  # made before there is an engine
+    model, optimizer, loader, schedule = accelerator.prepare(plain, optimizer, rows, schedule)
     if load is not None:
         accelerator.load_state(str(load))
         loader = skip_first_batches(loader, model.global_steps)
-    for inputs in loader:
-        accelerator.backward(model(**inputs).loss)
+    for given in loader:
+        accelerator.backward(model(**given).loss)
+        schedule.step()
         optimizer.zero_grad()
         if model.global_steps % SAVED == 0:
             accelerator.save_state(str(folder / f"checkpoint-{model.global_steps}"))
@@ -155,7 +167,7 @@ def on_accelerate(config: Any, folder: Path, load: Path | None = None) -> Prunin
 def our_loop(case: str) -> tuple[Any, dict[str, Any]]:
     """The config of a case, and what our loop comes to."""
     kind, overrides = CASES[case]
-    config = make_config(kind, **OPTIM, **overrides)
+    config = make_config(kind, **OPTIM | overrides)
     ours = build(config)
     ours.run(0, STEPS)
     said = {"ours": digest(ours), "target": ours.pruner.totals.target}

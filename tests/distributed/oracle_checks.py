@@ -30,7 +30,7 @@ def expected(kind: str) -> tuple[list[oracle.Record], Any]:
         weight_decay=config.optim.weight_decay,
         max_norm=config.engine.gradient_clipping,
         penalty=criterion.coefficient if criterion.name == "soft_movement" else lambda progress: 0.0,
-        **{k: getattr(criterion, k) for k in ("rate", "tau", "decay") if hasattr(criterion, k)},
+        **{k: getattr(criterion, k) for k in ("rate", "tau", "decay", "prior", "prior_steps") if hasattr(criterion, k)},
     )
     discard(trained)
 

@@ -36,7 +36,9 @@ def watched(trained: Trained) -> dict[str, Any]:
     """WINDOWS logged steps with the loop's own window: lines, warnings, seconds of the forward by the clock."""
     lines: list[dict[str, Any]] = []
     warnings: list[str] = []
-    tracker = SimpleNamespace(log=lambda line, step: lines.append(line), warn=lambda title, text: warnings.append(text))
+    tracker = SimpleNamespace(
+        log=lambda line, step: lines.append(line), warn=lambda title, text: warnings.append(text), say=print
+    )
     parts: Any = SimpleNamespace(
         config=trained.config,
         engine=trained.engine,
@@ -45,6 +47,8 @@ def watched(trained: Trained) -> dict[str, Any]:
         progress=Progress(),
         tracker=tracker,
         distiller=None,
+        max_loss=lambda: 100.0,
+        aside_s=0.0,
     )
     window, wall = Window(parts), 0.0
     for t in range(WINDOWS):

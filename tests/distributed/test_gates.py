@@ -86,6 +86,12 @@ def test_skipped_step_changes_nothing() -> None:
         assert steps == {str(step): [True, []] for step in (1, 4, 9)}, case
 
 
+def test_a_gate_gradient_that_is_not_finite_skips_weights_and_gates() -> None:
+    """As in fp16, where gates overflow first: DeepSpeed skips the step, and no infinity enters a score."""
+    for case, steps in run_ranks(SCRIPT, 2, "overflowed").items():
+        assert steps == {str(step): [True, [], True] for step in (4, 5)}, case
+
+
 @pytest.mark.parametrize("which", ["quick", slow("slow")])
 def test_interruption_changes_nothing(which: str) -> None:
     """Resumed in each phase on the same layout: bitwise the undisturbed run, gates and multipliers too."""

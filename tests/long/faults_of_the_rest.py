@@ -208,7 +208,8 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         (
             "taught.hidden_states, tokens(batch), self.layer_map)\n            loss = loss + self.hidden_weight * "
             "self._factor * hidden",
-            "taught.hidden_states, tokens(batch), self.layer_map)\n            loss = loss + self.hidden_weight * hidden",
+            "taught.hidden_states, tokens(batch), self.layer_map)\n            loss = loss + self.hidden_weight * "
+            "hidden",
             "hidden states without the ramp",
         ),
         (

@@ -132,7 +132,11 @@ def write_checkpoint(
             str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files
         },
         "metrics": {"loss": 1.5},
-        "trainer": {"dense_metrics": {"loss": 1.25}, "pruners": {n: shared for n, (_, shared) in gates.items()}},
+        "trainer": {
+            "dense_metrics": {"loss": 1.25},
+            "dense_step": 5,
+            "pruners": {n: shared for n, (_, shared) in gates.items()},
+        },
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return saved

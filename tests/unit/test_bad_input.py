@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from pat import build, cli, compose
+from pat.commands import train
 from pat.config import Config
 from pat.manifest import describe_parameters
 from pat.pruning import plan
@@ -26,11 +29,20 @@ ROWS = [{"text": f"text number {n} of the file", "label": n % 2} for n in range(
 
 
 def refused(run_dir: Path, *overrides: str) -> str:
-    """The sentence with which `pat train` would end; everything up to the start of the ranks is done."""
+    """The sentence with which `pat train` would end; everything up to the start of the ranks is done.
+
+    A dry run must end with the same one.
+    """
 
     def prepare(config: Config) -> int:
-        compose.freeze(config, Path(config.run.dir))
-        build.prepare(config, Path(config.run.dir))
+        with pytest.raises(ValueError) as dry, contextlib.redirect_stdout(io.StringIO()):
+            train._describe(config)
+        try:
+            compose.freeze(config, Path(config.run.dir))
+            build.prepare(config, Path(config.run.dir))
+        except ValueError as error:
+            assert str(dry.value) == str(error)
+            raise
         return 0
 
     with pytest.raises(ValueError) as error:
@@ -159,7 +171,7 @@ def test_a_dry_run_looks_at_the_data(tmp_path: Path, capsys: pytest.CaptureFixtu
             cli.main([*command, *overrides])
         said = capsys.readouterr()
         assert stop.value.code == code and words in said.out.splitlines()[-1] + said.err
-        assert "What would be pruned" in said.out
+        assert "What would be pruned" in said.out and ("What this run does" in said.out) == (code == 0)
     assert not (tmp_path / "run").exists()
 
 

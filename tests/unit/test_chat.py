@@ -446,7 +446,7 @@ def test_batches_of_a_run_are_packed_chats(tmp_path: Path) -> None:
     config.seed = 1
     config.train = dataclasses.replace(config.train, global_batch_size=2, micro_batch_size=2, eval_batch_size=2)
     loader = data.BatchLoader(made.train, task, TOKENIZER, config, 0, 1)
-    batch = loader.batch(0, 0)
+    batch = loader.batches(0)[0]
     loader.close()
     assert batch["input_ids"].shape == (2, 256) and len(batch["cu_seq_lens"]) > 3
     kept = sum(int(b["attention_mask"].sum()) for b in data.eval_batches(made.eval, task, TOKENIZER, config, 0, 1))

@@ -10,7 +10,7 @@ import yaml
 
 from pat import cli, compose
 from pat.commands import train
-from pat.config import Config, PrunerConfig
+from pat.config import FILES, Config, PrunerConfig
 from pat.pruning import registry
 from pat.rendezvous import RankEnvironment
 from pat.run import ExitCode, RunDir, write_exit
@@ -173,6 +173,32 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
 def test_bad_input_is_one_sentence(overrides, words):
     message = refused(*overrides.split())
     assert words in message and "\n" not in message
+
+
+@pytest.mark.parametrize("recipe", ["reviews", "sotu", "smollm2_chat", "llama3_8b_chat"])
+def test_files_for_training_and_evaluation_are_replaced_together(recipe):
+    """Would catch: the user's model measured on the recipe's data, or the recipe's on the user's."""
+    name = f"recipe={recipe}"
+    if composed(name).data.source not in FILES:  # splits of one data set
+        assert composed(name, "data.train=train[:10%]").data.eval
+        return
+    message = refused(name, "data.train=mine.jsonl")
+    assert "data.eval=FILE" in message and "data.eval=null" in message and composed(name).data.eval in message
+    assert "data.eval=FILE" in refused(name, "data.source=csv", "++data.train=[mine.csv]")
+    assert "give data.train, too" in refused(name, "data.eval=mine.jsonl")
+    assert composed(name, "data.train=mine.jsonl", "data.eval=null").data.eval is None
+    assert composed(name, "data.train=mine.jsonl", "data.eval=other.jsonl").data.eval == "other.jsonl"
+    assert composed(name, "data.max_length=20").data.eval == composed(name).data.eval
+
+
+def test_files_of_a_mixture_are_replaced_together(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    mixed = "  source: mixture\n  sources: {a: {source: json, train: a.jsonl, eval: b.jsonl}, c: {source: generated}}\n"
+    recipe = (compose.conf_dir() / "recipe" / "parity.yaml").read_text()
+    (tmp_path / "recipe" / "mixed.yaml").write_text(recipe.replace("\ndata:\n", f"\ndata:\n{mixed}"))
+    own = ("--config-dir", str(tmp_path), "recipe=mixed")
+    assert "data.sources.a.eval=null" in refused(*own, "data.sources.a.train=mine.jsonl")
+    assert composed(*own, "data.sources.a.train=mine.jsonl", "data.sources.a.eval=null")
 
 
 def test_names_are_those_of_what_changes_the_result():

@@ -158,6 +158,9 @@ def test_random_is_uniform_and_depends_on_seed_parameter_and_index_only() -> Non
         {"name": "soft_movement", "tau": 0.0},
         {"name": "soft_movement", "rate": 0.0},
         {"name": "taylor", "decay": 1.0},
+        {"name": "movement", "prior": -1.0},
+        {"name": "movement", "prior_steps": 0.0},
+        {"name": "movement", "prior": 1.0, "prior_steps": 30.0},
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, object]) -> None:

@@ -19,7 +19,9 @@ from transformers import (
 
 from pat import cli
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
+from pat.config import Config, DataConfig, ModelConfig, RunConfig
 from pat.export import export, masks, verify, writer
+from pat.export.card import model_card
 from pat.export.export import export_run
 from pat.export.report import format_report
 from pat.export.writer import Spec, split, write_safetensors
@@ -236,7 +238,8 @@ def test_card_and_report(tmp_path):
     for words in (
         config_hash,
         result["mask_sha256"],
-        "| loss | 1.25 | 1.5 |",
+        "| loss |  | 1.5 |",
+        "Before pruning began, after 5 of 20 steps: loss 1.25.",
         "criterion: movement",
         "step 10, phase hard",
     ):
@@ -255,3 +258,21 @@ def test_config_json_names_the_dtype_that_was_written(tmp_path, dtype, named):
     export_run(run, tmp_path / "out", checkpoint="last", dtype=dtype, verify="weights")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config.get("dtype", config.get("torch_dtype")) == named
+
+
+def test_a_card_has_a_title_and_not_a_path():
+    """Fails if where a file lay on somebody's disk is what a reader of the hub reads first."""
+    config = Config(
+        run=RunConfig(name="reviews,data.train=_home_me_rows.csv,model.path=_home_me_models_minilm", dir="x"),
+        model=ModelConfig(path="/home/me/models/minilm"),
+        data=DataConfig(source="csv", train=["/home/me/rows.csv", "/home/me/more.csv"], max_length=8),
+    )
+    lineage = {"recipe": None, "config_sha256": "c", "step": 9, "phase": "dense", "world_size": 1, "zero_stage": 2}
+    lineage |= {"dtype": "bf16", "seed": 0, "versions": {}, "metrics": {"accuracy": 0.9}, "dense_metrics": None}
+    sizes = {"parameters": 8, "bytes": 16, "nonzero_parameters": 8}
+    result = {"lineage": lineage, "before": sizes, "after": sizes, "prunable_parameters": 0, "sparsity": 0.0}
+    result |= {"sparsity_all_parameters": 0.0, "weights_sha256": "w", "mask_sha256": None, "stock": True}
+    text, _, table = model_card(config, result | {"structures": [], "dtype": "bf16"}).partition("## Lineage")
+    assert "\n# minilm: dense, nothing pruned\n" in text
+    assert "minilm, fine-tuned on local csv files (rows.csv, more.csv)" in text and "/home/me" not in text
+    assert "/home/me/models/minilm" in table and "/home/me/rows.csv" in table, "the lineage keeps them"

@@ -15,10 +15,22 @@ from pat.models.anatomy import Attention, Mlp
 from tests.unit import small_models as small
 
 TYPES = list(families.families())
+POOLED = ("attention_layers", "mlp_layers", "layers")
 
 
 def test_there_are_families() -> None:
-    assert {"llama", "mistral", "qwen2", "qwen3", "bert", "roberta", "distilbert", "gpt2"} <= set(TYPES)
+    assert {
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "bert",
+        "roberta",
+        "distilbert",
+        "gpt2",
+        "gemma2",
+        "gemma3_text",
+    } <= set(TYPES)
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -56,6 +68,20 @@ def test_anatomy_has_the_sizes_of_the_config(model_type: str) -> None:
 @pytest.mark.parametrize(("model_type", "pre_norm"), [("llama", True), ("gpt2", True), ("bert", False)])
 def test_residual_style(model_type: str, pre_norm: bool) -> None:
     assert families.anatomy(small.model(model_type)).pre_norm is pre_norm
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_what_multiplies_a_sublayer_reaches_the_logits(model_type: str) -> None:
+    """Would catch: a norm between the module that an anatomy names and the residual, which divides the factor away."""
+    model = small.model(model_type)
+    found = [site for structure in POOLED for site in small.sites(families.anatomy(model), structure)]
+    for site in found:
+        logits = []
+        for factor in (0.1, 0.9):
+            gate = {site.name: torch.tensor([factor])}
+            with torch.no_grad(), small.gated(model, [site], gate):
+                logits.append(model(small.tokens()).logits)
+        assert (logits[0] - logits[1]).abs().max() > 0.01, site.name
 
 
 def test_a_missing_family_names_the_file_to_write() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import TrainerState
 
-from pat.integrations.attach import Pruning, split_groups
+from pat.integrations.attach import Pruning
+from pat.integrations.groups import split_groups
 from pat.integrations.hf import PruningCallback
 from pat.integrations.settings import Settings
 from pat.pruning.types import PromiseBroken
@@ -68,7 +69,7 @@ def test_the_examples_settings_are_read(repository: Path) -> None:
 def test_groups_are_split_by_pruner_and_keep_their_settings() -> None:
     a, b, c = (torch.nn.Parameter(torch.zeros(n)) for n in (1, 2, 3))
     groups = [{"params": [a, b], "lr": 0.1, "weight_decay": 0.5}, {"params": [c], "lr": 0.2, "weight_decay": 0.0}]
-    found = split_groups(groups, {id(a): "weights", id(b): "", id(c): ""})
+    found, _ = split_groups(groups, {id(a): "weights", id(b): "", id(c): ""})
     assert [[id(p) for p in group["params"]] for group in found] == [[id(b)], [id(a)], [id(c)]]
     assert [(group["lr"], group["weight_decay"]) for group in found] == [(0.1, 0.5), (0.1, 0.5), (0.2, 0.0)]
 

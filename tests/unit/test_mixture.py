@@ -93,9 +93,9 @@ def test_sources_are_prepared_each_by_itself_and_drawn_by_weight(tmp_path: Path)
     config = Config()
     config.train.global_batch_size, config.train.micro_batch_size = 4, 2
     one, other = (data.BatchLoader(made.train, CHAT, TOKENIZER, config, 0, 1, mixture=made.mixture) for _ in range(2))
-    batches = [one.batch(step, 1) for step in range(20)]
+    batches = [one.batches(step)[1] for step in range(20)]
     for step in (13, 14, 2):
-        again_there = other.batch(step, 1)
+        again_there = other.batches(step)[1]
         assert all(torch.equal(again_there[name], batches[step][name]) for name in again_there)
     one.close()
     other.close()

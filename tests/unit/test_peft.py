@@ -210,10 +210,11 @@ def test_adapters_change_nothing_at_first_and_are_a_function_of_the_seed() -> No
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"target_modules": ["nothing"]}, r"peft.target_modules=\['nothing'\] cannot be adapted.*down_proj"),
+        ({"target_modules": ["q_proj", "down_prj"]}, "peft.target_modules has 'down_prj', .*did you mean 'down_proj'"),
+        ({"target_modules": ["optional:nothing"]}, r"peft.target_modules=\['optional:n.* cannot be adapted.*down_proj"),
         ({"target_modules": ["embed_tokens"]}, "takes model.embed_tokens, which is not a linear map"),
         ({"target_modules": ["lm_head"]}, "takes lm_head, whose weight is also model.embed_tokens.weight"),
-        ({"modules_to_save": ["nothing"]}, "peft.modules_to_save has 'nothing', and the model has no such module"),
+        ({"modules_to_save": ["nothing"]}, "peft.modules_to_save has 'nothing', which matches no module of the model"),
     ],
 )
 def test_refusals_of_modules(fields: dict[str, Any], words: str) -> None:

@@ -1,4 +1,4 @@
-"""Ramps, phases and selection steps as pure functions of the step; and how many units a sparsity removes."""
+"""Ramps, phases and selection steps as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pat.pruning import registry
-from pat.pruning.budgets import num_pruned
 from pat.pruning.schedules import Timeline
 
 EXTRA = {"stepwise": {"num_levels": 4}}
@@ -105,20 +104,3 @@ def test_refusals(name: str, fields: dict[str, object], sentence: str) -> None:
 def test_initial_above_the_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="schedule.initial is 0.5, above the budget's 0.3"):
         timeline(initial=0.5).target(0, 0.3)
-
-
-@pytest.mark.parametrize(
-    ("units", "sparsity", "expected"),
-    [
-        (30, 0.1, 3),
-        (10, 0.25, 3),
-        (30, 0.15, 5),
-        (0, 0.9, 0),
-        (7, 0.0, 0),
-        (3, 0.9, 3),
-        (1000, 1e-05, 0),
-        (10**9, 0.7, 7 * 10**8),
-    ],
-)
-def test_num_pruned(units: int, sparsity: float, expected: int) -> None:
-    assert num_pruned(units, sparsity) == expected

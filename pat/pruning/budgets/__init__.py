@@ -14,7 +14,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -24,15 +23,8 @@ from pat.models.anatomy import Anatomy
 from pat.pruning.choose import Choice, choice, even, keep_counts, within
 from pat.pruning.costs import Cost, dense_widths, widths
 from pat.pruning.grid import Group, Limits, by_structure, groups
+from pat.pruning.rounding import exact
 from pat.pruning.sites import Site
-
-
-def num_pruned(num_units: int, sparsity: float) -> int:
-    """Units that `sparsity` removes: floor(sparsity * num_units + 1/2), in exact arithmetic.
-
-    The float counts as the decimal it prints as, so 0.15 of 30 is 4.5, which rounds up to 5.
-    """
-    return math.floor(Fraction(repr(float(sparsity))) * num_units + Fraction(1, 2))
 
 
 @dataclass(frozen=True)
@@ -65,6 +57,11 @@ class StructureBudget(ABC):
             )
         Limits(self.multiple_of, self.tensor_parallel, self.stock)
 
+    @property
+    def ties_sites(self) -> bool:
+        """Whether all sites of a structure keep the same number of units."""
+        return not self.per_layer
+
     @abstractmethod
     def cost(self, anatomy: Anatomy) -> Cost:
         """What is counted."""
@@ -81,15 +78,18 @@ class StructureBudget(ABC):
         progress: float = 1.0,  # share of the sparsity that is removed by now
         comparable: bool = True,  # a score means the same in all structures, such as a change of the loss; False: each
         # structure loses about the same share of its units
+        per_cost: bool = False,  # a score is per cost already, as a keep probability is: the lowest go first
     ) -> Choice:
         """The keep flags under `progress` of the sparsity."""
         cost, limits = self.cost(anatomy), Limits(self.multiple_of, self.tensor_parallel, self.stock)
         dense = dense_widths(anatomy)
         full = cost.total(dense)
-        removed = Fraction(repr(float(self.sparsity))) * Fraction(repr(float(progress)))
+        removed = exact(self.sparsity) * exact(progress)
         found = _with_full(groups(anatomy, sites, limits, self.per_layer), progress)
         weighed = scores if comparable else even(sites, scores, cost, dense)
-        counts = within(found, weighed, cost, anatomy, math.floor((1 - removed) * full))
+        if per_cost:
+            weighed = {site.name: scores[site.name].double() * cost.per_unit(site, dense) for site in sites}
+        counts = within(found, weighed, cost, anatomy, math.floor((1 - removed) * full), widest=not per_cost)
         if counts is None:
             names = ", ".join(by_structure(sites))
             least = choice(anatomy, sites, keep_counts(found, [g.counts[0] for g in found], scores), cost, self.unit)

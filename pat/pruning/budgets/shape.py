@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -15,6 +13,7 @@ from pat.models.anatomy import Anatomy
 from pat.pruning.choose import Choice, choice, keep_counts
 from pat.pruning.costs import parameters
 from pat.pruning.grid import WORDS, Group, Limits, by_structure, groups
+from pat.pruning.rounding import part_of
 from pat.pruning.sites import Site
 
 
@@ -32,6 +31,8 @@ class Shape:
     stock: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
 
     of_weights: ClassVar[bool] = False
+    ties_sites: ClassVar[bool] = False  # each site has a constraint of its own
+    sparsity: ClassVar[float | None] = None  # a shape is no fraction
 
     def __post_init__(self) -> None:
         """Refuse what is no shape."""
@@ -67,14 +68,14 @@ class Shape:
         sites: Sequence[Site],
         scores: Mapping[str, Tensor],  # per site (num_units,) fp32, higher = keep
         progress: float = 1.0,  # share of the way from the dense shape to this one
-        comparable: bool = True,  # makes no difference: the shape says how much of each structure stays
+        comparable: bool = True,  # makes no difference: the shape says how much of each structure stays,
+        per_cost: bool = False,  # and units that compete cost the same
     ) -> Choice:
-        """The keep flags of this shape, or of the narrowest on the way that keeps n - floor(progress * (n - keep))."""
+        """The keep flags of this shape, or of the narrowest on the way that keeps at least what is due then."""
         self.check(anatomy, sites)
         found, counts = self._groups(anatomy, sites), []
         for group in found:
-            removed = Fraction(repr(float(progress))) * (group.full - self.keep[group.structure])
-            least = group.full - math.floor(removed)
+            least = group.full - part_of(group.full - self.keep[group.structure], progress)
             counts.append(min((n for n in group.counts if n >= least), default=group.full))
         return choice(anatomy, sites, keep_counts(found, counts, scores), parameters(anatomy), "parameters")
 
@@ -84,17 +85,26 @@ class Shape:
         sites: Sequence[Site],
         open: Mapping[str, Tensor],  # per site (num_units,) fp32: probability that the gate is open
     ) -> Tensor:
-        """(K,) per structure, in the order of `keep`: the fraction of all its units that is closed."""
-        own = by_structure(sites)
-        return torch.stack([1.0 - torch.cat([open[site.name] for site in own[name]]).mean() for name in self.keep])
+        """(K,) the fraction that is closed: of the units of every site, and of all layers where they are units."""
+        return torch.stack(
+            [1.0 - torch.cat([open[site.name] for site in own]).mean() for own in _narrowed_alike(sites)]
+        )
 
     def target_sparsity(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[float]:
-        """(K,) per structure, in the order of `keep`: the fraction of all its units that this shape removes."""
+        """(K,) the fraction of the same units that this shape removes."""
         full = {group.structure: group.full for group in self._groups(anatomy, sites)}
-        return [1.0 - count / full[name] for name, count in self.keep.items()]
+        return [1.0 - self.keep[own[0].structure] / full[own[0].structure] for own in _narrowed_alike(sites)]
 
     def _groups(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Group]:
         return groups(anatomy, sites, Limits(self.multiple_of, self.tensor_parallel, self.stock), per_layer=False)
+
+
+def _narrowed_alike(sites: Sequence[Site]) -> list[list[Site]]:
+    """The units among which a shape chooses: those of one site, or all layers."""
+    found: list[list[Site]] = []
+    for own in by_structure(sites).values():
+        found += [[site] for site in own] if own[0].features else [own]
+    return found
 
 
 def _near(counts: Sequence[int], count: int) -> str:

@@ -37,6 +37,13 @@ class Criterion(ABC):
         """The score before any evidence, (n,) fp32: 0, or what is known of the weights (n,) fp32 themselves."""
         return torch.zeros_like(dense)
 
+    def prior_weight(
+        self,
+        num_steps: int,  # of evidence that the score holds
+    ) -> float:
+        """How much W^2 counts beside the rank, each by its own size (see `pat.pruning.prior`); 0: not at all."""
+        return 0.0
+
     def descent(
         self,
         score: Tensor,  # (n,) fp32

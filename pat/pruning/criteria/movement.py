@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,25 +10,46 @@ from torch import Tensor
 
 from pat.pruning.criteria import Criterion
 
+PRIOR_STEPS = 1000.0
+
 
 @dataclass(frozen=True)
 class Movement(Criterion):
-    """S <- S - W * dL/dW', W' = W * M, at masked weights too; rank = S, top-v by the budget.
+    """S <- S - W * dL/dW', W' = W * M, at masked weights too; rank = S + c W^2, top-v by the budget.
 
     This is gradient descent on S through the straight-through mask, dL/dS = dL/dW' * W, at rate 1; the rate does not
-    change the order. S starts at prior * W^2. 0 is the paper's start, where the first selections rank little but noise
-    and so remove important weights too: right for many thousand steps. In a few hundred, start from the magnitude
-    (prior 1) and let the evidence correct it. Source: Sanh et al. 2020, arXiv:2005.07683.
+    change the order. S of a few hundred steps is mostly noise, so the magnitude counts beside it: at step t the two
+    terms have sizes prior_steps / t : 1, by the RMS over all weights that are ranked together. A number as `prior` is c
+    itself, in units of the loss and of the weights at the start; 0 is the method as published.
+    Source: Sanh et al. 2020, arXiv:2005.07683; the prior is our own.
     """
 
     name: str = "movement"
-    prior: float = 0.0  # of the squared weight
+    prior: float | None = None  # c, a constant; null: from the sizes of S and W^2
+    prior_steps: float = PRIOR_STEPS  # steps of evidence that count as much as the magnitude, where prior is null
 
     needs_score: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        """Refuse a prior that is none, and a length that a constant would ignore."""
+        if self.prior is not None and self.prior_steps != PRIOR_STEPS:
+            raise ValueError(
+                f"criterion.prior is {self.prior}, a constant, but then criterion.prior_steps={self.prior_steps} would "
+                "be ignored: leave one of them out."
+            )
+        if not 0.0 < self.prior_steps < math.inf or not 0.0 <= (self.prior or 0.0) < math.inf:
+            raise ValueError(
+                f"criterion movement has prior {self.prior} and prior_steps {self.prior_steps}, but the first must be "
+                "at least 0 or null, and the second above 0; prior=0 is the method as published."
+            )
+
     def initial(self, dense: Tensor) -> Tensor:
         """S_0 = prior * W^2, (n,)."""
-        return dense * dense * self.prior
+        return dense * dense * (self.prior or 0.0)
+
+    def prior_weight(self, num_steps: int) -> float:
+        """prior_steps / t, or 0 where `prior` is a constant."""
+        return self.prior_steps / max(num_steps, 1) if self.prior is None else 0.0
 
     def descent(self, score: Tensor, dense: Tensor, grad: Tensor, coef: Tensor | float) -> Tensor:
         """W * G, (n,)."""

@@ -1,8 +1,8 @@
 """Gates: how the factors on structures (heads, KV groups, neurons, layers) come to be 0 or 1. One file a method.
 
 A `Ranked` method turns evidence into a score per unit; the budget's flags follow from the scores, and gates fade
-towards them. A `Learned` method trains a parameter per unit under a Lagrangian that pushes the expected cost of the
-model to the target; its open-probability is the score from which the budget chooses in the end.
+towards them. A `Learned` method trains the keep probability of every unit on the surface where the expected cost of the
+model is at its target; the order of these probabilities is what the budget chooses by in the end.
 
 # U units, over all sites of a pruner
 """
@@ -16,7 +16,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-Evidence = Literal["gradient", "weights", "activations", "similarity"]
+# gradient: dL/dz of the global batch; squared_, absolute_: the mean over its examples of their own gradient's; weights:
+# the mean square; activations, similarity: means over the tokens that are no padding
+Evidence = Literal[
+    "gradient", "squared_gradients", "absolute_gradients", "weights", "activations", "similarity"
+]  # fmt: skip
+BY_GRADIENT: tuple[Evidence, ...] = ("gradient", "squared_gradients", "absolute_gradients")
+STATISTICS: tuple[Evidence, ...] = ("activations", "similarity")
 
 
 @dataclass(frozen=True)
@@ -45,42 +51,48 @@ class Ranked(Gate, ABC):
     def update(
         self,
         score: Tensor,  # (U,) fp32
-        evidence: Tensor,  # (U,) fp32: of this step, averaged over ranks
+        evidence: Tensor,  # (U,) fp32: what `needs` says, of this step and all ranks
     ) -> Tensor:  # (U,) fp32
         """The score after a step's evidence."""
 
 
 @dataclass(frozen=True)
 class Learned(Gate, ABC):
-    """A parameter a per unit, trained by Adam on the loss; a Lagrangian holds the expected cost at its target.
+    """A parameter a per unit, the logit of its keep probability, trained under the budget: pat.pruning.lagrangian.
 
-    The target ramps as the schedule says; see pat.pruning.lagrangian.
+    The formulas take a / T. T is 1 until the last quarter of the soft phase and then falls to `temperature`: gates go
+    to 0 or 1, in the same order.
     """
 
-    lr: float = field(default=0.1, kw_only=True)  # of a
-    initial: float = field(default=3.0, kw_only=True)  # of a: nearly open
+    lr: float = field(default=0.1, kw_only=True)  # what a moves in a step where dL/dz has its root mean square
+    initial: float = field(default=3.0, kw_only=True)  # mean of a at the start of the soft phase: nearly open
+    spread: float = field(default=1.0, kw_only=True)  # of a there, by the importance seen in the dense phase; 0: equal
+    temperature: float = field(default=0.1, kw_only=True)  # T at the end of the soft phase
 
     def __post_init__(self) -> None:
-        """Refuse a rate that moves nothing."""
+        """Refuse a rate that moves nothing, and a temperature that is none."""
         if not self.lr > 0:
             raise ValueError(f"gate.lr is {self.lr}, but must be above 0.")
+        if self.spread < 0:
+            raise ValueError(f"gate.spread is {self.spread}, but must be at least 0: 0 starts all gates alike.")
+        if not 0.0 < self.temperature <= 1.0:
+            raise ValueError(f"gate.temperature is {self.temperature}, but must lie above 0 and be at most 1.")
 
     @abstractmethod
     def sample(
         self,
-        a: Tensor,  # (U,) fp32
-        noise: Tensor,  # (U,) fp32, uniform in (0, 1): a function of the seed and the step
-        progress: float,  # of the schedule, 0 to 1
+        logit: Tensor,  # (U,) fp32, a / T
+        noise: Tensor,  # (U,) fp32, uniform in (0, 1): a function of the seed, the pruner and the step
     ) -> Tensor:  # (U,) fp32
-        """The gates of a training step, differentiable in a."""
+        """The gates of a training step."""
 
     @abstractmethod
-    def mean(self, a: Tensor) -> Tensor:
+    def mean(self, logit: Tensor) -> Tensor:
         """(U,) the gates of an evaluation, and those that are folded into the weights in the end."""
 
     @abstractmethod
-    def open(self, a: Tensor, progress: float) -> Tensor:
-        """(U,) how far each gate counts as open, 0 to 1, differentiable in a."""
+    def open(self, logit: Tensor) -> Tensor:
+        """(U,) the probability that each gate is open, differentiable in its logit."""
 
 
 def moving_average(score: Tensor, evidence: Tensor, decay: float) -> Tensor:

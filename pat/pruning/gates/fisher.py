@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from pat.pruning.gates import Ranked, check_decay, moving_average
+from pat.pruning.gates import Evidence, Ranked, check_decay, moving_average
 
 
 @dataclass(frozen=True)
 class Fisher(Ranked):
-    """S <- decay S + (1 - decay) (dL/dz)^2, dL/dz of the global batch: the diagonal of the empirical Fisher matrix.
+    """S <- decay S + (1 - decay) mean over examples b of (dL_b/dz)^2: the diagonal of the empirical Fisher matrix.
 
-    Source: Kwon et al. 2022, arXiv:2204.09656.
+    An example is a row of a micro-batch, L_b its own loss. Source: Kwon et al. 2022, arXiv:2204.09656.
     """
 
     name: str = "fisher"
     decay: float = 0.99
+
+    needs: ClassVar[Evidence] = "squared_gradients"
 
     def __post_init__(self) -> None:
         """Refuse a decay that forgets nothing."""
@@ -25,5 +28,5 @@ class Fisher(Ranked):
         check_decay(self.decay)
 
     def update(self, score: Tensor, evidence: Tensor) -> Tensor:
-        """The moving average of (dL/dz)^2, (U,)."""
-        return moving_average(score, evidence * evidence, self.decay)
+        """The moving average of the mean (dL_b/dz)^2, (U,)."""
+        return moving_average(score, evidence, self.decay)

@@ -10,35 +10,34 @@ from torch import Tensor
 
 from pat.pruning.gates import Learned
 
-STRETCH = (-0.1, 1.1)  # zeta below 0 and gamma above 1: exact zeros and ones have a probability
-TEMPERATURE = 2.0 / 3.0
+GAMMA, ZETA = -0.1, 1.1  # the stretch: below 0 and above 1, so that exact zeros and ones have a probability
+BETA = 2.0 / 3.0
 
 
 def stretched(s: Tensor) -> Tensor:
-    """clamp(s (gamma - zeta) + zeta, 0, 1), (U,)."""
-    low, high = STRETCH
-    return (s * (high - low) + low).clamp(0.0, 1.0)
+    """clamp(s (zeta - gamma) + gamma, 0, 1), (U,)."""
+    return (s * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class L0(Learned):
-    """Hard concrete: s = sigmoid((log u - log(1 - u) + a) / b), z = clamp(s (gamma - zeta) + zeta, 0, 1), b = 2/3.
+    """Hard concrete: s = sigmoid((log u - log(1 - u) + a) / beta), z = clamp(s (zeta - gamma) + gamma, 0, 1).
 
-    P(z > 0) = sigmoid(a - b log(-zeta / gamma)); in evaluation z = clamp(sigmoid(a) (gamma - zeta) + zeta, 0, 1).
-    u is drawn once per optimizer step, the same for every micro-batch and rank. Source: Louizos et al. 2018,
-    arXiv:1712.01312.
+    beta = 2/3, gamma = -0.1, zeta = 1.1. P(z > 0) = sigmoid(a - beta log(-gamma / zeta)); in evaluation
+    z = clamp(sigmoid(a) (zeta - gamma) + gamma, 0, 1). u is drawn once per optimizer step, the same for every
+    micro-batch and rank. Source: Louizos et al. 2018, arXiv:1712.01312; how a is trained: pat.pruning.lagrangian.
     """
 
     name: str = "l0"
 
-    def sample(self, a: Tensor, noise: Tensor, progress: float) -> Tensor:
-        """Z of this step, (U,)."""
-        return stretched(torch.sigmoid((noise.log() - (-noise).log1p() + a) / TEMPERATURE))
+    def sample(self, logit: Tensor, noise: Tensor) -> Tensor:
+        """Z of a step, (U,)."""
+        return stretched(torch.sigmoid((noise.log() - (-noise).log1p() + logit) / BETA))
 
-    def mean(self, a: Tensor) -> Tensor:
+    def mean(self, logit: Tensor) -> Tensor:
         """Z without noise, (U,)."""
-        return stretched(torch.sigmoid(a))
+        return stretched(torch.sigmoid(logit))
 
-    def open(self, a: Tensor, progress: float) -> Tensor:
+    def open(self, logit: Tensor) -> Tensor:
         """P(z > 0), (U,)."""
-        return torch.sigmoid(a - TEMPERATURE * math.log(-STRETCH[0] / STRETCH[1]))
+        return torch.sigmoid(logit - BETA * math.log(-GAMMA / ZETA))

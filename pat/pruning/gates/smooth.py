@@ -13,30 +13,22 @@ from pat.pruning.gates.l0 import stretched
 
 @dataclass(frozen=True)
 class Smooth(Learned):
-    """z = clamp(sigmoid(a) (gamma - zeta) + zeta, 0, 1), as open as sigmoid(a / b), b from 1 down to `temperature`.
+    """z = clamp(sigmoid(a) (zeta - gamma) + gamma, 0, 1), as open as sigmoid(a).
 
-    The count of open gates is a soft one that sharpens with the schedule's progress, so that gates leave the middle;
-    there is no noise, and so no gap between training and evaluation. A deterministic surrogate of the L0 norm, as
+    There is no noise, and so no gap between training and evaluation. A deterministic surrogate of the L0 norm, as
     Huang et al. 2026, arXiv:2603.08065, ask for; the formula is not theirs.
     """
 
     name: str = "smooth"
-    temperature: float = 0.2
 
-    def __post_init__(self) -> None:
-        """Refuse a temperature that is none."""
-        super().__post_init__()
-        if not 0.0 < self.temperature <= 1.0:
-            raise ValueError(f"gate.temperature is {self.temperature}, but must lie above 0 and be at most 1.")
-
-    def sample(self, a: Tensor, noise: Tensor, progress: float) -> Tensor:
+    def sample(self, logit: Tensor, noise: Tensor) -> Tensor:
         """z, (U,): the noise is not used."""
-        return self.mean(a)
+        return self.mean(logit)
 
-    def mean(self, a: Tensor) -> Tensor:
+    def mean(self, logit: Tensor) -> Tensor:
         """z, (U,)."""
-        return stretched(torch.sigmoid(a))
+        return stretched(torch.sigmoid(logit))
 
-    def open(self, a: Tensor, progress: float) -> Tensor:
-        """sigmoid(a / b), (U,)."""
-        return torch.sigmoid(a / (1.0 + progress * (self.temperature - 1.0)))
+    def open(self, logit: Tensor) -> Tensor:
+        """sigmoid(a), (U,)."""
+        return torch.sigmoid(logit)

@@ -6,11 +6,11 @@ phase  dense       soft: s(t) rises       soft: s_f    hard: recovery
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import ClassVar, Literal
+
+from pat.pruning.rounding import part_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Schedule(ABC):
     end: int | float | None = field(kw_only=True)  # first step at the full target
     hard: int | float | None = field(default=None, kw_only=True)  # step that makes the mask permanent; null: `end`
     every: int = field(default=1, kw_only=True)  # steps between selections
-    initial: float = field(default=0.0, kw_only=True)  # sparsity at `start`
+    initial: float = field(default=0.0, kw_only=True)  # sparsity at `start`, in what the budget counts
 
     needs_end: ClassVar[bool] = True  # whether the ramp takes time
 
@@ -135,4 +135,4 @@ def absolute_step(key: str, value: int | float, num_steps: int) -> int:
         raise ValueError(
             f"{key} is {value}, but must be a whole number (a step) or a fraction of the run from 0.0 to 1.0."
         )
-    return min(math.floor(Fraction(repr(value)) * num_steps + Fraction(1, 2)), num_steps - 1)
+    return min(part_of(num_steps, value), num_steps - 1)

@@ -11,7 +11,7 @@ from pat.pruning.sites import Site, of_kind, sublayer_site
 
 @dataclass(frozen=True)
 class AttentionLayers:
-    """Attention of a layer as one unit: z multiplies the output of its last projection, bias included.
+    """Attention of a layer as one unit: z multiplies what it adds to the residual, bias included.
 
     Source: CoFi's attention layers, Xia et al. 2022, arXiv:2204.00408.
     """

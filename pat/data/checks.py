@@ -1,0 +1,104 @@
+"""What is strange about a run's data: an error where nothing could be learned from it, else a warning each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from datasets import Dataset
+
+from pat.data.prepare import PreparedData
+from pat.tasks import Task
+
+FEW_ROWS = 20  # with fewer, a label in every row proves nothing
+ROWS_PER_LABEL = 5  # on average; below it, most labels are hardly seen
+DOMINANT = 0.9  # share of one label from which accuracy says little
+SHOWN = 8
+
+
+def data_warnings(prepared: PreparedData, task: Task) -> list[str]:
+    """A sentence for everything that looks like a mistake. ValueError where training would be pointless."""
+    if prepared.label_names is not None:
+        _refuse(prepared, prepared.label_names, task)
+        found = [*_names(prepared.label_names), *_counts(prepared, prepared.label_names), *_both_sides(prepared)]
+    else:
+        _refuse_targets(prepared)
+        found = [*_both_sides(prepared)]
+    return found
+
+
+def label_counts(samples: Dataset, count: int) -> np.ndarray:
+    """(count,) int64: samples of each label."""
+    return np.bincount(samples.with_format("numpy", columns=["label"])["label"][:], minlength=count)
+
+
+def _refuse(prepared: PreparedData, names: list[str], task: Task) -> None:
+    counts, rows = label_counts(prepared.train, len(names)), _rows(prepared)
+    if (counts > 0).sum() == 1:
+        raise ValueError(
+            f"All {counts.sum():,} training samples have the label '{names[counts.argmax()]}', so there is nothing to "
+            "learn: name another data.label_column, or add rows with other labels."
+        )
+    if getattr(task, "num_labels", None) is None and rows >= FEW_ROWS and 2 * len(names) > rows:
+        raise ValueError(
+            f"The training data has {len(names)} labels in {rows} rows ({_few(names)}), so they are texts or ids "
+            "rather than classes: name another data.label_column, or take task=regression for numbers."
+        )
+
+
+def _names(names: list[str]) -> Iterator[str]:
+    """Labels with spaces around them, and labels that differ in nothing else, or in case."""
+    spaced = [name for name in names if name != name.strip()]
+    if spaced:
+        yield f"labels with spaces around them: {_few(spaced)}"
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.strip().casefold(), []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            yield f"{_few(group)} are different labels, but differ in case or spaces only: write them alike"
+
+
+def _counts(prepared: PreparedData, names: list[str]) -> Iterator[str]:
+    train, held = (label_counts(samples, len(names)) for samples in (prepared.train, prepared.eval))
+    if _rows(prepared) < ROWS_PER_LABEL * len(names):
+        yield f"{len(names)} labels in {_rows(prepared):,} rows are hardly {ROWS_PER_LABEL} rows a label"
+    unseen = [name for name, count in zip(names, train, strict=True) if not count]
+    if unseen:
+        yield f"no training sample has the label {_few(unseen)}"
+    if train.max() >= DOMINANT * train.sum():
+        yield (
+            f"{train.max() / train.sum():.1%} of the training samples have the label '{names[train.argmax()]}', so a "
+            "constant answer is that accurate: look at macro_f1, or set task.class_weights=balanced"
+        )
+    if (held > 0).sum() == 1:
+        yield f"all {held.sum():,} evaluation samples have the label '{names[held.argmax()]}'"
+
+
+def _refuse_targets(prepared: PreparedData) -> None:
+    """Of a regression."""
+    if "label" in prepared.train.column_names:
+        values = prepared.train.with_format("numpy", columns=["label"])["label"][:]
+        if values.min() == values.max():
+            raise ValueError(
+                f"All {len(values):,} training samples have the label {values[0]:g}, so there is nothing to learn: "
+                "name another data.label_column."
+            )
+
+
+def _both_sides(prepared: PreparedData) -> Iterator[str]:
+    twice, rows = prepared.info.get("eval_rows_in_train", 0), prepared.info["eval_rows"]
+    if twice:
+        which = f"all {rows:,}" if twice == rows else f"{twice:,} of the {rows:,}"
+        yield f"{which} evaluation rows are in the training data, too: the metrics count what was memorised"
+
+
+def _rows(prepared: PreparedData) -> int:
+    """Among which the labels were counted: where evaluation rows were held out, these, too."""
+    info = prepared.info
+    return info["train_rows"] + (0 if "eval_rows_in_train" in info else info["eval_rows"])
+
+
+def _few(values: list[str]) -> str:
+    shown = ", ".join(map(repr, values[:SHOWN]))
+    return shown if len(values) <= SHOWN else f"{shown}, ... ({len(values)})"

@@ -1,0 +1,164 @@
+"""Files with a separator between values, as csv: rows exactly as they are written, or an error with file and line.
+
+Nothing is guessed. The first line names the columns, no column is an index, and every value is text, so that `NA` and
+`007` stay what they are; only a label column whose values all are numbers is read as numbers.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+from datasets import Dataset
+
+from pat.config import DataConfig
+
+TABS = ("tab", "\\t")  # other ways to write a tab as data.delimiter: a shell has no easy one
+BATCH = 10_000  # rows in memory at a time
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+class Place(NamedTuple):
+    """Where a row begins; lines count from 1, the header's included."""
+
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}"
+
+
+def check(cfg: DataConfig) -> None:
+    """ValueError for a delimiter, a quotation mark or an encoding that there is not."""
+    for key, given, value in (
+        ("delimiter", cfg.delimiter, _delimiter(cfg)),
+        ("quote_char", cfg.quote_char, cfg.quote_char),
+    ):
+        if value is not None and (len(value) != 1 or value in "\r\n"):
+            raise ValueError(
+                f"data.{key}={given!r} must be one character" + (", or tab." if key == "delimiter" else ".")
+            )
+    if cfg.quote_char == _delimiter(cfg):
+        raise ValueError(f"data.delimiter and data.quote_char are both {cfg.quote_char!r}, but must differ.")
+    try:
+        codecs.lookup(cfg.encoding)
+    except LookupError:
+        raise ValueError(
+            f"data.encoding='{cfg.encoding}' is no encoding: take utf-8, latin-1, cp1252, utf-16, ..."
+        ) from None
+
+
+def load(paths: Sequence[str], cfg: DataConfig, target: Path) -> Dataset:
+    """All rows of the files, one behind the other, memory-mapped from the file `target`. Raises ValueError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    columns, whole, numbers = _columns(paths, cfg), True, True
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    label = columns.index(cfg.label_column) if cfg.label_column in columns else None
+    stream, count = records(paths, cfg), 0
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        while batch := [values for _, values in islice(stream, BATCH)]:
+            count += len(batch)
+            if label is not None:
+                whole = whole and all(_WHOLE.fullmatch(values[label]) for values in batch)
+                numbers = numbers and all(_NUMBER.fullmatch(values[label]) for values in batch)
+            writer.write_batch(
+                pa.record_batch([pa.array(values) for values in zip(*batch, strict=True)], schema=schema)
+            )
+    if label is not None and numbers and count:
+        target = _retyped(target, label, pa.int64() if whole else pa.float64())
+    return Dataset.from_file(str(target))
+
+
+def _retyped(source: Path, column: int, kind: pa.DataType) -> Path:
+    """A copy of the file with one column of another type."""
+    target = source.with_suffix(".typed")
+    with pa.memory_map(str(source)) as file, pa.ipc.open_stream(file) as batches:
+        schema = batches.schema.set(column, batches.schema.field(column).with_type(kind))
+        with pa.OSFile(str(target), "wb") as out, pa.ipc.new_stream(out, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch.set_column(column, schema.field(column), batch.column(column).cast(kind)))
+    return target
+
+
+def place(paths: Sequence[str], cfg: DataConfig, row: int) -> Place:
+    """Where row number `row` (from 0, over all files) stands: for an error, so the files are read again."""
+    return next(islice(records(paths, cfg), row, None))[0]
+
+
+def records(paths: Sequence[str], cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
+    """Every row of the files, with its place; as many values as the header has columns, or a ValueError."""
+    for path in paths:
+        rows = _raw(path, cfg)
+        _, header = next(rows, (None, []))
+        for where, values in rows:
+            if len(values) != len(header):
+                found = f"{len(values)} value{'s' * (len(values) != 1)}"
+                raise ValueError(
+                    f"{where}: {found}, but the header has {len(header)} columns: "
+                    f"mend the line, quote values that contain data.delimiter={cfg.delimiter!r}, or name another one."
+                )
+            yield where, values
+
+
+def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
+    """The names in the header that all files must share; a column without a name gets one."""
+    found: list[list[str]] = []
+    for path in paths:
+        _, header = next(_raw(path, cfg), (None, []))
+        twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
+        if twice is not None:
+            raise ValueError(f"{path} has two columns '{twice}': rename one.")
+        if found and header != found[0]:
+            raise ValueError(
+                f"{path} has the columns {', '.join(header)}, but {paths[0]} has {', '.join(found[0])}: "
+                "files that are read together must have the same header."
+            )
+        found.append(header)
+    return [name or f"unnamed_{i}" for i, name in enumerate(found[0], 1)]
+
+
+def _raw(path: str, cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
+    """The records of a file, the header first, without empty lines. Raises ValueError."""
+    csv.field_size_limit(sys.maxsize)  # a document may be longer than the module's 128 KiB
+    encoding = "utf-8-sig" if codecs.lookup(cfg.encoding).name == "utf-8" else cfg.encoding  # with or without a mark
+    quoting: dict[str, Any] = {"quotechar": cfg.quote_char} if cfg.quote_char else {"quoting": csv.QUOTE_NONE}
+    with fsspec.open(path, "rt", encoding=encoding, newline="", compression="infer") as file:
+        reader, line = csv.reader(file, delimiter=_delimiter(cfg), strict=True, **quoting), 1
+        try:
+            for values in reader:
+                if values:
+                    yield Place(path, line), values
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(
+                f"{Place(path, line)}: {error}; a quotation mark inside a quoted value is written twice, and "
+                "data.quote_char=null reads them as ordinary characters."
+            ) from error
+        except UnicodeError as error:
+            raise ValueError(
+                f"{_undecodable(path, cfg, line)}: not {cfg.encoding}: set data.encoding, as data.encoding=latin-1."
+            ) from error
+
+
+def _undecodable(path: str, cfg: DataConfig, line: int) -> Place:
+    """The line that is not of the encoding. The decoder works in blocks, so it was met some lines before."""
+    with fsspec.open(path, "rb", compression="infer") as file:
+        for number, content in enumerate(file, 1):
+            try:
+                content.decode(cfg.encoding)
+            except UnicodeError:
+                return Place(path, max(number, line))
+    return Place(path, line)
+
+
+def _delimiter(cfg: DataConfig) -> str:
+    return "\t" if cfg.delimiter in TABS else cfg.delimiter

@@ -1,0 +1,69 @@
+"""When a run counts as diverged: by its loss, and by the steps that had no finite gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pat.config import Config
+from pat.pruning.schedules import Ramp
+
+if TYPE_CHECKING:
+    from pat.parts import Progress
+
+WORSE = 3.0  # times what the model knew before the first step, or what knowing nothing costs: a jump of sparsity may
+LATELY = 50  # steps in which train.max_skipped of them may be skipped
+FP16_START = 25  # fp16's loss scale begins at 2^16 and halves at each skipped step, until the first finite gradient
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradients are NaN, infinite or out of bounds."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"{found}; lower optim.lr: the command then goes on from the last checkpoint, if there is one")
+
+
+def loss_limit(
+    config: Config,
+    initial: float | None,  # mean loss of the first step, so before any update; None: not known yet
+    chance: float,  # ln(classes or vocabulary)
+) -> float:
+    """train.max_loss; where it is null, 3 max(loss before the first step, chance)."""
+    return config.train.max_loss or WORSE * max(initial or 0.0, chance)
+
+
+def bounded_from(config: Config) -> int:
+    """The step from which the loss has its final make-up: where hidden states of a teacher ramp in, the ramp's end."""
+    distill = config.distill
+    if distill.teacher is None or not distill.hidden_weight:
+        return 0
+    return Ramp.of("distill", distill.start, distill.end, config.train.num_steps).end
+
+
+def settling(config: Config, progress: Progress) -> bool:
+    """Whether fp16 still looks for its loss scale: no step has been applied yet."""
+    return config.engine.dtype == "fp16" and progress.skipped == progress.step
+
+
+def note_skipped(config: Config, progress: Progress) -> None:
+    """Step `progress.step` was skipped for its gradients. Raises Diverged when too many were."""
+    step = progress.step
+    progress.skipped += 1
+    if settling(config, progress):
+        if progress.skipped > FP16_START:
+            raise Diverged(
+                f"all of the first {step} steps had an infinite or NaN gradient, at any of fp16's loss scales"
+            )
+        return
+    progress.skipped_lately = [*(each for each in progress.skipped_lately if each > step - LATELY), step]
+    count, allowed = len(progress.skipped_lately), config.train.max_skipped
+    if count > allowed:
+        raise Diverged(
+            f"{count} of the last {min(step, LATELY)} steps were skipped for an infinite or NaN gradient, the last at "
+            f"step {step}: more than {allowed} (train.max_skipped)"
+        )
+
+
+def is_bad(loss: float, limit: float) -> bool:
+    """NaN, infinite or above the limit."""
+    return not math.isfinite(loss) or loss > limit

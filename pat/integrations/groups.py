@@ -1,0 +1,56 @@
+"""Param groups by pruner, and the learning-rate schedulers that were made when there were fewer of them.
+
+A dense shadow is as long as the shard that it belongs to, so prunable weights get groups of their own. What is split
+off a group comes after all groups that were given. Those keep their numbers, so that a scheduler writes to the right
+ones also where it leaves out the rest in silence; since torch 2.13 it refuses groups for which it has no value.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+# What torch's schedulers keep per group; those of transformers are LambdaLRs.
+_PER_GROUP = (
+    "base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums",
+)  # fmt: skip
+_FOLLOWED = ("lr", "betas")  # what a scheduler changes in a group
+
+Groups = list[dict[str, Any]]
+
+
+def split_groups(groups: Groups, of_param: dict[int, str]) -> tuple[Groups, list[int]]:
+    """(the groups by pruner, their settings kept, and for each the number of the group that it came from)."""
+    first, rest, origins = [], [], list(range(len(groups)))
+    for number, group in enumerate(groups):
+        parts = [
+            group | {"params": [p for p in group["params"] if of_param.get(id(p), "") == owner]}
+            for owner in sorted({of_param.get(id(p), "") for p in group["params"]})
+        ] or [group]
+        first.append(parts[0])
+        rest += parts[1:]
+        origins += [number] * (len(parts) - 1)
+    return first + rest, origins
+
+
+def extend_schedulers(optimizer: torch.optim.Optimizer, origins: Sequence[int]) -> None:
+    """Give every scheduler of the optimizer, wherever the user holds it, its values of the groups that are new."""
+    given = len(set(origins))
+    for scheduler in gc.get_objects():
+        if issubclass(type(scheduler), LRScheduler) and getattr(scheduler, "optimizer", None) is optimizer:
+            for name in _PER_GROUP:
+                values = getattr(scheduler, name, None)
+                if isinstance(values, list) and len(values) == given:
+                    setattr(scheduler, name, [values[number] for number in origins])
+
+
+def follow(groups: Groups, origins: Sequence[int]) -> None:
+    """Groups that were split off take the rate that a scheduler has set where they came from."""
+    for group, number in zip(groups, origins, strict=True):
+        for name in _FOLLOWED:
+            if name in groups[number]:
+                group[name] = groups[number][name]

@@ -1,0 +1,81 @@
+"""The head of a classifier: whether the one that comes with the weights goes with the data's labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from pat.config import ModelConfig
+from pat.models.adapters import HEADS
+
+SHOWN = 8
+DROPPED = "replaced_head."  # what the old head's weights are called while the others load: a name that no model has
+
+
+def labels_of(config: PretrainedConfig) -> list[str] | None:
+    """The labels of the classifier in a config; None where its weights have no head, or are not said to have one."""
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        return None
+    return [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
+
+
+def check(cfg: ModelConfig, theirs: Sequence[str] | None, ours: Sequence[str]) -> None:
+    """ValueError where the head that comes with model.path has other outputs, or the same labels in another order."""
+    if theirs is None or cfg.init != "pretrained" or cfg.replace_head:
+        return
+    shuffled = list(ours) != list(theirs) and _plain(ours) != _plain(theirs)
+    if len(theirs) != len(ours) or (shuffled and sorted(_plain(ours)) == sorted(_plain(theirs))):
+        count = f"{len(theirs)} output{'s' * (len(theirs) != 1)}"
+        raise ValueError(
+            f"The head of model.path='{cfg.path}' has {count} ({_few(theirs)}), but the data needs {len(ours)} "
+            f"({_few(ours)}{', in this order' if len(theirs) == len(ours) else ''}): take a new head with "
+            "model.replace_head=true, or data with the model's labels."
+        )
+
+
+def note(cfg: ModelConfig, theirs: Sequence[str], ours: Sequence[str]) -> str | None:
+    """What becomes of the head, in a sentence for the start; None where nothing has to be said."""
+    if cfg.replace_head:
+        return f"the head of {cfg.path} ({_few(theirs)}) is replaced by a new one ({_few(ours)})"
+    if _plain(theirs) == _plain(ours) or all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
+        return None
+    return (
+        f"the head of {cfg.path} is kept, and its labels {_few(theirs)} are taken for {_few(ours)}; a new head: "
+        "model.replace_head=true"
+    )
+
+
+def without_head(cfg: ModelConfig) -> dict[str, Any]:
+    """Options of `from_pretrained` with which ZeRO 3 leaves the head in the files out and makes a new one.
+
+    Elsewhere transformers gives a weight its old name back where the new one is unknown: see `renew`.
+    """
+    replaced = cfg.replace_head and is_deepspeed_zero3_enabled()
+    return {"key_mapping": {rf"^{head}\.": DROPPED for head in HEADS}} if replaced else {}
+
+
+def renew(model: PreTrainedModel, rng_state: Tensor) -> None:
+    """Initialise the head again, with the numbers that a model without one would have drawn from this state."""
+    if is_deepspeed_zero3_enabled():
+        return
+    torch.set_rng_state(rng_state)
+    for name, module in model.named_modules():
+        if name.split(".")[0] in HEADS:
+            for item in (module, *module.parameters(recurse=False)):
+                item._is_hf_initialized = False  # pyright: ignore  (transformers' own mark)
+    model.initialize_weights()
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    return [name.strip().casefold() for name in names]
+
+
+def _few(values: Sequence[str]) -> str:
+    shown = ", ".join(values[:SHOWN])
+    return shown if len(values) <= SHOWN else f"{shown}, ... ({len(values)})"

@@ -1,0 +1,105 @@
+"""What a run directory or an export says of the data that its model was made for, and the model that is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pat import compose
+from pat.config import Config
+from pat.explain import explain
+from pat.run import RunDir, read_json
+from pat.validate import validate
+
+# Of a config, what decides on which samples, and how, a model is evaluated.
+DECIDES = ("data.", "task.", "seed", "train.eval_batch_size")
+
+
+def is_run(path: Path) -> bool:
+    """Whether it is the directory of a run (`pat export` writes no config.yaml)."""
+    return RunDir(path).config.is_file()
+
+
+def config_of(path: Path) -> Config | None:
+    """The config of the run that is, or made, this model; None where the folder does not say."""
+    if is_run(path):
+        return compose.load(RunDir(path).config)
+    exported = (read_json(path / "export.json") or {}).get("config")
+    return None if exported is None else compose.to_config(exported)
+
+
+def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
+    """Each model's own config with the keys given; a folder that has none takes that of the first that has one.
+
+    ValueError where none has, and for a key that would be ignored.
+    """
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if not key.startswith(DECIDES):
+            group = (
+                " is a group, and" if "." not in key else " would be ignored: models are evaluated by their own data,"
+            )
+            raise ValueError(
+                f"{override}: {key}{group} without recipe=NAME only keys of data and task, seed and "
+                "train.eval_batch_size can be given, such as data.source=csv"
+            )
+    own = [config_of(path) for path in paths]
+    first = next((config for config in own if config is not None), None)
+    if first is None:
+        raise ValueError(
+            f"{paths[0]} does not say which data it was made for (it has neither config.yaml nor an export.json with "
+            "one): give recipe=NAME, or an export or a run beside it"
+        )
+    return [_with(first if config is None else config, overrides) for config in own]
+
+
+def differing_data(found: Sequence[Config]) -> str | None:
+    """The first key by which two of these configs are evaluated on different samples, with its values."""
+    flat = [
+        {
+            f"{section}.{key}": value
+            for section in ("data", "task")
+            for key, value in asdict(getattr(c, section)).items()
+        }
+        for c in found
+    ]
+    ignored = ("data.cache_dir", "data.max_train_samples")
+    for key in flat[0]:
+        values = list(dict.fromkeys(repr(one[key]) for one in flat))
+        if len(values) > 1 and key not in ignored:
+            return f"{key} is {' and '.join(values)}"
+    return None
+
+
+@contextlib.contextmanager
+def model_folder(path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """(a Hugging Face folder of the model, what export.json says): of a run, its best checkpoint, exported for as long
+    as it is needed, or the last one where none is the best yet."""
+    if not is_run(path):
+        yield path, read_json(path / "export.json") or {}
+        return
+    from pat.export.export import export_run
+
+    checkpoint = "best" if (RunDir(path).checkpoints / "best").is_file() else "last"
+    with tempfile.TemporaryDirectory(prefix="pat-evaluate-") as folder:
+        yield Path(folder), export_run(path, folder, checkpoint, verify="weights")
+
+
+def _with(config: Config, overrides: Sequence[str]) -> Config:
+    """The config with these keys."""
+    if not overrides:
+        return config
+    try:
+        changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
+        merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), changes))
+    except OmegaConfBaseException as error:
+        raise ValueError(explain(error)) from error
+    validate(merged)
+    return merged

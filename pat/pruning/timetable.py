@@ -1,0 +1,85 @@
+"""A pruner's schedule in the steps of its run, in plain words, and what about it is likely to cost quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pat.pruning.gates import Learned
+from pat.pruning.masks import MaskPruner
+from pat.pruning.structured import GatePruner
+
+JUMP = 0.20  # sparsity that may go at once
+FEW = 4  # selections on the way to a target that is more than one jump away
+RECOVERY = 0.05  # of the run, after the last selection
+SHOWN = 5  # targets in a sentence
+
+Moves = Sequence[tuple[int, float]]  # (step, sparsity from there on)
+
+
+def moves(pruner: MaskPruner | GatePruner) -> Moves:
+    """The steps at which sparsity rises, and to what: those of a selection, or each step of a learned gate's ramp."""
+    line, reached, found = pruner.timeline, 0.0, []
+    continuous = isinstance(pruner, GatePruner) and isinstance(pruner.method, Learned)
+    for t in range(line.hard if _by_threshold(pruner) else line.start, line.hard + 1):
+        if continuous or line.is_selection_step(t):
+            target = pruner.target(t)
+            if target > reached:
+                found.append((t, target))
+                reached = target
+    return found
+
+
+def in_words(pruner: MaskPruner | GatePruner) -> str:
+    """When it prunes how much, in a sentence."""
+    line, found = pruner.timeline, moves(pruner)
+    shown = found if len(found) <= SHOWN else [found[i * (len(found) - 1) // (SHOWN - 1)] for i in range(SHOWN)]
+    told = ", ".join(f"{percent(target)} at step {t}" for t, target in shown)
+    if _by_threshold(pruner):
+        how = f"a threshold decides from step {line.start} on, the budget at step {line.hard}: {told}"
+    elif len(found) == 1:
+        how = f"all at once: {told}"
+    else:
+        every = f" every {line.every} steps" if line.every > 1 else ""
+        how = f"{len(found)} rises{every}: {told}"
+    left = line.num_steps - line.hard
+    return f"{_steps(line.start)} dense; {how}; permanent from step {line.hard}, {_steps(left)} left to recover"
+
+
+def warnings(pruner: MaskPruner | GatePruner) -> list[str]:
+    """Jumps, too few selections, no time to recover: a sentence each, with what to change."""
+    line, found, place = pruner.timeline, moves(pruner), f"pruners.{pruner.name}.schedule"
+    said = []
+    before = [0.0, *(target for _, target in found)]
+    rise, index = max(((after - then, i) for i, (then, (_, after)) in enumerate(zip(before, found, strict=False))),
+                      default=(0.0, 0))  # fmt: skip
+    ramped = line.schedule.needs_end and not _by_threshold(pruner)
+    if rise > JUMP and not _by_threshold(pruner):
+        mend = "lower `every`, or let `end` come later" if ramped else "take a schedule that ramps, such as cubic"
+        said.append(
+            f"{place}: sparsity jumps by {round(100 * rise)} points at step {found[index][0]}, from "
+            f"{percent(before[index])} to {percent(found[index][1])}: {mend}"
+        )
+    if ramped and 1 < len(found) < FEW and found[-1][1] > JUMP:
+        said.append(
+            f"{place}: only {len(found)} selections on the way to {percent(found[-1][1])}: lower `every` ({line.every})"
+        )
+    left = line.num_steps - line.hard
+    if left <= max(1, RECOVERY * line.num_steps):
+        said.append(
+            f"{place}: the last selection is at step {line.hard} of {line.num_steps}, with {_steps(left)} left to "
+            "recover: let `end` and `hard` come earlier, such as 0.7"
+        )
+    return said
+
+
+def percent(share: float) -> str:
+    """`12.5 %`, of a share of 1."""
+    return f"{100 * share:.3g} %"
+
+
+def _by_threshold(pruner: MaskPruner | GatePruner) -> bool:
+    return isinstance(pruner, MaskPruner) and pruner.criterion.threshold is not None
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count:,} steps"
