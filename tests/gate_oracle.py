@@ -30,6 +30,7 @@ from tests.gate_choice import Shape, Units, choose
 
 Forward = Callable[..., Any]  # the gated model
 
+BY_EXAMPLE = ("taylor", "fisher")  # methods that look at the gradient of each example's own loss
 STATISTICS = ("activation", "similarity")  # methods that look at the forward, and not at dL/dz
 DECAYS = {"taylor": 0.9, "fisher": 0.99, "activation": 0.9, "similarity": 0.9}
 CONSUMER = {  # the matrix that reads, or writes, what a gate multiplies; True: a unit is some of its columns
@@ -153,6 +154,7 @@ def _backward(
     for p in params.values():
         p.grad = None
     total, shown = 0.0, {name: [] for name in z}
+    examples: dict[str, list[Tensor]] = {name: [] for name in z}
     for batch in micro_batches:
         leaves = {name: value.clone().requires_grad_() for name, value in z.items()}
         with _Watch(model, leaves.get("layers")) as watch:
@@ -167,7 +169,30 @@ def _backward(
             else:
                 assert leaf.grad is not None
                 shown[name].append(leaf.grad * len(micro_batches))  # of the micro-batch's own mean loss
-    return total, shown
+        if settings.method in BY_EXAMPLE:
+            for example in range(len(batch["input_ids"])):
+                row = {key: value[example : example + 1] for key, value in batch.items()}
+                grads = _example_gradients(model, params, z, settings, loss_fn, row, t)
+                for name, grad in grads.items():
+                    examples[name].append(grad)
+    return total, examples if settings.method in BY_EXAMPLE else shown
+
+
+def _example_gradients(
+    model: nn.Module,
+    params: dict[str, nn.Parameter],
+    z: Units,
+    settings: Settings,
+    loss_fn: Callable[[Forward, Any, int], Tensor],
+    row: Any,
+    t: int,
+) -> Units:
+    """DL_b/dz of one example's own loss."""
+    leaves = {name: value.clone().requires_grad_() for name, value in z.items()}
+    with _Watch(model, leaves.get("layers")):
+        effective = scaled(settings.shape, {name: p.detach() for name, p in params.items()}, leaves)
+        loss = loss_fn(lambda *a, **k: functional_call(model, effective, a, k), row, t)
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
 def scaled(shape: Shape, params: Mapping[str, Tensor], z: Units) -> dict[str, Tensor]:
@@ -249,32 +274,17 @@ def counted(batch: Any) -> Tensor:
 
 
 def update(settings: Settings, score: Tensor, shown: Sequence[Tensor]) -> Tensor:
-    """The score after a step that has shown this in each of its micro-batches."""
+    """The score after a step that has shown this in each of its micro-batches, or examples."""
     method = settings.method
     if method == "movement":  # S - dL/dz, Lagunas et al. 2021
-        return score - mean_gradient(shown)
-    if method == "taylor":  # |dL/dz|, Molchanov et al. 2019
-        return average(settings, score, taylor_evidence(shown))
-    if method == "fisher":  # (dL/dz)^2, Kwon et al. 2022
-        return average(settings, score, fisher_evidence(shown))
+        return score - torch.stack(list(shown)).mean(0)
+    if method == "taylor":  # the mean over examples of |dL_b/dz|, Molchanov et al. 2019
+        return average(settings, score, torch.stack(list(shown)).abs().mean(0))
+    if method == "fisher":  # the mean over examples of (dL_b/dz)^2, Kwon et al. 2022
+        return average(settings, score, torch.stack(list(shown)).square().mean(0))
     assert method in STATISTICS
     total = torch.stack(list(shown)).sum(0)  # the number of tokens, then a sum for every unit
     return average(settings, score, (total[1:] / total[0]).float().view_as(score))
-
-
-def mean_gradient(shown: Sequence[Tensor]) -> Tensor:
-    """dL/dz of the mean loss."""
-    return torch.stack(list(shown)).mean(0)
-
-
-def taylor_evidence(shown: Sequence[Tensor]) -> Tensor:
-    """The size of the global batch's dL/dz."""
-    return mean_gradient(shown).abs()
-
-
-def fisher_evidence(shown: Sequence[Tensor]) -> Tensor:
-    """The square of the global batch's dL/dz."""
-    return mean_gradient(shown) ** 2
 
 
 def average(settings: Settings, score: Tensor, evidence: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from tests import gate_oracle
 from tests.gate_choice import Shape, Units, cost
 from tests.gate_oracle import Settings
 
-STEPS, ROWS, TOKENS, MICRO = 10, 8, 12, 2  # steps, sequences a step, tokens of each, micro-batches a step
+STEPS, ROWS, TOKENS, MICRO = 10, 4, 12, 2  # steps, sequences a step, tokens of each, micro-batches a step
 KEPT = {"ffn": 4, "kv_groups": 2, "heads": 2, "layers": 2, "attention_layers": 2, "mlp_layers": 2}
 WEAK = 0.03
 SHAPE = Shape(vocab=61, hidden=24, layers=4, groups=4, heads_per_group=2, head_dim=6, neurons=10)
