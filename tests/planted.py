@@ -54,7 +54,7 @@ class Case:
     @property
     def lr(self) -> float:
         """Low where importance was found with the weights of the start."""
-        return LR / 20 if self.method == "movement" else LR
+        return LR / 1000 if self.method == "movement" else LR
 
     @property
     def budget_settings(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def right(case: Case) -> Units:
     wanted = torch.empty_like(ones)
     for i, unit in itertools.product(*map(range, ones.shape)):
         losses = []
-        for change in (-0.02, 0.02):
+        for change in (-0.01, 0.01):
             z = ones.clone()
             z[i, unit] += change
             losses.append(float(loss(gate_oracle.gated(built, case.shape, {structure: z}), whole, 0)))

@@ -104,3 +104,27 @@ def test_hard_concrete_by_hand() -> None:
     assert float(method.open(0.0 * half)) == pytest.approx(1 / (1 + (1 / 11) ** (2 / 3)))
     assert float(method.mean(torch.tensor([1.0986123]))) == pytest.approx(0.75 * 1.2 - 0.1)
     assert float(method.sample(torch.tensor([1.0986123 * 2 / 3]), half)) == pytest.approx(0.75 * 1.2 - 0.1)
+
+
+def test_learned_gates_follow_their_rule_said_naively() -> None:
+    """Three dense and ten soft steps with planted gradients: the logits by bisection in place of Newton's method, and
+    in the end the planted units have the highest. Would catch: a scale for every unit, a sign, a stale scale."""
+    case = Case("l0", ("ffn",))
+    shape, (_, gate) = case.shape, pruner_of(case)
+    lagrangian, method = gate.training.lagrangian, gate.method  # type: ignore[attr-defined]
+    right = planted.planted(shape, ("ffn",))["ffn"]
+    generator = torch.Generator().manual_seed(3)
+    size = torch.where(right, 2.0, 0.5)
+    grads = [-size * (1.0 + 0.3 * torch.randn(right.shape, generator=generator)) for _ in range(13)]
+    due, temperatures = [0.06 * (t + 1) for t in range(10)], [1.0] * 7 + [0.8, 0.6, 0.5]
+    expected = formulas.learned_logits(
+        grads[:3], grads[3:], due, temperatures, method.lr, method.initial, method.spread
+    )
+    for grad in grads[:3]:
+        lagrangian.observe(grad.flatten())
+    a = lagrangian.begin(torch.full((right.numel(),), method.initial))
+    torch.testing.assert_close(a.view(right.shape), expected[0], rtol=1e-4, atol=1e-4)
+    for t, grad in enumerate(grads[3:]):
+        a, _ = lagrangian.step(a, grad.flatten(), temperatures[t], due[t] / 0.6)
+        torch.testing.assert_close(a.view(right.shape), expected[t + 1], rtol=0, atol=2e-2, msg=f"step {t}")
+    assert torch.equal(a.view(right.shape).argsort(1)[:, -4:].sort(1).values, right.nonzero()[:, 1].view(-1, 4))
