@@ -153,7 +153,7 @@ def micro_batches(shape: Shape, structures: tuple[str, ...]) -> list[list[dict[s
     teacher = model(shape, structures, weak=0.0, strong=2.0).eval()
     steps = []
     for t in range(STEPS):
-        generator = torch.Generator().manual_seed(100 + t)
+        generator = torch.Generator().manual_seed(2100 + t)
         ids = torch.randint(1, shape.vocab, (ROWS, TOKENS), generator=generator)
         with torch.no_grad():
             answers = teacher(ids).logits.softmax(-1)
@@ -184,7 +184,7 @@ def right(case: Case) -> Units:
     wanted = torch.empty_like(ones)
     for i, unit in itertools.product(*map(range, ones.shape)):
         losses = []
-        for change in (-0.01, 0.01):
+        for change in (-0.02, 0.02):
             z = ones.clone()
             z[i, unit] += change
             losses.append(float(loss(gate_oracle.gated(built, case.shape, {structure: z}), whole, 0)))
