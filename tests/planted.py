@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pat.config import Config, PrunerConfig
-from tests import gate_oracle
+from tests import gate_forward, gate_oracle
 from tests.gate_choice import Shape, Units, cost
 from tests.gate_oracle import Settings
 
@@ -187,7 +187,7 @@ def right(case: Case) -> Units:
         for change in (-0.02, 0.02):
             z = ones.clone()
             z[i, unit] += change
-            losses.append(float(loss(gate_oracle.gated(built, case.shape, {structure: z}), whole, 0)))
+            losses.append(float(loss(gate_forward.gated(built, case.shape, {structure: z}), whole, 0)))
         wanted[i, unit] = losses[0] - losses[1]
     best = wanted.T if wanted.shape[1] == 1 else wanted
     flags = best >= best.topk(KEPT[structure]).values[:, -1:]
