@@ -75,8 +75,8 @@ def choose(
 
 
 def units_left(full: int, kept: int, due: float) -> int:
-    """Full - floor(due * (full - kept))."""
-    return full - math.floor(Fraction(repr(due)) * (full - kept))
+    """What is due of the units that go, rounded half up."""
+    return full - math.floor(Fraction(repr(due)) * (full - kept) + Fraction(1, 2))
 
 
 def cost_limit(full: int, sparsity: float, due: float) -> int:

@@ -27,18 +27,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tests.gate_choice import Shape, Units, choose
+from tests.gate_forward import CONSUMER, Forward, Watch, scaled
 
-Forward = Callable[..., Any]  # the gated model
-
+BY_EXAMPLE = ("taylor", "fisher")  # methods that look at the gradient of each example's own loss
 STATISTICS = ("activation", "similarity")  # methods that look at the forward, and not at dL/dz
 DECAYS = {"taylor": 0.9, "fisher": 0.99, "activation": 0.9, "similarity": 0.9}
-CONSUMER = {  # the matrix that reads, or writes, what a gate multiplies; True: a unit is some of its columns
-    "ffn": ("mlp.down_proj", True),
-    "kv_groups": ("self_attn.o_proj", True),
-    "heads": ("self_attn.o_proj", True),
-    "attention_layers": ("self_attn.o_proj", False),
-    "mlp_layers": ("mlp.down_proj", False),
-}
 
 
 @dataclass(frozen=True)
@@ -153,9 +146,10 @@ def _backward(
     for p in params.values():
         p.grad = None
     total, shown = 0.0, {name: [] for name in z}
+    examples: dict[str, list[Tensor]] = {name: [] for name in z}
     for batch in micro_batches:
         leaves = {name: value.clone().requires_grad_() for name, value in z.items()}
-        with _Watch(model, leaves.get("layers")) as watch:
+        with Watch(model, leaves.get("layers")) as watch:
             effective = scaled(settings.shape, params, leaves)
             loss = loss_fn(lambda *a, **k: functional_call(model, effective, a, k), batch, t)  # noqa: B023
         (loss / len(micro_batches)).backward()
@@ -167,67 +161,30 @@ def _backward(
             else:
                 assert leaf.grad is not None
                 shown[name].append(leaf.grad * len(micro_batches))  # of the micro-batch's own mean loss
-    return total, shown
+        if settings.method in BY_EXAMPLE:
+            for example in range(len(batch["input_ids"])):
+                row = {key: value[example : example + 1] for key, value in batch.items()}
+                grads = _example_gradients(model, params, z, settings, loss_fn, row, t)
+                for name, grad in grads.items():
+                    examples[name].append(grad)
+    return total, examples if settings.method in BY_EXAMPLE else shown
 
 
-def scaled(shape: Shape, params: Mapping[str, Tensor], z: Units) -> dict[str, Tensor]:
-    """The consuming matrices times the gates: columns, or the whole."""
-    found: dict[str, Tensor] = {}
-    for structure, gates in z.items():
-        if structure == "layers":
-            continue
-        module, columns = CONSUMER[structure]
-        for i, gate in enumerate(gates):
-            name = f"model.layers.{i}.{module}.weight"
-            weight = found.get(name, params[name])
-            found[name] = weight * (gate.repeat_interleave(weight.shape[1] // len(gate)) if columns else gate)
-    return found
-
-
-def gated(model: nn.Module, shape: Shape, z: Units) -> Forward:
-    """The model's forward with gates, without gradients."""
-
-    @torch.no_grad()
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with _Watch(model, z.get("layers")):
-            return functional_call(model, scaled(shape, dict(model.named_parameters()), z), args, kwargs)
-
-    return forward
-
-
-class _Watch:
-    """What goes through a model's modules; whole layers are gated here: output = x + z * (layer(x) - x)."""
-
-    def __init__(self, model: Any, z: Tensor | None) -> None:
-        self.model, self.z = model, z
-        self.inputs: dict[str, Tensor] = {}
-        self.blocks: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __enter__(self) -> _Watch:
-        self.handles = []
-        for i, layer in enumerate(self.model.model.layers):
-            for name in ("self_attn.o_proj", "mlp.down_proj"):
-                module = layer.get_submodule(name)
-                self.handles.append(module.register_forward_hook(self._input(f"model.layers.{i}.{name}")))
-            self.handles.append(layer.register_forward_hook(self._block(i), with_kwargs=True))
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _input(self, name: str) -> Any:
-        return lambda module, args, output: self.inputs.update({name: args[0].detach()})
-
-    def _block(self, i: int) -> Any:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
-            self.blocks[i] = before.detach(), after.detach()
-            mixed = after if self.z is None else before + self.z[i] * (after - before)
-            return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
-
-        return hook
+def _example_gradients(
+    model: nn.Module,
+    params: dict[str, nn.Parameter],
+    z: Units,
+    settings: Settings,
+    loss_fn: Callable[[Forward, Any, int], Tensor],
+    row: Any,
+    t: int,
+) -> Units:
+    """DL_b/dz of one example's own loss."""
+    leaves = {name: value.clone().requires_grad_() for name, value in z.items()}
+    with Watch(model, leaves.get("layers")):
+        effective = scaled(settings.shape, {name: p.detach() for name, p in params.items()}, leaves)
+        loss = loss_fn(lambda *a, **k: functional_call(model, effective, a, k), row, t)
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
 def _remove(shape: Shape, params: dict[str, nn.Parameter], optimizer: Any, keep: Units) -> None:
@@ -245,36 +202,22 @@ def _remove(shape: Shape, params: dict[str, nn.Parameter], optimizer: Any, keep:
 
 def counted(batch: Any) -> Tensor:
     """(b, s) 1 where a token counts in the statistics of the forward."""
-    return torch.ones_like(batch["input_ids"], dtype=torch.float64)
+    ids = batch["input_ids"]
+    return batch.get("attention_mask", torch.ones_like(ids)).double()
 
 
 def update(settings: Settings, score: Tensor, shown: Sequence[Tensor]) -> Tensor:
-    """The score after a step that has shown this in each of its micro-batches."""
+    """The score after a step that has shown this in each of its micro-batches, or examples."""
     method = settings.method
     if method == "movement":  # S - dL/dz, Lagunas et al. 2021
-        return score - mean_gradient(shown)
-    if method == "taylor":  # |dL/dz|, Molchanov et al. 2019
-        return average(settings, score, taylor_evidence(shown))
-    if method == "fisher":  # (dL/dz)^2, Kwon et al. 2022
-        return average(settings, score, fisher_evidence(shown))
+        return score - torch.stack(list(shown)).mean(0)
+    if method == "taylor":  # the mean over examples of |dL_b/dz|, Molchanov et al. 2019
+        return average(settings, score, torch.stack(list(shown)).abs().mean(0))
+    if method == "fisher":  # the mean over examples of (dL_b/dz)^2, Kwon et al. 2022
+        return average(settings, score, torch.stack(list(shown)).square().mean(0))
     assert method in STATISTICS
     total = torch.stack(list(shown)).sum(0)  # the number of tokens, then a sum for every unit
     return average(settings, score, (total[1:] / total[0]).float().view_as(score))
-
-
-def mean_gradient(shown: Sequence[Tensor]) -> Tensor:
-    """dL/dz of the mean loss."""
-    return torch.stack(list(shown)).mean(0)
-
-
-def taylor_evidence(shown: Sequence[Tensor]) -> Tensor:
-    """The size of the global batch's dL/dz."""
-    return mean_gradient(shown).abs()
-
-
-def fisher_evidence(shown: Sequence[Tensor]) -> Tensor:
-    """The square of the global batch's dL/dz."""
-    return mean_gradient(shown) ** 2
 
 
 def average(settings: Settings, score: Tensor, evidence: Tensor) -> Tensor:
@@ -284,7 +227,7 @@ def average(settings: Settings, score: Tensor, evidence: Tensor) -> Tensor:
 
 
 def _statistic(
-    settings: Settings, watch: _Watch, params: Mapping[str, Tensor], structure: str, counts: Tensor
+    settings: Settings, watch: Watch, params: Mapping[str, Tensor], structure: str, counts: Tensor
 ) -> list[Tensor]:
     """Summed over the tokens that count, of every unit in turn: its squared norm, or 1 - cos of a layer."""
     found = []

@@ -19,7 +19,7 @@ CASES = {
     for case in (
         Case("taylor", ("ffn", "kv_groups")),
         Case("fisher", ("layers",), "parameters"),
-        Case("movement", ("heads",), options={"fade": 100}),
+        Case("movement", ("heads",), options={"fade": 10_000}),
         Case("magnitude", ("ffn", "kv_groups"), "memory"),
         Case("activation", ("attention_layers", "mlp_layers")),
         Case("similarity", ("layers",)),

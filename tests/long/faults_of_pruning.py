@@ -2,261 +2,41 @@
 
 from __future__ import annotations
 
-P = "pat/pruning/"
-
 PRUNING: dict[str, list[tuple[str, str, str]]] = {
-    f"{P}gates/__init__.py": [
-        ("torch.lerp(evidence, score, decay)", "torch.lerp(score, evidence, decay)", "average with decay swapped"),
-        ("if self.fade < 1:", "if self.fade < 0:", "a fade of 0 divides by zero"),
-        ("if not self.lr > 0:", "if self.lr < 0:", "a rate of 0 is accepted"),
-        ("if not 0.0 <= decay < 1.0:", "if not 0.0 <= decay <= 1.0:", "a decay of 1 is accepted"),
-    ],
-    f"{P}gates/fisher.py": [
-        ("evidence * evidence, self.decay", "evidence, self.decay", "Fisher not squared"),
-        ("decay: float = 0.99", "decay: float = 0.9", "another decay"),
-    ],
-    f"{P}gates/taylor.py": [
-        ("evidence.abs(), self.decay", "evidence, self.decay", "Taylor without the absolute value"),
-        ("evidence.abs(), self.decay", "-evidence.abs(), self.decay", "Taylor keeps the worst"),
-    ],
-    f"{P}gates/movement.py": [
-        ("return score - evidence", "return score + evidence", "structured movement of the wrong sign"),
-        ("return score - evidence", "return -evidence", "structured movement forgets"),
-    ],
-    f"{P}gates/magnitude.py": [
-        ("        return evidence\n", "        return score + evidence\n", "magnitude adds up over selections"),
-        ("comparable: ClassVar[bool] = False", "comparable: ClassVar[bool] = True", "scores of kinds compared"),
-    ],
-    f"{P}gates/activation.py": [
-        ("score, evidence, self.decay", "evidence, score, self.decay", "activation average swapped"),
-        ("comparable: ClassVar[bool] = False", "comparable: ClassVar[bool] = True", "scores of kinds compared"),
-    ],
-    f"{P}gates/similarity.py": [
-        ("score, evidence, self.decay", "score, 1.0 - evidence, self.decay", "similar layers are kept"),
-        ("pooled_only: ClassVar[bool] = True", "pooled_only: ClassVar[bool] = False", "similarity of neurons"),
-    ],
-    f"{P}gates/l0.py": [
-        ("STRETCH = (-0.1, 1.1)", "STRETCH = (-0.2, 1.1)", "stretched too far below"),
-        ("STRETCH = (-0.1, 1.1)", "STRETCH = (-0.1, 1.2)", "stretched too far above"),
-        ("TEMPERATURE = 2.0 / 3.0", "TEMPERATURE = 0.5", "another temperature"),
-        ("(noise.log() - (-noise).log1p() + a)", "(noise.log() + (-noise).log1p() + a)", "noise that is not logistic"),
-        ("a - TEMPERATURE * math.log", "a + TEMPERATURE * math.log", "open probability of the wrong sign"),
-        ("-STRETCH[0] / STRETCH[1]", "-STRETCH[1] / STRETCH[0]", "open probability upside down"),
-        ("(s * (high - low) + low)", "(s * (high - low) - low)", "stretched to the wrong side"),
-        ("return stretched(torch.sigmoid(a))", "return torch.sigmoid(a)", "a mean that is not stretched"),
-    ],
-    f"{P}gates/smooth.py": [
-        ("1.0 + progress * (self.temperature - 1.0)", "1.0", "the count of open gates never sharpens"),
-    ],
-    f"{P}gate_training.py": [
-        (".clamp(-step, step)).clamp(0.0, 1.0)", ").clamp(0.0, 1.0)", "gates close at once"),
-        ("step = 1.0 / self.method.fade", "step = 1.0 / (self.method.fade + 1)", "fade off by one"),
-        ('return phase != "hard"', 'return phase == "soft"', "no evidence in the dense phase"),
-        ("return torch.zeros_like(ones)", "return ones", "scores start at 1"),
-        ("        return state.score\n", "        return -state.score\n", "ranked gates keep the worst units"),
+    "pat/pruning/budgets/__init__.py": [
+        ("math.floor((1 - removed) * full)", "math.ceil((1 - removed) * full) + 1", "a limit that is too high"),
         (
-            "return self.method.open(state.score, 1.0)",
-            "return -self.method.open(state.score, 1.0)",
-            "learned gates keep the worst units",
+            "return 1.0 - (cost.total(widths(anatomy, sites, open))",
+            "return (cost.total(widths(anatomy, sites, open))",
+            "expected density",
         ),
-        ("return self.evaluated(state) > 0", "return self.evaluated(state) >= 0", "all learned gates count as kept"),
-        ("return ones * self.method.initial", "return ones", "the initial a is ignored"),
-    ],
-    f"{P}lagrangian.py": [
-        ("return a - self.method.lr * (mean", "return a + self.method.lr * (mean", "the gates' Adam ascends"),
-        ("square.lerp_(grad * grad", "square.lerp_(grad.abs()", "second moment of the absolute value"),
-        ("ramp * self.final - sparsity.detach()", "self.final - sparsity.detach()", "the target does not ramp"),
-        ("BETAS, EPS = (0.9, 0.999), 1e-8", "BETAS, EPS = (0.9, 0.9), 1e-8", "another beta of the gates' Adam"),
-    ],
-    f"{P}structured.py": [
-        ("            self._fold()\n", "            pass\n", "no fold at hardening"),
-        ("gated=True)\n        alive", "gated=False)\n        alive", "z folded into every slice"),
-        ("unit_slices.multiply(self.shards, alive, moments=True)", "pass", "moments of dead units stay"),
-        ("unit_slices.multiply(self.shards, alive, moments=False)", "pass", "dead producers stay"),
-        ("self.shards.refresh_forward()", "pass", "the forward keeps the old weights"),
-        ("torch.where(state.keep, final, torch.zeros_like(final))", "final", "gates of dead units stay open"),
-        ("final = torch.where(self.units.is_block, torch.ones_like(final), final)", "pass", "layers keep half a gate"),
-        ("self._select(t, 1.0)\n", "self._select(t, 0.9)\n", "the final choice misses the budget"),
-        ("if skipped or evidence is None or", "if evidence is None or", "a skipped step is evidence"),
-        ("state.begun = max(state.begun, t)", "state.begun = t + 1", "begun off by one"),
+        ("scores if comparable else even(", "scores if not comparable else even(", "currencies swapped"),
         (
-            'if self.needs == "weights":\n            self._learn',
-            'if self.needs == "nothing":\n            self._learn',
-            "magnitude never looks at the weights",
+            "    if progress >= 1.0:\n        return list(found)",
+            "    if progress >= 2.0:\n        return list(found)",
+            "the final width may be off the grid",
         ),
+        ("exact(self.sparsity) * exact(progress)", "exact(self.sparsity)", "the whole budget at once"),
         (
-            "self.state.keep = self.units.join(chosen.keep)",
-            "self.state.keep &= self.units.join(chosen.keep)",
-            "units never come back",
-        ),
-        ("self.num_pruned = self.units.removed(self.state.keep)", "pass", "pruned parameters not counted"),
-        ("progress, self.method.comparable)", "progress)", "scores of kinds always compared"),
-        (
-            'wanted = self.needs == "gradient" and self.training',
-            'wanted = self.needs == "weights" and self.training',
-            "no gate gradient in the dense phase",
-        ),
-        ("alive_again = unit_slices.count_nonzero(self.shards, alive)", "alive_again = 0", "the zeros are not checked"),
-        (
-            "return self.timeline.target(t, 1.0) * self.target_sparsity",
-            "return self.target_sparsity",
-            "the target does not ramp",
-        ),
-        (
-            'tensors["z"], tensors["keep"].bool(), tensors["score"]',
-            'tensors["z"], tensors["keep"].bool(), tensors["z"]',
-            "scores not restored",
-        ),
-        ('self.num_pruned = shared["num_pruned"]', "pass", "the count of pruned parameters not restored"),
-        ("        self.training.load(tensors)", "        pass", "multipliers and moments not restored"),
-        ("            self._set_leaves(self.state.begun)", "            pass", "no gates after a resume"),
-    ],
-    f"{P}hooks.py": [
-        ("(y * x).sum_to_size(ctx.shape)", "y.sum_to_size(ctx.shape)", "gradient of an open gate without x"),
-        (
-            "z.to(x.dtype).repeat_interleave(self.site.features)",
-            "z.to(x.dtype).repeat(self.site.features)",
-            "gates on interleaved features",
-        ),
-        (
-            "self.site.num_units, self.site.features).sum((0, 2))",
-            "self.site.features, self.site.num_units).sum((0, 1))",
-            "activations of the wrong axis",
-        ),
-        (
-            "mixed = before + z.to(before.dtype) * (after - before)",
-            "mixed = z.to(before.dtype) * after",
-            "a closed layer puts out nothing",
-        ),
-        ("(1.0 - torch.cosine_similarity(", "(torch.cosine_similarity(", "cosine instead of 1 - cosine"),
-        (
-            "return (after - before).float().square().sum()",
-            "return after.float().square().sum()",
-            "the layer's output, not its change",
-        ),
-        (
-            "return self.z if module.training or self.z_eval is None",
-            "return self.z if self.z_eval is None",
-            "training with the gates of evaluation",
-        ),
-        (
-            "return self.z if module.training or self.z_eval is None",
-            "return self.z if True",
-            "evaluation with the gates of training",
-        ),
-        ("bool((part == 1).all())", "bool((part == 1).any())", "gates that are not 1 do not multiply"),
-        ("/ (world.world_size * scale)", "/ world.world_size", "gate gradients keep the loss scale"),
-        ("/ (world.world_size * scale)", "/ scale", "gate gradients summed over ranks"),
-        ("            hook.sums = None\n", "            pass\n", "statistics are not forgotten"),
-        ("line[:-1] / line[-1].clamp(min=1.0)", "line[:-1]", "statistics are sums and no means"),
-        (
-            "self.sums = line if self.sums is None else self.sums + line",
-            "self.sums = line",
-            "statistics of the last micro-batch only",
-        ),
-        ("requires_grad_(by_gradient)", "requires_grad_(False)", "gates have no gradient"),
-        ("if bool(z[~flags].any()):", "if bool(z[flags].any()):", "open gates looked for at the wrong units"),
-        ("if bool((mine == 1).all()):", "if bool((mine == 1).any()):", "dropped layers come back"),
-    ],
-    f"{P}unit_slices.py": [
-        (
-            "inner = math.prod(segment.shape[self.dim + 1 :])",
-            "inner = math.prod(segment.shape[self.dim :])",
-            "the wrong axis",
-        ),
-        (
-            "torch.arange(segment.start + start, segment.start + stop",
-            "torch.arange(start, stop",
-            "a piece is taken for the beginning",
-        ),
-        ("part.start + num_units * part.per_unit)", "part.start + num_units * part.per_unit - 1)", "a unit too short"),
-        ("value.repeat_interleave(part.per_unit)", "value.repeat(part.per_unit)", "interleaved units"),
-        ("for part in site.gated if gated else site.slices:", "for part in site.slices:", "every slice is gated"),
-        (
-            "segment.offset + start, segment.offset + stop)\n        targets",
-            "start, stop)\n        targets",
-            "the offset in the shard is forgotten",
-        ),
-        (
-            'for key in ("exp_avg", "exp_avg_sq") if key in state',
-            'for key in ("exp_avg",) if key in state',
-            "second moments stay",
-        ),
-        (".double() ** 2", ".double().abs()", "mean absolute weight"),
-        (
-            "return (shards.comm.sum(sums)[:total] / counts).float()",
-            "return (sums[:total] / counts).float()",
-            "squares of this rank only",
-        ),
-        ("        first += site.num_units\n", "        first = site.num_units\n", "sites share their units"),
-        (
-            "return int(shards.comm.sum(torch.tensor(mine, dtype=torch.int64)))",
-            "return mine",
-            "nonzero weights of this rank only",
+            "scores[site.name].double() * cost.per_unit(site, dense)",
+            "scores[site.name].double() / cost.per_unit(site, dense)",
+            "probabilities divided by cost twice",
         ),
     ],
-    f"{P}sites.py": [
+    "pat/pruning/budgets/shape.py": [
+        ("if count > group.full:", "if count > group.full + 1:", "a wider shape is accepted"),
         (
-            "read = Slice(reader.weight, reader.in_dim, 0, features)",
-            "read = Slice(reader.weight, 0, 0, features)",
-            "the wrong dimension of the consumer",
+            "group.full - part_of(group.full - self.keep[group.structure], progress)",
+            "self.keep[group.structure]",
+            "the whole shape at once",
         ),
-        ("reader.module, features, (read,),", "reader.module, features, (*slices, read),", "producers gated too"),
-        ("return (found,) if made.bias is None else", "return (found,) if True else", "biases of dead units stay"),
-        (
-            "made.out_dim, made.first_output, per_unit)\n    return",
-            "made.out_dim, 0, per_unit)\n    return",
-            "fused projections cut at the first part",
-        ),
-        (
-            'if {"heads", "kv_groups"} <= set(names):',
-            'if {"heads", "kv_groups"} == set():',
-            "two gates on the same weights",
-        ),
+        ("[1.0 - torch.cat([open", "[torch.cat([open", "expected density of a shape"),
+        ("[1.0 - self.keep[own[0].structure]", "[self.keep[own[0].structure]", "target density of a shape"),
     ],
-    f"{P}structures/heads.py": [
-        ("if attention.group > 1:", "if attention.group > 2:", "a head of a shared KV head goes alone"),
+    "pat/pruning/budgets/sparsity.py": [
+        ("if not 0.0 <= self.sparsity < 1.0:", "if not 0.0 <= self.sparsity <= 1.0:", "a sparsity of 1 is accepted"),
     ],
-    f"{P}costs.py": [
-        ("self.base + sum(self.layer(i, widths)", "sum(self.layer(i, widths)", "embeddings are free"),
-        (
-            "widths.layers[i] * (self.layers[i] +",
-            "(self.layers[i] + widths.layers[i] *",
-            "norms of dropped layers cost",
-        ),
-        (
-            "sum(z * (fixed + unit * n) for (fixed, unit), z, n in parts))",
-            "sum(fixed + z * unit * n for (fixed, unit), z, n in parts))",
-            "dropped sublayers keep their fixed part",
-        ),
-        (
-            "return unit if site.features else fixed +",
-            "return fixed + unit if site.features else fixed +",
-            "a unit costs its sublayer's fixed part",
-        ),
-        ("(size - unit * sublayer.num_units, unit)", "(size, unit)", "units are counted twice"),
-        ("            own -= size\n", "            pass\n", "sublayers are counted twice"),
-        (
-            "2 * seq_len * features * reader.num_outputs",
-            "seq_len * features * reader.num_outputs",
-            "half the FLOPs of the consumer",
-        ),
-        ("unit += 4 * seq_len**2 * features", "unit += 2 * seq_len**2 * features", "half the FLOPs of attention"),
-        ("2 * (1 if x.once else seq_len)", "2 * seq_len", "a pooler counts for every token"),
-        ("unit = 2 * sublayer.head_dim * seen", "unit = sublayer.head_dim * seen", "a cache without values"),
-        ("min(context, sublayer.window or context)", "context", "the window is ignored"),
-        ("parameters(anatomy).scaled(value_bytes)", "parameters(anatomy)", "weights of one byte"),
-        (
-            "(units if site.features else sublayers)[site.layer][site.sublayer] = count",
-            "units[site.layer][site.sublayer] = count",
-            "dropped sublayers have one unit",
-        ),
-    ],
-    f"{P}inventory.py": [
-        ("site.sublayer is None) for site", "site.features == 0) for site", "sublayers count as blocks"),
-        ("return self._cost.total(costs.dense_widths(self.anatomy)) - left", "return left", "counts what is left"),
-    ],
-    f"{P}choose.py": [
+    "pat/pruning/choose.py": [
         (
             "torch.argsort(score, descending=True, stable=True).tolist()",
             "torch.argsort(score, descending=False, stable=True).tolist()",
@@ -302,7 +82,182 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "a sublayer of a dropped layer saves",
         ),
     ],
-    f"{P}grid.py": [
+    "pat/pruning/costs.py": [
+        ("self.base + sum(self.layer(i, widths)", "sum(self.layer(i, widths)", "embeddings are free"),
+        (
+            "widths.layers[i] * (self.layers[i] +",
+            "(self.layers[i] + widths.layers[i] *",
+            "norms of dropped layers cost",
+        ),
+        (
+            "sum(z * (fixed + unit * n) for (fixed, unit), z, n in parts))",
+            "sum(fixed + z * unit * n for (fixed, unit), z, n in parts))",
+            "dropped sublayers keep their fixed part",
+        ),
+        (
+            "return unit if site.features else fixed +",
+            "return fixed + unit if site.features else fixed +",
+            "a unit costs its sublayer's fixed part",
+        ),
+        ("(size - unit * sublayer.num_units, unit)", "(size, unit)", "units are counted twice"),
+        ("            own -= size\n", "            pass\n", "sublayers are counted twice"),
+        (
+            "2 * seq_len * features * reader.num_outputs",
+            "seq_len * features * reader.num_outputs",
+            "half the FLOPs of the consumer",
+        ),
+        ("unit += 4 * seq_len**2 * features", "unit += 2 * seq_len**2 * features", "half the FLOPs of attention"),
+        ("2 * (1 if x.once else seq_len)", "2 * seq_len", "a pooler counts for every token"),
+        ("unit = 2 * sublayer.head_dim * seen", "unit = sublayer.head_dim * seen", "a cache without values"),
+        ("min(context, sublayer.window or context)", "context", "the window is ignored"),
+        ("parameters(anatomy).scaled(value_bytes)", "parameters(anatomy)", "weights of one byte"),
+        (
+            "(units if site.features else sublayers)[site.layer][site.sublayer] = count",
+            "units[site.layer][site.sublayer] = count",
+            "dropped sublayers have one unit",
+        ),
+    ],
+    "pat/pruning/criteria/magnitude.py": [
+        ("return dense.abs()", "return dense", "negative weights go first"),
+    ],
+    "pat/pruning/criteria/movement.py": [
+        ("return dense * grad\n", "return -dense * grad\n", "movement of the wrong sign"),
+        ("return dense * grad\n", "return grad\n", "movement without the weight"),
+        ("return dense * dense * (self.prior or 0.0)", "return dense.abs() * (self.prior or 0.0)", "prior as |W|"),
+        ("return self.prior_steps / max(num_steps, 1)", "return self.prior_steps", "the prior does not decay"),
+    ],
+    "pat/pruning/criteria/soft_movement.py": [
+        (
+            "dense * grad * self.rate + logistic_slope",
+            "dense * grad * self.rate - logistic_slope",
+            "the penalty opens weights",
+        ),
+        ("math.log(self.tau / (1.0 - self.tau))", "self.tau", "a threshold on S and not on sigma(S)"),
+        ("self.final_lambda * progress**self.ramp", "self.final_lambda * progress", "the penalty ramps linearly"),
+    ],
+    "pat/pruning/criteria/taylor.py": [
+        ("(dense * grad).abs()) * (1.0 - self.decay)", "(dense * grad).abs()) * self.decay", "decay swapped"),
+        ("(dense * grad).abs()", "(dense * grad)", "Taylor of weights without the absolute value"),
+    ],
+    "pat/pruning/example_gradients.py": [
+        ('"squared_gradients": torch.square', '"squared_gradients": torch.abs', "Fisher not squared"),
+        ('"absolute_gradients": torch.abs', '"absolute_gradients": torch.neg', "Taylor keeps the worst"),
+        (
+            "SUMMED[of](gradients.double()).sum(0)",
+            "SUMMED[of](gradients.double().sum(0))",
+            "gradients of examples cancel",
+        ),
+        ("return count * sums / scale**2", "return sums / scale**2", "Fisher shrinks with the batch"),
+        ("return count * sums / scale**2", "return count * sums / scale", "Fisher scales with the loss scale"),
+        ("if ctx.is_open else dy * factor", "if ctx.is_open else dy", "gradients pass closed gates whole"),
+        (
+            "torch.sum(dy * x, tuple(range(1, x.dim() - 1))",
+            "torch.sum(dy, tuple(range(1, x.dim() - 1))",
+            "gradient of a gate without x",
+        ),
+        (
+            "return x.view_as(x) if is_open else x * factor",
+            "return x.view_as(x)",
+            "gates that are not 1 do not multiply",
+        ),
+        ("sums.new_full((1,), len(gradients))", "sums.new_full((1,), 1)", "a micro-batch counts as one example"),
+    ],
+    "pat/pruning/gate_history.py": [
+        ("(self.square, z * z, betas[1])", "(self.square, z, betas[1])", "mean of z instead of its square"),
+        ("1.0 / mean, torch.zeros_like(mean)", "mean, torch.zeros_like(mean)", "moments scaled the wrong way"),
+        ("(1.0 - beta) / (1.0 - beta**self.steps)", "(1.0 - beta)", "means without bias correction"),
+        ("        self.steps += 1\n", "        pass\n", "steps are not counted"),
+    ],
+    "pat/pruning/gate_training.py": [
+        (".clamp(-step, step)).clamp(0.0, 1.0)", ").clamp(0.0, 1.0)", "gates close at once"),
+        ("step = 1.0 / self.method.fade", "step = 1.0 / (self.method.fade + 1)", "fade off by one"),
+        ("return torch.zeros_like(ones)", "return ones", "scores start at 1"),
+        ("        return state.score\n", "        return -state.score\n", "ranked gates keep the worst units"),
+        ("return ones * self.method.initial", "return ones", "the initial a is ignored"),
+        (
+            "return 1.0 + state.score / (1.0 + state.score.abs())",
+            "return 1.0 - state.score / (1.0 + state.score.abs())",
+            "learned gates keep the worst units",
+        ),
+        ("self.evaluated(state, now) > 0 if", "self.evaluated(state, now) >= 0 if", "all learned gates count as kept"),
+        ("return self.method.temperature**now.closing", "return 1.0", "gates are not driven to 0 or 1"),
+        (
+            "self.method.mean(state.score / self.method.temperature)",
+            "self.method.mean(state.score)",
+            "final gates of the first temperature",
+        ),
+        ("self.lagrangian.observe(evidence)\n", "pass\n", "the dense phase shows nothing"),
+        (
+            "state.score = self.lagrangian.begin(state.score)",
+            "self.lagrangian.begin(state.score)",
+            "no start from importance",
+        ),
+        ('f"{seed} {name} {t}"', 'f"{seed} {t}"', "two pruners share their noise"),
+        ('f"{seed} {name} {t}"', 'f"{seed} {name}"', "every step has the same noise"),
+        ("(t + 1 - (line.hard - length)) / length", "(t - (line.hard - length)) / length", "closing a step late"),
+    ],
+    "pat/pruning/gates/__init__.py": [
+        ("torch.lerp(evidence, score, decay)", "torch.lerp(score, evidence, decay)", "average with decay swapped"),
+        ("if self.fade < 1:", "if self.fade < 0:", "a fade of 0 divides by zero"),
+        ("if not self.lr > 0:", "if self.lr < 0:", "a rate of 0 is accepted"),
+        ("if not 0.0 <= decay < 1.0:", "if not 0.0 <= decay <= 1.0:", "a decay of 1 is accepted"),
+    ],
+    "pat/pruning/gates/activation.py": [
+        ("score, evidence, self.decay", "evidence, score, self.decay", "activation average swapped"),
+        ("comparable: ClassVar[bool] = False", "comparable: ClassVar[bool] = True", "scores of kinds compared"),
+    ],
+    "pat/pruning/gates/fisher.py": [
+        ("decay: float = 0.99", "decay: float = 0.9", "another decay"),
+    ],
+    "pat/pruning/gates/l0.py": [
+        ("GAMMA, ZETA = -0.1, 1.1", "GAMMA, ZETA = -0.2, 1.1", "stretched too far below"),
+        ("GAMMA, ZETA = -0.1, 1.1", "GAMMA, ZETA = -0.1, 1.2", "stretched too far above"),
+        ("BETA = 2.0 / 3.0", "BETA = 0.5", "another temperature"),
+        (
+            "(noise.log() - (-noise).log1p() + logit)",
+            "(noise.log() + (-noise).log1p() + logit)",
+            "noise that is not logistic",
+        ),
+        ("logit - BETA * math.log", "logit + BETA * math.log", "open probability of the wrong sign"),
+        ("math.log(-GAMMA / ZETA)", "math.log(-ZETA / GAMMA)", "open probability upside down"),
+        ("(s * (ZETA - GAMMA) + GAMMA)", "(s * (ZETA - GAMMA) - GAMMA)", "stretched to the wrong side"),
+        ("return stretched(torch.sigmoid(logit))", "return torch.sigmoid(logit)", "a mean that is not stretched"),
+    ],
+    "pat/pruning/gates/magnitude.py": [
+        ("        return evidence\n", "        return score + evidence\n", "magnitude adds up over selections"),
+        ("comparable: ClassVar[bool] = False", "comparable: ClassVar[bool] = True", "scores of kinds compared"),
+    ],
+    "pat/pruning/gates/movement.py": [
+        ("return score - evidence", "return score + evidence", "structured movement of the wrong sign"),
+        ("return score - evidence", "return -evidence", "structured movement forgets"),
+    ],
+    "pat/pruning/gates/similarity.py": [
+        ("score, evidence, self.decay", "score, 1.0 - evidence, self.decay", "similar layers are kept"),
+        ("pooled_only: ClassVar[bool] = True", "pooled_only: ClassVar[bool] = False", "similarity of neurons"),
+    ],
+    "pat/pruning/gates/smooth.py": [
+        ("return torch.sigmoid(logit)", "return self.mean(logit)", "open as the gate itself"),
+    ],
+    "pat/pruning/granularity/block.py": [
+        (".sum((1, 3))", ".sum((1, 2))", "sums over the wrong axis"),
+        ("flags[strips, None, :, None]", "flags[strips, None, None, :]", "flags of the wrong columns"),
+        (
+            "first = (run.start // self.numel(run.shape) + shared_head)",
+            "first = (run.start // self.numel(run.shape))",
+            "blocks one strip too early",
+        ),
+        (
+            "scale = unit * strips.magnitude / self.weights_per_unit",
+            "scale = unit * strips.magnitude",
+            "the threshold on sums",
+        ),
+        ("if shape[-2] % self.rows or shape[-1] % self.cols:", "if shape[-2] % self.rows:", "blocks that do not tile"),
+    ],
+    "pat/pruning/granularity/n_of_m.py": [
+        ("if shape[-1] % self.m:", "if shape[0] % self.m:", "groups that straddle rows"),
+        ("if not 1 <= self.n < self.m:", "if not 1 <= self.n <= self.m:", "4:4 is accepted"),
+    ],
+    "pat/pruning/grid.py": [
         (
             "step = lcm(self.multiple(sublayer.num_units), self.tensor_parallel)",
             "step = self.multiple(sublayer.num_units)",
@@ -312,51 +267,60 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("(64 if width % 64 == 0 else 1)", "1", "any number of neurons"),
         ("True, tuple(range(1, len(own) + 1))", "True, tuple(range(len(own) + 1))", "a model without layers"),
     ],
-    f"{P}budgets/__init__.py": [
-        ("* num_units + Fraction(1, 2))", "* num_units)", "units rounded down"),
-        ("* Fraction(repr(float(progress)))", "", "the whole budget at once"),
-        ("math.floor((1 - removed) * full)", "math.ceil((1 - removed) * full) + 1", "a limit that is too high"),
+    "pat/pruning/hooks.py": [
+        ("(y * x).sum_to_size(ctx.shape)", "y.sum_to_size(ctx.shape)", "gradient of an open gate without x"),
         (
-            "return 1.0 - (cost.total(widths(anatomy, sites, open))",
-            "return (cost.total(widths(anatomy, sites, open))",
-            "expected density",
+            "return self.z if module.training or self.z_eval is None",
+            "return self.z if self.z_eval is None",
+            "training with the gates of evaluation",
         ),
-        ("scores if comparable else even(", "scores if not comparable else even(", "currencies swapped"),
         (
-            "    if progress >= 1.0:\n        return list(found)",
-            "    if progress >= 2.0:\n        return list(found)",
-            "the final width may be off the grid",
+            "return self.z if module.training or self.z_eval is None",
+            "return self.z if True",
+            "evaluation with the gates of training",
         ),
-    ],
-    f"{P}budgets/shape.py": [
-        ("least = group.full - math.floor(removed)", "least = self.keep[group.structure]", "the whole shape at once"),
-        ("if count > group.full:", "if count > group.full + 1:", "a wider shape is accepted"),
-        ("torch.stack([1.0 - torch.cat(", "torch.stack([torch.cat(", "expected density of a shape"),
-        ("[1.0 - count / full[name]", "[count / full[name]", "target density of a shape"),
-    ],
-    f"{P}budgets/sparsity.py": [
-        ("if not 0.0 <= self.sparsity < 1.0:", "if not 0.0 <= self.sparsity <= 1.0:", "a sparsity of 1 is accepted"),
-    ],
-    f"{P}criteria/movement.py": [
-        ("return dense * dense * self.prior", "return dense.abs() * self.prior", "prior as |W|"),
-        ("return dense * grad\n", "return -dense * grad\n", "movement of the wrong sign"),
-        ("return dense * grad\n", "return grad\n", "movement without the weight"),
-    ],
-    f"{P}criteria/magnitude.py": [("return dense.abs()", "return dense", "negative weights go first")],
-    f"{P}criteria/taylor.py": [
-        ("(dense * grad).abs()) * (1.0 - self.decay)", "(dense * grad).abs()) * self.decay", "decay swapped"),
-        ("(dense * grad).abs()", "(dense * grad)", "Taylor of weights without the absolute value"),
-    ],
-    f"{P}criteria/soft_movement.py": [
+        ("bool((part == 1).all())", "bool((part == 1).any())", "gates that are not 1 do not multiply"),
+        ("/ (world.world_size * scale)", "/ world.world_size", "gate gradients keep the loss scale"),
+        ("/ (world.world_size * scale)", "/ scale", "gate gradients summed over ranks"),
+        ("            hook.sums = None\n", "            pass\n", "statistics are not forgotten"),
+        ("line[:-1] / line[-1].clamp(min=1.0)", "line[:-1]", "statistics are sums and no means"),
         (
-            "dense * grad * self.rate + logistic_slope",
-            "dense * grad * self.rate - logistic_slope",
-            "the penalty opens weights",
+            "self.sums = line if self.sums is None else self.sums + line",
+            "self.sums = line",
+            "statistics of the last micro-batch only",
         ),
-        ("math.log(self.tau / (1.0 - self.tau))", "self.tau", "a threshold on S and not on sigma(S)"),
-        ("self.final_lambda * progress**self.ramp", "self.final_lambda * progress", "the penalty ramps linearly"),
+        ("requires_grad_(by_gradient)", "requires_grad_(False)", "gates have no gradient"),
+        ("if bool(z[~flags].any()):", "if bool(z[flags].any()):", "open gates looked for at the wrong units"),
+        ("if bool((mine == 1).all()):", "if bool((mine == 1).any()):", "dropped layers come back"),
+        (
+            "repeat_interleave(self.site.features or 1)",
+            "repeat(self.site.features or 1)",
+            "gates on interleaved features",
+        ),
+        (
+            "unflatten(-1, (self.site.num_units, -1)).sum(-1)",
+            "unflatten(-1, (-1, self.site.num_units)).sum(-2)",
+            "activations of the wrong axis",
+        ),
+        (
+            "mixed = before + self._gated(after - before, z)",
+            "mixed = self._gated(after, z)",
+            "a closed layer puts out nothing",
+        ),
+        ("return 1.0 - torch.cosine_similarity(", "return torch.cosine_similarity(", "cosine instead of 1 - cosine"),
+        (
+            "return (after - before).float().square().sum(-1",
+            "return after.float().square().sum(-1",
+            "the layer's output, not its change",
+        ),
+        ("statistic.masked_fill(~real[..., None], 0.0)", "statistic", "padding counts"),
+        ("module.training and self.needs in STATISTICS", "self.needs in STATISTICS", "evaluations count as evidence"),
     ],
-    f"{P}kernels.py": [
+    "pat/pruning/inventory.py": [
+        ("site.sublayer is None) for site", "site.features == 0) for site", "sublayers count as blocks"),
+        ("return self._cost.total(costs.dense_widths(self.anatomy)) - left", "return left", "counts what is left"),
+    ],
+    "pat/pruning/kernels.py": [
         ("score.sub_(descent(", "score.add_(descent(", "scores ascend"),
         ("            if not straight:\n", "            if straight:\n", "masked gradients the other way"),
         ("(1.0 - k) * dense * sr_ste", "k * dense * sr_ste", "SR-STE on living weights"),
@@ -375,7 +339,43 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "the norm counts masked gradients",
         ),
     ],
-    f"{P}masks.py": [
+    "pat/pruning/lagrangian.py": [
+        ("ramp * self.final - sparsity.detach()", "self.final - sparsity.detach()", "the target does not ramp"),
+        (
+            "a = a - self.method.lr * grad / scale",
+            "a = a + self.method.lr * grad / scale",
+            "learned gates ascend the loss",
+        ),
+        (
+            "a = a - self.method.lr * grad / scale",
+            "a = a - self.method.lr * grad.sign()",
+            "every unit has a scale of its own",
+        ),
+        ("self.importance += grad.abs()", "self.importance += grad", "importance cancels over steps"),
+        ("self.importance += grad.abs()", "self.importance = grad.abs()", "importance of the last step"),
+        ("- cost.clamp(min=1e-20).log()\n", "\n", "the start ignores what units cost"),
+        ("a + self.method.spread * x", "a - self.method.spread * x", "the start is upside down"),
+        (
+            "self._even(a.detach() - shift[self.constraint] * move",
+            "self._even(a.detach() + shift[self.constraint] * move",
+            "away from the constraint",
+        ),
+        ("move = cost / scale", "move = torch.ones_like(cost)", "cost does not count in a step"),
+        ("self.squares.lerp_(now, 1.0 - DECAY)", "self.squares.copy_(now)", "the scale of the last step only"),
+        ("a = a.detach() + shift[self.site]", "a = a.detach() - shift[self.site]", "tied sites drift apart"),
+        ("if not self.tied:", "if self.tied:", "sites are tied the other way"),
+        (
+            'self.importance, self.soft = tensors["importance"].clone(), tensors["soft"].clone()',
+            "pass",
+            "importance not restored",
+        ),
+    ],
+    "pat/pruning/masked_shard.py": [
+        ("self.dense = self.score = None", "self.score = None", "the dense shadow is not freed"),
+        ("self.dense = self.shard.view.clone()", "self.dense = self.shard.view", "the shadow is the shard itself"),
+        ("self.keep[segment.part]", "self.keep[: segment.numel]", "the first segment's flags"),
+    ],
+    "pat/pruning/masks.py": [
         ("if self.hardened or t < line.start:", "if self.hardened or t <= line.start:", "pruning starts a step late"),
         ("        if t >= line.hard:\n", "        if t > line.hard:\n", "hard a step late"),
         (
@@ -408,20 +408,18 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "state.score = torch.zeros_like(state.shard.view)",
             "no prior",
         ),
-        ("and not any(fnmatchcase(name, p) for p in exclude)", "", "exclude is ignored"),
+        ("and not patterns.matches(name, exclude)", "", "exclude is ignored"),
     ],
-    f"{P}masked_shard.py": [
-        ("self.dense = self.score = None", "self.score = None", "the dense shadow is not freed"),
-        ("self.dense = self.shard.view.clone()", "self.dense = self.shard.view", "the shadow is the shard itself"),
-        ("self.keep[segment.part]", "self.keep[: segment.numel]", "the first segment's flags"),
-    ],
-    f"{P}pruner.py": [
-        ("            gate.begin(t + 1)\n", "            gate.begin(t)\n", "gates a step late"),
+    "pat/pruning/nested.py": [
         (
-            "found = gate.learn(t, skipped or not alive, scale)",
-            "found = gate.learn(t, False, scale)",
-            "skipped steps are evidence",
+            "if mask.timeline.start < gate.timeline.hard:",
+            "if mask.timeline.start < gate.timeline.start:",
+            "masks before the gates are hard",
         ),
+        ("if part.start % m or part.per_unit % m:", "if part.start % m:", "gates that cut groups"),
+    ],
+    "pat/pruning/pruner.py": [
+        ("            gate.begin(t + 1)\n", "            gate.begin(t)\n", "gates a step late"),
         ("scale = self.shards.loss_scale if self.gates else 1.0", "scale = 1.0", "the loss scale in the evidence"),
         ("flags = None if keep is None else keep[low:high]", "flags = None", "the norm counts masked weights"),
         (
@@ -430,7 +428,6 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "the norm of the wrong elements",
         ),
         ("return self.shards.comm.sum(total).sqrt().float()", "return total.sqrt().float()", "the norm of this rank"),
-        ("self.shards.replace_norm(self.masked_norm)", "pass", "DeepSpeed's own norm clips"),
         ("self.masked_norm, self.config.engine.gradient_clipping)", "self.masked_norm, 0.0)", "fp32 is not clipped"),
         ("        for gate in self.gates:\n            gate.check()", "        pass", "gates are not checked"),
         ("            if not pruner.hardened:", "            if False:", "a run that never hardened is fine"),
@@ -438,23 +435,27 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("                if param in self.owner:", "                if False:", "two pruners on one matrix"),
         ("gate.load(reader.gates(gate.name), shared.get(gate.name, {}))", "pass", "gates are not restored"),
         ("return min(phases, key=order.index)", "return max(phases, key=order.index)", "the phase of the fastest"),
-    ],
-    f"{P}shards.py": [
         (
-            "scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)",
-            "scale = max_norm / (total + 1e-6)",
-            "small gradients are blown up",
+            "gate.learn(t, skipped or not alive or not self._finite)",
+            "gate.learn(t, False)",
+            "skipped steps are evidence",
         ),
-        ("        if not torch.isfinite(total):\n", "        if torch.isnan(total):\n", "infinite norms step"),
-        ("                shard.flat.grad = None\n", "                pass\n", "a step that is dropped is taken"),
-        ("self.engine._global_grad_norm = total\n", "pass\n", "the norm is not said"),
+        ("self.shards.replace_norm(self.masked_norm, lambda: self._finite)", "pass", "DeepSpeed's own norm clips"),
+        (
+            "        if not self._finite:\n            return torch.full",
+            "        if False:\n            return torch.full",
+            "infinite evidence does not skip the step",
+        ),
     ],
-    f"{P}schedules/__init__.py": [
+    "pat/pruning/rounding.py": [
+        ("* n + Fraction(1, 2))", "* n)", "shares rounded down"),
+        ("Fraction(repr(float(share)))", "Fraction(float(share))", "0.29 is a little less"),
+    ],
+    "pat/pruning/schedules/__init__.py": [
         ('return "dense" if t < self.start else', 'return "dense" if t <= self.start else', "dense a step too long"),
         ('"soft" if t < self.hard else "hard"', '"soft" if t <= self.hard else "hard"', "soft a step too long"),
         ("or t in (self.end, self.hard)", "or t == self.hard", "no selection at the end of the ramp"),
         ("(t - self.start) % self.every == 0", "t % self.every == 0", "selections counted from step 0"),
-        ("* num_steps + Fraction(1, 2))", "* num_steps)", "fractions of the run rounded down"),
         (
             "        if t >= self.end:\n            return final",
             "        if t > self.end:\n            return final",
@@ -463,32 +464,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("(t - self.start) / (self.end - self.start)\n", "t / self.end\n", "progress from step 0"),
         ("if hard >= num_steps:", "if hard > num_steps:", "hard after the last step"),
     ],
-    f"{P}schedules/ramps.py": [
+    "pat/pruning/schedules/ramps.py": [
         ("final + (initial - final) * (1.0 - u) ** 3", "final + (initial - final) * (1.0 - u) ** 2", "a square ramp"),
         ("return initial + (final - initial) * u\n", "return final * u\n", "linear ignores the initial sparsity"),
         ("math.floor(u * self.num_levels + 1e-9)", "math.ceil(u * self.num_levels)", "steps too early"),
         ("return -math.expm1(", "return 1.0 + math.expm1(", "density of an exponential ramp"),
     ],
-    f"{P}granularity/block.py": [
-        (".sum((1, 3))", ".sum((1, 2))", "sums over the wrong axis"),
-        ("flags[strips, None, :, None]", "flags[strips, None, None, :]", "flags of the wrong columns"),
-        (
-            "first = (run.start // self.numel(run.shape) + shared_head)",
-            "first = (run.start // self.numel(run.shape))",
-            "blocks one strip too early",
-        ),
-        (
-            "scale = unit * strips.magnitude / self.weights_per_unit",
-            "scale = unit * strips.magnitude",
-            "the threshold on sums",
-        ),
-        ("if shape[-2] % self.rows or shape[-1] % self.cols:", "if shape[-2] % self.rows:", "blocks that do not tile"),
-    ],
-    f"{P}granularity/n_of_m.py": [
-        ("if shape[-1] % self.m:", "if shape[0] % self.m:", "groups that straddle rows"),
-        ("if not 1 <= self.n < self.m:", "if not 1 <= self.n <= self.m:", "4:4 is accepted"),
-    ],
-    f"{P}selection.py": [
+    "pat/pruning/selection.py": [
         ("compare = xp.greater_equal if whole else xp.greater", "compare = xp.greater", "ties are dropped"),
         (
             "equal[xp.where(equal)[0][left:]] = False",
@@ -500,7 +482,36 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("        left[g] -= granted[name, start]\n", "        pass\n", "every run keeps all ties"),
         ("sum(units.values()) - pruned[0], comm)", "pruned[0], comm)", "keeps what should go"),
     ],
-    f"{P}spans.py": [
+    "pat/pruning/shards.py": [
+        (
+            "scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)",
+            "scale = max_norm / (total + 1e-6)",
+            "small gradients are blown up",
+        ),
+        ("        if not torch.isfinite(total):\n", "        if torch.isnan(total):\n", "infinite norms step"),
+        ("                shard.flat.grad = None\n", "                pass\n", "a step that is dropped is taken"),
+        ("self.engine._global_grad_norm = total\n", "pass\n", "the norm is not said"),
+    ],
+    "pat/pruning/sites.py": [
+        (
+            "read = Slice(reader.weight, reader.in_dim, 0, features)",
+            "read = Slice(reader.weight, 0, 0, features)",
+            "the wrong dimension of the consumer",
+        ),
+        ("reader.module, features, (read,),", "reader.module, features, (*slices, read),", "producers gated too"),
+        ("return (found,) if made.bias is None else", "return (found,) if True else", "biases of dead units stay"),
+        (
+            "made.out_dim, made.first_output, per_unit)\n    return",
+            "made.out_dim, 0, per_unit)\n    return",
+            "fused projections cut at the first part",
+        ),
+        (
+            'if {"heads", "kv_groups"} <= set(names):',
+            'if {"heads", "kv_groups"} == set():',
+            "two gates on the same weights",
+        ),
+    ],
+    "pat/pruning/spans.py": [
         (
             "-(-start // width) * width, (start + numel) // width * width",
             "start // width * width, (start + numel) // width * width",
@@ -508,20 +519,112 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("border = min((start // width + 1) * width, end)", "border = end", "two pieces in one"),
     ],
-    f"{P}nested.py": [
+    "pat/pruning/structured.py": [
+        ("            self._fold()\n", "            pass\n", "no fold at hardening"),
+        ("gated=True)\n        alive", "gated=False)\n        alive", "z folded into every slice"),
+        ("self.shards.refresh_forward()", "pass", "the forward keeps the old weights"),
+        ("torch.where(state.keep, final, torch.zeros_like(final))", "final", "gates of dead units stay open"),
+        ("final = torch.where(self.units.is_block, torch.ones_like(final), final)", "pass", "layers keep half a gate"),
+        ("self._select(t, 1.0)\n", "self._select(t, 0.9)\n", "the final choice misses the budget"),
+        ("state.begun = max(state.begun, t)", "state.begun = t + 1", "begun off by one"),
         (
-            "if mask.timeline.start < gate.timeline.hard:",
-            "if mask.timeline.start < gate.timeline.start:",
-            "masks before the gates are hard",
+            'if self.needs == "weights":\n            self._learn',
+            'if self.needs == "nothing":\n            self._learn',
+            "magnitude never looks at the weights",
         ),
-        ("if part.start % m or part.per_unit % m:", "if part.start % m:", "gates that cut groups"),
+        (
+            "self.state.keep = self.units.join(chosen.keep)",
+            "self.state.keep &= self.units.join(chosen.keep)",
+            "units never come back",
+        ),
+        ("self.num_pruned = self.units.removed(self.state.keep)", "pass", "pruned parameters not counted"),
+        ("alive_again = unit_slices.count_nonzero(self.shards, alive)", "alive_again = 0", "the zeros are not checked"),
+        (
+            'tensors["z"], tensors["keep"].bool(), tensors["score"]',
+            'tensors["z"], tensors["keep"].bool(), tensors["z"]',
+            "scores not restored",
+        ),
+        ("        self.training.load(tensors)", "        pass", "multipliers and moments not restored"),
+        ("            self._set_leaves(self.state.begun)", "            pass", "no gates after a resume"),
+        ("            unit_slices.multiply(self.shards, alive, moment)\n", "", "moments of dead units stay"),
+        ("        unit_slices.multiply(self.shards, alive)\n", "", "dead producers stay"),
+        ("if self.state.hardened or skipped:", "if self.state.hardened:", "a skipped step is evidence"),
+        (
+            "wanted = self.needs in BY_GRADIENT and",
+            "wanted = self.needs not in BY_GRADIENT and",
+            "no gate gradient in the dense phase",
+        ),
+        ("return self.due(t) * self.target_sparsity", "return self.target_sparsity", "the target does not ramp"),
+        (
+            'self.num_pruned, self.kept_gates = shared["num_pruned"]',
+            "self.num_pruned, self.kept_gates = 0",
+            "the count of pruned parameters not restored",
+        ),
+        (
+            "progress, self.method.comparable, self.training.per_cost",
+            "progress, True, self.training.per_cost",
+            "scores of kinds always compared",
+        ),
+        (
+            "progress, self.method.comparable, self.training.per_cost",
+            "progress, self.method.comparable, False",
+            "probabilities divided by cost",
+        ),
+        ("self.history.add(self._multiplied,", "self.history.add(None,", "the past of gates is forgotten"),
+        ("        self.history.load(tensors, shared)\n", "", "the past of gates not restored"),
+        ("bool(self._evidence.isfinite().all())", "True", "infinite evidence enters the scores"),
+        (
+            "not seen and ties.all_equal(self.state.score)",
+            "False and ties.all_equal(self.state.score)",
+            "a choice without evidence",
+        ),
     ],
-    f"{P}totals.py": [
+    "pat/pruning/structures/heads.py": [
+        ("if attention.group > 1:", "if attention.group > 2:", "a head of a shared KV head goes alone"),
+    ],
+    "pat/pruning/totals.py": [
         (
             "sum(p.num_pruned for p in self._all) - sum(",
             "sum(p.num_pruned for p in self._all) + sum(",
             "what both prune counts twice",
         ),
         ("return weights / self.numel if self._all else 0.0", "return weights / self.numel", "no pruners, no fraction"),
+    ],
+    "pat/pruning/unit_slices.py": [
+        (
+            "inner = math.prod(segment.shape[self.dim + 1 :])",
+            "inner = math.prod(segment.shape[self.dim :])",
+            "the wrong axis",
+        ),
+        (
+            "torch.arange(segment.start + start, segment.start + stop",
+            "torch.arange(start, stop",
+            "a piece is taken for the beginning",
+        ),
+        ("part.start + num_units * part.per_unit)", "part.start + num_units * part.per_unit - 1)", "a unit too short"),
+        ("value.repeat_interleave(part.per_unit)", "value.repeat(part.per_unit)", "interleaved units"),
+        ("for part in site.gated if gated else site.slices:", "for part in site.slices:", "every slice is gated"),
+        (".double() ** 2", ".double().abs()", "mean absolute weight"),
+        (
+            "return (shards.comm.sum(sums)[:total] / counts).float()",
+            "return (sums[:total] / counts).float()",
+            "squares of this rank only",
+        ),
+        ("        first += site.num_units\n", "        first = site.num_units\n", "sites share their units"),
+        (
+            "return int(shards.comm.sum(torch.tensor(mine, dtype=torch.int64)))",
+            "return mine",
+            "nonzero weights of this rank only",
+        ),
+        (
+            "near = factor.along(segment, start, stop)",
+            "near = factor.along(segment, 0, stop - start)",
+            "a chunk is taken for the first",
+        ),
+        (
+            "target[part] = factor.apply(target[part], near) if moment is None",
+            "target[part] = target[part] * near if moment is None",
+            "norms with an origin are folded wrongly",
+        ),
     ],
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-E, ATTACH = "pat/export/", "pat/integrations/"
-
 REST: dict[str, list[tuple[str, str, str]]] = {
     "pat/checkpoint.py": [
         (
@@ -90,7 +88,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("name < self._name:", "name == self._name:", "any order of names"),
         ("self._rest = self._rest[:0]", "pass", "the last flags are hashed again"),
     ],
-    f"{E}export.py": [
+    "pat/export/export.py": [
         ("    hf_config.dtype = dtype\n", "", "a stale dtype in config.json"),
         (
             "        if parameters.get(name) != ours.get(name):\n",
@@ -111,7 +109,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ),
         ('    dtype = dtype or reader.manifest["dtype"]', '    dtype = dtype or "fp32"', "always fp32"),
     ],
-    f"{E}slicing.py": [
+    "pat/export/slicing.py": [
         ("&= z.repeat_interleave(part.per_unit)", "&= z.repeat(part.per_unit)", "interleaved units are cut"),
         ("&= z.repeat_interleave(part.per_unit)", "&= (~z).repeat_interleave(part.per_unit)", "keeps what is pruned"),
         ("*= gates[site.name].float().cpu().repeat_interleave(part.per_unit)", "*= 1.0", "gates are not folded"),
@@ -120,7 +118,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("tensor = tensor.index_select(dim,", "tensor = tensor.index_select(0,", "cut along the first dimension"),
         ("units = [[z * n for z, n", "units = [[n for z, n", "gone sublayers keep their width"),
     ],
-    f"{E}structures.py": [
+    "pat/export/structures.py": [
         (
             "        flags = {site: torch.ones_like(keep) for site, keep in flags.items()}",
             "        pass",
@@ -130,7 +128,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("torch.where(keep[site], value, torch.ones_like(value))", "torch.ones_like(value)", "soft gates not folded"),
         ("stock = all(gate.budget.stock", "stock = any(gate.budget.stock", "stock where one budget is"),
     ],
-    f"{E}masks.py": [
+    "pat/export/masks.py": [
         (
             "start, min(CHUNK, numel - start))\n            yield",
             "0, min(CHUNK, numel - start))\n            yield",
@@ -143,19 +141,19 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             "all pruned before the first selection",
         ),
     ],
-    f"{E}merged.py": [
+    "pat/export/merged.py": [
         ("self.scale = cfg.alpha / (cfg.r or 1)", "self.scale = cfg.alpha", "adapters r times too strong"),
         ("delta.T if name in self._transposed else delta", "delta", "Conv1D gets the wrong way round"),
         ("return base + (", "return base - (", "adapters are taken off"),
     ],
-    f"{E}writer.py": [
+    "pat/export/writer.py": [
         ("key=lambda spec: (-spec.dtype.itemsize, spec.name))", "key=lambda spec: spec.name)", "unaligned tensors"),
         ("size + spec.numbytes > limit", "size > limit", "files above the limit"),
         ("start, end = end, end + spec.numbytes", "start, end = end, end + spec.numbytes - 1", "offsets off by one"),
         ('text += b" " * (-len(text) % 8)', "pass", "a header that is not aligned"),
         ('"total_size": total}', '"total_size": len(files)}', "the index's total size"),
     ],
-    f"{E}source.py": [
+    "pat/export/source.py": [
         (
             "self.pruned += keep.numel() - int(torch.count_nonzero(keep))",
             "self.pruned += int(torch.count_nonzero(keep))",
@@ -170,7 +168,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("self.nonzero += int(torch.count_nonzero(written))", "self.nonzero += written.numel()", "zeros count"),
         ("own = self._masked - self.structures.parameters", "own = self._masked", "prunable weights count twice"),
     ],
-    f"{E}verify.py": [
+    "pat/export/verify.py": [
         ("if difference <= tolerance * largest:", "if not difference > tolerance:", "an absolute tolerance"),
         ("if mask_sha256 is not None and masks.hash_masks(folder) != mask_sha256:", "if False:", "masks unchecked"),
         ("        structures.gate_forward(model)\n", "", "the comparison is without gates"),
@@ -181,11 +179,11 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("if written.dtype != spec.dtype or", "if", "another dtype was written"),
     ],
-    f"{E}report.py": [
+    "pat/export/report.py": [
         ("stream.pruned / stream.prunable if", "stream.pruned / stream.total if", "sparsity of all weights"),
         ('"nonzero_bytes": stream.nonzero * item', '"nonzero_bytes": stream.nonzero', "bytes of one"),
     ],
-    f"{E}loader.py": [
+    "pat/export/loader.py": [
         ("outputs.get(made.module, 0) + per_unit * count", "per_unit * count", "fused projections too narrow"),
         ("    if bias and module.bias is not None:", "    if False:", "biases keep their width"),
         ("cache.update(position, position, self.layer_idx)", "pass", "no positions without the first attention"),
@@ -205,13 +203,6 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("loss = (1.0 - weight) * self.task.loss_of", "loss = self.task.loss_of", "the task keeps its whole weight"),
         ("loss = loss + weight * self.config.temperature**2 * kl", "loss = loss + weight * kl", "no T^2"),
         ("weight = self.weight * self._factor\n        loss", "weight = self.weight\n        loss", "no ramp"),
-        (
-            "taught.hidden_states, tokens(batch), self.layer_map)\n            loss = loss + self.hidden_weight * "
-            "self._factor * hidden",
-            "taught.hidden_states, tokens(batch), self.layer_map)\n            loss = loss + self.hidden_weight * "
-            "hidden",
-            "hidden states without the ramp",
-        ),
         (
             "kl = row_kl(logits, answers, self.config.temperature)",
             "kl = row_kl(answers, logits, self.config.temperature)",
@@ -243,6 +234,16 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("        self._sums = torch.zeros_like(self._sums)\n", "", "sums that are not reset"),
         ("self.weight * self._factor}", "self.weight}", "the logged weight without the ramp"),
+        (
+            "return loss + self.hidden_weight * self._factor * hidden if",
+            "return loss + self.hidden_weight * hidden if",
+            "hidden states without the ramp",
+        ),
+        (
+            "loss, kl, hidden = loss * shares[0], kl * shares[0], hidden * shares[1]",
+            "hidden = hidden * shares[1]",
+            "micro-batches count alike",
+        ),
     ],
     "pat/chunked.py": [
         (
@@ -265,7 +266,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("slice(start, min(start + size, total))", "slice(start, min(start + size, total - 1))", "a row is left out"),
         ("        del module.forward\n", "        pass\n", "the head stays replaced"),
     ],
-    f"{ATTACH}attach.py": [
+    "pat/integrations/attach.py": [
         ("        self.pruner.begin(engine.global_steps)\n", "", "begin left out"),
         ('config | {"gradient_clipping": 0.0}', "config", "double clipping"),
         (
@@ -309,15 +310,10 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             '            group["base_weight_decay"] = 0.0\n',
             "no weight decay of masked weights",
         ),
-        (
-            '[p for p in group["params"] if of_param.get(id(p), "") == owner]',
-            'group["params"]',
-            "parameters in several groups",
-        ),
         ("        elif engine.global_steps:\n", "        elif False:\n", "a pruner that begins in the middle"),
         ("            deepspeed.initialize = plain\n", "            pass\n", "deepspeed.initialize stays replaced"),
     ],
-    f"{ATTACH}hf.py": [
+    "pat/integrations/hf.py": [
         ("            self.pruning.check()\n", "            pass\n", "the end check dropped"),
         ("state.global_step >= state.max_steps", "state.global_step > state.max_steps", "the end is never reached"),
         ("        if args.load_best_model_at_end:\n", "        if False:\n", "an unpruned model is put back"),
@@ -327,12 +323,12 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             "schedules of a shorter run",
         ),
     ],
-    f"{ATTACH}settings.py": [
+    "pat/integrations/settings.py": [
         ('"seed": self.content.get("seed", 0)', '"seed": 0', "the seed is ignored"),
         ("            if not pruner.structures\n", "", "structures own matrices"),
         ("        if unknown:\n", "        if False:\n", "unknown keys are ignored"),
     ],
-    f"{ATTACH}saved.py": [
+    "pat/integrations/saved.py": [
         ("if saved.seed != config.seed or", "if", "another seed is accepted"),
         ("    if num_steps != config.train.num_steps:\n", "    if False:\n", "another number of steps is accepted"),
         (

@@ -23,7 +23,7 @@ from tests.planted import Case
 
 STRUCTURES = ("ffn", "kv_groups", "heads", "layers", "attention_layers", "mlp_layers")
 METHODS = ("movement", "taylor", "fisher", "magnitude", "activation", "similarity")
-OPTIONS: dict[str, dict[str, Any]] = {"movement": {"fade": 100}, "taylor": {"decay": 0.8, "fade": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {"movement": {"fade": 10_000}, "taylor": {"decay": 0.8, "fade": 4}}
 CASES = [
     *(
         Case(method, (structure,), options=OPTIONS.get(method, {}))

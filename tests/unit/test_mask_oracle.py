@@ -17,7 +17,7 @@ from tests import one_rank, oracle
 STEPS, MICRO, LR, DECAY, MAX_NORM = 12, 2, 0.02, 0.2, 0.1
 PRUNED = ["0.weight", "2.weight"]
 CRITERIA: dict[str, dict[str, Any]] = {
-    "movement": {},
+    "movement": {"prior": 0.05},
     "magnitude": {},
     "taylor": {"decay": 0.7},
     "soft_movement": {"rate": 50.0, "final_lambda": 4.0},
