@@ -127,7 +127,7 @@ def llama_config(shape: Shape) -> LlamaConfig:
         vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.neurons,
         num_hidden_layers=shape.layers, num_attention_heads=shape.groups * shape.heads_per_group,
         num_key_value_heads=shape.groups, head_dim=shape.head_dim, max_position_embeddings=32, pad_token_id=0,
-        tie_word_embeddings=True, use_cache=False, initializer_range=0.3, attn_implementation="eager",
+        tie_word_embeddings=True, use_cache=False, initializer_range=0.3, attn_implementation="eager",  # type: ignore[call-arg]
     )  # fmt: skip
 
 

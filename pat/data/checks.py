@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -29,7 +30,8 @@ def data_warnings(prepared: PreparedData, task: Task) -> list[str]:
 
 def label_counts(samples: Dataset, count: int) -> np.ndarray:
     """(count,) int64: samples of each label."""
-    return np.bincount(samples.with_format("numpy", columns=["label"])["label"][:], minlength=count)
+    labels: Any = samples.with_format("numpy", columns=["label"])["label"][:]
+    return np.bincount(labels, minlength=count)
 
 
 def label_shares(prepared: PreparedData) -> list[float]:
@@ -91,7 +93,7 @@ def _counts(prepared: PreparedData, names: list[str]) -> Iterator[str]:
 def _refuse_targets(prepared: PreparedData) -> None:
     """Of a regression."""
     if "label" in prepared.train.column_names:
-        values = prepared.train.with_format("numpy", columns=["label"])["label"][:]
+        values: Any = prepared.train.with_format("numpy", columns=["label"])["label"][:]
         if values.min() == values.max():
             raise ValueError(
                 f"All {len(values):,} training samples have the label {values[0]:g}, so there is nothing to learn: "

@@ -90,7 +90,7 @@ def head_note(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> str | N
 
 
 def _outputs(config: PretrainedConfig) -> list[str]:
-    return [str(config.id2label[i]) for i in range(config.num_labels)]
+    return heads.names_of(config)
 
 
 def build_model(

@@ -22,7 +22,13 @@ def labels_of(config: PretrainedConfig) -> list[str] | None:
     """The labels of the classifier in a config; None where its weights have no head, or are not said to have one."""
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
         return None
-    return [str(config.id2label.get(i, f"LABEL_{i}")) for i in range(config.num_labels)]
+    return names_of(config)
+
+
+def names_of(config: PretrainedConfig) -> list[str]:
+    """The labels of a config, or LABEL_0, LABEL_1, ... as transformers calls them."""
+    names: dict[int, str] = dict(config.id2label or {})  # type: ignore[arg-type]
+    return [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels or 0)]
 
 
 def check(cfg: ModelConfig, theirs: Sequence[str] | None, ours: Sequence[str]) -> None:

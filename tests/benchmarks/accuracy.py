@@ -4,8 +4,8 @@
 
 Every run is one `pat train recipe=reviews` (feed-forward matrices are pruned) with one rank and one thread. Movement
 comes with its default prior, without one as published, and with a constant one. No method is tuned: all take the
-recipe's settings and one schedule, fixed beforehand. The evaluation split is never trained on. A finished run is not repeated,
-so the command can be interrupted.
+recipe's settings and one schedule, fixed beforehand. The evaluation split is never trained on. A finished run is not
+repeated, so the command can be interrupted.
 """
 
 from __future__ import annotations

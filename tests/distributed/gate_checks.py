@@ -123,7 +123,7 @@ def overflowed(_: list[str]) -> dict[str, Any]:
                         gate.forward.hooks[0].z.grad[1] = value
                     return plain(t)
 
-                trained.pruner.step = with_infinity
+                trained.pruner.step = with_infinity  # type: ignore[method-assign]
                 trained.run(step, step + 1)
                 trained.pruner.step = plain
                 after = learnt(trained)

@@ -77,7 +77,18 @@ class Rows(torch.utils.data.Dataset):
 def settings(config: Any) -> dict[str, Any]:
     """The pruner's settings of a config as a user writes them."""
     pruner = config.pruners["weights"]
-    keys = ("params", "exclude", "granularity", "criterion", "scope", "allow_empty_matrices", "structures", "gate", "budget", "schedule")
+    keys = (
+        "params",
+        "exclude",
+        "granularity",
+        "criterion",
+        "scope",
+        "allow_empty_matrices",
+        "structures",
+        "gate",
+        "budget",
+        "schedule",
+    )
     content = {key: getattr(pruner, key) for key in keys if getattr(pruner, key)}
     if pruner.structures:
         content.pop("scope")

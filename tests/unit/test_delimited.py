@@ -27,7 +27,8 @@ def config(tmp_path: Path, content: str | bytes, **fields: Any) -> DataConfig:
         "cache_dir": str(tmp_path / "cache"),
         "eval_fraction": 0.25,
     }
-    return DataConfig(**({"source": "csv"} | values | fields))
+    given: dict[str, Any] = {"source": "csv"} | values | fields
+    return DataConfig(**given)
 
 
 def read(tmp_path: Path, content: str | bytes, **fields: Any) -> dict[str, list[Any]]:

@@ -90,7 +90,7 @@ def test_l0_is_the_hard_concrete_of_the_paper(a: float) -> None:
     method = registry.build("gate", "l0")
     u = torch.tensor([0.001, 0.05, 0.3, 0.5, 0.7, 0.95, 0.999])
     at = torch.full_like(u, a)
-    close = {"rtol": 1e-4, "atol": 1e-6}
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
     torch.testing.assert_close(method.sample(at, u), formulas.hard_concrete(at, u), **close)
     torch.testing.assert_close(method.open(at), formulas.hard_concrete_open(at), **close)
     torch.testing.assert_close(method.mean(at), formulas.hard_concrete_mean(at), **close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from pat.run import ExitCode
 from tests.unit import small_models
 
 ROWS = [{"text": f"text number {n} of the file", "label": ["bad", "good"][n % 2]} for n in range(20)]
-Rows = list[dict[str, object]]
+Rows = Sequence[Mapping[str, object]]
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ def test_rows(content: Rows, words: str, classifier: Path, tmp_path: Path, capsy
 
 def test_a_text_needs_more_room_than_the_tokens_around_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fails where [CLS] and [SEP] alone are longer than max_length: the tokenizer's library ends in a trace."""
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
     classes = small_models.transformers.AutoModelForSequenceClassification
     small_models.model("bert", auto=classes).save_pretrained(tmp_path / "model")
