@@ -198,6 +198,7 @@ def test_sites_without_evidence_stop_the_selection(structures: list[str]) -> Non
     pruner = Pruner(config)
     pruner.attach(small.model("llama"))
     gate = pruner.gates[0]
+    gate.bind(SimpleNamespace(world=LOCAL))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     gate.state.score = torch.rand(gate.state.score.shape, generator=generator)
     gate._select(3, 1.0)
