@@ -25,8 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--lines", type=int, metavar="N", help="only the last so many")
     parser.add_argument("--follow", action="store_true", help="go on until the run has ended, or Ctrl-C")
     options = parser.parse_args(arguments)
-    if options.lines is not None and options.lines < 1:
-        raise ValueError(f"--lines {options.lines}: give 1 or more")
+    if options.lines is not None and options.lines < 0:
+        raise ValueError(f"--lines {options.lines}: give 0 or more")
     from pat.logs import find, follow, last_lines
 
     path = find(options.run, None if options.job else options.rank)

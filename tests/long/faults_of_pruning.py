@@ -323,11 +323,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     "pat/pruning/kernels.py": [
         ("score.sub_(descent(", "score.add_(descent(", "scores ascend"),
         ("            if not straight:\n", "            if straight:\n", "masked gradients the other way"),
-        ("(1.0 - k) * dense * sr_ste", "k * dense * sr_ste", "SR-STE on living weights"),
-        ("dense.mul_(k.mul_(shift).add_(1.0))", "dense.mul_(shift.add(1.0))", "masked weights decay"),
+        ("masked = (1.0 - k) * dead", "masked = k * dead", "SR-STE on living weights"),
+        ("k.mul_(shift) if masked is None", "shift if masked is None", "masked weights decay"),
         ("_scalar(1.0 - decay) - 1.0", "1.0 - _scalar(1.0 - decay)", "weights grow instead of decaying"),
         ("torch.mul(dense, keep.to(dense.dtype), out=out)", "out.copy_(dense)", "effective weights are dense"),
-        ("            grad.mul_(keep.to(grad.dtype))", "            pass", "dead weights get gradients"),
+        ("                grad.mul_(keep.to(grad.dtype))", "                pass", "dead weights get gradients"),
         (
             "total[: part.numel()].addcmul_(square, square)",
             "total[: part.numel()].add_(square)",
@@ -389,7 +389,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             'group["weight_decay"] = decay',
             "weights decay twice",
         ),
-        ('group["lr"] * decay)', "decay)", "decay without the learning rate"),
+        ('group["lr"] * decay, group["lr"])', 'decay, group["lr"])', "decay without the learning rate"),
         ("state.buffer = param.data\n", "state.buffer = state.dense\n", "the shard is not given back"),
         (
             "for weights in (state.shard.view[s.part], self.shards.forward_segment(s)):",
@@ -520,16 +520,18 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("border = min((start // width + 1) * width, end)", "border = end", "two pieces in one"),
     ],
     "pat/pruning/structured.py": [
-        ("            self._fold()\n", "            pass\n", "no fold at hardening"),
-        ("gated=True)\n        alive", "gated=False)\n        alive", "z folded into every slice"),
-        ("self.shards.refresh_forward()", "pass", "the forward keeps the old weights"),
+        (
+            "        if state.folded:\n            folding",
+            "        if False:\n            folding",
+            "no fold at hardening",
+        ),
         ("torch.where(state.keep, final, torch.zeros_like(final))", "final", "gates of dead units stay open"),
         ("final = torch.where(self.units.is_block, torch.ones_like(final), final)", "pass", "layers keep half a gate"),
         ("self._select(t, 1.0)\n", "self._select(t, 0.9)\n", "the final choice misses the budget"),
         ("state.begun = max(state.begun, t)", "state.begun = t + 1", "begun off by one"),
         (
-            'if self.needs == "weights":\n            self._learn',
-            'if self.needs == "nothing":\n            self._learn',
+            'if self.needs == "weights":\n            evidence',
+            'if self.needs == "nothing":\n            evidence',
             "magnitude never looks at the weights",
         ),
         (
@@ -538,7 +540,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "units never come back",
         ),
         ("self.num_pruned = self.units.removed(self.state.keep)", "pass", "pruned parameters not counted"),
-        ("alive_again = unit_slices.count_nonzero(self.shards, alive)", "alive_again = 0", "the zeros are not checked"),
+        ("        if alive_again:", "        if False:", "the zeros are not checked"),
         (
             'tensors["z"], tensors["keep"].bool(), tensors["score"]',
             'tensors["z"], tensors["keep"].bool(), tensors["z"]',
@@ -546,8 +548,6 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("        self.training.load(tensors)", "        pass", "multipliers and moments not restored"),
         ("            self._set_leaves(self.state.begun)", "            pass", "no gates after a resume"),
-        ("            unit_slices.multiply(self.shards, alive, moment)\n", "", "moments of dead units stay"),
-        ("        unit_slices.multiply(self.shards, alive)\n", "", "dead producers stay"),
         ("if self.state.hardened or skipped:", "if self.state.hardened:", "a skipped step is evidence"),
         (
             "wanted = self.needs in BY_GRADIENT and",
@@ -570,14 +570,18 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "progress, self.method.comparable, False",
             "probabilities divided by cost",
         ),
-        ("self.history.add(self._multiplied,", "self.history.add(None,", "the past of gates is forgotten"),
+        ("self.history.add(self.multiplied,", "self.history.add(None,", "the past of gates is forgotten"),
         ("        self.history.load(tensors, shared)\n", "", "the past of gates not restored"),
         ("bool(self._evidence.isfinite().all())", "True", "infinite evidence enters the scores"),
-        (
-            "not seen and ties.all_equal(self.state.score)",
-            "False and ties.all_equal(self.state.score)",
-            "a choice without evidence",
-        ),
+    ],
+    "pat/pruning/folding.py": [
+        ("units.split(z), shapes, gated=True", "units.split(z), shapes, gated=False", "z folded into every slice"),
+        ("    shards.refresh_forward()", "    pass", "the forward keeps the old weights"),
+        ("        unit_slices.multiply(shards, staying, moment)\n", "", "moments of dead units stay"),
+        ("    unit_slices.multiply(shards, staying)\n", "", "dead producers stay"),
+    ],
+    "pat/pruning/ties.py": [
+        ("    if all_equal(score) and not any(", "    if False and not any(", "a choice without evidence"),
     ],
     "pat/pruning/structures/heads.py": [
         ("if attention.group > 1:", "if attention.group > 2:", "a head of a shared KV head goes alone"),

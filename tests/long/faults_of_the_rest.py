@@ -215,7 +215,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             "pair = (student[i], teacher[j], counts)",
             "hidden states before the layer",
         ),
-        ("return total / len(layer_map)", "return total", "the sum over layers"),
+        ("return total / max(1, len(pairs))", "return total", "the sum over layers"),
         (
             ".square().mean(-1)\n    return (rows * counts).sum() / counts.sum()",
             ".square().mean(-1)\n    return rows.mean()",
@@ -300,8 +300,8 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             "steps inside of accumulation",
         ),
         (
-            "            saved.save(Path(save_dir), tag,",
-            "            (lambda *_: 0)(Path(save_dir), tag,",
+            "            saved.save(\n",
+            "            (lambda *_: 0)(\n",
             "the pruner's state is not saved",
         ),
         ("step = self.engine.global_steps - 1\n", "step = self.engine.global_steps\n", "figures of the coming step"),

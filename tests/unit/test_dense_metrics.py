@@ -45,7 +45,7 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
     gate = pruner.gates[0]
     (shards,) = cut_flat(model, 1)
     shards.world, shards.device, shards.refresh_forward = LOCAL, torch.device("cpu"), lambda: None
-    shards.base = SimpleNamespace(state=defaultdict(dict))
+    shards.base = SimpleNamespace(state=defaultdict(dict), param_groups=[{"betas": (0.9, 0.999)}])
     gate.bind(shards)
 
     def step(parts: Any, window: Any, t: int) -> None:
@@ -67,7 +67,7 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
         monkeypatch.setattr(train, name, lambda parts: None)
     parts: Any = SimpleNamespace(
         progress=Progress(), pruner=pruner, config=config, flag=SimpleNamespace(requested=False),
-        agree=lambda stop, due: (False, False), checkpoint_due=lambda: False,
+        agree=lambda stop, due: (False, False), checkpoint_due=lambda: False, stops_early=lambda: False,
     )  # fmt: skip
     if pruner.first_soft_step != 0:
         pruner.begin(0)
@@ -90,7 +90,8 @@ def test_the_loop_holds_the_gates_back_once(monkeypatch: pytest.MonkeyPatch) -> 
     config.train.num_steps, config.optim.lr = 8, 1.0
     parts: Any = SimpleNamespace(
         config=config, progress=Progress(), engine=quiet, accumulation=1, world=LOCAL,
-        loader=SimpleNamespace(batch=lambda t, micro: None), loss=lambda batch, t: torch.zeros(()),
+        loader=SimpleNamespace(batches=lambda t: [None]), shares=lambda batches: [(1.0, 1.0)],
+        loss=lambda batch, t, shares: torch.zeros(()),
         pruner=SimpleNamespace(step=pruner_step, first_soft_step=3), tracker=SimpleNamespace(advance=lambda _: None),
     )  # fmt: skip
     window: Any = SimpleNamespace(add=lambda *_: None, step=lambda _: None, log=lambda _: None)

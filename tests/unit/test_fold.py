@@ -77,17 +77,17 @@ def test_steps_after_the_fold_are_adams_on_the_folded_weights(structure: str, ki
     fixed = {name: torch.randn(p.shape, generator=generator) for name, p in oracle.items()}
     z0 = 0.05 + 0.4 * torch.rand(pruner.state.z.shape, generator=generator)
 
-    def gates(state: Any, t: int, progress: float) -> tuple[Tensor, Tensor]:
-        z = z0 if kind == "z is constant" else z0 * 2 * torch.rand(z0.shape, generator=torch.Generator().manual_seed(t))
-        return z, z
+    def sampled(t: int) -> Tensor:
+        noise = torch.rand(z0.shape, generator=torch.Generator().manual_seed(t))
+        return z0 if kind == "z is constant" else z0 * 2 * noise
 
-    pruner.training.gates = gates  # type: ignore[method-assign]
+    pruner.training.gates = lambda state, now: (sampled(now.t), sampled(now.t))  # type: ignore[method-assign]
     pruner.training.final = lambda state: z0  # type: ignore[method-assign]
     pruner.begin(0)
     ratios: list[float] = []
     alive: dict[str, Tensor] = {}
     for t in range(BEFORE + AFTER):
-        z = gates(None, t, 0.0)[0] if t < BEFORE else torch.ones_like(z0)
+        z = sampled(t) if t < BEFORE else torch.ones_like(z0)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         expected = {name: p.detach().clone() for name, p in oracle.items()}
         for name, p in model.named_parameters():

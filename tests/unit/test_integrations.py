@@ -76,8 +76,8 @@ def test_groups_are_split_by_pruner_and_keep_their_settings() -> None:
     a, b, c = (torch.nn.Parameter(torch.zeros(n)) for n in (1, 2, 3))
     groups = [{"params": [a, b], "lr": 0.1, "weight_decay": 0.5}, {"params": [c], "lr": 0.2, "weight_decay": 0.0}]
     found, _ = split_groups(groups, {id(a): "weights", id(b): "", id(c): ""})
-    assert [[id(p) for p in group["params"]] for group in found] == [[id(b)], [id(a)], [id(c)]]
-    assert [(group["lr"], group["weight_decay"]) for group in found] == [(0.1, 0.5), (0.1, 0.5), (0.2, 0.0)]
+    assert [[id(p) for p in group["params"]] for group in found] == [[id(b)], [id(c)], [id(a)]]
+    assert [(group["lr"], group["weight_decay"]) for group in found] == [(0.1, 0.5), (0.2, 0.0), (0.1, 0.5)]
 
 
 @pytest.mark.parametrize(("config", "kept"), [({}, 0.0), ({"bf16": {"enabled": True}}, 0.7)])

@@ -20,7 +20,7 @@ from tests.unit.thread_ranks import run_ranks
 
 SETTINGS: dict[str, Any] = {
     "structures": ["ffn"],
-    "gate": "taylor",
+    "gate": "movement",
     "budget": {"name": "shape", "keep": {"ffn": 64}},
     "schedule": {"name": "cubic", "start": 4, "end": 8},
 }
@@ -62,7 +62,7 @@ def test_what_one_rank_finds_every_rank_skips(value: float, where: int | None) -
     found, _ = run_ranks(2, work)
     fine = where is None
     assert found[0] == found[1]
-    assert found[0][:2] == [fine, int(fine)] and (len(found[0][2]) == 1 and found[0][2][0] > 0 if fine else True)
+    assert found[0][:2] == [fine, int(fine)] and (len(found[0][2]) == 1 and found[0][2][0] < 0 if fine else True)
     assert fine or found[0][2] == [0.0]
 
 

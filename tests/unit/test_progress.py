@@ -56,13 +56,15 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
         ),
         world=World(),
         progress=Progress(),
-        tracker=SimpleNamespace(log=lambda line, step: lines.append(line), logged_bytes=0),
-        task=SimpleNamespace(evaluate=slow, metrics=lambda _: {"loss": 1.0}),
+        tracker=SimpleNamespace(log=lambda line, step: lines.append(line), say=lambda text: None, logged_bytes=0),
+        task=SimpleNamespace(evaluate=slow, metrics=lambda _: {"loss": 1.0}, details=lambda *_: None),
         eval_batches=lambda: iter(()),
         run=SimpleNamespace(checkpoints=None),
         watchdog=SimpleNamespace(beat=lambda: None),
         distiller=None,
         aside_s=0.0,
+        max_loss=lambda: 100.0,
+        label_names=None,
         lines=lines,
     )
 
