@@ -39,7 +39,7 @@ class Settings:
     weight_decay: float = 0.0  # of matrices
     max_norm: float = 0.0  # 0: no clipping
     prior: float | None = 0.0  # of movement: a constant times W^2, or from the sizes of W^2 and S
-    prior_steps: float = 1000.0  # of the latter
+    prior_steps: float = 20_000.0  # of the latter
     rate: float = 1.0  # of soft movement's evidence
     tau: float = 0.1  # soft movement's threshold
     penalty: Callable[[float], float] = lambda progress: 0.0  # soft movement's lambda

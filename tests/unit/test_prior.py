@@ -31,7 +31,7 @@ def rms(x: Tensor) -> float:
 
 def test_both_weigh_the_same_after_prior_steps() -> None:
     score, dense = torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
-    for num_steps, weight in ((1000, 1.0), (100, 10.0), (10_000, 0.1)):
+    for num_steps, weight in ((20_000, 1.0), (2000, 10.0), (200_000, 0.1)):
         (c,) = coefficients([(0, score, dense)], 1, MOVEMENT.prior_weight(num_steps), LOCAL)
         assert c * float(dense.double().square().mean()) == pytest.approx(weight * rms(score), rel=2**-8)
     assert registry.build("criterion", {"name": "movement", "prior": 2.0}).prior_weight(10) == 0.0
@@ -46,10 +46,11 @@ def test_the_unit_of_the_loss_makes_no_difference() -> None:
 
 
 @pytest.mark.parametrize("steps_to_signal", [100, 1000])
-def test_no_length_of_training_is_worse_than_its_better_half(steps_to_signal: int) -> None:
+def test_no_length_of_training_is_worse_than_the_magnitude(steps_to_signal: int) -> None:
     """Planted importance a W^2, evidence that drifts with it in noise: share of the importance that 20 % keep.
 
-    Fails with the paper's start (0.5 to 0.6 in the first hundred steps) and with a constant (which never ends).
+    Fails with the paper's start (0.5 to 0.6 in the first hundred steps). In the long run the evidence decides, which
+    fails with a constant.
     """
     generator = torch.Generator().manual_seed(0)
     n = 50_000
@@ -61,9 +62,9 @@ def test_no_length_of_training_is_worse_than_its_better_half(steps_to_signal: in
         best = importance.topk(n // 5).values.sum()
         return float(importance[rank.topk(n // 5).indices].sum() / best)
 
-    for t in (0, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000):
+    for t in (0, 10, 100, 1000, 10_000, 100_000, 1_000_000):
         evidence = drift * t + dense.abs() * noise * math.sqrt(steps_to_signal * t)
-        alone = kept(evidence) if t else 0.0
+        alone = kept(evidence) if t >= 100_000 else 0.0
         assert kept(ranks(evidence, dense, t)) > max(kept(dense.square()), alone) - 0.02, t
 
 

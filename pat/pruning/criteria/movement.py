@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pat.pruning.criteria import Criterion
 
-PRIOR_STEPS = 1000.0
+PRIOR_STEPS = 20000.0
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Movement(Criterion):
     """S <- S - W * dL/dW', W' = W * M, at masked weights too; rank = S + c W^2, top-v by the budget.
 
     This is gradient descent on S through the straight-through mask, dL/dS = dL/dW' * W, at rate 1; the rate does not
-    change the order. S of a few hundred steps is mostly noise, so the magnitude counts beside it: at step t the two
-    terms have sizes prior_steps / t : 1, the mean of c W^2 and the RMS of S over what is ranked together. A number as
-    `prior` is c itself; 0 is the method as published.
+    change the order. S of a few hundred steps is mostly noise, and sensitive weights have large scores of either sign,
+    so the magnitude counts beside it: at step t the two terms have sizes prior_steps / t : 1, the mean of c W^2 and the
+    RMS of S over what is ranked together. A number as `prior` is c itself; 0 is the method as published.
     Source: Sanh et al. 2020, arXiv:2005.07683; the prior is our own.
     """
 
