@@ -37,7 +37,8 @@ def check_data(config: Config) -> str:
     prepared = fitting_data(config)
     if config.train.export_at:
         _check_export_at(config.train.export_at, plan.attached(config, prepared.num_labels)[1])
-    return data_in_words(config, prepared)
+    note, strange = _strange(config, prepared)
+    return "\n".join([data_in_words(config, prepared), *note, *(f"warning: {line}" for line in strange)])
 
 
 def data_in_words(config: Config, prepared: data.PreparedData) -> str:
@@ -48,7 +49,6 @@ def data_in_words(config: Config, prepared: data.PreparedData) -> str:
         f"Data: {len(prepared.train):,} training and {len(prepared.eval):,} evaluation samples"
         + (f", labels {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}" if labels else "")
         + f"; tokenised in {info['cache']}."
-        + "".join(f"\n{line}" for line in _strange(config, prepared))
         + (f"\n{shown.plain()}" if shown else "")
     )
 
@@ -58,22 +58,21 @@ def prepare(config: Config, run_dir: Path) -> Checked:
     engine.check_accelerator(config)
     engine.deepspeed_config(config)
     prepared = fitting_data(config)
-    for line in _strange(config, prepared):
-        print(line, flush=True)
+    note, strange = _strange(config, prepared)
     model, pruner = plan.attached(config, prepared.num_labels)
     if config.model.use_liger_kernel:
         liger.check(cast(Any, model).config.model_type)
     _check_export_at(config.train.export_at, pruner)
     _check_resumable(config.run.resume, run.RunDir(run_dir).checkpoints, model, pruner)
-    return Checked(prepared, model, pruner)
+    return Checked(prepared, model, pruner, note, strange)
 
 
-def _strange(config: Config, prepared: data.PreparedData) -> list[str]:
-    """Lines for the start: what becomes of a pretrained head, and what looks wrong in the data. Raises ValueError."""
+def _strange(config: Config, prepared: data.PreparedData) -> tuple[list[str], list[str]]:
+    """(what becomes of a pretrained head, what looks wrong in the data), in sentences. Raises ValueError."""
     task = tasks.build(config.task)
     hf_config = models.build_config(config.model, task, prepared.num_labels, label_names=prepared.label_names)
     note = models.head_note(config.model, task, hf_config)
-    return [*([f"note: {note}"] if note else []), *(f"warning: {line}" for line in data_warnings(prepared, task))]
+    return [note] if note else [], data_warnings(prepared, task)
 
 
 def _check_export_at(values: list[float], pruner: Pruner) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Checked:
     prepared: PreparedData
     model: torch.nn.Module  # on the meta device
     pruner: Pruner  # attached to it
+    head: Sequence[str] = ()  # what becomes of a pretrained head
+    strange: Sequence[str] = ()  # what looks wrong in the data
 
 
 def start_summary(config: Config, checked: Checked) -> str:
@@ -37,7 +39,7 @@ def start_summary(config: Config, checked: Checked) -> str:
     prepared, model, pruner = checked.prepared, checked.model, checked.pruner
     lines = [("data", text) for text in _data(config, prepared)]
     lines += [("labels", text) for text in _labels(prepared)]
-    lines += [("model", text) for text in _model(model)]
+    lines += [("model", text) for text in [*_model(model), *checked.head]]
     lines += [("pruning", text) for text in _pruning(model, pruner)]
     lines += [("schedule", text) for text in _schedule(config, pruner)]
     lines += [("warning", text) for text in warnings(config, checked)]
@@ -51,6 +53,7 @@ def start_summary(config: Config, checked: Checked) -> str:
 def warnings(config: Config, checked: Checked) -> list[str]:
     """What to look at before the run takes its time: the one place where such sentences are gathered."""
     return [
+        *checked.strange,
         *_useless_excludes(checked),
         *(sentence for pruner in checked.pruner.pruners for sentence in timetable.warnings(pruner)),
     ]
