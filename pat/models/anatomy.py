@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -149,7 +150,22 @@ class Anatomy:
 
     def under(self, modules: Sequence[str]) -> tuple[str, ...]:
         """The parameters of these modules."""
-        return tuple(name for name in self.shapes if any(name.startswith(f"{module}.") for module in modules))
+        found = {name for module in modules for name in self._inside.get(module, ())}
+        return tuple(sorted(found, key=self._order.__getitem__))
+
+    @cached_property
+    def _inside(self) -> Mapping[str, Sequence[str]]:
+        """Every module's parameters."""
+        found: dict[str, list[str]] = {}
+        for name in self.shapes:
+            parts = name.split(".")
+            for end in range(1, len(parts)):
+                found.setdefault(".".join(parts[:end]), []).append(name)
+        return found
+
+    @cached_property
+    def _order(self) -> Mapping[str, int]:
+        return {name: i for i, name in enumerate(self.shapes)}
 
     def numel(self, names: Sequence[str]) -> int:
         """Elements of these parameters."""

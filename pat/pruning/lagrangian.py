@@ -33,6 +33,7 @@ from pat.pruning.sites import Site
 
 DECAY = 0.999  # of the mean square of g
 MOST = 1.0  # that a Newton step moves a logit a / T: gates that are all but open or closed have no slope
+FLAT = 1e-3  # dp/da of a gate that is all but open or closed
 ROUNDS = 8  # Newton steps at most, for each multiplier
 CLOSE = 1e-4  # a gap of a constraint that needs no further step
 
@@ -150,11 +151,13 @@ class Lagrangian:
             (slope,) = torch.autograd.grad(-sparsity.sum(), a)
             move = cost / scale  # (U,) per unit of lr l
             rise = self._per_constraint(slope * move).clamp(min=1e-20)  # (K,) ds / d(lr l)
-            most = self._per_constraint(move, "amax")
-            limit = MOST * temperature / most.clamp(min=1e-20)
+            undecided = slope > FLAT * cost  # dp/da: what is open or closed for good must not hold up the others
+            most = self._per_constraint(torch.where(undecided, move, 0.0), "amax")
+            limit = MOST * temperature / torch.where(most > 0.0, most, self._per_constraint(move, "amax"))
             shift = (gap / rise).clamp(-limit, limit)
             multipliers += shift / self.method.lr
-            a = self._even(a.detach() - shift[self.constraint] * move, temperature)
+            moved = (shift[self.constraint] * move).clamp(-MOST * temperature, MOST * temperature)
+            a = self._even(a.detach() - moved, temperature)
         assert first is not None
         return a.detach(), multipliers, first
 
