@@ -40,7 +40,7 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
         for record in records(path):
             kind = record.WhichOneof("record_type")
             if kind == "run":
-                start["group"] = record.run.run_group
+                start["group"] = record.run.run_group or start["group"]  # a later record may only update the run
                 start["config"] |= _values(record.run.config.update)
             elif kind == "history":
                 start["history"].append(_values(record.history.item))
