@@ -63,7 +63,7 @@ def learned_logits(
 ) -> list[Tensor]:
     """(L, n) a where the soft phase begins, then after each of its steps; every layer closes the same share of units.
 
-    a = initial + spread * standardised log(sum |g|);  a <- a - lr g / r, r the root mean square of g over all units and
+    a = initial + spread * standardised log(sum |g|);  a <- a - lr T g / r, r the root mean square of g over units and
     steps (decay 0.999, corrected);  then in each layer all a move by what makes the mean of P(z > 0) what is due.
     """
     square, a, found = 0.0, torch.full_like(soft[0], initial), []
@@ -75,7 +75,7 @@ def learned_logits(
         step = t - len(dense)
         if step < 0:
             continue
-        a = a - lr * grad / math.sqrt(square / (1.0 - 0.999 ** (t + 1)))
+        a = a - lr * temperatures[step] * grad / math.sqrt(square / (1.0 - 0.999 ** (t + 1)))
         low, high = torch.full((len(a), 1), -50.0), torch.full((len(a), 1), 50.0)
         for _ in range(60):
             middle = (low + high) / 2

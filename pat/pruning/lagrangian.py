@@ -9,7 +9,7 @@ The Lagrangian is E[L] + sum_k l_k (t_k - s_k) (Wang et al. 2019, arXiv:1910.047
 A step follows its natural gradient: dE[L]/da_i over the Fisher information p_i (1 - p_i) of a gate is
 E[L | z_i = 1] - E[L | z_i = 0], and g_i is a sample of that:
 
-    a_i <- a_i - lr (g_i + l_k c_i) / r       r the root mean square of g, over the units of a structure and the steps
+    a_i <- a_i - lr T (g_i + l_k c_i) / r       r the root mean square of g, over the units of a structure and the steps
 
 with the l_k under which the constraints hold afterwards, found by Newton's method: one step of exponentiated gradient
 descent on p, projected in the Kullback-Leibler divergence. No unit has a scale of its own: where Adam divides every
@@ -110,7 +110,7 @@ class Lagrangian:
     ) -> tuple[Tensor, dict[str, float]]:
         """(a after the step, figures): against the loss, then back to where the constraints hold."""
         scale = self._scale(grad)[self.structure]  # (U,)
-        a = a - self.method.lr * grad / scale
+        a = a - self.method.lr * temperature * grad / scale  # a / T moves as far at any T
         a, multipliers, gap = self.project(a, scale, temperature, ramp)
         undecided = self.method.mean(a / temperature)
         figures = {
@@ -155,7 +155,7 @@ class Lagrangian:
             most = self._per_constraint(torch.where(undecided, move, 0.0), "amax")
             limit = MOST * temperature / torch.where(most > 0.0, most, self._per_constraint(move, "amax"))
             shift = (gap / rise).clamp(-limit, limit)
-            multipliers += shift / self.method.lr
+            multipliers += shift / (self.method.lr * temperature)
             moved = (shift[self.constraint] * move).clamp(-MOST * temperature, MOST * temperature)
             a = self._even(a.detach() - moved, temperature)
         assert first is not None

@@ -342,12 +342,12 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     "pat/pruning/lagrangian.py": [
         ("ramp * self.final - sparsity.detach()", "self.final - sparsity.detach()", "the target does not ramp"),
         (
-            "a = a - self.method.lr * grad / scale",
-            "a = a + self.method.lr * grad / scale",
+            "a = a - self.method.lr * temperature * grad / scale",
+            "a = a + self.method.lr * temperature * grad / scale",
             "learned gates ascend the loss",
         ),
         (
-            "a = a - self.method.lr * grad / scale",
+            "a = a - self.method.lr * temperature * grad / scale",
             "a = a - self.method.lr * grad.sign()",
             "every unit has a scale of its own",
         ),
@@ -356,8 +356,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("- cost.clamp(min=1e-20).log()\n", "\n", "the start ignores what units cost"),
         ("a + self.method.spread * x", "a - self.method.spread * x", "the start is upside down"),
         (
-            "self._even(a.detach() - shift[self.constraint] * move",
-            "self._even(a.detach() + shift[self.constraint] * move",
+            "self._even(a.detach() - moved",
+            "self._even(a.detach() + moved",
             "away from the constraint",
         ),
         ("move = cost / scale", "move = torch.ones_like(cost)", "cost does not count in a step"),
