@@ -212,8 +212,9 @@ class LearnedTraining(GateTraining):
         return 1.0 + state.score / (1.0 + state.score.abs())
 
     def final(self, state: GateState) -> Tensor:
-        """The mean."""
-        return self.method.mean(state.score / self.method.temperature)
+        """The mean; 1 where that is 0, or a unit that is kept would be lost without being counted as removed."""
+        mean = self.method.mean(state.score / self.method.temperature)
+        return torch.where(mean > 0.0, mean, 1.0)
 
     def spread(self, state: GateState) -> dict[str, float] | None:
         """Of the gates that are folded."""

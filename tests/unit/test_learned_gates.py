@@ -128,8 +128,9 @@ def test_units_rank_by_what_they_are_worth(name: str, kind: str, dense: int) -> 
     kept[training.scores(state).topk(Planted.units // 2).indices] = True
     assert worth[~kept].sum() / worth.sum() < 0.08
     assert abs(figures["gap"]) < 0.01
-    final = training.final(state)
-    assert final[kept].median() > 0.99 and final[~kept].median() < 0.01, "gates end at 0 or 1"
+    final, mean = training.final(state), method.mean(state.score / method.temperature)
+    assert final[kept].median() > 0.99 and mean[~kept].median() < 0.01, "gates end at 0 or 1"
+    assert torch.equal(final[mean > 0], mean[mean > 0]) and (final > 0).all(), "no unit that is kept is closed"
     assert figures["undecided"] < 0.15
 
 
