@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SUMMED: dict[str, Callable[[Tensor], Tensor]] = {  # evidence -> what of the c_b is added up
-    "squared_gradients": torch.square,
-    "absolute_gradients": torch.abs,
+SUMMED: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {  # evidence -> what of the c_b is added up
+    "squared_gradients": (torch.square,),
+    "absolute_gradients": (torch.abs,),
+    "gradient_and_size": (torch.clone, torch.abs),
 }
 
 
@@ -50,16 +51,16 @@ class Gated(torch.autograd.Function):
 
 
 def line(of: str, gradients: Tensor) -> Tensor:
-    """(u + 1,) fp64: the sums over the rows of a micro-batch, and their number. gradients (B, u)."""
-    sums = SUMMED[of](gradients.double()).sum(0)
+    """(k u + 1,) fp64: the k sums over the rows of a micro-batch, and their number. gradients (B, u)."""
+    sums = torch.cat([what(gradients.double()).sum(0) for what in SUMMED[of]])
     return torch.cat([sums, sums.new_full((1,), len(gradients))])
 
 
 def mean(
     of: str,
-    line: Tensor,  # (u + 1,) fp64, summed over micro-batches and ranks
+    line: Tensor,  # (k u + 1,) fp64, summed over micro-batches and ranks
     scale: float,  # L's gradient times this is what the rows were given: the loss scale times the number of ranks
 ) -> Tensor:
-    """(u,) the mean over the examples of (N c_b)^2 or of |N c_b|."""
-    sums, count = line[:-1], line[-1]
+    """(k, u) the means over the examples of (N c_b)^2, of |N c_b|, or of N c_b, which is dL/dz, and |N c_b|."""
+    sums, count = line[:-1].view(len(SUMMED[of]), -1), line[-1]
     return count * sums / scale**2 if of == "squared_gradients" else sums / scale

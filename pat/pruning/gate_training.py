@@ -79,7 +79,7 @@ class GateTraining(ABC):
 
     @abstractmethod
     def learn(self, state: GateState, evidence: Tensor, now: Moment) -> dict[str, float]:
-        """Move the scores by (U,) what a step has shown. Figures for the log."""
+        """Move the scores by what a step has shown, as the method needs it. Figures for the log."""
 
     @abstractmethod
     def kept(self, state: GateState, now: Moment) -> Tensor | None:
@@ -197,10 +197,12 @@ class LearnedTraining(GateTraining):
 
     def learn(self, state: GateState, evidence: Tensor, now: Moment) -> dict[str, float]:
         """A step of the Lagrangian."""
+        grad, size = evidence
         if now.phase == "dense":
-            self.lagrangian.observe(evidence)
+            self.lagrangian.observe(grad, size)
             return {}
-        state.score, figures = self.lagrangian.step(state.score, evidence, self._temperature(now), now.ramp)
+        a = self.lagrangian.weigh(state.score, size)
+        state.score, figures = self.lagrangian.step(a, grad, self._temperature(now), now.ramp)
         return figures
 
     def kept(self, state: GateState, now: Moment) -> Tensor | None:

@@ -53,7 +53,7 @@ class SiteHooks:
         self.z: Tensor | None = None
         self.z_eval: Tensor | None = None  # in evaluation; None: z
         self.open = False  # all of z is 1
-        self.sums: Tensor | None = None  # (u + 1,) fp64: the statistic per unit, and the tokens or examples in it
+        self.sums: Tensor | None = None  # (k u + 1,) fp64: k figures per unit, and the tokens or examples in them
         module = model.get_submodule(site.consumer)
         if site.features:
             self.handle: Any = module.register_forward_pre_hook(self._inputs)
@@ -181,7 +181,7 @@ class GatedForward:
         return None
 
     def evidence(self, world: Comm, scale: float) -> Tensor | None:
-        """(U,) of this step and all ranks, and forgotten here; None where the method takes none from here.
+        """(U,) or (k, U) of this step and all ranks, and forgotten here; None where the method takes none from here.
 
         `scale`: of the loss. Collective.
         """
@@ -198,14 +198,17 @@ class GatedForward:
 
     def _means(self, world: Comm, scale: float, needs: Evidence) -> Tensor:
         """Sums and counts are added over ranks before they are divided: ranks may have seen different numbers."""
-        lengths, parts = [n + 1 for n in self.sizes], []
+        by_example = needs in example_gradients.SUMMED
+        lines_each = len(example_gradients.SUMMED[needs]) if by_example else 1
+        lengths, parts = [lines_each * n + 1 for n in self.sizes], []
         for hook, n in zip(self.hooks, lengths, strict=True):
             empty = torch.zeros(n, dtype=torch.float64, device=world.device)
             parts.append(empty if hook.sums is None else hook.sums.to(world.device))
             hook.sums = None
         lines = world.sum(torch.cat(parts)).cpu().split(lengths)
-        if needs in example_gradients.SUMMED:
-            return torch.cat([example_gradients.mean(needs, line, world.world_size * scale) for line in lines]).float()
+        if by_example:
+            found = [example_gradients.mean(needs, line, world.world_size * scale) for line in lines]
+            return torch.cat(found, dim=1).float().squeeze(0)
         return torch.cat([line[:-1] / line[-1].clamp(min=1.0) for line in lines]).float()
 
     def _see_no_more(self) -> None:

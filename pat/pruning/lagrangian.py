@@ -15,6 +15,14 @@ with the l_k under which the constraints hold afterwards, found by Newton's meth
 descent on p, projected in the Kullback-Leibler divergence. No unit has a scale of its own: where Adam divides every
 gradient by its own size, units rank by the signal-to-noise ratio of their gradient and not by what they are worth.
 
+A step's g is mostly noise, and its mean over few steps hardly says which units the loss needs. What does, from the
+first step on, is the size of the gradient example by example. A part of a follows it (Molchanov et al. 2019,
+arXiv:1906.10771), in the soft phase, too, where other units are closed:
+
+    a_i = spread (x_i - mean x) / deviation of x + what the steps have moved
+    x_i = log(|g_i| / c_i)       |g_i| the mean over steps and examples b of |dL_b/dz_i|; mean and deviation over the
+                                 units of a constraint
+
 Budgets that leave one width in all layers tie the sites of a structure: every site's expected number of open gates is
 the mean over its sites, so that what is trained is what the final choice can keep.
 """
@@ -22,6 +30,7 @@ the mean over its sites, so that what is trained is what the final choice can ke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,7 +60,7 @@ class Lagrangian:
         self.tied = budget.ties_sites
         self.squares = torch.zeros(len(structures))  # decaying sums of g^2, mean over a structure's units
         self.steps = torch.zeros((), dtype=torch.int64)
-        self.importance = torch.zeros(sum(self.sizes))  # sum over dense steps of |g|
+        self.importance = torch.zeros(sum(self.sizes))  # sum over steps of the mean |dL_b/dz|
         self.soft = torch.zeros((), dtype=torch.int64)  # 1: the soft phase has begun
         self.constraint = self._constraint()  # (U,)
 
@@ -69,11 +78,11 @@ class Lagrangian:
         by_site = {site.name: part for site, part in zip(self.sites, is_open.split(self.sizes), strict=True)}
         return self.budget.expected_sparsity(self.anatomy, self.sites, by_site)
 
-    # -- the start -------------------------------------------------------------------------------------------------
+    # -- what units are worth --------------------------------------------------------------------------------------
 
-    def observe(self, grad: Tensor) -> None:
-        """A dense step's (U,) dL/dz, all gates open: |g| is the loss that closing a gate costs, to first order."""
-        self.importance += grad.abs()
+    def observe(self, grad: Tensor, size: Tensor) -> None:
+        """A dense step's (U,) dL/dz and mean |dL_b/dz|: to first order what an example loses when a gate closes."""
+        self.importance += size
         self._scale(grad)
 
     @property
@@ -82,22 +91,32 @@ class Lagrangian:
         return bool(self.soft)
 
     def begin(self, a: Tensor) -> Tensor:
-        """(U,) a where the soft phase begins: spread by the logarithm of what a unit is worth per cost.
-
-        a_i + spread (x_i - mean x) / deviation of x over the units of a constraint, x_i = log(|g_i| / c_i) with |g| the
-        mean over the dense steps; a itself where there were none.
-        """
+        """(U,) a where the soft phase begins, by what the dense one has shown."""
         self.soft = torch.ones((), dtype=torch.int64)
+        return a + self._worth()
+
+    def weigh(self, a: Tensor, size: Tensor) -> Tensor:
+        """(U,) a once a soft step has shown more: its (U,) mean |dL_b/dz|."""
+        before = self._worth()
+        self.importance += size
+        return a + (self._worth() - before)
+
+    def _worth(self) -> Tensor:
+        """(U,) the part of a that follows the importance; 0 where nothing has been seen."""
         if not bool(self.importance.any()):
-            return a
-        is_open = torch.ones_like(a).requires_grad_()
-        (cost,) = torch.autograd.grad(-self._sparsity(is_open).sum(), is_open)
+            return torch.zeros_like(self.importance)
         least = float(self.importance[self.importance > 0].min())
-        x = self.importance.clamp(min=least).log() - cost.clamp(min=1e-20).log()
+        x = self.importance.clamp(min=least).log() - self._dense_cost.clamp(min=1e-20).log()
         counts = torch.bincount(self.constraint, minlength=len(self.final))
         x = x - (self._per_constraint(x) / counts)[self.constraint]
         deviation = (self._per_constraint(x * x) / counts).sqrt().clamp(min=1e-6)
-        return a + self.method.spread * x / deviation[self.constraint]
+        return self.method.spread * x / deviation[self.constraint]
+
+    @cached_property
+    def _dense_cost(self) -> Tensor:
+        """(U,) c where all gates are open."""
+        is_open = torch.ones(sum(self.sizes), requires_grad=True)
+        return torch.autograd.grad(-self._sparsity(is_open).sum(), is_open)[0]
 
     # -- a step ----------------------------------------------------------------------------------------------------
 

@@ -49,9 +49,10 @@ def example_gradients(model: Any, sites: list[Any], ids: Tensor, z: dict[str, Te
 def on_ranks(
     model_type: str, structure: str, name: str, ids: Tensor, ranks: int, micro: int, z: dict[str, Tensor]
 ) -> Tensor:
-    """(U,) the score after one step of `ranks` ranks, whose loss is the mean over micro-batches of `micro` rows."""
+    """(U,) the score after one step of `ranks` ranks, whose loss is the mean over micro-batches of `micro` rows; of
+    learned gates what they see, (2, U)."""
     own = [small.model(model_type).train(False) for _ in range(ranks)]
-    gate, scale = method(name), 8.0  # of the loss, as fp16 has it
+    gate, scale = registry.build("gate", name) if name == "l0" else method(name), 8.0  # of the loss, as fp16 has it
 
     def work(world: Comm) -> Tensor:
         model = own[world.rank]
@@ -62,7 +63,7 @@ def on_ranks(
             (scale * losses(model, batch).mean() / len(batches)).backward()
         evidence = forward.evidence(world, scale)
         assert evidence is not None
-        return gate.update(torch.zeros_like(evidence), evidence)
+        return evidence if name == "l0" else gate.update(torch.zeros_like(evidence), evidence)
 
     scores, _ = run_ranks(ranks, work)
     for one, other in pairwise(scores):
@@ -72,10 +73,10 @@ def on_ranks(
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("model_type", families.families())
-def test_fisher_and_taylor_take_every_example(model_type: str, structure: str) -> None:
-    """The mean square and the mean size of the examples' own gradients, however they are spread over micro-batches and
-    ranks, where all gates of a site are 1 and where not. Would catch: the square or the size of a mean, in which
-    examples cancel; a wrong scale."""
+def test_evidence_is_of_every_example(model_type: str, structure: str) -> None:
+    """The mean square, the mean size and the mean of the examples' own gradients, however they are spread over
+    micro-batches and ranks, where all gates of a site are 1 and where not. Would catch: the square or the size of a
+    mean, in which examples cancel; a wrong scale."""
     model, ids = small.model(model_type), small.tokens(ROWS, LENGTH)
     sites = small.sites(families.anatomy(model), structure)
     z = {site.name: torch.ones(site.num_units) for site in sites}
@@ -83,13 +84,14 @@ def test_fisher_and_taylor_take_every_example(model_type: str, structure: str) -
     each = example_gradients(model, sites, ids, z)
     assert (each.std(0) / each.abs().mean(0)).mean() > 0.1, "examples have to differ"
     expected = {"fisher": each.square().mean(0), "taylor": each.abs().mean(0)}
+    expected["l0"] = torch.stack([each.mean(0), expected["taylor"]])
     for name, wanted in expected.items():
         for ranks, micro in ((1, 4), (2, 1)):
             found = on_ranks(model_type, structure, name, ids, ranks, micro, z)
             torch.testing.assert_close(found, wanted, rtol=2e-3, atol=1e-4 * float(wanted.max()))
 
 
-@pytest.mark.parametrize("name", ["fisher", "taylor", "movement", "activation"])
+@pytest.mark.parametrize("name", ["fisher", "taylor", "l0", "movement", "activation"])
 def test_recomputed_activations_give_the_same_evidence(name: str) -> None:
     """Both kinds of activation checkpointing, to the bit. Would catch: a forward or a backward that counts twice."""
     gate = registry.build("gate", name)

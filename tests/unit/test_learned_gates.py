@@ -95,7 +95,8 @@ def run(training: LearnedTraining, units: int, gradient: Any, dense: int = DENSE
         if now.phase == "soft":
             training.advance(state, now, None)
             z, _ = training.gates(state, now)
-        figures = training.learn(state, gradient(z, t), now)
+        grad = gradient(z, t)
+        figures = training.learn(state, torch.stack([grad, grad.abs()]), now)
     return state, figures
 
 

@@ -16,12 +16,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-# gradient: dL/dz of the global batch; squared_, absolute_: the mean over its examples of their own gradient's; weights:
-# the mean square; activations, similarity: means over the tokens that are no padding
+# gradient: dL/dz of the global batch; squared_, absolute_: the mean over its examples of their own gradient's;
+# gradient_and_size: (2, U), the first and the third; weights: the mean square; activations, similarity: means over the
+# tokens that are no padding
 Evidence = Literal[
-    "gradient", "squared_gradients", "absolute_gradients", "weights", "activations", "similarity"
+    "gradient", "squared_gradients", "absolute_gradients", "gradient_and_size", "weights", "activations", "similarity"
 ]  # fmt: skip
-BY_GRADIENT: tuple[Evidence, ...] = ("gradient", "squared_gradients", "absolute_gradients")
+BY_GRADIENT: tuple[Evidence, ...] = ("gradient", "squared_gradients", "absolute_gradients", "gradient_and_size")
 STATISTICS: tuple[Evidence, ...] = ("activations", "similarity")
 
 
@@ -66,8 +67,10 @@ class Learned(Gate, ABC):
 
     lr: float = field(default=0.1, kw_only=True)  # what a / T moves in a step where dL/dz has its root mean square
     initial: float = field(default=3.0, kw_only=True)  # mean of a at the start of the soft phase: nearly open
-    spread: float = field(default=1.0, kw_only=True)  # of a there, by the importance seen in the dense phase; 0: equal
+    spread: float = field(default=1.0, kw_only=True)  # of the part of a that follows the importance seen; 0: none
     temperature: float = field(default=0.02, kw_only=True)  # T at the end of the soft phase
+
+    needs: ClassVar[Evidence] = "gradient_and_size"
 
     def __post_init__(self) -> None:
         """Refuse a rate that moves nothing, and a temperature that is none."""
