@@ -22,11 +22,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pat.config import Config, PrunerConfig
 from tests import gate_forward, gate_oracle
 from tests.gate_choice import Shape, Units, cost
+from tests.gate_lagrangian import LEARNED, Options
 from tests.gate_oracle import Settings
 
 STEPS, ROWS, TOKENS, MICRO = 10, 4, 12, 2  # steps, sequences a step, tokens of each, micro-batches a step
 KEPT = {"ffn": 4, "kv_groups": 2, "heads": 2, "layers": 2, "attention_layers": 2, "mlp_layers": 2}
 WEAK = 0.03
+INITIAL = 0.3  # of what learned gates close in the end, at the start: all of them open is a limit that is not reached
 SHAPE = Shape(vocab=61, hidden=24, layers=4, groups=4, heads_per_group=2, head_dim=6, neurons=10)
 LR, WEIGHT_DECAY, MAX_NORM = 1e-3, 0.1, 0.3
 EPS = 1e-5  # of Adam: weights with next to no gradient do not turn its rounding into steps
@@ -40,9 +42,10 @@ class Case:
     structures: tuple[str, ...]
     budget: str = "shape"  # or parameters | flops | memory
     options: Mapping[str, Any] = field(default_factory=dict)  # of the method
+    per_layer: bool = False  # a width for every layer, under a budget of costs
 
     def __str__(self) -> str:
-        return f"{self.method} of {'+'.join(self.structures)} to {self.budget}"
+        return f"{self.method} of {'+'.join(self.structures)} to {self.budget}{' per layer' if self.per_layer else ''}"
 
     @property
     def shape(self) -> Shape:
@@ -62,7 +65,7 @@ class Case:
         if self.budget == "shape":
             return {"name": "shape", "keep": {name: KEPT[name] for name in self.structures}, "stock": False}
         sizes = {"flops": {"seq_len": TOKENS}, "memory": {"context": 50, "batch": 3}}.get(self.budget, {})
-        given = {"name": self.budget, "stock": False, **sizes}
+        given = {"name": self.budget, "stock": False, "per_layer": self.per_layer, **sizes}
         right = planted(self.shape, self.structures)
         dense = {name: torch.ones_like(flags) for name, flags in right.items()}
         full, left = (cost(self.shape, given, flags) for flags in (dense, right))
@@ -74,17 +77,33 @@ class Case:
         """A ramp to the shape; a cost budget at once, as on the way many choices are about as good."""
         if self.method == "movement":
             return {"name": "one_shot", "start": 7, "hard": 8}  # the scores are those of open gates
+        if self.method in LEARNED:
+            return {"name": "cubic", "start": 2, "end": 6, "hard": 8, "initial": INITIAL * self.final_sparsity}
         if self.budget == "shape":
             return {"name": "cubic", "start": 3, "end": 7, "hard": 8, "every": 2}
         return {"name": "one_shot", "start": 4, "hard": 8, "every": 2}
 
+    @property
+    def final_sparsity(self) -> float:
+        """What the budget counts: its own sparsity, or of a shape the share of the parameters that could go."""
+        if self.budget != "shape":
+            return self.budget_settings["sparsity"]
+        right = planted(self.shape, self.structures)
+        levels = (torch.ones_like, torch.clone, torch.zeros_like)
+        full, left, none = (
+            cost(self.shape, {"name": "parameters"}, {name: level(flags) for name, flags in right.items()})
+            for level in levels
+        )
+        return (full - left) / (full - none)
+
     def oracle(self) -> Settings:
         """For the naive implementation."""
         line = self.schedule
+        options = {"learned": Options(**self.options)} if self.method in LEARNED else self.options
         return Settings(
             shape=self.shape, structures=self.structures, method=self.method, budget=self.budget_settings,
             start=line["start"], end=line.get("end", line["start"]), hard=line["hard"], every=line.get("every", 1),
-            ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY, max_norm=MAX_NORM, eps=EPS, **self.options,
+            initial=INITIAL if "initial" in line else 0.0, ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY, max_norm=MAX_NORM, eps=EPS, **options,
         )  # fmt: skip
 
     def pruner(self) -> PrunerConfig:

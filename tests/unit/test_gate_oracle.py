@@ -19,6 +19,7 @@ from pat.pruning import registry
 from pat.pruning.gates import Ranked
 from pat.pruning.schedules import Ramp
 from tests import formulas, gate_oracle, one_rank, planted
+from tests.gate_lagrangian import LEARNED
 from tests.planted import Case
 
 STRUCTURES = ("ffn", "kv_groups", "heads", "layers", "attention_layers", "mlp_layers")
@@ -63,6 +64,8 @@ def train(case: Case, loss_fn: Any = planted.loss, attached: bool = False) -> li
             if number + 1 < planted.MICRO:
                 engine.step()
         keep, score = gate.state.keep.clone(), gate.state.score
+        if case.method in LEARNED and not gate.hardened and gate.multiplied is not None:
+            z = gate.multiplied.clone()  # a sample
         if pruning is None:
             stats = pruner.step(t)
         else:
