@@ -36,7 +36,7 @@ def compared(case: Case, overrides: dict[str, Any], records: list[Any]) -> list[
     (gate,) = pruner.gates
     ds.set_lr(engine, 1.0)
     lines = []
-    for record, micro_batches in zip(records, planted.micro_batches(case.shape, case.structures), strict=True):
+    for record, micro_batches in zip(records, planted.micro_batches(case), strict=True):
         z, keep = gate.state.z.clone(), gate.state.keep.clone()
         engine.backward(planted.loss(engine, micro_batches[dist.get_rank()], record.step))
         before = gate.state.score
