@@ -50,37 +50,3 @@ def hard_concrete_open(a: Tensor) -> Tensor:
 def hard_concrete_mean(a: Tensor) -> Tensor:
     """Equation 13, at test time: min(1, max(0, sigmoid(a) (zeta - gamma) + gamma))."""
     return torch.clip((ZETA - GAMMA) / (1.0 + torch.exp(-a)) + GAMMA, 0.0, 1.0)
-
-
-def learned_logits(
-    dense: Sequence[Tensor],  # (L, n) dL/dz of each dense step
-    soft: Sequence[Tensor],  # of each soft step
-    due: Sequence[float],  # the share of units that is to be closed in expectation after each soft step
-    temperatures: Sequence[float],  # of each soft step
-    lr: float,
-    initial: float,
-    spread: float,
-) -> list[Tensor]:
-    """(L, n) a where the soft phase begins, then after each of its steps; every layer closes the same share of units.
-
-    a = initial + spread * standardised log(sum |g|);  a <- a - lr T g / r, r the root mean square of g over units and
-    steps (decay 0.999, corrected);  then in each layer all a move by what makes the mean of P(z > 0) what is due.
-    """
-    square, a, found = 0.0, torch.full_like(soft[0], initial), []
-    x = torch.stack(list(dense)).abs().sum(0).log()
-    a = a + spread * (x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True)
-    found.append(a)
-    for t, grad in enumerate([*dense, *soft]):
-        square = 0.999 * square + 0.001 * float(grad.square().mean())
-        step = t - len(dense)
-        if step < 0:
-            continue
-        a = a - lr * temperatures[step] * grad / math.sqrt(square / (1.0 - 0.999 ** (t + 1)))
-        low, high = torch.full((len(a), 1), -50.0), torch.full((len(a), 1), 50.0)
-        for _ in range(60):
-            middle = (low + high) / 2
-            closed = 1.0 - hard_concrete_open((a - middle) / temperatures[step]).mean(1, keepdim=True)
-            low, high = torch.where(closed < due[step], middle, low), torch.where(closed < due[step], high, middle)
-        a = a - (low + high) / 2
-        found.append(a)
-    return found

@@ -55,7 +55,8 @@ class Shape:
 def choose(
     shape: Shape, budget: Mapping[str, Any], structures: Sequence[str], scores: Units, comparable: bool, due: float
 ) -> Units:
-    """The keep flags under `due` of the budget: every layer keeps as many units; of whole layers the best ones stay."""
+    """The keep flags under `due` of the budget: every layer keeps as many units, or with `per_layer` all of them
+    together keep the best ones; of whole layers the best ones stay."""
     if budget["name"] == "shape":
         counts = {name: units_left(_most(shape, name), kept, due) for name, kept in budget["keep"].items()}
         return {name: _best(scores[name], counts[name]) for name in structures}
@@ -65,8 +66,10 @@ def choose(
     dense = {name: torch.ones_like(score).bool() for name, score in scores.items()}
     limit = cost_limit(cost(shape, budget, dense), budget["sparsity"], due)
     best, found = -math.inf, None
-    for counts in itertools.product(*(range(1, _most(shape, name) + 1) for name in structures)):
-        flags = {name: _best(scores[name], n) for name, n in zip(structures, counts, strict=True)}
+    together = budget.get("per_layer", False)
+    most = [scores[name].numel() if together else _most(shape, name) for name in structures]
+    for counts in itertools.product(*(range(1, n + 1) for n in most)):
+        flags = {name: _best(scores[name], n, together) for name, n in zip(structures, counts, strict=True)}
         value = sum(float(weighed[name][keep].double().sum()) for name, keep in flags.items())
         if cost(shape, budget, flags) <= limit and value > best:
             best, found = value, flags
@@ -88,12 +91,12 @@ def _most(shape: Shape, structure: str) -> int:
     return shape.layers if shape.units(structure) == 1 else shape.units(structure)
 
 
-def _best(scores: Tensor, count: int) -> Tensor:
-    """The highest of each layer, or of all layers where a layer is one unit; equal ones: the lower index."""
-    rows = scores.T if scores.shape[1] == 1 else scores
+def _best(scores: Tensor, count: int, together: bool = False) -> Tensor:
+    """The highest of each layer, or of all layers together, as where a layer is one unit; equal ones: the lower
+    index."""
+    rows = scores.reshape(1, -1) if together or scores.shape[1] == 1 else scores
     order = torch.argsort(rows, dim=1, descending=True, stable=True)[:, :count]
-    flags = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order, True)
-    return flags.T if scores.shape[1] == 1 else flags
+    return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order, True).view_as(scores)
 
 
 def _shares(shape: Shape, budget: Mapping[str, Any], structure: str, scores: Tensor) -> Tensor:
@@ -109,25 +112,29 @@ def _shares(shape: Shape, budget: Mapping[str, Any], structure: str, scores: Ten
     return shares.view_as(scores) * (cost(shape, budget, {structure: one}) - cost(shape, budget, {structure: without}))
 
 
-def cost(shape: Shape, budget: Mapping[str, Any], keep: Units) -> int:
-    """Parameters, FLOPs of a forward over s tokens, or bytes of weights and KV cache of what is left."""
+def cost(shape: Shape, budget: Mapping[str, Any], keep: Units) -> Any:
+    """Parameters, FLOPs of a forward over s tokens, or bytes of weights and KV cache of what is left: an int under
+    flags, and a differentiable expectation under probabilities."""
     h, d, q = shape.hidden, shape.head_dim, shape.head_dim * shape.heads_per_group
     parameters, cached = shape.vocab * h + h, 0  # embeddings, tied to the output, and the last norm
     s = budget.get("seq_len", 0)
     flops = 2 * s * h * shape.vocab
+
+    def left(name: str, i: int, full: int) -> Any:
+        if name not in keep:
+            return full
+        flags = keep[name][i]
+        return int(flags.sum()) if flags.dtype == torch.bool else flags.sum()
+
     for i in range(shape.layers):
-        there = {name: bool(keep[name][i, 0]) for name in ("layers", "attention_layers", "mlp_layers") if name in keep}
-        inner = next((name for name in ("kv_groups", "heads") if name in keep), None)
-        groups = int(keep[inner][i].sum()) if inner else shape.groups
-        neurons = int(keep["ffn"][i].sum()) if "ffn" in keep else shape.neurons
-        if there.get("layers", True) and there.get("attention_layers", True):
-            matrices = groups * (2 * h * q + 2 * h * d)
-            parameters += matrices + h
-            flops += 2 * s * matrices + 4 * s * s * groups * q
-            cached += 2 * d * groups
-        if there.get("layers", True) and there.get("mlp_layers", True):
-            parameters += 3 * h * neurons + h
-            flops += 2 * s * 3 * h * neurons
+        layer = left("layers", i, 1)
+        attention, mlp = layer * left("attention_layers", i, 1), layer * left("mlp_layers", i, 1)
+        groups = left("heads" if "heads" in keep else "kv_groups", i, shape.groups)
+        neurons = left("ffn", i, shape.neurons)
+        matrices = groups * (2 * h * q + 2 * h * d)
+        parameters += attention * (matrices + h) + mlp * (3 * h * neurons + h)
+        flops += attention * (2 * s * matrices + 4 * s * s * groups * q) + mlp * (2 * s * 3 * h * neurons)
+        cached += attention * 2 * d * groups
     size = budget.get("value_bytes", 2)
     bytes_held = size * (parameters + cached * budget.get("context", 0) * budget.get("batch", 1))
     return {"parameters": parameters, "flops": flops, "memory": bytes_held}[budget["name"]]

@@ -1,11 +1,14 @@
 """A Llama with gates, said naively: the matrices that read or write what a gate multiplies, times the gates.
 
+At the hard step they are multiplied for good. A weight w behind z has the gradient z G where the folded one has G. So
+Adam's averages of z G and (z G)^2 become those of G when they are divided by the same averages of z and z^2.
+
 # L layers, n units of a structure in a layer, z gates (L, n)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +51,40 @@ def gated(model: nn.Module, shape: Shape, z: Units) -> Forward:
             return functional_call(model, scaled(shape, dict(model.named_parameters()), z), args, kwargs)
 
     return forward
+
+
+def fold(
+    shape: Shape,
+    params: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    z: Units,  # for good
+    keep: Units,
+    history: Sequence[Units],  # what has multiplied in every step
+) -> None:
+    """Weights times z, and Adam's moments as their gradients would have been; what is gone is 0, with its moments."""
+    (beta1, beta2) = optimizer.param_groups[0]["betas"]
+    for structure, gates in z.items():
+        past = torch.stack([each[structure] for each in history])
+        by = {"exp_avg": 1.0 / _average(past, beta1), "exp_avg_sq": 1.0 / _average(past.square(), beta2)}
+        for i in range(shape.layers):
+            for unit in range(gates.shape[1]):
+                for name, dim, start, stop in shape.owned(structure, i, unit):
+                    here = torch.zeros(()) + keep[structure][i, unit]
+                    weight = params[name]
+                    reads = structure != "layers" and name.endswith(f"{CONSUMER[structure][0]}.weight")
+                    factors = {"weight": gates[i, unit] if reads else here}
+                    for moment, factor in by.items():
+                        factors[moment] = factor[i, unit] if here and (reads or structure == "layers") else here
+                    state: dict[str, Tensor] = {"weight": weight.data} | optimizer.state[weight]
+                    for key, factor in factors.items():
+                        if key in state:
+                            state[key].narrow(dim, start, min(stop, weight.shape[dim]) - start).mul_(factor)
+
+
+def _average(past: Tensor, beta: float) -> Tensor:
+    """Adam's, over the steps of (t, L, n), with its correction."""
+    weights = torch.tensor([beta**age for age in reversed(range(len(past)))])[:, None, None]
+    return (weights * past).sum(0) / weights.sum()
 
 
 class Watch:

@@ -10,6 +10,7 @@ Step t, from 0:
     M = the highest scores that the budget allows, if t is a selection step, from the evidence of earlier steps
     z moves towards M by at most 1 / fade in the soft phase; it is 1 in the dense one
     at the hard step M is chosen for the whole budget: what is gone becomes 0, and Adam's moments of it
+    learned gates are sampled from logits in the soft phase, and what is kept is multiplied by its gate in the end
     loss of the model whose consuming weights are W * z;  W = AdamW(W, dL/dW clipped by its norm)
     S = the method's rule on dL/dz, or on what the forward has shown, until the hard phase
 """
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tests.gate_choice import Shape, Units, choose
-from tests.gate_forward import CONSUMER, Forward, Watch, scaled
+from tests.gate_forward import CONSUMER, Forward, Watch, fold, scaled
+from tests.gate_lagrangian import LEARNED, Learner, Options, temperature
 
 BY_EXAMPLE = ("taylor", "fisher")  # methods that look at the gradient of each example's own loss
 STATISTICS = ("activation", "similarity")  # methods that look at the forward, and not at dL/dz
@@ -47,8 +49,10 @@ class Settings:
     hard: int
     every: int = 1
     ramp: str = "cubic"  # cubic | one_shot
+    initial: float = 0.0  # the share of the budget that is due where a cubic ramp starts
     fade: int = 10
     decay: float | None = None  # of the method's average; None: DECAYS
+    learned: Options = Options()  # of l0 and smooth
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -58,7 +62,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Record:
-    """The state after one step; `z` is what multiplied in it."""
+    """The state after one step; `z` is what multiplied in it, or what is in the weights."""
 
     step: int
     loss: float
@@ -91,13 +95,22 @@ def run(
     ones = {name: torch.ones(shape.layers, shape.units(name)) for name in settings.structures}
     z, keep = dict(ones), {name: value.bool() for name, value in ones.items()}
     scores = {name: torch.zeros_like(value) for name, value in ones.items()}
-    records = []
+    learner = None
+    if settings.method in LEARNED:
+        learner = Learner(shape, settings.budget, settings.structures, settings.method, settings.learned)
+        scores = _logits(learner)
+    records, history = [], []
     for t, micro_batches in enumerate(steps):
         if t == settings.hard:
             scores = _ranked(settings, params, scores)
-            keep = _chosen(settings, scores, 1.0)
-            _remove(shape, params, optimizer, keep)
-            z = {name: flags.float() for name, flags in keep.items()}
+            keep = _chosen(settings, learner.worth() if learner else scores, 1.0)
+            final = learner.mean(settings.learned.temperature) if learner else ones
+            z = {name: flags * (final if name in CONSUMER else ones)[name] for name, flags in keep.items()}
+            fold(shape, params, optimizer, z, keep, history)
+        elif settings.start <= t < settings.hard and learner:
+            if t == settings.start:
+                learner.begin()
+            z = learner.sample(t, _temperature(settings, t))
         elif settings.start <= t < settings.hard:
             if (t - settings.start) % settings.every == 0 or t == settings.end:
                 scores = _ranked(settings, params, scores)
@@ -106,25 +119,43 @@ def run(
                 step = 1.0 / settings.fade
                 z[name] = (z[name] + (flags.float() - z[name]).clamp(-step, step)).clamp(0.0, 1.0)
 
-        loss, seen = _backward(model, params, z, settings, loss_fn, micro_batches, t)
+        multiplies = z if t < settings.hard else {name: flags.float() for name, flags in keep.items()}
+        loss, seen = _backward(model, params, multiplies, settings, loss_fn, micro_batches, t)
         norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in params.values() if p.grad is not None))
         if settings.max_norm and norm > settings.max_norm:
             for p in params.values():
                 if p.grad is not None:
                     p.grad.mul_(settings.max_norm / (norm + 1e-6))
         optimizer.step()
-        if t < settings.hard and settings.method != "magnitude":
+        history.append(dict(z))
+        if t < settings.hard and learner:
+            grads = {name: torch.stack(shown).mean(0) for name, shown in seen.items()}
+            if t < settings.start:
+                learner.observe(grads)
+            else:
+                learner.step(grads, _temperature(settings, t), progress(settings, t))
+            scores = _logits(learner)
+        elif t < settings.hard and settings.method != "magnitude":
             scores = {name: update(settings, scores[name], seen[name]) for name in scores}
         weights = {name: p.detach().clone() for name, p in params.items()}
         records.append(Record(t, loss, norm, dict(z), dict(keep), dict(scores), weights))
     return records
 
 
+def _logits(learner: Learner) -> Units:
+    return {name: a.float() for name, a in learner.a.items()}
+
+
+def _temperature(settings: Settings, t: int) -> float:
+    return temperature(settings.learned, t, settings.start, settings.hard)
+
+
 def progress(settings: Settings, t: int) -> float:
-    """The share of the budget that is due: 1 - (1 - u)^3, or all at once."""
+    """The share of the budget that is due: 1 - (1 - initial) (1 - u)^3, or all at once."""
     if settings.ramp == "one_shot" or t >= settings.end:
         return 1.0
-    return 1.0 - (1.0 - (t - settings.start) / (settings.end - settings.start)) ** 3
+    left = (1.0 - (t - settings.start) / (settings.end - settings.start)) ** 3
+    return 1.0 - (1.0 - settings.initial) * left
 
 
 def _chosen(settings: Settings, scores: Units, due: float) -> Units:
@@ -185,16 +216,6 @@ def _example_gradients(
         effective = scaled(settings.shape, {name: p.detach() for name, p in params.items()}, leaves)
         loss = loss_fn(lambda *a, **k: functional_call(model, effective, a, k), row, t)
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-
-
-def _remove(shape: Shape, params: dict[str, nn.Parameter], optimizer: Any, keep: Units) -> None:
-    """What is gone is 0, with its moments; what stays is as it is."""
-    for structure, flags in keep.items():
-        for i, unit in (~flags).nonzero().tolist():
-            for name, dim, start, stop in shape.owned(structure, i, unit):
-                state = optimizer.state[params[name]]
-                for tensor in (params[name].data, *(state[key] for key in ("exp_avg", "exp_avg_sq") if key in state)):
-                    tensor.narrow(dim, start, min(stop, tensor.shape[dim]) - start).zero_()
 
 
 # -- evidence: one small function a rule -------------------------------------------------------------------------------

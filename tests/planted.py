@@ -22,14 +22,38 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pat.config import Config, PrunerConfig
 from tests import gate_forward, gate_oracle
 from tests.gate_choice import Shape, Units, cost
+from tests.gate_lagrangian import LEARNED, Options
 from tests.gate_oracle import Settings
 
 STEPS, ROWS, TOKENS, MICRO = 10, 4, 12, 2  # steps, sequences a step, tokens of each, micro-batches a step
 KEPT = {"ffn": 4, "kv_groups": 2, "heads": 2, "layers": 2, "attention_layers": 2, "mlp_layers": 2}
 WEAK = 0.03
+INITIAL = 0.3  # of what learned gates close in the end, at the start: all of them open is a limit that is not reached
 SHAPE = Shape(vocab=61, hidden=24, layers=4, groups=4, heads_per_group=2, head_dim=6, neurons=10)
 LR, WEIGHT_DECAY, MAX_NORM = 1e-3, 0.1, 0.3
 EPS = 1e-5  # of Adam: weights with next to no gradient do not turn its rounding into steps
+SMOOTHED = {"initial": 1.0, "temperature": 0.3}  # of learned gates: near 0 and 1 a multiplier is hardly determined
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Of pat against the naive run, in which all that differs is rounding, or where a projection stops.
+
+    Newton's method stops where a constraint is met within 1e-4. Where most gates are decided, sparsity rises by as
+    little as 0.01 with the logits of a site: they are only known to 0.01, and gates and folded weights with them. A
+    step against the loss moves logits by 0.1. Tied sites are evened again after each of Newton's steps, and not once.
+    """
+
+    gates: float = 1e-6
+    scores: float = 1e-6  # of the largest one
+    loss: float = 1e-5
+    norm: float = 1e-4  # of itself
+    weights: float = 2e-5
+    folded: float = 2e-5  # weights after the fold
+
+
+LEARNED_TOLERANCE = Tolerance(gates=5e-3, scores=4e-3, loss=5e-4, norm=5e-3, folded=5e-3)
+TIED_TOLERANCE = Tolerance(gates=4e-2, scores=2e-2, loss=2e-3, norm=2e-2, folded=4e-2)
 
 
 @dataclass(frozen=True)
@@ -40,9 +64,10 @@ class Case:
     structures: tuple[str, ...]
     budget: str = "shape"  # or parameters | flops | memory
     options: Mapping[str, Any] = field(default_factory=dict)  # of the method
+    per_layer: bool = False  # a width for every layer, under a budget of costs
 
     def __str__(self) -> str:
-        return f"{self.method} of {'+'.join(self.structures)} to {self.budget}"
+        return f"{self.method} of {'+'.join(self.structures)} to {self.budget}{' per layer' if self.per_layer else ''}"
 
     @property
     def shape(self) -> Shape:
@@ -62,7 +87,7 @@ class Case:
         if self.budget == "shape":
             return {"name": "shape", "keep": {name: KEPT[name] for name in self.structures}, "stock": False}
         sizes = {"flops": {"seq_len": TOKENS}, "memory": {"context": 50, "batch": 3}}.get(self.budget, {})
-        given = {"name": self.budget, "stock": False, **sizes}
+        given = {"name": self.budget, "stock": False, "per_layer": self.per_layer, **sizes}
         right = planted(self.shape, self.structures)
         dense = {name: torch.ones_like(flags) for name, flags in right.items()}
         full, left = (cost(self.shape, given, flags) for flags in (dense, right))
@@ -74,17 +99,42 @@ class Case:
         """A ramp to the shape; a cost budget at once, as on the way many choices are about as good."""
         if self.method == "movement":
             return {"name": "one_shot", "start": 7, "hard": 8}  # the scores are those of open gates
+        if self.method in LEARNED:
+            return {"name": "cubic", "start": 2, "end": 6, "hard": 8, "initial": INITIAL * self.final_sparsity}
         if self.budget == "shape":
             return {"name": "cubic", "start": 3, "end": 7, "hard": 8, "every": 2}
         return {"name": "one_shot", "start": 4, "hard": 8, "every": 2}
 
+    @property
+    def final_sparsity(self) -> float:
+        """What the budget counts: its own sparsity, or of a shape the share of the parameters that could go."""
+        if self.budget != "shape":
+            return self.budget_settings["sparsity"]
+        right = planted(self.shape, self.structures)
+        levels = (torch.ones_like, torch.clone, torch.zeros_like)
+        full, left, none = (
+            cost(self.shape, {"name": "parameters"}, {name: level(flags) for name, flags in right.items()})
+            for level in levels
+        )
+        return (full - left) / (full - none)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """What pat and the naive run may differ by."""
+        if self.method not in LEARNED:
+            return Tolerance()
+        tied = self.budget != "shape" and not self.per_layer and len(self.structures) > 1
+        return TIED_TOLERANCE if tied else LEARNED_TOLERANCE
+
     def oracle(self) -> Settings:
         """For the naive implementation."""
         line = self.schedule
+        options = {"learned": Options(**self.options)} if self.method in LEARNED else self.options
         return Settings(
             shape=self.shape, structures=self.structures, method=self.method, budget=self.budget_settings,
             start=line["start"], end=line.get("end", line["start"]), hard=line["hard"], every=line.get("every", 1),
-            ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY, max_norm=MAX_NORM, eps=EPS, **self.options,
+            initial=INITIAL if "initial" in line else 0.0, ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY,
+            max_norm=MAX_NORM, eps=EPS, **options,
         )  # fmt: skip
 
     def pruner(self) -> PrunerConfig:
@@ -148,16 +198,20 @@ def model(shape: Shape, structures: tuple[str, ...], weak: float = WEAK, strong:
     return built
 
 
-def micro_batches(shape: Shape, structures: tuple[str, ...]) -> list[list[dict[str, Tensor]]]:
+def teacher(case: Case) -> Any:
+    """The right model, whose answers are to be learned."""
+    return model(case.shape, case.structures, weak=0.0, strong=2.0).eval()
+
+
+def micro_batches(case: Case, number: int = MICRO) -> list[list[dict[str, Tensor]]]:
     """For each step its micro-batches: random tokens, and the right model's probabilities of the next ones."""
-    teacher = model(shape, structures, weak=0.0, strong=2.0).eval()
-    steps = []
+    right, steps = teacher(case), []
     for t in range(STEPS):
         generator = torch.Generator().manual_seed(2100 + t)
-        ids = torch.randint(1, shape.vocab, (ROWS, TOKENS), generator=generator)
+        ids = torch.randint(1, case.shape.vocab, (ROWS, TOKENS), generator=generator)
         with torch.no_grad():
-            answers = teacher(ids).logits.softmax(-1)
-        parts = zip(ids.chunk(MICRO), answers.chunk(MICRO), strict=True)
+            answers = right(ids).logits.softmax(-1)
+        parts = zip(ids.chunk(number), answers.chunk(number), strict=True)
         steps.append([{"input_ids": i, "answers": p} for i, p in parts])
     return steps
 
@@ -178,7 +232,7 @@ def right(case: Case) -> Units:
     if case.method != "movement":
         return planted(case.shape, case.structures)
     built, (structure,) = student(case), case.structures
-    data = [batch for step in micro_batches(case.shape, case.structures)[:8] for batch in step]
+    data = [batch for step in micro_batches(case)[:8] for batch in step]
     whole = {key: torch.cat([batch[key] for batch in data]) for key in data[0]}
     ones = torch.ones(case.shape.layers, case.shape.units(structure))
     wanted = torch.empty_like(ones)
@@ -196,7 +250,7 @@ def right(case: Case) -> Units:
 
 def expected(case: Case, loss_fn: Any = loss) -> list[gate_oracle.Record]:
     """The naive run of a case."""
-    data = micro_batches(case.shape, case.structures)
+    data = micro_batches(case)
     return gate_oracle.run(student(case), loss_fn, data, case.oracle())
 
 

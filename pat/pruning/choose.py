@@ -5,16 +5,20 @@ A move narrows one group by one step of its grid, the lowest scores first (equal
     far     the move that loses the least score per cost that it saves, while it does not save more than is needed
     near    then, of the moves that do not, the same; where none is left, the one that saves the least or,
             unless `widest`, loses the least score
+    over    or the move at which `far` has ended, after all: it saves more than is needed
     back    whatever still fits within the limit grows, the most score per cost first
 
-So no group can be wider within the limit, and with one group, or groups of equal cost per unit, the result is the
-widest model that the limit allows. Costs are whole numbers and counted exactly.
+Of `near` and `over` the one after which more score stays is taken: a KV group costs as much as a dozen neurons, which
+must not all go because the worst group saves a little more than is needed. So no group can be wider within the limit,
+and with one group, or groups of equal cost per unit, the result is the widest model that the limit allows. Costs are
+whole numbers and counted exactly.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -79,36 +83,54 @@ def within(
     widest: bool = True,
 ) -> list[int] | None:
     """The count of every group, so that the model costs at most `limit`; None where even the least costs more."""
+    near = _State(groups, scores, cost, anatomy)
+    step = _far(near, limit)
+    over = None if step is None else near.copy()
+    if not _near(near, limit, widest):
+        return None
+    _back(near, limit)
+    if over is not None and step is not None:
+        over.move(step, -1)
+        _back(over, limit)
+        if over.score > near.score:
+            near = over
+    return [group.counts[step] for group, step in zip(groups, near.step, strict=True)]
+
+
+def _near(state: _State, limit: int, widest: bool) -> bool:
+    """Moves until the model fits, as small ones as will do; whether it does."""
 
     def last(move: tuple[float, int, int]) -> tuple[float, float, int]:
         ratio, saved, g = move
         return (saved, ratio, g) if widest else (ratio * saved, saved, g)
 
-    state = _State(groups, scores, cost, anatomy)
-    _far(state, limit)
     while state.total > limit:
         moves = [(*state.change(g, -1), g) for g, step in enumerate(state.step) if step > 0]
         moves = [(score / saved, saved, g) for score, saved, g in moves if saved]
         if not moves:
-            return None
+            return False
         fits = [move for move in moves if move[1] <= state.total - limit]
         state.move(min(fits)[2] if fits else min(moves, key=last)[2], -1)
-    while True:
-        wider = [(-state.ratio(g, +1), g) for g in range(len(groups)) if state.fits(g, limit)]
-        if not wider:
-            return [group.counts[step] for group, step in zip(groups, state.step, strict=True)]
+    return True
+
+
+def _back(state: _State, limit: int) -> None:
+    """Whatever still fits grows."""
+    while wider := [(-state.ratio(g, +1), g) for g in range(len(state.groups)) if state.fits(g, limit)]:
         state.move(min(wider)[1], +1)
 
 
-def _far(state: _State, limit: int) -> None:
-    """Moves by score per cost, up to the first that would save more than is needed."""
+def _far(state: _State, limit: int) -> int | None:
+    """Moves by score per cost, up to the first that would save more than is needed: its group; None: there is none."""
     heap = state.moves()
     while state.total > limit:
         pooled = [(state.ratio(g), g) for g, group in enumerate(state.groups) if group.pooled and state.step[g] > 0]
         best = min(pooled + heap[:1], default=None)
-        if best is None or state.total - state.change(best[1], -1)[1] < limit:
-            return
+        if best is None:
+            return None
         g = best[1]
+        if state.total - state.change(g, -1)[1] < limit:
+            return g
         state.move(g, -1)
         if state.groups[g].pooled:
             heap = state.moves()  # what is in a dropped layer saves nothing any more
@@ -116,6 +138,7 @@ def _far(state: _State, limit: int) -> None:
             heapq.heappop(heap)
             if state.step[g] > 0:
                 heapq.heappush(heap, (state.ratio(g), g))
+    return None
 
 
 def even(sites: Sequence[Site], scores: Mapping[str, Tensor], cost: Cost, dense: Widths) -> dict[str, Tensor]:
@@ -169,6 +192,26 @@ class _State:
         self.layers, self.sublayers = list(left.layers), [list(row) for row in left.sublayers]
         self.units = [list(row) for row in left.units]
         self.total: int = cost.total(self.widths)
+
+    def copy(self) -> _State:
+        """The same counts, to be changed on their own."""
+        twin = copy(self)
+        twin.step, twin.layers = list(self.step), list(self.layers)
+        twin.sublayers, twin.units = [list(row) for row in self.sublayers], [list(row) for row in self.units]
+        return twin
+
+    @property
+    def score(self) -> float:
+        """Of all units that stay, in the layers that are there."""
+        total = 0.0
+        for g, (group, step) in enumerate(zip(self.groups, self.step, strict=True)):
+            count = group.counts[step]
+            if group.pooled:
+                total += sum(self.ranks[site.name][0][0] for site in self.order[g][:count])
+            else:
+                open_sites = [site for site in group.sites if self._open(site)]
+                total += sum(value for site in open_sites for value, _ in self.ranks[site.name][:count])
+        return total
 
     @property
     def widths(self) -> Widths:

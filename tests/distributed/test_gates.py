@@ -123,7 +123,11 @@ def against_oracle() -> dict[str, Any]:
 @pytest.mark.parametrize("case", gate_oracle_checks.CASES)
 @pytest.mark.parametrize("layout", gate_oracle_checks.LAYOUTS)
 def test_the_planted_units_stay_as_in_the_naive_implementation(case: str, layout: str) -> None:
-    """Flags equal at every step and those that were planted in the end; gates, scores and weights to rounding."""
-    equal, gates, scores, weights = zip(*against_oracle()[case][layout], strict=True)
+    """Flags equal at every step and those that were planted in the end; gates, scores and weights to the tolerance of
+    the case, and scores that are sums over ranks to 1e-4. In pat's loop, also with a teacher, and attached to another.
+    """
+    near = gate_oracle_checks.CASES[case].tolerance
+    equal, gates, scores, weights, folded = zip(*against_oracle()[case][layout], strict=True)
     assert all(equal), equal
-    assert max(gates) < 1e-6 and max(scores) < 1e-4 and max(weights) < 2e-5, (gates, scores, weights)
+    assert max(gates) <= near.gates and max(scores) <= max(near.scores, 1e-4), (gates, scores)
+    assert max(weights) <= near.weights and max(folded) <= near.folded, (weights, folded)

@@ -64,11 +64,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("return self.total + self.change(g, +1)[1] <= limit", "return False", "nothing grows back"),
         ("if score.isnan().any():", "if False:", "NaN scores are ranked"),
-        (
-            "best is None or state.total - state.change(best[1], -1)[1] < limit",
-            "best is None",
-            "moves that save too much",
-        ),
+        ("if state.total - state.change(g, -1)[1] < limit:", "if False:", "moves that save too much"),
+        ("if over.score > near.score:", "if False:", "a dozen neurons go for one KV group"),
         ("found[site.name] = part * cost.per_unit(site, dense)", "found[site.name] = part", "units of equal cost"),
         (
             "torch.argsort(flat, descending=True, stable=True)]",

@@ -16,6 +16,7 @@ from torch import Tensor
 from pat.pruning import registry
 from pat.pruning.structured import GatePruner
 from tests import formulas, one_rank, planted
+from tests.gate_lagrangian import Learner, Options
 from tests.planted import Case
 
 LEARNED = ("l0", "smooth")
@@ -61,7 +62,7 @@ def test_final_gates_are_folded_into_what_they_multiply() -> None:
     """Columns of down_proj times z, nothing else; units that are gone are 0 everywhere, with Adam's moments."""
     case = Case("l0", ("ffn",))
     engine, gate = pruner_of(case, start=1, end=2, hard=2)
-    (batch, *_), *_ = planted.micro_batches(case.shape, case.structures)
+    (batch, *_), *_ = planted.micro_batches(case)
     engine.backward(planted.loss(engine, batch, 0))
     engine.step()
     before = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
@@ -110,21 +111,22 @@ def test_learned_gates_follow_their_rule_said_naively() -> None:
     """Three dense and ten soft steps with planted gradients: the logits by bisection in place of Newton's method, and
     in the end the planted units have the highest. Would catch: a scale for every unit, a sign, a stale scale."""
     case = Case("l0", ("ffn",))
-    shape, (_, gate) = case.shape, pruner_of(case)
-    lagrangian, method = gate.training.lagrangian, gate.method  # type: ignore[attr-defined]
-    right = planted.planted(shape, ("ffn",))["ffn"]
+    _, gate = pruner_of(case)
+    lagrangian = gate.training.lagrangian  # type: ignore[attr-defined]
+    right = planted.planted(case.shape, ("ffn",))["ffn"]
     generator = torch.Generator().manual_seed(3)
     size = torch.where(right, 2.0, 0.5)
     grads = [-size * (1.0 + 0.3 * torch.randn(right.shape, generator=generator)) for _ in range(13)]
-    due, temperatures = [0.06 * (t + 1) for t in range(10)], [1.0] * 7 + [0.8, 0.6, 0.5]
-    expected = formulas.learned_logits(
-        grads[:3], grads[3:], due, temperatures, method.lr, method.initial, method.spread
-    )
+    due, temperatures = [0.1 * (t + 1) for t in range(10)], [1.0] * 7 + [0.8, 0.6, 0.5]
+    expected = Learner(case.shape, case.budget_settings, ("ffn",), "l0", Options())
     for grad in grads[:3]:
         lagrangian.observe(grad.flatten())
-    a = lagrangian.begin(torch.full((right.numel(),), method.initial))
-    torch.testing.assert_close(a.view(right.shape), expected[0], rtol=1e-4, atol=1e-4)
+        expected.observe({"ffn": grad})
+    a = lagrangian.begin(torch.full((right.numel(),), gate.method.initial))  # type: ignore[attr-defined]
+    expected.begin()
+    torch.testing.assert_close(a.view(right.shape), expected.a["ffn"].float(), rtol=1e-4, atol=1e-4)
     for t, grad in enumerate(grads[3:]):
-        a, _ = lagrangian.step(a, grad.flatten(), temperatures[t], due[t] / 0.6)
-        torch.testing.assert_close(a.view(right.shape), expected[t + 1], rtol=0, atol=2e-2, msg=f"step {t}")
+        a, _ = lagrangian.step(a, grad.flatten(), temperatures[t], due[t])
+        expected.step({"ffn": grad}, temperatures[t], due[t])
+        torch.testing.assert_close(a.view(right.shape), expected.a["ffn"].float(), rtol=0, atol=2e-2, msg=f"step {t}")
     assert torch.equal(a.view(right.shape).argsort(1)[:, -4:].sort(1).values, right.nonzero()[:, 1].view(-1, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -157,6 +158,33 @@ def test_per_layer_is_a_global_ranking(anatomy: Anatomy, seed: int) -> None:
             keep[i] = False
     assert torch.cat([choice.keep[site.name] for site in sites]).tolist() == keep.tolist()
     assert choice.counts["ffn"][0] == 1
+
+
+@pytest.mark.parametrize("per_cost", [True, False])
+@pytest.mark.parametrize("beyond", [-1, 1])  # parameters that have to go beyond those of whole KV groups
+def test_units_of_unlike_cost_lose_hardly_more_than_brute_force(anatomy: Anatomy, per_cost: bool, beyond: int) -> None:
+    """A KV group costs as much as dozens of neurons: would catch all of those that go where the worst group saves a
+    parameter more than is needed, and a group that goes for a parameter."""
+    sites = small.sites(anatomy, "ffn", "kv_groups")
+    cost, dense = costs.parameters(anatomy), costs.dense_widths(anatomy)
+    full, unit = cost.total(dense), {site.structure: cost.per_unit(site, dense) for site in sites}
+    for seed, groups in itertools.product(range(3), range(1, 6)):
+        worth = {name: 1.0 + 0.1 * score.sigmoid() for name, score in random_scores(sites, seed).items()}  # per cost
+        each = {
+            s.name: worth[s.name].double() * unit[s.structure] * (1 if s.structure == "ffn" else 0.6) for s in sites
+        }
+        lost, saved = {}, {}  # by the lowest n of all sites, each of which keeps one
+        for name in unit:
+            low = torch.cat([each[s.name].sort().values[:-1] for s in sites if s.structure == name]).sort().values
+            lost[name] = torch.cat([torch.zeros(1), low]).cumsum(0)
+            saved[name] = torch.arange(len(low) + 1) * unit[name]
+        sparsity = (groups * unit["kv_groups"] + beyond) / full
+        fits = full - saved["ffn"][:, None] - saved["kv_groups"] <= math.floor((1 - sparsity) * full + 1e-9)
+        best = float(torch.where(fits, lost["ffn"][:, None] + lost["kv_groups"], torch.inf).min())
+        chosen = budget("parameters", sparsity=sparsity, per_layer=True, multiple_of=1, stock=False)
+        scores = {s.name: each[s.name] / unit[s.structure] for s in sites} if per_cost else each
+        keep = chosen.choose(anatomy, sites, scores, per_cost=per_cost).keep
+        assert sum(float(each[site.name][~keep[site.name]].sum()) for site in sites) <= 1.01 * best, (seed, groups)
 
 
 @pytest.mark.parametrize("sparsity", [0.6, 0.75])
