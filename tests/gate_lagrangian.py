@@ -6,12 +6,13 @@ A part of tests/gate_oracle.py; nothing of `pat.pruning` is used, and every cons
 # s_k the share that constraint k removes in expectation, d_k what is due of it, c = -ds/dp what a unit costs
 
 dense     nothing moves
-start     a = initial + spread * standardised log(sum |g| / c), over the units of a constraint
-soft      z is sampled from a / T;  a <- a - (lr T g + l_k c) / r  with the l_k under which s_k = d_k afterwards
+soft      a = initial + spread * standardised log(sum of h / c), over the units of a constraint and all steps so far,
+          + what the steps have moved; h: the mean over examples b of |dL_b/dz|
+          z is sampled from a / T;  a <- a - (lr T g + l_k c) / r  with the l_k under which s_k = d_k afterwards
           r: the root mean square of g, over the units of a structure and all steps (decay 0.999)
           T: 1, and in the last quarter of the phase down to the method's, by equal factors
 tied      all sites of a structure, where the budget leaves one width in all layers: each shifted to their mean share
-hard      z = the gate without noise
+hard      z = the gate without noise, of what stays; 1 where that is 0
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ FAR = 1e7  # a multiplier beyond all
 class Options:
     """Of the method, with pat's defaults."""
 
-    lr: float = 0.1
+    lr: float = 0.03
     initial: float = 3.0
     spread: float = 1.0
     temperature: float = 0.02
@@ -119,26 +120,38 @@ class Learner:
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
-    def observe(self, grads: Units) -> None:
+    def observe(self, grads: Units, sizes: Units) -> None:
         """A dense step."""
         self._scale(grads)
-        for name, grad in grads.items():
-            self.importance[name] += grad.abs()
+        for name, size in sizes.items():
+            self.importance[name] += size
 
     def begin(self) -> None:
         """Before the first soft step."""
+        for name, part in self.followed().items():
+            self.a[name] = self.a[name] + part
+
+    def followed(self) -> Units:
+        """The part of the logits that follows the importance."""
         seen = torch.cat([value.flatten() for value in self.importance.values()])
         if not seen.any():
-            return
+            return {name: 0.0 * value for name, value in self.importance.items()}
         x = {name: (v.clamp(min=seen[seen > 0].min()) / self.cost[name]).log() for name, v in self.importance.items()}
+        found = {name: 0.0 * value for name, value in x.items()}
         for k in range(len(self.final)):
             own = torch.cat([x[name][member == k] for name, member in self.member.items()])
             for name, member in self.member.items():
                 spread = self.options.spread * (x[name] - own.mean()) / own.std(correction=0)
-                self.a[name] = torch.where(member == k, self.options.initial + spread, self.a[name])
+                found[name] = torch.where(member == k, spread, found[name])
+        return found
 
-    def step(self, grads: Units, temperature: float, due: float) -> None:
+    def step(self, grads: Units, sizes: Units, temperature: float, due: float) -> None:
         """A soft step, at whose end `due` of every constraint's share is removed in expectation."""
+        before = self.followed()
+        for name, size in sizes.items():
+            self.importance[name] += size
+        for name, after in self.followed().items():
+            self.a[name] = self.a[name] + after - before[name]
         r, lr = self._scale(grads), self.options.lr
         against = {name: self.a[name] - lr * temperature * g.double() / r[name] for name, g in grads.items()}
         against = self._even(against, temperature)

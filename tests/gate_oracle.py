@@ -104,7 +104,7 @@ def run(
         if t == settings.hard:
             scores = _ranked(settings, params, scores)
             keep = _chosen(settings, learner.worth() if learner else scores, 1.0)
-            final = learner.mean(settings.learned.temperature) if learner else ones
+            final = _final(learner, settings) if learner else ones
             z = {name: flags * (final if name in CONSUMER else ones)[name] for name, flags in keep.items()}
             fold(shape, params, optimizer, z, keep, history)
         elif settings.start <= t < settings.hard and learner:
@@ -120,7 +120,7 @@ def run(
                 z[name] = (z[name] + (flags.float() - z[name]).clamp(-step, step)).clamp(0.0, 1.0)
 
         multiplies = z if t < settings.hard else {name: flags.float() for name, flags in keep.items()}
-        loss, seen = _backward(model, params, multiplies, settings, loss_fn, micro_batches, t)
+        loss, shown, examples = _backward(model, params, multiplies, settings, loss_fn, micro_batches, t)
         norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in params.values() if p.grad is not None))
         if settings.max_norm and norm > settings.max_norm:
             for p in params.values():
@@ -129,13 +129,15 @@ def run(
         optimizer.step()
         history.append(dict(z))
         if t < settings.hard and learner:
-            grads = {name: torch.stack(shown).mean(0) for name, shown in seen.items()}
+            grads = {name: torch.stack(parts).mean(0) for name, parts in shown.items()}
+            sizes = {name: torch.stack(parts).abs().mean(0) for name, parts in examples.items()}
             if t < settings.start:
-                learner.observe(grads)
+                learner.observe(grads, sizes)
             else:
-                learner.step(grads, _temperature(settings, t), progress(settings, t))
+                learner.step(grads, sizes, _temperature(settings, t), progress(settings, t))
             scores = _logits(learner)
         elif t < settings.hard and settings.method != "magnitude":
+            seen = examples if settings.method in BY_EXAMPLE else shown
             scores = {name: update(settings, scores[name], seen[name]) for name in scores}
         weights = {name: p.detach().clone() for name, p in params.items()}
         records.append(Record(t, loss, norm, dict(z), dict(keep), dict(scores), weights))
@@ -144,6 +146,11 @@ def run(
 
 def _logits(learner: Learner) -> Units:
     return {name: a.float() for name, a in learner.a.items()}
+
+
+def _final(learner: Learner, settings: Settings) -> Units:
+    mean = learner.mean(settings.learned.temperature)
+    return {name: torch.where(z > 0, z, torch.ones_like(z)) for name, z in mean.items()}
 
 
 def _temperature(settings: Settings, t: int) -> float:
@@ -172,8 +179,9 @@ def _backward(
     loss_fn: Callable[[Forward, Any, int], Tensor],
     micro_batches: Sequence[Any],
     t: int,
-) -> tuple[float, dict[str, list[Tensor]]]:
-    """Gradients of the mean loss in W.grad. Returns the loss, and by structure what each micro-batch has shown."""
+) -> tuple[float, dict[str, list[Tensor]], dict[str, list[Tensor]]]:
+    """Gradients of the mean loss in W.grad. Returns the loss, and by structure what each micro-batch has shown, and
+    each example."""
     for p in params.values():
         p.grad = None
     total, shown = 0.0, {name: [] for name in z}
@@ -192,13 +200,13 @@ def _backward(
             else:
                 assert leaf.grad is not None
                 shown[name].append(leaf.grad * len(micro_batches))  # of the micro-batch's own mean loss
-        if settings.method in BY_EXAMPLE:
+        if settings.method in (*BY_EXAMPLE, *LEARNED):
             for example in range(len(batch["input_ids"])):
                 row = {key: value[example : example + 1] for key, value in batch.items()}
                 grads = _example_gradients(model, params, z, settings, loss_fn, row, t)
                 for name, grad in grads.items():
                     examples[name].append(grad)
-    return total, examples if settings.method in BY_EXAMPLE else shown
+    return total, shown, examples
 
 
 def _example_gradients(

@@ -41,7 +41,8 @@ class Tolerance:
 
     Newton's method stops where a constraint is met within 1e-4. Where most gates are decided, sparsity rises by as
     little as 0.01 with the logits of a site: they are only known to 0.01, and gates and folded weights with them. A
-    step against the loss moves logits by 0.1. Tied sites are evened again after each of Newton's steps, and not once.
+    step against the loss moves logits by 0.03. Tied sites are evened again after each of Newton's steps, and not once;
+    gates that differ by 0.003 move weights by up to a tenth of Adam's step of LR apart.
     """
 
     gates: float = 1e-6
@@ -53,7 +54,7 @@ class Tolerance:
 
 
 LEARNED_TOLERANCE = Tolerance(gates=5e-3, scores=4e-3, loss=5e-4, norm=5e-3, folded=5e-3)
-TIED_TOLERANCE = Tolerance(gates=4e-2, scores=2e-2, loss=2e-3, norm=2e-2, folded=4e-2)
+TIED_TOLERANCE = Tolerance(gates=4e-2, scores=2e-2, loss=2e-3, norm=2e-2, weights=1e-4, folded=4e-2)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ def test_units_whose_gates_the_loss_wants_open_stay(name: str, structure: str, m
     generator = torch.Generator().manual_seed(1)
 
     def evidence(*_: Any) -> Tensor:
-        return 1e-3 * (1.0 - 2.0 * right.float() + 0.3 * torch.randn(right.shape, generator=generator))
+        grad = 1e-3 * (1.0 - 2.0 * right.float() + 0.3 * torch.randn(right.shape, generator=generator))
+        return grad if name == "movement" else torch.stack([grad, torch.full_like(grad, 1e-3)])
 
     monkeypatch.setattr(gate.forward, "evidence", evidence)
     for t in range(STEPS):
@@ -120,13 +121,14 @@ def test_learned_gates_follow_their_rule_said_naively() -> None:
     due, temperatures = [0.1 * (t + 1) for t in range(10)], [1.0] * 7 + [0.8, 0.6, 0.5]
     expected = Learner(case.shape, case.budget_settings, ("ffn",), "l0", Options())
     for grad in grads[:3]:
-        lagrangian.observe(grad.flatten())
-        expected.observe({"ffn": grad})
+        lagrangian.observe(grad.flatten(), grad.abs().flatten())
+        expected.observe({"ffn": grad}, {"ffn": grad.abs()})
     a = lagrangian.begin(torch.full((right.numel(),), gate.method.initial))  # type: ignore[attr-defined]
     expected.begin()
     torch.testing.assert_close(a.view(right.shape), expected.a["ffn"].float(), rtol=1e-4, atol=1e-4)
     for t, grad in enumerate(grads[3:]):
+        a = lagrangian.weigh(a, grad.abs().flatten())
         a, _ = lagrangian.step(a, grad.flatten(), temperatures[t], due[t])
-        expected.step({"ffn": grad}, temperatures[t], due[t])
+        expected.step({"ffn": grad}, {"ffn": grad.abs()}, temperatures[t], due[t])
         torch.testing.assert_close(a.view(right.shape), expected.a["ffn"].float(), rtol=0, atol=2e-2, msg=f"step {t}")
     assert torch.equal(a.view(right.shape).argsort(1)[:, -4:].sort(1).values, right.nonzero()[:, 1].view(-1, 4))

@@ -65,7 +65,7 @@ class Learned(Gate, ABC):
     to 0 or 1, in the same order.
     """
 
-    lr: float = field(default=0.1, kw_only=True)  # what a / T moves in a step where dL/dz has its root mean square
+    lr: float = field(default=0.03, kw_only=True)  # what a / T moves in a step where dL/dz has its root mean square
     initial: float = field(default=3.0, kw_only=True)  # mean of a at the start of the soft phase: nearly open
     spread: float = field(default=1.0, kw_only=True)  # of the part of a that follows the importance seen; 0: none
     temperature: float = field(default=0.02, kw_only=True)  # T at the end of the soft phase
