@@ -7,8 +7,9 @@
     --results FILE   what is known so far, a line of JSON each; what stands there is not run again
 
 Each fault is planted in a copy of the checkout, and pytest runs there in a process forked from this one, which has
-imported what is slow to import, but not `pat`. A fault is killed by the first test that fails. It is run again when its
-file has changed; one that survived also when its tests have.
+imported what is slow to import, but not `pat`. Of the tests named for its file those run that reach its line, the
+quickest first (`tests.long.reach`); a line that an import runs meets all of them. A fault is killed by the first test
+that fails. It is run again when its file has changed; one that survived also when its tests have.
 """
 
 from __future__ import annotations
@@ -33,17 +34,19 @@ from queue import Queue
 from typing import Any
 
 from tests.long.faults import ACCEPTED, Fault, faults
+from tests.long.reach import Only, Reach, Recorder
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "mutants.jsonl"
 SUMMARY = "mutants.json"
 LEFT_OUT = (".git", ".venv", "runs", "outputs", ".pytest_cache", ".ruff_cache", "*.jsonl")
+REACHED = "reach"  # a folder beside the results
 LIMIT_S = 900.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one fault, or of a test file without a fault."""
+    """What is known of one fault."""
 
     name: str
     key: str  # of the mutated file
@@ -79,24 +82,36 @@ def mutated(text: str, fault: Fault) -> str:
     return text.replace(fault.old, fault.new)
 
 
-def run_tests(copy: Path, tests: Sequence[str], limit_s: float) -> tuple[str, str]:
-    """(outcome, the first test that failed) of pytest in the copy, in a forked process."""
+def lines_of(text: str, fault: Fault) -> range:
+    """The lines that the fault changes, from 1."""
+    first = text[: text.index(fault.old)].count("\n") + 1
+    return range(first, first + fault.old.rstrip("\n").count("\n") + 1)
+
+
+def run_tests(
+    copy: Path, tests: Sequence[str], limit_s: float, only: Sequence[str] | None = None, record: Sequence[str] = ()
+) -> tuple[str, str, Any]:
+    """(outcome, the first test that failed, what of the files in `record` every test has run) of pytest in the copy, in
+    a forked process; `only` some tests of these files."""
+    if only is not None and not only:
+        return "survived", "", None
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=_pytest, args=(copy, list(tests), send))
+    child = context.Process(target=_pytest, args=(copy, list(tests), send, only, record))
     child.start()
     send.close()
+    found = None
     try:
         if not receive.poll(limit_s):
-            return "timeout", ""
-        code, failed = receive.recv()
+            return "timeout", "", None
+        code, failed, found = receive.recv()
     except EOFError:
         code, failed = 1, "the process died"
     finally:
         _kill(child)
     if code in (4, 5):
         raise ValueError(f"pytest found no tests in {', '.join(tests)}: {failed}")
-    return ("survived" if code == 0 else "killed"), failed
+    return ("survived" if code == 0 else "killed"), failed, found
 
 
 def _kill(child: Any) -> None:
@@ -108,7 +123,7 @@ def _kill(child: Any) -> None:
     child.join()
 
 
-def _pytest(copy: Path, tests: list[str], send: Any) -> None:
+def _pytest(copy: Path, tests: list[str], send: Any, only: Sequence[str] | None, record: Sequence[str]) -> None:
     """In the child: pat and tests are those of the copy."""
     os.setpgid(0, 0)
     with open(os.devnull, "w") as nowhere:
@@ -122,10 +137,12 @@ def _pytest(copy: Path, tests: list[str], send: Any) -> None:
         del sys.modules[name]
     import pytest
 
-    first = _First()
+    first, recorder = _First(), Recorder(copy, record) if record else None
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={copy}"]
-    code = int(pytest.main([*options, *tests], plugins=[first]))
-    send.send((code, first.failed))
+    plugins: list[Any] = [first, *([recorder] if recorder else []), *([] if only is None else [Only(only)])]
+    files = tests if only is None else sorted({name.partition("::")[0] for name in only})
+    code = int(pytest.main([*options, *files], plugins=plugins))
+    send.send((code, first.failed, recorder.found() if recorder else None))
     send.close()
     os._exit(0)
 
@@ -192,7 +209,7 @@ def is_known(root: Path, fault: Fault, known: dict[str, Result], ranks: bool) ->
 
 def run_all(root: Path, chosen: Sequence[Fault], results: Path, jobs: int, ranks: bool, limit_s: float) -> None:
     """Run what is not known yet, each in a copy of `root`."""
-    known = read(results)
+    known, reach = read(results), Reach(results.parent / REACHED)
     todo = [fault for fault in chosen if not is_known(root, fault, known, ranks)]
     copies: Queue[Path] = Queue()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -209,12 +226,15 @@ def run_all(root: Path, chosen: Sequence[Fault], results: Path, jobs: int, ranks
                     root, fault.tests
                 )  # fmt: skip
                 outcome, by = "survived", ""
+                lines = lines_of((copy / fault.file).read_text(), fault)
+                reaching = [(test, tests_digest(root, [test])) for test in fault.tests]
+                only = reach.tests(fault.file, lines, reaching) if reach.folder.is_dir() else None
                 with planted(copy, fault):
                     key = digest((copy / fault.file).read_text())
                     if fresh or before is None or before.key != key:
-                        outcome, by = run_tests(copy, fault.tests, limit_s)
+                        outcome, by, _ = run_tests(copy, fault.tests, limit_s, only)
                     if ranks and outcome == "survived":
-                        outcome, by = run_tests(copy, fault.ranks, 4 * limit_s)
+                        outcome, by, _ = run_tests(copy, fault.ranks, 4 * limit_s)
                 seconds = round(time.monotonic() - start, 1)
                 return Result(fault.name, key, tests_digest(root, fault.tests), outcome, by, ranks, seconds)
             finally:
@@ -226,18 +246,23 @@ def run_all(root: Path, chosen: Sequence[Fault], results: Path, jobs: int, ranks
                 print(f"{number}/{len(todo)}  {result.outcome:<9} {result.name}  {result.by}", flush=True)
 
 
-def check_baseline(root: Path, chosen: Sequence[Fault], results: Path, limit_s: float) -> None:
-    """Every test file passes without a fault, or a kill says nothing. ValueError names those that do not."""
-    known = read(results)
-    for test in sorted({test for fault in chosen for test in fault.tests}):
-        name, tests = f"baseline: {test}", tests_digest(root, [test])
-        if name in known and known[name].tests == tests:
-            continue
-        start = time.monotonic()
-        outcome, by = run_tests(root, [test], limit_s)
+def check_baseline(root: Path, chosen: Sequence[Fault], results: Path, limit_s: float, jobs: int = 1) -> None:
+    """Every test file passes without a fault, or a kill says nothing. ValueError names one that does not. What each
+    test reaches is written down."""
+    reach, files = Reach(results.parent / REACHED), [fault.file for fault in chosen]
+
+    def work(test: str) -> None:
+        start, tests = time.monotonic(), tests_digest(root, [test])
+        outcome, by, found = run_tests(root, [test], limit_s, record=files)
         if outcome != "survived":
             raise ValueError(f"{test} fails without any fault ({outcome}: {by}); mend it first")
-        append(results, Result(name, "", tests, "passes", "", False, round(time.monotonic() - start, 1)))
+        reach.write(test, tests, found)
+        print(f"passes  {test}  {time.monotonic() - start:.0f} s", flush=True)
+
+    every = sorted({test for fault in chosen for test in fault.tests})
+    todo = [test for test in every if not reach.path(test, tests_digest(root, [test])).exists()]
+    with ThreadPool(jobs) as pool:
+        pool.map(work, todo, chunksize=1)
 
 
 def summary(chosen: Sequence[Fault], known: dict[str, Result]) -> dict[str, Any]:
@@ -285,7 +310,7 @@ def main() -> None:
             print(f"{known[fault.name].outcome if fault.name in known else 'not run':<9} {fault.name}")
         return
     preload()
-    check_baseline(ROOT, chosen, given.results, given.limit_s)
+    check_baseline(ROOT, chosen, given.results, given.limit_s, given.jobs)
     run_all(ROOT, chosen, given.results, given.jobs, given.ranks, given.limit_s)
     said = summary(chosen, read(given.results))
     (given.results.parent / SUMMARY).write_text(json.dumps(said, indent=2) + "\n")

@@ -81,6 +81,31 @@ def test_a_kill_and_a_survivor_are_told_apart(tmp_path: Path, monkeypatch: pytes
     assert len(ran) == 1 and mutants.read(results)[chosen[1].name].outcome == "killed"
 
 
+def test_only_tests_that_reach_a_fault_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quickest first; none for a line that nothing runs, all for a line of an import. Would catch: a fault that
+    counts as let through because the test that sees it was left out."""
+    root, results = tmp_path / "toy", tmp_path / "found.jsonl"
+    root.mkdir()
+    chosen = toy(root)[:2]
+    (root / "pat" / "engine.py").write_text(
+        "ONE = 1\n\n\ndef f(x):\n    return x + 1\n\n\ndef g(x):\n    return x * 2\n"
+    )
+    (root / "tests" / "unit" / "test_engine.py").write_text(
+        "import time\n\nfrom pat.engine import ONE, f\n\n\ndef test_slow():\n    time.sleep(0.3)\n    assert f(1)\n\n\n"
+        "def test_f():\n    assert f(1) == 2\n\n\ndef test_one():\n    assert ONE == 1\n"
+    )
+    chosen.append(Fault("pat/engine.py", "ONE = 1", "ONE = 2", "of the import"))
+    mutants.check_baseline(root, chosen, results, 20)
+    ran: list[list[str]] = []
+    plain = mutants.run_tests
+    monkeypatch.setattr(mutants, "run_tests", lambda *given: (ran.append(given[3]), plain(*given))[1])
+    mutants.run_all(root, chosen, results, jobs=1, ranks=False, limit_s=20)
+    names = [[name.partition("::")[2] for name in only] for only in ran]
+    assert names[:2] == [["test_f", "test_slow"], []] and names[2][-1] == "test_slow" and len(names[2]) >= 3
+    known = mutants.read(results)
+    assert [known[fault.name].outcome for fault in chosen] == ["killed", "survived", "killed"]
+
+
 def test_a_test_that_fails_without_a_fault_is_named(tmp_path: Path) -> None:
     root = tmp_path / "toy"
     root.mkdir()

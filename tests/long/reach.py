@@ -1,0 +1,91 @@
+"""Which tests run which lines of pat, and how long they take: so that a fault meets only the tests that can see it.
+
+A test file runs once under `coverage`, whose context is the test that is running. Lines that run while pat is imported
+have the context "", and so has what a fixture of a module does before its first test.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+IMPORTED = ""
+
+
+class Recorder:
+    """A pytest plugin: the lines of `files` that every test runs, and its seconds."""
+
+    def __init__(self, root: Path, files: Iterable[str]) -> None:
+        import coverage
+
+        self.root, self.files = root, sorted(set(files))
+        self.seconds: dict[str, float] = {}
+        self.coverage = coverage.Coverage(
+            data_file=None, config_file=False, include=[str(root / file) for file in self.files]
+        )
+        self.coverage.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """A test begins, with its fixtures."""
+        self.coverage.switch_context(nodeid)
+        self.seconds[nodeid] = time.monotonic()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """It has ended."""
+        self.seconds[nodeid] = round(time.monotonic() - self.seconds[nodeid], 3)
+        self.coverage.switch_context(IMPORTED)
+
+    def found(self) -> dict[str, Any]:
+        """{"seconds": {test: s}, "lines": {file: {line: [numbers of tests; -1: imported]}}}."""
+        self.coverage.stop()
+        data, number = self.coverage.get_data(), {nodeid: i for i, nodeid in enumerate(self.seconds)}
+        lines = {}
+        for file in self.files:
+            by_line = data.contexts_by_lineno(str(self.root / file))
+            lines[file] = {line: sorted({number.get(name, -1) for name in names}) for line, names in by_line.items()}
+        return {"seconds": self.seconds, "lines": {file: found for file, found in lines.items() if found}}
+
+
+class Reach:
+    """What is known of the test files, one JSON file each in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, test: str, digest: str) -> Path:
+        """Of a test file with that content."""
+        return self.folder / f"{Path(test).stem}-{digest}.json"
+
+    def write(self, test: str, digest: str, found: dict[str, Any]) -> None:
+        """Whole, or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(test, digest)
+        path.with_suffix(".partial").write_text(json.dumps(found))
+        path.with_suffix(".partial").replace(path)
+
+    def tests(self, file: str, lines: range, tests: Sequence[tuple[str, str]]) -> list[str]:
+        """The tests that run any of these lines of a file, the quickest first; all where an import runs them, too."""
+        seconds: dict[str, float] = {}
+        for test, digest in tests:
+            found = json.loads(self.path(test, digest).read_text())
+            names = list(found["seconds"])
+            by_line = found["lines"].get(file, {})
+            hit = {number for line in lines for number in by_line.get(str(line), ())}
+            chosen = names if -1 in hit else [names[number] for number in hit]
+            seconds |= {name: found["seconds"][name] for name in chosen}
+        return sorted(seconds, key=seconds.__getitem__)
+
+
+class Only:
+    """A pytest plugin: of all that is collected these tests, in this order."""
+
+    def __init__(self, tests: Sequence[str]) -> None:
+        self.order = {name: place for place, name in enumerate(tests)}
+
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        """Choose and sort."""
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in self.order])
+        items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda item: self.order[item.nodeid])
