@@ -223,11 +223,11 @@ def run_all(root: Path, chosen: Sequence[Fault], results: Path, jobs: int, ranks
             try:
                 before = known.get(fault.name)
                 fresh = before is None or before.outcome != "survived" or before.tests != tests_digest(
-                    root, fault.tests
+                    copy, fault.tests
                 )  # fmt: skip
                 outcome, by = "survived", ""
                 lines = lines_of((copy / fault.file).read_text(), fault)
-                reaching = [(test, tests_digest(root, [test])) for test in fault.tests]
+                reaching = [(test, tests_digest(copy, [test])) for test in fault.tests]
                 only = reach.tests(fault.file, lines, reaching) if reach.folder.is_dir() else None
                 with planted(copy, fault):
                     key = digest((copy / fault.file).read_text())
@@ -236,7 +236,7 @@ def run_all(root: Path, chosen: Sequence[Fault], results: Path, jobs: int, ranks
                     if ranks and outcome == "survived":
                         outcome, by, _ = run_tests(copy, fault.ranks, 4 * limit_s)
                 seconds = round(time.monotonic() - start, 1)
-                return Result(fault.name, key, tests_digest(root, fault.tests), outcome, by, ranks, seconds)
+                return Result(fault.name, key, tests_digest(copy, fault.tests), outcome, by, ranks, seconds)
             finally:
                 copies.put(copy)
 

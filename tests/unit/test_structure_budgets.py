@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from pat.models import families
 from pat.models.anatomy import Anatomy, Attention
-from pat.pruning import costs, registry
+from pat.pruning import choose, costs, registry
 from pat.pruning.sites import Site
 from tests.unit import small_models as small
 
@@ -98,6 +98,24 @@ def test_several_structures_leave_no_room(anatomy: Anatomy, name: str, seed: int
             assert real_cost(anatomy, name, *wider) > limit
 
 
+@pytest.mark.parametrize("name", FRACTIONS)
+def test_a_model_that_just_fits_is_left_and_one_that_just_does_not_is_narrowed(anatomy: Anatomy, name: str) -> None:
+    """Limits half a parameter above and below what three KV groups cost. Would catch: a limit that is a little off."""
+    sites = small.sites(anatomy, "kv_groups")
+    full, three = (real_cost(anatomy, name, groups, 128, 3) for groups in (4, 3))
+    for beside, groups in ((+0.5, 3), (-0.5, 2)):
+        chosen = budget(name, sparsity=1.0 - (three + beside) / full)
+        assert set(chosen.choose(anatomy, sites, random_scores(sites)).counts["kv_groups"]) == {groups}
+
+
+def test_every_final_width_is_on_the_grid(anatomy: Anatomy) -> None:
+    """Also of a layer that need not be narrowed: 128 neurons are no multiple of 48. On the way they may stay."""
+    sites = small.sites(anatomy, "ffn")
+    chosen = budget("parameters", sparsity=0.01, multiple_of=48, per_layer=True, stock=False)
+    half, final = (chosen.choose(anatomy, sites, random_scores(sites), due).counts["ffn"] for due in (0.5, 1.0))
+    assert 128 in half and {96} == set(final)
+
+
 def test_the_limit_is_met_within_the_finest_step(anatomy: Anatomy) -> None:
     """Would catch: a layer dropped for the last few weights, when a few neurons would do."""
     sites = small.sites(anatomy, "ffn", "layers")
@@ -126,6 +144,21 @@ def test_scores_of_other_kinds_share_the_cut_evenly(anatomy: Anatomy, seed: int)
     keep = {name: counts[0] for name, counts in choice.counts.items()}
     same = budget("shape", keep=keep, multiple_of=1).choose(anatomy, sites, scores)
     assert all(torch.equal(choice.keep[site.name], same.keep[site.name]) for site in sites)
+
+
+def test_a_share_is_how_many_units_of_the_structure_score_no_more(anatomy: Anatomy) -> None:
+    """Times the unit's cost; of equal scores the lower index beats the others. Would catch: an order upside down, which
+    a cut to one width in all layers does not show."""
+    sites, cost = small.sites(anatomy, "kv_groups"), budget("parameters", sparsity=0.1).cost(anatomy)
+    dense = costs.dense_widths(anatomy)
+    scores = dict(
+        zip((s.name for s in sites), torch.tensor([[5.0, 1, 1, 9], [2, 8, 3, 7], [4, 6, 0, 10]]), strict=True)
+    )
+    shares = [[7, 3, 2, 11], [4, 10, 5, 9], [6, 8, 1, 12]]
+    found = choose.even(sites, scores, cost, dense)
+    for site, row in zip(sites, shares, strict=True):
+        expected = torch.tensor(row).double() / 12 * cost.per_unit(site, dense)
+        torch.testing.assert_close(found[site.name], expected)
 
 
 def test_the_best_units_stay_and_a_lower_index_beats_an_equal_score(anatomy: Anatomy) -> None:

@@ -25,6 +25,7 @@ def budget(name: str, **fields: Any) -> Any:
     ("fields", "sentence"),
     [
         ({"name": "parameters", "sparsity": 1.0}, "at least 0 and below 1"),
+        ({"name": "sparsity", "sparsity": 1.0}, "at least 0 and below 1"),
         ({"name": "parameters", "sparsity": float("nan")}, "at least 0 and below 1"),
         ({"name": "parameters", "sparsity": 0.5, "per_layer": True}, "set budget.stock=false and load"),
         ({"name": "parameters", "sparsity": 0.5, "multiple_of": 0}, "budget.multiple_of is 0, but must be at least 1"),
