@@ -310,8 +310,11 @@ def main() -> None:
             print(f"{known[fault.name].outcome if fault.name in known else 'not run':<9} {fault.name}")
         return
     preload()
-    check_baseline(ROOT, chosen, given.results, given.limit_s, given.jobs)
-    run_all(ROOT, chosen, given.results, given.jobs, given.ranks, given.limit_s)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:  # the checkout may change meanwhile
+        root = Path(folder).resolve() / "checkout"
+        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+        check_baseline(root, chosen, given.results, given.limit_s, given.jobs)
+        run_all(root, chosen, given.results, given.jobs, given.ranks, given.limit_s)
     said = summary(chosen, read(given.results))
     (given.results.parent / SUMMARY).write_text(json.dumps(said, indent=2) + "\n")
     print(json.dumps(said, indent=2))
