@@ -135,6 +135,19 @@ def test_units_rank_by_what_they_are_worth(name: str, kind: str, dense: int) -> 
     assert figures["undecided"] < 0.15
 
 
+@pytest.mark.parametrize("name", LEARNED)
+def test_units_that_an_evaluation_lets_through_count_as_kept(name: str) -> None:
+    """While soft; before and after no step moves a flag. Before the first step all are as open as `initial` says."""
+    method = registry.build("gate", {"name": name, "initial": 1.5})
+    training = LearnedTraining(method, Lagrangian(method, Planted(), None, [_site()]), "narrow", 0)  # type: ignore[arg-type]
+    assert training.initial(torch.ones(2)).tolist() == [1.5, 1.5]
+    a = torch.tensor([-9.0, 9.0]).repeat(Planted.units // 2)
+    state = GateState(torch.ones(Planted.units), torch.ones(Planted.units).bool(), a)
+    kept = training.kept(state, Moment(DENSE, "soft", 0.5, 0.0))
+    assert kept is not None and torch.equal(kept, a > 0)
+    assert all(training.kept(state, Moment(t, phase, 1.0, 1.0)) is None for t, phase in ((0, "dense"), (99, "hard")))
+
+
 def _site() -> Any:
     return SimpleNamespace(name="site", num_units=Planted.units, structure="ffn")
 
