@@ -8,7 +8,7 @@
 
 Each fault is planted in a copy of the checkout, and pytest runs there in a process forked from this one, which has
 imported what is slow to import, but not `pat`. Of the tests named for its file those run that reach its line, the
-quickest first (`tests.long.reach`); a line that an import runs meets all of them. A fault is killed by the first test
+quickest first (`tests.long.reach`); a line outside of functions meets all of them. A fault is killed by the first test
 that fails. It is run again when its file has changed; one that survived also when its tests have.
 """
 
@@ -226,9 +226,9 @@ def run_all(root: Path, chosen: Sequence[Fault], results: Path, jobs: int, ranks
                     copy, fault.tests
                 )  # fmt: skip
                 outcome, by = "survived", ""
-                lines = lines_of((copy / fault.file).read_text(), fault)
+                text = (copy / fault.file).read_text()
                 reaching = [(test, tests_digest(copy, [test])) for test in fault.tests]
-                only = reach.tests(fault.file, lines, reaching) if reach.folder.is_dir() else None
+                only = reach.tests(fault.file, text, lines_of(text, fault), reaching) if reach.folder.is_dir() else None
                 with planted(copy, fault):
                     key = digest((copy / fault.file).read_text())
                     if fresh or before is None or before.key != key:

@@ -1,18 +1,19 @@
 """Which tests run which lines of pat, and how long they take: so that a fault meets only the tests that can see it.
 
-A test file runs once under `coverage`, whose context is the test that is running. Lines that run while pat is imported
-have the context "", and so has what a fixture of a module does before its first test.
+A test file runs once under `coverage`, whose context is the test that is running; what runs between tests has none. A
+line outside of functions runs in the test that happens to import its file first, so every test counts for it.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-IMPORTED = ""
+BETWEEN = ""
 
 
 class Recorder:
@@ -36,10 +37,10 @@ class Recorder:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """It has ended."""
         self.seconds[nodeid] = round(time.monotonic() - self.seconds[nodeid], 3)
-        self.coverage.switch_context(IMPORTED)
+        self.coverage.switch_context(BETWEEN)
 
     def found(self) -> dict[str, Any]:
-        """{"seconds": {test: s}, "lines": {file: {line: [numbers of tests; -1: imported]}}}."""
+        """{"seconds": {test: s}, "lines": {file: {line: [numbers of tests; -1: between tests]}}}."""
         self.coverage.stop()
         data, number = self.coverage.get_data(), {nodeid: i for i, nodeid in enumerate(self.seconds)}
         lines = {}
@@ -66,17 +67,24 @@ class Reach:
         path.with_suffix(".partial").write_text(json.dumps(found))
         path.with_suffix(".partial").replace(path)
 
-    def tests(self, file: str, lines: range, tests: Sequence[tuple[str, str]]) -> list[str]:
-        """The tests that run any of these lines of a file, the quickest first; all where an import runs them, too."""
+    def tests(self, file: str, text: str, lines: range, tests: Sequence[tuple[str, str]]) -> list[str]:
+        """The tests that run any of these lines of a file, the quickest first; all for lines outside of functions."""
         seconds: dict[str, float] = {}
+        inside = in_functions(text).issuperset(lines)
         for test, digest in tests:
             found = json.loads(self.path(test, digest).read_text())
             names = list(found["seconds"])
             by_line = found["lines"].get(file, {})
             hit = {number for line in lines for number in by_line.get(str(line), ())}
-            chosen = names if -1 in hit else [names[number] for number in hit]
+            chosen = [names[number] for number in hit] if inside and -1 not in hit else names
             seconds |= {name: found["seconds"][name] for name in chosen}
         return sorted(seconds, key=seconds.__getitem__)
+
+
+def in_functions(text: str) -> set[int]:
+    """The lines of the bodies of functions, from 1."""
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {line for n in functions for line in range(n.body[0].lineno, (n.end_lineno or 0) + 1)}
 
 
 class Only:
