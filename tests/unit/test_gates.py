@@ -17,6 +17,7 @@ from pat.pruning.gates import Ranked
 from pat.pruning.hooks import GatedForward, SiteHooks, install
 from pat.pruning.shards import Shard
 from pat.pruning.types import Segment
+from tests.gate_oracle import DECAYS
 from tests.unit import small_models as small
 
 METHODS = {name: registry.build("gate", name) for name in registry.names("gate")}
@@ -39,6 +40,12 @@ def test_ranked_gates_are_pure_and_keep_what_matters(name: str) -> None:
         assert torch.equal(score, before)
         score = updated
     assert score[0] > score[1]
+
+
+def test_defaults_are_those_of_the_naive_implementation() -> None:
+    """The decay of every average. Mean squares mean something else in every structure, changes of the loss do not."""
+    assert {n: m.decay for n, m in METHODS.items() if hasattr(m, "decay") and n in DECAYS} == DECAYS  # type: ignore[attr-defined]
+    assert {n for n, m in METHODS.items() if not m.comparable} == {"activation", "magnitude"}
 
 
 @pytest.mark.parametrize(
