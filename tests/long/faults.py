@@ -17,7 +17,7 @@ MASKS = [f"{U}test_mask_oracle.py", f"{U}test_kernels.py", f"{U}test_criteria.py
 BUDGETS = [f"{U}test_structure_budgets.py", f"{U}test_structure_costs.py", f"{U}test_structure_refusals.py"]
 
 TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick ones that should see its faults, in order
-    "pat/pruning/gates/": [RIGHT, f"{U}test_gates.py", ORACLE],
+    "pat/pruning/gates/": [RIGHT, f"{U}test_gates.py", f"{U}test_structure_refusals.py", ORACLE],
     "pat/pruning/gate_training.py": [RIGHT, f"{U}test_learned_gates.py", ORACLE],
     "pat/pruning/lagrangian.py": [RIGHT, f"{U}test_learned_gates.py", ORACLE],
     "pat/pruning/structured.py": [
@@ -28,7 +28,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
         f"{U}test_structure_refusals.py",
         f"{U}test_structures.py",
     ],
-    "pat/pruning/hooks.py": [f"{U}test_gates.py", f"{U}test_evidence.py", ORACLE],
+    "pat/pruning/hooks.py": [f"{U}test_gates.py", f"{U}test_evidence.py", f"{U}test_overflow.py", ORACLE],
     "pat/pruning/unit_slices.py": [f"{U}test_gates.py", RIGHT, ORACLE],
     "pat/pruning/example_gradients.py": [ORACLE, f"{U}test_evidence.py"],
     "pat/pruning/gate_history.py": [f"{U}test_fold.py"],
@@ -55,7 +55,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/pruner.py": [*MASKS, RIGHT, ORACLE, f"{U}test_engine.py", f"{U}test_structure_refusals.py"],
     "pat/pruning/shards.py": [*MASKS, f"{U}test_engine.py", ORACLE],
     "pat/pruning/schedules/": [f"{U}test_schedules.py"],
-    "pat/pruning/granularity/": [f"{U}test_granularity.py"],
+    "pat/pruning/granularity/": [f"{U}test_granularity.py", f"{U}test_structure_refusals.py"],
     "pat/pruning/selection.py": [f"{U}test_selection.py", f"{U}test_granularity.py"],
     "pat/pruning/brackets.py": [f"{U}test_selection.py"],
     "pat/pruning/spans.py": [f"{U}test_granularity.py", f"{U}test_selection.py"],

@@ -287,3 +287,40 @@ def test_scores_against_removing_each_unit(model_type: str, structure: str) -> N
     whole.sort()
     half = len(whole) // 2
     assert sum(change for _, change in whole[:half]) < sum(change for _, change in whole[-half:])
+
+
+def test_an_evaluation_has_gates_of_its_own() -> None:
+    """What multiplies in training is a sample. Would catch: an evaluation of a sample."""
+    model, ids = small.model("llama"), small.tokens()
+    forward = GatedForward(small.sites(families.anatomy(model), "ffn"), model, None)
+    sample = (torch.rand(sum(forward.sizes), generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    found = {}
+    with torch.no_grad():
+        for name, z, evaluated in (
+            ("both", sample, 0.5 * sample),
+            ("sample", sample, None),
+            ("mean", 0.5 * sample, None),
+        ):
+            forward.set(z, evaluated, torch.device("cpu"))
+            found[name] = [model.train(mode)(ids).logits for mode in (True, False)]
+    assert torch.equal(found["both"][0], found["sample"][0]) and torch.equal(found["both"][1], found["mean"][1])
+    assert not torch.equal(*found["both"])
+
+
+def test_a_unit_that_is_let_through_although_its_flag_is_down_is_found() -> None:
+    """And only that: a kept unit may be closed."""
+    model = small.model("llama")
+    forward = GatedForward(small.sites(families.anatomy(model), "ffn"), model, None)
+    keep = torch.ones(sum(forward.sizes), dtype=torch.bool)
+    down = forward.sizes[0] + 3  # in the second layer
+    keep[down] = False
+    for closed, expected in (
+        ([], forward.hooks[1].site.name),
+        ([down], None),
+        ([down, 0], None),
+        ([0], forward.hooks[1].site.name),
+    ):
+        z = torch.ones(len(keep))
+        z[closed] = 0.0
+        forward.set(z, None, torch.device("cpu"))
+        assert forward.opened(keep) == expected

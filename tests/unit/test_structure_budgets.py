@@ -108,6 +108,18 @@ def test_a_model_that_just_fits_is_left_and_one_that_just_does_not_is_narrowed(a
         assert set(chosen.choose(anatomy, sites, random_scores(sites)).counts["kv_groups"]) == {groups}
 
 
+def test_one_layer_stays(anatomy: Anatomy) -> None:
+    """Would catch: a model without layers, which would fit any limit."""
+    sites = small.sites(anatomy, "layers")
+    one = real_cost(anatomy, "parameters", 4, 128, 1) / real_cost(anatomy, "parameters", 4, 128, 3)
+    assert (
+        sum(budget("parameters", sparsity=0.999 - one).choose(anatomy, sites, random_scores(sites)).counts["layers"])
+        == 1
+    )
+    with pytest.raises(ValueError, match="budget.parameters"):
+        budget("parameters", sparsity=1.001 - one).check(anatomy, sites)
+
+
 def test_every_final_width_is_on_the_grid(anatomy: Anatomy) -> None:
     """Also of a layer that need not be narrowed: 128 neurons are no multiple of 48. On the way they may stay."""
     sites = small.sites(anatomy, "ffn")

@@ -14,6 +14,7 @@ from pat.export.slicing import slicing
 from pat.models import families
 from pat.pruning import registry
 from pat.pruning.pruner import Pruner
+from pat.pruning.structured import GatePruner
 from tests.unit import small_models as small
 
 
@@ -131,6 +132,32 @@ def test_what_a_model_cannot_be_is_refused(
     anatomy = families.anatomy(small.model(model_type))
     with pytest.raises(ValueError, match=sentence):
         registry.build("budget", fields).check(anatomy, small.sites(anatomy, *structures))
+
+
+@pytest.mark.parametrize(("structure", "fits"), [("layers", True), ("ffn", False), ("attention_layers", False)])
+def test_similarity_ranks_whole_layers_only(structure: str, fits: bool) -> None:
+    settings: dict[str, Any] = {
+        "structures": [structure],
+        "gate": {"name": "similarity"},
+        "schedule": {"name": "cubic", "start": 2, "end": 8},
+    }
+    budget = {"name": "parameters", "sparsity": 0.2, "stock": False}
+    config = PrunerConfig(**settings, budget=budget)
+    if fits:
+        GatePruner("short", config, small.model("llama"), num_steps=12, seed=0)
+        return
+    with pytest.raises(ValueError, match="similarity"):
+        GatePruner("short", config, small.model("llama"), num_steps=12, seed=0)
+
+
+@pytest.mark.parametrize(("rows", "cols", "fits"), [(4, 3, True), (3, 3, False), (4, 4, False)])
+def test_blocks_tile_the_matrix(rows: int, cols: int, fits: bool) -> None:
+    granularity = registry.build("granularity", {"name": "block", "rows": rows, "cols": cols})
+    if fits:
+        granularity.validate("up", (8, 6))
+        return
+    with pytest.raises(ValueError, match="up"):
+        granularity.validate("up", (8, 6))
 
 
 def test_llama_heads_on_the_stock_grid() -> None:
