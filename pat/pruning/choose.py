@@ -84,17 +84,17 @@ def within(
 ) -> list[int] | None:
     """The count of every group, so that the model costs at most `limit`; None where even the least costs more."""
     near = _State(groups, scores, cost, anatomy)
-    step = _far(near, limit)
-    over = None if step is None else near.copy()
+    beyond = _far(near, limit)
+    over = near.copy()
     if not _near(near, limit, widest):
         return None
     _back(near, limit)
-    if over is not None and step is not None:
-        over.move(step, -1)
+    best = near
+    if beyond is not None:
+        over.move(beyond, -1)
         _back(over, limit)
-        if over.score > near.score:
-            near = over
-    return [group.counts[step] for group, step in zip(groups, near.step, strict=True)]
+        best = over if over.score > near.score else near
+    return [group.counts[step] for group, step in zip(groups, best.step, strict=True)]
 
 
 def _near(state: _State, limit: int, widest: bool) -> bool:

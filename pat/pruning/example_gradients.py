@@ -19,7 +19,7 @@ from torch import Tensor
 SUMMED: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {  # evidence -> what of the c_b is added up
     "squared_gradients": (torch.square,),
     "absolute_gradients": (torch.abs,),
-    "gradient_and_size": (torch.clone, torch.abs),
+    "gradient_and_size": (torch.positive, torch.abs),
 }
 
 
@@ -52,7 +52,8 @@ class Gated(torch.autograd.Function):
 
 def line(of: str, gradients: Tensor) -> Tensor:
     """(k u + 1,) fp64: the k sums over the rows of a micro-batch, and their number. gradients (B, u)."""
-    sums = torch.cat([what(gradients.double()).sum(0) for what in SUMMED[of]])
+    each = gradients.double()
+    sums = torch.cat([what(each).sum(0) for what in SUMMED[of]])
     return torch.cat([sums, sums.new_full((1,), len(gradients))])
 
 

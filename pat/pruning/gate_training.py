@@ -215,12 +215,12 @@ class LearnedTraining(GateTraining):
 
     def final(self, state: GateState) -> Tensor:
         """The mean; 1 where that is 0, or a unit that is kept would be lost without being counted as removed."""
-        mean = self.method.mean(state.score / self.method.temperature)
+        mean = self._ended(state)
         return torch.where(mean > 0.0, mean, 1.0)
 
     def spread(self, state: GateState) -> dict[str, float] | None:
-        """Of the gates that are folded."""
-        kept = state.z[state.keep]
+        """Of the means, also where a unit is opened that ended closed."""
+        kept = self._ended(state)[state.keep]
         return {
             "median": float(kept.median()),
             "lowest": float(kept.min()),
@@ -234,6 +234,10 @@ class LearnedTraining(GateTraining):
     def load(self, tensors: dict[str, Tensor]) -> None:
         """The Lagrangian's."""
         self.lagrangian.load(tensors)
+
+    def _ended(self, state: GateState) -> Tensor:
+        """(U,) the means at the last temperature."""
+        return self.method.mean(state.score / self.method.temperature)
 
     def _temperature(self, now: Moment) -> float:
         """T: from 1 to the method's while the soft phase closes, by equal factors."""

@@ -65,7 +65,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("return self.total + self.change(g, +1)[1] <= limit", "return False", "nothing grows back"),
         ("if score.isnan().any():", "if False:", "NaN scores are ranked"),
         ("if state.total - state.change(g, -1)[1] < limit:", "if False:", "moves that save too much"),
-        ("if over.score > near.score:", "if False:", "a dozen neurons go for one KV group"),
+        ("over if over.score > near.score else near", "near", "a dozen neurons go for one KV group"),
         ("found[site.name] = part * cost.per_unit(site, dense)", "found[site.name] = part", "units of equal cost"),
         (
             "torch.argsort(flat, descending=True, stable=True)]",
@@ -139,11 +139,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     "pat/pruning/example_gradients.py": [
         ('"squared_gradients": (torch.square,)', '"squared_gradients": (torch.abs,)', "Fisher not squared"),
         ('"absolute_gradients": (torch.abs,)', '"absolute_gradients": (torch.neg,)', "Taylor keeps the worst"),
-        ("(torch.clone, torch.abs)", "(torch.abs, torch.abs)", "learned gates see no sign"),
-        ("(torch.clone, torch.abs)", "(torch.clone, torch.square)", "importance is the square"),
+        ("(torch.positive, torch.abs)", "(torch.abs, torch.abs)", "learned gates see no sign"),
+        ("(torch.positive, torch.abs)", "(torch.positive, torch.square)", "importance is the square"),
         (
-            "what(gradients.double()).sum(0)",
-            "what(gradients.double().sum(0))",
+            "what(each).sum(0)",
+            "what(each.sum(0))",
             "gradients of examples cancel",
         ),
         ("return count * sums / scale**2", "return sums / scale**2", "Fisher shrinks with the batch"),

@@ -132,6 +132,9 @@ def test_units_rank_by_what_they_are_worth(name: str, kind: str, dense: int) -> 
     final, mean = training.final(state), method.mean(state.score / method.temperature)
     assert final[kept].median() > 0.99 and mean[~kept].median() < 0.01, "gates end at 0 or 1"
     assert torch.equal(final[mean > 0], mean[mean > 0]) and (final > 0).all(), "no unit that is kept is closed"
+    state.keep[:] = True
+    said = training.spread(state)
+    assert said is not None and said["lowest"] == 0.0 and said["share_below_0.9"] > 0.4, "what ended closed is said"
     assert figures["undecided"] < 0.15
 
 
