@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import resource
 import sys
 import warnings
@@ -17,11 +16,15 @@ from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manife
 from pat.config import Config
 from pat.data.checks import data_warnings, label_shares
 from pat.data.example import example
+from pat.divergence import LossBound
+from pat.due import Due
 from pat.manifest import check_same_model, describe_parameters
 from pat.models import liger
 from pat.models.dtypes import DTYPES
 from pat.models.weight_files import check_weights
-from pat.parts import Parts, Progress
+from pat.objective import Objective
+from pat.parts import Feed, Training
+from pat.progress_state import Progress
 from pat.pruning import plan
 from pat.pruning.depth import dropped_layers
 from pat.pruning.pruner import Pruner
@@ -119,7 +122,7 @@ def _data(config: Config) -> tuple[Any, Any, Any]:
     return task.fitted(label_shares(prepared)), tokenizer, prepared
 
 
-def build(run_dir: Path) -> Parts:
+def build(run_dir: Path) -> Training:
     """Put this rank together. Collective."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed's calls
     directory = run.RunDir(run_dir)
@@ -149,68 +152,77 @@ def build(run_dir: Path) -> Parts:
     pruner = Pruner(config)
     pruner.attach(model)
     ds_engine = engine.build_engine(config, model, pruner, ds_config)
+    world, progress = pruner.shards.world, Progress()
+    distiller = None
+    if config.distill.teacher:
+        distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
+        distiller.dropped = lambda: dropped_layers(pruner.gates)
+        progress.teacher = teacher.identity(config, world)
+    objective = Objective(ds_engine, task, world, config.train.global_mean, distiller)
+    metric = config.train.best_metric or task.best_metric
     feed = (task, tokenizer, config, rank, world_size, ds_engine.device)
-    parts = Parts(
+    training = Training(
         config=config,
         run=directory,
-        world=pruner.shards.world,
+        world=world,
         task=task,
-        loader=data.BatchLoader(prepared.train, *feed, mixture=prepared.mixture),
-        eval_batches=lambda: data.eval_batches(prepared.eval, *feed),
+        feed=Feed(
+            data.BatchLoader(prepared.train, *feed, mixture=prepared.mixture).batches,
+            lambda: data.eval_batches(prepared.eval, *feed),
+            prepared.label_names or [],
+        ),
         engine=ds_engine,
         pruner=pruner,
+        objective=objective,
         tracker=Tracker(config, directory, rank),
         flag=flag,
-        accumulation=ds_engine.gradient_accumulation_steps(),
-        label_names=prepared.label_names,
+        progress=progress,
+        due=Due(config.train, progress, metric, task.higher_is_better(metric)),
+        bound=LossBound(config, progress, objective.chance()),
     )
-    if config.distill.teacher:
-        parts.distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
-        parts.distiller.dropped = lambda: dropped_layers(pruner.gates)
-        parts.progress.teacher = teacher.identity(config, parts.world)
-    _resume(parts)
-    if parts.progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
-        pruner.begin(parts.progress.step)
-    minutes = config.engine.timeout_min
-    parts.watchdog.start(
+    _resume(training)
+    if progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
+        pruner.begin(progress.step)
+    _watch(training, config.engine.timeout_min)
+    return training
+
+
+def _watch(training: Training, minutes: float) -> None:
+    """End this rank when it has waited so long."""
+    training.watchdog.start(
         60 * minutes,
-        bite=lambda: end_rank(run_dir, rank, minutes),
-        bark=lambda waited_s: parts.tracker.warn(
+        bite=lambda: end_rank(training.run.path, training.world.rank, minutes),
+        bark=lambda waited_s: training.tracker.warn(
             "stalled",
             f"nothing has happened for {waited_s / 60:.1f} minutes: a rank may hang or be gone; logs/rank-N.log say "
             f"where each stands, and after {minutes:g} minutes (engine.timeout_min) the run ends",
         ),
     )
-    return parts
 
 
-def _resume(parts: Parts) -> None:
-    mode, root, tracker = parts.config.run.resume, parts.run.checkpoints, parts.tracker
-    reader = None if mode == "never" else checkpoint.find(root, parts.pruner.shards, tracker.say)
+def _resume(training: Training) -> None:
+    mode, progress, tracker = training.config.run.resume, training.progress, training.tracker
+    reader = None if mode == "never" else checkpoint.find(training.run.checkpoints, training.pruner.shards, tracker.say)
     if reader is None:
         tracker.start(0)
         return
-    teacher.check_same(reader.manifest["trainer"].get("teacher"), parts.progress.teacher)
-    trainer = checkpoint.load(parts.engine, parts.pruner, reader)
-    known = {f.name for f in dataclasses.fields(Progress)}
-    parts.progress = Progress(**{k: v for k, v in trainer.items() if k in known})
     manifest = reader.manifest
-    tracker.start(parts.progress.step, parts.progress.logged_bytes)
-    tracker.say(
-        f"resumed at step {parts.progress.step} from {manifest['world_size']} ranks at ZeRO {manifest['zero_stage']}"
-    )
+    teacher.check_same(manifest["trainer"].get("teacher"), progress.teacher)
+    progress.restore(checkpoint.load(training.engine, training.pruner, reader))
+    tracker.start(progress.step, progress.logged_bytes)
+    tracker.say(f"resumed at step {progress.step} from {manifest['world_size']} ranks at ZeRO {manifest['zero_stage']}")
 
 
-def summary(parts: Parts) -> dict[str, Any]:
+def summary(training: Training) -> dict[str, Any]:
     """What summary.json holds. Collective."""
-    config, pruner, progress = parts.config, parts.pruner, parts.progress
+    config, pruner, progress = training.config, training.pruner, training.progress
     mask_hash, weights_hash = pruner.hashes()
     every = sum(pruner.shards.numel(p) for p in pruner.shards.parameters.values())
     return {
         "recipe": config.run.recipe,
         "run": config.run.name,
         "seed": config.seed,
-        "world_size": parts.world.world_size,
+        "world_size": training.world.world_size,
         "zero_stage": config.engine.zero_stage,
         "dtype": config.engine.dtype,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -227,17 +239,17 @@ def summary(parts: Parts) -> dict[str, Any]:
         "weights_sha256": weights_hash,
         "teacher": progress.teacher,
         "initial_loss": progress.initial_loss,
-        "max_loss": parts.max_loss(),
+        "max_loss": training.bound.limit,
         "skipped_steps": progress.skipped,
         "dense_metrics": progress.dense_metrics,
         "dense_step": progress.dense_step,
         "metrics": progress.metrics,
         "details": progress.details,
-        "stopped_early": parts.stops_early(),
+        "stopped_early": training.due.early_stop(),
         "reached": progress.reached,
         "tokens_per_s": progress.tokens / progress.train_seconds if progress.train_seconds else None,
         "train_seconds": progress.train_seconds,
-        "peak_memory_bytes": int(parts.world.max(torch.tensor(peak_memory_bytes(), dtype=torch.int64))),
+        "peak_memory_bytes": int(training.world.max(torch.tensor(peak_memory_bytes(), dtype=torch.int64))),
         "pruner_state_bytes_per_rank": progress.peak_pruner_bytes,
         "checkpoint_seconds": progress.save_seconds,
         "versions": run.versions(),

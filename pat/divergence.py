@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from pat.config import Config
+from pat.progress_state import Progress
 from pat.pruning.schedules import Ramp
-
-if TYPE_CHECKING:
-    from pat.parts import Progress
 
 WORSE = 3.0  # times what the model knew before the first step, or what knowing nothing costs: a jump of sparsity may
 LATELY = 50  # steps in which train.max_skipped of them may be skipped
@@ -67,3 +64,36 @@ def note_skipped(config: Config, progress: Progress) -> None:
 def is_bad(loss: float, limit: float) -> bool:
     """NaN, infinite or above the limit."""
     return not math.isfinite(loss) or loss > limit
+
+
+class LossBound:
+    """The most that the mean loss between two logged lines may be."""
+
+    def __init__(self, config: Config, progress: Progress, chance: float) -> None:
+        self.config, self.progress, self.chance = config, progress, chance
+        self.starts = bounded_from(config)
+
+    @property
+    def limit(self) -> float:
+        """Above it the run counts as diverged."""
+        return loss_limit(self.config, self.progress.initial_loss, self.chance)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the step that is done now says what the loss was before it was trained."""
+        return self.progress.initial_loss is None or self.progress.step - 1 == self.starts > 0
+
+    def measure(self, loss: float) -> str | None:
+        """Take the mean loss of such a step; returns what to say of it."""
+        if not math.isfinite(loss):
+            return None
+        self.progress.initial_loss = max(loss, self.progress.initial_loss or loss)
+        return (
+            f"loss before the first step {loss:.4g}; above {self.limit:.4g} the run stops as diverged (train.max_loss)"
+        )
+
+    def refuse(self, loss: float) -> None:
+        """Raises Diverged when the mean loss is NaN, infinite or above the limit."""
+        step, limit = self.progress.step, self.limit
+        if is_bad(loss, limit if step > self.starts else math.inf):
+            raise Diverged(f"the loss is {loss:.4g} at step {step}, above {limit:.4g} (train.max_loss)")

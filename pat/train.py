@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pat import build, checkpoint, retention
 from pat.build import prepare
 from pat.engine import lr_factor, set_lr
-from pat.parts import Parts
+from pat.parts import Training
 from pat.pruning.types import PromiseBroken
 from pat.run import ExitCode, write_exit
 from pat.window import Diverged, Window
@@ -38,178 +38,186 @@ class NotEvaluated(RuntimeError):
 
 def main(run_dir: Path) -> int:
     """Train as one rank of the run frozen in `run_dir`; returns the exit code that all ranks agree on."""
-    parts, code, message = None, ExitCode.DONE, ""
+    training, code, message = None, ExitCode.DONE, ""
     try:
-        parts = build.build(run_dir)
-        fit(parts)
+        training = build.build(run_dir)
+        fit(training)
     except Preempted as stop:
         code, message = ExitCode.PREEMPTED, str(stop)
     except Diverged as stop:
         code, message = ExitCode.DIVERGED, str(stop)
-        if parts:
-            parts.tracker.alert("diverged", message)
+        if training:
+            training.tracker.alert("diverged", message)
     except (PromiseBroken, checkpoint.NoneWhole, checkpoint.NotWritten) as stop:
         code, message = ExitCode.BROKEN_PROMISE, str(stop)
-    if parts:
-        parts.watchdog.stop()
-        parts.tracker.close(message)
+    if training:
+        training.watchdog.stop()
+        training.tracker.close(message)
     if dist.get_rank() == 0:
         write_exit(run_dir, code, message)
     return code
 
 
-def fit(parts: Parts) -> None:
+def fit(training: Training) -> None:
     """Train from where the run stands to its last step, then evaluate, check, save and sum up."""
-    progress, pruner, train = parts.progress, parts.pruner, parts.config.train
-    window = Window(parts)
-    evaluate_if_due(parts)  # where the last start was stopped in it
+    progress, pruner, due, train = training.progress, training.pruner, training.due, training.config.train
+    window = Window(training)
+    evaluate_if_due(training)  # where the last start was stopped in it
     for t in range(progress.step, train.num_steps):
-        if parts.stops_early():
+        if due.early_stop():
             break
         if t == pruner.first_soft_step:  # the last look at the dense model: no mask or gate is in force yet
             if progress.dense_metrics is None:
-                progress.dense_metrics, progress.dense_step = evaluate(parts, "dense"), t
+                progress.dense_metrics, progress.dense_step = evaluate(training, "dense")[0], t
             pruner.begin(t)
-        step(parts, window, t)
-        evaluate_if_due(parts)
-        stop, due = parts.agree(parts.flag.requested, parts.checkpoint_due())
-        due = due and progress.saved_step != progress.step and progress.step < train.num_steps
-        if stop or due:
+        step(training, window, t)
+        evaluate_if_due(training)
+        asked_to_stop, save_now = training.agree(due.checkpoint())
+        save_now = save_now and progress.saved_step != progress.step and progress.step < train.num_steps
+        if asked_to_stop or save_now:
             window.check()
-        if stop:
-            leave(parts)
-        if due:
-            save(parts)
-    finish(parts)
+        if asked_to_stop:
+            leave(training)
+        if save_now:
+            save(training)
+    finish(training)
 
 
-def step(parts: Parts, window: Window, t: int) -> None:
+def step(training: Training, window: Window, t: int) -> None:
     """Forward and backward of every micro-batch of step t, the pruner's step, a line if it is time. Collective."""
-    config, progress, train = parts.config, parts.progress, parts.config.train
-    set_lr(parts.engine, lr_factor(t, train.num_steps, config.optim))
-    batches = parts.loader.batches(t)
-    for micro, (batch, shares) in enumerate(zip(batches, parts.shares(batches), strict=True)):
-        torch.manual_seed(_seed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
-        loss = parts.loss(batch, t, shares)
-        parts.engine.backward(loss)
-        if micro + 1 < parts.accumulation:
-            parts.engine.step()
+    config, progress, objective, train = training.config, training.progress, training.objective, training.config.train
+    set_lr(training.engine, lr_factor(t, train.num_steps, config.optim))
+    batches = training.feed.batches(t)
+    for micro, (batch, shares) in enumerate(zip(batches, objective.shares(batches), strict=True)):
+        torch.manual_seed(_seed(config.seed, t, micro, training.world.rank))  # dropout: a function of the step
+        loss = objective.loss(batch, t, shares)
+        training.engine.backward(loss)
+        if micro + 1 < len(batches):
+            training.engine.step()
         window.add(loss.detach(), batch)
-    stats = parts.pruner.step(t, begin_next=t + 1 != parts.pruner.first_soft_step)
+    stats = training.pruner.step(t, begin_next=t + 1 != training.pruner.first_soft_step)
     for sentence in stats.warnings:
-        parts.tracker.warn("pruning", sentence)
+        training.tracker.warn("pruning", sentence)
     progress.step = t + 1
     window.step(stats)
-    parts.tracker.advance(progress.step)
+    training.tracker.advance(progress.step)
     if progress.step % train.log_every == 0 or progress.step == train.num_steps:
         window.log(stats)
 
 
-def evaluate_if_due(parts: Parts) -> None:
+def evaluate_if_due(training: Training) -> None:
     """An evaluation during training, and a checkpoint if it is the best so far or train.export_at's. That of the last
     step is `finish`'s. Collective."""
-    progress = parts.progress
-    reached = parts.newly_reached() if progress.step < parts.config.train.num_steps else {}
+    progress = training.progress
+    reached = training.due.variants(training.pruner.totals) if progress.step < training.config.train.num_steps else {}
     if reached:
-        evaluate_saved(parts, reached)
-    elif parts.evaluation_due() and parts.is_best(evaluate_now(parts)):
-        save(parts, best=True)
+        evaluate_saved(training, reached)
+    elif training.due.evaluation() and training.due.is_best(evaluate_now(training), training.final_phase):
+        save(training, best=True)
 
 
-def evaluate_saved(parts: Parts, reached: dict[str, int]) -> None:
+def evaluate_saved(training: Training, reached: dict[str, int]) -> None:
     """A checkpoint first, which a failing evaluation cannot take away; then what it is worth. Collective."""
-    progress = parts.progress
+    progress = training.progress
     if progress.saved_step != progress.step:
-        save(parts)
+        save(training)
     try:
-        metrics = evaluate_now(parts)
+        metrics = evaluate_now(training)
     except (Preempted, Diverged):
         raise
     except Exception as error:
-        raise NotEvaluated(progress.step, parts.run.path, error) from error
-    parts.note_reached(reached)
-    best = parts.is_best(metrics)
-    progress.logged_bytes = parts.tracker.logged_bytes
-    if parts.world.rank == 0:
-        root = parts.run.checkpoints
+        raise NotEvaluated(progress.step, training.run.path, error) from error
+    if reached:
+        progress.reached |= reached
+        names = " and ".join(f"sparsity={value}" for value in reached)
+        training.tracker.say(  # masks move in steps
+            f"{names} reached at step {progress.step}, with {training.pruner.totals.sparsity:.4g}: kept"
+        )
+    best = training.due.is_best(metrics, training.final_phase)
+    progress.logged_bytes = training.tracker.logged_bytes
+    if training.world.rank == 0:
+        root = training.run.checkpoints
         path = checkpoint.note(root, progress.step, progress.as_dict(), metrics)
         retention.mark(root, progress.reached)
         if best:
             retention.set_best(root, path)
-        retention.retain(root, parts.config.train.keep_last)
-    parts.world.barrier()
+        retention.retain(root, training.config.train.keep_last)
+    training.world.barrier()
 
 
-def evaluate_now(parts: Parts) -> dict[str, float]:
+def evaluate_now(training: Training) -> dict[str, float]:
     """An evaluation that counts as this step's. Collective."""
-    progress = parts.progress
-    progress.metrics = evaluate(parts)
-    progress.details = parts.task.details(parts.sums, parts.label_names or [])
+    progress = training.progress
+    progress.metrics, sums = evaluate(training)
+    progress.details = training.task.details(sums, training.feed.label_names)
     progress.evaluated_step = progress.step
     return progress.metrics
 
 
-def evaluate(parts: Parts, title: str = "eval") -> dict[str, float]:
-    """Metrics on the held-out split, the same on every rank. Collective; a request to stop ends it."""
+def evaluate(training: Training, title: str = "eval") -> tuple[dict[str, float], torch.Tensor]:
+    """(metrics on the held-out split, the sums that they come from), the same on every rank. Collective; a request to
+    stop ends it."""
     started = time.perf_counter()
 
     def batches() -> Iterator[Any]:
-        for batch in parts.eval_batches():
-            if parts.agree(parts.flag.requested, False)[0]:
-                leave(parts)
+        for batch in training.feed.eval_batches():
+            if training.agree()[0]:
+                leave(training)
             yield batch
 
-    parts.sums = parts.world.sum(parts.task.evaluate(parts.engine, batches(), parts.engine.device))
-    metrics = parts.task.metrics(parts.sums)
+    sums = training.world.sum(training.task.evaluate(training.engine, batches(), training.engine.device))
+    metrics = training.task.metrics(sums)
     seconds = time.perf_counter() - started
-    parts.aside_s += seconds
+    training.aside_s += seconds
     line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": seconds}
-    parts.tracker.log(line, parts.progress.step)
+    training.tracker.log(line, training.progress.step)
     if not all(map(math.isfinite, metrics.values())):
-        raise Diverged(f"the evaluation at step {parts.progress.step} gave {metrics}")
-    return metrics
+        raise Diverged(f"the evaluation at step {training.progress.step} gave {metrics}")
+    return metrics, sums
 
 
-def leave(parts: Parts) -> None:
+def leave(training: Training) -> None:
     """Save and raise Preempted. Collective."""
-    if parts.progress.saved_step != parts.progress.step:
-        save(parts)
-    raise Preempted(f"stopped on request at step {parts.progress.step}, all saved: run the same command to go on")
+    if training.progress.saved_step != training.progress.step:
+        save(training)
+    raise Preempted(f"stopped on request at step {training.progress.step}, all saved: run the same command to go on")
 
 
-def save(parts: Parts, best: bool = False) -> None:
+def save(training: Training, best: bool = False) -> None:
     """A checkpoint of what has been done so far. Collective."""
-    progress, root = parts.progress, parts.run.checkpoints
-    progress.saved_step, parts.last_save = progress.step, time.monotonic()
+    progress, root = training.progress, training.run.checkpoints
+    training.due.saved()
     started = time.perf_counter()
-    progress.logged_bytes = parts.tracker.logged_bytes
+    progress.logged_bytes = training.tracker.logged_bytes
     state, metrics = progress.as_dict(), progress.metrics or {}
     path, seconds, size = checkpoint.timed(
-        lambda: checkpoint.save(parts.engine, parts.pruner, root, progress.step, state, metrics)
+        lambda: checkpoint.save(training.engine, training.pruner, root, progress.step, state, metrics)
     )
     progress.save_seconds = seconds
-    if parts.world.rank == 0:
+    if training.world.rank == 0:
         if best:
             retention.set_best(root, path)
         retention.mark(root, progress.reached)
-        retention.retain(root, parts.config.train.keep_last)
-    parts.world.barrier()
-    parts.watchdog.beat()
-    parts.aside_s += time.perf_counter() - started
-    parts.tracker.log({"checkpoint/seconds": seconds, "checkpoint/bytes": size}, progress.step)
+        retention.retain(root, training.config.train.keep_last)
+    training.world.barrier()
+    training.watchdog.beat()
+    training.aside_s += time.perf_counter() - started
+    training.tracker.log({"checkpoint/seconds": seconds, "checkpoint/bytes": size}, progress.step)
 
 
-def finish(parts: Parts) -> None:
+def finish(training: Training) -> None:
     """All guarantees, then the last checkpoint and evaluation, unless a start that ended here made them; summary.
     Collective."""
-    parts.pruner.check_finished()
-    if parts.progress.evaluated_step != parts.progress.step:
-        evaluate_saved(parts, parts.newly_reached())
-    elif parts.progress.saved_step != parts.progress.step:  # stopped early, by an evaluation that was not the best
-        save(parts)
-    parts.tracker.summary(build.summary(parts))
-    if parts.world.rank == 0:  # who has written the summary
-        parts.tracker.say(build.outcome(parts.run))
+    training.pruner.check_finished()
+    if training.progress.evaluated_step != training.progress.step:
+        evaluate_saved(training, training.due.variants(training.pruner.totals))
+    elif (
+        training.progress.saved_step != training.progress.step
+    ):  # stopped early, by an evaluation that was not the best
+        save(training)
+    training.tracker.summary(build.summary(training))
+    if training.world.rank == 0:  # who has written the summary
+        training.tracker.say(build.outcome(training.run))
 
 
 def _seed(seed: int, t: int, micro: int, rank: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -12,7 +11,7 @@ from pat import build, divergence, hardware
 from pat.divergence import Diverged
 from pat.engine import lr_factor
 from pat.pace import Pace, SlowRanks
-from pat.parts import Parts
+from pat.parts import Training
 from pat.run import HOST
 
 __all__ = ["Diverged", "Window"]
@@ -24,25 +23,25 @@ class Window:
     To make one is collective.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.bounded_from = divergence.bounded_from(parts.config)
-        self.pace, self.slow_ranks = Pace(parts.engine.module), SlowRanks(parts.world.gather(HOST))
-        config = parts.config
-        self.token_flops = hardware.flops_per_token(parts.engine.module, config.data.max_length)
+    def __init__(self, training: Training) -> None:
+        self.training, self.progress, self.world = training, training.progress, training.world
+        module, config = training.engine.module, training.config
+        self.pace, self.slow_ranks = Pace(module), SlowRanks(self.world.gather(HOST))
+        self.token_flops = hardware.flops_per_token(module, config.data.max_length)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         self.devices = (device, config.engine.dtype, config.engine.world_size)
         self.reset()
 
     def reset(self) -> None:
         """Start a new window."""
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.parts.engine.device)  # loss, finite losses, tokens
+        training = self.training
+        self.sums = torch.zeros(3, dtype=torch.float64, device=training.engine.device)  # loss, finite losses, tokens
         self.skipped = self.steps = 0
-        self.started, self.aside_s = time.perf_counter(), self.parts.aside_s
-        self._watch_if_logged(self.parts.progress.step + 1)
+        self.started, self.aside_s = time.perf_counter(), training.aside_s
+        self._watch_if_logged(self.progress.step + 1)
 
     def _is_logged(self, step: int) -> bool:
-        train = self.parts.config.train
+        train = self.training.config.train
         return step % train.log_every == 0 or step == train.num_steps
 
     def _watch_if_logged(self, step: int) -> None:
@@ -58,63 +57,54 @@ class Window:
 
     def step(self, stats: Any) -> None:
         """One optimizer step. Raises Diverged when too many have been skipped. Collective."""
-        progress = self.parts.progress
+        progress, bound = self.progress, self.training.bound
         self.steps += 1
         self.skipped += stats.skipped
         if not self._is_logged(progress.step):
             self._watch_if_logged(progress.step + 1)
-        if progress.initial_loss is None or progress.step - 1 == self.bounded_from > 0:
-            self._measure()
+        if bound.is_measured:
+            said = bound.measure(self._totals()[0])
+            if said:
+                self.training.tracker.say(said)
         if stats.skipped:
-            divergence.note_skipped(self.parts.config, progress)
-
-    def _measure(self) -> None:
-        """What the loss was before it was trained, and so the most that it may become. Once in a run. Collective."""
-        progress, (loss, _) = self.parts.progress, self._totals()
-        if math.isfinite(loss):
-            progress.initial_loss = max(loss, progress.initial_loss or loss)
-            self.parts.tracker.say(
-                f"loss before the first step {loss:.4g}; above {self.parts.max_loss():.4g} the run stops as diverged "
-                "(train.max_loss)"
-            )
+            divergence.note_skipped(self.training.config, progress)
 
     def log(self, stats: Any) -> None:
         """Write a line. Raises Diverged when the mean loss is out of bounds. Collective."""
-        parts, progress, optim = self.parts, self.parts.progress, self.parts.config.optim
+        training, progress, config, pruner = self.training, self.progress, self.training.config, self.training.pruner
         loss, tokens = self._totals()
-        seconds = time.perf_counter() - self.started - (parts.aside_s - self.aside_s)
+        seconds = time.perf_counter() - self.started - (training.aside_s - self.aside_s)
         progress.tokens += tokens
         progress.train_seconds += seconds
-        progress.peak_pruner_bytes = max(progress.peak_pruner_bytes, parts.pruner.peak_bytes)
+        progress.peak_pruner_bytes = max(progress.peak_pruner_bytes, pruner.peak_bytes)
         line = {
             "train/loss": loss,
             "train/grad_norm": float(stats.norm) if stats.norm is not None else None,
-            "train/lr": optim.lr * lr_factor(progress.step - 1, parts.config.train.num_steps, optim),
+            "train/lr": config.optim.lr * lr_factor(progress.step - 1, config.train.num_steps, config.optim),
             "train/tokens_per_s": tokens / seconds,
             "train/mfu": hardware.mfu(tokens / seconds, self.token_flops, *self.devices),
             "train/step_seconds": seconds / self.steps,
             "train/skipped_steps": self.skipped,
             "train/skipped_steps_total": progress.skipped,
-            "pruning/phase": parts.pruner.phase(progress.step - 1),
-            "pruning/sparsity": parts.pruner.totals.sparsity,
-            "pruning/target": parts.pruner.totals.target_now(stats.target),
+            "pruning/phase": pruner.phase(progress.step - 1),
+            "pruning/sparsity": pruner.totals.sparsity,
+            "pruning/target": pruner.totals.target_now(stats.target),
         }
         for name in stats.sparsity:
             line |= {f"pruning/{name}/sparsity": stats.sparsity[name], f"pruning/{name}/target": stats.target[name]}
         line |= {f"pruning/{key}": value for key, value in stats.figures.items()}
         line |= self._ranks(tokens / seconds)
-        if parts.distiller:
-            line |= parts.distiller.logged(parts.world)
-        parts.tracker.log(line, progress.step)
-        self._refuse(loss)
+        line |= training.objective.logged()
+        training.tracker.log(line, progress.step)
+        training.bound.refuse(loss)
         self.reset()
 
     def _ranks(self, tokens_per_s: float) -> dict[str, Any]:
         """What differs between ranks: own compute of the last step, memory. Collective."""
-        world, tracker = self.parts.world, self.parts.tracker
+        world, tracker = self.world, self.training.tracker
         mine = torch.zeros(2, world.world_size, dtype=torch.float64)
         mine[:, world.rank] = torch.tensor([self.pace.stop(), build.peak_memory_bytes()], dtype=torch.float64)
-        seconds, memory = world.sum(mine.to(self.parts.engine.device)).tolist()
+        seconds, memory = world.sum(mine.to(self.training.engine.device)).tolist()
         for sentence in self.slow_ranks.seen(seconds):
             tracker.warn("slow rank", sentence)
         slowest = max(range(world.world_size), key=seconds.__getitem__)
@@ -130,14 +120,9 @@ class Window:
     def check(self) -> None:
         """Before a checkpoint: raises Diverged when the mean loss since the last line is out of bounds. Collective."""
         if self.steps:
-            self._refuse(self._totals()[0])
+            self.training.bound.refuse(self._totals()[0])
 
     def _totals(self) -> tuple[float, float]:
         """(mean of the finite losses, tokens) over all ranks. Collective."""
-        loss, finite, tokens = self.parts.world.sum(self.sums.clone()).tolist()
+        loss, finite, tokens = self.world.sum(self.sums.clone()).tolist()
         return loss / finite if finite else float("inf"), tokens
-
-    def _refuse(self, loss: float) -> None:
-        step, limit = self.parts.progress.step, self.parts.max_loss()
-        if divergence.is_bad(loss, limit if step > self.bounded_from else math.inf):
-            raise Diverged(f"the loss is {loss:.4g} at step {step}, above {limit:.4g} (train.max_loss)")

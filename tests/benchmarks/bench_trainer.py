@@ -62,8 +62,8 @@ def prepare(run_dir: str, steps: int, layers: int, tokens: int) -> None:
 class Turns(TrainerCallback):
     """Times the Trainer's steps, and takes one of our own after each."""
 
-    def __init__(self, parts: Any) -> None:
-        self.parts, self.window, self.began = parts, Window(parts), None
+    def __init__(self, training: Any) -> None:
+        self.training, self.window, self.began = training, Window(training), None
         self.ours: list[float] = []
         self.theirs: list[float] = []
 
@@ -73,8 +73,8 @@ class Turns(TrainerCallback):
             self.theirs.append(now - self.began)
         dist.barrier()
         now = time.perf_counter()
-        train.step(self.parts, self.window, self.parts.progress.step)
-        self.parts.agree(self.parts.flag.requested, self.parts.checkpoint_due())
+        train.step(self.training, self.window, self.training.progress.step)
+        self.training.agree(self.training.due.checkpoint())
         if self.began is not None:
             self.ours.append(time.perf_counter() - now)
         dist.barrier()
@@ -86,10 +86,10 @@ def checks(arguments: list[str]) -> dict[str, Any]:
     run_dir = arguments[0]
     rounds, layers, tokens = map(int, arguments[1:])
     hf_on_cpu.allow()
-    parts = build.build(Path(run_dir))
+    training = build.build(Path(run_dir))
     torch.manual_seed(0)
     shape = LlamaConfig(**SHAPE, num_hidden_layers=layers, max_position_embeddings=tokens, use_cache=False)
-    deepspeed = engine.deepspeed_config(parts.config) | {"gradient_clipping": "auto", "bf16": {"enabled": "auto"}}
+    deepspeed = engine.deepspeed_config(training.config) | {"gradient_clipping": "auto", "bf16": {"enabled": "auto"}}
     args = TrainingArguments(
         run_dir + "/hf", deepspeed=deepspeed, bf16=True, max_steps=rounds + WARM_UP, per_device_train_batch_size=1,
         optim="adamw_torch_fused", learning_rate=1e-4, weight_decay=0.01, lr_scheduler_type="constant",
@@ -97,7 +97,7 @@ def checks(arguments: list[str]) -> dict[str, Any]:
     )  # fmt: skip
     rows = torch.randint(0, 320, (2 * (rounds + WARM_UP), tokens), generator=torch.Generator().manual_seed(0))
     data: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in rows]
-    turns = Turns(parts)
+    turns = Turns(training)
     Trainer(LlamaForCausalLM(shape), args, train_dataset=data, callbacks=[turns]).train()
     ours, theirs = turns.ours[WARM_UP - 1 :], turns.theirs[WARM_UP - 1 :]
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))

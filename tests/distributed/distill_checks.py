@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pat import build as parts
+from pat import build as setup
 from pat import compose, models, tasks, teacher, train
 from pat import engine as ds
 from pat.distill import Distiller
@@ -186,9 +186,9 @@ def _train(config: Any, run_dir: Path) -> None:
     """What a rank does. Collective."""
     if dist.get_rank() == 0:
         compose.freeze(config, run_dir)
-        parts.prepare(config, run_dir)
+        setup.prepare(config, run_dir)
     dist.barrier()
-    built = parts.build(run_dir)
+    built = setup.build(run_dir)
     train.fit(built)
     built.tracker.close()
     discard(Trained(config, built.engine, built.pruner))

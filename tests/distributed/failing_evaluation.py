@@ -15,10 +15,10 @@ def main() -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise KeyError("f1")
 
-    def finish_with_fault(parts: Any) -> None:
+    def finish_with_fault(training: Any) -> None:
         tasks.Task.evaluate = broken  # type: ignore[method-assign]
         try:
-            finish(parts)
+            finish(training)
         finally:
             tasks.Task.evaluate = plain  # type: ignore[method-assign]
 

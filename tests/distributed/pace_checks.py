@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pat.divergence import LossBound
 from pat.pace import WINDOWS
-from pat.parts import Progress
+from pat.progress_state import Progress
 from pat.window import Window
 from tests.distributed import harness
 from tests.distributed.harness import Trained, main
@@ -39,18 +40,19 @@ def watched(trained: Trained) -> dict[str, Any]:
     tracker = SimpleNamespace(
         log=lambda line, step: lines.append(line), warn=lambda title, text: warnings.append(text), say=print
     )
-    parts: Any = SimpleNamespace(
+    progress = Progress()
+    training: Any = SimpleNamespace(
         config=trained.config,
         engine=trained.engine,
         pruner=trained.pruner,
         world=trained.pruner.shards.world,
-        progress=Progress(),
+        progress=progress,
         tracker=tracker,
-        distiller=None,
-        max_loss=lambda: 100.0,
+        objective=SimpleNamespace(logged=dict),
+        bound=LossBound(trained.config, progress, chance=100.0),
         aside_s=0.0,
     )
-    window, wall = Window(parts), 0.0
+    window, wall = Window(training), 0.0
     for t in range(WINDOWS):
         tokens = harness.batch(t, 0, trained.config)
         started = time.perf_counter()
@@ -59,7 +61,7 @@ def watched(trained: Trained) -> dict[str, Any]:
         trained.engine.backward(loss)
         window.add(loss.detach(), {"input_ids": tokens})
         stats = trained.pruner.step(t)
-        parts.progress.step = t + 1
+        progress.step = t + 1
         window.step(stats)
         window.log(stats)
     walls = trained.pruner.shards.world.gather(wall)

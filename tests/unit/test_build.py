@@ -2,64 +2,80 @@
 
 from __future__ import annotations
 
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
 
-from pat.config import Config
-from pat.parts import Parts, Progress
-from pat.tasks.classification import Classification
+import pytest
+
+from pat.config import TrainConfig
+from pat.due import Due
+from pat.parts import Training
+from pat.progress_state import Progress
 
 
-def parts(phase: str = "hard", **train: Any) -> Parts:
-    config = Config()
+def due(metric: str = "accuracy", higher_is_better: bool = True, **train: Any) -> Due:
+    settings = TrainConfig(num_steps=100, global_batch_size=1)
     for key, value in train.items():
-        setattr(config.train, key, value)
-    pruner: Any = SimpleNamespace(pruners=[1], phase=lambda t: phase)
-    nothing: Any = None
-    return Parts(config, nothing, nothing, Classification(), nothing, nothing, nothing, pruner, nothing, nothing, 1)
+        setattr(settings, key, value)
+    return Due(settings, Progress(), metric, higher_is_better)
 
 
 def test_checkpoint_by_steps() -> None:
-    made = parts(checkpoint_every=10)
-    due = []
+    made = due(checkpoint_every=10)
+    found = []
     for step in range(1, 31):
         made.progress.step = step
-        due.append(made.checkpoint_due())
-    assert [step for step, is_due in enumerate(due, 1) if is_due] == [10, 20, 30]
+        found.append(made.checkpoint())
+    assert [step for step, is_due in enumerate(found, 1) if is_due] == [10, 20, 30]
 
 
 def test_checkpoint_by_minutes() -> None:
-    made = parts(checkpoint_every_min=1.0)
-    assert not made.checkpoint_due()
+    made = due(checkpoint_every_min=1.0)
+    assert not made.checkpoint()
     made.last_save = time.monotonic() - 61
-    assert made.checkpoint_due()
+    assert made.checkpoint()
 
 
-def test_best_counts_only_in_the_hard_phase() -> None:
-    soft, hard = parts("soft"), parts("hard")
-    assert not soft.is_best({"accuracy": 0.9, "loss": 0.1})
-    assert hard.is_best({"accuracy": 0.7, "loss": 0.1})
-    assert not hard.is_best({"accuracy": 0.6, "loss": 0.0})
-    assert hard.is_best({"accuracy": 0.8, "loss": 9.0})
-    by_loss = parts("hard", best_metric="loss")
-    assert by_loss.is_best({"accuracy": 0.7, "loss": 0.5}) and by_loss.is_best({"accuracy": 0.1, "loss": 0.4})
+def test_best_counts_only_in_the_final_phase() -> None:
+    made = due()
+    assert not made.is_best({"accuracy": 0.9, "loss": 0.1}, final=False)
+    assert made.is_best({"accuracy": 0.7, "loss": 0.1}, final=True)
+    assert not made.is_best({"accuracy": 0.6, "loss": 0.0}, final=True)
+    assert made.is_best({"accuracy": 0.8, "loss": 9.0}, final=True)
+    by_loss = due("loss", higher_is_better=False)
+    assert by_loss.is_best({"accuracy": 0.7, "loss": 0.5}, True) and by_loss.is_best(
+        {"accuracy": 0.1, "loss": 0.4}, True
+    )
 
 
-def test_patience_counts_evaluations_of_the_hard_phase_since_the_best() -> None:
+def test_patience_counts_evaluations_of_the_final_phase_since_the_best() -> None:
     """Would catch: a stop in the soft phase, which could not keep its sparsity, or a count that a resume forgets."""
-    soft, hard, without = parts("soft", early_stopping_patience=2), parts(early_stopping_patience=2), parts()
+    soft, hard, without = due(early_stopping_patience=2), due(early_stopping_patience=2), due()
     for made in (soft, hard, without):
         for accuracy in (0.5, 0.6, 0.6, 0.4):
-            assert not made.stops_early()
-            made.is_best({"accuracy": accuracy, "loss": 1.0})
-    assert [made.stops_early() for made in (soft, hard, without)] == [False, True, False]
-    hard.progress = Progress(**hard.progress.as_dict())
-    assert hard.stops_early()
-    hard.is_best({"accuracy": 0.7, "loss": 1.0})
-    assert not hard.stops_early()
+            assert not made.early_stop()
+            made.is_best({"accuracy": accuracy, "loss": 1.0}, final=made is not soft)
+    assert [made.early_stop() for made in (soft, hard, without)] == [False, True, False]
+    resumed = due(early_stopping_patience=2)
+    resumed.progress.restore(hard.progress.as_dict())
+    assert resumed.early_stop()
+    resumed.is_best({"accuracy": 0.7, "loss": 1.0}, final=True)
+    assert not resumed.early_stop()
+
+
+@pytest.mark.parametrize(
+    "pruners, phase, final", [([], "dense", True), ([1], "soft", False), ([1], "hard", True), ([1], "dense", False)]
+)
+def test_the_final_phase_is_that_of_the_pruners(pruners: list[int], phase: str, final: bool) -> None:
+    """A run without pruners is final from its first step; a dense or soft model of one with pruners is not."""
+    pruner = SimpleNamespace(pruners=pruners, phase=lambda t: phase)
+    assert Training.final_phase.fget(SimpleNamespace(pruner=pruner, progress=Progress())) is final  # type: ignore
 
 
 def test_progress_survives_json() -> None:
     progress = Progress(step=3, best=[0.5], metrics={"loss": 1.0})
-    assert Progress(**progress.as_dict()) == progress
+    again = Progress()
+    again.restore(json.loads(json.dumps(progress.as_dict() | {"of_another_version": 1})))
+    assert again == progress

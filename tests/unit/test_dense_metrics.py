@@ -11,7 +11,7 @@ import torch
 
 from pat import train
 from pat.config import Config, PrunerConfig
-from pat.parts import Progress
+from pat.progress_state import Progress
 from pat.pruning.comm import LOCAL
 from pat.pruning.pruner import Pruner, StepStats
 from tests.unit import small_models as small
@@ -48,31 +48,31 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
     shards.base = SimpleNamespace(state=defaultdict(dict), param_groups=[{"betas": (0.9, 0.999)}])
     gate.bind(shards)
 
-    def step(parts: Any, window: Any, t: int) -> None:
+    def step(training: Any, window: Any, t: int) -> None:
         assert not gate.state.hardened or t >= gate.timeline.hard
         gate.learn(t, skipped=False)
         if t + 1 != pruner.first_soft_step:
             pruner.begin(t + 1)
-        parts.progress.step = t + 1
+        training.progress.step = t + 1
 
-    def evaluate(parts: Any, title: str = "eval") -> dict[str, float]:
+    def evaluate(training: Any, title: str = "eval") -> tuple[dict[str, float], None]:
         assert gate.num_pruned == 0 and not gate.hardened and bool((gate.state.z == 1.0).all())
         with torch.no_grad():
-            return {"loss": float(loss(model.eval(), ids))}
+            return {"loss": float(loss(model.eval(), ids))}, None
 
-    monkeypatch.setattr(train, "Window", lambda parts: None)
+    monkeypatch.setattr(train, "Window", lambda training: None)
     for name, stand_in in (("step", step), ("evaluate", evaluate)):
         monkeypatch.setattr(train, name, stand_in)
     for name in ("evaluate_if_due", "finish"):
-        monkeypatch.setattr(train, name, lambda parts: None)
-    parts: Any = SimpleNamespace(
-        progress=Progress(), pruner=pruner, config=config, flag=SimpleNamespace(requested=False),
-        agree=lambda stop, due: (False, False), checkpoint_due=lambda: False, stops_early=lambda: False,
+        monkeypatch.setattr(train, name, lambda training: None)
+    training: Any = SimpleNamespace(
+        progress=Progress(), pruner=pruner, config=config, agree=lambda due: (False, False),
+        due=SimpleNamespace(checkpoint=lambda: False, early_stop=lambda: False),
     )  # fmt: skip
     if pruner.first_soft_step != 0:
         pruner.begin(0)
-    train.fit(parts)
-    assert parts.progress.dense_metrics == {"loss": dense} and parts.progress.dense_step == gate.timeline.start
+    train.fit(training)
+    assert training.progress.dense_metrics == {"loss": dense} and training.progress.dense_step == gate.timeline.start
     assert gate.hardened and gate.sparsity > 0.0
 
 
@@ -88,13 +88,15 @@ def test_the_loop_holds_the_gates_back_once(monkeypatch: pytest.MonkeyPatch) -> 
     quiet = SimpleNamespace(backward=lambda _: None, step=lambda: None)
     config = Config()
     config.train.num_steps, config.optim.lr = 8, 1.0
-    parts: Any = SimpleNamespace(
-        config=config, progress=Progress(), engine=quiet, accumulation=1, world=LOCAL,
-        loader=SimpleNamespace(batches=lambda t: [None]), shares=lambda batches: [(1.0, 1.0)],
-        loss=lambda batch, t, shares: torch.zeros(()),
+    training: Any = SimpleNamespace(
+        config=config, progress=Progress(), engine=quiet, world=LOCAL,
+        feed=SimpleNamespace(batches=lambda t: [None]),
+        objective=SimpleNamespace(
+            shares=lambda batches: [(1.0, 1.0)], loss=lambda batch, t, shares: torch.zeros(())
+        ),
         pruner=SimpleNamespace(step=pruner_step, first_soft_step=3), tracker=SimpleNamespace(advance=lambda _: None),
     )  # fmt: skip
     window: Any = SimpleNamespace(add=lambda *_: None, step=lambda _: None, log=lambda _: None)
     for t in range(6):
-        train.step(parts, window, t)
+        train.step(training, window, t)
     assert begun == [1, 2, 4, 5, 6]

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from pat import build, compose, distill, models, tasks, teacher
 from pat.config import Config, DistillConfig, ModelConfig
 from pat.distill import Distiller, hidden_loss, mean_kl, uniform_map
-from pat.parts import Parts
+from pat.objective import Objective
 from pat.pruning.comm import LOCAL
 from pat.pruning.schedules import Ramp
 
@@ -212,11 +212,12 @@ def test_the_students_answers_come_to_resemble_the_teachers() -> None:
 def test_without_a_teacher_the_loss_is_the_tasks_own() -> None:
     task = tasks.build({"name": "causal_lm"})
     model, batch, nothing = model_for(task, "llama", 2, seed=0), batch_for(task), cast(Any, None)
-    alone = Parts(Config(), nothing, nothing, task, nothing, nothing, model, nothing, nothing, nothing, 1)
-    assert torch.equal(alone.loss(batch, 3), task.loss(model, batch))
+    alone = Objective(model, task, nothing, global_mean=True)
+    assert torch.equal(alone.loss(batch, 3), task.loss(model, batch)) and not alone.logged()
     config = DistillConfig(teacher="x", weight=0.5)
-    alone.distiller = Distiller(model_for(task, "llama", 2, seed=1), task, config, Ramp(0, 0), [0, 1])
-    assert not torch.equal(alone.loss(batch, 3), task.loss(model, batch))
+    distiller = Distiller(model_for(task, "llama", 2, seed=1), task, config, Ramp(0, 0), [0, 1])
+    taught = Objective(model, task, nothing, global_mean=True, distiller=distiller)
+    assert not torch.equal(taught.loss(batch, 3), task.loss(model, batch))
 
 
 def test_before_the_ramp_the_loss_is_the_tasks_own_and_the_teacher_rests() -> None:

@@ -13,10 +13,11 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig
 from pat import divergence, tasks
 from pat.config import Config, DistillConfig
 from pat.divergence import Diverged
-from pat.parts import Progress
+from pat.objective import Objective
+from pat.progress_state import Progress
 from pat.pruning.comm import LOCAL
 from pat.window import Window
-from tests.unit.test_build import parts
+from tests.unit.test_build import due
 from tests.unit.test_compose import composed, refused
 
 
@@ -104,24 +105,27 @@ def window_of(losses: list[float], skipped: str = "", log_every: int = 10) -> tu
     """A run of the loop's own window on a classifier of eight classes. Raises Diverged as the loop would."""
     shape = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=30)
     shape.num_labels = 8
-    made, lines = parts("hard", log_every=log_every, num_steps=len(losses)), Line()
-    made.config.data.max_length, made.config.optim.lr = 8, 0.1
-    made.engine = SimpleNamespace(module=BertForSequenceClassification(shape), device="cpu")
-    made.world = LOCAL
+    made, lines, progress = config(log_every=log_every, num_steps=len(losses)), Line(), Progress()
+    made.data.max_length, made.optim.lr = 8, 0.1
+    engine = SimpleNamespace(module=BertForSequenceClassification(shape), device="cpu")
     totals = SimpleNamespace(sparsity=0.0, target_now=lambda target: 0.0)
-    made.pruner = SimpleNamespace(phase=lambda t: "hard", totals=totals, peak_bytes=0)  # pyright: ignore
     tracker: Any = SimpleNamespace(log=lambda line, step: lines.update({str(step): line}), warn=print)
     tracker.say = lambda text: setattr(lines, "said", lines.said + text)
-    made.tracker = tracker
-    window = Window(made)
+    objective = Objective(engine, tasks.build({"name": "classification"}), LOCAL, global_mean=True)
+    training: Any = SimpleNamespace(
+        config=made, engine=engine, world=LOCAL, progress=progress, tracker=tracker, objective=objective, aside_s=0.0,
+        pruner=SimpleNamespace(phase=lambda t: "hard", totals=totals, peak_bytes=0),
+        bound=divergence.LossBound(made, progress, objective.chance()),
+    )  # fmt: skip
+    window = Window(training)
     for t, (loss, flag) in enumerate(zip(losses, skipped or "." * len(losses), strict=True)):
         window.add(torch.tensor(loss), {"input_ids": torch.zeros(2, 8)})
-        made.progress.step = t + 1
+        progress.step = t + 1
         stats = SimpleNamespace(skipped=flag == "x", norm=None, target={}, sparsity={}, figures={})
         window.step(stats)
-        if made.progress.step % log_every == 0:
+        if progress.step % log_every == 0:
             window.log(stats)
-    return lines, made.progress
+    return lines, progress
 
 
 def test_a_run_that_explodes_before_its_first_line_is_stopped_there() -> None:
@@ -171,5 +175,4 @@ def test_a_metric_that_the_task_lacks_is_refused_when_the_config_is_composed(mon
 
 
 def test_a_metric_that_a_task_declares_is_one_that_it_gives() -> None:
-    made = parts("hard", best_metric="loss")
-    assert made.is_best({"accuracy": 0.5, "loss": 1.0})
+    assert due("loss", higher_is_better=False).is_best({"accuracy": 0.5, "loss": 1.0}, final=True)

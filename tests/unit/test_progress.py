@@ -11,8 +11,8 @@ import torch
 
 from pat import hardware, train, window
 from pat.config import Config, TrainConfig
-from pat.parts import Progress
 from pat.progress import Remaining, duration
+from pat.progress_state import Progress
 
 PAUSE_S = 0.4
 
@@ -32,7 +32,7 @@ class World:
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
+def training(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the loop works with, of one step that takes no time, and evaluations and saves that take PAUSE_S."""
     monkeypatch.setattr(hardware, "flops_per_token", lambda *_: 0.0)
     monkeypatch.setattr(train.checkpoint, "timed", lambda _: (time.sleep(PAUSE_S), PAUSE_S, 1))
@@ -58,31 +58,34 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
         progress=Progress(),
         tracker=SimpleNamespace(log=lambda line, step: lines.append(line), say=lambda text: None, logged_bytes=0),
         task=SimpleNamespace(evaluate=slow, metrics=lambda _: {"loss": 1.0}, details=lambda *_: None),
-        eval_batches=lambda: iter(()),
+        feed=SimpleNamespace(eval_batches=lambda: iter(())),
+        due=SimpleNamespace(saved=lambda: None),
+        bound=SimpleNamespace(is_measured=False, refuse=lambda loss: None),
+        objective=SimpleNamespace(logged=dict),
         run=SimpleNamespace(checkpoints=None),
         watchdog=SimpleNamespace(beat=lambda: None),
-        distiller=None,
         aside_s=0.0,
-        max_loss=lambda: 100.0,
-        label_names=None,
         lines=lines,
     )
 
 
-def test_throughput_leaves_evaluations_and_saves_out(parts: Any) -> None:
+def test_throughput_leaves_evaluations_and_saves_out(training: Any) -> None:
     """Fails where a logged window, or the run's mean, counts the seconds of an evaluation or of a save."""
-    counted, stats = window.Window(parts), SimpleNamespace(skipped=False, norm=None, sparsity={}, target={}, figures={})
+    counted, stats = (
+        window.Window(training),
+        SimpleNamespace(skipped=False, norm=None, sparsity={}, target={}, figures={}),
+    )
     for step in (1, 2):
         counted.add(torch.tensor(1.0), {"input_ids": torch.zeros(1, 100)})
-        parts.progress.step = step
+        training.progress.step = step
         counted.step(stats)
-        train.evaluate(parts)
-        train.save(parts)
+        train.evaluate(training)
+        train.save(training)
         counted.log(stats)
-    logged = [line for line in parts.lines if "train/loss" in line]
+    logged = [line for line in training.lines if "train/loss" in line]
     assert [line["train/step_seconds"] < PAUSE_S for line in logged] == [True, True]
     assert all(line["train/tokens_per_s"] > 100 / PAUSE_S for line in logged)
-    assert parts.progress.train_seconds < PAUSE_S and parts.aside_s > 4 * PAUSE_S
+    assert training.progress.train_seconds < PAUSE_S and training.aside_s > 4 * PAUSE_S
 
 
 @pytest.mark.parametrize(

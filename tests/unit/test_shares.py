@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pat import tasks
-from pat.config import Config, DistillConfig
+from pat.config import DistillConfig
 from pat.distill import Distiller
-from pat.parts import Parts
+from pat.objective import Objective
 from pat.pruning.schedules import Ramp
 from pat.tasks.causal_lm import IGNORED
 from tests.unit import small_models as small
@@ -43,27 +42,17 @@ def cut(batch: dict[str, Tensor], rank: int) -> list[dict[str, Tensor]]:
     return [{name: value[first : first + ROWS] for name, value in batch.items()} for first in firsts]
 
 
-def parts_of(world: Any, model: Any, task: Any, distiller: Any, global_mean: bool = True) -> Parts:
-    config = Config()
-    config.train.global_mean = global_mean
-    fields: Any = {"config": config, "world": world, "engine": model, "task": task, "distiller": distiller}
-    parts: Any = SimpleNamespace(**fields)
-    parts.shares = lambda batches: Parts.shares(parts, batches)
-    parts.loss = lambda *given: Parts.loss(parts, *given)
-    return parts
-
-
 def averaged(
-    model: Any, batch: dict[str, Tensor], task: Any, distiller: Any, **how: Any
+    model: Any, batch: dict[str, Tensor], task: Any, distiller: Any, global_mean: bool = True
 ) -> tuple[Tensor, list[Tensor]]:
     """(loss, gradients) as DeepSpeed makes them: the mean over micro-batches and ranks, each rank its own model."""
     models = [copy.deepcopy(model) for _ in range(RANKS)]
 
     def work(world: Any) -> Tensor:
-        parts = parts_of(world, models[world.rank], task, copy.deepcopy(distiller), **how)
+        objective = Objective(models[world.rank], task, world, global_mean, copy.deepcopy(distiller))
         batches, total = cut(batch, world.rank), torch.zeros(())
-        for each, shares in zip(batches, parts.shares(batches), strict=True):
-            loss = parts.loss(each, 5, shares)
+        for each, shares in zip(batches, objective.shares(batches), strict=True):
+            loss = objective.loss(each, 5, shares)
             (loss / MICRO).backward()
             total += loss.detach() / MICRO
         return total
@@ -113,6 +102,7 @@ def test_even_answers_give_the_same_bits_as_before(distilled: tuple[float, float
 
 def test_where_all_counts_are_equal_nothing_is_sent() -> None:
     """Blocks of text and samples of a class: no collective a step."""
+    nobody: Any = None
     for name, batch in (("causal_lm", chat_batch()), ("classification", {})):
-        parts = parts_of(None, None, tasks.build({"name": name}), None)
-        assert parts.shares([batch] * 3) == [(1.0, 1.0)] * 3
+        objective = Objective(None, tasks.build({"name": name}), nobody, global_mean=True)
+        assert objective.shares([batch] * 3) == [(1.0, 1.0)] * 3

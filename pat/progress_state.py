@@ -1,0 +1,43 @@
+"""What a resumed run must know besides weights and masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Where a run stands. All of it is in every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    tokens: float = 0.0  # seen, over all ranks
+    train_seconds: float = 0.0
+    dense_metrics: dict[str, float] | None = None  # just before the first mask
+    dense_step: int | None = None  # how many steps they were trained
+    metrics: dict[str, float] | None = None  # of the last evaluation
+    details: dict[str, Any] | None = None  # of the same: what the task says besides
+    best: list[float] | None = None  # signed metric of the best checkpoint
+    worse: int = 0  # evaluations since then
+    initial_loss: float | None = None  # before the first step
+    skipped: int = 0  # steps without a finite gradient
+    skipped_lately: list[int] = field(default_factory=list)  # the steps of those among the last few
+    saved_step: int = -1
+    evaluated_step: int = -1
+    save_seconds: float = 0.0
+    peak_pruner_bytes: int = 0
+    logged_bytes: int | None = None  # of metrics.jsonl
+    reached: dict[str, int] = field(default_factory=dict)  # of train.export_at: sparsity -> step
+    teacher: dict[str, str] | None = None  # path and sha256 of the weights that are distilled
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the manifest."""
+        return dataclasses.asdict(self)
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a manifest's values; keys of another version of pat are passed over."""
+        for each in dataclasses.fields(self):
+            if each.name in saved:
+                setattr(self, each.name, saved[each.name])
