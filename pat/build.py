@@ -151,7 +151,8 @@ def build(run_dir: Path) -> Training:
             shown.show()
     pruner = Pruner(config)
     pruner.attach(model)
-    ds_engine = engine.build_engine(config, model, pruner, ds_config)
+    ds_engine = engine.build_engine(config, model, pruner.owner, ds_config)
+    pruner.bind(ds_engine)
     world, progress = pruner.shards.world, Progress()
     distiller = None
     if config.distill.teacher:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,6 @@ from torch import nn
 from pat import patterns
 from pat.config import Config, OptimConfig
 from pat.models import adapters
-from pat.pruning.pruner import Pruner
 
 Refusal = tuple[str, Callable[[Any], bool], str]  # key, whether a value is refused, why
 
@@ -177,8 +176,8 @@ def model_construction(config: Config, ds_config: dict[str, Any]) -> Iterator[No
     del keep_alive
 
 
-def param_groups(model: nn.Module, optim: OptimConfig, owner: dict[str, str]) -> list[dict[str, Any]]:
-    """Groups by (pruner, decay, head): a dense shadow is as long as its shard, so prunable weights have their own."""
+def param_groups(model: nn.Module, optim: OptimConfig, owner: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Groups by (owner, decay, head): a dense shadow is as long as its shard, so prunable weights have their own."""
     groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
@@ -231,13 +230,17 @@ def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.o
     return FusedAdam(groups, adam_w_mode=True, **settings)
 
 
-def build_engine(config: Config, model: nn.Module, pruner: Pruner, ds_config: dict[str, Any]) -> Any:
-    """Wrap the model, then bind the pruner to its shards."""
+def build_engine(
+    config: Config,
+    model: nn.Module,
+    owner: Mapping[str, str],  # parameter name -> who needs it in a group of its own
+    ds_config: dict[str, Any],
+) -> Any:
+    """DeepSpeed's engine around the model, with an optimizer whose groups follow `owner`. Collective."""
     import deepspeed
 
-    optimizer = build_optimizer(param_groups(model, config.optim, pruner.owner), config.optim)
+    optimizer = build_optimizer(param_groups(model, config.optim, owner), config.optim)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
-    pruner.bind(engine)
     return engine
 
 

@@ -66,7 +66,9 @@ def make(kind: str, layers: int, tokens: int) -> Trained:
     model = LlamaForCausalLM._from_config(shape, dtype=torch.bfloat16)
     pruner = Pruner(config)
     pruner.attach(model)
-    trained = Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)
+    engine = ds.build_engine(config, model, pruner.owner, ds.deepspeed_config(config))
+    pruner.bind(engine)
+    trained = Trained(config, engine, pruner)
     pruner.begin(0)
     return trained
 

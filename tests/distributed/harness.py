@@ -279,7 +279,9 @@ def build(config: Config, reference: Any = None) -> Trained:
     model = build_model(config, reference)
     pruner = Pruner(config)
     pruner.attach(model)
-    trained = Trained(config, ds.build_engine(config, model, pruner, ds.deepspeed_config(config)), pruner)
+    engine = ds.build_engine(config, model, pruner.owner, ds.deepspeed_config(config))
+    pruner.bind(engine)
+    trained = Trained(config, engine, pruner)
     pruner.begin(0)
     return trained
 
