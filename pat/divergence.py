@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from pat.config import Config
 from pat.progress_state import Progress
@@ -10,14 +11,12 @@ from pat.pruning.schedules import Ramp
 
 WORSE = 3.0  # times what the model knew before the first step, or what knowing nothing costs: a jump of sparsity may
 LATELY = 50  # steps in which train.max_skipped of them may be skipped
+KNOWS = 0.99  # of the loss of guessing: a model that has learned something is below
 FP16_START = 25  # fp16's loss scale begins at 2^16 and halves at each skipped step, until the first finite gradient
 
 
 class Diverged(RuntimeError):
     """The loss or the gradients are NaN, infinite or out of bounds."""
-
-    def __init__(self, found: str) -> None:
-        super().__init__(f"{found}; lower optim.lr: the command then goes on from the last checkpoint, if there is one")
 
 
 def loss_limit(
@@ -90,6 +89,16 @@ class LossBound:
         self.progress.initial_loss = max(loss, self.progress.initial_loss or loss)
         return (
             f"loss before the first step {loss:.4g}; above {self.limit:.4g} the run stops as diverged (train.max_loss)"
+        )
+
+    def learned_nothing(self, metrics: Mapping[str, float]) -> str | None:
+        """A warning where the last evaluation's loss is that of a model that knows nothing, or worse."""
+        loss = metrics.get("loss")
+        if loss is None or not self.chance or loss < KNOWS * self.chance:  # of a regression nobody knows
+            return None
+        return (
+            f"the loss at the end, {loss:.4g}, is that of guessing ({self.chance:.4g}): the model has learned nothing. "
+            "Try a lower optim.lr, more steps, or less sparsity"
         )
 
     def refuse(self, loss: float) -> None:

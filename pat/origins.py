@@ -50,6 +50,12 @@ def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
                 f"{override}: {key}{group} without recipe=NAME only keys of data and task, seed and "
                 "train.eval_batch_size can be given, such as data.source=csv"
             )
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    if "data.source" in given and "data.train" not in given:
+        raise ValueError(
+            "data.source is given, but data.train is still the model's own, of another source: give data.train, too; "
+            "labels and their order come from it (data.eval is what is measured)"
+        )
     own = [config_of(path) for path in paths]
     first = next((config for config in own if config is not None), None)
     if first is None:
@@ -61,7 +67,7 @@ def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
 
 
 def differing_data(found: Sequence[Config]) -> str | None:
-    """The first key by which two of these configs are evaluated on different samples, with its values."""
+    """The keys by which these configs are evaluated on different samples, with their values."""
     flat = [
         {
             f"{section}.{key}": value
@@ -71,11 +77,9 @@ def differing_data(found: Sequence[Config]) -> str | None:
         for c in found
     ]
     ignored = ("data.cache_dir", "data.max_train_samples")
-    for key in flat[0]:
-        values = list(dict.fromkeys(repr(one[key]) for one in flat))
-        if len(values) > 1 and key not in ignored:
-            return f"{key} is {' and '.join(values)}"
-    return None
+    values = {key: list(dict.fromkeys(repr(one[key]) for one in flat)) for key in flat[0] if key not in ignored}
+    differing = [f"{key} is {' and '.join(each)}" for key, each in values.items() if len(each) > 1]
+    return ", ".join(differing) or None
 
 
 @contextlib.contextmanager

@@ -98,8 +98,15 @@ def _labels(prepared: PreparedData) -> Iterator[str]:
     column: Any = prepared.train.select_columns("label").with_format("arrow")[:]
     counts = np.bincount(column["label"].to_numpy(), minlength=len(prepared.label_names))
     most = sorted(zip(prepared.label_names, counts.tolist(), strict=True), key=lambda one: -one[1])
-    named = ", ".join(f"{name} {count:,} ({percent(count / counts.sum())})" for name, count in most[:SHOWN_LABELS])
+    named = ", ".join(
+        f"{_shown(name)} {count:,} ({percent(count / counts.sum())})" for name, count in most[:SHOWN_LABELS]
+    )
     yield f"{len(most)}: {named}{', ...' if len(most) > SHOWN_LABELS else ''}"
+
+
+def _shown(label: str) -> str:
+    """Quoted where it has spaces at an end, which nobody sees."""
+    return label if label == label.strip() else repr(label)
 
 
 def _model(model: torch.nn.Module) -> Iterator[str]:

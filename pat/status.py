@@ -16,6 +16,7 @@ from pat import slurm, starts
 from pat.process import rank_records
 from pat.run import HOST, RunDir, read_exit, read_json
 
+LOGGED = "logged_step"
 _BLOCK = 1 << 16  # bytes of metrics.jsonl read at a time, from its end
 
 
@@ -29,8 +30,14 @@ class Status:
     num_steps: int | None
     phase: str | None
     sparsity: float | None
+    logged_step: int  # that phase and sparsity are of
     restarts: int  # starts after the first
     updated: float | None  # seconds since the epoch: the last line logged, or exit
+
+    @property
+    def is_older(self) -> bool:
+        """Whether steps have been saved since phase and sparsity were logged."""
+        return self.sparsity is not None and self.logged_step < self.step
 
 
 def statuses(runs: Sequence[Path]) -> list[Status]:
@@ -57,21 +64,25 @@ def status(run: Path, job_state: str | None = None) -> Status:
         num_steps=_num_steps(directory.config),
         phase=seen.get("pruning/phase"),
         sparsity=seen.get("pruning/sparsity"),
+        logged_step=int(seen.get(LOGGED) or 0),
         restarts=max(0, len(begun) - 1),
         updated=max(times) if times else begun[-1]["time"] if begun else None,
     )
 
 
 def last_values(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """The newest value of each key in a metrics.jsonl, read from its end."""
+    """The newest value of each key in a metrics.jsonl, read from its end; as LOGGED the step of the line that has the
+    newest of the last key."""
     found: dict[str, Any] = {}
     for line in _lines_from_the_end(path):
         try:
             values = json.loads(line)
         except ValueError:  # half written
             continue
+        if keys[-1] in values and LOGGED not in found:
+            found[LOGGED] = values.get("step")
         found = {key: value for key, value in values.items() if key in keys and value is not None} | found
-        if len(found) == len(keys):
+        if found.keys() >= set(keys):
             break
     return found
 

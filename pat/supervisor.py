@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pat import process, run
+from pat import process, retention, run
 from pat.noise import telling
 from pat.process import Process, RankRecord
 from pat.rank import ORPHAN_GRACE_S, restore_terminal
@@ -158,6 +158,7 @@ class Watch:
         if failed.died:
             say(f"{message}; log: {log}")
             self._show_logs(failed.rank)
+            say(f"without an error above it was killed, most often for its memory; {self._goes_on()}")
         else:
             say(f"{message} (log: {log})")
         if written and written["code"] in (ExitCode.DONE, ExitCode.PREEMPTED):
@@ -172,6 +173,11 @@ class Watch:
         if self.records():
             return "no rank said how it ended: the launcher died"
         return "the launcher died before the ranks began"
+
+    def _goes_on(self) -> str:
+        """What the same command does next."""
+        saved = retention.steps(RunDir(self.run_dir).checkpoints)
+        return f"the same command goes on from {saved[-1].name}" if saved else "no checkpoint had been saved"
 
     def _show_logs(self, rank: int) -> None:
         """The telling end of what a rank has logged in this start, and how far the run was by rank 0's log."""

@@ -16,7 +16,7 @@ from pat.build import prepare
 from pat.engine import lr_factor, set_lr
 from pat.parts import Training
 from pat.pruning.types import PromiseBroken
-from pat.run import ExitCode, write_exit
+from pat.run import ExitCode, RunDir, write_exit
 from pat.window import Diverged, Window
 
 __all__ = ["main", "prepare"]
@@ -45,7 +45,7 @@ def main(run_dir: Path) -> int:
     except Preempted as stop:
         code, message = ExitCode.PREEMPTED, str(stop)
     except Diverged as stop:
-        code, message = ExitCode.DIVERGED, str(stop)
+        code, message = ExitCode.DIVERGED, f"{stop}; {after_divergence(run_dir)}"
         if training:
             training.tracker.alert("diverged", message)
     except (PromiseBroken, checkpoint.NoneWhole, checkpoint.NotWritten) as stop:
@@ -56,6 +56,13 @@ def main(run_dir: Path) -> int:
     if dist.get_rank() == 0:
         write_exit(run_dir, code, message)
     return code
+
+
+def after_divergence(run_dir: Path) -> str:
+    """What the user can do now."""
+    saved = retention.steps(RunDir(run_dir).checkpoints)
+    goes_on = f"goes on from {saved[-1].name}" if saved else "begins again, for nothing has been saved yet"
+    return f"lower optim.lr: the same command then {goes_on}"
 
 
 def fit(training: Training) -> None:
@@ -173,6 +180,8 @@ def evaluate(training: Training, title: str = "eval") -> tuple[dict[str, float],
     training.tracker.log(line, training.progress.step)
     if not all(map(math.isfinite, metrics.values())):
         raise Diverged(f"the evaluation at step {training.progress.step} gave {metrics}")
+    if title == "eval" and "loss" in metrics:
+        training.bound.refuse(metrics["loss"])
     return metrics, sums
 
 
@@ -215,6 +224,9 @@ def finish(training: Training) -> None:
         training.progress.saved_step != training.progress.step
     ):  # stopped early, by an evaluation that was not the best
         save(training)
+    learned_nothing = training.bound.learned_nothing(training.progress.metrics or {})
+    if learned_nothing:
+        training.tracker.warn("no better than chance", learned_nothing)
     training.tracker.summary(build.summary(training))
     if training.world.rank == 0:  # who has written the summary
         training.tracker.say(build.outcome(training.run))

@@ -15,6 +15,7 @@ from pat.usage import command_parser, exit_codes
 
 MEGA = 1e6
 WIDTH = 120  # of the table, at least
+NAME = 32  # columns that a model's name may fill before it is folded
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -82,13 +83,14 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         with console.status(f"evaluating {path}"):
             found.append(evaluate_folder(config, path, DTYPES[options.dtype], device))
     difference = differing_data(configs)
-    out = Console()
+    out, table = Console(), _table(found, comparable=difference is None)
     out.width = max(out.width, WIDTH)  # a log is no terminal of 80 columns
-    out.print(_table(found, comparable=difference is None))
+    out.width = max(out.width, out.measure(table).minimum)
+    out.print(table)
     if difference:
         print(
-            f"pat: each is measured on its own data, so the figures do not compare: {difference}; give the key to have "
-            "one for all",
+            f"pat: each is measured on its own data, so the figures do not compare: {difference}. Give these keys to "
+            "measure all on one set",
             file=sys.stderr,
         )
     if options.json:
@@ -104,8 +106,9 @@ def _table(found: Sequence[Any], comparable: bool) -> Any:
 
     first = found[0].metrics
     names = [name for name, value in first.items() if isinstance(value, float)]
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("model", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, caption="tokens/s: one pass over the data, at what this machine did besides")
+    longest = max(len(item.folder) for item in found)
+    table.add_column("model", overflow="fold", min_width=min(longest, NAME))
     for column in (*names, "sparsity", "parameters", "not zero", "on disk", "tokens/s"):
         table.add_column(column, justify="right", no_wrap=True)
     for item in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,12 +23,13 @@ def main(arguments: Sequence[str]) -> int:
         "runs", nargs="*", metavar="RUN", type=Path, help="run directories (default: those in runs/ and sweeps/)"
     )
     options = parser.parse_args(arguments)
-    here = [*Path("runs").glob("*"), *Path("sweeps").glob("*/*")]
-    runs = options.runs or sorted(path for path in here if RunDir(path).config.exists())
+    here = [*Path("runs").glob("*"), *Path("runs").glob("*/*"), *Path("sweeps").glob("*/*")]
+    runs = [path for path in options.runs or sorted(here) if RunDir(path).config.exists()]
     if not runs:
-        raise ValueError("there are no runs in ./runs and none in ./sweeps: give run directories")
-    import sys
-
+        where = "among those given" if options.runs else "in ./runs (two levels deep) and none in ./sweeps"
+        raise ValueError(f"there are no runs {where}: give run directories, which hold a config.yaml")
+    if passed := [str(path) for path in options.runs if path not in runs]:
+        print(f"pat: no run directories (no config.yaml), so left out: {', '.join(passed)}", file=sys.stderr)
     from rich.console import Console
     from rich.table import Table
 
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
             found.state,
             f"{found.step}/{found.num_steps}" if found.num_steps else str(found.step),
             found.phase or "-",
-            "-" if found.sparsity is None else f"{found.sparsity:.3f}",
+            "-" if found.sparsity is None else f"{found.sparsity:.3f}" + f" at {found.logged_step}" * found.is_older,
             str(found.restarts),
             ago(found.updated),
         )

@@ -59,6 +59,7 @@ def export_json(
         "files": {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files},
         "lineage": {
             "run": config.run.name,
+            "directory": run.path.name,
             "recipe": config.run.recipe,
             "seed": config.seed,
             "base_model": config.model.path,
@@ -85,7 +86,7 @@ def format_report(result: dict[str, Any]) -> Table:
     """The figures of an export as a table for the terminal."""
     before, after, lineage = result["before"], result["after"], result["lineage"]
     table = Table(
-        title=f"{lineage['run']}, step {lineage['step']} ({lineage['phase']})",
+        title=f"{lineage['directory']}, step {lineage['step']} ({lineage['phase']})",
         title_justify="left",
         caption_justify="left",
     )

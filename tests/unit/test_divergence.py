@@ -157,6 +157,15 @@ def test_a_teachers_hidden_states_ramp_in_before_the_bound_holds() -> None:
     assert divergence.bounded_from(made) == 50
 
 
+@pytest.mark.parametrize("loss, warned", [(0.69, True), (9.0, True), (0.68, False)])
+def test_a_model_at_the_loss_of_guessing_is_told(loss: float, warned: bool) -> None:
+    """A run at four times the usable learning rate ended `done, accuracy 0.4967` without a hint."""
+    bound = divergence.LossBound(config(), Progress(), math.log(2))
+    said = bound.learned_nothing({"accuracy": 0.5, "loss": loss})
+    assert bool(said) is warned
+    assert divergence.LossBound(config(), Progress(), 0.0).learned_nothing({"loss": loss}) is None
+
+
 def test_chance_is_of_classes_or_of_the_vocabulary() -> None:
     classes: Any = BertConfig()
     classes.num_labels = 8

@@ -70,11 +70,11 @@ def test_the_table(run, capsys, monkeypatch):
     assert left.value.code == 0
     title, row = capsys.readouterr().out.splitlines()
     assert title.split() == ["run", "state", "step", "phase", "sparsity", "restarts", "updated"]
-    assert row.split()[:6] == [str(run.path), "died", "4000/30", "soft", "39.990", "1"]
+    assert row.split()[:8] == [str(run.path), "died", "4000/30", "soft", "39.990", "at", "3999", "1"]
     monkeypatch.chdir(run.path)
     for arguments, words in (
         (["status"], "no runs in ./runs and none in ./sweeps"),
-        (["status", "."], ". is no run directory"),
+        (["status", "."], "no runs among those given"),
     ):
         run.config.unlink(missing_ok=True)
         with pytest.raises(SystemExit) as left:

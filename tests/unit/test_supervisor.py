@@ -35,7 +35,9 @@ def killed(run_dir: Path, logs: dict[int, str], rank: int, capsys: pytest.Captur
     watch.failed = as_dead(RankRecord(rank, Process(123, 5)))
     assert watch.result() == ExitCode.ERROR
     assert (read_exit(run_dir) or {})["message"].startswith(f"rank {rank} died")
-    return capsys.readouterr().err.splitlines()
+    *said, last = capsys.readouterr().err.splitlines()
+    assert last.endswith("no checkpoint had been saved")
+    return said
 
 
 def test_a_killed_rank_that_has_said_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
