@@ -73,7 +73,7 @@ def test_the_table(run, capsys, monkeypatch):
     assert row.split()[:8] == [str(run.path), "died", "4000/30", "soft", "39.990", "at", "3999", "1"]
     monkeypatch.chdir(run.path)
     for arguments, words in (
-        (["status"], "no runs in ./runs and none in ./sweeps"),
+        (["status"], "none in ./sweeps"),
         (["status", "."], "no runs among those given"),
     ):
         run.config.unlink(missing_ok=True)
