@@ -274,7 +274,7 @@ class MaskPruner:
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved as tensors, by every rank of its shards."""
-        return {key: value for state in self.states for key, value in state.tensors().items()}
+        return {key: value for state in self.states for key, value in state.tensors(self.name).items()}
 
     def shared(self) -> dict[str, Any]:
         """What the manifest holds."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from pat.config import Config
 from pat.hashing import MaskHash, WeightsHash
 from pat.models.shapes import logical_shape
-from pat.pruning import nested
+from pat.pruning import nested, state_keys
 from pat.pruning.kernels import SumOfSquares
 from pat.pruning.masked_shard import MaskedShard
 from pat.pruning.masks import MaskPruner
@@ -288,10 +288,10 @@ class Pruner:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(this rank's tensors, what is the same on every rank)."""
-        tensors = {f"{mask.name}|{key}": value for mask in self.masks for key, value in mask.tensors().items()}
+        tensors = {key: value for mask in self.masks for key, value in mask.tensors().items()}
         if self.shards.world.rank == 0:
             for gate in self.gates:
-                tensors |= {f"{gate.name}|gate|{key}": value for key, value in gate.tensors().items()}
+                tensors |= {state_keys.of_gates(gate.name, key): value for key, value in gate.tensors().items()}
         return tensors, {pruner.name: pruner.shared() for pruner in self.pruners}
 
     def load_state(self, reader: Any, shared: dict[str, Any]) -> None:
