@@ -44,7 +44,7 @@ def read_manifest(step_dir: str | Path) -> dict[str, Any]:
     """The manifest of a checkpoint directory; a missing, torn or foreign one is a CheckpointError."""
     path = Path(step_dir) / "manifest.json"
     if not path.is_file():
-        raise CheckpointError(f"{step_dir} is not a complete checkpoint: it has no manifest.json; use an older one.")
+        raise CheckpointError(f"{step_dir} was never finished: it has no manifest.json; use an older one.")
     try:
         manifest = json.loads(path.read_text())
     except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import build, checkpoint, retention
+from pat import build, checkpoint, retention, seeds
 from pat.build import prepare
 from pat.engine import lr_factor, set_lr
 from pat.parts import Parts
@@ -89,7 +89,7 @@ def step(parts: Parts, window: Window, t: int) -> None:
     set_lr(parts.engine, lr_factor(t, train.num_steps, config.optim))
     batches = parts.loader.batches(t)
     for micro, (batch, shares) in enumerate(zip(batches, parts.shares(batches), strict=True)):
-        torch.manual_seed(_seed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
+        torch.manual_seed(seeds.mixed(config.seed, t, micro, parts.world.rank))  # dropout: a function of the step
         loss = parts.loss(batch, t, shares)
         parts.engine.backward(loss)
         if micro + 1 < parts.accumulation:
@@ -210,7 +210,3 @@ def finish(parts: Parts) -> None:
     parts.tracker.summary(build.summary(parts))
     if parts.world.rank == 0:  # who has written the summary
         parts.tracker.say(build.outcome(parts.run))
-
-
-def _seed(seed: int, t: int, micro: int, rank: int) -> int:
-    return hash((seed, t, micro, rank)) & 0x7FFF_FFFF_FFFF_FFFF

@@ -119,7 +119,7 @@ class MaskPruner:
     # -- the step --------------------------------------------------------------------------------------------------
 
     def begin(self, t: int) -> None:
-        """The only place where keep flags change: step `t` is certain, nothing of it has been applied. Collective."""
+        """The keep flags of step `t`, which is certain and of which nothing has been applied. Collective."""
         line = self.timeline
         if self.hardened or t < line.start:
             return

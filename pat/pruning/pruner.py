@@ -3,8 +3,11 @@
 attach   before DeepSpeed: which parameter belongs to which pruner; gates go into the forward
 bind     after DeepSpeed: find the shards, install the optimizer's hooks and the masked norm
 begin    makes the first forward ready, `step` those after it
-step     wraps engine.step(); the only place where keep flags change
+step     wraps engine.step()
 state    / load_state, by parameter name and logical index, never by rank
+
+Keep flags change in `begin(t)` of each named pruner and nowhere else; load_state restores them. Masks begin in `step`,
+once DeepSpeed is certain to take it; gates before the forward that sees them: after the step before, or in `begin`.
 """
 
 from __future__ import annotations
