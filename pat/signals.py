@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from types import FrameType
 
 # Received -> sent to the ranks. Ctrl-C goes on as SIGTERM: a second SIGINT would end a rank at once, and who passes
@@ -17,7 +17,7 @@ BY_OTHERS = tuple(number for number in TO_STOP if number != signal.SIGINT)  # al
 @contextlib.contextmanager
 def handled(
     handler: Callable[[int, FrameType | None], object], numbers: Collection[signal.Signals] = TO_STOP
-) -> Iterator[None]:
+) -> Generator[None]:
     """These signals go to `handler` for the duration of the block. Main thread only."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
