@@ -226,6 +226,7 @@ def summary(training: Training) -> dict[str, Any]:
         "world_size": training.world.world_size,
         "zero_stage": config.engine.zero_stage,
         "dtype": config.engine.dtype,
+        "deepspeed_untested": list(config.engine.deepspeed_untested),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "step": progress.step,
         "phase": pruner.phase(progress.step - 1),

@@ -5,9 +5,11 @@
                               manifest.json                 layout, hashes, trainer state
     checkpoints/latest, best, sparsity=0.3                  a directory name each; they move last and atomically
 
-A checkpoint is written under another name and renamed when it is whole. It is read back through the manifest's segments
-(parameter name, logical start, numel), never through DeepSpeed's loader, so that the same code restores the same layout
-and any other number of ranks or ZeRO stage.
+A checkpoint is *finished* when it holds a manifest, which is written last, before the directory gets its name. It is
+*whole* while every file still has the size and the sha256 that the manifest says: disks and people damage what was
+finished, so wholeness is found out anew by `find`, `open_whole` and CheckpointReader(verify=True). A checkpoint is read
+through the manifest's segments (parameter name, logical start, numel), never through DeepSpeed's loader, so that one
+code restores the same layout and any other number of ranks or ZeRO stage.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from torch import Tensor
 from pat import deepspeed_files
 from pat.deepspeed_files import LAYOUTS, CheckpointError
 from pat.hashing import file_sha256, unpack_keep
+from pat.pruning import state_keys
+from pat.pruning.state_keys import KEEP
 
 FORMAT = 1
 WINDOW = 1 << 26  # bytes read through mappings before they are dropped: bounds the resident memory
@@ -42,7 +44,7 @@ def read_manifest(step_dir: str | Path) -> dict[str, Any]:
     """The manifest of a checkpoint directory; a missing, torn or foreign one is a CheckpointError."""
     path = Path(step_dir) / "manifest.json"
     if not path.is_file():
-        raise CheckpointError(f"{step_dir} is not a complete checkpoint: it has no manifest.json; use an older one.")
+        raise CheckpointError(f"{step_dir} was never finished: it has no manifest.json; use an older one.")
     try:
         manifest = json.loads(path.read_text())
     except ValueError as error:
@@ -170,13 +172,13 @@ class CheckpointReader:
         self, kind: str, pruner: str, name: str, start: int = 0, numel: int | None = None, out: Tensor | None = None
     ) -> Tensor:
         """Elements [start, start + numel) of a pruner's keep (uint8 flags), score or dense (fp32) of a parameter."""
-        numel, out = self._out(name, start, numel, out, torch.uint8 if kind == "keep" else torch.float32)
+        numel, out = self._out(name, start, numel, out, torch.uint8 if kind == KEEP else torch.float32)
         for piece, low, high in self._cover(name, start, numel):
             stored = self._pruner_slice(kind, pruner, name, piece)
             if stored is None:
                 raise CheckpointError(f"{self.dir} holds no {kind} of {name} from pruner {pruner!r}.")
             first, last = low - piece.start, high - piece.start
-            if kind == "keep":
+            if kind == KEEP:
                 byte = first // 8
                 flags = unpack_keep(stored[byte : (last + 7) // 8], last - 8 * byte)
                 values = flags[first - 8 * byte :]
@@ -184,21 +186,20 @@ class CheckpointReader:
                 values = stored[first:last]
             out[low - start : high - start].copy_(values)
             del stored, values
-            self._release((high - low) * (1 if kind == "keep" else 4))
+            self._release((high - low) * (1 if kind == KEEP else 4))
         return out
 
     def gates(self, pruner: str) -> dict[str, Tensor]:
         """The state of a pruner of structures, which is the same on all ranks; empty where there is none."""
         opened, keys = self._pruner_file(0)
-        prefix = f"{pruner}|gate|"
-        return {key.removeprefix(prefix): opened.get_tensor(key) for key in sorted(keys) if key.startswith(prefix)}
+        return {name: opened.get_tensor(key) for name, key in state_keys.gates_in(keys, pruner).items()}
 
     def keep(self, name: str) -> Tensor | None:
         """A parameter's keep flags, whole and in its shape (uint8), or None where nothing was pruned."""
         parameter = self._parameter(name)
-        if not self.has("keep", name):
+        if not self.has(KEEP, name):
             return None
-        return self.pruner("keep", parameter["pruner"], name).view(parameter["shape"])
+        return self.pruner(KEEP, parameter["pruner"], name).view(parameter["shape"])
 
     def _parameter(self, name: str) -> dict[str, Any]:
         if name not in self.parameters:
@@ -273,7 +274,7 @@ class CheckpointReader:
     def _pruner_slice(self, kind: str, pruner: str, name: str, piece: _Piece) -> Any:
         """The stored (n,) tensor of a piece, unread, or None."""
         opened, keys = self._pruner_file(piece.rank)
-        key = f"{pruner}|{kind}|{name}|{piece.start}"
+        key = state_keys.of_mask(pruner, kind, name, piece.start)
         return opened.get_slice(key) if key in keys else None
 
     def _pruner_file(self, rank: int) -> tuple[Any, set[str]]:

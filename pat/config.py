@@ -123,6 +123,7 @@ class EngineConfig:
     gradient_clipping: float = 1.0  # 0: off
     kernels: str = "auto"  # auto | compile | eager
     deepspeed: Any = None  # path of a DeepSpeed JSON, or its keys; merged
+    deepspeed_untested: list[str] = field(default_factory=list)  # keys of theirs to take all the same, with dots
     threads_per_rank: int | None = None  # OMP_NUM_THREADS; default: cores / ranks
     timeout_min: float = 30.0  # of a collective, and of all in which nothing happens
 

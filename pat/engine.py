@@ -1,4 +1,4 @@
-"""The DeepSpeed engine and its config: what pat sets, what the user adds, what would prune the wrong weights."""
+"""The DeepSpeed engine and its config: what pat sets, merged with what the user adds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -17,31 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pat import patterns
+from pat import deepspeed_keys, patterns
 from pat.config import Config, OptimConfig
 from pat.models import adapters
-
-Refusal = tuple[str, Callable[[Any], bool], str]  # key, whether a value is refused, why
-
-# Settings under which flat shards do not follow the offsets that they claim, or move where pat cannot see them.
-_OUTSIDE = "would step part of the optimizer outside pat's hooks"
-_OFFLOAD = "zero_optimization.offload_optimizer"
-_REFUSED: tuple[Refusal, ...] = (
-    ("zero_optimization.round_robin_gradients", bool, "would prune other weights than it names: offsets are shuffled"),
-    (f"{_OFFLOAD}.ratio", lambda v: float(v) < 1, _OUTSIDE),
-    (f"{_OFFLOAD}.super_offload", bool, _OUTSIDE),
-    (f"{_OFFLOAD}.device", lambda v: v == "nvme", "moves shards to NVMe, where they cannot be masked; use cpu"),
-    ("zero_optimization.offload_param.device", lambda v: v == "nvme", "moves parameters to NVMe; use cpu"),
-    ("zero_optimization.zenflow", bool, _OUTSIDE),
-    ("zero_optimization.zero_hpz_partition_size", lambda v: int(v) > 1, "keeps second shards of unpruned weights"),
-    ("zero_optimization.mics_shard_size", lambda v: int(v) > 0, "shards over other ranks than pat counts"),
-    ("zero_optimization.elastic_checkpoint", bool, "writes files that pat does not read; it re-slices its own"),
-    ("data_types.grad_accum_dtype", bool, "makes DeepSpeed use an optimizer wrapper that pat does not know"),
-    ("optimizer", bool, "belongs to pat: set optim.*"),
-    ("scheduler", bool, "belongs to pat: set optim.lr_schedule and optim.warmup"),
-    ("tensor_parallel", bool, "splits weights in a way that pat does not know"),
-    ("pipeline", bool, "splits the model in a way that pat does not know"),
-)
 
 
 def accelerator() -> str:
@@ -50,7 +28,7 @@ def accelerator() -> str:
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
-    """DeepSpeed's config: pat's keys and the user's, merged. Raises ValueError on a conflict or an unsafe layout."""
+    """DeepSpeed's config: pat's keys and the user's, merged. Raises ValueError on a conflict and on untested keys."""
     engine, train = config.engine, config.train
     micro = micro_batch_size(config)
     zero: dict[str, Any] = {"stage": engine.zero_stage}
@@ -72,7 +50,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     if config.pruners and engine.zero_stage == 0 and engine.dtype == "fp32":
         ours["gradient_clipping"] = 0.0  # the pruner clips by the masked norm itself
     theirs = _user_config(engine.deepspeed)
-    refuse(theirs)
+    deepspeed_keys.check(theirs, ours, engine.deepspeed_untested)
     merged = _merge(ours, theirs)
     merged.setdefault("steps_per_print", 1 << 30)
     return merged
@@ -97,16 +75,6 @@ def _user_config(value: Any) -> dict[str, Any]:
             f"engine.deepspeed holds {value!r}: give the path of a DeepSpeed JSON, or a mapping of its keys"
         )
     return dict(value)
-
-
-def refuse(theirs: dict[str, Any], where: str = "engine.deepspeed", own: tuple[str, ...] = ()) -> None:
-    """ValueError for a DeepSpeed key under which the wrong weights would be pruned; `own` keys are the caller's."""
-    for path, unsafe, why in _REFUSED:
-        value: Any = theirs
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if path not in own and value is not None and unsafe(value):
-            raise ValueError(f"{where} sets {path}={value}, which pat does not support: it {why}")
 
 
 def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> dict[str, Any]:

@@ -22,8 +22,6 @@ from pat.rendezvous import rank_environment
 from pat.run import ExitCode
 
 ORPHAN_GRACE_S = 120.0  # to save, once the parent is dead
-# Codes that all ranks agree on: to the launcher they are a good end, or it would end the others in their last save.
-_AGREED = (ExitCode.DONE, ExitCode.DIVERGED, ExitCode.BROKEN_PROMISE, ExitCode.PREEMPTED)
 
 
 class Log(io.TextIOWrapper):
@@ -143,8 +141,8 @@ def rank_process(run_dir: Path, rank: int, announce: bool) -> Iterator[Callable[
     yield leave
 
 
-def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int], announce: bool = False) -> int:
-    """Do the work as a rank and return its exit code; an exception becomes code 2 (ValueError) or 1."""
+def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int], announce: bool = False) -> ExitCode:
+    """Do the work as a rank and return its exit code; an exception becomes BAD_INPUT (ValueError) or ERROR."""
     with rank_process(run_dir, rank, announce) as leave:
         try:
             code, message = ExitCode(work(run_dir)), ""
@@ -158,7 +156,7 @@ def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int], announce: bo
         except Exception as error:
             code, message = ExitCode.ERROR, f"{type(error).__name__}: {error}"
             traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))
-        if rank == 0 and code not in _AGREED:
+        if rank == 0 and not code.agreed:
             with contextlib.suppress(OSError):
                 run.write_exit(run_dir, code, message)
         leave(code, message)
@@ -184,7 +182,8 @@ def main() -> None:
     code = run_rank(run_dir, environment.rank, work)
     sys.stdout.flush()
     # Not through interpreter shutdown: a collective's or a logger's thread must not keep a finished rank alive.
-    os._exit(0 if code in _AGREED else int(code))
+    # To the launcher it is a good end, or it would end the others in their last save.
+    os._exit(0 if code.agreed else int(code))
 
 
 if __name__ == "__main__":

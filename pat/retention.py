@@ -1,6 +1,7 @@
 """Which checkpoints of a run there are, which names point at them, and which are kept.
 
-checkpoints/step-00000200/           a directory each, complete once it holds a manifest
+checkpoints/step-00000200/           a directory each. Those without a manifest were never finished and do not count;
+                                     whether the others are whole, only reading shows (checkpoint.py)
 checkpoints/latest, best, sparsity=0.3    the name of one of them each
 """
 
@@ -15,12 +16,12 @@ REACHED = "sparsity="  # the name of a checkpoint of train.export_at begins with
 
 
 def steps(root: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """Finished checkpoints, oldest first."""
     return sorted(p for p in root.glob("step-*") if (p / "manifest.json").exists() and p.suffix != ".partial")
 
 
 def to_resume(root: Path) -> list[str]:
-    """The names of complete checkpoints, `latest` first and then what is older."""
+    """The names of finished checkpoints, `latest` first and then what is older."""
     names = [p.name for p in reversed(steps(root))] if root.exists() else []
     pointer = root / "latest"
     if pointer.exists() and pointer.read_text().strip() in names:

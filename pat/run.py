@@ -14,9 +14,10 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pat
+from pat import signals
 
 HOST = socket.gethostname()
 
@@ -24,13 +25,34 @@ HOST = socket.gethostname()
 class ExitCode(enum.IntEnum):
     """What the shell sees; written to `exit.json` by rank 0, because launchers replace the ranks' own codes."""
 
-    DONE = 0
-    ERROR = 1  # unexpected: a trace is in the log
-    BAD_INPUT = 2  # configuration, data or model; one sentence says what to change
-    DIVERGED = 3  # NaN or exploding loss, too many skipped steps; the last good checkpoint is kept
-    BROKEN_PROMISE = 4  # target missed, invariant broken, checkpoint unreadable
-    PREEMPTED = 85  # state saved: run the same command again
-    INTERRUPTED = 130  # a second Ctrl-C
+    meaning: str  # for help texts
+
+    DONE = 0, "done"
+    ERROR = 1, "unexpected error; the trace is in RUN/logs/rank-N.log"
+    BAD_INPUT = 2, "bad input or configuration; the message says what to change"
+    DIVERGED = (
+        3,
+        "diverged: NaN or exploding loss, too many steps without a finite gradient; the last good checkpoint is kept",
+    )
+    BROKEN_PROMISE = 4, "a promise could not be kept: target missed, invariant broken, checkpoint unreadable"
+    PREEMPTED = 85, "preempted (SIGUSR1, SIGTERM, Ctrl-C): the state is saved, run the same command again"
+    INTERRUPTED = 130, "Ctrl-C twice: ended at once"
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """An int with a text."""
+        code = int.__new__(cls, value)
+        code._value_, code.meaning = value, meaning
+        return code
+
+    @property
+    def agreed(self) -> bool:
+        """Whether all ranks leave with it together; otherwise one of them failed, and the others cannot go on."""
+        return self not in (ExitCode.ERROR, ExitCode.BAD_INPUT, ExitCode.INTERRUPTED)
+
+    @property
+    def final(self) -> bool:
+        """Whether the same start again would end the same way: a job does not go back into the queue."""
+        return self in (ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.BROKEN_PROMISE)
 
 
 @dataclass(frozen=True)
@@ -154,7 +176,7 @@ class PreemptionFlag:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._pid = os.getpid()
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        for number in signals.TO_STOP:
             signal.signal(number, self._handle)
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 from pat import folders
 from pat.cluster import PREFIX, ClusterConfig
 from pat.config import Config
-from pat.run import RunDir, read_json, write_atomic, write_json
+from pat.run import ExitCode, RunDir, read_json, write_atomic, write_json
 from pat.validate import validate
 
 LEAD = "PAT_SIGNAL_LEAD_S"  # in the job: seconds between the signal and the time limit
@@ -69,6 +69,8 @@ def script(config: Config, cluster: ClusterConfig) -> str:
         "SETUP": "\n".join(_setup(cluster, lead_s(cluster, run))),
         "RANKS": str(cluster.ranks),
         "GRACE": str(cluster.grace_s),
+        "FINAL": " | ".join(str(int(code)) for code in ExitCode if code.final),
+        "PREEMPTED": str(int(ExitCode.PREEMPTED)),
         "MAX_RESTARTS": str(cluster.max_restarts),
         "SRUN": " ".join(_srun(cluster, run, here)),
     }

@@ -42,6 +42,7 @@ def start_summary(config: Config, checked: Checked) -> str:
     lines += [("model", text) for text in [*_model(model), *checked.head]]
     lines += [("pruning", text) for text in _pruning(model, pruner)]
     lines += [("schedule", text) for text in _schedule(config, pruner)]
+    lines += [("deepspeed", text) for text in _untested(config)]
     lines += [("warning", text) for text in warnings(config, checked)]
     shown, last = ["What this run does"], ""
     for head, text in lines:
@@ -146,6 +147,11 @@ def _schedule(config: Config, pruner: Pruner) -> Iterator[str]:
     )
     for one in pruner.pruners:
         yield f"{one.name}: {timetable.in_words(one)}"
+
+
+def _untested(config: Config) -> Iterator[str]:
+    if config.engine.deepspeed_untested:
+        yield f"never tested under pruning, and taken all the same: {', '.join(config.engine.deepspeed_untested)}"
 
 
 def _useless_excludes(checked: Checked) -> Iterator[str]:

@@ -12,19 +12,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pat import process, retention, run
+from pat import process, retention, run, signals
 from pat.noise import telling
 from pat.process import Process, RankRecord
 from pat.rank import ORPHAN_GRACE_S, restore_terminal
 from pat.run import ExitCode, RunDir
 
 GRACE_S = 15.0  # for the others to leave, once one rank is lost
-_FORWARDED = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1}
+ALONE = {code for code in ExitCode if not code.agreed}  # a rank leaves with them while others may still wait for it
 
 
 class Watch:
@@ -79,18 +80,11 @@ class Watch:
 
     @contextlib.contextmanager
     def _handlers(self) -> Iterator[None]:
-        try:
-            before = {
-                number: signal.signal(number, lambda received, _frame: self.signals.append(received))
-                for number in _FORWARDED
-            }
-        except ValueError:  # not the main thread: whoever owns it forwards
-            before = {}
-        try:
+        if threading.current_thread() is not threading.main_thread():  # whoever owns that one forwards
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            return
+        with signals.handled(lambda received, _frame: self.signals.append(received)):
+            yield
 
     def _interrupted_twice(self) -> bool:
         return self.signals.count(signal.SIGINT) > 1
@@ -100,7 +94,7 @@ class Watch:
         self.announce()
         for rank in living:
             for number in self.signals[self.delivered.get(rank.process, 0) :]:
-                rank.process.send(_FORWARDED[signal.Signals(number)])
+                rank.process.send(signals.PASSED_ON[signal.Signals(number)])
             self.delivered[rank.process] = len(self.signals)
 
     def announce(self) -> None:
@@ -200,7 +194,7 @@ class Watch:
 
 def failures(ranks: Sequence[RankRecord]) -> list[RankRecord]:
     """Ranks that died before those that left with an error, in order of time: they may have left because it died."""
-    failed = [rank for rank in ranks if rank.died or rank.code in (1, 2, 130)]
+    failed = [rank for rank in ranks if rank.died or rank.code in ALONE]
     return sorted(failed, key=lambda rank: (not rank.died, rank.time))
 
 

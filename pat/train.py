@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import build, checkpoint, retention
+from pat import build, checkpoint, retention, seeds
 from pat.build import prepare
 from pat.engine import lr_factor, set_lr
 from pat.parts import Training
@@ -96,7 +96,7 @@ def step(training: Training, window: Window, t: int) -> None:
     set_lr(training.engine, lr_factor(t, train.num_steps, config.optim))
     batches = training.feed.batches(t)
     for micro, (batch, shares) in enumerate(zip(batches, objective.shares(batches), strict=True)):
-        torch.manual_seed(_seed(config.seed, t, micro, training.world.rank))  # dropout: a function of the step
+        torch.manual_seed(seeds.mixed(config.seed, t, micro, training.world.rank))  # dropout: a function of the step
         loss = objective.loss(batch, t, shares)
         training.engine.backward(loss)
         if micro + 1 < len(batches):
@@ -217,20 +217,15 @@ def save(training: Training, best: bool = False) -> None:
 def finish(training: Training) -> None:
     """All guarantees, then the last checkpoint and evaluation, unless a start that ended here made them; summary.
     Collective."""
+    progress = training.progress
     training.pruner.check_finished()
-    if training.progress.evaluated_step != training.progress.step:
+    if progress.evaluated_step != progress.step:
         evaluate_saved(training, training.due.variants(training.pruner.totals))
-    elif (
-        training.progress.saved_step != training.progress.step
-    ):  # stopped early, by an evaluation that was not the best
+    elif progress.saved_step != progress.step:  # stopped early, by an evaluation that was not the best
         save(training)
-    learned_nothing = training.bound.learned_nothing(training.progress.metrics or {})
+    learned_nothing = training.bound.learned_nothing(progress.metrics or {})
     if learned_nothing:
         training.tracker.warn("no better than chance", learned_nothing)
     training.tracker.summary(build.summary(training))
     if training.world.rank == 0:  # who has written the summary
         training.tracker.say(build.outcome(training.run))
-
-
-def _seed(seed: int, t: int, micro: int, rank: int) -> int:
-    return hash((seed, t, micro, rank)) & 0x7FFF_FFFF_FFFF_FFFF

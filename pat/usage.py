@@ -14,28 +14,24 @@ def command_parser(**options: Any) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
 
-EXIT_CODES = """\
-exit codes:
-  0    done
-  1    unexpected error; the trace is in RUN/logs/rank-N.log
-  2    bad input or configuration; the message says what to change
-  3    diverged: NaN or exploding loss, too many steps without a finite gradient; the last good checkpoint is kept
-  4    a promise could not be kept: target missed, invariant broken, checkpoint unreadable
-  85   preempted (SIGUSR1, SIGTERM, Ctrl-C): the state is saved, run the same command again
-  130  Ctrl-C twice: ended at once
+def _listed(codes: Mapping[ExitCode, str]) -> str:
+    return "\n".join(["exit codes:", *(f"  {code:<4} {meaning}" for code, meaning in sorted(codes.items()))])
+
+
+EXIT_CODES = f"""\
+{_listed({code: code.meaning for code in ExitCode})}
   RUN/exit.json holds the same code once ranks have started: launchers such as torchrun replace it with their own."""
 
 
 def exit_codes(more: Mapping[ExitCode, str] | None = None) -> str:
     """Those of a command that trains nothing, and what `more` of them mean there."""
     codes = {
-        ExitCode.DONE: "done",
+        ExitCode.DONE: ExitCode.DONE.meaning,
         ExitCode.ERROR: "unexpected error",
-        ExitCode.BAD_INPUT: "bad input or configuration; the message says what to change",
+        ExitCode.BAD_INPUT: ExitCode.BAD_INPUT.meaning,
         ExitCode.INTERRUPTED: "Ctrl-C",
     }
-    lines = [f"  {code:<4} {meaning}" for code, meaning in sorted({**codes, **(more or {})}.items())]
-    return "\n".join(["exit codes:", *lines])
+    return _listed({**codes, **(more or {})})
 
 
 EXAMPLES = """\

@@ -7,13 +7,14 @@ what is slow to import inside its functions.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from types import ModuleType
+
+from pat import scan
 
 
 def names() -> list[str]:
     """All commands, in the order of the alphabet."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return scan.files(__name__)
 
 
 def load(name: str) -> ModuleType:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pat import starts
+from pat import signals, starts
 from pat.rendezvous import RankEnvironment, rank_environment
 from pat.run import ExitCode, RunDir, preemption_flag
 from pat.usage import EXIT_CODES, TRAIN_EXAMPLES, TRAIN_HELP, command_parser
@@ -231,10 +230,5 @@ def _preempted_before_training() -> Iterator[None]:
         print("pat: asked to stop before training began; run the same command again", file=sys.stderr)
         raise SystemExit(int(ExitCode.PREEMPTED))
 
-    numbers = (signal.SIGUSR1, signal.SIGTERM)
-    before = [signal.signal(number, leave) for number in numbers]
-    try:
+    with signals.handled(leave, signals.BY_OTHERS):
         yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pat import compose
 from pat.rank import run_rank
 from pat.rendezvous import rank_environment
-from pat.run import ExitCode, write_exit, write_json
+from pat.run import write_exit, write_json
 
 NUMEL = 1_000_003  # of a reduced tensor: odd, so that no two ranks' parts are alike
 REPEATS = 5
@@ -107,7 +107,7 @@ def main() -> None:
     assert environment is not None, "started by `pat doctor`"
     code = run_rank(Path(sys.argv[1]), environment.rank, work)
     sys.stdout.flush()
-    os._exit(0 if code == ExitCode.DONE else int(code))
+    os._exit(int(code))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.doctor.ranks import STAGES, stage_dir
 from pat.launcher import launch
 from pat.pruning.plan import size_in_words
-from pat.run import RunDir, read_exit, read_json
+from pat.run import ExitCode, RunDir, read_exit, read_json
 
 STEPS, HALF = 8, 4
 SLOW = 100e6  # bytes a second below which checkpoints are felt
@@ -95,7 +95,7 @@ def output_to(file: Path) -> Iterator[None]:
 
 def judge_start(folder: Path, code: int) -> Finding:
     """The ranks were started, met and left."""
-    if code == 0:
+    if code == ExitCode.DONE:
         return Finding("ranks", WELL, "they start, meet, train and leave")
     said = (read_exit(folder) or {}).get("message") or f"they left with code {code}"
     return Finding("ranks", BROKEN, f"{said}; see {folder / 'output.txt'} and {folder / 'logs'}", {"code": code})

@@ -18,6 +18,7 @@ from torch import Tensor
 from pat.checkpoint_reader import CheckpointReader
 from pat.export.writer import Spec, write_safetensors
 from pat.hashing import MaskHash, pack_keep, unpack_keep
+from pat.pruning.state_keys import KEEP
 
 CHUNK = 1 << 22  # elements; a multiple of 8
 FILE = "masks.safetensors"
@@ -30,9 +31,9 @@ def masked(reader: CheckpointReader) -> list[str]:
 
 def keep_chunk(reader: CheckpointReader, name: str, start: int, numel: int) -> Tensor:
     """Keep flags [start, start + numel) of a pruner's parameter, uint8; all 1 before its first selection."""
-    if not reader.has("keep", name):
+    if not reader.has(KEEP, name):
         return torch.ones(numel, dtype=torch.uint8)
-    return reader.pruner("keep", reader.parameters[name]["pruner"], name, start, numel)
+    return reader.pruner(KEEP, reader.parameters[name]["pruner"], name, start, numel)
 
 
 def write_masks(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,13 @@ import deepspeed
 import torch
 from torch import nn
 
-from pat.engine import refuse
+from pat import deepspeed_keys
 from pat.integrations import saved
 from pat.integrations.groups import extend_schedulers, follow, split_groups
 from pat.integrations.settings import Settings
 from pat.models.shapes import logical_shape
 from pat.pruning.pruner import Pruner, StepStats
 from pat.pruning.types import PromiseBroken
-
-_CALLERS_OWN = ("optimizer", "scheduler")  # keys of a DeepSpeed config that belong to pat only in pat's own loop
 
 
 def attach(
@@ -74,7 +73,9 @@ class Pruning:
         config = arguments.get(key)
         if not isinstance(config, dict):
             raise ValueError("give DeepSpeed's config to deepspeed.initialize as a dict: json.load(open(PATH))")
-        refuse(config, "the DeepSpeed config", _CALLERS_OWN)
+        deepspeed_keys.refuse(config, "the DeepSpeed config", deepspeed_keys.OF_THE_CALLER)
+        if untested := deepspeed_keys.untested(config, deepspeed_keys.OF_THE_CALLER):
+            warnings.warn(f"pruning was never tested with these keys of DeepSpeed: {', '.join(untested)}", stacklevel=2)
         owner = self.settings.owners({n: logical_shape(p) for n, p in self.model.named_parameters()})
         of_param = {id(p): owner.get(n, "") for n, p in self.model.named_parameters()}
         arguments = dict(arguments)

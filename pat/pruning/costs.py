@@ -22,6 +22,7 @@ from pat.models.anatomy import Anatomy, Attention
 from pat.pruning.sites import Site, Slice, inner_site
 
 Number = Any  # int, or a 0-dim fp32 tensor where gates are probabilities
+_Each = tuple[int, int]  # of a sublayer: (fixed, per unit)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Cost:
 
     base: int
     layers: tuple[int, ...]
-    sublayers: tuple[tuple[tuple[int, int], ...], ...]  # (fixed, per unit) of every sublayer of every layer
+    sublayers: tuple[tuple[_Each, ...], ...]  # of every layer
 
     def total(self, widths: Widths) -> Number:
         """q: an int, or a differentiable tensor."""
@@ -100,9 +101,12 @@ def widths(
 
 def parameters(anatomy: Anatomy) -> Cost:
     """Parameters of the whole model, embeddings and heads included, tied ones once."""
-    layers, sublayers, inside = [], [], 0
+    layers: list[int] = []
+    sublayers: list[tuple[_Each, ...]] = []
+    inside = 0
     for i, layer in enumerate(anatomy.layers):
-        row, own = [], anatomy.numel(anatomy.under([layer.name]))
+        row: list[_Each] = []
+        own = anatomy.numel(anatomy.under([layer.name]))
         inside += own
         for j, sublayer in enumerate(layer.sublayers):
             unit = sum(_numel(anatomy, part) for part in inner_site("", i, j, sublayer).slices)
@@ -126,9 +130,9 @@ def flops(anatomy: Anatomy, seq_len: int) -> Cost:
     A projection: 2 s inputs outputs; attention: 4 s^2 h d, the full s x s scores and values whatever the mask or the
     window. Norms, activations, softmax, rotary embeddings and biases do not count (torch's FlopCounterMode agrees).
     """
-    sublayers = []
+    sublayers: list[tuple[_Each, ...]] = []
     for layer in anatomy.layers:
-        row = []
+        row: list[_Each] = []
         for sublayer in layer.sublayers:
             reader, features = sublayer.consumer
             unit = sum(2 * seq_len * each.num_inputs * n for each, n in sublayer.producers)
@@ -143,9 +147,9 @@ def flops(anatomy: Anatomy, seq_len: int) -> Cost:
 
 def cache(anatomy: Anatomy, context: int, batch: int, value_bytes: int) -> Cost:
     """Bytes of the KV cache: 2 d min(context, window) batch value_bytes per KV head; 0 for an encoder."""
-    rows = []
+    rows: list[tuple[_Each, ...]] = []
     for layer in anatomy.layers:
-        row = []
+        row: list[_Each] = []
         for sublayer in layer.sublayers:
             unit = 0
             if isinstance(sublayer, Attention) and sublayer.cached:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pat.hashing import pack_keep
+from pat.pruning import state_keys
 from pat.pruning.shards import Piece, Shard
 from pat.pruning.types import Run, Segment
 
@@ -52,21 +53,21 @@ class MaskedShard:
         """Bytes that pruning holds beside this shard."""
         return sum(t.numel() * t.element_size() for t in (self.keep, self.score, self.dense) if t is not None)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What is saved, flags packed: `keep|PARAMETER|START`, score and dense alike."""
+    def tensors(self, pruner: str) -> dict[str, Tensor]:
+        """What is saved, flags packed, by its key."""
         found: dict[str, Tensor] = {}
         for s in self.shard.segments:
             if self.keep is not None:
                 packed = np.asarray(pack_keep(self.keep[s.part]))
-                found[f"keep|{s.name}|{s.start}"] = torch.from_numpy(packed.copy())
-            for kind, value in (("score", self.score), ("dense", self.dense)):
+                found[state_keys.of_mask(pruner, state_keys.KEEP, s.name, s.start)] = torch.from_numpy(packed.copy())
+            for kind, value in ((state_keys.SCORE, self.score), (state_keys.DENSE, self.dense)):
                 if value is not None:
-                    found[f"{kind}|{s.name}|{s.start}"] = value[s.part].detach().cpu().contiguous()
+                    found[state_keys.of_mask(pruner, kind, s.name, s.start)] = value[s.part].detach().cpu().contiguous()
         return found
 
     def load(self, read: Callable[[str, Segment], Tensor]) -> None:
         """Fill what this phase has from `read(kind, segment)`."""
         for s in self.shard.segments:
-            for kind, value in (("keep", self.keep), ("score", self.score), ("dense", self.dense)):
+            for kind, value in zip(state_keys.KINDS, (self.keep, self.score, self.dense), strict=True):
                 if value is not None:
                     value[s.part].copy_(read(kind, s))

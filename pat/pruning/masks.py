@@ -119,7 +119,7 @@ class MaskPruner:
     # -- the step --------------------------------------------------------------------------------------------------
 
     def begin(self, t: int) -> None:
-        """The only place where keep flags change: step `t` is certain, nothing of it has been applied. Collective."""
+        """The keep flags of step `t`, which is certain and of which nothing has been applied. Collective."""
         line = self.timeline
         if self.hardened or t < line.start:
             return
@@ -274,7 +274,7 @@ class MaskPruner:
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved as tensors, by every rank of its shards."""
-        return {key: value for state in self.states for key, value in state.tensors().items()}
+        return {key: value for state in self.states for key, value in state.tensors(self.name).items()}
 
     def shared(self) -> dict[str, Any]:
         """What the manifest holds."""

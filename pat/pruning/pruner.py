@@ -3,8 +3,11 @@
 attach   before DeepSpeed: which parameter belongs to which pruner; gates go into the forward
 bind     after DeepSpeed: find the shards, install the optimizer's hooks and the masked norm
 begin    makes the first forward ready, `step` those after it
-step     wraps engine.step(); the only place where keep flags change
+step     wraps engine.step()
 state    / load_state, by parameter name and logical index, never by rank
+
+Keep flags change in `begin(t)` of each named pruner and nowhere else; load_state restores them. Masks begin in `step`,
+once DeepSpeed is certain to take it; gates before the forward that sees them: after the step before, or in `begin`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 from pat.config import Config
 from pat.hashing import MaskHash, WeightsHash
 from pat.models.shapes import logical_shape
-from pat.pruning import nested
+from pat.pruning import nested, state_keys
 from pat.pruning.kernels import SumOfSquares
 from pat.pruning.masked_shard import MaskedShard
 from pat.pruning.masks import MaskPruner
@@ -288,10 +291,10 @@ class Pruner:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(this rank's tensors, what is the same on every rank)."""
-        tensors = {f"{mask.name}|{key}": value for mask in self.masks for key, value in mask.tensors().items()}
+        tensors = {key: value for mask in self.masks for key, value in mask.tensors().items()}
         if self.shards.world.rank == 0:
             for gate in self.gates:
-                tensors |= {f"{gate.name}|gate|{key}": value for key, value in gate.tensors().items()}
+                tensors |= {state_keys.of_gates(gate.name, key): value for key, value in gate.tensors().items()}
         return tensors, {pruner.name: pruner.shared() for pruner in self.pruners}
 
     def load_state(self, reader: Any, shared: dict[str, Any]) -> None:

@@ -6,13 +6,13 @@ file is found by scanning the package: nothing else has to be edited.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pat import scan
 
 PACKAGES = {
     "criterion": "pat.pruning.criteria",
@@ -30,16 +30,7 @@ OF_BOTH = ("budget", "schedule")
 @cache
 def classes(kind: str) -> Mapping[str, type]:
     """Every method of a kind, by name, sorted."""
-    package = importlib.import_module(PACKAGES[kind])
-    found: dict[str, type] = {}
-    for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        for cls in vars(importlib.import_module(info.name)).values():
-            if isinstance(cls, type) and cls.__module__ == info.name and is_dataclass(cls):
-                name = next((f.default for f in fields(cls) if f.name == "name"), None)
-                if isinstance(name, str):
-                    assert name not in found, f"two {kind} classes are called {name}"
-                    found[name] = cls
-    return types.MappingProxyType(dict(sorted(found.items())))
+    return scan.named_classes(PACKAGES[kind], f"{kind} classes")
 
 
 def names(kind: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 # U units over all sites, in their order; z gate, t step (from 0)
 
-    begin(t)   before the first forward of step t, the only place where keep flags change:
+    begin(t)   before the first forward of step t: its keep flags and gates
                dense  z = 1
                soft   ranked: z moves towards the keep flags by 1 / fade; learned: z is sampled from a
                hard   once: the budget chooses the final flags; z is folded into the consuming weights; what is gone is

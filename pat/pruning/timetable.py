@@ -18,7 +18,8 @@ Moves = Sequence[tuple[int, float]]  # (step, sparsity from there on)
 
 def moves(pruner: MaskPruner | GatePruner) -> Moves:
     """The steps at which sparsity rises, and to what: those of a selection, or each step of a learned gate's ramp."""
-    line, reached, found = pruner.timeline, 0.0, []
+    line, reached = pruner.timeline, 0.0
+    found: list[tuple[int, float]] = []
     continuous = _continuous(pruner)
     for t in range(line.hard if _by_threshold(pruner) else line.start, line.hard + 1):
         if continuous or line.is_selection_step(t):
@@ -48,7 +49,7 @@ def in_words(pruner: MaskPruner | GatePruner) -> str:
 def warnings(pruner: MaskPruner | GatePruner) -> list[str]:
     """Jumps, too few selections, no time to recover: a sentence each, with what to change."""
     line, found, place = pruner.timeline, moves(pruner), f"pruners.{pruner.name}.schedule"
-    said = []
+    said: list[str] = []
     before = [0.0, *(target for _, target in found)]
     rise, index = max(((after - then, i) for i, (then, (_, after)) in enumerate(zip(before, found, strict=False))),
                       default=(0.0, 0))  # fmt: skip

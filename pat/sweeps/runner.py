@@ -6,23 +6,22 @@ started. How a member is started is the caller's: on this machine `start_here`, 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from pat import signals
 from pat.process import die_with_parent
 from pat.run import ExitCode
 from pat.sweeps.members import Member, python_command
 
 POLL_S = 0.2
 SECOND_SIGNAL_S = 0.5  # between two interrupts: a rank that counts them must see two
-_FORWARDED = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1}
 
 
 class Running(Protocol):
@@ -67,7 +66,7 @@ class Runner:
         """All members, in their order; whether the sweep was asked to stop before the last had ended."""
         waiting, running = list(members), {}
         places = list(range(self.jobs))
-        with self._handlers():
+        with signals.handled(lambda number, _frame: self.signals.append(number)):
             while running or (waiting and not self.signals):
                 while waiting and places and not self.signals:
                     member, place = waiting.pop(0), places.pop(0)
@@ -97,25 +96,13 @@ class Runner:
         if self.signals and not self.stopping:
             self.stopping = True
             for each in running:
-                each.send_signal(_FORWARDED[signal.Signals(self.signals[0])])
+                each.send_signal(signals.PASSED_ON[signal.Signals(self.signals[0])])
         elif self.signals.count(signal.SIGINT) > 1:
             self.signals = [signal.SIGTERM]  # heard; the members end at once
             for _ in range(2):
                 for each in running:
                     each.send_signal(signal.SIGINT)
                 time.sleep(SECOND_SIGNAL_S)
-
-    @contextlib.contextmanager
-    def _handlers(self) -> Iterator[None]:
-        def note(number: int, _frame: Any) -> None:
-            self.signals.append(number)
-
-        before = {number: signal.signal(number, note) for number in _FORWARDED}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class Here(subprocess.Popen[bytes]):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from pat import scan
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -180,14 +180,9 @@ def padded_width(longest: int, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 @cache
-def classes() -> dict[str, type[Task]]:
+def classes() -> Mapping[str, type[Task]]:
     """Every task by its name."""
-    found: dict[str, type[Task]] = {}
-    for module in pkgutil.iter_modules(__path__, __name__ + "."):
-        for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, Task) and is_dataclass(value) and value is not Task:
-                found[next(f.default for f in fields(value) if f.name == "name")] = value  # pyright: ignore
-    return dict(sorted(found.items()))
+    return scan.named_classes(__name__, "tasks")
 
 
 def names() -> list[str]:

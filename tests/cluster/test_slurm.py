@@ -16,7 +16,7 @@ from pat.run import RunDir, read_json
 from tests.cluster.lab import RUN, Job, Lab
 from tests.distributed import runs
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.real_processes]
 
 
 def saved_step(job: Job) -> int:

@@ -40,4 +40,4 @@ def work(run_dir: Path) -> int:
 
 if __name__ == "__main__":
     code = rank.run_rank(Path(sys.argv[1]), int(os.environ["RANK"]), work)
-    os._exit(0 if code in rank._AGREED else code)
+    os._exit(0 if code.agreed else code)

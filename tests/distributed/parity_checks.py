@@ -7,7 +7,10 @@ from typing import Any
 from tests.distributed.harness import build, discard, main, make_config
 from tests.distributed.layouts import layouts
 
-LAYOUTS = layouts("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero1 offload", "zero2 offload", "zero3 offload")
+LAYOUTS = layouts(
+    *("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero2 every key", "zero3 every key"),
+    *("zero1 offload", "zero2 offload", "zero3 offload"),
+)
 
 
 def checks(kinds: list[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pat import process, run
 from tests.distributed import runs
 from tests.distributed.test_launcher import interrupt_twice, until
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.real_processes]
 
 PORT = 17022
 SSHD = """

@@ -13,7 +13,7 @@ from pat.run import ExitCode, RunDir
 from tests.distributed import runs
 from tests.distributed.runs import Start
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
 
 GONE_S = 60.0  # on a quiet machine: a second, or 15 where a rank waits for one that was killed
 RUNNING = [("parent", 3), ("launcher", 7), ("rank 1", 12)]

@@ -14,7 +14,7 @@ from pat import process, run
 from pat.config import Config, EngineConfig
 from pat.launcher import extensions_in_use
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
 
 PATIENCE_S = 120.0  # for anything to happen, on a machine that does other things
 DUMMY = Path(__file__).with_name("dummy_rank.py")

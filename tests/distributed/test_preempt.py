@@ -16,7 +16,7 @@ from pat.run import ExitCode
 from tests.distributed import runs
 from tests.distributed.runs import Start, preempted
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
 
 
 def while_evaluating(run_dir: Path, who: str, number: int, step: int) -> None:

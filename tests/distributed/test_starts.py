@@ -16,7 +16,7 @@ import pytest
 from pat import build, cli, compose, run
 from pat.rendezvous import free_port
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
 
 SHORT = [
     "recipe=parity",

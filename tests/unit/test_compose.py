@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pat import cli, compose
+from pat import cli, compose, tasks
 from pat.commands import train
 from pat.config import FILES, Config, PrunerConfig
 from pat.pruning import registry
@@ -150,7 +150,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         ("task=causal_lm", "no value for data.max_length, data.source, optim.lr, train.global_batch_size"),
         (
             PARITY + " task.name=???",
-            "task.name (task=causal_lm or task=chat or task=classification or task=regression)",
+            f"task.name (task={' or task='.join(tasks.names())})",
         ),
         (f"{PARITY} engine.world_size=3", "take 6, 9, or 1, 2, 4, 8 ranks"),
         (f"{PARITY} engine.world_size=16", "cannot be shared by engine.world_size=16 ranks: take 16, or 1, 2, 4, 8"),

@@ -44,3 +44,15 @@ def test_example_gate_is_found(repository: Path, tmp_path: Path, monkeypatch: py
     with added(gates, tmp_path, repository, monkeypatch) as name:
         method = registry.build("gate", {"name": name, "fade": 3})
         assert method.update(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.5])).tolist() == [3.0, 0.5]
+
+
+def test_only_the_files_that_it_names_import_deepspeed(repository: Path) -> None:
+    (named,) = re.findall(
+        r"Only ((?:`[\w/.]+`[,\sand]*)+) import deepspeed", (repository / "CONTRIBUTING.md").read_text()
+    )
+    found = {
+        str(path.relative_to(repository / "pat"))
+        for path in (repository / "pat").rglob("*.py")
+        if re.search(r"^\s*(?:import|from) deepspeed\b", path.read_text(), re.MULTILINE)
+    }
+    assert found == set(re.findall(r"`(.*?)`", named))

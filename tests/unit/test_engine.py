@@ -12,7 +12,9 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from pat import engine
 from pat.config import Config, OptimConfig, PrunerConfig
+from pat.deepspeed_keys import TESTED, leaves
 from pat.pruning.pruner import Pruner
+from tests.distributed import layouts
 
 
 def config(**ours: Any) -> Config:
@@ -69,12 +71,67 @@ def test_the_users_keys_are_merged(tmp_path: Path) -> None:
         ({"zero_optimization": {"zero_hpz_partition_size": 2}}, "hpz"),
         ({"data_types": {"grad_accum_dtype": "fp32"}}, "grad_accum_dtype"),
         ({"optimizer": {"type": "AdamW"}}, "set optim"),
+        ({"bf16": {"bf16_master_weights_and_grads": True}}, r"untested=\[bf16.bf16_master_weights_and_grads\]"),
+        (
+            {"zero_optimization": {"zero_quantized_weights": True}},
+            "zero_quantized_weights=True, with which pruning was",
+        ),
+        ({"sequence_parallel_size": 2}, "sequence_parallel_size=2, with which"),
+        ({"compile": {"deepcompile": True}}, r"untested=\[compile.deepcompile\]"),
+        (
+            {"compression_training": {"sparse_pruning": {"enabled": True}}},
+            "compression_training.sparse_pruning.enabled",
+        ),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "set engine.offload_optimizer instead"),
+        ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "never tested"),
+        ({"activation_checkpointing": {"profile": True}}, "set engine.activation_checkpointing instead"),
+        (
+            {"zero_optimization": {"reduce_bucketsize": 5}},
+            "allowed: steps_per_print, .*did you mean zero_optimization.reduce_bucket_size",
+        ),
         ("/nowhere/ds.json", "not a readable DeepSpeed JSON"),
     ],
 )
 def test_conflicts_and_unsafe_layouts_are_refused(keys: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         engine.deepspeed_config(config(deepspeed=keys))
+
+
+def test_what_switches_a_thing_off_and_what_pat_sets_alike_are_no_untested_keys() -> None:
+    keys = {
+        "zero_optimization": {
+            "round_robin_gradients": False, "zenflow": None, "mics_shard_size": -1, "zero_hpz_partition_size": 1,
+            "offload_optimizer": {"device": "none", "ratio": 1.0}, "offload_param": {"device": "none"},
+        },
+        "train_micro_batch_size_per_gpu": 8,
+        "bf16": {"enabled": "auto", "loss_scale": "auto"},
+        "gradient_clipping": 1.0,
+    }  # fmt: skip
+    assert engine.deepspeed_config(config(deepspeed=keys))["zero_optimization"]["round_robin_gradients"] is False
+
+
+def test_untested_keys_are_taken_when_the_user_insists() -> None:
+    keys = {"compile": {"deepcompile": True}, "fp16": {"loss_scale": 8, "hysteresis": 3}, "wall_clock_breakdown": True}
+    ds = engine.deepspeed_config(
+        config(deepspeed=keys, deepspeed_untested=["compile", "fp16.loss_scale", "fp16.hysteresis"])
+    )
+    assert ds["compile"] == {"deepcompile": True} and ds["fp16"] == {"enabled": False, "loss_scale": 8, "hysteresis": 3}
+    with pytest.raises(ValueError, match="untested=.fp16.hysteresis."):
+        engine.deepspeed_config(config(deepspeed=keys, deepspeed_untested=["compile", "fp16.loss_scale"]))
+    with pytest.raises(
+        ValueError, match="names fp61, which engine.deepspeed does not set; it sets compile.deepcompile"
+    ):
+        engine.deepspeed_config(config(deepspeed=keys, deepspeed_untested=["fp61"]))
+    broken = {"zero_optimization": {"round_robin_gradients": True}}
+    with pytest.raises(ValueError, match="shuffled"):
+        engine.deepspeed_config(
+            config(deepspeed=broken, deepspeed_untested=["zero_optimization.round_robin_gradients"])
+        )
+
+
+def test_every_key_that_is_called_tested_is_in_a_layout_of_the_parity_test() -> None:
+    given = [layouts.ALL[f"zero{stage} every key"]["engine__deepspeed"] for stage in (2, 3)]
+    assert {key for keys in given for key, _ in leaves(keys)} == set(TESTED)
 
 
 def test_learning_rate() -> None:

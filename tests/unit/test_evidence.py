@@ -20,7 +20,7 @@ from tests.unit import small_models as small
 from tests.unit.thread_ranks import run_ranks
 
 CPU = torch.device("cpu")
-STRUCTURES = ["ffn", "kv_groups", "layers", "attention_layers", "mlp_layers"]
+STRUCTURES = [name for name in registry.names("structure") if name != "heads"]  # which share KV heads in most families
 ROWS, LENGTH = 4, 7
 
 

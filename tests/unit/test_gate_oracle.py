@@ -19,8 +19,8 @@ from tests import gate_oracle, one_rank, planted, planted_loops
 from tests.gate_lagrangian import LEARNED
 from tests.planted import SMOOTHED, Case
 
-STRUCTURES = ("ffn", "kv_groups", "heads", "layers", "attention_layers", "mlp_layers")
-METHODS = ("movement", "taylor", "fisher", "magnitude", "activation", "similarity")
+STRUCTURES = registry.names("structure")
+METHODS = [name for name in registry.names("gate") if issubclass(registry.classes("gate")[name], Ranked)]
 OPTIONS: dict[str, dict[str, Any]] = {"movement": {"fade": 10_000}, "taylor": {"decay": 0.8, "fade": 4}}
 CASES = [
     *(

@@ -22,7 +22,7 @@ from tests.unit import small_models as small
 
 METHODS = {name: registry.build("gate", name) for name in registry.names("gate")}
 RANKED = [name for name, method in METHODS.items() if isinstance(method, Ranked)]
-STRUCTURES = [("ffn",), ("kv_groups",), ("layers",), ("attention_layers",), ("mlp_layers",)]
+STRUCTURES = [(name,) for name in registry.names("structure") if name != "heads"]  # as Llama shares KV heads
 
 
 # -- methods -----------------------------------------------------------------------------------------------------------

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from pat.pruning import registry
+from pat.pruning.gates import Learned
 from pat.pruning.structured import GatePruner
 from tests import formulas, one_rank, planted
 from tests.gate_lagrangian import Learner, Options
 from tests.planted import Case
 
-LEARNED = ("l0", "smooth")
+LEARNED = [name for name in registry.names("gate") if issubclass(registry.classes("gate")[name], Learned)]
 STEPS = 60
 
 

@@ -134,3 +134,16 @@ def test_a_folder_keeps_the_newest_states(
     words = f"keeps no state of the pruner of step 5, but of {', '.join(map(str, kept))}"
     with pytest.raises(ValueError, match=words):
         saved.load(tmp_path, engine, pruner, config)
+
+
+def test_untested_keys_of_deepspeed_are_warned_of_in_an_engine_of_the_callers_own() -> None:
+    model = torch.nn.Linear(4, 4)
+    pruning = Pruning(given())
+    pruning.model = model
+    plain = {"train_batch_size": 4, "bf16": {"enabled": True}, "optimizer": {"type": "AdamW"}}
+    optimizer = torch.optim.AdamW(model.parameters())
+    pruning.prepare({"config": plain, "optimizer": optimizer})
+    with pytest.warns(UserWarning, match="never tested with these keys of DeepSpeed: compile.deepcompile"):
+        pruning.prepare({"config": plain | {"compile": {"deepcompile": True}}, "optimizer": optimizer})
+    with pytest.raises(ValueError, match="the DeepSpeed config sets zero_optimization.zenflow="):
+        pruning.prepare({"config": {"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "optimizer": optimizer})

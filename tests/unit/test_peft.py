@@ -16,6 +16,7 @@ from pat.export.export import export_run
 from pat.export.merged import MergedReader
 from pat.export.verify import ExportError
 from pat.models import adapters, byte_tokenizer
+from pat.pruning import registry
 from pat.pruning.hooks import install
 from pat.pruning.pruner import Pruner
 from pat.pruning.structured import GatePruner
@@ -32,6 +33,7 @@ BUDGETS = {
     "mlp_layers": {"mlp_layers": 1},
     "ffn+kv_groups+layers": {"ffn": 64, "kv_groups": 1, "layers": 2},
 }
+assert BUDGETS.keys() >= set(registry.names("structure"))
 CASES = [("llama", structures, "zero12") for structures in BUDGETS if structures != "heads"]
 CASES += [("llama", "ffn+kv_groups+layers", "zero3"), ("gpt2", "ffn", "zero3"), ("gpt2", "heads", "zero12")]
 CASES += [("bert", "ffn", "zero12"), ("bert", "heads", "zero12"), ("qwen2", "kv_groups", "zero12")]

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,8 +89,17 @@ def test_seeds_repeat():
     assert draws[0] == draws[1]
 
 
-def test_exit_codes_are_documented():
+def test_exit_codes_are_documented(repository):
     from pat.usage import EXIT_CODES
 
+    (readme,) = re.findall(r"^Exit codes: .*?\n\n", (repository / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     for code in ExitCode:
-        assert f"\n  {code.value:<4} " in EXIT_CODES
+        assert f"\n  {code.value:<4} {code.meaning}\n" in EXIT_CODES
+        assert re.search(rf"\b{code.value}\b", readme)
+
+
+def test_exit_codes_are_what_other_programs_know():
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4, 85, 130]
+    assert [int(code) for code in ExitCode if code.agreed] == [0, 3, 4, 85]
+    assert [int(code) for code in ExitCode if code.final] == [0, 2, 3, 4]
+    assert ExitCode(85) is ExitCode.PREEMPTED and json.loads(json.dumps(ExitCode(85))) == 85

@@ -95,6 +95,8 @@ def test_figures_and_warnings(config: Config, monkeypatch: pytest.MonkeyPatch) -
     checked = build.prepare(config, Path("run"))
     monkeypatch.setattr("pat.data.prepare", None)  # nothing is tokenised or built again for the summary
     monkeypatch.setattr("pat.pruning.plan.attached", None)
+    assert "never tested" not in start_summary(config, checked)
+    config.engine.deepspeed_untested = ["fp16.loss_scale"]
     said = start_summary(config, checked)
     every = sum(p.numel() for p in checked.model.parameters())
     for words in (
@@ -105,6 +107,7 @@ def test_figures_and_warnings(config: Config, monkeypatch: pytest.MonkeyPatch) -
         "weights: 80 % of ", "in 8 matrices, by movement", "model.layers.*.self_attn.q_proj.weight",
         "30 steps of 8 sequences; learning rate 0.003, 3 steps of warm-up, then linear",
         "weights: 5 steps dense; 3 rises every 5 steps",
+        "deepspeed never tested under pruning, and taken all the same: fp16.loss_scale",
         "sparsity jumps by 56 points at step 10",
         "pruners.weights.exclude: '*.input_layernorm.*' matches nothing that params take",
     ):  # fmt: skip

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from pat.models import families
 from pat.models.anatomy import Anatomy, Attention
 from pat.pruning import choose, costs, registry
+from pat.pruning.budgets import StructureBudget
 from pat.pruning.sites import Site
 from tests.unit import small_models as small
 
+OPTIONS = {"flops": {"seq_len": 9}, "memory": {"context": 32, "batch": 3}}
 FRACTIONS: dict[str, dict[str, Any]] = {
-    "parameters": {},
-    "flops": {"seq_len": 9},
-    "memory": {"context": 32, "batch": 3},
+    name: OPTIONS.get(name, {}) for name, cls in registry.classes("budget").items() if issubclass(cls, StructureBudget)
 }
 SPARSITIES = [0.0, 0.05, 0.21, 0.33, 0.4]
 

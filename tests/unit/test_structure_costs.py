@@ -11,13 +11,13 @@ import torch
 from pat.models import families
 from pat.models.anatomy import Anatomy
 from pat.pruning import costs, registry
+from pat.pruning.budgets import StructureBudget
 from pat.pruning.sites import Site
 from tests.unit import small_models as small
 
+OPTIONS = {"flops": {"seq_len": 9}, "memory": {"context": 32, "batch": 3}}
 FRACTIONS: dict[str, dict[str, Any]] = {
-    "parameters": {},
-    "flops": {"seq_len": 9},
-    "memory": {"context": 32, "batch": 3},
+    name: OPTIONS.get(name, {}) for name, cls in registry.classes("budget").items() if issubclass(cls, StructureBudget)
 }
 
 

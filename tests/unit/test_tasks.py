@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pat import models, tasks
+from pat import models, scan, tasks
 from pat.config import DataConfig, ModelConfig, TaskConfig
 from pat.tasks import causal_lm
 
@@ -34,19 +34,26 @@ def classification_batch(weight: list[float] | None = None) -> dict[str, Tensor]
 
 
 def test_every_task_is_found_by_its_name_and_says_what_it_measures() -> None:
-    assert tasks.names() == ["causal_lm", "chat", "classification", "regression"]
+    assert set(tasks.names()) <= {*scan.files("pat.tasks")}, "a task's file is called as the task is"
+    rows = {"text": ["a text of more than sixteen tokens"] * 4, "label": ["1", "2", "1", "3"]}
     for name in tasks.names():
         task = tasks.build(TaskConfig(name=name))
         assert task.name == name
         assert task.best_metric in task.directions and task.headline in task.directions
-        ones = torch.ones(*{"classification": (3, 2), "regression": (3, 2)}.get(name, (2,)), dtype=torch.float64)
-        assert set(task.metrics(ones)) == set(task.directions)
+        columns = task.columns_in(DataConfig(), list(rows))
+        samples = task.encoder(TOKENIZER, 16, ["1", "2", "3"])({key: rows[column] for key, column in columns.items()})
+        batch = task.collate(samples, TOKENIZER)
+        count = len(batch["labels"])
+        batch |= {"weight": torch.ones(count), "sample": torch.arange(count), "num_samples": torch.tensor(count)}
+        with torch.no_grad():
+            sums = task.sums(model_for(task, "llama"), batch)
+        assert set(task.metrics(sums)) == set(task.directions)
 
 
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"name": "chess"}, "no task.name='chess': allowed are causal_lm, chat, classification, regression"),
+        ({"name": "chess"}, f"no task.name='chess': allowed are {', '.join(tasks.names())}"),
         (TaskConfig(name="causal_lm", num_labels=2), "'causal_lm' does not take task.num_labels: allowed are name"),
     ],
 )

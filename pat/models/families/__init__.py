@@ -11,15 +11,14 @@ resize(model, attention, kv_heads)   sets what the stock forward of one attentio
 from __future__ import annotations
 
 import copy
-import importlib
-import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from pat import scan
 from pat.models.anatomy import Anatomy, Attention, Mlp
 
 OWN_LOADER = "set stock=false and load the exported model with pat.export.load"
@@ -35,15 +34,11 @@ def keep_all_heads(config: Any, formula: str, left: int, heads: int) -> None:
 
 
 @cache
-def families() -> dict[str, Any]:
+def families() -> Mapping[str, Any]:
     """Every family's module, by model type, sorted."""
-    found: dict[str, Any] = {}
-    for info in pkgutil.iter_modules(__path__, __name__ + "."):
-        module = importlib.import_module(info.name)
-        for model_type in module.MODEL_TYPES:
-            assert model_type not in found, f"two families describe {model_type}"
-            found[model_type] = module
-    return dict(sorted(found.items()))
+    return scan.by_name(
+        __name__, lambda module: [(name, module) for name in module.MODEL_TYPES], "families' model types"
+    )
 
 
 def family(model_type: str) -> Any:

@@ -131,7 +131,7 @@ class _Strips:
         def whole_numbers(scores: Tensor) -> Tensor:
             return (scores.double() * factor).round_().clamp_(-infinite, infinite).to(torch.int64)
 
-        sums = []
+        sums: list[Tensor] = []
         for run in self.runs:
             shape = self._blocked(run)
             out = torch.zeros(self._num_strips(run), shape[1], dtype=torch.int64, device=self.device)
@@ -158,7 +158,7 @@ class _Strips:
 
     def write_units(self, units: Sequence[Run]) -> None:
         """Write the keep flags of owned blocks, to whoever holds their weights. Collective."""
-        keep = []
+        keep: list[Tensor] = []
         for run, unit in zip(self.runs, units, strict=True):
             flags = unit.keep.new_zeros(self._num_strips(run), self.blocks(run.shape))
             flags[self._shared_head(run) :] = unit.keep.view(-1, self.blocks(run.shape))

@@ -1,0 +1,62 @@
+"""What pytest does with a failure: a second run where the machine may be at fault; its name at the end of the output.
+
+Tests marked `real_processes` wait for daemons and signals, so a machine that stands still for a minute can fail them.
+They are run once more. A pass then counts as a pass, but the first failure is shown and counted as `run once more`, so
+a change that makes a test fail now and then shows in that number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+MARK = "real_processes"
+ONCE_MORE = "run once more"  # the outcome of a first failure, and its word in pytest's last line
+LAST_LINES = 8  # of what a test failed with
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run a test of real processes once more if it fails; other tests as ever."""
+    if item.get_closest_marker(MARK) is None:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    failed = [report for report in reports if report.failed and not hasattr(report, "wasxfail")]
+    if failed:
+        for report in failed:
+            report.outcome = ONCE_MORE  # pyright: ignore[reportAttributeAccessIssue]: pytest counts any word
+            item.ihook.pytest_runtest_logreport(report=report)
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
+    """How a first failure is counted and shown."""
+    return (ONCE_MORE, "R", "RUN ONCE MORE") if report.outcome == ONCE_MORE else None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
+    """After all that pytest shows: the names of what failed and its last lines, in case only the end is kept."""
+    yield
+    stats = terminalreporter.stats
+    passed = {report.nodeid for report in stats.get("passed", [])}
+    for report in stats.get(ONCE_MORE, []):
+        then = "passed" if report.nodeid in passed else "did not pass then, either"
+        _show(terminalreporter, f"failed, was run once more and {then}", report)
+    for kind in ("failed", "error"):
+        for report in stats.get(kind, []):
+            _show(terminalreporter, kind, report)
+
+
+def _show(terminalreporter: Any, kind: str, report: Any) -> None:
+    terminalreporter.section(f"{kind}: {report.nodeid}", sep="-")
+    for line in str(report.longrepr).rstrip().splitlines()[-LAST_LINES:]:
+        terminalreporter.line(line)

@@ -1,0 +1,70 @@
+"""A failing test of real processes is run once more, and never silently; what failed is named at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONTENT = """
+import pathlib, pytest
+
+def count(name):
+    file = pathlib.Path(__file__).with_name(name)
+    file.write_text(file.read_text() + "x" if file.exists() else "x")
+    return len(file.read_text())
+
+@pytest.fixture
+def fresh():
+    return [count("fixture")]
+
+@pytest.mark.real_processes
+def test_slow_machine(fresh):
+    assert count("slow machine") == 2 and fresh == [2], "not yet there"
+
+@pytest.mark.real_processes
+def test_broken(fresh):
+    assert not count("broken"), "broken for good"
+
+@pytest.mark.real_processes
+def test_well():
+    assert count("well") == 1
+
+def test_ordinary():
+    assert not count("ordinary"), "an ordinary failure"
+"""
+
+
+@pytest.mark.parametrize("more", [(), ("--numprocesses=1",)], ids=["one process", "xdist"])
+def test_once_more_and_named_at_the_end(repository: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    file = tmp_path / "test_made.py"
+    file.write_text(CONTENT)
+    command = [sys.executable, "-m", "pytest", "-c", repository / "pyproject.toml", "--rootdir", tmp_path, file]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        [*command, "-p", "tests.outcomes", "-p", "no:cacheprovider", "-ra", *more],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    counts = {name: len((tmp_path / name).read_text()) for name in ("slow machine", "broken", "well", "ordinary")}
+    assert counts == {"slow machine": 2, "broken": 2, "well": 1, "ordinary": 1}
+    last = done.stdout.rstrip().splitlines()[-1]
+    assert "2 failed, 2 passed" in last and "2 run once more" in last
+    end = done.stdout[done.stdout.rindex("short test summary info") :]
+    once, broken, again, ordinary = (
+        end.index(f" {words} ")
+        for words in (
+            "failed, was run once more and passed: test_made.py::test_slow_machine",
+            "failed, was run once more and did not pass then, either: test_made.py::test_broken",
+            "failed: test_made.py::test_broken",
+            "failed: test_made.py::test_ordinary",
+        )
+    )
+    assert once < broken and max(once, broken) < min(again, ordinary)
+    assert "AssertionError: not yet there" in end[once:broken] and "an ordinary failure" in end[ordinary:]
