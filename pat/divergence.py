@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pat.config import Config
 from pat.pruning.schedules import Ramp
+from pat.schema import Config
 
 if TYPE_CHECKING:
     from pat.parts import Progress

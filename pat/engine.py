@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import nn
 
 from pat import patterns
-from pat.config import Config, OptimConfig
 from pat.models import adapters
 from pat.pruning.pruner import Pruner
+from pat.schema import Config, OptimConfig
 
 Refusal = tuple[str, Callable[[Any], bool], str]  # key, whether a value is refused, why
 

@@ -21,11 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pat import process
-from pat.config import Config
 from pat.launcher import package_variables
 from pat.process import RankRecord
 from pat.rendezvous import free_port
 from pat.run import RunDir, versions, write_json
+from pat.schema import Config
 from pat.supervisor import GRACE_S, Watch, failures
 
 CHECK_TIMEOUT_S = 300.0  # ranks that an earlier start left behind have two minutes to save

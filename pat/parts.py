@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from pat import divergence, run
-from pat.config import Config
 from pat.distill import Distiller
 from pat.pruning.comm import Comm
 from pat.pruning.pruner import Pruner
+from pat.schema import Config
 from pat.shares import Shares, shares
 from pat.tracking import Tracker
 from pat.watchdog import Watchdog

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pat import folders
 from pat.cluster import PREFIX, ClusterConfig
-from pat.config import Config
 from pat.run import RunDir, read_json, write_atomic, write_json
+from pat.schema import Config
 from pat.validate import validate
 
 LEAD = "PAT_SIGNAL_LEAD_S"  # in the job: seconds between the signal and the time limit

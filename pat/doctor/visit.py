@@ -13,12 +13,12 @@ from typing import Any
 
 from pat.build import prepare
 from pat.compose import compose, freeze
-from pat.config import Config
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.doctor.ranks import STAGES, stage_dir
 from pat.launcher import launch
 from pat.pruning.plan import size_in_words
 from pat.run import RunDir, read_exit, read_json
+from pat.schema import Config
 
 STEPS, HALF = 8, 4
 SLOW = 100e6  # bytes a second below which checkpoints are felt

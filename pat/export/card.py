@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pat.config import Config
+from pat.schema import Config
 
 MATRIX = 12  # classes up to which the confusion matrix is shown
 

@@ -22,10 +22,10 @@ from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
-from pat.config import ModelConfig
 from pat.explain import did_you_mean
 from pat.models import heads, liger
 from pat.models.weight_files import check_weights
+from pat.schema import ModelConfig
 
 if TYPE_CHECKING:
     from pat.tasks import Task

@@ -11,13 +11,13 @@ from rich import box
 from rich.table import Table
 
 from pat import tasks
-from pat.config import Config
 from pat.engine import deepspeed_config
 from pat.planning import checkpoints, memory, traffic
 from pat.planning.activations import Activations, activations
 from pat.planning.memory import Layout, Memory
 from pat.planning.shapes import Shapes, itemsize, shapes_of
 from pat.pruning.plan import attached, size_in_words
+from pat.schema import Config
 from pat.teacher import num_parameters
 
 

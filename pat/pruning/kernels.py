@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 class MaskedGrad(Protocol):
-    """The settings of `pat.config.MaskedGradConfig`."""
+    """The settings of `pat.schema.MaskedGradConfig`."""
 
     name: str
     sr_ste: float

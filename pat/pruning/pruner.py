@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pat.config import Config
 from pat.hashing import MaskHash, WeightsHash
 from pat.models.shapes import logical_shape
 from pat.pruning import nested
@@ -28,6 +27,7 @@ from pat.pruning.shards import Piece, Shards
 from pat.pruning.structured import GatePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
+from pat.schema import Config
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from pat import slurm
 from pat.cluster import ClusterConfig
-from pat.config import Config
 from pat.run import ExitCode, RunDir, read_exit, read_json
+from pat.schema import Config
 from pat.sweeps.members import Member
 
 LOOK_S = 5.0  # between two questions to Slurm about one job

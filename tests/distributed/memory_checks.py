@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pat import engine, models, tasks
-from pat.config import Config, ModelConfig
+from pat.schema import Config, ModelConfig
 from tests.distributed.harness import main
 
 LLAMA = {

@@ -6,8 +6,8 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from pat.config import Config
 from pat.parts import Parts, Progress
+from pat.schema import Config
 from pat.tasks.classification import Classification
 
 

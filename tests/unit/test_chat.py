@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pat import data, models, tasks
-from pat.config import Config, DataConfig, TaskConfig
 from pat.data.example import example
 from pat.data.packing import best_fit
 from pat.distill import mean_kl
 from pat.rank import Tee
+from pat.schema import Config, DataConfig, TaskConfig
 from pat.tasks import causal_lm
 from pat.tasks.chat import PACKABLE
 from tests.unit import small_models

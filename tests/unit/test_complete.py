@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from pat import build, run
-from pat.config import Config
+from pat.schema import Config
 from tests.unit.fake_run import write_checkpoint
 
 SUMMARY: dict[str, Any] = {

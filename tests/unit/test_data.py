@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pat import data, models, tasks
-from pat.config import DataConfig, GeneratedConfig
 from pat.data import sources
 from pat.data.generated import generate
+from pat.schema import DataConfig, GeneratedConfig
 
 TOKENIZER = models.byte_tokenizer()
 LM = tasks.build({"name": "causal_lm"})

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pat import data, models, tasks
-from pat.config import DataConfig
 from pat.data import sources
+from pat.schema import DataConfig
 
 TOKENIZER = models.byte_tokenizer()
 CLASSES = tasks.build({"name": "classification"})

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from pat import build, compose, distill, models, tasks, teacher
-from pat.config import Config, DistillConfig, ModelConfig
 from pat.distill import Distiller, hidden_loss, mean_kl, uniform_map
 from pat.parts import Parts
 from pat.pruning.comm import LOCAL
 from pat.pruning.schedules import Ramp
+from pat.schema import Config, DistillConfig, ModelConfig
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 64}
 WIDE = {"initializer_range": 0.3}  # so that two models differ by more than rounding

@@ -11,10 +11,10 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig
 
 from pat import divergence, tasks
-from pat.config import Config, DistillConfig
 from pat.divergence import Diverged
 from pat.parts import Progress
 from pat.pruning.comm import LOCAL
+from pat.schema import Config, DistillConfig
 from pat.window import Window
 from tests.unit.test_build import parts
 from tests.unit.test_compose import composed, refused

@@ -11,8 +11,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from pat import engine
-from pat.config import Config, OptimConfig, PrunerConfig
 from pat.pruning.pruner import Pruner
+from pat.schema import Config, OptimConfig, PrunerConfig
 
 
 def config(**ours: Any) -> Config:

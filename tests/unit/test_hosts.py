@@ -11,8 +11,8 @@ import pytest
 from pat import cli, hosts, slurm
 from pat.cluster import ClusterConfig
 from pat.commands import train
-from pat.config import Config, EngineConfig, RunConfig
 from pat.rendezvous import RankEnvironment
+from pat.schema import Config, EngineConfig, RunConfig
 
 
 def config(path: Path, **engine) -> Config:

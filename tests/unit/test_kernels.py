@@ -9,9 +9,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from pat.config import MaskedGradConfig
 from pat.pruning import kernels, registry
 from pat.pruning.kernels import Kernels, make_kernels, masked_sum_of_squares
+from pat.schema import MaskedGradConfig
 
 LENGTHS = [0, 1, 2, 15, 16, 17, 1001, 70_001]
 STRAIGHT = MaskedGradConfig(name="straight_through", sr_ste=2e-4)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pat import engine as ds
-from pat.config import Config, PrunerConfig
 from pat.pruning.pruner import Pruner
+from pat.schema import Config, PrunerConfig
 from tests import one_rank, oracle
 
 STEPS, MICRO, LR, DECAY, MAX_NORM = 12, 2, 0.02, 0.2, 0.1

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pat import data, models, tasks
-from pat.config import Config, DataConfig
 from pat.data import sampler
 from pat.data.mixture import Mixture
+from pat.schema import Config, DataConfig
 
 TOKENIZER = models.byte_tokenizer()
 CHAT = tasks.build({"name": "chat"})

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from pat import models, tasks
-from pat.config import ModelConfig
+from pat.schema import ModelConfig
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -92,7 +92,7 @@ import os, sys
 import deepspeed, torch
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from pat import models, tasks
-from pat.config import ModelConfig
+from pat.schema import ModelConfig
 
 def build(cfg, name):
     torch.manual_seed(5)

@@ -10,9 +10,9 @@ import pytest
 from torch import nn
 
 from pat import engine, patterns
-from pat.config import Config, OptimConfig, PeftConfig, PrunerConfig
 from pat.models import adapters
 from pat.pruning.pruner import Pruner
+from pat.schema import Config, OptimConfig, PeftConfig, PrunerConfig
 from tests.unit import small_models as small
 
 # Lists of text in the schema that are not patterns of names in the model.

@@ -11,7 +11,6 @@ from transformers import AutoModelForSequenceClassification
 
 from pat import compose, export, validate
 from pat.checkpoint_reader import CheckpointReader
-from pat.config import Config, PeftConfig, PrunerConfig
 from pat.export.export import export_run
 from pat.export.merged import MergedReader
 from pat.export.verify import ExportError
@@ -19,6 +18,7 @@ from pat.models import adapters, byte_tokenizer
 from pat.pruning.hooks import install
 from pat.pruning.pruner import Pruner
 from pat.pruning.structured import GatePruner
+from pat.schema import Config, PeftConfig, PrunerConfig
 from tests.unit import small_models as small
 from tests.unit.fake_run import write_run
 

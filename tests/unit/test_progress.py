@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pat import hardware, train, window
-from pat.config import Config, TrainConfig
 from pat.parts import Progress
 from pat.progress import Remaining, duration
+from pat.schema import Config, TrainConfig
 
 PAUSE_S = 0.4
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pat import tasks
-from pat.config import Config, DistillConfig
 from pat.distill import Distiller
 from pat.parts import Parts
 from pat.pruning.schedules import Ramp
+from pat.schema import Config, DistillConfig
 from pat.tasks.causal_lm import IGNORED
 from tests.unit import small_models as small
 from tests.unit.thread_ranks import run_ranks
