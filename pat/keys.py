@@ -101,12 +101,8 @@ class Method:
         return core_schema.no_info_plain_validator_function(self.parse)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """A name, or any method's fields: recipes leave `name` to their defaults list."""
-        from pat.pruning import registry
-
-        names = registry.names(self.kind)
-        references = [{"$ref": f"#/$defs/{self.kind}.{name}"} for name in names]
-        return {"anyOf": [{"type": "null"}, {"enum": names}, *references]}
+        """`pat.reference` puts the methods in its place."""
+        return {"x-method": self.kind}
 
     def parse(self, value: Any) -> Any:
         """The method that a mapping or a name describes; a method and what is not set are taken as they are."""

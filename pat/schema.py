@@ -263,7 +263,7 @@ class OptimConfig(Section):
 
 
 class DistillConfig(Section):
-    """learn a dense teacher's answers, too: (1 - weight) task + weight T^2 KL(teacher || model) + hidden_weight MSE"""
+    """Learn a dense teacher's answers, too: (1 - weight) task + weight T^2 KL(teacher || model) + hidden_weight MSE"""
 
     teacher: str | None = key(
         None, "hub name or local folder, trained on the task and with the model's tokenizer; null: no distillation"
@@ -293,7 +293,7 @@ class DistillConfig(Section):
 
 
 class PeftConfig(Section):
-    """structures of a frozen model, with LoRA adapters that train; needs the extra: pip install 'pat-deepspeed[peft]'"""
+    """Structures of a frozen model, with LoRA adapters that train: pip install 'pat-deepspeed[peft]'"""
 
     r: int | None = key(None, "rank of the adapters; null: none, the model itself trains. peft=lora: 16", ge=1)
     alpha: Finite = key(16.0, "the adapters count alpha / r", gt=0, only_with=".r")
@@ -363,14 +363,14 @@ class Config(Section):
     """Everything."""
 
     seed: int = key(0, "of the order of samples, new layers, dropout and the `random` criterion", ge=0, le=2**63 - 1)
-    run: RunConfig = RunConfig()
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    task: TaskConfig = TaskConfig()
-    train: TrainConfig = TrainConfig()
-    engine: EngineConfig = EngineConfig()
-    optim: OptimConfig = OptimConfig()
-    distill: DistillConfig = DistillConfig()
-    peft: PeftConfig = PeftConfig()
-    logger: LoggerConfig = LoggerConfig()
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    peft: PeftConfig = Field(default_factory=PeftConfig)
+    logger: LoggerConfig = Field(default_factory=LoggerConfig)
     pruners: dict[str, PrunerConfig] = key({}, "a mapping of named pruners; {} trains dense")

@@ -126,6 +126,7 @@ def _peft(config: Config) -> Iterator[str]:
 def pruner_problems(config: Config, name: str) -> Iterator[str]:
     """What does not fit in one pruner's settings."""
     settings, place = config.pruners[name], f"pruners.{name}"
+    yield from ignored.of_section(settings, place)
     if not name.isidentifier():
         yield f"{place}: a pruner's name is made of letters, digits and underscores"
     of_structures = bool(settings.structures) or settings.gate is not None
