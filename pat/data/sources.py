@@ -56,8 +56,6 @@ def parts(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
         if fields.get("source") in (None, MIXTURE):
             raise ValueError(f"data.sources.{name} must say its source: a hub name, {', '.join(FILES)}, or generated.")
         generated = cfg.generated if fields["source"] == "generated" else GeneratedConfig()
-        if fields.get("eval") is not None:
-            fields.setdefault("eval_fraction", DataConfig().eval_fraction)  # that of `data` is for the others
         try:
             found[name] = cfg.changed(sources=None, generated=generated, **fields), float(weight)
         except ValidationError as error:

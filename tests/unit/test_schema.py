@@ -127,7 +127,7 @@ def test_the_place_is_named(overrides: str, words: list[str]) -> None:
         ("optim.head_lr", "optim.head_lr=0.1"),
         ("optim.min_lr_ratio", "optim.min_lr_ratio=0.1 optim.lr_schedule=constant"),
         ("optim.no_decay", "optim.weight_decay=0 optim.no_decay=['*']"),
-        ("data.delimiter", "data.delimiter=;"),
+        ("data.delimiter", "data.delimiter=tab"),
         ("data.quote_char", "data.quote_char=null"),
         ("data.encoding", "data.encoding=latin-1"),
         ("data.sample_by", "data.sample_by=document"),
