@@ -110,8 +110,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}{hint}")
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_replaced_fields(content["pruners"], overrides)
-    config = to_config(content)
-    take_world_size(config, overrides)
+    config = take_world_size(to_config(content), overrides)
     validate(config, {override.lstrip("+").partition("=")[0] for override in overrides})
     _check_replaced_files(content["data"], overrides)
     return config
@@ -147,7 +146,7 @@ def load(path: str | Path) -> Config:
 
 def dump(config: Config) -> str:
     """The config as YAML, in the order of the schema."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+    return OmegaConf.to_yaml(OmegaConf.create(config.plain()))
 
 
 def freeze(config: Config, run_dir: Path) -> None:
@@ -193,7 +192,7 @@ def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> 
 
 def changed_keys(old: Config, new: Config, allowed: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ and are neither ELASTIC nor allowed to."""
-    before, after = (_flat(config.model_dump()) for config in (old, new))
+    before, after = (_flat(config.plain()) for config in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return {key: (before.get(key), after.get(key)) for key in keys if not key.startswith(ELASTIC + allowed)}
 

@@ -85,14 +85,13 @@ def _explain_key(error: OmegaConfBaseException) -> str:
     return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"
 
 
-def invalid(error: ValidationError, model: type[Section] | None = None) -> str:
+def invalid(error: ValidationError, model: type[Section] | None = None, within: str | None = None) -> str:
     """The first of pydantic's errors; `model`: what was validated, unless `located` has seen it."""
-    at_top = "" if model is None else " at the top"
     details = error.errors() if model is None else located(error, model).errors()
-    place = ".".join(map(str, details[0]["loc"]))
+    place = ".".join(map(str, (*([within] if within else []), *details[0]["loc"])))
     above = place.rpartition(".")[0]
     sentence = str(details[0].get("ctx", {}).get("sentence", details[0]["msg"]))
-    return sentence.replace(_KEY, place).replace(_PLACE, f" in {above}" if above else at_top)
+    return sentence.replace(_KEY, place).replace(_PLACE, f" in {above}" if above else " at the top")
 
 
 def located(error: ValidationError, model: type[Section]) -> ValidationError:

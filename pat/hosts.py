@@ -58,17 +58,17 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
     return hosts
 
 
-def take_world_size(config: Config, overrides: Sequence[str]) -> None:
-    """As many ranks as the hostfile has slots; ValueError where the command line says something else."""
+def take_world_size(config: Config, overrides: Sequence[str]) -> Config:
+    """With as many ranks as the hostfile has slots; ValueError where the command line says something else."""
     if config.engine.hostfile is None:
-        return
+        return config
     slots = sum(read_hostfile(config.engine.hostfile).values())
     for override in overrides:
         if override.startswith("engine.world_size=") and override != f"engine.world_size={slots}":
             raise ValueError(
                 f"{override}, but engine.hostfile={config.engine.hostfile} has {slots} slots: leave one of both out"
             )
-    config.engine.world_size = slots
+    return config.changed(engine__world_size=slots)
 
 
 def check(run_dir: Path, config: Config) -> None:

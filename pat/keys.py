@@ -17,7 +17,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Optional, TypeVar, Union, get_args, get_origin
 
 from omegaconf import MISSING
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
@@ -62,19 +62,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     def changed(self: AnySection, **values: Any) -> AnySection:
-        """A validated copy with other values; `section__key` for a key of a section: `train__num_steps=3`."""
-        nested: dict[str, dict[str, Any]] = {}
-        own: dict[str, Any] = {}
+        """A validated copy with other values; `train__num_steps=3` is a key of the section `train`. ValueError."""
+        from pat.explain import invalid
+
+        content = self._given()
         for name, value in values.items():
             section, _, rest = name.partition("__")
             if rest:
-                nested.setdefault(section, {})[rest] = value
+                if isinstance(content[section], Section):
+                    content[section] = content[section]._given()
+                content[section][rest] = value
             else:
-                own[section] = value
-        for section, inner in nested.items():
-            own[section] = getattr(self, section).changed(**inner)
-        type(self).model_validate({**{name: getattr(self, name) for name in type(self).model_fields}, **own})
-        return self.model_copy(update=own)
+                content[section] = value
+        try:
+            return type(self).model_validate(content)
+        except ValidationError as error:
+            raise ValueError(invalid(error, type(self))) from error
+
+    def plain(self) -> dict[str, Any]:
+        """Nested mappings, as they are written to config.yaml; "???" where a value is missing."""
+        return self.model_dump(warnings=False)
+
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name, value in self if not (isinstance(value, str) and value == MISSING)}
 
 
 def _finite(value: float) -> float:

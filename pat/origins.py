@@ -65,7 +65,7 @@ def differing_data(found: Sequence[Config]) -> str | None:
         {
             f"{section}.{key}": value
             for section in ("data", "task")
-            for key, value in getattr(c, section).model_dump().items()
+            for key, value in getattr(c, section).plain().items()
         }
         for c in found
     ]
@@ -97,7 +97,7 @@ def _with(config: Config, overrides: Sequence[str]) -> Config:
         return config
     try:
         changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
-        merged: Any = OmegaConf.to_container(OmegaConf.merge(config.model_dump(), changes))
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(config.plain(), changes))
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from error
     changed = compose.to_config(merged)

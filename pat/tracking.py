@@ -202,7 +202,7 @@ class _Wandb:
 
 
 def _config_values(config: Config) -> dict[str, Any]:
-    return config.model_dump()
+    return config.plain()
 
 
 def _plain(value: Any) -> Any:

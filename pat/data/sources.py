@@ -14,12 +14,11 @@ from typing import Any
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value, load_dataset
 from datasets.arrow_writer import SchemaInferenceError
-from pydantic import ValidationError
 
 from pat import ignored
 from pat.data import delimited
 from pat.data.generated import generate
-from pat.explain import did_you_mean, invalid
+from pat.explain import did_you_mean
 from pat.schema import FILES, DataConfig, GeneratedConfig
 
 MIXTURE = "mixture"  # of the sources in data.sources
@@ -58,8 +57,8 @@ def parts(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
         generated = cfg.generated if fields["source"] == "generated" else GeneratedConfig()
         try:
             found[name] = cfg.changed(sources=None, generated=generated, **fields), float(weight)
-        except ValidationError as error:
-            raise ValueError(f"data.sources.{name}.{invalid(error, DataConfig)}") from error
+        except ValueError as error:
+            raise ValueError(f"data.sources.{name}.{error}") from error
     return found
 
 
@@ -69,7 +68,7 @@ def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
     `memory` is a folder in which the digests of files are remembered by their size and time of change.
     """
     if cfg.source == "generated":
-        return json.dumps(["generated", seed, cfg.generated.model_dump()])
+        return json.dumps(["generated", seed, cfg.generated.plain()])
     if cfg.source in FILES:
         how = [cfg.sample_by, cfg.delimiter, cfg.quote_char, cfg.encoding]
         return json.dumps([cfg.source, how, [_file_digest(path, memory) for path in files(cfg, split)]])

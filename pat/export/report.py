@@ -75,7 +75,7 @@ def export_json(
             "dense_step": manifest.get("trainer", {}).get("dense_step"),
             "versions": read_json(run.version) or {},
         },
-        "config": {key: value for key, value in config.model_dump().items() if key != "logger"},  # for `pat evaluate`
+        "config": {key: value for key, value in config.plain().items() if key != "logger"},  # for `pat evaluate`
         "export_versions": versions(),
     }
 

@@ -120,4 +120,4 @@ def load(load_dir: Path, engine: Any, pruner: Pruner, config: Config) -> None:
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    return {name: pruner.model_dump() for name, pruner in config.pruners.items()}
+    return {name: pruner.plain() for name, pruner in config.pruners.items()}

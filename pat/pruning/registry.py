@@ -67,7 +67,7 @@ def build(kind: str, value: Any) -> Any:
     try:
         return parse(kind, value)
     except ValidationError as error:
-        raise ValueError(f"{kind} {_name(kind, value)}: {explain.invalid(error)}") from error
+        raise ValueError(explain.invalid(error, within=kind)) from error
 
 
 def parse(kind: str, value: Mapping[str, Any] | str) -> Any:

@@ -38,8 +38,8 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
         print(f"weights only, no structures: {found.note}", flush=True)
     batches = list(data.eval_batches(prepared.eval, task, tokenizer, config, 0, 1, accelerator()))
     identity = {
-        "model": config.model.model_dump(),
-        "task": config.task.model_dump(),
+        "model": config.model.plain(),
+        "task": config.task.plain(),
         "data": prepared.info["cache"].rpartition("/")[2],
         "samples": len(prepared.eval),
         "dtype": config.engine.dtype,

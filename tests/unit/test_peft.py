@@ -261,9 +261,9 @@ def test_gates_sit_around_the_adapters() -> None:
     ("overrides", "words"),
     [
         (["peft.alpha=8"], "peft.alpha is 8.0, but without peft.r it would be ignored"),
-        (["peft=lora", "peft.r=0"], "peft.r is 0, but a rank is at least 1"),
+        (["peft=lora", "peft.r=0"], "peft.r is 0, but must be at least 1"),
         (["peft=lora", "peft.alpha=0"], "peft.alpha is 0.0, but must be above 0"),
-        (["peft=lora", "peft.dropout=1"], r"peft.dropout is 1.0, but must lie in \[0, 1\)"),
+        (["peft=lora", "peft.dropout=1"], r"peft.dropout is 1.0, but must be below 1"),
         (["peft=lora", "peft.target_modules=[]"], "peft.target_modules is empty"),
         (["peft=lora", "optim.trainable=['*.mlp.*']"], r"optim.trainable=\['\*.mlp.\*'\] would be ignored: with peft"),
         (["peft=lora"], "pruners.weights masks single weights, which with peft are frozen and have no gradient"),
