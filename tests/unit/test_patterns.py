@@ -62,7 +62,7 @@ def lists_of_text(cls: Any, prefix: str = "") -> list[str]:
         default = getattr(cls(), name)
         if isinstance(default, Section):
             found += lists_of_text(type(default), f"{prefix}{name}.")
-        elif list[str] in options(info.annotation):
+        elif list[str] in (kinds := options(info.annotation)) and str not in kinds:
             found.append(prefix + name)
     return found
 
