@@ -146,9 +146,11 @@ def _sentence(item: Any, annotation: Any, place: tuple[int | str, ...]) -> str:
         if name in rule:
             bound = rule[name]
             return f"{_KEY} is {value}, but must be {word} {int(bound) if bound == int(bound) else bound}"
-    if item["type"] in ("too_short", "too_long", "string_too_short"):
-        least, most = rule.get("min_length"), rule.get("max_length")
-        return f"{_KEY} is {value!r}, which is too {'short' if least else 'long'}: {least or most} is what fits"
+    if item["type"] == "string_too_short":
+        return f"{_KEY} is empty: leave it out, or give a name"
+    if item["type"] in ("too_short", "too_long"):
+        length = rule.get("min_length", rule.get("max_length"))
+        return f"{_KEY} is {value!r}, but must have {'at least' if item['type'] == 'too_short' else 'at most'} {length} items"
     return f"{_KEY} is {value!r}, but must be {words(annotation)}"
 
 

@@ -28,8 +28,8 @@ _WORDS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    list: "a list, [a, b]",
-    dict: "a mapping, {key: value}",
+    list: "a list [a, b]",
+    dict: "a mapping {key: value}",
     type(None): "null",
     Any: "anything",
 }

@@ -234,7 +234,7 @@ def _type(info: FieldInfo) -> str:
         return "a name, or a mapping with it"
     if named := choices(info.annotation):
         return ("a whole number" if isinstance(named[0], int) else "text") + (" or null" if None in named else "")
-    return words(info.annotation).replace(", [a, b]", "").replace(", {key: value}", "")
+    return words(info.annotation).replace(" [a, b]", "").replace(" {key: value}", "")
 
 
 def _allowed(info: FieldInfo) -> str:
