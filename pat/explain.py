@@ -149,8 +149,8 @@ def _sentence(item: Any, annotation: Any, place: tuple[int | str, ...]) -> str:
     if item["type"] == "string_too_short":
         return f"{_KEY} is empty: leave it out, or give a name"
     if item["type"] in ("too_short", "too_long"):
-        length = rule.get("min_length", rule.get("max_length"))
-        return f"{_KEY} is {value!r}, but must have {'at least' if item['type'] == 'too_short' else 'at most'} {length} items"
+        least, most = rule.get("min_length"), rule.get("max_length")
+        return f"{_KEY} is {value!r}, but must have {f'at most {most}' if least is None else f'at least {least}'} items"
     return f"{_KEY} is {value!r}, but must be {words(annotation)}"
 
 

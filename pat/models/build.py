@@ -54,8 +54,6 @@ def build_config(
     label_names: Sequence[str] | None = None,
 ) -> PretrainedConfig:
     """The Hugging Face config with `model.config` and the task's classes, and the tokenizer's ids where it has none."""
-    if cfg.init not in INITS:
-        raise ValueError(f"model.init is '{cfg.init}': allowed are {', '.join(INITS)}.")
     fields = dict(cfg.config)
     for key in SIZES:
         if isinstance(fields.get(key), int) and fields[key] < 1:

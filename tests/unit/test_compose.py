@@ -168,7 +168,7 @@ def test_files_for_training_and_evaluation_are_replaced_together(recipe):
         assert composed(name, "data.train=test_sft").data.eval
         return
     message = refused(name, "data.train=mine.jsonl")
-    assert "data.eval=FILE" in message and "data.eval=null" in message and composed(name).data.eval in message
+    assert "data.eval=FILE" in message and "data.eval=null" in message and str(composed(name).data.eval) in message
     assert "data.eval=FILE" in refused(name, "data.source=csv", "++data.train=[mine.csv]")
     assert "give data.train, too" in refused(name, "data.eval=mine.jsonl")
     assert composed(name, "data.train=mine.jsonl", "data.eval=null").data.eval is None

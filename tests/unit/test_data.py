@@ -39,6 +39,7 @@ def json_config(tmp_path: Path, rows: list[dict[str, Any]] | None = None, **fiel
 
 def test_a_second_call_finds_what_the_first_has_built_and_changes_are_seen(tmp_path: Path) -> None:
     cfg = json_config(tmp_path)
+    assert isinstance(cfg.train, str)
     first, second = (data.prepare(cfg, TOKENIZER, CLASSES, seed) for seed in (0, 1))
     assert first.info["built"] and not second.info["built"]
     assert first.train[:] == second.train[:] and first.eval[:] == second.eval[:]
@@ -61,6 +62,7 @@ def test_a_second_call_finds_what_the_first_has_built_and_changes_are_seen(tmp_p
 def test_digests_of_old_files_are_remembered_and_forgotten_when_they_change(tmp_path: Path) -> None:
     cfg = json_config(tmp_path)
     memory = tmp_path / "digests"
+    assert isinstance(cfg.train, str)
     os.utime(cfg.train, (1e9, 1e9))
     before = sources.digest(cfg, "train", 0, memory)
     (note,) = memory.iterdir()
@@ -170,7 +172,7 @@ def test_other_files_and_globs(tmp_path: Path, source: str) -> None:
 def test_a_text_file_can_be_one_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n\nthree")
     for sample_by, expected in [("line", 4), ("paragraph", 2), ("document", 1)]:
-        cfg = DataConfig(source="text", train=str(tmp_path / "*.txt"), sample_by=sample_by, max_length=4)
+        cfg = DataConfig(source="text", train=str(tmp_path / "*.txt"), max_length=4).changed(sample_by=sample_by)
         assert len(sources.load(cfg, "train", 0, tmp_path / sample_by)) == expected
 
 

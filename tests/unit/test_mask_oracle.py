@@ -44,7 +44,7 @@ def loss(forward: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
     return (forward(batch[0]) - batch[1]).square().mean()
 
 
-def config(criterion: str, scope: str, schedule: dict[str, Any]) -> Config:
+def config(criterion: str, scope: Any, schedule: dict[str, Any]) -> Config:
     made = Config()
     made.train.num_steps = STEPS
     made.engine.zero_stage, made.engine.dtype, made.engine.kernels = 0, "fp32", "eager"

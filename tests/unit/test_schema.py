@@ -66,7 +66,7 @@ def test_the_base_config_has_each_key_with_its_default() -> None:
             default: Any = content
             for part in f"{place}{name}".split("."):
                 default = default[part]
-            if not isinstance(default, dict) and "composed" not in (info.json_schema_extra or {}):
+            if not isinstance(default, dict) and "composed" not in reference._extra(info):
                 assert default == info.get_default(call_default_factory=True), place + name
 
 
