@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from pat.keys import Section
+from pat.keys import Section, default_of
 
 
 def problems(config: Section, given: Collection[str] = ()) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _read(condition: str) -> tuple[str, bool, list[str] | None]:
 def _of_section(section: Section, whole: Any, place: str, given: Collection[str]) -> Iterator[str]:
     for name, info in type(section).model_fields.items():
         value, extra = getattr(section, name), info.json_schema_extra
-        if isinstance(extra, dict) and "only_with" in extra and value != info.get_default(call_default_factory=True):
+        if isinstance(extra, dict) and "only_with" in extra and value != default_of(info):
             excused = extra.get("inherited") and f"{place}{name}" not in given
             for condition in () if excused else str(extra["only_with"]).split(","):
                 if not holds(condition.strip(), section, whole):

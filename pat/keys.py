@@ -21,7 +21,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
-__all__ = ["MISSING", "Finite", "Method", "Section", "choices", "key", "options", "plain", "structured", "words"]
+__all__ = [
+    "MISSING",
+    "Finite",
+    "Method",
+    "Section",
+    "choices",
+    "default_of",
+    "key",
+    "options",
+    "plain",
+    "structured",
+    "words",
+]
 AnySection = TypeVar("AnySection", bound="Section")
 _WORDS = {
     str: "text",
@@ -168,8 +180,13 @@ def structured(model: type[Section]) -> type:
     return dataclasses.make_dataclass(model.__name__, made)
 
 
+def default_of(info: FieldInfo) -> Any:
+    """The default of a key, "???" where there is none."""
+    return info.get_default(call_default_factory=True, validated_data={})
+
+
 def _default(info: FieldInfo) -> Any:
-    value = info.get_default(call_default_factory=True)
+    value = default_of(info)
     return structured(type(value))() if isinstance(value, Section) else value
 
 

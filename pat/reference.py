@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from pat.keys import MISSING, Method, Section, choices, words
+from pat.keys import MISSING, Method, Section, choices, default_of, words
 from pat.pruning import registry
 from pat.schema import Config, PrunerConfig
 
@@ -111,7 +111,7 @@ def config_yaml() -> str:
     """Hydra's primary config: every key with its default, and what it does behind it."""
     parts = [_HEAD]
     for name, info in Config.model_fields.items():
-        value = info.get_default(call_default_factory=True)
+        value = default_of(info)
         if isinstance(value, Section):
             parts.append(f"{name}: # {_first_line(type(value))}\n" + "".join(_lines(type(value), "  ")))
         elif name != "pruners":
@@ -129,7 +129,7 @@ def config_md() -> str:
     """A table for each section, and for each method of a pruner."""
     parts = [_INTRO, _table("Top", "", Config)]
     for name, info in Config.model_fields.items():
-        value = info.get_default(call_default_factory=True)
+        value = default_of(info)
         if isinstance(value, Section):
             parts.append(_table(f"`{name}`", _first_line(type(value)), type(value)))
     parts.append(_table("`pruners.NAME`", _first_line(PrunerConfig), PrunerConfig))
@@ -190,7 +190,7 @@ def _extra(info: FieldInfo) -> dict[str, Any]:
 
 def _yaml(info: FieldInfo) -> str:
     """A default as YAML on one line."""
-    value = _extra(info).get("composed", info.get_default(call_default_factory=True))
+    value = _extra(info).get("composed", default_of(info))
     if isinstance(value, str) and not re.fullmatch(r"[\w.-]+|\?\?\?|(runs/)?\$\{.*\}", value):
         return f"'{value}'" if '"' in value else f'"{value}"'
     if isinstance(value, float) and "e" in repr(value):
@@ -213,7 +213,7 @@ def _table(title: str, intro: str, model: type[Section], level: int = 2) -> str:
 
 def _rows(model: type[Section], prefix: str) -> Iterator[tuple[str, str, str, str, str]]:
     for name, info in model.model_fields.items():
-        value = info.get_default(call_default_factory=True)
+        value = default_of(info)
         if isinstance(value, Section):
             if model is not Config:
                 yield from _rows(type(value), f"{prefix}{name}.")

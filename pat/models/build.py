@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INITS = ("pretrained", "random")
 HEADED: Any = AutoModelForSequenceClassification  # a model with a head of one output per class
 SIZES = (
     "vocab_size",

@@ -70,7 +70,7 @@ def build(kind: str, value: Any) -> Any:
         raise ValueError(explain.invalid(error, within=kind)) from error
 
 
-def parse(kind: str, value: Mapping[str, Any] | str) -> Any:
+def parse(kind: str, value: Any) -> Any:
     """As `build`, but ValidationErrors say at which field, for the message that names the whole key."""
     given = {"name": value} if isinstance(value, str) else {k: v for k, v in value.items() if v != "???"}
     model = settings(kind, _name(kind, value))

@@ -240,7 +240,7 @@ def test_card_and_report(tmp_path):
         result["mask_sha256"],
         "| loss |  | 1.5 |",
         "Before pruning began, after 5 of 20 steps: loss 1.25.",
-        "criterion: movement",
+        "name: movement",
         "step 10, phase hard",
     ):
         assert words in card, words

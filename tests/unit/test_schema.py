@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pat import compose, ignored, reference
-from pat.keys import MISSING, Section
+from pat.keys import MISSING, Section, default_of
 from pat.pruning import registry
 from pat.schema import Config, DataConfig, OptimConfig, PrunerConfig, TrainConfig
 
@@ -42,7 +42,7 @@ WRONG: list[tuple[Any, dict[str, Any]]] = [
 def sections(model: type[Section], place: str = "") -> Iterator[tuple[str, type[Section]]]:
     yield place, model
     for name, info in model.model_fields.items():
-        value = info.get_default(call_default_factory=True)
+        value = default_of(info)
         if isinstance(value, Section):
             yield from sections(type(value), f"{place}{name}.")
 
@@ -67,7 +67,7 @@ def test_the_base_config_has_each_key_with_its_default() -> None:
             for part in f"{place}{name}".split("."):
                 default = default[part]
             if not isinstance(default, dict) and "composed" not in reference._extra(info):
-                assert default == info.get_default(call_default_factory=True), place + name
+                assert default == default_of(info), place + name
 
 
 def test_every_key_is_described() -> None:
