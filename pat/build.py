@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from pat import checkpoint, compose, data, engine, models, retention, run, tasks, teacher
 from pat.checkpoint_reader import CheckpointError, CheckpointReader, read_manifest
-from pat.config import Config
 from pat.data.checks import data_warnings, label_shares
 from pat.data.example import example
 from pat.divergence import LossBound
@@ -28,6 +27,7 @@ from pat.progress_state import Progress
 from pat.pruning import plan
 from pat.pruning.depth import dropped_layers
 from pat.pruning.pruner import Pruner
+from pat.schema import Config
 from pat.start_summary import Checked
 from pat.tracking import Tracker
 from pat.watchdog import end_rank

@@ -20,12 +20,14 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
-from pat.config import FILES, Config
-from pat.explain import explain
+from pat.explain import explain, invalid
 from pat.hosts import take_world_size
+from pat.keys import structured
 from pat.pruning import registry
 from pat.run import ExitCode, RunDir, read_exit, versions, write_atomic, write_json
+from pat.schema import FILES, Config
 from pat.validate import validate
 
 # A run may go on with other values of these (another cluster, another logger): they change no result that is promised.
@@ -108,21 +110,26 @@ def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}{hint}")
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_replaced_fields(content["pruners"], overrides)
-    config = to_config(content)
-    take_world_size(config, overrides)
-    validate(config)
+    config = take_world_size(to_config(content), overrides)
+    validate(config, {override.lstrip("+").partition("=")[0] for override in overrides})
     _check_replaced_files(content["data"], overrides)
     return config
 
 
 def to_config(content: Mapping[str, Any]) -> Config:
-    """Plain nested mappings as a typed `Config`; methods of pruners stay mappings for `registry.build`."""
+    """Plain nested mappings as a typed `Config`, with methods of pruners as what they are; ValueError."""
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), dict(content)))
+        merged = OmegaConf.merge(OmegaConf.structured(structured(Config)), dict(content))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ValueError(f"no value for {', '.join(missing)}")
+        values: Any = OmegaConf.to_container(merged)
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from error
-    assert isinstance(config, Config)
-    return config
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(invalid(error, Config)) from error
 
 
 def load(path: str | Path) -> Config:
@@ -139,7 +146,7 @@ def load(path: str | Path) -> Config:
 
 def dump(config: Config) -> str:
     """The config as YAML, in the order of the schema."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(config.plain()))
 
 
 def freeze(config: Config, run_dir: Path) -> None:
@@ -185,7 +192,7 @@ def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> 
 
 def changed_keys(old: Config, new: Config, allowed: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ and are neither ELASTIC nor allowed to."""
-    before, after = (_flat(OmegaConf.to_container(OmegaConf.structured(config))) for config in (old, new))
+    before, after = (_flat(config.plain()) for config in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return {key: (before.get(key), after.get(key)) for key in keys if not key.startswith(ELASTIC + allowed)}
 
@@ -282,7 +289,7 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
 def _register() -> None:
     """The schema and the methods as Hydra groups, and the resolver of run.name."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=structured(Config))
     for kind in registry.PACKAGES:
         for name in registry.names(kind):
             store.store(group=kind, name=name, node=registry.defaults(kind, name))

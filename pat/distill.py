@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pat import chunked
-from pat.config import DistillConfig
 from pat.pruning.comm import Comm
 from pat.pruning.schedules import Ramp
+from pat.schema import DistillConfig
 from pat.shares import Shares, tokens
 from pat.tasks import Batch, Task
 from pat.tasks.causal_lm import next_labels, row_losses

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pat.config import Config
 from pat.progress_state import Progress
 from pat.pruning.schedules import Ramp
+from pat.schema import Config
 
 WORSE = 3.0  # times what the model knew before the first step, or what knowing nothing costs: a jump of sparsity may
 LATELY = 50  # steps in which train.max_skipped of them may be skipped

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 
-from pat.config import TrainConfig
 from pat.progress_state import Progress
 from pat.pruning.totals import Totals
+from pat.schema import TrainConfig
 
 
 class Due:

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import nn
 
 from pat import deepspeed_keys, patterns
-from pat.config import Config, OptimConfig
 from pat.models import adapters
+from pat.schema import Config, OptimConfig
 
 
 def accelerator() -> str:

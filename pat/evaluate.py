@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
 from pat import data, models, origins, tasks
-from pat.config import Config, ModelConfig
 from pat.export import load
 from pat.export.masks import FILE as MASKS
 from pat.models.build import UNFIT
 from pat.models.weight_files import WEIGHTS, check_weights
+from pat.schema import Config, ModelConfig
 from pat.tasks import Batch, Task
 
 
@@ -82,8 +82,8 @@ def measure(
                 f"{', '.join(prepared.label_names)}: give a model that was trained on them"
             )
     models.check_fits(model.config, tokenizer, config.data.max_length)
-    whole = replace(config.train, eval_batch_size=config.train.eval_batch_size or config.train.global_batch_size)
-    batches = data.eval_batches(prepared.eval, task, tokenizer, replace(config, train=whole), 0, 1, device)
+    sized = config.changed(train__eval_batch_size=config.train.eval_batch_size or config.train.global_batch_size)
+    batches = data.eval_batches(prepared.eval, task, tokenizer, sized, 0, 1, device)
     clock = _Clock(device)
     sums = task.evaluate(model, clock.timed(batches), device).cpu()
     return task.metrics(sums), clock.tokens_per_s()

@@ -73,8 +73,8 @@ def main() -> int:
         process.end_old_ranks(run_dir)
         print("pat-host", node, json.dumps(run.versions()), flush=True)
         return ExitCode.DONE
-    from pat.config import Config, EngineConfig
     from pat.launcher import deepspeed_command, rank_variables, ranks_here
+    from pat.schema import Config, EngineConfig
 
     slots = list(hosts.values())
     first = sum(slots[:node])

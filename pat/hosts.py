@@ -21,11 +21,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pat import process
-from pat.config import Config
 from pat.launcher import package_variables
 from pat.process import RankRecord
 from pat.rendezvous import free_port
 from pat.run import RunDir, versions, write_json
+from pat.schema import Config
 from pat.supervisor import GRACE_S, Watch, failures
 
 CHECK_TIMEOUT_S = 300.0  # ranks that an earlier start left behind have two minutes to save
@@ -58,17 +58,17 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
     return hosts
 
 
-def take_world_size(config: Config, overrides: Sequence[str]) -> None:
-    """As many ranks as the hostfile has slots; ValueError where the command line says something else."""
+def take_world_size(config: Config, overrides: Sequence[str]) -> Config:
+    """With as many ranks as the hostfile has slots; ValueError where the command line says something else."""
     if config.engine.hostfile is None:
-        return
+        return config
     slots = sum(read_hostfile(config.engine.hostfile).values())
     for override in overrides:
         if override.startswith("engine.world_size=") and override != f"engine.world_size={slots}":
             raise ValueError(
                 f"{override}, but engine.hostfile={config.engine.hostfile} has {slots} slots: leave one of both out"
             )
-    config.engine.world_size = slots
+    return config.changed(engine__world_size=slots)
 
 
 def check(run_dir: Path, config: Config) -> None:

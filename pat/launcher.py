@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pat
 from pat import process
-from pat.config import Config
 from pat.rendezvous import free_port
 from pat.run import RunDir
+from pat.schema import Config
 from pat.supervisor import Watch
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pat import compose
-from pat.config import Config
 from pat.explain import explain
 from pat.run import RunDir, read_json
+from pat.schema import Config
 from pat.validate import validate
 
 # Of a config, what decides on which samples, and how, a model is evaluated.
@@ -72,7 +71,7 @@ def differing_data(found: Sequence[Config]) -> str | None:
         {
             f"{section}.{key}": value
             for section in ("data", "task")
-            for key, value in asdict(getattr(c, section)).items()
+            for key, value in getattr(c, section).plain().items()
         }
         for c in found
     ]
@@ -102,8 +101,9 @@ def _with(config: Config, overrides: Sequence[str]) -> Config:
         return config
     try:
         changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
-        merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), changes))
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(config.plain(), changes))
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from error
-    validate(merged)
-    return merged
+    changed = compose.to_config(merged)
+    validate(changed)
+    return changed

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from pat import run
-from pat.config import Config
 from pat.divergence import LossBound
 from pat.due import Due
 from pat.objective import Objective
 from pat.progress_state import Progress
 from pat.pruning.comm import Comm
 from pat.pruning.pruner import Pruner
+from pat.schema import Config
 from pat.tasks import Task
 from pat.tracking import Tracker
 from pat.watchdog import Watchdog

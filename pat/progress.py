@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from pat.config import Config, TrainConfig
+from pat.schema import Config, TrainConfig
 
 
 class Silent:

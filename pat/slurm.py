@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pat import folders
 from pat.cluster import PREFIX, ClusterConfig
-from pat.config import Config
 from pat.run import ExitCode, RunDir, read_json, write_atomic, write_json
+from pat.schema import Config
 from pat.validate import validate
 
 LEAD = "PAT_SIGNAL_LEAD_S"  # in the job: seconds between the signal and the time limit
@@ -46,17 +46,18 @@ def template() -> str:
     raise ValueError(f"launch/slurm/train.sbatch is neither in {package} nor beside it: install the package again")
 
 
-def fit_ranks(config: Config, cluster: ClusterConfig) -> None:
-    """Give the run the ranks of the largest job; ValueError where a job that Slurm may give cannot share the batch."""
+def fit_ranks(config: Config, cluster: ClusterConfig) -> Config:
+    """With the ranks of the largest job; ValueError where a job that Slurm may give cannot share the batch."""
     if config.engine.hostfile:
         raise ValueError(f"engine.hostfile={config.engine.hostfile}, but Slurm chooses the nodes: leave it out")
     least, most = cluster.node_range
     for nodes in range(least, most + 1):
-        config.engine.world_size = nodes * cluster.ranks
+        config = config.changed(engine__world_size=nodes * cluster.ranks)
         try:
             validate(config)
         except ValueError as error:
             raise ValueError(f"on {nodes} nodes of {cluster.ranks} ranks: {error}") from None
+    return config
 
 
 def script(config: Config, cluster: ClusterConfig) -> str:
@@ -183,8 +184,7 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
     with folders.taken_away(run.path, folders.make(run.path, "run.dir")):
         freeze(config, run.path)
         if config.run.resume == "never":  # that is done; a job that comes back must not start over
-            config.run.resume = "auto"
-            write_atomic(run.config, dump(config))
+            write_atomic(run.config, dump(config.changed(run__resume="auto")))
         run.logs.mkdir(exist_ok=True)
         write_atomic(run.path / "job.sbatch", text)
         done = subprocess.run(["sbatch", "--parsable", run.path / "job.sbatch"], capture_output=True, text=True)

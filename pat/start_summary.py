@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from pat import patterns
-from pat.config import Config
 from pat.data import PreparedData
 from pat.data.prepare import SPLITS
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
 from pat.run import RunDir
+from pat.schema import Config
 
 SHOWN_LABELS = 8
 WIDTH = 10  # of the first column

@@ -14,7 +14,6 @@ from huggingface_hub import snapshot_download
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pat import engine, models, tasks
-from pat.config import Config, ModelConfig
 from pat.distill import Distiller, uniform_map
 from pat.hashing import file_sha256
 from pat.models.dtypes import DTYPES
@@ -22,6 +21,7 @@ from pat.models.weight_files import check_weights
 from pat.pruning.comm import Comm
 from pat.pruning.plan import size_in_words
 from pat.pruning.schedules import Ramp
+from pat.schema import Config, ModelConfig
 from pat.tasks import Task
 
 

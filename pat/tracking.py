@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlparse
 
-from pat.config import Config, LoggerConfig
 from pat.progress import view_of
 from pat.run import RunDir, write_atomic, write_json
+from pat.schema import Config, LoggerConfig
 
 FINISH_TIMEOUT_S = 60.0  # for wandb's last upload
 
@@ -202,11 +202,7 @@ class _Wandb:
 
 
 def _config_values(config: Config) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return config.plain()
 
 
 def _plain(value: Any) -> Any:

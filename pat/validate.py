@@ -1,104 +1,34 @@
-"""What must fit together in a config, checked before anything is read, built or started: one sentence each."""
+"""What relates several keys of a config, checked before anything is read, built or started: one sentence each.
+
+What one key may be says pat.schema; keys that another one makes void: pat.ignored.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
 from importlib.util import find_spec
 
-from pat.config import Config, DistillConfig, PeftConfig, PrunerConfig
+from pat import ignored
 from pat.divergence import LATELY
 from pat.pruning import registry
 from pat.pruning.schedules import Ramp
-
-_CHOICES = {
-    "run.resume": ("auto", "never", "must"),
-    "model.init": ("pretrained", "random"),
-    "engine.zero_stage": (0, 1, 2, 3),
-    "engine.dtype": ("bf16", "fp32", "fp16"),
-    "engine.reduce_dtype": ("fp32", "model"),
-    "engine.kernels": ("auto", "compile", "eager"),
-    "optim.name": ("adamw", "fused_adam", "cpu_adam"),
-    "optim.implementation": ("fused", "foreach", "loop"),
-    "optim.lr_schedule": ("linear", "cosine", "constant"),
-    "logger.name": ("wandb", "none"),
-    "logger.mode": (None, "online", "offline", "disabled"),
-    "logger.progress": ("auto", "bar", "lines", "none"),
-}
-_AT_LEAST = {
-    "seed": 0,
-    "data.max_length": 1,
-    "data.max_train_samples": 1,
-    "data.max_eval_samples": 1,
-    "train.num_steps": 1,
-    "train.global_batch_size": 1,
-    "train.micro_batch_size": 1,
-    "train.log_every": 1,
-    "train.eval_every": 1,
-    "train.eval_batch_size": 1,
-    "train.checkpoint_every": 1,
-    "train.keep_last": 1,
-    "train.max_skipped": 0,
-    "train.early_stopping_patience": 1,
-    "engine.world_size": 1,
-    "engine.threads_per_rank": 1,
-    "engine.gradient_clipping": 0,
-    "optim.weight_decay": 0,
-    "optim.warmup": 0,
-}
-_ABOVE_0 = (
-    "train.checkpoint_every_min",
-    "train.max_loss",
-    "engine.timeout_min",
-    "optim.lr",
-    "optim.head_lr",
-    "optim.eps",
-)
-_FINITE = ("optim.lr", "optim.head_lr", "optim.eps", "optim.weight_decay", "optim.warmup", "engine.timeout_min")
-_LARGEST_SEED = 2**63 - 1  # what torch takes
+from pat.schema import Config, PrunerConfig
 
 
-def validate(config: Config) -> None:
-    """Raises ValueError with the first thing that does not fit."""
-    for problem in _problems(config):
+def validate(config: Config, given: Collection[str] = ()) -> None:
+    """Raises ValueError with the first thing that does not fit; `given`: the keys on the command line."""
+    for problem in _problems(config, given):
         raise ValueError(problem)
 
 
-def get(config: Config, key: str) -> object:
-    """The value at a dotted key."""
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _problems(config: Config) -> Iterator[str]:
-    for key, allowed in _CHOICES.items():
-        if get(config, key) not in allowed:
-            yield f"{key} is {get(config, key)!r}; allowed: {', '.join(_word(item) for item in allowed)}"
-    for key, least in _AT_LEAST.items():
-        value = get(config, key)
-        if value is not None and not value >= least:  # type: ignore[operator]
-            yield f"{key} is {value}, but must be at least {least}"
-    for key in _ABOVE_0:
-        value = get(config, key)
-        if value is not None and not value > 0:  # type: ignore[operator]
-            yield f"{key} is {value}, but must be above 0"
-    for key in _FINITE:
-        if get(config, key) == math.inf:
-            yield f"{key} is infinite, but must be a finite number"
-    if config.seed > _LARGEST_SEED:
-        yield f"seed is {config.seed}, but must be at most {_LARGEST_SEED}"
-    for key in ("run.dir", "run.name"):
-        if not get(config, key):
-            yield f"{key} is empty: leave it out, or give a name"
+def _problems(config: Config, given: Collection[str]) -> Iterator[str]:
     yield from _batch(config)
     yield from _training(config)
     yield from _distill(config)
     yield from _peft(config)
     for name in config.pruners:
         yield from pruner_problems(config, name)
+    yield from ignored.problems(config, given)
 
 
 def _batch(config: Config) -> Iterator[str]:
@@ -120,21 +50,15 @@ def _batch(config: Config) -> Iterator[str]:
 
 
 def _training(config: Config) -> Iterator[str]:
-    optim, data, model, train = config.optim, config.data, config.model, config.train
+    optim, model, train = config.optim, config.model, config.train
     if model.path is None and model.init == "pretrained":
         yield "model.path is not set: give a hub name or a local folder, or model=random"
     if model.path is None and "model_type" not in model.config:
         yield "neither model.path nor model.config.model_type is set: a random model needs one of them"
-    if data.eval is None and not 0.0 < data.eval_fraction < 1.0:
-        yield f"data.eval_fraction is {data.eval_fraction}, but must lie between 0 and 1 when data.eval is null"
-    if len(optim.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in optim.betas):
-        yield f"optim.betas is {optim.betas}, but must be two numbers in [0, 1)"
     if optim.warmup >= 1 and optim.warmup != int(optim.warmup):
         yield f"optim.warmup is {optim.warmup}: steps are whole numbers, a fraction of the run is below 1"
     if optim.warmup >= 1 and optim.warmup >= train.num_steps:
         yield f"optim.warmup is {optim.warmup:.0f} steps, but the run has only {train.num_steps}"
-    if not 0.0 <= optim.min_lr_ratio <= 1.0:
-        yield f"optim.min_lr_ratio is {optim.min_lr_ratio}, but must lie in [0, 1]"
     if train.max_skipped >= LATELY:
         yield f"train.max_skipped is {train.max_skipped}, but it is of the last {LATELY} steps: give less than that"
     if train.best_metric is not None:
@@ -164,34 +88,14 @@ def _metric(config: Config) -> Iterator[str]:
         yield f"train.best_metric={config.train.best_metric}: {error}"
 
 
-def _ignored(group: str, settings: DistillConfig | PeftConfig, switch: str, how: str) -> Iterator[str]:
-    """What is set although the key that switches the group on is not."""
-    defaults = asdict(type(settings)())
-    for key, value in asdict(settings).items():
-        if value != defaults[key]:
-            yield (
-                f"{group}.{key} is {getattr(settings, key)}, but without {group}.{switch} it would be ignored: {how}, "
-                "or leave it out"
-            )
-
-
 def _distill(config: Config) -> Iterator[str]:
     distill = config.distill
     if distill.teacher is None:
-        yield from _ignored("distill", distill, "teacher", "name a teacher (distill=dense: model.path)")
         return
     if distill.weight is None:
         yield "distill.weight is not set: give the share of the teacher's answers in the loss, in [0, 1]"
-    elif not 0.0 <= distill.weight <= 1.0:
-        yield f"distill.weight is {distill.weight}, but must lie in [0, 1]"
-    if not 0.0 <= distill.hidden_weight < math.inf:
-        yield f"distill.hidden_weight is {distill.hidden_weight}, but must be at least 0 and finite"
-    if not 0.0 < distill.temperature < math.inf:
-        yield f"distill.temperature is {distill.temperature}, but must be above 0 and finite"
     if not distill.weight and not distill.hidden_weight:
         yield "distill.weight and distill.hidden_weight are both 0: nothing would be distilled; raise one"
-    if distill.layer_map is not None and not distill.hidden_weight:
-        yield "distill.layer_map would be ignored with distill.hidden_weight=0: raise that, or leave the map out"
     try:
         Ramp.of("distill", distill.start, distill.end, config.train.num_steps)
     except ValueError as error:
@@ -201,16 +105,9 @@ def _distill(config: Config) -> Iterator[str]:
 def _peft(config: Config) -> Iterator[str]:
     peft = config.peft
     if peft.r is None:
-        yield from _ignored("peft", peft, "r", "give the adapters' rank (peft=lora: 16)")
         return
     if find_spec("peft") is None:
         yield f"peft.r={peft.r} needs the peft library: pip install 'pat-deepspeed[peft]', or take peft=none"
-    if peft.r < 1:
-        yield f"peft.r is {peft.r}, but a rank is at least 1; null: no adapters"
-    if not 0.0 < peft.alpha < math.inf:
-        yield f"peft.alpha is {peft.alpha}, but must be above 0 and finite"
-    if not 0.0 <= peft.dropout < 1.0:
-        yield f"peft.dropout is {peft.dropout}, but must lie in [0, 1)"
     if peft.target_modules == []:
         yield "peft.target_modules is empty: nothing would be adapted; null takes all linear maps"
     if config.optim.trainable != ["*"]:
@@ -229,6 +126,7 @@ def _peft(config: Config) -> Iterator[str]:
 def pruner_problems(config: Config, name: str) -> Iterator[str]:
     """What does not fit in one pruner's settings."""
     settings, place = config.pruners[name], f"pruners.{name}"
+    yield from ignored.of_section(settings, place)
     if not name.isidentifier():
         yield f"{place}: a pruner's name is made of letters, digits and underscores"
     of_structures = bool(settings.structures) or settings.gate is not None
@@ -248,8 +146,6 @@ def pruner_problems(config: Config, name: str) -> Iterator[str]:
 def _weights(settings: PrunerConfig, place: str) -> Iterator[str]:
     if not settings.params:
         yield f"{place}.params is empty: give name patterns, such as '*_proj.weight', or structures and a gate"
-    if settings.scope not in ("global", "matrix"):
-        yield f"{place}.scope is {settings.scope!r}; allowed: global, matrix"
     for kind in registry.OF_WEIGHTS:
         if getattr(settings, kind) is None:
             yield f"no value for {place}.{kind}: one of {', '.join(registry.names(kind))}"
@@ -264,7 +160,7 @@ def _structures(settings: PrunerConfig, place: str) -> Iterator[str]:
             yield f"{place}.structures has {structure!r}; allowed: {', '.join(allowed)}"
     if settings.gate is None:
         yield f"no value for {place}.gate: one of {', '.join(registry.names('gate'))}"
-    default = PrunerConfig(budget=None, schedule=None)
+    default = PrunerConfig()
     for key in ("params", "exclude", "granularity", "criterion", "scope", "allow_empty_matrices", "masked_grad"):
         if getattr(settings, key) != getattr(default, key):
             yield f"{place} has structures and {key}: {key} belongs to a pruner of weights; give that a name of its own"
@@ -277,7 +173,3 @@ def _budgets(of_structures: bool) -> list[str]:
 def _near(numbers: Iterator[int], most: int = 8) -> str:
     found: Sequence[int] = list(numbers)
     return ", ".join(map(str, found[:most])) + (" ..." if len(found) > most else "")
-
-
-def _word(item: object) -> str:
-    return "null" if item is None else str(item)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from pat import engine as ds
-from pat.config import Config
 from pat.pruning.pruner import Pruner
+from pat.schema import Config
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pat.config import Config, PrunerConfig
+from pat.schema import Config, PrunerConfig
 from tests import gate_forward, gate_oracle
 from tests.gate_choice import Shape, Units, cost
 from tests.gate_lagrangian import LEARNED, Options

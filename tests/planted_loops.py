@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pat import engine as ds
-from pat.config import DistillConfig
 from pat.integrations import Pruning, attach
+from pat.schema import DistillConfig
 from tests import formulas, planted
 from tests.planted import Case
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     overrides += ["--multirun"] if options.multirun else []
 
     def use(config: Any) -> int:
-        slurm.fit_ranks(config, cluster)
+        config = slurm.fit_ranks(config, cluster)
         if options.dry_run:
             print(slurm.script(config, cluster), end="")
             return ExitCode.DONE

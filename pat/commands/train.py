@@ -150,20 +150,19 @@ def _frozen(run_dir: Path, overrides: Sequence[str], environment: RankEnvironmen
     from pat.hosts import take_world_size
     from pat.validate import validate
 
-    config = load(RunDir(run_dir).config)
-    config.run.dir = str(run_dir)
+    config = load(RunDir(run_dir).config).changed(run__dir=str(run_dir))
     for override in _with_world_size(list(overrides), environment) if environment else overrides:
         key, _, value = override.partition("=")
         if key == "run.resume":
-            config.run.resume = value
+            config = config.changed(run__resume=value)
         elif key == "engine.world_size" and value.isdigit():
-            config.engine.world_size = int(value)
+            config = config.changed(engine__world_size=int(value))
         else:
             raise ValueError(
                 f"--frozen takes the config of {run_dir} as it is, but got {override}: only run.resume and "
                 "engine.world_size may differ"
             )
-    take_world_size(config, overrides)
+    config = take_world_size(config, overrides)
     validate(config)
     return config
 

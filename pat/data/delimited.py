@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 from datasets import Dataset
 
-from pat.config import DataConfig
+from pat.schema import DataConfig
 
 TABS = ("tab", "\\t")  # other ways to write a tab as data.delimiter: a shell has no easy one
 BATCH = 10_000  # rows in memory at a time

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from pat.config import DataConfig
 from pat.data.prepare import PreparedData
+from pat.schema import DataConfig
 
 SHOWN_TOKENS = 400
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from pat.config import GeneratedConfig
+from pat.schema import GeneratedConfig
 
 CONSONANTS = "bdfgklmnprstvz"
 VOWELS = "aeiou"

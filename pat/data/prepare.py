@@ -27,12 +27,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pat import folders
-from pat.config import DataConfig
 from pat.data import sources
 from pat.data.mixture import Mixture
 from pat.data.rows import content_hashes, encoded, hash_of, held_out
 from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
+from pat.schema import DataConfig
 from pat.tasks import Task
 from pat.watch import watch
 

@@ -18,8 +18,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pat.config import Config
 from pat.data.mixture import Mixture, permutation
+from pat.schema import Config
 from pat.tasks import Batch, Task
 
 # B samples of a global batch, n samples of the data set

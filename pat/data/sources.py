@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import hashlib
 import json
@@ -16,52 +15,26 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value, load_dataset
 from datasets.arrow_writer import SchemaInferenceError
 
-from pat.config import FILES, DataConfig, GeneratedConfig
+from pat import ignored
 from pat.data import delimited
 from pat.data.generated import generate
 from pat.explain import did_you_mean
+from pat.schema import FILES, DataConfig, GeneratedConfig
 
 MIXTURE = "mixture"  # of the sources in data.sources
-SAMPLE_BY = ("line", "paragraph", "document")
 RACY_S = 2.0  # a file younger than this may change again within its time stamp
 
 
 def check(cfg: DataConfig) -> None:
     """Values that are not allowed, and keys that this source would ignore, are ValueErrors."""
-    defaults = {f.name: f.default for f in dataclasses.fields(DataConfig)}
-    only_for = {
-        "subset": cfg.source not in (*FILES, "generated"),
-        "revision": cfg.source not in (*FILES, "generated"),
-        "sample_by": cfg.source == "text",
-        "delimiter": cfg.source == "csv",
-        "quote_char": cfg.source == "csv",
-        "encoding": cfg.source in ("csv", "json", "text"),
-        "train": cfg.source != "generated",
-        "eval": cfg.source != "generated",
-        "sources": cfg.source == MIXTURE,
-    }
-    for key, used in only_for.items():
-        if not used and getattr(cfg, key) != defaults[key]:
-            raise ValueError(f"data.{key}={getattr(cfg, key)} means nothing with data.source={cfg.source}: remove it.")
+    for problem in ignored.of_section(cfg, "data"):
+        raise ValueError(problem)
     for key in ("train", "eval"):
         given = getattr(cfg, key)
         names = given if isinstance(given, list) else [given]
         if not (names and all(isinstance(name, str) and name for name in names)) and (key, given) != ("eval", None):
             raise ValueError(f"data.{key}={given} must be a split, a path, a glob, or a list of paths: give one.")
-    if cfg.source not in ("generated", MIXTURE) and cfg.generated != GeneratedConfig():
-        raise ValueError(f"data.generated means nothing with data.source={cfg.source}: remove it.")
     delimited.check(cfg)
-    if cfg.sample_by not in SAMPLE_BY:
-        raise ValueError(f"data.sample_by is '{cfg.sample_by}': allowed are {', '.join(SAMPLE_BY)}.")
-    if cfg.eval is None and not 0 < cfg.eval_fraction < 1:
-        raise ValueError(f"data.eval_fraction={cfg.eval_fraction} must lie between 0 and 1, or give data.eval.")
-    for key in ("max_length", "max_train_samples", "max_eval_samples"):
-        value = getattr(cfg, key)
-        if value is not None and value < 1:
-            raise ValueError(f"data.{key}={value} must be 1 or more.")
-    for field in dataclasses.fields(GeneratedConfig):
-        if getattr(cfg.generated, field.name) < 1:
-            raise ValueError(f"data.generated.{field.name}={getattr(cfg.generated, field.name)} must be 1 or more.")
 
 
 def parts(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
@@ -69,7 +42,7 @@ def parts(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
     if not cfg.sources:
         raise ValueError("data.source=mixture needs data.sources: {NAME: {source: ..., weight: 1.0}, ...}.")
     common = ("sources", "generated", "max_length", "cache_dir")  # of all of them
-    allowed = ["weight", *(f.name for f in dataclasses.fields(DataConfig) if f.name not in common)]
+    allowed = ["weight", *(key for key in DataConfig.model_fields if key not in common)]
     found = {}
     for name, given in cfg.sources.items():
         fields = dict(given)
@@ -82,7 +55,10 @@ def parts(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
         if fields.get("source") in (None, MIXTURE):
             raise ValueError(f"data.sources.{name} must say its source: a hub name, {', '.join(FILES)}, or generated.")
         generated = cfg.generated if fields["source"] == "generated" else GeneratedConfig()
-        found[name] = dataclasses.replace(cfg, sources=None, generated=generated, **fields), float(weight)
+        try:
+            found[name] = cfg.changed(sources=None, generated=generated, **fields), float(weight)
+        except ValueError as error:
+            raise ValueError(f"data.sources.{name}.{error}") from error
     return found
 
 
@@ -92,7 +68,7 @@ def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
     `memory` is a folder in which the digests of files are remembered by their size and time of change.
     """
     if cfg.source == "generated":
-        return json.dumps(["generated", seed, dataclasses.asdict(cfg.generated)])
+        return json.dumps(["generated", seed, cfg.generated.plain()])
     if cfg.source in FILES:
         how = [cfg.sample_by, cfg.delimiter, cfg.quote_char, cfg.encoding]
         return json.dumps([cfg.source, how, [_file_digest(path, memory) for path in files(cfg, split)]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import shutil
 import sys
@@ -13,12 +12,12 @@ from typing import Any
 
 from pat.build import prepare
 from pat.compose import compose, freeze
-from pat.config import Config
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.doctor.ranks import STAGES, stage_dir
 from pat.launcher import launch
 from pat.pruning.plan import size_in_words
 from pat.run import ExitCode, RunDir, read_exit, read_json
+from pat.schema import Config
 
 STEPS, HALF = 8, 4
 SLOW = 100e6  # bytes a second below which checkpoints are felt
@@ -47,8 +46,7 @@ def start_ranks(folder: Path, ranks: int) -> int:
     made = configs(folder, ranks)
     for config in made.values():
         freeze(config, Path(config.run.dir))
-    first = copy.deepcopy(made[STAGES[0]])
-    first.run.dir = str(folder)
+    first = made[STAGES[0]].changed(run__dir=str(folder))
     freeze(first, folder)
     prepare(first, folder)
     with output_to(folder / "output.txt"):
@@ -64,8 +62,7 @@ def go_on(folder: Path, ranks: int) -> int:
     for path in target.checkpoints.iterdir():
         if path.name != f"step-{HALF:08d}":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    config = configs(folder, ranks)[2]
-    config.run.dir, config.run.resume = str(target.path), "must"
+    config = configs(folder, ranks)[2].changed(run__dir=str(target.path), run__resume="must")
     freeze(config, target.path)
     with output_to(folder / "output.txt"):
         return launch(target.path, config)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pat.config import Config
+from pat.schema import Config
 
 MATRIX = 12  # classes up to which the confusion matrix is shown
 
@@ -120,7 +120,7 @@ def _pruners(config: Config) -> str:
         name: {
             key: value
             for key in ("params", "scope", "granularity", "criterion", "structures", "gate", "budget", "schedule")
-            if (value := getattr(pruner, key)) and not (key == "scope" and pruner.structures)
+            if (value := pruner.plain()[key]) and not (key == "scope" and pruner.structures)
         }
         for name, pruner in config.pruners.items()
     }

@@ -25,7 +25,6 @@ from transformers.initialization import no_init_weights
 
 from pat import compose, folders, tasks
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
-from pat.config import Config
 from pat.export import masks
 from pat.export.card import model_card
 from pat.export.merged import MergedReader
@@ -37,6 +36,7 @@ from pat.export.writer import write_model
 from pat.models.dtypes import DTYPES
 from pat.retention import find_checkpoint
 from pat.run import RunDir, read_json, sync_directory, write_json
+from pat.schema import Config
 
 VERIFY = ("auto", "logits", "weights")
 

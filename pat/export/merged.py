@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pat.checkpoint_reader import CheckpointReader
-from pat.config import PeftConfig
 from pat.models import adapters
+from pat.schema import PeftConfig
 
 
 class MergedReader(CheckpointReader):

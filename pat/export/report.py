@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from rich.table import Table
 
 from pat import tasks
 from pat.checkpoint_reader import CheckpointReader
-from pat.config import Config
 from pat.export import masks
 from pat.export.card import before_pruning, figures
 from pat.export.source import Stream
@@ -18,6 +16,7 @@ from pat.export.writer import Spec
 from pat.hashing import file_sha256
 from pat.models.dtypes import DTYPES
 from pat.run import RunDir, read_json, versions
+from pat.schema import Config
 
 
 def export_json(
@@ -77,7 +76,7 @@ def export_json(
             "dense_step": manifest.get("trainer", {}).get("dense_step"),
             "versions": read_json(run.version) or {},
         },
-        "config": {key: value for key, value in asdict(config).items() if key != "logger"},  # for `pat evaluate`
+        "config": {key: value for key, value in config.plain().items() if key != "logger"},  # for `pat evaluate`
         "export_versions": versions(),
     }
 

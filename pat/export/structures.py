@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
-from pat.config import Config
 from pat.export.slicing import Slicing, slicing
 from pat.pruning.hooks import install
 from pat.pruning.structured import GatePruner
+from pat.schema import Config
 
 
 @dataclass(frozen=True)

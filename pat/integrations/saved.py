@@ -9,7 +9,6 @@ The manifest there vouches for DeepSpeed's files, too; so `pat export DIR` reads
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ import torch.distributed as dist
 
 from pat import checkpoint, compose, retention
 from pat.checkpoint_reader import CheckpointError
-from pat.config import Config
 from pat.manifest import check_same_model, describe_parameters
 from pat.pruning.pruner import Pruner
 from pat.run import RunDir, versions, write_atomic, write_json
+from pat.schema import Config
 
 
 def directory(save_dir: Path) -> RunDir:
@@ -121,4 +120,4 @@ def load(load_dir: Path, engine: Any, pruner: Pruner, config: Config) -> None:
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    return {name: asdict(pruner) for name, pruner in config.pruners.items()}
+    return {name: pruner.plain() for name, pruner in config.pruners.items()}

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from pat.compose import to_config
-from pat.config import Config
 from pat.pruning.masks import match
+from pat.schema import Config
 from pat.validate import pruner_problems
 
 KEYS = ("pruners", "seed", "kernels", "keep_last")
@@ -21,7 +21,7 @@ _NOT_OURS = "another trainer's"  # what belongs to the trainer and has no place 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user gave, with the types of `pat.config`."""
+    """What the user gave, with the types of `pat.schema`."""
 
     content: Mapping[str, Any]
 
@@ -65,7 +65,7 @@ class Settings:
             "task": {"name": _NOT_OURS},
             "train": {"num_steps": num_steps or 1, "global_batch_size": 1},
             "engine": {"kernels": self.content.get("kernels", "auto")},
-            "optim": {"lr": 0.0},
+            "optim": {"lr": 1.0},
             "pruners": self.content["pruners"],
         }
         for section, values in facts.items():

@@ -20,7 +20,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from pat import patterns
-from pat.config import PeftConfig
+from pat.schema import PeftConfig
 
 HEADS = ("classifier", "score", "pre_classifier")  # of sequence classifiers: new, so trained whole
 _NAME = "default"  # of the adapter

@@ -22,17 +22,16 @@ from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
-from pat.config import ModelConfig
 from pat.explain import did_you_mean
 from pat.models import heads, liger
 from pat.models.weight_files import check_weights
+from pat.schema import ModelConfig
 
 if TYPE_CHECKING:
     from pat.tasks import Task
 
 log = logging.getLogger(__name__)
 
-INITS = ("pretrained", "random")
 HEADED: Any = AutoModelForSequenceClassification  # a model with a head of one output per class
 SIZES = (
     "vocab_size",
@@ -54,8 +53,6 @@ def build_config(
     label_names: Sequence[str] | None = None,
 ) -> PretrainedConfig:
     """The Hugging Face config with `model.config` and the task's classes, and the tokenizer's ids where it has none."""
-    if cfg.init not in INITS:
-        raise ValueError(f"model.init is '{cfg.init}': allowed are {', '.join(INITS)}.")
     fields = dict(cfg.config)
     for key in SIZES:
         if isinstance(fields.get(key), int) and fields[key] < 1:

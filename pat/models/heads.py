@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from pat.config import ModelConfig
 from pat.models.adapters import HEADS
+from pat.schema import ModelConfig
 
 SHOWN = 8
 DROPPED = "replaced_head."  # what the old head's weights are called while the others load: a name that no model has

@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pat.config import ModelConfig
 from pat.models.build import require_reachable
+from pat.schema import ModelConfig
 
 log = logging.getLogger(__name__)
 

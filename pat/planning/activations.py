@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pat.config import Config
 from pat.models.dtypes import DTYPES
+from pat.schema import Config
 from pat.tasks import Task
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,13 +10,13 @@ from rich import box
 from rich.table import Table
 
 from pat import tasks
-from pat.config import Config
 from pat.engine import deepspeed_config
 from pat.planning import checkpoints, memory, traffic
 from pat.planning.activations import Activations, activations
 from pat.planning.memory import Layout, Memory
 from pat.planning.shapes import Shapes, itemsize, shapes_of
 from pat.pruning.plan import attached, size_in_words
+from pat.schema import Config
 from pat.teacher import num_parameters
 
 
@@ -92,8 +91,8 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
 
 def _layout(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
     """The layout of a config on so many ranks, and sequences per forward; the global batch stays where it can."""
-    config, train, engine = copy.deepcopy(config), config.train, config.engine
-    config.engine.world_size, config.engine.zero_stage = ranks, stage
+    train, engine = config.train, config.engine
+    config = config.changed(engine__world_size=ranks, engine__zero_stage=stage)
     micro = train.micro_batch_size or max(1, train.global_batch_size // ranks)
     e = itemsize(engine.dtype)
     layout = Layout(

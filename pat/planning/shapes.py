@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from pat.config import Config
 from pat.engine import param_groups
 from pat.models.dtypes import DTYPES
 from pat.pruning.plan import HARD_BYTES, SCORE_BYTES, SOFT_BYTES
 from pat.pruning.pruner import Pruner
+from pat.schema import Config
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,17 @@ OPTIONS = {
 
 
 class MaskedGrad(Protocol):
-    """The settings of `pat.config.MaskedGradConfig`."""
+    """The settings of `pat.schema.MaskedGradConfig`."""
 
-    name: str
-    sr_ste: float
+    @property
+    def name(self) -> str:
+        """One of zero and straight_through."""
+        ...
+
+    @property
+    def sr_ste(self) -> float:
+        """Weight decay of masked weights."""
+        ...
 
 
 class Pass:

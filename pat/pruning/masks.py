@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from pat import patterns
-from pat.config import PrunerConfig
 from pat.pruning import prior, registry, ties
 from pat.pruning.arrays import array, module
 from pat.pruning.comm import LOCAL
@@ -31,6 +30,7 @@ from pat.pruning.kernels import make_kernels
 from pat.pruning.masked_shard import MaskedShard
 from pat.pruning.shards import Piece, Shards
 from pat.pruning.types import PromiseBroken
+from pat.schema import PrunerConfig
 
 
 def match(params: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:

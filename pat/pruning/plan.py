@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pat import models, tasks
-from pat.config import Config
 from pat.engine import choose_trainable
 from pat.models.build import UNFIT, unfit
 from pat.pruning.pruner import Pruner
+from pat.schema import Config
 
 SOFT_BYTES, SCORE_BYTES, HARD_BYTES = 5, 4, 1  # per weight: dense fp32 + flag, score, flag
 

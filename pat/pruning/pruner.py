@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pat.config import Config
 from pat.hashing import MaskHash, WeightsHash
 from pat.models.shapes import logical_shape
 from pat.pruning import nested, state_keys
@@ -31,6 +30,7 @@ from pat.pruning.shards import Piece, Shards
 from pat.pruning.structured import GatePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
+from pat.schema import Config
 
 
 @dataclass(frozen=True)

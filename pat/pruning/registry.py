@@ -6,13 +6,18 @@ file is found by scanning the package: nothing else has to be edited.
 
 from __future__ import annotations
 
-import types
+import inspect
+import re
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import Field as DataclassField
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from pat import scan
+from pydantic import Field, ValidationError, create_model
+
+from pat import explain, scan
+from pat.keys import Section
 
 PACKAGES = {
     "criterion": "pat.pruning.criteria",
@@ -43,26 +48,41 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
     return {f.name: "???" if _required(f) else _default(f) for f in fields(_find(kind, name))}
 
 
-def build(kind: str, mapping: Mapping[str, Any] | str) -> Any:
+def build(kind: str, value: Any) -> Any:
     """The method that `{"name": ..., **fields}`, or a plain name, describes. ValueError for what does not exist."""
-    given = {"name": mapping} if isinstance(mapping, str) else dict(mapping)
-    if "name" not in given:
-        raise ValueError(f"A {kind} needs a name; allowed: {', '.join(names(kind))}.")
-    cls = _find(kind, given["name"])
-    allowed = {f.name: f for f in fields(cls)}
-    label = f"{kind} {given['name']}"
-    unknown = [key for key in given if key not in allowed]
-    if unknown:
-        own = ", ".join(key for key in allowed if key != "name") or "none"
-        raise ValueError(f"{label} has no field {', '.join(map(repr, unknown))}; allowed: {own}.")
-    absent = [key for key, f in allowed.items() if _required(f) and given.get(key, "???") == "???"]
+    if type(value) in classes(kind).values():
+        return value
+    try:
+        return parse(kind, value)
+    except ValidationError as error:
+        raise ValueError(explain.invalid(error, within=kind)) from error
+
+
+def parse(kind: str, value: Any) -> Any:
+    """As `build`, but ValidationErrors say at which field, for the message that names the whole key."""
+    given = {"name": value} if isinstance(value, str) else {k: v for k, v in value.items() if v != "???"}
+    model = settings(kind, _name(kind, value))
+    try:
+        read = model.model_validate(given)
+    except ValidationError as error:
+        raise explain.located(error, model) from error
+    values = {key: getattr(read, key) for key in model.model_fields}
+    absent = [key for key, item in values.items() if item == "???"]
     if absent:
-        raise ValueError(f"{label} needs {', '.join(absent)}: give {'it' if len(absent) == 1 else 'them'} a value.")
-    hints = get_type_hints(cls)
-    for key, value in given.items():
-        if not _fits(value, hints[key]):
-            raise ValueError(f"{label}: {key} is {value!r}, but must be {_words(hints[key])}.")
-    return cls(**given)
+        raise ValueError(f"{kind} {values['name']} needs {', '.join(absent)}")
+    return classes(kind)[values["name"]](**values)
+
+
+@cache
+def settings(kind: str, name: str) -> type[Section]:
+    """The fields of a method as a section of the schema; what each does is the comment that follows it."""
+    cls = _find(kind, name)
+    hints, said = get_type_hints(cls), _comments(cls)
+    keys: dict[str, Any] = {"name": (Literal[name], Field(name, description=f"the {kind}"))}
+    for f in fields(cls):
+        if f.name != "name":
+            keys[f.name] = (hints[f.name], Field("???" if _required(f) else _default(f), description=said.get(f.name)))
+    return create_model(f"{kind}.{name}", __base__=Section, __doc__=cls.__doc__, **keys)
 
 
 def _find(kind: str, name: Any) -> type:
@@ -72,32 +92,32 @@ def _find(kind: str, name: Any) -> type:
     return classes(kind)[name]
 
 
-def _required(f: Field[Any]) -> bool:
+def _required(f: DataclassField[Any]) -> bool:
     """Whether a field has no default."""
     return f.default is MISSING and f.default_factory is MISSING
 
 
-def _default(f: Field[Any]) -> Any:
+def _default(f: DataclassField[Any]) -> Any:
     """The default of a field that has one."""
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one type."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+def _name(kind: str, value: Any) -> str:
+    """The method's name; ValueError where there is none."""
+    if not isinstance(value, Mapping | str):
+        raise ValueError(f"A {kind} is a name or a mapping, {{name: ...}}, and not {value!r}.")
+    if isinstance(value, Mapping) and "name" not in value:
+        raise ValueError(f"A {kind} needs a name; allowed: {', '.join(names(kind))}.")
+    name = value if isinstance(value, str) else value["name"]
+    _find(kind, name)
+    return name
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value has the annotated type; an int is a float, a bool is neither; containers pass."""
-    options = _options(hint)
-    if not all(isinstance(option, type) for option in options):
-        return True
-    if isinstance(value, bool):
-        return bool in options
-    return isinstance(value, options) or (float in options and isinstance(value, int))
-
-
-def _words(hint: Any) -> str:
-    """An annotation in words."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return " or ".join(words.get(option, str(option)) for option in _options(hint))
+def _comments(cls: type) -> dict[str, str]:
+    """What follows each field on its line, also of the classes above."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base):
+            lines = inspect.getsource(base).splitlines()
+            found |= {match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))}
+    return found

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pat.config import PrunerConfig
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import folding, registry, ties, unit_slices
@@ -39,6 +38,7 @@ from pat.pruning.inventory import Inventory
 from pat.pruning.shards import Shards
 from pat.pruning.sites import find_sites
 from pat.pruning.types import PromiseBroken
+from pat.schema import PrunerConfig
 
 FAR = 0.05  # share of kept gates below 0.9 that a user should know of
 SHARE_DIGITS = 12  # of a share of the budget: 0.15 / 0.3 is a half, whatever the last bit of the quotient says

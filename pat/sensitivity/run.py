@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 
 from pat import data, models, tasks
 from pat.build import fitting_data
-from pat.config import Config
 from pat.engine import accelerator
 from pat.models.dtypes import DTYPES
 from pat.process import only_user_of
 from pat.run import seed_everything, versions, write_json
+from pat.schema import Config
 from pat.sensitivity import plot, report
 from pat.sensitivity.cells import grid
 from pat.sensitivity.journal import Journal
@@ -39,8 +38,8 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
         print(f"weights only, no structures: {found.note}", flush=True)
     batches = list(data.eval_batches(prepared.eval, task, tokenizer, config, 0, 1, accelerator()))
     identity = {
-        "model": asdict(config.model),
-        "task": asdict(config.task),
+        "model": config.model.plain(),
+        "task": config.task.plain(),
         "data": prepared.info["cache"].rpartition("/")[2],
         "samples": len(prepared.eval),
         "dtype": config.engine.dtype,

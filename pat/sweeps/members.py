@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from pat.compose import compose, run_name
-from pat.config import Config
+from pat.schema import Config
 
 _OURS = ("run.dir", "run.name")  # of a sweep's members
 _LONGEST = 120  # bytes of a member's name, which is a directory

@@ -5,14 +5,13 @@ A sweep that is stopped leaves its jobs in the queue; --continue watches them ag
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 
 from pat import slurm
 from pat.cluster import ClusterConfig
-from pat.config import Config
 from pat.run import ExitCode, RunDir, read_exit, read_json
+from pat.schema import Config
 from pat.sweeps.members import Member
 
 LOOK_S = 5.0  # between two questions to Slurm about one job
@@ -65,8 +64,6 @@ def start(member: Member, group: str, cluster: ClusterConfig) -> Job:
 
 def config_of(member: Member, group: str, cluster: ClusterConfig) -> Config:
     """What its job is to train: in its directory, under the sweep's name, with the ranks of the cluster."""
-    config = copy.deepcopy(member.config)
-    config.run.dir, config.run.name = str(member.dir), member.name
-    config.logger.group = config.logger.group or group
-    slurm.fit_ranks(config, cluster)
-    return config
+    given = member.config
+    config = given.changed(run__dir=str(member.dir), run__name=member.name, logger__group=given.logger.group or group)
+    return slurm.fit_ranks(config, cluster)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from pat.config import DataConfig
+    from pat.schema import DataConfig
 
 Batch = dict[
     str, Tensor
@@ -191,8 +191,8 @@ def names() -> list[str]:
 
 
 def build(cfg: Any) -> Task:
-    """The task that a mapping or dataclass with `name` and the task's own fields describes; null means not set."""
-    given = dict(cfg) if isinstance(cfg, Mapping) else {f.name: getattr(cfg, f.name) for f in fields(cfg)}
+    """The task that a mapping or section with `name` and the task's own fields describes; null means not set."""
+    given = dict(cfg)
     given = {key: value for key, value in given.items() if value is not None}
     name = given.get("name")
     if name not in classes():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from pat.config import DataConfig
+    from pat.schema import DataConfig
 
 # b blocks of a batch, s tokens of a block, v vocabulary
 

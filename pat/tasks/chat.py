@@ -21,7 +21,7 @@ from pat.tasks.causal_lm import IGNORED, CausalLM, sum_per_block
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from pat.config import DataConfig
+    from pat.schema import DataConfig
 
 # b samples of a batch, s tokens of its longest sample, v vocabulary, D documents of all samples
 

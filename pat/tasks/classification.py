@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from pat.config import DataConfig
+    from pat.schema import DataConfig
 
 BALANCED = "balanced"
 

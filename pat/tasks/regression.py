@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from pat.config import DataConfig
+    from pat.schema import DataConfig
 
 # b samples of a batch, N of the evaluation; p what the model answers, y the label
 

@@ -73,9 +73,9 @@ def measure(options: argparse.Namespace, dtype: str, taught: bool, size: int | N
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from pat import tasks
-    from pat.config import DistillConfig
     from pat.distill import Distiller
     from pat.pruning.schedules import Ramp
+    from pat.schema import DistillConfig
 
     torch.set_num_threads(1)
     shape = LlamaConfig(

@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from pat.checkpoint_reader import CheckpointReader
-from pat.config import MaskedGradConfig
 from pat.pruning import registry
 from pat.pruning.comm import Comm
 from pat.pruning.kernels import make_kernels
 from pat.pruning.selection import select_units
 from pat.pruning.types import Run
+from pat.schema import MaskedGradConfig
 from tests.unit.fake_run import write_checkpoint
 
 SPARSITY = 0.8

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pat import checkpoint  # noqa: E402
 from pat import engine as ds  # noqa: E402
-from pat.config import Config, PrunerConfig  # noqa: E402
 from pat.pruning.pruner import Pruner  # noqa: E402
+from pat.schema import Config, PrunerConfig  # noqa: E402
 from tests.distributed.harness import Trained, main  # noqa: E402
 from tests.distributed.ranks import run_ranks  # noqa: E402
 

@@ -53,8 +53,7 @@ class Loop:
 
 def own(case: Case, stage: int, teachers: Path | None = None) -> Loop:
     """Pat's loop, with the teacher that is saved in a folder if there is one."""
-    config = case.config()
-    config.engine.world_size, config.engine.zero_stage = dist.get_world_size(), stage
+    config = case.config().changed(engine__world_size=dist.get_world_size(), engine__zero_stage=stage)
     trained = build(config, planted.student(case))
     engine = trained.engine
     ds.set_lr(engine, 1.0)

@@ -33,10 +33,10 @@ from transformers import (
 
 from pat import checkpoint
 from pat import engine as ds
-from pat.config import Config, PrunerConfig
 from pat.models.dtypes import DTYPES
 from pat.pruning.pruner import Pruner
 from pat.pruning.shards import Piece
+from pat.schema import Config, PrunerConfig
 
 STEPS = 12
 SEQUENCE = 16

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pat import engine, models, tasks
-from pat.config import Config, ModelConfig
+from pat.schema import Config, ModelConfig
 from tests.distributed.harness import main
 
 LLAMA = {
@@ -54,9 +54,8 @@ def checks(args: list[str]) -> list[int]:
         "random": (ModelConfig(init="random", config=LLAMA), 3),
         "control": (ModelConfig(init="random", config=LLAMA), 2),
     }[case]
-    config = Config()
-    config.engine.world_size, config.engine.zero_stage = dist.get_world_size(), stage
-    config.train.global_batch_size = dist.get_world_size()
+    ranks = dist.get_world_size()
+    config = Config().changed(engine__world_size=ranks, engine__zero_stage=stage, train__global_batch_size=ranks)
     task, tokenizer = tasks.build({"name": "causal_lm"}), models.byte_tokenizer()
 
     def build(model_config: ModelConfig) -> None:

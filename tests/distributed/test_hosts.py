@@ -36,7 +36,7 @@ FRONT_END = """
 import sys
 from pathlib import Path
 from pat import hosts
-from pat.config import Config, EngineConfig
+from pat.schema import Config, EngineConfig
 config = Config(engine=EngineConfig(hostfile=sys.argv[2], threads_per_rank=1))
 sys.exit(hosts.launch(Path(sys.argv[1]), config, [sys.argv[3]]))
 """

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pat import process, run
-from pat.config import Config, EngineConfig
 from pat.launcher import extensions_in_use
+from pat.schema import Config, EngineConfig
 
 pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
 
@@ -22,7 +22,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from pat import launcher, supervisor
-from pat.config import Config, EngineConfig
+from pat.schema import Config, EngineConfig
 supervisor.GRACE_S = supervisor.ORPHAN_GRACE_S = float(sys.argv[3])
 config = Config(engine=EngineConfig(world_size=2, threads_per_rank=1))
 sys.exit(launcher.launch(Path(sys.argv[1]), config, [sys.argv[2]]))

@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 from pat import compose
-from pat.config import Config
 from pat.export.export import export_run
 from pat.pruning import masks
+from pat.schema import Config
 from tests.distributed import ranks
 
 # Two layers with the heads and the vocabulary of the real model; only the hidden width is small.
@@ -82,9 +82,9 @@ def small(config: Config, folder: Path) -> list[str]:
         schedule = f"pruners.{name}.schedule"
         after_gates = not pruner.structures and any(other.structures for other in config.pruners.values())
         overrides += [f"{schedule}.start={int(after_gates)}", f"{schedule}.hard=1", f"{schedule}.every=1"]
-        if config.pruners[name].schedule["end"] is not None:
+        if config.pruners[name].schedule.end is not None:
             overrides.append(f"{schedule}.end=1")
-        if "ffn" in config.pruners[name].budget.get("keep", {}):
+        if "ffn" in getattr(config.pruners[name].budget, "keep", {}):
             overrides.append(f"pruners.{name}.budget.keep.ffn=64")  # of the 128 that each stand-in has
     if config.model.path is not None:
         stand_in = STAND_INS[Path(config.model.path).name]
@@ -159,10 +159,10 @@ def test_takes_two_steps(recipe: str, started: Callable[[str], Started]) -> None
     narrow = [pruner for pruner in config.pruners.values() if pruner.structures]
     if not narrow:
         (pruner,) = config.pruners.values()
-        assert summary["target_sparsity"] == pytest.approx(pruner.budget["sparsity"], abs=1e-4)
+        assert summary["target_sparsity"] == pytest.approx(pruner.budget.sparsity, abs=1e-4)
         return
     (kept,) = summary["kept_units"].values()
-    groups = narrow[0].budget["keep"].get("kv_groups")
+    groups = narrow[0].budget.keep.get("kv_groups")
     assert set(kept["ffn"]) == {64} and set(kept.get("kv_groups", [groups])) == {groups}
     exported = export_run(folder / "run", folder / "out", verify="logits")
     assert exported["after"]["parameters"] < exported["before"]["parameters"]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from pat.config import PrunerConfig
 from pat.pruning.agreement import check_agreement
 from pat.pruning.structured import GatePruner
 from pat.pruning.types import PromiseBroken
+from pat.schema import PrunerConfig
 from tests.unit import small_models as small
 from tests.unit.thread_ranks import run_ranks
 

@@ -15,10 +15,10 @@ import torch
 
 from pat import build, cli, compose
 from pat.commands import train
-from pat.config import Config
 from pat.manifest import describe_parameters
 from pat.pruning import plan
 from pat.run import ExitCode, RunDir
+from pat.schema import Config
 
 PARITY = ["recipe=parity", "logger=none"]
 DS = "+engine.deepspeed"

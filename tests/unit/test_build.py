@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pat.config import TrainConfig
 from pat.due import Due
 from pat.parts import Training
 from pat.progress_state import Progress
+from pat.schema import TrainConfig
 
 
 def due(metric: str = "accuracy", higher_is_better: bool = True, **train: Any) -> Due:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import re
@@ -16,11 +15,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pat import data, models, tasks
-from pat.config import Config, DataConfig, TaskConfig
 from pat.data.example import example
 from pat.data.packing import best_fit
 from pat.distill import mean_kl
 from pat.rank import Tee
+from pat.schema import Config, DataConfig, TaskConfig
 from pat.tasks import causal_lm
 from pat.tasks.chat import PACKABLE
 from tests.unit import small_models
@@ -444,7 +443,7 @@ def test_batches_of_a_run_are_packed_chats(tmp_path: Path) -> None:
     made = prepared(tmp_path, conversations(60), task)
     config = Config()
     config.seed = 1
-    config.train = dataclasses.replace(config.train, global_batch_size=2, micro_batch_size=2, eval_batch_size=2)
+    config.train = config.train.changed(global_batch_size=2, micro_batch_size=2, eval_batch_size=2)
     loader = data.BatchLoader(made.train, task, TOKENIZER, config, 0, 1)
     batch = loader.batches(0)[0]
     loader.close()

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pat import chunked, tasks
-from pat.config import DistillConfig, PeftConfig
 from pat.distill import Distiller
 from pat.models import adapters
 from pat.pruning.schedules import Ramp
+from pat.schema import DistillConfig, PeftConfig
 from pat.tasks.causal_lm import row_losses
 from tests.unit import small_models as small
 

@@ -12,8 +12,8 @@ import pytest
 
 from pat import cli, cluster, compose, slurm, starts
 from pat.cluster import ClusterConfig
-from pat.config import Config, ModelConfig, RunConfig
 from pat.run import ExitCode, RunDir, read_json, write_exit
+from pat.schema import Config, ModelConfig, RunConfig
 from pat.sweeps import on_slurm
 from pat.sweeps.members import members_of
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from pat import build, run
-from pat.config import Config
+from pat.schema import Config
 from tests.unit.fake_run import write_checkpoint
 
 SUMMARY: dict[str, Any] = {
@@ -31,9 +31,7 @@ def finished(tmp_path: Path) -> run.RunDir:
 
 
 def config(num_steps: int = 20, resume: str = "auto") -> Config:
-    made = Config()
-    made.train.num_steps, made.run.resume = num_steps, resume
-    return made
+    return Config().changed(train__num_steps=num_steps, run__resume=resume)
 
 
 def test_complete(finished: run.RunDir) -> None:

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,10 @@ import yaml
 
 from pat import cli, compose, tasks
 from pat.commands import train
-from pat.config import FILES, Config, PrunerConfig
 from pat.pruning import registry
 from pat.rendezvous import RankEnvironment
 from pat.run import ExitCode, RunDir, write_exit
+from pat.schema import FILES, Config
 
 PARITY = "recipe=parity"
 
@@ -34,28 +33,6 @@ def refused(*arguments: str) -> str:
 def elsewhere(tmp_path, monkeypatch):
     """Hydra must not care where the user stands, and must leave nothing there."""
     monkeypatch.chdir(tmp_path)
-
-
-def test_every_key_is_described_with_its_default():
-    """conf/config.yaml holds exactly the keys of the schema."""
-    content = yaml.safe_load((compose.conf_dir() / "config.yaml").read_text())
-
-    def keys(cls, prefix=""):
-        for field in fields(cls):
-            default = getattr(cls(), field.name)
-            nested = is_dataclass(default)
-            yield from keys(type(default), f"{prefix}{field.name}.") if nested else [(prefix + field.name, default)]
-
-    described = {}
-    for key, value in compose._flat({k: v for k, v in content.items() if k not in ("defaults", "hydra")}).items():
-        described[key] = value
-    defaults = dict(keys(Config))
-    assert described.keys() == defaults.keys()
-    for key, value in described.items():  # the schema's own defaults are the same, or the choice is the user's
-        assert value == defaults[key] or defaults[key] in ("???", None) or key.startswith("run."), key
-    text = (compose.conf_dir() / "config.yaml").read_text()
-    for field in fields(PrunerConfig):
-        assert f"{field.name}:" in text or f"weights.{field.name}:" in text
 
 
 @pytest.mark.parametrize("recipe", compose.recipes())
@@ -84,8 +61,8 @@ def test_overrides():
         "pruners.weights.schedule.end=0.6",
     )
     pruner = config.pruners["weights"]
-    assert pruner.criterion == {"name": "magnitude"}
-    assert pruner.budget["sparsity"] == 0.5 and pruner.schedule["end"] == 0.6
+    assert pruner.criterion == registry.build("criterion", "magnitude")
+    assert pruner.budget.sparsity == 0.5 and pruner.schedule.end == 0.6
     assert (config.engine.zero_stage, config.seed, config.run.dir) == (3, 1, "/data/x")
     assert config.model.config["attention_dropout"] == 0.1
 
@@ -97,7 +74,7 @@ def test_another_method_brings_its_own_fields(key):
     criterion = (
         composed(PARITY, f"{key}=soft_movement", "pruners.weights.criterion.tau=0.2").pruners["weights"].criterion
     )
-    assert criterion == registry.defaults("criterion", "soft_movement") | {"tau": 0.2}
+    assert criterion == registry.build("criterion", {"name": "soft_movement", "tau": 0.2})
 
 
 def test_a_replaced_method_takes_its_settings_along(tmp_path):
@@ -108,10 +85,10 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
     )
     (tmp_path / "recipe" / "mine.yaml").write_text(recipe)
     own = ("--config-dir", str(tmp_path), "recipe=mine")
-    assert composed(*own).pruners["weights"].criterion["tau"] == 0.3
-    assert composed(*own, "pruners.weights.criterion.name=magnitude").pruners["weights"].criterion == {
-        "name": "magnitude"
-    }
+    assert composed(*own).pruners["weights"].criterion.tau == 0.3
+    assert composed(*own, "pruners.weights.criterion.name=magnitude").pruners["weights"].criterion == registry.build(
+        "criterion", "magnitude"
+    )
     assert ", mine, " in refused("--config-dir", str(tmp_path), "recipe=yours")
     (tmp_path / "recipe" / "mine.yaml").write_text(recipe + "\n    speed: 3\n")
     assert (
@@ -156,7 +133,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         (f"{PARITY} engine.world_size=16", "cannot be shared by engine.world_size=16 ranks: take 16, or 1, 2, 4, 8"),
         (f"{PARITY} train.micro_batch_size=3", "take a micro_batch_size of 1, 2, 4, or null"),
         (f"{PARITY} engine.dtype=int8", "engine.dtype is 'int8'; allowed: bf16, fp32, fp16"),
-        (f"{PARITY} logger.mode=on", "logger.mode is 'on'; allowed: null, online, offline, disabled"),
+        (f"{PARITY} logger.mode=on", "logger.mode is 'on'; allowed: online, offline, disabled, null"),
         (f"{PARITY} engine.zero_stage=4", "engine.zero_stage is 4; allowed: 0, 1, 2, 3"),
         (f"{PARITY} train.num_steps=0", "train.num_steps is 0, but must be at least 1"),
         (f"{PARITY} train.early_stopping_patience=0", "train.early_stopping_patience is 0, but must be at least 1"),
@@ -166,7 +143,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         ),
         (f"{PARITY} optim.lr=0", "optim.lr is 0.0, but must be above 0"),
         (f"{PARITY} optim.warmup=2.5", "steps are whole numbers"),
-        (f"{PARITY} optim.betas=[0.9]", "must be two numbers"),
+        (f"{PARITY} optim.betas=[0.9]", "optim.betas is [0.9]"),
         (f"{PARITY} optim.trainable=[]", "nothing would be trained"),
         (f"{PARITY} optim.name=cpu_adam", "needs engine.offload_optimizer=true"),
         (f"{PARITY} model.init=pretrained", "model.path is not set"),
@@ -191,7 +168,7 @@ def test_files_for_training_and_evaluation_are_replaced_together(recipe):
         assert composed(name, "data.train=test_sft").data.eval
         return
     message = refused(name, "data.train=mine.jsonl")
-    assert "data.eval=FILE" in message and "data.eval=null" in message and composed(name).data.eval in message
+    assert "data.eval=FILE" in message and "data.eval=null" in message and str(composed(name).data.eval) in message
     assert "data.eval=FILE" in refused(name, "data.source=csv", "++data.train=[mine.csv]")
     assert "give data.train, too" in refused(name, "data.eval=mine.jsonl")
     assert composed(name, "data.train=mine.jsonl", "data.eval=null").data.eval is None
@@ -225,18 +202,18 @@ def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
     config, run = composed(PARITY), RunDir(tmp_path / "run")
     compose.freeze(config, run.path)
     assert json.loads(run.version.read_text())["pat"]
-    changed = replace(config, seed=7)
+    changed = config.changed(seed=7)
     compose.freeze(changed, run.path)  # nothing has come of the first one yet
     run.checkpoints.mkdir()
     with pytest.raises(ValueError, match=r"another config \(seed was 7, now 0\): .*run.dir, .* run.resume=never"):
         compose.freeze(config, run.path)
-    elastic = replace(changed, engine=replace(config.engine, world_size=4, zero_stage=3, offload_optimizer=True))
-    elastic = replace(elastic, logger=replace(config.logger, tags=["x"]), run=replace(config.run, resume="must"))
+    elastic = changed.changed(engine__world_size=4, engine__zero_stage=3, engine__offload_optimizer=True)
+    elastic = elastic.changed(logger__tags=["x"], run__resume="must")
     compose.freeze(elastic, run.path)
     assert compose.load(run.config) == elastic
     (run.checkpoints / "step-1").mkdir()
     run.summary.touch()
-    compose.freeze(replace(config, run=replace(config.run, resume="never")), run.path)
+    compose.freeze(config.changed(run__resume="never"), run.path)
     assert not run.checkpoints.exists() and not run.summary.exists() and (run.path / "checkpoints.1/step-1").is_dir()
 
 
@@ -244,12 +221,12 @@ def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path)
     config, run = composed(PARITY), RunDir(tmp_path / "run")
     compose.freeze(config, run.path)
     run.checkpoints.mkdir()
-    slower = replace(config, optim=replace(config.optim, lr=config.optim.lr / 2))
+    slower = config.changed(optim__lr=config.optim.lr / 2)
     with pytest.raises(ValueError, match="another config .optim.lr was"):
         compose.freeze(slower, run.path)
     write_exit(run.path, ExitCode.DIVERGED)
     with pytest.raises(ValueError, match="another config .seed was"):
-        compose.freeze(replace(slower, seed=7), run.path)
+        compose.freeze(slower.changed(seed=7), run.path)
     compose.freeze(slower, run.path)
     assert compose.load(run.config) == slower
 
@@ -269,7 +246,7 @@ def test_other_ranks_wait_for_the_same_config(tmp_path):
     compose.freeze(config, tmp_path)
     compose.wait_for_frozen(config, tmp_path, timeout_s=0.0)
     with pytest.raises(ValueError, match="the same on every rank"):
-        compose.wait_for_frozen(replace(config, seed=3), tmp_path, timeout_s=0.2)
+        compose.wait_for_frozen(config.changed(seed=3), tmp_path, timeout_s=0.2)
 
 
 def test_hydra_leaves_no_trace(tmp_path):

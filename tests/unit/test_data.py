@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 
 from pat import data, models, tasks
-from pat.config import DataConfig, GeneratedConfig
 from pat.data import sources
 from pat.data.generated import generate
+from pat.schema import DataConfig, GeneratedConfig
 
 TOKENIZER = models.byte_tokenizer()
 LM = tasks.build({"name": "causal_lm"})
@@ -40,6 +39,7 @@ def json_config(tmp_path: Path, rows: list[dict[str, Any]] | None = None, **fiel
 
 def test_a_second_call_finds_what_the_first_has_built_and_changes_are_seen(tmp_path: Path) -> None:
     cfg = json_config(tmp_path)
+    assert isinstance(cfg.train, str)
     first, second = (data.prepare(cfg, TOKENIZER, CLASSES, seed) for seed in (0, 1))
     assert first.info["built"] and not second.info["built"]
     assert first.train[:] == second.train[:] and first.eval[:] == second.eval[:]
@@ -62,6 +62,7 @@ def test_a_second_call_finds_what_the_first_has_built_and_changes_are_seen(tmp_p
 def test_digests_of_old_files_are_remembered_and_forgotten_when_they_change(tmp_path: Path) -> None:
     cfg = json_config(tmp_path)
     memory = tmp_path / "digests"
+    assert isinstance(cfg.train, str)
     os.utime(cfg.train, (1e9, 1e9))
     before = sources.digest(cfg, "train", 0, memory)
     (note,) = memory.iterdir()
@@ -171,7 +172,7 @@ def test_other_files_and_globs(tmp_path: Path, source: str) -> None:
 def test_a_text_file_can_be_one_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n\nthree")
     for sample_by, expected in [("line", 4), ("paragraph", 2), ("document", 1)]:
-        cfg = DataConfig(source="text", train=str(tmp_path / "*.txt"), sample_by=sample_by, max_length=4)
+        cfg = DataConfig(source="text", train=str(tmp_path / "*.txt"), max_length=4).changed(sample_by=sample_by)
         assert len(sources.load(cfg, "train", 0, tmp_path / sample_by)) == expected
 
 
@@ -219,20 +220,20 @@ def test_labels_become_numbers(tmp_path: Path, labels: list[Any], names: list[st
         ({"text_pair_column": "other"}, "data.text_pair_column='other' is not in"),
         ({"train": "nowhere/*.json"}, r"data.train: no file matches 'nowhere/\*.json'"),
         ({"eval": "nowhere.json"}, "data.eval: no file matches"),
-        ({"eval_fraction": 0.0}, "data.eval_fraction=0.0 must lie between 0 and 1"),
-        ({"subset": "en"}, "data.subset=en means nothing with data.source=json"),
-        ({"sample_by": "document"}, "data.sample_by=document means nothing with data.source=json"),
-        ({"generated": GeneratedConfig(num_words=3)}, "data.generated means nothing with data.source=json"),
-        ({"max_length": 0}, "data.max_length=0 must be 1 or more"),
+        ({"eval_fraction": 0.0}, "eval_fraction is 0.0, but must be above 0"),
+        ({"subset": "en"}, "data.subset is 'en', but with data.source=json"),
+        ({"sample_by": "document"}, "data.sample_by is 'document', but with data.source=json"),
+        ({"generated": GeneratedConfig(num_words=3)}, "data.generated is set, but with data.source=json"),
+        ({"max_length": 0}, "max_length is 0, but must be at least 1"),
         ({"source": "csv", "train": __file__}, r"test_data.py, line \d+: \d value"),
         ({"source": "parquet", "train": __file__}, "cannot be read as parquet"),
         ({"source": "./nowhere"}, "no folder data.source='./nowhere'"),
-        ({"source": "generated"}, "means nothing with data.source=generated"),
+        ({"source": "generated"}, "with data.source=generated"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_sentence(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        data.prepare(dataclasses.replace(json_config(tmp_path), **fields), TOKENIZER, CLASSES)
+        data.prepare(json_config(tmp_path).changed(**fields), TOKENIZER, CLASSES)
     assert "\n" not in str(error.value)
 
 
@@ -287,6 +288,4 @@ def test_text_too_short_for_a_block_is_an_error(tmp_path: Path) -> None:
         data.prepare(json_config(tmp_path, max_length=4096), TOKENIZER, LM)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="has no rows"):
-        data.prepare(
-            dataclasses.replace(json_config(tmp_path), source="text", train=str(tmp_path / "empty.txt")), TOKENIZER, LM
-        )
+        data.prepare(json_config(tmp_path).changed(source="text", train=str(tmp_path / "empty.txt")), TOKENIZER, LM)

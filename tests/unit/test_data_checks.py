@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pat import data, models, tasks
-from pat.config import DataConfig
 from pat.data.checks import data_warnings
+from pat.schema import DataConfig
 
 TOKENIZER = models.byte_tokenizer()
 Rows = list[tuple[str, Any]]

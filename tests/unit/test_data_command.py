@@ -13,8 +13,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from pat import cli, data, models, tasks, watch
-from pat.config import Config, DataConfig
 from pat.data.inspect import chosen, sample_text, summarise, table
+from pat.schema import Config, DataConfig
 from tests.unit.chat_templates import SMOL, tokenizer
 
 BYTES = models.byte_tokenizer()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pat import data, models, tasks
-from pat.config import DataConfig
 from pat.data import sources
+from pat.schema import DataConfig
 
 TOKENIZER = models.byte_tokenizer()
 CLASSES = tasks.build({"name": "classification"})
@@ -133,8 +133,8 @@ def test_encodings_and_quotes_are_keys(tmp_path: Path) -> None:
         ({"delimiter": '"'}, "must differ"),
         ({"quote_char": "ab"}, "data.quote_char='ab' must be one character"),
         ({"encoding": "latin-17"}, "data.encoding='latin-17' is no encoding"),
-        ({"source": "json", "delimiter": ";"}, "data.delimiter=; means nothing with data.source=json"),
-        ({"source": "parquet", "encoding": "utf-16"}, "data.encoding=utf-16 means nothing with data.source=parquet"),
+        ({"source": "json", "delimiter": ";"}, "data.delimiter is ';', but with data.source=json"),
+        ({"source": "parquet", "encoding": "utf-16"}, "data.encoding is 'utf-16', but with data.source=parquet"),
     ]:
         assert words in refused(tmp_path, "text,label\na,1\n", **fields)
 

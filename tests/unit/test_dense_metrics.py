@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pat import train
-from pat.config import Config, PrunerConfig
 from pat.progress_state import Progress
 from pat.pruning.comm import LOCAL
 from pat.pruning.pruner import Pruner, StepStats
+from pat.schema import Config, PrunerConfig
 from tests.unit import small_models as small
 from tests.unit.test_gates import cut_flat, loss
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from pat import tasks
-from pat.config import DistillConfig, PrunerConfig
 from pat.distill import Distiller, hidden_loss
 from pat.pruning.depth import dropped_layers
 from pat.pruning.schedules import Ramp
 from pat.pruning.structured import GatePruner
+from pat.schema import DistillConfig, PrunerConfig
 from tests.unit import small_models as small
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from pat import build, compose, distill, models, tasks, teacher
-from pat.config import Config, DistillConfig, ModelConfig
 from pat.distill import Distiller, hidden_loss, mean_kl, uniform_map
 from pat.objective import Objective
 from pat.pruning.comm import LOCAL
 from pat.pruning.schedules import Ramp
+from pat.schema import Config, DistillConfig, ModelConfig
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 64}
 WIDE = {"initializer_range": 0.3}  # so that two models differ by more than rounding
@@ -390,15 +390,18 @@ def composed(*overrides: str) -> Config:
         (["distill=dense"], "distill.weight is 0.5, but without distill.teacher it would be ignored"),
         (["distill.temperature=2.0"], "distill.temperature is 2.0, but without distill.teacher it would be ignored"),
         (["distill.teacher=x"], "distill.weight is not set"),
-        (["distill.teacher=x", "distill.weight=1.5"], "distill.weight is 1.5, but must lie in [0, 1]"),
-        (["distill.teacher=x", "distill.weight=-0.1"], "distill.weight is -0.1, but must lie in [0, 1]"),
+        (["distill.teacher=x", "distill.weight=1.5"], "distill.weight is 1.5, but must be at most 1"),
+        (["distill.teacher=x", "distill.weight=-0.1"], "distill.weight is -0.1, but must be at least 0"),
         (["distill.teacher=x", "distill.weight=.5", "distill.hidden_weight=-1"], "distill.hidden_weight is -1.0"),
         (["distill.teacher=x", "distill.weight=0"], "are both 0: nothing would be distilled"),
         (
             ["distill.teacher=x", "distill.weight=.5", "distill.temperature=0"],
             "distill.temperature is 0.0, but must be",
         ),
-        (["distill.teacher=x", "distill.weight=.5", "distill.layer_map=[0,1]"], "would be ignored with distill.hidden"),
+        (
+            ["distill.teacher=x", "distill.weight=.5", "distill.layer_map=[0,1]"],
+            "without distill.hidden_weight it would be ignored",
+        ),
         (["distill.teacher=x", "distill.weight=.5", "distill.end=30"], "distill.end is step 30, outside the run's"),
         (
             ["distill.teacher=x", "distill.weight=.5", "distill.start=4", "distill.end=2"],

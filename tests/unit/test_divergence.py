@@ -11,22 +11,18 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig
 
 from pat import divergence, tasks
-from pat.config import Config, DistillConfig
 from pat.divergence import Diverged
 from pat.objective import Objective
 from pat.progress_state import Progress
 from pat.pruning.comm import LOCAL
+from pat.schema import Config, DistillConfig, TrainConfig
 from pat.window import Window
 from tests.unit.test_build import due
 from tests.unit.test_compose import composed, refused
 
 
 def config(**train: Any) -> Config:
-    made = Config()
-    made.train.num_steps = 1000
-    for key, value in train.items():
-        setattr(made.train, key, value)
-    return made
+    return Config(train=TrainConfig(num_steps=1000, **train))
 
 
 def run_of(made: Config, skipped: str, progress: Progress | None = None) -> Progress:
@@ -51,8 +47,7 @@ def test_skipped_steps_far_apart_are_counted_and_go_on() -> None:
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_only_fp16_may_skip_many_at_the_start(dtype: str) -> None:
-    made = config()
-    made.engine.dtype = dtype
+    made = config().changed(engine__dtype=dtype)
     with pytest.raises(Diverged, match="11 of the last 11"):
         run_of(made, "x" * 18)
     made.engine.dtype = "fp16"

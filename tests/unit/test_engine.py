@@ -11,9 +11,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from pat import engine
-from pat.config import Config, OptimConfig, PrunerConfig
 from pat.deepspeed_keys import TESTED, leaves
 from pat.pruning.pruner import Pruner
+from pat.schema import Config, OptimConfig, PrunerConfig
 from tests.distributed import layouts
 
 

@@ -8,9 +8,9 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pat import cli, compose, data, tasks
-from pat.config import DataConfig
 from pat.export.export import export_run
 from pat.models import byte_tokenizer
+from pat.schema import DataConfig
 from tests.unit import small_models
 from tests.unit.fake_run import write_run
 

@@ -19,7 +19,6 @@ from transformers import (
 
 from pat import cli
 from pat.checkpoint_reader import CheckpointError, CheckpointReader
-from pat.config import Config, DataConfig, ModelConfig, RunConfig
 from pat.export import export, masks, verify, writer
 from pat.export.card import model_card
 from pat.export.export import export_run
@@ -28,6 +27,7 @@ from pat.export.writer import Spec, split, write_safetensors
 from pat.hashing import MaskHash, WeightsHash
 from pat.models import byte_tokenizer
 from pat.run import ExitCode
+from pat.schema import Config, DataConfig, ModelConfig, RunConfig
 from tests.unit.fake_run import write_run
 
 LLAMA = LlamaConfig(
@@ -240,7 +240,7 @@ def test_card_and_report(tmp_path):
         result["mask_sha256"],
         "| loss |  | 1.5 |",
         "Before pruning began, after 5 of 20 steps: loss 1.25.",
-        "criterion: movement",
+        "name: movement",
         "step 10, phase hard",
     ):
         assert words in card, words

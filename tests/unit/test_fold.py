@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pat.config import PrunerConfig
 from pat.pruning.comm import LOCAL
 from pat.pruning.shards import Shard
 from pat.pruning.structured import GatePruner
 from pat.pruning.types import Segment
+from pat.schema import PrunerConfig
 from tests.unit import small_models as small
 
 BEFORE, AFTER, LR = 40, 15, 1e-3

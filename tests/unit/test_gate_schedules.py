@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from pat.config import Config, PrunerConfig
 from pat.pruning import registry
 from pat.pruning.masks import MaskPruner
 from pat.pruning.pruner import Pruner
+from pat.schema import Config, PrunerConfig
 from tests.unit import small_models as small
 
 STEPS, START, END = 20, 4, 12

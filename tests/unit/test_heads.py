@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from pat import models, tasks
-from pat.config import ModelConfig
+from pat.schema import ModelConfig
 from tests.unit import small_models
 
 TASK = tasks.build({"name": "classification"})

@@ -11,8 +11,8 @@ import pytest
 from pat import cli, hosts, slurm
 from pat.cluster import ClusterConfig
 from pat.commands import train
-from pat.config import Config, EngineConfig, RunConfig
 from pat.rendezvous import RankEnvironment
+from pat.schema import Config, EngineConfig, RunConfig
 
 
 def config(path: Path, **engine) -> Config:
@@ -24,7 +24,7 @@ def test_a_hostfile_is_read_as_deepspeed_does(tmp_path):
     path.write_text("# ours\n\nnode-1 slots=4 # old\n10.0.0.2   slots=2\nn3.example.org\tslots=1\n")
     assert hosts.read_hostfile(path) == {"node-1": 4, "10.0.0.2": 2, "n3.example.org": 1}
     found = config(path)
-    hosts.take_world_size(found, ["seed=1", "engine.world_size=7"])
+    found = hosts.take_world_size(found, ["seed=1", "engine.world_size=7"])
     assert found.engine.world_size == 7
     with pytest.raises(ValueError, match=r"^engine.world_size=8, but engine.hostfile=.* has 7 slots: leave one"):
         hosts.take_world_size(found, ["engine.world_size=8"])

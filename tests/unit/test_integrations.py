@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused_with_the_number_of_steps(changes: dict[str
 def test_the_examples_settings_are_read(repository: Path) -> None:
     settings = Settings.read(repository / "docs" / "examples" / "pruning.yaml")
     config = settings.config(100, task={"name": "causal_lm"})
-    assert config.pruners["weights"].budget["sparsity"] == 0.5 and config.train.num_steps == 100
+    assert config.pruners["weights"].budget.sparsity == 0.5 and config.train.num_steps == 100
     assert settings.owners({"x.mlp.up.weight": (4, 4), "x.mlp.up.bias": (4,), "head.weight": (4, 4)}) == {
         "x.mlp.up.weight": "weights"
     }

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pat import engine as ds
-from pat.config import Config, PrunerConfig
 from pat.pruning.pruner import Pruner
+from pat.schema import Config, PrunerConfig
 from tests import one_rank, oracle
 
 STEPS, MICRO, LR, DECAY, MAX_NORM = 12, 2, 0.02, 0.2, 0.1
@@ -44,7 +44,7 @@ def loss(forward: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
     return (forward(batch[0]) - batch[1]).square().mean()
 
 
-def config(criterion: str, scope: str, schedule: dict[str, Any]) -> Config:
+def config(criterion: str, scope: Any, schedule: dict[str, Any]) -> Config:
     made = Config()
     made.train.num_steps = STEPS
     made.engine.zero_stage, made.engine.dtype, made.engine.kernels = 0, "fp32", "eager"

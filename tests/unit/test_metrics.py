@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pat import data, models, tasks
-from pat.config import Config, DataConfig, ModelConfig, TrainConfig
 from pat.data.checks import label_shares
 from pat.data.sampler import eval_batches
 from pat.export import card
+from pat.schema import Config, DataConfig, ModelConfig, TrainConfig
 from pat.tasks import confusion
 
 TOKENIZER = models.byte_tokenizer()

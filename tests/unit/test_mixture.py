@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pat import data, models, tasks
-from pat.config import Config, DataConfig
 from pat.data import sampler
 from pat.data.mixture import Mixture
+from pat.schema import Config, DataConfig
 
 TOKENIZER = models.byte_tokenizer()
 CHAT = tasks.build({"name": "chat"})
@@ -109,7 +109,7 @@ def test_sources_are_prepared_each_by_itself_and_drawn_by_weight(tmp_path: Path)
         ({"texts": {"max_length": 8}}, "data.sources.texts has no key 'max_length'"),
         ({"other": {"weight": 1}}, "data.sources.other must say its source: a hub name, json"),
         ({"pairs": {"train": "nowhere.jsonl"}}, "data.sources.pairs: data.train: no file matches 'nowhere.jsonl'"),
-        ({"pairs": {"subset": "x"}}, "data.sources.pairs: data.subset=x means nothing with data.source=json"),
+        ({"pairs": {"subset": "x"}}, "data.sources.pairs: data.subset is 'x', but with data.source=json"),
     ],
 )
 def test_what_is_wrong_with_a_source_is_said_with_its_name(tmp_path: Path, changes: Any, message: str) -> None:
@@ -120,7 +120,7 @@ def test_what_is_wrong_with_a_source_is_said_with_its_name(tmp_path: Path, chang
 def test_sources_need_a_mixture_and_a_mixture_needs_sources(tmp_path: Path) -> None:
     config = mixed(tmp_path)
     config.source = "json"
-    with pytest.raises(ValueError, match="data.sources=.* means nothing with data.source=json"):
+    with pytest.raises(ValueError, match="data.sources is .* with data.source=json"):
         data.prepare(config, TOKENIZER, CHAT)
     with pytest.raises(ValueError, match="data.source=mixture needs data.sources"):
         data.prepare(DataConfig(source="mixture", max_length=8), TOKENIZER, CHAT)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pat.config import Config, PrunerConfig
 from pat.pruning.comm import LOCAL
 from pat.pruning.hooks import GatedForward
 from pat.pruning.pruner import Pruner
 from pat.pruning.shards import Shards
 from pat.pruning.sites import Site
 from pat.pruning.structured import GatePruner
+from pat.schema import Config, PrunerConfig
 from tests.unit import small_models as small
 from tests.unit.thread_ranks import run_ranks
 

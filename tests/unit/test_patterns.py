@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
 from torch import nn
 
 from pat import engine, patterns
-from pat.config import Config, OptimConfig, PeftConfig, PrunerConfig
+from pat.keys import Section, options
 from pat.models import adapters
 from pat.pruning.pruner import Pruner
+from pat.schema import Config, OptimConfig, PeftConfig, PrunerConfig
 from tests.unit import small_models as small
 
 # Lists of text in the schema that are not patterns of names in the model.
@@ -58,12 +58,12 @@ LISTS: dict[str, tuple[Use, str, str, str]] = {
 def lists_of_text(cls: Any, prefix: str = "") -> list[str]:
     """The keys of the schema that hold a list of text."""
     found = []
-    for field in fields(cls):
-        default = getattr(cls(), field.name)
-        if is_dataclass(default):
-            found += lists_of_text(type(default), f"{prefix}{field.name}.")
-        elif "list[str]" in str(field.type):
-            found.append(prefix + field.name)
+    for name, info in cls.model_fields.items():
+        default = getattr(cls(), name)
+        if isinstance(default, Section):
+            found += lists_of_text(type(default), f"{prefix}{name}.")
+        elif list[str] in (kinds := options(info.annotation)) and str not in kinds:
+            found.append(prefix + name)
     return found
 
 

@@ -11,7 +11,6 @@ from transformers import AutoModelForSequenceClassification
 
 from pat import compose, export, validate
 from pat.checkpoint_reader import CheckpointReader
-from pat.config import Config, PeftConfig, PrunerConfig
 from pat.export.export import export_run
 from pat.export.merged import MergedReader
 from pat.export.verify import ExportError
@@ -20,6 +19,7 @@ from pat.pruning import registry
 from pat.pruning.hooks import install
 from pat.pruning.pruner import Pruner
 from pat.pruning.structured import GatePruner
+from pat.schema import Config, PeftConfig, PrunerConfig
 from tests.unit import small_models as small
 from tests.unit.fake_run import write_run
 
@@ -263,9 +263,9 @@ def test_gates_sit_around_the_adapters() -> None:
     ("overrides", "words"),
     [
         (["peft.alpha=8"], "peft.alpha is 8.0, but without peft.r it would be ignored"),
-        (["peft=lora", "peft.r=0"], "peft.r is 0, but a rank is at least 1"),
+        (["peft=lora", "peft.r=0"], "peft.r is 0, but must be at least 1"),
         (["peft=lora", "peft.alpha=0"], "peft.alpha is 0.0, but must be above 0"),
-        (["peft=lora", "peft.dropout=1"], r"peft.dropout is 1.0, but must lie in \[0, 1\)"),
+        (["peft=lora", "peft.dropout=1"], r"peft.dropout is 1.0, but must be below 1"),
         (["peft=lora", "peft.target_modules=[]"], "peft.target_modules is empty"),
         (["peft=lora", "optim.trainable=['*.mlp.*']"], r"optim.trainable=\['\*.mlp.\*'\] would be ignored: with peft"),
         (["peft=lora"], "pruners.weights masks single weights, which with peft are frozen and have no gradient"),

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from pat import tasks
 from pat.commands import plan as command
-from pat.config import Config
 from pat.planning import activations, checkpoints, traffic
 from pat.planning.memory import Layout, layout_of, memory, shard_numels, touched
 from pat.planning.shapes import Group, Shapes
 from pat.pruning.selection import select_units
 from pat.pruning.types import Run
+from pat.schema import Config
 from tests.unit.thread_ranks import ThreadComm, run_ranks
 
 NUMELS = st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple)

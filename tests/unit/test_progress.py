@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pat import hardware, train, window
-from pat.config import Config, TrainConfig
 from pat.progress import Remaining, duration
 from pat.progress_state import Progress
+from pat.schema import Config, TrainConfig
 
 PAUSE_S = 0.4
 

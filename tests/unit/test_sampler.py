@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pat import data, models, tasks
-from pat.config import Config
 from pat.data import sampler
+from pat.schema import Config
 
 TOKENIZER = models.byte_tokenizer()
 LM = tasks.build({"name": "causal_lm"})

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pat import tasks
-from pat.config import DistillConfig
 from pat.distill import Distiller
 from pat.objective import Objective
 from pat.pruning.schedules import Ramp
+from pat.schema import DistillConfig
 from pat.tasks.causal_lm import IGNORED
 from tests.unit import small_models as small
 from tests.unit.thread_ranks import run_ranks

@@ -11,11 +11,11 @@ from torch import nn
 
 from pat import build, cli, compose
 from pat.commands import train
-from pat.config import Config, PrunerConfig
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.rendezvous import RankEnvironment
 from pat.run import RunDir
+from pat.schema import Config, PrunerConfig
 from pat.start_summary import start_summary
 from tests.unit import small_models as small
 

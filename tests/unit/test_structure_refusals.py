@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from pat import export
-from pat.config import Config, PrunerConfig
 from pat.export.slicing import slicing
 from pat.models import families
 from pat.pruning import registry
 from pat.pruning.pruner import Pruner
 from pat.pruning.structured import GatePruner
+from pat.schema import Config, PrunerConfig
 from tests.unit import small_models as small
 
 

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from pat import export
-from pat.config import PrunerConfig
 from pat.export import verify
 from pat.export.export import export_run
 from pat.export.slicing import Slicing, slicing
@@ -21,6 +20,7 @@ from pat.models import byte_tokenizer, families
 from pat.pruning import costs, registry
 from pat.pruning.sites import Site
 from pat.pruning.structured import GatePruner
+from pat.schema import PrunerConfig
 from tests.unit import small_models as small
 from tests.unit.fake_run import write_run
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from pat import compose
 from pat.commands import sweep as command
-from pat.config import Config
 from pat.run import ExitCode, RunDir, write_json
+from pat.schema import Config
 from pat.sweeps import plot, results, runner
 from pat.sweeps.members import Member, members_of, sweep_name
 from pat.sweeps.results import X_AXES, Point
@@ -178,7 +178,7 @@ def test_a_real_member_has_a_session_of_its_own_and_dies_with_the_sweep(tmp_path
     started.send_signal(signal.SIGTERM)
     assert started.wait(10) == -signal.SIGTERM
     script = (
-        "import sys; from pathlib import Path; from pat.config import Config; from pat.sweeps import runner\n"
+        "import sys; from pathlib import Path; from pat.schema import Config; from pat.sweeps import runner\n"
         "from pat.sweeps.members import Member\n"
         "runner.python_command = lambda m: [sys.executable, '-c', 'import time; time.sleep(60)']\n"
         "m = Member('m', Path('m'), {}, (), Config())\n"

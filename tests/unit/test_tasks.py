@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pat import models, scan, tasks
-from pat.config import DataConfig, ModelConfig, TaskConfig
+from pat.schema import DataConfig, ModelConfig, TaskConfig
 from pat.tasks import causal_lm
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pat.config import Config, PrunerConfig
 from pat.pruning import registry, ties
 from pat.pruning.comm import LOCAL
 from pat.pruning.gates import Learned
@@ -17,6 +16,7 @@ from pat.pruning.masks import MaskPruner
 from pat.pruning.pruner import Pruner
 from pat.pruning.shards import Shard
 from pat.pruning.types import Run, Segment
+from pat.schema import Config, PrunerConfig
 from tests.unit import small_models as small
 from tests.unit.thread_ranks import run_ranks
 

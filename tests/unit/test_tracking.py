@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pat import tracking
-from pat.config import Config, LoggerConfig, RunConfig, TrainConfig
 from pat.progress import duration
 from pat.rank import Log, Tee
 from pat.run import RunDir
+from pat.schema import Config, LoggerConfig, RunConfig, TrainConfig
 from tests.unit import wandb_files
 
 STEP = {

@@ -18,7 +18,7 @@ class Activation(Ranked):
     """
 
     name: str = "activation"
-    decay: float = 0.9
+    decay: float = 0.9  # per step; 0: this step's evidence alone
 
     needs: ClassVar[Evidence] = "activations"
     comparable: ClassVar[bool] = False  # a head has other weights and outputs than a neuron

@@ -18,7 +18,7 @@ class Fisher(Ranked):
     """
 
     name: str = "fisher"
-    decay: float = 0.99
+    decay: float = 0.99  # per step; 0: this step's evidence alone
 
     needs: ClassVar[Evidence] = "squared_gradients"
 

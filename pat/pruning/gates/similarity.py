@@ -18,7 +18,7 @@ class Similarity(Ranked):
     """
 
     name: str = "similarity"
-    decay: float = 0.9
+    decay: float = 0.9  # per step; 0: this step's evidence alone
 
     needs: ClassVar[Evidence] = "similarity"
     pooled_only: ClassVar[bool] = True

@@ -20,7 +20,7 @@ class Taylor(Ranked):
     """
 
     name: str = "taylor"
-    decay: float = 0.9
+    decay: float = 0.9  # per step; 0: this step's evidence alone
 
     needs: ClassVar[Evidence] = "absolute_gradients"
 

@@ -32,8 +32,8 @@ class Block:
     """
 
     name: str = "block"
-    rows: int
-    cols: int
+    rows: int  # of a block, along the outputs
+    cols: int  # of a block, along the inputs
 
     oriented: ClassVar[bool] = True  # whether a transposed weight would be cut along the wrong dimension
 
