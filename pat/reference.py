@@ -272,6 +272,8 @@ def _for_editors(node: Any) -> None:
         for key in ("composed", "only_with", "inherited"):
             if not isinstance(node.get(key), dict):
                 node.pop(key, None)
+        if node.get("additionalProperties") is True:  # that is so without, too; versions of pydantic differ
+            del node["additionalProperties"]
         if node.get("default") == MISSING:
             del node["default"]
         if kind := node.pop("x-method", None):  # a name, or fields of one: recipes leave `name` to the defaults list
