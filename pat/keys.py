@@ -21,19 +21,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
-__all__ = [
-    "MISSING",
-    "Finite",
-    "Method",
-    "Section",
-    "choices",
-    "default_of",
-    "key",
-    "options",
-    "plain",
-    "structured",
-    "words",
-]
 AnySection = TypeVar("AnySection", bound="Section")
 _WORDS = {
     str: "text",

@@ -272,6 +272,12 @@ def _for_editors(node: Any) -> None:
         for key in ("composed", "only_with", "inherited"):
             if not isinstance(node.get(key), dict):
                 node.pop(key, None)
+        # Versions of pydantic differ in what says the same.
+        if node.get("additionalProperties") is True:
+            del node["additionalProperties"]
+        for bound in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
+            if isinstance(node.get(bound), float) and node[bound].is_integer():
+                node[bound] = int(node[bound])
         if node.get("default") == MISSING:
             del node["default"]
         if kind := node.pop("x-method", None):  # a name, or fields of one: recipes leave `name` to the defaults list

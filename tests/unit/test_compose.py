@@ -80,7 +80,9 @@ def test_another_method_brings_its_own_fields(key):
 def test_a_replaced_method_takes_its_settings_along(tmp_path):
     (tmp_path / "recipe").mkdir()
     recipe = (compose.conf_dir() / "recipe" / "parity.yaml").read_text()
-    recipe = recipe.replace("criterion: movement", "criterion: soft_movement").replace(
+    methods = {"granularity": "weight", "criterion": "soft_movement", "budget": "sparsity", "schedule": "cubic"}
+    lines = "".join(f"  - /{kind}@pruners.weights.{kind}: {name}\n" for kind, name in methods.items())
+    recipe = recipe.replace("  - /pruner@pruners.weights: movement\n", lines).replace(
         "    budget:", "    criterion: { tau: 0.3 }\n    budget:"
     )
     (tmp_path / "recipe" / "mine.yaml").write_text(recipe)
