@@ -119,14 +119,13 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
 def _describe(config: Any) -> int:
     """`--dry-run`: all that a start refuses is refused; the data last, since it may be long or not be there."""
     from pat.build import data_in_words, prepare
-    from pat.compose import check_same_run, dump
+    from pat.compose import check_same_run
     from pat.pruning.plan import describe
     from pat.start_summary import start_summary
     from pat.teacher import describe as describe_teacher
 
     run_dir = Path(config.run.dir)
     check_same_run(config, run_dir)
-    print(dump(config))
     print(describe(config), flush=True)
     if config.distill.teacher:
         print(describe_teacher(config))
@@ -186,7 +185,9 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", metavar="NAME", help="the same as recipe=NAME")
     parser.add_argument("--frozen", type=Path, metavar="RUN", help="the config that a run directory holds, as it is")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check all that a start checks, say what the run would do, and stop"
+        "--dry-run",
+        action="store_true",
+        help="check all that a start checks, say what the run would do, and stop (--cfg job prints its whole config)",
     )
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed config, and stop")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")

@@ -22,7 +22,7 @@ from tests.unit.test_compose import composed, refused
 
 
 def config(**train: Any) -> Config:
-    return Config(train=TrainConfig(num_steps=1000, **train))
+    return Config(train=TrainConfig(**{"num_steps": 1000} | train))
 
 
 def run_of(made: Config, skipped: str, progress: Progress | None = None) -> Progress:
