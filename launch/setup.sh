@@ -42,7 +42,7 @@ pat_setup() {
     # which makes a `lock` file inside the op's folder one that a killed build left behind and all would wait for.
     # `pat train` looks in the same place, made of the environment and the versions in it.
     PAT_OPS="${TORCH_EXTENSIONS_DIR:-$(DS_ACCELERATOR=cpu "$venv/bin/python" -c '
-import os; from pat.launcher import extensions_dir; print(extensions_dir(os.environ))')}"
+import os; from pat.launch.single_node import extensions_dir; print(extensions_dir(os.environ))')}"
     if [ ! -e "$PAT_OPS/deepspeed_shm_comm/deepspeed_shm_comm.so" ]; then
         mkdir -p "$PAT_OPS"
         echo "setup: building DeepSpeed's CPU communication op in the background (log: $PAT_OPS/build.log)"

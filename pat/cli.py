@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import pat
 from pat import commands
-from pat.run import ExitCode
-from pat.usage import EXAMPLES, EXIT_CODES
+from pat.commands._help import EXAMPLES, EXIT_CODES
+from pat.run.directory import ExitCode
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 # Of a path that was given: where nothing closer to the fault has said more.
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(int(ExitCode.BAD_INPUT))
     with _one_sentence_errors():
         if options.command not in commands.names():
-            from pat.explain import did_you_mean  # which takes Hydra along
+            from pat.common.text import did_you_mean  # which takes Hydra along
 
             known = commands.names()
             raise ValueError(

@@ -1,8 +1,8 @@
 """The one source of everything a user can set: each key with its type, default, bounds, choices and what it does.
 
-`python -m pat.reference` makes conf/config.yaml, docs/reference/config.md and the JSON schema of it. Criteria,
+`python -m pat.config.reference` makes conf/config.yaml, docs/reference/config.md and the JSON schema of it. Criteria,
 granularities, gates, budgets and schedules are dataclasses beside their code (`pat.pruning.registry`); what relates
-several keys is checked in `pat.validate`. How a key is declared: `pat.keys`.
+several keys is checked in `pat.config.validate`. How a key is declared: `pat.common.keys`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pat.keys import MISSING, Finite, Method, Section, key
+from pat.common.keys import MISSING, Finite, Method, Section, key
+
+LATELY = 50  # steps in which train.max_skipped of them may be skipped
+
 
 FILES = ("json", "csv", "parquet", "text")  # values of data.source that read local files
 

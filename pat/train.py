@@ -1,4 +1,4 @@
-"""The loop. Everything that it needs is put together in `pat.build`; everything that it does stands below."""
+"""The loop. Everything that it needs is put together in `pat.training.setup`; everything that it does stands below."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import build, checkpoint, retention, seeds
-from pat.build import prepare
-from pat.engine import lr_factor, set_lr
-from pat.parts import Training
+from pat.checkpoint import retention, store
+from pat.common import seeds
 from pat.pruning.types import PromiseBroken
-from pat.run import ExitCode, RunDir, write_exit
-from pat.window import Diverged, Window
+from pat.run.directory import ExitCode, RunDir, write_exit
+from pat.training import setup, summary
+from pat.training.divergence import Diverged
+from pat.training.learning_rate import lr_factor
+from pat.training.metrics import Window
+from pat.training.preflight import prepare
+from pat.training.state import Training
+from pat.zero.engine import set_lr
 
 __all__ = ["main", "prepare"]
 
@@ -40,7 +44,7 @@ def main(run_dir: Path) -> int:
     """Train as one rank of the run frozen in `run_dir`; returns the exit code that all ranks agree on."""
     training, code, message = None, ExitCode.DONE, ""
     try:
-        training = build.build(run_dir)
+        training = setup.build(run_dir)
         fit(training)
     except Preempted as stop:
         code, message = ExitCode.PREEMPTED, str(stop)
@@ -48,7 +52,7 @@ def main(run_dir: Path) -> int:
         code, message = ExitCode.DIVERGED, f"{stop}; {after_divergence(run_dir)}"
         if training:
             training.tracker.alert("diverged", message)
-    except (PromiseBroken, checkpoint.NoneWhole, checkpoint.NotWritten) as stop:
+    except (PromiseBroken, store.NoneWhole, store.NotWritten) as stop:
         code, message = ExitCode.BROKEN_PROMISE, str(stop)
     if training:
         training.watchdog.stop()
@@ -144,7 +148,7 @@ def evaluate_saved(training: Training, reached: dict[str, int]) -> None:
     progress.logged_bytes = training.tracker.logged_bytes
     if training.world.rank == 0:
         root = training.run.checkpoints
-        path = checkpoint.note(root, progress.step, progress.as_dict(), metrics)
+        path = store.note(root, progress.step, progress.as_dict(), metrics)
         retention.mark(root, progress.reached)
         if best:
             retention.set_best(root, path)
@@ -199,8 +203,8 @@ def save(training: Training, best: bool = False) -> None:
     started = time.perf_counter()
     progress.logged_bytes = training.tracker.logged_bytes
     state, metrics = progress.as_dict(), progress.metrics or {}
-    path, seconds, size = checkpoint.timed(
-        lambda: checkpoint.save(training.engine, training.pruner, root, progress.step, state, metrics)
+    path, seconds, size = store.timed(
+        lambda: store.save(training.engine, training.pruner, root, progress.step, state, metrics)
     )
     progress.save_seconds = seconds
     if training.world.rank == 0:
@@ -226,6 +230,6 @@ def finish(training: Training) -> None:
     learned_nothing = training.bound.learned_nothing(progress.metrics or {})
     if learned_nothing:
         training.tracker.warn("no better than chance", learned_nothing)
-    training.tracker.summary(build.summary(training))
+    training.tracker.summary(summary.summary(training))
     if training.world.rank == 0:  # who has written the summary
-        training.tracker.say(build.outcome(training.run))
+        training.tracker.say(summary.outcome(training.run))

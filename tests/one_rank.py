@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from pat import engine as ds
 from pat.pruning.pruner import Pruner
 from pat.schema import Config
+from pat.zero import engine as ds
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from pat import engine as ds
-from pat.integrations import Pruning, attach
+from pat.integrations import attach
+from pat.integrations.attach import Pruning
 from pat.schema import DistillConfig
+from pat.zero import engine as ds
 from tests import formulas, planted
 from tests.planted import Case
 

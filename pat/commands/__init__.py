@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from pat import scan
+from pat.common import scan
 
 
 def names() -> list[str]:

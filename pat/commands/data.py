@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pat import folders
-from pat.run import ExitCode
-from pat.usage import command_parser, exit_codes
+from pat.commands._help import command_parser, exit_codes
+from pat.common import files
+from pat.run.directory import ExitCode
 
 EXAMPLES = """\
 examples:
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.n < 1 or options.tokens < 1:
         raise ValueError(f"--n {options.n} --tokens {options.tokens}: give 1 or more of both")
     if options.json:
-        folders.check_writable(options.json, "--json")
-    from pat.compose import compose
+        files.check_writable(options.json, "--json")
+    from pat.config.compose import compose
 
     overrides = [*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])]
     work = _prepare if options.what == "prepare" else _show
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str]) -> int:
 def _prepare(config: Any, options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from pat.build import fitting_data
+    from pat.common.files import write_json
     from pat.data.inspect import summarise, table, where
-    from pat.run import write_json
+    from pat.training.preflight import fitting_data
 
     summary = summarise(fitting_data(config), config)
     Console().print(table(summary))
@@ -71,9 +71,9 @@ def _prepare(config: Any, options: argparse.Namespace) -> int:
 def _show(config: Any, options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from pat.build import fitting_data
     from pat.data.inspect import chosen, sample_text
-    from pat.models import build_tokenizer
+    from pat.models.tokenizers import build_tokenizer
+    from pat.training.preflight import fitting_data
 
     prepared, tokenizer, console = fitting_data(config), build_tokenizer(config.model), Console(highlight=False)
     for index in chosen(len(getattr(prepared, options.split)), options.n, options.index):

@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pat import folders
-from pat.rendezvous import rank_environment
-from pat.run import ExitCode
-from pat.usage import command_parser, exit_codes
+from pat.commands._help import command_parser, exit_codes
+from pat.common import files
+from pat.launch.environment import rank_environment
+from pat.run.directory import ExitCode
 
 EXAMPLES = """\
 examples:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.ranks < 1:
         raise ValueError(f"--ranks {options.ranks}: give 1 or more")
     if options.json:
-        folders.check_writable(options.json, "--json")
+        files.check_writable(options.json, "--json")
     if rank_environment():
         raise ValueError("pat doctor starts its ranks itself: start it once, without torchrun, srun or deepspeed")
     ranks = options.ranks
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="doctor-", dir=options.dir)).resolve()
     from rich.console import Console
 
+    from pat.common.files import write_json
     from pat.doctor import as_json, broken, verdict
     from pat.doctor.machine import machine
     from pat.doctor.visit import visit
-    from pat.run import write_json
 
     console, findings = Console(highlight=False), []
     for check in itertools.chain(machine(device, ranks, folder), visit(folder, ranks)):
@@ -78,7 +78,7 @@ def _device(wanted: str, ranks: int) -> str:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # before torch looks
     import torch
 
-    from pat.engine import accelerator
+    from pat.zero.engine import accelerator
 
     found = accelerator()
     if wanted == "cuda" and found != "cuda":

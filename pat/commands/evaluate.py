@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pat import folders
-from pat.run import ExitCode, write_json
-from pat.usage import command_parser, exit_codes
+from pat.commands._help import command_parser, exit_codes
+from pat.common import files
+from pat.common.files import write_json
+from pat.run.directory import ExitCode
 
 MEGA = 1e6
 WIDTH = 120  # of the table, at least
@@ -48,15 +49,15 @@ def main(arguments: Sequence[str]) -> int:
                 f"there is no folder {path}: give runs or Hugging Face folders, such as `pat export` writes"
             )
     if options.json:
-        folders.check_writable(options.json, "--json")
+        files.check_writable(options.json, "--json")
     if any(item.startswith("recipe=") for item in overrides):
-        from pat.compose import compose
+        from pat.config.compose import compose
 
         overrides += ["--config-dir", options.config_dir] if options.config_dir else []
         return compose(overrides, lambda config: _evaluate([config] * len(paths), paths, options))
     if options.config_dir:
         raise ValueError(f"--config-dir {options.config_dir} would be ignored: give recipe=NAME with it")
-    from pat.origins import configs
+    from pat.export.origins import configs
 
     return _evaluate(configs(paths, overrides), paths, options)
 
@@ -66,9 +67,9 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
     from rich.console import Console
     from transformers.utils import logging
 
-    from pat.evaluate import evaluate_folder
-    from pat.models.dtypes import DTYPES
-    from pat.origins import differing_data
+    from pat.common.parameters import DTYPES
+    from pat.export.evaluate import evaluate_folder
+    from pat.export.origins import differing_data
 
     logging.disable_progress_bar()
     if (options.device or "").startswith("cuda") and not torch.cuda.is_available():

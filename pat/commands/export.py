@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pat.run import ExitCode
-from pat.usage import command_parser, exit_codes
+from pat.commands._help import command_parser, exit_codes
+from pat.run.directory import ExitCode
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pat.run import ExitCode
-from pat.usage import command_parser
+from pat.commands._help import command_parser
+from pat.run.directory import ExitCode
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.lines is not None and options.lines < 0:
         raise ValueError(f"--lines {options.lines}: give 0 or more")
-    from pat.logs import find, follow, last_lines
+    from pat.launch.logs import find, follow, last_lines
 
     path = find(options.run, None if options.job else options.rank)
     text, position = last_lines(path, options.lines)

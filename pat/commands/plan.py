@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pat import folders
-from pat.run import ExitCode
-from pat.usage import command_parser, exit_codes
+from pat.commands._help import command_parser, exit_codes
+from pat.common import files
+from pat.run.directory import ExitCode
 
 EXAMPLES = """\
 examples:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     options = parser.parse_intermixed_args(arguments)
     if options.json:
-        folders.check_writable(options.json, "--json")
+        files.check_writable(options.json, "--json")
     ranks = _numbers("--ranks", options.ranks, 1, 1 << 20)
     stages = _numbers("--stages", options.stages, 0, 3)
     if options.disk_gb_per_s is not None and not options.disk_gb_per_s > 0:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
             options.json.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
         return ExitCode.DONE
 
-    from pat.compose import compose
+    from pat.config.compose import compose
 
     return compose([*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])], use)
 

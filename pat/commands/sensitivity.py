@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pat.run import ExitCode
-from pat.usage import command_parser, exit_codes
+from pat.commands._help import command_parser, exit_codes
+from pat.run.directory import ExitCode
 
 SOURCES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 WIDTH = 110  # of the table, at least
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     options = parser.parse_intermixed_args(arguments)
     fractions, overrides = _numbers(options.fractions), _overrides(options)
-    from pat.compose import compose
+    from pat.config.compose import compose
 
     return compose(overrides, lambda config: _measure(config, fractions, options))
 
@@ -94,7 +94,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         raise ValueError(f"--samples {options.samples}: give 1 or more, or leave it out to take all")
     found += [f"data.max_eval_samples={options.samples}"] if options.samples else []
     if not any(key.startswith("recipe=") for key in keys):
-        from pat.engine import accelerator
+        from pat.zero.engine import accelerator
 
         dtype = "bf16" if accelerator() == "cuda" else "fp32"
         unused = {"train.num_steps": 1, "train.global_batch_size": 8, "optim.lr": 1, "engine.dtype": dtype}

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pat.run import ExitCode, RunDir
-from pat.usage import command_parser
+from pat.commands._help import command_parser
+from pat.run.directory import ExitCode, RunDir
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from pat.status import ago, statuses
+    from pat.launch.status import ago, statuses
 
     table = Table(box=None, header_style="bold")
     for title in ("run", "state", "step", "phase", "sparsity", "restarts", "updated"):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pat.run import ExitCode
-from pat.usage import command_parser
+from pat.commands._help import command_parser
+from pat.run.directory import ExitCode
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,9 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="more groups, recipes and clusters")
     parser.add_argument("--multirun", "-m", action="store_true", help="one job per combination: seed=0,1")
     options = parser.parse_intermixed_args(arguments)
-    from pat import cluster as clusters
-    from pat import slurm
-    from pat.compose import compose
+    from pat.config import cluster as clusters
+    from pat.config.compose import compose
+    from pat.launch import slurm
+    from pat.training import preflight
 
     of_cluster, overrides = clusters.split(options.overrides)
     cluster = clusters.load(options.cluster, of_cluster, options.config_dir)
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
             print(slurm.script(config, cluster), end="")
             return ExitCode.DONE
         if cluster.offline:
-            slurm.fetch(config)
+            preflight.fetch(config)
         job = slurm.submit(config, cluster)
         run = Path(config.run.dir)
         print(f"job {job} is submitted: pat status {run}; pat logs {run} --follow; sbatch {run}/job.sbatch repeats it")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pat.rendezvous import rank_environment
-from pat.run import ExitCode
-from pat.usage import EXIT_CODES, command_parser
+from pat.commands._help import EXIT_CODES, command_parser
+from pat.launch.environment import rank_environment
+from pat.run.directory import ExitCode
 
 EXAMPLES = """\
 examples:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"--jobs {options.jobs}: give 1 or more")
     if rank_environment():
         raise ValueError("a sweep starts its runs' ranks itself: call it from a plain shell, not under a launcher")
-    from pat import cluster as clusters
+    from pat.config import cluster as clusters
     from pat.sweeps import results
     from pat.sweeps.members import members_of, sweep_name
     from pat.sweeps.sweep import Sweep

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pat import signals, starts
-from pat.rendezvous import RankEnvironment, rank_environment
-from pat.run import ExitCode, RunDir, preemption_flag
-from pat.usage import EXIT_CODES, TRAIN_EXAMPLES, TRAIN_HELP, command_parser
+from pat.commands._help import EXIT_CODES, TRAIN_EXAMPLES, TRAIN_HELP, command_parser
+from pat.common import signals
+from pat.launch.environment import RankEnvironment, rank_environment
+from pat.run import provenance
+from pat.run.directory import ExitCode, RunDir
+from pat.run.preemption import preemption_flag
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         overrides += [name, value] if value else []
     overrides += ["--multirun"] if options.multirun else []
     overrides += ["--resolve"] if options.resolve else []
-    from pat.compose import compose
+    from pat.config.compose import compose
 
     if environment and options.multirun:
         raise ValueError("-m starts one run after another from a plain shell; under a launcher start each by itself")
@@ -49,39 +51,40 @@ def main(arguments: Sequence[str]) -> int:
 
 def _start_ranks(config: Any) -> int:
     """In a plain shell: freeze, prepare the data, start the ranks and wait for them."""
-    from pat import hosts, launcher
-    from pat.process import clear_ranks, only_user_of
+    from pat.config.frozen import check_same_run, freeze
+    from pat.launch import multi_node, single_node
+    from pat.launch.process import clear_ranks, only_user_of
+    from pat.training.preflight import is_complete, prepare
+    from pat.training.start_summary import append_to_log, start_summary
+    from pat.training.summary import outcome
 
     run_dir = Path(config.run.dir)
     several = config.engine.hostfile is not None
     with _preempted_before_training(), only_user_of(run_dir):
         if several:
-            hosts.check(run_dir, config)
+            multi_node.check(run_dir, config)
         clear_ranks(run_dir)
-        from pat.build import is_complete, outcome, prepare  # heavy
-        from pat.compose import check_same_run, freeze
 
         check_same_run(config, run_dir)
         if is_complete(config, run_dir):
             freeze(config, run_dir)
             print(f"{outcome(RunDir(run_dir))}\nnothing is left to do; run.resume=never starts it over", flush=True)
             return ExitCode.DONE
-        from pat.start_summary import append_to_log, start_summary
 
         said = start_summary(config, prepare(config, run_dir))
         print(said, flush=True)
         freeze(config, run_dir)  # once all is accepted: a refused command leaves nothing behind
         append_to_log(run_dir, said)
         _say_that_it_starts(run_dir, config.engine.world_size)
-        return (hosts if several else launcher).launch(run_dir, config)
+        return (multi_node if several else single_node).launch(run_dir, config)
 
 
 def _become_rank(config: Any, environment: RankEnvironment) -> int:
     """Under a launcher: this process is one rank of the run. Rank 0 freezes the config, the others wait for it."""
-    from pat.compose import freeze, wait_for_frozen
-    from pat.launcher import rank_variables
-    from pat.process import forget_ranks_from, only_user_of
-    from pat.rank import run_rank
+    from pat.config.frozen import freeze, wait_for_frozen
+    from pat.launch.process import forget_ranks_from, only_user_of
+    from pat.launch.rank import run_rank
+    from pat.launch.single_node import rank_variables
 
     if config.engine.hostfile:
         raise ValueError(
@@ -95,9 +98,9 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
     def work(run_dir: Path) -> int:
         import torch
 
-        from pat import build
         from pat import train as loop
-        from pat.start_summary import start_summary
+        from pat.training import preflight
+        from pat.training.start_summary import start_summary
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the variable before it was set
         with only_user_of(run_dir) if environment.rank == 0 else contextlib.nullcontext():
@@ -108,7 +111,7 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
                 _say_that_it_starts(run_dir, environment.world_size)
             else:
                 wait_for_frozen(config, run_dir)
-            checked = build.prepare(config, run_dir)
+            checked = preflight.prepare(config, run_dir)
             if environment.rank == 0:
                 print(start_summary(config, checked), flush=True)
             return loop.main(run_dir)
@@ -118,11 +121,11 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
 
 def _describe(config: Any) -> int:
     """`--dry-run`: all that a start refuses is refused; the data last, since it may be long or not be there."""
-    from pat.build import data_in_words, prepare
-    from pat.compose import check_same_run
-    from pat.pruning.plan import describe
-    from pat.start_summary import start_summary
-    from pat.teacher import describe as describe_teacher
+    from pat.config.frozen import check_same_run
+    from pat.training.dry_run import describe
+    from pat.training.preflight import data_in_words, prepare
+    from pat.training.start_summary import start_summary
+    from pat.training.teacher import describe as describe_teacher
 
     run_dir = Path(config.run.dir)
     check_same_run(config, run_dir)
@@ -136,18 +139,18 @@ def _describe(config: Any) -> int:
 
 
 def _say_that_it_starts(run_dir: Path, ranks: int) -> None:
-    from pat import slurm
+    from pat.launch import slurm
 
-    starts.record(run_dir, ranks)
+    provenance.record(run_dir, ranks)
     if warning := slurm.short_lead(run_dir):
         print(f"pat: {warning}", flush=True)
 
 
 def _frozen(run_dir: Path, overrides: Sequence[str], environment: RankEnvironment | None) -> Any:
     """The config in a run directory, for the ranks that were started: a Slurm job may come back with other nodes."""
-    from pat.compose import load
-    from pat.hosts import take_world_size
-    from pat.validate import validate
+    from pat.config.frozen import load
+    from pat.config.hostfile import take_world_size
+    from pat.config.validate import validate
 
     config = load(RunDir(run_dir).config).changed(run__dir=str(run_dir))
     for override in _with_world_size(list(overrides), environment) if environment else overrides:
@@ -201,7 +204,7 @@ def _train_parser() -> argparse.ArgumentParser:
 
 
 def _train_help(parser: argparse.ArgumentParser) -> str:
-    from pat.compose import conf_dir, recipes
+    from pat.config.places import conf_dir, recipes
     from pat.pruning import registry
 
     conf = conf_dir()

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from pat.data.prepare import PreparedData
-from pat.tasks import Task
+from pat.tasks.base import Task
 
 FEW_ROWS = 20  # with fewer, a label in every row proves nothing
 ROWS_PER_LABEL = 5  # on average; below it, most labels are hardly seen

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from pat.common.text import size_in_words
 from pat.data.example import coloured, decoded, plain, rest
 from pat.data.prepare import SPLITS, PreparedData
 from pat.data.sampler import token_counts
-from pat.pruning.plan import size_in_words
 from pat.schema import Config
 
 CHUNK = 10_000  # samples whose flags are in memory at a time

@@ -26,15 +26,15 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from pat import folders
+from pat.common import files
+from pat.common.progress_bar import watch
 from pat.data import sources
 from pat.data.mixture import Mixture
 from pat.data.rows import content_hashes, encoded, hash_of, held_out
 from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
 from pat.schema import DataConfig
-from pat.tasks import Task
-from pat.watch import watch
+from pat.tasks.base import Task
 
 FORMAT = 3  # of a cache entry; another format is another entry
 SPLITS = ("train", "eval")
@@ -61,7 +61,7 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     if cfg.source == sources.MIXTURE:
         return _mixed(cfg, tokenizer, task, seed)
     root = Path(cfg.cache_dir or os.environ.get("PAT_CACHE") or "~/.cache/pat").expanduser()
-    folders.make(root, "data.cache_dir" if cfg.cache_dir else "PAT_CACHE")
+    files.make(root, "data.cache_dir" if cfg.cache_dir else "PAT_CACHE")
     # The folder's name says everything that decides what is in it.
     key = hash_of(
         FORMAT,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from pat.tasks import Encoder
+from pat.tasks.base import Encoder
 
 TRIED = 20  # rows after a failing first one: if they fail as well, the setting is wrong and not the row
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pat.data.mixture import Mixture, permutation
 from pat.schema import Config
-from pat.tasks import Batch, Task
+from pat.tasks.base import Batch, Task
 
 # B samples of a global batch, n samples of the data set
 

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value, load_dataset
 from datasets.arrow_writer import SchemaInferenceError
 
-from pat import ignored
+from pat.common import ignored
+from pat.common.text import did_you_mean
 from pat.data import delimited
 from pat.data.generated import generate
-from pat.explain import did_you_mean
 from pat.schema import FILES, DataConfig, GeneratedConfig
 
 MIXTURE = "mixture"  # of the sources in data.sources

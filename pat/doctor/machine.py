@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pat.common.text import size_in_words
 from pat.doctor import BROKEN, MIND, WELL, Finding
-from pat.pruning.kernels import Pass
-from pat.pruning.plan import size_in_words
-from pat.run import versions
+from pat.pruning.weights.kernels import Pass
+from pat.run.provenance import versions
 
 SHM_PER_RANK = 66 << 20  # bytes that DeepSpeed's CPU communication maps
 SHM_GPU = 1 << 30  # what NCCL and data workers are comfortable with

@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pat import compose
-from pat.rank import run_rank
-from pat.rendezvous import rank_environment
-from pat.run import write_exit, write_json
+from pat.common.files import write_json
+from pat.config import frozen
+from pat.launch.environment import rank_environment
+from pat.launch.rank import run_rank
+from pat.run.directory import write_exit
 
 NUMEL = 1_000_003  # of a reduced tensor: odd, so that no two ranks' parts are alike
 REPEATS = 5
@@ -82,9 +83,10 @@ def saving(folder: Path) -> dict[str, Any]:
 
 def work(folder: Path) -> int:
     """One rank: every check, then the runs. Collective."""
-    from pat import engine, train
+    from pat import train
+    from pat.zero import engine
 
-    config = compose.load(folder / "config.yaml")
+    config = frozen.load(folder / "config.yaml")
     engine.init_distributed(config)
     device = f"cuda:{os.environ['LOCAL_RANK']}" if engine.accelerator() == "cuda" else "cpu"
     if device != "cpu":

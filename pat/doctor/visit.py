@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pat.build import prepare
-from pat.compose import compose, freeze
+from pat.common.files import read_json
+from pat.common.text import size_in_words
+from pat.config.compose import compose
+from pat.config.frozen import freeze
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.doctor.ranks import STAGES, stage_dir
-from pat.launcher import launch
-from pat.pruning.plan import size_in_words
-from pat.run import ExitCode, RunDir, read_exit, read_json
+from pat.launch.single_node import launch
+from pat.run.directory import ExitCode, RunDir, read_exit
 from pat.schema import Config
+from pat.training.preflight import prepare
 
 STEPS, HALF = 8, 4
 SLOW = 100e6  # bytes a second below which checkpoints are felt

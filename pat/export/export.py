@@ -23,8 +23,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from transformers import AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
-from pat import compose, folders, tasks
-from pat.checkpoint_reader import CheckpointError, CheckpointReader
+from pat.checkpoint.reader import CheckpointReader
+from pat.checkpoint.retention import find_checkpoint
+from pat.common import files
+from pat.common.files import read_json, sync_directory, write_json
+from pat.common.parameters import DTYPES
+from pat.config import frozen
 from pat.export import masks
 from pat.export.card import model_card
 from pat.export.merged import MergedReader
@@ -33,10 +37,10 @@ from pat.export.source import Stream, specs
 from pat.export.structures import structures
 from pat.export.verify import LOGIT_LIMIT, check_tensors, max_abs_logit_diff
 from pat.export.writer import write_model
-from pat.models.dtypes import DTYPES
-from pat.retention import find_checkpoint
-from pat.run import RunDir, read_json, sync_directory, write_json
+from pat.run.directory import RunDir
 from pat.schema import Config
+from pat.tasks import base
+from pat.zero.checkpoint_files import CheckpointError
 
 VERIFY = ("auto", "logits", "weights")
 
@@ -62,18 +66,18 @@ def export_run(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: choose a new folder, or remove it")
     step_dir = find_checkpoint(run, checkpoint)
-    config = compose.load(run.config)
+    config = frozen.load(run.config)
     reader = CheckpointReader(step_dir)
     dtype = dtype or reader.manifest["dtype"]
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
-    hf_config, auto_model = _model_config(run, config, DTYPES[dtype]), tasks.build(config.task).auto_model
+    hf_config, auto_model = _model_config(run, config, DTYPES[dtype]), base.build(config.task).auto_model
     if config.peft.r is not None:
         reader = MergedReader(reader, config.peft, _on_meta(auto_model, hf_config))
     _check_names(reader, auto_model, hf_config, run)
 
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    made = folders.make(out, "--out")
+    made = files.make(out, "--out")
     try:
         partial.mkdir()
         result = _write(reader, partial, run, config, dtype, hf_config, auto_model, verify, console)
@@ -81,7 +85,7 @@ def export_run(
         os.replace(partial, out)  # also onto an empty folder
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        folders.remove_empty(made)
+        files.remove_empty(made)
         raise
     return result
 
@@ -145,7 +149,7 @@ def _model_config(run: RunDir, config: Config, dtype: torch.dtype) -> Pretrained
         if not (run.path / name).is_dir():
             raise ValueError(f"{run.path} has no {name} folder: it was not written by `pat train`, or not whole")
     hf_config = AutoConfig.from_pretrained(run.path / "model")
-    model_class = tasks.build(config.task).auto_model._model_mapping[type(hf_config)]
+    model_class = base.build(config.task).auto_model._model_mapping[type(hf_config)]
     hf_config.architectures = [(model_class[0] if isinstance(model_class, tuple) else model_class).__name__]
     hf_config.dtype = dtype
     return hf_config

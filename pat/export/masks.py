@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pat.checkpoint_reader import CheckpointReader
+from pat.checkpoint.reader import CheckpointReader
+from pat.common.hashing import MaskHash, pack_keep, unpack_keep
 from pat.export.writer import Spec, write_safetensors
-from pat.hashing import MaskHash, pack_keep, unpack_keep
 from pat.pruning.state_keys import KEEP
 
 CHUNK = 1 << 22  # elements; a multiple of 8

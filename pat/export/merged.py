@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pat.checkpoint_reader import CheckpointReader
+from pat.checkpoint.reader import CheckpointReader
 from pat.models import adapters
 from pat.schema import PeftConfig
 

@@ -7,16 +7,18 @@ from typing import Any
 
 from rich.table import Table
 
-from pat import tasks
-from pat.checkpoint_reader import CheckpointReader
+from pat.checkpoint.reader import CheckpointReader
+from pat.common.files import read_json
+from pat.common.hashing import file_sha256
+from pat.common.parameters import DTYPES
 from pat.export import masks
 from pat.export.card import before_pruning, figures
 from pat.export.source import Stream
 from pat.export.writer import Spec
-from pat.hashing import file_sha256
-from pat.models.dtypes import DTYPES
-from pat.run import RunDir, read_json, versions
+from pat.run.directory import RunDir
+from pat.run.provenance import versions
 from pat.schema import Config
+from pat.tasks import base
 
 
 def export_json(
@@ -37,9 +39,7 @@ def export_json(
     return {
         "dtype": dtype,
         "stock": left.stock,
-        "loader": f"{tasks.build(config.task).auto_model.__name__}.from_pretrained"
-        if left.stock
-        else "pat.export.load",
+        "loader": f"{base.build(config.task).auto_model.__name__}.from_pretrained" if left.stock else "pat.export.load",
         "structures": left.describe(),
         "before": {"parameters": stream.total, "bytes": stream.total * item + buffers},
         "after": {

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pat.models import families
 from pat.models.anatomy import Anatomy
-from pat.pruning.costs import Widths, widths
-from pat.pruning.sites import Site
-from pat.pruning.unit_slices import Factor
+from pat.pruning.structures.costs import Widths, widths
+from pat.pruning.structures.sites import Site
+from pat.pruning.structures.slices import Factor
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pat.checkpoint_reader import CheckpointError, CheckpointReader
+from pat.checkpoint.reader import CheckpointReader
+from pat.common.hashing import MaskHash, WeightsHash
 from pat.export.masks import CHUNK, keep_chunk, masked
 from pat.export.merged import MergedReader
 from pat.export.slicing import Slicing
 from pat.export.structures import Structures
 from pat.export.writer import Spec
-from pat.hashing import MaskHash, WeightsHash
+from pat.zero.checkpoint_files import CheckpointError
 
 
 def weight_chunks(reader: CheckpointReader, name: str) -> Iterator[tuple[int, Tensor]]:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pat.checkpoint_reader import CheckpointError, CheckpointReader
+from pat.checkpoint.reader import CheckpointReader
 from pat.export.slicing import Slicing, slicing
-from pat.pruning.hooks import install
-from pat.pruning.structured import GatePruner
+from pat.pruning.structures.hooks import install
+from pat.pruning.structures.pruner import GatePruner
 from pat.schema import Config
+from pat.zero.checkpoint_files import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from pat.checkpoint_reader import CheckpointError, CheckpointReader
+from pat.checkpoint.reader import CheckpointReader
 from pat.export import masks
 from pat.export.loader import load
 from pat.export.merged import MergedReader
@@ -23,6 +23,7 @@ from pat.export.structures import Structures
 from pat.export.writer import Spec
 from pat.models import adapters
 from pat.schema import PeftConfig
+from pat.zero.checkpoint_files import CheckpointError
 
 LOGIT_LIMIT = 4 << 30  # bytes of weights up to which "auto" compares logits: two models are built for it
 LOGIT_TOLERANCE = 1e-3  # of the largest logit; the same code on the same bits: 0 is what to expect

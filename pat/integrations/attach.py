@@ -24,13 +24,13 @@ import deepspeed
 import torch
 from torch import nn
 
-from pat import deepspeed_keys
+from pat.common.parameters import logical_shape
 from pat.integrations import saved
 from pat.integrations.groups import extend_schedulers, follow, split_groups
 from pat.integrations.settings import Settings
-from pat.models.shapes import logical_shape
 from pat.pruning.pruner import Pruner, StepStats
 from pat.pruning.types import PromiseBroken
+from pat.zero import config_keys
 
 
 def attach(
@@ -73,8 +73,8 @@ class Pruning:
         config = arguments.get(key)
         if not isinstance(config, dict):
             raise ValueError("give DeepSpeed's config to deepspeed.initialize as a dict: json.load(open(PATH))")
-        deepspeed_keys.refuse(config, "the DeepSpeed config", deepspeed_keys.OF_THE_CALLER)
-        if untested := deepspeed_keys.untested(config, deepspeed_keys.OF_THE_CALLER):
+        config_keys.refuse(config, "the DeepSpeed config", config_keys.OF_THE_CALLER)
+        if untested := config_keys.untested(config, config_keys.OF_THE_CALLER):
             warnings.warn(f"pruning was never tested with these keys of DeepSpeed: {', '.join(untested)}", stacklevel=2)
         owner = self.settings.owners({n: logical_shape(p) for n, p in self.model.named_parameters()})
         of_param = {id(p): owner.get(n, "") for n, p in self.model.named_parameters()}

@@ -14,12 +14,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pat import checkpoint, compose, retention
-from pat.checkpoint_reader import CheckpointError
-from pat.manifest import check_same_model, describe_parameters
+from pat.checkpoint import retention, store
+from pat.checkpoint.manifest import check_same_model, describe_parameters
+from pat.common.files import write_atomic, write_json
+from pat.config import frozen
 from pat.pruning.pruner import Pruner
-from pat.run import RunDir, versions, write_atomic, write_json
+from pat.run.directory import RunDir
+from pat.run.provenance import versions
 from pat.schema import Config
+from pat.zero.checkpoint_files import CheckpointError
 
 
 def directory(save_dir: Path) -> RunDir:
@@ -69,10 +72,10 @@ def save(
             engine.module.config.save_pretrained(run.path / "model")
         if tokenizer is not None:
             tokenizer.save_pretrained(run.path / "tokenizer")
-        write_atomic(run.config, compose.dump(config))
+        write_atomic(run.config, frozen.dump(config))
         write_json(run.version, versions())
     pruner.shards.world.barrier()
-    step_dir = checkpoint.save(
+    step_dir = store.save(
         engine, pruner, run.checkpoints, engine.global_steps, {"tag": tag}, {}, written=save_dir / tag
     )
     if dist.get_rank() == 0:
@@ -90,7 +93,7 @@ def check(load_dir: Path, config: Config) -> None:
             f"{load_dir} has no pruner state ({run.config} is not there): resume from a checkpoint that was written "
             "while the pruner was attached, or start anew"
         )
-    saved = compose.load(run.config)
+    saved = frozen.load(run.config)
     if saved.seed != config.seed or _plain(saved) != _plain(config):
         raise ValueError(f"{load_dir} was written with other pruners or seed: resume with those of {run.config}")
 
@@ -98,7 +101,7 @@ def check(load_dir: Path, config: Config) -> None:
 def load(load_dir: Path, engine: Any, pruner: Pruner, config: Config) -> None:
     """Fill the pruner from beside the checkpoint that DeepSpeed has just loaded. Collective."""
     run = directory(load_dir)
-    num_steps = compose.load(run.config).train.num_steps
+    num_steps = frozen.load(run.config).train.num_steps
     if num_steps != config.train.num_steps:
         raise ValueError(
             f"{load_dir} is of a run of {num_steps} steps, this one has {config.train.num_steps}: the schedules would "
@@ -112,7 +115,7 @@ def load(load_dir: Path, engine: Any, pruner: Pruner, config: Config) -> None:
             "one of those, and give a larger keep_last (null: all) where older ones are to stay"
         )
     try:
-        reader = checkpoint.open_whole(state, pruner.shards)
+        reader = store.open_whole(state, pruner.shards)
     except CheckpointError as error:
         raise ValueError(f"{load_dir} is not whole: {error}") from error
     check_same_model(reader.manifest, describe_parameters(engine.module, pruner))

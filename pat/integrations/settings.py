@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from pat.compose import to_config
-from pat.pruning.masks import match
+from pat.config.frozen import to_config
+from pat.config.validate import pruner_problems
+from pat.pruning.weights.pruner import match
 from pat.schema import Config
-from pat.validate import pruner_problems
 
 KEYS = ("pruners", "seed", "kernels", "keep_last")
 KEEP_LAST = 2  # states of the pruner in one folder, by default

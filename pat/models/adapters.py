@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.initialization import no_init_weights
 
-from pat import patterns
+from pat.common import patterns
 from pat.schema import PeftConfig
 
 HEADS = ("classifier", "score", "pre_classifier")  # of sequence classifiers: new, so trained whole

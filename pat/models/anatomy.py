@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from pat.models.shapes import logical_shape
+from pat.common.parameters import logical_shape
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
-from pat.explain import did_you_mean
-from pat.models import heads, liger
+from pat.common.text import did_you_mean
+from pat.models import adapters, heads, liger
 from pat.models.weight_files import check_weights
 from pat.schema import ModelConfig
 
 if TYPE_CHECKING:
-    from pat.tasks import Task
+    from pat.tasks.base import Task
+
 
 log = logging.getLogger(__name__)
 
@@ -245,12 +246,12 @@ def _pretrained(
     if cfg.replace_head:
         heads.renew(model, rng_state)
     for name, saved, wanted in sorted(report["mismatched_keys"]):
-        if cfg.replace_head and name.split(".")[0] in heads.HEADS:
+        if cfg.replace_head and name.split(".")[0] in adapters.HEADS:
             continue
         raise ValueError(
             f"'{name}' is {tuple(saved)} in '{cfg.path}' but {tuple(wanted)} in the model: "
             "model.config, or the number of classes, does not go with these weights"
-            + ("; model.replace_head=true takes a new head." if name.split(".")[0] in heads.HEADS else ".")
+            + ("; model.replace_head=true takes a new head." if name.split(".")[0] in adapters.HEADS else ".")
         )
     if report["missing_keys"] and complete:
         raise ValueError(

@@ -21,9 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pat.models.dtypes import DTYPES
+from pat.common.parameters import DTYPES
 from pat.schema import Config
-from pat.tasks import Task
+from pat.tasks.base import Task
 
 
 @dataclass(frozen=True)

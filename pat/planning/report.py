@@ -9,15 +9,16 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from pat import tasks
-from pat.engine import deepspeed_config
+from pat.common.text import size_in_words
 from pat.planning import checkpoints, memory, traffic
 from pat.planning.activations import Activations, activations
 from pat.planning.memory import Layout, Memory
 from pat.planning.shapes import Shapes, itemsize, shapes_of
-from pat.pruning.plan import attached, size_in_words
 from pat.schema import Config
-from pat.teacher import num_parameters
+from pat.tasks import base
+from pat.training.dry_run import attached
+from pat.training.teacher import num_parameters
+from pat.zero.engine import deepspeed_config
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
     model, pruner = attached(config, config.task.num_labels)
     shapes = shapes_of(config, model, pruner, num_parameters(config) if config.distill.teacher else 0)
     rankings = sum(len(mask.shapes) if mask.config.scope == "matrix" else 1 for mask in pruner.masks)
-    task, known, rows = tasks.build(config.task), {}, []
+    task, known, rows = base.build(config.task), {}, []
     for stage in stages:
         for count in ranks:
             layout, micro = _layout(config, count, stage)

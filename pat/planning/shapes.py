@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from pat.engine import param_groups
-from pat.models.dtypes import DTYPES
-from pat.pruning.plan import HARD_BYTES, SCORE_BYTES, SOFT_BYTES
+from pat.common.parameters import DTYPES
 from pat.pruning.pruner import Pruner
 from pat.schema import Config
+from pat.training.dry_run import HARD_BYTES, SCORE_BYTES, SOFT_BYTES
+from pat.zero.engine import param_groups
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Shapes:
 
 
 def shapes_of(config: Config, model: torch.nn.Module, pruner: Pruner, teacher: int = 0) -> Shapes:
-    """Of a model on the meta device with its pruners attached (`pat.pruning.plan.attached`)."""
+    """Of a model on the meta device with its pruners attached (`pat.training.dry_run.attached`)."""
     masks = {mask.name: mask for mask in pruner.masks}
     names = {id(p): name for name, p in model.named_parameters()}
     groups = []

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from pat.planning.memory import Layout
 from pat.planning.shapes import Shapes
-from pat.pruning.brackets import SAMPLE, SAMPLE_PER_GROUP
-from pat.pruning.selection import DIGITS
+from pat.pruning.weights.brackets import SAMPLE, SAMPLE_PER_GROUP
+from pat.pruning.weights.selection import DIGITS
 
 READ_PASSES = 2  # over the scores: scan and write; the ranking itself and narrowing a small copy are not counted
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable
 
 from pat.pruning.granularity.n_of_m import NOfM
-from pat.pruning.masks import MaskPruner
-from pat.pruning.structured import GatePruner
+from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.weights.pruner import MaskPruner
 
 
 def check(gate: GatePruner, mask: MaskPruner) -> None:

@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pat.hashing import MaskHash, WeightsHash
-from pat.models.shapes import logical_shape
+from pat.common.hashing import MaskHash, WeightsHash
+from pat.common.parameters import logical_shape
 from pat.pruning import nested, state_keys
-from pat.pruning.kernels import SumOfSquares
-from pat.pruning.masked_shard import MaskedShard
-from pat.pruning.masks import MaskPruner
-from pat.pruning.same_bits import compute_as_everywhere
-from pat.pruning.shards import Piece, Shards
-from pat.pruning.structured import GatePruner
+from pat.pruning.structures.pruner import GatePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
+from pat.pruning.weights.kernels import SumOfSquares
+from pat.pruning.weights.pruner import MaskPruner
+from pat.pruning.weights.shard_state import MaskedShard
 from pat.schema import Config
+from pat.zero.layouts import Piece, Shards
+from pat.zero.stage_parity import compute_as_everywhere
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import Field, ValidationError, create_model
 
-from pat import explain, scan
-from pat.keys import Section
+from pat.common import errors, scan
+from pat.common.keys import Section
 
 PACKAGES = {
     "criterion": "pat.pruning.criteria",
@@ -55,7 +55,7 @@ def build(kind: str, value: Any) -> Any:
     try:
         return parse(kind, value)
     except ValidationError as error:
-        raise ValueError(explain.invalid(error, within=kind)) from error
+        raise ValueError(errors.invalid(error, within=kind)) from error
 
 
 def parse(kind: str, value: Any) -> Any:
@@ -65,7 +65,7 @@ def parse(kind: str, value: Any) -> Any:
     try:
         read = model.model_validate(given)
     except ValidationError as error:
-        raise explain.located(error, model) from error
+        raise errors.located(error, model) from error
     values = {key: getattr(read, key) for key in model.model_fields}
     absent = [key for key, item in values.items() if item == "???"]
     if absent:
@@ -108,7 +108,7 @@ def _name(kind: str, value: Any) -> str:
         raise ValueError(f"A {kind} is a name or a mapping, {{name: ...}}, and not {value!r}.")
     if isinstance(value, Mapping) and "name" not in value:
         raise ValueError(f"A {kind} needs a name; allowed: {', '.join(names(kind))}.")
-    name = value if isinstance(value, str) else value["name"]
+    name: str = value if isinstance(value, str) else value["name"]
     _find(kind, name)
     return name
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pat.pruning.arrays import array, chunks, module
-from pat.pruning.comm import Comm
+from pat.common.comm import Comm
 from pat.pruning.criteria import Criterion
-from pat.pruning.gate_training import GateTraining
 from pat.pruning.gates import Gate, Ranked
-from pat.pruning.grid import by_structure
 from pat.pruning.schedules import Timeline
-from pat.pruning.sites import Site
+from pat.pruning.structures.gate_training import GateTraining
+from pat.pruning.structures.grid import by_structure
+from pat.pruning.structures.sites import Site
 from pat.pruning.types import Run
+from pat.pruning.weights.arrays import array, chunks, module
 
 
 def starts_equal(criterion: Criterion) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pat.pruning.gates import Learned
-from pat.pruning.masks import MaskPruner
-from pat.pruning.structured import GatePruner
+from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.weights.pruner import MaskPruner
 
 JUMP = 0.20  # sparsity that may go at once
 FEW = 4  # selections on the way to a target that is more than one jump away

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pat.pruning import nested
-from pat.pruning.masks import MaskPruner
-from pat.pruning.structured import GatePruner
+from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.weights.pruner import MaskPruner
 
 
 @dataclass(frozen=True)

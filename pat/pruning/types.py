@@ -12,23 +12,6 @@ class PromiseBroken(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A contiguous run of one parameter's elements inside one flat fp32 shard of this rank."""
-
-    name: str  # parameter
-    shape: tuple[int, ...]  # logical shape of the whole parameter
-    start: int  # first element: row-major index in the parameter
-    numel: int
-    shard: int  # index of the flat shard on this rank
-    offset: int  # first element: index in the flat shard
-
-    @property
-    def part(self) -> slice:
-        """Its elements in the flat shard."""
-        return slice(self.offset, self.offset + self.numel)
-
-
-@dataclass(frozen=True)
 class Run:
     """One segment's scores and the keep flags to write; no two ranks hold the same element."""
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pat.common.comm import LOCAL
+from pat.common.patterns import check, matches
+from pat.common.rounding import part_of
 from pat.models.families import anatomy
-from pat.patterns import check, matches
 from pat.pruning import registry
-from pat.pruning.comm import LOCAL
 from pat.pruning.granularity.weight import Weight
-from pat.pruning.rounding import part_of
-from pat.pruning.selection import keep_top
-from pat.pruning.sites import Site
+from pat.pruning.structures.sites import Site
 from pat.pruning.types import Run
+from pat.pruning.weights.selection import keep_top
 
 _IN_A_LAYER = re.compile(r"(.*?\.\d+)\.(.+)")  # the first number in a module's name is that of its layer
 

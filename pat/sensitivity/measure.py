@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pat.pruning.hooks import SiteHooks
+from pat.pruning.structures.hooks import SiteHooks
 from pat.sensitivity.cells import Cell, Grid, keep_largest, unit_magnitude
-from pat.tasks import Batch, Task
+from pat.tasks.base import Batch, Task
 
 Metrics = dict[str, float]
 

@@ -8,18 +8,22 @@ from typing import Any
 
 import torch
 
-from pat import data, models, tasks
-from pat.build import fitting_data
-from pat.engine import accelerator
-from pat.models.dtypes import DTYPES
-from pat.process import only_user_of
-from pat.run import seed_everything, versions, write_json
+from pat.common.files import write_json
+from pat.common.parameters import DTYPES
+from pat.common.progress_bar import watch
+from pat.common.seeds import seed_everything
+from pat.data import sampler
+from pat.launch.process import only_user_of
+from pat.models import build, tokenizers
+from pat.run.provenance import versions
 from pat.schema import Config
 from pat.sensitivity import plot, report
 from pat.sensitivity.cells import grid
 from pat.sensitivity.journal import Journal
 from pat.sensitivity.measure import evaluate, measure
-from pat.watch import watch
+from pat.tasks import base
+from pat.training.preflight import fitting_data
+from pat.zero.engine import accelerator
 
 
 def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: Path) -> dict[str, Any]:
@@ -28,15 +32,15 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
     ValueError for a model that was not trained on the task, for kinds that it does not have, and where `out` is about
     something else.
     """
-    task, tokenizer, prepared = tasks.build(config.task), models.build_tokenizer(config.model), fitting_data(config)
+    task, tokenizer, prepared = base.build(config.task), tokenizers.build_tokenizer(config.model), fitting_data(config)
     seed_everything(config.seed)
     options = (tokenizer, prepared.label_names, config.model.init == "pretrained")
-    model: Any = models.build_model(config.model, task, DTYPES[config.engine.dtype], prepared.num_labels, *options)
+    model: Any = build.build_model(config.model, task, DTYPES[config.engine.dtype], prepared.num_labels, *options)
     model = model.to(accelerator()).eval().requires_grad_(False)
     found = grid(model, fractions, kinds)
     if found.note:
         print(f"weights only, no structures: {found.note}", flush=True)
-    batches = list(data.eval_batches(prepared.eval, task, tokenizer, config, 0, 1, accelerator()))
+    batches = list(sampler.eval_batches(prepared.eval, task, tokenizer, config, 0, 1, accelerator()))
     identity = {
         "model": config.model.plain(),
         "task": config.task.plain(),

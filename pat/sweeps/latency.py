@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from pat import export
-from pat.compose import load
-from pat.engine import accelerator
+from pat.config.frozen import load
+from pat.export import loader
 from pat.export.export import export_run
-from pat.run import RunDir
+from pat.run.directory import RunDir
+from pat.zero.engine import accelerator
 
 WARM_UP, ROUNDS = 2, 9
 
@@ -29,7 +29,7 @@ def forward_ms(run_dir: Path) -> float:
     transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         export_run(run_dir, Path(folder) / "model", checkpoint="last", verify="weights")
-        model = export.load(Path(folder) / "model", dtype="auto").eval().to(accelerator())
+        model = loader.load(Path(folder) / "model", dtype="auto").eval().to(accelerator())
         vocabulary = model.config.get_text_config().vocab_size
         tokens = torch.randint(0, vocabulary, (1, config.data.max_length), generator=torch.Generator().manual_seed(0))
         tokens, took = tokens.to(accelerator()), []

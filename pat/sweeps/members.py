@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from pat.compose import compose, run_name
+from pat.config.compose import compose, run_name
 from pat.schema import Config
 
 _OURS = ("run.dir", "run.name")  # of a sweep's members
@@ -33,7 +33,7 @@ class Member:
 def check_one(members: Sequence[Member]) -> None:
     """The first member's ValueError where none would be accepted: a mistake that all share is said once, before any
     directory is made. A mistake of one member costs only that one."""
-    from pat.build import prepare  # heavy
+    from pat.training.preflight import prepare  # heavy
 
     refused: list[ValueError] = []
     for member in members:

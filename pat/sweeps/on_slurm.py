@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from pat import slurm
-from pat.cluster import ClusterConfig
-from pat.run import ExitCode, RunDir, read_exit, read_json
+from pat.common.files import read_json
+from pat.config.cluster import ClusterConfig
+from pat.launch import slurm
+from pat.run.directory import ExitCode, RunDir, read_exit
 from pat.schema import Config
 from pat.sweeps.members import Member
 

@@ -14,10 +14,12 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from pat import run, tasks
-from pat.run import ExitCode, RunDir
+from pat.common import files
+from pat.run import provenance
+from pat.run.directory import ExitCode, RunDir
 from pat.sweeps.members import Member
 from pat.sweeps.runner import Ended
+from pat.tasks import base
 
 SWEEP_FILE = "sweep.json"
 NOT_RUN = "not run"
@@ -69,7 +71,7 @@ def y_axis(members: Sequence[Member], metric: str | None) -> Axis:
     names = {member.config.task.name for member in members}
     if len(names) > 1:
         raise ValueError(f"the tasks {' and '.join(sorted(names))} share no metric: sweep over runs of one task")
-    task = tasks.build(members[0].config.task)
+    task = base.build(members[0].config.task)
     name = metric or task.headline
     higher = task.higher_is_better(name)
     return Axis(name, f"{name} on held-out data ({'higher' if higher else 'lower'} is better)", higher)
@@ -91,7 +93,7 @@ def record_of(member: Member, ended: Ended | None, earlier: Mapping[str, Any] | 
         "message": known.get("message", ""),
         "seconds": known.get("seconds"),
         "latency_ms": known.get("latency_ms"),
-        "summary": run.read_json(RunDir(member.dir).summary) if code == ExitCode.DONE else None,
+        "summary": files.read_json(RunDir(member.dir).summary) if code == ExitCode.DONE else None,
     }
 
 
@@ -126,7 +128,7 @@ def pareto(values: Sequence[tuple[float, float]], x_higher: bool, y_higher: bool
 
 def write(out: Path, command: Sequence[str], records: Sequence[Mapping[str, Any]], x: Axis, y: Axis) -> None:
     """sweep.json, atomically: after every member, so that a sweep that dies has its record."""
-    run.write_json(
+    files.write_json(
         out / SWEEP_FILE,
         {
             "name": out.name,
@@ -134,7 +136,7 @@ def write(out: Path, command: Sequence[str], records: Sequence[Mapping[str, Any]
             "x": x.name,
             "y": y.name,
             "y_higher_is_better": y.higher_is_better,
-            "versions": run.versions(),
+            "versions": provenance.versions(),
             "members": list(records),
             "points": [asdict(point) for point in points(records, x, y)],
         },

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pat import signals
-from pat.process import die_with_parent
-from pat.run import ExitCode
+from pat.common import signals
+from pat.launch.process import die_with_parent
+from pat.run.directory import ExitCode
 from pat.sweeps.members import Member, python_command
 
 POLL_S = 0.2
@@ -128,7 +128,7 @@ def start_here(member: Member, place: int, jobs: int, log: Path) -> Here:
 
 def environment(member: Member, place: int, jobs: int) -> dict[str, str]:
     """Of a member: its share of the cores and, of the GPUs, those of its place."""
-    from pat.launcher import rank_variables
+    from pat.launch.single_node import rank_variables
 
     engine = member.config.engine
     variables = rank_variables(member.config)

@@ -10,10 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from pat import run
-from pat.cluster import ClusterConfig
-from pat.process import only_user_of
-from pat.run import ExitCode
+from pat.common import files
+from pat.config.cluster import ClusterConfig
+from pat.launch.process import only_user_of
+from pat.run import directory
+from pat.run.directory import ExitCode
 from pat.sweeps import on_slurm, plot, results
 from pat.sweeps.members import Member, check_one
 from pat.sweeps.results import SWEEP_FILE, Axis
@@ -70,11 +71,11 @@ class Sweep:
     def log(self, member: Member) -> Path:
         """What a member's command printed in its last start here, or rank 0 of its job."""
         if self.cluster is not None:
-            return run.RunDir(member.dir).logs / "rank-0.log"
+            return directory.RunDir(member.dir).logs / "rank-0.log"
         return self.out / "logs" / f"{member.name}.log"
 
     def _earlier(self, go_on: bool) -> dict[str, Any]:
-        found = run.read_json(self.out / SWEEP_FILE)
+        found = files.read_json(self.out / SWEEP_FILE)
         if found and not go_on:
             raise ValueError(
                 f"{self.out} holds a sweep: --continue runs what it lacks; for a new one give another --out"
@@ -137,8 +138,8 @@ class Sweep:
 
 def is_done(member: Member) -> bool:
     """Whether its last checkpoint is whole and its summary there, of this very config."""
-    from pat.build import is_complete
-    from pat.compose import changed_keys, load
+    from pat.config.frozen import changed_keys, load
+    from pat.training.preflight import is_complete
 
-    frozen = run.RunDir(member.dir).config
+    frozen = directory.RunDir(member.dir).config
     return frozen.exists() and not changed_keys(load(frozen), member.config) and is_complete(member.config, member.dir)

@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
-from pat import chunked
-from pat.tasks import Batch, Encoder, Task
+from pat.tasks import chunked_loss
+from pat.tasks.base import Batch, Encoder, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.schema import DataConfig
+
 
 # b blocks of a batch, s tokens of a block, v vocabulary
 
@@ -57,7 +58,7 @@ class CausalLM(Task):
     def check_model(self, config: PretrainedConfig) -> None:
         """Chunks are for model types whose logits are their head's. Raises ValueError."""
         if self.loss_chunk_tokens is not None:
-            chunked.check(config)
+            chunked_loss.check(config)
 
     def columns(self, cfg: DataConfig) -> dict[str, str]:
         """The text."""
@@ -88,10 +89,10 @@ class CausalLM(Task):
             return super().loss(model, batch)
         counts, targets, size = self.supervised(batch), next_labels(batch["labels"]), self.loss_chunk_tokens
 
-        def summed(head: chunked.Head, hidden: Tensor) -> Tensor:
-            return chunked.sums(head, hidden, lambda logits, rows: row_losses(logits, targets[rows]), counts, size)
+        def summed(head: chunked_loss.Head, hidden: Tensor) -> Tensor:
+            return chunked_loss.sums(head, hidden, lambda logits, rows: row_losses(logits, targets[rows]), counts, size)
 
-        with chunked.at_head(model, summed):
+        with chunked_loss.at_head(model, summed):
             return self.outputs(model, batch).logits[0] / counts.sum()
 
     def sum_per_sample(self, model: Any, batch: Batch) -> Tensor:
@@ -100,10 +101,10 @@ class CausalLM(Task):
             return sum_per_block(self.outputs(model, batch).logits, batch["labels"])
         targets, size = next_labels(batch["labels"]), self.loss_chunk_tokens
 
-        def each(head: chunked.Head, hidden: Tensor) -> Tensor:
-            return chunked.per_row(head, hidden, lambda logits, rows: row_losses(logits, targets[rows]), size)
+        def each(head: chunked_loss.Head, hidden: Tensor) -> Tensor:
+            return chunked_loss.per_row(head, hidden, lambda logits, rows: row_losses(logits, targets[rows]), size)
 
-        with chunked.at_head(model, each):
+        with chunked_loss.at_head(model, each):
             return self.outputs(model, batch).logits.sum((1, 2))
 
     def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -11,17 +11,17 @@ import torch
 from datasets import Features, List, Value
 from torch import Tensor
 
-from pat.data import formats
-from pat.data.packing import best_fit
-from pat.data.templates import ChatTemplate, Marked, SpanTokenizer
-from pat.models import padding
-from pat.tasks import Batch, Encoder, inputs, padded_width
+from pat.tasks import formats, padding
+from pat.tasks.base import Batch, Encoder, inputs, padded_width
 from pat.tasks.causal_lm import IGNORED, CausalLM, sum_per_block
+from pat.tasks.packing import best_fit
+from pat.tasks.templates import ChatTemplate, Marked, SpanTokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.schema import DataConfig
+
 
 # b samples of a batch, s tokens of its longest sample, v vocabulary, D documents of all samples
 
@@ -42,7 +42,7 @@ PACKABLE = (
 class Chat(CausalLM):
     """Cross-entropy of each supervised token given those before it in its document, mean per supervised token.
 
-    A row is what `pat.data.formats` knows, as text what the tokenizer's chat template makes of it.
+    A row is what `pat.tasks.formats` knows, as text what the tokenizer's chat template makes of it.
     Raises ValueError for an option that is not allowed.
     """
 

@@ -14,13 +14,15 @@ from datasets import Features, List, Value
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from pat.tasks import Batch, Encoder, Task, confusion, padded_width
+from pat.tasks import confusion
+from pat.tasks.base import Batch, Encoder, Task, padded_width
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.schema import DataConfig
+
 
 BALANCED = "balanced"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from pat.tasks import Batch, Encoder, Task
+from pat.tasks.base import Batch, Encoder, Task
 from pat.tasks.classification import TextRows, collated, text_columns
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from pat.schema import DataConfig
+
 
 # b samples of a batch, N of the evaluation; p what the model answers, y the label
 

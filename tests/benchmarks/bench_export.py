@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from pat import export
+from pat.export import loader
 from pat.models import families
-from pat.pruning import costs
+from pat.pruning.structures import costs
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     models = {
-        name: export.load(folder, dtype=getattr(torch, options.dtype)).eval()
+        name: loader.load(folder, dtype=getattr(torch, options.dtype)).eval()
         for name, folder in (("dense", options.dense), ("pruned", options.pruned))
     }
     vocabulary = AutoConfig.from_pretrained(options.dense).vocab_size

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pat.pruning import registry
-from pat.pruning.kernels import make_kernels, masked_sum_of_squares
+from pat.pruning.weights.kernels import make_kernels, masked_sum_of_squares
 from pat.schema import MaskedGradConfig
 
 AIMS = {"compile soft": 1.0, "compile hard": 0.25, "eager soft": 1.5, "eager hard": 0.5}

@@ -72,10 +72,10 @@ def measure(options: argparse.Namespace, dtype: str, taught: bool, size: int | N
     """{rise of the peak, seconds of each step, loss} of one variant, in this process."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pat import tasks
-    from pat.distill import Distiller
     from pat.pruning.schedules import Ramp
     from pat.schema import DistillConfig
+    from pat.tasks import base
+    from pat.training.distill import Distiller
 
     torch.set_num_threads(1)
     shape = LlamaConfig(
@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace, dtype: str, taught: bool, size: int | N
     torch.manual_seed(0)
     makes: Any = LlamaForCausalLM
     model, teacher = (makes(shape).to(DTYPES[dtype]) for _ in range(2))
-    task = tasks.build({"name": "causal_lm", "loss_chunk_tokens": size})
+    task = base.build({"name": "causal_lm", "loss_chunk_tokens": size})
     teacher.eval().requires_grad_(False)
     distiller = Distiller(teacher, task, DistillConfig(teacher="t", weight=0.5), Ramp.of("distill", 0, None, 10), [])
 

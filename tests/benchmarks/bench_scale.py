@@ -29,14 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pat.checkpoint_reader import CheckpointReader
+from pat.checkpoint.reader import CheckpointReader
+from pat.common.comm import Comm
 from pat.pruning import registry
-from pat.pruning.comm import Comm
-from pat.pruning.kernels import make_kernels
-from pat.pruning.selection import select_units
 from pat.pruning.types import Run
+from pat.pruning.weights.kernels import make_kernels
+from pat.pruning.weights.selection import select_units
 from pat.schema import MaskedGradConfig
-from tests.unit.fake_run import write_checkpoint
+from tests.fake_run import write_checkpoint
 
 SPARSITY = 0.8
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

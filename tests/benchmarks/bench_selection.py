@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from pat.pruning.comm import Comm
-from pat.pruning.selection import keep_top
+from pat.common.comm import Comm
 from pat.pruning.types import Run
+from pat.pruning.weights.selection import keep_top
 
 RANKS = 2
 AIMS = {"of kthvalue": 0.1, "read passes": 5.0, "extra memory": 0.1}

@@ -23,14 +23,15 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pat.checkpoint import store
+from pat.pruning.pruner import Pruner
+from pat.schema import Config, PrunerConfig
+from pat.zero import engine as ds
+from tests.distributed.harness import Trained, main
+from tests.distributed.ranks import run_ranks
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pat import checkpoint  # noqa: E402
-from pat import engine as ds  # noqa: E402
-from pat.pruning.pruner import Pruner  # noqa: E402
-from pat.schema import Config, PrunerConfig  # noqa: E402
-from tests.distributed.harness import Trained, main  # noqa: E402
-from tests.distributed.ranks import run_ranks  # noqa: E402
 
 EVERY = 10  # steps between selections, as in the recipes
 MASKS, GATES = ("soft", "hard"), ("l0", "harvest")
@@ -136,8 +137,8 @@ def checks(args: list[str]) -> dict[str, Any]:
                     said["deepspeed_save_bytes"] = _size(Path(root[0]) / "plain")
                     dist.barrier()
                     start = time.perf_counter()
-                path, seconds_, size = checkpoint.timed(
-                    lambda t=trained, k=kind: checkpoint.save(t.engine, t.pruner, Path(root[0]) / k, 3, {}, {})
+                path, seconds_, size = store.timed(
+                    lambda t=trained, k=kind: store.save(t.engine, t.pruner, Path(root[0]) / k, 3, {}, {})
                 )
                 times.append(seconds_)
             said.setdefault(kind, {})["save_seconds"] = min(times)

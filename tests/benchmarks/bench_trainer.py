@@ -25,13 +25,17 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from pat import train
+from pat.config import compose, frozen
+from pat.training import preflight, setup
+from pat.training.metrics import Window
+from pat.zero import engine
+from tests.distributed import hf_on_cpu
+from tests.distributed.harness import main
+from tests.distributed.ranks import run_ranks
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pat import build, compose, engine, train  # noqa: E402
-from pat.window import Window  # noqa: E402
-from tests.distributed import hf_on_cpu  # noqa: E402
-from tests.distributed.harness import main  # noqa: E402
-from tests.distributed.ranks import run_ranks  # noqa: E402
 
 WARM_UP = 3
 SHAPE = {
@@ -52,8 +56,8 @@ def prepare(run_dir: str, steps: int, layers: int, tokens: int) -> None:
     ]  # fmt: skip
 
     def freeze(config: Any) -> int:
-        compose.freeze(config, Path(run_dir))
-        build.prepare(config, Path(run_dir))
+        frozen.freeze(config, Path(run_dir))
+        preflight.prepare(config, Path(run_dir))
         return 0
 
     compose.compose(overrides, freeze)
@@ -86,7 +90,7 @@ def checks(arguments: list[str]) -> dict[str, Any]:
     run_dir = arguments[0]
     rounds, layers, tokens = map(int, arguments[1:])
     hf_on_cpu.allow()
-    training = build.build(Path(run_dir))
+    training = setup.build(Path(run_dir))
     torch.manual_seed(0)
     shape = LlamaConfig(**SHAPE, num_hidden_layers=layers, max_position_embeddings=tokens, use_cache=False)
     deepspeed = engine.deepspeed_config(training.config) | {"gradient_clipping": "auto", "bf16": {"enabled": "auto"}}

@@ -104,9 +104,9 @@ def int8(subject: Subject, folder: Path) -> float | None:
         return None
     import torch
 
-    from pat.compose import compose
-    from pat.evaluate import evaluate
-    from pat.export import load
+    from pat.config.compose import compose
+    from pat.export.evaluate import evaluate
+    from pat.export.loader import load
 
     found: list[dict[str, float]] = []
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pat import process, run, starts
+from pat.common import files
+from pat.launch import process
+from pat.run import directory, provenance
 from tests.distributed import runs
 
 HERE = Path(__file__).resolve().parent
@@ -98,7 +100,7 @@ class Lab:
     def submit(self, run_dir: Path, *overrides: str) -> Job:
         """A job of two nodes with a rank each, unless told otherwise."""
         self.pat("submit", "--cluster", str(self.settings()), *RUN, f"run.dir={run_dir}", *overrides)
-        return Job(self, run.RunDir(run_dir))
+        return Job(self, directory.RunDir(run_dir))
 
     def preempt(self, seconds: int = 1) -> None:
         """Take both nodes away for a while; returns when that is over."""
@@ -113,12 +115,12 @@ class Job:
     """A submitted run."""
 
     lab: Lab
-    run: run.RunDir
+    run: directory.RunDir
 
     @property
     def id(self) -> str:
         """Slurm's number."""
-        return run.read_json(self.run.job)["job_id"]  # type: ignore[index]
+        return files.read_json(self.run.job)["job_id"]  # type: ignore[index]
 
     def detail(self, key: str) -> str:
         """A field of `scontrol show job`."""
@@ -137,7 +139,7 @@ class Job:
     @property
     def starts(self) -> list[dict[str, Any]]:
         """Each time the run began."""
-        return starts.read(self.run.path)
+        return provenance.read(self.run.path)
 
     def text(self) -> str:
         """What the job and its ranks have said."""

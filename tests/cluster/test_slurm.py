@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pat.run import RunDir, read_json
+from pat.common.files import read_json
+from pat.run.directory import RunDir
 from tests.cluster.lab import RUN, Job, Lab
 from tests.distributed import runs
 

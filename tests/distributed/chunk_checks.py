@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import tasks
+from pat.tasks import base
 from tests.distributed.distill_checks import Distilled, distilled, save_teacher
 from tests.distributed.harness import STEPS, Trained, build, discard, from_rank_0, main, make_config
 from tests.distributed.layouts import layouts
@@ -30,7 +30,7 @@ def narrowed(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
 class Plain(Trained):
     """Trains by a task's loss."""
 
-    task: tasks.Task
+    task: base.Task
 
     def loss(self, tokens: torch.Tensor, t: int) -> torch.Tensor:
         """Of step t."""
@@ -59,7 +59,7 @@ def ended(trained: Trained) -> list[float]:
 def checks(_: list[str]) -> dict[str, Any]:
     """{layout: [plain, chunked]}, and {layout with a teacher: [plain, chunked]}."""
     said: dict[str, Any] = {}
-    every = [tasks.build({"name": "causal_lm", "loss_chunk_tokens": size}) for size in (None, CHUNK)]
+    every = [base.build({"name": "causal_lm", "loss_chunk_tokens": size}) for size in (None, CHUNK)]
     for layout, overrides in LAYOUTS.items():
         for task in every:
             built = build(make_config("movement", **FP32, **overrides))

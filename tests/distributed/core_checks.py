@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from pat import engine as ds
 from pat.pruning.pruner import Pruner
+from pat.training import learning_rate
+from pat.zero import engine as ds
 from tests.distributed.harness import (
     STEPS,
     Trained,
@@ -92,7 +93,7 @@ def plain(layouts: list[str]) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(groups, foreach=True, eps=config.optim.eps, betas=(0.9, 0.999))
         alone, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds.deepspeed_config(config))
         for t in range(6):
-            ds.set_lr(alone, ds.lr_factor(t, STEPS, config.optim))
+            ds.set_lr(alone, learning_rate.lr_factor(t, STEPS, config.optim))
             for micro in range(alone.gradient_accumulation_steps()):
                 tokens = batch(t, micro, config)
                 alone.backward(alone(input_ids=tokens, labels=tokens).loss)

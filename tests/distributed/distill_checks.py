@@ -14,10 +14,15 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pat import build as setup
-from pat import compose, models, tasks, teacher, train
-from pat import engine as ds
-from pat.distill import Distiller
+from pat import train
+from pat.config import compose, frozen
+from pat.models import tokenizers
+from pat.models.build import build_model
+from pat.tasks import base
+from pat.training import preflight, teacher
+from pat.training import setup as setup
+from pat.training.distill import Distiller
+from pat.zero import engine as ds
 from tests.distributed.harness import (
     LLAMA,
     STEPS,
@@ -44,7 +49,7 @@ LAYOUTS = layouts(
 )
 HIDDEN = ("zero1", "zero2", "zero3", "zero3 nothing persistent")
 LAYERS = 3  # of the teacher; the student has 2
-TASK = tasks.build({"name": "causal_lm"})
+TASK = base.build({"name": "causal_lm"})
 
 
 def save_teacher(folder: Path, seed: int) -> str:
@@ -88,7 +93,7 @@ def distilled(path: str, hidden_weight: float = 0.0, **overrides: Any) -> Distil
     trained = build(config)
     config.distill.teacher, config.distill.weight, config.distill.temperature = path, 0.5, 2.0
     config.distill.hidden_weight, config.distill.start, config.distill.end = hidden_weight, 1, 4
-    tokenizer, device = models.byte_tokenizer(), trained.engine.device
+    tokenizer, device = tokenizers.byte_tokenizer(), trained.engine.device
     ds_config = ds.deepspeed_config(config)
     found = teacher.build(config, TASK, tokenizer, trained.engine.module.config, ds_config, device)
     return Distilled(config, trained.engine, trained.pruner, found)
@@ -185,8 +190,8 @@ def _composed(*overrides: str) -> Any:
 def _train(config: Any, run_dir: Path) -> None:
     """What a rank does. Collective."""
     if dist.get_rank() == 0:
-        compose.freeze(config, run_dir)
-        setup.prepare(config, run_dir)
+        frozen.freeze(config, run_dir)
+        preflight.prepare(config, run_dir)
     dist.barrier()
     built = setup.build(run_dir)
     train.fit(built)
@@ -201,8 +206,8 @@ def _save_parity_teacher(path: Path, config: Any, seed: int) -> None:
         torch.manual_seed(seed)
         bigger = copy.deepcopy(config.model)
         bigger.config |= {"num_hidden_layers": LAYERS, "initializer_range": 0.3}
-        tokenizer = models.byte_tokenizer()
-        models.build_model(bigger, TASK, torch.float32, tokenizer=tokenizer).save_pretrained(path)
+        tokenizer = tokenizers.byte_tokenizer()
+        build_model(bigger, TASK, torch.float32, tokenizer=tokenizer).save_pretrained(path)
         tokenizer.save_pretrained(path)
     dist.barrier()
 

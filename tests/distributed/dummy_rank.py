@@ -1,19 +1,22 @@
 """A rank without a model: what it does is in RUN/behaviour.json, {"rank": word} with "*" for the others."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
-from pat import rank, run
+from pat.launch import rank
+from pat.run import directory, preemption
 
 
 def work(run_dir: Path) -> int:
     me = int(os.environ["RANK"])
     behaviour = json.loads((run_dir / "behaviour.json").read_text())
     word = behaviour.get(str(me)) or behaviour["*"]
-    flag = run.preemption_flag()
+    flag = preemption.preemption_flag()
     print(f"rank {me} of {os.environ['WORLD_SIZE']} does: {word}")
     if word == "fail":
         raise RuntimeError("the cable came out")
@@ -24,7 +27,7 @@ def work(run_dir: Path) -> int:
         os.kill(os.getpid(), 9)
     if word.isdigit():
         if me == 0:
-            run.write_exit(run_dir, int(word), "on purpose" if int(word) else "")
+            directory.write_exit(run_dir, int(word), "on purpose" if int(word) else "")
         return int(word)
     end = time.monotonic() + 120
     while time.monotonic() < end:  # "wait": as the loop does; "stuck": as in a collective whose other end is gone
@@ -32,10 +35,10 @@ def work(run_dir: Path) -> int:
             (run_dir / f"signal-{me}").write_text(str(flag.signal))
             time.sleep(0.3)
             if me == 0:
-                run.write_exit(run_dir, run.ExitCode.PREEMPTED, "saved")
-            return run.ExitCode.PREEMPTED
+                directory.write_exit(run_dir, directory.ExitCode.PREEMPTED, "saved")
+            return directory.ExitCode.PREEMPTED
         time.sleep(0.02)
-    return run.ExitCode.ERROR
+    return directory.ExitCode.ERROR
 
 
 if __name__ == "__main__":

@@ -5,22 +5,23 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pat import cli, tasks, train
+from pat import cli, train
+from pat.tasks import base
 
 
 def main() -> None:
     """The command line, with the fault."""
-    plain, finish = tasks.Task.evaluate, train.finish
+    plain, finish = base.Task.evaluate, train.finish
 
     def broken(*_: Any, **__: Any) -> Any:
         raise KeyError("f1")
 
     def finish_with_fault(training: Any) -> None:
-        tasks.Task.evaluate = broken  # type: ignore[method-assign]
+        base.Task.evaluate = broken  # type: ignore[method-assign]
         try:
             finish(training)
         finally:
-            tasks.Task.evaluate = plain  # type: ignore[method-assign]
+            base.Task.evaluate = plain  # type: ignore[method-assign]
 
     train.finish = finish_with_fault
     cli.main(sys.argv[1:])

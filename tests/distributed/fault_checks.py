@@ -11,8 +11,9 @@ from unittest import mock
 
 import torch
 
-from pat import checkpoint, retention
-from pat.checkpoint_reader import CheckpointError
+from pat.checkpoint import retention, store
+from pat.common import files
+from pat.zero.checkpoint_files import CheckpointError
 from tests.distributed.harness import Trained, build, digest, main, make_config
 
 
@@ -42,18 +43,18 @@ def fault_at(n: int, make: Callable[[], BaseException], torn: bool) -> Iterator[
 
     with (
         mock.patch("torch.save", failing("torch.save", torch.save, 1)),
-        mock.patch("pat.checkpoint.save_file", failing("save_file", checkpoint.save_file, 1)),
-        mock.patch("pat.checkpoint.write_atomic", failing("write_atomic", checkpoint.write_atomic, -1)),
-        mock.patch("pat.retention.write_atomic", failing("write_atomic", retention.write_atomic, -1)),
-        mock.patch("os.replace", failing("os.replace", checkpoint.os.replace, -1)),
-        mock.patch("os.fsync", failing("os.fsync", checkpoint.os.fsync, -1)),
+        mock.patch("pat.checkpoint.store.save_file", failing("save_file", store.save_file, 1)),
+        mock.patch("pat.checkpoint.store.write_atomic", failing("write_atomic", files.write_atomic, -1)),
+        mock.patch("pat.checkpoint.retention.write_atomic", failing("write_atomic", files.write_atomic, -1)),
+        mock.patch("os.replace", failing("os.replace", store.os.replace, -1)),
+        mock.patch("os.fsync", failing("os.fsync", store.os.fsync, -1)),
     ):
         yield writes
 
 
 def save(trained: Trained, root: Path, step: int) -> None:
     """One checkpoint, with what the loop does after it."""
-    checkpoint.save(trained.engine, trained.pruner, root, step, {}, {})
+    store.save(trained.engine, trained.pruner, root, step, {}, {})
     retention.retain(root, 2)
 
 
@@ -82,9 +83,9 @@ def checks(_: list[str]) -> dict[str, Any]:
                     except Killed:
                         raised = "killed"
                     fresh = build(make_config("movement"))
-                    reader = checkpoint.find(root, fresh.pruner.shards, lambda text: None)
+                    reader = store.find(root, fresh.pruner.shards, lambda text: None)
                     assert reader is not None, (writes[n], fault, torn)
-                    checkpoint.load(fresh.engine, fresh.pruner, reader)
+                    store.load(fresh.engine, fresh.pruner, reader)
                     step = reader.manifest["step"]
                     right = digest(fresh) == (early if step == 5 else late)
                     said.append([writes[n], fault, torn, raised, step, right])
@@ -95,10 +96,10 @@ def checks(_: list[str]) -> dict[str, Any]:
                     else:
                         fresh.engine.destroy()
                     for path in root.glob("step-00000006*"):
-                        checkpoint.shutil.rmtree(path)
+                        store.shutil.rmtree(path)
                     retention.set_latest(root, root / "step-00000005")
         save(trained, root, 6)
-        assert checkpoint.find(root, trained.pruner.shards, print).manifest["step"] == 6  # type: ignore[union-attr]
+        assert store.find(root, trained.pruner.shards, print).manifest["step"] == 6  # type: ignore[union-attr]
     return {"count": count, "faults": said}
 
 

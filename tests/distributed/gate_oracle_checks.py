@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import engine as ds
-from pat import models, tasks, teacher
+from pat.models import tokenizers
 from pat.pruning.pruner import Pruner
+from pat.tasks import base
+from pat.training import teacher
+from pat.zero import engine as ds
 from tests import planted, planted_loops
 from tests.distributed.harness import Trained, build, discard, from_rank_0, main
 from tests.distributed.layouts import layouts
@@ -60,7 +62,7 @@ def own(case: Case, stage: int, teachers: Path | None = None) -> Loop:
     distiller = None
     if teachers is not None:
         config.distill = planted_loops.distillation(str(teachers))
-        task, tokenizer = tasks.build({"name": "causal_lm"}), models.byte_tokenizer()
+        task, tokenizer = base.build({"name": "causal_lm"}), tokenizers.byte_tokenizer()
         shape, ds_config = engine.module.config, ds.deepspeed_config(config)
         distiller = teacher.build(config, task, tokenizer, shape, ds_config, engine.device)
 

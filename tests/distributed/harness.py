@@ -31,12 +31,14 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from pat import checkpoint
-from pat import engine as ds
-from pat.models.dtypes import DTYPES
+from pat.checkpoint import store
+from pat.common.parameters import DTYPES
+from pat.models import trainable
 from pat.pruning.pruner import Pruner
-from pat.pruning.shards import Piece
 from pat.schema import Config, PrunerConfig
+from pat.training import learning_rate
+from pat.zero import engine as ds
+from pat.zero.layouts import Piece
 
 STEPS = 12
 SEQUENCE = 16
@@ -216,7 +218,7 @@ class Trained:
         """Steps start to stop; the loss of step `poison` is infinite on the last rank."""
         accumulation = self.engine.gradient_accumulation_steps()
         for t in range(start, stop):
-            ds.set_lr(self.engine, ds.lr_factor(t, STEPS, self.config.optim))
+            ds.set_lr(self.engine, learning_rate.lr_factor(t, STEPS, self.config.optim))
             for micro in range(accumulation):
                 tokens = batch(t, micro, self.config)
                 loss = self.loss(tokens, t)
@@ -270,7 +272,7 @@ def build_model(config: Config, reference: Any = None) -> Any:
                     param.data.copy_(state[name])
     else:
         model.load_state_dict(state, strict=False)
-    ds.choose_trainable(model, config)
+    trainable.choose_trainable(model, config)
     return model
 
 
@@ -310,12 +312,12 @@ def undisturbed_and_interrupted(make: Callable[[], Trained], stops: Sequence[int
         root, at, trained = Path(from_rank_0(folder)), 0, make()
         for stop in stops:
             trained.run(at, stop)
-            checkpoint.save(trained.engine, trained.pruner, root, stop, {}, {})
+            store.save(trained.engine, trained.pruner, root, stop, {}, {})
             discard(trained)
             trained, at = make(), stop
-            reader = checkpoint.find(root, trained.pruner.shards, print)
+            reader = store.find(root, trained.pruner.shards, print)
             assert reader is not None
-            checkpoint.load(trained.engine, trained.pruner, reader)
+            store.load(trained.engine, trained.pruner, reader)
         trained.run(at, STEPS)
         found.append(digest(trained))
         discard(trained)

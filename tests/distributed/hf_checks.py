@@ -22,9 +22,11 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from pat import engine as ds
-from pat.integrations import Pruning, attach
+from pat.integrations import attach
+from pat.integrations.attach import Pruning
 from pat.integrations.hf import PruningCallback, export_pruned
+from pat.training import learning_rate
+from pat.zero import engine as ds
 from tests.distributed import hf_on_cpu
 from tests.distributed.harness import (
     STEPS,
@@ -160,7 +162,9 @@ def on_accelerate(config: Any, folder: Path, load: Path | None = None) -> Prunin
     groups = ds.param_groups(plain, config.optim, {})
     optimizer = torch.optim.AdamW([group | {"lr": config.optim.lr} for group in groups], foreach=False, fused=False)
     rows = DataLoader(Rows(config), batch)
-    schedule = LambdaLR(optimizer, lambda t: ds.lr_factor(t, STEPS, config.optim))  # made before there is an engine
+    schedule = LambdaLR(
+        optimizer, lambda t: learning_rate.lr_factor(t, STEPS, config.optim)
+    )  # made before there is an engine
     model, optimizer, loader, schedule = accelerator.prepare(plain, optimizer, rows, schedule)
     if load is not None:
         accelerator.load_state(str(load))

@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pat import checkpoint
-from pat.checkpoint_reader import CheckpointReader
+from pat.checkpoint import store
+from pat.checkpoint.reader import CheckpointReader
 from tests.distributed.harness import STEPS, Trained, build, digest, discard, main, make_config
 from tests.distributed.layouts import layouts
 
@@ -34,7 +34,7 @@ def save(folder: Path) -> dict[str, Any]:
         for point, step in POINTS.items():
             trained.run(at, step)
             at = step
-            checkpoint.save(trained.engine, trained.pruner, folder / layout / point, step, {}, {})
+            store.save(trained.engine, trained.pruner, folder / layout / point, step, {}, {})
             said.setdefault(layout, {})[point] = digest(trained)
         trained.run(at, STEPS)
         said[layout]["loss"] = trained.held_out_loss()
@@ -69,9 +69,9 @@ def load(folder: Path, reach: int, saved: Path | None = None) -> dict[str, Any]:
         for point, step in POINTS.items():
             for target in following(source, reach):
                 trained = make(target)
-                reader = checkpoint.find(folder / source / point, trained.pruner.shards, print)
+                reader = store.find(folder / source / point, trained.pruner.shards, print)
                 assert isinstance(reader, CheckpointReader)
-                checkpoint.load(trained.engine, trained.pruner, reader)
+                store.load(trained.engine, trained.pruner, reader)
                 result: list[Any] = [digest(trained)]
                 if point == "soft":
                     trained.run(step, STEPS)
@@ -90,10 +90,10 @@ def resave(source: Path, target: Path) -> None:
         (layout,) = following(source_layout, 1)
         for point, step in POINTS.items():
             trained = make(layout)
-            reader = checkpoint.find(source / source_layout / point, trained.pruner.shards, print)
+            reader = store.find(source / source_layout / point, trained.pruner.shards, print)
             assert reader is not None
-            checkpoint.load(trained.engine, trained.pruner, reader)
-            checkpoint.save(trained.engine, trained.pruner, target / source_layout / point, step, {}, {})
+            store.load(trained.engine, trained.pruner, reader)
+            store.save(trained.engine, trained.pruner, target / source_layout / point, step, {}, {})
             discard(trained)
 
 

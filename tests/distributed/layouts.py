@@ -16,7 +16,7 @@ def _keys(suffix: str, stage: int, more: dict[str, Any] | None = None, **setting
     return _zero(suffix, stage, engine__deepspeed={"zero_optimization": settings} | (more or {}))
 
 
-# Together all of pat.deepspeed_keys.TESTED, away from DeepSpeed's defaults (overlap_comm: False; at ZeRO 3 True).
+# Together all of pat.zero.config_keys.TESTED, away from DeepSpeed's defaults (overlap_comm: False; at ZeRO 3 True).
 _EVERY = {"steps_per_print": 2, "wall_clock_breakdown": True}
 _BUCKETS = {"reduce_bucket_size": 1700, "allgather_bucket_size": 900, "sub_group_size": 1500}
 _ZERO3 = {

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import engine, models, tasks
+from pat.models import tokenizers
+from pat.models.build import build_model
 from pat.schema import Config, ModelConfig
+from pat.tasks import base
+from pat.zero import engine
 from tests.distributed.harness import main
 
 LLAMA = {
@@ -56,11 +59,11 @@ def checks(args: list[str]) -> list[int]:
     }[case]
     ranks = dist.get_world_size()
     config = Config().changed(engine__world_size=ranks, engine__zero_stage=stage, train__global_batch_size=ranks)
-    task, tokenizer = tasks.build({"name": "causal_lm"}), models.byte_tokenizer()
+    task, tokenizer = base.build({"name": "causal_lm"}), tokenizers.byte_tokenizer()
 
     def build(model_config: ModelConfig) -> None:
         with engine.model_construction(config, engine.deepspeed_config(config)):
-            models.build_model(model_config, task, torch.float32, tokenizer=tokenizer)
+            build_model(model_config, task, torch.float32, tokenizer=tokenizer)
 
     build(ModelConfig(init="random", config=LLAMA | SMALL))  # code that runs for the first time is no growth
     before = private_bytes()

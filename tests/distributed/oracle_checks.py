@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import engine as ds
+from pat.training import learning_rate
 from tests import oracle
 from tests.distributed.harness import PRUNERS, STEPS, batch, build, build_model, discard, main, make_config
 from tests.distributed.layouts import layouts
@@ -26,7 +26,7 @@ def expected(kind: str) -> tuple[list[oracle.Record], Any]:
         sparsity=spec["sparsity"],
         criterion=criterion.name,
         scope=spec.get("scope", "global"),
-        lr=lambda t: config.optim.lr * ds.lr_factor(t, STEPS, config.optim),
+        lr=lambda t: config.optim.lr * learning_rate.lr_factor(t, STEPS, config.optim),
         weight_decay=config.optim.weight_decay,
         max_norm=config.engine.gradient_clipping,
         penalty=criterion.coefficient if criterion.name == "soft_movement" else lambda progress: 0.0,

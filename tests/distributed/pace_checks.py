@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat.divergence import LossBound
-from pat.pace import WINDOWS
-from pat.progress_state import Progress
-from pat.window import Window
+from pat.training.divergence import LossBound
+from pat.training.metrics import Window
+from pat.training.progress import Progress
+from pat.training.stragglers import WINDOWS
 from tests.distributed import harness
 from tests.distributed.harness import Trained, main
 

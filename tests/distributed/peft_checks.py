@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pat import checkpoint
-from pat.checkpoint_reader import CheckpointReader
+from pat.checkpoint import store
+from pat.checkpoint.reader import CheckpointReader
 from tests.distributed.harness import (
     STEPS,
     Trained,
@@ -82,12 +82,12 @@ def moved_to_another_stage(_: list[str]) -> dict[str, Any]:
     said: dict[str, Any] = {"saved": [digest(trained), trained.held_out_loss()]}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(from_rank_0(folder))
-        checkpoint.save(trained.engine, trained.pruner, root, 9, {}, {})
+        store.save(trained.engine, trained.pruner, root, 9, {}, {})
         discard(trained)
         trained = adapted("l0", "zero3")
-        reader = checkpoint.find(root, trained.pruner.shards, print)
+        reader = store.find(root, trained.pruner.shards, print)
         assert reader is not None
-        checkpoint.load(trained.engine, trained.pruner, reader)
+        store.load(trained.engine, trained.pruner, reader)
         said["loaded"] = [digest(trained), trained.held_out_loss()]
         discard(trained)
         dist.barrier()
@@ -105,7 +105,7 @@ def bytes_of_a_checkpoint(_: list[str]) -> dict[str, Any]:
             sum(trained.pruner.shards.numel(p) for p in named if p.requires_grad == grad) for grad in (False, True)
         )
         with tempfile.TemporaryDirectory() as folder:
-            path = checkpoint.save(trained.engine, trained.pruner, Path(from_rank_0(folder)), 1, {}, {})
+            path = store.save(trained.engine, trained.pruner, Path(from_rank_0(folder)), 1, {}, {})
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             reader = CheckpointReader(path)
             whole = sum(reader.weight(name).numel() for name in reader.parameters)

@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pat import checkpoint
-from pat import engine as ds
+from pat.checkpoint import store
+from pat.models import trainable
 from pat.planning import checkpoints, memory, traffic
 from pat.planning.memory import Layout
 from pat.planning.shapes import shapes_of
 from pat.pruning.pruner import Pruner
+from pat.zero import engine as ds
 from tests.distributed import harness
 from tests.distributed.harness import LLAMA, Trained, main
 
@@ -92,7 +93,7 @@ def expected(config: Any, stage: int) -> tuple[Any, Layout]:
     """Shapes and layout as `pat plan` finds them."""
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | SIZE))
-    ds.freeze(model, config.optim.trainable)
+    trainable.freeze(model, config.optim.trainable)
     pruner = Pruner(config)
     pruner.attach(model)
     layout = Layout(dist.get_world_size(), stage, accumulation=2)
@@ -133,7 +134,7 @@ def checks(args: list[str]) -> dict[str, Any]:
             found[f"all that is alive, {phase}"] = [sum(held.values()), sum(planned.values()) + resident]
             if phase == "hard":  # no selection in it
                 found["sent"] = [sent_by_ring(sent, layout.ranks), traffic.bytes_per_step(shapes, layout)]
-            path = checkpoint.save(trained.engine, trained.pruner, root, at, {}, {})
+            path = store.save(trained.engine, trained.pruner, root, at, {}, {})
             on_disk = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
             found[f"checkpoint, {phase}"] = [on_disk, getattr(size, phase)]
         dist.barrier()

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pat.rendezvous import free_port
+from pat.launch.environment import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # DeepSpeed imports the second when it builds its first engine, and torch's compiler with it.

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pat import process, run
-from pat.checkpoint_reader import read_manifest
-from pat.process import Process
-from pat.run import ExitCode
+from pat.checkpoint.reader import read_manifest
+from pat.common import files
+from pat.launch import process
+from pat.launch.process import Process
+from pat.run import directory
+from pat.run.directory import ExitCode
 from tests.distributed import ranks as forked
 
 # Evaluations that take long enough to be interrupted; what is left out changes no weight.
@@ -38,7 +40,7 @@ class Start:
     """
 
     def __init__(self, run_dir: Path, *overrides: str, ranks: int = 2, launched: bool = True) -> None:
-        self.run = run.RunDir(run_dir)
+        self.run = directory.RunDir(run_dir)
         self.number = ranks
         self.began = time.time()
         run_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl; its last line may be half written."""
     found = []
     with contextlib.suppress(OSError, ValueError):
-        for line in run.RunDir(run_dir).metrics.read_text().splitlines():
+        for line in directory.RunDir(run_dir).metrics.read_text().splitlines():
             found.append(json.loads(line))
     return found
 
@@ -150,7 +152,7 @@ def curve(run_dir: Path) -> dict[str, dict[int, float]]:
 
 def result(run_dir: Path) -> dict[str, Any]:
     """What must be the same however often a run was interrupted."""
-    summary = run.read_json(run.RunDir(run_dir).summary)
+    summary = files.read_json(directory.RunDir(run_dir).summary)
     assert summary, "no summary.json"
     kept = ("step", "phase", "sparsity", "mask_sha256", "weights_sha256", "dense_metrics", "metrics")
     return {key: summary[key] for key in kept} | curve(run_dir)
@@ -159,7 +161,7 @@ def result(run_dir: Path) -> dict[str, Any]:
 def latest(run_dir: Path) -> int:
     """Step of the checkpoint that the next start will try first; 0 without any."""
     try:
-        return int((run.RunDir(run_dir).checkpoints / "latest").read_text().removeprefix("step-"))
+        return int((directory.RunDir(run_dir).checkpoints / "latest").read_text().removeprefix("step-"))
     except OSError:
         return 0
 
@@ -188,7 +190,7 @@ def preempted(
     assert start.end() == ExitCode.PREEMPTED, start.text()
     reached = losses(run_dir)[-1]["step"]
     assert latest(run_dir) == reached, "the checkpoint is of the current step"
-    manifest = read_manifest(run.RunDir(run_dir).checkpoints / f"step-{reached:08d}")
+    manifest = read_manifest(directory.RunDir(run_dir).checkpoints / f"step-{reached:08d}")
     assert manifest["step"] == manifest["trainer"]["step"] == reached
     assert f"stopped on request at step {reached}, all saved" in start.text()
     return start

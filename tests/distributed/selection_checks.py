@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from pat.common.comm import Comm
 from pat.pruning import registry
-from pat.pruning.comm import Comm
-from pat.pruning.selection import keep_top, keep_top_per_matrix
-from tests.unit.thread_ranks import cut
+from pat.pruning.weights.selection import keep_top, keep_top_per_matrix
+from tests.thread_ranks import cut
 
 PARAMETERS = ("a", "b")
 SHAPES = {"a": (400, 300), "b": (64, 96)}

@@ -1,9 +1,11 @@
 """What DeepSpeed itself saves, in every layout, against what the live engine held."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 
-from pat.checkpoint_reader import CheckpointReader
+from pat.checkpoint.reader import CheckpointReader
 from tests.distributed.ranks import run_ranks
 from tests.distributed.write_checkpoints import LAYOUTS
 

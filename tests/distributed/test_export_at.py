@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from pat.common.files import read_json
 from pat.export.export import export_run
-from pat.run import RunDir, read_json
+from pat.run.directory import RunDir
 from tests.distributed import runs
 from tests.distributed.runs import Start, preempted
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pat import retention, run
-from pat.checkpoint_reader import read_manifest
+from pat.checkpoint import retention
+from pat.checkpoint.reader import read_manifest
+from pat.run.directory import ExitCode, RunDir, read_exit
 from tests.distributed import ranks
 from tests.distributed.test_starts import SHORT
 
@@ -25,9 +26,9 @@ def start(module: str, folder: Path) -> tuple[int | None, str]:
 
 def test_the_last_checkpoint_is_saved_before_the_last_evaluation(tmp_path: Path) -> None:
     code, said = start("tests.distributed.failing_evaluation", tmp_path)
-    directory = run.RunDir(tmp_path / "run")
-    assert code == run.ExitCode.ERROR, said
-    message = (run.read_exit(directory.path) or {})["message"]
+    directory = RunDir(tmp_path / "run")
+    assert code == ExitCode.ERROR, said
+    message = (read_exit(directory.path) or {})["message"]
     assert "the training up to step 3 is saved in" in message and "KeyError: 'f1'" in message, message
     (saved,) = retention.steps(directory.checkpoints)
     assert saved.name == "step-00000003" and not directory.summary.exists()

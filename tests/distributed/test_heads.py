@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from tests import models
 from tests.distributed import ranks
-from tests.unit import small_models
 
 pytestmark = pytest.mark.distributed
 LABELS = {0: "a", 1: "b", 2: "c"}
@@ -37,7 +37,7 @@ def test_a_new_head_is_the_same_at_every_stage(tmp_path: Path) -> None:
     """Would catch: ranks or stages that draw other numbers, and ZeRO 3, which knows no sizes that do not fit."""
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     own = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}, "vocab_size": 264}
-    small_models.model("bert", None, AutoModelForSequenceClassification, **own).save_pretrained(model)
+    models.model("bert", None, AutoModelForSequenceClassification, **own).save_pretrained(model)
     rows.write_text(
         "".join(json.dumps({"text": f"text {i}", "label": ["bad", "good"][i % 2]}) + "\n" for i in range(40))
     )

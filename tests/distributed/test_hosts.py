@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from pat import process, run
+from pat.launch import process
+from pat.run import directory
 from tests.distributed import runs
 from tests.distributed.test_launcher import interrupt_twice, until
 
@@ -123,7 +124,7 @@ def test_preempted_and_resumed_over_two_hosts(
     script = run_dir / "hosts" / "start.sh"
     assert script.stat().st_mode & 0o077 == 0, "keys are in it"
     start.send("parent", signal.SIGTERM)
-    assert start.process.wait(runs.PATIENCE_S) == run.ExitCode.PREEMPTED, start.text()
+    assert start.process.wait(runs.PATIENCE_S) == directory.ExitCode.PREEMPTED, start.text()
     until(lambda: not left_in(run_dir))
     step = runs.losses(run_dir)[-1]["step"]
     assert runs.latest(run_dir) == step >= 7 and f"stopped on request at step {step}, all saved" in start.text()
@@ -159,7 +160,7 @@ class Dummies:
 def test_a_rank_that_dies_ends_those_on_other_hosts_and_is_named(hostfile: Path, tmp_path: Path) -> None:
     code, output = Dummies(tmp_path, hostfile, r0="wait", r1="die").end()
     assert "rank 1 died on host-2" in output and "rank 1 of 2 does: die" in output, output
-    assert (tmp_path / "signal-0").read_text() == str(int(signal.SIGTERM)) and code == run.ExitCode.PREEMPTED
+    assert (tmp_path / "signal-0").read_text() == str(int(signal.SIGTERM)) and code == directory.ExitCode.PREEMPTED
 
 
 def test_a_host_that_dies_ends_the_others(hostfile: Path, hosts: list[Host], tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_a_host_that_dies_ends_the_others(hostfile: Path, hosts: list[Host], tmp
         code, output = start.end()
     finally:
         hosts[0].start()
-    assert code == run.ExitCode.ERROR and f"lost {hosts[0].address}" in output, output
+    assert code == directory.ExitCode.ERROR and f"lost {hosts[0].address}" in output, output
     assert (tmp_path / "signal-1").exists()
 
 
@@ -179,7 +180,7 @@ def test_killing_the_command_leaves_nobody(hostfile: Path, tmp_path: Path) -> No
     start.until_both_run()
     start.process.kill()
     assert start.end()[0] == -signal.SIGKILL
-    assert (run.read_exit(tmp_path) or {})["code"] == run.ExitCode.PREEMPTED, "they saved first"
+    assert (directory.read_exit(tmp_path) or {})["code"] == directory.ExitCode.PREEMPTED, "they saved first"
 
 
 def test_a_second_interrupt_ends_everything_at_once(hostfile: Path, tmp_path: Path) -> None:
@@ -187,13 +188,13 @@ def test_a_second_interrupt_ends_everything_at_once(hostfile: Path, tmp_path: Pa
     start.until_both_run()
     said = interrupt_twice(start.process)
     code, output = start.end()
-    assert code == run.ExitCode.INTERRUPTED and "SIGINT: the ranks save their state" in said, said + output
+    assert code == directory.ExitCode.INTERRUPTED and "SIGINT: the ranks save their state" in said, said + output
 
 
 def test_a_host_that_does_not_answer(hosts: list[Host], tmp_path: Path) -> None:
     path = tmp_path / "hostfile"
     path.write_text(f"{hosts[0].address} slots=1\n127.0.0.29 slots=1\n")
     start = runs.Start(tmp_path / "run", f"engine.hostfile={path}")
-    assert start.process.wait(runs.PATIENCE_S) == run.ExitCode.BAD_INPUT
+    assert start.process.wait(runs.PATIENCE_S) == directory.ExitCode.BAD_INPUT
     assert f"{path}: 127.0.0.29 cannot start ranks (ssh: connect to host 127.0.0.29 port" in start.text()
     assert "Traceback" not in start.text() and not (tmp_path / "run" / "config.yaml").exists()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pat import retention
-from pat.run import ExitCode, RunDir
+from pat.checkpoint import retention
+from pat.run.directory import ExitCode, RunDir
 from tests.distributed import runs
 from tests.distributed.runs import Start
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from pat import retention
-from pat.checkpoint_reader import CheckpointReader
-from pat.run import ExitCode, write_exit
+from pat.checkpoint import retention
+from pat.checkpoint.reader import CheckpointReader
+from pat.run.directory import ExitCode, write_exit
 from tests.distributed import runs
 from tests.distributed.runs import Start
 

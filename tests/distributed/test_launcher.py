@@ -1,5 +1,7 @@
 """Starting, signalling and losing ranks: through DeepSpeed's real launcher, with ranks that hold no model."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pat import process, run
-from pat.launcher import extensions_in_use
+from pat.launch import process
+from pat.launch.single_node import extensions_in_use
+from pat.run import directory
 from pat.schema import Config, EngineConfig
 
 pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
@@ -41,7 +44,7 @@ class Start:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(run.__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(directory.__file__).parents[1])},
         )
 
     def ranks(self, count: int = 2) -> list[process.Process]:
@@ -85,14 +88,14 @@ def nobody_left(ranks: list[process.Process]) -> bool:
 
 @pytest.mark.parametrize("code", [0, 85])
 def test_the_exit_code_is_the_one_that_the_ranks_wrote(tmp_path, code):
-    run.write_exit(tmp_path, 4, "from an earlier start")
+    directory.write_exit(tmp_path, 4, "from an earlier start")
     start = Start(tmp_path, **{"*": str(code)})
     found, output = start.end()
     assert found == code, output
     assert "an earlier start" not in output
     assert ("on purpose" in output) == bool(code)
     assert "does: " in output and "rank 1 of 2" not in output, "rank 0 speaks on the terminal, rank 1 in its log"
-    assert "rank 1 of 2 does" in run.RunDir(tmp_path).log(1).read_text()
+    assert "rank 1 of 2 does" in directory.RunDir(tmp_path).log(1).read_text()
     assert [record.code for record in process.rank_records(tmp_path)] == [code, code]
 
 
@@ -102,7 +105,7 @@ def test_signals_reach_every_rank_and_not_the_launcher(tmp_path, sent, received)
     ranks = start.ranks()
     start.process.send_signal(signal.Signals[sent])
     code, output = start.end()
-    assert code == run.ExitCode.PREEMPTED, output
+    assert code == directory.ExitCode.PREEMPTED, output
     for rank in range(2):
         assert (tmp_path / f"signal-{rank}").read_text() == str(int(signal.Signals[received]))
     assert nobody_left(ranks)
@@ -111,14 +114,14 @@ def test_signals_reach_every_rank_and_not_the_launcher(tmp_path, sent, received)
 def test_a_signal_to_one_rank_is_seen_by_that_rank(tmp_path):
     start = Start(tmp_path, r0="wait", r1="0")
     os.kill(start.ranks()[0].pid, signal.SIGUSR1)
-    assert start.end()[0] == run.ExitCode.PREEMPTED
+    assert start.end()[0] == directory.ExitCode.PREEMPTED
 
 
 def test_a_second_interrupt_ends_everything_at_once(tmp_path):
     start = Start(tmp_path, **{"*": "stuck"})
     ranks = start.ranks()
     interrupt_twice(start.process)
-    assert start.end()[0] == run.ExitCode.INTERRUPTED
+    assert start.end()[0] == directory.ExitCode.INTERRUPTED
     assert nobody_left(ranks)
 
 
@@ -126,9 +129,9 @@ def test_a_rank_that_dies_takes_the_others_along_and_is_named(tmp_path):
     start = Start(tmp_path, r0="stuck", r1="die")
     ranks = start.ranks()
     code, output = start.end()
-    assert code == run.ExitCode.ERROR
+    assert code == directory.ExitCode.ERROR
     assert "rank 1 died" in output and "rank 1 of 2 does: die" in output, output
-    left = run.read_exit(tmp_path)
+    left = directory.read_exit(tmp_path)
     assert left and left["code"] == code and left["message"].startswith("rank 1 died")
     assert nobody_left(ranks)
 
@@ -141,7 +144,7 @@ def test_a_rank_that_fails_is_named_with_its_error(tmp_path, word, code, text):
     ranks = start.ranks()
     found, output = start.end()
     assert found == code and f"rank 1: {'RuntimeError: ' if code == 1 else ''}{text}" in output, output
-    assert "Traceback" not in output and "Traceback" in run.RunDir(tmp_path).log(1).read_text()
+    assert "Traceback" not in output and "Traceback" in directory.RunDir(tmp_path).log(1).read_text()
     assert nobody_left(ranks)
 
 
@@ -151,7 +154,7 @@ def test_killing_the_launcher_leaves_nobody(tmp_path, word):
     ranks = start.ranks()
     os.kill(start.launcher(), signal.SIGKILL)
     code, output = start.end()
-    assert code == (run.ExitCode.PREEMPTED if word == "wait" else run.ExitCode.ERROR), output
+    assert code == (directory.ExitCode.PREEMPTED if word == "wait" else directory.ExitCode.ERROR), output
     assert nobody_left(ranks)
 
 
@@ -162,7 +165,7 @@ def test_killing_the_parent_leaves_nobody(tmp_path):
     start.process.kill()
     start.process.wait()
     assert nobody_left([*ranks, launcher])
-    assert (run.read_exit(tmp_path) or {})["code"] == run.ExitCode.PREEMPTED, "they saved first"
+    assert (directory.read_exit(tmp_path) or {})["code"] == directory.ExitCode.PREEMPTED, "they saved first"
 
 
 def test_ranks_left_by_an_earlier_start_are_ended_before_the_next(tmp_path):
@@ -171,7 +174,7 @@ def test_ranks_left_by_an_earlier_start_are_ended_before_the_next(tmp_path):
     assert child.stdout and child.stdout.readline()
     old = process.Process.of(child.pid)
     assert old
-    run.RunDir(tmp_path).ranks.mkdir()
+    directory.RunDir(tmp_path).ranks.mkdir()
     process.RankRecord(0, old).write(tmp_path)
     other = process.Process(old.pid, old.start + 1)  # a recycled pid: not the one that was recorded
     process.RankRecord(1, other).write(tmp_path)
@@ -200,7 +203,7 @@ def test_a_stale_compiler_lock_is_removed_only_when_nobody_compiles(tmp_path):
 
 
 def test_ranks_get_threads_and_a_directory_of_their_own(monkeypatch):
-    from pat.launcher import rank_variables
+    from pat.launch.single_node import rank_variables
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)

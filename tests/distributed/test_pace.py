@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pat.run import HOST
+from pat.run.directory import HOST
 from tests.distributed.pace_checks import PAUSE_S
 from tests.distributed.ranks import run_ranks
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pat.run import ExitCode
+from pat.run.directory import ExitCode
 from tests.distributed import runs
 from tests.distributed.runs import Start, preempted
 

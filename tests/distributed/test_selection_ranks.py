@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pat.pruning.comm import LOCAL
+from pat.common.comm import LOCAL
 from tests.distributed.ranks import run_ranks
 from tests.distributed.selection_checks import SELECTIONS, flags_of
 

@@ -1,5 +1,7 @@
 """A run is the same whoever starts its ranks: `pat train` itself, torchrun, srun or deepspeed."""
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os
@@ -13,8 +15,11 @@ from typing import Any
 
 import pytest
 
-from pat import build, cli, compose, run
-from pat.rendezvous import free_port
+from pat import cli
+from pat.config import compose
+from pat.launch.environment import free_port
+from pat.run import directory
+from pat.training import preflight
 
 pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
 
@@ -45,7 +50,7 @@ def end(process: subprocess.Popen[str], code: int = 0) -> str:
 
 def result(run_dir: Path) -> dict[str, object]:
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert (run.read_exit(run_dir) or {})["code"] == 0
+    assert (directory.read_exit(run_dir) or {})["code"] == 0
     return {key: summary[key] for key in ("step", "phase", "world_size", "mask_sha256", "weights_sha256")}
 
 
@@ -78,13 +83,13 @@ def test_ranks_wait_for_a_tokeniser_before_they_meet(tmp_path):
     config: list[Any] = []
     cache = [f"data.cache_dir={tmp_path / 'cache'}", "data.max_length=48"]
     compose.compose([*SHORT, *cache], lambda found: config.append(found) or 0)
-    entry = Path(build.fitting_data(config[0]).info["cache"])
+    entry = Path(preflight.fitting_data(config[0]).info["cache"])
     (entry / "info.json").unlink()  # not whole: as if it were being built
     run_dir, port = tmp_path / "run", free_port()
     with open(entry.with_suffix(".lock")) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process tokenises
         tasks = srun(run_dir, os.getpid(), *cache, MASTER_PORT=str(port))
-        logs, deadline = [run.RunDir(run_dir).log(rank) for rank in (0, 1)], time.monotonic() + 240
+        logs, deadline = [directory.RunDir(run_dir).log(rank) for rank in (0, 1)], time.monotonic() + 240
         while not all(log.exists() and "another process tokenises this data" in log.read_text() for log in logs):
             assert time.monotonic() < deadline and all(task.poll() is None for task in tasks)
             time.sleep(0.1)
@@ -112,7 +117,7 @@ def test_a_run_of_another_config_is_refused_by_every_rank(plain, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(plain, copy)
     before = (copy / "config.yaml").read_text()
-    output = end(start([*PAT, "seed=1"], copy), run.ExitCode.BAD_INPUT)
+    output = end(start([*PAT, "seed=1"], copy), directory.ExitCode.BAD_INPUT)
     assert output.count("\n") == 1 and "seed was 0, now 1" in output
     assert (copy / "config.yaml").read_text() == before and result(copy)["step"] == 3
 

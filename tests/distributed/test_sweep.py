@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from pat import process, run
-from pat.run import ExitCode, RunDir
+from pat.common import files
+from pat.launch import process
+from pat.run.directory import ExitCode, RunDir
+from tests import wandb_files
 from tests.distributed import runs
-from tests.unit import wandb_files
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -32,7 +33,7 @@ def start(out: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def members(out: Path) -> dict[str, dict[str, Any]]:
-    found = run.read_json(out / "sweep.json")
+    found = files.read_json(out / "sweep.json")
     return {member["name"]: member for member in (found or {"members": []})["members"]}
 
 
@@ -63,7 +64,7 @@ def test_sweep(tmp_path: Path) -> None:
         assert member["code"] == (ExitCode.DIVERGED if diverges else 0), said
         assert ("above 0.1 (train.max_loss)" in member["message"]) == diverges and member["message"] in said
         if not diverges:
-            assert member["summary"] == run.read_json(RunDir(Path(member["dir"])).summary)
+            assert member["summary"] == files.read_json(RunDir(Path(member["dir"])).summary)
             assert member["summary"]["sparsity"] == pytest.approx(0.8, abs=1e-4)
             assert member["latency_ms"] > 0
     assert "resumed at step" in (out / "logs" / f"{first.name}.log").read_text()
@@ -71,7 +72,7 @@ def test_sweep(tmp_path: Path) -> None:
     assert groups == {"sweep"}, "side by side in wandb"
     ((title, text),) = wandb_files.read(out / "train.max_loss=0.1")[0]["alerts"]
     assert title.endswith("diverged") and text in said
-    points = (run.read_json(out / "sweep.json") or {})["points"]
+    points = (files.read_json(out / "sweep.json") or {})["points"]
     assert [p["best"] for p in points] == [True]
 
     again = start(out, "--continue")

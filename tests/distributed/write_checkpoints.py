@@ -19,7 +19,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
-from pat.hashing import file_sha256
+from pat.common.hashing import file_sha256
 
 LAYOUTS: dict[str, dict] = {
     "zero0_fp32": {"stage": 0, "dtype": "fp32", "layout": "zero0_fp32"},

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pat.run import versions, write_json
+from pat.common.files import write_json
+from pat.run.provenance import versions
 
 
 def finish(

@@ -7,91 +7,105 @@ a fault that nothing sees is harmless after all, ACCEPTED says why.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-U, D = "tests/unit/", "tests/distributed/"
-ORACLE = f"{U}test_gate_oracle.py"
-RIGHT = f"{U}test_gates_keep_the_right_units.py"
-EXPORT = [f"{U}test_export.py", f"{U}test_structures.py", f"{U}test_export_at.py", f"{U}test_peft.py"]
-READER = [f"{U}test_checkpoint_reader.py", f"{U}test_export.py"]
-MASKS = [f"{U}test_mask_oracle.py", f"{U}test_kernels.py", f"{U}test_criteria.py"]
-BUDGETS = [f"{U}test_structure_budgets.py", f"{U}test_structure_costs.py", f"{U}test_structure_refusals.py"]
+ROOT = Path(__file__).resolve().parents[2]
+D = "tests/distributed/"
+
+
+def unit(name: str) -> str:
+    """The path of a file of unit tests, in whichever folder it is."""
+    (path,) = (ROOT / "tests" / "unit").rglob(name)
+    return path.relative_to(ROOT).as_posix()
+
+
+ORACLE = unit("test_gate_oracle.py")
+RIGHT = unit("test_gates_keep_the_right_units.py")
+EXPORT = [unit("test_export.py"), unit("test_structures.py"), unit("test_export_at.py"), unit("test_peft.py")]
+READER = [unit("test_checkpoint_reader.py"), unit("test_export.py")]
+MASKS = [unit("test_mask_oracle.py"), unit("test_kernels.py"), unit("test_criteria.py")]
+BUDGETS = [unit("test_structure_budgets.py"), unit("test_structure_costs.py"), unit("test_structure_refusals.py")]
 
 TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick ones that should see its faults, in order
-    "pat/pruning/gates/": [RIGHT, f"{U}test_gates.py", f"{U}test_structure_refusals.py", ORACLE],
-    "pat/pruning/gate_training.py": [RIGHT, f"{U}test_learned_gates.py", ORACLE],
-    "pat/pruning/lagrangian.py": [RIGHT, f"{U}test_learned_gates.py", ORACLE],
-    "pat/pruning/structured.py": [
+    "pat/pruning/gates/": [RIGHT, unit("test_gates.py"), unit("test_structure_refusals.py"), ORACLE],
+    "pat/pruning/structures/gate_training.py": [RIGHT, unit("test_learned_gates.py"), ORACLE],
+    "pat/pruning/structures/lagrangian.py": [RIGHT, unit("test_learned_gates.py"), ORACLE],
+    "pat/pruning/structures/pruner.py": [
         RIGHT,
-        f"{U}test_fold.py",
-        f"{U}test_ties.py",
+        unit("test_fold.py"),
+        unit("test_ties.py"),
         ORACLE,
-        f"{U}test_structure_refusals.py",
-        f"{U}test_structures.py",
+        unit("test_structure_refusals.py"),
+        unit("test_structures.py"),
     ],
-    "pat/pruning/hooks.py": [f"{U}test_gates.py", f"{U}test_evidence.py", f"{U}test_overflow.py", ORACLE],
-    "pat/pruning/unit_slices.py": [f"{U}test_gates.py", RIGHT, ORACLE],
-    "pat/pruning/example_gradients.py": [ORACLE, f"{U}test_evidence.py"],
-    "pat/pruning/gate_history.py": [f"{U}test_fold.py"],
-    "pat/pruning/folding.py": [f"{U}test_fold.py", RIGHT, ORACLE],
-    "pat/pruning/rounding.py": [f"{U}test_rounding.py", f"{U}test_schedules.py"],
-    "pat/pruning/sites.py": [f"{U}test_gates.py", f"{U}test_structures.py"],
-    "pat/pruning/structures/": [f"{U}test_gates.py", f"{U}test_structures.py", f"{U}test_structure_refusals.py"],
-    "pat/pruning/costs.py": [f"{U}test_structure_costs.py", *BUDGETS, f"{U}test_structures.py", ORACLE],
-    "pat/pruning/inventory.py": [*BUDGETS, f"{U}test_structures.py", ORACLE],
+    "pat/pruning/structures/hooks.py": [
+        unit("test_gates.py"),
+        unit("test_evidence.py"),
+        unit("test_overflow.py"),
+        ORACLE,
+    ],
+    "pat/pruning/structures/slices.py": [unit("test_gates.py"), RIGHT, ORACLE],
+    "pat/pruning/structures/example_gradients.py": [ORACLE, unit("test_evidence.py")],
+    "pat/pruning/structures/gate_history.py": [unit("test_fold.py")],
+    "pat/pruning/structures/folding.py": [unit("test_fold.py"), RIGHT, ORACLE],
+    "pat/common/rounding.py": [unit("test_rounding.py"), unit("test_schedules.py")],
+    "pat/pruning/structures/sites.py": [unit("test_gates.py"), unit("test_structures.py")],
+    "pat/pruning/structures/": [unit("test_gates.py"), unit("test_structures.py"), unit("test_structure_refusals.py")],
+    "pat/pruning/structures/costs.py": [unit("test_structure_costs.py"), *BUDGETS, unit("test_structures.py"), ORACLE],
+    "pat/pruning/structures/units.py": [*BUDGETS, unit("test_structures.py"), ORACLE],
     "pat/pruning/budgets/": [
         *BUDGETS,
-        f"{U}test_learned_gates.py",
-        f"{U}test_selection.py",
-        f"{U}test_granularity.py",
+        unit("test_learned_gates.py"),
+        unit("test_selection.py"),
+        unit("test_granularity.py"),
         ORACLE,
     ],
-    "pat/pruning/choose.py": [*BUDGETS, ORACLE],
-    "pat/pruning/grid.py": BUDGETS,
-    "pat/pruning/criteria/": [f"{U}test_criteria.py", f"{U}test_prior.py", *MASKS],
-    "pat/pruning/prior.py": [f"{U}test_prior.py"],
-    "pat/pruning/kernels.py": [f"{U}test_kernels.py", *MASKS],
-    "pat/pruning/masks.py": MASKS,
-    "pat/pruning/masked_shard.py": MASKS,
-    "pat/pruning/pruner.py": [*MASKS, RIGHT, ORACLE, f"{U}test_engine.py", f"{U}test_structure_refusals.py"],
-    "pat/pruning/shards.py": [*MASKS, f"{U}test_engine.py", ORACLE],
-    "pat/pruning/schedules/": [f"{U}test_schedules.py"],
-    "pat/pruning/granularity/": [f"{U}test_granularity.py", f"{U}test_structure_refusals.py"],
-    "pat/pruning/selection.py": [f"{U}test_selection.py", f"{U}test_granularity.py"],
-    "pat/pruning/brackets.py": [f"{U}test_selection.py"],
-    "pat/pruning/spans.py": [f"{U}test_granularity.py", f"{U}test_selection.py"],
-    "pat/pruning/nested.py": [f"{U}test_structure_refusals.py"],
-    "pat/pruning/totals.py": [*MASKS, f"{U}test_structure_refusals.py"],
+    "pat/pruning/structures/choose.py": [*BUDGETS, ORACLE],
+    "pat/pruning/structures/grid.py": BUDGETS,
+    "pat/pruning/criteria/": [unit("test_criteria.py"), unit("test_prior.py"), *MASKS],
+    "pat/pruning/weights/prior.py": [unit("test_prior.py")],
+    "pat/pruning/weights/kernels.py": [unit("test_kernels.py"), *MASKS],
+    "pat/pruning/weights/pruner.py": MASKS,
+    "pat/pruning/weights/shard_state.py": MASKS,
+    "pat/pruning/pruner.py": [*MASKS, RIGHT, ORACLE, unit("test_engine.py"), unit("test_structure_refusals.py")],
+    "pat/zero/layouts.py": [*MASKS, unit("test_engine.py"), ORACLE],
+    "pat/pruning/schedules/": [unit("test_schedules.py")],
+    "pat/pruning/granularity/": [unit("test_granularity.py"), unit("test_structure_refusals.py")],
+    "pat/pruning/weights/selection.py": [unit("test_selection.py"), unit("test_granularity.py")],
+    "pat/pruning/weights/brackets.py": [unit("test_selection.py")],
+    "pat/pruning/weights/spans.py": [unit("test_granularity.py"), unit("test_selection.py")],
+    "pat/pruning/nested.py": [unit("test_structure_refusals.py")],
+    "pat/pruning/totals.py": [*MASKS, unit("test_structure_refusals.py")],
     "pat/pruning/": MASKS,
-    "pat/checkpoint.py": [f"{U}test_checkpoint.py"],
-    "pat/retention.py": [f"{U}test_checkpoint.py", f"{U}test_export_at.py"],
-    "pat/manifest.py": [f"{U}test_checkpoint.py", f"{U}test_structure_refusals.py"],
-    "pat/checkpoint_reader.py": READER,
-    "pat/deepspeed_files.py": READER,
-    "pat/hashing.py": [f"{U}test_hashing.py", f"{U}test_export.py"],
+    "pat/checkpoint/store.py": [unit("test_checkpoint.py")],
+    "pat/checkpoint/retention.py": [unit("test_checkpoint.py"), unit("test_export_at.py")],
+    "pat/checkpoint/manifest.py": [unit("test_checkpoint.py"), unit("test_structure_refusals.py")],
+    "pat/checkpoint/reader.py": READER,
+    "pat/zero/checkpoint_files.py": READER,
+    "pat/common/hashing.py": [unit("test_hashing.py"), unit("test_export.py")],
     "pat/export/": EXPORT,
-    "pat/engine.py": [f"{U}test_engine.py", ORACLE],
-    "pat/distill.py": [f"{U}test_distill.py", ORACLE],
-    "pat/chunked.py": [f"{U}test_chunked.py", f"{U}test_distill.py"],
-    "pat/integrations/": [f"{U}test_integrations.py", ORACLE],
+    "pat/zero/engine.py": [unit("test_engine.py"), ORACLE],
+    "pat/training/learning_rate.py": [unit("test_engine.py")],
+    "pat/training/distill.py": [unit("test_distill.py"), ORACLE],
+    "pat/tasks/chunked_loss.py": [unit("test_chunked.py"), unit("test_distill.py")],
+    "pat/integrations/": [unit("test_integrations.py"), ORACLE],
 }
 RANKS: dict[str, list[str]] = {  # for what the quick ones let through
-    "pat/pruning/gate": [f"{D}test_gates.py"],
-    "pat/pruning/lagrangian.py": [f"{D}test_gates.py"],
-    "pat/pruning/structured.py": [f"{D}test_gates.py"],
-    "pat/pruning/hooks.py": [f"{D}test_gates.py"],
-    "pat/pruning/unit_slices.py": [f"{D}test_gates.py"],
-    "pat/pruning/folding.py": [f"{D}test_gates.py"],
+    "pat/pruning/gates/": [f"{D}test_gates.py"],
+    "pat/pruning/structures/": [f"{D}test_gates.py"],
     "pat/pruning/": [f"{D}test_core.py", f"{D}test_gates.py"],
     "pat/checkpoint": [f"{D}test_core.py", f"{D}test_checkpoint_reader.py", f"{D}test_gates.py"],
-    "pat/deepspeed_files.py": [f"{D}test_checkpoint_reader.py"],
-    "pat/manifest.py": [f"{D}test_core.py"],
-    "pat/distill.py": [f"{D}test_distill.py", f"{D}test_gates.py"],
-    "pat/chunked.py": [f"{D}test_chunked.py"],
+    "pat/zero/checkpoint_files.py": [f"{D}test_checkpoint_reader.py"],
+    "pat/checkpoint/manifest.py": [f"{D}test_core.py"],
+    "pat/training/distill.py": [f"{D}test_distill.py", f"{D}test_gates.py"],
+    "pat/tasks/chunked_loss.py": [f"{D}test_chunked.py"],
     "pat/integrations/": [f"{D}test_hf.py", f"{D}test_gates.py"],
     "pat/": [f"{D}test_core.py"],
 }
 ACCEPTED: dict[str, str] = {  # "FILE: what" -> why nobody needs to see it
-    "pat/pruning/choose.py: a model that fits is narrowed": "what was narrowed too far grows back in the end",
+    "pat/pruning/structures/choose.py: a model that fits is narrowed": (
+        "what was narrowed too far grows back in the end"
+    ),
 }
 
 

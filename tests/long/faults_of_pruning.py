@@ -36,7 +36,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     "pat/pruning/budgets/sparsity.py": [
         ("if not 0.0 <= self.sparsity < 1.0:", "if not 0.0 <= self.sparsity <= 1.0:", "a sparsity of 1 is accepted"),
     ],
-    "pat/pruning/choose.py": [
+    "pat/pruning/structures/choose.py": [
         (
             "torch.argsort(score, descending=True, stable=True).tolist()",
             "torch.argsort(score, descending=False, stable=True).tolist()",
@@ -79,7 +79,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "a sublayer of a dropped layer saves",
         ),
     ],
-    "pat/pruning/costs.py": [
+    "pat/pruning/structures/costs.py": [
         ("self.base + sum(self.layer(i, widths)", "sum(self.layer(i, widths)", "embeddings are free"),
         (
             "widths.layers[i] * (self.layers[i] +",
@@ -136,7 +136,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("(dense * grad).abs()) * (1.0 - self.decay)", "(dense * grad).abs()) * self.decay", "decay swapped"),
         ("(dense * grad).abs()", "(dense * grad)", "Taylor of weights without the absolute value"),
     ],
-    "pat/pruning/example_gradients.py": [
+    "pat/pruning/structures/example_gradients.py": [
         ('"squared_gradients": (torch.square,)', '"squared_gradients": (torch.abs,)', "Fisher not squared"),
         ('"absolute_gradients": (torch.abs,)', '"absolute_gradients": (torch.neg,)', "Taylor keeps the worst"),
         ("(torch.positive, torch.abs)", "(torch.abs, torch.abs)", "learned gates see no sign"),
@@ -161,13 +161,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("sums.new_full((1,), len(gradients))", "sums.new_full((1,), 1)", "a micro-batch counts as one example"),
     ],
-    "pat/pruning/gate_history.py": [
+    "pat/pruning/structures/gate_history.py": [
         ("(self.square, z * z, betas[1])", "(self.square, z, betas[1])", "mean of z instead of its square"),
         ("1.0 / mean, torch.zeros_like(mean)", "mean, torch.zeros_like(mean)", "moments scaled the wrong way"),
         ("(1.0 - beta) / (1.0 - beta**self.steps)", "(1.0 - beta)", "means without bias correction"),
         ("        self.steps += 1\n", "        pass\n", "steps are not counted"),
     ],
-    "pat/pruning/gate_training.py": [
+    "pat/pruning/structures/gate_training.py": [
         (".clamp(-step, step)).clamp(0.0, 1.0)", ").clamp(0.0, 1.0)", "gates close at once"),
         ("step = 1.0 / self.method.fade", "step = 1.0 / (self.method.fade + 1)", "fade off by one"),
         ("return torch.zeros_like(ones)", "return ones", "scores start at 1"),
@@ -258,7 +258,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("if shape[-1] % self.m:", "if shape[0] % self.m:", "groups that straddle rows"),
         ("if not 1 <= self.n < self.m:", "if not 1 <= self.n <= self.m:", "4:4 is accepted"),
     ],
-    "pat/pruning/grid.py": [
+    "pat/pruning/structures/grid.py": [
         (
             "step = lcm(self.multiple(sublayer.num_units), self.tensor_parallel)",
             "step = self.multiple(sublayer.num_units)",
@@ -268,7 +268,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("(64 if width % 64 == 0 else 1)", "1", "any number of neurons"),
         ("True, tuple(range(1, len(own) + 1))", "True, tuple(range(len(own) + 1))", "a model without layers"),
     ],
-    "pat/pruning/hooks.py": [
+    "pat/pruning/structures/hooks.py": [
         ("(y * x).sum_to_size(ctx.shape)", "y.sum_to_size(ctx.shape)", "gradient of an open gate without x"),
         (
             "return self.z if module.training or self.z_eval is None",
@@ -317,11 +317,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("statistic.masked_fill(~real[..., None], 0.0)", "statistic", "padding counts"),
         ("module.training and self.needs in STATISTICS", "self.needs in STATISTICS", "evaluations count as evidence"),
     ],
-    "pat/pruning/inventory.py": [
+    "pat/pruning/structures/units.py": [
         ("site.sublayer is None) for site", "site.features == 0) for site", "sublayers count as blocks"),
         ("return self._cost.total(costs.dense_widths(self.anatomy)) - left", "return left", "counts what is left"),
     ],
-    "pat/pruning/kernels.py": [
+    "pat/pruning/weights/kernels.py": [
         ("score.sub_(descent(", "score.add_(descent(", "scores ascend"),
         ("            if not straight:\n", "            if straight:\n", "masked gradients the other way"),
         ("masked = (1.0 - k) * dead", "masked = k * dead", "SR-STE on living weights"),
@@ -340,7 +340,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "the norm counts masked gradients",
         ),
     ],
-    "pat/pruning/lagrangian.py": [
+    "pat/pruning/structures/lagrangian.py": [
         ("ramp * self.final - sparsity.detach()", "self.final - sparsity.detach()", "the target does not ramp"),
         (
             "a = a - self.method.lr * temperature * grad / scale",
@@ -375,12 +375,12 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "importance not restored",
         ),
     ],
-    "pat/pruning/masked_shard.py": [
+    "pat/pruning/weights/shard_state.py": [
         ("self.dense = self.score = None", "self.score = None", "the dense shadow is not freed"),
         ("self.dense = self.shard.view.clone()", "self.dense = self.shard.view", "the shadow is the shard itself"),
         ("self.keep[segment.part]", "self.keep[: segment.numel]", "the first segment's flags"),
     ],
-    "pat/pruning/masks.py": [
+    "pat/pruning/weights/pruner.py": [
         ("if self.hardened or t < line.start:", "if self.hardened or t <= line.start:", "pruning starts a step late"),
         ("        if t >= line.hard:\n", "        if t > line.hard:\n", "hard a step late"),
         (
@@ -452,7 +452,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "infinite evidence does not skip the step",
         ),
     ],
-    "pat/pruning/rounding.py": [
+    "pat/common/rounding.py": [
         ("* n + Fraction(1, 2))", "* n)", "shares rounded down"),
         ("Fraction(repr(float(share)))", "Fraction(float(share))", "0.29 is a little less"),
     ],
@@ -475,7 +475,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("math.floor(u * self.num_levels + 1e-9)", "math.ceil(u * self.num_levels)", "steps too early"),
         ("return -math.expm1(", "return 1.0 + math.expm1(", "density of an exponential ramp"),
     ],
-    "pat/pruning/selection.py": [
+    "pat/pruning/weights/selection.py": [
         ("compare = xp.greater_equal if whole else xp.greater", "compare = xp.greater", "ties are dropped"),
         (
             "equal[xp.where(equal)[0][left:]] = False",
@@ -487,7 +487,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("        left[g] -= granted[name, start]\n", "        pass\n", "every run keeps all ties"),
         ("sum(units.values()) - pruned[0], comm)", "pruned[0], comm)", "keeps what should go"),
     ],
-    "pat/pruning/shards.py": [
+    "pat/zero/layouts.py": [
         (
             "scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)",
             "scale = max_norm / (total + 1e-6)",
@@ -497,7 +497,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("                shard.flat.grad = None\n", "                pass\n", "a step that is dropped is taken"),
         ("self.engine._global_grad_norm = total\n", "pass\n", "the norm is not said"),
     ],
-    "pat/pruning/sites.py": [
+    "pat/pruning/structures/sites.py": [
         (
             "read = Slice(reader.weight, reader.in_dim, 0, features)",
             "read = Slice(reader.weight, 0, 0, features)",
@@ -516,7 +516,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "two gates on the same weights",
         ),
     ],
-    "pat/pruning/spans.py": [
+    "pat/pruning/weights/spans.py": [
         (
             "-(-start // width) * width, (start + numel) // width * width",
             "start // width * width, (start + numel) // width * width",
@@ -524,7 +524,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("border = min((start // width + 1) * width, end)", "border = end", "two pieces in one"),
     ],
-    "pat/pruning/structured.py": [
+    "pat/pruning/structures/pruner.py": [
         (
             "        if state.folded:\n            folding",
             "        if False:\n            folding",
@@ -579,16 +579,16 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("        self.history.load(tensors, shared)\n", "", "the past of gates not restored"),
         ("bool(self._evidence.isfinite().all())", "True", "infinite evidence enters the scores"),
     ],
-    "pat/pruning/folding.py": [
+    "pat/pruning/structures/folding.py": [
         ("units.split(z), shapes, gated=True", "units.split(z), shapes, gated=False", "z folded into every slice"),
         ("    shards.refresh_forward()", "    pass", "the forward keeps the old weights"),
-        ("        unit_slices.multiply(shards, staying, moment)\n", "", "moments of dead units stay"),
-        ("    unit_slices.multiply(shards, staying)\n", "", "dead producers stay"),
+        ("        slices.multiply(shards, staying, moment)\n", "", "moments of dead units stay"),
+        ("    slices.multiply(shards, staying)\n", "", "dead producers stay"),
     ],
     "pat/pruning/ties.py": [
         ("    if all_equal(score) and not any(", "    if False and not any(", "a choice without evidence"),
     ],
-    "pat/pruning/structures/heads.py": [
+    "pat/pruning/structures/kinds/heads.py": [
         ("if attention.group > 1:", "if attention.group > 2:", "a head of a shared KV head goes alone"),
     ],
     "pat/pruning/totals.py": [
@@ -599,7 +599,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("return weights / self.numel if self._all else 0.0", "return weights / self.numel", "no pruners, no fraction"),
     ],
-    "pat/pruning/unit_slices.py": [
+    "pat/pruning/structures/slices.py": [
         (
             "inner = math.prod(segment.shape[self.dim + 1 :])",
             "inner = math.prod(segment.shape[self.dim :])",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 REST: dict[str, list[tuple[str, str, str]]] = {
-    "pat/checkpoint.py": [
+    "pat/checkpoint/store.py": [
         (
             "            return open_whole(root / name, shards)\n",
             "            return open_whole(root / candidates[-1], shards)\n",
@@ -35,7 +35,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("    pruner.check()\n    final", "    final", "a broken promise is saved"),
         ("for p in files[rank::world]}", "for p in files[rank :: world + 1]}", "files that nobody vouches for"),
     ],
-    "pat/retention.py": [
+    "pat/checkpoint/retention.py": [
         ("reversed(steps(root))", "steps(root)", "resume falls back to the oldest"),
         ("if name < latest)", "if name > latest)", "resume goes on from what is newer than latest"),
         ("return [latest, *(", "return [*(", "latest is passed over"),
@@ -49,7 +49,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             "best moves latest",
         ),
     ],
-    "pat/manifest.py": [
+    "pat/checkpoint/manifest.py": [
         ("        setattr(_scaler(engine), key, value)\n", "        pass\n", "the loss scaler not restored"),
         ("        setattr(engine, key, value)\n    for", "        pass\n    for", "counters not restored"),
         ('"last_overflow_iter", ', "", "the scaler's last overflow not saved"),
@@ -58,7 +58,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("    if theirs:\n", "    if not ours:\n", "a model with less is accepted"),
         ("p.timeline.phase(step - 1)", "p.timeline.phase(step)", "the phase of the coming step"),
     ],
-    "pat/checkpoint_reader.py": [
+    "pat/checkpoint/reader.py": [
         ("first = piece.offset + low - piece.start\n", "first = piece.offset\n", "the beginning of the piece"),
         ("first = piece.offset + low - piece.start\n", "first = low - piece.start\n", "the offset is forgotten"),
         ("values = flags[first - 8 * byte :]", "values = flags[: last - first]", "flags shifted by up to 7"),
@@ -77,12 +77,12 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("whole[: self.numel(name)]", "whole[-self.numel(name) :]", "padding instead of frozen weights"),
         ("if len(steps) != 1:", "if not steps:", "steps that differ are accepted"),
     ],
-    "pat/deepspeed_files.py": [
+    "pat/zero/checkpoint_files.py": [
         ('"step": group.get("step"), **states', '"step": None, **states', "a group's step is forgotten"),
         ("weights_only=True", "weights_only=False", "pickles run code"),
         ('f"bf16_{name}" if bf16 else name', "name", "BF16 files not found"),
     ],
-    "pat/hashing.py": [
+    "pat/common/hashing.py": [
         ('np.packbits(flags, bitorder="little")', 'np.packbits(flags, bitorder="big")', "bits packed high to low"),
         ("torch.float32) + 0.0", "torch.float32)", "-0.0 has another hash"),
         ("name < self._name:", "name == self._name:", "any order of names"),
@@ -188,18 +188,20 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("    if bias and module.bias is not None:", "    if False:", "biases keep their width"),
         ("cache.update(position, position, self.layer_idx)", "pass", "no positions without the first attention"),
     ],
-    "pat/engine.py": [
+    "pat/zero/engine.py": [
         ("optim.weight_decay if decay else 0.0", "0.0", "weight decay 0"),
         ("decay = len(shape) >= 2 and", "decay = len(shape) >= 1 and", "biases decay"),
         ('key = (owner.get(name, ""), decay, head)', 'key = ("", decay, head)', "no groups of a pruner's own"),
         ('        group["lr"] = group["base_lr"] * factor', '        group["lr"] = factor', "the base rate is ignored"),
+        ('"betas": tuple(optim.betas), "eps"', '"betas": (0.9, 0.999), "eps"', "the betas are ignored"),
+    ],
+    "pat/training/learning_rate.py": [
         ("return (t + 1) / warmup", "return t / warmup", "a first step without a rate"),
         ("0.5 * (1.0 + math.cos(math.pi * done))", "0.5 * (1.0 - math.cos(math.pi * done))", "a cosine that rises"),
         ("optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * decayed", "decayed", "the least rate is ignored"),
         ("done = (t - warmup) / max(1, num_steps - warmup)", "done = t / num_steps", "decay counted from step 0"),
-        ('"betas": tuple(optim.betas), "eps"', '"betas": (0.9, 0.999), "eps"', "the betas are ignored"),
     ],
-    "pat/distill.py": [
+    "pat/training/distill.py": [
         ("loss = (1.0 - weight) * self.task.loss_of", "loss = self.task.loss_of", "the task keeps its whole weight"),
         ("loss = loss + weight * self.config.temperature**2 * kl", "loss = loss + weight * kl", "no T^2"),
         ("weight = self.weight * self._factor\n        loss", "weight = self.weight\n        loss", "no ramp"),
@@ -245,7 +247,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             "micro-batches count alike",
         ),
     ],
-    "pat/chunked.py": [
+    "pat/tasks/chunked_loss.py": [
         (
             "(work.rows(work.head.own(x), part) * work.weights[part]).sum(0)",
             "work.rows(work.head.own(x), part).sum(0)",

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from pat import compose
+from pat.config import compose, frozen, places
 from pat.export.export import export_run
-from pat.pruning import masks
+from pat.pruning.weights.pruner import match
 from pat.schema import Config
 from tests.distributed import ranks
 
@@ -46,7 +46,7 @@ STAND_INS: dict[str, dict[str, object]] = {
     "Qwen3-8B": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 151936},
     "Mistral-7B-v0.3": {**LARGE, **HEADS_8B, "model_type": "mistral", "vocab_size": 32768},
 }
-RECIPES = compose.recipes()
+RECIPES = places.recipes()
 Started = tuple[Path, tuple[int | None, str]]  # its folder; the exit code and what it says
 # Variants of a recipe that the quick set starts.
 SLOW = ["llama3_8b_2to4", "llama3_8b_dense", "llama3_8b_multinode", "llama3_8b_narrow", "reviews_dense", "sotu_dense"]
@@ -103,7 +103,7 @@ def small(config: Config, folder: Path) -> list[str]:
 def test_composes(recipe: str) -> None:
     config = composed(f"recipe={recipe}")
     assert config.run.recipe == recipe
-    assert compose.to_config(compose.yaml.safe_load(compose.dump(config))) == config
+    assert frozen.to_config(compose.yaml.safe_load(frozen.dump(config))) == config
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -173,7 +173,7 @@ def test_takes_two_steps(recipe: str, started: Callable[[str], Started]) -> None
     for pruner in config.pruners.values():
         if pruner.params:  # 2:4 in what the gates have left
             weights = load_file(folder / "out" / "model.safetensors")
-            names = masks.match(pruner.params, pruner.exclude, {name: tuple(w.shape) for name, w in weights.items()})
+            names = match(pruner.params, pruner.exclude, {name: tuple(w.shape) for name, w in weights.items()})
             assert len(names) == 12  # of two layers
             for name in names:
                 assert (weights[name].reshape(-1, 4).count_nonzero(dim=1) == 2).all(), name

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from pat import scan
+from pat.common import scan
 from pat.models.anatomy import Anatomy, Attention, Mlp
 
 OWN_LOADER = "set stock=false and load the exported model with pat.export.load"

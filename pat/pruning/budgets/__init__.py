@@ -19,12 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pat.common.rounding import exact
 from pat.models.anatomy import Anatomy
-from pat.pruning.choose import Choice, choice, even, keep_counts, within
-from pat.pruning.costs import Cost, dense_widths, widths
-from pat.pruning.grid import Group, Limits, by_structure, groups
-from pat.pruning.rounding import exact
-from pat.pruning.sites import Site
+from pat.pruning.structures.choose import Choice, choice, even, keep_counts, within
+from pat.pruning.structures.costs import Cost, dense_widths, widths
+from pat.pruning.structures.grid import Group, Limits, by_structure, groups
+from pat.pruning.structures.sites import Site
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from typing import ClassVar
 
 from pat.models.anatomy import Anatomy
 from pat.pruning.budgets import StructureBudget
-from pat.pruning.costs import Cost, flops
+from pat.pruning.structures.costs import Cost, flops
 
 
 @dataclass(frozen=True)
 class Flops(StructureBudget):
     """Fraction of the FLOPs of one forward over seq_len tokens, all matrix products of the model.
 
-    2 per multiply-add, attention as full seq_len x seq_len products, embedding lookups 0: pat.pruning.costs.flops.
+    2 per multiply-add, attention as full seq_len x seq_len products, embedding lookups 0
+    (pat.pruning.structures.costs.flops).
     """
 
     name: str = "flops"

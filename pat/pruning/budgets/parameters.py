@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pat.models.anatomy import Anatomy
 from pat.pruning.budgets import StructureBudget
-from pat.pruning.costs import Cost, parameters
+from pat.pruning.structures.costs import Cost, parameters
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pat.common.rounding import part_of
 from pat.models.anatomy import Anatomy
-from pat.pruning.choose import Choice, choice, keep_counts
-from pat.pruning.costs import parameters
-from pat.pruning.grid import WORDS, Group, Limits, by_structure, groups
-from pat.pruning.rounding import part_of
-from pat.pruning.sites import Site
+from pat.pruning.structures.choose import Choice, choice, keep_counts
+from pat.pruning.structures.costs import parameters
+from pat.pruning.structures.grid import WORDS, Group, Limits, by_structure, groups
+from pat.pruning.structures.sites import Site
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Criteria: evidence -> one fp32 score per weight, higher = keep. One file a criterion.
 
-All methods are pure and elementwise over a flat shard (or any piece of one), so that `pat.pruning.kernels` can fuse
+All methods are pure and elementwise over a flat shard (or any piece of one), so that `weights.kernels` can fuse
 them, run them chunk by chunk, and get the same bits either way. That also asks for operations that IEEE 754 rounds
 exactly (+, -, *, /, abs, sqrt, comparisons): torch's exp or log of an element depends on its place in the tensor.
 """
@@ -41,7 +41,7 @@ class Criterion(ABC):
         self,
         num_steps: int,  # of evidence that the score holds
     ) -> float:
-        """How much W^2 counts beside the rank, each by its own size (see `pat.pruning.prior`); 0: not at all."""
+        """How much W^2 counts beside the rank, each by its own size (see `weights.prior`); 0: not at all."""
         return 0.0
 
     def descent(

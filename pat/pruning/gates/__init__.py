@@ -59,7 +59,7 @@ class Ranked(Gate, ABC):
 
 @dataclass(frozen=True)
 class Learned(Gate, ABC):
-    """A parameter a per unit, the logit of its keep probability, trained under the budget: pat.pruning.lagrangian.
+    """A parameter a per unit, the logit of its keep probability, trained under the budget (structures.lagrangian).
 
     The formulas take a / T. T is 1 until the last quarter of the soft phase and then falls to `temperature`: gates go
     to 0 or 1, in the same order.

@@ -25,7 +25,7 @@ class L0(Learned):
 
     beta = 2/3, gamma = -0.1, zeta = 1.1. P(z > 0) = sigmoid(a - beta log(-gamma / zeta)); in evaluation
     z = clamp(sigmoid(a) (zeta - gamma) + gamma, 0, 1). u is drawn once per optimizer step, the same for every
-    micro-batch and rank. Source: Louizos et al. 2018, arXiv:1712.01312; how a is trained: pat.pruning.lagrangian.
+    micro-batch and rank. Source: Louizos et al. 2018, arXiv:1712.01312; how a is trained: structures.lagrangian.
     """
 
     name: str = "l0"

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pat.pruning.arrays import chunk_numel, chunks
-from pat.pruning.comm import Comm
-from pat.pruning.selection import pruned_per_budget, refuse_nan, select_units
-from pat.pruning.spans import gather_spans, partial_groups, shapes, straddlers, whole_groups
+from pat.common.comm import Comm
 from pat.pruning.types import Run
+from pat.pruning.weights.arrays import chunk_numel, chunks
+from pat.pruning.weights.selection import pruned_per_budget, refuse_nan, select_units
+from pat.pruning.weights.spans import gather_spans, partial_groups, shapes, straddlers, whole_groups
 
 MAX_WEIGHTS = 1 << 18  # of a block: the exact sum then resolves the highest score to 25 bits
 

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pat.pruning.arrays import chunk_numel
-from pat.pruning.comm import Comm
-from pat.pruning.selection import refuse_nan
-from pat.pruning.spans import gather_spans, partial_groups, straddlers, whole_groups
+from pat.common.comm import Comm
 from pat.pruning.types import Run
+from pat.pruning.weights.arrays import chunk_numel
+from pat.pruning.weights.selection import refuse_nan
+from pat.pruning.weights.spans import gather_spans, partial_groups, straddlers, whole_groups
 
 ROUNDING = 1e-9  # sparsity 1 - n/m is meant exactly, whatever its last bit
 

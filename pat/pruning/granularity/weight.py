@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from pat.pruning.comm import Comm
-from pat.pruning.selection import keep_above, pruned_per_budget, select_units
+from pat.common.comm import Comm
 from pat.pruning.types import Run
+from pat.pruning.weights.selection import keep_above, pruned_per_budget, select_units
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from pat.pruning.rounding import part_of
+from pat.common.rounding import part_of
 
 
 @dataclass(frozen=True)

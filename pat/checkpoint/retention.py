@@ -1,0 +1,95 @@
+"""Which checkpoints of a run there are, which names point at them, and which are kept.
+
+checkpoints/step-00000200/           a directory each. Those without a manifest were never finished and do not count;
+                                     whether the others are whole, only reading shows (checkpoint.py)
+checkpoints/latest, best, sparsity=0.3    the name of one of them each
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pat.common.files import write_atomic
+from pat.run.directory import RunDir
+
+REACHED = "sparsity="  # the name of a checkpoint of train.export_at begins with it
+
+
+def steps(root: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(p for p in root.glob("step-*") if (p / "manifest.json").exists() and p.suffix != ".partial")
+
+
+def to_resume(root: Path) -> list[str]:
+    """The names of finished checkpoints, `latest` first and then what is older."""
+    names = [p.name for p in reversed(steps(root))] if root.exists() else []
+    pointer = root / "latest"
+    if pointer.exists() and pointer.read_text().strip() in names:
+        latest = pointer.read_text().strip()
+        return [latest, *(name for name in names if name < latest)]
+    return names
+
+
+def set_latest(root: Path, step_dir: Path) -> None:
+    """Point `latest` at a checkpoint."""
+    write_atomic(root / "latest", step_dir.name)
+
+
+def set_best(root: Path, step_dir: Path) -> None:
+    """Point `best` at a checkpoint."""
+    write_atomic(root / "best", step_dir.name)
+
+
+def mark(root: Path, reached: dict[str, int]) -> None:
+    """Point `sparsity=0.3` at the checkpoint that reached it. At every save again: a kill may have come between."""
+    for value, step in reached.items():
+        if (root / f"step-{step:08d}").is_dir():
+            write_atomic(root / f"{REACHED}{value}", f"step-{step:08d}")
+
+
+def retain(root: Path, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints and those that a name points at; leftovers of interrupted
+    saves too."""
+    names = [root / "latest", root / "best", *root.glob(f"{REACHED}*")]
+    pointed = {p.read_text().strip() for p in names if p.exists()}
+    kept = set(s.name for s in steps(root)[-keep_last:]) | pointed
+    for path in root.iterdir():
+        if path.is_dir() and path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
+    """The directory of "best", "last", a step or "sparsity=0.3"; ValueError lists what there is."""
+    if not run.config.is_file():
+        raise ValueError(f"{run.path} is not a run directory: it has no config.yaml")
+    root = run.checkpoints
+    found = {int(p.name.removeprefix("step-")): p for p in sorted(root.glob("step-*")) if p.name[5:].isdigit()}
+    if not found:
+        raise ValueError(f"{run.path} has no checkpoint yet: train first, or set train.checkpoint_every")
+    listed = ", ".join(map(str, found))
+    if checkpoint in ("best", "last"):
+        pointer = root / ("best" if checkpoint == "best" else "latest")
+        if pointer.is_file():
+            return root / pointer.read_text().strip()
+        if checkpoint == "best":
+            raise ValueError(
+                f"{run.path} has no best checkpoint yet: take --checkpoint last, or one of the steps {listed}"
+            )
+        return found[max(found)]
+    if str(checkpoint).startswith(REACHED):
+        return _reached(run, str(checkpoint))
+    if not str(checkpoint).isdigit() or int(checkpoint) not in found:
+        raise ValueError(f"{run.path} has no checkpoint {checkpoint!r}: take best, last, or one of the steps {listed}")
+    return found[int(checkpoint)]
+
+
+def _reached(run: RunDir, name: str) -> Path:
+    """What train.export_at kept as `sparsity=0.3`."""
+    kept = {float(p.name.removeprefix(REACHED)): p for p in sorted(run.checkpoints.glob(f"{REACHED}*"))}
+    try:
+        pointer = kept[float(name.removeprefix(REACHED))]
+    except (ValueError, KeyError):
+        listed = ", ".join(f"{REACHED}{value:g}" for value in sorted(kept)) or "none: set train.export_at to have some"
+        raise ValueError(f"{run.path} kept no checkpoint {name!r} on the way; it has {listed}") from None
+    return run.checkpoints / pointer.read_text().strip()

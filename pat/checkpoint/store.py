@@ -1,0 +1,244 @@
+"""Save and resume: DeepSpeed's files, the pruner's state beside them, and a manifest that vouches for both.
+
+    checkpoints/step-00000200/deepspeed/...                 as DeepSpeed writes it, effective weights
+                              pruner-00000-of-00002.safetensors
+                              manifest.json                 layout, hashes, trainer state
+    checkpoints/latest, best, sparsity=0.3                  a directory name each; they move last and atomically
+
+A checkpoint is *finished* when it holds a manifest, which is written last, before the directory gets its name. It is
+*whole* while every file still has the size and the sha256 that the manifest says: disks and people damage what was
+finished, so wholeness is found out anew by `find`, `open_whole` and CheckpointReader(verify=True). A checkpoint is read
+through the manifest's segments (parameter name, logical start, numel), never through DeepSpeed's loader, so that one
+code restores the same layout and any other number of ranks or ZeRO stage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from pat.checkpoint import retention
+from pat.checkpoint.manifest import check_same_model, describe, describe_parameters, rank_layout, restore_engine
+from pat.checkpoint.reader import FORMAT, CheckpointReader, read_manifest
+from pat.common.files import sync_directory, write_atomic
+from pat.common.hashing import file_sha256
+from pat.pruning.pruner import Pruner
+from pat.zero.checkpoint_files import CheckpointError, shard_file
+from pat.zero.layouts import Shards
+
+
+class NotWritten(CheckpointError):
+    """A rank could not write its part; all ranks agree."""
+
+
+class NoneWhole(CheckpointError):
+    """There are checkpoints, but none is whole; all ranks agree."""
+
+
+# -- save --------------------------------------------------------------------------------------------------------------
+
+
+def save(
+    engine: Any,
+    pruner: Pruner,
+    root: Path,
+    step: int,
+    trainer: dict[str, Any],
+    metrics: dict[str, float],
+    written: Path | None = None,
+) -> Path:
+    """Write the checkpoint of `step` completed steps. Raises NotWritten if it cannot be whole. Collective.
+
+    `written`: a folder in which another trainer has just had DeepSpeed's files written: they are vouched for there.
+    """
+    pruner.check()
+    final = root / f"step-{step:08d}"
+    partial = root / f"{final.name}.partial"
+    rank, world = dist.get_rank(), dist.get_world_size()
+    failures: list[str] = []
+
+    def attempt(write: Callable[[], Any]) -> Any:
+        """Run a write; a failure is kept, so that no rank leaves a collective which the others have entered."""
+        try:
+            return write()
+        except Exception as error:  # OSError, torch's RuntimeError, SafetensorError, ...
+            failures.append(f"rank {rank}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            return None
+
+    def agree() -> None:
+        said = [text for texts in pruner.shards.world.gather(failures) for text in texts]
+        if said:
+            free = shutil.disk_usage(root if root.exists() else root.parent).free >> 20
+            if rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise NotWritten(
+                f"the checkpoint of step {step} could not be written ({said[0]}; {free} MiB were free in {root}); "
+                "those before it are whole"
+            )
+
+    if rank == 0:
+        attempt(lambda: (shutil.rmtree(partial, ignore_errors=True), partial.mkdir(parents=True)))
+    agree()
+    if written is None:
+        _write_deepspeed(engine, partial, attempt)
+    tensors, shared = pruner.state()
+    pruner_file = f"pruner-{rank:05d}-of-{world:05d}.safetensors"
+    attempt(lambda: save_file(tensors, partial / pruner_file, metadata={"format": str(FORMAT)}))
+    agree()
+    folders = [partial] if written is None else [partial, written]
+    files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
+    mine = attempt(lambda: {os.path.relpath(p, partial): _seal(p) for p in files[rank::world]})
+    seals = pruner.shards.world.gather(mine or {})
+    layout = pruner.shards.world.gather(rank_layout(pruner.shards, rank, pruner_file))
+    if rank == 0:
+        manifest = describe(engine, pruner, step, trainer | {"pruners": shared}, metrics)
+        manifest |= {"ranks": layout, "files": {k: v for seal in seals for k, v in seal.items()}}
+        attempt(lambda: _publish(partial, final, manifest, root))
+    agree()
+    return final
+
+
+def note(root: Path, step: int, trainer: dict[str, Any], metrics: dict[str, float]) -> Path:
+    """Put what was found out after the checkpoint of `step` was written into its manifest. One rank only."""
+    folder = root / f"step-{step:08d}"
+    manifest = read_manifest(folder)
+    manifest |= {"metrics": metrics, "trainer": manifest["trainer"] | trainer}
+    write_atomic(folder / "manifest.json", json.dumps(manifest))
+    return folder
+
+
+def _write_deepspeed(engine: Any, folder: Path, attempt: Callable[[Callable[[], Any]], Any]) -> None:
+    """DeepSpeed's own files, each write of which is an attempt; without its recovery scripts, which know no masks.
+    Collective."""
+    writer = engine.checkpoint_engine
+    save, makedirs = writer.save, writer.makedirs
+    writer.save = lambda *args, **kwargs: attempt(lambda: save(*args, **kwargs))
+    writer.makedirs = lambda *args, **kwargs: attempt(lambda: makedirs(*args, **kwargs))
+    engine._copy_recovery_script = lambda _: None
+    try:
+        engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+    finally:
+        del writer.save, writer.makedirs, engine._copy_recovery_script
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+
+
+def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -> None:
+    for rank in range(manifest["world_size"]):
+        shard_file(manifest["files"], manifest["layout"], rank)  # raises where DeepSpeed wrote less than all
+    write_atomic(partial / "manifest.json", json.dumps(manifest))
+    sync_directory(partial)
+    aside = root / f"{final.name}.replaced"  # counts as a checkpoint until the new one is in its place
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        os.replace(final, aside)
+    os.replace(partial, final)
+    sync_directory(root)
+    retention.set_latest(root, final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+# -- resume ------------------------------------------------------------------------------------------------------------
+
+
+def find(root: Path, shards: Shards, say: Callable[[str], None]) -> CheckpointReader | None:
+    """The newest checkpoint whose every file matches its hash; a torn one is named and passed over. Collective."""
+    candidates = shards.world.gather(retention.to_resume(root))[0]
+    for name in candidates:
+        try:
+            return open_whole(root / name, shards)
+        except CheckpointError as error:
+            say(f"checkpoint {name} is not whole ({error}); trying the one before it")
+    if candidates:
+        raise NoneWhole(
+            f"none of the {len(candidates)} checkpoints in {root} is whole: "
+            "move them away, or start anew with run.resume=never"
+        )
+    return None
+
+
+def open_whole(step_dir: Path, shards: Shards) -> CheckpointReader:
+    """A reader, once every rank has seen its share of the hashes match; else CheckpointError on all. Collective."""
+    try:
+        reader, problem = CheckpointReader(step_dir, verify=False), ""
+        reader.verify_files(share=(dist.get_rank(), dist.get_world_size()))
+    except CheckpointError as error:
+        reader, problem = None, str(error)
+    problems = [p for p in shards.world.gather(problem) if p]
+    if problems or reader is None:
+        raise CheckpointError(problems[0])
+    return reader
+
+
+def load(engine: Any, pruner: Pruner, reader: CheckpointReader) -> dict[str, Any]:
+    """Fill the engine and the pruner from a checkpoint of any layout; returns the trainer state. Collective."""
+    check_same_model(reader.manifest, describe_parameters(engine.module, pruner))
+    shards = pruner.shards
+    for shard in shards.shards:
+        moments = _moments(shards.base, shard.flat)
+        step = 0
+        for s in shard.segments:
+            shard.view[s.part].copy_(reader.read("weight", s.name, s.start, s.numel))
+            for kind, moment in moments.items():
+                moment[s.part].copy_(reader.read(kind, s.name, s.start, s.numel))
+            step = reader.optimizer_step(s.name)
+        _set_optimizer_step(shards, shard, step)
+    for name, param in shards.parameters.items():
+        if not param.requires_grad:
+            _fill_frozen(param, reader.frozen(name))
+    trainer = reader.manifest["trainer"]
+    pruner.load_state(reader, trainer["pruners"])
+    restore_engine(engine, trainer)
+    shards.refresh_forward()
+    return trainer
+
+
+def _moments(base: torch.optim.Optimizer, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Adam's moments of a shard as vectors, created where the optimizer has not stepped yet."""
+    state = base.state[flat]
+    for kind in ("exp_avg", "exp_avg_sq"):
+        if kind not in state:
+            state[kind] = torch.zeros_like(flat.data)
+    return {kind: state[kind].view(-1) for kind in ("exp_avg", "exp_avg_sq")}
+
+
+def _set_optimizer_step(shards: Shards, shard: Any, step: int) -> None:
+    state, group = shards.base.state[shard.flat], shards.group_of(shard)
+    if type(shards.base).__name__ == "FusedAdam":
+        group["step"] = state["step"] = step
+    elif type(shards.base).__name__ == "DeepSpeedCPUAdam":
+        state["step"] = step
+    else:
+        device = shard.flat.device if group.get("fused") else "cpu"
+        state["step"] = torch.tensor(float(step), dtype=torch.float32, device=device)
+
+
+def _fill_frozen(param: Any, whole: torch.Tensor) -> None:
+    whole = whole.view(-1)
+    if hasattr(param, "ds_tensor"):
+        width = param.ds_tensor.ds_numel
+        start = dist.get_rank() * width
+        mine = whole[start : start + width]
+        param.ds_tensor.data.view(-1)[: mine.numel()].copy_(mine)
+    else:
+        param.data.view(-1).copy_(whole)
+
+
+def timed(work: Callable[[], Path]) -> tuple[Path, float, int]:
+    """(path, seconds, bytes) of a save."""
+    start = time.perf_counter()
+    path = work()
+    return path, time.perf_counter() - start, sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

@@ -1,0 +1,102 @@
+"""Files that a crash leaves whole, and directories that can be written to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def make(path: Path, key: str) -> list[Path]:
+    """Make a folder and those above it that are missing; returns what was made, outermost first. ValueError says what
+    is in the way of `key`."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)][::-1]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remove_empty(missing)
+        above = next((folder for folder in (path, *path.parents) if os.path.lexists(folder)), Path())
+        if os.path.islink(above) and not os.path.exists(above):
+            reason = f"{above} is a link that leads nowhere"
+        elif not os.path.isdir(above):
+            reason = f"{above} is a file"
+        elif error.errno == errno.ENOENT:  # as below /proc
+            reason = f"no folder can be made in {above}"
+        else:
+            reason = f"{error.strerror} ({error.filename or path})"
+        raise ValueError(f"{key}={path} cannot be a folder: {reason}; give another") from None
+    return missing
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Take folders away again, innermost first, until one holds something."""
+    with contextlib.suppress(OSError):
+        for folder in reversed(folders):
+            if os.path.isdir(folder):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def taken_away(path: Path, made: list[Path], kept: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """An exception inside removes the folder again, if `make` made it and `kept` does not hold."""
+    try:
+        yield
+    except BaseException:
+        if made and not kept():
+            shutil.rmtree(path, ignore_errors=True)
+            remove_empty(made)
+        raise
+
+
+def check_writable(file: Path, key: str) -> None:
+    """ValueError where the file could not be written: before the work whose result it is to hold, not after."""
+    if file.is_dir():
+        raise ValueError(f"{key} {file} is a folder: give the name of a file")
+    if not file.parent.is_dir():
+        raise ValueError(f"{key} {file}: there is no folder {file.parent}; make it, or give another")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"{key} {file} cannot be written: no permission; give another")
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Replace a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: str | Path) -> None:
+    """Make names in a directory (a rename, a new file) survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """`write_atomic` of indented JSON."""
+    write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: str | Path) -> Any | None:
+    """The content, or None where there is no (whole) file."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,195 @@
+"""How `pat.schema` declares a key: default, description, bounds, and beside what it has no effect.
+
+    num_steps: int = key(MISSING, "optimizer steps", ge=1)
+    head_lr: float | None = key(None, "of a new head; null: lr", gt=0, only_with="task.name=classification|regression")
+
+Hydra merges recipes and the command line in typed nodes (`structured`): they know which keys exist, also in a pruner
+that a recipe only names in part, and take "4" from an environment variable for 4. What comes out is validated by the
+models: types again, without any conversion, bounds, choices, and the settings of pruners' methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from functools import cache
+from typing import Annotated, Any, Literal, Optional, TypeVar, Union, get_args, get_origin
+
+from omegaconf import MISSING
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import core_schema
+
+AnySection = TypeVar("AnySection", bound="Section")
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list [a, b]",
+    dict: "a mapping {key: value}",
+    type(None): "null",
+    Any: "anything",
+}
+
+
+def key(
+    default: Any,
+    description: str,
+    *,
+    composed: str | None = None,
+    only_with: str | None = None,
+    inherited: bool = False,
+    **bounds: Any,
+) -> Any:
+    """A key of a section. `default` MISSING: the user must choose.
+
+    composed: the default in conf/config.yaml, where Hydra fills it in. only_with: the key has an effect only where
+    another one has, or has not, one of these values, or is set: `engine.dtype=bf16|fp16`, `.source!=json|csv` (of the
+    same section), `distill.teacher`. inherited: a recipe may leave it void for the recipes that build on it; only the
+    command line may not. Bounds are pydantic's: ge, gt, le, lt, min_length.
+    """
+    extra = {"composed": composed, "only_with": only_with, "inherited": inherited or None}
+    given: Any = {name: value for name, value in extra.items() if value is not None}
+    return Field(default, description=description, json_schema_extra=given or None, **bounds)
+
+
+class Section(BaseModel):
+    """Keys that belong together. Nothing is converted but whole numbers where any number will do."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    def changed(self: AnySection, **values: Any) -> AnySection:
+        """A validated copy with other values; `train__num_steps=3` is a key of the section `train`. ValueError."""
+        from pat.common.errors import invalid
+
+        content = self._given()
+        for name, value in values.items():
+            section, _, rest = name.partition("__")
+            if rest:
+                if isinstance(content[section], Section):
+                    content[section] = content[section]._given()
+                content[section][rest] = value
+            else:
+                content[section] = value
+        try:
+            return type(self).model_validate(content)
+        except ValidationError as error:
+            raise ValueError(invalid(error, type(self))) from error
+
+    def plain(self) -> dict[str, Any]:
+        """Nested mappings, as they are written to config.yaml; "???" where a value is missing."""
+        return self.model_dump(warnings=False)
+
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name, value in self if not (isinstance(value, str) and value == MISSING)}
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"is {'not a number' if math.isnan(value) else 'infinite'}, but must be a finite number")
+    return value
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The annotation of a pruner's criterion, granularity, gate, budget or schedule.
+
+    A union of the registered dataclasses, told apart by `name`, that is looked up when a value comes: the methods
+    import much, and every part of the program imports the schema. A plain name is the method with its defaults.
+    """
+
+    kind: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        """Pydantic's hook."""
+        return core_schema.no_info_plain_validator_function(self.parse)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """`pat.config.reference` puts the methods in its place."""
+        return {"x-method": self.kind}
+
+    def parse(self, value: Any) -> Any:
+        """The method that a mapping or a name describes; a method and what is not set are taken as they are."""
+        from pat.pruning import registry
+
+        unset = value is None or value == MISSING
+        return (
+            value if unset or type(value) in registry.classes(self.kind).values() else registry.parse(self.kind, value)
+        )
+
+
+def plain(annotation: Any) -> Any:
+    """An annotation without its metadata, also within lists."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is list:
+        return list[plain(get_args(annotation)[0])]  # type: ignore[misc]
+    return annotation
+
+
+def options(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type."""
+    annotation = plain(annotation)
+    union = get_origin(annotation) in (Union, types.UnionType)
+    return tuple(plain(option) for option in get_args(annotation)) if union else (annotation,)
+
+
+def choices(annotation: Any) -> list[Any]:
+    """The values that a Literal allows, None last; [] for any other type."""
+    found = options(annotation)
+    literals = [value for option in found if get_origin(option) is Literal for value in get_args(option)]
+    others = [option for option in found if get_origin(option) is not Literal and option is not type(None)]
+    return [] if others or not literals else literals + [None] * (type(None) in found)
+
+
+def words(annotation: Any) -> str:
+    """An annotation in words."""
+    named = []
+    for option in options(annotation):
+        if get_origin(option) is Literal:
+            named += [str(value) for value in get_args(option)]
+        else:
+            named.append(_WORDS.get(get_origin(option) or option, str(option)))
+    return " or ".join(named)
+
+
+@cache
+def structured(model: type[Section]) -> type:
+    """The same keys as a dataclass for OmegaConf, with types that it knows."""
+    made = []
+    for name, info in model.model_fields.items():
+        made.append((name, _node(info.annotation), dataclasses.field(default_factory=lambda info=info: _default(info))))
+    return dataclasses.make_dataclass(model.__name__, made)
+
+
+def default_of(info: FieldInfo) -> Any:
+    """The default of a key, "???" where there is none."""
+    return info.get_default(call_default_factory=True, validated_data={})
+
+
+def _default(info: FieldInfo) -> Any:
+    value = default_of(info)
+    return structured(type(value))() if isinstance(value, Section) else value
+
+
+def _node(annotation: Any) -> Any:
+    """OmegaConf's type of a key: no Literal, and of unions only those of numbers."""
+    found = [option for option in options(annotation) if option is not type(None)]
+    optional = len(found) < len(options(annotation))
+    if get_origin(found[0]) is Literal and len(found) == 1:
+        found = [type(get_args(found[0])[0])]
+    if isinstance(found[0], type) and issubclass(found[0], Section):
+        return structured(found[0])
+    if get_origin(found[0]) is dict:
+        value = get_args(found[0])[1]
+        section = isinstance(value, type) and issubclass(value, Section)
+        return dict[str, structured(value) if section else Any] if not optional else Any  # type: ignore[misc]
+    if len(found) > 1 and set(found) != {int, float}:
+        return Any
+    kind = Union[tuple(found)]  # noqa: UP007
+    return Optional[kind] if optional else kind  # noqa: UP045

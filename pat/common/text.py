@@ -1,0 +1,27 @@
+"""Words and numbers as people read them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+def did_you_mean(given: str, allowed: Sequence[str]) -> str:
+    """`; did you mean NAME?`, or nothing where no name is close."""
+    close = difflib.get_close_matches(given, allowed, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def size_in_words(n: float) -> str:
+    """Bytes with the unit that suits them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            break
+        n /= 1024
+    return f"{n:.1f} {unit}"

@@ -1,0 +1,179 @@
+"""From the command line to one frozen config: Hydra's composition, with errors that a user can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pat.common.keys import structured
+from pat.config.errors import explain
+from pat.config.frozen import ELASTIC, to_config
+from pat.config.hostfile import take_world_size
+from pat.config.places import _options, conf_dir
+from pat.config.validate import validate
+from pat.pruning import registry
+from pat.run.directory import ExitCode
+from pat.schema import FILES, Config
+
+_METHOD = re.compile(rf"(pruners\.([^.=@]+)\.({'|'.join(registry.PACKAGES)}))(?:\.name)?=(\w+(?:,\w+)*)")
+
+
+def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
+    """Hydra's command line: composes the config (with `-m` each of several) and calls `use` with it.
+
+    Returns the first exit code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
+    """
+    _register()
+    codes: list[int] = []
+    errors: list[ValueError | OSError] = []
+
+    def task(cfg: DictConfig) -> None:
+        try:
+            code = use(finish(cfg, list(HydraConfig.get().overrides.task)))
+        except (ValueError, OSError) as error:  # kept from Hydra, which would print a notice of its own
+            errors.append(error)
+            code = ExitCode.BAD_INPUT if isinstance(error, ValueError) else ExitCode.ERROR
+        codes.append(code)
+        if code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
+            raise SystemExit(code)  # a sweep's other members would be, too
+
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
+    with _hydra_process([_method_as_group(argument) for argument in arguments]):
+        try:
+            main()
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ValueError(explain(error)) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{_not_text(arguments)} is not text in UTF-8: {error.reason}") from error
+    for error in errors:
+        raise error
+    return next((code for code in codes if code), 0)
+
+
+def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
+    """A composed config as a validated `Config`; ValueError for missing values and for what does not fit."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        chosen = any(override.lstrip("+").startswith("recipe=") for override in overrides)
+        hint = "" if chosen else "; recipe=NAME gives them all, `pat train --help` lists the recipes"
+        raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}{hint}")
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
+    _drop_replaced_fields(content["pruners"], overrides)
+    config = take_world_size(to_config(content), overrides)
+    validate(config, {override.lstrip("+").partition("=")[0] for override in overrides})
+    _check_replaced_files(content["data"], overrides)
+    return config
+
+
+def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
+    """Recipe and overrides that change the result: the same command finds its run, a sweep's members differ."""
+    kept = []
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        always = key in ("recipe", "run.name", "run.dir", "run.resume") or key.startswith("logger")
+        if not always and (sweep or not key.startswith((*ELASTIC, "engine="))):
+            kept.append(override)
+    parts = [recipe or "train", *sorted(kept)]
+    name = ",".join(re.sub(r"[^\w.=+~-]+", "_", part.replace("pruners.", "")) for part in parts)
+    if len(name.encode()) > 180:
+        name = name[:160] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name
+
+
+def _how_to_choose(key: str) -> str:
+    return f"{key} (task={' or task='.join(_options('task'))})" if key == "task.name" else key
+
+
+def _method_as_group(argument: str) -> str:
+    """`pruners.P.criterion.name=taylor` selects the method and its fields: `criterion@pruners.P.criterion=taylor`."""
+    match = _METHOD.fullmatch(argument)
+    return f"{match[3]}@{match[1]}={match[4]}" if match else argument
+
+
+def _drop_replaced_fields(pruners: dict[str, Any], overrides: Sequence[str]) -> None:
+    """When the command line replaces a method, the recipe's settings that only the old one had go with it."""
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    for name, settings in pruners.items():
+        for kind in registry.OF_WEIGHTS + registry.OF_STRUCTURES + registry.OF_BOTH:
+            place = f"pruners.{name}.{kind}"
+            method = settings[kind]
+            if method and f"{kind}@{place}" in given and method["name"] in registry.names(kind):
+                own = registry.defaults(kind, method["name"])
+                settings[kind] = {k: v for k, v in method.items() if k in own or f"{place}.{k}" in given}
+
+
+def _check_replaced_files(data: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """ValueError where the command line replaces one of a recipe's files, train or eval, and leaves the other."""
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    sources = data["sources"] or {}
+    for place, part in [("data", data), *((f"data.sources.{name}", {**data, **own}) for name, own in sources.items())]:
+        train, held = f"{place}.train", f"{place}.eval"
+        if part["source"] not in FILES or part["eval"] is None:
+            continue
+        if train in given and held not in given:
+            raise ValueError(
+                f"{train} is replaced, but {held}={part['eval']} is still the recipe's, so the model would be measured "
+                f"on other data than yours: give {held}=FILE, too, or {held}=null to hold out a part of {train}"
+            )
+        if held in given and train not in given:
+            raise ValueError(
+                f"{held} is replaced, but {train}={part['train']} is still the recipe's: give {train}, too (the same "
+                "again, if that is what you mean)"
+            )
+
+
+def _not_text(arguments: Sequence[str]) -> str:
+    """The config file that Hydra could not decode; it does not say which."""
+    roots = [conf_dir(), *(Path(after) for flag, after in zip(arguments, arguments[1:], strict=False)
+                           if flag in ("--config-dir", "-cd"))]  # fmt: skip
+    for path in (path for root in roots for path in sorted(root.rglob("*.yaml"))):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return str(path)
+    return "a config file"
+
+
+def _register() -> None:
+    """The schema and the methods as Hydra groups, and the resolver of run.name."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=structured(Config))
+    for kind in registry.PACKAGES:
+        for name in registry.names(kind):
+            store.store(group=kind, name=name, node=registry.defaults(kind, name))
+    OmegaConf.register_new_resolver("pat.run_name", _resolve_run_name, replace=True)
+
+
+def _resolve_run_name() -> str:
+    cfg = HydraConfig.get()
+    return run_name(list(cfg.overrides.task), cfg.runtime.choices.get("recipe"), cfg.mode == RunMode.MULTIRUN)
+
+
+@contextlib.contextmanager
+def _hydra_process(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv and, unless told otherwise, prints errors itself and exits with 1."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error

@@ -1,0 +1,77 @@
+"""Hydra's and OmegaConf's errors in one sentence: what was given, what is allowed there."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from pat.common.text import did_you_mean
+
+
+def explain(error: Exception) -> str:
+    """One sentence: what was given, what is allowed there."""
+    cause = error.__cause__ or error.__context__ or error
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        at = error.problem_mark
+        return f"{at.name} is not readable as YAML: {error.problem} (line {at.line + 1}, column {at.column + 1})"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = ", ".join(error.options or []) or "none"
+        hint = " (or --config-dir DIR with DIR/recipe/NAME.yaml)" if group == "recipe" else ""
+        return f"there is no {group or 'config'} called {option!r}; allowed: {options}{hint}" + did_you_mean(
+            option, error.options or []
+        )
+    if isinstance(error, OverrideParseException):
+        return (
+            f"cannot read {error.override!r}: write key=value, with quotes around what the shell or Hydra would split"
+        )
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        file = re.match(r"In '([^']+)'", str(error))
+        return (f"in {file[1]}.yaml: " if file else "") + _explain_key(cause)
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    group = re.search(
+        r"Could not override '([^']+)'.*(No match in the defaults list|Did you mean to override (\S+)\?)", text
+    )
+    if group:
+        name, _, place = group[1].partition("@")
+        selected = f"nothing selects {name}{' for ' + place if place else ''}"
+        if group[3]:
+            return f"{selected}; did you mean {group[3]}=...?"
+        return f"{selected} yet: a recipe's defaults list must say `- /{group[1]}: OPTION` first"
+    ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.|Sweep parameters '([^=]+)=(.*?)'", text)
+    if ambiguous:
+        key, value = ambiguous[1] or ambiguous[3], ambiguous[2] or ambiguous[4]
+        return f"{key}={value} is several values: add -m for one run each, or write {key}=[{value}] for a list"
+    return re.sub(r"\s*(Set the environment|To append to your config).*", "", text) or type(error).__name__
+
+
+def _explain_key(error: OmegaConfBaseException) -> str:
+    key, message = str(error.full_key), (error.msg or str(error)).splitlines()[0]
+    node = error.parent_node
+    if isinstance(node, DictConfig) and ("not in" in message or "not a member" in message):
+        allowed = sorted(str(key) for key in node if key != "hydra")
+        last = key.rpartition(".")[2]
+        place = key.rpartition(".")[0]
+        return (
+            f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}"
+            + did_you_mean(last, allowed)
+        )
+    words = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+    wrong = re.match(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
+    if wrong and wrong[2] in words:
+        return f"{key} is {wrong[1]!r}, but must be {words[wrong[2]]}"
+    shape = re.match(r"Invalid value assigned: (\w+) is not a (ListConfig)|Cannot assign (\w+) to (Dict)", message)
+    if shape:
+        given = shape[1] or shape[3]
+        return f"{key} must be a {'list, [a, b]' if shape[2] else 'mapping, {key: value}'}, but is of type {given}"
+    of_pruner = re.match(r"Invalid type assigned: (\w+) is not a subclass of PrunerConfig. value: (.*)", message)
+    if of_pruner:
+        from pat.schema import PrunerConfig
+
+        keys = ", ".join(sorted(PrunerConfig.model_fields))
+        return f"{of_pruner[2]} is no pruner: pruners.NAME is a mapping with keys out of {keys}"
+    return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"

@@ -1,0 +1,143 @@
+"""A run's config as a file: written once, read by every rank, compared when the run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from pat.common.errors import invalid
+from pat.common.files import write_atomic, write_json
+from pat.common.keys import structured
+from pat.config.errors import explain
+from pat.run.directory import ExitCode, RunDir, read_exit
+from pat.run.provenance import versions
+from pat.schema import Config
+
+# A run may go on with other values of these (another cluster, another logger): they change no result that is promised.
+ELASTIC = (
+    "run.",
+    "logger.",
+    "engine.world_size",
+    "engine.hostfile",
+    "engine.zero_stage",
+    "engine.offload_optimizer",
+    "engine.kernels",
+    "engine.threads_per_rank",
+    "engine.timeout_min",
+    "train.micro_batch_size",
+    "train.eval_batch_size",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "data.cache_dir",
+)
+# What a run that diverged may go on with besides.
+AFTER_DIVERGENCE = (
+    "optim.lr", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss", "train.max_skipped",
+)  # fmt: skip
+
+
+def to_config(content: Mapping[str, Any]) -> Config:
+    """Plain nested mappings as a typed `Config`, with methods of pruners as what they are; ValueError."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(structured(Config)), dict(content))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ValueError(f"no value for {', '.join(missing)}")
+        values: Any = OmegaConf.to_container(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(explain(error)) from error
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(invalid(error, Config)) from error
+
+
+def load(path: str | Path) -> Config:
+    """A frozen config."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ValueError(f"cannot read the run's config {path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"cannot read the run's config {path}: it is no mapping of keys")
+    return to_config(content)
+
+
+def dump(config: Config) -> str:
+    """The config as YAML, in the order of the schema."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.plain()))
+
+
+def freeze(config: Config, run_dir: Path) -> None:
+    """Write config.yaml and version.json before the run starts, and set an earlier run's results aside where
+    run.resume says so."""
+    check_same_run(config, run_dir)
+    run = RunDir(run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)
+    if config.run.resume == "never":
+        _set_aside(run)
+    write_json(run.version, versions())
+    write_atomic(run.config, dump(config))
+
+
+def check_same_run(config: Config, run_dir: Path) -> None:
+    """ValueError where the directory holds results of another config, unless only ELASTIC keys differ."""
+    run = RunDir(run_dir)
+    if config.run.resume != "never" and run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
+        diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
+        differing = changed_keys(load(run.config), config, AFTER_DIVERGENCE if diverged else ())
+        if differing:
+            changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in differing.items())
+            raise ValueError(
+                f"{run_dir} holds a run with another config ({changes}): go on with the old values, choose another "
+                "run.dir, or start over with run.resume=never"
+            )
+
+
+def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> None:
+    """For ranks other than the first: until config.yaml says what this rank composed (an older one may, too)."""
+    path, end = RunDir(run_dir).config, time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            if dump(load(path)) == dump(config):
+                return
+        if time.monotonic() > end:
+            raise ValueError(
+                f"rank 0 has not written this rank's config to {path} within {timeout_s:.0f} s: is run.dir on a file "
+                "system that all ranks share, and is the command the same on every rank?"
+            )
+        time.sleep(0.1)
+
+
+def changed_keys(old: Config, new: Config, allowed: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ and are neither ELASTIC nor allowed to."""
+    before, after = (_flat(config.plain()) for config in (old, new))
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    return {key: (before.get(key), after.get(key)) for key in keys if not key.startswith(ELASTIC + allowed)}
+
+
+def _set_aside(run: RunDir) -> None:
+    if run.checkpoints.exists() and any(run.checkpoints.iterdir()):
+        number = 1
+        while (target := run.path / f"checkpoints.{number}").exists():
+            number += 1
+        os.rename(run.checkpoints, target)
+    for path in (run.metrics, run.summary):
+        path.unlink(missing_ok=True)
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict) or not content:
+        return {prefix[:-1]: content}
+    return {key: value for name, item in content.items() for key, value in _flat(item, f"{prefix}{name}.").items()}

@@ -1,0 +1,110 @@
+"""What a run directory or an export says of the data that its model was made for, and the model that is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pat.common.files import read_json
+from pat.config import frozen
+from pat.config.errors import explain
+from pat.config.validate import validate
+from pat.run.directory import RunDir
+from pat.schema import Config
+
+# Of a config, what decides on which samples, and how, a model is evaluated.
+DECIDES = ("data.", "task.", "seed", "train.eval_batch_size")
+
+
+def is_run(path: Path) -> bool:
+    """Whether it is the directory of a run (`pat export` writes no config.yaml)."""
+    return RunDir(path).config.is_file()
+
+
+def config_of(path: Path) -> Config | None:
+    """The config of the run that is, or made, this model; None where the folder does not say."""
+    if is_run(path):
+        return frozen.load(RunDir(path).config)
+    exported = (read_json(path / "export.json") or {}).get("config")
+    return None if exported is None else frozen.to_config(exported)
+
+
+def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
+    """Each model's own config with the keys given; a folder that has none takes that of the first that has one.
+
+    ValueError where none has, and for a key that would be ignored.
+    """
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if not key.startswith(DECIDES):
+            group = (
+                " is a group, and" if "." not in key else " would be ignored: models are evaluated by their own data,"
+            )
+            raise ValueError(
+                f"{override}: {key}{group} without recipe=NAME only keys of data and task, seed and "
+                "train.eval_batch_size can be given, such as data.source=csv"
+            )
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    if "data.source" in given and "data.train" not in given:
+        raise ValueError(
+            "data.source is given, but data.train is still the model's own, of another source: give data.train, too; "
+            "labels and their order come from it (data.eval is what is measured)"
+        )
+    own = [config_of(path) for path in paths]
+    first = next((config for config in own if config is not None), None)
+    if first is None:
+        raise ValueError(
+            f"{paths[0]} does not say which data it was made for (it has neither config.yaml nor an export.json with "
+            "one): give recipe=NAME, or an export or a run beside it"
+        )
+    return [_with(first if config is None else config, overrides) for config in own]
+
+
+def differing_data(found: Sequence[Config]) -> str | None:
+    """The keys by which these configs are evaluated on different samples, with their values."""
+    flat = [
+        {
+            f"{section}.{key}": value
+            for section in ("data", "task")
+            for key, value in getattr(c, section).plain().items()
+        }
+        for c in found
+    ]
+    ignored = ("data.cache_dir", "data.max_train_samples")
+    values = {key: list(dict.fromkeys(repr(one[key]) for one in flat)) for key in flat[0] if key not in ignored}
+    differing = [f"{key} is {' and '.join(each)}" for key, each in values.items() if len(each) > 1]
+    return ", ".join(differing) or None
+
+
+@contextlib.contextmanager
+def model_folder(path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """(a Hugging Face folder of the model, what export.json says): of a run, its best checkpoint, exported for as long
+    as it is needed, or the last one where none is the best yet."""
+    if not is_run(path):
+        yield path, read_json(path / "export.json") or {}
+        return
+    from pat.export.export import export_run
+
+    checkpoint = "best" if (RunDir(path).checkpoints / "best").is_file() else "last"
+    with tempfile.TemporaryDirectory(prefix="pat-evaluate-") as folder:
+        yield Path(folder), export_run(path, folder, checkpoint, verify="weights")
+
+
+def _with(config: Config, overrides: Sequence[str]) -> Config:
+    """The config with these keys."""
+    if not overrides:
+        return config
+    try:
+        changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(config.plain(), changes))
+    except OmegaConfBaseException as error:
+        raise ValueError(explain(error)) from error
+    changed = frozen.to_config(merged)
+    validate(changed)
+    return changed

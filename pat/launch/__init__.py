@@ -1,0 +1,1 @@
+"""Starting, supervising and stopping ranks: one node, many nodes, Slurm."""

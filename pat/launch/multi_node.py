@@ -1,0 +1,189 @@
+"""Several machines by a hostfile: pdsh starts `pat.launch.node_agent` on each, which starts DeepSpeed's launcher there.
+
+What pdsh runs is a script in the run directory, which all machines share: the environment is in it, so that no key is
+on a command line. Signals go to the hosts through a file beside it, and what becomes of the ranks comes back through
+the run directory. Each host notices on its standard input when this process, or pdsh, or another host is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pat.common.files import write_json
+from pat.config.hostfile import read_hostfile
+from pat.launch import process
+from pat.launch.environment import free_port
+from pat.launch.process import RankRecord
+from pat.launch.single_node import package_variables
+from pat.launch.supervisor import GRACE_S, Watch, failures
+from pat.run.directory import RunDir
+from pat.run.provenance import versions
+from pat.schema import Config
+
+CHECK_TIMEOUT_S = 300.0  # ranks that an earlier start left behind have two minutes to save
+_SSH = "-o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+# Of a machine or of a session, not of the run.
+_NOT_SENT = re.compile(
+    r"(HOME|USER|LOGNAME|MAIL|SHELL|PWD|OLDPWD|SHLVL|_|TMPDIR|TMP|TEMP|HOST|HOSTNAME|DISPLAY|XAUTHORITY|TERM|"
+    r"CUDA_VISIBLE_DEVICES|RANK|LOCAL_RANK|WORLD_SIZE)|(SSH|XDG_RUNTIME|XDG_SESSION|DBUS|PDSH|TERM)_.*"
+)
+
+
+def check(run_dir: Path, config: Config) -> None:
+    """Raises ValueError unless each host answers, sees the run directory and has the same packages; ends what an
+    earlier start of this run has left there."""
+    file = config.engine.hostfile
+    assert file
+    hosts = read_hostfile(file)
+    if not shutil.which("pdsh"):
+        raise ValueError("engine.hostfile needs pdsh, which is not on this machine (Debian: apt install pdsh)")
+    with _script(run_dir, config) as script, contextlib.suppress(subprocess.TimeoutExpired):
+        output = ["", ""]
+        command = _pdsh(hosts, script, "check")
+        asked = subprocess.Popen(
+            command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+        try:
+            output = list(asked.communicate(timeout=CHECK_TIMEOUT_S))
+        finally:
+            process.end_group(asked)
+    here = versions()
+    for node, name in enumerate(hosts):
+        answer = re.search(rf"^[^:]+: pat-host {node} (.*)$", output[0], re.MULTILINE)
+        if not answer:
+            said = [line.partition(": ")[2] for line in output[1].splitlines() if _is_from(name, line)]
+            raise ValueError(
+                f"engine.hostfile={file}: {name} cannot start ranks ({said[-1] if said else 'no answer'}): ssh must "
+                "reach it without a password, and this environment and the run directory be there under the same paths"
+            )
+        there = json.loads(answer[1])
+        if there | {"git": ""} != here | {"git": ""}:  # git may be on one machine only
+            key = next(key for key in here | there if here.get(key) != there.get(key))
+            raise ValueError(f"{name} has {key} {there.get(key)}, this machine {here.get(key)}: install the same")
+
+
+def launch(run_dir: Path, config: Config, rank_program: Sequence[str] = ("--module", "pat.worker")) -> int:
+    """Run all ranks of a run, whose directory the caller holds, on all hosts; returns the run's exit code."""
+    assert config.engine.hostfile
+    hosts = read_hostfile(config.engine.hostfile)
+    RunDir(run_dir).exit.unlink(missing_ok=True)
+    RunDir(run_dir).logs.mkdir(exist_ok=True)
+    with _script(run_dir, config, rank_program) as script, open(RunDir(run_dir).logs / "hosts.log", "ab") as log:
+        pdsh = subprocess.Popen(
+            _pdsh(hosts, script, "start", "-k", "-N"),
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=process.die_with_parent(signal.SIGKILL),
+        )
+        return _Everywhere(run_dir, pdsh, Path(log.name), log.tell()).until_all_have_left()
+
+
+def _is_from(host: str, line: str) -> bool:
+    """Pdsh labels a line with the host, perhaps without its domain."""
+    label = line.partition(": ")[0]
+    return label == host or label == host.partition(".")[0]
+
+
+def _environment() -> dict[str, str]:
+    """Pdsh's own; the user's options come first, since ssh takes the first of each."""
+    append = " ".join(filter(None, [os.environ.get("PDSH_SSH_ARGS_APPEND"), _SSH]))
+    return os.environ | {"PDSH_SSH_ARGS_APPEND": append}
+
+
+def _pdsh(hosts: Mapping[str, int], script: Path, action: str, *options: str) -> list[str]:
+    command = f"sh {shlex.quote(str(script))} ".replace("%", "%%") + f"%n {action}"
+    return ["pdsh", "-R", "ssh", "-S", "-f", str(len(hosts)), *options, "-w", ",".join(hosts), command]
+
+
+@contextlib.contextmanager
+def _script(run_dir: Path, config: Config, rank_program: Sequence[str] = ()) -> Iterator[Path]:
+    """What each host runs, as long as it is needed: `sh start.sh NODE ACTION`, with this process's environment."""
+    folder = RunDir(run_dir.resolve()).signals.parent
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    assert config.engine.hostfile
+    hosts = read_hostfile(config.engine.hostfile)
+    sent = {key: value for key, value in os.environ.items() if key.isidentifier() and not _NOT_SENT.fullmatch(key)}
+    sent |= package_variables(sent)
+    if config.engine.threads_per_rank:
+        sent["OMP_NUM_THREADS"] = str(config.engine.threads_per_rank)
+    address = os.environ.get("MASTER_ADDR") or next(iter(hosts))
+    port = os.environ.get("MASTER_PORT") or free_port()
+    words = [sys.executable, "-u", "-m", "pat.launch.node_agent", run_dir.resolve(), json.dumps(hosts), address, port]
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in sent.items()]
+    lines += [
+        f"cd {shlex.quote(os.getcwd())} || exit 1",
+        f'exec {shlex.join(map(str, words))} "$@" {shlex.join(rank_program)}',
+    ]
+    script = folder / "start.sh"
+    script.unlink(missing_ok=True)
+    try:
+        with open(os.open(script, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write("\n".join(lines) + "\n")
+        write_json(RunDir(run_dir).signals, [])  # there before the first: file systems cache what is not
+        yield script
+    finally:
+        script.unlink(missing_ok=True)
+
+
+class _Everywhere(Watch):
+    """All hosts; the launcher is pdsh. Each host watches its own ranks and says in the run directory who is lost."""
+
+    def __init__(self, run_dir: Path, pdsh: subprocess.Popen[bytes], log: Path, old_bytes: int) -> None:
+        super().__init__(run_dir, pdsh)
+        self.grace_s = GRACE_S + 15.0  # the hosts' own comes first
+        self.old_bytes[log] = old_bytes
+        self.hosts_log = log
+        self.told = 0
+        self.look_at = 0.0
+
+    def records(self) -> list[RankRecord]:
+        """None that this process could send a signal to."""
+        return []
+
+    def forward(self, living: list[RankRecord]) -> None:
+        """Into the file that each host reads."""
+        self.announce()
+        if len(self.signals) > self.told:
+            self.told = len(self.signals)
+            write_json(RunDir(self.run_dir).signals, list(map(int, self.signals[: self.told])))
+
+    def lost(self, gone: list[RankRecord]) -> list[RankRecord]:
+        """By what the hosts and the ranks have written."""
+        if time.monotonic() < self.look_at:
+            return []
+        self.look_at = time.monotonic() + 2.0
+        return failures(process.rank_records(self.run_dir))
+
+    def kill(self, living: list[RankRecord]) -> None:
+        """The hosts have been told; without pdsh they end their ranks, too."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.launcher.wait(10)
+        super().kill(living)
+
+    def result(self) -> int:
+        """The run's exit code."""
+        failed = failures(process.rank_records(self.run_dir))
+        self.failed = failed[0] if failed else None
+        return super().result()
+
+    def why_nobody_said(self) -> str:
+        """The first host that pdsh has lost."""
+        said = self.hosts_log.read_bytes()[self.old_bytes[self.hosts_log] :].decode(errors="replace")
+        print(said, end="", file=sys.stderr)
+        lost = re.search(r"^pdsh@[^:]+: (\S+): ssh exited with exit code (\d+)", said, re.MULTILINE)
+        reason = f"lost {lost[1]} (ssh: {lost[2]})" if lost else "pdsh ended"
+        return f"{reason} before the ranks said how they ended; log: {self.hosts_log}"

@@ -1,0 +1,182 @@
+"""Processes of a run: who they are, whether they live, and that none outlives its parent (Linux)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pat.common import files
+from pat.common.files import read_json, write_json
+from pat.run.directory import HOST, RunDir
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that a recycled pid cannot be taken for."""
+
+    pid: int
+    start: int  # clock ticks since boot
+    host: str = HOST
+
+    @staticmethod
+    def of(pid: int) -> Process | None:
+        """The process that has this pid on this machine now, if it is more than a zombie."""
+        try:
+            # The command name, in parentheses, may hold anything; state is the first field after it.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else Process(pid, int(fields[19]))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; only to be asked on its own machine."""
+        return Process.of(self.pid) == self
+
+    def send(self, number: int) -> None:
+        """A signal, unless it has gone."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """`ranks/rank-N.json`: what a rank says about itself."""
+
+    rank: int
+    process: Process
+    code: int | None = None  # how it left, by itself; a rank that died never says
+    message: str = ""
+    time: float = 0.0  # of leaving
+    died: bool = False  # somebody else says so
+
+    def write(self, run_dir: Path) -> None:
+        """Atomically, so that a reader never sees half of it."""
+        write_json(RunDir(run_dir).rank(self.rank), asdict(self))
+
+
+def rank_records(run_dir: Path, which: Iterable[int] | None = None) -> list[RankRecord]:
+    """The ranks (of those named) that have said they exist, on any machine, in rank order."""
+    run = RunDir(run_dir)
+    paths = run.ranks.glob("rank-*.json") if which is None else map(run.rank, which)
+    found = map(read_json, paths)
+    records = [RankRecord(**item | {"process": Process(**item["process"])}) for item in found if item]
+    return sorted(records, key=lambda record: record.rank)
+
+
+def die_with_parent(number: int) -> Callable[[], None]:
+    """For `Popen(preexec_fn=...)`: the child gets this signal when the thread that started it ends."""
+    parent = os.getpid()
+
+    def prepare() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before the line above
+            os.kill(os.getpid(), number)
+
+    return prepare
+
+
+def leave_with_parent(number: int) -> None:
+    """The same for this very process."""
+    _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def only_user_of(run_dir: Path, key: str = "run.dir", holds: str = "config.yaml") -> Iterator[None]:
+    """Hold a run directory, which `key` names, for one start; ValueError while another holds it.
+
+    A directory that was made here is removed again when the start fails before there is a file `holds` in it.
+    """
+    run = RunDir(run_dir)
+    made = files.make(run.path, key)
+    with _opened(run.lock, key) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = os.fstat(file.fileno()).st_nlink > 0  # else its holder has failed and removed it by now
+        except OSError:
+            free = False
+        if not free:
+            file.seek(0)
+            raise ValueError(
+                f"{run_dir} is in use by process {file.read().strip() or 'unknown'}: "
+                f"wait for it, or give this run its own {key}"
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {HOST}")
+        file.flush()
+        with files.taken_away(run.path, made, (run.path / holds).exists):  # while the lock is still held
+            yield
+
+
+def _opened(lock: Path, key: str) -> IO[str]:
+    try:
+        return open(lock, "a+")
+    except OSError as error:
+        raise ValueError(f"{key}={lock.parent} cannot be written to: {error.strerror}; give another") from None
+
+
+def clear_ranks(run_dir: Path, patience_s: float = 120.0) -> None:
+    """End what earlier starts left behind on this machine, and forget all ranks."""
+    end_old_ranks(run_dir, patience_s)
+    forget_ranks_from(run_dir, 0)
+
+
+def end_old_ranks(run_dir: Path, patience_s: float = 120.0) -> None:
+    """Let the ranks that an earlier, killed start left on this machine save and leave; end those that do not."""
+    old = [record.process for record in rank_records(run_dir) if record.process.host == HOST]
+    for process in old:  # their parent is gone (its lock is ours now), so they are saving, or stuck
+        process.send(signal.SIGTERM)
+    if not wait_gone(old, 1.0):
+        print(f"pat: ranks of an earlier start still save in {run_dir}; waiting", flush=True)
+    wait_gone(old, patience_s)
+    for process in old:
+        process.send(signal.SIGKILL)
+    wait_gone(old, 5.0)
+
+
+def forget_ranks_from(run_dir: Path, number: int) -> None:
+    """Drop the records of ranks that an earlier start had, on other machines perhaps, and this one does not."""
+    for record in rank_records(run_dir):
+        if record.rank >= number:
+            RunDir(run_dir).rank(record.rank).unlink(missing_ok=True)
+
+
+def end_group(leader: subprocess.Popen[Any]) -> None:
+    """End a process that was started in a session of its own, and its children, if it still runs."""
+    if leader.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait()
+
+
+def wait_gone(processes: list[Process], seconds: float) -> bool:
+    """Whether all have ended within the time."""
+    end = time.monotonic() + seconds
+    while any(process.alive for process in processes):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+ORPHAN_GRACE_S = 120.0  # to save, once the parent is dead
+
+
+def restore_terminal(terminal: IO[str]) -> None:
+    """A progress bar that was cut off has hidden the cursor."""
+    if terminal.isatty():
+        terminal.write("\x1b[?25h")
+        terminal.flush()

@@ -1,0 +1,159 @@
+"""One rank: what it does around `pat.train.main` so that it is seen, heard and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from pat.launch import process
+from pat.launch.process import ORPHAN_GRACE_S, restore_terminal
+from pat.run import directory, preemption
+from pat.run.directory import ExitCode
+
+
+class Log(io.TextIOWrapper):
+    """A rank's log. What a full disk does not take is lost: it must neither end the rank nor hide why it leaves."""
+
+    def write(self, text: str, /) -> int:
+        """As a text file, but raises no OSError."""
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As a text file, but raises no OSError."""
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+class Tee:
+    """Text to this rank's log and, through `sink`, to the terminal."""
+
+    def __init__(self, log: IO[str], terminal: IO[str]) -> None:
+        self.log = log
+        self.terminal = terminal
+        self.sink: Callable[[str], Any] = terminal.write  # a progress bar puts itself in between
+
+    def write(self, text: str) -> int:
+        """To both."""
+        self.log.write(text)
+        with contextlib.suppress(OSError):  # the terminal may be gone: no reason not to save
+            self.sink(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Both."""
+        self.log.flush()
+        with contextlib.suppress(OSError):
+            self.terminal.flush()
+
+    def isatty(self) -> bool:
+        """Colours and bars belong to the terminal, not to this stream."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.log, name)
+
+
+def redirect_output(run_dir: Path, rank: int) -> IO[str]:
+    """Send all output, also that of C code and children, to the rank's log; rank 0's Python output also to
+    the terminal. Returns the terminal as a stream."""
+    directory.RunDir(run_dir).logs.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
+    file = open(directory.RunDir(run_dir).log(rank), "ab")  # noqa: SIM115
+    log = Log(file, encoding="utf-8", errors="replace", line_buffering=True)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    stream: Any = Tee(log, terminal) if rank == 0 else log
+    sys.stdout = sys.stderr = stream
+    show = warnings.showwarning  # other packages' warnings are for the log
+    warnings.showwarning = lambda *what, **_: show(*what[:4], file=log)
+    return terminal
+
+
+def watch_parent() -> None:
+    """When the parent dies: ask this rank to save and leave, and end it if it does not."""
+    parent = os.getppid()
+    process.leave_with_parent(signal.SIGTERM)
+    try:
+        handle = os.pidfd_open(parent)
+    except OSError:
+        handle = None
+    if handle is None or os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+
+    def wait() -> None:
+        select.select([handle], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_GRACE_S)
+        os._exit(ExitCode.ERROR)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+@contextlib.contextmanager
+def rank_process(run_dir: Path, rank: int, announce: bool) -> Iterator[Callable[[int, str], None]]:
+    """This process is a rank: signals set the flag, output goes to its log, its record is in the run directory.
+
+    Yields the function that records how the rank left, and with `announce` says so on the terminal.
+    """
+    preemption.preemption_flag()
+    watch_parent()
+    directory.RunDir(run_dir).ranks.mkdir(parents=True, exist_ok=True)
+    terminal = redirect_output(run_dir, rank)
+    me = process.Process.of(os.getpid())
+    assert me is not None
+    record = process.RankRecord(rank, me)
+    record.write(run_dir)
+
+    def leave(code: int, message: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not hide why the rank leaves
+            replace(record, code=int(code), message=message, time=time.time()).write(run_dir)
+        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # under Slurm the terminal is a file, too
+            restore_terminal(terminal)
+            if announce and message:
+                print(
+                    f"pat: rank {rank}: {message} (log: {directory.RunDir(run_dir).log(rank)})",
+                    file=terminal,
+                    flush=True,
+                )
+
+    yield leave
+
+
+def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int], announce: bool = False) -> ExitCode:
+    """Do the work as a rank and return its exit code; an exception becomes BAD_INPUT (ValueError) or ERROR."""
+    with rank_process(run_dir, rank, announce) as leave:
+        try:
+            code, message = ExitCode(work(run_dir)), ""
+            if rank == 0:
+                message = (directory.read_exit(run_dir) or {}).get("message", "")
+        except ValueError as error:
+            code, message = ExitCode.BAD_INPUT, str(error)
+            traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))
+        except KeyboardInterrupt:
+            code, message = ExitCode.INTERRUPTED, "interrupted twice"
+        except Exception as error:
+            code, message = ExitCode.ERROR, f"{type(error).__name__}: {error}"
+            traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))
+        if rank == 0 and not code.agreed:
+            with contextlib.suppress(OSError):
+                directory.write_exit(run_dir, code, message)
+        leave(code, message)
+    return code

@@ -1,0 +1,140 @@
+"""How runs stand, from what they left in their directories and what Slurm says; nothing of theirs is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pat.common.files import read_json
+from pat.launch import slurm
+from pat.launch.process import rank_records
+from pat.run import provenance
+from pat.run.directory import HOST, RunDir, read_exit
+
+LOGGED = "logged_step"
+_BLOCK = 1 << 16  # bytes of metrics.jsonl read at a time, from its end
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run in a line."""
+
+    run: Path
+    state: str  # how it ended, or what it does; and its job's state where it has one
+    step: int
+    num_steps: int | None
+    phase: str | None
+    sparsity: float | None
+    logged_step: int  # that phase and sparsity are of
+    restarts: int  # starts after the first
+    updated: float | None  # seconds since the epoch: the last line logged, or exit
+
+    @property
+    def is_older(self) -> bool:
+        """Whether steps have been saved since phase and sparsity were logged."""
+        return self.sparsity is not None and self.logged_step < self.step
+
+
+def statuses(runs: Sequence[Path]) -> list[Status]:
+    """Of each run directory; ValueError for a directory that is none."""
+    for run in runs:
+        if not RunDir(run).config.exists():
+            raise ValueError(f"{run} is no run directory (it has no config.yaml): give a directory that pat has made")
+    jobs = {run: (read_json(RunDir(run).job) or {}).get("job_id") for run in runs}
+    known = slurm.states([job for job in jobs.values() if job])
+    return [status(run, known.get(jobs[run] or "")) for run in runs]
+
+
+def status(run: Path, job_state: str | None = None) -> Status:
+    """Of one run, whose Slurm job is in this state."""
+    directory = RunDir(run)
+    exit_ = read_exit(run)
+    seen = last_values(directory.metrics, ("step", "time", "pruning/phase", "pruning/sparsity"))
+    times = [item for item in (seen.get("time"), (exit_ or {}).get("time")) if item]
+    begun = provenance.read(run)
+    return Status(
+        run=run,
+        state=_state(run, exit_, job_state),
+        step=int(seen.get("step") or 0),
+        num_steps=_num_steps(directory.config),
+        phase=seen.get("pruning/phase"),
+        sparsity=seen.get("pruning/sparsity"),
+        logged_step=int(seen.get(LOGGED) or 0),
+        restarts=max(0, len(begun) - 1),
+        updated=max(times) if times else begun[-1]["time"] if begun else None,
+    )
+
+
+def last_values(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """The newest value of each key in a metrics.jsonl, read from its end; as LOGGED the step of the line that has the
+    newest of the last key."""
+    found: dict[str, Any] = {}
+    for line in _lines_from_the_end(path):
+        try:
+            values = json.loads(line)
+        except ValueError:  # half written
+            continue
+        if keys[-1] in values and LOGGED not in found:
+            found[LOGGED] = values.get("step")
+        found = {key: value for key, value in values.items() if key in keys and value is not None} | found
+        if found.keys() >= set(keys):
+            break
+    return found
+
+
+def _lines_from_the_end(path: Path) -> Iterator[bytes]:
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError:
+        return
+    with file:
+        position, rest = file.seek(0, os.SEEK_END), b""
+        while position:
+            size = min(_BLOCK, position)
+            position = file.seek(position - size)
+            rest, *lines = (file.read(size) + rest).split(b"\n")
+            yield from (line for line in reversed(lines) if line)
+        if rest:
+            yield rest
+
+
+def _state(run: Path, exit_: dict[str, Any] | None, job_state: str | None) -> str:
+    if job_state == slurm.SILENT:
+        return f"{exit_['meaning'] if exit_ else 'unknown'}, Slurm does not answer"
+    job = job_state.lower() if job_state and (job_state not in slurm.OVER or not exit_) else None
+    if exit_:
+        return exit_["meaning"] if not job or job == "running" else f"{exit_['meaning']}, job {job}"
+    if job:
+        return "running" if job == "running" else f"job {job}"
+    records = rank_records(run)
+    here = [record for record in records if record.process.host == HOST]
+    if any(record.process.alive for record in here):
+        return "running"
+    if len(here) < len(records):  # nobody can ask another machine's processes from here
+        return f"unknown, last on {next(r.process.host for r in records if r not in here)}"
+    return "died" if records or provenance.read(run) else "not started"
+
+
+def _num_steps(config: Path) -> int | None:
+    try:
+        return yaml.safe_load(config.read_text())["train"]["num_steps"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def ago(then: float | None, now: float | None = None) -> str:
+    """`12 s`, `5 min`, `3 h`, `2 d` ago."""
+    if then is None:
+        return "-"
+    seconds = max(0.0, (time.time() if now is None else now) - then)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

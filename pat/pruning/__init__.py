@@ -1,0 +1,1 @@
+"""pat.pruning"""

@@ -1,0 +1,46 @@
+"""Gates into the weights that they multiply, for good: weights, and Adam's moments of them.
+
+# U units over all sites of a pruner
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pat.pruning.structures import slices
+from pat.pruning.structures.gate_history import GateHistory
+from pat.pruning.structures.sites import Site
+from pat.pruning.structures.slices import Factors
+from pat.pruning.structures.units import Inventory
+from pat.zero.layouts import Shards
+
+
+def fold(
+    shards: Shards,
+    sites: Sequence[Site],
+    units: Inventory,
+    z: Tensor,  # (U,) fp32
+    keep: Tensor,  # (U,) bool
+    history: GateHistory,
+) -> None:
+    """Multiply by z, and the moments by what the past of z makes of them; what is gone becomes 0 with its moments.
+
+    Collective.
+    """
+    shapes, staying = units.anatomy.shapes, alive(sites, units, keep)
+    slices.multiply(shards, slices.factors(sites, units.split(z), shapes, gated=True))
+    slices.multiply(shards, staying)
+    blocks = [site for site in sites if site.sublayer is None]
+    for moment, factor in history.factors().items():
+        by = units.split(factor)
+        slices.multiply(shards, slices.factors(sites, by, shapes, gated=True), moment)
+        slices.multiply(shards, slices.factors(blocks, by, shapes, gated=False), moment)
+        slices.multiply(shards, staying, moment)
+    shards.refresh_forward()
+
+
+def alive(sites: Sequence[Site], units: Inventory, keep: Tensor) -> Factors:
+    """1 for elements of what is kept by (U,) bool, 0 for those of what is gone."""
+    return slices.factors(sites, units.split(keep.float()), units.anatomy.shapes, gated=False)

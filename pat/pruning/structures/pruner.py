@@ -1,0 +1,313 @@
+"""One named pruner of structures: gates in the forward, and how they come to be 0.
+
+# U units over all sites, in their order; z gate, t step (from 0)
+
+    begin(t)   before the first forward of step t: its keep flags and gates
+               dense  z = 1
+               soft   ranked: z moves towards the keep flags by 1 / fade; learned: z is sampled from a
+               hard   once: the budget chooses the final flags; z is folded into the consuming weights; what is gone is
+                      zeroed, its moments too; the hooks come off. Dead units compute 0 and have no gradient: the
+                      forward and the step are the plain ones from here on.
+                      Under adapters (peft) the weights are frozen and in no shard: the hooks stay and multiply by the
+                      final z, and the export folds it into the merged weights
+    forward    the consuming module's input x z (fp32 -> the engine's dtype), or as it is while a site's gates are all
+               1; backward leaves dL/dz, summed over micro-batches
+    learn(t)   after the optimizer's step, unless it was skipped: the evidence of all ranks moves scores or a
+
+State is replicated: every rank computes the same from the same sums. It is in rank 0's pruner file.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pat.models import adapters
+from pat.models.families import anatomy as anatomy_of
+from pat.pruning import registry, ties
+from pat.pruning.gates import BY_GRADIENT
+from pat.pruning.structures import folding, slices
+from pat.pruning.structures.agreement import check_agreement
+from pat.pruning.structures.choose import Choice
+from pat.pruning.structures.gate_history import GateHistory
+from pat.pruning.structures.gate_training import GateState, Moment, gate_training
+from pat.pruning.structures.hooks import GatedForward
+from pat.pruning.structures.sites import find_sites
+from pat.pruning.structures.units import Inventory
+from pat.pruning.types import PromiseBroken
+from pat.schema import PrunerConfig
+from pat.zero.layouts import Shards
+
+FAR = 0.05  # share of kept gates below 0.9 that a user should know of
+SHARE_DIGITS = 12  # of a share of the budget: 0.15 / 0.3 is a half, whatever the last bit of the quotient says
+
+
+class GatePruner:
+    """Prunes the structures that it names."""
+
+    def __init__(self, name: str, config: PrunerConfig, model: torch.nn.Module, num_steps: int, seed: int) -> None:
+        self.name, self.config = name, config
+        self.method = registry.build("gate", config.gate)
+        self.budget = registry.build("budget", config.budget)
+        self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
+        structures = [registry.build("structure", structure) for structure in config.structures]
+        self.adapted = adapters.present(model)  # then the weights are frozen
+        self.anatomy = anatomy_of(adapters.stock(model))
+        self.sites = find_sites(self.anatomy, structures)
+        self.units = Inventory(self.anatomy, self.sites)
+        if self.method.pooled_only and any(site.sublayer is not None for site in self.sites):
+            raise ValueError(f"gate {self.method.name} ranks whole layers only: structures=[layers], or another gate")
+        self.budget.check(self.anatomy, self.sites)
+        self.needs = self.method.needs
+        self.forward = GatedForward(self.sites, model, self.needs)
+        self.training = gate_training(self.method, self.budget, self.anatomy, self.sites, name, seed)
+        ones = self.units.ones()
+        self.state = GateState(ones, ones.bool(), self.training.initial(ones))
+        self.history = GateHistory(ones)
+        self.multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
+        self._evidence: Tensor | None = None  # (U,) of the step that is being applied
+        self.num_pruned = 0  # parameters
+        self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
+        self.due(0)  # raises where the schedule starts above the budget
+        if self.needs != "weights":
+            ties.check_first_choice(name, self.method, self.training, self.state.score, self.timeline, self.due)
+
+    # -- figures ---------------------------------------------------------------------------------------------------
+
+    @property
+    def numel(self) -> int:
+        """Prunable parameters: those that would go with all units."""
+        return self.units.numel
+
+    @cached_property
+    def target_weights(self) -> int:
+        """Parameters that the budget removes in the end; where widths may differ by layer, of a tie of all scores."""
+        return self.units.removed(self.final_of_a_tie)
+
+    @property
+    def final_of_a_tie(self) -> Tensor:
+        """(U,) bool: what the budget leaves where all scores are equal."""
+        return self.units.join(self._final_of_a_tie.keep)
+
+    @cached_property
+    def _final_of_a_tie(self) -> Choice:
+        return self.budget.choose(self.anatomy, self.sites, self.units.split(0.0 * self.units.ones()))
+
+    @property
+    def target_sparsity(self) -> float:
+        """Fraction of the prunable parameters that the budget removes in the end."""
+        return self.target_weights / self.numel
+
+    @cached_property
+    def final_sparsity(self) -> float:
+        """Where the schedule ends: the budget's own sparsity, or the share of prunable parameters a shape removes."""
+        return self.target_sparsity if self.budget.sparsity is None else self.budget.sparsity
+
+    def due(self, t: int) -> float:
+        """Share of the budget that is to be removed at a step, 0 to 1: the schedule's sparsity over its last one."""
+        final = self.final_sparsity
+        return round(self.timeline.target(t, final) / final, SHARE_DIGITS) if final else 0.0
+
+    def target(self, t: int) -> float:
+        """Fraction that is to be removed at a step."""
+        return self.due(t) * self.target_sparsity
+
+    @property
+    def hardened(self) -> bool:
+        """Whether the final flags are chosen, and folded."""
+        return self.state.hardened
+
+    def keep_flags(self) -> dict[str, Tensor]:
+        """Per site (num_units,) uint8."""
+        return self.units.split(self.state.keep.to(torch.uint8))
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable parameters that is removed now, counted."""
+        return self.num_pruned / self.numel
+
+    def warning(self) -> str | None:
+        """A sentence where the gates of what stays ended far from 1; None: they did not, or there are none yet."""
+        found = self.kept_gates
+        if found is None or found["share_below_0.9"] <= FAR:
+            return None
+        return (
+            f"pruner {self.name}: {found['share_below_0.9']:.0%} of the kept gates ended below 0.9 (median "
+            f"{found['median']:.2f}, lowest {found['lowest']:.2f}), so that what is kept is scaled down: lengthen "
+            f"the soft phase (pruners.{self.name}.schedule.hard), or lower pruners.{self.name}.gate.temperature"
+        )
+
+    def counts(self) -> dict[str, list[int]]:
+        """Per structure: the units that each site keeps."""
+        return self.units.counts(self.state.keep)
+
+    def forward_gates(self) -> dict[str, Tensor]:
+        """Per site (num_units,) fp32: what multiplies in an evaluation now. Once folded, only dropped blocks."""
+        state = self.state
+        if state.folded:
+            z = torch.where(self.units.is_block, state.keep.float(), torch.ones_like(state.z))
+        elif state.hardened or state.begun < self.timeline.start:
+            z = state.z
+        else:
+            z = self.training.evaluated(state, self._moment(state.begun))
+        return self.units.split(z)
+
+    def target_shape(self) -> str:
+        """What the budget leaves, in words; where widths may differ by layer, of a tie."""
+        return self.units.in_words(self._final_of_a_tie.counts)
+
+    def state_bytes(self) -> int:
+        """Bytes of gate state on this rank."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    # -- the step --------------------------------------------------------------------------------------------------
+
+    def bind(self, shards: Shards) -> None:
+        """The shards whose weights the gates will be folded into."""
+        self.shards = shards
+
+    def begin(self, t: int) -> None:
+        """Make the forward of step `t` ready. Collective where flags are chosen."""
+        state, line = self.state, self.timeline
+        if t > state.begun and t >= line.start and not state.hardened:
+            if line.phase(t) == "hard":
+                self._harden(t)
+            else:
+                select = partial(self._select, t, self.due(t)) if line.is_selection_step(t) else None
+                self.training.advance(state, self._moment(t), select)
+        state.begun = max(state.begun, t)
+        self._set_leaves(t)
+
+    def _set_leaves(self, t: int) -> None:
+        """What the hooks multiply by in step `t`: nothing while all gates are 1, unless their gradient is evidence."""
+        state, phase = self.state, self.timeline.phase(t)
+        if state.hardened:
+            return
+        if phase == "soft":
+            z, evaluated = self.training.gates(state, self._moment(t))
+            self.multiplied = z
+        else:
+            wanted = self.needs in BY_GRADIENT and self.training.learns(phase)
+            z, evaluated = state.z if wanted else None, None
+        self.forward.set(z, evaluated, self.shards.device)
+
+    def _select(self, t: int, progress: float) -> None:
+        """The keep flags under `progress` of the budget. Collective."""
+        if self.needs == "weights":
+            evidence = slices.mean_square(self.shards, self.sites, self.anatomy.shapes)
+            self.training.learn(self.state, evidence, self._moment(t))
+        scores = self.units.split(self.training.scores(self.state))
+        chosen = self.budget.choose(
+            self.anatomy, self.sites, scores, progress, self.method.comparable, self.training.per_cost
+        )
+        ties.check_sites(f"pruners.{self.name}", self.sites, scores, chosen.keep)
+        self.state.keep = self.units.join(chosen.keep)
+        self.num_pruned = self.units.removed(self.state.keep)
+        self._check_agreement()
+
+    def _check_agreement(self) -> None:
+        """Every rank holds the same gates and evidence. Raises PromiseBroken. Collective."""
+        check_agreement(f"the gates of pruner {self.name}", self.tensors(), self.shards.world)
+
+    def _harden(self, t: int) -> None:
+        """For good: choose, fold, and settle the hooks. Collective."""
+        state = self.state
+        self._select(t, 1.0)
+        final = self.training.final(state)
+        final = torch.where(self.units.is_block, torch.ones_like(final), final)  # a block cannot be folded into
+        state.z = torch.where(state.keep, final, torch.zeros_like(final))
+        self.kept_gates = self.training.spread(state)
+        state.hardened, state.folded = True, not self.adapted
+        if state.folded:
+            folding.fold(self.shards, self.sites, self.units, state.z, state.keep, self.history)
+        self.settle()
+
+    def settle(self) -> None:
+        """The hooks of the hard phase: where z is folded, only dropped blocks still need theirs, output = input."""
+        self.forward.settle(self.units.join(self.forward_gates()), self.shards.device)
+
+    def gather(self, scale: float) -> bool:
+        """Take the evidence of the coming step, of all ranks; whether it is finite. `scale`: of the loss. Collective
+        unless hard."""
+        self._evidence = None if self.state.hardened else self.forward.evidence(self.shards.world, scale)
+        return self._evidence is None or bool(self._evidence.isfinite().all())
+
+    def learn(self, t: int, skipped: bool) -> dict[str, float]:
+        """What the step has shown. Returns figures for the log."""
+        evidence, self._evidence = self._evidence, None
+        if self.state.hardened or skipped:
+            return {}
+        self.history.add(self.multiplied, self.shards.base.param_groups[0]["betas"])
+        if evidence is None or not self.training.learns(self.timeline.phase(t)):
+            return {}
+        figures = self.training.learn(self.state, evidence, self._moment(t))
+        if (kept := self.training.kept(self.state, self._moment(t))) is not None:
+            self.num_pruned = self.units.removed(kept)
+        return figures
+
+    def _moment(self, t: int) -> Moment:
+        return Moment.of(self.timeline, t, self.due(t))
+
+    # -- what holds ------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """All ranks agree; in the hard phase what is gone is exactly 0: weights, or gates. Raises PromiseBroken.
+        Collective."""
+        self._check_agreement()
+        if not self.state.hardened:
+            return
+        if not self.state.folded:
+            opened = self.forward.opened(self.state.keep)
+            if opened:
+                raise PromiseBroken(f"the gates of {opened}, which pruner {self.name} has closed, are open")
+            return
+        alive_again = slices.count_nonzero(self.shards, folding.alive(self.sites, self.units, self.state.keep))
+        if alive_again:
+            raise PromiseBroken(f"{alive_again} weights of units that pruner {self.name} has removed are not zero")
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved as tensors, by one rank for all."""
+        state = self.state
+        return {"z": state.z, "keep": state.keep.to(torch.uint8), "score": state.score} | (
+            self.history.tensors() | self.training.tensors()
+        )
+
+    def shared(self) -> dict[str, Any]:
+        """What the manifest holds."""
+        return {
+            "hardened": self.state.hardened,
+            "folded": self.state.folded,
+            "begun": self.state.begun,
+            "num_pruned": self.num_pruned,
+            "kept_gates": self.kept_gates,
+            "steps": self.history.steps,
+        }
+
+    def restore(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
+        """The state of a checkpoint, whatever its layout. ValueError where it is of other structures."""
+        now = sum(self.units.sizes)
+        if "keep" not in tensors or tensors["keep"].numel() != now:
+            raise ValueError(
+                f"the checkpoint has no gates of pruner {self.name} for {now} units: it was made with other "
+                "structures; use another run.dir or run.resume=never"
+            )
+        self.state = GateState(
+            tensors["z"], tensors["keep"].bool(), tensors["score"], shared["begun"], shared["hardened"],
+            shared.get("folded", shared["hardened"]),  # checkpoints from before there were adapters
+        )  # fmt: skip
+        self.num_pruned, self.kept_gates = shared["num_pruned"], shared.get("kept_gates")
+        self.history.load(tensors, shared)
+        self.training.load(tensors)
+
+    def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.restore(tensors, shared)
+        if self.state.hardened:
+            self.settle()
+        else:
+            self._set_leaves(self.state.begun)

@@ -1,0 +1,293 @@
+"""One named mask pruner: keep flags, scores and dense weights beside this rank's optimizer shards.
+
+# n elements of a shard, t the step (from 0), W dense weight, M mask, S score, G gradient of the effective weight W * M
+
+A step in the soft phase, from the base optimizer's own hooks:
+
+    t is a selection step:  M = select(rank(S, W)) to the schedule's target, from the evidence of earlier steps
+    before:  S = update(S, W, G)        the evidence, at masked weights too
+             G = G * M                  or straight-through
+             W = W * (1 - lr * wd * M)  decoupled decay of living weights; the group's own weight decay is 0
+    after :  the shard = W * M, which DeepSpeed casts and gathers as always
+
+In the hard phase only M stays: W * M has become the weight, dead weights have neither gradient nor moments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pat.common import patterns
+from pat.common.comm import LOCAL
+from pat.pruning import registry, ties
+from pat.pruning.types import PromiseBroken
+from pat.pruning.weights import prior
+from pat.pruning.weights.arrays import array, module
+from pat.pruning.weights.kernels import make_kernels
+from pat.pruning.weights.shard_state import MaskedShard
+from pat.schema import PrunerConfig
+from pat.zero.layouts import Piece, Shards
+
+
+def match(params: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Names of the matrices that a pattern takes, in the given order."""
+    return [
+        name
+        for name, shape in shapes.items()
+        if len(shape) >= 2 and patterns.matches(name, params) and not patterns.matches(name, exclude)
+    ]
+
+
+class MaskPruner:
+    """Prunes the matrices that its patterns name."""
+
+    def __init__(
+        self,
+        name: str,
+        config: PrunerConfig,
+        shapes: dict[str, tuple[int, ...]],
+        num_steps: int,
+        seed: int,
+        kernels: str = "auto",
+    ) -> None:
+        self.name, self.config, self.seed = name, config, seed
+        self.criterion = registry.build("criterion", config.criterion)
+        self.granularity = registry.build("granularity", config.granularity)
+        self.budget = registry.build("budget", config.budget)
+        self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
+        matrices = [n for n, shape in shapes.items() if len(shape) >= 2]
+        patterns.check(f"pruners.{name}.params", config.params, matrices, "matrix")
+        patterns.check(f"pruners.{name}.exclude", config.exclude, list(shapes))
+        names = match(config.params, config.exclude, shapes)
+        if not names:
+            raise ValueError(
+                f"pruners.{name}.params={config.params} without exclude={config.exclude} matches no matrix of the "
+                f"model; it has {patterns.in_patterns(matrices)}"
+            )
+        self.shapes = {n: shapes[n] for n in names}
+        for n, shape in self.shapes.items():
+            self.granularity.validate(n, shape)
+        self.granularity.validate_target(self.budget.sparsity)
+        self.timeline.target(0, self.budget.sparsity)  # raises where the schedule starts above the budget
+        if self.criterion.threshold is not None:
+            self.granularity.select_threshold([], self.criterion.threshold, LOCAL)  # raises where it cannot
+        self._check_evidence()
+        self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
+        self.selected_at = -1  # step of the last selection
+        self.hardened = False
+        self.num_pruned = 0  # weights, over all ranks
+        self.emptied_before: Callable[[], set[str]] = set  # matrices that gates have removed whole
+        self.states: list[MaskedShard] = []
+
+    # -- wiring ----------------------------------------------------------------------------------------------------
+
+    @property
+    def numel(self) -> int:
+        """Prunable weights, over all ranks."""
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def target_weights(self) -> int:
+        """Weights that the budget removes in the end: whole units, over all ranks."""
+        units = self.granularity.pruned_units(list(self.shapes.values()), self.budget.sparsity, self.config.scope)
+        return units * self.granularity.weights_per_unit
+
+    def target(self, t: int) -> float:
+        """Fraction that is to be removed at a step."""
+        return self.timeline.target(t, self.budget.sparsity)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable weights that the masks remove now, counted."""
+        return self.num_pruned / self.numel
+
+    def bind(self, shards: Shards) -> None:
+        """Take the shards that hold this pruner's parameters."""
+        self.shards = shards
+        for shard in shards.shards:
+            if shard.segments and shard.segments[0].name in self.shapes:
+                assert all(s.name in self.shapes for s in shard.segments), "a shard mixes two pruners"
+                self.states.append(MaskedShard(shard))
+        if self.criterion.needs_score:
+            for state in self.states:
+                state.score = self.criterion.initial(state.shard.view)
+
+    # -- the step --------------------------------------------------------------------------------------------------
+
+    def begin(self, t: int) -> None:
+        """The keep flags of step `t`, which is certain and of which nothing has been applied. Collective."""
+        line = self.timeline
+        if self.hardened or t < line.start:
+            return
+        if self.selected_at < 0:
+            self._enter_soft()
+        if any(line.is_selection_step(u) for u in range(max(self.selected_at + 1, line.start), t + 1)):
+            self._select(t)
+            self.selected_at = t
+        if t >= line.hard:
+            self._harden()
+
+    def _enter_soft(self) -> None:
+        for state in self.states:
+            state.enter_soft()
+
+    def _select(self, t: int) -> None:
+        priors = self._priors(t)
+        runs = []
+        for state in self.states:
+            for s in state.shard.segments:
+                score = None if state.score is None else state.score[s.part]
+                assert state.dense is not None
+                dense = state.dense[s.part]
+                values = self.criterion.rank_run(s.name, s.start, score, dense, self.seed)
+                if priors:
+                    values = values + dense * dense * priors[s.name]
+                runs.append(state.run(s, values))
+        comm, hard = self.shards.comm, t >= self.timeline.hard
+        if self.criterion.threshold is not None and not hard:
+            self.granularity.select_threshold(runs, self.criterion.threshold, comm)
+        else:
+            target = self.timeline.target(t, self.budget.sparsity)
+            self.granularity.select(runs, target, self.config.scope, comm)
+        removed = self._count_removed()
+        self.num_pruned = sum(removed.values())
+        if hard:
+            self._check_target()
+        if self.num_pruned:
+            tied = ties.tied_matrices(runs, list(self.shapes), comm)
+            numel = {name: math.prod(shape) for name, shape in self.shapes.items()}
+            tied = tied - self.emptied_before() if tied else tied
+            ties.check_matrices(f"pruners.{self.name}", removed, numel, tied, self.config.allow_empty_matrices)
+
+    def _priors(self, t: int) -> dict[str, float]:
+        """The coefficient of W^2 in the rank of every matrix; {} where the criterion has no such prior. Collective."""
+        weight = self.criterion.prior_weight(t)
+        if not weight:
+            return {}
+        group = {name: g if self.config.scope == "matrix" else 0 for g, name in enumerate(self.shapes)}
+        pieces = [
+            (group[s.name], state.score[s.part], state.dense[s.part])
+            for state in self.states
+            if state.score is not None and state.dense is not None
+            for s in state.shard.segments
+        ]
+        found = prior.coefficients(pieces, len(set(group.values())), weight, self.shards.comm)
+        return {name: found[g] for name, g in group.items()}
+
+    def _harden(self) -> None:
+        for state in self.states:
+            assert state.keep is not None and state.dense is not None
+            self.kernels.post_soft(state.shard.view, state.dense, state.keep)
+            for key in ("exp_avg", "exp_avg_sq"):
+                moment = self.shards.base.state[state.shard.flat].get(key)
+                if moment is not None:
+                    self.kernels.pre_hard(moment.view(-1), state.keep)
+            state.enter_hard()
+        self.hardened = True
+
+    def before(self, state: MaskedShard, param: Tensor, group: dict[str, Any], t: int) -> None:
+        """Base optimizer's pre-hook, once per shard."""
+        assert param.grad is not None
+        if not param.grad.is_contiguous():
+            param.grad = param.grad.contiguous()
+        grad, line = param.grad.view(-1), self.timeline
+        coef, decay = self.criterion.coefficient(line.progress(t)), group["base_weight_decay"]
+        group["weight_decay"] = decay if state.dense is None else 0.0
+        if state.dense is not None:
+            assert state.keep is not None
+            self.kernels.pre_soft(state.score, state.dense, grad, state.keep, coef, group["lr"] * decay, group["lr"])
+            state.buffer = param.data
+            param.data = state.dense.view_as(param)
+        elif state.keep is not None:  # hard
+            self.kernels.pre_hard(grad, state.keep)
+        elif state.score is not None:
+            self.kernels.pre_dense(state.score, state.shard.view, grad, coef)
+
+    def after(self, state: MaskedShard, param: Tensor) -> None:
+        """Base optimizer's post-hook, once per shard."""
+        if state.buffer is not None:
+            assert state.dense is not None and state.keep is not None
+            param.data, state.buffer = state.buffer, None
+            self.kernels.post_soft(param.data.view(-1), state.dense, state.keep)
+
+    # -- what holds ------------------------------------------------------------------------------------------------
+
+    def _count_removed(self) -> dict[str, int]:
+        """Weights of each matrix whose flag is down, over all ranks. Collective."""
+        mine = dict.fromkeys(self.shapes, 0)
+        for state in self.states:
+            for s in state.shard.segments if state.keep is not None else ():
+                assert state.keep is not None
+                keep = state.keep[s.part]
+                mine[s.name] += s.numel - int(module(keep).count_nonzero(array(keep.view(torch.bool))))
+        total = self.shards.comm.sum(torch.tensor(list(mine.values()), dtype=torch.int64))
+        return dict(zip(mine, total.tolist(), strict=True))
+
+    def _check_evidence(self) -> None:
+        """ValueError where the first weights would go before a step has given evidence."""
+        line, by_threshold = self.timeline, self.criterion.threshold is not None
+        at_once = line.hard == 0 if by_threshold else line.start == 0 and self.target(0) > 0.0
+        if at_once and ties.starts_equal(self.criterion):
+            raise ValueError(
+                f"pruners.{self.name} removes weights at step 0, when {self.criterion.name} has seen no gradient and "
+                "all scores are equal: set schedule.start to some steps or a fraction of the run, or take a criterion "
+                "that looks at the weights (magnitude)"
+            )
+
+    def _check_target(self) -> None:
+        expected = self.target_weights
+        if self.num_pruned != expected:
+            raise PromiseBroken(
+                f"pruner {self.name} removed {self.num_pruned} weights and not the {expected} that its budget of "
+                f"{self.budget.sparsity} asks for ({self.num_pruned - expected:+d})"
+            )
+
+    @torch.no_grad()
+    def check_zeros(self) -> None:
+        """Hard phase: every pruned weight is exactly zero, in the fp32 shard and in the forward copy. Collective."""
+        broken = 0
+        for state in self.states if self.hardened else ():
+            assert state.keep is not None
+            for s in state.shard.segments:
+                dead = 1 - state.keep[s.part]
+                for weights in (state.shard.view[s.part], self.shards.forward_segment(s)):
+                    broken += int(torch.count_nonzero(weights * dead.to(weights.device)))
+        total = int(self.shards.world.sum(torch.tensor(broken, dtype=torch.int64)))
+        if total:
+            raise PromiseBroken(f"pruner {self.name}: {total} pruned weights are not zero in the hard phase")
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def keep_pieces(self, name: str) -> list[Piece]:
+        """This rank's keep flags of a prunable parameter; each from one rank only."""
+        if self.shards.replicated and self.shards.world.rank != 0:
+            return []
+        return [piece for state in self.states for piece in state.keep_pieces(name)]
+
+    def state_bytes(self) -> int:
+        """Bytes of mask state on this rank."""
+        return sum(state.state_bytes() for state in self.states)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved as tensors, by every rank of its shards."""
+        return {key: value for state in self.states for key, value in state.tensors(self.name).items()}
+
+    def shared(self) -> dict[str, Any]:
+        """What the manifest holds."""
+        return {"selected_at": self.selected_at, "hardened": self.hardened, "num_pruned": self.num_pruned}
+
+    def load(self, reader: Any, shared: dict[str, Any]) -> None:
+        """Go on from a checkpoint of any layout."""
+        self.selected_at, self.hardened = shared["selected_at"], shared["hardened"]
+        self.num_pruned = shared["num_pruned"]
+        if self.selected_at >= 0:
+            self._enter_soft()
+        for state in self.states:
+            if self.hardened:
+                state.enter_hard()
+            state.load(lambda kind, s: reader.pruner(kind, self.name, s.name, s.start, s.numel))

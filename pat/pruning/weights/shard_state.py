@@ -1,0 +1,73 @@
+"""What one mask pruner keeps beside one of this rank's optimizer shards; it is saved by parameter, never by rank.
+
+# n elements of a shard
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pat.common.hashing import pack_keep
+from pat.pruning import state_keys
+from pat.pruning.types import Run
+from pat.zero.layouts import Piece, Segment, Shard
+
+
+@dataclass
+class MaskedShard:
+    """The state of one pruner on one shard; what a phase does not need is None."""
+
+    shard: Shard
+    keep: Tensor | None = None  # (n,) uint8
+    score: Tensor | None = None  # (n,) fp32
+    dense: Tensor | None = None  # (n,) fp32, soft phase only: the shard itself then holds dense * keep
+    buffer: Tensor | None = None  # DeepSpeed's own storage of the shard, while the optimizer steps the dense one
+
+    def enter_soft(self) -> None:
+        """All flags up; the dense weights move out of DeepSpeed's buffer."""
+        self.keep = torch.ones_like(self.shard.view, dtype=torch.uint8)
+        self.dense = self.shard.view.clone()
+
+    def enter_hard(self) -> None:
+        """Only the flags stay."""
+        self.dense = self.score = None
+
+    def run(self, segment: Segment, values: Tensor) -> Run:
+        """A segment's scores and its place in the keep flags."""
+        assert self.keep is not None
+        return Run(segment.name, segment.shape, segment.start, values, self.keep[segment.part])
+
+    def keep_pieces(self, name: str) -> Iterator[Piece]:
+        """The flags of a parameter that are here; before the soft phase all are up."""
+        for s in self.shard.segments:
+            if s.name == name:
+                flags = torch.ones(s.numel, dtype=torch.uint8) if self.keep is None else self.keep[s.part]
+                yield Piece(s.start, flags)
+
+    def state_bytes(self) -> int:
+        """Bytes that pruning holds beside this shard."""
+        return sum(t.numel() * t.element_size() for t in (self.keep, self.score, self.dense) if t is not None)
+
+    def tensors(self, pruner: str) -> dict[str, Tensor]:
+        """What is saved, flags packed, by its key."""
+        found: dict[str, Tensor] = {}
+        for s in self.shard.segments:
+            if self.keep is not None:
+                packed = np.asarray(pack_keep(self.keep[s.part]))
+                found[state_keys.of_mask(pruner, state_keys.KEEP, s.name, s.start)] = torch.from_numpy(packed.copy())
+            for kind, value in ((state_keys.SCORE, self.score), (state_keys.DENSE, self.dense)):
+                if value is not None:
+                    found[state_keys.of_mask(pruner, kind, s.name, s.start)] = value[s.part].detach().cpu().contiguous()
+        return found
+
+    def load(self, read: Callable[[str, Segment], Tensor]) -> None:
+        """Fill what this phase has from `read(kind, segment)`."""
+        for s in self.shard.segments:
+            for kind, value in zip(state_keys.KINDS, (self.keep, self.score, self.dense), strict=True):
+                if value is not None:
+                    value[s.part].copy_(read(kind, s))

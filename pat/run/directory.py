@@ -1,0 +1,86 @@
+"""The files of a run, and how it ended."""
+
+from __future__ import annotations
+
+import enum
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pat.common.files import read_json, write_json
+
+HOST = socket.gethostname()
+
+
+class ExitCode(enum.IntEnum):
+    """What the shell sees; written to `exit.json` by rank 0, because launchers replace the ranks' own codes."""
+
+    meaning: str  # for help texts
+
+    DONE = 0, "done"
+    ERROR = 1, "unexpected error; the trace is in RUN/logs/rank-N.log"
+    BAD_INPUT = 2, "bad input or configuration; the message says what to change"
+    DIVERGED = (
+        3,
+        "diverged: NaN or exploding loss, too many steps without a finite gradient; the last good checkpoint is kept",
+    )
+    BROKEN_PROMISE = 4, "a promise could not be kept: target missed, invariant broken, checkpoint unreadable"
+    PREEMPTED = 85, "preempted (SIGUSR1, SIGTERM, Ctrl-C): the state is saved, run the same command again"
+    INTERRUPTED = 130, "Ctrl-C twice: ended at once"
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """An int with a text."""
+        code = int.__new__(cls, value)
+        code._value_, code.meaning = value, meaning
+        return code
+
+    @property
+    def agreed(self) -> bool:
+        """Whether all ranks leave with it together; otherwise one of them failed, and the others cannot go on."""
+        return self not in (ExitCode.ERROR, ExitCode.BAD_INPUT, ExitCode.INTERRUPTED)
+
+    @property
+    def final(self) -> bool:
+        """Whether the same start again would end the same way: a job does not go back into the queue."""
+        return self in (ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.DIVERGED, ExitCode.BROKEN_PROMISE)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one run."""
+
+    path: Path
+
+    config = property(lambda self: self.path / "config.yaml")
+    version = property(lambda self: self.path / "version.json")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    summary = property(lambda self: self.path / "summary.json")
+    exit = property(lambda self: self.path / "exit.json")
+    starts = property(lambda self: self.path / "starts.jsonl")
+    job = property(lambda self: self.path / "slurm.json")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    logs = property(lambda self: self.path / "logs")
+    ranks = property(lambda self: self.path / "ranks")
+    signals = property(lambda self: self.path / "hosts" / "signals.json")
+    lock = property(lambda self: self.path / ".lock")
+
+    def log(self, rank: int) -> Path:
+        """What this rank printed."""
+        return self.logs / f"rank-{rank}.log"
+
+    def rank(self, rank: int) -> Path:
+        """Who this rank is: pid, host, start time."""
+        return self.ranks / f"rank-{rank}.json"
+
+
+def write_exit(run_dir: str | Path, code: int, message: str = "") -> None:
+    """Say how the run ended; rank 0 only, after everything else is on disk."""
+    content = {"code": int(code), "meaning": ExitCode(code).name.lower(), "message": message, "time": time.time()}
+    write_json(RunDir(Path(run_dir)).exit, content)
+
+
+def read_exit(run_dir: str | Path) -> dict[str, Any] | None:
+    """How the run ended, or None while it is running or when it died."""
+    return read_json(RunDir(Path(run_dir)).exit)

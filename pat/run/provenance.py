@@ -1,0 +1,70 @@
+"""Which code a run was made with, and when and where it was started."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pat
+from pat.run.directory import HOST, RunDir
+
+
+def versions() -> dict[str, str]:
+    """The code that runs: package, git commit where there is one, and what the numbers depend on."""
+    found = {"pat": pat.__version__}
+    for name in ("torch", "deepspeed", "transformers", "datasets", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit = git_commit()
+    return found | ({"git": commit} if commit else {})
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, `-dirty` if it was edited; None when installed."""
+    root = Path(pat.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "-c", f"safe.directory={root}"]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        edited = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if edited.stdout.strip() else "")
+
+
+def latest_step(run_dir: Path) -> int:
+    """Step of the newest checkpoint; 0 without any."""
+    try:
+        return int((RunDir(run_dir).checkpoints / "latest").read_text().strip().removeprefix("step-"))
+    except (OSError, ValueError):
+        return 0
+
+
+def record(run_dir: Path, ranks: int) -> None:
+    """Say that the run starts now; whoever holds the run directory."""
+    line: dict[str, Any] = {"time": round(time.time(), 3), "host": HOST, "ranks": ranks, "step": latest_step(run_dir)}
+    if "SLURM_JOB_ID" in os.environ:
+        line |= {"job_id": os.environ["SLURM_JOB_ID"], "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0)}
+    with open(RunDir(run_dir).starts, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    """All starts, oldest first; a line that a crash has torn is left out."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in RunDir(run_dir).starts.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found

@@ -1,0 +1,206 @@
+"""What a model is trained for: how rows become tokens, the loss, the metrics. One file a task, found by its name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pat.common import scan
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from pat.schema import DataConfig
+
+
+Batch = dict[
+    str, Tensor
+]  # the model's inputs, "labels", and in evaluation "weight", "sample" (its number), "num_samples" (of the split)
+NOT_INPUTS = ("labels", "weight", "sample", "num_samples")
+MULTIPLE = 8  # batches are padded to whole multiples of so many tokens: few shapes, aligned matrices
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A task; a subclass is a frozen dataclass whose field `name` has its default."""
+
+    name: str
+    auto_model: ClassVar[Any]  # a transformers AutoModelFor... class
+    labelled: ClassVar[bool] = False  # whether the model has one output per class
+    per_sample: ClassVar[bool] = False  # whether a sample has one label, and not one a token
+    distribution: ClassVar[bool] = True  # whether softmax(logits) means something
+    directions: ClassVar[Mapping[str, bool]]  # metric -> whether higher is better
+    best_metric: ClassVar[str]  # by which the best checkpoint is chosen
+    headline: ClassVar[str]  # the metric to show
+    uneven: ClassVar[bool] = False  # whether batches of as many samples may have more or fewer answers
+    options: ClassVar[Mapping[str, Any]] = {}  # of the model's forward
+
+    @abstractmethod
+    def columns(self, cfg: DataConfig) -> dict[str, str]:
+        """Name in this task -> column of the data set. Rows that agree in all but "label" count as equal."""
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """How many rows of logits are computed at a time, where the model does not give all of them."""
+        return None
+
+    def columns_in(self, cfg: DataConfig, present: Sequence[str]) -> dict[str, str]:
+        """The same for rows with these columns. Raises ValueError."""
+        return self.columns(cfg)
+
+    def with_words(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
+        """The rows of each split; labels that are numbers, but not those of classes, as words."""
+        return rows
+
+    @abstractmethod
+    def label_names(self, train: Dataset) -> list[str] | None:
+        """The classes in the training rows, in the order of their numbers; None without classes. Raises ValueError."""
+
+    def set_head(self, config: PretrainedConfig, names: Sequence[str]) -> bool:
+        """Give the model's head the outputs that the task needs, one a class; whether it has a head and they are known.
+
+        Without `names` the classes are not known yet.
+        """
+        return False
+
+    @abstractmethod
+    def encoder(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
+    ) -> Encoder:
+        """What turns rows into samples; new for every split."""
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """ValueError where the task asks for what this model cannot do."""
+        return None
+
+    @abstractmethod
+    def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """Samples (column -> values) as tensors of one shape."""
+
+    def outputs(self, model: Any, batch: Batch, **options: Any) -> Any:
+        """What a module or a DeepSpeed engine makes of a batch of its device."""
+        return model(**inputs(batch), **self.options, **options)
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        """Mean loss, fp32."""
+        return self.loss_of(self.outputs(model, batch).logits, batch)
+
+    @abstractmethod
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Mean loss, fp32, of the model's logits."""
+
+    @abstractmethod
+    def supervised(self, batch: Batch) -> Tensor:
+        """fp32, shaped as the logits without their last dimension: 1 where they count in the loss, else 0."""
+
+    @abstractmethod
+    def sums(self, model: Any, batch: Batch) -> Tensor:
+        """fp64, of one shape: what `metrics` needs, summed over the samples of weight 1."""
+
+    @abstractmethod
+    def metrics(self, sums: Tensor) -> dict[str, float]:
+        """The metrics from `sums` added over batches and ranks."""
+
+    def details(self, sums: Tensor, names: Sequence[str]) -> dict[str, Any] | None:
+        """More than metrics, as plain values for summary.json; `names` of the classes. None: nothing more."""
+        return None
+
+    def fitted(self, shares: Sequence[float]) -> Task:
+        """The task, with what it takes from the training data: how often each class is seen. Raises ValueError."""
+        return self
+
+    def evaluate(self, model: Any, batches: Iterable[Batch], device: torch.device | str) -> Tensor:
+        """fp64 on `device`: this rank's sums. Every rank must bring the same number of batches (ZeRO 3), at least 1."""
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                for batch in batches:
+                    total = total + self.sums(model, batch)
+        finally:
+            model.train(training)
+        return total
+
+    def chance_loss(self, config: PretrainedConfig) -> float:
+        """The loss of a model that knows nothing, in nats: ln(classes or vocabulary)."""
+        choices: Any = config.num_labels if self.labelled else config.get_text_config().vocab_size
+        return math.log(choices)
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Which way a metric improves; ValueError for one that the task does not have."""
+        if metric not in self.directions:
+            raise ValueError(
+                f"The task '{self.name}' has no metric '{metric}': allowed are {', '.join(self.directions)}."
+            )
+        return self.directions[metric]
+
+
+class Encoder(ABC):
+    """Rows in, samples out, in order; called with one batch of rows after the other."""
+
+    @abstractmethod
+    def features(self) -> Features:
+        """The samples' columns and their types on disk."""
+
+    batch_rows: ClassVar[int] = 1000  # rows of a call
+
+    @abstractmethod
+    def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Samples (column -> values) made of these rows; may be more or fewer than the rows."""
+
+    def left_over(self) -> int:
+        """Tokens that did not make a sample."""
+        return 0
+
+    def counts(self) -> dict[str, int]:
+        """What else happened to the rows, by a name each."""
+        return {}
+
+    def why_none(self) -> str:
+        """Why rows made no sample at all, and what to do."""
+        return f"{self.left_over()} tokens in all, too few for one sample: give more text, or a smaller data.max_length"
+
+
+def inputs(batch: Batch) -> Batch:
+    """What of a batch the model's forward takes."""
+    return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
+
+
+def padded_width(longest: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """`longest` rounded up, not beyond what the model has positions for: the tokenizer knows where there is a limit."""
+    return max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, tokenizer.model_max_length))
+
+
+@cache
+def classes() -> Mapping[str, type[Task]]:
+    """Every task by its name."""
+    return scan.named_classes("pat.tasks", "tasks")
+
+
+def names() -> list[str]:
+    """The tasks there are."""
+    return list(classes())
+
+
+def build(cfg: Any) -> Task:
+    """The task that a mapping or section with `name` and the task's own fields describes; null means not set."""
+    given = dict(cfg)
+    given = {key: value for key, value in given.items() if value is not None}
+    name = str(given.get("name"))
+    if name not in classes():
+        raise ValueError(f"There is no task.name='{name}': allowed are {', '.join(names())}.")
+    cls = classes()[name]
+    allowed = [f.name for f in fields(cls)]
+    unknown = [key for key in given if key not in allowed]
+    if unknown:
+        raise ValueError(f"The task '{name}' does not take task.{unknown[0]}: allowed are {', '.join(allowed)}.")
+    return cls(**given)

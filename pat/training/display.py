@@ -1,0 +1,190 @@
+"""What rank 0 shows: a bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from pat.common.text import duration
+from pat.schema import Config, TrainConfig
+
+
+class Silent:
+    """No terminal output."""
+
+    def start(self, step: int) -> None: ...
+
+    def advance(self, step: int) -> None: ...
+
+    def log(self, values: Mapping[str, Any], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Remaining:
+    """How long a run will still take, by what its steps, evaluations and saves have taken in this start."""
+
+    def __init__(self, train: TrainConfig) -> None:
+        self.train = train
+        self.step, self.steps, self.step_s = 0, 0, 0.0  # where the last line was; steps timed, and their seconds
+        self.evaluations: list[float] = []  # seconds each
+        self.saves: list[float] = []
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Take the times of a line."""
+        if values.get("train/step_seconds"):
+            done = step - self.step
+            self.steps, self.step_s, self.step = (
+                self.steps + done,
+                self.step_s + done * values["train/step_seconds"],
+                step,
+            )
+        for name, seconds in values.items():
+            if name.endswith("/seconds"):
+                (self.saves if name == "checkpoint/seconds" else self.evaluations).append(seconds)
+
+    def seconds(self, step: int) -> float:
+        """From here to the end; evaluations and saves count once one has been timed."""
+        train, left = self.train, self.train.num_steps - step
+        training_s = left * self.step_s / max(1, self.steps)
+        saves = _due(step, train.num_steps, train.checkpoint_every)
+        if train.checkpoint_every_min is not None:
+            saves += int(training_s / (60 * train.checkpoint_every_min))
+        evaluations = _due(step, train.num_steps, train.eval_every)
+        return training_s + saves * _mean(self.saves) + evaluations * _mean(self.evaluations)
+
+
+def _due(step: int, num_steps: int, every: int | None) -> int:
+    """How often something is done after `step`: every so many steps, and at the end."""
+    return 1 + ((num_steps - 1) // every - step // every if every and step < num_steps else 0)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+class Lines(Silent):
+    """A line per logged step, also into this rank's log."""
+
+    def __init__(self, train: TrainConfig) -> None:
+        self.num_steps = train.num_steps
+        self.remaining = Remaining(train)
+
+    def start(self, step: int) -> None:
+        self.remaining.step = step
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        self.remaining.log(values, step)
+        self._print(self._line(values, step))
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)
+
+    def _line(self, values: Mapping[str, Any], step: int) -> str:
+        parts = [f"step {step}/{self.num_steps}"]
+        if "train/loss" in values:
+            parts += status(values)
+            parts.append(f"left {duration(self.remaining.seconds(step))}")
+        else:
+            parts += [f"{key} {_number(value)}" for key, value in values.items()]
+        return "  ".join(parts)
+
+
+class Bar(Lines):
+    """A progress bar on the terminal; the lines go into this rank's log."""
+
+    def __init__(self, train: TrainConfig, title: str, terminal: Any) -> None:
+        super().__init__(train)
+        self.stdout: Any = sys.stdout
+        self.rest = ""
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),  # what is left of the terminal's width
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[status]}"),
+            TextColumn("left {task.fields[left]}", table_column=Column(no_wrap=True)),
+            console=Console(file=terminal, force_terminal=True),
+            redirect_stdout=False,
+            redirect_stderr=False,
+            expand=True,
+        )
+        self.title = title
+        self.task: TaskID | None = None
+
+    def start(self, step: int) -> None:
+        super().start(step)
+        self.task = self.bar.add_task(self.title, total=self.num_steps, completed=step, status="", left="-")
+        if hasattr(self.stdout, "sink"):
+            self.stdout.sink = self._above
+        self.bar.start()
+
+    def advance(self, step: int) -> None:
+        if self.task is not None:
+            self.bar.update(self.task, completed=step)
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        self.advance(step)
+        self.remaining.log(values, step)
+        if self.task is not None and "train/loss" in values:
+            left = duration(self.remaining.seconds(step))
+            self.bar.update(self.task, status=" ".join(status(values)), left=left)
+        elif self.task is not None:
+            self._above(self._line(values, step) + "\n")
+        self._print(self._line(values, step))
+
+    def _print(self, line: str) -> None:
+        log = getattr(self.stdout, "log", None)
+        if log is not None:
+            log.write(line + "\n")
+
+    def _above(self, text: str) -> None:
+        """Whole lines above the bar."""
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.bar.stop()
+        if hasattr(self.stdout, "sink"):
+            self.stdout.sink = self.stdout.terminal.write
+
+
+def view_of(config: Config) -> Silent:
+    """What `logger.progress` asks for."""
+    mode = config.logger.progress
+    terminal = getattr(sys.stdout, "terminal", sys.stdout)
+    if mode == "auto":
+        mode = "bar" if terminal.isatty() else "lines"
+    if mode == "bar":
+        return Bar(config.train, config.run.recipe or config.run.name, terminal)
+    return Lines(config.train) if mode == "lines" else Silent()
+
+
+def status(values: Mapping[str, Any]) -> list[str]:
+    """Phase, sparsity, loss and speed of a logged training step."""
+    parts = []
+    if values.get("pruning/phase"):
+        parts.append(f"{values['pruning/phase']}")
+    if values.get("pruning/sparsity") is not None:
+        now, target = values["pruning/sparsity"], values.get("pruning/target", values["pruning/sparsity"])
+        # Learned gates are random until the hard phase: what they do on average follows the target, what is off lags.
+        parts.append(f"sparsity {now:.3f}" + (f" of {target:.3f}" if abs(now - target) > 0.0005 else ""))
+    parts.append(f"loss {_number(values['train/loss'])}")
+    if values.get("train/skipped_steps"):
+        parts.append(f"{values['train/skipped_steps']} skipped (no finite gradient)")
+    if values.get("train/tokens_per_s"):
+        parts.append(f"{values['train/tokens_per_s']:,.0f} tokens/s")
+    if values.get("train/mfu") is not None:
+        parts.append(f"MFU {values['train/mfu']:.0%}".replace("%", " %"))
+    if values.get("train/peak_memory_bytes"):
+        parts.append(f"{values['train/peak_memory_bytes'] / 2**30:.1f} GiB")
+    return parts
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"

@@ -1,0 +1,100 @@
+"""What a config would prune, from the model's architecture alone: no weights, no ranks, no training."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pat.common.text import size_in_words
+from pat.models import build, tokenizers
+from pat.models.build import UNFIT, unfit
+from pat.models.trainable import choose_trainable
+from pat.pruning.pruner import Pruner
+from pat.schema import Config
+from pat.tasks import base
+
+SOFT_BYTES, SCORE_BYTES, HARD_BYTES = 5, 4, 1  # per weight: dense fp32 + flag, score, flag
+
+
+def attached(config: Config, num_labels: int | None = None) -> tuple[torch.nn.Module, Pruner]:
+    """The model on the meta device and the pruners attached to it. Raises ValueError for what cannot be pruned."""
+    task = base.build(config.task)
+    tokenizer = tokenizers.build_tokenizer(config.model)
+    hf_config = build.build_config(config.model, task, num_labels, tokenizer)
+    with torch.device("meta"):
+        try:
+            model = task.auto_model.from_config(hf_config)
+        except UNFIT as error:
+            raise unfit(hf_config, task, error) from error
+        model.tie_weights()
+        choose_trainable(model, config)
+    pruner = Pruner(config)
+    pruner.attach(model)
+    return model, pruner
+
+
+def describe(config: Config) -> str:
+    """A table: per pruner the matrices, weights, units, what is removed, when, and the bytes of state per rank."""
+    model, pruner = attached(config, config.task.num_labels)
+    ranks = 1 if config.engine.zero_stage == 0 else config.engine.world_size
+    table = Table(title=f"What would be pruned ({config.engine.world_size} ranks, ZeRO {config.engine.zero_stage})")
+    for column in (
+        "pruner",
+        "matrices",
+        "weights",
+        "units",
+        "removed",
+        "dense",
+        "soft",
+        "hard from",
+        "state/rank soft",
+        "hard",
+    ):
+        table.add_column(column, justify="left" if column == "pruner" else "right")
+    for mask in pruner.masks:
+        shapes, line = list(mask.shapes.values()), mask.timeline
+        units = sum(mask.granularity.num_units(s) for s in shapes)
+        removed = mask.granularity.pruned_units(shapes, mask.budget.sparsity, mask.config.scope)
+        soft = mask.numel * (SOFT_BYTES + SCORE_BYTES * mask.criterion.needs_score) / ranks
+        table.add_row(
+            mask.name,
+            str(len(shapes)),
+            f"{mask.numel:,}",
+            f"{units:,}",
+            f"{removed:,} units",
+            f"0-{line.start}",
+            f"{line.start}-{line.hard}",
+            f"step {line.hard}",
+            size_in_words(soft),
+            size_in_words(mask.numel * HARD_BYTES / ranks),
+        )
+    for gate in pruner.gates:
+        line, state = gate.timeline, size_in_words(gate.state_bytes())
+        table.add_row(
+            gate.name,
+            f"{len(gate.sites)} sites",
+            f"{gate.numel:,}",
+            f"{sum(gate.units.sizes):,}",
+            f"{gate.target_weights:,} weights",
+            f"0-{line.start}",
+            f"{line.start}-{line.hard}",
+            f"step {line.hard}",
+            state,
+            state,
+        )
+    every = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    prunable, target = pruner.totals.numel, pruner.totals.target
+    lines = [
+        f"The model has {every:,} parameters, of which {trained:,} are trained and {prunable:,} can be pruned;",
+        f"{target:.2%} of those, {target * prunable / every:.2%} of all, are removed in the end.",
+    ]
+    for mask in pruner.masks:
+        names = list(mask.shapes)
+        lines.append(f"{mask.name}: {names[0]} ... {names[-1]}")
+    lines += [f"{gate.name} leaves {gate.target_shape()}" for gate in pruner.gates]
+    console = Console(width=150)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get() + "\n".join(lines)

@@ -1,0 +1,64 @@
+"""What is due where the run stands: a checkpoint, an evaluation, a variant to keep, the end.
+
+All but the clock is a function of the config and of what every checkpoint holds: a start after an interruption decides
+as the one before it would have.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pat.pruning.totals import Totals
+from pat.schema import TrainConfig
+from pat.training.progress import Progress
+
+
+class Due:
+    """Answers of one run, at the step where its progress stands."""
+
+    def __init__(self, train: TrainConfig, progress: Progress, metric: str, higher_is_better: bool) -> None:
+        self.train, self.progress = train, progress
+        self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0  # by which the best checkpoint is chosen
+        self.last_save = time.monotonic()
+
+    def checkpoint(self) -> bool:
+        """By steps, or by this rank's clock."""
+        every, minutes = self.train.checkpoint_every, self.train.checkpoint_every_min
+        by_steps = bool(every) and self.progress.step % every == 0
+        return by_steps or (minutes is not None and time.monotonic() - self.last_save >= 60 * minutes)
+
+    def saved(self) -> None:
+        """A checkpoint of this step is being written."""
+        self.progress.saved_step, self.last_save = self.progress.step, time.monotonic()
+
+    def evaluation(self) -> bool:
+        """At this step, and not done by a start that was stopped after it."""
+        every, step = self.train.eval_every, self.progress.step
+        at = bool(every) and step % every == 0 and 0 < step < self.train.num_steps
+        return at and self.progress.evaluated_step != step
+
+    def variants(self, totals: Totals) -> dict[str, int]:
+        """Of train.export_at: the sparsities that are reached now and were not before, with this step."""
+        reached = self.progress.reached
+        if len(reached) == len(self.train.export_at):  # as in most runs, at every step: none
+            return {}
+        now, end = totals.sparsity, totals.target  # units are whole: the end may lie a little below what was written
+        values = {f"{value:g}": value for value in self.train.export_at}
+        new = [name for name, value in values.items() if name not in reached and now >= min(value, end)]
+        return dict.fromkeys(new, self.progress.step)
+
+    def is_best(self, metrics: dict[str, float], final: bool) -> bool:
+        """Whether these metrics make a best checkpoint; only models in their last phase count, so never a dense one."""
+        if not final:
+            return False
+        value = self.sign * metrics[self.metric]
+        if self.progress.best is not None and value <= self.progress.best[0]:
+            self.progress.worse += 1
+            return False
+        self.progress.best, self.progress.worse = [value], 0
+        return True
+
+    def early_stop(self) -> bool:
+        """Whether train.early_stopping_patience is used up; only evaluations in the last phase count (`is_best`)."""
+        patience = self.train.early_stopping_patience
+        return patience is not None and self.progress.worse >= patience

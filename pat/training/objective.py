@@ -1,0 +1,50 @@
+"""What a step minimises: the task's loss, with a teacher's if there is one, as a mean over the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pat.common.comm import Comm
+from pat.tasks.base import Batch, Task
+from pat.training.distill import Distiller
+from pat.training.shares import Shares, shares
+
+WHOLE: Shares = (1.0, 1.0)
+
+
+class Objective:
+    """The loss of a micro-batch and what it counts for."""
+
+    def __init__(
+        self,
+        engine: Any,  # called with a batch's inputs, as the model is
+        task: Task,
+        world: Comm,
+        global_mean: bool,  # train.global_mean
+        distiller: Distiller | None = None,
+    ) -> None:
+        self.engine, self.task, self.world, self.distiller = engine, task, world, distiller
+        self.weighs = global_mean and (task.uneven or (distiller is not None and distiller.hidden_weight > 0))
+
+    def shares(self, batches: Sequence[Batch]) -> Sequence[Shares]:
+        """What each of a step's losses counts for: its share of the global batch. Collective unless all are equal."""
+        if not self.weighs:
+            return [WHOLE] * len(batches)
+        return [(row[0], row[1]) for row in shares(self.task, batches, self.world)]
+
+    def loss(self, batch: Batch, t: int, shares: Shares = WHOLE) -> torch.Tensor:
+        """The loss of a micro-batch of step t; averaged over micro-batches and ranks, that of the global batch."""
+        if self.distiller:
+            return self.distiller.loss(self.engine, batch, t, shares)
+        return self.task.loss(self.engine, batch) * shares[0]
+
+    def chance(self) -> float:
+        """The task's loss of a model that knows nothing: ln(classes or vocabulary)."""
+        return self.task.chance_loss(self.engine.module.config)
+
+    def logged(self) -> dict[str, float]:
+        """Parts of the loss since the last line. Collective."""
+        return self.distiller.logged(self.world) if self.distiller else {}

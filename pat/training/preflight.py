@@ -1,0 +1,144 @@
+"""What can be checked before the ranks meet: data, model, pruners, an earlier start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from pat.checkpoint import retention
+from pat.checkpoint.manifest import check_same_model, describe_parameters
+from pat.checkpoint.reader import CheckpointReader, read_manifest
+from pat.common import files
+from pat.data import prepare as data_prepare
+from pat.data.checks import data_warnings, label_shares
+from pat.data.example import example
+from pat.data.prepare import PreparedData
+from pat.models import build, liger, tokenizers
+from pat.models.weight_files import check_weights
+from pat.pruning.pruner import Pruner
+from pat.run.directory import RunDir
+from pat.schema import Config
+from pat.tasks import base
+from pat.training import dry_run, teacher
+from pat.training.start_summary import Checked
+from pat.zero import engine
+from pat.zero.checkpoint_files import CheckpointError
+
+UNITS = 0.005  # by which a target may lie below a budget's sparsity, for units are whole
+
+
+def check_data(config: Config) -> str:
+    """The prepared data in a sentence; what does not fit the task or the model is a ValueError."""
+    prepared = fitting_data(config)
+    if config.train.export_at:
+        _check_export_at(config.train.export_at, dry_run.attached(config, prepared.num_labels)[1])
+    note, strange = _strange(config, prepared)
+    return "\n".join([data_in_words(config, prepared), *note, *(f"warning: {line}" for line in strange)])
+
+
+def data_in_words(config: Config, prepared: PreparedData) -> str:
+    """How much there is, where it is, and a sample as the loss sees it."""
+    info, labels = prepared.info, prepared.label_names
+    shown = example(prepared, config.data, tokenizers.build_tokenizer(config.model))
+    return (
+        f"Data: {len(prepared.train):,} training and {len(prepared.eval):,} evaluation samples"
+        + (f", labels {', '.join(labels[:8])}{', ...' if len(labels) > 8 else ''}" if labels else "")
+        + f"; tokenised in {info['cache']}."
+        + (f"\n{shown.plain()}" if shown else "")
+    )
+
+
+def prepare(config: Config, run_dir: Path) -> Checked:
+    """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError."""
+    engine.check_accelerator(config)
+    engine.deepspeed_config(config)
+    prepared = fitting_data(config)
+    note, strange = _strange(config, prepared)
+    model, pruner = dry_run.attached(config, prepared.num_labels)
+    if config.model.use_liger_kernel:
+        liger.check(cast(Any, model).config.model_type)
+    _check_export_at(config.train.export_at, pruner)
+    _check_resumable(config.run.resume, RunDir(run_dir).checkpoints, model, pruner)
+    return Checked(prepared, model, pruner, note, strange)
+
+
+def _strange(config: Config, prepared: PreparedData) -> tuple[list[str], list[str]]:
+    """(what becomes of a pretrained head, what looks wrong in the data), in sentences. Raises ValueError."""
+    task = base.build(config.task)
+    hf_config = build.build_config(config.model, task, prepared.num_labels, label_names=prepared.label_names)
+    note = build.head_note(config.model, task, hf_config)
+    return [note] if note else [], data_warnings(prepared, task)
+
+
+def _check_export_at(values: list[float], pruner: Pruner) -> None:
+    """A target counts whole units: it may lie a little below what the user wrote."""
+    target = pruner.totals.target
+    if values and values[-1] > target + UNITS:
+        raise ValueError(
+            f"train.export_at has {values[-1]:g}, but the budgets remove {target:.4g} of the prunable weights in the "
+            "end: leave it out, or raise the budget"
+        )
+
+
+def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Pruner) -> None:
+    """What the ranks would find out only when the model is built."""
+    found = retention.steps(root)
+    if mode == "must" and not found:
+        raise ValueError(f"run.resume=must, but {root} holds no checkpoint: check run.dir, or take run.resume=auto")
+    if mode != "never" and found:
+        try:
+            manifest = read_manifest(found[-1])
+        except CheckpointError:
+            return  # torn: the ranks look for an older one
+        check_same_model(manifest, describe_parameters(model, pruner))
+
+
+def fitting_data(config: Config) -> PreparedData:
+    """The data, checked against the model's vocabulary, positions and classes, and the teacher's. ValueError."""
+    task, tokenizer, prepared = _data(config)
+    hf_config = build.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
+    build.check_fits(hf_config, tokenizer, config.data.max_length)
+    task.check_model(hf_config)
+    if config.model.path and config.model.init == "pretrained":
+        check_weights(config.model.path, "model.path", config.model.revision)
+    if config.distill.teacher:
+        teacher.check(config, task, tokenizer, hf_config)
+    return prepared
+
+
+def _data(config: Config) -> tuple[Any, Any, Any]:
+    """(task, tokenizer, prepared data), from the cache where it is there."""
+    task = base.build(config.task)
+    tokenizer = tokenizers.build_tokenizer(config.model)
+    prepared = data_prepare.prepare(config.data, tokenizer, task, config.seed)
+    return task.fitted(label_shares(prepared)), tokenizer, prepared
+
+
+def is_complete(config: Config, run_dir: Path) -> bool:
+    """Whether an earlier start has finished this run and its last checkpoint is whole: nothing is left to do."""
+    directory = RunDir(run_dir)
+    found = retention.steps(directory.checkpoints)
+    summary_of = files.read_json(directory.summary) or {}
+    last = summary_of.get("step")
+    ended = last == config.train.num_steps or summary_of.get("stopped_early")
+    if config.run.resume == "never" or not found or not ended:
+        return False
+    try:
+        return CheckpointReader(found[-1]).manifest["step"] == last
+    except CheckpointError:
+        return False
+
+
+def fetch(config: Config) -> None:
+    """For compute nodes without network: prepare the data here, and have the models in Hugging Face's cache."""
+    from huggingface_hub import snapshot_download
+
+    for name, revision in (
+        (config.model.path, config.model.revision),
+        (config.distill.teacher, config.distill.revision),
+    ):
+        if name and not Path(name).exists():
+            snapshot_download(name, revision=revision)
+    print(check_data(config))

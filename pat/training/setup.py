@@ -1,0 +1,123 @@
+"""Puts a rank together: ranks meet, data, model, pruner, engine, tracker, and where an earlier start left off."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch.distributed as dist
+
+from pat.checkpoint import store
+from pat.common import seeds
+from pat.common.parameters import DTYPES
+from pat.config import frozen
+from pat.data import sampler
+from pat.data.example import example
+from pat.models import trainable
+from pat.models.build import build_model
+from pat.pruning.pruner import Pruner
+from pat.pruning.structures.depth import dropped_layers
+from pat.run import preemption
+from pat.run.directory import RunDir
+from pat.training import teacher
+from pat.training.divergence import LossBound
+from pat.training.due import Due
+from pat.training.objective import Objective
+from pat.training.preflight import _data
+from pat.training.progress import Progress
+from pat.training.state import Feed, Training
+from pat.training.tracking import Tracker
+from pat.training.watchdog import end_rank
+from pat.zero import engine
+
+
+def build(run_dir: Path) -> Training:
+    """Put this rank together. Collective."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed's calls
+    directory = RunDir(run_dir)
+    config = frozen.load(directory.config)
+    flag = preemption.preemption_flag()
+    task, tokenizer, prepared = _data(config)
+    ds_config = engine.deepspeed_config(config)
+    engine.init_distributed(config)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if world_size != config.engine.world_size:
+        raise ValueError(
+            f"{world_size} ranks were started, but engine.world_size={config.engine.world_size}: give the same number"
+        )
+    seeds.seed_everything(config.seed)
+    with engine.model_construction(config, ds_config):
+        dtype = DTYPES[config.engine.dtype]
+        model = build_model(config.model, task, dtype, prepared.num_labels, tokenizer, prepared.label_names)
+    trainable.choose_trainable(model, config)
+    if config.engine.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if rank == 0:
+        tokenizer.save_pretrained(directory.path / "tokenizer")
+        model.config.save_pretrained(directory.path / "model")
+        shown = example(prepared, config.data, tokenizer)
+        if shown:
+            shown.show()
+    pruner = Pruner(config)
+    pruner.attach(model)
+    ds_engine = engine.build_engine(config, model, pruner.owner, ds_config)
+    pruner.bind(ds_engine)
+    world, progress = pruner.shards.world, Progress()
+    distiller = None
+    if config.distill.teacher:
+        distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
+        distiller.dropped = lambda: dropped_layers(pruner.gates)
+        progress.teacher = teacher.identity(config, world)
+    objective = Objective(ds_engine, task, world, config.train.global_mean, distiller)
+    metric = config.train.best_metric or task.best_metric
+    feed = (task, tokenizer, config, rank, world_size, ds_engine.device)
+    training = Training(
+        config=config,
+        run=directory,
+        world=world,
+        task=task,
+        feed=Feed(
+            sampler.BatchLoader(prepared.train, *feed, mixture=prepared.mixture).batches,
+            lambda: sampler.eval_batches(prepared.eval, *feed),
+            prepared.label_names or [],
+        ),
+        engine=ds_engine,
+        pruner=pruner,
+        objective=objective,
+        tracker=Tracker(config, directory, rank),
+        flag=flag,
+        progress=progress,
+        due=Due(config.train, progress, metric, task.higher_is_better(metric)),
+        bound=LossBound(config, progress, objective.chance()),
+    )
+    _resume(training)
+    if progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
+        pruner.begin(progress.step)
+    _watch(training, config.engine.timeout_min)
+    return training
+
+
+def _watch(training: Training, minutes: float) -> None:
+    """End this rank when it has waited so long."""
+    training.watchdog.start(
+        60 * minutes,
+        bite=lambda: end_rank(training.run.path, training.world.rank, minutes),
+        bark=lambda waited_s: training.tracker.warn(
+            "stalled",
+            f"nothing has happened for {waited_s / 60:.1f} minutes: a rank may hang or be gone; logs/rank-N.log say "
+            f"where each stands, and after {minutes:g} minutes (engine.timeout_min) the run ends",
+        ),
+    )
+
+
+def _resume(training: Training) -> None:
+    mode, progress, tracker = training.config.run.resume, training.progress, training.tracker
+    reader = None if mode == "never" else store.find(training.run.checkpoints, training.pruner.shards, tracker.say)
+    if reader is None:
+        tracker.start(0)
+        return
+    manifest = reader.manifest
+    teacher.check_same(manifest["trainer"].get("teacher"), progress.teacher)
+    progress.restore(store.load(training.engine, training.pruner, reader))
+    tracker.start(progress.step, progress.logged_bytes)
+    tracker.say(f"resumed at step {progress.step} from {manifest['world_size']} ranks at ZeRO {manifest['zero_stage']}")

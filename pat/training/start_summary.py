@@ -1,0 +1,164 @@
+"""What `pat train` says before it trains: the data, what of the model trains, what is pruned when, what looks wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pat.common import patterns
+from pat.data.prepare import SPLITS, PreparedData
+from pat.pruning import timetable
+from pat.pruning.pruner import Pruner
+from pat.pruning.timetable import percent
+from pat.run.directory import RunDir
+from pat.schema import Config
+
+SHOWN_LABELS = 8
+WIDTH = 10  # of the first column
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known once all checks before the start have passed: nothing of it has to be made again."""
+
+    prepared: PreparedData
+    model: torch.nn.Module  # on the meta device
+    pruner: Pruner  # attached to it
+    head: Sequence[str] = ()  # what becomes of a pretrained head
+    strange: Sequence[str] = ()  # what looks wrong in the data
+
+
+def start_summary(config: Config, checked: Checked) -> str:
+    """A few lines, the warnings last."""
+    prepared, model, pruner = checked.prepared, checked.model, checked.pruner
+    lines = [("data", text) for text in _data(config, prepared)]
+    lines += [("labels", text) for text in _labels(prepared)]
+    lines += [("model", text) for text in [*_model(model), *checked.head]]
+    lines += [("pruning", text) for text in _pruning(model, pruner)]
+    lines += [("schedule", text) for text in _schedule(config, pruner)]
+    lines += [("deepspeed", text) for text in _untested(config)]
+    lines += [("warning", text) for text in warnings(config, checked)]
+    shown, last = ["What this run does"], ""
+    for head, text in lines:
+        shown.append(f"  {'' if head == last != 'warning' else head:<{WIDTH}}{text}")
+        last = head
+    return "\n".join(shown)
+
+
+def warnings(config: Config, checked: Checked) -> list[str]:
+    """What to look at before the run takes its time: the one place where such sentences are gathered."""
+    return [
+        *checked.strange,
+        *_useless_excludes(checked),
+        *(sentence for pruner in checked.pruner.pruners for sentence in timetable.warnings(pruner)),
+    ]
+
+
+def append_to_log(run_dir: Path, text: str) -> None:
+    """Into rank 0's log, for the command that starts the ranks: it has no log of its own."""
+    log = RunDir(run_dir).log(0)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+
+
+def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
+    info = prepared.info
+    drawn = sum(prepared.mixture.draws) if prepared.mixture else len(prepared.train)
+    seen = config.train.num_steps * config.train.global_batch_size / drawn
+    trained, held = (_samples(prepared, split) for split in SPLITS)
+    yield f"{trained} for training, seen {seen:.3g} times; {held} for evaluation"
+    for split in SPLITS:
+        rows = info[f"{split}_rows"]
+        for name, words in (
+            ("rows_cut", f"are cut to data.max_length={config.data.max_length}"),
+            ("rows_dropped", "have no supervised token and are dropped"),
+            ("system_prompts_dropped", "lose their system prompt to the chat template"),
+        ):
+            if count := info.get(f"{split}_{name}"):
+                yield f"{count:,} of {rows:,} {split} rows ({percent(count / rows)}) {words}"
+    if left := info["train_tokens_left_over"]:
+        yield f"{left:,} tokens at the end of the training text fill no block and are left out"
+
+
+def _samples(prepared: PreparedData, split: str) -> str:
+    """How many, and of how many: to count the tokens of a part would mean to read it."""
+    used, made = len(getattr(prepared, split)), prepared.info[f"{split}_samples"]
+    return f"{used:,} samples " + (f"({prepared.info[f'{split}_tokens']:,} tokens)" if used == made else f"of {made:,}")
+
+
+def _labels(prepared: PreparedData) -> Iterator[str]:
+    if prepared.label_names is None:
+        return
+    column: Any = prepared.train.select_columns("label").with_format("arrow")[:]
+    counts = np.bincount(column["label"].to_numpy(), minlength=len(prepared.label_names))
+    most = sorted(zip(prepared.label_names, counts.tolist(), strict=True), key=lambda one: -one[1])
+    named = ", ".join(
+        f"{_shown(name)} {count:,} ({percent(count / counts.sum())})" for name, count in most[:SHOWN_LABELS]
+    )
+    yield f"{len(most)}: {named}{', ...' if len(most) > SHOWN_LABELS else ''}"
+
+
+def _shown(label: str) -> str:
+    """Quoted where it has spaces at an end, which nobody sees."""
+    return label if label == label.strip() else repr(label)
+
+
+def _model(model: torch.nn.Module) -> Iterator[str]:
+    every = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = patterns.in_patterns([n for n, p in model.named_parameters() if not p.requires_grad])
+    yield f"{every:,} parameters, {trained:,} of them trained ({percent(trained / every)})"
+    if frozen:
+        yield f"frozen: {frozen}"
+
+
+def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
+    if not pruner.pruners:
+        yield "nothing: the run trains the model as it is"
+        return
+    for mask in pruner.masks:
+        yield (
+            f"{mask.name}: {percent(mask.target_weights / mask.numel)} of {mask.numel:,} weights in {len(mask.shapes)} "
+            f"matrices, by {mask.criterion.name}, granularity {mask.granularity.name}, scope {mask.config.scope}"
+        )
+        yield f"{mask.name}: {patterns.in_patterns(list(mask.shapes))}"
+    for gate in pruner.gates:
+        yield f"{gate.name}: leaves {gate.target_shape()}, {gate.target_weights:,} weights fewer, by {gate.method.name}"
+    totals, every = pruner.totals, sum(p.numel() for p in model.parameters())
+    yield (
+        f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, "
+        f"{percent(totals.target * totals.numel / every)} of all parameters"
+    )
+
+
+def _schedule(config: Config, pruner: Pruner) -> Iterator[str]:
+    train, optim = config.train, config.optim
+    warmup = round(optim.warmup * train.num_steps) if optim.warmup < 1 else int(optim.warmup)
+    yield (
+        f"{train.num_steps:,} steps of {train.global_batch_size} sequences; learning rate {optim.lr:g}, "
+        f"{f'{warmup} steps of warm-up, then ' if warmup else ''}{optim.lr_schedule}"
+    )
+    for one in pruner.pruners:
+        yield f"{one.name}: {timetable.in_words(one)}"
+
+
+def _untested(config: Config) -> Iterator[str]:
+    if config.engine.deepspeed_untested:
+        yield f"never tested under pruning, and taken all the same: {', '.join(config.engine.deepspeed_untested)}"
+
+
+def _useless_excludes(checked: Checked) -> Iterator[str]:
+    """Patterns that match something, but nothing that would be pruned without them."""
+    for mask in checked.pruner.masks:
+        taken = [
+            n for n, p in checked.model.named_parameters() if p.dim() > 1 and patterns.matches(n, mask.config.params)
+        ]
+        for pattern in mask.config.exclude:
+            if not pattern.startswith(patterns.OPTIONAL) and not any(patterns.matches(n, [pattern]) for n in taken):
+                yield f"pruners.{mask.name}.exclude: {pattern!r} matches nothing that params take"

@@ -1,0 +1,62 @@
+"""What the loop works with on one rank. Each of its members knows only what it needs; none knows the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pat.common.comm import Comm
+from pat.pruning.pruner import Pruner
+from pat.run import directory, preemption
+from pat.schema import Config
+from pat.tasks.base import Task
+from pat.training.divergence import LossBound
+from pat.training.due import Due
+from pat.training.objective import Objective
+from pat.training.progress import Progress
+from pat.training.tracking import Tracker
+from pat.training.watchdog import Watchdog
+
+
+@dataclass
+class Feed:
+    """Where a rank's batches come from."""
+
+    batches: Callable[[int], list[Any]]  # the micro-batches of step t
+    eval_batches: Callable[[], Iterator[Any]]
+    label_names: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Training:
+    """One rank's training."""
+
+    config: Config
+    run: directory.RunDir
+    world: Comm
+    task: Task
+    feed: Feed
+    engine: Any
+    pruner: Pruner
+    objective: Objective
+    tracker: Tracker
+    flag: preemption.PreemptionFlag
+    progress: Progress
+    due: Due
+    bound: LossBound
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    aside_s: float = 0.0  # that this start has spent in evaluations and saves
+
+    def agree(self, due: bool = False) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether any finds a checkpoint due. Collective."""
+        self.watchdog.beat()
+        flags = self.world.max(torch.tensor([self.flag.requested, due], dtype=torch.int32)).tolist()
+        return bool(flags[0]), bool(flags[1])
+
+    @property
+    def final_phase(self) -> bool:
+        """Whether the model is as dense or as sparse as the run will leave it."""
+        return not self.pruner.pruners or self.pruner.phase(self.progress.step - 1) == "hard"

@@ -1,0 +1,76 @@
+"""What a finished run says of itself: summary.json, and a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pat.common import files
+from pat.run import provenance
+from pat.run.directory import RunDir
+from pat.training.hardware import peak_memory_bytes
+from pat.training.state import Training
+
+
+def summary(training: Training) -> dict[str, Any]:
+    """What summary.json holds. Collective."""
+    config, pruner, progress = training.config, training.pruner, training.progress
+    mask_hash, weights_hash = pruner.hashes()
+    every = sum(pruner.shards.numel(p) for p in pruner.shards.parameters.values())
+    return {
+        "recipe": config.run.recipe,
+        "run": config.run.name,
+        "seed": config.seed,
+        "world_size": training.world.world_size,
+        "zero_stage": config.engine.zero_stage,
+        "dtype": config.engine.dtype,
+        "deepspeed_untested": list(config.engine.deepspeed_untested),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "step": progress.step,
+        "phase": pruner.phase(progress.step - 1),
+        "target_sparsity": pruner.totals.target,
+        "sparsity": pruner.totals.sparsity,
+        "sparsity_all_parameters": pruner.totals.num_pruned / every,
+        "parameters": every,
+        "prunable_parameters": pruner.totals.numel,
+        "mask_sha256": mask_hash if pruner.pruners else None,
+        "kept_units": {gate.name: gate.counts() for gate in pruner.gates},
+        "kept_gates": {gate.name: gate.kept_gates for gate in pruner.gates if gate.kept_gates},
+        "weights_sha256": weights_hash,
+        "teacher": progress.teacher,
+        "initial_loss": progress.initial_loss,
+        "max_loss": training.bound.limit,
+        "skipped_steps": progress.skipped,
+        "dense_metrics": progress.dense_metrics,
+        "dense_step": progress.dense_step,
+        "metrics": progress.metrics,
+        "details": progress.details,
+        "stopped_early": training.due.early_stop(),
+        "reached": progress.reached,
+        "tokens_per_s": progress.tokens / progress.train_seconds if progress.train_seconds else None,
+        "train_seconds": progress.train_seconds,
+        "peak_memory_bytes": int(training.world.max(torch.tensor(peak_memory_bytes(), dtype=torch.int64))),
+        "pruner_state_bytes_per_rank": progress.peak_pruner_bytes,
+        "checkpoint_seconds": progress.save_seconds,
+        "versions": provenance.versions(),
+    }
+
+
+def outcome(directory: RunDir) -> str:
+    """A finished run in a sentence, from its summary: what was reached, where it is, what comes next."""
+    found = files.read_json(directory.summary) or {}
+    now, before = (
+        ", ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items() if isinstance(value, float))
+        for metrics in (found["metrics"], found["dense_metrics"])
+    )
+    reached = (found.get("reached") or {}).items()
+    variants = ", ".join(f"--checkpoint sparsity={value} (of step {step})" for value, step in reached)
+    end = "done, stopped early at" if found.get("stopped_early") else "done,"
+    pruned = f"{found['sparsity']:.2%} of {found['prunable_parameters']:,} prunable weights removed, "
+    return (
+        f"{end} step {found['step']}: {pruned if found['prunable_parameters'] else ''}{now}\n"
+        + (f"before pruning began, after {found['dense_step']} of {found['step']} steps: {before}\n" if before else "")
+        + f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
+        + (f"\nor what it was on the way: {variants}" if variants else "")
+    )

@@ -1,0 +1,210 @@
+"""The teacher of a distillation: whether it goes with the model, and how each rank gets it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from pat.common.comm import Comm
+from pat.common.hashing import file_sha256
+from pat.common.parameters import DTYPES
+from pat.common.text import size_in_words
+from pat.models import tokenizers
+from pat.models.build import build_config, build_model
+from pat.models.weight_files import check_weights
+from pat.pruning.schedules import Ramp
+from pat.schema import Config, ModelConfig
+from pat.tasks import base
+from pat.tasks.base import Task
+from pat.training.distill import Distiller, uniform_map
+from pat.zero import engine
+
+
+def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig) -> None:
+    """ValueError where the teacher cannot teach this model; reads its config and tokenizer, not its weights."""
+    name = f"distill.teacher='{config.distill.teacher}'"
+    if config.distill.weight and not task.distribution:
+        raise ValueError(
+            f"distill.weight={config.distill.weight}, but the output of task.name='{task.name}' is no "
+            "distribution that could be compared: set it to 0 and give distill.hidden_weight, or take distill=none"
+        )
+    teacher = _hf_config(config, task)
+    if config.distill.teacher != config.model.path:
+        with _as_teacher():
+            other = tokenizers.build_tokenizer(
+                ModelConfig(path=config.distill.teacher, revision=config.distill.revision)
+            )
+        difference = vocabulary_difference(tokenizer.get_vocab(), other.get_vocab())
+        if difference:
+            raise ValueError(f"{name} has another tokenizer than the model: {difference}; take a teacher with the same")
+    _check_head(name, task, teacher)
+    task.check_model(teacher)
+    check_weights(str(config.distill.teacher), "distill.teacher", config.distill.revision)
+    if task.labelled:
+        _check_labels(name, teacher, student)
+    else:
+        ours, theirs = (c.get_text_config().vocab_size for c in (student, teacher))
+        if ours != theirs:
+            raise ValueError(f"{name} has logits for {theirs} tokens and the model for {ours}: they cannot be compared")
+    if config.distill.hidden_weight:
+        ours, theirs = (c.get_text_config().hidden_size for c in (student, teacher))
+        if ours != theirs:
+            raise ValueError(
+                f"{name} has hidden size {theirs} and the model {ours}: distill.hidden_weight needs equal sizes; "
+                "set it to 0"
+            )
+        layer_map(config, student, teacher)
+
+
+def build(
+    config: Config,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PretrainedConfig,
+    ds_config: dict[str, Any],
+    device: Any,
+) -> Distiller:
+    """The frozen teacher in the engine's dtype: sharded at ZeRO 3, else whole on every rank. Collective."""
+    names = _classes(student) if task.labelled else None
+    with _as_teacher(), engine.model_construction(config, ds_config):
+        dtype = DTYPES[config.engine.dtype]
+        model: Any = build_model(_source(config), task, dtype, None, tokenizer, names, complete=True)
+    model.eval().requires_grad_(False)
+    if config.engine.zero_stage == 3:
+        teacher = engine.build_teacher_engine(model, ds_config)
+    else:
+        teacher = model.to(device)
+    ramp = Ramp.of("distill", config.distill.start, config.distill.end, config.train.num_steps)
+    layers = layer_map(config, student, model.config) if config.distill.hidden_weight else []
+    return Distiller(teacher, task, config.distill, ramp, layers)
+
+
+def layer_map(config: Config, student: PretrainedConfig, teacher: PretrainedConfig) -> list[int]:
+    """Teacher layer of each student layer, counted from 0. ValueError for one that does not exist."""
+    ours, theirs = (c.get_text_config().num_hidden_layers for c in (student, teacher))
+    given = config.distill.layer_map
+    if given is None:
+        return uniform_map(ours, theirs)
+    if len(given) != ours:
+        raise ValueError(
+            f"distill.layer_map has {len(given)} entries, but the model has {ours} layers: give one for each"
+        )
+    wrong = [j for j in given if not 0 <= j < theirs]
+    if wrong:
+        raise ValueError(f"distill.layer_map names layer {wrong[0]}, but the teacher has layers 0 to {theirs - 1}")
+    return list(given)
+
+
+def vocabulary_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) -> str | None:
+    """The first token, by our numbers, that is another one there; None where both are equal."""
+    for token, number in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != number:
+            there = f"number {theirs[token]}" if token in theirs else "missing"
+            return f"token {token!r} is number {number} of the model's and {there} there"
+    extra = [token for token in theirs if token not in ours]
+    return f"it also has {extra[0]!r}" if extra else None
+
+
+def identity(config: Config, world: Comm) -> dict[str, str]:
+    """Path, and sha256 over the names and hashes of the files that hold the weights. Collective."""
+    path, revision = config.distill.teacher, config.distill.revision
+    assert path is not None
+    local = os.path.isdir(path)
+    folder = Path(path if local else snapshot_download(path, revision=revision, local_files_only=True))
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    mine = [f"{file_sha256(file)}  {file.name}\n" for file in files[world.rank :: world.world_size]]
+    every = sorted(line for lines in world.gather(mine) for line in lines)
+    return {"path": path, "sha256": hashlib.sha256("".join(every).encode()).hexdigest()}
+
+
+def check_same(saved: dict[str, str] | None, ours: dict[str, str] | None) -> None:
+    """ValueError where a checkpoint was distilled from other weights than this run would go on with."""
+    if (saved or {}).get("sha256") != (ours or {}).get("sha256"):
+        raise ValueError(
+            f"the checkpoint was made with {_words(saved)} and would go on with {_words(ours)}: "
+            "bring back the first, or use another run.dir or run.resume=never"
+        )
+
+
+def describe(config: Config) -> str:
+    """Two lines for `--dry-run`: which teacher, bytes per rank, and from when it counts how much."""
+    distill, numel = config.distill, num_parameters(config)
+    sharded = config.engine.zero_stage == 3
+    ranks = config.engine.world_size if sharded else 1
+    each = size_in_words(numel * DTYPES[config.engine.dtype].itemsize / ranks)
+    where = f"sharded over {ranks} ranks" if sharded else "whole on every rank"
+    ramp = Ramp.of("distill", distill.start, distill.end, config.train.num_steps)
+    return (
+        f"The teacher {distill.teacher} has {numel:,} parameters: {each} per rank ({config.engine.dtype}, {where});\n"
+        f"it counts from step {ramp.start}, from step {ramp.end} with weight {distill.weight} and "
+        f"hidden_weight {distill.hidden_weight}."
+    )
+
+
+def num_parameters(config: Config) -> int:
+    """Of the teacher, from its architecture alone."""
+    task = base.build(config.task)
+    with torch.device("meta"):
+        model = task.auto_model.from_config(_hf_config(config, task))
+    return sum(p.numel() for p in model.parameters())
+
+
+def _source(config: Config) -> ModelConfig:
+    """The teacher as a model to load."""
+    return ModelConfig(
+        path=config.distill.teacher,
+        revision=config.distill.revision,
+        attn_implementation=config.model.attn_implementation,
+    )
+
+
+def _hf_config(config: Config, task: Task) -> PretrainedConfig:
+    with _as_teacher():
+        return build_config(_source(config), task)
+
+
+def _check_head(name: str, task: Task, teacher: PretrainedConfig) -> None:
+    """A head that is not in the files would be random."""
+    saved = teacher.architectures or []
+    wanted = task.auto_model._model_mapping.get(type(teacher), None)
+    if wanted is not None and saved and wanted.__name__ not in saved:
+        raise ValueError(
+            f"{name} was saved as a {saved[0]}, without a trained head for the task '{task.name}': "
+            f"train a {wanted.__name__} first (`pat train`, `pat export`), and name its folder"
+        )
+
+
+def _check_labels(name: str, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
+    """As many classes, and the same ones in the same order where both have names."""
+    ours, theirs = _classes(student), _classes(teacher)
+    if len(ours) != len(theirs):
+        raise ValueError(f"{name} has {len(theirs)} classes, but the data has {len(ours)}: it answers another question")
+    if ours != theirs and set(ours) == set(theirs):
+        raise ValueError(f"{name} has the classes in the order {theirs}, but the data in the order {ours}: retrain it")
+
+
+def _classes(config: PretrainedConfig) -> list[str]:
+    """Their names in the order of their numbers."""
+    return [name for _, name in sorted((config.id2label or {}).items())]
+
+
+def _words(teacher: dict[str, str] | None) -> str:
+    return f"the teacher {teacher['path']} (sha256 {teacher['sha256'][:12]})" if teacher else "no teacher"
+
+
+@contextmanager
+def _as_teacher() -> Iterator[None]:
+    """Errors about a model name the key that was set."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).replace("model.path", "distill.teacher").replace("model.tokenizer", "distill.teacher")
+        raise ValueError(text) from error

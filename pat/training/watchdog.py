@@ -1,0 +1,79 @@
+"""A rank ends itself when nothing has happened for too long: another hangs, or this one.
+
+A collective's own timeout does not do: DeepSpeed's groups have torch's default, whatever the first group was given, and
+what hangs may be no collective at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pat.launch.process import rank_records
+from pat.run.directory import ExitCode, RunDir, read_exit, write_exit
+
+_TICK_S = 1.0
+
+
+class Watchdog:
+    """Sleeps until `start`; from then on `beat` must be called again and again."""
+
+    def __init__(self) -> None:
+        self.waited_s, self.barked = 0.0, False
+        self.stopped = threading.Event()
+
+    def start(self, patience_s: float, bite: Callable[[], object], bark: Callable[[float], object]) -> None:
+        """Call `bite`, once, from a thread, when there was no beat for `patience_s` seconds.
+
+        Half of that time before it, `bark` is called with the seconds so far: there is still somebody to be told. Time
+        in which this whole process stood still (a suspended job) does not count.
+        """
+
+        def watch() -> None:
+            while not self.stopped.is_set():
+                before = time.monotonic()
+                self.stopped.wait(_TICK_S)
+                self.waited_s += min(time.monotonic() - before, 2 * _TICK_S)
+                if self.stopped.is_set():
+                    return
+                if self.waited_s > patience_s / 2 and not self.barked:
+                    self.barked = True
+                    bark(self.waited_s)
+                if self.waited_s > patience_s:
+                    bite()
+                    return
+
+        threading.Thread(target=watch, name="watchdog", daemon=True).start()
+
+    def beat(self) -> None:
+        """Something has happened."""
+        self.waited_s, self.barked = 0.0, False
+
+    def stop(self) -> None:
+        """All is done."""
+        self.stopped.set()
+
+
+def end_rank(run_dir: Path, rank: int, timeout_min: float) -> None:
+    """Say what this rank waits for, in its log, and leave as a lost rank does, whatever the main thread is in."""
+    message = (
+        f"nothing has happened for {timeout_min:g} minutes (engine.timeout_min): a rank hangs; its log shows where the "
+        "others wait, and the same command goes on from the newest checkpoint"
+    )
+    with contextlib.suppress(OSError, ValueError):
+        print(f"pat: rank {rank}: {message}", flush=True)
+        faulthandler.dump_traceback(getattr(sys.stderr, "log", sys.stderr))
+    with contextlib.suppress(OSError):
+        for record in rank_records(run_dir):
+            if record.rank == rank:
+                replace(record, code=int(ExitCode.ERROR), message=message, time=time.time()).write(run_dir)
+        if rank == 0 and read_exit(RunDir(run_dir).path) is None:
+            write_exit(run_dir, ExitCode.ERROR, message)
+    os._exit(ExitCode.ERROR)

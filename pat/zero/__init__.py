@@ -1,0 +1,1 @@
+"""All that knows DeepSpeed: its engine, its shards, its files."""

@@ -1,0 +1,137 @@
+"""The inside of DeepSpeed's checkpoint files: which file, which key, which flat tensor. DeepSpeed is not imported.
+
+The files are pickles: they are opened memory-mapped under an allow-list, where DeepSpeed's few classes are inert
+stand-ins.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pat.run.directory import ExitCode
+
+
+class CheckpointError(ValueError):
+    """The checkpoint is torn, incomplete or from another format."""
+
+    exit_code = ExitCode.BROKEN_PROMISE
+
+
+class _Inert:
+    """Stands for a class of DeepSpeed's in a pickle: holds attributes, does nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+
+_STAND_INS = [
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One rank's flat fp32 weights and their optimizer states, by shard index."""
+
+    weights: list[Tensor]  # (n,) each
+    states: list[dict[str, Any]]
+
+
+def load(path: Path) -> Any:
+    """The contents of a file, memory-mapped, without running any code of the pickle."""
+    try:
+        with torch.serialization.safe_globals([(_Inert, name) for name in _STAND_INS]):
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        blamed = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()
+        raise CheckpointError(f"{path} holds more than DeepSpeed and pat write, and is not opened: {blamed}") from error
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); use an older checkpoint.") from error
+
+
+def model_file(files: Collection[str], layout: str, rank: int) -> str:
+    """The file with the module's weights (one per rank at ZeRO 3), among the manifest's files."""
+    return _named(files, f"zero_pp_rank_{rank}_mp_rank_00" if layout == "zero3" else "mp_rank_00", "model")
+
+
+def shard_file(files: Collection[str], layout: str, rank: int) -> str:
+    """The file with a rank's flat shards, among the manifest's files."""
+    if layout in ("zero0_lp", "zero0_fp32"):
+        return model_file(files, layout, rank)
+    name = f"zero_pp_rank_{rank}_mp_rank_00"
+    bf16 = any(Path(file).name == f"bf16_{name}_optim_states.pt" for file in files)
+    return _named(files, f"bf16_{name}" if bf16 else name, "optim")
+
+
+def shards(
+    layout: str,
+    saved: dict[str, Any],  # contents of the shard file
+    name_of: dict[int, str],  # the parameter of each shard: read at ZeRO 0 only
+) -> Shards:
+    """A rank's shards."""
+    try:
+        return LAYOUTS[layout](saved, name_of)
+    except (KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(f"DeepSpeed's files are not in the layout {layout!r}: {error!r}.") from error
+
+
+def _named(files: Collection[str], name: str, kind: str) -> str:
+    wanted = f"{name}_{kind}_states.pt"
+    for file in files:  # in pat's own folder, or where another trainer put it
+        if Path(file).name == wanted:
+            return file
+    raise CheckpointError(f"the manifest lists no {wanted}: the checkpoint is incomplete; use an older one.")
+
+
+def _by_shard(state_dict: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A torch optimizer's state per parameter, in the order of its param groups; a group's `step` fills in."""
+    if isinstance(state_dict, list):  # ZeRO's elastic checkpoints
+        return state_dict
+    states = state_dict["state"]
+    return [
+        {"step": group.get("step"), **states.get(index, {})}
+        for group in state_dict["param_groups"]
+        for index in group["params"]
+    ]
+
+
+def _zero12(saved: dict[str, Any], name_of: dict[int, str]) -> Shards:
+    saved = saved["optimizer_state_dict"]
+    return Shards(list(saved["single_partition_of_fp32_groups"]), _by_shard(saved["base_optimizer_state"]))
+
+
+def _zero3(saved: dict[str, Any], name_of: dict[int, str]) -> Shards:
+    saved = saved["optimizer_state_dict"]
+    return Shards(list(saved["fp32_flat_groups"]), _by_shard(saved["optimizer_state_dict"]))
+
+
+def _zero0_low_precision(saved: dict[str, Any], name_of: dict[int, str]) -> Shards:
+    saved = saved["optimizer"]
+    flat = saved.get("fp32_groups_flat")  # FusedAdam: one flat tensor a group; else one tensor a parameter
+    weights = list(chain.from_iterable(saved["fp32_groups"])) if flat is None else list(flat)
+    return Shards(weights, _by_shard(saved["optimizer_state_dict"]))
+
+
+def _zero0_fp32(saved: dict[str, Any], name_of: dict[int, str]) -> Shards:
+    weights = [saved["module"][name_of[shard]] for shard in sorted(name_of)]
+    return Shards(weights, _by_shard(saved["optimizer"]))
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Any], dict[int, str]], Shards]] = {
+    "zero12": _zero12,  # ZeRO 1 and 2
+    "bf16z1": _zero12,  # ZeRO 1 with fp32 accumulation: BF16_Optimizer
+    "zero3": _zero3,
+    "zero0_lp": _zero0_low_precision,  # bf16 or fp16 at ZeRO 0
+    "zero0_fp32": _zero0_fp32,
+}

@@ -1,0 +1,130 @@
+"""Putting a checkpoint in its place, and clearing up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pat.checkpoint import manifest, retention, store
+from pat.common import files
+from pat.common.comm import LOCAL
+from pat.zero.checkpoint_files import CheckpointError
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+def write(folder: Path, text: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text(text)
+    if folder.suffix != ".partial":
+        (folder / "manifest.json").write_text("{}")
+
+
+@pytest.mark.parametrize("death", range(7))
+def test_saving_a_step_again_never_leaves_the_run_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: int
+) -> None:
+    root = tmp_path / "checkpoints"
+    final, partial = root / "step-00000030", root / "step-00000030.partial"
+    write(final, "old")
+    write(partial, "new")
+    (root / "latest").write_text(final.name)
+    calls: list[str] = []
+
+    def fatal(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            if len(calls) - 1 == death:
+                raise Killed
+            return plain(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for module in ("pat.checkpoint.store", "pat.checkpoint.retention"):
+            patch.setattr(f"{module}.write_atomic", fatal("write_atomic", files.write_atomic))
+        patch.setattr("shutil.rmtree", fatal("rmtree", store.shutil.rmtree))
+        patch.setattr("os.rename", fatal("rename", store.os.rename))
+        patch.setattr("os.replace", fatal("replace", store.os.replace))
+        manifest = {"world_size": 0, "files": {}, "layout": "zero12"}
+        try:
+            store._publish(partial, final, manifest, root)
+        except Killed:
+            pass
+        else:
+            assert death >= len(calls) >= 5
+    whole = retention.steps(root)
+    assert whole and (whole[-1] / "weights").read_text() in ("old", "new")
+    assert {path.name for path in whole} <= {final.name, f"{final.name}.replaced"}
+
+    write(root / "step-00000031", "later")
+    (root / "latest").write_text("step-00000031")
+    retention.retain(root, keep_last=1)
+    assert [path.name for path in root.iterdir() if path.is_dir()] == ["step-00000031"]
+
+
+def test_retention_keeps_the_newest_the_latest_and_the_best(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        write(tmp_path / f"step-{step:08d}", json.dumps(step))
+    write(tmp_path / "step-00000050.partial", "torn")
+    (tmp_path / "latest").write_text("step-00000040")
+    (tmp_path / "best").write_text("step-00000010")
+    retention.retain(tmp_path, keep_last=2)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [f"step-{s:08d}" for s in (10, 30, 40)]
+
+
+@pytest.mark.parametrize(
+    ("latest", "torn", "expected"),
+    [
+        ("step-00000040", [], "step-00000040"),
+        ("step-00000040", ["step-00000040"], "step-00000030"),
+        ("step-00000040", ["step-00000040", "step-00000030"], "step-00000020"),
+        ("step-00000030", [], "step-00000030"),  # a save that was killed before the pointer moved
+        ("step-00000099", [], "step-00000040"),  # the pointer names nothing that is there
+        (None, ["step-00000040"], "step-00000030"),
+    ],
+)
+def test_resume_takes_the_newest_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latest: str | None, torn: list[str], expected: str
+) -> None:
+    """Would catch a resume that falls back to the oldest."""
+    for step in (20, 10, 40, 30):
+        write(tmp_path / f"step-{step:08d}", json.dumps(step))
+    if latest:
+        (tmp_path / "latest").write_text(latest)
+
+    def opened(step_dir: Path, shards: Any) -> str:
+        if step_dir.name in torn:
+            raise CheckpointError("torn")
+        return step_dir.name
+
+    monkeypatch.setattr(store, "open_whole", opened)
+    said: list[str] = []
+    assert store.find(tmp_path, SimpleNamespace(world=LOCAL), said.append) == expected  # type: ignore[arg-type]
+    assert len(said) == len(torn)
+
+
+@pytest.mark.parametrize("where", ["loss_scaler", "loss_scale_config"])
+def test_counters_and_the_loss_scaler_are_restored(where: str) -> None:
+    """All that fp16 needs to go on: its scale, when it overflowed last, and how patient it is."""
+
+    def engine(first: int) -> Any:
+        scaler = SimpleNamespace(
+            cur_scale=2.0**first, cur_iter=first + 1, last_overflow_iter=first + 2, cur_hysteresis=first + 3
+        )
+        counters = {"global_steps": first, "global_samples": first * 8, "micro_steps": first * 2, "skipped_steps": 1}
+        return SimpleNamespace(optimizer=SimpleNamespace(**{where: scaler}), **counters)
+
+    old, new = engine(7), engine(1)
+    manifest.restore_engine(new, json.loads(json.dumps(manifest._engine_state(old))))
+    assert vars(getattr(new.optimizer, where)) == vars(getattr(old.optimizer, where))
+    assert {k: v for k, v in vars(new).items() if k != "optimizer"} == {
+        k: v for k, v in vars(old).items() if k != "optimizer"
+    }

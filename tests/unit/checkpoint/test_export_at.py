@@ -1,0 +1,48 @@
+"""What train.export_at and the names that it keeps refuse, and what retention spares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pat.checkpoint import retention
+from pat.run.directory import RunDir
+from tests.unit.config.test_bad_input import refused
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("[0.5,0.3]", "must be increasing"),
+        ("[0.3,0.3]", "must be increasing"),
+        ("[0,0.5]", "above 0 and below 1"),
+        ("[0.3,0.9]", "the budgets remove 0.8 of the prunable weights"),
+    ],
+)
+def test_what_cannot_be_reached_is_refused(tmp_path: Path, value: str, words: str) -> None:
+    assert words in refused(tmp_path / "run", f"train.export_at={value}")
+
+
+def test_nothing_to_reach_is_refused(tmp_path: Path) -> None:
+    assert "nothing is pruned" in refused(tmp_path / "run", "train.export_at=[0.3]", "~pruners.weights")
+
+
+def kept(root: Path, *steps: int) -> None:
+    for step in steps:
+        (root / f"step-{step:08d}").mkdir(parents=True)
+        (root / f"step-{step:08d}" / "manifest.json").write_text("{}")
+
+
+def test_a_named_checkpoint_is_not_retired_and_is_found_by_its_name(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.config.write_text("")
+    kept(run.checkpoints, 5, 10, 15, 20)
+    retention.mark(run.checkpoints, {"0.3": 5, "0.75": 15, "0.8": 99})  # 99: killed before it was written
+    retention.retain(run.checkpoints, keep_last=1)
+    assert [path.name for path in retention.steps(run.checkpoints)] == [f"step-{s:08d}" for s in (5, 15, 20)]
+    assert retention.find_checkpoint(run, "sparsity=0.3").name == "step-00000005"
+    assert retention.find_checkpoint(run, "sparsity=0.750").name == "step-00000015"
+    for wrong in ("sparsity=0.5", "sparsity=half"):
+        with pytest.raises(ValueError, match="it has sparsity=0.3, sparsity=0.75"):
+            retention.find_checkpoint(run, wrong)

@@ -1,0 +1,274 @@
+"""`pat submit` without a Slurm: settings, the script, and what sbatch and squeue are asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pat import cli
+from pat.common.files import read_json
+from pat.config import cluster, compose, places
+from pat.config.cluster import ClusterConfig
+from pat.config.frozen import freeze, load
+from pat.launch import slurm
+from pat.run import provenance
+from pat.run.directory import ExitCode, RunDir, write_exit
+from pat.schema import Config, ModelConfig, RunConfig
+from pat.sweeps import on_slurm
+from pat.sweeps.members import members_of
+from pat.training import preflight
+
+SMALL = ["recipe=parity", "logger=none"]
+RANKS = ["cluster.nodes=2", "cluster.ranks_per_node=1"]
+
+
+def submit(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["submit", *SMALL, *arguments])
+    return int(left.value.code or 0)
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """sbatch and squeue that say what DIR/says and DIR/state hold, and write down their arguments."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, says in (("sbatch", "echo 41"), ("squeue", 'cat "$0.state"')):
+        (folder / name).write_text(f'#!/bin/sh\necho "$@" >>"$0.asked"\n{says}\n')
+        (folder / name).chmod(0o755)
+    (folder / "squeue.state").write_text("")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_the_file_describes_every_key_and_gives_its_default():
+    assert cluster.load("slurm", ["cluster.ranks_per_node=1"]) == ClusterConfig(ranks_per_node=1)
+    text = (places.conf_dir() / "cluster" / "slurm.yaml").read_text()
+    for name in ClusterConfig.__dataclass_fields__:
+        assert f"\n{name}: " in text, f"{name} is not described"
+
+
+def test_values_are_written_as_everywhere(tmp_path):
+    path = tmp_path / "cluster" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("gpus_per_node: 8\npartition: gpu\nsetup: [module load cuda]\n")
+    found = cluster.load(
+        "mine",
+        ["cluster.nodes='2-4'", 'cluster.extra=["--qos=high","--mem=0"]', "cluster.partition=null"],
+        str(tmp_path),
+    )
+    assert (found.ranks, found.node_range, found.partition) == (8, (2, 4), None)
+    assert found.setup == ["module load cuda"] and found.extra == ["--qos=high", "--mem=0"]
+    assert cluster.load(str(path)).partition == "gpu"
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("cluster.node=2", "cluster.node is not a key of a cluster; allowed: nodes, .*did you mean nodes"),
+        ("cluster.ranks_per_node=null", "no value for cluster.ranks_per_node: give it, or cluster.gpus_per_node"),
+        ("cluster.ranks_per_node=0", "cluster.ranks_per_node is 0, but must be at least 1"),
+        ("cluster.nodes=4-2", "cluster.nodes is '4-2': give a number of nodes, or a range"),
+        ("cluster.time_limit_min=soon", "cluster: .*time_limit_min"),
+        ("cluster.max_restarts=-1", "cluster.max_restarts is -1"),
+        ("cluster.nodes=1,2", "a sweep is over keys of the run"),
+        ("cluster.setup=[a", "cannot read 'cluster.setup=\\[a'"),
+        ("cluster.mounts=[/data]", "cluster.mounts would be ignored without a container"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(override, words):
+    with pytest.raises(ValueError, match=words):
+        cluster.load("slurm", ["cluster.ranks_per_node=1", override])
+
+
+def test_an_unknown_cluster(tmp_path):
+    with pytest.raises(ValueError, match="there is no cluster called 'slum'; allowed: slurm, .*did you mean slurm"):
+        cluster.load("slum")
+    with pytest.raises(ValueError, match="cannot read the cluster .*none.yaml"):
+        cluster.load(str(tmp_path / "none.yaml"))
+
+
+def test_dry_run_prints_a_script_and_writes_nothing(tmp_path, capsys):
+    run = tmp_path / "a run"
+    assert submit("--cluster", "slurm", *RANKS, f"run.dir='{run}'", "cluster.time_limit_min=60", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert not run.exists()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    assert "@" not in text.replace('"$@"', "").replace("USR1@300", ""), "a place in the template was not filled"
+    asked = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert {"--nodes=2", "--ntasks-per-node=1", "--time=60", "--signal=B:USR1@300", "--requeue"} <= set(asked)
+    assert f"--output='{run}/logs/slurm-%j.log'" in asked and not any("gpus" in line for line in asked)
+    assert "\n0 | 2 | 3 | 4) ;;" in text and "\n85) again=1 ;;" in text
+    assert f"pat train --frozen '{run}' engine.world_size=$ranks \"$@\" &" in text
+
+
+def test_a_job_that_loses_ranks_comes_back_once_from_each_checkpoint(fake_slurm, tmp_path):
+    """A node may be at fault, so the first loss is no verdict; the second from the same place is."""
+    run = RunDir(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    script = slurm.script(Config(run=RunConfig(name="r", dir=str(run.path))), ClusterConfig(ranks_per_node=1))
+    for name, says in (("srun", "exit 137"), ("scontrol", ""), ("sleep", "")):
+        (fake_slurm / name).write_text(f'#!/bin/sh\necho "$@" >>"$0.asked"\n{says}\n')
+        (fake_slurm / name).chmod(0o755)
+    (fake_slurm / "squeue.state").write_text("RUNNING\n")
+    requeued = []
+    for restarts, newest in ((0, None), (1, None), (2, "step-00000005"), (3, None), (0, None)):
+        if newest:
+            (run.checkpoints / "latest").write_text(newest)
+        given = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "SLURM_JOB_NUM_NODES": "2"}
+        environment = os.environ | given | {"SLURM_JOB_NODELIST": "n[1-2]"}
+        done = subprocess.run(["bash"], input=script, text=True, env=environment, capture_output=True)
+        assert done.returncode == 137, done.stderr
+        requeued.append("back into the queue" in done.stdout)
+    assert requeued == [True, False, True, False, True]
+    assert (fake_slurm / "scontrol.asked").read_text() == "requeue 7\n" * 3
+
+
+def test_containers_offline_and_setup(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(run=RunConfig(name="r", dir=str(tmp_path / "r")))
+    base = {"gpus_per_node": 8, "cpus_per_rank": 6, "offline": True, "setup": ["module load cuda"], "mounts": ["/data"]}
+    text = slurm.script(config, ClusterConfig(**base, pyxis_image="nvcr.io#nvidia/pytorch"))
+    mounts = f"{tmp_path}:{tmp_path},{tmp_path}/r:{tmp_path}/r,/data:/data"
+    assert f"--container-image='nvcr.io#nvidia/pytorch' --container-mounts={mounts}" in text
+    lines = text.splitlines()
+    assert lines.index("export HF_HUB_OFFLINE=1") < lines.index("module load cuda") < lines.index("set +e")
+    assert {"#SBATCH --gpus-per-node=8", "#SBATCH --ntasks-per-node=8", "#SBATCH --cpus-per-task=6"} <= set(lines)
+    text = slurm.script(config, ClusterConfig(**base, apptainer_image="/img.sif"))
+    assert f"--cpus-per-task=6 apptainer exec --nv --pwd={tmp_path} --bind={mounts} /img.sif pat train" in text
+    with pytest.raises(ValueError, match="both set"):
+        cluster.load("slurm", ["cluster.gpus_per_node=1", "cluster.pyxis_image=a", "cluster.apptainer_image=b"])
+
+
+def test_submit_freezes_and_asks_sbatch(fake_slurm, tmp_path, capsys):
+    run = RunDir(tmp_path / "run")
+    asked = ["--cluster", "slurm", *RANKS, f"run.dir={run.path}"]
+    assert submit(*asked, "run.resume=never") == 0
+    assert (fake_slurm / "sbatch.asked").read_text() == f"--parsable {run.path}/job.sbatch\n"
+    assert read_json(run.job) == {"job_id": "41", "restarts": 0, "nodes": ""}
+    frozen = load(run.config)
+    assert frozen.engine.world_size == 2
+    assert frozen.run.resume == "auto", "a job that comes back would start over again and again"
+    assert "job 41 is submitted" in capsys.readouterr().out
+    (fake_slurm / "squeue.state").write_text("PENDING\n")
+    assert submit(*asked) == 2
+    assert "has a job already (41, pending): wait for it, or scancel 41" in capsys.readouterr().err
+    (fake_slurm / "squeue.state").write_text("COMPLETED\n")
+    (fake_slurm / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+    assert submit(*asked) == 2
+    assert "invalid partition" in capsys.readouterr().err
+
+
+def test_submit_without_slurm_and_with_other_ranks(tmp_path, monkeypatch, capsys):
+    asked = ["--cluster", "slurm", *RANKS, f"run.dir={tmp_path / 'run'}"]
+    monkeypatch.setattr(slurm.shutil, "which", lambda _: None)
+    assert submit(*asked) == 2
+    assert "sbatch is not on the PATH" in capsys.readouterr().err
+    assert submit(*asked, "engine.world_size=4", "--dry-run") == 2
+    assert "engine.world_size=4, but the job has 2 ranks" in capsys.readouterr().err
+    assert submit(*asked, "cluster.nodes='2-4'", "--dry-run") == 2
+    assert "on 3 nodes of 1 ranks: train.global_batch_size=8 cannot be shared" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_lead_follows_from_measured_saves(tmp_path):
+    settings = ClusterConfig(ranks_per_node=1, time_limit_min=10)
+    assert slurm.needed_lead_s(tmp_path) is None and slurm.lead_s(settings, tmp_path) == 300
+    lines = [
+        {"step": 1, "train/step_seconds": 2.0},
+        {"step": 1, "checkpoint/seconds": 30.5},
+        {"step": 2, "train/step_seconds": 9.0},
+        {"step": 2, "checkpoint/seconds": 20.0},
+    ]
+    RunDir(tmp_path).metrics.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "trai')
+    assert slurm.needed_lead_s(tmp_path) == 60 + 2 * (30.5 + 9)
+    assert slurm.lead_s(settings, tmp_path) == 139
+    assert slurm.lead_s(ClusterConfig(ranks_per_node=1, signal_lead_s=50), tmp_path) == 50
+    assert slurm.short_lead(tmp_path, {}) is None and slurm.short_lead(tmp_path, {slurm.LEAD: "139"}) is None
+    assert "comes 50 s before the time limit, but" in (slurm.short_lead(tmp_path, {slurm.LEAD: "50"}) or "")
+    with pytest.raises(ValueError, match="139 s before the time limit of 120 s, so at once"):
+        slurm.lead_s(ClusterConfig(ranks_per_node=1, time_limit_min=2), tmp_path)
+
+
+def test_frozen_takes_no_keys(tmp_path, capsys):
+    compose.compose([*SMALL, "run.dir=elsewhere"], lambda config: freeze(config, tmp_path) or 0)
+    for argument, words in (
+        ("seed=1", "--frozen takes the config of"),
+        ("run.resume=soon", "run.resume is 'soon'"),
+        ("engine.world_size=3", "train.global_batch_size=8 cannot be shared by engine.world_size=3"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            cli.main(["train", "--frozen", str(tmp_path), argument])
+        assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_starts(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert provenance.read(tmp_path) == []
+    provenance.record(tmp_path, 2)
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    RunDir(tmp_path).checkpoints.mkdir()
+    (RunDir(tmp_path).checkpoints / "latest").write_text("step-00000040")
+    provenance.record(tmp_path, 4)
+    with open(RunDir(tmp_path).starts, "a") as file:
+        file.write('{"torn')
+    first, second = provenance.read(tmp_path)
+    assert (first["step"], first["ranks"]) == (0, 2) and "job_id" not in first
+    assert (second["step"], second["ranks"], second["job_id"], second["job_restarts"]) == (40, 4, "9", 3)
+
+
+def test_offline_fetches_models_by_their_revision_and_prepares_data(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: asked.append((name, revision)))
+    monkeypatch.setattr("pat.training.preflight.check_data", lambda config: f"data of {config.run.name}")
+    config = Config(run=RunConfig(name="r"), model=ModelConfig(path="org/model", revision="v1"))
+    config.distill.teacher = str(tmp_path)  # a local folder is there already
+    preflight.fetch(config)
+    assert asked == [("org/model", "v1")] and capsys.readouterr().out == "data of r\n"
+
+
+def test_the_wheel_carries_the_script(repository):
+    build = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert build["targets"]["wheel"]["packages"] == ["pat"]
+    assert slurm.template() == (repository / "pat" / "launch" / "train.sbatch").read_text()
+
+
+def test_members_of_a_sweep_are_jobs(fake_slurm, tmp_path, monkeypatch):
+    """Submitted once, watched until they are over, and never run twice at once."""
+    monkeypatch.setattr(on_slurm, "LOOK_S", 0.0)
+    member, other = members_of(["recipe=parity", "logger=none", "seed=0,1"], tmp_path / "sweep")
+    settings, state = ClusterConfig(ranks_per_node=2), fake_slurm / "squeue.state"
+    job = on_slurm.start(member, "sweep", settings)
+    frozen = load(RunDir(member.dir).config)
+    assert (frozen.run.name, frozen.logger.group, frozen.engine.world_size, frozen.seed) == ("seed=0", "sweep", 2, 0)
+    for word, expected in (("PENDING", None), ("RUNNING", None)):
+        state.write_text(word)
+        assert job.poll() is expected
+    assert on_slurm.start(member, "sweep", settings).number == job.number == "41"
+    assert (fake_slurm / "sbatch.asked").read_text().count("--parsable") == 1, "--continue takes the job that is there"
+    state.write_text("COMPLETED")
+    write_exit(member.dir, ExitCode.DONE)
+    assert job.poll() == 0
+    write_exit(member.dir, ExitCode.DIVERGED)
+    for word in ("FAILED", ""):  # Slurm forgets
+        state.write_text(word)
+        assert job.poll() == ExitCode.DIVERGED
+    RunDir(member.dir).exit.unlink()
+    assert job.poll() == ExitCode.ERROR
+    job.send_signal(15)
+    assert job.poll() == ExitCode.PREEMPTED and job.message == "job 41 was left to itself"
+    (fake_slurm / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: too many jobs' >&2\nexit 1\n")
+    refused = on_slurm.start(other, "sweep", settings)
+    assert refused.poll() == ExitCode.BAD_INPUT and "too many jobs" in refused.message
+
+
+def test_a_sweep_whose_keys_of_a_cluster_would_be_ignored(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["sweep", "recipe=parity", "seed=0,1", "cluster.nodes=2"])
+    assert left.value.code == 2 and "cluster.nodes=2 would be ignored without --cluster" in capsys.readouterr().err

@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pat import cli
+from pat.commands import train
+from pat.config import compose, frozen, places
+from pat.launch.environment import RankEnvironment
+from pat.pruning import registry
+from pat.run.directory import ExitCode, RunDir, write_exit
+from pat.schema import FILES, Config
+from pat.tasks import base
+
+PARITY = "recipe=parity"
+
+
+def composed(*arguments: str) -> Config:
+    found: list[Config] = []
+    assert compose.compose(arguments, lambda config: found.append(config) or 0) == 0
+    return found[0]
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(ValueError) as error:
+        composed(*arguments)
+    return str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Hydra must not care where the user stands, and must leave nothing there."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("recipe", places.recipes())
+def test_every_recipe_composes_and_comes_back_from_its_file(recipe, tmp_path):
+    config = composed(f"recipe={recipe}")
+    assert config.run.recipe == recipe and config.run.dir == f"runs/{recipe}"
+    frozen.freeze(config, tmp_path)
+    assert frozen.load(tmp_path / "config.yaml") == config
+
+
+def test_parity():
+    config = composed(PARITY)
+    assert (config.engine.world_size, config.engine.zero_stage, config.train.num_steps) == (2, 2, 30)
+    assert registry.build("schedule", config.pruners["weights"].schedule).resolve(30).hard == 20
+
+
+def test_overrides():
+    config = composed(
+        PARITY,
+        "pruners.weights.criterion.name=magnitude",
+        "pruners.weights.budget.sparsity=0.5",
+        "engine.zero_stage=3",
+        "seed=1",
+        "run.dir=/data/x",
+        "+model.config.attention_dropout=0.1",
+        "pruners.weights.schedule.end=0.6",
+    )
+    pruner = config.pruners["weights"]
+    assert pruner.criterion == registry.build("criterion", "magnitude")
+    assert pruner.budget.sparsity == 0.5 and pruner.schedule.end == 0.6
+    assert (config.engine.zero_stage, config.seed, config.run.dir) == (3, 1, "/data/x")
+    assert config.model.config["attention_dropout"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "key", ["pruners.weights.criterion.name", "pruners.weights.criterion", "criterion@pruners.weights.criterion"]
+)
+def test_another_method_brings_its_own_fields(key):
+    criterion = (
+        composed(PARITY, f"{key}=soft_movement", "pruners.weights.criterion.tau=0.2").pruners["weights"].criterion
+    )
+    assert criterion == registry.build("criterion", {"name": "soft_movement", "tau": 0.2})
+
+
+def test_a_replaced_method_takes_its_settings_along(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    recipe = (places.conf_dir() / "recipe" / "parity.yaml").read_text()
+    methods = {"granularity": "weight", "criterion": "soft_movement", "budget": "sparsity", "schedule": "cubic"}
+    lines = "".join(f"  - /{kind}@pruners.weights.{kind}: {name}\n" for kind, name in methods.items())
+    recipe = recipe.replace("  - /pruner@pruners.weights: movement\n", lines).replace(
+        "    budget:", "    criterion: { tau: 0.3 }\n    budget:"
+    )
+    (tmp_path / "recipe" / "mine.yaml").write_text(recipe)
+    own = ("--config-dir", str(tmp_path), "recipe=mine")
+    assert composed(*own).pruners["weights"].criterion.tau == 0.3
+    assert composed(*own, "pruners.weights.criterion.name=magnitude").pruners["weights"].criterion == registry.build(
+        "criterion", "magnitude"
+    )
+    assert ", mine, " in refused("--config-dir", str(tmp_path), "recipe=yours")
+    (tmp_path / "recipe" / "mine.yaml").write_text(recipe + "\n    speed: 3\n")
+    assert (
+        "in recipe/mine.yaml: there is no key 'pruners.weights.speed'; allowed in pruners.weights: allow_empty_matrices"
+        in refused(*own)
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ("recipe=nope", "there is no recipe called 'nope'; allowed: "),
+        (f"{PARITY} engine=zero9", "there is no engine called 'zero9'; allowed: zero0, zero1, zero2, zero3"),
+        (
+            f"{PARITY} engine.zer=3",
+            "there is no key 'engine.zer'; allowed in engine: activation_checkpointing, deepspeed",
+        ),
+        (f"{PARITY} +engine.extra=3", "there is no key 'engine.extra'; allowed in engine"),
+        (f"{PARITY} sed=3", "there is no key 'sed'; allowed at the top: data, distill, engine"),
+        (f"{PARITY} trainn.num_steps=3", "did you mean train?"),
+        (f"{PARITY} engine.zero_stage=abc", "engine.zero_stage is 'abc', but must be a whole number"),
+        (f"{PARITY} optim.lr=fast", "optim.lr is 'fast', but must be a number"),
+        (f"{PARITY} engine.offload_optimizer=maybe", "engine.offload_optimizer is 'maybe', but must be true or false"),
+        (f"{PARITY} train.num_steps=null", "train.num_steps must have a value"),
+        (f"{PARITY} train.export_at=0.3", "train.export_at must be a list, [a, b], but is of type float"),
+        (f"{PARITY} model.config=3", "model.config must be a mapping, {key: value}, but is of type int"),
+        (f"{PARITY} +pruners.x={{speed:3}}", "{'speed': 3} is no pruner: pruners.NAME is a mapping with keys out of"),
+        (f"{PARITY} pruners.weights.criterion.name=nope", "there is no criterion called 'nope'; allowed: magnitude"),
+        (f"{PARITY} pruners.weights.schedule.last=3", "allowed in pruners.weights.schedule: end, every, hard"),
+        (f"{PARITY} pruners.other.scope=matrix", "there is no key 'pruners.other'; allowed in pruners: weights"),
+        (f"{PARITY} criterion@pruners.x.criterion=taylor", "did you mean criterion@pruners.weights.criterion"),
+        ("criterion@pruners.x.criterion=taylor", "defaults list must say `- /criterion@pruners.x.criterion: OPTION`"),
+        (f"{PARITY} pruners.weights.granularity.name=n_of_m", "no value for pruners.weights.granularity.m"),
+        (f"{PARITY} seed=1,2", "add -m for one run each"),
+        (f"{PARITY} nonsense", "cannot read 'nonsense': write key=value"),
+        ("task=causal_lm", "no value for data.max_length, data.source, optim.lr, train.global_batch_size"),
+        (
+            PARITY + " task.name=???",
+            f"task.name (task={' or task='.join(base.names())})",
+        ),
+        (f"{PARITY} engine.world_size=3", "take 6, 9, or 1, 2, 4, 8 ranks"),
+        (f"{PARITY} engine.world_size=16", "cannot be shared by engine.world_size=16 ranks: take 16, or 1, 2, 4, 8"),
+        (f"{PARITY} train.micro_batch_size=3", "take a micro_batch_size of 1, 2, 4, or null"),
+        (f"{PARITY} engine.dtype=int8", "engine.dtype is 'int8'; allowed: bf16, fp32, fp16"),
+        (f"{PARITY} logger.mode=on", "logger.mode is 'on'; allowed: online, offline, disabled, null"),
+        (f"{PARITY} engine.zero_stage=4", "engine.zero_stage is 4; allowed: 0, 1, 2, 3"),
+        (f"{PARITY} train.num_steps=0", "train.num_steps is 0, but must be at least 1"),
+        (f"{PARITY} train.early_stopping_patience=0", "train.early_stopping_patience is 0, but must be at least 1"),
+        (
+            f"{PARITY} train.early_stopping_patience=1 train.eval_every=null",
+            "train.early_stopping_patience counts evaluations: give train.eval_every, too",
+        ),
+        (f"{PARITY} optim.lr=0", "optim.lr is 0.0, but must be above 0"),
+        (f"{PARITY} optim.warmup=2.5", "steps are whole numbers"),
+        (f"{PARITY} optim.betas=[0.9]", "optim.betas is [0.9]"),
+        (f"{PARITY} optim.trainable=[]", "nothing would be trained"),
+        (f"{PARITY} optim.name=cpu_adam", "needs engine.offload_optimizer=true"),
+        (f"{PARITY} model.init=pretrained", "model.path is not set"),
+        (f"{PARITY} data.eval_fraction=0", "data.eval_fraction is 0.0"),
+        (f"{PARITY} pruners.weights.scope=row", "allowed: global, matrix"),
+        (f"{PARITY} pruners.weights.params=[]", "pruners.weights.params is empty"),
+        (f"{PARITY} pruners.weights.budget.sparsity=1.0", "pruners.weights.budget: budget.sparsity is 1.0"),
+        (f"{PARITY} pruners.weights.schedule.hard=30", "pruners.weights.schedule: "),
+        ("--config-dir nowhere recipe=parity", "nowhere' not found"),
+    ],
+)
+def test_bad_input_is_one_sentence(overrides, words):
+    message = refused(*overrides.split())
+    assert words in message and "\n" not in message
+
+
+@pytest.mark.parametrize("recipe", ["reviews", "sotu", "smollm2_chat", "llama3_8b_chat"])
+def test_files_for_training_and_evaluation_are_replaced_together(recipe):
+    """Would catch: the user's model measured on the recipe's data, or the recipe's on the user's."""
+    name = f"recipe={recipe}"
+    if composed(name).data.source not in FILES:  # splits of one data set
+        assert composed(name, "data.train=test_sft").data.eval
+        return
+    message = refused(name, "data.train=mine.jsonl")
+    assert "data.eval=FILE" in message and "data.eval=null" in message and str(composed(name).data.eval) in message
+    assert "data.eval=FILE" in refused(name, "data.source=csv", "++data.train=[mine.csv]")
+    assert "give data.train, too" in refused(name, "data.eval=mine.jsonl")
+    assert composed(name, "data.train=mine.jsonl", "data.eval=null").data.eval is None
+    assert composed(name, "data.train=mine.jsonl", "data.eval=other.jsonl").data.eval == "other.jsonl"
+    assert composed(name, "data.max_length=20").data.eval == composed(name).data.eval
+
+
+def test_files_of_a_mixture_are_replaced_together(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    mixed = "  source: mixture\n  sources: {a: {source: json, train: a.jsonl, eval: b.jsonl}, c: {source: generated}}\n"
+    recipe = (places.conf_dir() / "recipe" / "parity.yaml").read_text()
+    (tmp_path / "recipe" / "mixed.yaml").write_text(recipe.replace("\ndata:\n", f"\ndata:\n{mixed}"))
+    own = ("--config-dir", str(tmp_path), "recipe=mixed")
+    assert "data.sources.a.eval=null" in refused(*own, "data.sources.a.train=mine.jsonl")
+    assert composed(*own, "data.sources.a.train=mine.jsonl", "data.sources.a.eval=null")
+
+
+def test_names_are_those_of_what_changes_the_result():
+    def name(*overrides, sweep=False):
+        return compose.run_name(overrides, "r", sweep)
+
+    assert name("recipe=r") == name("recipe=r", "run.resume=must", "logger=none", "engine.world_size=4") == "r"
+    assert name("seed=1", "optim.lr=1e-3") == name("optim.lr=1e-3", "seed=1") == "r,optim.lr=1e-3,seed=1"
+    assert name("engine.zero_stage=3", sweep=True) == "r,engine.zero_stage=3"
+    assert name("pruners.w.params=[a/b,'c d']") == "r,w.params=_a_b_c_d_"
+    long = [f"+model.config.key{i}={i}" for i in range(30)]
+    assert len(name(*long)) < 200 and name(*long) != name(*long[1:])
+
+
+def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
+    config, run = composed(PARITY), RunDir(tmp_path / "run")
+    frozen.freeze(config, run.path)
+    assert json.loads(run.version.read_text())["pat"]
+    changed = config.changed(seed=7)
+    frozen.freeze(changed, run.path)  # nothing has come of the first one yet
+    run.checkpoints.mkdir()
+    with pytest.raises(ValueError, match=r"another config \(seed was 7, now 0\): .*run.dir, .* run.resume=never"):
+        frozen.freeze(config, run.path)
+    elastic = changed.changed(engine__world_size=4, engine__zero_stage=3, engine__offload_optimizer=True)
+    elastic = elastic.changed(logger__tags=["x"], run__resume="must")
+    frozen.freeze(elastic, run.path)
+    assert frozen.load(run.config) == elastic
+    (run.checkpoints / "step-1").mkdir()
+    run.summary.touch()
+    frozen.freeze(config.changed(run__resume="never"), run.path)
+    assert not run.checkpoints.exists() and not run.summary.exists() and (run.path / "checkpoints.1/step-1").is_dir()
+
+
+def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path):
+    config, run = composed(PARITY), RunDir(tmp_path / "run")
+    frozen.freeze(config, run.path)
+    run.checkpoints.mkdir()
+    slower = config.changed(optim__lr=config.optim.lr / 2)
+    with pytest.raises(ValueError, match="another config .optim.lr was"):
+        frozen.freeze(slower, run.path)
+    write_exit(run.path, ExitCode.DIVERGED)
+    with pytest.raises(ValueError, match="another config .seed was"):
+        frozen.freeze(slower.changed(seed=7), run.path)
+    frozen.freeze(slower, run.path)
+    assert frozen.load(run.config) == slower
+
+
+def test_a_frozen_config_with_a_strange_key_is_refused(tmp_path):
+    frozen.freeze(composed(PARITY), tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text() + "extra: 1\n")
+    with pytest.raises(ValueError, match="there is no key 'extra'"):
+        frozen.load(path)
+    with pytest.raises(ValueError, match="cannot read the run's config"):
+        frozen.load(tmp_path / "nothing.yaml")
+
+
+def test_other_ranks_wait_for_the_same_config(tmp_path):
+    config = composed(PARITY)
+    frozen.freeze(config, tmp_path)
+    frozen.wait_for_frozen(config, tmp_path, timeout_s=0.0)
+    with pytest.raises(ValueError, match="the same on every rank"):
+        frozen.wait_for_frozen(config.changed(seed=3), tmp_path, timeout_s=0.2)
+
+
+def test_hydra_leaves_no_trace(tmp_path):
+    environment, argv = dict(os.environ), list(sys.argv)
+    composed(PARITY)
+    refused("recipe=nope")
+    assert list(tmp_path.iterdir()) == [] and Path.cwd() == tmp_path
+    assert dict(os.environ) == environment and sys.argv == argv
+
+
+def test_multirun_members_have_directories_of_their_own():
+    found: list[Config] = []
+    compose.compose(["--multirun", PARITY, "seed=0,1", "engine=zero2,zero3"], lambda c: found.append(c) or 0)
+    assert len({config.run.dir for config in found}) == 4
+    assert found[1].run.dir == "runs/parity,engine=zero3,seed=0"
+
+
+def test_multirun_returns_the_first_failure_and_stops_when_preempted():
+    codes = iter([0, 3, 4])
+    assert compose.compose(["-m", PARITY, "seed=0,1,2"], lambda _: next(codes)) == 3
+    codes = iter([85, 0])
+    with pytest.raises(SystemExit) as stop:
+        compose.compose(["-m", PARITY, "seed=0,1"], lambda _: next(codes))
+    assert stop.value.code == 85 and next(codes) == 0
+
+
+def run_pat(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pat.cli", *arguments], capture_output=True, text=True, env=os.environ | environ
+    )
+
+
+def test_command_line_shows_configs_and_help():
+    shown = run_pat("train", "--cfg", "job", "--recipe", "parity", "engine.zero_stage=3", "--local_rank=1")
+    assert shown.returncode == 0, shown.stderr
+    content = yaml.safe_load(shown.stdout)
+    assert content["engine"]["zero_stage"] == 3 and content["run"]["dir"] == "runs/${.name}"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--help"], ["train", "export", "85 "]),
+        (["train", "--help"], ["parity", "zero3", "soft_movement", "exit codes", "run.resume=auto", "srun"]),
+        (["export", "--help"], ["--checkpoint", "--dtype", "--verify", "  4    the checkpoint"]),
+    ],
+)
+def test_help(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
+
+
+@pytest.mark.parametrize("command", ["data", "doctor", "evaluate", "export", "plan", "sensitivity"])
+def test_help_lists_no_exit_code_of_training_where_nothing_is_trained(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    listed = capsys.readouterr().out.partition("exit codes:")[2]
+    assert [int(line.split()[0]) for line in listed.strip().splitlines()] == sorted(
+        {0, 1, 2, 130} | ({4} if command in ("doctor", "export") else set())
+    )
+
+
+def test_errors_exit_with_2_and_one_line():
+    done = run_pat("train", "recipe=nope")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("pat: there is no recipe called 'nope'") and done.stderr.count("\n") == 1
+    assert "did you mean reviews?" in run_pat("train", "recipe=review").stderr
+    assert run_pat("train", "--unknown").returncode == run_pat("trian").returncode == run_pat().returncode == 2
+
+
+def test_a_launcher_sets_the_number_of_ranks(monkeypatch):
+    environment = RankEnvironment(0, 4, 0, "n1", 1, "torch")
+    assert train._with_world_size([PARITY], environment) == [PARITY, "engine.world_size=4"]
+    with pytest.raises(ValueError, match="the launcher started 4 ranks"):
+        train._with_world_size(["engine.world_size=2"], environment)

@@ -1,0 +1,201 @@
+"""`pat evaluate`: metrics of folders against what transformers computes, and the mistakes one can make."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pat import cli
+from pat.config import compose
+from pat.data import prepare
+from pat.export.export import export_run
+from pat.models.tokenizers import byte_tokenizer
+from pat.schema import DataConfig
+from pat.tasks import base
+from tests import models
+from tests.fake_run import write_run
+
+PARITY = ["recipe=parity", "data.max_eval_samples=6", "data.max_length=32"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A function that writes a causal LM of a seed."""
+
+    def write(seed):
+        torch.manual_seed(seed)
+        small = LlamaConfig(
+            vocab_size=320, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, pad_token_id=256,
+        )  # fmt: skip
+        path = tmp_path / f"model-{seed}"
+        LlamaForCausalLM(small).save_pretrained(path)
+        byte_tokenizer().save_pretrained(path)
+        return path
+
+    return write
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate", *map(str, arguments)])
+    return stop.value.code
+
+
+def test_the_figures_are_those_of_transformers(folder, tmp_path, capsys):
+    """Fails if samples are left out or counted twice, or if a model is shown with another one's figures."""
+    folders = [folder(0), folder(1)]
+    assert run(*folders, *PARITY, "--json", tmp_path / "figures.json", "--device", "cpu") == 0
+    found = json.loads((tmp_path / "figures.json").read_text())["models"]
+    configs = []
+    compose.compose(PARITY, lambda config: configs.append(config) or 0)
+    task = base.build(configs[0].task)
+    samples = prepare.prepare(configs[0].data, byte_tokenizer(), task, configs[0].seed).eval
+    blocks = torch.tensor(samples["input_ids"])  # of one length each, so the mean of means is the mean
+    for path, item in zip(folders, found, strict=True):
+        model = LlamaForCausalLM.from_pretrained(path)
+        with torch.no_grad():
+            expected = float(model(blocks, labels=blocks).loss)
+        assert item["metrics"]["loss"] == pytest.approx(expected, rel=1e-5)
+        assert item["folder"] == str(path) and item["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found[0]["metrics"] != found[1]["metrics"]
+    difference = found[1]["metrics"]["loss"] - found[0]["metrics"]["loss"]
+    assert f"({difference:+.4g})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (PARITY, "no folder to evaluate"),
+        (["nowhere", *PARITY], "there is no folder nowhere"),
+        ([".", *PARITY], "holds no config.json"),
+        (["."], "does not say which data it was made for"),
+        ([".", "data=json"], "data is a group"),
+        ([".", "optim.lr=1"], "optim.lr would be ignored"),
+        ([".", "--config-dir", "x"], "--config-dir x would be ignored"),
+        ([".", *PARITY, "--json", "nowhere/figures.json"], "there is no folder nowhere"),
+        ([".", *PARITY, "--device", "abacus"], "torch cannot compute there"),
+        ([".", *PARITY, "--device", "meta"], "torch cannot compute there"),
+    ],
+)
+def test_mistakes(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_other_labels_are_refused(tmp_path, capsys):
+    """Fails if an answer is compared with the label of the same number but another meaning."""
+    path, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    model = models.model("bert", auto=models.transformers.AutoModelForSequenceClassification)
+    model.config.id2label = {0: "good", 1: "bad"}
+    model.save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    rows.write_text(
+        "".join(json.dumps({"text": f"text {i}", "label": ["bad", "good"][i % 2]}) + "\n" for i in range(8))
+    )
+    local = ["data.source=json", f"data.train={rows}", f"data.eval={rows}", "data.max_length=16"]
+    assert run(path, "recipe=reviews_dense", *local) == 2
+    assert "has the labels good, bad, the data bad, good" in capsys.readouterr().err
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A function that writes a run (of a width and a seed of its own data) and exports it."""
+
+    def write(name, max_length, seed=0, **model):
+        torch.manual_seed(3)
+        small = LlamaConfig(
+            vocab_size=320, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, pad_token_id=256, **model,
+        )  # fmt: skip
+        path = tmp_path / name
+        write_run(path, LlamaForCausalLM(small), byte_tokenizer(), "causal_lm", dtype="fp32")
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        config["data"] |= {"max_length": max_length, "max_eval_samples": 5}
+        config["seed"] = seed
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+        export_run(path, tmp_path / f"{name}-export", verify="weights")
+        return path, tmp_path / f"{name}-export"
+
+    return write
+
+
+def figures(tmp_path, *arguments):
+    file = tmp_path / "figures.json"
+    assert run(*arguments, "--json", file, "--device", "cpu") == 0
+    return json.loads(file.read_text())
+
+
+def expected_loss(export, max_length, seed=0):
+    """By transformers alone, on the samples of the run's own data."""
+    own = DataConfig(source="generated", max_length=max_length, max_eval_samples=5)
+    samples = prepare.prepare(own, byte_tokenizer(), base.build({"name": "causal_lm"}), seed).eval
+    blocks = torch.tensor(samples["input_ids"])
+    with torch.no_grad():
+        return float(LlamaForCausalLM.from_pretrained(export)(blocks, labels=blocks).loss)
+
+
+def test_a_run_and_an_export_know_their_data(made, tmp_path, capsys):
+    """Fails if another length, another seed's text, or another checkpoint than the best is measured."""
+    directory, export = made("first", 16, seed=7)
+    found = figures(tmp_path, directory, export)
+    expected = expected_loss(export, 16, seed=7)
+    assert found["same_data"] and [item["folder"] for item in found["models"]] == [str(directory), str(export)]
+    for item in found["models"]:
+        assert item["metrics"]["loss"] == pytest.approx(expected, rel=1e-5)
+        assert item["max_length"] == 16 and item["step"] == 10
+    assert "not compare" not in capsys.readouterr().err
+
+
+def test_the_columns(made, tmp_path, capsys):
+    """Fails if zeros are counted as parameters, masks as weights, or sparsity over what was never prunable."""
+    directory, export = made("first", 16)
+    (item, again) = figures(tmp_path, export, directory)["models"]
+    said = json.loads((export / "export.json").read_text())
+    assert item["sparsity"] == said["sparsity"] == again["sparsity"] > 0.6
+    assert item["parameters"] == said["after"]["parameters"]
+    assert item["nonzero_parameters"] == said["after"]["nonzero_parameters"] < item["parameters"]
+    assert item["bytes"] == (export / "model.safetensors").stat().st_size == again["bytes"]
+    assert item["tokens_per_s"] > 0
+    table = capsys.readouterr().out
+    for words in ("sparsity", "not zero", "on disk", "tokens/s"):
+        assert words in " ".join(table.split()), table
+
+
+def test_the_command_line_overrides_what_a_run_says(made, tmp_path):
+    directory, export = made("first", 16)
+    (by_key,) = figures(tmp_path, directory, "data.max_length=8")["models"]
+    assert by_key["max_length"] == 8
+    assert by_key["metrics"]["loss"] == pytest.approx(expected_loss(export, 8), rel=1e-5)
+    found = figures(tmp_path, directory, *PARITY)
+    assert found["recipe"] == "parity" and found["models"][0]["max_length"] == 32
+    assert run(directory, "data.max_length=0") == 2
+
+
+def test_models_with_data_of_their_own_are_not_compared(made, folder, tmp_path, capsys):
+    """Fails if a difference between two models is shown that were asked different things."""
+    (_, first), (_, second), plain = made("first", 16), made("second", 24), folder(0)
+    found = figures(tmp_path, first, second, plain)
+    said = capsys.readouterr()
+    assert not found["same_data"] and "data.max_length is 16 and 24" in said.err and "(+" not in said.out
+    assert [item["max_length"] for item in found["models"]] == [16, 24, 16], "a folder that does not know: the first's"
+    assert found["models"][2]["sparsity"] is None
+    found = figures(tmp_path, first, second, "data.max_length=8")
+    assert found["same_data"] and "(+" in capsys.readouterr().out
+
+
+def test_a_model_of_another_task_is_named_as_that(tmp_path, capsys):
+    """Fails if a classifier under a language model's recipe is told that its tokenizer has no end of text."""
+    path, tokenizer = tmp_path / "model", byte_tokenizer()
+    models.model("bert", auto=models.transformers.AutoModelForSequenceClassification).save_pretrained(path)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(path)
+    assert run(path, *PARITY) == 2
+    said = capsys.readouterr().err
+    assert "holds a BertForSequenceClassification" in said and "task.name=classification" in said
+    assert "end-of-text" not in said and "the task is causal_lm" in said

@@ -1,0 +1,117 @@
+"""The list of planted faults cannot rot, and the run tells a fault that is seen from one that is not."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.long import mutants
+from tests.long.faults import ACCEPTED, Fault, faults
+
+FAULTS = faults()
+
+
+def test_every_fault_is_in_its_file_once_and_is_python(repository: Path) -> None:
+    """Would catch: a text that a later change took away, a fault that is no Python or that changes nothing."""
+    problems = []
+    for fault in FAULTS:
+        text = (repository / fault.file).read_text()
+        if text.count(fault.old) != 1:
+            problems.append(f"{fault.name}: {fault.old!r} is there {text.count(fault.old)} times")
+            continue
+        try:
+            changed = ast.dump(ast.parse(mutants.mutated(text, fault))) != ast.dump(ast.parse(text))
+        except SyntaxError as error:
+            problems.append(f"{fault.name}: {error}")
+            continue
+        if not changed:
+            problems.append(f"{fault.name}: changes nothing")
+    assert not problems, "\n".join(problems)
+
+
+def test_names_are_there_once_and_tests_exist(repository: Path) -> None:
+    assert len(FAULTS) >= 200 and len({fault.name for fault in FAULTS}) == len(FAULTS)
+    assert set(ACCEPTED) <= {fault.name for fault in FAULTS} and all(ACCEPTED.values())
+    files = {test for fault in FAULTS for test in [*fault.tests, *fault.ranks]}
+    assert not [file for file in files if not (repository / file).is_file()]
+
+
+def toy(root: Path) -> list[Fault]:
+    code, tests = root / "pat" / "zero", root / "tests" / "unit"
+    for folder in (code, tests / "zero", tests / "pruning" / "structures"):
+        folder.mkdir(parents=True)
+    for folder in ("pat", "pat/zero", "tests", "tests/unit"):
+        (root / folder / "__init__.py").touch()
+    (code / "engine.py").write_text("def f(x):\n    return x + 1\n\n\ndef g(x):\n    return x * 2\n")
+    (tests / "zero" / "test_engine.py").write_text(
+        "from pat.zero.engine import f\n\n\ndef test_f():\n    assert f(1) == 2\n"
+    )
+    (tests / "pruning" / "structures" / "test_gate_oracle.py").write_text("def test_nothing():\n    pass\n")
+    return [
+        Fault("pat/zero/engine.py", "x + 1", "x + 2", "seen"),
+        Fault("pat/zero/engine.py", "x * 2", "x * 3", "not seen"),
+        Fault("pat/zero/engine.py", "return x + 1", "while True: pass", "never ends"),
+    ]
+
+
+def test_a_kill_and_a_survivor_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a toy package: outcomes, the checkout as it was, nothing run twice, a survivor again when its tests change."""
+    root, results = tmp_path / "toy", tmp_path / "found.jsonl"
+    root.mkdir()
+    chosen = toy(root)
+    mutants.run_all(root, chosen, results, jobs=2, ranks=False, limit_s=20)
+    known = mutants.read(results)
+    assert [known[fault.name].outcome for fault in chosen] == ["killed", "survived", "timeout"]
+    assert known[chosen[0].name].by == "tests/unit/zero/test_engine.py::test_f"
+    assert "x + 1" in (root / "pat" / "zero" / "engine.py").read_text()
+    said = mutants.summary(chosen, known)
+    assert (said["killed"], said["run"], list(said["survivors"])) == (2, 3, [chosen[1].name])
+
+    with open(results, "a") as file:
+        file.write('{"name": "torn')
+    ran: list[str] = []
+    plain = mutants.run_tests
+    monkeypatch.setattr(mutants, "run_tests", lambda *given: (ran.append(given[0].name), plain(*given))[1])
+    mutants.run_all(root, chosen, results, jobs=1, ranks=False, limit_s=20)
+    assert not ran
+    with open(root / "tests" / "unit" / "zero" / "test_engine.py", "a") as file:
+        file.write("\n\ndef test_g():\n    from pat.zero.engine import g\n\n    assert g(1) == 2\n")
+    mutants.run_all(root, chosen, results, jobs=1, ranks=False, limit_s=20)
+    assert len(ran) == 1 and mutants.read(results)[chosen[1].name].outcome == "killed"
+
+
+def test_only_tests_that_reach_a_fault_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quickest first; none for a line that nothing runs, all for a line of an import. Would catch: a fault that
+    counts as let through because the test that sees it was left out."""
+    root, results = tmp_path / "toy", tmp_path / "found.jsonl"
+    root.mkdir()
+    chosen = toy(root)[:2]
+    (root / "pat" / "zero" / "engine.py").write_text(
+        "ONE = 1\n\n\ndef f(x):\n    return x + 1\n\n\ndef g(x):\n    return x * 2\n"
+    )
+    (root / "tests" / "unit" / "zero" / "test_engine.py").write_text(
+        "import time\n\nfrom pat.zero.engine import ONE, f\n\n\n"
+        "def test_slow():\n    time.sleep(0.3)\n    assert f(1)\n\n\n"
+        "def test_f():\n    assert f(1) == 2\n\n\ndef test_one():\n    assert ONE == 1\n"
+    )
+    chosen.append(Fault("pat/zero/engine.py", "ONE = 1", "ONE = 2", "of the import"))
+    mutants.check_baseline(root, chosen, results, 20)
+    ran: list[list[str]] = []
+    plain = mutants.run_tests
+    monkeypatch.setattr(mutants, "run_tests", lambda *given: (ran.append(given[3]), plain(*given))[1])
+    mutants.run_all(root, chosen, results, jobs=1, ranks=False, limit_s=20)
+    names = [[name.partition("::")[2] for name in only] for only in ran]
+    assert names[:2] == [["test_f", "test_slow"], []] and names[2][-1] == "test_slow" and len(names[2]) >= 3
+    known = mutants.read(results)
+    assert [known[fault.name].outcome for fault in chosen] == ["killed", "survived", "killed"]
+
+
+def test_a_test_that_fails_without_a_fault_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "toy"
+    root.mkdir()
+    chosen = toy(root)
+    (root / "tests" / "unit" / "zero" / "test_engine.py").write_text("def test_f():\n    assert False\n")
+    with pytest.raises(ValueError, match="test_engine.py fails without any fault"):
+        mutants.check_baseline(root, chosen, tmp_path / "found.jsonl", 20)

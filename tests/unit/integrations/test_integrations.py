@@ -1,0 +1,149 @@
+"""Settings of a pruner in somebody else's trainer: what is read, what is refused, how groups are split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerState
+
+from pat.checkpoint import retention
+from pat.common.comm import LOCAL
+from pat.integrations import saved
+from pat.integrations.attach import Pruning
+from pat.integrations.groups import split_groups
+from pat.integrations.hf import PruningCallback
+from pat.integrations.settings import Settings
+from pat.pruning.types import PromiseBroken
+
+WEIGHTS: dict[str, Any] = {
+    "params": ["*.weight"],
+    "granularity": "weight",
+    "criterion": "magnitude",
+    "budget": {"name": "sparsity", "sparsity": 0.5},
+    "schedule": {"name": "cubic", "start": 0.1, "end": 0.6},
+}
+
+
+def given(**changes: Any) -> dict[str, Any]:
+    return {"pruners": {"weights": {k: v for k, v in (WEIGHTS | changes).items() if v is not None}}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "must have `pruners`"),
+        ({"pruners": {"a": WEIGHTS}, "optim": {}}, "has optim; allowed: pruners, seed, kernels, keep_last"),
+        ({"pruners": {"a": WEIGHTS}, "defaults": []}, "name each method"),
+        (given(budget=None), "no value for pruners.weights.budget"),
+        (given(paramz=["*"]), "paramz"),
+        ({"pruners": {"a": WEIGHTS}, "kernels": "fast"}, "allowed: auto, compile, eager"),
+        ({"pruners": {"a": WEIGHTS}, "keep_last": 0}, "keep_last is 0; allowed: 1 or more"),
+        ({"pruners": {"a": WEIGHTS}, "keep_last": "two"}, "keep_last is 'two'; allowed: 1 or more"),
+    ],
+)
+def test_unknown_and_missing_keys_are_refused_at_once(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words.replace("`", ".")):
+        Pruning(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"criterion": "magnitud"}, "There is no criterion called 'magnitud'"),
+        ({"scope": "layer"}, "allowed: global, matrix"),
+        ({"schedule": {"name": "cubic", "start": 0, "end": 90}}, "90"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_number_of_steps(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Pruning(given(**changes)).attach(torch.nn.Linear(2, 2), num_steps=50)
+
+
+def test_the_examples_settings_are_read(repository: Path) -> None:
+    settings = Settings.read(repository / "docs" / "examples" / "pruning.yaml")
+    config = settings.config(100, task={"name": "causal_lm"})
+    assert config.pruners["weights"].budget.sparsity == 0.5 and config.train.num_steps == 100
+    assert settings.owners({"x.mlp.up.weight": (4, 4), "x.mlp.up.bias": (4,), "head.weight": (4, 4)}) == {
+        "x.mlp.up.weight": "weights"
+    }
+
+
+def test_groups_are_split_by_pruner_and_keep_their_settings() -> None:
+    a, b, c = (torch.nn.Parameter(torch.zeros(n)) for n in (1, 2, 3))
+    groups = [{"params": [a, b], "lr": 0.1, "weight_decay": 0.5}, {"params": [c], "lr": 0.2, "weight_decay": 0.0}]
+    found, _ = split_groups(groups, {id(a): "weights", id(b): "", id(c): ""})
+    assert [[id(p) for p in group["params"]] for group in found] == [[id(b)], [id(c)], [id(a)]]
+    assert [(group["lr"], group["weight_decay"]) for group in found] == [(0.1, 0.5), (0.2, 0.0), (0.1, 0.5)]
+
+
+@pytest.mark.parametrize(("config", "kept"), [({}, 0.0), ({"bf16": {"enabled": True}}, 0.7)])
+def test_gradients_are_clipped_once(config: dict[str, Any], kept: float) -> None:
+    """In fp32 without ZeRO the pruner clips, so DeepSpeed must not; else DeepSpeed does, by the pruner's norm."""
+    model = torch.nn.Linear(2, 2)
+    pruning = Pruning(given())
+    pruning.model = model
+    given_config = {"gradient_clipping": 0.7, "zero_optimization": {"stage": 0}} | config
+    found = pruning.prepare({"model": model, "config": given_config})
+    assert (pruning.clipping, found["config"]["gradient_clipping"]) == (0.7, kept)
+    sharded = pruning.prepare({"model": model, "config": given_config | {"zero_optimization": {"stage": 2}}})
+    assert sharded["config"]["gradient_clipping"] == 0.7
+
+
+@pytest.mark.parametrize(("step", "checked"), [(50, 1), (49, 0)])
+def test_the_callback_checks_a_run_that_went_to_its_end(step: int, checked: int) -> None:
+    callback, calls = PruningCallback(given()), []
+    callback.pruning.check = lambda: calls.append(1)  # type: ignore[method-assign]
+    state = TrainerState(global_step=step, max_steps=50)
+    callback.on_train_end(None, state, None)  # type: ignore[arg-type]
+    assert len(calls) == checked
+
+
+def test_a_pruner_that_never_started_is_a_broken_promise() -> None:
+    with pytest.raises(PromiseBroken, match="never started"):
+        Pruning(given()).check()
+
+
+@pytest.mark.parametrize(("keep_last", "kept"), [("default", [30, 40]), (3, [20, 30, 40]), (None, [10, 20, 30, 40])])
+def test_a_folder_keeps_the_newest_states(
+    keep_last: Any, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a bare loop saves one step after the other into one folder; one that is gone is named when it is loaded."""
+    settings = Settings.read(given() | ({} if keep_last == "default" else {"keep_last": keep_last}))
+    engine: Any = SimpleNamespace(global_steps=0, module=torch.nn.Linear(2, 2))
+    pruner: Any = SimpleNamespace(shards=SimpleNamespace(world=LOCAL))
+
+    def write(engine: Any, pruner: Any, root: Path, step: int, *args: Any, **kwargs: Any) -> Path:
+        folder = root / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        retention.set_latest(root, folder)
+        return folder
+
+    monkeypatch.setattr(saved.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(saved.store, "save", write)
+    config = settings.config(50, task={"name": "causal_lm"})
+    for engine.global_steps in (10, 20, 30, 40):
+        saved.save(tmp_path, f"global_step{engine.global_steps}", engine, pruner, config, None, settings.keep_last)
+    found = retention.steps(tmp_path / "pat" / "checkpoints")
+    assert [int(path.name.removeprefix("step-")) for path in found] == kept
+    engine.global_steps = 5
+    words = f"keeps no state of the pruner of step 5, but of {', '.join(map(str, kept))}"
+    with pytest.raises(ValueError, match=words):
+        saved.load(tmp_path, engine, pruner, config)
+
+
+def test_untested_keys_of_deepspeed_are_warned_of_in_an_engine_of_the_callers_own() -> None:
+    model = torch.nn.Linear(4, 4)
+    pruning = Pruning(given())
+    pruning.model = model
+    plain = {"train_batch_size": 4, "bf16": {"enabled": True}, "optimizer": {"type": "AdamW"}}
+    optimizer = torch.optim.AdamW(model.parameters())
+    pruning.prepare({"config": plain, "optimizer": optimizer})
+    with pytest.warns(UserWarning, match="never tested with these keys of DeepSpeed: compile.deepcompile"):
+        pruning.prepare({"config": plain | {"compile": {"deepcompile": True}}, "optimizer": optimizer})
+    with pytest.raises(ValueError, match="the DeepSpeed config sets zero_optimization.zenflow="):
+        pruning.prepare({"config": {"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "optimizer": optimizer})

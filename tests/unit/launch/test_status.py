@@ -1,0 +1,152 @@
+"""What `pat status` and `pat logs` make of a run directory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pat import cli
+from pat.launch import logs, slurm, status
+from pat.launch.process import Process, RankRecord
+from pat.run import provenance
+from pat.run.directory import RunDir, write_exit
+from pat.sweeps import on_slurm
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run that has begun on this machine, and has died."""
+    monkeypatch.setattr("pat.launch.slurm.shutil.which", lambda _: None)
+    directory = RunDir(tmp_path / "run")
+    directory.ranks.mkdir(parents=True)
+    directory.logs.mkdir()
+    directory.config.write_text("train:\n  num_steps: 30\n")
+    lines: list[dict[str, object]] = [
+        {"step": step, "time": 1000.0 + step, "pruning/phase": "soft", "pruning/sparsity": step / 100}
+        for step in range(1, 4000)
+    ]
+    lines.append({"step": 4000, "time": 5000.5, "checkpoint/seconds": 1.0})
+    directory.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4001, "ti')
+    provenance.record(directory.path, 2)
+    provenance.record(directory.path, 2)
+    RankRecord(0, Process(2**22 + 1, 1)).write(directory.path)
+    return directory
+
+
+def test_of_a_dead_run(run):
+    found = status.status(run.path)
+    assert (found.state, found.step, found.num_steps, found.phase) == ("died", 4000, 30, "soft")
+    assert (found.sparsity, found.restarts, found.updated) == (39.99, 1, 5000.5)
+
+
+def test_states(run, tmp_path):
+    me = Process.of(os.getpid())
+    assert me
+    RankRecord(1, Process(1, 1, "elsewhere")).write(run.path)
+    assert status.status(run.path).state == "unknown, last on elsewhere"
+    assert status.status(run.path, "RUNNING").state == "running"
+    assert status.status(run.path, "NODE_FAIL").state == "job node_fail"
+    RankRecord(0, me).write(run.path)
+    assert status.status(run.path).state == "running"
+    write_exit(run.path, 85, "saved")
+    assert status.status(run.path).state == "preempted"
+    assert status.status(run.path, "PENDING").state == "preempted, job pending"
+    write_exit(run.path, 0)
+    assert status.status(run.path, "COMPLETED").state == "done"
+    new = RunDir(tmp_path / "new")
+    new.path.mkdir()
+    new.config.write_text("{torn")
+    found = status.status(new.path)
+    assert (found.state, found.step, found.num_steps, found.updated) == ("not started", 0, None, None)
+
+
+def test_the_table(run, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["status", str(run.path)])
+    assert left.value.code == 0
+    title, row = capsys.readouterr().out.splitlines()
+    assert title.split() == ["run", "state", "step", "phase", "sparsity", "restarts", "updated"]
+    assert row.split()[:8] == [str(run.path), "died", "4000/30", "soft", "39.990", "at", "3999", "1"]
+    monkeypatch.chdir(run.path)
+    for arguments, words in (
+        (["status"], "none in ./sweeps"),
+        (["status", "."], "no runs among those given"),
+    ):
+        run.config.unlink(missing_ok=True)
+        with pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_ago():
+    assert [status.ago(1000.0 - s, 1000.0) for s in (0, 119, 120, 7199, 7200, 200000)] == [
+        "0 s ago", "119 s ago", "2 min ago", "119 min ago", "2 h ago", "2 d ago",
+    ]  # fmt: skip
+    assert status.ago(None) == "-"
+
+
+def test_logs(run, capsys):
+    run.log(0).write_text("one\ntwo\nthree\n")
+    (run.logs / "slurm-7.log").write_text("old\n")
+    os.utime(run.logs / "slurm-7.log", (1, 1))
+    (run.logs / "slurm-12.log").write_text("new\n")
+    for arguments, out in (
+        ([], "one\ntwo\nthree\n"),
+        (["--lines", "2"], "two\nthree\n"),
+        (["--lines", "0"], ""),
+        (["--job"], "new\n"),
+        (["--rank", "0", "--follow"], "one\ntwo\nthree\n"),  # nobody writes: it ends
+    ):
+        with pytest.raises(SystemExit) as left:
+            cli.main(["logs", str(run.path), *arguments])
+        assert left.value.code == 0 and capsys.readouterr().out == out
+    with pytest.raises(SystemExit) as left:
+        cli.main(["logs", str(run.path), "--rank", "3"])
+    assert left.value.code == 2 and "has no log of rank 3: ranks 0 to 0 have one" in capsys.readouterr().err
+
+
+def test_follow_sees_what_is_written_until_the_end(run):
+    me = Process.of(os.getpid())
+    assert me
+    RankRecord(0, me).write(run.path)
+    run.log(0).write_text("one\n")
+    out = io.StringIO()
+    text, position = logs.last_lines(run.log(0), None)
+    reader = threading.Thread(target=logs.follow, args=(run.path, run.log(0), position, out, 0.01), daemon=True)
+    reader.start()
+    with open(run.log(0), "a") as file:
+        file.write("two\n")
+    end = time.monotonic() + 20
+    while "two" not in out.getvalue() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert reader.is_alive() and out.getvalue() == "two\n"
+    with open(run.log(0), "a") as file:
+        file.write("last\n")
+    RankRecord(0, Process(2**22 + 1, 1), code=0).write(run.path)
+    reader.join(20)
+    assert not reader.is_alive() and out.getvalue() == "two\nlast\n" and text == "one\n"
+
+
+def test_a_controller_that_does_not_answer_has_not_forgotten_the_job(run, tmp_path, monkeypatch):
+    """Else a sweep would call a job failed that runs on while the controller restarts."""
+    squeue = tmp_path / "squeue"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("pat.launch.slurm.shutil.which", lambda _: str(squeue))
+    for said, known in (
+        ("echo RUNNING", "RUNNING"),
+        ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", None),
+        ("echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1", slurm.SILENT),
+        ("exec sleep 5", slurm.SILENT),
+    ):
+        squeue.write_text(f"#!/bin/sh\n{said}\n")
+        squeue.chmod(0o755)
+        monkeypatch.setattr(slurm, "ANSWER_S", 0.2 if "sleep" in said else 30.0)
+        assert slurm.states(["7"]).get("7") == known
+    assert status.status(run.path, slurm.SILENT).state == "unknown, Slurm does not answer"
+    assert on_slurm.Job(run, "7").poll() is None

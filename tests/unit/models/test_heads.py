@@ -1,0 +1,88 @@
+"""Classifiers with other labels than the data. Would catch: a head whose classes silently mean something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from pat.models import build
+from pat.schema import ModelConfig
+from pat.tasks import base
+from tests import models
+
+TASK = base.build({"name": "classification"})
+
+
+@pytest.fixture(scope="module", params=["bert", "distilbert"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier with the labels neg, neutral, pos."""
+    path = tmp_path_factory.mktemp(request.param)
+    labels = {0: "neg", 1: "neutral", 2: "pos"}
+    own = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}}
+    models.model(request.param, None, AutoModelForSequenceClassification, **own).save_pretrained(path)
+    return path
+
+
+def built(folder: Path, names: list[str], seed: int = 0, **fields: Any) -> Any:
+    cfg = ModelConfig(path=str(folder), **fields)
+    torch.manual_seed(seed)
+    return build.build_model(cfg, TASK, torch.float32, len(names), label_names=names)
+
+
+def is_head(name: str) -> bool:
+    return name.split(".")[0] in ("classifier", "pre_classifier")
+
+
+@pytest.mark.parametrize("names", [["bad", "good"], ["1", "2", "3", "4", "5"], ["pos", "neutral", "neg"]])
+def test_another_head_is_refused_with_the_way_out(folder: Path, names: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        built(folder, names)
+    message = str(error.value)
+    assert "model.replace_head=true" in message and "neg, neutral, pos" in message and ", ".join(names) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("names", [["bad", "good"], ["1", "2", "3", "4", "5"], ["pos", "neutral", "neg"]])
+def test_a_new_head_is_new_and_the_rest_is_not(folder: Path, names: list[str]) -> None:
+    old = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    new, other = (built(folder, names, seed, replace_head=True) for seed in (0, 1))
+    assert [new.config.id2label[i] for i in range(len(names))] == names
+    for name, weight in new.state_dict().items():
+        again = other.state_dict()[name]
+        if not is_head(name):
+            assert torch.equal(weight, old[name]) and torch.equal(weight, again), name
+        elif weight.dim() == 2:
+            assert len(weight) == len(names) or "pre_" in name
+            assert weight.shape != old[name].shape or not torch.equal(weight, old[name])
+            assert not torch.equal(weight, again) and 0.01 < weight.std() < 0.03, name  # drawn anew, as the config says
+
+
+def test_the_same_labels_keep_their_head(folder: Path) -> None:
+    old = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    for names in (["neg", "neutral", "pos"], ["Neg", "Neutral", "Pos"], ["0", "1", "2"]):
+        assert all(torch.equal(weight, old[name]) for name, weight in built(folder, names).state_dict().items())
+
+
+def test_what_becomes_of_the_head_is_said(folder: Path) -> None:
+    def note(names: list[str], **fields: Any) -> str | None:
+        cfg = ModelConfig(path=str(folder), **fields)
+        return build.head_note(cfg, TASK, build.build_config(cfg, TASK, len(names), label_names=names))
+
+    assert note(["neg", "neutral", "pos"]) is None
+    assert "is kept, and its labels neg, neutral, pos are taken for 0, 1, 2" in (note(["0", "1", "2"]) or "")
+    assert "(neg, neutral, pos) is replaced by a new one (a, b)" in (note(["a", "b"], replace_head=True) or "")
+
+
+def test_a_head_that_is_not_there_cannot_be_replaced(folder: Path, tmp_path: Path) -> None:
+    models.model("bert").save_pretrained(tmp_path)
+    encoder = ModelConfig(path=str(tmp_path), replace_head=True)
+    config = build.build_config(encoder, TASK, 2, label_names=["a", "b"])
+    with pytest.raises(ValueError, match="model.replace_head=true would be ignored"):
+        build.head_note(encoder, TASK, config)
+    with pytest.raises(ValueError, match="task.name='causal_lm'"):
+        lm = base.build({"name": "causal_lm"})
+        build.head_note(ModelConfig(path=str(folder), replace_head=True), lm, config)

@@ -1,0 +1,225 @@
+"""`pat plan`: arithmetic against counting, up to 405 B parameters on 1,024 ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from pat.commands import plan as command
+from pat.planning import activations, checkpoints, traffic
+from pat.planning.memory import Layout, layout_of, memory, shard_numels, touched
+from pat.planning.shapes import Group, Shapes
+from pat.pruning.types import Run
+from pat.pruning.weights.selection import select_units
+from pat.schema import Config
+from pat.tasks import base
+from tests.thread_ranks import ThreadComm, run_ranks
+
+NUMELS = st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple)
+
+
+@given(st.lists(NUMELS, min_size=1, max_size=3), st.integers(1, 9))
+def test_gradients_are_those_of_the_parameters_that_a_shard_touches(groups: list[tuple[int, ...]], ranks: int) -> None:
+    """Against an element-by-element cut of the flat groups."""
+    shapes = Shapes(tuple(Group(numels) for numels in groups))
+    layout = Layout(ranks, 2)
+    for rank in range(ranks):
+        held = 0
+        for group, width in zip(shapes.groups, shard_numels(shapes, layout), strict=True):
+            owner = [i for i, n in enumerate(group.numels) for _ in range(n)]
+            mine = set(owner[rank * width : (rank + 1) * width])
+            held += sum(group.numels[i] for i in mine)
+        assert touched(shapes, layout, rank) == held
+
+
+@given(st.lists(NUMELS, min_size=1, max_size=3), st.integers(1, 9), st.sampled_from([1, 2, 3]))
+def test_shards_hold_everything_and_little_more(groups: list[tuple[int, ...]], ranks: int, stage: int) -> None:
+    shapes = Shapes(tuple(Group(numels) for numels in groups))
+    for numel, group in zip(shard_numels(shapes, Layout(ranks, stage)), shapes.groups, strict=True):
+        padding = numel * ranks - group.numel
+        assert 0 <= padding < (ranks * len(group.numels) if stage == 3 else 2 * ranks)
+
+
+def test_one_rank_by_hand() -> None:
+    shapes = Shapes((Group((100,)), Group((600, 400), 9, 1, score=True)), frozen=(50,), gate_bytes=8, teacher=1000)
+    zero0 = memory(shapes, Layout(1, 0))
+    assert (zero0.weights, zero0.gradients, zero0.optimizer, zero0.step) == (2300, 2200, 13200, 4400)
+    assert (zero0.pruner_soft, zero0.pruner_hard, zero0.teacher) == (9008, 1008, 2000)
+    assert memory(shapes, Layout(1, 0, itemsize=4)).optimizer == 8800, "in fp32 ZeRO 0 has no second weights"
+    zero3 = memory(shapes, Layout(2, 3, persistence_threshold=101, reduce_bucket=10), activations=7)
+    assert (zero3.weights, zero3.gradients, zero3.optimizer) == (2 * (575 + 150), 1100, 6600)
+    assert zero3.total() == 1450 + 1100 + 6600 + 4508 + 1000 + 40 + max(7 + 2000, 2000)
+    assert zero3.total() - zero3.total(soft=False) == 4000
+    away = memory(shapes, Layout(2, 2, offload=True))
+    assert (away.optimizer, away.pruner_soft, away.host) == (0, 0, 6600 + 4508 + 2200)
+
+
+def test_what_is_sharded_falls_with_the_ranks_and_the_rest_stays() -> None:
+    shapes = Shapes((Group((1 << 20,) * 12, 9, 1, score=True),))
+    found = {n: memory(shapes, Layout(n, 3)) for n in (1, 2, 64, 1024)}
+    for name in ("gradients", "optimizer", "pruner_soft", "pruner_hard", "weights"):
+        assert all(getattr(found[n], name) * n == getattr(found[1], name) for n in (2, 64, 1024)), name
+    at2 = {n: memory(shapes, Layout(n, 2)) for n in (2, 1024)}
+    assert at2[2].weights == at2[1024].weights
+
+
+def test_the_users_deepspeed_keys_count() -> None:
+    zero = {"reduce_bucket_size": 5e6, "stage3_max_live_parameters": "auto", "param_persistence_threshold": 7}
+    found = layout_of(Layout(2, 3), zero)
+    assert (found.reduce_bucket, found.max_live, found.persistence_threshold) == (5_000_000, Layout(2, 3).max_live, 7)
+
+
+def test_traffic_by_hand() -> None:
+    """ZeRO's paper: two passes over the weights' bytes without, three with sharded parameters, at equal dtypes."""
+    shapes = Shapes((Group((1000,)),))
+    per_weight = {
+        stage: traffic.bytes_per_step(shapes, Layout(1000, stage, 2, 2, max_live=10)) / 2000 / 0.999
+        for stage in range(4)
+    }
+    assert per_weight == pytest.approx({0: 2, 1: 3, 2: 3, 3: 3})
+    twice = replace(Layout(2, 2), accumulation=3)
+    assert traffic.bytes_per_step(shapes, twice) == (2 * 4000 * 3 + 2000) / 2
+    assert traffic.bytes_per_step(shapes, Layout(1, 3)) == 0
+
+
+@dataclass(frozen=True)
+class Counting(ThreadComm):
+    """Counts the bytes that this rank gives to all-reduces."""
+
+    sizes: list[int] = field(default_factory=list)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(tensor.numel() * tensor.element_size())
+        return super().sum(tensor)
+
+
+@pytest.mark.parametrize("ranks, scope", [(2, "global"), (7, "global"), (3, "matrix")])
+def test_a_selection_sends_what_is_planned(ranks: int, scope: str) -> None:
+    side, matrices = 240, 6
+    scores = torch.randn(matrices, ranks, side * side // ranks, generator=torch.Generator().manual_seed(0))
+    width = scores.shape[2]
+
+    def work(comm: Any) -> int:
+        counting = Counting(comm.rank, ranks, board=comm.board)
+        keep = torch.zeros(matrices, width, dtype=torch.uint8)
+        runs = [Run(f"m{i}", (ranks, width), comm.rank * width, scores[i, comm.rank], keep[i]) for i in range(matrices)]
+        select_units(runs, 0.6, scope, counting)
+        return sum(counting.sizes)
+
+    found, _ = run_ranks(ranks, work)
+    groups = matrices if scope == "matrix" else 1
+    planned = traffic.bytes_per_selection(ranks, groups, scores.numel())
+    assert len(set(found)) == 1
+    assert found[0] == pytest.approx(planned, rel=0.02)
+    assert traffic.bytes_per_selection(1, groups, scores.numel()) == 0
+
+
+def test_a_checkpoint_by_hand() -> None:
+    shapes = Shapes((Group((100,)), Group((800,), 9, 1, score=True)), frozen=(50,))
+    assert checkpoints.checkpoint_size(shapes, Layout(8, 2)) == checkpoints.CheckpointSize(
+        2 * 950 + 12 * 900 + 8 * 800 + 100, 2 * 950 + 12 * 900 + 100
+    )
+    assert checkpoints.checkpoint_size(shapes, Layout(8, 3)).hard == 2 * 50 + 12 * 900 + 100
+    assert checkpoints.checkpoint_size(shapes, Layout(1, 0, itemsize=4)).hard == 4 * 950 + 8 * 900 + 100
+
+
+LLAMA: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "hf_config",
+    [
+        LlamaConfig(**LLAMA, num_hidden_layers=3, vocab_size=300),
+        GPT2Config(n_embd=64, n_head=4, n_layer=3, vocab_size=300, n_positions=64),
+    ],
+    ids=["llama", "gpt2"],
+)
+def test_activations_are_those_that_a_real_forward_saves(hf_config: Any, attention: str) -> None:
+    """With and without checkpointing, bf16, on the CPU; the planned ones without a tensor that has memory."""
+    task, config = base.build({"name": "causal_lm"}), Config()
+    config.model.attn_implementation, config.data.max_length = attention, 64
+    planned = activations.activations(config, task, hf_config, 3)
+    model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16, attn_implementation=attention).train()
+    tokens = torch.zeros(3, 64, dtype=torch.long)
+    batch = {"input_ids": tokens, "labels": tokens}
+    assert activations.measure(model, task, batch).whole == pytest.approx(planned.whole, rel=0.1)
+
+    model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16, attn_implementation=attention).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    seen: dict[int, Any] = {p.untyped_storage()._cdata: None for p in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen.setdefault(tensor.untyped_storage()._cdata, tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        task.loss(model, batch)
+    inputs_and_outside = sum(storage.nbytes() for storage in seen.values() if storage is not None)
+    layer = (planned.whole - outside(planned, 3, 64)) / 3
+    assert inputs_and_outside + layer == pytest.approx(planned.checkpointed, rel=0.1)
+
+
+def outside(planned: activations.Activations, layers: int, hidden: int) -> float:
+    """What is not in a layer: whole = o + L x, checkpointed = o + L i + x, i = b s h e."""
+    inputs = layers * 3 * 64 * hidden * 2
+    return (layers * (planned.checkpointed - inputs) - planned.whole) / (layers - 1)
+
+
+LLAMA_405B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16384, "intermediate_size": 53248,
+    "num_hidden_layers": 126, "num_attention_heads": 128, "num_key_value_heads": 8, "head_dim": 128,
+    "vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_405_billion_parameters_on_1024_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_405B))
+    arguments = ["recipe=llama3_8b", f"model.path={tmp_path}", "model.tokenizer=byte", "data.max_length=2048"]
+    arguments += ["train.global_batch_size=1024", "train.micro_batch_size=1", "--disk-gb-per-s", "50"]
+    assert command.main([*arguments, "--ranks", "1024", "--stages", "3", "--json", str(tmp_path / "p.json")]) == 0
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert found["parameters"] == 405_853_388_800  # as published
+    (row,) = found["rows"]
+    share = found["parameters"] / 1024
+    assert row["memory"]["optimizer"] == pytest.approx(12 * share, rel=0.001)
+    assert row["memory"]["gradients"] == pytest.approx(2 * share, rel=0.001)
+    assert row["memory"]["pruner_soft"] == pytest.approx(9 * found["prunable_by_masks"] / 1024, rel=0.001)
+    inputs = 126 * 2048 * 16384 * 2
+    assert inputs < row["activations"]["checkpointed"] < 1.3 * inputs < row["activations"]["whole"]
+    assert row["selection_bytes"] < 1 << 20, "a selection does not grow with the model"
+    assert "GB/s" in capsys.readouterr().out, "saving takes seconds at the disk's speed"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--ranks", "8,x"], "--ranks 8,x: give whole numbers from 1"),
+        (["--stages", "4"], "--stages 4: give whole numbers from 0 to 3"),
+        (["--disk-gb-per-s", "0"], "give more than 0"),
+    ],
+)
+def test_wrong_options_are_one_sentence(arguments: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        command.main(["recipe=parity", *arguments])
+
+
+def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["recipe=parity", "--ranks", "2,64", "--stages", "2,3"]) == 0
+    said = capsys.readouterr().out
+    assert "94,528 parameters, of which 94,528 are trained and 73,728 have masks" in said
+    assert said.count("\n     3      64 ") == 2, "a line in each table"

@@ -1,0 +1,80 @@
+"""Every schedule on every kind of gate and budget: what is due, from the first step to the last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pat.pruning import registry
+from pat.pruning.pruner import Pruner
+from pat.pruning.weights.pruner import MaskPruner
+from pat.schema import Config, PrunerConfig
+from tests import models as small
+
+STEPS, START, END = 20, 4, 12
+LINES = {name: {"name": name, "start": START, "end": END} for name in registry.names("schedule")}
+LINES["stepwise"] |= {"num_levels": 4}
+BUDGETS: list[dict[str, Any]] = [
+    {"name": "parameters", "sparsity": 0.3},
+    {"name": "flops", "sparsity": 0.3, "seq_len": 16},
+    {"name": "memory", "sparsity": 0.2, "batch": 2, "context": 16},
+    {"name": "shape", "keep": {"ffn": 64}},
+]
+MODEL: list[Any] = []
+
+
+def gate_pruner(gate: str, budget: dict[str, Any], schedule: dict[str, Any]) -> Any:
+    if not MODEL:
+        MODEL.append(small.model("llama"))
+    config = Config()
+    config.train.num_steps = STEPS
+    config.pruners["narrow"] = PrunerConfig(structures=["ffn"], gate=gate, budget=budget, schedule=schedule)
+    pruner = Pruner(config)
+    pruner.attach(MODEL[0])
+    return pruner.gates[0]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget["name"])
+@pytest.mark.parametrize("schedule", LINES)
+def test_every_schedule_runs_from_dense_to_the_budget(schedule: str, budget: dict[str, Any]) -> None:
+    """Would catch a ramp that cannot be evaluated for gates, as the logarithm of what a whole budget leaves."""
+    for gate in ("l0", "taylor"):
+        pruner = gate_pruner(gate, budget, LINES[schedule])
+        due = [pruner.due(t) for t in range(STEPS)]
+        assert due == sorted(due) and set(due[:START]) == {0.0} and set(due[END:]) == {1.0}
+        assert pruner.target(STEPS - 1) == pruner.target_sparsity
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget["name"])
+@pytest.mark.parametrize("schedule", [name for name in LINES if name != "one_shot"])
+def test_initial_is_a_sparsity_for_gates_as_for_masks(schedule: str, budget: dict[str, Any]) -> None:
+    """At `start` so much is to be removed as `initial` says, of what the budget counts; and never half of the half."""
+    line = LINES[schedule] | {"initial": 0.1}
+    pruner = gate_pruner("taylor", budget, line)
+    final = budget.get("sparsity", pruner.target_sparsity)
+    assert pruner.due(START) * final == pytest.approx(0.1)
+    assert pruner.target(START) == pytest.approx(0.1 / final * pruner.target_sparsity)
+    mask = MaskPruner(
+        "weights",
+        PrunerConfig(
+            params=["w"], granularity="weight", criterion="magnitude", schedule=line,
+            budget={"name": "sparsity", "sparsity": final},
+        ),
+        {"w": (8, 8)}, STEPS, 0, "eager",
+    )  # fmt: skip
+    for t in range(STEPS):
+        assert pruner.due(t) * final == pytest.approx(mask.target(t), abs=1e-9)
+
+
+def test_an_initial_above_the_budget_is_refused_for_gates_too() -> None:
+    with pytest.raises(ValueError, match="schedule.initial is 0.4, above the budget's 0.3"):
+        gate_pruner("taylor", BUDGETS[0], LINES["linear"] | {"initial": 0.4})
+
+
+def test_half_of_the_way_is_a_half() -> None:
+    """The quotient of two sparsities is not left a bit below the share that it stands for."""
+    for sparsity in torch.arange(0.01, 0.33, 0.01).tolist():
+        pruner = gate_pruner("taylor", {"name": "parameters", "sparsity": round(sparsity, 2)}, LINES["linear"])
+        assert [pruner.due(t) for t in range(START, END + 1)] == [k / 8 for k in range(9)]

@@ -1,0 +1,83 @@
+"""A gate's gradient that is not finite is an overflow of the step: for the weights, for the gates, on every layout."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pat.common.comm import LOCAL
+from pat.pruning.pruner import Pruner
+from pat.pruning.structures.hooks import GatedForward
+from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.sites import Site
+from pat.schema import Config, PrunerConfig
+from pat.zero.layouts import Shards
+from tests import models as small
+from tests.thread_ranks import run_ranks
+
+SETTINGS: dict[str, Any] = {
+    "structures": ["ffn"],
+    "gate": "movement",
+    "budget": {"name": "shape", "keep": {"ffn": 64}},
+    "schedule": {"name": "cubic", "start": 4, "end": 8},
+}
+
+
+def test_in_fp16_gates_overflow_before_any_weight() -> None:
+    """Why this is needed: a gate's gradient is a sum over all weights behind it, so it leaves fp16's range first."""
+    linear = torch.nn.Linear(64, 64, bias=False)
+    torch.nn.init.constant_(linear.weight, 0.5)
+    model = torch.nn.Sequential(linear).half().train()
+    forward = GatedForward([Site("ffn:0", "ffn", 0, 0, 1, (), "0", 64, ())], model, "gradient")
+    forward.set(torch.ones(1), None, torch.device("cpu"))
+    x = torch.ones(1, 8, 64, dtype=torch.float16, requires_grad=True)
+    (model(x).float().sum() * 8.0).backward()
+    assert linear.weight.grad is not None and bool(linear.weight.grad.isfinite().all())
+    assert not bool(forward.evidence(LOCAL, 8.0).isfinite().all())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("where", [None, 0, 1])
+def test_what_one_rank_finds_every_rank_skips(value: float, where: int | None) -> None:
+    """Of two ranks one has it, or none: all agree, and a skipped step leaves scores and history as they were."""
+
+    def work(comm: Any) -> list[Any]:
+        gate = GatePruner("narrow", PrunerConfig(**SETTINGS), small.model("llama"), num_steps=12, seed=0)
+        base: Any = SimpleNamespace(param_groups=[{"betas": (0.9, 0.999)}])
+        shards: Any = SimpleNamespace(world=comm, comm=comm, device=torch.device("cpu"), base=base)
+        gate.bind(shards)
+        gate.begin(0)
+        for hook in gate.forward.hooks:
+            assert hook.z is not None
+            hook.z.grad = torch.full_like(hook.z, 0.5)
+        if comm.rank == where:
+            gate.forward.hooks[1].z.grad[3] = value  # type: ignore[union-attr, index]
+        finite = gate.gather(2.0)
+        gate.learn(0, skipped=not finite)
+        return [finite, gate.history.steps, gate.state.score.unique().tolist()]
+
+    found, _ = run_ranks(2, work)
+    fine = where is None
+    assert found[0] == found[1]
+    assert found[0][:2] == [fine, int(fine)] and (len(found[0][2]) == 1 and found[0][2][0] < 0 if fine else True)
+    assert fine or found[0][2] == [0.0]
+
+
+def test_the_norm_is_infinite_and_zero_0_sees_an_overflow() -> None:
+    """What DeepSpeed asks: the norm at ZeRO 1 to 3, its own search for an overflow at ZeRO 0."""
+    pruner = Pruner(Config())
+    comm: Any = SimpleNamespace(sum=lambda total: total)
+    fields: Any = {"shards": [], "device": torch.device("cpu"), "comm": comm}
+    pruner.shards = SimpleNamespace(**fields)  # type: ignore[assignment]
+    for finite, norm in ((True, 0.0), (False, float("inf"))):
+        pruner._finite = finite
+        assert float(pruner.masked_norm()) == norm
+        for own in (False, True):
+            checker = SimpleNamespace(has_overflow=lambda params, own=own: own)
+            zero = SimpleNamespace(overflow_checker=checker, unscale_and_clip_grads=None)
+            shards: Any = SimpleNamespace(layout="zero0_lp", zero=zero)
+            Shards.replace_norm(shards, pruner.masked_norm, lambda finite=finite: finite)
+            assert checker.has_overflow([]) is (own or not finite)

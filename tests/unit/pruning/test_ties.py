@@ -1,0 +1,210 @@
+"""A selection from scores that say nothing is an error: before training where the config shows it, else at once."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pat.common.comm import LOCAL
+from pat.pruning import registry, ties
+from pat.pruning.gates import Learned
+from pat.pruning.pruner import Pruner
+from pat.pruning.types import Run
+from pat.pruning.weights.pruner import MaskPruner
+from pat.schema import Config, PrunerConfig
+from pat.zero.layouts import Segment, Shard
+from tests import models as small
+from tests.thread_ranks import run_ranks
+
+STEPS = 20
+SHAPES = {"a": (8, 10), "b": (4, 10)}
+AT_ONCE = [
+    {"name": "one_shot", "start": 0},
+    {"name": "linear", "start": 0, "end": 8, "initial": 0.2},
+    {"name": "cubic", "start": 0, "end": 0},
+]
+LATER = [{"name": "one_shot", "start": 3}, {"name": "linear", "start": 0, "end": 8}]
+
+
+def mask_pruner(criterion: Any, schedule: dict[str, Any], **more: Any) -> MaskPruner:
+    config = PrunerConfig(
+        params=["*"], granularity="weight", criterion=criterion, schedule=schedule,
+        budget={"name": "sparsity", "sparsity": 0.5}, **more,
+    )  # fmt: skip
+    return MaskPruner("weights", config, SHAPES, STEPS, 0, "eager")
+
+
+@pytest.mark.parametrize("schedule", AT_ONCE)
+@pytest.mark.parametrize("name", [*registry.names("criterion"), "movement without a prior"])
+def test_criteria_without_evidence_are_refused_before_training(name: str, schedule: dict[str, Any]) -> None:
+    """Would catch any criterion whose first selection is decided by the index alone."""
+    criterion = {"name": "movement", "prior": 0.0} if " " in name else name
+    built = registry.build("criterion", criterion)
+    knows_nothing = built.needs_score and name != "movement"
+    assert ties.starts_equal(built) == knows_nothing
+    by_threshold = built.threshold is not None and schedule["name"] == "linear"  # its budget counts at the end only
+    if knows_nothing and not by_threshold:
+        with pytest.raises(ValueError, match="pruners.weights removes weights at step 0, when .* has seen no gradient"):
+            mask_pruner(criterion, schedule)
+    else:
+        mask_pruner(criterion, schedule)
+    for later in LATER:
+        mask_pruner(criterion, later)
+
+
+def gate_pruner(name: str, schedule: dict[str, Any]) -> Any:
+    config = Config()
+    config.train.num_steps = STEPS
+    structures, keep = (["layers"], {"layers": 2}) if name == "similarity" else (["ffn"], {"ffn": 64})
+    config.pruners["narrow"] = PrunerConfig(
+        structures=structures, gate=name, schedule=schedule, budget={"name": "shape", "keep": keep}
+    )
+    pruner = Pruner(config)
+    pruner.attach(small.model("llama"))
+    return pruner.gates[0]
+
+
+@pytest.mark.parametrize("name", registry.names("gate"))
+def test_gates_without_evidence_are_refused_before_training(name: str) -> None:
+    """Also those that learn, where no soft step comes before the last choice."""
+    method = registry.build("gate", name)
+    for schedule in ({"name": "one_shot", "start": 0}, {"name": "linear", "start": 0, "end": 8, "initial": 0.05}):
+        learns_first = isinstance(method, Learned) and schedule["name"] == "linear"
+        if method.needs == "weights" or learns_first:
+            gate_pruner(name, schedule)
+            continue
+        with pytest.raises(ValueError, match="pruners.narrow chooses units at step 0, when gate .* learned from no"):
+            gate_pruner(name, schedule)
+    gate_pruner(name, {"name": "one_shot", "start": 3, "hard": 5})
+    gate_pruner(name, {"name": "linear", "start": 0, "end": 8})
+
+
+def bound(pruner: MaskPruner, weights: dict[str, Tensor], scores: dict[str, Tensor] | None = None) -> MaskPruner:
+    """With both matrices in one shard, and scores as if steps had been."""
+    segments, at = [], 0
+    for name, shape in SHAPES.items():
+        segments.append(Segment(name, shape, 0, weights[name].numel(), 0, at))
+        at += weights[name].numel()
+    flat = torch.cat([weights[name].flatten() for name in SHAPES])
+    shards: Any = SimpleNamespace(comm=LOCAL, world=LOCAL, shards=[Shard(0, 0, flat, tuple(segments))])
+    pruner.bind(shards)
+    if scores is not None:
+        pruner.states[0].score = torch.cat([scores[name].flatten() for name in SHAPES])
+    return pruner
+
+
+def normal(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+SOFT = {"name": "one_shot", "start": 3, "hard": 9}
+PAPER = {"name": "movement", "prior": 0.0}
+
+
+@pytest.mark.parametrize("scope", ["global", "matrix"])
+def test_a_matrix_without_evidence_stops_the_selection(scope: str) -> None:
+    """One matrix has had no gradient: its weights would go, or stay, by their index."""
+    scores = normal(1)
+    scores["b"].zero_()
+    with pytest.raises(ValueError, match="pruners.weights: all scores of b are equal"):
+        bound(mask_pruner(PAPER, SOFT, scope=scope), normal(0), scores).begin(3)
+
+
+def test_a_matrix_of_zeros_is_told_in_a_sentence() -> None:
+    weights = normal(0)
+    weights["b"].zero_()
+    with pytest.raises(ValueError, match="all scores of b are equal.*all weights are 0"):
+        bound(mask_pruner("magnitude", SOFT, scope="matrix"), weights).begin(3)
+
+
+def test_ties_of_some_are_legal() -> None:
+    scores = normal(1)
+    scores["a"][:3] = 0.0
+    scores["b"][:2] = 0.0
+    pruner = bound(mask_pruner(PAPER, SOFT), normal(0), scores)
+    pruner.begin(3)
+    assert pruner.num_pruned == 60
+
+
+def test_an_empty_matrix_has_to_be_allowed() -> None:
+    weights = normal(0)
+    weights["b"] *= 1e-3
+    with pytest.raises(ValueError, match="would remove every weight of b: .*allow_empty_matrices"):
+        bound(mask_pruner("magnitude", SOFT), weights).begin(3)
+    allowed = bound(mask_pruner("magnitude", SOFT, allow_empty_matrices=True), weights)
+    allowed.begin(3)
+    assert allowed.num_pruned == 60
+
+
+def test_what_gates_have_emptied_needs_no_evidence() -> None:
+    """2:4 inside what gates leave: the matrices of a dropped layer are all 0 and have nothing to lose."""
+    weights = normal(0)
+    weights["b"].zero_()
+    pruner = bound(mask_pruner("magnitude", SOFT, scope="matrix"), weights)
+    pruner.emptied_before = lambda: {"b"}
+    pruner.begin(3)
+
+    config = Config()
+    config.train.num_steps = STEPS
+    config.pruners["narrow"] = PrunerConfig(
+        structures=["layers"], gate="taylor", schedule=SOFT, budget={"name": "shape", "keep": {"layers": 2}}
+    )
+    config.pruners["weights"] = PrunerConfig(
+        params=["*.mlp.*.weight"], granularity={"name": "n_of_m", "n": 2, "m": 4}, criterion="magnitude",
+        schedule={"name": "one_shot", "start": 9}, budget={"name": "sparsity", "sparsity": 0.5},
+    )  # fmt: skip
+    both = Pruner(config)
+    both.attach(small.model("llama"))
+    assert both.masks[0].emptied_before() == set()
+    both.gates[0].state.keep[1] = False
+    gone = {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+    assert both.masks[0].emptied_before() == gone
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_ties_are_found_whatever_the_cut(num_ranks: int) -> None:
+    """A matrix in which one weight of the last rank differs is not tied; -0.0 equals 0.0."""
+    matrices = {"a": torch.zeros(90), "b": torch.full((60,), 2.5), "c": torch.zeros(30), "d": normal(0)["a"].flatten()}
+    matrices["a"][-1], matrices["c"][::2] = 1e-30, -0.0
+
+    def work(comm: Any) -> set[str]:
+        runs = []
+        for name, values in matrices.items():
+            width = -(-values.numel() // num_ranks)
+            part = values[comm.rank * width : (comm.rank + 1) * width].clone()
+            if part.numel():
+                keep = torch.ones_like(part, dtype=torch.uint8)
+                runs.append(Run(name, (values.numel(),), comm.rank * width, part, keep))
+        return ties.tied_matrices(runs, list(matrices), comm)
+
+    results, _ = run_ranks(num_ranks, work)
+    assert results == [{"b", "c"}] * num_ranks
+
+
+@pytest.mark.parametrize("structures", [["ffn"], ["layers"]])
+def test_sites_without_evidence_stop_the_selection(structures: list[str]) -> None:
+    """A site of which no gate has a gradient, and layers that all have none."""
+    config = Config()
+    config.train.num_steps = STEPS
+    keep = {"ffn": 64} if structures == ["ffn"] else {"layers": 2}
+    config.pruners["narrow"] = PrunerConfig(
+        structures=structures, gate="taylor", schedule=SOFT, budget={"name": "shape", "keep": keep}
+    )
+    pruner = Pruner(config)
+    pruner.attach(small.model("llama"))
+    gate = pruner.gates[0]
+    gate.bind(SimpleNamespace(world=LOCAL))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    gate.state.score = torch.rand(gate.state.score.shape, generator=generator)
+    gate._select(3, 1.0)
+    gate.state.score[-gate.units.sizes[-1] :] = 0.0
+    if structures == ["layers"]:
+        gate._select(3, 1.0)  # one layer alone may have no evidence: it is ranked among others
+        gate.state.score.zero_()
+    with pytest.raises(ValueError, match="pruners.narrow: all scores of .* are equal"):
+        gate._select(3, 1.0)

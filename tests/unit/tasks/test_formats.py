@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset
+
+from pat.tasks import formats
+from pat.tasks.formats import Conversation, Text
+
+U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+def one(**row: Any) -> formats.Document:
+    return formats.document(row)
+
+
+def test_the_columns_tell_the_format() -> None:
+    find = formats.columns_in
+    assert find(["id", "text"], "text") == {"text": "text"}
+    assert find(["body", "id"], "body") == {"text": "body"}
+    assert find(["prompt", "messages", "tools"], "text") == {"messages": "messages", "tools": "tools"}
+    assert find(["conversations"], "text") == {"messages": "conversations"}
+    assert find(["completion", "prompt", "tools"], "text") == {
+        "prompt": "prompt",
+        "completion": "completion",
+        "tools": "tools",
+    }
+
+
+@pytest.mark.parametrize("present", [["question", "answer"], ["prompt", "answer"], ["Text"]])
+def test_columns_of_no_format_are_listed(present: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"columns {', '.join(present)}, but must have `messages`.*'text'"):
+        formats.columns_in(present, "text")
+
+
+def test_each_format_comes_to_one_form() -> None:
+    assert one(text="t") == Text("t")
+    assert one(prompt="p", completion="c") == Text("c", "p")
+    assert one(messages=[U, A], tools=None) == Conversation([U, A])
+    assert one(prompt=[U], completion=[A]) == Conversation([U, A], 1)
+    assert list(formats.documents({"prompt": ["p", [U]], "completion": ["c", [A]]})) == [
+        Text("c", "p"),
+        Conversation([U, A], 1),
+    ]
+
+
+def test_other_spellings_of_messages_and_tools() -> None:
+    share_gpt = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    assert one(messages=share_gpt) == Conversation([U, A])
+    parts = [{"role": "user", "content": [{"type": "text", "text": "q"}]}, A]
+    assert one(messages=parts, tools=json.dumps([{"name": "f"}])) == Conversation([U, A], None, [{"name": "f"}])
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    found = one(messages=[U, {"role": "assistant", "content": None, "tool_calls": [call]}])
+    assert isinstance(found, Conversation)
+    assert found.messages[1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],
+    }
+    assert call["function"] == {"name": "f", "arguments": '{"x": 1}'}  # the row is as it was
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"messages": []}, "a list of one message or more"),
+        ({"messages": "hello"}, "a list of one message or more"),
+        ({"messages": [{"content": "q"}]}, "must have `role` and `content`"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]}, "must be text"),
+        ({"prompt": "p", "completion": [A]}, "both be strings or both lists of messages"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x="}}]}]},
+            "no JSON",
+        ),
+    ],
+)
+def test_a_row_of_another_form_is_an_error(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        formats.document(row)
+
+
+def test_what_arrow_adds_to_rows_of_different_keys_is_gone(tmp_path: Path) -> None:
+    calls = [[{"type": "function", "function": {"name": f"f{i}", "arguments": {f"x{i}": i}}}] for i in range(2)]
+    rows = [{"messages": [U, {"role": "assistant", "content": "", "tool_calls": call}]} for call in calls]
+    rows.append({"messages": [U, A]})
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read: Any = load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+    found = list(formats.documents(read[:]))
+    assert found == [Conversation(row["messages"]) for row in rows]

@@ -1,0 +1,120 @@
+"""Throughput is that of training; the time left is that of all that is left."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pat import train
+from pat.common.text import duration
+from pat.schema import Config, TrainConfig
+from pat.training import hardware, metrics
+from pat.training.display import Remaining
+from pat.training.progress import Progress
+
+PAUSE_S = 0.4
+
+
+class World:
+    """One rank."""
+
+    rank, world_size = 0, 1
+
+    def gather(self, item: Any) -> list[Any]:
+        return [item]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def barrier(self) -> None: ...
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the loop works with, of one step that takes no time, and evaluations and saves that take PAUSE_S."""
+    monkeypatch.setattr(hardware, "flops_per_token", lambda *_: 0.0)
+    monkeypatch.setattr(train.store, "timed", lambda _: (time.sleep(PAUSE_S), PAUSE_S, 1))
+    monkeypatch.setattr(train.retention, "mark", lambda *_: None)
+    monkeypatch.setattr(train.retention, "retain", lambda *_: None)
+    config = Config(train=TrainConfig(num_steps=10, global_batch_size=1, log_every=1))
+    config.optim.lr, config.data.max_length = 1e-3, 8
+    lines: list[dict[str, Any]] = []
+
+    def slow(*_: Any) -> torch.Tensor:
+        time.sleep(PAUSE_S)
+        return torch.zeros(1)
+
+    return SimpleNamespace(
+        config=config,
+        engine=SimpleNamespace(module=torch.nn.Linear(2, 2), device="cpu"),
+        pruner=SimpleNamespace(
+            peak_bytes=0,
+            phase=lambda _: "dense",
+            totals=SimpleNamespace(sparsity=0.0, target_now=lambda _: 0.0),
+        ),
+        world=World(),
+        progress=Progress(),
+        tracker=SimpleNamespace(log=lambda line, step: lines.append(line), say=lambda text: None, logged_bytes=0),
+        task=SimpleNamespace(evaluate=slow, metrics=lambda _: {"loss": 1.0}, details=lambda *_: None),
+        feed=SimpleNamespace(eval_batches=lambda: iter(())),
+        due=SimpleNamespace(saved=lambda: None),
+        bound=SimpleNamespace(is_measured=False, refuse=lambda loss: None),
+        objective=SimpleNamespace(logged=dict),
+        run=SimpleNamespace(checkpoints=None),
+        watchdog=SimpleNamespace(beat=lambda: None),
+        aside_s=0.0,
+        lines=lines,
+    )
+
+
+def test_throughput_leaves_evaluations_and_saves_out(training: Any) -> None:
+    """Fails where a logged window, or the run's mean, counts the seconds of an evaluation or of a save."""
+    counted, stats = (
+        metrics.Window(training),
+        SimpleNamespace(skipped=False, norm=None, sparsity={}, target={}, figures={}),
+    )
+    for step in (1, 2):
+        counted.add(torch.tensor(1.0), {"input_ids": torch.zeros(1, 100)})
+        training.progress.step = step
+        counted.step(stats)
+        train.evaluate(training)
+        train.save(training)
+        counted.log(stats)
+    logged = [line for line in training.lines if "train/loss" in line]
+    assert [line["train/step_seconds"] < PAUSE_S for line in logged] == [True, True]
+    assert all(line["train/tokens_per_s"] > 100 / PAUSE_S for line in logged)
+    assert training.progress.train_seconds < PAUSE_S and training.aside_s > 4 * PAUSE_S
+
+
+@pytest.mark.parametrize(
+    "settings, step, seconds",
+    [
+        ({}, 0, 100 * 2.0 + 30.0 + 7.0),  # the last evaluation and the last save
+        ({"eval_every": 10}, 50, 50 * 2.0 + 5 * 30.0 + 7.0),  # at 60, 70, 80, 90 and at the end
+        ({"eval_every": 10}, 49, 51 * 2.0 + 6 * 30.0 + 7.0),
+        ({"checkpoint_every": 25}, 50, 50 * 2.0 + 30.0 + 2 * 7.0),
+        ({"checkpoint_every_min": 1.0}, 10, 90 * 2.0 + 30.0 + 4 * 7.0),  # one a minute of 180 s
+        ({"eval_every": 1000}, 99, 2.0 + 30.0 + 7.0),
+        ({"eval_every": 10}, 100, 30.0 + 7.0),
+    ],
+)
+def test_time_left_counts_evaluations_and_saves(settings: dict[str, Any], step: int, seconds: float) -> None:
+    left = Remaining(TrainConfig(num_steps=100, global_batch_size=1, **settings))
+    left.log({"train/loss": 1.0, "train/step_seconds": 3.0}, 10)
+    left.log({"train/loss": 1.0, "train/step_seconds": 1.0}, 20)
+    left.log({"eval/loss": 1.0, "eval/seconds": 20.0}, 20)
+    left.log({"dense/loss": 1.0, "dense/seconds": 40.0}, 20)
+    left.log({"checkpoint/seconds": 7.0, "checkpoint/bytes": 1}, 20)
+    assert left.seconds(step) == pytest.approx(seconds)
+
+
+def test_a_resumed_run_counts_its_own_steps() -> None:
+    """Fails if the steps of an earlier start dilute the seconds of a step."""
+    left = Remaining(TrainConfig(num_steps=100, global_batch_size=1, checkpoint_every_min=None))
+    left.step = 50
+    left.log({"train/step_seconds": 2.0}, 60)
+    assert left.seconds(60) == pytest.approx(80.0) and duration(left.seconds(60)) == "0:01:20"

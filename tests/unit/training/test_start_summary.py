@@ -1,0 +1,160 @@
+"""What a run says before it trains: figures of the data, the model and the schedule, and a warning for each trap."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from pat import cli
+from pat.commands import train
+from pat.config import compose, frozen
+from pat.launch.environment import RankEnvironment
+from pat.pruning import timetable
+from pat.pruning.pruner import Pruner
+from pat.run.directory import RunDir
+from pat.schema import Config, PrunerConfig
+from pat.training import preflight
+from pat.training.start_summary import start_summary
+from tests import models as small
+
+
+def attached(schedule: dict[str, Any], num_steps: int = 200, sparsity: float = 0.8, **more: Any) -> Pruner:
+    config = Config()
+    config.train.num_steps = num_steps
+    weights: dict[str, Any] = {"params": ["*_proj.weight"], "granularity": "weight", "criterion": "magnitude"}
+    budget: Any = {"name": "sparsity", "sparsity": sparsity}
+    if "gate" in more:
+        weights, budget = {"structures": ["ffn"]}, more.pop("budget")
+    config.pruners["p"] = PrunerConfig(**(weights | more), budget=budget, schedule=schedule)
+    pruner = Pruner(config)
+    model: nn.Module = small.model("llama")
+    pruner.attach(model)
+    return pruner
+
+
+CUBIC = {"name": "cubic", "start": 20, "end": 140}
+NARROW = {"gate": "l0", "budget": {"name": "shape", "keep": {"ffn": 64}}}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "more", "expected"),
+    [
+        (CUBIC | {"every": 5}, {}, []),
+        (CUBIC | {"every": 60}, {}, ["jumps by 70 points at step 80, from 0 % to 70 %", "only 2 selections"]),
+        ({"name": "linear", "start": 20, "end": 140, "every": 40}, {}, ["jumps by 27 points", "only 3 selections"]),
+        (
+            {"name": "cubic", "start": 20, "end": 1.0},
+            {},
+            ["the last selection is at step 199 of 200, with 1 step left"],
+        ),
+        ({"name": "cubic", "start": 20, "end": 100, "hard": 195}, {}, ["at step 195 of 200, with 5 steps left"]),
+        ({"name": "one_shot", "start": 20}, {}, ["jumps by 80 points at step 20, from 0 % to 80 %: take a schedule"]),
+        ({"name": "one_shot", "start": 20}, {"sparsity": 0.2}, []),
+        (CUBIC | {"every": 60}, {"sparsity": 0.1}, []),  # little goes, whatever the steps
+        (CUBIC | {"every": 60}, {"criterion": "soft_movement"}, []),  # its threshold moves, not the target
+        ({"name": "one_shot", "start": 20}, {"granularity": {"name": "n_of_m", "n": 2, "m": 4}, "sparsity": 0.5}, []),
+        (CUBIC, NARROW, []),
+        (CUBIC | {"every": 60}, NARROW, []),  # learned gates move at every step
+        (CUBIC | {"every": 60}, NARROW | {"gate": "taylor"}, ["jumps by 44 points", "only 2 selections"]),
+    ],
+)
+def test_warnings_of_a_schedule(schedule: dict[str, Any], more: dict[str, Any], expected: list[str]) -> None:
+    (pruner,) = attached(schedule, **more).pruners
+    said = timetable.warnings(pruner)
+    assert len(said) == len(expected), said
+    for sentence, words in zip(said, expected, strict=True):
+        assert words in sentence and sentence.startswith("pruners.p.schedule: ")
+
+
+def test_a_schedule_in_words() -> None:
+    (pruner,) = attached({"name": "linear", "start": 20, "end": 140, "every": 30}).pruners
+    assert timetable.in_words(pruner) == (
+        "20 steps dense; 4 rises every 30 steps: 20 % at step 50, 40 % at step 80, 60 % at step 110, 80 % at step 140; "
+        "permanent from step 140, 60 steps left to recover"
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A small classifier on rows some of which are too long, with a part of it frozen."""
+    monkeypatch.chdir(tmp_path)
+    words = ["short", "word " * 40]
+    rows = [{"text": f"{n} {words[n % 4 == 0]}", "label": "good" if n % 4 else "bad"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found: list[Config] = []
+    own = ["task=classification", "data=json", "data.train=rows.jsonl", "data.eval=rows.jsonl", "data.max_length=32"]
+    own += ["optim.trainable=['model.layers.*','score.*']", "data.cache_dir=cache", "run.dir=run", "logger=none"]
+    own += ["pruners.weights.exclude=['*.mlp.*','*.input_layernorm.*']"]
+    compose.compose(["recipe=parity", *own], lambda config: found.append(config) or 0)
+    return found[0]
+
+
+def test_figures_and_warnings(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = preflight.prepare(config, Path("run"))
+    monkeypatch.setattr("pat.data.prepare.prepare", None)  # nothing is tokenised or built again for the summary
+    monkeypatch.setattr("pat.training.dry_run.attached", None)
+    assert "never tested" not in start_summary(config, checked)
+    config.engine.deepspeed_untested = ["fp16.loss_scale"]
+    said = start_summary(config, checked)
+    every = sum(p.numel() for p in checked.model.parameters())
+    for words in (
+        "40 samples (", "for training, seen 6 times; 32 samples of 40 for",
+        "10 of 40 train rows (25 %) are cut to data.max_length=32",
+        "2: good 30 (75 %), bad 10 (25 %)",
+        f"{every:,} parameters, ", "frozen: model.embed_tokens.weight, model.norm.weight",
+        "weights: 80 % of ", "in 8 matrices, by movement", "model.layers.*.self_attn.q_proj.weight",
+        "30 steps of 8 sequences; learning rate 0.003, 3 steps of warm-up, then linear",
+        "weights: 5 steps dense; 3 rises every 5 steps",
+        "deepspeed never tested under pruning, and taken all the same: fp16.loss_scale",
+        "sparsity jumps by 56 points at step 10",
+        "pruners.weights.exclude: '*.input_layernorm.*' matches nothing that params take",
+    ):  # fmt: skip
+        assert words in said, (words, said)
+    assert said.rindex("  warning") > said.rindex("  schedule"), "warnings come last"
+
+
+def test_the_command_says_it_once_and_it_is_in_the_log(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pat.launch.single_node.launch", lambda run_dir, config: 0)
+    assert train._start_ranks(config) == 0
+    assert capsys.readouterr().out.count("What this run does") == 1
+    assert RunDir(Path("run")).log(0).read_text().count("What this run does") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_under_a_launcher_rank_0_says_it(
+    config: Config, rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen.freeze(config, Path("run"))
+    monkeypatch.setattr("pat.launch.rank.run_rank", lambda run_dir, rank, work, announce: work(run_dir))
+    monkeypatch.setattr("pat.train.main", lambda run_dir: 0)
+    monkeypatch.setattr("pat.launch.single_node.rank_variables", lambda config: {"OMP_NUM_THREADS": "1"})
+    monkeypatch.setattr(RankEnvironment, "export", lambda self: None)
+    environment = RankEnvironment(rank, 2, rank, "127.0.0.1", 1, "torch")
+    assert train._become_rank(config, environment) == 0
+    assert capsys.readouterr().out.count("What this run does") == (rank == 0)
+
+
+def test_a_dry_run_refuses_another_runs_directory(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen.freeze(config, Path("run"))
+    RunDir(Path("run")).checkpoints.mkdir()
+    config.seed = 7
+    with pytest.raises(ValueError, match="holds a run with another config"):
+        train._describe(config)
+    config.run.resume = "never"
+    assert train._describe(config) == 0
+    assert RunDir(Path("run")).checkpoints.exists(), "a dry run changes nothing"
+    assert "What this run does" in capsys.readouterr().out
+
+
+def test_a_dry_run_needs_no_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "recipe=parity", "--dry-run", "train.best_metric=f1"])
+    assert stop.value.code == 2 and "allowed are loss, perplexity" in capsys.readouterr().err
