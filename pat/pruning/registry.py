@@ -24,7 +24,7 @@ PACKAGES = {
     "granularity": "pat.pruning.granularity",
     "schedule": "pat.pruning.schedules",
     "budget": "pat.pruning.budgets",
-    "structure": "pat.pruning.structures",
+    "structure": "pat.pruning.structures.kinds",
     "gate": "pat.pruning.gates",
 }
 OF_WEIGHTS = ("granularity", "criterion")  # the methods of a pruner of weights,
@@ -108,7 +108,7 @@ def _name(kind: str, value: Any) -> str:
         raise ValueError(f"A {kind} is a name or a mapping, {{name: ...}}, and not {value!r}.")
     if isinstance(value, Mapping) and "name" not in value:
         raise ValueError(f"A {kind} needs a name; allowed: {', '.join(names(kind))}.")
-    name: str = value if isinstance(value, str) else value["name"]
+    name = value if isinstance(value, str) else str(value["name"])  # pyright: ignore[reportUnknownArgumentType]
     _find(kind, name)
     return name
 

@@ -36,10 +36,10 @@ DUMMY = Path(__file__).with_name("dummy_rank.py")
 FRONT_END = """
 import sys
 from pathlib import Path
-from pat import hosts
+from pat.launch import multi_node
 from pat.schema import Config, EngineConfig
 config = Config(engine=EngineConfig(hostfile=sys.argv[2], threads_per_rank=1))
-sys.exit(hosts.launch(Path(sys.argv[1]), config, [sys.argv[3]]))
+sys.exit(multi_node.launch(Path(sys.argv[1]), config, [sys.argv[3]]))
 """
 
 

@@ -24,11 +24,11 @@ DUMMY = Path(__file__).with_name("dummy_rank.py")
 PARENT = """
 import sys
 from pathlib import Path
-from pat import launcher, supervisor
+from pat.launch import single_node, supervisor
 from pat.schema import Config, EngineConfig
 supervisor.GRACE_S = supervisor.ORPHAN_GRACE_S = float(sys.argv[3])
 config = Config(engine=EngineConfig(world_size=2, threads_per_rank=1))
-sys.exit(launcher.launch(Path(sys.argv[1]), config, [sys.argv[2]]))
+sys.exit(single_node.launch(Path(sys.argv[1]), config, [sys.argv[2]]))
 """
 
 
@@ -44,7 +44,7 @@ class Start:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(directory.__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(directory.__file__).parents[2])},
         )
 
     def ranks(self, count: int = 2) -> list[process.Process]:

@@ -184,13 +184,13 @@ def test_wrong_requests(fresh):
 
 MEASURE = """
 import sys, torch
-from pat import checkpoint_reader
+from pat.checkpoint import reader
 from pat.checkpoint.reader import CheckpointReader
 
 def resident(kind):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(kind)) << 10
 
-checkpoint_reader.WINDOW = 8 << 20
+reader.WINDOW = 8 << 20
 reader = CheckpointReader(sys.argv[1])
 out = torch.empty(1 << 20)
 reader.read("weight", "0.weight", out=out)

@@ -38,9 +38,9 @@ def test_exit_file(tmp_path):
 def test_the_flag_is_set_by_signals_and_by_nothing_else():
     code = (
         "import os, signal, sys\n"
-        "from pat import run\n"
-        "flag = run.preemption_flag()\n"
-        "assert run.preemption_flag() is flag and not flag.requested\n"
+        "from pat.run.preemption import preemption_flag\n"
+        "flag = preemption_flag()\n"
+        "assert preemption_flag() is flag and not flag.requested\n"
         "os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
         "print(flag.requested, flag.signal)\n"
         "child = os.fork()\n"  # a data worker: the signal must end it

@@ -21,6 +21,7 @@ from pat.sensitivity.cells import Cell, Grid, grid, keep_largest, unit_magnitude
 from pat.sensitivity.journal import Journal
 from pat.sensitivity.measure import Metrics, evaluate, measure
 from pat.tasks import base
+from pat.tasks.causal_lm import CausalLM
 from tests import models
 
 LM = base.build({"name": "causal_lm"})
@@ -44,7 +45,7 @@ def small(model_type: str, variant: str | None = None) -> Any:
 @pytest.fixture(autouse=True)
 def any_family(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders as language models: what is compared is the forward, not the task."""
-    monkeypatch.setattr(base.causal_lm.CausalLM, "options", {})  # pyright: ignore
+    monkeypatch.setattr(CausalLM, "options", {})  # pyright: ignore
 
 
 def by_hand(model: Any, changed: dict[str, Tensor]) -> float:
