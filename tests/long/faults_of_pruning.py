@@ -585,7 +585,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("        slices.multiply(shards, staying, moment)\n", "", "moments of dead units stay"),
         ("    slices.multiply(shards, staying)\n", "", "dead producers stay"),
     ],
-    "pat/pruning/ties.py": [
+    "pat/pruning/structures/ties.py": [
         ("    if all_equal(score) and not any(", "    if False and not any(", "a choice without evidence"),
     ],
     "pat/pruning/structures/kinds/heads.py": [

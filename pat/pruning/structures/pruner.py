@@ -27,9 +27,9 @@ from torch import Tensor
 
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
-from pat.pruning import registry, ties
+from pat.pruning import registry
 from pat.pruning.gates import BY_GRADIENT
-from pat.pruning.structures import folding, slices
+from pat.pruning.structures import folding, slices, ties
 from pat.pruning.structures.agreement import check_agreement
 from pat.pruning.structures.choose import Choice
 from pat.pruning.structures.gate_history import GateHistory

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from pat.common import patterns
 from pat.common.comm import LOCAL
-from pat.pruning import registry, ties
+from pat.pruning import registry
+from pat.pruning.ties import starts_equal
 from pat.pruning.types import PromiseBroken
-from pat.pruning.weights import prior
+from pat.pruning.weights import prior, ties
 from pat.pruning.weights.arrays import array, module
 from pat.pruning.weights.kernels import make_kernels
 from pat.pruning.weights.shard_state import MaskedShard
@@ -232,7 +233,7 @@ class MaskPruner:
         """ValueError where the first weights would go before a step has given evidence."""
         line, by_threshold = self.timeline, self.criterion.threshold is not None
         at_once = line.hard == 0 if by_threshold else line.start == 0 and self.target(0) > 0.0
-        if at_once and ties.starts_equal(self.criterion):
+        if at_once and starts_equal(self.criterion):
             raise ValueError(
                 f"pruners.{self.name} removes weights at step 0, when {self.criterion.name} has seen no gradient and "
                 "all scores are equal: set schedule.start to some steps or a fraction of the run, or take a criterion "

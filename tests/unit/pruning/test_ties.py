@@ -15,6 +15,7 @@ from pat.pruning.gates import Learned
 from pat.pruning.pruner import Pruner
 from pat.pruning.types import Run
 from pat.pruning.weights.pruner import MaskPruner
+from pat.pruning.weights.ties import tied_matrices
 from pat.schema import Config, PrunerConfig
 from pat.zero.layouts import Segment, Shard
 from tests import models as small
@@ -180,7 +181,7 @@ def test_ties_are_found_whatever_the_cut(num_ranks: int) -> None:
             if part.numel():
                 keep = torch.ones_like(part, dtype=torch.uint8)
                 runs.append(Run(name, (values.numel(),), comm.rank * width, part, keep))
-        return ties.tied_matrices(runs, list(matrices), comm)
+        return tied_matrices(runs, list(matrices), comm)
 
     results, _ = run_ranks(num_ranks, work)
     assert results == [{"b", "c"}] * num_ranks

@@ -1,0 +1,52 @@
+"""Sites whose scores are all equal: a tie deletes units, or whole layers, by index, for no reason. That is an error,
+before training where the config shows it.
+
+# U units of a site
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pat.pruning.gates import Gate, Ranked
+from pat.pruning.schedules import Timeline
+from pat.pruning.structures.gate_training import GateTraining
+from pat.pruning.structures.grid import by_structure
+from pat.pruning.structures.sites import Site
+from pat.pruning.ties import all_equal
+
+
+def check_sites(place: str, sites: Sequence[Site], scores: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> None:
+    """ValueError where a selection took units of a site, or whole layers, by index."""
+    for structure, own in by_structure(sites).items():
+        together = [own] if own[0].num_units == 1 else [[site] for site in own]  # whole layers are ranked together
+        for group in together:
+            gone = not all(bool(keep[site.name].all()) for site in group)
+            if gone and all_equal(torch.cat([scores[site.name] for site in group])):
+                where = structure if len(group) > 1 else group[0].name
+                raise ValueError(
+                    f"{place}: all scores of {where} are equal, so its index would decide which units go: it has had "
+                    "no evidence; select later (schedule.start), or prune other structures"
+                )
+
+
+def check_first_choice(
+    name: str,  # of the pruner
+    method: Gate,
+    training: GateTraining,
+    score: Tensor,  # (U,) before any step
+    line: Timeline,
+    due: Callable[[int], float],  # share of the budget at a step
+) -> None:
+    """ValueError where the first units would be chosen before a step has given evidence."""
+    ranked = isinstance(method, Ranked)
+    soft = [t for t in range(line.start, line.hard) if line.is_selection_step(t) and due(t)] if ranked else []
+    first = (soft or [line.hard])[0]
+    if all_equal(score) and not any(training.learns(line.phase(t)) for t in range(first)):
+        raise ValueError(
+            f"pruners.{name} chooses units at step {first}, when gate {method.name} has learned from no step and all "
+            f"scores are equal: raise schedule.{'start' if ranked else 'hard'}, or rank by the weights (magnitude)"
+        )

@@ -1,0 +1,64 @@
+"""Matrices whose scores are all equal: a tie of a whole matrix deletes a part of it by index, for no reason. That is an
+error, before training where the config shows it.
+
+# G matrices
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from pat.common.comm import Comm
+from pat.pruning.types import Run
+from pat.pruning.weights.arrays import array, chunks, module
+
+
+def tied_matrices(runs: Sequence[Run], names: Sequence[str], comm: Comm) -> set[str]:
+    """The matrices whose scores are all equal, over all ranks. Collective."""
+    index = {name: g for g, name in enumerate(names)}
+    most = torch.full((2, len(names)), -torch.inf, dtype=torch.float64)  # of the scores, and of their negatives
+    for run in runs:
+        value = _only_value(run)
+        ends = torch.tensor([torch.inf, torch.inf] if value is None else [value, -value], dtype=torch.float64)
+        most[:, index[run.name]] = torch.maximum(most[:, index[run.name]], ends)
+    highest, lowest = comm.max(most)
+    return {name for name, g in index.items() if highest[g] == -lowest[g]}
+
+
+def _only_value(run: Run) -> float | None:
+    """The score of all weights of a run; None where two differ, which the first chunk says as a rule."""
+    xp, scores = module(run.scores), array(run.scores)
+    first = float(scores[0])
+    for part in chunks(run.scores):
+        if bool(xp.any(scores[part] != first)):
+            return None
+    return first
+
+
+def check_matrices(
+    place: str,  # pruners.NAME
+    removed: Mapping[str, int],  # weights by matrix
+    numel: Mapping[str, int],
+    tied: set[str],  # matrices with one score for all
+    may_be_empty: bool,
+) -> None:
+    """ValueError where a selection took a part of a matrix by index, or all of it."""
+    by_index = [name for name in tied if removed[name] and numel[name] > 1]
+    if by_index:
+        raise ValueError(
+            f"{place}: all scores of {_some(by_index)} are equal, so its index would decide which weights go: it has "
+            f"had no evidence (no gradient, or all weights are 0); select later (schedule.start), or exclude it"
+        )
+    empty = [name for name, n in removed.items() if n == numel[name]]
+    if empty and not may_be_empty:
+        raise ValueError(
+            f"{place} would remove every weight of {_some(empty)}: rank each matrix by itself (scope: matrix), lower "
+            "budget.sparsity, exclude it, or allow that with allow_empty_matrices: true"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - 1
+    return sorted(names)[0] + (f" and {more} more {'matrix' if more == 1 else 'matrices'}" if more else "")
