@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from dataclasses import Field as DataclassField
 from functools import cache
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, cast, get_type_hints
 
 from pydantic import Field, ValidationError, create_model
 
@@ -108,7 +108,7 @@ def _name(kind: str, value: Any) -> str:
         raise ValueError(f"A {kind} is a name or a mapping, {{name: ...}}, and not {value!r}.")
     if isinstance(value, Mapping) and "name" not in value:
         raise ValueError(f"A {kind} needs a name; allowed: {', '.join(names(kind))}.")
-    name = value if isinstance(value, str) else str(value["name"])  # pyright: ignore[reportUnknownArgumentType]
+    name: Any = value if isinstance(value, str) else cast(Any, value)["name"]
     _find(kind, name)
     return name
 
