@@ -21,6 +21,7 @@ def unit(name: str) -> str:
 
 ORACLE = unit("test_gate_oracle.py")
 RIGHT = unit("test_gates_keep_the_right_units.py")
+RESUME = unit("test_resume_bit_for_bit.py")
 EXPORT = [unit("test_export.py"), unit("test_structures.py"), unit("test_export_at.py"), unit("test_peft.py")]
 READER = [unit("test_checkpoint_reader.py"), unit("test_export.py")]
 MASKS = [unit("test_mask_oracle.py"), unit("test_kernels.py"), unit("test_criteria.py")]
@@ -77,9 +78,9 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/nested.py": [unit("test_structure_refusals.py")],
     "pat/pruning/totals.py": [*MASKS, unit("test_structure_refusals.py")],
     "pat/pruning/": MASKS,
-    "pat/checkpoint/store.py": [unit("test_checkpoint.py")],
+    "pat/checkpoint/store.py": [unit("test_checkpoint.py"), RESUME],
     "pat/checkpoint/retention.py": [unit("test_checkpoint.py"), unit("test_export_at.py")],
-    "pat/checkpoint/manifest.py": [unit("test_checkpoint.py"), unit("test_structure_refusals.py")],
+    "pat/checkpoint/manifest.py": [unit("test_checkpoint.py"), unit("test_structure_refusals.py"), RESUME],
     "pat/checkpoint/reader.py": READER,
     "pat/zero/checkpoint_files.py": READER,
     "pat/common/hashing.py": [unit("test_hashing.py"), unit("test_export.py")],
