@@ -68,7 +68,14 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/weights/kernels.py": [unit("test_kernels.py"), *MASKS],
     "pat/pruning/weights/pruner.py": MASKS,
     "pat/pruning/weights/shard_state.py": MASKS,
-    "pat/pruning/pruner.py": [*MASKS, RIGHT, ORACLE, unit("test_engine.py"), unit("test_structure_refusals.py")],
+    "pat/pruning/pruner.py": [
+        *MASKS,
+        RIGHT,
+        ORACLE,
+        unit("test_engine.py"),
+        unit("test_structure_refusals.py"),
+        unit("test_attached_run.py"),
+    ],
     "pat/zero/layouts.py": [*MASKS, unit("test_engine.py"), ORACLE],
     "pat/pruning/schedules/": [unit("test_schedules.py")],
     "pat/pruning/granularity/": [unit("test_granularity.py"), unit("test_structure_refusals.py")],
@@ -89,7 +96,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/training/learning_rate.py": [unit("test_engine.py")],
     "pat/training/distill.py": [unit("test_distill.py"), ORACLE],
     "pat/tasks/chunked_loss.py": [unit("test_chunked.py"), unit("test_distill.py")],
-    "pat/integrations/": [unit("test_integrations.py"), ORACLE],
+    "pat/integrations/": [unit("test_integrations.py"), unit("test_attached_run.py"), ORACLE],
 }
 RANKS: dict[str, list[str]] = {  # for what the quick ones let through
     "pat/pruning/gates/": [f"{D}test_gates.py"],
