@@ -22,7 +22,8 @@ def unit(name: str) -> str:
 ORACLE = unit("test_gate_oracle.py")
 RIGHT = unit("test_gates_keep_the_right_units.py")
 RESUME = unit("test_resume_bit_for_bit.py")
-EXPORT = [unit("test_export.py"), unit("test_structures.py"), unit("test_export_at.py"), unit("test_peft.py")]
+WRITTEN = unit("test_what_an_export_writes.py")
+EXPORT = [unit("test_export.py"), unit("test_structures.py"), unit("test_export_at.py"), unit("test_peft.py"), WRITTEN]
 READER = [unit("test_checkpoint_reader.py"), unit("test_export.py")]
 MASKS = [unit("test_mask_oracle.py"), unit("test_kernels.py"), unit("test_criteria.py")]
 BUDGETS = [unit("test_structure_budgets.py"), unit("test_structure_costs.py"), unit("test_structure_refusals.py")]
@@ -94,7 +95,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/export/": EXPORT,
     "pat/zero/engine.py": [unit("test_engine.py"), ORACLE],
     "pat/training/learning_rate.py": [unit("test_engine.py")],
-    "pat/training/distill.py": [unit("test_distill.py"), ORACLE],
+    "pat/training/distill.py": [unit("test_distill.py"), ORACLE, unit("test_chunked.py")],
     "pat/tasks/chunked_loss.py": [unit("test_chunked.py"), unit("test_distill.py")],
     "pat/integrations/": [unit("test_integrations.py"), unit("test_attached_run.py"), ORACLE],
 }
