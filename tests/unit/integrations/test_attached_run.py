@@ -68,20 +68,28 @@ def free(pruning: Pruning) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an attached run saves after SAVED steps."""
-    path, config = tmp_path_factory.mktemp("theirs"), config_of()
-    pruning = attached(config)
-    run(pruning, config, 0, SAVED)
-    pruning.engine.save_checkpoint(str(path))
-    free(pruning)
-    return path
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What attached runs save after SAVED steps."""
+    made = {}
+    for kind in ("movement", "l0"):
+        made[kind], config = tmp_path_factory.mktemp(kind), config_of(kind)
+        pruning = attached(config)
+        run(pruning, config, 0, SAVED)
+        pruning.engine.save_checkpoint(str(made[kind]))
+        free(pruning)
+    return made
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_interrupted_it_is_the_run_of_pats_own_loop(folder: Path, known: bool) -> None:
+@pytest.fixture(scope="module")
+def folder(folders: dict[str, Path]) -> Path:
+    """Of masks."""
+    return folders["movement"]
+
+
+@pytest.mark.parametrize(("kind", "known"), [("movement", True), ("movement", False), ("l0", True)])
+def test_interrupted_it_is_the_run_of_pats_own_loop(folders: dict[str, Path], kind: str, known: bool) -> None:
     """All state to the last bit, also where a trainer knows the number of steps only once the checkpoint is loaded."""
-    config = config_of()
+    config = config_of(kind)
     ours = build(config)
     ours.run(0, STEPS)
     expected = digest(ours)
@@ -89,7 +97,7 @@ def test_interrupted_it_is_the_run_of_pats_own_loop(folder: Path, known: bool) -
     plain = deepspeed.initialize
     again = attached(config, STEPS if known else None)
     assert deepspeed.initialize is plain, "it was replaced for one engine"
-    again.engine.load_checkpoint(str(folder))
+    again.engine.load_checkpoint(str(folders[kind]))
     if not known:
         again.start(STEPS)
     phases = []
@@ -100,8 +108,8 @@ def test_interrupted_it_is_the_run_of_pats_own_loop(folder: Path, known: bool) -
     assert found(again) == expected
     again.check()
     assert again.pruner is not None
-    for state in again.pruner.masks[0].states:
-        state.shard.view.add_(1.0)
+    for shard in again.pruner.shards.shards:
+        shard.view.add_(1.0)
     with pytest.raises(PromiseBroken, match="not zero"):
         again.check()
     free(again)
