@@ -31,10 +31,12 @@ def alone() -> Iterator[None]:
 def under_deepspeed() -> Iterator[None]:
     """Likewise, for engines of DeepSpeed's own."""
     from deepspeed.comm import comm
+    from deepspeed.utils import groups
 
     with alone(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_RANK", "0")
-        patch.setattr(comm, "cdb", comm.cdb)  # else DeepSpeed would go on with a process group that is gone
+        patch.setattr(comm, "cdb", None)  # else DeepSpeed would go on with a process group that is gone
+        patch.setattr(groups, "_WORLD_GROUP", None)
         yield
 
 
