@@ -1,4 +1,4 @@
-"""An engine without DeepSpeed, in this process: ZeRO 0 in fp32 as pat sees it, for checks that need no ranks."""
+"""Engines in this process, for checks that need no ranks: DeepSpeed's own, and one without it, ZeRO 0 in fp32."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,8 +27,21 @@ def alone() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def under_deepspeed() -> Iterator[None]:
+    """Likewise, for engines of DeepSpeed's own."""
+    from deepspeed.comm import comm
+    from deepspeed.utils import groups
+
+    with alone(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        patch.setattr(comm, "cdb", None)  # else DeepSpeed would go on with a process group that is gone
+        patch.setattr(groups, "_WORLD_GROUP", None)
+        yield
+
+
 class PlainEngine:
-    """What pat uses of DeepSpeed's engine. Clips as DeepSpeed does: by the norm of all gradients."""
+    """What pat uses of DeepSpeed's engine, as pat sees it. Clips as DeepSpeed does: by the norm of all gradients."""
 
     def __init__(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, accumulation: int = 1, clipping: float = 0.0

@@ -181,6 +181,27 @@ def make_config(pruner: str | None = "movement", **overrides: Any) -> Config:
     return config
 
 
+def settings(config: Any) -> dict[str, Any]:
+    """The pruner's settings of a config as a user of another trainer writes them."""
+    pruner = config.pruners["weights"]
+    keys = (
+        "params",
+        "exclude",
+        "granularity",
+        "criterion",
+        "scope",
+        "allow_empty_matrices",
+        "structures",
+        "gate",
+        "budget",
+        "schedule",
+    )
+    content = {key: getattr(pruner, key) for key in keys if getattr(pruner, key)}
+    if pruner.structures:
+        content.pop("scope")
+    return {"pruners": {"weights": content}, "seed": config.seed, "kernels": "eager"}
+
+
 def text(seed: int, rows: int) -> torch.Tensor:
     """(rows, S) tokens that can be learned: each is its predecessor plus a step that the row keeps."""
     generator = torch.Generator().manual_seed(seed)

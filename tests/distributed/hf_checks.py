@@ -38,6 +38,7 @@ from tests.distributed.harness import (
     inputs,
     main,
     make_config,
+    settings,
     text,
 )
 
@@ -74,27 +75,6 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return inputs(self.rows[index], self.config)
-
-
-def settings(config: Any) -> dict[str, Any]:
-    """The pruner's settings of a config as a user writes them."""
-    pruner = config.pruners["weights"]
-    keys = (
-        "params",
-        "exclude",
-        "granularity",
-        "criterion",
-        "scope",
-        "allow_empty_matrices",
-        "structures",
-        "gate",
-        "budget",
-        "schedule",
-    )
-    content = {key: getattr(pruner, key) for key in keys if getattr(pruner, key)}
-    if pruner.structures:
-        content.pop("scope")
-    return {"pruners": {"weights": content}, "seed": config.seed, "kernels": "eager"}
 
 
 def trainer(config: Any, out: Path, case: str = "", **arguments: Any) -> tuple[Trainer, PruningCallback]:

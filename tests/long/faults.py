@@ -21,7 +21,9 @@ def unit(name: str) -> str:
 
 ORACLE = unit("test_gate_oracle.py")
 RIGHT = unit("test_gates_keep_the_right_units.py")
-EXPORT = [unit("test_export.py"), unit("test_structures.py"), unit("test_export_at.py"), unit("test_peft.py")]
+RESUME = unit("test_resume_bit_for_bit.py")
+WRITTEN = unit("test_what_an_export_writes.py")
+EXPORT = [unit("test_export.py"), unit("test_structures.py"), unit("test_export_at.py"), unit("test_peft.py"), WRITTEN]
 READER = [unit("test_checkpoint_reader.py"), unit("test_export.py")]
 MASKS = [unit("test_mask_oracle.py"), unit("test_kernels.py"), unit("test_criteria.py")]
 BUDGETS = [unit("test_structure_budgets.py"), unit("test_structure_costs.py"), unit("test_structure_refusals.py")]
@@ -67,7 +69,14 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/weights/kernels.py": [unit("test_kernels.py"), *MASKS],
     "pat/pruning/weights/pruner.py": MASKS,
     "pat/pruning/weights/shard_state.py": MASKS,
-    "pat/pruning/pruner.py": [*MASKS, RIGHT, ORACLE, unit("test_engine.py"), unit("test_structure_refusals.py")],
+    "pat/pruning/pruner.py": [
+        *MASKS,
+        RIGHT,
+        ORACLE,
+        unit("test_engine.py"),
+        unit("test_structure_refusals.py"),
+        unit("test_attached_run.py"),
+    ],
     "pat/zero/layouts.py": [*MASKS, unit("test_engine.py"), ORACLE],
     "pat/pruning/schedules/": [unit("test_schedules.py")],
     "pat/pruning/granularity/": [unit("test_granularity.py"), unit("test_structure_refusals.py")],
@@ -77,18 +86,18 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/nested.py": [unit("test_structure_refusals.py")],
     "pat/pruning/totals.py": [*MASKS, unit("test_structure_refusals.py")],
     "pat/pruning/": MASKS,
-    "pat/checkpoint/store.py": [unit("test_checkpoint.py")],
+    "pat/checkpoint/store.py": [unit("test_checkpoint.py"), RESUME],
     "pat/checkpoint/retention.py": [unit("test_checkpoint.py"), unit("test_export_at.py")],
-    "pat/checkpoint/manifest.py": [unit("test_checkpoint.py"), unit("test_structure_refusals.py")],
+    "pat/checkpoint/manifest.py": [unit("test_checkpoint.py"), unit("test_structure_refusals.py"), RESUME],
     "pat/checkpoint/reader.py": READER,
     "pat/zero/checkpoint_files.py": READER,
     "pat/common/hashing.py": [unit("test_hashing.py"), unit("test_export.py")],
     "pat/export/": EXPORT,
     "pat/zero/engine.py": [unit("test_engine.py"), ORACLE],
     "pat/training/learning_rate.py": [unit("test_engine.py")],
-    "pat/training/distill.py": [unit("test_distill.py"), ORACLE],
+    "pat/training/distill.py": [unit("test_distill.py"), ORACLE, unit("test_chunked.py")],
     "pat/tasks/chunked_loss.py": [unit("test_chunked.py"), unit("test_distill.py")],
-    "pat/integrations/": [unit("test_integrations.py"), ORACLE],
+    "pat/integrations/": [unit("test_integrations.py"), unit("test_attached_run.py"), ORACLE],
 }
 RANKS: dict[str, list[str]] = {  # for what the quick ones let through
     "pat/pruning/gates/": [f"{D}test_gates.py"],
@@ -105,6 +114,9 @@ RANKS: dict[str, list[str]] = {  # for what the quick ones let through
 ACCEPTED: dict[str, str] = {  # "FILE: what" -> why nobody needs to see it
     "pat/pruning/structures/choose.py: a model that fits is narrowed": (
         "what was narrowed too far grows back in the end"
+    ),
+    "pat/integrations/attach.py: begin left out after a load": (
+        "each step begins the next one before anything can be saved, so that what was loaded has begun"
     ),
 }
 

@@ -13,6 +13,7 @@ import pytest
 from pat.checkpoint import manifest, retention, store
 from pat.common import files
 from pat.common.comm import LOCAL
+from pat.run.directory import RunDir
 from pat.zero.checkpoint_files import CheckpointError
 
 
@@ -128,3 +129,46 @@ def test_counters_and_the_loss_scaler_are_restored(where: str) -> None:
     assert {k: v for k, v in vars(new).items() if k != "optimizer"} == {
         k: v for k, v in vars(old).items() if k != "optimizer"
     }
+
+
+def test_best_and_last_are_what_the_pointers_say_and_without_one_last_is_the_newest(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.config.write_text("")
+    for step in (10, 20, 30):
+        write(run.checkpoints / f"step-{step:08d}", str(step))
+    assert retention.find_checkpoint(run, "last").name == "step-00000030"
+    with pytest.raises(ValueError, match="no best checkpoint yet: take --checkpoint last, or one of the steps 10, 20"):
+        retention.find_checkpoint(run, "best")
+    retention.set_latest(run.checkpoints, run.checkpoints / "step-00000020")
+    retention.set_best(run.checkpoints, run.checkpoints / "step-00000010")
+    assert [retention.find_checkpoint(run, name).name for name in ("best", "last", 30)] == [
+        "step-00000010",
+        "step-00000020",
+        "step-00000030",
+    ]
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    return {"name": "a", "shape": [2, 6], "dtype": "float32", "trainable": True, "pruner": "weights"} | changes
+
+
+OTHER = described(name="b", pruner=None)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ([described(shape=[3, 4]), OTHER], r"a has shape \[2, 6\] here, the checkpoint has shape \[3, 4\]"),
+        ([described(shape=[12]), OTHER], r"a has shape \[2, 6\] here, the checkpoint has shape \[12\]"),
+        ([described()], r"b has shape \[2, 6\] here, the checkpoint does not have it"),
+        ([described(), OTHER, described(name="c")], "another model: this one has no c"),
+        ([described(trainable=False), OTHER], "a had trainable=False and now has True"),
+        ([described(pruner=None), OTHER], "a had pruner=None and now has weights"),
+        ([described(), described(name="b", pruner="more")], "b had pruner=more and now has None"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(theirs: list[dict[str, Any]], words: str) -> None:
+    ours = [described(), OTHER]
+    manifest.check_same_model({"parameters": [described(dtype="bfloat16"), OTHER]}, ours)
+    with pytest.raises(ValueError, match=words):
+        manifest.check_same_model({"parameters": theirs}, ours)

@@ -16,6 +16,7 @@ from torch import nn
 from pat.checkpoint import reader as checkpoint_reader
 from pat.checkpoint.reader import CheckpointReader
 from pat.common.hashing import file_sha256
+from pat.zero import checkpoint_files
 from pat.zero.checkpoint_files import CheckpointError
 from tests.fake_run import write_checkpoint
 
@@ -67,7 +68,7 @@ def test_whole_parameters_buffers_and_steps(saved):
     for name in reader.parameters:
         shape = tuple(reader.parameters[name]["shape"])
         expected = saved.frozen[name].float() if name in saved.frozen else saved.weight[name]
-        assert reader.weight(name).shape == shape
+        assert reader.weight(name).shape == shape and reader.weight(name).dtype == torch.float32
         assert torch.equal(reader.weight(name).reshape(-1), expected)
         keep = reader.keep(name)
         assert (keep is None) == (name not in saved.keep)
@@ -109,6 +110,9 @@ def test_torn_files_are_refused(fresh):
     optim.write_bytes(content[:-1])
     with pytest.raises(CheckpointError, match="bytes, not"):
         CheckpointReader(fresh.dir)
+    optim.write_bytes(content + b"\0")
+    with pytest.raises(CheckpointError, match="bytes, not"):
+        CheckpointReader(fresh.dir)
     optim.write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
     with pytest.raises(CheckpointError, match="sha256"):
         CheckpointReader(fresh.dir)
@@ -146,6 +150,41 @@ def test_torn_or_foreign_manifests_are_refused(fresh, tmp_path):
     path.write_text(path.read_text()[:-10])
     with pytest.raises(CheckpointError, match="torn"):
         CheckpointReader(fresh.dir)
+
+
+def test_a_parameter_is_put_together_by_index_whichever_rank_has_what(fresh):
+    """As a layout may have it in which a later rank holds the earlier elements: ranks 0 and 2 change names."""
+    folder, swapped = fresh.dir / "deepspeed", {0: 2, 1: 1, 2: 0}
+    optim = [f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(3)]
+    contents = [(folder / name).read_bytes() for name in optim]
+    for rank, content in enumerate(contents):
+        (folder / optim[swapped[rank]]).write_bytes(content)
+    ranks = edit(fresh)["ranks"]
+    edit(fresh, ranks=[rank | {"rank": swapped[rank["rank"]]} for rank in ranks])
+    reader = CheckpointReader(fresh.dir, verify=False)
+    for name, value in fresh.weight.items():
+        assert torch.equal(reader.weight(name).reshape(-1), value)
+        assert torch.equal(reader.read("exp_avg", name), fresh.exp_avg[name])
+
+
+def test_ranks_that_counted_other_steps_are_refused(fresh):
+    path = fresh.dir / "deepspeed" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    content = torch.load(path)
+    for state in content["optimizer_state_dict"]["base_optimizer_state"]["state"].values():
+        state["step"] -= 1
+    torch.save(content, path)
+    reader = CheckpointReader(fresh.dir, verify=False)
+    with pytest.raises(CheckpointError, match=r"no single optimizer step for up_proj.weight: \[19, 20\]"):
+        reader.optimizer_step("up_proj.weight")
+
+
+def test_steps_that_adam_counts_by_group_are_read():
+    """FusedAdam has them there, torch's Adam beside the moments, which is nearer."""
+    groups = [{"step": 7, "params": [0, 1]}, {"params": [2]}]
+    state = {0: {"exp_avg": torch.ones(2)}, 1: {"step": torch.tensor(5.0)}}
+    saved = {"single_partition_of_fp32_groups": [], "base_optimizer_state": {"state": state, "param_groups": groups}}
+    found = checkpoint_files.shards("zero12", {"optimizer_state_dict": saved}, {})
+    assert [None if s["step"] is None else float(s["step"]) for s in found.states] == [7.0, 5.0, None]
 
 
 class Evil:

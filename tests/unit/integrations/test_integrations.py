@@ -72,6 +72,17 @@ def test_the_examples_settings_are_read(repository: Path) -> None:
     }
 
 
+def test_the_seed_is_the_users_and_structures_own_no_matrices() -> None:
+    """Gates multiply in the forward: the weights of their units need no param group of their own."""
+    ffn = {
+        "structures": ["ffn"], "gate": "magnitude", "params": ["*.ffn.weight"],
+        "budget": {"name": "shape", "keep": {"ffn": 2}}, "schedule": {"name": "cubic", "start": 1, "end": 5},
+    }  # fmt: skip
+    settings = Settings.read({"pruners": {"weights": WEIGHTS | {"params": ["*.up.weight"]}, "gates": ffn}, "seed": 7})
+    assert settings.config().seed == 7 and Settings.read(given()).config().seed == 0
+    assert settings.owners({"a.up.weight": (4, 4), "a.ffn.weight": (4, 4)}) == {"a.up.weight": "weights"}
+
+
 def test_groups_are_split_by_pruner_and_keep_their_settings() -> None:
     a, b, c = (torch.nn.Parameter(torch.zeros(n)) for n in (1, 2, 3))
     groups = [{"params": [a, b], "lr": 0.1, "weight_decay": 0.5}, {"params": [c], "lr": 0.2, "weight_decay": 0.0}]
@@ -100,6 +111,34 @@ def test_the_callback_checks_a_run_that_went_to_its_end(step: int, checked: int)
     state = TrainerState(global_step=step, max_steps=50)
     callback.on_train_end(None, state, None)  # type: ignore[arg-type]
     assert len(calls) == checked
+
+
+def trainer_arguments(**changes: Any) -> Any:
+    return SimpleNamespace(**{"load_best_model_at_end": False, "auto_find_batch_size": False} | changes)
+
+
+@pytest.mark.parametrize("name", ["load_best_model_at_end", "auto_find_batch_size"])
+def test_a_trainer_that_would_undo_the_pruning_is_refused(name: str) -> None:
+    control: Any = None
+    callback = PruningCallback(given())
+    with pytest.raises(ValueError, match=name):
+        callback.on_init_end(trainer_arguments(**{name: True}), TrainerState(), control, model=torch.nn.Linear(2, 2))
+    assert callback.pruning.model is None
+
+
+def test_the_callback_starts_the_pruner_for_all_steps_of_the_trainer() -> None:
+    control: Any = None
+    callback, started = PruningCallback(given()), []
+    state, arguments = TrainerState(max_steps=50), trainer_arguments()
+    callback.pruning.start = started.append  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="when it is made"):
+        callback.on_train_begin(arguments, state, control)
+    callback.pruning.model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="no DeepSpeed engine"):
+        callback.on_train_begin(arguments, state, control)
+    callback.pruning.engine = object()
+    callback.on_train_begin(arguments, state, control)
+    assert started == [50]
 
 
 def test_a_pruner_that_never_started_is_a_broken_promise() -> None:

@@ -154,9 +154,17 @@ def test_loss_equals_a_naive_computation(name: str, model_type: str) -> None:
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
     hidden = [F.mse_loss(ours.hidden_states[i][mask], theirs.hidden_states[j][mask]) for i, j in ((1, 2), (2, 4))]
     mse = float(sum(hidden)) / 2
-    for t, r in ((5, 0.5), (10, 1.0), (99, 1.0)):
+    for t, r in ((99, 1.0), (10, 1.0), (5, 0.5)):
         expected = (1 - 0.6 * r) * plain + 0.6 * r * 4.0 * kl + 0.25 * r * mse
         assert float(distiller.loss(student, batch, t).detach()) == pytest.approx(expected, rel=1e-5)
+    assert distiller.logged(LOCAL)["distill/weight"] == 0.3, "that of the last step"
+    shares = (0.3, 1.6)  # a micro-batch with few answers and long texts
+    expected = 0.3 * (0.4 * plain + 0.6 * 4.0 * kl) + 1.6 * 0.25 * mse
+    assert float(distiller.loss(student, batch, 10, shares).detach()) == pytest.approx(expected, rel=1e-5)
+    line = distiller.logged(LOCAL)
+    assert line["distill/kl"] == pytest.approx(0.3 * kl, rel=1e-5)
+    assert line["distill/hidden"] == pytest.approx(1.6 * mse, rel=1e-5)
+    distiller.loss(student, batch, 10)
     line = distiller.logged(LOCAL)
     assert line["distill/weight"] == 0.6
     assert line["distill/kl"] == pytest.approx(kl, rel=1e-5)

@@ -142,7 +142,8 @@ def test_learning_rate() -> None:
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1.0
     assert factors[100] == pytest.approx(0.2) and factors[55] == pytest.approx(0.6)
     optim.lr_schedule = "cosine"
-    assert learning_rate.lr_factor(55, 100, optim) == pytest.approx(0.6)
+    found = [learning_rate.lr_factor(t, 100, optim) for t in (10, 40, 55, 70, 100)]  # cos 60 deg = 1/2 after a third
+    assert found == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     optim.lr_schedule, optim.warmup = "constant", 5
     assert [learning_rate.lr_factor(t, 100, optim) for t in (0, 4, 5, 99)] == [0.2, 1.0, 1.0, 1.0]
 
@@ -164,6 +165,16 @@ def test_prunable_weights_have_groups_of_their_own() -> None:
     assert of["classifier.weight"]["base_lr"] == 2.0 and of[query]["base_lr"] == 1.0
     assert of["bert.embeddings.word_embeddings.weight"]["weight_decay"] == 0.0
     assert of["classifier.bias"]["weight_decay"] == 0.0 and of[query]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("implementation", ["foreach", "loop"])
+def test_the_optimizer_has_the_settings_of_the_config(implementation: str) -> None:
+    model = torch.nn.Linear(2, 2)
+    optim = OptimConfig(lr=0.5, betas=[0.8, 0.95], eps=1e-4, weight_decay=0.1, implementation=implementation)
+    built = engine.build_optimizer(engine.param_groups(model, optim, {}), optim)
+    assert isinstance(built, torch.optim.AdamW)
+    for group in built.param_groups:
+        assert (group["betas"], group["eps"], group["foreach"]) == ((0.8, 0.95), 1e-4, implementation == "foreach")
 
 
 def test_trainable_patterns() -> None:

@@ -1,0 +1,232 @@
+"""The parts of an export, each by itself: what is written, counted, proven, and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from pat.checkpoint.reader import CheckpointReader
+from pat.export import masks, verify, writer
+from pat.export.export import export_run
+from pat.export.slicing import Cut, Slicing
+from pat.export.source import Stream, specs
+from pat.export.structures import Structures
+from pat.export.writer import Spec, write_safetensors
+from pat.models.tokenizers import byte_tokenizer
+from pat.pruning.structures.pruner import GatePruner
+from pat.schema import PrunerConfig
+from pat.zero.checkpoint_files import CheckpointError
+from tests import models as small
+from tests.fake_run import write_run
+from tests.unit.export.test_export import LLAMA
+
+BUDGETS: dict[str, dict[str, Any]] = {
+    "ffn": {"name": "shape", "keep": {"ffn": 64}},
+    "mlp_layers": {"name": "shape", "keep": {"mlp_layers": 2}, "stock": False},
+    "attention_layers": {"name": "shape", "keep": {"attention_layers": 2}, "stock": False},
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[CheckpointReader, Path, dict[str, Any]]:
+    """(the checkpoint, the folder, what the export says)."""
+    root = tmp_path_factory.mktemp("export")
+    torch.manual_seed(1)
+    saved = write_run(root / "run", LlamaForCausalLM(LLAMA), byte_tokenizer(), "causal_lm")
+    result = export_run(root / "run", root / "out", checkpoint="last", verify="weights")
+    return CheckpointReader(saved[-1].dir), root / "out", result
+
+
+# -- the files ---------------------------------------------------------------------------------------------------------
+
+
+def test_data_and_every_tensor_begin_at_a_multiple_of_their_size(tmp_path: Path) -> None:
+    """Or whoever maps the file reads slowly, or not at all; a header of any length."""
+    tensors = {"a": torch.tensor([True, False, True]), "b": torch.randn(3).bfloat16(), "c": torch.randn(2)}
+    tensors |= {"d": torch.tensor(3), "e": torch.randn(2).double()}
+    content = [Spec(name, tuple(value.shape), value.dtype) for name, value in tensors.items()]
+    for note in range(9):
+        path = tmp_path / f"{note}.safetensors"
+        write_safetensors(path, content, {"note": "x" * note}, lambda spec: [tensors[spec.name]])
+        raw = path.read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + length])
+        assert length % 8 == 0
+        for name, value in tensors.items():
+            assert header[name]["data_offsets"][0] % value.element_size() == 0, name
+        assert all(torch.equal(load_file(path)[name], value) for name, value in tensors.items())
+
+
+def test_the_index_says_how_many_bytes_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SHARD_BYTES", 64)
+    content = [Spec(name, (10,), torch.float32) for name in "abc"]
+    weight_map = writer.write_model(tmp_path, content, lambda spec: [torch.ones(10)])
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index == {"metadata": {"total_size": 120}, "weight_map": weight_map} and len(set(weight_map.values())) == 3
+
+
+# -- what is counted ---------------------------------------------------------------------------------------------------
+
+
+def test_bytes_that_are_not_zero(exported: tuple[CheckpointReader, Path, dict[str, Any]]) -> None:
+    after = exported[2]["after"]
+    assert after["nonzero_bytes"] == 2 * after["nonzero_parameters"] > 0, "bf16 has two bytes"
+
+
+def test_what_masks_and_gates_share_is_prunable_once(
+    exported: tuple[CheckpointReader, Path, dict[str, Any]],
+) -> None:
+    reader = exported[0]
+    masked = masks.masked(reader)
+    gates: Any = SimpleNamespace(parameters=set(masked[:3]), prunable=1000, pruned=100, cut=None, gates=(), flags={})
+    assert Stream(reader).prunable == sum(map(reader.numel, masked))
+    assert Stream(reader, gates).prunable == 1000 + sum(map(reader.numel, masked[3:]))
+
+
+def test_before_the_first_selection_all_flags_are_up() -> None:
+    reader: Any = SimpleNamespace(has=lambda kind, name: False)
+    assert masks.keep_chunk(reader, "a", 3, 5).tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("value", [1e6, -1e6, float("nan")])
+def test_what_is_not_finite_in_the_written_dtype_is_refused(
+    exported: tuple[CheckpointReader, Path, dict[str, Any]], value: float
+) -> None:
+    stream, weight = Stream(exported[0]), torch.tensor([1.0, value])
+    with pytest.raises(CheckpointError, match="not finite in torch.float16: export to bf16 or fp32"):
+        stream._finite(Spec("a", (2,), torch.float16), weight)
+    assert stream.written == 0
+    if value == value:
+        assert torch.equal(stream._finite(Spec("a", (2,), torch.bfloat16), weight), weight.bfloat16())
+
+
+# -- the proof ---------------------------------------------------------------------------------------------------------
+
+
+def reload(reader: CheckpointReader, folder: Path) -> None:
+    """What the export does with what it has written."""
+    content = specs(reader, torch.bfloat16)
+    where = {spec.name: "model.safetensors" for spec in content}
+    verify.check_tensors(reader, folder, content, where, masks.hash_masks(folder), lambda done: None, Structures())
+
+
+def other_dtype(tensors: dict[str, Tensor]) -> None:
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+
+
+def one_more(tensors: dict[str, Tensor]) -> None:
+    tensors["lm_head.weight"] = torch.ones(2)
+
+
+def one_less(tensors: dict[str, Tensor]) -> None:
+    del tensors["model.norm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_dtype, r"model.norm.weight was written as torch.float32 \(24,\)"),
+        (one_more, "holds other tensors than were written"),
+        (one_less, "holds other tensors than were written"),
+    ],
+)
+def test_other_tensors_than_those_named_are_found(
+    exported: tuple[CheckpointReader, Path, dict[str, Any]], tmp_path: Path, change: Any, words: str
+) -> None:
+    reader, folder, _ = exported
+    reload(reader, folder)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(verify.ExportError, match=words):
+        reload(reader, copy)
+
+
+@pytest.mark.parametrize(
+    ("found", "fits"),
+    [([1e4, 5.0], True), ([1e4, 0.5], True), ([1e4, 50.0], False), ([1e-4, 5e-5], False), ([float("nan")] * 2, False)],
+)
+def test_logits_may_differ_by_a_share_of_the_largest(
+    exported: tuple[CheckpointReader, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, found: Any, fits: bool
+) -> None:
+    """(the largest logit, the difference): 5 of 10,000 is rounding, 0.00005 of 0.0001 is another model."""
+    reader, folder, _ = exported
+    largest, difference = found
+    answers = iter([torch.tensor([largest - difference]), torch.tensor([largest])])
+    monkeypatch.setattr(verify, "_logits", lambda model, ids: next(answers))
+    arguments = (reader, folder, AutoModelForCausalLM, LLAMA, torch.float32, Structures(), SimpleNamespace(r=None))
+    if fits:
+        assert verify.max_abs_logit_diff(*arguments) == pytest.approx(difference, rel=1e-3)
+        return
+    with pytest.raises(verify.ExportError, match="logits that differ by"):
+        verify.max_abs_logit_diff(*arguments)
+
+
+# -- gates -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_keeps_the_dtype_and_multiplies_in_fp32() -> None:
+    factor = torch.tensor([0.3, 0.7])
+    cut = Cut("a", {0: torch.tensor([0, 2])}, {0: factor})
+    whole: Any = Slicing(None, None, {"a": (2, 4)}, {"a": cut})  # type: ignore[arg-type]
+    weight = torch.randn(3, 4)
+    for dtype in (torch.float32, torch.bfloat16):
+        given = weight.to(dtype)
+        found = whole.cut("a", given)
+        assert found.dtype == dtype
+        assert torch.equal(found, (given[[0, 2]].float() * factor[:, None]).to(dtype))
+
+
+def run_with_gates(folder: Path, hardened: bool, *structures: str) -> GatePruner:
+    """A run directory with a pruner for each structure; half of the first one's units are down. Returns the first."""
+    model, settings, state, first = small.model("llama", vocab_size=320), {}, {}, None
+    for structure in structures:
+        settings[structure] = {
+            "structures": [structure], "gate": "magnitude", "budget": BUDGETS[structure],
+            "schedule": {"name": "linear", "start": 2, "end": 8},
+        }  # fmt: skip
+        gate = GatePruner(structure, PrunerConfig(**settings[structure]), model, num_steps=20, seed=0)
+        gate.forward.remove()
+        gate.state.begun, gate.state.hardened, gate.state.folded = 9 if hardened else 5, hardened, hardened
+        if first is None:
+            first = gate
+            gate.state.keep = torch.arange(sum(gate.units.sizes)) % 2 == 0
+            gate.state.z = gate.state.keep.float()
+        state[structure] = (gate.tensors(), gate.shared())
+    assert first is not None
+    write_run(
+        folder, model, byte_tokenizer(), "causal_lm", settings={"pruners": settings}, gates=state, dtype="fp32",
+        prune="", steps=(10,),
+    )  # fmt: skip
+    return first
+
+
+def test_before_the_hard_phase_the_gates_are_folded_and_nothing_is_cut(tmp_path: Path) -> None:
+    """What is down in the soft phase may come back: the model has its full shape."""
+    gate = run_with_gates(tmp_path / "run", False, "ffn")
+    result = export_run(tmp_path / "run", tmp_path / "out", checkpoint="last", verify="logits")
+    assert result["after"]["parameters"] == result["before"]["parameters"] and result["stock"]
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        down = file.get_tensor("model.layers.1.mlp.down_proj.weight")
+    (site,) = [site.name for site in gate.sites if site.layer == 1]
+    assert down.shape[1] == small.NEURONS
+    kept = gate.keep_flags()[site].bool()
+    assert down[:, kept].any() and not down[:, ~kept].any()
+
+
+@pytest.mark.parametrize("order", [("mlp_layers", "attention_layers"), ("mlp_layers", "ffn"), ("ffn", "mlp_layers")])
+def test_where_one_budget_need_not_be_stock_the_model_need_not(tmp_path: Path, order: tuple[str, str]) -> None:
+    run_with_gates(tmp_path / "run", True, *order)
+    result = export_run(tmp_path / "run", tmp_path / "out", checkpoint="last", verify="weights")
+    assert result["stock"] == (order[0] == "ffn")

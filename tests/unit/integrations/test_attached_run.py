@@ -1,0 +1,172 @@
+"""`attach` on a loop with DeepSpeed's own engine, in one process: trained, saved and loaded as by pat's own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import pytest
+import torch
+
+from pat.config import frozen
+from pat.integrations import saved
+from pat.integrations.attach import Pruning
+from pat.pruning.types import PromiseBroken
+from pat.zero import engine as ds
+from tests import one_rank
+from tests.distributed.harness import STEPS, Trained, batch, build, build_model, digest, discard, make_config, settings
+
+SAVED = 5  # completed steps: in the soft phase
+MODEL = {"optim__implementation": "loop", "optim__lr_schedule": "constant", "engine__zero_stage": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    with one_rank.under_deepspeed():
+        yield
+
+
+def config_of(kind: str = "movement") -> Any:
+    return make_config(kind, **MODEL)
+
+
+def attached(config: Any, num_steps: int | None = STEPS, **changes: Any) -> Pruning:
+    """On an engine as a user makes it."""
+    model = build_model(config)
+    pruning = Pruning(settings(config) | changes).attach(model, num_steps=num_steps)
+    groups = [group | {"lr": config.optim.lr} for group in ds.param_groups(model, config.optim, {})]
+    for group in groups:
+        del group["base_weight_decay"]  # which is pat's own
+    given = {
+        "train_batch_size": config.train.global_batch_size,
+        "gradient_clipping": config.engine.gradient_clipping,
+        "bf16": {"enabled": True},
+        "communication_data_type": "fp32",
+        "zero_optimization": {"stage": config.engine.zero_stage},
+    }
+    deepspeed.initialize(model=model, optimizer=ds.build_optimizer(groups, config.optim), config=given)
+    return pruning
+
+
+def run(pruning: Pruning, config: Any, start: int, stop: int) -> None:
+    for t in range(start, stop):
+        tokens = batch(t, 0, config)
+        pruning.engine.backward(pruning.engine(input_ids=tokens, labels=tokens).loss)
+        pruning.engine.step()
+
+
+def found(pruning: Pruning) -> dict[str, Any]:
+    assert pruning.pruner is not None
+    return digest(Trained(pruning.config, pruning.engine, pruning.pruner))
+
+
+def free(pruning: Pruning) -> None:
+    assert pruning.pruner is not None
+    discard(Trained(pruning.config, pruning.engine, pruning.pruner))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What attached runs save after SAVED steps."""
+    made = {}
+    for kind in ("movement", "l0"):
+        made[kind], config = tmp_path_factory.mktemp(kind), config_of(kind)
+        pruning = attached(config)
+        run(pruning, config, 0, SAVED)
+        pruning.engine.save_checkpoint(str(made[kind]))
+        free(pruning)
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(folders: dict[str, Path]) -> Path:
+    """Of masks."""
+    return folders["movement"]
+
+
+@pytest.mark.parametrize(("kind", "known"), [("movement", True), ("movement", False), ("l0", True)])
+def test_interrupted_it_is_the_run_of_pats_own_loop(folders: dict[str, Path], kind: str, known: bool) -> None:
+    """All state to the last bit, also where a trainer knows the number of steps only once the checkpoint is loaded."""
+    config = config_of(kind)
+    ours = build(config)
+    ours.run(0, STEPS)
+    expected = digest(ours)
+    discard(ours)
+    plain = deepspeed.initialize
+    again = attached(config, STEPS if known else None)
+    assert deepspeed.initialize is plain, "it was replaced for one engine"
+    again.engine.load_checkpoint(str(folders[kind]))
+    if not known:
+        again.start(STEPS)
+    phases = []
+    for t in range(SAVED, STEPS):
+        run(again, config, t, t + 1)
+        phases.append(again.figures()["pruning/phase"])
+    assert phases == ["soft"] * (8 - SAVED) + ["hard"] * (STEPS - 8)
+    assert found(again) == expected
+    again.check()
+    assert again.pruner is not None
+    for shard in again.pruner.shards.shards:
+        shard.view.add_(1.0)
+    with pytest.raises(PromiseBroken, match="not zero"):
+        again.check()
+    free(again)
+
+
+def test_a_run_that_ends_before_the_hard_phase_is_a_broken_promise() -> None:
+    config = config_of()
+    pruning = attached(config)
+    run(pruning, config, 0, 7)
+    with pytest.raises(PromiseBroken, match="never reached its hard phase"):
+        pruning.check()
+    free(pruning)
+
+
+def test_what_is_saved_says_what_the_trainer_decided(folder: Path) -> None:
+    config = frozen.load(saved.directory(folder).config)
+    engine = config.engine
+    assert (engine.dtype, engine.zero_stage, engine.world_size, engine.gradient_clipping) == ("bf16", 1, 1, 0.2)
+    assert (config.train.num_steps, config.train.global_batch_size, config.seed) == (STEPS, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp16", "dtype"), [(True, False, "bf16"), (False, True, "fp16"), (False, False, "fp32")]
+)
+def test_the_dtype_is_the_engines(bf16: bool, fp16: bool, dtype: str) -> None:
+    engine = one_rank.PlainEngine(torch.nn.Linear(2, 2), None)  # type: ignore[arg-type]
+    engine.bfloat16_enabled, engine.fp16_enabled = lambda: bf16, lambda: fp16  # type: ignore[method-assign]
+    assert saved.facts(engine, 0.5)["engine"]["dtype"] == dtype
+
+
+def test_another_run_is_not_resumed(folder: Path) -> None:
+    config = config_of()
+    cases: list[tuple[Any, Pruning]] = [
+        ("other pruners or seed", attached(config, seed=1)),
+        ("other pruners or seed", attached(config_of("magnitude"))),
+        (f"of a run of {STEPS} steps, this one has {STEPS + 1}", attached(config, STEPS + 1)),
+    ]
+    for words, pruning in cases:
+        with pytest.raises(ValueError, match=words):
+            pruning.engine.load_checkpoint(str(folder))
+        free(pruning)
+
+
+def test_another_model_is_not_resumed(folder: Path) -> None:
+    """Where DeepSpeed has loaded it without a word, or not at all."""
+    pruning = attached(config_of())
+    pruner: Any = pruning.pruner
+    pruning.engine.global_steps = SAVED
+    pruner.owner = dict.fromkeys(list(pruner.owner)[1:], "weights")
+    with pytest.raises(ValueError, match="made with another pruner or optim.trainable"):
+        saved.load(folder, pruning.engine, pruner, pruning.config)
+    free(pruning)
+
+
+def test_a_pruner_does_not_begin_in_the_middle_of_a_run() -> None:
+    pruning = attached(config_of(), num_steps=None)
+    pruning.engine.global_steps = 3
+    with pytest.raises(ValueError, match="stands at step 3 without the pruner's state"):
+        pruning.start(STEPS)
+    free(pruning)
