@@ -1,4 +1,5 @@
-"""An engine without DeepSpeed, in this process: ZeRO 0 in fp32 as pat sees it, for checks that need no ranks."""
+"""Engines in this process, for checks that need no ranks: one without DeepSpeed, ZeRO 0 in fp32 as pat sees it, and
+DeepSpeed's own of one rank."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,6 +26,23 @@ def alone() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def deepspeed_alone() -> Iterator[None]:
+    """Inside `alone`: DeepSpeed takes this process for all of its ranks, and forgets its groups afterwards."""
+    from deepspeed.comm import comm
+    from deepspeed.utils import groups
+
+    found, backend = dict(vars(groups)), comm.cdb
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            patch.setenv(key, value)
+        try:
+            yield
+        finally:
+            vars(groups).update(found)
+            comm.cdb = backend
 
 
 class PlainEngine:
@@ -97,6 +116,17 @@ def build(config: Config, model: nn.Module, accumulation: int = 1) -> tuple[Plai
     pruner.attach(model)
     optimizer = ds.build_optimizer(ds.param_groups(model, config.optim, pruner.owner), config.optim)
     engine = PlainEngine(model, optimizer, accumulation)
+    ds.set_lr(engine, 1.0)
+    pruner.bind(engine)
+    pruner.begin(0)
+    return engine, pruner
+
+
+def build_deepspeed(config: Config, model: nn.Module) -> tuple[Any, Pruner]:
+    """pat's pruner on DeepSpeed's engine, ready for step 0; inside `deepspeed_alone`."""
+    pruner = Pruner(config)
+    pruner.attach(model)
+    engine = ds.build_engine(config, model, pruner.owner, ds.deepspeed_config(config))
     ds.set_lr(engine, 1.0)
     pruner.bind(engine)
     pruner.begin(0)
