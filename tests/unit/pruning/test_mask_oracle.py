@@ -85,7 +85,7 @@ def assert_as_expected(made: Config, trained: nn.Module, engine: Any, pruner: Pr
         for name, p in trained.named_parameters():
             torch.testing.assert_close(p.detach(), record.weights[name], rtol=0, atol=1e-6, msg=f"{name}, step {t}")
         pruned = 0
-        for state, segment in ((state, segment) for state in mask.states for segment in state.shard.segments):
+        for state, segment in [(held, each) for held in mask.states for each in held.shard.segments]:
             flags, scores = record.masks[segment.name], record.scores[segment.name]
             keep = torch.ones(segment.numel) if state.keep is None else state.keep[segment.part]
             assert torch.equal(keep.bool().view(flags.shape), flags), t

@@ -208,7 +208,9 @@ def test_a_final_selection_that_misses_the_budget_ends_the_run(more: float, monk
         type(mask.granularity), "select", lambda self, runs, target, *a: select(self, runs, target + more, *a)
     )
     asked = mask.target_weights
-    with pytest.raises(PromiseBroken, match=re.escape(f"and not the {asked} that its budget of 0.5 asks for (")) as told:
+    with pytest.raises(
+        PromiseBroken, match=re.escape(f"and not the {asked} that its budget of 0.5 asks for (")
+    ) as told:
         mask.begin(1)
     assert f"({int(2 * more * asked):+d})" in str(told.value)
 
