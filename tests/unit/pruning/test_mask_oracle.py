@@ -120,12 +120,13 @@ def test_masks_scores_and_weights_are_those_of_the_naive_implementation(
     assert_as_expected(made, trained, engine, pruner)
 
 
+@pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("scope", ["global", "matrix"])
-def test_on_deepspeeds_own_engine_they_are_the_same(scope: str) -> None:
-    """ZeRO 1, where both matrices lie in one flat shard. Would catch: a piece of a shard that is taken for another,
-    and DeepSpeed's own norm, which counts the gradients of pruned weights."""
+def test_on_deepspeeds_own_engine_they_are_the_same(scope: str, offload: bool) -> None:
+    """ZeRO 1, where both matrices lie in one flat shard; offloaded, their gradients are one piece. Would catch: a piece
+    of a shard that is taken for another, and DeepSpeed's own norm, which counts the gradients of pruned weights."""
     made = config("movement", scope, {"name": "cubic", "start": 2, "end": 7, "hard": 9, "every": 2})
-    made.engine.zero_stage, made.engine.world_size = 1, 1
+    made.engine.zero_stage, made.engine.world_size, made.engine.offload_optimizer = 1, 1, offload
     made.train.global_batch_size, made.train.micro_batch_size = MICRO, 1
     trained = model()
     with one_rank.deepspeed_alone():
