@@ -1,4 +1,5 @@
-"""Engines in this process, for checks that need no ranks: DeepSpeed's own, and one without it, ZeRO 0 in fp32."""
+"""Engines in this process, for checks that need no ranks: one without DeepSpeed, ZeRO 0 in fp32 as pat sees it, and
+DeepSpeed's own of one rank."""
 
 from __future__ import annotations
 
@@ -28,15 +29,27 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def under_deepspeed() -> Iterator[None]:
-    """Likewise, for engines of DeepSpeed's own."""
+def deepspeed_alone() -> Iterator[None]:
+    """Inside `alone`: DeepSpeed takes this process for all of its ranks, and forgets its groups afterwards."""
     from deepspeed.comm import comm
     from deepspeed.utils import groups
 
-    with alone(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        patch.setattr(comm, "cdb", None)  # else DeepSpeed would go on with a process group that is gone
-        patch.setattr(groups, "_WORLD_GROUP", None)
+    found, backend = dict(vars(groups)), comm.cdb
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            patch.setenv(key, value)
+        comm.cdb = groups._WORLD_GROUP = None  # else DeepSpeed would go on with a process group that is gone
+        try:
+            yield
+        finally:
+            vars(groups).update(found)
+            comm.cdb = backend
+
+
+@contextmanager
+def under_deepspeed() -> Iterator[None]:
+    """`alone`, for engines of DeepSpeed's own."""
+    with alone(), deepspeed_alone():
         yield
 
 
@@ -111,6 +124,17 @@ def build(config: Config, model: nn.Module, accumulation: int = 1) -> tuple[Plai
     pruner.attach(model)
     optimizer = ds.build_optimizer(ds.param_groups(model, config.optim, pruner.owner), config.optim)
     engine = PlainEngine(model, optimizer, accumulation)
+    ds.set_lr(engine, 1.0)
+    pruner.bind(engine)
+    pruner.begin(0)
+    return engine, pruner
+
+
+def build_deepspeed(config: Config, model: nn.Module) -> tuple[Any, Pruner]:
+    """pat's pruner on DeepSpeed's engine, ready for step 0; inside `deepspeed_alone`."""
+    pruner = Pruner(config)
+    pruner.attach(model)
+    engine = ds.build_engine(config, model, pruner.owner, ds.deepspeed_config(config))
     ds.set_lr(engine, 1.0)
     pruner.bind(engine)
     pruner.begin(0)

@@ -25,17 +25,19 @@ RESUME = unit("test_resume_bit_for_bit.py")
 WRITTEN = unit("test_what_an_export_writes.py")
 EXPORT = [unit("test_export.py"), unit("test_structures.py"), unit("test_export_at.py"), unit("test_peft.py"), WRITTEN]
 READER = [unit("test_checkpoint_reader.py"), unit("test_export.py")]
-MASKS = [unit("test_mask_oracle.py"), unit("test_kernels.py"), unit("test_criteria.py")]
+MASKS = [unit("test_mask_oracle.py"), unit("test_kernels.py"), unit("test_criteria.py"), unit("test_resume.py")]
+WIRED = [unit("test_pruner.py"), unit("test_overflow.py"), unit("test_resume.py")]
 BUDGETS = [unit("test_structure_budgets.py"), unit("test_structure_costs.py"), unit("test_structure_refusals.py")]
 
 TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick ones that should see its faults, in order
     "pat/pruning/gates/": [RIGHT, unit("test_gates.py"), unit("test_structure_refusals.py"), ORACLE],
     "pat/pruning/structures/gate_training.py": [RIGHT, unit("test_learned_gates.py"), ORACLE],
-    "pat/pruning/structures/lagrangian.py": [RIGHT, unit("test_learned_gates.py"), ORACLE],
+    "pat/pruning/structures/lagrangian.py": [RIGHT, unit("test_learned_gates.py"), unit("test_resume.py"), ORACLE],
     "pat/pruning/structures/pruner.py": [
         RIGHT,
         unit("test_fold.py"),
         unit("test_ties.py"),
+        *WIRED,
         ORACLE,
         unit("test_structure_refusals.py"),
         unit("test_structures.py"),
@@ -48,10 +50,14 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     ],
     "pat/pruning/structures/slices.py": [unit("test_gates.py"), RIGHT, ORACLE],
     "pat/pruning/structures/example_gradients.py": [ORACLE, unit("test_evidence.py")],
-    "pat/pruning/structures/gate_history.py": [unit("test_fold.py")],
-    "pat/pruning/structures/folding.py": [unit("test_fold.py"), RIGHT, ORACLE],
+    "pat/pruning/structures/gate_history.py": [unit("test_fold.py"), unit("test_resume.py")],
+    "pat/pruning/structures/folding.py": [unit("test_fold.py"), RIGHT, unit("test_pruner.py"), ORACLE],
     "pat/common/rounding.py": [unit("test_rounding.py"), unit("test_schedules.py")],
-    "pat/pruning/structures/sites.py": [unit("test_gates.py"), unit("test_structures.py")],
+    "pat/pruning/structures/sites.py": [
+        unit("test_gates.py"),
+        unit("test_structure_refusals.py"),
+        unit("test_structures.py"),
+    ],
     "pat/pruning/structures/": [unit("test_gates.py"), unit("test_structures.py"), unit("test_structure_refusals.py")],
     "pat/pruning/structures/costs.py": [unit("test_structure_costs.py"), *BUDGETS, unit("test_structures.py"), ORACLE],
     "pat/pruning/structures/units.py": [*BUDGETS, unit("test_structures.py"), ORACLE],
@@ -67,24 +73,26 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/criteria/": [unit("test_criteria.py"), unit("test_prior.py"), *MASKS],
     "pat/pruning/weights/prior.py": [unit("test_prior.py")],
     "pat/pruning/weights/kernels.py": [unit("test_kernels.py"), *MASKS],
-    "pat/pruning/weights/pruner.py": MASKS,
+    "pat/pruning/weights/pruner.py": [*MASKS, unit("test_pruner.py")],
     "pat/pruning/weights/shard_state.py": MASKS,
     "pat/pruning/pruner.py": [
         *MASKS,
+        *WIRED,
         RIGHT,
         ORACLE,
         unit("test_engine.py"),
         unit("test_structure_refusals.py"),
         unit("test_attached_run.py"),
     ],
-    "pat/zero/layouts.py": [*MASKS, unit("test_engine.py"), ORACLE],
+    "pat/zero/layouts.py": [*MASKS, unit("test_overflow.py"), unit("test_engine.py"), ORACLE],
     "pat/pruning/schedules/": [unit("test_schedules.py")],
     "pat/pruning/granularity/": [unit("test_granularity.py"), unit("test_structure_refusals.py")],
     "pat/pruning/weights/selection.py": [unit("test_selection.py"), unit("test_granularity.py")],
     "pat/pruning/weights/brackets.py": [unit("test_selection.py")],
     "pat/pruning/weights/spans.py": [unit("test_granularity.py"), unit("test_selection.py")],
     "pat/pruning/nested.py": [unit("test_structure_refusals.py")],
-    "pat/pruning/totals.py": [*MASKS, unit("test_structure_refusals.py")],
+    "pat/pruning/structures/ties.py": [unit("test_ties.py")],
+    "pat/pruning/totals.py": [unit("test_pruner.py"), *MASKS],
     "pat/pruning/": MASKS,
     "pat/checkpoint/store.py": [unit("test_checkpoint.py"), RESUME],
     "pat/checkpoint/retention.py": [unit("test_checkpoint.py"), unit("test_export_at.py")],
@@ -117,6 +125,9 @@ ACCEPTED: dict[str, str] = {  # "FILE: what" -> why nobody needs to see it
     ),
     "pat/integrations/attach.py: begin left out after a load": (
         "each step begins the next one before anything can be saved, so that what was loaded has begun"
+    ),
+    "pat/pruning/schedules/__init__.py: hard after the last step": (
+        "no step can be after the last one: whole numbers are refused before, fractions end with the run"
     ),
 }
 

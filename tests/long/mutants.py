@@ -249,18 +249,19 @@ def run_all(root: Path, chosen: Sequence[Fault], results: Path, jobs: int, ranks
 def check_baseline(root: Path, chosen: Sequence[Fault], results: Path, limit_s: float, jobs: int = 1) -> None:
     """Every test file passes without a fault, or a kill says nothing. ValueError names one that does not. What each
     test reaches is written down."""
-    reach, files = Reach(results.parent / REACHED), [fault.file for fault in chosen]
+    reach, files = Reach(results.parent / REACHED), {fault.file for fault in chosen}
 
     def work(test: str) -> None:
         start, tests = time.monotonic(), tests_digest(root, [test])
-        outcome, by, found = run_tests(root, [test], limit_s, record=files)
+        outcome, by, found = run_tests(root, [test], limit_s, record=sorted(files | reach.files(test, tests)))
         if outcome != "survived":
             raise ValueError(f"{test} fails without any fault ({outcome}: {by}); mend it first")
         reach.write(test, tests, found)
         print(f"passes  {test}  {time.monotonic() - start:.0f} s", flush=True)
 
     every = sorted({test for fault in chosen for test in fault.tests})
-    todo = [test for test in every if not reach.path(test, tests_digest(root, [test])).exists()]
+    needed = {test: {fault.file for fault in chosen if test in fault.tests} for test in every}
+    todo = [test for test in every if not needed[test] <= reach.files(test, tests_digest(root, [test]))]
     with ThreadPool(jobs) as pool:
         pool.map(work, todo, chunksize=1)
 

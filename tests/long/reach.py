@@ -40,14 +40,15 @@ class Recorder:
         self.coverage.switch_context(BETWEEN)
 
     def found(self) -> dict[str, Any]:
-        """{"seconds": {test: s}, "lines": {file: {line: [numbers of tests; -1: between tests]}}}."""
+        """{"seconds": {test: s}, "lines": {file: {line: [numbers of tests; -1: between tests]}}, "files": [...]}."""
         self.coverage.stop()
         data, number = self.coverage.get_data(), {nodeid: i for i, nodeid in enumerate(self.seconds)}
         lines = {}
         for file in self.files:
             by_line = data.contexts_by_lineno(str(self.root / file))
             lines[file] = {line: sorted({number.get(name, -1) for name in names}) for line, names in by_line.items()}
-        return {"seconds": self.seconds, "lines": {file: found for file, found in lines.items() if found}}
+        lines = {file: found for file, found in lines.items() if found}
+        return {"seconds": self.seconds, "lines": lines, "files": self.files}
 
 
 class Reach:
@@ -66,6 +67,11 @@ class Reach:
         path = self.path(test, digest)
         path.with_suffix(".partial").write_text(json.dumps(found))
         path.with_suffix(".partial").replace(path)
+
+    def files(self, test: str, digest: str) -> set[str]:
+        """The files of which it is known which lines a test file with that content runs."""
+        path = self.path(test, digest)
+        return set(json.loads(path.read_text()).get("files", ())) if path.exists() else set()
 
     def tests(self, file: str, text: str, lines: range, tests: Sequence[tuple[str, str]]) -> list[str]:
         """The tests that run any of these lines of a file, the quickest first; all for lines outside of functions."""

@@ -108,6 +108,24 @@ def test_only_tests_that_reach_a_fault_are_run(tmp_path: Path, monkeypatch: pyte
     assert [known[fault.name].outcome for fault in chosen] == ["killed", "survived", "killed"]
 
 
+def test_what_a_test_runs_of_one_file_says_nothing_of_another(tmp_path: Path) -> None:
+    """Would catch: a fault that counts as let through as an earlier run noted what tests reach, but of other files."""
+    root, results = tmp_path / "toy", tmp_path / "found.jsonl"
+    root.mkdir()
+    first = toy(root)[:1]
+    (root / "pat" / "training").mkdir()
+    (root / "pat" / "training" / "__init__.py").touch()
+    (root / "pat" / "training" / "learning_rate.py").write_text("def h(x):\n    return x - 1\n")
+    (root / "tests" / "unit" / "zero" / "test_engine.py").write_text(
+        "from pat.training.learning_rate import h\n\n\ndef test_h():\n    assert h(1) == 0\n"
+    )
+    second = [Fault("pat/training/learning_rate.py", "x - 1", "x - 2", "seen")]
+    for chosen in (first, second):
+        mutants.check_baseline(root, chosen, results, 20)
+    mutants.run_all(root, second, results, jobs=1, ranks=False, limit_s=20)
+    assert mutants.read(results)[second[0].name].outcome == "killed"
+
+
 def test_a_test_that_fails_without_a_fault_is_named(tmp_path: Path) -> None:
     root = tmp_path / "toy"
     root.mkdir()

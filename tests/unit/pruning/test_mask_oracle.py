@@ -69,6 +69,39 @@ def expected(made: Config, pruner: Pruner) -> list[oracle.Record]:
     return oracle.run(model, loss, [micro_batches(t) for t in range(STEPS)], PRUNED, mask.timeline, settings)
 
 
+def assert_as_expected(made: Config, trained: nn.Module, engine: Any, pruner: Pruner) -> None:
+    """Every step of a run against the naive implementation."""
+    (mask,) = pruner.masks
+    assert list(mask.shapes) == PRUNED
+    for record in expected(made, pruner):
+        t = record.step
+        for number, batch in enumerate(micro_batches(t)):
+            engine.backward(loss(engine, batch))
+            if number + 1 < MICRO:
+                engine.step()
+        stats = pruner.step(t)
+        assert float(stats.norm) == pytest.approx(record.norm, rel=1e-5), t
+        assert stats.phase["weights"] == mask.timeline.phase(t)
+        for name, p in trained.named_parameters():
+            torch.testing.assert_close(p.detach(), record.weights[name], rtol=0, atol=1e-6, msg=f"{name}, step {t}")
+        pruned = 0
+        for state, segment in [(held, each) for held in mask.states for each in held.shard.segments]:
+            flags, scores = record.masks[segment.name], record.scores[segment.name]
+            keep = torch.ones(segment.numel) if state.keep is None else state.keep[segment.part]
+            assert torch.equal(keep.bool().view(flags.shape), flags), t
+            pruned += int((~flags).sum())
+            if mask.criterion.needs_score and t < mask.timeline.hard:
+                assert state.score is not None
+                found = state.score[segment.part].view(scores.shape)
+                torch.testing.assert_close(found, scores, rtol=1e-4, atol=1e-7)
+            if t >= mask.timeline.hard:
+                assert state.dense is None and state.score is None
+        assert mask.num_pruned == pruned
+    pruner.check()
+    pruner.check_finished()
+    assert pruner.totals.sparsity == pytest.approx(0.6, abs=1 / 168) and pruner.phase(t) == "hard"
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize(
     ("scope", "schedule"),
@@ -84,36 +117,23 @@ def test_masks_scores_and_weights_are_those_of_the_naive_implementation(
         schedule = schedule | {"start": 1}  # there is no evidence yet
     made, trained = config(criterion, scope, schedule), model()
     engine, pruner = one_rank.build(made, trained, MICRO)
-    (mask,) = pruner.masks
-    assert list(mask.shapes) == PRUNED
-    for record in expected(made, pruner):
-        t = record.step
-        for number, batch in enumerate(micro_batches(t)):
-            engine.backward(loss(engine, batch))
-            if number + 1 < MICRO:
-                engine.step()
-        stats = pruner.step(t)
-        assert float(stats.norm) == pytest.approx(record.norm, rel=1e-5), t
-        assert stats.phase["weights"] == mask.timeline.phase(t)
-        for name, p in trained.named_parameters():
-            torch.testing.assert_close(p.detach(), record.weights[name], rtol=0, atol=1e-6, msg=f"{name}, step {t}")
-        pruned = 0
-        for state in mask.states:
-            name = state.shard.segments[0].name
-            flags = torch.ones_like(record.masks[name]) if state.keep is None else state.keep.bool()
-            assert torch.equal(flags.view(record.masks[name].shape), record.masks[name]), t
-            pruned += int((~record.masks[name]).sum())
-            if mask.criterion.needs_score and t < mask.timeline.hard:
-                assert state.score is not None
-                torch.testing.assert_close(
-                    state.score.view(record.scores[name].shape), record.scores[name], rtol=1e-4, atol=1e-7
-                )
-            if t >= mask.timeline.hard:
-                assert state.dense is None and state.score is None
-        assert mask.num_pruned == pruned
-    pruner.check()
-    pruner.check_finished()
-    assert pruner.totals.sparsity == pytest.approx(0.6, abs=1 / 168) and pruner.phase(t) == "hard"
+    assert_as_expected(made, trained, engine, pruner)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("scope", ["global", "matrix"])
+def test_on_deepspeeds_own_engine_they_are_the_same(scope: str, offload: bool) -> None:
+    """ZeRO 1, where both matrices lie in one flat shard; offloaded, their gradients are one piece. Would catch: a piece
+    of a shard that is taken for another, and DeepSpeed's own norm, which counts the gradients of pruned weights."""
+    made = config("movement", scope, {"name": "cubic", "start": 2, "end": 7, "hard": 9, "every": 2})
+    made.engine.zero_stage, made.engine.world_size, made.engine.offload_optimizer = 1, 1, offload
+    made.train.global_batch_size, made.train.micro_batch_size = MICRO, 1
+    trained = model()
+    with one_rank.deepspeed_alone():
+        engine, pruner = one_rank.build_deepspeed(made, trained)
+        assert pruner.shards.layout == "zero12"
+        assert [len(state.shard.segments) for state in pruner.masks[0].states] == [2]
+        assert_as_expected(made, trained, engine, pruner)
 
 
 def test_attached_to_another_trainer_masks_are_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:

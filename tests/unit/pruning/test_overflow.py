@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,8 @@ from pat.pruning.structures.sites import Site
 from pat.schema import Config, PrunerConfig
 from pat.zero.layouts import Shards
 from tests import models as small
+from tests import one_rank, planted
+from tests.planted import SMOOTHED, Case
 from tests.thread_ranks import run_ranks
 
 SETTINGS: dict[str, Any] = {
@@ -24,6 +27,12 @@ SETTINGS: dict[str, Any] = {
     "budget": {"name": "shape", "keep": {"ffn": 64}},
     "schedule": {"name": "cubic", "start": 4, "end": 8},
 }
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    with one_rank.alone():
+        yield
 
 
 def test_in_fp16_gates_overflow_before_any_weight() -> None:
@@ -81,3 +90,52 @@ def test_the_norm_is_infinite_and_zero_0_sees_an_overflow() -> None:
             shards: Any = SimpleNamespace(layout="zero0_lp", zero=zero)
             Shards.replace_norm(shards, pruner.masked_norm, lambda finite=finite: finite)
             assert checker.has_overflow([]) is (own or not finite)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("where", ["a gate", "a weight"])
+def test_a_skipped_step_changes_nothing(where: str, value: float) -> None:
+    """No weight, no mask, no score, no history; the next step is taken."""
+    case = Case("movement", ("ffn",))
+    config = case.config()
+    config.pruners["weights"] = PrunerConfig(
+        params=["*.self_attn.*.weight"], granularity="weight", criterion="movement",
+        budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "linear", "start": 2, "end": 8},
+    )  # fmt: skip
+    engine, pruner = one_rank.build(config, planted.student(case), planted.MICRO)
+    for t, batches in enumerate(planted.micro_batches(case)[:6]):
+        for number, batch in enumerate(batches):
+            engine.backward(planted.loss(engine, batch, t))
+            if number + 1 < planted.MICRO:
+                engine.step()
+        if t != 4:
+            assert not pruner.step(t).skipped
+            continue
+        if where == "a gate":
+            pruner.gates[0].forward.hooks[1].z.grad[3] = value  # type: ignore[union-attr, index]
+        else:
+            engine.module.model.layers[1].mlp.up_proj.weight.grad[3, 5] = value
+        before = {key: tensor.clone() for key, tensor in pruner.state()[0].items()}, pruner.state()[1]
+        weights = [p.detach().clone() for p in engine.module.parameters()]
+        stats = pruner.step(t, begin_next=False)
+        assert stats.skipped and not torch.isfinite(stats.norm)
+        after = pruner.state()
+        assert after[1] == before[1] and all(torch.equal(after[0][key], before[0][key]) for key in before[0])
+        assert all(torch.equal(p, w) for p, w in zip(engine.module.parameters(), weights, strict=True))
+        pruner.begin(t + 1)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("method", ["movement", "taylor", "l0"])
+def test_the_scale_of_the_loss_is_taken_out_of_the_evidence(method: str) -> None:
+    """Of fp16: a loss times 8 leaves the same scores, to the bit."""
+    case = Case(method, ("ffn",), options=SMOOTHED if method == "l0" else {})
+    found = []
+    for scale in (1.0, 8.0):
+        engine, pruner = one_rank.build(case.config(), planted.student(case))
+        engine.optimizer.loss_scale, engine.fp16_enabled = scale, lambda: True
+        engine.backward(scale * planted.loss(engine, planted.micro_batches(case)[0][0], 0))
+        pruner.step(0)
+        found.append(pruner.gates[0].tensors())
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])

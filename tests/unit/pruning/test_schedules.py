@@ -61,6 +61,15 @@ def test_half_way(name: str, middle: float) -> None:
     assert timeline(name).target(35, 0.8) == pytest.approx(middle)
 
 
+@pytest.mark.parametrize(
+    ("name", "middle"),
+    [("linear", 0.5), ("cubic", 0.8 - 0.6 / 8), ("exponential", 1 - (0.8 * 0.2) ** 0.5), ("stepwise", 0.5)],
+)
+def test_half_way_from_where_it_starts(name: str, middle: float) -> None:
+    line = timeline(name, initial=0.2)
+    assert line.target(10, 0.8) == pytest.approx(0.2) and line.target(35, 0.8) == pytest.approx(middle)
+
+
 def test_stepwise_jumps() -> None:
     line = timeline("stepwise", start=0, end=10, num_levels=10)
     assert [line.target(t, 0.5) for t in range(11)] == pytest.approx([0.05 * t for t in range(11)])

@@ -19,6 +19,7 @@ from pat.pruning.structures.hooks import GatedForward, SiteHooks, install
 from pat.zero.layouts import Segment, Shard
 from tests import models as small
 from tests.gate_oracle import DECAYS
+from tests.thread_ranks import run_ranks
 
 METHODS = {name: registry.build("gate", name) for name in registry.names("gate")}
 RANKED = [name for name, method in METHODS.items() if isinstance(method, Ranked)]
@@ -222,31 +223,33 @@ def test_folding_into_cut_shards(model_type: str, structure: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_mean_square_and_zeros_over_cut_shards(model_type: str) -> None:
-    """Per unit against its slices taken one by one; the parts of three ranks add up, whatever a boundary cuts."""
+def test_mean_square_and_zeros_over_cut_shards(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Per unit against its slices taken one by one; three ranks know the whole, whatever a boundary cuts."""
+    monkeypatch.setattr(slices, "CHUNK", 1000)
     model = small.model(model_type)
     sites = small.sites(families.anatomy(model), "ffn", "kv_groups")
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    expected = []
+    keep = small.random_keep(sites, seed=5, uniform=False)
+    dead = slices.factors(sites, {name: flags.float() for name, flags in keep.items()}, shapes, gated=False)
+    expected, gone = [], {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
     for site in sites:
         for unit in range(site.num_units):
-            owned = [
-                model.get_parameter(part.parameter)
-                .detach()
-                .narrow(part.dim, part.start + unit * part.per_unit, part.per_unit)
-                .flatten()
-                for part in site.slices
-            ]
+            places = [(s.parameter, s.dim, s.start + unit * s.per_unit, s.per_unit) for s in site.slices]
+            owned = [model.get_parameter(name).detach().narrow(*place).flatten() for name, *place in places]
             expected.append(torch.cat(owned).double().square().mean())
-    parts = [slices.mean_square(shards, sites, shapes) for shards in cut_flat(model, 3)]
-    assert torch.allclose(torch.stack(parts).sum(0).double(), torch.stack(expected), rtol=1e-5)
+            for name, *place in places if not keep[site.name][unit] else ():
+                gone[name].narrow(*place).fill_(True)
+    alive = sum(int(model.get_parameter(name)[flags].count_nonzero()) for name, flags in gone.items())
 
-    keep = {name: flags.float() for name, flags in small.random_keep(sites, seed=5, uniform=False).items()}
-    dead = slices.factors(sites, keep, shapes, gated=False)
-    for shards in cut_flat(model, 3):
-        assert slices.count_nonzero(shards, dead) > 0
+    def work(comm: Any) -> tuple[Tensor, list[int]]:
+        shards: Any = SimpleNamespace(comm=comm, shards=cut_flat(model, 3)[comm.rank].shards)
+        square, before = slices.mean_square(shards, sites, shapes), slices.count_nonzero(shards, dead)
         slices.multiply(shards, dead)
-        assert slices.count_nonzero(shards, dead) == 0
+        return square, [before, slices.count_nonzero(shards, dead)]
+
+    for square, counts in run_ranks(3, work)[0]:
+        torch.testing.assert_close(square.double(), torch.stack(expected), rtol=1e-5, atol=0)
+        assert counts == [alive, 0] and alive > 0
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bert"])

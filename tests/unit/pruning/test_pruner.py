@@ -1,0 +1,226 @@
+"""The object that the loop talks to: what it refuses, what it counts over its pruners, and what it promises."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pat.common.comm import LOCAL
+from pat.pruning.pruner import Pruner
+from pat.pruning.types import PromiseBroken
+from pat.schema import Config, PrunerConfig
+from tests import models as small
+from tests import one_rank, planted
+from tests.planted import Case
+
+STEPS = 12
+CASE = Case("taylor", ("ffn",))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    with one_rank.alone():
+        yield
+
+
+def masks(params: str, start: int = 8, **fields: Any) -> PrunerConfig:
+    given: dict[str, Any] = {
+        "granularity": {"name": "n_of_m", "n": 2, "m": 4}, "criterion": "magnitude",
+        "budget": {"name": "sparsity", "sparsity": 0.5},
+        "schedule": {"name": "linear", "start": start, "end": 10},
+    }  # fmt: skip
+    return PrunerConfig(params=[params], **(given | fields))
+
+
+def gates(keep: int = 64, **fields: Any) -> PrunerConfig:
+    schedule = {"name": "linear", "start": 2, "end": 6, "hard": 8}
+    budget = {"name": "shape", "keep": {"ffn": keep}}
+    return PrunerConfig(**({"structures": ["ffn"], "gate": "l0", "budget": budget, "schedule": schedule} | fields))
+
+
+def attached(**pruners: PrunerConfig) -> Pruner:
+    """On a Llama of 3 layers with 128 neurons and hidden size 48."""
+    config = Config()
+    config.train.num_steps = STEPS
+    config.pruners |= pruners
+    pruner = Pruner(config)
+    pruner.attach(small.model("llama"))
+    return pruner
+
+
+# -- what it refuses ---------------------------------------------------------------------------------------------------
+
+
+def test_a_matrix_has_one_mask() -> None:
+    attached(one=masks("*.gate_proj.weight"), other=masks("*.up_proj.weight"))
+    with pytest.raises(ValueError, match="pruners.other and pruners.one both take model.layers.0.mlp.gate_proj.weight"):
+        attached(one=masks("*.gate_proj.weight"), other=masks("*.mlp.*.weight"))
+
+
+def test_a_budget_that_removes_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="pruners.narrow.budget removes nothing: it leaves 128 of 128 ffn"):
+        attached(narrow=gates(keep=128))
+
+
+# -- what it counts ----------------------------------------------------------------------------------------------------
+
+
+def test_without_pruners_nothing_is_counted() -> None:
+    totals = attached().totals
+    assert (totals.numel, totals.num_pruned, totals.sparsity, totals.target, totals.target_now({})) == (0, 0, 0, 0, 0)
+
+
+def test_weights_that_gates_and_masks_both_remove_count_once() -> None:
+    """2:4 in gate_proj, whose rows the gates thin out: by hand."""
+    pruner = attached(narrow=gates(), two_four=masks("*.gate_proj.weight"))
+    (gate,), (mask,), totals = pruner.gates, pruner.masks, pruner.totals
+    matrix, matrices = 3 * 128 * 48, 3  # elements of all gate_proj; matrices of a neuron: gate, up, down
+    assert totals.numel == matrices * matrix
+    assert totals.target == ((matrices + 1) / 2 - 1 / 4) / matrices
+    assert (totals.num_pruned, totals.sparsity) == (0, 0.0)
+    gate.state.keep = torch.arange(3 * 128) % 4 > 0  # a quarter is gone
+    gate.num_pruned = gate.units.removed(gate.state.keep)
+    assert totals.num_pruned == matrices * matrix // 4
+    mask.num_pruned = matrix // 2
+    assert totals.num_pruned == matrices * matrix // 4 + matrix // 2 - matrix // 8
+    assert totals.sparsity == (3 / 4 + 3 / 8) / 3
+
+
+def test_a_run_is_as_far_as_its_slowest_pruner() -> None:
+    pruner = attached(narrow=gates(), two_four=masks("*.self_attn.q_proj.weight", start=4))
+    phases = {t: pruner.phase(t) for t in range(STEPS)}
+    assert [phases[t] for t in (1, 2, 3, 4, 7, 8, 9, 10, 11)] == ["dense"] * 3 + ["soft"] * 4 + ["hard"] * 2
+    assert pruner.first_soft_step == 2 and attached().phase(3) == "dense"
+
+
+def test_targets_follow_the_schedule() -> None:
+    """Half of the neurons in the end; a linear ramp from step 2 to step 6."""
+    (gate,) = attached(narrow=gates()).gates
+    assert [gate.target(t) for t in (0, 1, 2, 3, 4, 5, 6, 9)] == [0, 0, 0, 0.125, 0.25, 0.375, 0.5, 0.5]
+
+
+def test_structures_whose_scores_mean_different_things_both_lose_units() -> None:
+    """Scores of neurons are a million times as small. Would catch: scores that are compared as if they were one
+    currency, by which the neurons alone pay the budget."""
+    budget = {"name": "parameters", "sparsity": 0.4, "multiple_of": 1}
+    fields: dict[str, Any] = {"structures": ["ffn", "kv_groups"], "budget": budget}
+    for method, both in (("activation", True), ("taylor", False)):
+        (gate,) = attached(narrow=gates(**fields, gate=method)).gates
+        gate.bind(SimpleNamespace(world=LOCAL))  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(0)
+        small_ones = torch.cat([torch.full((s.num_units,), s.structure == "ffn") for s in gate.sites])
+        scores = torch.rand(small_ones.shape, generator=generator) + 1.0
+        gate.state.score = torch.where(small_ones, 1e-6 * scores, scores)
+        gate._select(3, 1.0)
+        left = gate.counts()
+        assert max(left["ffn"]) < 128 and (max(left["kv_groups"]) < 4) == both, (method, left)
+        removed = 128 * 3 - sum(left["ffn"]), 4 * 3 - sum(left["kv_groups"])
+        assert gate.num_pruned == removed[0] * 3 * 48 + removed[1] * 2 * 48 * (2 + 1) * 6
+
+
+# -- what it promises --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ends_before_the_hard_phase_is_told() -> None:
+    """Of each pruner."""
+    pruner = attached(narrow=gates(), two_four=masks("*.self_attn.q_proj.weight"))
+    (gate,), (mask,) = pruner.gates, pruner.masks
+    with pytest.raises(PromiseBroken, match=r"pruner two_four never reached its hard phase \(step 10\)"):
+        pruner.check_finished()
+    mask.hardened = True
+    with pytest.raises(PromiseBroken, match=r"pruner narrow never reached its hard phase \(step 8\)"):
+        pruner.check_finished()
+    gate.state.hardened = True
+    pruner.check_finished()
+
+
+def trained(**settings: Any) -> tuple[Any, Pruner, Iterator[int]]:
+    """(engine, pruner, the steps: each is taken when it is asked for) of a run with gates on neurons and masks in the
+    attention, on DeepSpeed's own engine."""
+    config = CASE.config()
+    for key, value in settings.items():
+        setattr(config.engine, key, value)
+    config.pruners["weights"] = masks("*.self_attn.*.weight", 3, schedule={"name": "one_shot", "start": 3, "hard": 8})
+    engine, pruner = one_rank.build_deepspeed(config, planted.student(CASE))
+
+    def steps() -> Iterator[int]:
+        for t, batches in enumerate(planted.micro_batches(CASE)):
+            for number, batch in enumerate(batches):
+                engine.backward(planted.loss(engine, batch, t))
+                if number + 1 < planted.MICRO:
+                    engine.step()
+            pruner.step(t)
+            yield t
+
+    return engine, pruner, steps()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_removed_weight_that_is_alive_is_found(dtype: str) -> None:
+    """In the master and in the forward copy; and both agree as soon as gates are folded."""
+    with one_rank.deepspeed_alone():
+        engine, pruner, steps = trained(zero_stage=1, dtype=dtype)
+        (gate,), (mask,), shards = pruner.gates, pruner.masks, pruner.shards
+        for t in steps:
+            if t == 7:  # the gates are hard from here on
+                assert gate.hardened and not mask.hardened
+                for name, p in engine.module.named_parameters():
+                    master = shards.assemble(name, shards.pieces(name), torch.float32)
+                    assert torch.equal(p.detach().flatten(), master.to(p.dtype)), name
+        pruner.check()
+        pruner.check_finished()
+        state = mask.states[0]
+        segment = state.shard.segments[-1]
+        assert state.keep is not None and segment.offset > 0
+        masked = int((state.keep[segment.part] == 0).nonzero()[0])
+        unit = int((~gate.state.keep[: gate.units.sizes[0]]).nonzero()[0])
+        shard, neurons = shards._places["model.layers.0.mlp.up_proj.weight"][0]
+        places = [
+            (state.shard.view, segment.offset + masked, "pruner weights: 1 pruned weights are not zero"),
+            (shards.forward_segment(segment), masked, "pruner weights: 1 pruned weights are not zero"),
+            (shard.view, neurons.offset + unit * neurons.shape[1], "1 weights of units that pruner gates has removed"),
+        ]
+        for weights, index, sentence in places:
+            assert not weights[index]
+            weights[index] = 0.5
+            with pytest.raises(PromiseBroken, match=sentence):
+                pruner.check()
+            weights[index] = 0.0
+        pruner.check()
+
+
+@pytest.mark.parametrize("more", [-0.25, 0.25])
+def test_a_final_selection_that_misses_the_budget_ends_the_run(more: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too few weights are as wrong as too many."""
+    config = CASE.config()
+    schedule = {"name": "one_shot", "start": 0, "hard": 1}
+    config.pruners = {"weights": masks("*.q_proj.weight", granularity="weight", scope="matrix", schedule=schedule)}
+    engine, pruner = one_rank.build(config, planted.student(CASE))
+    (mask,) = pruner.masks
+    mask.begin(0)
+    select = type(mask.granularity).select
+    monkeypatch.setattr(
+        type(mask.granularity), "select", lambda self, runs, target, *a: select(self, runs, target + more, *a)
+    )
+    asked = mask.target_weights
+    with pytest.raises(
+        PromiseBroken, match=re.escape(f"and not the {asked} that its budget of 0.5 asks for (")
+    ) as told:
+        mask.begin(1)
+    assert f"({int(2 * more * asked):+d})" in str(told.value)
+
+
+def test_the_norm_is_of_all_ranks() -> None:
+    """Three more ranks with the same gradients: the norm is twice as large."""
+    engine, pruner = one_rank.build(CASE.config(), planted.student(CASE))
+    engine.backward(planted.loss(engine, planted.micro_batches(CASE)[0][0], 0))
+    alone = float(pruner.masked_norm())
+    pruner.shards.comm = SimpleNamespace(sum=lambda tensor: 4 * tensor)  # type: ignore[assignment]
+    assert float(pruner.masked_norm()) == pytest.approx(2 * alone, rel=1e-6)
+    total = torch.cat([p.grad.flatten() for p in engine.module.parameters()]).norm()
+    assert alone == pytest.approx(float(total), rel=1e-6)
