@@ -34,7 +34,8 @@ def deepspeed_alone() -> Iterator[None]:
     from deepspeed.comm import comm
     from deepspeed.utils import groups
 
-    found, backend = dict(vars(groups)), comm.cdb
+    known: dict[str, Any] = groups.__dict__  # type: ignore[assignment]
+    found, backend = dict(known), comm.cdb
     with pytest.MonkeyPatch.context() as patch:
         for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             patch.setenv(key, value)
@@ -42,7 +43,7 @@ def deepspeed_alone() -> Iterator[None]:
         try:
             yield
         finally:
-            vars(groups).update(found)
+            known.update(found)
             comm.cdb = backend
 
 

@@ -115,7 +115,8 @@ def test_a_skipped_step_changes_nothing(where: str, value: float) -> None:
         if where == "a gate":
             pruner.gates[0].forward.hooks[1].z.grad[3] = value  # type: ignore[union-attr, index]
         else:
-            engine.module.model.layers[1].mlp.up_proj.weight.grad[3, 5] = value
+            model: Any = engine.module.model
+            model.layers[1].mlp.up_proj.weight.grad[3, 5] = value
         before = {key: tensor.clone() for key, tensor in pruner.state()[0].items()}, pruner.state()[1]
         weights = [p.detach().clone() for p in engine.module.parameters()]
         stats = pruner.step(t, begin_next=False)
@@ -133,6 +134,7 @@ def test_the_scale_of_the_loss_is_taken_out_of_the_evidence(method: str) -> None
     case = Case(method, ("ffn",), options=SMOOTHED if method == "l0" else {})
     found = []
     for scale in (1.0, 8.0):
+        engine: Any
         engine, pruner = one_rank.build(case.config(), planted.student(case))
         engine.optimizer.loss_scale, engine.fp16_enabled = scale, lambda: True
         engine.backward(scale * planted.loss(engine, planted.micro_batches(case)[0][0], 0))

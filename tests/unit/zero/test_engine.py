@@ -168,7 +168,7 @@ def test_prunable_weights_have_groups_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("implementation", ["foreach", "loop"])
-def test_the_optimizer_has_the_settings_of_the_config(implementation: str) -> None:
+def test_the_optimizer_has_the_settings_of_the_config(implementation: Any) -> None:
     model = torch.nn.Linear(2, 2)
     optim = OptimConfig(lr=0.5, betas=[0.8, 0.95], eps=1e-4, weight_decay=0.1, implementation=implementation)
     built = engine.build_optimizer(engine.param_groups(model, optim, {}), optim)
