@@ -36,7 +36,6 @@ def main(arguments: Sequence[str]) -> int:
     from pat.config import cluster as clusters
     from pat.config.compose import compose
     from pat.launch import slurm
-    from pat.training import preflight
 
     of_cluster, overrides = clusters.split(options.overrides)
     cluster = clusters.load(options.cluster, of_cluster, options.config_dir)
@@ -56,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
             print(slurm.script(config, cluster), end="")
             return ExitCode.DONE
         if cluster.offline:
+            from pat.training import preflight  # heavy
+
             preflight.fetch(config)
         job = slurm.submit(config, cluster)
         run = Path(config.run.dir)
