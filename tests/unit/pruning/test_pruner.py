@@ -222,5 +222,5 @@ def test_the_norm_is_of_all_ranks() -> None:
     alone = float(pruner.masked_norm())
     pruner.shards.comm = SimpleNamespace(sum=lambda tensor: 4 * tensor)  # type: ignore[assignment]
     assert float(pruner.masked_norm()) == pytest.approx(2 * alone, rel=1e-6)
-    total = torch.cat([p.grad.flatten() for p in engine.module.parameters()]).norm()
+    total = torch.cat([p.grad.flatten() for p in engine.module.parameters()]).norm()  # type: ignore[union-attr]
     assert alone == pytest.approx(float(total), rel=1e-6)
