@@ -19,11 +19,8 @@ from pat.training import setup, summary
 from pat.training.divergence import Diverged
 from pat.training.learning_rate import lr_factor
 from pat.training.metrics import Window
-from pat.training.preflight import prepare
 from pat.training.state import Training
 from pat.zero.engine import set_lr
-
-__all__ = ["main", "prepare"]
 
 
 class Preempted(RuntimeError):
@@ -184,8 +181,6 @@ def evaluate(training: Training, title: str = "eval") -> tuple[dict[str, float],
     training.tracker.log(line, training.progress.step)
     if not all(map(math.isfinite, metrics.values())):
         raise Diverged(f"the evaluation at step {training.progress.step} gave {metrics}")
-    if title == "eval" and "loss" in metrics:
-        training.bound.refuse(metrics["loss"])
     return metrics, sums
 
 
@@ -227,7 +222,7 @@ def finish(training: Training) -> None:
         evaluate_saved(training, training.due.variants(training.pruner.totals))
     elif progress.saved_step != progress.step:  # stopped early, by an evaluation that was not the best
         save(training)
-    learned_nothing = training.bound.learned_nothing(progress.metrics or {})
+    learned_nothing = training.bound.learned_nothing()
     if learned_nothing:
         training.tracker.warn("no better than chance", learned_nothing)
     training.tracker.summary(summary.summary(training))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from pat.pruning.schedules import Ramp
 from pat.schema import LATELY, Config
 from pat.training.progress import Progress
 
 WORSE = 3.0  # times what the model knew before the first step, or what knowing nothing costs: a jump of sparsity may
-
 KNOWS = 0.99  # of the loss of guessing: a model that has learned something is below
 FP16_START = 25  # fp16's loss scale begins at 2^16 and halves at each skipped step, until the first finite gradient
 
@@ -71,6 +69,7 @@ class LossBound:
     def __init__(self, config: Config, progress: Progress, chance: float) -> None:
         self.config, self.progress, self.chance = config, progress, chance
         self.starts = bounded_from(config)
+        self.last: float | None = None  # the mean loss of the last line of this start
 
     @property
     def limit(self) -> float:
@@ -91,18 +90,22 @@ class LossBound:
             f"loss before the first step {loss:.4g}; above {self.limit:.4g} the run stops as diverged (train.max_loss)"
         )
 
-    def learned_nothing(self, metrics: Mapping[str, float]) -> str | None:
-        """A warning where the last evaluation's loss is that of a model that knows nothing, or worse."""
-        loss = metrics.get("loss")
-        if loss is None or not self.chance or loss < KNOWS * self.chance:  # of a regression nobody knows
+    def learned_nothing(self) -> str | None:
+        """A warning where the last training loss is that of a model that knows nothing, or worse.
+
+        Not the evaluation's: a classifier that is too sure of itself has a high loss there, and yet it has learned. A
+        teacher's part is in the loss, and of a regression nobody knows what guessing costs: nothing is said there.
+        """
+        loss = self.last
+        if loss is None or not self.chance or self.config.distill.teacher or loss < KNOWS * self.chance:
             return None
         return (
-            f"the loss at the end, {loss:.4g}, is that of guessing ({self.chance:.4g}): the model has learned nothing. "
-            "Try a lower optim.lr, more steps, or less sparsity"
+            f"the training loss at the end, {loss:.4g}, is that of guessing ({self.chance:.4g}): the model has learned "
+            "nothing. Try a lower optim.lr, more steps, or less sparsity"
         )
 
     def refuse(self, loss: float) -> None:
         """Raises Diverged when the mean loss is NaN, infinite or above the limit."""
-        step, limit = self.progress.step, self.limit
+        step, limit, self.last = self.progress.step, self.limit, loss
         if is_bad(loss, limit if step > self.starts else math.inf):
             raise Diverged(f"the loss is {loss:.4g} at step {step}, above {limit:.4g} (train.max_loss)")

@@ -9,12 +9,9 @@ import torch
 
 from pat.run.directory import HOST
 from pat.training import divergence, hardware
-from pat.training.divergence import Diverged
 from pat.training.learning_rate import lr_factor
 from pat.training.state import Training
 from pat.training.stragglers import Pace, SlowRanks
-
-__all__ = ["Diverged", "Window"]
 
 
 class Window:

@@ -157,10 +157,13 @@ def test_a_teachers_hidden_states_ramp_in_before_the_bound_holds() -> None:
 @pytest.mark.parametrize("loss, warned", [(0.69, True), (9.0, True), (0.68, False)])
 def test_a_model_at_the_loss_of_guessing_is_told(loss: float, warned: bool) -> None:
     """A run at four times the usable learning rate ended `done, accuracy 0.4967` without a hint."""
-    bound = divergence.LossBound(config(), Progress(), math.log(2))
-    said = bound.learned_nothing({"accuracy": 0.5, "loss": loss})
-    assert bool(said) is warned
-    assert divergence.LossBound(config(), Progress(), 0.0).learned_nothing({"loss": loss}) is None
+    for chance, teacher, expected in ((math.log(2), None, warned), (math.log(2), "t", False), (0.0, None, False)):
+        made = config(max_loss=100.0)
+        made.distill.teacher = teacher
+        bound = divergence.LossBound(made, Progress(), chance)
+        assert bound.learned_nothing() is None
+        bound.refuse(loss)
+        assert bool(bound.learned_nothing()) is expected
 
 
 def test_chance_is_of_classes_or_of_the_vocabulary() -> None:
