@@ -126,9 +126,6 @@ ACCEPTED: dict[str, str] = {  # "FILE: what" -> why nobody needs to see it
     "pat/integrations/attach.py: begin left out after a load": (
         "each step begins the next one before anything can be saved, so that what was loaded has begun"
     ),
-    "pat/pruning/schedules/__init__.py: hard after the last step": (
-        "no step can be after the last one: whole numbers are refused before, fractions end with the run"
-    ),
 }
 
 

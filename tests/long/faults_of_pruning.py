@@ -467,7 +467,6 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "the full target a step late",
         ),
         ("(t - self.start) / (self.end - self.start)\n", "t / self.end\n", "progress from step 0"),
-        ("if hard >= num_steps:", "if hard > num_steps:", "hard after the last step"),
     ],
     "pat/pruning/schedules/ramps.py": [
         ("final + (initial - final) * (1.0 - u) ** 3", "final + (initial - final) * (1.0 - u) ** 2", "a square ramp"),

@@ -53,11 +53,6 @@ class Schedule(ABC):
                 f"The mask would become permanent at step {hard}, before the schedule ends at step {end}: "
                 "raise schedule.hard or leave it null."
             )
-        if hard >= num_steps:
-            raise ValueError(
-                f"The schedule makes the mask permanent at step {hard}, after the run's last step {num_steps - 1}: "
-                "lower schedule.end and schedule.hard or raise train.num_steps."
-            )
         return Timeline(self, start, end, hard, num_steps)
 
 
