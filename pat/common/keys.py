@@ -140,11 +140,14 @@ def options(annotation: Any) -> tuple[Any, ...]:
 
 
 def choices(annotation: Any) -> list[Any]:
-    """The values that a Literal allows, None last; [] for any other type."""
+    """The values that a Literal allows, in order of their names, None last; [] for any other type.
+
+    Not in the order of the Literal: Python may return an equal union that some other package wrote in another order.
+    """
     found = options(annotation)
     literals = [value for option in found if get_origin(option) is Literal for value in get_args(option)]
     others = [option for option in found if get_origin(option) is not Literal and option is not type(None)]
-    return [] if others or not literals else literals + [None] * (type(None) in found)
+    return [] if others or not literals else sorted(literals, key=str) + [None] * (type(None) in found)
 
 
 def words(annotation: Any) -> str:
@@ -152,7 +155,7 @@ def words(annotation: Any) -> str:
     named = []
     for option in options(annotation):
         if get_origin(option) is Literal:
-            named += [str(value) for value in get_args(option)]
+            named += sorted(str(value) for value in get_args(option))
         else:
             named.append(_WORDS.get(get_origin(option) or option, str(option)))
     return " or ".join(named)

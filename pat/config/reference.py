@@ -284,6 +284,8 @@ def _for_editors(node: Any) -> None:
         if kind := node.pop("x-method", None):  # a name, or fields of one: recipes leave `name` to the defaults list
             names = registry.names(kind)
             node["anyOf"] = [{"type": "null"}, {"enum": names}, *({"$ref": f"#/$defs/{kind}.{name}"} for name in names)]
+        if isinstance(node.get("enum"), list):
+            node["enum"] = sorted(node["enum"], key=str)  # see choices
         if node.get("type") in ("integer", "number", "boolean"):
             node |= {"type": [node["type"], "string"], "pattern": r"^(\$\{|\?\?\?)"}
         for item in node.values():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 
 from pat.common import ignored
-from pat.common.keys import MISSING, Section, default_of
+from pat.common.keys import MISSING, Section, choices, default_of, words
 from pat.config import compose, places, reference
 from pat.pruning import registry
 from pat.schema import Config, DataConfig, OptimConfig, PrunerConfig, TrainConfig
@@ -210,3 +210,10 @@ def test_a_config_changes_by_a_validated_copy() -> None:
     with pytest.raises(ValueError):
         config.changed(train__num_steps=0)
     assert TrainConfig().num_steps == MISSING, "no default for a choice of the user's"
+
+
+def test_choices_are_in_one_order_whatever_was_imported_before() -> None:
+    """Python caches unions by equality, and two orders of a Literal are equal: the first one written is returned."""
+    Literal["low", "high"] | None  # noqa: B018  # as another package might have written it
+    assert choices(Literal["high", "low"] | None) == ["high", "low", None]
+    assert words(Literal["high", "low"] | int) == "high or low or a whole number"
