@@ -186,7 +186,9 @@ class TrainConfig(Section):
     eval_every: int | None = key(None, "steps; null: at the end only", ge=1)
     eval_batch_size: int | None = key(None, "per rank; null: micro_batch_size", ge=1)
     checkpoint_every: int | None = key(None, "steps", ge=1)
-    checkpoint_every_min: float | None = key(30.0, "minutes; the first of both that is due; null: by steps only", gt=0)
+    checkpoint_every_minutes: float | None = key(
+        30.0, "minutes; the first of both that is due; null: by steps only", gt=0
+    )
     keep_last: int = key(2, "checkpoints; the best one is kept besides", ge=1)
     best_metric: str | None = key(None, "by which the best is chosen; null: the task's own")
     early_stopping_patience: int | None = key(

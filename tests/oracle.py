@@ -114,7 +114,7 @@ def run(
         with torch.no_grad():
             if timeline.is_selection_step(t):
                 masks = _select(params, scores, timeline, t, settings)
-            if t == timeline.hard:
+            if t == timeline.hard_from:
                 for name in pruned:
                     params[name].mul_(masks[name])
                     for key in ("exp_avg", "exp_avg_sq"):
@@ -220,7 +220,7 @@ def _select(
         groups = [list(ranks)] if settings.scope == "global" else [[n] for n in ranks]
         for names in groups:
             _add_prior(ranks, {n: params[n].detach().square() for n in names}, settings.prior_steps / t)
-    if settings.criterion == "soft_movement" and t < timeline.hard:
+    if settings.criterion == "soft_movement" and t < timeline.hard_from:
         return {n: (torch.sigmoid(r) > settings.tau).to(r.dtype) for n, r in ranks.items()}
     target = timeline.target(t, settings.sparsity)
     groups = [list(ranks)] if settings.scope == "global" else [[n] for n in ranks]

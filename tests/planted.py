@@ -86,9 +86,9 @@ class Case:
     def budget_settings(self) -> dict[str, Any]:
         """As a config has it: just what the planted units need."""
         if self.budget == "shape":
-            return {"name": "shape", "keep": {name: KEPT[name] for name in self.structures}, "stock": False}
+            return {"name": "shape", "keep": {name: KEPT[name] for name in self.structures}, "hf_compatible": False}
         sizes = {"flops": {"seq_len": TOKENS}, "memory": {"context": 50, "batch": 3}}.get(self.budget, {})
-        given = {"name": self.budget, "stock": False, "per_layer": self.per_layer, **sizes}
+        given = {"name": self.budget, "hf_compatible": False, "per_layer": self.per_layer, **sizes}
         right = planted(self.shape, self.structures)
         dense = {name: torch.ones_like(flags) for name, flags in right.items()}
         full, left = (cost(self.shape, given, flags) for flags in (dense, right))
@@ -99,12 +99,12 @@ class Case:
     def schedule(self) -> dict[str, Any]:
         """A ramp to the shape; a cost budget at once, as on the way many choices are about as good."""
         if self.method == "movement":
-            return {"name": "one_shot", "start": 7, "hard": 8}  # the scores are those of open gates
+            return {"name": "one_shot", "start": 7, "hard_from": 8}  # the scores are those of open gates
         if self.method in LEARNED:
-            return {"name": "cubic", "start": 2, "end": 6, "hard": 8, "initial": INITIAL * self.final_sparsity}
+            return {"name": "cubic", "start": 2, "end": 6, "hard_from": 8, "initial": INITIAL * self.final_sparsity}
         if self.budget == "shape":
-            return {"name": "cubic", "start": 3, "end": 7, "hard": 8, "every": 2}
-        return {"name": "one_shot", "start": 4, "hard": 8, "every": 2}
+            return {"name": "cubic", "start": 3, "end": 7, "hard_from": 8, "select_every": 2}
+        return {"name": "one_shot", "start": 4, "hard_from": 8, "select_every": 2}
 
     @property
     def final_sparsity(self) -> float:
@@ -133,7 +133,8 @@ class Case:
         options = {"learned": Options(**self.options)} if self.method in LEARNED else self.options
         return Settings(
             shape=self.shape, structures=self.structures, method=self.method, budget=self.budget_settings,
-            start=line["start"], end=line.get("end", line["start"]), hard=line["hard"], every=line.get("every", 1),
+            start=line["start"], end=line.get("end", line["start"]), hard=line["hard_from"],
+            every=line.get("select_every", 1),
             initial=INITIAL if "initial" in line else 0.0, ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY,
             max_norm=MAX_NORM, eps=EPS, **options,
         )  # fmt: skip

@@ -5,9 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+# Old names of keys, which scripts and frozen configs of older versions hold.
+RENAMED = {
+    "checkpoint_every_min": "checkpoint_every_minutes",
+    "every": "select_every",
+    "hard": "hard_from",
+    "stock": "hf_compatible",
+}
+
 
 def did_you_mean(given: str, allowed: Sequence[str]) -> str:
-    """`; did you mean NAME?`, or nothing where no name is close."""
+    """`; did you mean NAME?`, or that it has a new name, or nothing where no name is close."""
+    if RENAMED.get(given) in allowed:
+        return f"; {given} is called {RENAMED[given]} now"
     close = difflib.get_close_matches(given, allowed, 1)
     return f"; did you mean {close[0]}?" if close else ""
 

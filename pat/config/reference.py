@@ -58,7 +58,7 @@ _EXAMPLE = """\
 #       scope: global                                          # {scope}
 #       allow_empty_matrices: false                            # {allow_empty_matrices}
 #       budget: {{sparsity: 0.9}}                                # fraction removed at the end, in [0, 1)
-#       schedule: {{start: 0.1, end: 0.7, hard: 0.8, every: 10}} # steps (whole numbers) or fractions (with a point)
+#       schedule: {{start: 0.1, end: 0.7, hard_from: 0.8, select_every: 9}} # steps, or fractions with a point
 #       masked_grad: {{name: zero, sr_ste: 0.0}}                 # {masked_grad}
 #
 # Or of structures, which are gone in the exported model: it is smaller and faster. `narrow`, as a recipe writes it:
@@ -70,7 +70,7 @@ _EXAMPLE = """\
 #       structures: [ffn, kv_groups]                           # {structures}
 #       gate: {{lr: 0.1}}                                        # or, of a gate that ranks: {{fade: 10}}
 #       budget: {{keep: {{ffn: 768, kv_groups: 2}}}}               # of every layer; of parameters: {{sparsity: 0.3}}
-#       schedule: {{start: 0.1, end: 0.6, hard: 0.7}}            # initial: the sparsity at `start`
+#       schedule: {{start: 0.1, end: 0.6, hard_from: 0.7}}       # initial: the sparsity at `start`
 #
 # What a group line selects are four methods (three of structures), each of which can be named by itself, in a recipe
 # `- /criterion@pruners.weights.criterion: taylor`, on the command line pruners.weights.criterion.name=taylor:

@@ -37,7 +37,7 @@ def configs(folder: Path, ranks: int) -> dict[int, Config]:
             f"engine.world_size={ranks}", f"engine.zero_stage={stage}", f"run.dir={stage_dir(folder, stage)}",
             f"train.num_steps={STEPS}", f"train.checkpoint_every={HALF}", "train.eval_every=null",
             f"train.global_batch_size={batch}", f"data.cache_dir={folder / 'cache'}",
-            "pruners.weights.schedule={start: 1, end: 6, hard: 6, every: 2}",
+            "pruners.weights.schedule={start: 1, end: 6, hard_from: 6, select_every: 2}",
         ]  # fmt: skip
         compose(overrides, lambda config, stage=stage: found.update({stage: config}) or 0)
     return found

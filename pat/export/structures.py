@@ -85,7 +85,7 @@ def structures(reader: CheckpointReader, config: Config, hf_config: Any, model: 
     flags = {site: keep for gate in gates for site, keep in gate.keep_flags().items()}
     if not hard.pop():
         flags = {site: torch.ones_like(keep) for site, keep in flags.items()}
-    stock = all(gate.budget.stock for gate in gates)
+    stock = all(gate.budget.hf_compatible for gate in gates)
     keep = {site: flag.bool() for site, flag in flags.items()}
     folded = {site: torch.where(keep[site], value, torch.ones_like(value)) for site, value in z.items()}
     return Structures(gates, slicing(hf_config, gates[0].anatomy, sites, keep, folded, stock), z)

@@ -33,10 +33,11 @@ def check(gate: GatePruner, mask: MaskPruner) -> None:
                     f"pruners.{gate.name} takes {part.per_unit} of the inputs of {part.parameter} at a time, which "
                     f"cuts the groups of {m} of pruners.{mask.name}: exclude it and its like from the masks"
                 )
-    if mask.timeline.start < gate.timeline.hard:
+    if mask.timeline.start < gate.timeline.hard_from:
         raise ValueError(
-            f"{pair}, from step {mask.timeline.start}, but the gates are hard only at step {gate.timeline.hard}: set "
-            f"pruners.{mask.name}.schedule.start to {gate.timeline.hard} or later, or exclude {first} and its like"
+            f"{pair}, from step {mask.timeline.start}, but the gates are hard only at step "
+            f"{gate.timeline.hard_from}: set "
+            f"pruners.{mask.name}.schedule.start to {gate.timeline.hard_from} or later, or exclude {first} and its like"
         )
 
 

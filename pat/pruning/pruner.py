@@ -260,7 +260,7 @@ class Pruner:
         for pruner in self.pruners:
             if not pruner.hardened:
                 raise PromiseBroken(
-                    f"pruner {pruner.name} never reached its hard phase (step {pruner.timeline.hard}): "
+                    f"pruner {pruner.name} never reached its hard phase (step {pruner.timeline.hard_from}): "
                     "the steps from there on were skipped"
                 )
 

@@ -21,7 +21,7 @@ def moves(pruner: MaskPruner | GatePruner) -> Moves:
     line, reached = pruner.timeline, 0.0
     found: list[tuple[int, float]] = []
     continuous = _continuous(pruner)
-    for t in range(line.hard if _by_threshold(pruner) else line.start, line.hard + 1):
+    for t in range(line.hard_from if _by_threshold(pruner) else line.start, line.hard_from + 1):
         if continuous or line.is_selection_step(t):
             target = pruner.target(t)
             if target > reached:
@@ -36,14 +36,14 @@ def in_words(pruner: MaskPruner | GatePruner) -> str:
     shown = found if len(found) <= SHOWN else [found[i * (len(found) - 1) // (SHOWN - 1)] for i in range(SHOWN)]
     told = ", ".join(f"{percent(target)} at step {t}" for t, target in shown)
     if _by_threshold(pruner):
-        how = f"a threshold decides from step {line.start} on, the budget at step {line.hard}: {told}"
+        how = f"a threshold decides from step {line.start} on, the budget at step {line.hard_from}: {told}"
     elif len(found) == 1:
         how = f"all at once: {told}"
     else:
-        every = f" every {line.every} steps" if line.every > 1 and not _continuous(pruner) else ""
+        every = f" every {line.select_every} steps" if line.select_every > 1 and not _continuous(pruner) else ""
         how = f"{len(found)} rises{every}: {told}"
-    left = line.num_steps - line.hard
-    return f"{_steps(line.start)} dense; {how}; permanent from step {line.hard}, {_steps(left)} left to recover"
+    left = line.num_steps - line.hard_from
+    return f"{_steps(line.start)} dense; {how}; permanent from step {line.hard_from}, {_steps(left)} left to recover"
 
 
 def warnings(pruner: MaskPruner | GatePruner) -> list[str]:
@@ -56,20 +56,23 @@ def warnings(pruner: MaskPruner | GatePruner) -> list[str]:
     judged = not _by_threshold(pruner) and _rises_by(pruner, JUMP)
     ramped = line.schedule.needs_end and judged
     if rise > JUMP and judged:
-        mend = "lower `every`, or let `end` come later" if ramped else "take a schedule that ramps, such as cubic"
+        mend = (
+            "lower `select_every`, or let `end` come later" if ramped else "take a schedule that ramps, such as cubic"
+        )
         said.append(
             f"{place}: sparsity jumps by {round(100 * rise)} points at step {found[index][0]}, from "
             f"{percent(before[index])} to {percent(found[index][1])}: {mend}"
         )
     if ramped and 1 < len(found) < FEW and found[-1][1] > JUMP:
         said.append(
-            f"{place}: only {len(found)} selections on the way to {percent(found[-1][1])}: lower `every` ({line.every})"
+            f"{place}: only {len(found)} selections on the way to {percent(found[-1][1])}: lower `select_every` "
+            f"({line.select_every})"
         )
-    left = line.num_steps - line.hard
+    left = line.num_steps - line.hard_from
     if left <= max(1, RECOVERY * line.num_steps):
         said.append(
-            f"{place}: the last selection is at step {line.hard} of {line.num_steps}, with {_steps(left)} left to "
-            "recover: let `end` and `hard` come earlier, such as 0.7"
+            f"{place}: the last selection is at step {line.hard_from} of {line.num_steps}, with {_steps(left)} left to "
+            "recover: let `end` and `hard_from` come earlier, such as 0.7"
         )
     return said
 

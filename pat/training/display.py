@@ -53,8 +53,8 @@ class Remaining:
         train, left = self.train, self.train.num_steps - step
         training_s = left * self.step_s / max(1, self.steps)
         saves = _due(step, train.num_steps, train.checkpoint_every)
-        if train.checkpoint_every_min is not None:
-            saves += int(training_s / (60 * train.checkpoint_every_min))
+        if train.checkpoint_every_minutes is not None:
+            saves += int(training_s / (60 * train.checkpoint_every_minutes))
         evaluations = _due(step, train.num_steps, train.eval_every)
         return training_s + saves * _mean(self.saves) + evaluations * _mean(self.evaluations)
 

@@ -64,8 +64,8 @@ def describe(config: Config) -> str:
             f"{units:,}",
             f"{removed:,} units",
             f"0-{line.start}",
-            f"{line.start}-{line.hard}",
-            f"step {line.hard}",
+            f"{line.start}-{line.hard_from}",
+            f"step {line.hard_from}",
             size_in_words(soft),
             size_in_words(mask.numel * HARD_BYTES / ranks),
         )
@@ -78,8 +78,8 @@ def describe(config: Config) -> str:
             f"{sum(gate.units.sizes):,}",
             f"{gate.target_weights:,} weights",
             f"0-{line.start}",
-            f"{line.start}-{line.hard}",
-            f"step {line.hard}",
+            f"{line.start}-{line.hard_from}",
+            f"step {line.hard_from}",
             state,
             state,
         )

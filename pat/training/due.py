@@ -23,7 +23,7 @@ class Due:
 
     def checkpoint(self) -> bool:
         """By steps, or by this rank's clock."""
-        every, minutes = self.train.checkpoint_every, self.train.checkpoint_every_min
+        every, minutes = self.train.checkpoint_every, self.train.checkpoint_every_minutes
         by_steps = bool(every) and self.progress.step % every == 0
         return by_steps or (minutes is not None and time.monotonic() - self.last_save >= 60 * minutes)
 

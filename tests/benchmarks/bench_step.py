@@ -48,7 +48,7 @@ def make(kind: str, layers: int, tokens: int) -> Trained:
             structures=["ffn", "kv_groups"],
             gate="l0" if kind == "l0" else "movement",
             budget={"name": "shape", "keep": {"ffn": 768, "kv_groups": 2}},
-            schedule={"name": "linear", "start": 0 if kind == "l0" else 9_998, "end": 9_999, "every": EVERY},
+            schedule={"name": "linear", "start": 0 if kind == "l0" else 9_998, "end": 9_999, "select_every": EVERY},
         )
     if kind in MASKS:
         start, end = (0, 9_999) if kind == "soft" else (0, 1)
@@ -57,7 +57,7 @@ def make(kind: str, layers: int, tokens: int) -> Trained:
             granularity="weight",
             criterion="movement",
             budget={"name": "sparsity", "sparsity": 0.9},
-            schedule={"name": "cubic", "start": start, "end": end, "every": EVERY if kind == "soft" else 1},
+            schedule={"name": "cubic", "start": start, "end": end, "select_every": EVERY if kind == "soft" else 1},
         )
     torch.manual_seed(0)
     shape = LlamaConfig(

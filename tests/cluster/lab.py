@@ -30,8 +30,8 @@ RUN = [
     "train.eval_every=140",
     "train.checkpoint_every=40",
     "pruners.weights.schedule.end=90",
-    "pruners.weights.schedule.hard=90",
-    "pruners.weights.schedule.every=15",
+    "pruners.weights.schedule.hard_from=90",
+    "pruners.weights.schedule.select_every=15",
 ]
 PATIENCE_S = 400.0  # for anything to happen, on a machine that does other things
 

@@ -112,7 +112,7 @@ def test_a_node_dies_and_comes_back(lab: Lab, undisturbed: dict[str, Any], tmp_p
 
 
 def test_several_jobs_an_array_and_a_run_from_its_folder(lab: Lab, tmp_path: Path) -> None:
-    short = ["train.num_steps=10", "pruners.weights.schedule.end=8", "pruners.weights.schedule.hard=8"]
+    short = ["train.num_steps=10", "pruners.weights.schedule.end=8", "pruners.weights.schedule.hard_from=8"]
     name = "run.dir=" + str(tmp_path) + "/${seed}"
     lab.submit(tmp_path, "-m", "seed=0,1", name, *short, "train.eval_every=null", "cluster.nodes=1")
     jobs = [Job(lab, RunDir(tmp_path / seed)) for seed in ("0", "1")]
@@ -129,7 +129,7 @@ def test_several_jobs_an_array_and_a_run_from_its_folder(lab: Lab, tmp_path: Pat
 
 def test_a_sweep_of_jobs(lab: Lab, tmp_path: Path) -> None:
     """One of them cannot work, which costs only itself; the others end in one table."""
-    short = ["train.num_steps=10", "pruners.weights.schedule.end=8", "pruners.weights.schedule.hard=8"]
+    short = ["train.num_steps=10", "pruners.weights.schedule.end=8", "pruners.weights.schedule.hard_from=8"]
     limits = "train.max_loss=50,60,0.001"  # the last has diverged at once
     command = ["sweep", "--cluster", str(lab.settings()), "cluster.nodes=1", *RUN, *short, limits]
     done = lab.run("-m", "pat.cli", *command, "train.eval_every=null", "train.log_every=1", f"--out={tmp_path / 's'}")

@@ -129,12 +129,12 @@ GATES: dict[str, dict[str, Any]] = {
     "sublayers": {
         "gate": "taylor",
         "structures": ["attention_layers", "mlp_layers"],
-        "budget": {"name": "shape", "keep": {"attention_layers": 1, "mlp_layers": 1}, "stock": False},
+        "budget": {"name": "shape", "keep": {"attention_layers": 1, "mlp_layers": 1}, "hf_compatible": False},
     },
     "sandwich": {  # gates after norms that multiply by 1 + weight
         "gate": {"name": "l0", "initial": 1.0},
         "structures": ["attention_layers", "mlp_layers"],
-        "budget": {"name": "shape", "keep": {"attention_layers": 1, "mlp_layers": 1}, "stock": False},
+        "budget": {"name": "shape", "keep": {"attention_layers": 1, "mlp_layers": 1}, "hf_compatible": False},
         "shape": {"model_type": "gemma2"},
     },
 }
@@ -142,7 +142,7 @@ GATES: dict[str, dict[str, Any]] = {
 
 def pruner_config(kind: str, **schedule: Any) -> PrunerConfig:
     """One of PRUNERS or GATES, soft from step 2 and hard at step 8."""
-    ramp = {"name": "cubic", "start": 2, "end": 8, "every": 2} | schedule
+    ramp = {"name": "cubic", "start": 2, "end": 8, "select_every": 2} | schedule
     if kind in GATES:
         spec = GATES[kind]
         structures = spec.get("structures", ["ffn", "kv_groups"])

@@ -29,8 +29,8 @@ SHORT = [
     "train.num_steps=3",
     "pruners.weights.schedule.start=0",
     "pruners.weights.schedule.end=1",
-    "pruners.weights.schedule.hard=1",
-    "pruners.weights.schedule.every=1",
+    "pruners.weights.schedule.hard_from=1",
+    "pruners.weights.schedule.select_every=1",
 ]
 PAT = [sys.executable, "-m", "pat.cli", "train", *SHORT]
 BIN = Path(sys.executable).parent

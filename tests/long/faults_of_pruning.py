@@ -195,7 +195,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ('f"{seed} {name} {t}"', 'f"{seed} {t}"', "two pruners share their noise"),
         ('f"{seed} {name} {t}"', 'f"{seed} {name}"', "every step has the same noise"),
-        ("(t + 1 - (line.hard - length)) / length", "(t - (line.hard - length)) / length", "closing a step late"),
+        (
+            "(t + 1 - (line.hard_from - length)) / length",
+            "(t - (line.hard_from - length)) / length",
+            "closing a step late",
+        ),
     ],
     "pat/pruning/gates/__init__.py": [
         ("torch.lerp(evidence, score, decay)", "torch.lerp(score, evidence, decay)", "average with decay swapped"),
@@ -382,7 +386,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/weights/pruner.py": [
         ("if self.hardened or t < line.start:", "if self.hardened or t <= line.start:", "pruning starts a step late"),
-        ("        if t >= line.hard:\n", "        if t > line.hard:\n", "hard a step late"),
+        ("        if t >= line.hard_from:\n", "        if t > line.hard_from:\n", "hard a step late"),
         (
             "if self.criterion.threshold is not None and not hard:",
             "if self.criterion.threshold is not None:",
@@ -417,7 +421,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/nested.py": [
         (
-            "if mask.timeline.start < gate.timeline.hard:",
+            "if mask.timeline.start < gate.timeline.hard_from:",
             "if mask.timeline.start < gate.timeline.start:",
             "masks before the gates are hard",
         ),
@@ -458,9 +462,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/schedules/__init__.py": [
         ('return "dense" if t < self.start else', 'return "dense" if t <= self.start else', "dense a step too long"),
-        ('"soft" if t < self.hard else "hard"', '"soft" if t <= self.hard else "hard"', "soft a step too long"),
-        ("or t in (self.end, self.hard)", "or t == self.hard", "no selection at the end of the ramp"),
-        ("(t - self.start) % self.every == 0", "t % self.every == 0", "selections counted from step 0"),
+        (
+            '"soft" if t < self.hard_from else "hard"',
+            '"soft" if t <= self.hard_from else "hard"',
+            "soft a step too long",
+        ),
+        ("or t in (self.end, self.hard_from)", "or t == self.hard_from", "no selection at the end of the ramp"),
+        ("(t - self.start) % self.select_every == 0", "t % self.every == 0", "selections counted from step 0"),
         (
             "        if t >= self.end:\n            return final",
             "        if t > self.end:\n            return final",

@@ -36,10 +36,10 @@ class StructureBudget(ABC):
 
     name: str = ""
     sparsity: float = field(kw_only=True)  # at the end of the schedule
-    per_layer: bool = field(default=False, kw_only=True)  # a width for every layer; needs stock=false
+    per_layer: bool = field(default=False, kw_only=True)  # a width for every layer; needs hf_compatible=false
     multiple_of: int | None = field(default=None, kw_only=True)  # of neurons; null: 64 where the width is, else 1
     tensor_parallel: int = field(default=1, kw_only=True)  # ranks that serving splits heads and neurons over
-    stock: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
+    hf_compatible: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
 
     of_weights: ClassVar[bool] = False
     unit: ClassVar[str] = ""  # of the cost
@@ -50,12 +50,12 @@ class StructureBudget(ABC):
             raise ValueError(
                 f"budget.sparsity is {self.sparsity}, but must be at least 0 and below 1: 0.5 removes half."
             )
-        if self.per_layer and self.stock:
+        if self.per_layer and self.hf_compatible:
             raise ValueError(
                 "budget.per_layer=true leaves a width per layer, which stock from_pretrained cannot load: set "
-                "budget.stock=false and load the exported model with pat.export.load, or per_layer=false."
+                "budget.hf_compatible=false and load the exported model with pat.export.load, or per_layer=false."
             )
-        Limits(self.multiple_of, self.tensor_parallel, self.stock)
+        Limits(self.multiple_of, self.tensor_parallel, self.hf_compatible)
 
     @property
     def ties_sites(self) -> bool:
@@ -81,7 +81,7 @@ class StructureBudget(ABC):
         per_cost: bool = False,  # a score is per cost already, as a keep probability is: the lowest go first
     ) -> Choice:
         """The keep flags under `progress` of the sparsity."""
-        cost, limits = self.cost(anatomy), Limits(self.multiple_of, self.tensor_parallel, self.stock)
+        cost, limits = self.cost(anatomy), Limits(self.multiple_of, self.tensor_parallel, self.hf_compatible)
         dense = dense_widths(anatomy)
         full = cost.total(dense)
         removed = exact(self.sparsity) * exact(progress)

@@ -28,7 +28,7 @@ class Shape:
     keep: dict[str, int] = field(kw_only=True)  # per structure of the pruner
     multiple_of: int | None = field(default=None, kw_only=True)  # of neurons; null: 64 where the width is, else 1
     tensor_parallel: int = field(default=1, kw_only=True)  # ranks that serving splits heads and neurons over
-    stock: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
+    hf_compatible: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
 
     of_weights: ClassVar[bool] = False
     ties_sites: ClassVar[bool] = False  # each site has a constraint of its own
@@ -36,7 +36,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         """Refuse what is no shape."""
-        Limits(self.multiple_of, self.tensor_parallel, self.stock)
+        Limits(self.multiple_of, self.tensor_parallel, self.hf_compatible)
         if not isinstance(self.keep, Mapping) or not self.keep:
             raise ValueError("budget.keep is empty: name what is left of every structure, as {ffn: 768}.")
         for structure, count in self.keep.items():
@@ -56,7 +56,7 @@ class Shape:
             if count > group.full:
                 raise ValueError(f"budget.keep.{group.structure}={count} is more than the {group.full} {word} {where}.")
             if count not in group.counts:
-                limits = Limits(self.multiple_of, self.tensor_parallel, self.stock)
+                limits = Limits(self.multiple_of, self.tensor_parallel, self.hf_compatible)
                 raise ValueError(
                     f"budget.keep.{group.structure}: {limits.refusal(anatomy, group.sites[0], count)}; "
                     f"take {_near(group.counts, count)}."
@@ -96,7 +96,9 @@ class Shape:
         return [1.0 - self.keep[own[0].structure] / full[own[0].structure] for own in _narrowed_alike(sites)]
 
     def _groups(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Group]:
-        return groups(anatomy, sites, Limits(self.multiple_of, self.tensor_parallel, self.stock), per_layer=False)
+        return groups(
+            anatomy, sites, Limits(self.multiple_of, self.tensor_parallel, self.hf_compatible), per_layer=False
+        )
 
 
 def _narrowed_alike(sites: Sequence[Site]) -> list[list[Site]]:

@@ -1,6 +1,6 @@
 """Schedules: pure functions of the step. When the masks move, when they freeze, and how much is pruned until then.
 
-step   0 ......... start ................ end ........ hard ........... num_steps
+step   0 ......... start ................ end ..... hard_from ......... num_steps
 phase  dense       soft: s(t) rises       soft: s_f    hard: recovery
 """
 
@@ -20,8 +20,8 @@ class Schedule(ABC):
     name: str
     start: int | float = field(kw_only=True)  # first step of the soft phase
     end: int | float | None = field(kw_only=True)  # first step at the full target
-    hard: int | float | None = field(default=None, kw_only=True)  # step that makes the mask permanent; null: `end`
-    every: int = field(default=1, kw_only=True)  # steps between selections
+    hard_from: int | float | None = field(default=None, kw_only=True)  # step that makes the mask permanent; null: `end`
+    select_every: int = field(default=1, kw_only=True)  # steps between selections
     initial: float = field(default=0.0, kw_only=True)  # sparsity at `start`, in what the budget counts
 
     needs_end: ClassVar[bool] = True  # whether the ramp takes time
@@ -37,21 +37,21 @@ class Schedule(ABC):
 
     def resolve(self, num_steps: int) -> Timeline:
         """The schedule in the steps of one run; ValueError if it does not fit."""
-        if self.every < 1:
-            raise ValueError(f"schedule.every is {self.every}, but must be at least 1 step.")
+        if self.select_every < 1:
+            raise ValueError(f"schedule.select_every is {self.select_every}, but must be at least 1 step.")
         if not 0.0 <= self.initial < 1.0:
             raise ValueError(f"schedule.initial is {self.initial}, but must be at least 0 and below 1.")
         if self.end is None and self.needs_end:
             raise ValueError(f"schedule.end is null, but a {self.name} ramp needs a step or a fraction of the run.")
         start = absolute_step("schedule.start", self.start, num_steps)
         end = start if self.end is None else absolute_step("schedule.end", self.end, num_steps)
-        hard = end if self.hard is None else absolute_step("schedule.hard", self.hard, num_steps)
+        hard = end if self.hard_from is None else absolute_step("schedule.hard_from", self.hard_from, num_steps)
         if end < start:
             raise ValueError(f"The schedule ends at step {end}, before it starts at step {start}: raise schedule.end.")
         if hard < end:
             raise ValueError(
                 f"The mask would become permanent at step {hard}, before the schedule ends at step {end}: "
-                "raise schedule.hard or leave it null."
+                "raise schedule.hard_from or leave it null."
             )
         return Timeline(self, start, end, hard, num_steps)
 
@@ -63,17 +63,17 @@ class Timeline:
     schedule: Schedule
     start: int
     end: int
-    hard: int
+    hard_from: int
     num_steps: int
 
     @property
-    def every(self) -> int:
+    def select_every(self) -> int:
         """Steps between selections."""
-        return self.schedule.every
+        return self.schedule.select_every
 
     def phase(self, t: int) -> Literal["dense", "soft", "hard"]:
-        """Dense before `start`, soft before `hard`, hard from there on."""
-        return "dense" if t < self.start else "soft" if t < self.hard else "hard"
+        """Dense before `start`, soft before `hard_from`, hard from there on."""
+        return "dense" if t < self.start else "soft" if t < self.hard_from else "hard"
 
     def progress(self, t: int) -> float:
         """(t - start) / (end - start), clamped to [0, 1]; 1 from `end` on."""
@@ -91,10 +91,10 @@ class Timeline:
         return min(max(self.schedule.ramp(self.progress(t), initial, final), initial), final)
 
     def is_selection_step(self, t: int) -> bool:
-        """Every `every` steps of the soft phase, at `end`, and at `hard`, the last."""
-        if not self.start <= t <= self.hard:
+        """Every `select_every` steps of the soft phase, at `end`, and at `hard_from`, the last."""
+        if not self.start <= t <= self.hard_from:
             return False
-        return (t - self.start) % self.every == 0 or t in (self.end, self.hard)
+        return (t - self.start) % self.select_every == 0 or t in (self.end, self.hard_from)
 
 
 @dataclass(frozen=True)

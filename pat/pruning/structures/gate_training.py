@@ -35,8 +35,8 @@ class Moment:
     @classmethod
     def of(cls, line: Timeline, t: int, ramp: float) -> Moment:
         """A function of the step."""
-        length = max(1, round(CLOSING * (line.hard - line.start)))
-        closing = min(max((t + 1 - (line.hard - length)) / length, 0.0), 1.0)
+        length = max(1, round(CLOSING * (line.hard_from - line.start)))
+        closing = min(max((t + 1 - (line.hard_from - length)) / length, 0.0), 1.0)
         return cls(t, line.phase(t), ramp, closing)
 
 

@@ -137,7 +137,7 @@ class GatePruner:
         return (
             f"pruner {self.name}: {found['share_below_0.9']:.0%} of the kept gates ended below 0.9 (median "
             f"{found['median']:.2f}, lowest {found['lowest']:.2f}), so that what is kept is scaled down: lengthen "
-            f"the soft phase (pruners.{self.name}.schedule.hard), or lower pruners.{self.name}.gate.temperature"
+            f"the soft phase (pruners.{self.name}.schedule.hard_from), or lower pruners.{self.name}.gate.temperature"
         )
 
     def counts(self) -> dict[str, list[int]]:

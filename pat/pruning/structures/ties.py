@@ -43,10 +43,10 @@ def check_first_choice(
 ) -> None:
     """ValueError where the first units would be chosen before a step has given evidence."""
     ranked = isinstance(method, Ranked)
-    soft = [t for t in range(line.start, line.hard) if line.is_selection_step(t) and due(t)] if ranked else []
-    first = (soft or [line.hard])[0]
+    soft = [t for t in range(line.start, line.hard_from) if line.is_selection_step(t) and due(t)] if ranked else []
+    first = (soft or [line.hard_from])[0]
     if all_equal(score) and not any(training.learns(line.phase(t)) for t in range(first)):
         raise ValueError(
             f"pruners.{name} chooses units at step {first}, when gate {method.name} has learned from no step and all "
-            f"scores are equal: raise schedule.{'start' if ranked else 'hard'}, or rank by the weights (magnitude)"
+            f"scores are equal: raise schedule.{'start' if ranked else 'hard_from'}, or rank by the weights (magnitude)"
         )

@@ -130,7 +130,7 @@ class MaskPruner:
         if any(line.is_selection_step(u) for u in range(max(self.selected_at + 1, line.start), t + 1)):
             self._select(t)
             self.selected_at = t
-        if t >= line.hard:
+        if t >= line.hard_from:
             self._harden()
 
     def _enter_soft(self) -> None:
@@ -149,7 +149,7 @@ class MaskPruner:
                 if priors:
                     values = values + dense * dense * priors[s.name]
                 runs.append(state.run(s, values))
-        comm, hard = self.shards.comm, t >= self.timeline.hard
+        comm, hard = self.shards.comm, t >= self.timeline.hard_from
         if self.criterion.threshold is not None and not hard:
             self.granularity.select_threshold(runs, self.criterion.threshold, comm)
         else:
@@ -232,7 +232,7 @@ class MaskPruner:
     def _check_evidence(self) -> None:
         """ValueError where the first weights would go before a step has given evidence."""
         line, by_threshold = self.timeline, self.criterion.threshold is not None
-        at_once = line.hard == 0 if by_threshold else line.start == 0 and self.target(0) > 0.0
+        at_once = line.hard_from == 0 if by_threshold else line.start == 0 and self.target(0) > 0.0
         if at_once and starts_equal(self.criterion):
             raise ValueError(
                 f"pruners.{self.name} removes weights at step 0, when {self.criterion.name} has seen no gradient and "

@@ -71,8 +71,10 @@ def refused(run_dir: Path, *overrides: str) -> str:
             f"{P}.budget: shape counts structures",
             id="shape of weights",
         ),
-        pytest.param([f"{P}.schedule.hard=30"], f"{P}.schedule: ", id="schedule ends after the run"),
-        pytest.param([f"{P}.schedule.end=40", f"{P}.schedule.hard=40"], f"{P}.schedule: ", id="ramp after the run"),
+        pytest.param([f"{P}.schedule.hard_from=30"], f"{P}.schedule: ", id="schedule ends after the run"),
+        pytest.param(
+            [f"{P}.schedule.end=40", f"{P}.schedule.hard_from=40"], f"{P}.schedule: ", id="ramp after the run"
+        ),
         pytest.param(
             [N_OF_M, f"{P}.granularity.n=2", f"{P}.granularity.m=7"],
             "is not a multiple of m=7",

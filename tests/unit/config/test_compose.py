@@ -50,7 +50,7 @@ def test_every_recipe_composes_and_comes_back_from_its_file(recipe, tmp_path):
 def test_parity():
     config = composed(PARITY)
     assert (config.engine.world_size, config.engine.zero_stage, config.train.num_steps) == (2, 2, 30)
-    assert registry.build("schedule", config.pruners["weights"].schedule).resolve(30).hard == 20
+    assert registry.build("schedule", config.pruners["weights"].schedule).resolve(30).hard_from == 20
 
 
 def test_overrides():
@@ -123,7 +123,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         (f"{PARITY} model.config=3", "model.config must be a mapping, {key: value}, but is of type int"),
         (f"{PARITY} +pruners.x={{speed:3}}", "{'speed': 3} is no pruner: pruners.NAME is a mapping with keys out of"),
         (f"{PARITY} pruners.weights.criterion.name=nope", "there is no criterion called 'nope'; allowed: magnitude"),
-        (f"{PARITY} pruners.weights.schedule.last=3", "allowed in pruners.weights.schedule: end, every, hard"),
+        (f"{PARITY} pruners.weights.schedule.last=3", "allowed in pruners.weights.schedule: end, hard_from, initial"),
         (f"{PARITY} pruners.other.scope=matrix", "there is no key 'pruners.other'; allowed in pruners: weights"),
         (f"{PARITY} criterion@pruners.x.criterion=taylor", "did you mean criterion@pruners.weights.criterion"),
         ("criterion@pruners.x.criterion=taylor", "defaults list must say `- /criterion@pruners.x.criterion: OPTION`"),
@@ -157,7 +157,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
         (f"{PARITY} pruners.weights.scope=row", "allowed: global, matrix"),
         (f"{PARITY} pruners.weights.params=[]", "pruners.weights.params is empty"),
         (f"{PARITY} pruners.weights.budget.sparsity=1.0", "pruners.weights.budget: budget.sparsity is 1.0"),
-        (f"{PARITY} pruners.weights.schedule.hard=30", "pruners.weights.schedule: "),
+        (f"{PARITY} pruners.weights.schedule.hard_from=30", "pruners.weights.schedule: "),
         ("--config-dir nowhere recipe=parity", "nowhere' not found"),
     ],
 )

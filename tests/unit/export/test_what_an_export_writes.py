@@ -32,8 +32,8 @@ from tests.unit.export.test_export import LLAMA
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "ffn": {"name": "shape", "keep": {"ffn": 64}},
-    "mlp_layers": {"name": "shape", "keep": {"mlp_layers": 2}, "stock": False},
-    "attention_layers": {"name": "shape", "keep": {"attention_layers": 2}, "stock": False},
+    "mlp_layers": {"name": "shape", "keep": {"mlp_layers": 2}, "hf_compatible": False},
+    "attention_layers": {"name": "shape", "keep": {"attention_layers": 2}, "hf_compatible": False},
 }
 
 

@@ -90,11 +90,11 @@ def assert_as_expected(made: Config, trained: nn.Module, engine: Any, pruner: Pr
             keep = torch.ones(segment.numel) if state.keep is None else state.keep[segment.part]
             assert torch.equal(keep.bool().view(flags.shape), flags), t
             pruned += int((~flags).sum())
-            if mask.criterion.needs_score and t < mask.timeline.hard:
+            if mask.criterion.needs_score and t < mask.timeline.hard_from:
                 assert state.score is not None
                 found = state.score[segment.part].view(scores.shape)
                 torch.testing.assert_close(found, scores, rtol=1e-4, atol=1e-7)
-            if t >= mask.timeline.hard:
+            if t >= mask.timeline.hard_from:
                 assert state.dense is None and state.score is None
         assert mask.num_pruned == pruned
     pruner.check()
@@ -106,7 +106,7 @@ def assert_as_expected(made: Config, trained: nn.Module, engine: Any, pruner: Pr
 @pytest.mark.parametrize(
     ("scope", "schedule"),
     [
-        ("global", {"name": "cubic", "start": 2, "end": 7, "hard": 9, "every": 2}),
+        ("global", {"name": "cubic", "start": 2, "end": 7, "hard_from": 9, "select_every": 2}),
         ("matrix", {"name": "cubic", "start": 0, "end": 8}),
     ],
 )
@@ -125,7 +125,7 @@ def test_masks_scores_and_weights_are_those_of_the_naive_implementation(
 def test_on_deepspeeds_own_engine_they_are_the_same(scope: str, offload: bool) -> None:
     """ZeRO 1, where both matrices lie in one flat shard; offloaded, their gradients are one piece. Would catch: a piece
     of a shard that is taken for another, and DeepSpeed's own norm, which counts the gradients of pruned weights."""
-    made = config("movement", scope, {"name": "cubic", "start": 2, "end": 7, "hard": 9, "every": 2})
+    made = config("movement", scope, {"name": "cubic", "start": 2, "end": 7, "hard_from": 9, "select_every": 2})
     made.engine.zero_stage, made.engine.world_size, made.engine.offload_optimizer = 1, 1, offload
     made.train.global_batch_size, made.train.micro_batch_size = MICRO, 1
     trained = model()
@@ -142,7 +142,7 @@ def test_attached_to_another_trainer_masks_are_the_same_bits(monkeypatch: pytest
 
     from pat.integrations import attach
 
-    made = config("movement", "global", {"name": "cubic", "start": 2, "end": 7, "hard": 9})
+    made = config("movement", "global", {"name": "cubic", "start": 2, "end": 7, "hard_from": 9})
 
     def initialize(model: Any = None, optimizer: Any = None, config: Any = None, config_params: Any = None) -> Any:
         return one_rank.PlainEngine(model, optimizer, MICRO, config["gradient_clipping"]), optimizer, None, None

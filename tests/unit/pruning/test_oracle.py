@@ -44,7 +44,7 @@ def close(actual: Tensor, expected: list[float]) -> None:
 
 def test_dense_soft_hard_by_hand() -> None:
     slopes = [0.3, -0.2, 0.1]
-    dense, soft, hard = three([[slopes]] * 3, timeline("one_shot", 3, start=1, hard=2))
+    dense, soft, hard = three([[slopes]] * 3, timeline("one_shot", 3, start=1, hard_from=2))
     close(dense.scores["weight"], [-0.6, -0.2, -0.05])  # -W * G
     close(dense.weights["weight"], [2 * 0.95 - 0.1, -0.95 + 0.1, 0.5 * 0.95 - 0.1])
     assert soft.masks["weight"].tolist() == [[False, True, True]]
@@ -56,7 +56,7 @@ def test_dense_soft_hard_by_hand() -> None:
 
 def test_a_pruned_weight_comes_back_with_its_dense_value() -> None:
     first, second = [0.3, -0.2, 0.1], [-10.0, -0.2, 0.1]
-    records = three([[first], [second], [second]], timeline("one_shot", 4, start=1, hard=3))
+    records = three([[first], [second], [second]], timeline("one_shot", 4, start=1, hard_from=3))
     assert records[1].masks["weight"].tolist() == [[False, True, True]]
     close(records[1].scores["weight"], [-0.6 + 18.0, -0.37, -0.0875])
     assert records[2].masks["weight"].tolist() == [[True, False, True]]
@@ -64,7 +64,7 @@ def test_a_pruned_weight_comes_back_with_its_dense_value() -> None:
 
 
 def test_accumulation_is_the_mean_and_the_clip_counts_living_weights() -> None:
-    line = timeline("one_shot", 4, start=1, hard=3)
+    line = timeline("one_shot", 4, start=1, hard_from=3)
     micro = [[30.0, 0.0, 0.2], [30.0, 0.8, 0.4]]
     records = three([micro] * 2, line, max_norm=0.25, weight_decay=0.0)
     assert records[0].norm == pytest.approx((30**2 + 0.4**2 + 0.3**2) ** 0.5)
@@ -76,7 +76,7 @@ def test_accumulation_is_the_mean_and_the_clip_counts_living_weights() -> None:
 
 
 def test_equal_scores_keep_the_lower_index() -> None:
-    (record,) = three([[[0.0, 0.0, 0.0]]], timeline("one_shot", 2, start=0, hard=1), sparsity=0.5)
+    (record,) = three([[[0.0, 0.0, 0.0]]], timeline("one_shot", 2, start=0, hard_from=1), sparsity=0.5)
     assert record.masks["weight"].tolist() == [[True, False, False]]  # 1.5 rounds up to 2 removed
 
 
@@ -91,7 +91,7 @@ def test_matrix_scope_prunes_each_matrix() -> None:
     def loss(forward: Forward, batch: Tensor) -> Tensor:
         return forward(batch).square().mean()
 
-    line, names = timeline("one_shot", 2, start=0, hard=1), ["0.weight", "1.weight"]
+    line, names = timeline("one_shot", 2, start=0, hard_from=1), ["0.weight", "1.weight"]
     removed = {}
     for scope in ("global", "matrix"):
         settings = Settings(sparsity=0.5, criterion="magnitude", scope=scope)
@@ -110,7 +110,7 @@ def test_without_pruning_it_is_plain_training() -> None:
 
     torch.manual_seed(1)
     steps = [[(torch.randn(4, 6), torch.randn(4, 3)) for _ in range(2)] for _ in range(6)]
-    line = timeline("linear", 6, start=2, end=3, hard=4)
+    line = timeline("linear", 6, start=2, end=3, hard_from=4)
     settings = Settings(sparsity=0.0, lr=lambda t: 0.01 / (t + 1), weight_decay=0.1, max_norm=0.5)
     records = run(model, loss, steps, ["0.weight"], line, settings)
 
@@ -133,7 +133,7 @@ def test_without_pruning_it_is_plain_training() -> None:
 
 
 def test_hard_phase_stays_zero_under_momentum() -> None:
-    records = three([[[0.3, -0.2, 0.1]]] * 6, timeline("one_shot", 6, start=1, hard=3), betas=(0.9, 0.99))
+    records = three([[[0.3, -0.2, 0.1]]] * 6, timeline("one_shot", 6, start=1, hard_from=3), betas=(0.9, 0.99))
     assert all(float(r.weights["weight"][0, 0]) == 0.0 for r in records[3:])
     with pytest.raises(ValueError, match="outside the run"):
-        timeline("one_shot", 3, start=1, hard=3)
+        timeline("one_shot", 3, start=1, hard_from=3)

@@ -95,7 +95,7 @@ def test_the_coefficient_is_the_same_whatever_the_cut() -> None:
 @pytest.mark.parametrize("scope", ["global", "matrix"])
 def test_without_evidence_the_default_is_the_magnitude(scope: str) -> None:
     """So movement may begin at step 0, in one shot."""
-    at_once = {"name": "one_shot", "start": 0, "hard": 9}
+    at_once = {"name": "one_shot", "start": 0, "hard_from": 9}
     kept = []
     for criterion in ("movement", "magnitude"):
         pruner = bound(mask_pruner(criterion, at_once, scope=scope), normal(0))

@@ -38,7 +38,7 @@ def masks(params: str, start: int = 8, **fields: Any) -> PrunerConfig:
 
 
 def gates(keep: int = 64, **fields: Any) -> PrunerConfig:
-    schedule = {"name": "linear", "start": 2, "end": 6, "hard": 8}
+    schedule = {"name": "linear", "start": 2, "end": 6, "hard_from": 8}
     budget = {"name": "shape", "keep": {"ffn": keep}}
     return PrunerConfig(**({"structures": ["ffn"], "gate": "l0", "budget": budget, "schedule": schedule} | fields))
 
@@ -145,7 +145,9 @@ def trained(**settings: Any) -> tuple[Any, Pruner, Iterator[int]]:
     config = CASE.config()
     for key, value in settings.items():
         setattr(config.engine, key, value)
-    config.pruners["weights"] = masks("*.self_attn.*.weight", 3, schedule={"name": "one_shot", "start": 3, "hard": 8})
+    config.pruners["weights"] = masks(
+        "*.self_attn.*.weight", 3, schedule={"name": "one_shot", "start": 3, "hard_from": 8}
+    )
     engine, pruner = one_rank.build_deepspeed(config, planted.student(CASE))
 
     def steps() -> Iterator[int]:
@@ -198,7 +200,7 @@ def test_a_removed_weight_that_is_alive_is_found(dtype: str) -> None:
 def test_a_final_selection_that_misses_the_budget_ends_the_run(more: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too few weights are as wrong as too many."""
     config = CASE.config()
-    schedule = {"name": "one_shot", "start": 0, "hard": 1}
+    schedule = {"name": "one_shot", "start": 0, "hard_from": 1}
     config.pruners = {"weights": masks("*.q_proj.weight", granularity="weight", scope="matrix", schedule=schedule)}
     engine, pruner = one_rank.build(config, planted.student(CASE))
     (mask,) = pruner.masks

@@ -71,8 +71,8 @@ def test_refusals(mapping: object, sentence: str) -> None:
 
 def test_whole_numbers_are_numbers_and_unions_are_read() -> None:
     assert registry.build("criterion", {"name": "taylor", "decay": 0}).decay == 0
-    assert registry.build("schedule", {"name": "linear", "start": 0.1, "end": 5, "hard": None}).end == 5
-    with pytest.raises(ValueError, match="schedule.hard is 'x', but must be a whole number or a number or null"):
+    assert registry.build("schedule", {"name": "linear", "start": 0.1, "end": 5, "hard_from": None}).end == 5
+    with pytest.raises(ValueError, match="schedule.hard_from is 'x', but must be a whole number or a number or null"):
         registry.build("schedule", {"name": "linear", "start": 0.1, "end": 5, "hard": "x"})
 
 

@@ -25,8 +25,8 @@ CASES = {
     "l0": Case("l0", ("ffn",), options=SMOOTHED),
 }
 MASKS: dict[str, dict[str, Any]] = {  # the masks of step 0 stay until the last step of the soft phase
-    "magnitude": {"name": "one_shot", "start": 0, "hard": 8, "every": 100},
-    "movement": {"name": "cubic", "start": 2, "end": 7, "hard": 8, "every": 2},
+    "magnitude": {"name": "one_shot", "start": 0, "hard_from": 8, "select_every": 100},
+    "movement": {"name": "cubic", "start": 2, "end": 7, "hard_from": 8, "select_every": 2},
 }
 
 

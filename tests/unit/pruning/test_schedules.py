@@ -30,9 +30,9 @@ def timeline(name: str = "linear", num_steps: int = 100, **fields: object) -> Ti
 def test_contract(name: str, num_steps: int, cuts: list[float], every: int, final: float, share: float) -> None:
     start, end, hard = cuts
     initial = final * share
-    line = timeline(name, num_steps, start=start, end=end, hard=hard, every=every, initial=initial)
+    line = timeline(name, num_steps, start=start, end=end, hard_from=hard, select_every=every, initial=initial)
     steps = range(num_steps)
-    assert 0 <= line.start <= line.end <= line.hard < num_steps
+    assert 0 <= line.start <= line.end <= line.hard_from < num_steps
     targets = [line.target(t, final) for t in steps]
     assert targets == sorted(targets)
     assert all(target == 0.0 for target in targets[: line.start])
@@ -40,16 +40,20 @@ def test_contract(name: str, num_steps: int, cuts: list[float], every: int, fina
     assert all(target == final for target in targets[line.end :])
     phases = [line.phase(t) for t in steps]
     assert phases == sorted(phases, key=["dense", "soft", "hard"].index)
-    assert phases.count("dense") == line.start and phases.count("hard") == num_steps - line.hard
-    assert all(line.phase(t) == "soft" or t == line.hard for t in steps if line.is_selection_step(t))
-    assert line.is_selection_step(line.start) and line.is_selection_step(line.end) and line.is_selection_step(line.hard)
+    assert phases.count("dense") == line.start and phases.count("hard") == num_steps - line.hard_from
+    assert all(line.phase(t) == "soft" or t == line.hard_from for t in steps if line.is_selection_step(t))
+    assert (
+        line.is_selection_step(line.start)
+        and line.is_selection_step(line.end)
+        and line.is_selection_step(line.hard_from)
+    )
     progress = [line.progress(t) for t in steps]
     assert progress == sorted(progress) and all(0.0 <= p <= 1.0 for p in progress)
     assert line.progress(line.end) == 1.0
 
 
 def test_selection_steps() -> None:
-    line = timeline(start=2, end=9, hard=12, every=3, num_steps=20)
+    line = timeline(start=2, end=9, hard_from=12, select_every=3, num_steps=20)
     assert [t for t in range(20) if line.is_selection_step(t)] == [2, 5, 8, 9, 11, 12]
 
 
@@ -79,7 +83,7 @@ def test_stepwise_jumps() -> None:
 
 def test_one_shot_needs_no_end() -> None:
     line = registry.build("schedule", {"name": "one_shot", "start": 3}).resolve(10)
-    assert (line.start, line.end, line.hard) == (3, 3, 3)
+    assert (line.start, line.end, line.hard_from) == (3, 3, 3)
     assert [line.target(t, 0.5) for t in (2, 3)] == [0.0, 0.5]
     assert line.phase(2) == "dense" and line.phase(3) == "hard"
 
@@ -87,7 +91,7 @@ def test_one_shot_needs_no_end() -> None:
 def test_fractions_and_steps() -> None:
     assert timeline(start=0.1, end=0.29, num_steps=100).end == 29
     assert timeline(start=1, end=1.0, num_steps=50).end == 49
-    assert timeline(start=0.0, end=0.6, num_steps=2).hard == 1
+    assert timeline(start=0.0, end=0.6, num_steps=2).hard_from == 1
 
 
 @pytest.mark.parametrize("name", RAMPS)
@@ -97,11 +101,11 @@ def test_fractions_and_steps() -> None:
         ({"end": 100}, "schedule.end is step 100, outside the run's steps 0 to 99"),
         ({"start": -1}, "schedule.start is step -1, outside"),
         ({"start": 70}, "ends at step 60, before it starts at step 70"),
-        ({"hard": 50}, "permanent at step 50, before the schedule ends at step 60"),
-        ({"hard": 100}, "schedule.hard is step 100, outside"),
+        ({"hard_from": 50}, "permanent at step 50, before the schedule ends at step 60"),
+        ({"hard_from": 100}, "schedule.hard_from is step 100, outside"),
         ({"end": 1.5}, "schedule.end is 1.5, but must be a whole number"),
         ({"end": None}, "schedule.end is null, but a"),
-        ({"every": 0}, "schedule.every is 0"),
+        ({"select_every": 0}, "schedule.select_every is 0"),
         ({"initial": 1.0}, "schedule.initial is 1.0"),
     ],
 )

@@ -80,7 +80,7 @@ def test_gates_without_evidence_are_refused_before_training(name: str) -> None:
             continue
         with pytest.raises(ValueError, match="pruners.narrow chooses units at step 0, when gate .* learned from no"):
             gate_pruner(name, schedule)
-    gate_pruner(name, {"name": "one_shot", "start": 3, "hard": 5})
+    gate_pruner(name, {"name": "one_shot", "start": 3, "hard_from": 5})
     gate_pruner(name, {"name": "linear", "start": 0, "end": 8})
 
 
@@ -103,7 +103,7 @@ def normal(seed: int) -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
 
 
-SOFT = {"name": "one_shot", "start": 3, "hard": 9}
+SOFT = {"name": "one_shot", "start": 3, "hard_from": 9}
 PAPER = {"name": "movement", "prior": 0.0}
 
 

@@ -32,7 +32,7 @@ def test_checkpoint_by_steps() -> None:
 
 
 def test_checkpoint_by_minutes() -> None:
-    made = due(checkpoint_every_min=1.0)
+    made = due(checkpoint_every_minutes=1.0)
     assert not made.checkpoint()
     made.last_save = time.monotonic() - 61
     assert made.checkpoint()

@@ -21,8 +21,8 @@ SCHEDULES = {
     "from the start": {"name": "linear", "start": 0, "end": 4, "initial": 0.2},
     "one shot": {"name": "one_shot", "start": 3},
     "one shot from the start": {"name": "one_shot", "start": 0},
-    "a jump at the start": {"name": "cubic", "start": 2, "end": 4, "hard": 5, "initial": 0.2},
-    "gradual": {"name": "linear", "start": 2, "end": 4, "hard": 5},
+    "a jump at the start": {"name": "cubic", "start": 2, "end": 4, "hard_from": 5, "initial": 0.2},
+    "gradual": {"name": "linear", "start": 2, "end": 4, "hard_from": 5},
 }
 
 
@@ -49,7 +49,7 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
     gate.bind(shards)
 
     def step(training: Any, window: Any, t: int) -> None:
-        assert not gate.state.hardened or t >= gate.timeline.hard
+        assert not gate.state.hardened or t >= gate.timeline.hard_from
         gate.learn(t, skipped=False)
         if t + 1 != pruner.first_soft_step:
             pruner.begin(t + 1)

@@ -97,7 +97,7 @@ def test_throughput_leaves_evaluations_and_saves_out(training: Any) -> None:
         ({"eval_every": 10}, 50, 50 * 2.0 + 5 * 30.0 + 7.0),  # at 60, 70, 80, 90 and at the end
         ({"eval_every": 10}, 49, 51 * 2.0 + 6 * 30.0 + 7.0),
         ({"checkpoint_every": 25}, 50, 50 * 2.0 + 30.0 + 2 * 7.0),
-        ({"checkpoint_every_min": 1.0}, 10, 90 * 2.0 + 30.0 + 4 * 7.0),  # one a minute of 180 s
+        ({"checkpoint_every_minutes": 1.0}, 10, 90 * 2.0 + 30.0 + 4 * 7.0),  # one a minute of 180 s
         ({"eval_every": 1000}, 99, 2.0 + 30.0 + 7.0),
         ({"eval_every": 10}, 100, 30.0 + 7.0),
     ],
@@ -114,7 +114,7 @@ def test_time_left_counts_evaluations_and_saves(settings: dict[str, Any], step: 
 
 def test_a_resumed_run_counts_its_own_steps() -> None:
     """Fails if the steps of an earlier start dilute the seconds of a step."""
-    left = Remaining(TrainConfig(num_steps=100, global_batch_size=1, checkpoint_every_min=None))
+    left = Remaining(TrainConfig(num_steps=100, global_batch_size=1, checkpoint_every_minutes=None))
     left.step = 50
     left.log({"train/step_seconds": 2.0}, 60)
     assert left.seconds(60) == pytest.approx(80.0) and duration(left.seconds(60)) == "0:01:20"

@@ -43,23 +43,27 @@ NARROW = {"gate": "l0", "budget": {"name": "shape", "keep": {"ffn": 64}}}
 @pytest.mark.parametrize(
     ("schedule", "more", "expected"),
     [
-        (CUBIC | {"every": 5}, {}, []),
-        (CUBIC | {"every": 60}, {}, ["jumps by 70 points at step 80, from 0 % to 70 %", "only 2 selections"]),
-        ({"name": "linear", "start": 20, "end": 140, "every": 40}, {}, ["jumps by 27 points", "only 3 selections"]),
+        (CUBIC | {"select_every": 5}, {}, []),
+        (CUBIC | {"select_every": 60}, {}, ["jumps by 70 points at step 80, from 0 % to 70 %", "only 2 selections"]),
+        (
+            {"name": "linear", "start": 20, "end": 140, "select_every": 40},
+            {},
+            ["jumps by 27 points", "only 3 selections"],
+        ),
         (
             {"name": "cubic", "start": 20, "end": 1.0},
             {},
             ["the last selection is at step 199 of 200, with 1 step left"],
         ),
-        ({"name": "cubic", "start": 20, "end": 100, "hard": 195}, {}, ["at step 195 of 200, with 5 steps left"]),
+        ({"name": "cubic", "start": 20, "end": 100, "hard_from": 195}, {}, ["at step 195 of 200, with 5 steps left"]),
         ({"name": "one_shot", "start": 20}, {}, ["jumps by 80 points at step 20, from 0 % to 80 %: take a schedule"]),
         ({"name": "one_shot", "start": 20}, {"sparsity": 0.2}, []),
-        (CUBIC | {"every": 60}, {"sparsity": 0.1}, []),  # little goes, whatever the steps
-        (CUBIC | {"every": 60}, {"criterion": "soft_movement"}, []),  # its threshold moves, not the target
+        (CUBIC | {"select_every": 60}, {"sparsity": 0.1}, []),  # little goes, whatever the steps
+        (CUBIC | {"select_every": 60}, {"criterion": "soft_movement"}, []),  # its threshold moves, not the target
         ({"name": "one_shot", "start": 20}, {"granularity": {"name": "n_of_m", "n": 2, "m": 4}, "sparsity": 0.5}, []),
         (CUBIC, NARROW, []),
-        (CUBIC | {"every": 60}, NARROW, []),  # learned gates move at every step
-        (CUBIC | {"every": 60}, NARROW | {"gate": "taylor"}, ["jumps by 44 points", "only 2 selections"]),
+        (CUBIC | {"select_every": 60}, NARROW, []),  # learned gates move at every step
+        (CUBIC | {"select_every": 60}, NARROW | {"gate": "taylor"}, ["jumps by 44 points", "only 2 selections"]),
     ],
 )
 def test_warnings_of_a_schedule(schedule: dict[str, Any], more: dict[str, Any], expected: list[str]) -> None:
@@ -71,7 +75,7 @@ def test_warnings_of_a_schedule(schedule: dict[str, Any], more: dict[str, Any], 
 
 
 def test_a_schedule_in_words() -> None:
-    (pruner,) = attached({"name": "linear", "start": 20, "end": 140, "every": 30}).pruners
+    (pruner,) = attached({"name": "linear", "start": 20, "end": 140, "select_every": 30}).pruners
     assert timetable.in_words(pruner) == (
         "20 steps dense; 4 rises every 30 steps: 20 % at step 50, 40 % at step 80, 60 % at step 110, 80 % at step 140; "
         "permanent from step 140, 60 steps left to recover"

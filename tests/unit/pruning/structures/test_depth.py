@@ -21,7 +21,7 @@ def gates(structures: list[str], keep: dict[str, int]) -> GatePruner:
     settings: dict[str, Any] = {
         "structures": structures,
         "gate": "taylor",
-        "budget": {"name": "shape", "keep": keep, "stock": False},
+        "budget": {"name": "shape", "keep": keep, "hf_compatible": False},
         "schedule": {"name": "cubic", "start": 0, "end": 8},
     }
     return GatePruner("depth", PrunerConfig(**settings), small.model("llama"), num_steps=12, seed=0)

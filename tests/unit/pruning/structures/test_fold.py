@@ -26,7 +26,7 @@ def made(structure: str, gate: Any) -> tuple[Any, GatePruner, torch.optim.AdamW]
         "structures": [structure],
         "gate": gate,
         "budget": {"name": "shape", "keep": {structure: {"ffn": 64, "layers": 1, "mlp_layers": 1}[structure]}}
-        | ({"stock": False} if structure == "mlp_layers" else {}),
+        | ({"hf_compatible": False} if structure == "mlp_layers" else {}),
         "schedule": {"name": "cubic", "start": 0, "end": BEFORE},
     }
     pruner = GatePruner("narrow", PrunerConfig(**settings), model, num_steps=BEFORE + AFTER, seed=0)

@@ -33,7 +33,7 @@ def process_group() -> Iterator[None]:
 def pruner_of(case: Case, **schedule: Any) -> tuple[Any, GatePruner]:
     config = case.config()
     config.train.num_steps = STEPS
-    config.pruners["gates"].schedule = {"name": "cubic", "start": 5, "end": 45, "hard": 50} | schedule
+    config.pruners["gates"].schedule = {"name": "cubic", "start": 5, "end": 45, "hard_from": 50} | schedule
     engine, pruner = one_rank.build(config, planted.student(case))
     return engine, pruner.gates[0]
 
@@ -63,7 +63,7 @@ def test_units_whose_gates_the_loss_wants_open_stay(name: str, structure: str, m
 def test_final_gates_are_folded_into_what_they_multiply() -> None:
     """Columns of down_proj times z, nothing else; units that are gone are 0 everywhere, with Adam's moments."""
     case = Case("l0", ("ffn",))
-    engine, gate = pruner_of(case, start=1, end=2, hard=2)
+    engine, gate = pruner_of(case, start=1, end=2, hard_from=2)
     (batch, *_), *_ = planted.micro_batches(case)
     engine.backward(planted.loss(engine, batch, 0))
     engine.step()

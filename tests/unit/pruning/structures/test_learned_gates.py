@@ -168,7 +168,7 @@ def anatomy() -> Anatomy:
     [
         (("ffn",), {"name": "parameters", "sparsity": 0.3}),
         (("ffn", "kv_groups"), {"name": "flops", "sparsity": 0.25, "seq_len": 16}),
-        (("ffn", "layers"), {"name": "parameters", "sparsity": 0.4, "per_layer": True, "stock": False}),
+        (("ffn", "layers"), {"name": "parameters", "sparsity": 0.4, "per_layer": True, "hf_compatible": False}),
         (("ffn", "kv_groups"), {"name": "shape", "keep": {"ffn": 64, "kv_groups": 2}}),
     ],
 )
@@ -202,7 +202,9 @@ def test_a_step_is_the_formula(anatomy: Anatomy) -> None:
     an l that is not used, a cost that is not counted, a scale per unit, the wrong sign."""
     sites = small.sites(anatomy, "ffn", "kv_groups")
     method = registry.build("gate", "l0")
-    chosen = registry.build("budget", {"name": "parameters", "sparsity": 0.3, "per_layer": True, "stock": False})
+    chosen = registry.build(
+        "budget", {"name": "parameters", "sparsity": 0.3, "per_layer": True, "hf_compatible": False}
+    )
     lagrangian = Lagrangian(method, chosen, anatomy, sites)
     generator = torch.Generator().manual_seed(2)
     sizes = lagrangian.sizes

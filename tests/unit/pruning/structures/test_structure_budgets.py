@@ -124,7 +124,7 @@ def test_one_layer_stays(anatomy: Anatomy) -> None:
 def test_every_final_width_is_on_the_grid(anatomy: Anatomy) -> None:
     """Also of a layer that need not be narrowed: 128 neurons are no multiple of 48. On the way they may stay."""
     sites = small.sites(anatomy, "ffn")
-    chosen = budget("parameters", sparsity=0.01, multiple_of=48, per_layer=True, stock=False)
+    chosen = budget("parameters", sparsity=0.01, multiple_of=48, per_layer=True, hf_compatible=False)
     half, final = (chosen.choose(anatomy, sites, random_scores(sites), due).counts["ffn"] for due in (0.5, 1.0))
     assert 128 in half and {96} == set(final)
 
@@ -192,7 +192,7 @@ def test_per_layer_is_a_global_ranking(anatomy: Anatomy, seed: int) -> None:
     sites = small.sites(anatomy, "ffn")
     scores = random_scores(sites, seed)
     scores[sites[0].name] -= 5  # the whole site ranks last
-    chosen = budget("parameters", sparsity=0.3, per_layer=True, multiple_of=1, stock=False)
+    chosen = budget("parameters", sparsity=0.3, per_layer=True, multiple_of=1, hf_compatible=False)
     choice = chosen.choose(anatomy, sites, scores)
     full, unit = real_cost(anatomy, "parameters", 4, 128, 3), 3 * small.HIDDEN
     flat = np.concatenate([scores[site.name].numpy() for site in sites])
@@ -227,7 +227,7 @@ def test_units_of_unlike_cost_lose_hardly_more_than_brute_force(anatomy: Anatomy
         sparsity = (groups * unit["kv_groups"] + beyond) / full
         fits = full - saved["ffn"][:, None] - saved["kv_groups"] <= math.floor((1 - sparsity) * full + 1e-9)
         best = float(torch.where(fits, lost["ffn"][:, None] + lost["kv_groups"], torch.inf).min())
-        chosen = budget("parameters", sparsity=sparsity, per_layer=True, multiple_of=1, stock=False)
+        chosen = budget("parameters", sparsity=sparsity, per_layer=True, multiple_of=1, hf_compatible=False)
         scores = {s.name: each[s.name] / unit[s.structure] for s in sites} if per_cost else each
         keep = chosen.choose(anatomy, sites, scores, per_cost=per_cost).keep
         assert sum(float(each[site.name][~keep[site.name]].sum()) for site in sites) <= 1.01 * best, (seed, groups)
@@ -239,7 +239,7 @@ def test_units_of_unlike_cost_lose_hardly_more_than_brute_force(anatomy: Anatomy
 def test_per_layer_leaves_no_room(anatomy: Anatomy, name: str, lowest: str, sparsity: float) -> None:
     """Would catch: units of a layer that is gone counted as savings; a site off its grid; room for one more step."""
     sites = small.sites(anatomy, "ffn", "kv_groups", "layers", "attention_layers", "mlp_layers")
-    chosen = budget(name, sparsity=sparsity, per_layer=True, multiple_of=16, stock=False)
+    chosen = budget(name, sparsity=sparsity, per_layer=True, multiple_of=16, hf_compatible=False)
     cost = chosen.cost(anatomy)
     for seed in range(5):
         scores = {n: s.abs() for n, s in random_scores(sites, seed).items()}

@@ -28,7 +28,7 @@ def budget(name: str, **fields: Any) -> Any:
         ({"name": "parameters", "sparsity": 1.0}, "at least 0 and below 1"),
         ({"name": "sparsity", "sparsity": 1.0}, "at least 0 and below 1"),
         ({"name": "parameters", "sparsity": float("nan")}, "at least 0 and below 1"),
-        ({"name": "parameters", "sparsity": 0.5, "per_layer": True}, "set budget.stock=false and load"),
+        ({"name": "parameters", "sparsity": 0.5, "per_layer": True}, "set budget.hf_compatible=false and load"),
         ({"name": "parameters", "sparsity": 0.5, "multiple_of": 0}, "budget.multiple_of is 0, but must be at least 1"),
         ({"name": "parameters", "sparsity": 0.5, "tensor_parallel": 0}, "budget.tensor_parallel is 0"),
         ({"name": "flops", "sparsity": 0.5}, "budget flops needs seq_len"),
@@ -102,13 +102,13 @@ def test_fields_are_refused(fields: dict[str, Any], sentence: str) -> None:
             "llama",
             ["attention_layers"],
             {"name": "parameters", "sparsity": 0.1},
-            "attention_layers leaves layers without.*set stock=false",
+            "attention_layers leaves layers without.*set hf_compatible=false",
         ),
         (
             "bert",
             ["heads"],
             {"name": "shape", "keep": {"heads": 4}},
-            "No number of heads below 8 may be left: A stock bert.*set stock=false",
+            "No number of heads below 8 may be left: A stock bert.*set hf_compatible=false",
         ),
         ("gpt2", ["heads"], {"name": "flops", "sparsity": 0.1, "seq_len": 8}, "A stock gpt2 .* prune ffn or layers"),
         (
@@ -141,7 +141,7 @@ def test_similarity_ranks_whole_layers_only(structure: str, fits: bool) -> None:
         "gate": {"name": "similarity"},
         "schedule": {"name": "cubic", "start": 2, "end": 8},
     }
-    budget = {"name": "parameters", "sparsity": 0.2, "stock": False}
+    budget = {"name": "parameters", "sparsity": 0.2, "hf_compatible": False}
     config = PrunerConfig(**settings, budget=budget)
     if fits:
         GatePruner("short", config, small.model("llama"), num_steps=12, seed=0)
@@ -166,7 +166,7 @@ def test_llama_heads_on_the_stock_grid() -> None:
     sites = small.sites(anatomy, "heads")
     with pytest.raises(ValueError, match=r"keep.heads: No stock llama .*48.*take 4 or 6"):
         budget("shape", keep={"heads": 5}).check(anatomy, sites)
-    budget("shape", keep={"heads": 5}, stock=False).check(anatomy, sites)
+    budget("shape", keep={"heads": 5}, hf_compatible=False).check(anatomy, sites)
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
@@ -200,7 +200,7 @@ def cut(structure: str, change: Any, model_type: str = "llama") -> Any:
         ("ffn", lambda n, k, g: k[n].fill_(False), "No unit of ffn:model.layers.1.mlp is left"),
         ("ffn", lambda n, k, g: k.update({n: k[n].float()}), "needs as many keep flags .bool. and gates"),
         ("ffn", lambda n, k, g: k.update({n: k[n][:5]}), "has 128 units: it needs as many"),
-        ("ffn", lambda n, k, g: k[n][:64].fill_(False), "would have 64, 128 neurons, .*set stock=false"),
+        ("ffn", lambda n, k, g: k[n][:64].fill_(False), "would have 64, 128 neurons, .*set hf_compatible=false"),
     ],
 )
 def test_slicing_refuses(structure: str, change: Any, sentence: str) -> None:
@@ -255,7 +255,7 @@ def test_masks_inside_what_gates_leave(masks: dict[str, Any], sentence: str | No
     config.train.num_steps = 12
     ramp = {"name": "linear", "start": 2, "end": 6}
     config.pruners["narrow"] = PrunerConfig(
-        structures=["ffn"], gate="l0", budget={"name": "shape", "keep": {"ffn": 64}}, schedule=ramp | {"hard": 8}
+        structures=["ffn"], gate="l0", budget={"name": "shape", "keep": {"ffn": 64}}, schedule=ramp | {"hard_from": 8}
     )
     config.pruners["two_four"] = PrunerConfig(
         params=masks.get("params", ["*.gate_proj.weight"]),

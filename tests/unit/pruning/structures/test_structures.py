@@ -83,7 +83,9 @@ def test_sliced_equals_gated(
     gates = small.random_gates(found, keep, seed=12)
     stock = is_stock(anatomy, found, uniform)
     if not stock:
-        with pytest.raises(ValueError, match="set stock=false and load the exported model with pat.export.load"):
+        with pytest.raises(
+            ValueError, match="set hf_compatible=false and load the exported model with pat.export.load"
+        ):
             slicing(model.config, anatomy, found, keep, gates, stock=True)
     cut = slicing(model.config, anatomy, found, keep, gates, stock=stock)
     assert stock == (getattr(cut.config, "pat_widths", None) is None)
