@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GATE = "pruners.narrow.gate.name"
 METHODS = {  # overrides of the recipe
     "once, then fine-tuned": [f"{GATE}=magnitude", "pruners.narrow.schedule.name=one_shot"]
-    + [f"pruners.narrow.schedule.{key}" for key in ("start=0", "end=null", "hard=0")],
+    + [f"pruners.narrow.schedule.{key}" for key in ("start=0", "end=null", "hard_from=0")],
     "magnitude": [f"{GATE}=magnitude"],
     "activation norm": [f"{GATE}=activation"],
     "taylor": [f"{GATE}=taylor"],
