@@ -102,7 +102,7 @@ def compared(case: Case, loop: Loop, records: list[Any], micro: int) -> list[lis
     lines = []
     for record, micro_batches in zip(records, planted.micro_batches(case, micro * world), strict=True):
         z, keep, before = gate.state.z.clone(), gate.state.keep.clone(), gate.state.score
-        if case.method in LEARNED and line.start <= record.step < line.hard_from:
+        if case.method in LEARNED and line.start <= record.step < line.hard:
             assert gate.multiplied is not None
             z = gate.multiplied.clone()  # a sample
         loop.step(record.step, micro_batches[dist.get_rank() :: world])
@@ -112,11 +112,11 @@ def compared(case: Case, loop: Loop, records: list[Any], micro: int) -> list[lis
         if case.method in LEARNED and record.step + 1 == line.start:
             scores = 0.0  # the logits are those with which the next step begins
         gap = 0.0
-        if record.step + 1 != line.hard_from:  # then the next step's weights are folded already
+        if record.step + 1 != line.hard:  # then the next step's weights are folded already
             for name, weight in record.weights.items():
                 ours = shards.assemble(name, shards.pieces(name), torch.float32)
                 gap = max(gap, float((ours - weight.flatten()).abs().max()))
-        hard = record.step >= line.hard_from
+        hard = record.step >= line.hard
         lines.append(
             [
                 torch.equal(keep, planted.joined(case, record.keep)),

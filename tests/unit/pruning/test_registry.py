@@ -73,7 +73,7 @@ def test_whole_numbers_are_numbers_and_unions_are_read() -> None:
     assert registry.build("criterion", {"name": "taylor", "decay": 0}).decay == 0
     assert registry.build("schedule", {"name": "linear", "start": 0.1, "end": 5, "hard_from": None}).end == 5
     with pytest.raises(ValueError, match="schedule.hard_from is 'x', but must be a whole number or a number or null"):
-        registry.build("schedule", {"name": "linear", "start": 0.1, "end": 5, "hard": "x"})
+        registry.build("schedule", {"name": "linear", "start": 0.1, "end": 5, "hard_from": "x"})
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, float("nan"), 90])

@@ -109,9 +109,9 @@ def assert_same(case: Case, records: list[gate_oracle.Record], found: list[dict[
             torch.testing.assert_close(ours["scores"], scores, rtol=1e-4, atol=atol, msg=where)
         assert ours["loss"] == pytest.approx(record.loss, abs=near.loss), where
         assert ours["norm"] == pytest.approx(record.norm, rel=near.norm), where
-        if record.step + 1 == line.hard_from:
+        if record.step + 1 == line.hard:
             continue
-        atol = near.weights if record.step < line.hard_from else near.folded
+        atol = near.weights if record.step < line.hard else near.folded
         for name, weight in record.weights.items():
             torch.testing.assert_close(ours["weights"][name], weight, rtol=0, atol=atol, msg=f"{where}, {name}")
 
