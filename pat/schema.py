@@ -19,7 +19,7 @@ LATELY = 50  # steps in which train.max_skipped of them may be skipped
 FILES = ("json", "csv", "parquet", "text")  # values of data.source that read local files
 
 
-class RunConfig(Section):
+class RunConfig(Section, frozen=True):
     """Where a run lives and how it restarts."""
 
     name: str = key(
@@ -40,7 +40,7 @@ class RunConfig(Section):
     )
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     """A Hugging Face model."""
 
     path: str | None = key(None, "hub name or local folder")
@@ -61,7 +61,7 @@ class ModelConfig(Section):
     )
 
 
-class GeneratedConfig(Section):
+class GeneratedConfig(Section, frozen=True):
     """Pseudo-text made from the seed, for source: generated."""
 
     num_documents: int = key(512, "documents", ge=1)
@@ -70,7 +70,7 @@ class GeneratedConfig(Section):
     num_classes: int = key(2, "classification: labels 0 to n-1", ge=1)
 
 
-class DataConfig(Section):
+class DataConfig(Section, frozen=True):
     """Text, from the hub, from local files, or generated."""
 
     source: str = key(MISSING, "hub name | json | csv | parquet | text | generated | mixture: of `sources`")
@@ -127,7 +127,7 @@ class DataConfig(Section):
     cache_dir: str | None = key(None, "of prepared data; null: $PAT_CACHE, else ~/.cache/pat")
 
 
-class TaskConfig(Section):
+class TaskConfig(Section, frozen=True):
     """Which loss and metrics."""
 
     name: str = key(MISSING, "the loss and the metrics: a file of pat/tasks")
@@ -171,7 +171,7 @@ class TaskConfig(Section):
     )
 
 
-class TrainConfig(Section):
+class TrainConfig(Section, frozen=True):
     """The loop."""
 
     num_steps: int = key(MISSING, "optimizer steps", ge=1)
@@ -205,7 +205,7 @@ class TrainConfig(Section):
     )
 
 
-class EngineConfig(Section):
+class EngineConfig(Section, frozen=True):
     """DeepSpeed and the ranks."""
 
     world_size: int = key(1, "ranks; started by deepspeed, torchrun or srun: theirs", ge=1)
@@ -239,7 +239,7 @@ class EngineConfig(Section):
     timeout_min: Finite = key(30.0, "minutes without progress of a rank after which the run ends", gt=0)
 
 
-class OptimConfig(Section):
+class OptimConfig(Section, frozen=True):
     """AdamW and the learning rate."""
 
     name: Literal["adamw", "fused_adam", "cpu_adam"] = key("adamw", "adamw (torch) | fused_adam, cpu_adam (DeepSpeed)")
@@ -270,7 +270,7 @@ class OptimConfig(Section):
     min_lr_ratio: float = key(0.0, "last learning rate / lr", ge=0, le=1, only_with=".lr_schedule!=constant")
 
 
-class DistillConfig(Section):
+class DistillConfig(Section, frozen=True):
     """Learn a dense teacher's answers, too: (1 - weight) task + weight T^2 KL(teacher || model) + hidden_weight MSE"""
 
     teacher: str | None = key(
@@ -300,7 +300,7 @@ class DistillConfig(Section):
     )
 
 
-class PeftConfig(Section):
+class PeftConfig(Section, frozen=True):
     """Structures of a frozen model, with LoRA adapters that train: pip install 'pat-deepspeed[peft]'"""
 
     r: int | None = key(None, "rank of the adapters; null: none, the model itself trains. peft=lora: 16", ge=1)
@@ -316,7 +316,7 @@ class PeftConfig(Section):
     )
 
 
-class LoggerConfig(Section):
+class LoggerConfig(Section, frozen=True):
     """Where metrics go besides metrics.jsonl and summary.json."""
 
     name: Literal["wandb", "none"] = key("wandb", "wandb | none; metrics.jsonl and summary.json are always written")
@@ -332,7 +332,7 @@ class LoggerConfig(Section):
     )
 
 
-class MaskedGradConfig(Section):
+class MaskedGradConfig(Section, frozen=True):
     """What a masked weight's gradient does while the mask may still change."""
 
     name: Literal["zero", "straight_through"] = key("zero", "zero | straight_through")
@@ -344,7 +344,7 @@ class MaskedGradConfig(Section):
     )
 
 
-class PrunerConfig(Section):
+class PrunerConfig(Section, frozen=True):
     """One named pruner: what it prunes, by which evidence, to which budget, when.
 
     Of weights (`params`, `granularity`, `criterion`), or of structures (`structures`, `gate`).
@@ -367,7 +367,7 @@ class PrunerConfig(Section):
     masked_grad: MaskedGradConfig = key(MaskedGradConfig(), "of masked weights, as long as the mask may change")
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """Everything."""
 
     seed: int = key(0, "of the order of samples, new layers, dropout and the `random` criterion", ge=0, le=2**63 - 1)

@@ -55,24 +55,30 @@ def key(
     return Field(default, description=description, json_schema_extra=given or None, **bounds)
 
 
-class Section(BaseModel):
-    """Keys that belong together. Nothing is converted but whole numbers where any number will do."""
+class Section(BaseModel, frozen=True):
+    """Keys that belong together, never assigned to. Nothing is converted but whole numbers where any number will do.
+
+    A subclass says `frozen=True`, too: a type checker then reports an assignment before it raises.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     def changed(self: AnySection, **values: Any) -> AnySection:
-        """A validated copy with other values; `train__num_steps=3` is a key of the section `train`. ValueError."""
+        """A validated copy with other values; `train__num_steps=3` is a key of the section `train`. ValueError.
+
+        So are a mapping's: `pruners__ffn=PrunerConfig(...)` adds one or replaces it, `pruners__ffn__schedule=...`
+        replaces a setting of it.
+        """
         from pat.common.errors import invalid
 
         content = self._given()
         for name, value in values.items():
-            section, _, rest = name.partition("__")
-            if rest:
-                if isinstance(content[section], Section):
-                    content[section] = content[section]._given()
-                content[section][rest] = value
-            else:
-                content[section] = value
+            place, (*above, last) = content, name.split("__")
+            for part in above:
+                inner = place[part]
+                place[part] = inner._given() if isinstance(inner, Section) else dict(inner)
+                place = place[part]
+            place[last] = value
         try:
             return type(self).model_validate(content)
         except ValidationError as error:
