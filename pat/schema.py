@@ -53,7 +53,7 @@ class ModelConfig(Section, frozen=True):
     replace_head: bool = key(
         False,
         "of a classifier with other labels: train a new head instead of the one in the files",
-        only_with="task.name!=causal_lm|chat",
+        only_with="task",
     )
     attn_implementation: str | None = key(None, "eager | sdpa | flash_attention_2; null: what transformers takes")
     use_liger_kernel: bool = key(
@@ -99,8 +99,8 @@ class DataConfig(Section, frozen=True):
     text_column: str = key(
         "text", "chat: of rows without `messages` (`conversations`) and without `prompt` and `completion`"
     )
-    text_pair_column: str | None = key(None, "second text of a pair", only_with="task.name!=causal_lm|chat")
-    label_column: str = key("label", "classification, regression", only_with="task.name!=causal_lm|chat")
+    text_pair_column: str | None = key(None, "second text of a pair", only_with="task")
+    label_column: str = key("label", "classification, regression", only_with="task")
     delimiter: str = key(",", "csv: between values: one character, or tab", only_with=".source=csv")
     quote_char: str | None = key(
         '"',
@@ -130,44 +130,42 @@ class DataConfig(Section, frozen=True):
 class TaskConfig(Section, frozen=True):
     """Which loss and metrics."""
 
-    name: str = key(MISSING, "the loss and the metrics: a file of pat/tasks")
-    num_labels: int | None = key(
-        None, "classification; null: counted in the training data", only_with=".name!=causal_lm|chat|regression"
-    )
+    name: str = key(MISSING, "the loss and the metrics: a file of pat/tasks", names_in="pat.tasks")
+    num_labels: int | None = key(None, "classification; null: counted in the training data", only_with="task")
     class_weights: Literal["balanced"] | list[float] | None = key(
         None,
         "classification, of the loss: balanced, or a list of numbers in the order of the labels; null: 1",
-        only_with=".name!=causal_lm|chat|regression",
+        only_with="task",
     )
     loss_on: Literal["answers", "completion", "all"] | None = key(
         None,
         "chat: answers | completion | all; null: answers of messages, completion of a prompt, all of a text",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     truncation_side: Literal["right", "left"] | None = key(
         None,
         "chat: which end of a row is cut beyond max_length: right | left; null: right",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     empty_rows: Literal["error", "drop"] | None = key(
         None,
         "chat: a row without a supervised token: error | drop (and count); null: error",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     packing: Literal["none", "best_fit"] | None = key(
         None,
         "chat: none | best_fit: several rows in a sample, apart in attention and positions; null: none",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     template_options: dict[str, Any] | None = key(
         None,
         "chat: given to the chat template beside the messages, e.g. {enable_thinking: false}",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     loss_chunk_tokens: int | None = key(
         None,
         "causal_lm, chat: logits exist for so many tokens at a time, e.g. 1024; null: for all",
-        only_with=".name!=classification|regression",
+        only_with="task",
     )
 
 
@@ -260,9 +258,7 @@ class OptimConfig(Section, frozen=True):
     trainable: list[str] = key(
         ["*"], "name patterns (shell style) of what trains; each must match, or be `optional:PATTERN`"
     )
-    head_lr: Finite | None = key(
-        None, "of a new classification head; null: lr", gt=0, only_with="task.name!=causal_lm|chat"
-    )
+    head_lr: Finite | None = key(None, "of a new classification head; null: lr", gt=0, only_with="task")
     lr_schedule: Literal["linear", "cosine", "constant"] = key(
         "linear", "linear | cosine (both down to min_lr_ratio) | constant"
     )
@@ -360,7 +356,9 @@ class PrunerConfig(Section, frozen=True):
         only_with=".granularity.name!=n_of_m",
     )
     allow_empty_matrices: bool = key(False, "true: a ranking may remove all weights of a matrix")
-    structures: list[str] = key([], "names: ffn, kv_groups, heads, layers, ...: pat/pruning/structures")
+    structures: list[str] = key(
+        [], "names: ffn, kv_groups, heads, layers, ...: pat/pruning/structures", names_in="pat.pruning.structures.kinds"
+    )
     gate: Annotated[Any, Method("gate")] = key(None, "of structures: pat/pruning/gates")
     budget: Annotated[Any, Method("budget")] = key(MISSING, "how much goes: pat/pruning/budgets")
     schedule: Annotated[Any, Method("schedule")] = key(MISSING, "when: pat/pruning/schedules")
