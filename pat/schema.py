@@ -19,7 +19,7 @@ LATELY = 50  # steps in which train.max_skipped of them may be skipped
 FILES = ("json", "csv", "parquet", "text")  # values of data.source that read local files
 
 
-class RunConfig(Section):
+class RunConfig(Section, frozen=True):
     """Where a run lives and how it restarts."""
 
     name: str = key(
@@ -40,7 +40,7 @@ class RunConfig(Section):
     )
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     """A Hugging Face model."""
 
     path: str | None = key(None, "hub name or local folder")
@@ -53,7 +53,7 @@ class ModelConfig(Section):
     replace_head: bool = key(
         False,
         "of a classifier with other labels: train a new head instead of the one in the files",
-        only_with="task.name!=causal_lm|chat",
+        only_with="task",
     )
     attn_implementation: str | None = key(None, "eager | sdpa | flash_attention_2; null: what transformers takes")
     use_liger_kernel: bool = key(
@@ -61,7 +61,7 @@ class ModelConfig(Section):
     )
 
 
-class GeneratedConfig(Section):
+class GeneratedConfig(Section, frozen=True):
     """Pseudo-text made from the seed, for source: generated."""
 
     num_documents: int = key(512, "documents", ge=1)
@@ -70,7 +70,7 @@ class GeneratedConfig(Section):
     num_classes: int = key(2, "classification: labels 0 to n-1", ge=1)
 
 
-class DataConfig(Section):
+class DataConfig(Section, frozen=True):
     """Text, from the hub, from local files, or generated."""
 
     source: str = key(MISSING, "hub name | json | csv | parquet | text | generated | mixture: of `sources`")
@@ -99,8 +99,8 @@ class DataConfig(Section):
     text_column: str = key(
         "text", "chat: of rows without `messages` (`conversations`) and without `prompt` and `completion`"
     )
-    text_pair_column: str | None = key(None, "second text of a pair", only_with="task.name!=causal_lm|chat")
-    label_column: str = key("label", "classification, regression", only_with="task.name!=causal_lm|chat")
+    text_pair_column: str | None = key(None, "second text of a pair", only_with="task")
+    label_column: str = key("label", "classification, regression", only_with="task")
     delimiter: str = key(",", "csv: between values: one character, or tab", only_with=".source=csv")
     quote_char: str | None = key(
         '"',
@@ -127,51 +127,49 @@ class DataConfig(Section):
     cache_dir: str | None = key(None, "of prepared data; null: $PAT_CACHE, else ~/.cache/pat")
 
 
-class TaskConfig(Section):
+class TaskConfig(Section, frozen=True):
     """Which loss and metrics."""
 
-    name: str = key(MISSING, "the loss and the metrics: a file of pat/tasks")
-    num_labels: int | None = key(
-        None, "classification; null: counted in the training data", only_with=".name!=causal_lm|chat|regression"
-    )
+    name: str = key(MISSING, "the loss and the metrics: a file of pat/tasks", names_in="pat.tasks")
+    num_labels: int | None = key(None, "classification; null: counted in the training data", only_with="task")
     class_weights: Literal["balanced"] | list[float] | None = key(
         None,
         "classification, of the loss: balanced, or a list of numbers in the order of the labels; null: 1",
-        only_with=".name!=causal_lm|chat|regression",
+        only_with="task",
     )
     loss_on: Literal["answers", "completion", "all"] | None = key(
         None,
         "chat: answers | completion | all; null: answers of messages, completion of a prompt, all of a text",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     truncation_side: Literal["right", "left"] | None = key(
         None,
         "chat: which end of a row is cut beyond max_length: right | left; null: right",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     empty_rows: Literal["error", "drop"] | None = key(
         None,
         "chat: a row without a supervised token: error | drop (and count); null: error",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     packing: Literal["none", "best_fit"] | None = key(
         None,
         "chat: none | best_fit: several rows in a sample, apart in attention and positions; null: none",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     template_options: dict[str, Any] | None = key(
         None,
         "chat: given to the chat template beside the messages, e.g. {enable_thinking: false}",
-        only_with=".name!=causal_lm|classification|regression",
+        only_with="task",
     )
     loss_chunk_tokens: int | None = key(
         None,
         "causal_lm, chat: logits exist for so many tokens at a time, e.g. 1024; null: for all",
-        only_with=".name!=classification|regression",
+        only_with="task",
     )
 
 
-class TrainConfig(Section):
+class TrainConfig(Section, frozen=True):
     """The loop."""
 
     num_steps: int = key(MISSING, "optimizer steps", ge=1)
@@ -205,7 +203,7 @@ class TrainConfig(Section):
     )
 
 
-class EngineConfig(Section):
+class EngineConfig(Section, frozen=True):
     """DeepSpeed and the ranks."""
 
     world_size: int = key(1, "ranks; started by deepspeed, torchrun or srun: theirs", ge=1)
@@ -239,7 +237,7 @@ class EngineConfig(Section):
     timeout_min: Finite = key(30.0, "minutes without progress of a rank after which the run ends", gt=0)
 
 
-class OptimConfig(Section):
+class OptimConfig(Section, frozen=True):
     """AdamW and the learning rate."""
 
     name: Literal["adamw", "fused_adam", "cpu_adam"] = key("adamw", "adamw (torch) | fused_adam, cpu_adam (DeepSpeed)")
@@ -260,9 +258,7 @@ class OptimConfig(Section):
     trainable: list[str] = key(
         ["*"], "name patterns (shell style) of what trains; each must match, or be `optional:PATTERN`"
     )
-    head_lr: Finite | None = key(
-        None, "of a new classification head; null: lr", gt=0, only_with="task.name!=causal_lm|chat"
-    )
+    head_lr: Finite | None = key(None, "of a new classification head; null: lr", gt=0, only_with="task")
     lr_schedule: Literal["linear", "cosine", "constant"] = key(
         "linear", "linear | cosine (both down to min_lr_ratio) | constant"
     )
@@ -270,7 +266,7 @@ class OptimConfig(Section):
     min_lr_ratio: float = key(0.0, "last learning rate / lr", ge=0, le=1, only_with=".lr_schedule!=constant")
 
 
-class DistillConfig(Section):
+class DistillConfig(Section, frozen=True):
     """Learn a dense teacher's answers, too: (1 - weight) task + weight T^2 KL(teacher || model) + hidden_weight MSE"""
 
     teacher: str | None = key(
@@ -300,7 +296,7 @@ class DistillConfig(Section):
     )
 
 
-class PeftConfig(Section):
+class PeftConfig(Section, frozen=True):
     """Structures of a frozen model, with LoRA adapters that train: pip install 'pat-deepspeed[peft]'"""
 
     r: int | None = key(None, "rank of the adapters; null: none, the model itself trains. peft=lora: 16", ge=1)
@@ -316,7 +312,7 @@ class PeftConfig(Section):
     )
 
 
-class LoggerConfig(Section):
+class LoggerConfig(Section, frozen=True):
     """Where metrics go besides metrics.jsonl and summary.json."""
 
     name: Literal["wandb", "none"] = key("wandb", "wandb | none; metrics.jsonl and summary.json are always written")
@@ -332,7 +328,7 @@ class LoggerConfig(Section):
     )
 
 
-class MaskedGradConfig(Section):
+class MaskedGradConfig(Section, frozen=True):
     """What a masked weight's gradient does while the mask may still change."""
 
     name: Literal["zero", "straight_through"] = key("zero", "zero | straight_through")
@@ -344,7 +340,7 @@ class MaskedGradConfig(Section):
     )
 
 
-class PrunerConfig(Section):
+class PrunerConfig(Section, frozen=True):
     """One named pruner: what it prunes, by which evidence, to which budget, when.
 
     Of weights (`params`, `granularity`, `criterion`), or of structures (`structures`, `gate`).
@@ -360,14 +356,16 @@ class PrunerConfig(Section):
         only_with=".granularity.name!=n_of_m",
     )
     allow_empty_matrices: bool = key(False, "true: a ranking may remove all weights of a matrix")
-    structures: list[str] = key([], "names: ffn, kv_groups, heads, layers, ...: pat/pruning/structures")
+    structures: list[str] = key(
+        [], "names: ffn, kv_groups, heads, layers, ...: pat/pruning/structures", names_in="pat.pruning.structures.kinds"
+    )
     gate: Annotated[Any, Method("gate")] = key(None, "of structures: pat/pruning/gates")
     budget: Annotated[Any, Method("budget")] = key(MISSING, "how much goes: pat/pruning/budgets")
     schedule: Annotated[Any, Method("schedule")] = key(MISSING, "when: pat/pruning/schedules")
     masked_grad: MaskedGradConfig = key(MaskedGradConfig(), "of masked weights, as long as the mask may change")
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """Everything."""
 
     seed: int = key(0, "of the order of samples, new layers, dropout and the `random` criterion", ge=0, le=2**63 - 1)

@@ -148,15 +148,13 @@ class Case:
 
     def config(self) -> Config:
         """For pat in one process."""
-        config = Config()
-        config.train.num_steps, config.train.global_batch_size = STEPS, ROWS
-        config.train.micro_batch_size = ROWS // MICRO
-        config.engine.world_size, config.engine.zero_stage, config.engine.dtype = 1, 0, "fp32"
-        config.engine.kernels, config.engine.gradient_clipping = "eager", MAX_NORM
-        config.optim.lr, config.optim.weight_decay, config.optim.implementation = self.lr, WEIGHT_DECAY, "loop"
-        config.optim.eps = EPS
-        config.pruners["gates"] = self.pruner()
-        return config
+        return Config().changed(
+            train__num_steps=STEPS, train__global_batch_size=ROWS, train__micro_batch_size=ROWS // MICRO,
+            engine__world_size=1, engine__zero_stage=0, engine__dtype="fp32",
+            engine__kernels="eager", engine__gradient_clipping=MAX_NORM,
+            optim__lr=self.lr, optim__weight_decay=WEIGHT_DECAY, optim__implementation="loop", optim__eps=EPS,
+            pruners__gates=self.pruner(),
+        )  # fmt: skip
 
 
 def planted(shape: Shape, structures: tuple[str, ...]) -> Units:

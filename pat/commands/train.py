@@ -204,6 +204,7 @@ def _train_parser() -> argparse.ArgumentParser:
 
 
 def _train_help(parser: argparse.ArgumentParser) -> str:
+    from pat.common import scan
     from pat.config.places import conf_dir, recipes
     from pat.pruning import registry
 
@@ -213,6 +214,7 @@ def _train_help(parser: argparse.ArgumentParser) -> str:
         for path in sorted(conf.iterdir())
         if path.is_dir() and path.name not in ("recipe", "cluster")
     }
+    options["task"] = ", ".join(scan.declared("pat.tasks"))  # which need no file in conf/
     parser.description = TRAIN_HELP.format(
         config=conf / "config.yaml",
         recipes=", ".join(recipes()),

@@ -10,6 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def barrier() -> None:
+    """Wait for every rank of the process group. Collective."""
+    dist.barrier()
+
+
 @dataclass(frozen=True)
 class Comm:
     """Sums and maxima over ranks. Collective: every rank, same order.
@@ -32,7 +37,7 @@ class Comm:
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:
-            dist.barrier()
+            barrier()
 
     def gather(self, item: Any) -> list[Any]:
         """Each rank's (small, picklable) item, in rank order."""

@@ -4,25 +4,30 @@ A key declares it where it stands (`only_with` of `pat.common.keys.key`): all co
 
     engine.dtype=bf16|fp16    one of these values       .source!=json|csv    none of them; of the same section
     distill.teacher           set: not null, 0 or empty
+    task                      a task that takes the key
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from pat.common.keys import Section, default_of
 
 
-def problems(config: Section, given: Collection[str] = ()) -> Iterator[str]:
-    """A sentence for each key of a whole config that something else makes void; `given`: those of the command line."""
-    yield from _of_section(config, config, "", given)
+def problems(
+    config: Section,
+    taking: Callable[[str], Collection[str]],  # key -> the names of the tasks that take it
+    given: Collection[str] = (),  # the keys of the command line
+) -> Iterator[str]:
+    """A sentence for each key of a whole config that something else makes void."""
+    yield from _of_section(config, config, "", given, taking)
 
 
 def of_section(section: Section, place: str) -> Iterator[str]:
     """The same of one section by itself: conditions on other sections are not looked at."""
-    yield from _of_section(section, None, f"{place}.", ())
+    yield from _of_section(section, None, f"{place}.", (), lambda _: ())
 
 
 def holds(condition: str, section: Any, whole: Any) -> bool:
@@ -45,20 +50,29 @@ def _read(condition: str) -> tuple[str, bool, list[str] | None]:
     return match[1], match[2] == "!", match[3].split("|") if match[3] is not None else None
 
 
-def _of_section(section: Section, whole: Any, place: str, given: Collection[str]) -> Iterator[str]:
+def resolved(only_with: str, place: str, taking: Callable[[str], Collection[str]]) -> list[str]:
+    """The conditions of the key at a place, each by itself, with `task` as the names of tasks."""
+    conditions = [condition.strip() for condition in only_with.split(",")]
+    return [f"task.name={'|'.join(taking(place))}" if one == "task" else one for one in conditions]
+
+
+def _of_section(
+    section: Section, whole: Any, place: str, given: Collection[str], taking: Callable[[str], Collection[str]]
+) -> Iterator[str]:
     for name, info in type(section).model_fields.items():
         value, extra = getattr(section, name), info.json_schema_extra
         if isinstance(extra, dict) and "only_with" in extra and value != default_of(info):
             excused = extra.get("inherited") and f"{place}{name}" not in given
-            for condition in () if excused else str(extra["only_with"]).split(","):
-                if not holds(condition.strip(), section, whole):
-                    yield f"{place}{name} {_given(value)}, but {_why(condition.strip(), section, whole, place)}"
+            conditions = () if excused else resolved(str(extra["only_with"]), f"{place}{name}", taking)
+            for condition in conditions:
+                if not holds(condition, section, whole):
+                    yield f"{place}{name} {_given(value)}, but {_why(condition, section, whole, place)}"
         if isinstance(value, Section):
-            yield from _of_section(value, whole, f"{place}{name}.", given)
+            yield from _of_section(value, whole, f"{place}{name}.", given, taking)
         elif isinstance(value, dict):
             for key, item in value.items():
                 if isinstance(item, Section):
-                    yield from _of_section(item, whole, f"{place}{name}.{key}.", given)
+                    yield from _of_section(item, whole, f"{place}{name}.{key}.", given, taking)
 
 
 def _given(value: Any) -> str:

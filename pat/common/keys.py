@@ -1,7 +1,7 @@
 """How `pat.schema` declares a key: default, description, bounds, and beside what it has no effect.
 
     num_steps: int = key(MISSING, "optimizer steps", ge=1)
-    head_lr: float | None = key(None, "of a new head; null: lr", gt=0, only_with="task.name=classification|regression")
+    head_lr: float | None = key(None, "of a new head; null: lr", gt=0, only_with="task")
 
 Hydra merges recipes and the command line in typed nodes (`structured`): they know which keys exist, also in a pruner
 that a recipe only names in part, and take "4" from an environment variable for 4. What comes out is validated by the
@@ -41,38 +41,46 @@ def key(
     composed: str | None = None,
     only_with: str | None = None,
     inherited: bool = False,
+    names_in: str | None = None,
     **bounds: Any,
 ) -> Any:
     """A key of a section. `default` MISSING: the user must choose.
 
     composed: the default in conf/config.yaml, where Hydra fills it in. only_with: the key has an effect only where
     another one has, or has not, one of these values, or is set: `engine.dtype=bf16|fp16`, `.source!=json|csv` (of the
-    same section), `distill.teacher`. inherited: a recipe may leave it void for the recipes that build on it; only the
-    command line may not. Bounds are pydantic's: ge, gt, le, lt, min_length.
+    same section), `distill.teacher`; `task`: where the task takes the key (`pat.tasks.base.taking`). inherited: a
+    recipe may leave it void for the recipes that build on it; only the command line may not. names_in: the package
+    whose files declare the names that the key may have. Bounds are pydantic's: ge, gt, le, lt, min_length.
     """
-    extra = {"composed": composed, "only_with": only_with, "inherited": inherited or None}
+    extra = {"composed": composed, "only_with": only_with, "inherited": inherited or None, "names_in": names_in}
     given: Any = {name: value for name, value in extra.items() if value is not None}
     return Field(default, description=description, json_schema_extra=given or None, **bounds)
 
 
-class Section(BaseModel):
-    """Keys that belong together. Nothing is converted but whole numbers where any number will do."""
+class Section(BaseModel, frozen=True):
+    """Keys that belong together, never assigned to. Nothing is converted but whole numbers where any number will do.
+
+    A subclass says `frozen=True`, too: a type checker then reports an assignment before it raises.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     def changed(self: AnySection, **values: Any) -> AnySection:
-        """A validated copy with other values; `train__num_steps=3` is a key of the section `train`. ValueError."""
+        """A validated copy with other values; `train__num_steps=3` is a key of the section `train`. ValueError.
+
+        So are a mapping's: `pruners__ffn=PrunerConfig(...)` adds one or replaces it, `pruners__ffn__schedule=...`
+        replaces a setting of it.
+        """
         from pat.common.errors import invalid
 
         content = self._given()
         for name, value in values.items():
-            section, _, rest = name.partition("__")
-            if rest:
-                if isinstance(content[section], Section):
-                    content[section] = content[section]._given()
-                content[section][rest] = value
-            else:
-                content[section] = value
+            place, (*above, last) = content, name.split("__")
+            for part in above:
+                inner = place[part]
+                place[part] = inner._given() if isinstance(inner, Section) else dict(inner)
+                place = place[part]
+            place[last] = value
         try:
             return type(self).model_validate(content)
         except ValidationError as error:

@@ -20,11 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pat.common import scan
 from pat.common.keys import structured
 from pat.config.errors import explain
 from pat.config.frozen import ELASTIC, to_config
 from pat.config.hostfile import take_world_size
-from pat.config.places import _options, conf_dir
+from pat.config.places import conf_dir, options
 from pat.config.validate import validate
 from pat.pruning import registry
 from pat.run.directory import ExitCode
@@ -96,7 +97,7 @@ def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
 
 
 def _how_to_choose(key: str) -> str:
-    return f"{key} (task={' or task='.join(_options('task'))})" if key == "task.name" else key
+    return f"{key} (task={' or task='.join(scan.declared('pat.tasks'))})" if key == "task.name" else key
 
 
 def _method_as_group(argument: str) -> str:
@@ -156,6 +157,8 @@ def _register() -> None:
     for kind in registry.PACKAGES:
         for name in registry.names(kind):
             store.store(group=kind, name=name, node=registry.defaults(kind, name))
+    for name in set(scan.declared("pat.tasks")) - set(options("task")):
+        store.store(group="task", name=name, node={"name": name})
     OmegaConf.register_new_resolver("pat.run_name", _resolve_run_name, replace=True)
 
 

@@ -16,8 +16,9 @@ def conf_dir() -> Path:
 
 def recipes() -> list[str]:
     """The recipes that come with the package."""
-    return _options("recipe")
+    return options("recipe")
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
+    """The files of a group of conf/."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))

@@ -13,9 +13,11 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from pat.common import ignored, scan
 from pat.common.keys import MISSING, Method, Section, choices, default_of, words
 from pat.pruning import registry
 from pat.schema import Config, PrunerConfig
+from pat.tasks import base
 
 ROOT = Path(__file__).resolve().parents[2]
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
@@ -36,7 +38,7 @@ defaults:
   - _self_
   - model: hub
   - data: hub
-  - task: null # classification | regression | causal_lm | chat
+  - task: null # TASKS
   - engine: zero2
   - optim: adamw
   - distill: none
@@ -110,7 +112,7 @@ def files() -> dict[Path, str]:
 
 def config_yaml() -> str:
     """Hydra's primary config: every key with its default, and what it does behind it."""
-    parts = [_HEAD]
+    parts = [_HEAD.replace("TASKS", " | ".join(base.names()))]
     for name, info in Config.model_fields.items():
         value = default_of(info)
         if isinstance(value, Section):
@@ -224,7 +226,7 @@ def _rows(model: type[Section], prefix: str) -> Iterator[tuple[str, str, str, st
                 _type(info),
                 f"`{_yaml(info)}`",
                 _allowed(info),
-                (info.description or "") + _only_with(info),
+                (info.description or "") + _only_with(info, f"{_section_of(model)}.{name}"),
             )
 
 
@@ -242,6 +244,8 @@ def _allowed(info: FieldInfo) -> str:
     method = next((item for item in info.metadata if isinstance(item, Method)), None)
     if method:
         return ", ".join(registry.names(method.kind))
+    if package := _extra(info).get("names_in"):
+        return ", ".join(scan.declared(str(package)))
     if named := choices(info.annotation):
         return ", ".join("null" if value is None else str(value) for value in named)
     bounds = [
@@ -250,14 +254,19 @@ def _allowed(info: FieldInfo) -> str:
     return ", ".join(word.format(int(bound) if bound == int(bound) else bound) for word, bound in bounds)
 
 
-def _only_with(info: FieldInfo) -> str:
+def _only_with(info: FieldInfo, place: str) -> str:
     """The conditions of a key, without the point that stands for the same section."""
-    conditions = str(_extra(info).get("only_with", "")).split(", ")
+    conditions = ignored.resolved(str(_extra(info).get("only_with", "")), place, base.taking)
     return (
         f"; *only with* `{', '.join(condition.removeprefix('.') for condition in conditions)}`"
         if any(conditions)
         else ""
     )
+
+
+def _section_of(model: type[Section]) -> str | None:
+    """The name of a section of the config; None for what is no section of its own."""
+    return next((name for name, info in Config.model_fields.items() if type(default_of(info)) is model), None)
 
 
 def _first_line(cls: type) -> str:
@@ -284,6 +293,8 @@ def _for_editors(node: Any) -> None:
         if kind := node.pop("x-method", None):  # a name, or fields of one: recipes leave `name` to the defaults list
             names = registry.names(kind)
             node["anyOf"] = [{"type": "null"}, {"enum": names}, *({"$ref": f"#/$defs/{kind}.{name}"} for name in names)]
+        if package := node.pop("names_in", None):
+            node.get("items", node)["anyOf"] = [{"enum": scan.declared(package)}, {"pattern": r"^(\$\{|\?\?\?)"}]
         if isinstance(node.get("enum"), list):
             node["enum"] = sorted(node["enum"], key=str)  # see choices
         if node.get("type") in ("integer", "number", "boolean"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from importlib.util import find_spec
 
-from pat.common import ignored
+from pat.common import ignored, scan
+from pat.common.text import did_you_mean
 from pat.pruning import registry
 from pat.pruning.schedules import Ramp
 from pat.schema import LATELY, Config, PrunerConfig
@@ -21,13 +22,26 @@ def validate(config: Config, given: Collection[str] = ()) -> None:
 
 
 def _problems(config: Config, given: Collection[str]) -> Iterator[str]:
+    yield from _task(config)
     yield from _batch(config)
     yield from _training(config)
     yield from _distill(config)
     yield from _peft(config)
     for name in config.pruners:
         yield from pruner_problems(config, name)
-    yield from ignored.problems(config, given)
+    yield from ignored.problems(config, _taking, given)
+
+
+def _task(config: Config) -> Iterator[str]:
+    name, names = config.task.name, scan.declared("pat.tasks")
+    if name not in names:
+        yield f"there is no task.name={name!r}: allowed are {', '.join(names)}{did_you_mean(name, names)}"
+
+
+def _taking(key: str) -> list[str]:
+    from pat.tasks import base  # heavy
+
+    return base.taking(key)
 
 
 def _batch(config: Config) -> Iterator[str]:

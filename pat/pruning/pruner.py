@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import logical_shape
+from pat.common.typed import named_modules
 from pat.pruning import nested, state_keys
 from pat.pruning.structures.pruner import GatePruner
 from pat.pruning.totals import Totals
@@ -39,11 +40,11 @@ class StepStats:
 
     skipped: bool
     norm: Any  # of the masked gradient, before clipping
-    phase: dict[str, str] = field(default_factory=dict)
-    target: dict[str, float] = field(default_factory=dict)
-    sparsity: dict[str, float] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)  # of learned gates: the gap to the target, ...
-    warnings: list[str] = field(default_factory=list)  # what a user should know of this step
+    phase: dict[str, str] = field(default_factory=dict[str, str])
+    target: dict[str, float] = field(default_factory=dict[str, float])
+    sparsity: dict[str, float] = field(default_factory=dict[str, float])
+    figures: dict[str, float] = field(default_factory=dict[str, float])  # of learned gates: the gap to the target, ...
+    warnings: list[str] = field(default_factory=list[str])  # what a user should know of this step
 
 
 class Pruner:
@@ -62,7 +63,7 @@ class Pruner:
         config = self.config
         shapes = {n: logical_shape(p) for n, p in model.named_parameters()}
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-        transposed = {f"{n}.weight" for n, module in model.named_modules() if type(module).__name__ == "Conv1D"}
+        transposed = {f"{n}.weight" for n, module in named_modules(model) if type(module).__name__ == "Conv1D"}
         self.owner: dict[str, str] = {}
         for name, settings in config.pruners.items():
             if settings.structures:
@@ -156,7 +157,8 @@ class Pruner:
         self.engine.step()
         skipped = self._pending if self.masks else not getattr(self.engine, "_step_applied", True)
         self._pending = False
-        figures, warnings = {}, []
+        figures: dict[str, float] = {}
+        warnings: list[str] = []
         for gate in self.gates:
             found = gate.learn(t, skipped or not alive or not self._finite)
             figures |= {f"{gate.name}/{key}": value for key, value in found.items()}

@@ -42,6 +42,7 @@ class Task(ABC):
     headline: ClassVar[str]  # the metric to show
     uneven: ClassVar[bool] = False  # whether batches of as many samples may have more or fewer answers
     options: ClassVar[Mapping[str, Any]] = {}  # of the model's forward
+    keys: ClassVar[tuple[str, ...]] = ()  # of the config's other sections, those that only some tasks take
 
     @abstractmethod
     def columns(self, cfg: DataConfig) -> dict[str, str]:
@@ -189,6 +190,13 @@ def classes() -> Mapping[str, type[Task]]:
 def names() -> list[str]:
     """The tasks there are."""
     return list(classes())
+
+
+def taking(key: str) -> list[str]:
+    """The tasks that take a key of the config: one of their own fields, `task.FIELD`, or one among their `keys`."""
+    return [
+        name for name, cls in classes().items() if key in cls.keys or key in {f"task.{f.name}" for f in fields(cls)}
+    ]
 
 
 def build(cfg: Any) -> Task:

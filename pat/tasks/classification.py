@@ -29,6 +29,9 @@ BALANCED = "balanced"
 # b samples of a batch, s tokens of its longest sample, c classes
 
 
+KEYS = ("data.text_pair_column", "data.label_column", "model.replace_head", "optim.head_lr")  # of any new head
+
+
 @dataclass(frozen=True)
 class Classification(Task):
     """Cross-entropy over the classes, mean per sample."""
@@ -40,6 +43,7 @@ class Classification(Task):
     )  # one a class, "balanced" until `fitted`; not in the cache's key
 
     auto_model: ClassVar[Any] = AutoModelForSequenceClassification
+    keys: ClassVar[tuple[str, ...]] = KEYS
     labelled: ClassVar[bool] = True
     per_sample: ClassVar[bool] = True
     directions: ClassVar[Mapping[str, bool]] = {"accuracy": True, "macro_f1": True, "loss": False}

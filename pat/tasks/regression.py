@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from pat.tasks.base import Batch, Encoder, Task
-from pat.tasks.classification import TextRows, collated, text_columns
+from pat.tasks.classification import KEYS, TextRows, collated, text_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,6 +31,7 @@ class Regression(Task):
     name: str = "regression"
 
     auto_model: ClassVar[Any] = AutoModelForSequenceClassification
+    keys: ClassVar[tuple[str, ...]] = KEYS
     per_sample: ClassVar[bool] = True
     distribution: ClassVar[bool] = False
     directions: ClassVar[Mapping[str, bool]] = {"mse": False, "pearson": True, "spearman": True}

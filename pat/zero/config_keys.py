@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pat.common.text import did_you_mean
+from pat.common.typed import is_mapping
 
 # The bits stay the same under these, with values other than DeepSpeed's defaults: tests/distributed/layouts.py
 TESTED = (
@@ -113,7 +114,7 @@ def untested(theirs: Mapping[str, Any], own: Collection[str] = ()) -> list[str]:
 def leaves(mapping: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """(key with dots, value) of every value that is no mapping, and of empty mappings."""
     for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
+        if is_mapping(value) and value:
             yield from leaves(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
@@ -142,5 +143,5 @@ def _within(key: str, name: str) -> bool:
 def _at(mapping: Mapping[str, Any], key: str) -> Any:
     value: Any = mapping
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        value = value.get(part) if is_mapping(value) else None
     return value

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from pat.common import patterns
+from pat.common.comm import barrier
+from pat.common.typed import is_mapping, untyped
 from pat.models import adapters
 from pat.schema import Config, OptimConfig
 from pat.zero import config_keys
@@ -70,18 +72,18 @@ def _user_config(value: Any) -> dict[str, Any]:
             value = json.loads(Path(value).read_text())
         except (OSError, ValueError) as error:
             raise ValueError(f"engine.deepspeed={value}: not a readable DeepSpeed JSON ({error})") from error
-    if not isinstance(value, dict):
+    if not is_mapping(value):
         raise ValueError(
             f"engine.deepspeed holds {value!r}: give the path of a DeepSpeed JSON, or a mapping of its keys"
         )
     return dict(value)
 
 
-def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> dict[str, Any]:
+def _merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     merged = dict(ours)
     for key, value in theirs.items():
         mine = ours.get(key)
-        if isinstance(mine, dict) and isinstance(value, dict):
+        if is_mapping(mine) and is_mapping(value):
             merged[key] = _merge(mine, value, f"{path}{key}.")
         elif mine is not None and value not in (mine, "auto"):
             raise ValueError(
@@ -108,7 +110,7 @@ def init_distributed(config: Config) -> None:
     """Meet the other ranks."""
     # This environment's ninja first: another version of it would find DeepSpeed's op out of date and compile it again.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    import deepspeed
+    import deepspeed  # pyright: ignore[reportMissingTypeStubs]
 
     with redirect_stdout(io.StringIO()):  # it announces the op that it compiled
         deepspeed.init_distributed(
@@ -125,14 +127,14 @@ def _unlink_shared_memory() -> None:
     All ranks have mapped it by now; the memory goes with the last of them, however they end. Collective.
     """
     if accelerator() == "cpu":
-        dist.barrier()
+        barrier()
         pattern = f"deepspeed_allreduce_buffer_*_{os.environ['MASTER_PORT']}_{dist.get_rank()}"
         for buffer in Path("/dev/shm").glob(pattern):
             buffer.unlink(missing_ok=True)
 
 
 @contextmanager
-def model_construction(config: Config, ds_config: dict[str, Any]) -> Iterator[None]:
+def model_construction(config: Config, ds_config: dict[str, Any]) -> Generator[None]:
     """Inside it transformers builds models under zero.Init at ZeRO 3: no rank ever holds the whole model."""
     if config.engine.zero_stage != 3:
         yield
@@ -172,7 +174,10 @@ def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.o
             "loop": {"foreach": False, "fused": False},
         }
         return torch.optim.AdamW(groups, **settings, **how[optim.implementation])
-    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+    from deepspeed.ops.adam import (  # pyright: ignore[reportMissingTypeStubs]
+        DeepSpeedCPUAdam,
+        FusedAdam,
+    )
 
     if optim.name == "cpu_adam":
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
@@ -186,10 +191,10 @@ def build_engine(
     ds_config: dict[str, Any],
 ) -> Any:
     """DeepSpeed's engine around the model, with an optimizer whose groups follow `owner`. Collective."""
-    import deepspeed
+    import deepspeed  # pyright: ignore[reportMissingTypeStubs]
 
     optimizer = build_optimizer(param_groups(model, config.optim, owner), config.optim)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    engine, *_ = untyped(deepspeed).initialize(model=model, optimizer=optimizer, config=ds_config)
     return engine
 
 
@@ -198,12 +203,12 @@ def build_teacher_engine(model: nn.Module, ds_config: dict[str, Any]) -> Any:
 
     There is no optimizer, so DeepSpeed keeps nothing but the parameter shards. Collective.
     """
-    import deepspeed
+    import deepspeed  # pyright: ignore[reportMissingTypeStubs]
 
     zero = {key: value for key, value in ds_config["zero_optimization"].items() if key != "offload_optimizer"}
     keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "fp16")
     config = {key: ds_config[key] for key in (*keys, "steps_per_print")} | {"zero_optimization": zero}
-    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine, *_ = untyped(deepspeed).initialize(model=model, config=config)
     engine.eval()
     return engine
 

@@ -30,7 +30,9 @@ def compute_as_everywhere(model: nn.Module, partitioned: bool) -> None:
             if type(module) not in _USE_ONCE:
                 module.register_forward_pre_hook(_own_inputs)
         return
-    from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
+    from deepspeed.runtime.zero.linear import (  # pyright: ignore[reportMissingTypeStubs]
+        LinearFunctionForZeroStage3,
+    )
 
     LinearFunctionForZeroStage3.forward = staticmethod(_linear)
 

@@ -39,12 +39,10 @@ MASKS, GATES = ("soft", "hard"), ("l0", "harvest")
 
 def make(kind: str, layers: int, tokens: int) -> Trained:
     """An engine of one kind; `hard` is so from step 1 on."""
-    config = Config()
-    config.train.num_steps, config.train.global_batch_size = 10_000, dist.get_world_size()
-    config.engine.world_size = dist.get_world_size()
-    config.optim.lr, config.optim.weight_decay = 1e-4, 0.01
+    ranks = dist.get_world_size()
+    pruners = {}
     if kind in GATES:
-        config.pruners["narrow"] = PrunerConfig(
+        pruners["narrow"] = PrunerConfig(
             structures=["ffn", "kv_groups"],
             gate="l0" if kind == "l0" else "movement",
             budget={"name": "shape", "keep": {"ffn": 768, "kv_groups": 2}},
@@ -52,13 +50,17 @@ def make(kind: str, layers: int, tokens: int) -> Trained:
         )
     if kind in MASKS:
         start, end = (0, 9_999) if kind == "soft" else (0, 1)
-        config.pruners["weights"] = PrunerConfig(
+        pruners["weights"] = PrunerConfig(
             params=["*_proj.weight"],
             granularity="weight",
             criterion="movement",
             budget={"name": "sparsity", "sparsity": 0.9},
             schedule={"name": "cubic", "start": start, "end": end, "select_every": EVERY if kind == "soft" else 1},
         )
+    config = Config().changed(
+        train__num_steps=10_000, train__global_batch_size=ranks, engine__world_size=ranks,
+        optim__lr=1e-4, optim__weight_decay=0.01, pruners=pruners,
+    )  # fmt: skip
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pat import train
 from pat.config import compose, frozen
 from pat.models import tokenizers
 from pat.models.build import build_model
+from pat.schema import DistillConfig
 from pat.tasks import base
 from pat.training import preflight, teacher
 from pat.training import setup as setup
@@ -91,8 +91,8 @@ def distilled(path: str, hidden_weight: float = 0.0, **overrides: Any) -> Distil
     """The tiny model that learns from the teacher of a folder: weights rise from step 1 to step 4."""
     config = make_config("movement", **overrides)
     trained = build(config)
-    config.distill.teacher, config.distill.weight, config.distill.temperature = path, 0.5, 2.0
-    config.distill.hidden_weight, config.distill.start, config.distill.end = hidden_weight, 1, 4
+    distill = DistillConfig(teacher=path, weight=0.5, temperature=2.0, hidden_weight=hidden_weight, start=1, end=4)
+    config = config.changed(distill=distill)
     tokenizer, device = tokenizers.byte_tokenizer(), trained.engine.device
     ds_config = ds.deepspeed_config(config)
     found = teacher.build(config, TASK, tokenizer, trained.engine.module.config, ds_config, device)
@@ -204,8 +204,8 @@ def _save_parity_teacher(path: Path, config: Any, seed: int) -> None:
     """The recipe's model with a layer more and other weights. Collective."""
     if dist.get_rank() == 0:
         torch.manual_seed(seed)
-        bigger = copy.deepcopy(config.model)
-        bigger.config |= {"num_hidden_layers": LAYERS, "initializer_range": 0.3}
+        shape = config.model.config | {"num_hidden_layers": LAYERS, "initializer_range": 0.3}
+        bigger = config.model.changed(config=shape)
         tokenizer = tokenizers.byte_tokenizer()
         build_model(bigger, TASK, torch.float32, tokenizer=tokenizer).save_pretrained(path)
         tokenizer.save_pretrained(path)

@@ -64,11 +64,8 @@ def together(_: list[str]) -> dict[str, Any]:
     inside = [*attention, "*.o_proj.weight", "*.gate_proj.weight", "*.up_proj.weight"]
     for case, kind, params, start in (("beside", "ffn", attention, 2), ("inside", "l0", inside, 8)):
         for layout in ("zero1", "zero2", "zero3"):
-            config = make_config(kind, **LAYOUTS[layout])
-            masks = pruner_config("n_of_m", start=start, end=10)
-            masks.params, masks.exclude = params, []
-            config.pruners["two_four"] = masks
-            trained = build(config)
+            masks = pruner_config("n_of_m", start=start, end=10).changed(params=params, exclude=[])
+            trained = build(make_config(kind, pruners__two_four=masks, **LAYOUTS[layout]))
             trained.run(0, STEPS)
             trained.pruner.check()
             trained.pruner.check_finished()
@@ -89,10 +86,9 @@ def skipped(_: list[str]) -> dict[str, Any]:
     for kind in ("l0", "structured_movement"):
         for layout in ("zero1", "zero2", "zero3"):
             config = make_config(kind, **LAYOUTS[layout])
-            for pruner in config.pruners.values():
-                # Else the soft phase begins, from the same evidence, right after step 1.
-                pruner.schedule = replace(pruner.schedule, start=3)
-            trained = build(config)
+            # Else the soft phase begins, from the same evidence, right after step 1.
+            later = replace(config.pruners["weights"].schedule, start=3)
+            trained = build(config.changed(pruners__weights__schedule=later))
             at = 0
             for poison in (1, 4, 9):
                 trained.run(at, poison)

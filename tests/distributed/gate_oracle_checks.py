@@ -61,7 +61,7 @@ def own(case: Case, stage: int, teachers: Path | None = None) -> Loop:
     ds.set_lr(engine, 1.0)
     distiller = None
     if teachers is not None:
-        config.distill = planted_loops.distillation(str(teachers))
+        config = config.changed(distill=planted_loops.distillation(str(teachers)))
         task, tokenizer = base.build({"name": "causal_lm"}), tokenizers.byte_tokenizer()
         shape, ds_config = engine.module.config, ds.deepspeed_config(config)
         distiller = teacher.build(config, task, tokenizer, shape, ds_config, engine.device)

@@ -162,23 +162,21 @@ def pruner_config(kind: str, **schedule: Any) -> PrunerConfig:
 
 def make_config(pruner: str | None = "movement", **overrides: Any) -> Config:
     """Global batch 8 without accumulation, foreach AdamW (independent of shard cuts), clipping that clips."""
-    config = Config()
-    config.train.num_steps = STEPS
-    config.train.global_batch_size = 8
-    config.train.micro_batch_size = 8 // dist.get_world_size()
-    config.engine.world_size = dist.get_world_size()
-    config.engine.gradient_clipping = 0.2
-    config.engine.kernels = "eager"
-    config.optim.lr = 5e-3
-    config.optim.weight_decay = 0.1
-    config.optim.implementation = "foreach"
+    values: dict[str, Any] = {
+        "train__num_steps": STEPS,
+        "train__global_batch_size": 8,
+        "train__micro_batch_size": 8 // dist.get_world_size(),
+        "engine__world_size": dist.get_world_size(),
+        "engine__gradient_clipping": 0.2,
+        "engine__kernels": "eager",
+        "optim__lr": 5e-3,
+        "optim__weight_decay": 0.1,
+        "optim__implementation": "foreach",
+    }
     if pruner:
-        config.pruners["weights"] = pruner_config(pruner)
-        config.model.config = (PRUNERS | GATES).get(pruner, {}).get("shape", {})
-    for path, value in overrides.items():
-        section, key = path.split("__")
-        setattr(getattr(config, section), key, value)
-    return config
+        values["pruners__weights"] = pruner_config(pruner)
+        values["model__config"] = (PRUNERS | GATES).get(pruner, {}).get("shape", {})
+    return Config().changed(**values | overrides)
 
 
 def settings(config: Any) -> dict[str, Any]:

@@ -47,9 +47,7 @@ def plain_losses() -> list[float]:
     """Held-out losses of plain DeepSpeed with three seeds of the data, after as many steps."""
     losses = []
     for seed in range(3):
-        config = make_config(None, optim__trainable=FROZEN, **LAYOUTS["zero2"])
-        config.seed = seed
-        trained = build(config)
+        trained = build(make_config(None, seed=seed, optim__trainable=FROZEN, **LAYOUTS["zero2"]))
         trained.run(0, STEPS)
         losses.append(trained.held_out_loss())
         discard(trained)

@@ -105,7 +105,7 @@ def checks(args: list[str]) -> dict[str, Any]:
     stage, before = int(args[0]), alive()
     keys = {"zero_optimization": {"reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 1000}}
     config = harness.make_config("movement", engine__zero_stage=stage, engine__deepspeed=keys, model__config=SIZE)
-    config.train.micro_batch_size = config.train.global_batch_size // dist.get_world_size() // 2
+    config = config.changed(train__micro_batch_size=config.train.global_batch_size // dist.get_world_size() // 2)
     shapes, layout = expected(config, stage)
     plan, size = memory.memory(shapes, layout), checkpoints.checkpoint_size(shapes, layout)
     sent, trained, found = count_traffic(), harness.build(config), {}

@@ -38,13 +38,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/structures/choose.py": [
         (
-            "torch.argsort(score, descending=True, stable=True).tolist()",
-            "torch.argsort(score, descending=False, stable=True).tolist()",
+            "ints(torch.argsort(score, descending=True, stable=True))",
+            "ints(torch.argsort(score, descending=False, stable=True))",
             "the lowest scores stay",
         ),
         (
-            "torch.argsort(score, descending=True, stable=True).tolist()",
-            "torch.argsort(score.flip(0), descending=True, stable=True).tolist()",
+            "ints(torch.argsort(score, descending=True, stable=True))",
+            "ints(torch.argsort(score.flip(0), descending=True, stable=True))",
             "units counted from the end",
         ),
         (
@@ -303,8 +303,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "gates on interleaved features",
         ),
         (
-            "unflatten(-1, (self.site.num_units, -1)).sum(-1)",
-            "unflatten(-1, (-1, self.site.num_units)).sum(-2)",
+            "square(), -1, (self.site.num_units, -1)).sum(-1)",
+            "square(), -1, (-1, self.site.num_units)).sum(-2)",
             "activations of the wrong axis",
         ),
         (
@@ -490,7 +490,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "the higher index wins a tie",
         ),
         ("granted[name, start] = min(n, left[g])", "granted[name, start] = n", "too many ties stay"),
-        ("table = sorted(entry for each", "table = list(entry for each", "ties in the order of ranks"),
+        ("= sorted(entry for each", "= list(entry for each", "ties in the order of ranks"),
         ("        left[g] -= granted[name, start]\n", "        pass\n", "every run keeps all ties"),
         ("sum(units.values()) - pruned[0], comm)", "pruned[0], comm)", "keeps what should go"),
     ],

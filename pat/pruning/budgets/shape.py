@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pat.common.rounding import part_of
+from pat.common.typed import is_mapping
 from pat.models.anatomy import Anatomy
 from pat.pruning.structures.choose import Choice, choice, keep_counts
 from pat.pruning.structures.costs import parameters
@@ -37,9 +38,10 @@ class Shape:
     def __post_init__(self) -> None:
         """Refuse what is no shape."""
         Limits(self.multiple_of, self.tensor_parallel, self.hf_compatible)
-        if not isinstance(self.keep, Mapping) or not self.keep:
+        given: Any = self.keep  # of a shape that no schema has seen
+        if not is_mapping(given) or not given:
             raise ValueError("budget.keep is empty: name what is left of every structure, as {ffn: 768}.")
-        for structure, count in self.keep.items():
+        for structure, count in given.items():
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"budget.keep.{structure} is {count!r}, but must be a whole number of at least 1.")
 
@@ -73,7 +75,7 @@ class Shape:
     ) -> Choice:
         """The keep flags of this shape, or of the narrowest on the way that keeps at least what is due then."""
         self.check(anatomy, sites)
-        found, counts = self._groups(anatomy, sites), []
+        found, counts = self._groups(anatomy, sites), list[int]()
         for group in found:
             least = group.full - part_of(group.full - self.keep[group.structure], progress)
             counts.append(min((n for n in group.counts if n >= least), default=group.full))

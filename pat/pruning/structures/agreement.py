@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
+from pat.common.typed import ints
 from pat.pruning.types import PromiseBroken
 
 
@@ -19,7 +20,7 @@ def check_agreement(what: str, tensors: Mapping[str, Tensor], world: Comm) -> No
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     mine = int.from_bytes(sha.digest()[:7], "little")
-    most, least = world.max(torch.tensor([mine, -mine], dtype=torch.int64)).tolist()
+    most, least = ints(world.max(torch.tensor([mine, -mine], dtype=torch.int64)))
     if most != -least:
         every = world.gather(mine)
         others = ", ".join(str(rank) for rank, its in enumerate(every) if its != every[0])

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pat.common.typed import floats, ints, split
 from pat.models.anatomy import Anatomy
 from pat.pruning.structures.costs import Cost, Widths, dense_widths, widths
 from pat.pruning.structures.grid import Group, by_structure
@@ -46,21 +47,21 @@ class Choice:
 
 def ranked(sites: Sequence[Site], scores: Mapping[str, Tensor]) -> dict[str, list[tuple[float, int]]]:
     """(score, unit) of every site, best first. ValueError for scores that cannot be ranked."""
-    found = {}
+    found: dict[str, list[tuple[float, int]]] = {}
     for site in sites:
         score = scores[site.name].detach().double().cpu()
         assert score.shape == (site.num_units,), f"{site.name} has {site.num_units} units and {score.shape} scores"
         if score.isnan().any():
             raise ValueError(f"The scores of {site.name} are not numbers (NaN): lower the learning rate.")
-        order = torch.argsort(score, descending=True, stable=True).tolist()
-        values = score.tolist()
+        order = ints(torch.argsort(score, descending=True, stable=True))
+        values = floats(score)
         found[site.name] = [(values[unit], unit) for unit in order]
     return found
 
 
 def keep_counts(groups: Sequence[Group], counts: Sequence[int], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keep so many units of every group, the highest scores; equal scores: the lower index."""
-    keep = {}
+    keep: dict[str, Tensor] = {}
     for group, count in zip(groups, counts, strict=True):
         ranks = ranked(group.sites, scores)
         if group.pooled:
@@ -146,12 +147,12 @@ def even(sites: Sequence[Site], scores: Mapping[str, Tensor], cost: Cost, dense:
 
     So every structure loses about the same share of its units, whatever its own scores mean.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for own in by_structure(sites).values():
         flat = torch.cat([scores[site.name].detach().double().cpu() for site in own])
         share = torch.empty(len(flat), dtype=torch.float64)
         share[torch.argsort(flat, descending=True, stable=True)] = torch.arange(len(flat), 0, -1).double() / len(flat)
-        for site, part in zip(own, share.split([site.num_units for site in own]), strict=True):
+        for site, part in zip(own, split(share, [site.num_units for site in own]), strict=True):
             found[site.name] = part * cost.per_unit(site, dense)
     return found
 

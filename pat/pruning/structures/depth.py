@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pat.common.typed import split
 from pat.pruning.structures.pruner import GatePruner
 
 
@@ -12,7 +13,8 @@ def dropped_layers(gates: Sequence[GatePruner]) -> set[int]:
     closed: dict[int, set[int]] = {}
     for gate in gates:
         z = gate.state.keep.float() if gate.hardened else gate.multiplied
-        for site, value in zip(gate.sites, () if z is None else z.split(gate.units.sizes), strict=z is not None):
+        values = () if z is None else split(z, gate.units.sizes)
+        for site, value in zip(gate.sites, values, strict=z is not None):
             if not site.features and not bool(value.any()):
                 every = range(len(gate.anatomy.layers[site.layer].sublayers))
                 closed.setdefault(site.layer, set()).update(every if site.sublayer is None else [site.sublayer])

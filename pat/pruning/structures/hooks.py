@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.comm import Comm
+from pat.common.typed import repeats_a_forward, split, unflatten, untyped
 from pat.pruning.gates import BY_GRADIENT, STATISTICS, Evidence
 from pat.pruning.structures import example_gradients
 from pat.pruning.structures.real_tokens import RealTokens
@@ -73,7 +74,7 @@ class SiteHooks:
     def _inputs(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x: Tensor = args[0]  # (B, T, n)
         if self._takes_statistics(module):
-            self._add(x.detach().float().square().unflatten(-1, (self.site.num_units, -1)).sum(-1))
+            self._add(unflatten(x.detach().float().square(), -1, (self.site.num_units, -1)).sum(-1))
         z = self.factor(module)
         return None if z is None else (self._gated(x, z), *args[1:])
 
@@ -85,14 +86,15 @@ class SiteHooks:
 
     def _block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         before: Tensor = args[0] if args else kwargs["hidden_states"]
-        after: Tensor = output[0] if isinstance(output, tuple) else output
+        outputs: tuple[Any, ...] = untyped(output) if isinstance(output, tuple) else (output,)
+        after: Tensor = outputs[0]
         if self._takes_statistics(module):
             self._add(_change(before.detach(), after.detach(), self.needs))
         z = self.factor(module)
         if z is None:
             return None
         mixed = before + self._gated(after - before, z)
-        return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+        return (mixed, *outputs[1:]) if isinstance(output, tuple) else mixed
 
     def _gated(self, x: Tensor, z: Tensor) -> Tensor:
         """X times the gates, (B, T, n)."""
@@ -109,7 +111,7 @@ class SiteHooks:
 
     def _takes_statistics(self, module: nn.Module) -> bool:
         """In a training forward, but not where it is repeated in a backward (activation checkpointing)."""
-        return module.training and self.needs in STATISTICS and torch._C._current_graph_task_id() == -1
+        return module.training and self.needs in STATISTICS and not repeats_a_forward()
 
     def _add(self, statistic: Tensor) -> None:
         """(B, T, u) fp32 of a micro-batch: summed over the tokens that are no padding, which are counted."""
@@ -160,7 +162,7 @@ class GatedForward:
     def settle(self, z: Tensor, device: torch.device) -> None:
         """(U,) what multiplies for good: a site whose gates are all 1 loses its hooks, and none takes evidence."""
         self._see_no_more()
-        for hook, mine in zip(self.hooks, z.split(self.sizes), strict=True):
+        for hook, mine in zip(self.hooks, split(z, self.sizes), strict=True):
             if bool((mine == 1).all()):
                 hook.remove()
             else:
@@ -174,7 +176,7 @@ class GatedForward:
 
     def opened(self, keep: Tensor) -> str | None:
         """The first site where a unit is let through although its flag, of (U,) bool, is down; None: there is none."""
-        for hook, flags in zip(self.hooks, keep.split(self.sizes), strict=True):
+        for hook, flags in zip(self.hooks, split(keep, self.sizes), strict=True):
             z = torch.ones(flags.numel()) if hook.z is None else hook.z.cpu()
             if bool(z[~flags].any()):
                 return hook.site.name
@@ -190,7 +192,7 @@ class GatedForward:
         return self._gradients(world, scale) if self.needs == "gradient" else self._means(world, scale, self.needs)
 
     def _gradients(self, world: Comm, scale: float) -> Tensor:
-        parts = []
+        parts: list[Tensor] = []
         for hook in self.hooks:
             grad = None if hook.z is None else hook.z.grad
             parts.append(torch.zeros(hook.site.num_units, device=world.device) if grad is None else grad)
@@ -200,12 +202,13 @@ class GatedForward:
         """Sums and counts are added over ranks before they are divided: ranks may have seen different numbers."""
         by_example = needs in example_gradients.SUMMED
         lines_each = len(example_gradients.SUMMED[needs]) if by_example else 1
-        lengths, parts = [lines_each * n + 1 for n in self.sizes], []
+        lengths = [lines_each * n + 1 for n in self.sizes]
+        parts: list[Tensor] = []
         for hook, n in zip(self.hooks, lengths, strict=True):
             empty = torch.zeros(n, dtype=torch.float64, device=world.device)
             parts.append(empty if hook.sums is None else hook.sums.to(world.device))
             hook.sums = None
-        lines = world.sum(torch.cat(parts)).cpu().split(lengths)
+        lines = split(world.sum(torch.cat(parts)).cpu(), lengths)
         if by_example:
             found = [example_gradients.mean(needs, line, world.world_size * scale) for line in lines]
             return torch.cat(found, dim=1).float().squeeze(0)
@@ -216,4 +219,4 @@ class GatedForward:
             self.tokens.remove()
 
     def _split(self, values: Tensor | None) -> Sequence[Tensor | None]:
-        return [None] * len(self.sizes) if values is None else values.split(self.sizes)
+        return [None] * len(self.sizes) if values is None else split(values, self.sizes)

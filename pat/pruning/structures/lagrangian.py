@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pat.common.typed import split
 from pat.models.anatomy import Anatomy
 from pat.pruning.gates import Learned
 from pat.pruning.structures.sites import Site
@@ -75,7 +76,7 @@ class Lagrangian:
 
     def _sparsity(self, is_open: Tensor) -> Tensor:
         """(K,) expected, differentiable."""
-        by_site = {site.name: part for site, part in zip(self.sites, is_open.split(self.sizes), strict=True)}
+        by_site = {site.name: part for site, part in zip(self.sites, split(is_open, self.sizes), strict=True)}
         return self.budget.expected_sparsity(self.anatomy, self.sites, by_site)
 
     # -- what units are worth --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pat.common.typed import split
 from pat.models.anatomy import Anatomy
 from pat.pruning.structures import costs, slices
 from pat.pruning.structures.sites import Site
@@ -27,7 +28,7 @@ class Inventory:
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """(U,) as (num_units,) per site."""
-        return {site.name: part for site, part in zip(self.sites, values.split(self.sizes), strict=True)}
+        return {site.name: part for site, part in zip(self.sites, split(values, self.sizes), strict=True)}
 
     def join(self, by_site: Mapping[str, Tensor]) -> Tensor:
         """(num_units,) per site as (U,)."""
@@ -70,7 +71,7 @@ class Inventory:
     def counts(self, keep: Tensor) -> dict[str, list[int]]:
         """Per structure: the units that each site keeps, of (U,) bool."""
         found: dict[str, list[int]] = {}
-        for site, flags in zip(self.sites, keep.split(self.sizes), strict=True):
+        for site, flags in zip(self.sites, split(keep, self.sizes), strict=True):
             found.setdefault(site.structure, []).append(int(flags.sum()))
         return found
 

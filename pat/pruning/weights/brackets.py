@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
+from pat.common.typed import ints, of_numpy, split
 from pat.pruning.types import Run
 
 SAMPLE = 1 << 17  # scores sampled for one group over all ranks, at least; shared out over several groups,
@@ -42,21 +43,21 @@ def find_brackets(
     counts = (sizes // strides).t()  # (G, W) samples of each rank
     offsets = counts.flatten().cumsum(0).view_as(counts) - counts
     sample = torch.zeros(int(counts.sum()))
-    for g, stride in enumerate(strides.tolist()):
+    for g, stride in enumerate(ints(strides)):
         mine = [run for run, of in zip(runs, groups, strict=True) if of == g]
         begin, num = int(offsets[g, comm.rank]), int(counts[g, comm.rank])
         _sample(mine, stride, sample[begin : begin + num])
-    parts = comm.sum(sample).split(counts.sum(1).tolist())
-    return [_bracket(p.numpy(), k, n) for p, k, n in zip(parts, num_keep.tolist(), totals.tolist(), strict=True)]
+    parts = split(comm.sum(sample), ints(counts.sum(1)))
+    return [_bracket(p.numpy(), k, n) for p, k, n in zip(parts, ints(num_keep), ints(totals), strict=True)]
 
 
 def _sample(runs: Sequence[Run], stride: int, out: Tensor) -> None:
     """One score of every `stride`, at a pseudo-random place, so that no period in the weights can hide."""
     jitter = np.random.default_rng(0).integers(0, stride, out.numel())
-    positions = torch.from_numpy(np.arange(out.numel()) * stride + jitter)  # rising, in the concatenated runs
+    positions = of_numpy(np.arange(out.numel()) * stride + jitter)  # rising, in the concatenated runs
     ends = torch.tensor([run.numel for run in runs], dtype=torch.int64).cumsum(0)
     begin = 0
-    for run, end, stop in zip(runs, ends.tolist(), torch.searchsorted(positions, ends).tolist(), strict=True):
+    for run, end, stop in zip(runs, ints(ends), ints(torch.searchsorted(positions, ends)), strict=True):
         inside = positions[begin:stop] - (end - run.numel)
         out[begin:stop] = run.scores.detach()[inside.to(run.scores.device)].cpu()
         begin = stop

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pat.common.typed import compiled, split
 from pat.pruning.criteria import Criterion
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Pass:
 
     def __init__(self, function: Callable[..., None], mode: str) -> None:
         self.function, self.mode = function, mode
-        self.compiled = torch.compile(function, dynamic=True, fullgraph=True, options=OPTIONS)
+        self.compiled = compiled(function, OPTIONS)
 
     @torch.no_grad()
     def __call__(self, *tensors: Tensor) -> None:
@@ -209,7 +210,7 @@ def masked_sum_of_squares(
         square = wide[: part.numel()].copy_(part)
         total[: part.numel()].addcmul_(square, square)
     while total.numel() > SUM_CHUNK:
-        total = torch.stack([part.sum() for part in total.split(SUM_CHUNK)])
+        total = torch.stack([part.sum() for part in split(total, SUM_CHUNK)])
     return total.sum()
 
 
@@ -232,8 +233,7 @@ class SumOfSquares:
             wide = grad.double()
             return (wide * wide).sum()
 
-        options = {"dynamic": True, "fullgraph": True, "options": OPTIONS}
-        self._masked, self._plain = torch.compile(masked, **options), torch.compile(plain, **options)
+        self._masked, self._plain = compiled(masked, OPTIONS), compiled(plain, OPTIONS)
 
     @torch.no_grad()
     def __call__(self, grad: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
+from pat.common.typed import floats
 from pat.pruning.weights.kernels import masked_sum_of_squares
 
 BITS = 8
@@ -35,7 +36,7 @@ def coefficients(
         sums[0, g] += masked_sum_of_squares(score).cpu()
         sums[1, g] += masked_sum_of_squares(dense).cpu()
         sums[2, g] += score.numel()
-    of_groups = zip(*comm.sum(sums).tolist(), strict=True)
+    of_groups = zip(*(floats(row) for row in comm.sum(sums)), strict=True)
     return [_rounded(weight * math.sqrt(s * n) / w) if s and w else 1.0 for s, w, n in of_groups]
 
 

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from pat.common import patterns
 from pat.common.comm import LOCAL
+from pat.common.typed import ints
 from pat.pruning import registry
 from pat.pruning.ties import starts_equal
-from pat.pruning.types import PromiseBroken
+from pat.pruning.types import PromiseBroken, Run
 from pat.pruning.weights import prior, ties
 from pat.pruning.weights.arrays import array, module
 from pat.pruning.weights.kernels import make_kernels
@@ -139,7 +140,7 @@ class MaskPruner:
 
     def _select(self, t: int) -> None:
         priors = self._priors(t)
-        runs = []
+        runs: list[Run] = []
         for state in self.states:
             for s in state.shard.segments:
                 score = None if state.score is None else state.score[s.part]
@@ -227,7 +228,7 @@ class MaskPruner:
                 keep = state.keep[s.part]
                 mine[s.name] += s.numel - int(module(keep).count_nonzero(array(keep.view(torch.bool))))
         total = self.shards.comm.sum(torch.tensor(list(mine.values()), dtype=torch.int64))
-        return dict(zip(mine, total.tolist(), strict=True))
+        return dict(zip(mine, ints(total), strict=True))
 
     def _check_evidence(self) -> None:
         """ValueError where the first weights would go before a step has given evidence."""

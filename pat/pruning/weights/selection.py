@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.common.rounding import part_of
+from pat.common.typed import floats, ints
 from pat.pruning.types import PromiseBroken, Run
 from pat.pruning.weights.arrays import array, chunk_numel, chunks, module
 from pat.pruning.weights.brackets import find_brackets, sizes_by_rank
@@ -105,7 +106,7 @@ def _keep_top(runs: Sequence[Run], groups: Sequence[int], budgets: Mapping[str, 
     """`groups[r]` is the budget that run r counts against."""
     wanted = torch.tensor(list(budgets.values()), dtype=torch.int64)
     sizes = sizes_by_rank(runs, groups, len(budgets), comm)
-    for name, k, n in zip(budgets, wanted.tolist(), sizes.sum(0).tolist(), strict=True):
+    for name, k, n in zip(budgets, ints(wanted), ints(sizes.sum(0)), strict=True):
         if not 0 <= k <= n:
             raise ValueError(f"Cannot keep {k} of the {n} units of {name}; give a number from 0 to {n}.")
     brackets = find_brackets(runs, groups, wanted, sizes, comm)
@@ -114,7 +115,7 @@ def _keep_top(runs: Sequence[Run], groups: Sequence[int], budgets: Mapping[str, 
     kept = torch.zeros_like(wanted)
     for run, g, ties_here, quota in zip(runs, groups, ties, quotas, strict=True):
         kept[g] += _write(run, cut.score[g], ties_here, quota)
-    for name, k, n in zip(budgets, wanted.tolist(), comm.sum(kept).tolist(), strict=True):
+    for name, k, n in zip(budgets, ints(wanted), ints(comm.sum(kept)), strict=True):
         if k != n:
             raise TargetMissed(f"Selection kept {n} units of {name} and not {k} ({n - k:+d}).")
 
@@ -141,9 +142,9 @@ def _find_cut(
         pieces = [(g, source) for g, source in zip(groups, sources, strict=True) if narrow[g]]
         found = _kth_score(pieces, torch.where(missed, wanted, rest) * narrow, comm)
         score, ties, equal = (torch.where(narrow, a, b) for a, b in zip(found, (score, ties, equal), strict=True))
-    cut = Cut(score.tolist(), ties.tolist(), equal.tolist())
+    cut = Cut(floats(score), ints(ties), ints(equal))
     split = [0 < kept < all_ for kept, all_ in zip(cut.ties, cut.equal, strict=True)]
-    here = []
+    here: list[int] = []
     for run, g, source in zip(runs, groups, sources, strict=True):
         where = source if narrow[g] else run.scores
         here.append(_count_equal(where, cut.score[g]) if split[g] else 0)
@@ -156,7 +157,7 @@ def _scan(
     """(G,) scores above and (G,) inside each bracket, (G,) too many to copy; the copies of each run. Collective."""
     tally = torch.zeros(4, len(brackets), dtype=torch.int64)  # NaN, above, inside, crowded
     capacity = max(int(sum(run.numel for run in runs) * COPIED_SHARE), MIN_COPIED)
-    copies, used = [], 0
+    copies, used = list[Tensor](), 0
     store = torch.empty(capacity, device=runs[0].scores.device) if runs else torch.empty(0)
     widest = max((min(chunk_numel(run.scores), run.numel) for run in runs), default=0)
     flags = torch.empty(2, widest, dtype=torch.bool, device=store.device)
@@ -243,8 +244,8 @@ def _tie_quotas(
     if not any(0 < kept < all_ for kept, all_ in zip(cut.ties, cut.equal, strict=True)):
         return quotas
     mine = [(g, run.name, run.start, n) for run, g, n in zip(runs, groups, ties, strict=True) if n]
-    table = sorted(entry for each in comm.gather(mine) for entry in each)
-    left, granted = list(cut.ties), {}
+    table: list[tuple[int, str, int, int]] = sorted(entry for each in comm.gather(mine) for entry in each)
+    left, granted = list(cut.ties), dict[tuple[str, int], int]()
     for g, name, start, n in table:
         granted[name, start] = min(n, left[g])
         left[g] -= granted[name, start]

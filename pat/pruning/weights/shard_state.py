@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pat.common.hashing import pack_keep
+from pat.common.typed import of_numpy
 from pat.pruning import state_keys
 from pat.pruning.types import Run
 from pat.zero.layouts import Piece, Segment, Shard
@@ -59,7 +60,7 @@ class MaskedShard:
         for s in self.shard.segments:
             if self.keep is not None:
                 packed = np.asarray(pack_keep(self.keep[s.part]))
-                found[state_keys.of_mask(pruner, state_keys.KEEP, s.name, s.start)] = torch.from_numpy(packed.copy())
+                found[state_keys.of_mask(pruner, state_keys.KEEP, s.name, s.start)] = of_numpy(packed.copy())
             for kind, value in ((state_keys.SCORE, self.score), (state_keys.DENSE, self.dense)):
                 if value is not None:
                     found[state_keys.of_mask(pruner, kind, s.name, s.start)] = value[s.part].detach().cpu().contiguous()

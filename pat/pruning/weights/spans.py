@@ -12,6 +12,7 @@ from math import prod
 import torch
 
 from pat.common.comm import Comm
+from pat.common.typed import ints
 from pat.pruning.types import Run
 
 
@@ -51,7 +52,7 @@ def first_pieces(runs: Sequence[Run], comm: Comm) -> dict[str, tuple[int, ...]]:
     held = torch.zeros(len(every) + 1, dtype=torch.int64)  # the last: of parameters whose beginning no rank holds
     for run in runs:
         held[index.get(run.name, -1)] += run.numel
-    *counts, strange = comm.sum(held).tolist()
+    *counts, strange = ints(comm.sum(held))
     assert not strange, (
         f"{', '.join({r.name for r in runs if r.name not in every})}: its first element is held by no rank"
     )

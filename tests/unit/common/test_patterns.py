@@ -28,13 +28,11 @@ def trained(model: nn.Module, **optim: Any) -> set[str]:
 
 
 def pruned(model: nn.Module, params: list[str], exclude: list[str]) -> set[str]:
-    config = Config()
-    config.train.num_steps = 10
-    config.pruners["weights"] = PrunerConfig(
+    weights = PrunerConfig(
         params=params, exclude=exclude, granularity="weight", criterion="magnitude",
         budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "one_shot", "start": 2},
     )  # fmt: skip
-    pruner = Pruner(config)
+    pruner = Pruner(Config().changed(train__num_steps=10, pruners__weights=weights))
     pruner.attach(model)
     return set(pruner.owner)
 

@@ -228,7 +228,7 @@ def test_offline_fetches_models_by_their_revision_and_prepares_data(tmp_path, mo
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: asked.append((name, revision)))
     monkeypatch.setattr("pat.training.preflight.check_data", lambda config: f"data of {config.run.name}")
     config = Config(run=RunConfig(name="r"), model=ModelConfig(path="org/model", revision="v1"))
-    config.distill.teacher = str(tmp_path)  # a local folder is there already
+    config = config.changed(distill__teacher=str(tmp_path))  # a local folder is there already
     preflight.fetch(config)
     assert asked == [("org/model", "v1")] and capsys.readouterr().out == "data of r\n"
 

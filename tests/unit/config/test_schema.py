@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from pat import schema
 from pat.common import ignored
 from pat.common.keys import MISSING, Section, choices, default_of, words
 from pat.config import compose, places, reference
@@ -210,6 +213,40 @@ def test_a_config_changes_by_a_validated_copy() -> None:
     with pytest.raises(ValueError):
         config.changed(train__num_steps=0)
     assert TrainConfig().num_steps == MISSING, "no default for a choice of the user's"
+
+
+def test_a_setting_of_one_pruner_changes_and_another_is_added() -> None:
+    config = composed("recipe=parity")
+    start = {"name": "one_shot", "start": 3}
+    changed = config.changed(
+        pruners__more=config.pruners["weights"], pruners__weights__schedule=start, data__generated__num_words=9
+    )
+    assert list(changed.pruners) == ["weights", "more"] and list(config.pruners) == ["weights"]
+    assert changed.pruners["more"] == config.pruners["weights"] != changed.pruners["weights"]
+    assert changed.pruners["weights"] == config.pruners["weights"].changed(schedule=start)
+    assert (changed.data.generated.num_words, config.data.generated.num_words) != (9, 9)
+    with pytest.raises(ValueError, match="pruners.weights.schedule.*cubic"):
+        config.changed(pruners__weights__schedule="cubik")
+    with pytest.raises(ValueError, match="there is no key 'train.num_step'.*did you mean num_steps"):
+        config.changed(train__num_step=3)
+
+
+def test_a_config_cannot_be_assigned_to() -> None:
+    """All that was checked when it was made stays so: whoever needs other values makes another config."""
+    config: Any = composed("recipe=parity")
+    found = [config, *(getattr(config, name) for name in type(config).model_fields)]
+    found = [one for one in found if isinstance(one, Section)]
+    found += [config.data.generated, config.pruners["weights"], config.pruners["weights"].masked_grad]
+    declared = {value for value in vars(schema).values() if isinstance(value, type) and issubclass(value, Section)}
+    assert {type(one) for one in found} == declared - {Section}
+    for section in found:
+        for name in type(section).model_fields:
+            with pytest.raises(ValidationError, match="frozen"):
+                setattr(section, name, getattr(section, name))
+    pruner = config.pruners["weights"]
+    for method in (pruner.granularity, pruner.criterion, pruner.budget, pruner.schedule):
+        with pytest.raises(FrozenInstanceError):
+            method.name = "other"
 
 
 def test_choices_are_in_one_order_whatever_was_imported_before() -> None:

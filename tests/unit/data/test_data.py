@@ -162,8 +162,7 @@ def test_other_files_and_globs(tmp_path: Path, source: str) -> None:
         else:
             frame = pandas.DataFrame({"text": texts, "label": [i % 2 for i in range(10)]})
             frame.to_csv(path, index=False) if source == "csv" else frame.to_parquet(path)
-    cfg = json_config(tmp_path)
-    cfg.source, cfg.train = source, [str(tmp_path / f"?.{source}")]
+    cfg = json_config(tmp_path).changed(source=source, train=[str(tmp_path / f"?.{source}")])
     rows = sources.load(cfg, "train", 0, tmp_path / "raw")
     assert rows["text"][:] == [f"{name} {i}" for name in ("a", "b") for i in range(10)]
     made = prepare.prepare(cfg, TOKENIZER, LM if source == "text" else CLASSES)

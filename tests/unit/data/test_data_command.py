@@ -38,10 +38,9 @@ def rows(path: Path, content: list[dict[str, Any]]) -> str:
 
 def prepared(tmp_path: Path, content: list[dict[str, Any]], task: Any, of: Any, **fields: Any) -> tuple[Any, Config]:
     source = rows(tmp_path / "rows.jsonl", content)
-    config = Config()
     given = {"max_length": 16, "train": source, "eval": source, "cache_dir": str(tmp_path / "cache")} | fields
-    config.data = DataConfig(source="json", **given)
-    config.train.num_steps, config.train.global_batch_size = 6, 4
+    data = DataConfig(source="json", **given)
+    config = Config().changed(data=data, train__num_steps=6, train__global_batch_size=4)
     return prepare.prepare(config.data, of, base.build(task)), config
 
 
@@ -96,9 +95,8 @@ def test_figures_of_several_sources(tmp_path: Path) -> None:
     """Catches a cache of which only the first source is counted, and epochs that forget the weights."""
     files = {name: rows(tmp_path / name, [{"text": f"{name} {i}"} for i in range(10)]) for name in ("one", "two")}
     sources = {name: {"source": "json", "train": file, "weight": 3.0} for name, file in files.items()}
-    config = Config()
-    config.data = DataConfig(source="mixture", sources=sources, max_length=16, cache_dir=str(tmp_path / "cache"))
-    config.train.num_steps, config.train.global_batch_size = 6, 4
+    data = DataConfig(source="mixture", sources=sources, max_length=16, cache_dir=str(tmp_path / "cache"))
+    config = Config().changed(data=data, train__num_steps=6, train__global_batch_size=4)
     found = summarise(prepare.prepare(config.data, BYTES, base.build({"name": "chat"})), config)
     assert found["train"]["rows"] + found["eval"]["rows"] == 20
     assert found["epochs"] == 24 / (3 * found["train"]["samples_used"])

@@ -91,8 +91,7 @@ def test_sources_are_prepared_each_by_itself_and_drawn_by_weight(tmp_path: Path)
     # Another weight is no other data.
     again = prepare.prepare(mixed(tmp_path, texts={"weight": 0.5}), TOKENIZER, CHAT)
     assert not again.info["built"] and again.mixture and again.mixture.weights == (0.5, 1.0)
-    config = Config()
-    config.train.global_batch_size, config.train.micro_batch_size = 4, 2
+    config = Config().changed(train__global_batch_size=4, train__micro_batch_size=2)
     one, other = (
         sampler.BatchLoader(made.train, CHAT, TOKENIZER, config, 0, 1, mixture=made.mixture) for _ in range(2)
     )
@@ -121,8 +120,7 @@ def test_what_is_wrong_with_a_source_is_said_with_its_name(tmp_path: Path, chang
 
 
 def test_sources_need_a_mixture_and_a_mixture_needs_sources(tmp_path: Path) -> None:
-    config = mixed(tmp_path)
-    config.source = "json"
+    config = mixed(tmp_path).changed(source="json")
     with pytest.raises(ValueError, match="data.sources is .* with data.source=json"):
         prepare.prepare(config, TOKENIZER, CHAT)
     with pytest.raises(ValueError, match="data.source=mixture needs data.sources"):

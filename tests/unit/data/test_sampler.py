@@ -26,9 +26,7 @@ def reviews(texts: list[str] | None = None) -> Dataset:
 
 
 def config(global_batch: int, micro: int, seed: int = 0) -> Config:
-    made = Config(seed=seed)
-    made.train.global_batch_size, made.train.micro_batch_size = global_batch, micro
-    return made
+    return Config().changed(seed=seed, train__global_batch_size=global_batch, train__micro_batch_size=micro)
 
 
 def test_an_epoch_is_a_permutation_of_its_own() -> None:

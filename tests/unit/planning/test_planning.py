@@ -150,8 +150,8 @@ LLAMA: dict[str, Any] = {
 )
 def test_activations_are_those_that_a_real_forward_saves(hf_config: Any, attention: str) -> None:
     """With and without checkpointing, bf16, on the CPU; the planned ones without a tensor that has memory."""
-    task, config = base.build({"name": "causal_lm"}), Config()
-    config.model.attn_implementation, config.data.max_length = attention, 64
+    task = base.build({"name": "causal_lm"})
+    config = Config().changed(model__attn_implementation=attention, data__max_length=64)
     planned = activations.activations(config, task, hf_config, 3)
     model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16, attn_implementation=attention).train()
     tokens = torch.zeros(3, 64, dtype=torch.long)

@@ -28,10 +28,8 @@ MODEL: list[Any] = []
 def gate_pruner(gate: str, budget: dict[str, Any], schedule: dict[str, Any]) -> Any:
     if not MODEL:
         MODEL.append(small.model("llama"))
-    config = Config()
-    config.train.num_steps = STEPS
-    config.pruners["narrow"] = PrunerConfig(structures=["ffn"], gate=gate, budget=budget, schedule=schedule)
-    pruner = Pruner(config)
+    narrow = PrunerConfig(structures=["ffn"], gate=gate, budget=budget, schedule=schedule)
+    pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
     pruner.attach(MODEL[0])
     return pruner.gates[0]
 

@@ -45,17 +45,16 @@ def loss(forward: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def config(criterion: str, scope: Any, schedule: dict[str, Any]) -> Config:
-    made = Config()
-    made.train.num_steps = STEPS
-    made.engine.zero_stage, made.engine.dtype, made.engine.kernels = 0, "fp32", "eager"
-    made.engine.gradient_clipping = MAX_NORM
-    made.optim.lr, made.optim.weight_decay, made.optim.implementation = LR, DECAY, "loop"
-    made.pruners["weights"] = PrunerConfig(
+    weights = PrunerConfig(
         params=["*.weight"], exclude=["4.weight"], granularity="weight", scope=scope,
         criterion={"name": criterion, **CRITERIA[criterion]}, budget={"name": "sparsity", "sparsity": 0.6},
         schedule=schedule,
     )  # fmt: skip
-    return made
+    return Config().changed(
+        train__num_steps=STEPS, engine__zero_stage=0, engine__dtype="fp32", engine__kernels="eager",
+        engine__gradient_clipping=MAX_NORM, optim__lr=LR, optim__weight_decay=DECAY, optim__implementation="loop",
+        pruners__weights=weights,
+    )  # fmt: skip
 
 
 def expected(made: Config, pruner: Pruner) -> list[oracle.Record]:
@@ -126,8 +125,10 @@ def test_on_deepspeeds_own_engine_they_are_the_same(scope: str, offload: bool) -
     """ZeRO 1, where both matrices lie in one flat shard; offloaded, their gradients are one piece. Would catch: a piece
     of a shard that is taken for another, and DeepSpeed's own norm, which counts the gradients of pruned weights."""
     made = config("movement", scope, {"name": "cubic", "start": 2, "end": 7, "hard_from": 9, "select_every": 2})
-    made.engine.zero_stage, made.engine.world_size, made.engine.offload_optimizer = 1, 1, offload
-    made.train.global_batch_size, made.train.micro_batch_size = MICRO, 1
+    made = made.changed(
+        engine__zero_stage=1, engine__world_size=1, engine__offload_optimizer=offload,
+        train__global_batch_size=MICRO, train__micro_batch_size=1,
+    )  # fmt: skip
     trained = model()
     with one_rank.deepspeed_alone():
         engine, pruner = one_rank.build_deepspeed(made, trained)

@@ -98,11 +98,11 @@ def test_the_norm_is_infinite_and_zero_0_sees_an_overflow() -> None:
 def test_a_skipped_step_changes_nothing(where: str, value: float) -> None:
     """No weight, no mask, no score, no history; the next step is taken."""
     case = Case("movement", ("ffn",))
-    config = case.config()
-    config.pruners["weights"] = PrunerConfig(
+    weights = PrunerConfig(
         params=["*.self_attn.*.weight"], granularity="weight", criterion="movement",
         budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "linear", "start": 2, "end": 8},
     )  # fmt: skip
+    config = case.config().changed(pruners__weights=weights)
     engine, pruner = one_rank.build(config, planted.student(case), planted.MICRO)
     for t, batches in enumerate(planted.micro_batches(case)[:6]):
         for number, batch in enumerate(batches):

@@ -45,10 +45,7 @@ def gates(keep: int = 64, **fields: Any) -> PrunerConfig:
 
 def attached(**pruners: PrunerConfig) -> Pruner:
     """On a Llama of 3 layers with 128 neurons and hidden size 48."""
-    config = Config()
-    config.train.num_steps = STEPS
-    config.pruners |= pruners
-    pruner = Pruner(config)
+    pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners=pruners))
     pruner.attach(small.model("llama"))
     return pruner
 
@@ -142,12 +139,9 @@ def test_a_run_that_ends_before_the_hard_phase_is_told() -> None:
 def trained(**settings: Any) -> tuple[Any, Pruner, Iterator[int]]:
     """(engine, pruner, the steps: each is taken when it is asked for) of a run with gates on neurons and masks in the
     attention, on DeepSpeed's own engine."""
-    config = CASE.config()
-    for key, value in settings.items():
-        setattr(config.engine, key, value)
-    config.pruners["weights"] = masks(
-        "*.self_attn.*.weight", 3, schedule={"name": "one_shot", "start": 3, "hard_from": 8}
-    )
+    weights = masks("*.self_attn.*.weight", 3, schedule={"name": "one_shot", "start": 3, "hard_from": 8})
+    engine_keys = {f"engine__{key}": value for key, value in settings.items()}
+    config = CASE.config().changed(pruners__weights=weights, **engine_keys)
     engine, pruner = one_rank.build_deepspeed(config, planted.student(CASE))
 
     def steps() -> Iterator[int]:
@@ -199,9 +193,9 @@ def test_a_removed_weight_that_is_alive_is_found(dtype: str) -> None:
 @pytest.mark.parametrize("more", [-0.25, 0.25])
 def test_a_final_selection_that_misses_the_budget_ends_the_run(more: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too few weights are as wrong as too many."""
-    config = CASE.config()
     schedule = {"name": "one_shot", "start": 0, "hard_from": 1}
-    config.pruners = {"weights": masks("*.q_proj.weight", granularity="weight", scope="matrix", schedule=schedule)}
+    weights = masks("*.q_proj.weight", granularity="weight", scope="matrix", schedule=schedule)
+    config = CASE.config().changed(pruners={"weights": weights})
     engine, pruner = one_rank.build(config, planted.student(CASE))
     (mask,) = pruner.masks
     mask.begin(0)

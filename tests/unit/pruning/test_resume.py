@@ -52,12 +52,11 @@ class Saved:
 
 def config(gate: str, criterion: str) -> Config:
     """Gates on neurons, and masks in the attention of the same model."""
-    made = CASES[gate].config()
-    made.pruners["weights"] = PrunerConfig(
+    weights = PrunerConfig(
         params=["*.self_attn.*.weight"], granularity="weight", scope="global", criterion=criterion,
         budget={"name": "sparsity", "sparsity": 0.6}, schedule=MASKS[criterion],
     )  # fmt: skip
-    return made
+    return CASES[gate].config().changed(pruners__weights=weights)
 
 
 def step(engine: Any, pruner: Pruner, batches: list[dict[str, Tensor]], t: int) -> dict[str, Any]:

@@ -58,13 +58,9 @@ def test_criteria_without_evidence_are_refused_before_training(name: str, schedu
 
 
 def gate_pruner(name: str, schedule: dict[str, Any]) -> Any:
-    config = Config()
-    config.train.num_steps = STEPS
     structures, keep = (["layers"], {"layers": 2}) if name == "similarity" else (["ffn"], {"ffn": 64})
-    config.pruners["narrow"] = PrunerConfig(
-        structures=structures, gate=name, schedule=schedule, budget={"name": "shape", "keep": keep}
-    )
-    pruner = Pruner(config)
+    narrow = PrunerConfig(structures=structures, gate=name, schedule=schedule, budget={"name": "shape", "keep": keep})
+    pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
     pruner.attach(small.model("llama"))
     return pruner.gates[0]
 
@@ -150,16 +146,14 @@ def test_what_gates_have_emptied_needs_no_evidence() -> None:
     pruner.emptied_before = lambda: {"b"}
     pruner.begin(3)
 
-    config = Config()
-    config.train.num_steps = STEPS
-    config.pruners["narrow"] = PrunerConfig(
+    narrow = PrunerConfig(
         structures=["layers"], gate="taylor", schedule=SOFT, budget={"name": "shape", "keep": {"layers": 2}}
     )
-    config.pruners["weights"] = PrunerConfig(
+    two_four = PrunerConfig(
         params=["*.mlp.*.weight"], granularity={"name": "n_of_m", "n": 2, "m": 4}, criterion="magnitude",
         schedule={"name": "one_shot", "start": 9}, budget={"name": "sparsity", "sparsity": 0.5},
     )  # fmt: skip
-    both = Pruner(config)
+    both = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow, pruners__weights=two_four))
     both.attach(small.model("llama"))
     assert both.masks[0].emptied_before() == set()
     both.gates[0].state.keep[1] = False
@@ -190,13 +184,9 @@ def test_ties_are_found_whatever_the_cut(num_ranks: int) -> None:
 @pytest.mark.parametrize("structures", [["ffn"], ["layers"]])
 def test_sites_without_evidence_stop_the_selection(structures: list[str]) -> None:
     """A site of which no gate has a gradient, and layers that all have none."""
-    config = Config()
-    config.train.num_steps = STEPS
     keep = {"ffn": 64} if structures == ["ffn"] else {"layers": 2}
-    config.pruners["narrow"] = PrunerConfig(
-        structures=structures, gate="taylor", schedule=SOFT, budget={"name": "shape", "keep": keep}
-    )
-    pruner = Pruner(config)
+    narrow = PrunerConfig(structures=structures, gate="taylor", schedule=SOFT, budget={"name": "shape", "keep": keep})
+    pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
     pruner.attach(small.model("llama"))
     gate = pruner.gates[0]
     gate.bind(SimpleNamespace(world=LOCAL))  # type: ignore[arg-type]

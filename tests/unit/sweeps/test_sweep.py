@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_a_real_member_has_a_session_of_its_own_and_dies_with_the_sweep(tmp_path
 
 def test_members_share_cores_and_never_a_gpu(tmp_path: Path, monkeypatch) -> None:
     (member,) = some(1, tmp_path)
-    member.config.engine.world_size = 2
+    member = replace(member, config=member.config.changed(engine__world_size=2))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     assert runner.environment(member, 0, 1)["OMP_NUM_THREADS"] == "8"

@@ -442,9 +442,7 @@ def test_a_teacher_is_compared_where_the_loss_is() -> None:
 def test_batches_of_a_run_are_packed_chats(tmp_path: Path) -> None:
     task = chat(packing="best_fit")
     made = prepared(tmp_path, conversations(60), task)
-    config = Config()
-    config.seed = 1
-    config.train = config.train.changed(global_batch_size=2, micro_batch_size=2, eval_batch_size=2)
+    config = Config().changed(seed=1, train__global_batch_size=2, train__micro_batch_size=2, train__eval_batch_size=2)
     loader = sampler.BatchLoader(made.train, task, TOKENIZER, config, 0, 1)
     batch = loader.batches(0)[0]
     loader.close()

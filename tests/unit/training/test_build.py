@@ -16,10 +16,7 @@ from pat.training.state import Training
 
 
 def due(metric: str = "accuracy", higher_is_better: bool = True, **train: Any) -> Due:
-    settings = TrainConfig(num_steps=100, global_batch_size=1)
-    for key, value in train.items():
-        setattr(settings, key, value)
-    return Due(settings, Progress(), metric, higher_is_better)
+    return Due(TrainConfig(num_steps=100, global_batch_size=1, **train), Progress(), metric, higher_is_better)
 
 
 def test_checkpoint_by_steps() -> None:

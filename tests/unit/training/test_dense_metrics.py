@@ -34,12 +34,11 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
     model, ids = small.model("llama"), small.tokens()
     with torch.no_grad():
         dense = float(loss(model, ids))
-    config = Config()
-    config.train.num_steps = 8
-    config.pruners["narrow"] = PrunerConfig(
+    narrow = PrunerConfig(
         structures=["ffn"], gate={"name": "magnitude", "fade": 1}, schedule=schedule,
         budget={"name": "parameters", "sparsity": 0.3, "multiple_of": 1},
     )  # fmt: skip
+    config = Config().changed(train__num_steps=8, pruners__narrow=narrow)
     pruner = Pruner(config)
     pruner.attach(model)
     gate = pruner.gates[0]
@@ -86,8 +85,7 @@ def test_the_loop_holds_the_gates_back_once(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(train, "set_lr", lambda *_: None)
     quiet = SimpleNamespace(backward=lambda _: None, step=lambda: None)
-    config = Config()
-    config.train.num_steps, config.optim.lr = 8, 1.0
+    config = Config().changed(train__num_steps=8, optim__lr=1.0)
     training: Any = SimpleNamespace(
         config=config, progress=Progress(), engine=quiet, world=LOCAL,
         feed=SimpleNamespace(batches=lambda t: [None]),

@@ -273,10 +273,8 @@ def folder_for(path: Path, name: str = "causal_lm", labels: list[str] = LABELS, 
 
 
 def settings(name: str, path: str, **fields: Any) -> Config:
-    config = Config()
-    config.task.name, config.train.num_steps = name, 10
-    config.distill = DistillConfig(**{"teacher": path, "weight": 0.5} | fields)
-    return config
+    distill = DistillConfig(**{"teacher": path, "weight": 0.5} | fields)
+    return Config().changed(task__name=name, train__num_steps=10, distill=distill)
 
 
 def checked(config: Config, **shape: Any) -> None:
@@ -310,9 +308,8 @@ def test_another_tokenizer(tmp_path: Path) -> None:
     other.save_pretrained(path)
     with pytest.raises(ValueError, match="another tokenizer than the model: it also has '<more>'"):
         checked(settings("causal_lm", path))
-    same = settings("causal_lm", path)
-    same.model.path = path  # the model's own folder: whatever model.tokenizer says is what both get
-    checked(same)
+    # The model's own folder: whatever model.tokenizer says is what both get.
+    checked(settings("causal_lm", path).changed(model__path=path))
 
 
 def test_vocabularies_are_compared_by_token_and_number() -> None:
@@ -357,8 +354,8 @@ def test_a_teacher_without_a_trained_head(tmp_path: Path) -> None:
 
 def test_the_teacher_is_frozen_and_as_it_was_saved(tmp_path: Path) -> None:
     path = folder_for(tmp_path / "teacher", "classification", hidden_dropout_prob=0.5)
-    task, config = base.build({"name": "classification"}), settings("classification", path)
-    config.engine.zero_stage, config.distill.hidden_weight = 2, 1.0
+    task = base.build({"name": "classification"})
+    config = settings("classification", path, hidden_weight=1.0).changed(engine__zero_stage=2)
     student = model_for(task, "bert", 2, seed=0)
     distiller = teacher.build(config, task, TOKENIZER, student.config, {}, "cpu")
     batch = batch_for(task)

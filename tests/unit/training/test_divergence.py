@@ -52,7 +52,7 @@ def test_only_fp16_may_skip_many_at_the_start(dtype: str) -> None:
     made = config().changed(engine__dtype=dtype)
     with pytest.raises(Diverged, match="11 of the last 11"):
         run_of(made, "x" * 18)
-    made.engine.dtype = "fp16"
+    made = made.changed(engine__dtype="fp16")
     progress = run_of(made, "x" * 18 + "." + "x" * 10)
     assert progress.skipped == 28
     with pytest.raises(Diverged, match="more than 10"):
@@ -102,8 +102,8 @@ def window_of(losses: list[float], skipped: str = "", log_every: int = 10) -> tu
     """A run of the loop's own window on a classifier of eight classes. Raises Diverged as the loop would."""
     shape = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=30)
     shape.num_labels = 8
-    made, lines, progress = config(log_every=log_every, num_steps=len(losses)), Line(), Progress()
-    made.data.max_length, made.optim.lr = 8, 0.1
+    made = config(log_every=log_every, num_steps=len(losses)).changed(data__max_length=8, optim__lr=0.1)
+    lines, progress = Line(), Progress()
     engine = SimpleNamespace(module=BertForSequenceClassification(shape), device="cpu")
     totals = SimpleNamespace(sparsity=0.0, target_now=lambda target: 0.0)
     tracker: Any = SimpleNamespace(log=lambda line, step: lines.update({str(step): line}), warn=print)
@@ -147,19 +147,16 @@ def test_skipped_steps_are_in_each_line_and_in_all() -> None:
 
 
 def test_a_teachers_hidden_states_ramp_in_before_the_bound_holds() -> None:
-    made = config()
-    made.distill = DistillConfig(teacher="x", weight=0.5, start=10, end=50)
+    made = config().changed(distill=DistillConfig(teacher="x", weight=0.5, start=10, end=50))
     assert divergence.bounded_from(made) == 0  # KL and task loss are of one size
-    made.distill.hidden_weight = 1.0
-    assert divergence.bounded_from(made) == 50
+    assert divergence.bounded_from(made.changed(distill__hidden_weight=1.0)) == 50
 
 
 @pytest.mark.parametrize("loss, warned", [(0.69, True), (9.0, True), (0.68, False)])
 def test_a_model_at_the_loss_of_guessing_is_told(loss: float, warned: bool) -> None:
     """A run at four times the usable learning rate ended `done, accuracy 0.4967` without a hint."""
     for chance, teacher, expected in ((math.log(2), None, warned), (math.log(2), "t", False), (0.0, None, False)):
-        made = config(max_loss=100.0)
-        made.distill.teacher = teacher
+        made = config(max_loss=100.0).changed(distill__teacher=teacher)
         bound = divergence.LossBound(made, Progress(), chance)
         assert bound.learned_nothing() is None
         bound.refuse(loss)

@@ -41,7 +41,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(train.retention, "mark", lambda *_: None)
     monkeypatch.setattr(train.retention, "retain", lambda *_: None)
     config = Config(train=TrainConfig(num_steps=10, global_batch_size=1, log_every=1))
-    config.optim.lr, config.data.max_length = 1e-3, 8
+    config = config.changed(optim__lr=1e-3, data__max_length=8)
     lines: list[dict[str, Any]] = []
 
     def slow(*_: Any) -> torch.Tensor:

@@ -23,14 +23,12 @@ from tests import models as small
 
 
 def attached(schedule: dict[str, Any], num_steps: int = 200, sparsity: float = 0.8, **more: Any) -> Pruner:
-    config = Config()
-    config.train.num_steps = num_steps
     weights: dict[str, Any] = {"params": ["*_proj.weight"], "granularity": "weight", "criterion": "magnitude"}
     budget: Any = {"name": "sparsity", "sparsity": sparsity}
     if "gate" in more:
         weights, budget = {"structures": ["ffn"]}, more.pop("budget")
-    config.pruners["p"] = PrunerConfig(**(weights | more), budget=budget, schedule=schedule)
-    pruner = Pruner(config)
+    settings = PrunerConfig(**(weights | more), budget=budget, schedule=schedule)
+    pruner = Pruner(Config().changed(train__num_steps=num_steps, pruners__p=settings))
     model: nn.Module = small.model("llama")
     pruner.attach(model)
     return pruner
@@ -102,8 +100,7 @@ def test_figures_and_warnings(config: Config, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("pat.data.prepare.prepare", None)  # nothing is tokenised or built again for the summary
     monkeypatch.setattr("pat.training.dry_run.attached", None)
     assert "never tested" not in start_summary(config, checked)
-    config.engine.deepspeed_untested = ["fp16.loss_scale"]
-    said = start_summary(config, checked)
+    said = start_summary(config.changed(engine__deepspeed_untested=["fp16.loss_scale"]), checked)
     every = sum(p.numel() for p in checked.model.parameters())
     for words in (
         "40 samples (", "for training, seen 6 times; 32 samples of 40 for",
@@ -149,11 +146,10 @@ def test_a_dry_run_refuses_another_runs_directory(
 ) -> None:
     frozen.freeze(config, Path("run"))
     RunDir(Path("run")).checkpoints.mkdir()
-    config.seed = 7
+    config = config.changed(seed=7)
     with pytest.raises(ValueError, match="holds a run with another config"):
         train._describe(config)
-    config.run.resume = "never"
-    assert train._describe(config) == 0
+    assert train._describe(config.changed(run__resume="never")) == 0
     assert RunDir(Path("run")).checkpoints.exists(), "a dry run changes nothing"
     assert "What this run does" in capsys.readouterr().out
 

@@ -20,25 +20,19 @@ from tests.distributed import layouts
 
 
 def config(**ours: Any) -> Config:
-    made = Config()
-    made.train.num_steps, made.train.global_batch_size = 100, 16
-    made.engine.world_size = 2
-    made.optim.lr = 1e-3
-    for key, value in ours.items():
-        setattr(made.engine, key, value)
-    return made
+    made = Config().changed(train__num_steps=100, train__global_batch_size=16, engine__world_size=2, optim__lr=1e-3)
+    return made.changed(**{f"engine__{key}": value for key, value in ours.items()})
 
 
 def test_batch_sizes_add_up() -> None:
-    made = config()
-    made.train.micro_batch_size = 2
+    made = config().changed(train__micro_batch_size=2)
     ds = engine.deepspeed_config(made)
     assert (ds["train_batch_size"], ds["train_micro_batch_size_per_gpu"], ds["gradient_accumulation_steps"]) == (
         16,
         2,
         4,
     )
-    made.train.micro_batch_size = None
+    made = made.changed(train__micro_batch_size=None)
     assert engine.deepspeed_config(made)["gradient_accumulation_steps"] == 1
 
 
@@ -141,10 +135,10 @@ def test_learning_rate() -> None:
     factors = [learning_rate.lr_factor(t, 100, optim) for t in range(101)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1.0
     assert factors[100] == pytest.approx(0.2) and factors[55] == pytest.approx(0.6)
-    optim.lr_schedule = "cosine"
+    optim = optim.changed(lr_schedule="cosine")
     found = [learning_rate.lr_factor(t, 100, optim) for t in (10, 40, 55, 70, 100)]  # cos 60 deg = 1/2 after a third
     assert found == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
-    optim.lr_schedule, optim.warmup = "constant", 5
+    optim = optim.changed(lr_schedule="constant", warmup=5)
     assert [learning_rate.lr_factor(t, 100, optim) for t in (0, 4, 5, 99)] == [0.2, 1.0, 1.0, 1.0]
 
 
@@ -186,12 +180,11 @@ def test_trainable_patterns() -> None:
 
 
 def pruner(granularity: Any, params: list[str], model: torch.nn.Module, **more: Any) -> Pruner:
-    made = config()
-    made.pruners["weights"] = PrunerConfig(
+    weights = PrunerConfig(
         params=params, granularity=granularity, criterion=more.pop("criterion", "movement"),
         budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "cubic", "start": 1, "end": 5}, **more,
     )  # fmt: skip
-    attached = Pruner(made)
+    attached = Pruner(config().changed(pruners__weights=weights))
     attached.attach(model)
     return attached
 

@@ -31,9 +31,8 @@ def process_group() -> Iterator[None]:
 
 
 def pruner_of(case: Case, **schedule: Any) -> tuple[Any, GatePruner]:
-    config = case.config()
-    config.train.num_steps = STEPS
-    config.pruners["gates"].schedule = {"name": "cubic", "start": 5, "end": 45, "hard_from": 50} | schedule
+    line = {"name": "cubic", "start": 5, "end": 45, "hard_from": 50} | schedule
+    config = case.config().changed(train__num_steps=STEPS, pruners__gates__schedule=line)
     engine, pruner = one_rank.build(config, planted.student(case))
     return engine, pruner.gates[0]
 

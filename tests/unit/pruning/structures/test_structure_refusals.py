@@ -251,19 +251,18 @@ def test_load_needs_a_class(tmp_path: Path) -> None:
     ],
 )
 def test_masks_inside_what_gates_leave(masks: dict[str, Any], sentence: str | None) -> None:
-    config = Config()
-    config.train.num_steps = 12
     ramp = {"name": "linear", "start": 2, "end": 6}
-    config.pruners["narrow"] = PrunerConfig(
+    narrow = PrunerConfig(
         structures=["ffn"], gate="l0", budget={"name": "shape", "keep": {"ffn": 64}}, schedule=ramp | {"hard_from": 8}
     )
-    config.pruners["two_four"] = PrunerConfig(
+    two_four = PrunerConfig(
         params=masks.get("params", ["*.gate_proj.weight"]),
         granularity=masks.get("granularity", {"name": "n_of_m", "n": 2, "m": 4}),
         criterion="magnitude",
         budget={"name": "sparsity", "sparsity": 0.5},
         schedule=ramp | {"start": masks.get("start", 8), "end": 10},
     )
+    config = Config().changed(train__num_steps=12, pruners__narrow=narrow, pruners__two_four=two_four)
     model = small.model("llama")
     if sentence is None:
         Pruner(config).attach(model)
@@ -274,14 +273,15 @@ def test_masks_inside_what_gates_leave(masks: dict[str, Any], sentence: str | No
 
 def test_two_pruners_of_one_parameter() -> None:
     """Their units would count twice."""
-    config = Config()
-    config.train.num_steps = 12
-    for name, keep in (("narrow", {"ffn": 64}), ("short", {"layers": 2})):
-        config.pruners[name] = PrunerConfig(
+    pruners = {
+        name: PrunerConfig(
             structures=list(keep),
             gate="l0",
             budget={"name": "shape", "keep": keep},
             schedule={"name": "one_shot", "start": 2},
         )
+        for name, keep in (("narrow", {"ffn": 64}), ("short", {"layers": 2}))
+    }
+    config = Config().changed(train__num_steps=12, pruners=pruners)
     with pytest.raises(ValueError, match="name their structures in one pruner"):
         Pruner(config).attach(small.model("llama"))
