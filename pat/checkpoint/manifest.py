@@ -11,19 +11,19 @@ import torch.distributed as dist
 from pat.checkpoint.reader import FORMAT
 from pat.common.parameters import logical_shape
 from pat.pruning.pruner import Pruner
-from pat.zero.layouts import Shards
+from pat.zero.layouts import ZeroLayout
 
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def rank_layout(shards: Shards, rank: int, pruner_file: str) -> dict[str, Any]:
+def rank_layout(layout: ZeroLayout, rank: int, pruner_file: str) -> dict[str, Any]:
     """Where this rank's file has which run of which parameter."""
     return {
         "rank": rank,
         "pruner_file": pruner_file,
-        "shards": [{"index": s.index, "group": s.group, "numel": s.flat.numel()} for s in shards.shards],
-        "segments": [asdict(s) for shard in shards.shards for s in shard.segments],
+        "shards": [{"index": s.index, "group": s.group, "numel": s.flat.numel()} for s in layout.shards],
+        "segments": [asdict(s) for shard in layout.shards for s in shard.segments],
     }
 
 
@@ -40,7 +40,7 @@ def describe(
         "world_size": dist.get_world_size(),
         "zero_stage": engine.zero_optimization_stage(),
         "dtype": pruner.config.engine.dtype,
-        "layout": pruner.shards.layout,
+        "layout": pruner.layout.name,
         "parameters": describe_parameters(engine.module, pruner),
         "tied": {n: once[id(p)] for n, p in every if once[id(p)] != n},
         "metrics": metrics,

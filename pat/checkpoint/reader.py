@@ -30,8 +30,8 @@ STATES = ("weight", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Where one contiguous part of a parameter lies."""
+class _SavedSegment:
+    """Where a contiguous run of a parameter lies: a rank's Segment, as the manifest lists it."""
 
     rank: int
     shard: int
@@ -74,9 +74,9 @@ class CheckpointReader:
         if verify:
             self.verify_files()
         self.parameters: dict[str, dict[str, Any]] = {p["name"]: p for p in self.manifest["parameters"]}
-        self._pieces = self._index()
+        self._segments = self._index()
         self._files: dict[str, Any] = {}
-        self._shards: dict[int, checkpoint_files.Shards] = {}
+        self._shards: dict[int, checkpoint_files.SavedShards] = {}
         self._pruner_files: dict[int, Any] = {}
         self._touched = 0  # bytes read since the mappings were opened
 
@@ -99,14 +99,14 @@ class CheckpointReader:
     def has(self, kind: str, name: str) -> bool:
         """Whether a kind (weight, exp_avg, exp_avg_sq, keep, score, dense) was saved for a parameter."""
         parameter = self._parameter(name)
-        pieces = self._pieces.get(name)
-        if not pieces:
+        segments = self._segments.get(name)
+        if not segments:
             return False
         if kind in STATES:
-            shards = self._rank(pieces[0].rank)
-            return kind == "weight" or kind in shards.states[pieces[0].shard]
+            shards = self._rank(segments[0].rank)
+            return kind == "weight" or kind in shards.states[segments[0].shard]
         pruner = parameter["pruner"]
-        return pruner is not None and any(self._pruner_slice(kind, pruner, name, piece) for piece in pieces)
+        return pruner is not None and any(self._pruner_slice(kind, pruner, name, segment) for segment in segments)
 
     def read(self, kind: str, name: str, start: int = 0, numel: int | None = None, out: Tensor | None = None) -> Tensor:
         """Elements [start, start + numel) of a trainable parameter's fp32 weight, exp_avg or exp_avg_sq, row-major.
@@ -116,16 +116,18 @@ class CheckpointReader:
         if kind not in STATES:
             raise ValueError(f"kind is {kind!r}; allowed: {', '.join(STATES)}.")
         numel, out = self._out(name, start, numel, out, torch.float32)
-        for piece, low, high in self._cover(name, start, numel):
-            shards = self._rank(piece.rank)
+        for segment, low, high in self._cover(name, start, numel):
+            shards = self._rank(segment.rank)
             try:
-                flat = shards.weights[piece.shard] if kind == "weight" else shards.states[piece.shard][kind]
+                flat = shards.weights[segment.shard] if kind == "weight" else shards.states[segment.shard][kind]
             except (IndexError, KeyError) as error:
                 raise CheckpointError(f"{self.dir} holds no {kind} of {name}.") from error
             flat = flat.detach().reshape(-1)
-            first = piece.offset + low - piece.start
+            first = segment.offset + low - segment.start
             if first + high - low > len(flat):
-                raise CheckpointError(f"{self.dir}: shard {piece.shard} of rank {piece.rank} is too short for {name}.")
+                raise CheckpointError(
+                    f"{self.dir}: shard {segment.shard} of rank {segment.rank} is too short for {name}."
+                )
             out[low - start : high - start].copy_(flat[first : first + high - low])
             del flat, shards  # a mapping can only be dropped when nothing refers to it
             self._release((high - low) * 4)
@@ -140,7 +142,7 @@ class CheckpointReader:
 
     def optimizer_step(self, name: str) -> int:
         """The number of steps that Adam counted for a parameter (0: no step yet)."""
-        steps = {int(self._rank(p.rank).states[p.shard].get("step") or 0) for p in self._pieces.get(name, [])}
+        steps = {int(self._rank(p.rank).states[p.shard].get("step") or 0) for p in self._segments.get(name, [])}
         if len(steps) != 1:
             raise CheckpointError(f"{self.dir} holds no single optimizer step for {name}: {sorted(steps)}.")
         return steps.pop()
@@ -173,11 +175,11 @@ class CheckpointReader:
     ) -> Tensor:
         """Elements [start, start + numel) of a pruner's keep (uint8 flags), score or dense (fp32) of a parameter."""
         numel, out = self._out(name, start, numel, out, torch.uint8 if kind == KEEP else torch.float32)
-        for piece, low, high in self._cover(name, start, numel):
-            stored = self._pruner_slice(kind, pruner, name, piece)
+        for segment, low, high in self._cover(name, start, numel):
+            stored = self._pruner_slice(kind, pruner, name, segment)
             if stored is None:
                 raise CheckpointError(f"{self.dir} holds no {kind} of {name} from pruner {pruner!r}.")
-            first, last = low - piece.start, high - piece.start
+            first, last = low - segment.start, high - segment.start
             if kind == KEEP:
                 byte = first // 8
                 flags = unpack_keep(stored[byte : (last + 7) // 8], last - 8 * byte)
@@ -217,29 +219,29 @@ class CheckpointReader:
             raise ValueError(f"out has shape {tuple(out.shape)} instead of ({numel},).")
         return numel, torch.empty(numel, dtype=dtype) if out is None else out
 
-    def _index(self) -> dict[str, list[_Piece]]:
-        """Pieces of each parameter in logical order; they must cover every trainable parameter."""
-        pieces: dict[str, list[_Piece]] = {}
+    def _index(self) -> dict[str, list[_SavedSegment]]:
+        """Segments of each parameter in logical order; they must cover every trainable parameter."""
+        segments: dict[str, list[_SavedSegment]] = {}
         for rank in self.manifest["ranks"]:
             for s in rank["segments"]:
-                piece = _Piece(rank["rank"], s["shard"], s["offset"], s["start"], s["numel"])
-                pieces.setdefault(s["name"], []).append(piece)
-        for parts in pieces.values():
-            parts.sort(key=lambda piece: (piece.start, piece.rank))
-        self._pieces = pieces
+                segment = _SavedSegment(rank["rank"], s["shard"], s["offset"], s["start"], s["numel"])
+                segments.setdefault(s["name"], []).append(segment)
+        for own in segments.values():
+            own.sort(key=lambda segment: (segment.start, segment.rank))
+        self._segments = segments
         for name, parameter in self.parameters.items():
             if parameter["trainable"]:
                 for _ in self._cover(name, 0, self.numel(name)):
                     pass
-        return pieces
+        return segments
 
-    def _cover(self, name: str, start: int, numel: int) -> Iterator[tuple[_Piece, int, int]]:
-        """(piece, low, high) that together are [start, start + numel), each element once."""
+    def _cover(self, name: str, start: int, numel: int) -> Iterator[tuple[_SavedSegment, int, int]]:
+        """(segment, low, high) that together are [start, start + numel), each element once."""
         at = start
-        for piece in self._pieces.get(name, []):
-            if piece.start <= at < min(piece.start + piece.numel, start + numel):
-                high = min(piece.start + piece.numel, start + numel)
-                yield piece, at, high
+        for segment in self._segments.get(name, []):
+            if segment.start <= at < min(segment.start + segment.numel, start + numel):
+                high = min(segment.start + segment.numel, start + numel)
+                yield segment, at, high
                 at = high
         if at != start + numel:
             reason = f"no rank holds {name} from element {at} on"
@@ -263,7 +265,7 @@ class CheckpointReader:
         """The contents of DeepSpeed's model states file."""
         return self._load(checkpoint_files.model_file(self.manifest["files"], self.manifest["layout"], rank))
 
-    def _rank(self, rank: int) -> checkpoint_files.Shards:
+    def _rank(self, rank: int) -> checkpoint_files.SavedShards:
         if rank not in self._shards:
             layout = self.manifest["layout"]
             saved = self._load(checkpoint_files.shard_file(self.manifest["files"], layout, rank))
@@ -271,10 +273,10 @@ class CheckpointReader:
             self._shards[rank] = checkpoint_files.shards(layout, saved, {s["shard"]: s["name"] for s in segments})
         return self._shards[rank]
 
-    def _pruner_slice(self, kind: str, pruner: str, name: str, piece: _Piece) -> Any:
-        """The stored (n,) tensor of a piece, unread, or None."""
-        opened, keys = self._pruner_file(piece.rank)
-        key = state_keys.of_mask(pruner, kind, name, piece.start)
+    def _pruner_slice(self, kind: str, pruner: str, name: str, segment: _SavedSegment) -> Any:
+        """The stored (n,) tensor of a segment, unread, or None."""
+        opened, keys = self._pruner_file(segment.rank)
+        key = state_keys.of_mask(pruner, kind, name, segment.start)
         return opened.get_slice(key) if key in keys else None
 
     def _pruner_file(self, rank: int) -> tuple[Any, set[str]]:

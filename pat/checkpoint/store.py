@@ -29,11 +29,12 @@ from safetensors.torch import save_file
 from pat.checkpoint import retention
 from pat.checkpoint.manifest import check_same_model, describe, describe_parameters, rank_layout, restore_engine
 from pat.checkpoint.reader import FORMAT, CheckpointReader, read_manifest
+from pat.common.comm import Comm
 from pat.common.files import sync_directory, write_atomic
 from pat.common.hashing import file_sha256
 from pat.pruning.pruner import Pruner
 from pat.zero.checkpoint_files import CheckpointError, shard_file
-from pat.zero.layouts import Shards
+from pat.zero.layouts import Shard, ZeroLayout
 
 
 class NotWritten(CheckpointError):
@@ -75,7 +76,7 @@ def save(
             return None
 
     def agree() -> None:
-        said = [text for texts in pruner.shards.world.gather(failures) for text in texts]
+        said = [text for texts in pruner.layout.world.gather(failures) for text in texts]
         if said:
             free = shutil.disk_usage(root if root.exists() else root.parent).free >> 20
             if rank == 0:
@@ -97,11 +98,11 @@ def save(
     folders = [partial] if written is None else [partial, written]
     files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
     mine = attempt(lambda: {os.path.relpath(p, partial): _seal(p) for p in files[rank::world]})
-    seals = pruner.shards.world.gather(mine or {})
-    layout = pruner.shards.world.gather(rank_layout(pruner.shards, rank, pruner_file))
+    seals = pruner.layout.world.gather(mine or {})
+    ranks = pruner.layout.world.gather(rank_layout(pruner.layout, rank, pruner_file))
     if rank == 0:
         manifest = describe(engine, pruner, step, trainer | {"pruners": shared}, metrics)
-        manifest |= {"ranks": layout, "files": {k: v for seal in seals for k, v in seal.items()}}
+        manifest |= {"ranks": ranks, "files": {k: v for seal in seals for k, v in seal.items()}}
         attempt(lambda: _publish(partial, final, manifest, root))
     agree()
     return final
@@ -154,12 +155,12 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -
 # -- resume ------------------------------------------------------------------------------------------------------------
 
 
-def find(root: Path, shards: Shards, say: Callable[[str], None]) -> CheckpointReader | None:
+def find(root: Path, world: Comm, say: Callable[[str], None]) -> CheckpointReader | None:
     """The newest checkpoint whose every file matches its hash; a torn one is named and passed over. Collective."""
-    candidates = shards.world.gather(retention.to_resume(root))[0]
+    candidates = world.gather(retention.to_resume(root))[0]
     for name in candidates:
         try:
-            return open_whole(root / name, shards)
+            return open_whole(root / name, world)
         except CheckpointError as error:
             say(f"checkpoint {name} is not whole ({error}); trying the one before it")
     if candidates:
@@ -170,14 +171,14 @@ def find(root: Path, shards: Shards, say: Callable[[str], None]) -> CheckpointRe
     return None
 
 
-def open_whole(step_dir: Path, shards: Shards) -> CheckpointReader:
+def open_whole(step_dir: Path, world: Comm) -> CheckpointReader:
     """A reader, once every rank has seen its share of the hashes match; else CheckpointError on all. Collective."""
     try:
         reader, problem = CheckpointReader(step_dir, verify=False), ""
         reader.verify_files(share=(dist.get_rank(), dist.get_world_size()))
     except CheckpointError as error:
         reader, problem = None, str(error)
-    problems = [p for p in shards.world.gather(problem) if p]
+    problems = [p for p in world.gather(problem) if p]
     if problems or reader is None:
         raise CheckpointError(problems[0])
     return reader
@@ -186,23 +187,23 @@ def open_whole(step_dir: Path, shards: Shards) -> CheckpointReader:
 def load(engine: Any, pruner: Pruner, reader: CheckpointReader) -> dict[str, Any]:
     """Fill the engine and the pruner from a checkpoint of any layout; returns the trainer state. Collective."""
     check_same_model(reader.manifest, describe_parameters(engine.module, pruner))
-    shards = pruner.shards
-    for shard in shards.shards:
-        moments = _moments(shards.base, shard.flat)
+    layout = pruner.layout
+    for shard in layout.shards:
+        moments = _moments(layout.base, shard.flat)
         step = 0
         for s in shard.segments:
             shard.view[s.part].copy_(reader.read("weight", s.name, s.start, s.numel))
             for kind, moment in moments.items():
                 moment[s.part].copy_(reader.read(kind, s.name, s.start, s.numel))
             step = reader.optimizer_step(s.name)
-        _set_optimizer_step(shards, shard, step)
-    for name, param in shards.parameters.items():
+        _set_optimizer_step(layout, shard, step)
+    for name, param in layout.parameters.items():
         if not param.requires_grad:
-            _fill_frozen(param, reader.frozen(name))
+            layout.fill_frozen(name, reader.frozen(name))
     trainer = reader.manifest["trainer"]
     pruner.load_state(reader, trainer["pruners"])
     restore_engine(engine, trainer)
-    shards.refresh_forward()
+    layout.refresh_forward()
     return trainer
 
 
@@ -215,26 +216,15 @@ def _moments(base: torch.optim.Optimizer, flat: torch.Tensor) -> dict[str, torch
     return {kind: state[kind].view(-1) for kind in ("exp_avg", "exp_avg_sq")}
 
 
-def _set_optimizer_step(shards: Shards, shard: Any, step: int) -> None:
-    state, group = shards.base.state[shard.flat], shards.group_of(shard)
-    if type(shards.base).__name__ == "FusedAdam":
+def _set_optimizer_step(layout: ZeroLayout, shard: Shard, step: int) -> None:
+    state, group = layout.base.state[shard.flat], layout.group_of(shard)
+    if type(layout.base).__name__ == "FusedAdam":
         group["step"] = state["step"] = step
-    elif type(shards.base).__name__ == "DeepSpeedCPUAdam":
+    elif type(layout.base).__name__ == "DeepSpeedCPUAdam":
         state["step"] = step
     else:
         device = shard.flat.device if group.get("fused") else "cpu"
         state["step"] = torch.tensor(float(step), dtype=torch.float32, device=device)
-
-
-def _fill_frozen(param: Any, whole: torch.Tensor) -> None:
-    whole = whole.view(-1)
-    if hasattr(param, "ds_tensor"):
-        width = param.ds_tensor.ds_numel
-        start = dist.get_rank() * width
-        mine = whole[start : start + width]
-        param.ds_tensor.data.view(-1)[: mine.numel()].copy_(mine)
-    else:
-        param.data.view(-1).copy_(whole)
 
 
 def timed(work: Callable[[], Path]) -> tuple[Path, float, int]:

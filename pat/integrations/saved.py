@@ -74,7 +74,7 @@ def save(
             tokenizer.save_pretrained(run.path / "tokenizer")
         write_atomic(run.config, frozen.dump(config))
         write_json(run.version, versions())
-    pruner.shards.world.barrier()
+    pruner.layout.world.barrier()
     step_dir = store.save(
         engine, pruner, run.checkpoints, engine.global_steps, {"tag": tag}, {}, written=save_dir / tag
     )
@@ -82,7 +82,7 @@ def save(
         retention.set_best(run.checkpoints, step_dir)
         if keep_last is not None:
             retention.retain(run.checkpoints, keep_last)
-    pruner.shards.world.barrier()
+    pruner.layout.world.barrier()
 
 
 def check(load_dir: Path, config: Config) -> None:
@@ -115,7 +115,7 @@ def load(load_dir: Path, engine: Any, pruner: Pruner, config: Config) -> None:
             "one of those, and give a larger keep_last (null: all) where older ones are to stay"
         )
     try:
-        reader = store.open_whole(state, pruner.shards)
+        reader = store.open_whole(state, pruner.layout.world)
     except CheckpointError as error:
         raise ValueError(f"{load_dir} is not whole: {error}") from error
     check_same_model(reader.manifest, describe_parameters(engine.module, pruner))

@@ -30,7 +30,7 @@ from pat.pruning.weights.kernels import SumOfSquares
 from pat.pruning.weights.pruner import MaskPruner
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.schema import Config
-from pat.zero.layouts import Piece, Shards
+from pat.zero.layouts import Piece, layout_of
 from pat.zero.stage_parity import compute_as_everywhere
 
 
@@ -120,23 +120,23 @@ class Pruner:
 
     def bind(self, engine: Any) -> None:
         """Find this rank's shards and install the hooks. Without pruners DeepSpeed stays exactly as it is."""
-        self.engine, self.shards = engine, Shards(engine)
+        self.engine, self.layout = engine, layout_of(engine)
         self._pending, self._t, self._finite = False, 0, True
         self._states: dict[int, tuple[MaskPruner, MaskedShard]] = {}
         for gate in self.gates:
-            gate.bind(self.shards)
+            gate.bind(self.layout)
         for mask in self.masks:
-            mask.bind(self.shards)
+            mask.bind(self.layout)
             for state in mask.states:
                 self._states[id(state.shard.flat)] = (mask, state)
-        largest = max((shard.flat.numel() for shard in self.shards.shards), default=0)
+        largest = max((shard.flat.numel() for shard in self.layout.shards), default=0)
         self._sum_of_squares = SumOfSquares(self.config.engine.kernels, largest)
         if self.pruners:
-            self.shards.replace_norm(self.masked_norm, lambda: self._finite)
-            compute_as_everywhere(engine.module, self.shards.layout == "zero3")
+            self.layout.replace_norm(self.masked_norm, lambda: self._finite)
+            compute_as_everywhere(engine.module, self.layout.partitioned)
         if self.masks:
-            self.shards.base.register_step_pre_hook(self._before)
-            self.shards.base.register_step_post_hook(self._after)
+            self.layout.base.register_step_pre_hook(self._before)
+            self.layout.base.register_step_post_hook(self._after)
 
     def begin(self, t: int) -> None:
         """Before the first forward of a start, which is that of step `t`. Collective."""
@@ -149,11 +149,11 @@ class Pruner:
         begin_next=False leaves the gates as they are: the caller looks at the model and then calls `begin(t + 1)`.
         """
         self._pending, self._t = True, t
-        scale = self.shards.loss_scale if self.gates else 1.0
+        scale = self.layout.loss_scale if self.gates else 1.0
         self._finite = all([gate.gather(scale) for gate in self.gates])
         alive = True
-        if self.pruners and self.shards.layout == "zero0_fp32":
-            alive = self.shards.clip_fp32(self.masked_norm, self.config.engine.gradient_clipping)
+        if self.pruners:
+            alive = self.layout.clip_before_step(self.masked_norm, self.config.engine.gradient_clipping)
         self.engine.step()
         skipped = self._pending if self.masks else not getattr(self.engine, "_step_applied", True)
         self._pending = False
@@ -186,12 +186,12 @@ class Pruner:
         of gates is not finite, which in fp16 overflows before any weight's gradient: DeepSpeed then skips the step.
         """
         if not self._finite:
-            return torch.full((), torch.inf, device=self.shards.device)
-        total = torch.zeros((), dtype=torch.float64, device=self.shards.device)
-        for shard in self.shards.shards:
+            return torch.full((), torch.inf, device=self.layout.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.layout.device)
+        for shard in self.layout.shards:
             owner = self._states.get(id(shard.flat))
             keep = None if owner is None else owner[1].keep
-            for piece in self.shards.pending_gradients(shard):
+            for piece in self.layout.pending_gradients(shard):
                 end = piece.start + piece.data.numel()
                 for s in shard.segments:
                     low, high = max(s.offset, piece.start), min(s.offset + s.numel, end)
@@ -199,7 +199,7 @@ class Pruner:
                         grad = piece.data[low - piece.start : high - piece.start]
                         flags = None if keep is None else keep[low:high]
                         total += self._sum_of_squares(grad, flags).to(total.device)
-        return self.shards.comm.sum(total).sqrt().float()
+        return self.layout.comm.sum(total).sqrt().float()
 
     @torch.no_grad()
     def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -270,17 +270,17 @@ class Pruner:
         """(mask, weights) sha256 over parameters and sites of gates in name order, the same at any ZeRO stage.
         Collective."""
         masks, weights = MaskHash(), WeightsHash()
-        mine = self.shards.world.rank == 0
+        mine = self.layout.world.rank == 0
         flags = {site: keep for gate in self.gates for site, keep in gate.keep_flags().items()}
-        for name in sorted([*self.shards.parameters, *flags]):
+        for name in sorted([*self.layout.parameters, *flags]):
             if name in flags:
                 masks.update(name, flags[name])
                 continue
-            full = self.shards.assemble(name, self.shards.pieces(name), torch.float32)
+            full = self.layout.assemble(name, self.layout.pieces(name), torch.float32)
             if mine:
                 weights.update(name, full)
             if name in self.owner:
-                keep = self.shards.assemble(name, self.keep_pieces(name), torch.uint8)
+                keep = self.layout.assemble(name, self.keep_pieces(name), torch.uint8)
                 if mine:
                     masks.update(name, keep)
         return masks.hexdigest(), weights.hexdigest()
@@ -294,7 +294,7 @@ class Pruner:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(this rank's tensors, what is the same on every rank)."""
         tensors = {key: value for mask in self.masks for key, value in mask.tensors().items()}
-        if self.shards.world.rank == 0:
+        if self.layout.world.rank == 0:
             for gate in self.gates:
                 tensors |= {state_keys.of_gates(gate.name, key): value for key, value in gate.tensors().items()}
         return tensors, {pruner.name: pruner.shared() for pruner in self.pruners}

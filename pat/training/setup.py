@@ -62,7 +62,7 @@ def build(run_dir: Path) -> Training:
     pruner.attach(model)
     ds_engine = engine.build_engine(config, model, pruner.owner, ds_config)
     pruner.bind(ds_engine)
-    world, progress = pruner.shards.world, Progress()
+    world, progress = pruner.layout.world, Progress()
     distiller = None
     if config.distill.teacher:
         distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
@@ -112,7 +112,7 @@ def _watch(training: Training, minutes: float) -> None:
 
 def _resume(training: Training) -> None:
     mode, progress, tracker = training.config.run.resume, training.progress, training.tracker
-    reader = None if mode == "never" else store.find(training.run.checkpoints, training.pruner.shards, tracker.say)
+    reader = None if mode == "never" else store.find(training.run.checkpoints, training.world, tracker.say)
     if reader is None:
         tracker.start(0)
         return

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pat.common import files
+from pat.common.parameters import logical_numel
 from pat.run import provenance
 from pat.run.directory import RunDir
 from pat.training.hardware import peak_memory_bytes
@@ -17,7 +18,7 @@ def summary(training: Training) -> dict[str, Any]:
     """What summary.json holds. Collective."""
     config, pruner, progress = training.config, training.pruner, training.progress
     mask_hash, weights_hash = pruner.hashes()
-    every = sum(pruner.shards.numel(p) for p in pruner.shards.parameters.values())
+    every = sum(map(logical_numel, pruner.layout.parameters.values()))
     return {
         "recipe": config.run.recipe,
         "run": config.run.name,

@@ -41,7 +41,7 @@ _STAND_INS = [
 
 
 @dataclass(frozen=True)
-class Shards:
+class SavedShards:
     """One rank's flat fp32 weights and their optimizer states, by shard index."""
 
     weights: list[Tensor]  # (n,) each
@@ -78,7 +78,7 @@ def shards(
     layout: str,
     saved: dict[str, Any],  # contents of the shard file
     name_of: dict[int, str],  # the parameter of each shard: read at ZeRO 0 only
-) -> Shards:
+) -> SavedShards:
     """A rank's shards."""
     try:
         return LAYOUTS[layout](saved, name_of)
@@ -106,29 +106,29 @@ def _by_shard(state_dict: dict[str, Any] | list[dict[str, Any]]) -> list[dict[st
     ]
 
 
-def _zero12(saved: dict[str, Any], name_of: dict[int, str]) -> Shards:
+def _zero12(saved: dict[str, Any], name_of: dict[int, str]) -> SavedShards:
     saved = saved["optimizer_state_dict"]
-    return Shards(list(saved["single_partition_of_fp32_groups"]), _by_shard(saved["base_optimizer_state"]))
+    return SavedShards(list(saved["single_partition_of_fp32_groups"]), _by_shard(saved["base_optimizer_state"]))
 
 
-def _zero3(saved: dict[str, Any], name_of: dict[int, str]) -> Shards:
+def _zero3(saved: dict[str, Any], name_of: dict[int, str]) -> SavedShards:
     saved = saved["optimizer_state_dict"]
-    return Shards(list(saved["fp32_flat_groups"]), _by_shard(saved["optimizer_state_dict"]))
+    return SavedShards(list(saved["fp32_flat_groups"]), _by_shard(saved["optimizer_state_dict"]))
 
 
-def _zero0_low_precision(saved: dict[str, Any], name_of: dict[int, str]) -> Shards:
+def _zero0_low_precision(saved: dict[str, Any], name_of: dict[int, str]) -> SavedShards:
     saved = saved["optimizer"]
     flat = saved.get("fp32_groups_flat")  # FusedAdam: one flat tensor a group; else one tensor a parameter
     weights = list(chain.from_iterable(saved["fp32_groups"])) if flat is None else list(flat)
-    return Shards(weights, _by_shard(saved["optimizer_state_dict"]))
+    return SavedShards(weights, _by_shard(saved["optimizer_state_dict"]))
 
 
-def _zero0_fp32(saved: dict[str, Any], name_of: dict[int, str]) -> Shards:
+def _zero0_fp32(saved: dict[str, Any], name_of: dict[int, str]) -> SavedShards:
     weights = [saved["module"][name_of[shard]] for shard in sorted(name_of)]
-    return Shards(weights, _by_shard(saved["optimizer"]))
+    return SavedShards(weights, _by_shard(saved["optimizer"]))
 
 
-LAYOUTS: dict[str, Callable[[dict[str, Any], dict[int, str]], Shards]] = {
+LAYOUTS: dict[str, Callable[[dict[str, Any], dict[int, str]], SavedShards]] = {
     "zero12": _zero12,  # ZeRO 1 and 2
     "bf16z1": _zero12,  # ZeRO 1 with fp32 accumulation: BF16_Optimizer
     "zero3": _zero3,

@@ -113,9 +113,9 @@ def parity() -> dict[str, Any]:
             trained.run(0, STEPS)
             trained.pruner.check_finished()
             elements = trained.teacher_elements()
-            every = trained.pruner.shards.world.gather(elements)
+            every = trained.pruner.layout.world.gather(elements)
             said[layout] = trained.result() | {
-                "line": trained.distiller.logged(trained.pruner.shards.world),
+                "line": trained.distiller.logged(trained.pruner.layout.world),
                 "teacher": every,
                 "as saved": torch.equal(before, expected),
                 "unchanged": torch.equal(before, trained.answers()),
@@ -136,7 +136,7 @@ def _hidden(path: str) -> dict[str, Any]:
     for layout in HIDDEN:
         trained = distilled(path, 0.1, **LAYOUTS[layout])
         trained.run(0, STEPS)
-        said[layout] = trained.result() | {"line": trained.distiller.logged(trained.pruner.shards.world)}
+        said[layout] = trained.result() | {"line": trained.distiller.logged(trained.pruner.layout.world)}
         discard(trained)
     return said
 

@@ -83,7 +83,7 @@ def checks(_: list[str]) -> dict[str, Any]:
                     except Killed:
                         raised = "killed"
                     fresh = build(make_config("movement"))
-                    reader = store.find(root, fresh.pruner.shards, lambda text: None)
+                    reader = store.find(root, fresh.pruner.layout.world, lambda text: None)
                     assert reader is not None, (writes[n], fault, torn)
                     store.load(fresh.engine, fresh.pruner, reader)
                     step = reader.manifest["step"]
@@ -99,7 +99,7 @@ def checks(_: list[str]) -> dict[str, Any]:
                         store.shutil.rmtree(path)
                     retention.set_latest(root, root / "step-00000005")
         save(trained, root, 6)
-        assert store.find(root, trained.pruner.shards, print).manifest["step"] == 6  # type: ignore[union-attr]
+        assert store.find(root, trained.pruner.layout.world, print).manifest["step"] == 6  # type: ignore[union-attr]
     return {"count": count, "faults": said}
 
 

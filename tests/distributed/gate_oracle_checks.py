@@ -97,7 +97,7 @@ def attached(case: Case, stage: int) -> Loop:
 def compared(case: Case, loop: Loop, records: list[Any], micro: int) -> list[list[Any]]:
     """[flags equal, greatest difference of gates, of scores in their own size, of weights, of folded ones] after every
     step of so many micro-batches on each rank."""
-    pruner, shards, line = loop.pruner, loop.pruner.shards, case.oracle()
+    pruner, layout, line = loop.pruner, loop.pruner.layout, case.oracle()
     (gate,), world = pruner.gates, dist.get_world_size()
     lines = []
     for record, micro_batches in zip(records, planted.micro_batches(case, micro * world), strict=True):
@@ -114,7 +114,7 @@ def compared(case: Case, loop: Loop, records: list[Any], micro: int) -> list[lis
         gap = 0.0
         if record.step + 1 != line.hard:  # then the next step's weights are folded already
             for name, weight in record.weights.items():
-                ours = shards.assemble(name, shards.pieces(name), torch.float32)
+                ours = layout.assemble(name, layout.pieces(name), torch.float32)
                 gap = max(gap, float((ours - weight.flatten()).abs().max()))
         hard = record.step >= line.hard
         lines.append(

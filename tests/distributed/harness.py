@@ -334,7 +334,7 @@ def undisturbed_and_interrupted(make: Callable[[], Trained], stops: Sequence[int
             store.save(trained.engine, trained.pruner, root, stop, {}, {})
             discard(trained)
             trained, at = make(), stop
-            reader = store.find(root, trained.pruner.shards, print)
+            reader = store.find(root, trained.pruner.layout.world, print)
             assert reader is not None
             store.load(trained.engine, trained.pruner, reader)
         trained.run(at, STEPS)
@@ -346,7 +346,7 @@ def undisturbed_and_interrupted(make: Callable[[], Trained], stops: Sequence[int
 
 def digest(trained: Trained) -> dict[str, Any]:
     """Everything that a resume must restore, independent of the layout."""
-    shards, pruner = trained.pruner.shards, trained.pruner
+    layout, pruner = trained.pruner.layout, trained.pruner
     masks, weights = pruner.hashes()
     found: dict[str, Any] = {"masks": masks, "weights": weights, "steps": set(), "decay": {}}
     found["gates"] = [
@@ -356,29 +356,29 @@ def digest(trained: Trained) -> dict[str, Any]:
     ]
     for kind in ("exp_avg", "exp_avg_sq", "score", "dense"):
         sha = hashlib.sha256()
-        for name, param in sorted(shards.parameters.items()):
+        for name, param in sorted(layout.parameters.items()):
             if param.requires_grad:
-                whole = shards.assemble(name, _pieces(trained, kind, name), torch.float32)
+                whole = layout.assemble(name, _pieces(trained, kind, name), torch.float32)
                 sha.update((whole + 0.0).numpy().tobytes())
         found[kind] = sha.hexdigest()
-    for shard in shards.shards:
-        state, group = shards.base.state[shard.flat], shards.group_of(shard)
+    for shard in layout.shards:
+        state, group = layout.base.state[shard.flat], layout.group_of(shard)
         for s in shard.segments:
             found["steps"].add(float(state["step"]))
             found["decay"][s.name] = group["base_weight_decay"]
-    decay = {k: v for part in shards.world.gather(found["decay"]) for k, v in part.items()}
+    decay = {k: v for part in layout.world.gather(found["decay"]) for k, v in part.items()}
     return found | {"steps": sorted(found["steps"]), "decay": decay, "sparsity": pruner.totals.sparsity}
 
 
 def _pieces(trained: Trained, kind: str, name: str) -> list[Piece]:
-    pruner, shards = trained.pruner, trained.pruner.shards
-    if shards.replicated and shards.world.rank:
+    pruner, layout = trained.pruner, trained.pruner.layout
+    if layout.replicated and layout.world.rank:
         return []
     states = {id(s.shard.flat): s for m in pruner.masks for s in m.states}
     pieces = []
-    for shard in shards.shards:
+    for shard in layout.shards:
         if kind in ("exp_avg", "exp_avg_sq"):
-            value = shards.base.state[shard.flat][kind].view(-1)
+            value = layout.base.state[shard.flat][kind].view(-1)
         else:
             value = getattr(states.get(id(shard.flat)), kind, None)
         if value is not None:

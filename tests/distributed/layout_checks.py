@@ -67,7 +67,7 @@ def load(folder: Path, reach: int, saved: Path | None = None) -> dict[str, Any]:
         for point, step in POINTS.items():
             for target in following(source, reach):
                 trained = make(target)
-                reader = store.find(folder / source / point, trained.pruner.shards, print)
+                reader = store.find(folder / source / point, trained.pruner.layout.world, print)
                 assert isinstance(reader, CheckpointReader)
                 store.load(trained.engine, trained.pruner, reader)
                 result: list[Any] = [digest(trained)]
@@ -88,7 +88,7 @@ def resave(source: Path, target: Path) -> None:
         (layout,) = following(source_layout, 1)
         for point, step in POINTS.items():
             trained = make(layout)
-            reader = store.find(source / source_layout / point, trained.pruner.shards, print)
+            reader = store.find(source / source_layout / point, trained.pruner.layout.world, print)
             assert reader is not None
             store.load(trained.engine, trained.pruner, reader)
             store.save(trained.engine, trained.pruner, target / source_layout / point, step, {}, {})

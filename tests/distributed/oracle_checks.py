@@ -59,16 +59,16 @@ def checks(kinds: list[str]) -> dict[str, Any]:
         records, _ = expected(kind)
         for layout, overrides in LAYOUTS.items():
             trained = build(make_config(kind, **(COMMON | overrides)))
-            pruner, shards = trained.pruner, trained.pruner.shards
+            pruner, zero = trained.pruner, trained.pruner.layout
             lines = []
             for t, record in enumerate(records):
                 trained.run(t, t + 1)
                 equal, gap = True, 0.0
                 for name, weight in record.weights.items():
-                    ours = shards.assemble(name, shards.pieces(name), torch.float32)
+                    ours = zero.assemble(name, zero.pieces(name), torch.float32)
                     gap = max(gap, float((ours - weight.flatten()).abs().max()))
                     if name in record.masks:
-                        keep = shards.assemble(name, pruner.keep_pieces(name), torch.uint8)
+                        keep = zero.assemble(name, pruner.keep_pieces(name), torch.uint8)
                         equal &= bool((keep.bool() == record.masks[name].flatten()).all())
                 norm = abs(float(trained.stats.norm) / record.norm - 1)
                 lines.append([equal, gap, norm])

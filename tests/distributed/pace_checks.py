@@ -45,7 +45,7 @@ def watched(trained: Trained) -> dict[str, Any]:
         config=trained.config,
         engine=trained.engine,
         pruner=trained.pruner,
-        world=trained.pruner.shards.world,
+        world=trained.pruner.layout.world,
         progress=progress,
         tracker=tracker,
         objective=SimpleNamespace(logged=dict),
@@ -64,7 +64,7 @@ def watched(trained: Trained) -> dict[str, Any]:
         progress.step = t + 1
         window.step(stats)
         window.log(stats)
-    walls = trained.pruner.shards.world.gather(wall)
+    walls = trained.pruner.layout.world.gather(wall)
     return {"lines": lines, "warnings": warnings, "walls": walls}
 
 

@@ -25,7 +25,7 @@ def checks(kinds: list[str]) -> dict[str, Any]:
             trained.pruner.check()
             trained.pruner.check_finished()
             results.setdefault(kind, {})[layout] = trained.result() | {
-                "straddles": any(any(c) for c in trained.pruner.shards.world.gather(cuts))
+                "straddles": any(any(c) for c in trained.pruner.layout.world.gather(cuts))
             }
             discard(trained)
     return results

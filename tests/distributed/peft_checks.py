@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from pat.checkpoint import store
 from pat.checkpoint.reader import CheckpointReader
+from pat.common.parameters import logical_numel
 from tests.distributed.harness import (
     STEPS,
     Trained,
@@ -37,11 +38,11 @@ def adapted(kind: str, layout: str, **overrides: Any) -> Trained:
 
 def weights(trained: Trained, frozen: bool) -> dict[str, list[float]]:
     """Sums of the frozen or the trained parameters. Collective."""
-    shards = trained.pruner.shards
+    layout = trained.pruner.layout
     found = {}
-    for name, param in sorted(shards.parameters.items()):
+    for name, param in sorted(layout.parameters.items()):
         if param.requires_grad != frozen:
-            whole = shards.assemble(name, shards.pieces(name), torch.float32)
+            whole = layout.assemble(name, layout.pieces(name), torch.float32)
             found[name] = [float(whole.double().sum()), float(whole.double().square().sum())]
     return found
 
@@ -85,7 +86,7 @@ def moved_to_another_stage(_: list[str]) -> dict[str, Any]:
         store.save(trained.engine, trained.pruner, root, 9, {}, {})
         discard(trained)
         trained = adapted("l0", "zero3")
-        reader = store.find(root, trained.pruner.shards, print)
+        reader = store.find(root, trained.pruner.layout.world, print)
         assert reader is not None
         store.load(trained.engine, trained.pruner, reader)
         said["loaded"] = [digest(trained), trained.held_out_loss()]
@@ -100,10 +101,8 @@ def bytes_of_a_checkpoint(_: list[str]) -> dict[str, Any]:
     for layout in ("zero2", "zero3", "zero0"):
         trained = adapted("l0", layout, model__config=LARGE)
         trained.run(0, 1)
-        named = trained.pruner.shards.parameters.values()
-        frozen, own = (
-            sum(trained.pruner.shards.numel(p) for p in named if p.requires_grad == grad) for grad in (False, True)
-        )
+        named = trained.pruner.layout.parameters.values()
+        frozen, own = (sum(logical_numel(p) for p in named if p.requires_grad == grad) for grad in (False, True))
         with tempfile.TemporaryDirectory() as folder:
             path = store.save(trained.engine, trained.pruner, Path(from_rank_0(folder)), 1, {}, {})
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

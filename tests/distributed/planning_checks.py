@@ -76,13 +76,13 @@ def sent_by_ring(sent: Counter[str], ranks: int) -> float:
 
 def parts(trained: Trained) -> dict[str, int]:
     """Bytes by what they are for."""
-    shards, zero = trained.pruner.shards, trained.pruner.shards.zero
-    weights = [p.data for p in shards.parameters.values()] + [
-        getattr(p, "ds_tensor", None) for p in shards.parameters.values()
+    layout, zero = trained.pruner.layout, trained.pruner.layout.zero
+    weights = [p.data for p in layout.parameters.values()] + [
+        getattr(p, "ds_tensor", None) for p in layout.parameters.values()
     ]
-    optimizer = [s.flat.data for s in shards.shards] + [t for s in shards.base.state.values() for t in s.values()]
+    optimizer = [s.flat.data for s in layout.shards] + [t for s in layout.base.state.values() for t in s.values()]
     waiting = getattr(zero, "averaged_gradients", {})
-    gradients = [g for group in waiting.values() for g in group or ()] + [p.grad for p in shards.parameters.values()]
+    gradients = [g for group in waiting.values() for g in group or ()] + [p.grad for p in layout.parameters.values()]
     states = [s for mask in trained.pruner.masks for s in mask.states]
     pruner = [t for s in states for t in (s.keep, s.score, s.dense)]
     found = {"weights": weights, "optimizer": optimizer, "gradients": gradients, "pruner": pruner}

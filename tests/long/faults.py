@@ -84,7 +84,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
         unit("test_structure_refusals.py"),
         unit("test_attached_run.py"),
     ],
-    "pat/zero/layouts.py": [*MASKS, unit("test_overflow.py"), unit("test_engine.py"), ORACLE],
+    "pat/zero/layouts/": [*MASKS, unit("test_overflow.py"), unit("test_engine.py"), RESUME, ORACLE],
     "pat/pruning/schedules/": [unit("test_schedules.py")],
     "pat/pruning/granularity/": [unit("test_granularity.py"), unit("test_structure_refusals.py")],
     "pat/pruning/weights/selection.py": [unit("test_selection.py"), unit("test_granularity.py")],

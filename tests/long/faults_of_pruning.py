@@ -392,7 +392,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "if self.criterion.threshold is not None:",
             "the final selection by the threshold",
         ),
-        ("moment = self.shards.base.state[state.shard.flat].get(key)", "moment = None", "moments of dead weights stay"),
+        ("moment = self.layout.base.state[state.shard.flat].get(key)", "moment = None", "moments of dead weights stay"),
         (
             'group["weight_decay"] = decay if state.dense is None else 0.0',
             'group["weight_decay"] = decay',
@@ -401,7 +401,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ('group["lr"] * decay, group["lr"])', 'decay, group["lr"])', "decay without the learning rate"),
         ("state.buffer = param.data\n", "state.buffer = state.dense\n", "the shard is not given back"),
         (
-            "for weights in (state.shard.view[s.part], self.shards.forward_segment(s)):",
+            "for weights in (state.shard.view[s.part], self.layout.forward_segment(s)):",
             "for weights in (state.shard.view[s.part],):",
             "forward copies are not checked",
         ),
@@ -429,14 +429,14 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/pruner.py": [
         ("            gate.begin(t + 1)\n", "            gate.begin(t)\n", "gates a step late"),
-        ("scale = self.shards.loss_scale if self.gates else 1.0", "scale = 1.0", "the loss scale in the evidence"),
+        ("scale = self.layout.loss_scale if self.gates else 1.0", "scale = 1.0", "the loss scale in the evidence"),
         ("flags = None if keep is None else keep[low:high]", "flags = None", "the norm counts masked weights"),
         (
             "grad = piece.data[low - piece.start : high - piece.start]",
             "grad = piece.data[: high - low]",
             "the norm of the wrong elements",
         ),
-        ("return self.shards.comm.sum(total).sqrt().float()", "return total.sqrt().float()", "the norm of this rank"),
+        ("return self.layout.comm.sum(total).sqrt().float()", "return total.sqrt().float()", "the norm of this rank"),
         ("self.masked_norm, self.config.engine.gradient_clipping)", "self.masked_norm, 0.0)", "fp32 is not clipped"),
         ("        for gate in self.gates:\n            gate.check()", "        pass", "gates are not checked"),
         ("            if not pruner.hardened:", "            if False:", "a run that never hardened is fine"),
@@ -449,7 +449,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "gate.learn(t, False)",
             "skipped steps are evidence",
         ),
-        ("self.shards.replace_norm(self.masked_norm, lambda: self._finite)", "pass", "DeepSpeed's own norm clips"),
+        ("self.layout.replace_norm(self.masked_norm, lambda: self._finite)", "pass", "DeepSpeed's own norm clips"),
         (
             "        if not self._finite:\n            return torch.full",
             "        if False:\n            return torch.full",
@@ -494,7 +494,19 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("        left[g] -= granted[name, start]\n", "        pass\n", "every run keeps all ties"),
         ("sum(units.values()) - pruned[0], comm)", "pruned[0], comm)", "keeps what should go"),
     ],
-    "pat/zero/layouts.py": [
+    "pat/zero/layouts/partitioned.py": [
+        (
+            "        start = self.world.rank * width\n",
+            "        start = 0\n",
+            "every rank has the first part of a parameter",
+        ),
+        (
+            "ds_tensor.data.view(-1)[:numel].copy_(whole.view(-1)[start : start + numel])",
+            "ds_tensor.data.view(-1)[:numel].copy_(whole.view(-1)[:numel])",
+            "every rank gets the first frozen part",
+        ),
+    ],
+    "pat/zero/layouts/replicated.py": [
         (
             "scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)",
             "scale = max_norm / (total + 1e-6)",
@@ -588,9 +600,9 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/structures/folding.py": [
         ("units.split(z), shapes, gated=True", "units.split(z), shapes, gated=False", "z folded into every slice"),
-        ("    shards.refresh_forward()", "    pass", "the forward keeps the old weights"),
-        ("        slices.multiply(shards, staying, moment)\n", "", "moments of dead units stay"),
-        ("    slices.multiply(shards, staying)\n", "", "dead producers stay"),
+        ("    layout.refresh_forward()", "    pass", "the forward keeps the old weights"),
+        ("        slices.multiply(layout, staying, moment)\n", "", "moments of dead units stay"),
+        ("    slices.multiply(layout, staying)\n", "", "dead producers stay"),
     ],
     "pat/pruning/structures/ties.py": [
         ("    if all_equal(score) and not any(", "    if False and not any(", "a choice without evidence"),
@@ -622,13 +634,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("for part in site.gated if gated else site.slices:", "for part in site.slices:", "every slice is gated"),
         (".double() ** 2", ".double().abs()", "mean absolute weight"),
         (
-            "return (shards.comm.sum(sums)[:total] / counts).float()",
+            "return (layout.comm.sum(sums)[:total] / counts).float()",
             "return (sums[:total] / counts).float()",
             "squares of this rank only",
         ),
         ("        first += site.num_units\n", "        first = site.num_units\n", "sites share their units"),
         (
-            "return int(shards.comm.sum(torch.tensor(mine, dtype=torch.int64)))",
+            "return int(layout.comm.sum(torch.tensor(mine, dtype=torch.int64)))",
             "return mine",
             "nonzero weights of this rank only",
         ),

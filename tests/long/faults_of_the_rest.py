@@ -5,8 +5,8 @@ from __future__ import annotations
 REST: dict[str, list[tuple[str, str, str]]] = {
     "pat/checkpoint/store.py": [
         (
-            "            return open_whole(root / name, shards)\n",
-            "            return open_whole(root / candidates[-1], shards)\n",
+            "            return open_whole(root / name, world)\n",
+            "            return open_whole(root / candidates[-1], world)\n",
             "resume opens the oldest",
         ),
         ("retention.to_resume(root))[0]", "retention.to_resume(root)[::-1])[0]", "resume from the oldest on"),
@@ -27,11 +27,10 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             'moment[s.part].copy_(reader.read("exp_avg",',
             "second moments from the first",
         ),
-        ("        _set_optimizer_step(shards, shard, step)\n", "", "Adam's step not restored"),
+        ("        _set_optimizer_step(layout, shard, step)\n", "", "Adam's step not restored"),
         ('    pruner.load_state(reader, trainer["pruners"])\n', "", "the pruner's state not restored"),
         ("    restore_engine(engine, trainer)\n", "", "counters and loss scaler not restored"),
-        ("    shards.refresh_forward()\n    return trainer", "    return trainer", "the forward keeps the old weights"),
-        ("        start = dist.get_rank() * width\n", "        start = 0\n", "every rank gets the first frozen part"),
+        ("    layout.refresh_forward()\n    return trainer", "    return trainer", "the forward keeps the old weights"),
         ("    pruner.check()\n    final", "    final", "a broken promise is saved"),
         ("for p in files[rank::world]}", "for p in files[rank :: world + 1]}", "files that nobody vouches for"),
     ],
@@ -59,8 +58,8 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("p.timeline.phase(step - 1)", "p.timeline.phase(step)", "the phase of the coming step"),
     ],
     "pat/checkpoint/reader.py": [
-        ("first = piece.offset + low - piece.start\n", "first = piece.offset\n", "the beginning of the piece"),
-        ("first = piece.offset + low - piece.start\n", "first = low - piece.start\n", "the offset is forgotten"),
+        ("first = segment.offset + low - segment.start\n", "first = segment.offset\n", "the beginning of the segment"),
+        ("first = segment.offset + low - segment.start\n", "first = low - segment.start\n", "the offset is forgotten"),
         ("values = flags[first - 8 * byte :]", "values = flags[: last - first]", "flags shifted by up to 7"),
         ("byte = first // 8", "byte = (first + 7) // 8", "flags of the next byte"),
         ("values = stored[first:last]", "values = stored[: last - first]", "scores of the beginning"),
@@ -68,9 +67,9 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("if index % share[1] == share[0] and", "if index % share[1] == share[1] and", "no file is hashed"),
         ("    if found != FORMAT:\n", "    if found is None:\n", "other formats are read"),
         (
-            "parts.sort(key=lambda piece: (piece.start, piece.rank))",
-            "parts.sort(key=lambda piece: piece.rank)",
-            "pieces in the order of ranks",
+            "own.sort(key=lambda segment: (segment.start, segment.rank))",
+            "own.sort(key=lambda segment: segment.rank)",
+            "segments in the order of ranks",
         ),
         ("return self.frozen(name).float()", "return self.frozen(name)", "frozen weights not upcast"),
         ("        if at != start + numel:\n", "        if at > start + numel:\n", "missing elements are not noticed"),

@@ -14,11 +14,11 @@ from pat.pruning.structures.gate_history import GateHistory
 from pat.pruning.structures.sites import Site
 from pat.pruning.structures.slices import Factors
 from pat.pruning.structures.units import Inventory
-from pat.zero.layouts import Shards
+from pat.zero.layouts import ZeroLayout
 
 
 def fold(
-    shards: Shards,
+    layout: ZeroLayout,
     sites: Sequence[Site],
     units: Inventory,
     z: Tensor,  # (U,) fp32
@@ -30,15 +30,15 @@ def fold(
     Collective.
     """
     shapes, staying = units.anatomy.shapes, alive(sites, units, keep)
-    slices.multiply(shards, slices.factors(sites, units.split(z), shapes, gated=True))
-    slices.multiply(shards, staying)
+    slices.multiply(layout, slices.factors(sites, units.split(z), shapes, gated=True))
+    slices.multiply(layout, staying)
     blocks = [site for site in sites if site.sublayer is None]
     for moment, factor in history.factors().items():
         by = units.split(factor)
-        slices.multiply(shards, slices.factors(sites, by, shapes, gated=True), moment)
-        slices.multiply(shards, slices.factors(blocks, by, shapes, gated=False), moment)
-        slices.multiply(shards, staying, moment)
-    shards.refresh_forward()
+        slices.multiply(layout, slices.factors(sites, by, shapes, gated=True), moment)
+        slices.multiply(layout, slices.factors(blocks, by, shapes, gated=False), moment)
+        slices.multiply(layout, staying, moment)
+    layout.refresh_forward()
 
 
 def alive(sites: Sequence[Site], units: Inventory, keep: Tensor) -> Factors:

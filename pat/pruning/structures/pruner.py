@@ -39,7 +39,7 @@ from pat.pruning.structures.sites import find_sites
 from pat.pruning.structures.units import Inventory
 from pat.pruning.types import PromiseBroken
 from pat.schema import PrunerConfig
-from pat.zero.layouts import Shards
+from pat.zero.layouts import ZeroLayout
 
 FAR = 0.05  # share of kept gates below 0.9 that a user should know of
 SHARE_DIGITS = 12  # of a share of the budget: 0.15 / 0.3 is a half, whatever the last bit of the quotient says
@@ -165,9 +165,9 @@ class GatePruner:
 
     # -- the step --------------------------------------------------------------------------------------------------
 
-    def bind(self, shards: Shards) -> None:
+    def bind(self, layout: ZeroLayout) -> None:
         """The shards whose weights the gates will be folded into."""
-        self.shards = shards
+        self.layout = layout
 
     def begin(self, t: int) -> None:
         """Make the forward of step `t` ready. Collective where flags are chosen."""
@@ -192,12 +192,12 @@ class GatePruner:
         else:
             wanted = self.needs in BY_GRADIENT and self.training.learns(phase)
             z, evaluated = state.z if wanted else None, None
-        self.forward.set(z, evaluated, self.shards.device)
+        self.forward.set(z, evaluated, self.layout.device)
 
     def _select(self, t: int, progress: float) -> None:
         """The keep flags under `progress` of the budget. Collective."""
         if self.needs == "weights":
-            evidence = slices.mean_square(self.shards, self.sites, self.anatomy.shapes)
+            evidence = slices.mean_square(self.layout, self.sites, self.anatomy.shapes)
             self.training.learn(self.state, evidence, self._moment(t))
         scores = self.units.split(self.training.scores(self.state))
         chosen = self.budget.choose(
@@ -210,7 +210,7 @@ class GatePruner:
 
     def _check_agreement(self) -> None:
         """Every rank holds the same gates and evidence. Raises PromiseBroken. Collective."""
-        check_agreement(f"the gates of pruner {self.name}", self.tensors(), self.shards.world)
+        check_agreement(f"the gates of pruner {self.name}", self.tensors(), self.layout.world)
 
     def _harden(self, t: int) -> None:
         """For good: choose, fold, and settle the hooks. Collective."""
@@ -222,17 +222,17 @@ class GatePruner:
         self.kept_gates = self.training.spread(state)
         state.hardened, state.folded = True, not self.adapted
         if state.folded:
-            folding.fold(self.shards, self.sites, self.units, state.z, state.keep, self.history)
+            folding.fold(self.layout, self.sites, self.units, state.z, state.keep, self.history)
         self.settle()
 
     def settle(self) -> None:
         """The hooks of the hard phase: where z is folded, only dropped blocks still need theirs, output = input."""
-        self.forward.settle(self.units.join(self.forward_gates()), self.shards.device)
+        self.forward.settle(self.units.join(self.forward_gates()), self.layout.device)
 
     def gather(self, scale: float) -> bool:
         """Take the evidence of the coming step, of all ranks; whether it is finite. `scale`: of the loss. Collective
         unless hard."""
-        self._evidence = None if self.state.hardened else self.forward.evidence(self.shards.world, scale)
+        self._evidence = None if self.state.hardened else self.forward.evidence(self.layout.world, scale)
         return self._evidence is None or bool(self._evidence.isfinite().all())
 
     def learn(self, t: int, skipped: bool) -> dict[str, float]:
@@ -240,7 +240,7 @@ class GatePruner:
         evidence, self._evidence = self._evidence, None
         if self.state.hardened or skipped:
             return {}
-        self.history.add(self.multiplied, self.shards.base.param_groups[0]["betas"])
+        self.history.add(self.multiplied, self.layout.base.param_groups[0]["betas"])
         if evidence is None or not self.training.learns(self.timeline.phase(t)):
             return {}
         figures = self.training.learn(self.state, evidence, self._moment(t))
@@ -264,7 +264,7 @@ class GatePruner:
             if opened:
                 raise PromiseBroken(f"the gates of {opened}, which pruner {self.name} has closed, are open")
             return
-        alive_again = slices.count_nonzero(self.shards, folding.alive(self.sites, self.units, self.state.keep))
+        alive_again = slices.count_nonzero(self.layout, folding.alive(self.sites, self.units, self.state.keep))
         if alive_again:
             raise PromiseBroken(f"{alive_again} weights of units that pruner {self.name} has removed are not zero")
 

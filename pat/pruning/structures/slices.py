@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pat.pruning.structures.sites import Site, Slice
-from pat.zero.layouts import Segment, Shard, Shards
+from pat.zero.layouts import Segment, Shard, ZeroLayout
 
 CHUNK = 1 << 20  # elements worked on at a time
 
@@ -65,9 +65,9 @@ def _span(part: Slice, num_units: int) -> slice:
     return slice(part.start, part.start + num_units * part.per_unit)
 
 
-def pieces(shards: Shards, names: Factors) -> Iterator[tuple[Shard, Segment, int, int]]:
+def pieces(layout: ZeroLayout, names: Factors) -> Iterator[tuple[Shard, Segment, int, int]]:
     """(shard, segment, start, stop) that cover this rank's part of the named parameters."""
-    for shard in shards.shards:
+    for shard in layout.shards:
         for segment in shard.segments:
             if segment.name in names:
                 for start in range(0, segment.numel, CHUNK):
@@ -75,12 +75,12 @@ def pieces(shards: Shards, names: Factors) -> Iterator[tuple[Shard, Segment, int
 
 
 @torch.no_grad()
-def multiply(shards: Shards, by: Factors, moment: str | None = None) -> None:
+def multiply(layout: ZeroLayout, by: Factors, moment: str | None = None) -> None:
     """Multiply this rank's fp32 weights, or one of Adam's moments of them, in place."""
-    for shard, segment, start, stop in pieces(shards, by):
+    for shard, segment, start, stop in pieces(layout, by):
         target = shard.view
         if moment is not None:
-            state = shards.base.state[shard.flat]
+            state = layout.base.state[shard.flat]
             if moment not in state:
                 continue
             target = state[moment].view(-1)
@@ -91,20 +91,20 @@ def multiply(shards: Shards, by: Factors, moment: str | None = None) -> None:
 
 
 @torch.no_grad()
-def count_nonzero(shards: Shards, where: Factors) -> int:
+def count_nonzero(layout: ZeroLayout, where: Factors) -> int:
     """Weights that are not 0 although a factor is, over all ranks. Collective."""
     mine = 0
-    for shard, segment, start, stop in pieces(shards, where):
+    for shard, segment, start, stop in pieces(layout, where):
         weight = shard.view[segment.offset + start : segment.offset + stop]
         dead = torch.zeros(stop - start, dtype=torch.bool, device=weight.device)
         for factor in where[segment.name]:
             dead |= factor.along(segment, start, stop).to(weight.device) == 0
         mine += int(weight[dead].count_nonzero())
-    return int(shards.comm.sum(torch.tensor(mine, dtype=torch.int64)))
+    return int(layout.comm.sum(torch.tensor(mine, dtype=torch.int64)))
 
 
 @torch.no_grad()
-def mean_square(shards: Shards, sites: Sequence[Site], shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
+def mean_square(layout: ZeroLayout, sites: Sequence[Site], shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
     """(U,) fp32: sum w^2 / n over the n weights that a unit owns, in fp64, in the order of the sites. Collective."""
     total = sum(site.num_units for site in sites)
     sums = torch.zeros(total + 1, dtype=torch.float64)  # the last one: weights of no unit
@@ -120,8 +120,8 @@ def mean_square(shards: Shards, sites: Sequence[Site], shapes: Mapping[str, tupl
             owners.setdefault(part.parameter, []).append(Factor(part.dim, vector))
             counts[first : first + site.num_units] += part.per_unit * (math.prod(shapes[part.parameter]) // size)
         first += site.num_units
-    for shard, segment, start, stop in pieces(shards, owners):
+    for shard, segment, start, stop in pieces(layout, owners):
         square = shard.view[segment.offset + start : segment.offset + stop].cpu().double() ** 2
         for owner in owners[segment.name]:
             sums.index_add_(0, owner.along(segment, start, stop), square)
-    return (shards.comm.sum(sums)[:total] / counts).float()
+    return (layout.comm.sum(sums)[:total] / counts).float()

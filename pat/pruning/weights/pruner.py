@@ -33,7 +33,7 @@ from pat.pruning.weights.arrays import array, module
 from pat.pruning.weights.kernels import make_kernels
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.schema import PrunerConfig
-from pat.zero.layouts import Piece, Shards
+from pat.zero.layouts import Piece, ZeroLayout
 
 
 def match(params: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
@@ -108,10 +108,10 @@ class MaskPruner:
         """Fraction of the prunable weights that the masks remove now, counted."""
         return self.num_pruned / self.numel
 
-    def bind(self, shards: Shards) -> None:
+    def bind(self, layout: ZeroLayout) -> None:
         """Take the shards that hold this pruner's parameters."""
-        self.shards = shards
-        for shard in shards.shards:
+        self.layout = layout
+        for shard in layout.shards:
             if shard.segments and shard.segments[0].name in self.shapes:
                 assert all(s.name in self.shapes for s in shard.segments), "a shard mixes two pruners"
                 self.states.append(MaskedShard(shard))
@@ -150,7 +150,7 @@ class MaskPruner:
                 if priors:
                     values = values + dense * dense * priors[s.name]
                 runs.append(state.run(s, values))
-        comm, hard = self.shards.comm, t >= self.timeline.hard_from
+        comm, hard = self.layout.comm, t >= self.timeline.hard_from
         if self.criterion.threshold is not None and not hard:
             self.granularity.select_threshold(runs, self.criterion.threshold, comm)
         else:
@@ -178,7 +178,7 @@ class MaskPruner:
             if state.score is not None and state.dense is not None
             for s in state.shard.segments
         ]
-        found = prior.coefficients(pieces, len(set(group.values())), weight, self.shards.comm)
+        found = prior.coefficients(pieces, len(set(group.values())), weight, self.layout.comm)
         return {name: found[g] for name, g in group.items()}
 
     def _harden(self) -> None:
@@ -186,7 +186,7 @@ class MaskPruner:
             assert state.keep is not None and state.dense is not None
             self.kernels.post_soft(state.shard.view, state.dense, state.keep)
             for key in ("exp_avg", "exp_avg_sq"):
-                moment = self.shards.base.state[state.shard.flat].get(key)
+                moment = self.layout.base.state[state.shard.flat].get(key)
                 if moment is not None:
                     self.kernels.pre_hard(moment.view(-1), state.keep)
             state.enter_hard()
@@ -227,7 +227,7 @@ class MaskPruner:
                 assert state.keep is not None
                 keep = state.keep[s.part]
                 mine[s.name] += s.numel - int(module(keep).count_nonzero(array(keep.view(torch.bool))))
-        total = self.shards.comm.sum(torch.tensor(list(mine.values()), dtype=torch.int64))
+        total = self.layout.comm.sum(torch.tensor(list(mine.values()), dtype=torch.int64))
         return dict(zip(mine, ints(total), strict=True))
 
     def _check_evidence(self) -> None:
@@ -257,9 +257,9 @@ class MaskPruner:
             assert state.keep is not None
             for s in state.shard.segments:
                 dead = 1 - state.keep[s.part]
-                for weights in (state.shard.view[s.part], self.shards.forward_segment(s)):
+                for weights in (state.shard.view[s.part], self.layout.forward_segment(s)):
                     broken += int(torch.count_nonzero(weights * dead.to(weights.device)))
-        total = int(self.shards.world.sum(torch.tensor(broken, dtype=torch.int64)))
+        total = int(self.layout.world.sum(torch.tensor(broken, dtype=torch.int64)))
         if total:
             raise PromiseBroken(f"pruner {self.name}: {total} pruned weights are not zero in the hard phase")
 
@@ -267,7 +267,7 @@ class MaskPruner:
 
     def keep_pieces(self, name: str) -> list[Piece]:
         """This rank's keep flags of a prunable parameter; each from one rank only."""
-        if self.shards.replicated and self.shards.world.rank != 0:
+        if self.layout.replicated and self.layout.world.rank != 0:
             return []
         return [piece for state in self.states for piece in state.keep_pieces(name)]
 

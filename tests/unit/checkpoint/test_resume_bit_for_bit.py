@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pat.checkpoint import store
 from pat.checkpoint.reader import read_manifest
-from pat.common.comm import LOCAL
+from pat.common.comm import LOCAL, Comm
 from pat.pruning.types import PromiseBroken
+from pat.zero.layouts.partitioned import Zero3
 from tests import one_rank
 from tests.distributed.harness import STEPS, Trained, build, discard, make_config
 
@@ -37,10 +38,10 @@ def fresh() -> Trained:
 
 def state(trained: Trained) -> dict[str, Any]:
     """All that a resume must bring back."""
-    engine, shards = trained.engine, trained.pruner.shards
+    engine, layout = trained.engine, trained.pruner.layout
     found: dict[str, Any] = {f"forward {n}": p.detach().clone() for n, p in engine.module.named_parameters()}
-    for shard in shards.shards:
-        adam = shards.base.state[shard.flat]
+    for shard in layout.shards:
+        adam = layout.base.state[shard.flat]
         for s in shard.segments:
             found[f"weight {s.name}"] = shard.view[s.part].clone()
             found |= {f"{kind} {s.name}": adam[kind].view(-1)[s.part].clone() for kind in ("exp_avg", "exp_avg_sq")}
@@ -79,7 +80,7 @@ def test_what_was_saved_is_back_to_the_last_bit_and_so_is_the_next_step(
     path, at, after = saved
     trained = fresh()
     assert not torch.equal(trained.engine.module.get_parameter(FROZEN), at[f"forward {FROZEN}"])
-    reader = store.find(path.parent, trained.pruner.shards, print)
+    reader = store.find(path.parent, trained.pruner.layout.world, print)
     assert reader is not None
     store.load(trained.engine, trained.pruner, reader)
     assert_same(state(trained), at)
@@ -122,12 +123,14 @@ def test_weights_that_should_be_zero_and_are_not_are_not_saved(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_rank_of_zero_3_gets_its_own_part_of_what_is_frozen(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_of_zero_3_gets_its_own_part_of_what_is_frozen(rank: int) -> None:
     """Seven elements over three ranks: the last part is short, and what pads it stays."""
-    monkeypatch.setattr(store.dist, "get_rank", lambda: rank)
     part = torch.full((3,), -1.0)
     part.ds_numel = 3  # type: ignore[attr-defined]
-    store._fill_frozen(SimpleNamespace(ds_tensor=part), torch.arange(7.0))
+    layout = object.__new__(Zero3)
+    layout.world = Comm(rank, 3, torch.device("cpu"))
+    layout.parameters = {"frozen": SimpleNamespace(ds_tensor=part, ds_numel=7)}
+    layout.fill_frozen("frozen", torch.arange(7.0))
     assert part.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0, -1.0, -1.0]][rank]
 
 
@@ -135,8 +138,7 @@ def test_where_no_checkpoint_is_whole_nothing_starts_anew(
     saved: tuple[Path, dict[str, Any], dict[str, Any]], tmp_path: Path
 ) -> None:
     """A run without any begins; one whose only checkpoint is torn, in whatever way, must not."""
-    shards: Any = SimpleNamespace(world=LOCAL)
-    assert store.find(tmp_path / "none", shards, print) is None
+    assert store.find(tmp_path / "none", LOCAL, print) is None
     said: list[str] = []
     for number, tear in enumerate((lambda content: content + b"\0", lambda content: content[:-1])):
         root = tmp_path / str(number)
@@ -144,5 +146,5 @@ def test_where_no_checkpoint_is_whole_nothing_starts_anew(
         file = next(path.glob("pruner-*"))
         file.write_bytes(tear(file.read_bytes()))
         with pytest.raises(store.NoneWhole, match="none of the 1 checkpoints"):
-            store.find(root, shards, said.append)
+            store.find(root, LOCAL, said.append)
     assert ["bytes, not" in words for words in said] == [True, True]

@@ -108,7 +108,7 @@ def test_interrupted_it_is_the_run_of_pats_own_loop(folders: dict[str, Path], ki
     assert found(again) == expected
     again.check()
     assert again.pruner is not None
-    for shard in again.pruner.shards.shards:
+    for shard in again.pruner.layout.shards:
         shard.view.add_(1.0)
     with pytest.raises(PromiseBroken, match="not zero"):
         again.check()

@@ -153,7 +153,7 @@ def test_a_folder_keeps_the_newest_states(
     """As a bare loop saves one step after the other into one folder; one that is gone is named when it is loaded."""
     settings = Settings.read(given() | ({} if keep_last == "default" else {"keep_last": keep_last}))
     engine: Any = SimpleNamespace(global_steps=0, module=torch.nn.Linear(2, 2))
-    pruner: Any = SimpleNamespace(shards=SimpleNamespace(world=LOCAL))
+    pruner: Any = SimpleNamespace(layout=SimpleNamespace(world=LOCAL))
 
     def write(engine: Any, pruner: Any, root: Path, step: int, *args: Any, **kwargs: Any) -> Path:
         folder = root / f"step-{step:08d}"

@@ -132,7 +132,7 @@ def test_on_deepspeeds_own_engine_they_are_the_same(scope: str, offload: bool) -
     trained = model()
     with one_rank.deepspeed_alone():
         engine, pruner = one_rank.build_deepspeed(made, trained)
-        assert pruner.shards.layout == "zero12"
+        assert pruner.layout.name == "zero12"
         assert [len(state.shard.segments) for state in pruner.masks[0].states] == [2]
         assert_as_expected(made, trained, engine, pruner)
 

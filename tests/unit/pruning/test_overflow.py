@@ -15,7 +15,7 @@ from pat.pruning.structures.hooks import GatedForward
 from pat.pruning.structures.pruner import GatePruner
 from pat.pruning.structures.sites import Site
 from pat.schema import Config, PrunerConfig
-from pat.zero.layouts import Shards
+from pat.zero.layouts.replicated import Zero0LowPrecision
 from tests import models as small
 from tests import one_rank, planted
 from tests.planted import SMOOTHED, Case
@@ -56,8 +56,8 @@ def test_what_one_rank_finds_every_rank_skips(value: float, where: int | None) -
     def work(comm: Any) -> list[Any]:
         gate = GatePruner("narrow", PrunerConfig(**SETTINGS), small.model("llama"), num_steps=12, seed=0)
         base: Any = SimpleNamespace(param_groups=[{"betas": (0.9, 0.999)}])
-        shards: Any = SimpleNamespace(world=comm, comm=comm, device=torch.device("cpu"), base=base)
-        gate.bind(shards)
+        layout: Any = SimpleNamespace(world=comm, comm=comm, device=torch.device("cpu"), base=base)
+        gate.bind(layout)
         gate.begin(0)
         for hook in gate.forward.hooks:
             assert hook.z is not None
@@ -80,15 +80,15 @@ def test_the_norm_is_infinite_and_zero_0_sees_an_overflow() -> None:
     pruner = Pruner(Config())
     comm: Any = SimpleNamespace(sum=lambda total: total)
     fields: Any = {"shards": [], "device": torch.device("cpu"), "comm": comm}
-    pruner.shards = SimpleNamespace(**fields)  # type: ignore[assignment]
+    pruner.layout = SimpleNamespace(**fields)  # type: ignore[assignment]
     for finite, norm in ((True, 0.0), (False, float("inf"))):
         pruner._finite = finite
         assert float(pruner.masked_norm()) == norm
         for own in (False, True):
             checker = SimpleNamespace(has_overflow=lambda params, own=own: own)
             zero = SimpleNamespace(overflow_checker=checker, unscale_and_clip_grads=None)
-            shards: Any = SimpleNamespace(layout="zero0_lp", zero=zero)
-            Shards.replace_norm(shards, pruner.masked_norm, lambda finite=finite: finite)
+            layout: Any = SimpleNamespace(zero=zero)
+            Zero0LowPrecision.replace_norm(layout, pruner.masked_norm, lambda finite=finite: finite)
             assert checker.has_overflow([]) is (own or not finite)
 
 

@@ -161,12 +161,12 @@ def test_a_removed_weight_that_is_alive_is_found(dtype: str) -> None:
     """In the master and in the forward copy; and both agree as soon as gates are folded."""
     with one_rank.deepspeed_alone():
         engine, pruner, steps = trained(zero_stage=1, dtype=dtype)
-        (gate,), (mask,), shards = pruner.gates, pruner.masks, pruner.shards
+        (gate,), (mask,), layout = pruner.gates, pruner.masks, pruner.layout
         for t in steps:
             if t == 7:  # the gates are hard from here on
                 assert gate.hardened and not mask.hardened
                 for name, p in engine.module.named_parameters():
-                    master = shards.assemble(name, shards.pieces(name), torch.float32)
+                    master = layout.assemble(name, layout.pieces(name), torch.float32)
                     assert torch.equal(p.detach().flatten(), master.to(p.dtype)), name
         pruner.check()
         pruner.check_finished()
@@ -175,10 +175,10 @@ def test_a_removed_weight_that_is_alive_is_found(dtype: str) -> None:
         assert state.keep is not None and segment.offset > 0
         masked = int((state.keep[segment.part] == 0).nonzero()[0])
         unit = int((~gate.state.keep[: gate.units.sizes[0]]).nonzero()[0])
-        shard, neurons = shards._places["model.layers.0.mlp.up_proj.weight"][0]
+        shard, neurons = layout._places["model.layers.0.mlp.up_proj.weight"][0]
         places = [
             (state.shard.view, segment.offset + masked, "pruner weights: 1 pruned weights are not zero"),
-            (shards.forward_segment(segment), masked, "pruner weights: 1 pruned weights are not zero"),
+            (layout.forward_segment(segment), masked, "pruner weights: 1 pruned weights are not zero"),
             (shard.view, neurons.offset + unit * neurons.shape[1], "1 weights of units that pruner gates has removed"),
         ]
         for weights, index, sentence in places:
@@ -216,7 +216,7 @@ def test_the_norm_is_of_all_ranks() -> None:
     engine, pruner = one_rank.build(CASE.config(), planted.student(CASE))
     engine.backward(planted.loss(engine, planted.micro_batches(CASE)[0][0], 0))
     alone = float(pruner.masked_norm())
-    pruner.shards.comm = SimpleNamespace(sum=lambda tensor: 4 * tensor)  # type: ignore[assignment]
+    pruner.layout.comm = SimpleNamespace(sum=lambda tensor: 4 * tensor)  # type: ignore[assignment]
     assert float(pruner.masked_norm()) == pytest.approx(2 * alone, rel=1e-6)
     total = torch.cat([p.grad.flatten() for p in engine.module.parameters()]).norm()  # type: ignore[union-attr]
     assert alone == pytest.approx(float(total), rel=1e-6)

@@ -87,8 +87,8 @@ def bound(pruner: MaskPruner, weights: dict[str, Tensor], scores: dict[str, Tens
         segments.append(Segment(name, shape, 0, weights[name].numel(), 0, at))
         at += weights[name].numel()
     flat = torch.cat([weights[name].flatten() for name in SHAPES])
-    shards: Any = SimpleNamespace(comm=LOCAL, world=LOCAL, shards=[Shard(0, 0, flat, tuple(segments))])
-    pruner.bind(shards)
+    layout: Any = SimpleNamespace(comm=LOCAL, world=LOCAL, shards=[Shard(0, 0, flat, tuple(segments))])
+    pruner.bind(layout)
     if scores is not None:
         pruner.states[0].score = torch.cat([scores[name].flatten() for name in SHAPES])
     return pruner

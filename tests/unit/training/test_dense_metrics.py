@@ -42,10 +42,10 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
     pruner = Pruner(config)
     pruner.attach(model)
     gate = pruner.gates[0]
-    (shards,) = cut_flat(model, 1)
-    shards.world, shards.device, shards.refresh_forward = LOCAL, torch.device("cpu"), lambda: None
-    shards.base = SimpleNamespace(state=defaultdict(dict), param_groups=[{"betas": (0.9, 0.999)}])
-    gate.bind(shards)
+    (layout,) = cut_flat(model, 1)
+    layout.world, layout.device, layout.refresh_forward = LOCAL, torch.device("cpu"), lambda: None
+    layout.base = SimpleNamespace(state=defaultdict(dict), param_groups=[{"betas": (0.9, 0.999)}])
+    gate.bind(layout)
 
     def step(training: Any, window: Any, t: int) -> None:
         assert not gate.state.hardened or t >= gate.timeline.hard_from

@@ -28,8 +28,8 @@ MODEL = small.model("llama")
 def test_one_bit_on_one_rank_is_found_where_flags_are_chosen_and_at_saves(kind: str) -> None:
     def work(comm: Any) -> list[str]:
         gate = GatePruner("narrow", PrunerConfig(**SETTINGS), MODEL, num_steps=12, seed=0)
-        shards: Any = SimpleNamespace(world=comm, comm=comm, device=torch.device("cpu"))
-        gate.bind(shards)
+        layout: Any = SimpleNamespace(world=comm, comm=comm, device=torch.device("cpu"))
+        gate.bind(layout)
         gate.state.score = torch.arange(len(gate.state.z)).float()
         gate.check()
         gate._select(1, 0.5)

@@ -211,9 +211,9 @@ def test_folding_into_cut_shards(model_type: str, structure: str) -> None:
         hook.remove()
     before = torch.nn.utils.parameters_to_vector(model.parameters())
     flats = []
-    for shards in cut_flat(model, 3):
-        slices.multiply(shards, slices.factors(sites, z, shapes, gated=True))
-        flats.append(shards.shards[0].view)
+    for layout in cut_flat(model, 3):
+        slices.multiply(layout, slices.factors(sites, z, shapes, gated=True))
+        flats.append(layout.shards[0].view)
     after = torch.cat(flats)
     gated_weights = sum(math.prod(shapes[part.parameter]) for site in (sites[0], sites[2]) for part in site.gated)
     assert 0 < (after != before).sum() <= gated_weights
@@ -242,10 +242,10 @@ def test_mean_square_and_zeros_over_cut_shards(model_type: str, monkeypatch: pyt
     alive = sum(int(model.get_parameter(name)[flags].count_nonzero()) for name, flags in gone.items())
 
     def work(comm: Any) -> tuple[Tensor, list[int]]:
-        shards: Any = SimpleNamespace(comm=comm, shards=cut_flat(model, 3)[comm.rank].shards)
-        square, before = slices.mean_square(shards, sites, shapes), slices.count_nonzero(shards, dead)
-        slices.multiply(shards, dead)
-        return square, [before, slices.count_nonzero(shards, dead)]
+        layout: Any = SimpleNamespace(comm=comm, shards=cut_flat(model, 3)[comm.rank].shards)
+        square, before = slices.mean_square(layout, sites, shapes), slices.count_nonzero(layout, dead)
+        slices.multiply(layout, dead)
+        return square, [before, slices.count_nonzero(layout, dead)]
 
     for square, counts in run_ranks(3, work)[0]:
         torch.testing.assert_close(square.double(), torch.stack(expected), rtol=1e-5, atol=0)

@@ -1,0 +1,159 @@
+"""What every layout shares: shards, the segments in them, and whole parameters put together from all ranks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pat.common.comm import LOCAL, Comm
+from pat.common.parameters import logical_numel, logical_shape
+
+CHUNK = 1 << 24  # elements per message when a parameter is streamed over the ranks
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A contiguous run of one parameter's elements inside one flat fp32 shard of this rank."""
+
+    name: str  # parameter
+    shape: tuple[int, ...]  # logical shape of the whole parameter
+    start: int  # first element: row-major index in the parameter
+    numel: int
+    shard: int  # index of the flat shard on this rank
+    offset: int  # first element: index in the flat shard
+
+    @property
+    def part(self) -> slice:
+        """Its elements in the flat shard."""
+        return slice(self.offset, self.offset + self.numel)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A flat fp32 tensor that the base optimizer steps."""
+
+    index: int
+    group: int  # param group of the base optimizer
+    flat: Tensor  # (n,) fp32; at ZeRO 0 it may have a parameter's shape, so read it through `view`
+    segments: tuple[Segment, ...]
+
+    @property
+    def view(self) -> Tensor:
+        """The shard as a vector."""
+        return self.flat.data.view(-1)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some elements, and the index of the first of them in the parameter or shard that they are a part of."""
+
+    start: int
+    data: Tensor  # (n,)
+
+
+class ZeroLayout(ABC):
+    """This rank's shards of one DeepSpeed engine, and what may be done to them from outside."""
+
+    name: ClassVar[str]  # in manifests
+    replicated: ClassVar[bool] = False  # every rank holds every shard whole
+    partitioned: ClassVar[bool] = False  # the forward's parameters are cut over the ranks, too
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.zero = engine.optimizer  # DeepSpeed's wrapper, or the base optimizer itself at ZeRO 0 in fp32
+        self.base: torch.optim.Optimizer = engine.basic_optimizer
+        self.device = engine.device
+        self.world = Comm(dist.get_rank(), dist.get_world_size(), torch.device(engine.device))
+        self.comm = LOCAL if self.replicated else self.world  # over which sums of all shards are taken
+        self.parameters: dict[str, Any] = dict(engine.module.named_parameters())  # frozen ones too, tied weights once
+        self._names = {id(p): n for n, p in self.parameters.items()}
+        self.shards = list(self._find_shards())
+        self._places: dict[str, list[tuple[Shard, Segment]]] = {}
+        for shard in self.shards:
+            for segment in shard.segments:
+                self._places.setdefault(segment.name, []).append((shard, segment))
+
+    @abstractmethod
+    def _find_shards(self) -> Iterator[Shard]:
+        """This rank's shards, in the order of their indices."""
+
+    def _segments(self, shard: int, contents: Iterable[tuple[Any, int, int, int]]) -> tuple[Segment, ...]:
+        """Segments from (parameter, start in it, numel, offset in the shard), in shard order."""
+        segments = [
+            Segment(self._names[id(param)], logical_shape(param), start, numel, shard, offset)
+            for param, start, numel, offset in contents
+            if numel
+        ]
+        return tuple(sorted(segments, key=lambda s: s.offset))
+
+    def group_of(self, shard: Shard) -> dict[str, Any]:
+        """The base optimizer's param group of a shard."""
+        return self.base.param_groups[shard.group]
+
+    # -- gradients -------------------------------------------------------------------------------------------------
+
+    def pending_gradients(self, shard: Shard) -> Iterator[Piece]:
+        """The reduced gradient that waits for the coming step, still multiplied by the loss scale."""
+        if shard.flat.grad is not None:
+            yield Piece(0, shard.flat.grad.view(-1))
+
+    @property
+    def loss_scale(self) -> float:
+        """What the pending gradients are multiplied by: 1 but for fp16."""
+        return float(getattr(self.zero, "loss_scale", 1.0) or 1.0) if self.engine.fp16_enabled() else 1.0
+
+    @abstractmethod
+    def replace_norm(self, norm: Callable[[], Tensor], finite: Callable[[], bool]) -> None:
+        """Let DeepSpeed clip by `norm()` (a 0-dim fp32 tensor, of the still scaled gradients) instead of its own.
+
+        Collective inside `norm`: DeepSpeed calls it on every rank, once per step, before any hook. A step whose norm
+        is infinite is skipped: ZeRO 1 to 3 look at the norm, ZeRO 0 in low precision asks `finite()`.
+        """
+
+    def clip_before_step(self, norm: Callable[[], Tensor], max_norm: float) -> bool:
+        """Clip where DeepSpeed does not: False if the norm is not finite and the gradients are dropped. Collective."""
+        return True
+
+    # -- after a change of the fp32 shards outside a step ----------------------------------------------------------
+
+    @abstractmethod
+    def refresh_forward(self) -> None:
+        """Cast the fp32 shards into the forward copies and gather them. Collective."""
+
+    def forward_segment(self, segment: Segment) -> Tensor:
+        """(n,) the forward copy of a segment, for checking it."""
+        return self.parameters[segment.name].data.view(-1)[segment.start : segment.start + segment.numel]
+
+    def fill_frozen(self, name: str, whole: Tensor) -> None:
+        """Set a frozen parameter, which is in no shard, from all of its elements."""
+        self.parameters[name].data.view(-1).copy_(whole.view(-1))
+
+    # -- whole parameters, one at a time ---------------------------------------------------------------------------
+
+    def pieces(self, name: str) -> list[Piece]:
+        """This rank's fp32 pieces of a parameter's effective weight; each element comes from one rank only."""
+        if self.replicated and self.world.rank != 0:
+            return []
+        owned = [Piece(s.start, shard.view[s.part]) for shard, s in self._places.get(name, ())]
+        param = self.parameters[name]
+        return owned if owned or param.requires_grad else self._frozen_pieces(param)
+
+    def _frozen_pieces(self, param: Any) -> list[Piece]:
+        return [Piece(0, param.data.view(-1))] if self.world.rank == 0 else []
+
+    def assemble(self, name: str, pieces: list[Piece], dtype: torch.dtype) -> Tensor:
+        """(numel,) the whole parameter on every rank, from all ranks' pieces. Collective."""
+        numel = logical_numel(self.parameters[name])
+        full = torch.zeros(numel, dtype=dtype, device=self.device)
+        for piece in pieces:
+            full[piece.start : piece.start + piece.data.numel()].copy_(piece.data)
+        for start in range(0, numel, CHUNK):
+            chunk = full[start : start + CHUNK]
+            chunk.copy_(self.world.sum(chunk))
+        return full
