@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 
 TIMEOUT_S = 30.0
 
@@ -77,32 +77,32 @@ def cut(
     rng: np.random.Generator,
     pieces: int = 4,
     empty: Sequence[int] = (),  # ranks that hold nothing
-) -> list[list[Run]]:
-    """Each rank's runs: every parameter cut at random elements, the pieces dealt to random ranks in random order."""
+) -> list[list[ScoredSegment]]:
+    """Each rank's segments: every parameter cut at random elements, the pieces dealt to random ranks, in any order."""
     ranks = [r for r in range(world_size) if r not in empty]
-    runs: list[list[Run]] = [[] for _ in range(world_size)]
+    segments: list[list[ScoredSegment]] = [[] for _ in range(world_size)]
     for name, scores in parameters.items():
         n = scores.numel()
         edges = np.unique(np.concatenate([[0, n], rng.integers(0, n + 1, rng.integers(0, pieces + 1))]))
         for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             flat, flags = scores.view(-1)[a:b], keep[name].view(-1)[a:b]
-            runs[rng.choice(ranks)].append(Run(name, tuple(scores.shape), a, flat, flags))
-    for mine in runs:
+            segments[rng.choice(ranks)].append(ScoredSegment(name, tuple(scores.shape), a, flat, flags))
+    for mine in segments:
         rng.shuffle(mine)  # type: ignore[arg-type]
-    return runs
+    return segments
 
 
 def select_on(
     world_size: int,
     parameters: dict[str, Tensor],
-    select: Callable[[list[Run], Comm], None],
+    select: Callable[[list[ScoredSegment], Comm], None],
     seed: int = 0,
     **how: Any,
 ) -> dict[str, np.ndarray]:
     """The flags that `select` writes on `world_size` ranks. Raises the error that all ranks raise."""
     keep = {name: torch.full(s.shape, 7, dtype=torch.uint8) for name, s in parameters.items()}
-    runs = cut(parameters, keep, world_size, np.random.default_rng(seed), **how)
-    results, _ = run_ranks(world_size, lambda comm: select(runs[comm.rank], comm))
+    segments = cut(parameters, keep, world_size, np.random.default_rng(seed), **how)
+    results, _ = run_ranks(world_size, lambda comm: select(segments[comm.rank], comm))
     if results[0] is not None:
         assert all(type(r) is type(results[0]) and str(r) == str(results[0]) for r in results), results
         raise results[0]

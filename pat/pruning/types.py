@@ -12,16 +12,19 @@ class PromiseBroken(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Run:
-    """One segment's scores and the keep flags to write; no two ranks hold the same element."""
+class ScoredSegment:
+    """The scores of a contiguous run of one parameter's units, and the flags to write; each unit is in one of them.
+
+    The units are single weights, or blocks (then `shape` and `start` count blocks).
+    """
 
     name: str
     shape: tuple[int, ...]
-    start: int
+    start: int  # first unit: row-major index in the parameter
     scores: Tensor  # (n,) fp32, a view
     keep: Tensor  # (n,) uint8, a view: written by the selection, 1 = the weight survives
 
     @property
     def numel(self) -> int:
-        """Elements in the run."""
+        """Elements in the segment."""
         return self.scores.numel()

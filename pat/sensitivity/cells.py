@@ -18,7 +18,7 @@ from pat.models.families import anatomy
 from pat.pruning import registry
 from pat.pruning.granularity.weight import Weight
 from pat.pruning.structures.sites import Site
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import keep_top
 
 _IN_A_LAYER = re.compile(r"(.*?\.\d+)\.(.+)")  # the first number in a module's name is that of its layer
@@ -123,7 +123,7 @@ def keep_largest(scores: Tensor, removed: int) -> Tensor:
     """Bool, shaped as the scores: all but the `removed` lowest, by the exact selection that training uses."""
     flat = scores.detach().reshape(-1).float().contiguous()
     keep = torch.empty(flat.numel(), dtype=torch.uint8, device=flat.device)
-    keep_top([Run("scores", tuple(flat.shape), 0, flat, keep)], flat.numel() - removed, LOCAL)
+    keep_top([ScoredSegment("scores", tuple(flat.shape), 0, flat, keep)], flat.numel() - removed, LOCAL)
     return keep.bool().view(scores.shape)
 
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from pat.checkpoint.reader import CheckpointReader
 from pat.common.comm import Comm
 from pat.pruning import registry
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.kernels import make_kernels
 from pat.pruning.weights.selection import select_units
 from pat.schema import MaskedGradConfig
@@ -120,13 +120,13 @@ def select(scores: Sequence[Tensor], ranks: int, layout: str) -> tuple[list[Tens
 
     def rank_thread(rank: int) -> None:
         comm = SimulatedComm(rank, ranks, meeting=meeting)
-        runs = [
-            Run(f"layer.{i}", tuple(scores[i].shape), a, scores[i].view(-1)[a : a + n], keep[i][a : a + n])
+        segments = [
+            ScoredSegment(f"layer.{i}", tuple(scores[i].shape), a, scores[i].view(-1)[a : a + n], keep[i][a : a + n])
             for i, a, n in places(sizes, rank, ranks, layout)
         ]
         started = time.thread_time()
         try:
-            select_units(runs, SPARSITY, "global", comm)
+            select_units(segments, SPARSITY, "global", comm)
         except BaseException as error:
             errors.append(error)
             meeting.barrier.abort()

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from pat.common.comm import Comm
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import keep_top
 
 RANKS = 2
@@ -50,11 +50,11 @@ def scores_of(case: str, numel: int, rank: int) -> torch.Tensor:
 CASES = {"normal": 0.5, "magnitude": 0.9, "third is zero": 0.5, "all zero": 0.5}  # sparsity of each
 
 
-def runs_of(scores: torch.Tensor, keep: torch.Tensor, rank: int) -> list[Run]:
+def segments_of(scores: torch.Tensor, keep: torch.Tensor, rank: int) -> list[ScoredSegment]:
     """Parameters of up to 16 M elements."""
     size = COLUMNS * COLUMNS
     parts = list(zip(scores.split(size), keep.split(size), strict=True))
-    return [Run(f"layer.{rank}.{i}", tuple(s.shape), 0, s, k) for i, (s, k) in enumerate(parts)]
+    return [ScoredSegment(f"layer.{rank}.{i}", tuple(s.shape), 0, s, k) for i, (s, k) in enumerate(parts)]
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -88,9 +88,9 @@ def measure(case: str, sparsity: float, args: argparse.Namespace, comm: Comm) ->
     """Medians of one case."""
     half = args.numel // RANKS
     scores, keep = scores_of(case, half, comm.rank), torch.zeros(half, dtype=torch.uint8)
-    runs = runs_of(scores, keep, comm.rank)
+    segments = segments_of(scores, keep, comm.rank)
     num_keep = args.numel - round(sparsity * args.numel)
-    select = lambda: keep_top(runs, num_keep, comm)  # noqa: E731
+    select = lambda: keep_top(segments, num_keep, comm)  # noqa: E731
     gathered = torch.cat([scores_of(case, half, r) for r in range(RANKS)]) if comm.rank == 0 else None
     extra = extra_bytes(select)
     rounds = []
@@ -115,7 +115,7 @@ def worker(rank: int, args: argparse.Namespace, meeting: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
     comm = Comm(rank, RANKS)
-    keep_top(runs_of(torch.randn(1000), torch.zeros(1000, dtype=torch.uint8), rank), 500, comm)  # connects
+    keep_top(segments_of(torch.randn(1000), torch.zeros(1000, dtype=torch.uint8), rank), 500, comm)  # connects
     cases = {case: measure(case, sparsity, args, comm) for case, sparsity in CASES.items()}
     if rank == 0:
         report(cases, args)

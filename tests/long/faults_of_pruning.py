@@ -247,8 +247,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         (".sum((1, 3))", ".sum((1, 2))", "sums over the wrong axis"),
         ("flags[strips, None, :, None]", "flags[strips, None, None, :]", "flags of the wrong columns"),
         (
-            "first = (run.start // self.numel(run.shape) + shared_head)",
-            "first = (run.start // self.numel(run.shape))",
+            "first = (segment.start // self.numel(segment.shape) + shared_head)",
+            "first = (segment.start // self.numel(segment.shape))",
             "blocks one strip too early",
         ),
         (
@@ -491,7 +491,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("granted[name, start] = min(n, left[g])", "granted[name, start] = n", "too many ties stay"),
         ("= sorted(entry for each", "= list(entry for each", "ties in the order of ranks"),
-        ("        left[g] -= granted[name, start]\n", "        pass\n", "every run keeps all ties"),
+        ("        left[g] -= granted[name, start]\n", "        pass\n", "every segment keeps all ties"),
         ("sum(units.values()) - pruned[0], comm)", "pruned[0], comm)", "keeps what should go"),
     ],
     "pat/zero/layouts/partitioned.py": [

@@ -66,7 +66,7 @@ class Criterion(ABC):
     ) -> Tensor:  # (n,) fp32
         """What the selection sorts."""
 
-    def rank_run(
+    def rank_segment(
         self,
         name: str,  # parameter
         start: int,  # row-major index in the parameter of the first element

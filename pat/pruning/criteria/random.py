@@ -24,9 +24,9 @@ class Random(Criterion):
 
     def rank(self, score: Tensor | None, dense: Tensor) -> Tensor:
         """As if the piece were the whole of an unnamed parameter under seed 0, (n,)."""
-        return self.rank_run("", 0, score, dense, 0)
+        return self.rank_segment("", 0, score, dense, 0)
 
-    def rank_run(self, name: str, start: int, score: Tensor | None, dense: Tensor, seed: int) -> Tensor:
+    def rank_segment(self, name: str, start: int, score: Tensor | None, dense: Tensor, seed: int) -> Tensor:
         """Uniform in [0, 1) with 24 bits, (n,)."""
         key = _splitmix(torch.tensor(seed ^ (zlib.crc32(name.encode()) << 31))).to(dense.device)
         out = torch.empty_like(dense, dtype=torch.float32)

@@ -4,8 +4,8 @@
     validate_target(sparsity)                         ValueError for a sparsity that the units cannot reach
     weights_per_unit, num_units(shape), oriented      oriented: it needs the weight stored as (out, in)
     pruned_units(shapes, sparsity, scope)             units that exactly this target removes, over all parameters
-    select(runs, sparsity, scope, comm)               writes keep to that target. Collective
-    select_threshold(runs, threshold, comm)           writes keep = score > threshold. Collective
+    select(segments, sparsity, scope, comm)           writes keep to that target. Collective
+    select_threshold(segments, threshold, comm)       writes keep = score > threshold. Collective
 
 Masks do not depend on the number of ranks or on where they cut the parameters.
 """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.arrays import chunk_numel, chunks
 from pat.pruning.weights.selection import pruned_per_budget, refuse_nan, select_units
 from pat.pruning.weights.spans import gather_spans, partial_groups, shapes, straddlers, whole_groups
@@ -68,37 +68,39 @@ class Block:
         """Blocks that this target removes."""
         return sum(pruned_per_budget([self.num_units(s) for s in shapes], sparsity, scope))
 
-    def select(self, runs: Sequence[Run], sparsity: float, scope: str, comm: Comm) -> None:
+    def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:
         """Remove the blocks with the lowest sums. Collective."""
-        strips = _Strips(self, runs, comm)
+        strips = _Strips(self, segments, comm)
         sums, unit = strips.sums()
-        units = [strips.unit_run(run, each.double() * unit) for run, each in zip(strips.runs, sums, strict=True)]
+        units = [
+            strips.units_of(segment, each.double() * unit) for segment, each in zip(strips.segments, sums, strict=True)
+        ]
         select_units(units, sparsity, scope, comm)
         strips.write_units(units)
 
-    def select_threshold(self, runs: Sequence[Run], threshold: float, comm: Comm) -> None:
+    def select_threshold(self, segments: Sequence[ScoredSegment], threshold: float, comm: Comm) -> None:
         """Write keep = mean score of the block > threshold. Collective."""
-        strips = _Strips(self, runs, comm)
+        strips = _Strips(self, segments, comm)
         sums, unit = strips.sums()
         scale = unit * strips.magnitude / self.weights_per_unit
         strips.write([(each.double() * scale > threshold).to(torch.uint8) for each in sums])
 
 
 class _Strips:
-    """The strips that the runs of this rank touch, whole or in part. The owner of a strip holds its first element.
+    """The strips that the segments of this rank touch, whole or in part. The owner of a strip holds its first element.
 
-    # T strips of a run, C blocks of a strip; (T, C) tensors have one entry per block
+    # T strips of a segment, C blocks of a strip; (T, C) tensors have one entry per block
     """
 
-    def __init__(self, block: Block, runs: Sequence[Run], comm: Comm) -> None:
-        refuse_nan(runs, comm)
+    def __init__(self, block: Block, segments: Sequence[ScoredSegment], comm: Comm) -> None:
+        refuse_nan(segments, comm)
         self.block, self.comm = block, comm
-        self.runs = [run for run in runs if run.numel]
-        self.device = self.runs[0].scores.device if self.runs else torch.device("cpu")
+        self.segments = [segment for segment in segments if segment.numel]
+        self.device = self.segments[0].scores.device if self.segments else torch.device("cpu")
         self.magnitude = self._magnitude()
-        spans = gather_spans(runs, comm)
+        spans = gather_spans(segments, comm)
         parameters = shapes(spans)
-        self.shared: dict[tuple[str, int], slice] = {}  # strips that no run holds whole -> their blocks, in one buffer
+        self.shared: dict[tuple[str, int], slice] = {}  # strips that no segment holds whole -> blocks, in one buffer
         self.num_shared = 0
         for name, strip in straddlers(spans, self.numel):
             begin, self.num_shared = self.num_shared, self.num_shared + self.blocks(parameters[name])
@@ -115,14 +117,14 @@ class _Strips:
     def _magnitude(self) -> float:
         """The power of two at or above every finite |score| of all ranks. Collective."""
         highest = torch.zeros((), device=self.device)
-        for run in self.runs:
-            for part in chunks(run.scores):
-                chunk = run.scores[part]
+        for segment in self.segments:
+            for part in chunks(segment.scores):
+                chunk = segment.scores[part]
                 highest = torch.maximum(highest, chunk.abs().masked_fill(chunk.isinf(), 0).amax())
         return ldexp(1.0, frexp(float(self.comm.max(highest)))[1])
 
     def sums(self) -> tuple[list[Tensor], float]:
-        """(T, C) int64 sums of the blocks of each run, and their unit in magnitudes. Collective."""
+        """(T, C) int64 sums of the blocks of each segment, and their unit in magnitudes. Collective."""
         log_size = ceil(log2(self.block.weights_per_unit))
         bits = 61 - 2 * log_size
         infinite = 1 << bits + 1 + log_size
@@ -132,58 +134,60 @@ class _Strips:
             return (scores.double() * factor).round_().clamp_(-infinite, infinite).to(torch.int64)
 
         sums: list[Tensor] = []
-        for run in self.runs:
-            shape = self._blocked(run)
-            out = torch.zeros(self._num_strips(run), shape[1], dtype=torch.int64, device=self.device)
-            for strips, part in self._whole(run):
-                out[strips] = whole_numbers(run.scores[part]).view(-1, *shape).sum((1, 3))
-            for strip, part, place in self._partial(run):
-                padded = torch.zeros(self.numel(run.shape), dtype=torch.int64, device=self.device)
-                padded[place] = whole_numbers(run.scores[part])
+        for segment in self.segments:
+            shape = self._blocked(segment)
+            out = torch.zeros(self._num_strips(segment), shape[1], dtype=torch.int64, device=self.device)
+            for strips, part in self._whole(segment):
+                out[strips] = whole_numbers(segment.scores[part]).view(-1, *shape).sum((1, 3))
+            for strip, part, place in self._partial(segment):
+                padded = torch.zeros(self.numel(segment.shape), dtype=torch.int64, device=self.device)
+                padded[place] = whole_numbers(segment.scores[part])
                 out[strip] = padded.view(shape).sum((0, 2))
             sums.append(out)
         self._merge(sums, torch.int64)
         return sums, ldexp(1.0, -bits)
 
-    def unit_run(
+    def units_of(
         self,
-        run: Run,
+        segment: ScoredSegment,
         scores: Tensor,  # (T, C)
-    ) -> Run:
-        """The blocks that the run owns, as units to select."""
-        shared_head = self._shared_head(run)
-        first = (run.start // self.numel(run.shape) + shared_head) * self.blocks(run.shape)
+    ) -> ScoredSegment:
+        """The blocks that the segment owns, as units to select."""
+        shared_head = self._shared_head(segment)
+        first = (segment.start // self.numel(segment.shape) + shared_head) * self.blocks(segment.shape)
         mine = scores[shared_head:].float().flatten()
-        return Run(run.name, (self.block.num_units(run.shape),), first, mine, torch.zeros_like(mine, dtype=torch.uint8))
+        return ScoredSegment(
+            segment.name, (self.block.num_units(segment.shape),), first, mine, torch.zeros_like(mine, dtype=torch.uint8)
+        )
 
-    def write_units(self, units: Sequence[Run]) -> None:
+    def write_units(self, units: Sequence[ScoredSegment]) -> None:
         """Write the keep flags of owned blocks, to whoever holds their weights. Collective."""
         keep: list[Tensor] = []
-        for run, unit in zip(self.runs, units, strict=True):
-            flags = unit.keep.new_zeros(self._num_strips(run), self.blocks(run.shape))
-            flags[self._shared_head(run) :] = unit.keep.view(-1, self.blocks(run.shape))
+        for segment, unit in zip(self.segments, units, strict=True):
+            flags = unit.keep.new_zeros(self._num_strips(segment), self.blocks(segment.shape))
+            flags[self._shared_head(segment) :] = unit.keep.view(-1, self.blocks(segment.shape))
             keep.append(flags)
         self._merge(keep, torch.uint8)
         self.write(keep)
 
     def write(
         self,
-        keep: Sequence[Tensor],  # per run (T, C) uint8
+        keep: Sequence[Tensor],  # per segment (T, C) uint8
     ) -> None:
         """Write each block's flag to its weights on this rank."""
-        for run, flags in zip(self.runs, keep, strict=True):
-            shape = self._blocked(run)
-            for strips, part in self._whole(run):
-                run.keep[part].view(-1, *shape).copy_(flags[strips, None, :, None])
-            for strip, part, place in self._partial(run):
-                run.keep[part] = flags[strip, None, :, None].expand(shape).flatten()[place]
+        for segment, flags in zip(self.segments, keep, strict=True):
+            shape = self._blocked(segment)
+            for strips, part in self._whole(segment):
+                segment.keep[part].view(-1, *shape).copy_(flags[strips, None, :, None])
+            for strip, part, place in self._partial(segment):
+                segment.keep[part] = flags[strip, None, :, None].expand(shape).flatten()[place]
 
     def _merge(self, values: Sequence[Tensor], dtype: torch.dtype) -> None:
-        """Sum the strips that no run holds whole over the runs that hold a piece, in place. Collective."""
+        """Sum the strips that no segment holds whole over the segments that hold a piece, in place. Collective."""
         pieces = [
-            (each[strip], self.shared[run.name, run.start // self.numel(run.shape) + strip])
-            for run, each in zip(self.runs, values, strict=True)
-            for strip, _, _ in self._partial(run)
+            (each[strip], self.shared[segment.name, segment.start // self.numel(segment.shape) + strip])
+            for segment, each in zip(self.segments, values, strict=True)
+            for strip, _, _ in self._partial(segment)
         ]
         total = torch.zeros(self.num_shared, dtype=dtype, device=self.device)
         for piece, place in pieces:
@@ -192,32 +196,32 @@ class _Strips:
         for piece, place in pieces:
             piece.copy_(total[place])
 
-    def _blocked(self, run: Run) -> tuple[int, int, int]:
+    def _blocked(self, segment: ScoredSegment) -> tuple[int, int, int]:
         """A strip's shape: (rows, C, cols)."""
-        return self.block.rows, self.blocks(run.shape), self.block.cols
+        return self.block.rows, self.blocks(segment.shape), self.block.cols
 
-    def _num_strips(self, run: Run) -> int:
+    def _num_strips(self, segment: ScoredSegment) -> int:
         """T."""
-        width = self.numel(run.shape)
-        return (run.start + run.numel - 1) // width - run.start // width + 1
+        width = self.numel(segment.shape)
+        return (segment.start + segment.numel - 1) // width - segment.start // width + 1
 
-    def _shared_head(self, run: Run) -> int:
-        """1 if the run's first strip begins before it, and so is not its own; else 0."""
-        return int(run.start % self.numel(run.shape) > 0)
+    def _shared_head(self, segment: ScoredSegment) -> int:
+        """1 if the segment's first strip begins before it, and so is not its own; else 0."""
+        return int(segment.start % self.numel(segment.shape) > 0)
 
-    def _whole(self, run: Run) -> Iterator[tuple[slice, slice]]:
-        """(strips, their elements in the run) of the whole strips, a chunk at a time."""
-        width = self.numel(run.shape)
-        begin, end = (edge - run.start for edge in whole_groups(run.start, run.numel, width))
-        step = max(1, chunk_numel(run.scores) // width) * width
+    def _whole(self, segment: ScoredSegment) -> Iterator[tuple[slice, slice]]:
+        """(strips, their elements in the segment) of the whole strips, a chunk at a time."""
+        width = self.numel(segment.shape)
+        begin, end = (edge - segment.start for edge in whole_groups(segment.start, segment.numel, width))
+        step = max(1, chunk_numel(segment.scores) // width) * width
         for a in range(begin, end, step):
             b = min(a + step, end)
-            strip = (run.start + a) // width - run.start // width
+            strip = (segment.start + a) // width - segment.start // width
             yield slice(strip, strip + (b - a) // width), slice(a, b)
 
-    def _partial(self, run: Run) -> Iterator[tuple[int, slice, slice]]:
-        """(strip, its elements in the run, their place in the strip) of the strips that the run holds a piece of."""
-        width = self.numel(run.shape)
-        for a, b in partial_groups(run.start, run.numel, width):
-            strip = a // width - run.start // width
-            yield strip, slice(a - run.start, b - run.start), slice(a % width, a % width + b - a)
+    def _partial(self, segment: ScoredSegment) -> Iterator[tuple[int, slice, slice]]:
+        """(strip, its elements in the segment, their place in the strip) of the strips that it holds a piece of."""
+        width = self.numel(segment.shape)
+        for a, b in partial_groups(segment.start, segment.numel, width):
+            strip = a // width - segment.start // width
+            yield strip, slice(a - segment.start, b - segment.start), slice(a % width, a % width + b - a)

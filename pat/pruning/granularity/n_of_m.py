@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.arrays import chunk_numel
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.spans import gather_spans, partial_groups, straddlers, whole_groups
@@ -71,28 +71,28 @@ class NOfM:
         """Weights that this target removes: whole slots of every group."""
         return sum(map(prod, shapes)) // self.m * (self.m - self.num_kept(sparsity))
 
-    def select(self, runs: Sequence[Run], sparsity: float, scope: str, comm: Comm) -> None:
+    def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:
         """Keep the highest of every group; groups that ranks share are completed by one small sum. Collective."""
-        refuse_nan(runs, comm)
+        refuse_nan(segments, comm)
         k, m = self.num_kept(sparsity), self.m
-        slots = {key: i for i, key in enumerate(straddlers(gather_spans(runs, comm), lambda _: m))}
-        shared = torch.zeros(len(slots), m, device=runs[0].scores.device if runs else None)
+        slots = {key: i for i, key in enumerate(straddlers(gather_spans(segments, comm), lambda _: m))}
+        shared = torch.zeros(len(slots), m, device=segments[0].scores.device if segments else None)
         pieces = [
-            (run, slice(a - run.start, b - run.start), slots[run.name, a // m], slice(a % m, a % m + b - a))
-            for run in runs
-            for a, b in partial_groups(run.start, run.numel, m)
+            (s, slice(a - s.start, b - s.start), slots[s.name, a // m], slice(a % m, a % m + b - a))
+            for s in segments
+            for a, b in partial_groups(s.start, s.numel, m)
         ]
-        for run, mine, slot, place in pieces:
-            shared[slot, place] = run.scores[mine]
+        for segment, mine, slot, place in pieces:
+            shared[slot, place] = segment.scores[mine]
         keep_shared = torch.empty_like(shared, dtype=torch.uint8)
         _keep_highest(comm.sum(shared), k, keep_shared)
-        for run, mine, slot, place in pieces:
-            run.keep[mine] = keep_shared[slot, place]
-        for run in runs:
-            a, b = (edge - run.start for edge in whole_groups(run.start, run.numel, m))
-            _keep_highest(run.scores[a:b].view(-1, m), k, run.keep[a:b].view(-1, m))
+        for segment, mine, slot, place in pieces:
+            segment.keep[mine] = keep_shared[slot, place]
+        for segment in segments:
+            a, b = (edge - segment.start for edge in whole_groups(segment.start, segment.numel, m))
+            _keep_highest(segment.scores[a:b].view(-1, m), k, segment.keep[a:b].view(-1, m))
 
-    def select_threshold(self, runs: Sequence[Run], threshold: float, comm: Comm) -> None:
+    def select_threshold(self, segments: Sequence[ScoredSegment], threshold: float, comm: Comm) -> None:
         """A threshold keeps no fixed number of a group."""
         raise ValueError(
             "n_of_m cannot select by a threshold; choose a criterion without one (movement, magnitude, taylor)."

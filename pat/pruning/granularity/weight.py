@@ -8,7 +8,7 @@ from math import prod
 from typing import ClassVar
 
 from pat.common.comm import Comm
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import keep_above, pruned_per_budget, select_units
 
 
@@ -39,10 +39,10 @@ class Weight:
         """Weights that this target removes."""
         return sum(pruned_per_budget([self.num_units(s) for s in shapes], sparsity, scope))
 
-    def select(self, runs: Sequence[Run], sparsity: float, scope: str, comm: Comm) -> None:
+    def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:
         """Remove the lowest scores. Collective."""
-        select_units(runs, sparsity, scope, comm)
+        select_units(segments, sparsity, scope, comm)
 
-    def select_threshold(self, runs: Sequence[Run], threshold: float, comm: Comm) -> None:
+    def select_threshold(self, segments: Sequence[ScoredSegment], threshold: float, comm: Comm) -> None:
         """Write keep = score > threshold. Collective."""
-        keep_above(runs, threshold, comm)
+        keep_above(segments, threshold, comm)

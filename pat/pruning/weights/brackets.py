@@ -1,6 +1,6 @@
 """A sample of all ranks' scores brackets the k-th score of every group.
 
-# G groups, W ranks, m sampled scores; a run is one piece of one parameter
+# G groups, W ranks, m sampled scores; a segment: see `ScoredSegment`
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.common.typed import ints, of_numpy, split
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 
 SAMPLE = 1 << 17  # scores sampled for one group over all ranks, at least; shared out over several groups,
 SAMPLE_PER_GROUP = 1 << 13  # but never below this
 SIGMAS = 3.5  # half width of the bracket, in standard deviations of a sampled rank: 1 in 2,000 misses
 
 
-def sizes_by_rank(runs: Sequence[Run], groups: Sequence[int], num_groups: int, comm: Comm) -> Tensor:
+def sizes_by_rank(segments: Sequence[ScoredSegment], groups: Sequence[int], num_groups: int, comm: Comm) -> Tensor:
     """(W, G) scores that each rank holds of each group. Collective."""
     sizes = torch.zeros(comm.world_size, num_groups, dtype=torch.int64)
-    for run, g in zip(runs, groups, strict=True):
-        sizes[comm.rank, g] += run.numel
+    for segment, g in zip(segments, groups, strict=True):
+        sizes[comm.rank, g] += segment.numel
     return comm.sum(sizes)
 
 
 def find_brackets(
-    runs: Sequence[Run],
+    segments: Sequence[ScoredSegment],
     groups: Sequence[int],
     num_keep: Tensor,  # (G,)
     sizes: Tensor,  # (W, G)
@@ -44,22 +44,22 @@ def find_brackets(
     offsets = counts.flatten().cumsum(0).view_as(counts) - counts
     sample = torch.zeros(int(counts.sum()))
     for g, stride in enumerate(ints(strides)):
-        mine = [run for run, of in zip(runs, groups, strict=True) if of == g]
+        mine = [segment for segment, of in zip(segments, groups, strict=True) if of == g]
         begin, num = int(offsets[g, comm.rank]), int(counts[g, comm.rank])
         _sample(mine, stride, sample[begin : begin + num])
     parts = split(comm.sum(sample), ints(counts.sum(1)))
     return [_bracket(p.numpy(), k, n) for p, k, n in zip(parts, ints(num_keep), ints(totals), strict=True)]
 
 
-def _sample(runs: Sequence[Run], stride: int, out: Tensor) -> None:
+def _sample(segments: Sequence[ScoredSegment], stride: int, out: Tensor) -> None:
     """One score of every `stride`, at a pseudo-random place, so that no period in the weights can hide."""
     jitter = np.random.default_rng(0).integers(0, stride, out.numel())
-    positions = of_numpy(np.arange(out.numel()) * stride + jitter)  # rising, in the concatenated runs
-    ends = torch.tensor([run.numel for run in runs], dtype=torch.int64).cumsum(0)
+    positions = of_numpy(np.arange(out.numel()) * stride + jitter)  # rising, in the concatenated segments
+    ends = torch.tensor([segment.numel for segment in segments], dtype=torch.int64).cumsum(0)
     begin = 0
-    for run, end, stop in zip(runs, ints(ends), ints(torch.searchsorted(positions, ends)), strict=True):
-        inside = positions[begin:stop] - (end - run.numel)
-        out[begin:stop] = run.scores.detach()[inside.to(run.scores.device)].cpu()
+    for segment, end, stop in zip(segments, ints(ends), ints(torch.searchsorted(positions, ends)), strict=True):
+        inside = positions[begin:stop] - (end - segment.numel)
+        out[begin:stop] = segment.scores.detach()[inside.to(segment.scores.device)].cpu()
         begin = stop
 
 

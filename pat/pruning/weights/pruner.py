@@ -27,7 +27,7 @@ from pat.common.comm import LOCAL
 from pat.common.typed import ints
 from pat.pruning import registry
 from pat.pruning.ties import starts_equal
-from pat.pruning.types import PromiseBroken, Run
+from pat.pruning.types import PromiseBroken, ScoredSegment
 from pat.pruning.weights import prior, ties
 from pat.pruning.weights.arrays import array, module
 from pat.pruning.weights.kernels import make_kernels
@@ -140,28 +140,28 @@ class MaskPruner:
 
     def _select(self, t: int) -> None:
         priors = self._priors(t)
-        runs: list[Run] = []
+        scored: list[ScoredSegment] = []
         for state in self.states:
             for s in state.shard.segments:
                 score = None if state.score is None else state.score[s.part]
                 assert state.dense is not None
                 dense = state.dense[s.part]
-                values = self.criterion.rank_run(s.name, s.start, score, dense, self.seed)
+                values = self.criterion.rank_segment(s.name, s.start, score, dense, self.seed)
                 if priors:
                     values = values + dense * dense * priors[s.name]
-                runs.append(state.run(s, values))
+                scored.append(state.scored(s, values))
         comm, hard = self.layout.comm, t >= self.timeline.hard_from
         if self.criterion.threshold is not None and not hard:
-            self.granularity.select_threshold(runs, self.criterion.threshold, comm)
+            self.granularity.select_threshold(scored, self.criterion.threshold, comm)
         else:
             target = self.timeline.target(t, self.budget.sparsity)
-            self.granularity.select(runs, target, self.config.scope, comm)
+            self.granularity.select(scored, target, self.config.scope, comm)
         removed = self._count_removed()
         self.num_pruned = sum(removed.values())
         if hard:
             self._check_target()
         if self.num_pruned:
-            tied = ties.tied_matrices(runs, list(self.shapes), comm)
+            tied = ties.tied_matrices(scored, list(self.shapes), comm)
             numel = {name: math.prod(shape) for name, shape in self.shapes.items()}
             tied = tied - self.emptied_before() if tied else tied
             ties.check_matrices(f"pruners.{self.name}", removed, numel, tied, self.config.allow_empty_matrices)

@@ -1,6 +1,6 @@
 """Exact "keep the k highest", over the scores of all ranks, without gathering them.
 
-# G groups, each with its own k (one group in all, or one per matrix); W ranks; a run is one piece of one parameter
+# G groups, each with its own k (one group in all, or one per matrix); W ranks; a segment: see `ScoredSegment`
 
 Scores are ordered from high to low (-0.0 equals 0.0), equal scores by global index: parameters in name order,
 row-major inside. So the result does not depend on the number of ranks or on where they cut the parameters.
@@ -8,7 +8,7 @@ row-major inside. So the result does not depend on the number of ranks or on whe
     bracket  a sample of all ranks' scores gives every group an interval [low, high] that should hold its k-th score
     scan     one read pass counts the scores above the interval and copies those inside
     narrow   all-reduced histograms of three digits of the copied scores give the k-th score itself
-    ties     if only some of the scores equal to it may stay, the tie counts of all runs say which run keeps how many
+    ties     if only some of the scores equal to it may stay, the tie counts of all segments say which keeps how many
     write    one read pass: keep = score > k-th, or >= where all ties stay; the flags are counted and must be k
 
 A bracket that misses, or holds too many scores to copy, costs time only: that group is narrowed from all its scores.
@@ -27,7 +27,7 @@ from torch import Tensor
 from pat.common.comm import Comm
 from pat.common.rounding import part_of
 from pat.common.typed import floats, ints
-from pat.pruning.types import PromiseBroken, Run
+from pat.pruning.types import PromiseBroken, ScoredSegment
 from pat.pruning.weights.arrays import array, chunk_numel, chunks, module
 from pat.pruning.weights.brackets import find_brackets, sizes_by_rank
 from pat.pruning.weights.spans import first_pieces
@@ -57,42 +57,42 @@ def pruned_per_budget(units: Sequence[int], sparsity: float, scope: str) -> list
     return [part_of(n, sparsity) for n in (units if scope == "matrix" else [sum(units)])]
 
 
-def select_units(runs: Sequence[Run], sparsity: float, scope: str, comm: Comm) -> None:
-    """Remove exactly `pruned_per_budget` of the units that all runs hold, the lowest scores first. Collective."""
-    units = {name: math.prod(shape) for name, shape in first_pieces(runs, comm).items()}
+def select_units(segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:
+    """Remove exactly `pruned_per_budget` of the units that all segments hold, the lowest scores first. Collective."""
+    units = {name: math.prod(shape) for name, shape in first_pieces(segments, comm).items()}
     pruned = pruned_per_budget(list(units.values()), sparsity, scope)
     if scope == "matrix":
-        keep_top_per_matrix(runs, {name: n - p for (name, n), p in zip(units.items(), pruned, strict=True)}, comm)
+        keep_top_per_matrix(segments, {name: n - p for (name, n), p in zip(units.items(), pruned, strict=True)}, comm)
     else:
-        keep_top(runs, sum(units.values()) - pruned[0], comm)
+        keep_top(segments, sum(units.values()) - pruned[0], comm)
 
 
-def keep_top(runs: Sequence[Run], num_keep: int, comm: Comm) -> None:
-    """Keep the `num_keep` highest scores of all runs of all ranks; writes `run.keep`. Collective."""
-    _keep_top(runs, [0] * len(runs), {"all parameters": num_keep}, comm)
+def keep_top(segments: Sequence[ScoredSegment], num_keep: int, comm: Comm) -> None:
+    """Keep the `num_keep` highest scores of all segments of all ranks; writes `segment.keep`. Collective."""
+    _keep_top(segments, [0] * len(segments), {"all parameters": num_keep}, comm)
 
 
 def keep_top_per_matrix(
-    runs: Sequence[Run],
+    segments: Sequence[ScoredSegment],
     num_keep: Mapping[str, int],  # by parameter name, the same on every rank
     comm: Comm,
 ) -> None:
     """Keep each parameter's `num_keep[name]` highest scores; the collectives are batched. Collective."""
     budgets = {name: num_keep[name] for name in sorted(num_keep)}
     index = {name: g for g, name in enumerate(budgets)}
-    _keep_top(runs, [index[run.name] for run in runs], budgets, comm)
+    _keep_top(segments, [index[segment.name] for segment in segments], budgets, comm)
 
 
-def keep_above(runs: Sequence[Run], threshold: float, comm: Comm) -> None:
+def keep_above(segments: Sequence[ScoredSegment], threshold: float, comm: Comm) -> None:
     """Write keep = score > threshold. Collective."""
-    refuse_nan(runs, comm)
-    for run in runs:
-        module(run.scores).greater(array(run.scores), threshold, out=_flags(run))
+    refuse_nan(segments, comm)
+    for segment in segments:
+        module(segment.scores).greater(array(segment.scores), threshold, out=_flags(segment))
 
 
-def refuse_nan(runs: Sequence[Run], comm: Comm) -> None:
+def refuse_nan(segments: Sequence[ScoredSegment], comm: Comm) -> None:
     """Raise ValueError on every rank if any score of any rank is NaN. Collective."""
-    mine = [r.name for r in runs if any(module(r.scores).isnan(array(r.scores)[c]).any() for c in chunks(r.scores))]
+    mine = [r.name for r in segments if any(module(r.scores).isnan(array(r.scores)[c]).any() for c in chunks(r.scores))]
     names = sorted({name for each in comm.gather(mine) for name in each})
     if names:
         more = f" and {len(names) - 1} more parameters" if len(names) > 1 else ""
@@ -102,19 +102,19 @@ def refuse_nan(runs: Sequence[Run], comm: Comm) -> None:
         )
 
 
-def _keep_top(runs: Sequence[Run], groups: Sequence[int], budgets: Mapping[str, int], comm: Comm) -> None:
-    """`groups[r]` is the budget that run r counts against."""
+def _keep_top(segments: Sequence[ScoredSegment], groups: Sequence[int], budgets: Mapping[str, int], comm: Comm) -> None:
+    """`groups[r]` is the budget that segment r counts against."""
     wanted = torch.tensor(list(budgets.values()), dtype=torch.int64)
-    sizes = sizes_by_rank(runs, groups, len(budgets), comm)
+    sizes = sizes_by_rank(segments, groups, len(budgets), comm)
     for name, k, n in zip(budgets, ints(wanted), ints(sizes.sum(0)), strict=True):
         if not 0 <= k <= n:
             raise ValueError(f"Cannot keep {k} of the {n} units of {name}; give a number from 0 to {n}.")
-    brackets = find_brackets(runs, groups, wanted, sizes, comm)
-    cut, ties = _find_cut(runs, groups, wanted, brackets, comm)
-    quotas = _tie_quotas(runs, groups, cut, ties, comm)
+    brackets = find_brackets(segments, groups, wanted, sizes, comm)
+    cut, ties = _find_cut(segments, groups, wanted, brackets, comm)
+    quotas = _tie_quotas(segments, groups, cut, ties, comm)
     kept = torch.zeros_like(wanted)
-    for run, g, ties_here, quota in zip(runs, groups, ties, quotas, strict=True):
-        kept[g] += _write(run, cut.score[g], ties_here, quota)
+    for segment, g, ties_here, quota in zip(segments, groups, ties, quotas, strict=True):
+        kept[g] += _write(segment, cut.score[g], ties_here, quota)
     for name, k, n in zip(budgets, ints(wanted), ints(comm.sum(kept)), strict=True):
         if k != n:
             raise TargetMissed(f"Selection kept {n} units of {name} and not {k} ({n - k:+d}).")
@@ -124,20 +124,20 @@ def _keep_top(runs: Sequence[Run], groups: Sequence[int], budgets: Mapping[str, 
 
 
 def _find_cut(
-    runs: Sequence[Run],
+    segments: Sequence[ScoredSegment],
     groups: Sequence[int],
     wanted: Tensor,  # (G,)
     brackets: Sequence[tuple[float, float]],
     comm: Comm,
 ) -> tuple[Cut, list[int]]:
-    """The cut of every group, and how many scores equal to it each run holds. Collective."""
-    above, inside, crowded, copies = _scan(runs, groups, brackets, comm)
+    """The cut of every group, and how many scores equal to it each segment holds. Collective."""
+    above, inside, crowded, copies = _scan(segments, groups, brackets, comm)
     rest = wanted - above  # to keep of those inside
     missed = crowded | (rest < 0) | (rest > inside)
     low, high = torch.tensor(brackets, dtype=torch.float64).unbind(1)
     narrow = missed | ((low < high) & (rest > 0))
     score, ties, equal = high.clone(), rest.clone(), torch.where(low < high, 0, inside)
-    sources = [run.scores if missed[g] else copy for run, g, copy in zip(runs, groups, copies, strict=True)]
+    sources = [segment.scores if missed[g] else copy for segment, g, copy in zip(segments, groups, copies, strict=True)]
     if narrow.any():
         pieces = [(g, source) for g, source in zip(groups, sources, strict=True) if narrow[g]]
         found = _kth_score(pieces, torch.where(missed, wanted, rest) * narrow, comm)
@@ -145,28 +145,28 @@ def _find_cut(
     cut = Cut(floats(score), ints(ties), ints(equal))
     split = [0 < kept < all_ for kept, all_ in zip(cut.ties, cut.equal, strict=True)]
     here: list[int] = []
-    for run, g, source in zip(runs, groups, sources, strict=True):
-        where = source if narrow[g] else run.scores
+    for segment, g, source in zip(segments, groups, sources, strict=True):
+        where = source if narrow[g] else segment.scores
         here.append(_count_equal(where, cut.score[g]) if split[g] else 0)
     return cut, here
 
 
 def _scan(
-    runs: Sequence[Run], groups: Sequence[int], brackets: Sequence[tuple[float, float]], comm: Comm
+    segments: Sequence[ScoredSegment], groups: Sequence[int], brackets: Sequence[tuple[float, float]], comm: Comm
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """(G,) scores above and (G,) inside each bracket, (G,) too many to copy; the copies of each run. Collective."""
+    """(G,) scores above and (G,) inside each bracket, (G,) too many to copy; the copies of each segment. Collective."""
     tally = torch.zeros(4, len(brackets), dtype=torch.int64)  # NaN, above, inside, crowded
-    capacity = max(int(sum(run.numel for run in runs) * COPIED_SHARE), MIN_COPIED)
+    capacity = max(int(sum(segment.numel for segment in segments) * COPIED_SHARE), MIN_COPIED)
     copies, used = list[Tensor](), 0
-    store = torch.empty(capacity, device=runs[0].scores.device) if runs else torch.empty(0)
-    widest = max((min(chunk_numel(run.scores), run.numel) for run in runs), default=0)
+    store = torch.empty(capacity, device=segments[0].scores.device) if segments else torch.empty(0)
+    widest = max((min(chunk_numel(segment.scores), segment.numel) for segment in segments), default=0)
     flags = torch.empty(2, widest, dtype=torch.bool, device=store.device)
     xp, (from_low, to_high), stored = module(store), array(flags), array(store)
-    for run, g in zip(runs, groups, strict=True):
-        (low, high), scores, begin = brackets[g], array(run.scores), used
+    for segment, g in zip(segments, groups, strict=True):
+        (low, high), scores, begin = brackets[g], array(segment.scores), used
         nans = above = inside = 0
         copying = low < high and not tally[3, g]
-        for part in chunks(run.scores):
+        for part in chunks(segment.scores):
             chunk = scores[part]
             n = len(chunk)
             a, b = from_low[:n], to_high[:n]
@@ -188,7 +188,7 @@ def _scan(
         copies.append(store[begin:used])
     tally = comm.sum(tally)
     if tally[0].any():
-        refuse_nan(runs, comm)
+        refuse_nan(segments, comm)
     return tally[1], tally[2], tally[3] > 0, copies
 
 
@@ -237,33 +237,33 @@ def _count_equal(scores: Tensor, score: float) -> int:
 
 
 def _tie_quotas(
-    runs: Sequence[Run], groups: Sequence[int], cut: Cut, ties: Sequence[int], comm: Comm
+    segments: Sequence[ScoredSegment], groups: Sequence[int], cut: Cut, ties: Sequence[int], comm: Comm
 ) -> list[int | None]:
-    """How many scores equal to the cut each run keeps, lowest global index first; None: all. Collective."""
+    """How many scores equal to the cut each segment keeps, lowest global index first; None: all. Collective."""
     quotas: list[int | None] = [0 if cut.ties[g] == 0 else None for g in groups]
     if not any(0 < kept < all_ for kept, all_ in zip(cut.ties, cut.equal, strict=True)):
         return quotas
-    mine = [(g, run.name, run.start, n) for run, g, n in zip(runs, groups, ties, strict=True) if n]
+    mine = [(g, segment.name, segment.start, n) for segment, g, n in zip(segments, groups, ties, strict=True) if n]
     table: list[tuple[int, str, int, int]] = sorted(entry for each in comm.gather(mine) for entry in each)
     left, granted = list(cut.ties), dict[tuple[str, int], int]()
     for g, name, start, n in table:
         granted[name, start] = min(n, left[g])
         left[g] -= granted[name, start]
-    return [granted.get((run.name, run.start), q) for run, q in zip(runs, quotas, strict=True)]
+    return [granted.get((segment.name, segment.start), q) for segment, q in zip(segments, quotas, strict=True)]
 
 
-def _flags(run: Run) -> Any:
-    return array(run.keep.view(torch.bool))
+def _flags(segment: ScoredSegment) -> Any:
+    return array(segment.keep.view(torch.bool))
 
 
-def _write(run: Run, score: float, ties: int, quota: int | None) -> int:
+def _write(segment: ScoredSegment, score: float, ties: int, quota: int | None) -> int:
     """Keep those above `score` and the first `quota` of those equal to it. The number of flags that are up."""
-    xp, scores, keep = module(run.scores), array(run.scores), _flags(run)
+    xp, scores, keep = module(segment.scores), array(segment.scores), _flags(segment)
     whole = quota is None or (quota == ties and ties > 0)
     compare = xp.greater_equal if whole else xp.greater
     left = 0 if quota is None or whole else quota
     kept = 0
-    for part in chunks(run.scores):
+    for part in chunks(segment.scores):
         compare(scores[part], score, out=keep[part])
         if left:
             equal = scores[part] == score

@@ -15,7 +15,7 @@ from torch import Tensor
 from pat.common.hashing import pack_keep
 from pat.common.typed import of_numpy
 from pat.pruning import state_keys
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.zero.layouts import Piece, Segment, Shard
 
 
@@ -38,10 +38,10 @@ class MaskedShard:
         """Only the flags stay."""
         self.dense = self.score = None
 
-    def run(self, segment: Segment, values: Tensor) -> Run:
+    def scored(self, segment: Segment, values: Tensor) -> ScoredSegment:
         """A segment's scores and its place in the keep flags."""
         assert self.keep is not None
-        return Run(segment.name, segment.shape, segment.start, values, self.keep[segment.part])
+        return ScoredSegment(segment.name, segment.shape, segment.start, values, self.keep[segment.part])
 
     def keep_pieces(self, name: str) -> Iterator[Piece]:
         """The flags of a parameter that are here; before the soft phase all are up."""

@@ -13,12 +13,12 @@ import torch
 
 from pat.common.comm import Comm
 from pat.common.typed import ints
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 
 
 @dataclass(frozen=True)
 class Span:
-    """Which elements of a parameter some rank holds."""
+    """Which elements of a parameter some rank holds: a segment without its scores, to be sent to other ranks."""
 
     name: str
     shape: tuple[int, ...]
@@ -26,9 +26,9 @@ class Span:
     numel: int
 
 
-def gather_spans(runs: Sequence[Run], comm: Comm) -> list[Span]:
+def gather_spans(segments: Sequence[ScoredSegment], comm: Comm) -> list[Span]:
     """What all ranks hold, in global order. Collective."""
-    mine = [Span(run.name, run.shape, run.start, run.numel) for run in runs if run.numel]
+    mine = [Span(segment.name, segment.shape, segment.start, segment.numel) for segment in segments if segment.numel]
     spans = sorted((s for each in comm.gather(mine) for s in each), key=lambda s: (s.name, s.start))
     held: dict[str, int] = {}
     for span in spans:
@@ -39,22 +39,22 @@ def gather_spans(runs: Sequence[Run], comm: Comm) -> list[Span]:
     return spans
 
 
-def first_pieces(runs: Sequence[Run], comm: Comm) -> dict[str, tuple[int, ...]]:
+def first_pieces(segments: Sequence[ScoredSegment], comm: Comm) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of all ranks, in name order, said by the one rank that holds its first element.
 
     At ZeRO 3 every rank holds a piece of every parameter: `gather_spans` has ranks x parameters entries, which each
     rank would sort. Collective.
     """
-    mine = [(run.name, run.shape) for run in runs if run.start == 0 and run.numel]
+    mine = [(segment.name, segment.shape) for segment in segments if segment.start == 0 and segment.numel]
     found = sorted(pair for each in comm.gather(mine) for pair in each)
     every = dict(found)
     index = {name: i for i, name in enumerate(every)}
     held = torch.zeros(len(every) + 1, dtype=torch.int64)  # the last: of parameters whose beginning no rank holds
-    for run in runs:
-        held[index.get(run.name, -1)] += run.numel
+    for segment in segments:
+        held[index.get(segment.name, -1)] += segment.numel
     *counts, strange = ints(comm.sum(held))
     assert not strange, (
-        f"{', '.join({r.name for r in runs if r.name not in every})}: its first element is held by no rank"
+        f"{', '.join({r.name for r in segments if r.name not in every})}: its first element is held by no rank"
     )
     for (name, shape), count in zip(every.items(), counts, strict=True):
         assert count == prod(shape), f"{name}: of its {prod(shape)} elements {count} are held: some twice or by no rank"

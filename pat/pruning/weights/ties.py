@@ -11,27 +11,27 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pat.common.comm import Comm
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.arrays import array, chunks, module
 
 
-def tied_matrices(runs: Sequence[Run], names: Sequence[str], comm: Comm) -> set[str]:
+def tied_matrices(segments: Sequence[ScoredSegment], names: Sequence[str], comm: Comm) -> set[str]:
     """The matrices whose scores are all equal, over all ranks. Collective."""
     index = {name: g for g, name in enumerate(names)}
     most = torch.full((2, len(names)), -torch.inf, dtype=torch.float64)  # of the scores, and of their negatives
-    for run in runs:
-        value = _only_value(run)
+    for segment in segments:
+        value = _only_value(segment)
         ends = torch.tensor([torch.inf, torch.inf] if value is None else [value, -value], dtype=torch.float64)
-        most[:, index[run.name]] = torch.maximum(most[:, index[run.name]], ends)
+        most[:, index[segment.name]] = torch.maximum(most[:, index[segment.name]], ends)
     highest, lowest = comm.max(most)
     return {name for name, g in index.items() if highest[g] == -lowest[g]}
 
 
-def _only_value(run: Run) -> float | None:
-    """The score of all weights of a run; None where two differ, which the first chunk says as a rule."""
-    xp, scores = module(run.scores), array(run.scores)
+def _only_value(segment: ScoredSegment) -> float | None:
+    """The score of all weights of a segment; None where two differ, which the first chunk says as a rule."""
+    xp, scores = module(segment.scores), array(segment.scores)
     first = float(scores[0])
-    for part in chunks(run.scores):
+    for part in chunks(segment.scores):
         if bool(xp.any(scores[part] != first)):
             return None
     return first

@@ -17,7 +17,7 @@ from pat.commands import plan as command
 from pat.planning import activations, checkpoints, traffic
 from pat.planning.memory import Layout, layout_of, memory, shard_numels, touched
 from pat.planning.shapes import Group, Shapes
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import select_units
 from pat.schema import Config
 from pat.tasks import base
@@ -110,8 +110,11 @@ def test_a_selection_sends_what_is_planned(ranks: int, scope: str) -> None:
     def work(comm: Any) -> int:
         counting = Counting(comm.rank, ranks, board=comm.board)
         keep = torch.zeros(matrices, width, dtype=torch.uint8)
-        runs = [Run(f"m{i}", (ranks, width), comm.rank * width, scores[i, comm.rank], keep[i]) for i in range(matrices)]
-        select_units(runs, 0.6, scope, counting)
+        segments = [
+            ScoredSegment(f"m{i}", (ranks, width), comm.rank * width, scores[i, comm.rank], keep[i])
+            for i in range(matrices)
+        ]
+        select_units(segments, 0.6, scope, counting)
         return sum(counting.sizes)
 
     found, _ = run_ranks(ranks, work)

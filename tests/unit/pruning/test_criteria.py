@@ -39,7 +39,7 @@ def test_contract(name: str) -> None:
     again = criterion.update(score, dense, grad, COEF)
     ranks = [
         criterion.rank(score if criterion.needs_score else None, dense),
-        criterion.rank_run("a.weight", 7, score if criterion.needs_score else None, dense, 1),
+        criterion.rank_segment("a.weight", 7, score if criterion.needs_score else None, dense, 1),
     ]
     assert all(torch.equal(a, b) for a, b in zip(before, (score, dense, grad), strict=True)), "not pure"
     assert torch.equal(updated, again)
@@ -56,7 +56,7 @@ def test_no_nan_at_the_edges(name: str) -> None:
     criterion = registry.build("criterion", name)
     score, dense, grad = edge_cases()
     assert not criterion.update(score, dense, grad, COEF).isnan().any()
-    assert not criterion.rank_run("a", 0, score if criterion.needs_score else None, dense, 0).isnan().any()
+    assert not criterion.rank_segment("a", 0, score if criterion.needs_score else None, dense, 0).isnan().any()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,10 +68,10 @@ def test_pieces_equal_the_whole(name: str) -> None:
     for size in (7, 37, 4099):
         pieces = [criterion.update(*part, COEF) for part in zip(*(t.split(size) for t in tensors), strict=True)]
         assert torch.equal(torch.cat(pieces), whole)
-    ranks = criterion.rank_run("a", 11, score, dense, 5)
+    ranks = criterion.rank_segment("a", 11, score, dense, 5)
     starts = range(11, 11 + dense.numel(), 37)
     runs = [
-        criterion.rank_run("a", start, s, d, 5)
+        criterion.rank_segment("a", start, s, d, 5)
         for start, s, d in zip(starts, score.split(37), dense.split(37), strict=True)
     ]
     assert torch.equal(torch.cat(runs), ranks)
@@ -140,11 +140,11 @@ def test_taylor_is_an_average() -> None:
 def test_random_is_uniform_and_depends_on_seed_parameter_and_index_only() -> None:
     criterion = registry.build("criterion", "random")
     zeros = torch.zeros(200_000)
-    ranks = criterion.rank_run("a", 0, None, zeros, 1)
+    ranks = criterion.rank_segment("a", 0, None, zeros, 1)
     assert 0.0 <= float(ranks.min()) and float(ranks.max()) < 1.0
     assert float(torch.histc(ranks, 10, 0, 1).sub(20_000).abs().max()) < 600
-    assert torch.equal(criterion.rank_run("a", 100_000, None, torch.ones(10), 1), ranks[100_000:100_010])
-    for other in (criterion.rank_run("b", 0, None, zeros, 1), criterion.rank_run("a", 0, None, zeros, 2)):
+    assert torch.equal(criterion.rank_segment("a", 100_000, None, torch.ones(10), 1), ranks[100_000:100_010])
+    for other in (criterion.rank_segment("b", 0, None, zeros, 1), criterion.rank_segment("a", 0, None, zeros, 2)):
         correlation = torch.corrcoef(torch.stack([ranks, other]))[0, 1]
         assert abs(float(correlation)) < 0.01
     lag = torch.corrcoef(torch.stack([ranks[:-1], ranks[1:]]))[0, 1]

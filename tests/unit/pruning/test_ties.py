@@ -13,7 +13,7 @@ from pat.common.comm import LOCAL
 from pat.pruning import registry, ties
 from pat.pruning.gates import Learned
 from pat.pruning.pruner import Pruner
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.pruner import MaskPruner
 from pat.pruning.weights.ties import tied_matrices
 from pat.schema import Config, PrunerConfig
@@ -168,14 +168,14 @@ def test_ties_are_found_whatever_the_cut(num_ranks: int) -> None:
     matrices["a"][-1], matrices["c"][::2] = 1e-30, -0.0
 
     def work(comm: Any) -> set[str]:
-        runs = []
+        segments = []
         for name, values in matrices.items():
             width = -(-values.numel() // num_ranks)
             part = values[comm.rank * width : (comm.rank + 1) * width].clone()
             if part.numel():
                 keep = torch.ones_like(part, dtype=torch.uint8)
-                runs.append(Run(name, (values.numel(),), comm.rank * width, part, keep))
-        return tied_matrices(runs, list(matrices), comm)
+                segments.append(ScoredSegment(name, (values.numel(),), comm.rank * width, part, keep))
+        return tied_matrices(segments, list(matrices), comm)
 
     results, _ = run_ranks(num_ranks, work)
     assert results == [{"b", "c"}] * num_ranks

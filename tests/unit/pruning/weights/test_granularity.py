@@ -16,7 +16,7 @@ from pat.pruning import registry
 from pat.pruning.granularity.block import Block
 from pat.pruning.granularity.n_of_m import NOfM
 from pat.pruning.granularity.weight import Weight
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights import arrays
 from tests.thread_ranks import assert_same, oracle, select_on
 
@@ -202,7 +202,7 @@ def test_registered_with_fields_that_the_user_must_choose() -> None:
 def test_an_empty_run_is_no_trouble() -> None:
     w = torch.randn(8, 12)
     keep = torch.zeros(96, dtype=torch.uint8)
-    runs = [Run("w", (8, 12), a, w.view(-1)[a:b], keep[a:b]) for a, b in ((0, 50), (50, 50), (50, 96))]
+    segments = [ScoredSegment("w", (8, 12), a, w.view(-1)[a:b], keep[a:b]) for a, b in ((0, 50), (50, 50), (50, 96))]
     for granularity in GRANULARITIES:
-        granularity.select(runs, 0.5, "global", LOCAL)
+        granularity.select(segments, 0.5, "global", LOCAL)
         assert int(keep.sum()) == 96 - granularity.pruned_units([(8, 12)], 0.5, "global") * granularity.weights_per_unit

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pat.common.comm import LOCAL, Comm
-from pat.pruning.types import Run
+from pat.pruning.types import ScoredSegment
 from pat.pruning.weights import arrays, brackets, selection
 from pat.pruning.weights.selection import (
     TargetMissed,
@@ -74,7 +74,7 @@ def test_equals_a_gathered_stable_sort(case: str, world_size: int) -> None:
     parameters = CASES[case]
     n = sum(p.numel() for p in parameters.values())
     for k in sorted({0, 1, n // 10, n // 3, n // 2, n - n // 10, n - 1, n} & set(range(n + 1))):
-        found = select_on(world_size, parameters, lambda runs, comm, k=k: keep_top(runs, k, comm), seed=k)
+        found = select_on(world_size, parameters, lambda segments, comm, k=k: keep_top(segments, k, comm), seed=k)
         assert_same(found, oracle(parameters, k))
 
 
@@ -96,16 +96,20 @@ def test_shards_of_very_different_sizes_and_a_rank_with_nothing() -> None:
     scores = normal(3, 2000)
     keep = torch.zeros(2000, dtype=torch.uint8)
     edges = [0, 1, 1990, 1990, 2000]  # 1, 1989, 0 and 10 elements
-    runs = [[Run("w", (2000,), a, scores[a:b], keep[a:b])] for a, b in zip(edges[:-1], edges[1:], strict=True)] + [[]]
+    segments = [
+        [ScoredSegment("w", (2000,), a, scores[a:b], keep[a:b])] for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ] + [[]]
     for k in (0, 700, 1999, 2000):
-        results, _ = run_ranks(5, lambda comm, k=k: keep_top(runs[comm.rank], k, comm))
+        results, _ = run_ranks(5, lambda comm, k=k: keep_top(segments[comm.rank], k, comm))
         assert results == [None] * 5
         assert_same({"w": keep.numpy()}, oracle({"w": scores}, k))
 
 
 @pytest.mark.parametrize("bracket", [(5.0, 9.0), (-9.0, -5.0), (0.0, 0.0), (-math.inf, math.inf), (1.0, -1.0)])
 def test_a_missed_bracket_costs_only_time(monkeypatch: pytest.MonkeyPatch, bracket: tuple[float, float]) -> None:
-    monkeypatch.setattr(selection, "find_brackets", lambda runs, groups, *_: [bracket] * (max(groups, default=0) + 1))
+    monkeypatch.setattr(
+        selection, "find_brackets", lambda segments, groups, *_: [bracket] * (max(groups, default=0) + 1)
+    )
     parameters = {"a": normal(0, 600), "b": normal(1, 300)}
     for world_size in (1, 2):
         for k in (0, 1, 450, 900):
@@ -130,11 +134,11 @@ def test_collectives_do_not_grow_with_the_number_of_matrices() -> None:
     for num in (1, 40):
         parameters = {f"layer.{i}": normal(i, 500) for i in range(num)}
         keep = {name: torch.zeros(500, dtype=torch.uint8) for name in parameters}
-        runs = cut(parameters, keep, 2, np.random.default_rng(0))
+        segments = cut(parameters, keep, 2, np.random.default_rng(0))
         budgets = dict.fromkeys(parameters, 250)
 
-        def work(comm: Comm, runs: list[list[Run]] = runs, budgets: dict[str, int] = budgets) -> None:
-            keep_top_per_matrix(runs[comm.rank], budgets, comm)
+        def work(comm: Comm, segments: list[list[ScoredSegment]] = segments, budgets: dict[str, int] = budgets) -> None:
+            keep_top_per_matrix(segments[comm.rank], budgets, comm)
 
         calls.append(run_ranks(2, work)[1])
     assert calls[1] <= calls[0] + 1 <= 10  # the tie table is exchanged only if a tie is split
@@ -160,9 +164,9 @@ def test_a_number_to_keep_that_does_not_exist_is_refused(k: int) -> None:
 def test_a_missed_target_says_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
     write: Any = selection._write
     monkeypatch.setattr(selection, "_write", lambda *args: write(*args) - 3)
-    runs = [Run("w", (100,), 0, normal(0, 100), torch.zeros(100, dtype=torch.uint8))]
+    segments = [ScoredSegment("w", (100,), 0, normal(0, 100), torch.zeros(100, dtype=torch.uint8))]
     with pytest.raises(TargetMissed, match=r"\(-3\)"):
-        keep_top(runs, 40, LOCAL)
+        keep_top(segments, 40, LOCAL)
 
 
 def test_threshold_is_strict() -> None:
@@ -187,7 +191,7 @@ def test_unknown_scope_is_refused() -> None:
 
 
 def test_parameters_held_twice_or_not_at_all_are_noticed() -> None:
-    whole = Run("w", (10,), 0, normal(0, 10), torch.zeros(10, dtype=torch.uint8))
-    for runs in ([whole, whole], [Run("w", (10,), 0, whole.scores[:5], whole.keep[:5])]):
+    whole = ScoredSegment("w", (10,), 0, normal(0, 10), torch.zeros(10, dtype=torch.uint8))
+    for segments in ([whole, whole], [ScoredSegment("w", (10,), 0, whole.scores[:5], whole.keep[:5])]):
         with pytest.raises(AssertionError, match="w: "):
-            select_units(runs, 0.5, "global", LOCAL)
+            select_units(segments, 0.5, "global", LOCAL)
