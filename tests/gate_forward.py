@@ -47,7 +47,7 @@ def gated(model: nn.Module, shape: Shape, z: Units) -> Forward:
 
     @torch.no_grad()
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with Watch(model, z.get("layers")):
+        with Recorder(model, z.get("layers")):
             return functional_call(model, scaled(shape, dict(model.named_parameters()), z), args, kwargs)
 
     return forward
@@ -87,7 +87,7 @@ def _average(past: Tensor, beta: float) -> Tensor:
     return (weights * past).sum(0) / weights.sum()
 
 
-class Watch:
+class Recorder:
     """What goes through a model's modules; whole layers are gated here: output = x + z * (layer(x) - x)."""
 
     def __init__(self, model: Any, z: Tensor | None) -> None:
@@ -95,7 +95,7 @@ class Watch:
         self.inputs: dict[str, Tensor] = {}
         self.blocks: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Recorder:
         self.handles = []
         for i, layer in enumerate(self.model.model.layers):
             for name in ("self_attn.o_proj", "mlp.down_proj"):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tests.gate_choice import Shape, Units, choose
-from tests.gate_forward import CONSUMER, Forward, Watch, fold, scaled
+from tests.gate_forward import CONSUMER, Forward, Recorder, fold, scaled
 from tests.gate_lagrangian import LEARNED, Learner, Options, temperature
 
 BY_EXAMPLE = ("taylor", "fisher")  # methods that look at the gradient of each example's own loss
@@ -188,7 +188,7 @@ def _backward(
     examples: dict[str, list[Tensor]] = {name: [] for name in z}
     for batch in micro_batches:
         leaves = {name: value.clone().requires_grad_() for name, value in z.items()}
-        with Watch(model, leaves.get("layers")) as watch:
+        with Recorder(model, leaves.get("layers")) as recorder:
             effective = scaled(settings.shape, params, leaves)
             loss = loss_fn(lambda *a, **k: functional_call(model, effective, a, k), batch, t)  # noqa: B023
         (loss / len(micro_batches)).backward()
@@ -196,7 +196,7 @@ def _backward(
         for name, leaf in leaves.items():
             if settings.method in STATISTICS:
                 counts = counted(batch)
-                shown[name].append(torch.stack([counts.sum(), *_statistic(settings, watch, params, name, counts)]))
+                shown[name].append(torch.stack([counts.sum(), *_statistic(settings, recorder, params, name, counts)]))
             else:
                 assert leaf.grad is not None
                 shown[name].append(leaf.grad * len(micro_batches))  # of the micro-batch's own mean loss
@@ -220,7 +220,7 @@ def _example_gradients(
 ) -> Units:
     """DL_b/dz of one example's own loss."""
     leaves = {name: value.clone().requires_grad_() for name, value in z.items()}
-    with Watch(model, leaves.get("layers")):
+    with Recorder(model, leaves.get("layers")):
         effective = scaled(settings.shape, {name: p.detach() for name, p in params.items()}, leaves)
         loss = loss_fn(lambda *a, **k: functional_call(model, effective, a, k), row, t)
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -256,13 +256,13 @@ def average(settings: Settings, score: Tensor, evidence: Tensor) -> Tensor:
 
 
 def _statistic(
-    settings: Settings, watch: Watch, params: Mapping[str, Tensor], structure: str, counts: Tensor
+    settings: Settings, recorder: Recorder, params: Mapping[str, Tensor], structure: str, counts: Tensor
 ) -> list[Tensor]:
     """Summed over the tokens that count, of every unit in turn: its squared norm, or 1 - cos of a layer."""
     found = []
     for i in range(settings.shape.layers):
         if structure == "layers":
-            before, after = watch.blocks[i]
+            before, after = recorder.blocks[i]
             if settings.method == "similarity":
                 dots = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
                 found.append(((1.0 - dots).double() * counts).sum())
@@ -271,7 +271,7 @@ def _statistic(
             continue
         module, columns = CONSUMER[structure]
         name = f"model.layers.{i}.{module}"
-        x = watch.inputs[name]
+        x = recorder.inputs[name]
         if not columns:
             x = x @ params[f"{name}.weight"].detach().T
         parts = x.double().square().unflatten(-1, (settings.shape.units(structure), -1)).sum(-1)  # (b, s, n)

@@ -19,7 +19,7 @@ Advance = Callable[[int], None]
 
 
 @contextlib.contextmanager
-def watch(title: str, total: int, done: int = 0, every_s: float = EVERY_S) -> Iterator[Advance]:
+def progress_bar(title: str, total: int, done: int = 0, every_s: float = EVERY_S) -> Iterator[Advance]:
     """Yields what is to be called with the number of pieces done since the last call. `done` were there before."""
     if sys.stderr.isatty():
         columns = (

@@ -27,7 +27,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pat.common import files
-from pat.common.progress_bar import watch
+from pat.common.progress_bar import progress_bar
 from pat.data import sources
 from pat.data.mixture import Mixture
 from pat.data.rows import content_hashes, encoded, hash_of, held_out
@@ -176,7 +176,7 @@ def _encode(
     """Write SPLIT.arrow and return its counts."""
     fresh = partial(task.encoder, tokenizer, cfg.max_length, names)
     encoder, done = fresh(), 0
-    with watch(f"tokenising {split}", len(rows)) as advance:
+    with progress_bar(f"tokenising {split}", len(rows)) as advance:
 
         def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
             nonlocal done

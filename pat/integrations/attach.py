@@ -63,7 +63,7 @@ class Pruning:
         self.model, self.tokenizer, self.num_steps = model, tokenizer, num_steps
         if num_steps is not None:
             self.settings.config(num_steps)
-        _watch(self)
+        _await_initialize(self)
         return self
 
     def prepare(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _check_optimizer(base: Any) -> None:
 _waiting: list[Pruning] = []
 
 
-def _watch(pruning: Pruning) -> None:
+def _await_initialize(pruning: Pruning) -> None:
     """Replace deepspeed.initialize until it is called with the model and an optimizer."""
     if not _waiting:
         deepspeed.initialize = _pass_through(deepspeed.initialize)

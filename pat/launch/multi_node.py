@@ -26,7 +26,7 @@ from pat.launch import process
 from pat.launch.environment import free_port
 from pat.launch.process import RankRecord
 from pat.launch.single_node import package_variables
-from pat.launch.supervisor import GRACE_S, Watch, failures
+from pat.launch.supervisor import GRACE_S, Supervisor, failures
 from pat.run.directory import RunDir
 from pat.run.provenance import versions
 from pat.schema import Config
@@ -89,7 +89,7 @@ def launch(run_dir: Path, config: Config, rank_program: Sequence[str] = ("--modu
             start_new_session=True,
             preexec_fn=process.die_with_parent(signal.SIGKILL),
         )
-        return _Everywhere(run_dir, pdsh, Path(log.name), log.tell()).until_all_have_left()
+        return _AllHosts(run_dir, pdsh, Path(log.name), log.tell()).until_all_have_left()
 
 
 def _is_from(host: str, line: str) -> bool:
@@ -139,7 +139,7 @@ def _script(run_dir: Path, config: Config, rank_program: Sequence[str] = ()) -> 
         script.unlink(missing_ok=True)
 
 
-class _Everywhere(Watch):
+class _AllHosts(Supervisor):
     """All hosts; the launcher is pdsh. Each host watches its own ranks and says in the run directory who is lost."""
 
     def __init__(self, run_dir: Path, pdsh: subprocess.Popen[bytes], log: Path, old_bytes: int) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 from pat.common import files
 from pat.launch import process
 from pat.launch.process import ORPHAN_GRACE_S, RankRecord
-from pat.launch.supervisor import Watch, as_dead, failures
+from pat.launch.supervisor import Supervisor, as_dead, failures
 from pat.run import directory, provenance
 from pat.run.directory import ExitCode, RunDir
 
 
-class _Here(Watch):
+class _OneHost(Supervisor):
     """The ranks of this host; their fate, and the signals for them, are in files that all hosts see."""
 
     def __init__(self, run_dir: Path, launcher: subprocess.Popen[bytes], mine: range) -> None:
@@ -83,7 +83,7 @@ def main() -> int:
     environment["PAT_HOST"] = directory.HOST
     command = deepspeed_command({name: list(range(count)) for name, count in hosts.items()}, address, port, node)
     with ranks_here(environment, [*command, *sys.argv[7:], str(run_dir)]) as launcher:
-        return _Here(run_dir, launcher, range(first, first + slots[node])).until_all_have_left()
+        return _OneHost(run_dir, launcher, range(first, first + slots[node])).until_all_have_left()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import pat
 from pat.launch import process
 from pat.launch.environment import free_port
-from pat.launch.supervisor import Watch
+from pat.launch.supervisor import Supervisor
 from pat.run.directory import RunDir
 from pat.schema import Config
 
@@ -31,7 +31,7 @@ def launch(run_dir: Path, config: Config, rank_program: Sequence[str] = ("--modu
     RunDir(run_dir).exit.unlink(missing_ok=True)
     command = deepspeed_command({"localhost": _devices(config.engine.world_size)}, "127.0.0.1", free_port())
     with ranks_here(rank_variables(config), [*command, *rank_program, str(run_dir)]) as launcher:
-        return Watch(run_dir, launcher).until_all_have_left()
+        return Supervisor(run_dir, launcher).until_all_have_left()
 
 
 @contextlib.contextmanager

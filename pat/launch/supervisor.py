@@ -30,7 +30,7 @@ GRACE_S = 15.0  # for the others to leave, once one rank is lost
 ALONE = {code for code in ExitCode if not code.agreed}  # a rank leaves with them while others may still wait for it
 
 
-class Watch:
+class Supervisor:
     """The ranks of one start: forwards signals, notices who is lost, ends the rest, finds the exit code."""
 
     def __init__(self, run_dir: Path, launcher: subprocess.Popen[bytes]) -> None:

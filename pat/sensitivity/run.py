@@ -10,7 +10,7 @@ import torch
 
 from pat.common.files import write_json
 from pat.common.parameters import DTYPES
-from pat.common.progress_bar import watch
+from pat.common.progress_bar import progress_bar
 from pat.common.seeds import seed_everything
 from pat.data import sampler
 from pat.launch.process import only_user_of
@@ -60,7 +60,7 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
             f"{len(prepared.eval)} held-out samples" + (f"; {done} are in {journal.path} already" if done else ""),
             flush=True,
         )
-        with watch("measuring", len(found.cells), done) as advance:
+        with progress_bar("measuring", len(found.cells), done) as advance:
             for cell, metrics in measure(model, task, batches, found, left):
                 journal.add(cell, metrics)
                 advance(1)

@@ -93,11 +93,11 @@ def build(run_dir: Path) -> Training:
     _resume(training)
     if progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
         pruner.begin(progress.step)
-    _watch(training, config.engine.timeout_min)
+    _start_watchdog(training, config.engine.timeout_min)
     return training
 
 
-def _watch(training: Training, minutes: float) -> None:
+def _start_watchdog(training: Training, minutes: float) -> None:
     """End this rank when it has waited so long."""
     training.watchdog.start(
         60 * minutes,

@@ -36,7 +36,7 @@ class Watchdog:
         in which this whole process stood still (a suspended job) does not count.
         """
 
-        def watch() -> None:
+        def guard() -> None:
             while not self.stopped.is_set():
                 before = time.monotonic()
                 self.stopped.wait(_TICK_S)
@@ -50,7 +50,7 @@ class Watchdog:
                     bite()
                     return
 
-        threading.Thread(target=watch, name="watchdog", daemon=True).start()
+        threading.Thread(target=guard, name="watchdog", daemon=True).start()
 
     def beat(self) -> None:
         """Something has happened."""

@@ -167,12 +167,12 @@ def test_who_waits_for_a_tokeniser_says_so(tmp_path: Path, capfd: Any) -> None:
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capfd: Any) -> None:
-    with progress_bar.watch("work", 40, done=10, every_s=0.0) as advance:
+    with progress_bar.progress_bar("work", 40, done=10, every_s=0.0) as advance:
         advance(10)
         advance(20)
     first, second = capfd.readouterr().err.splitlines()
     assert first.startswith("work: 20 of 40, left 0:00:0") and second == "work: 40 of 40, left 0:00:00"
-    with progress_bar.watch("work", 40) as advance:
+    with progress_bar.progress_bar("work", 40) as advance:
         advance(40)
     assert capfd.readouterr().err == "", "what takes no time is not worth a line"
 

@@ -9,7 +9,7 @@ import pytest
 
 from pat.common.noise import telling
 from pat.launch.process import Process, RankRecord
-from pat.launch.supervisor import Watch, as_dead
+from pat.launch.supervisor import Supervisor, as_dead
 from pat.run.directory import ExitCode, RunDir, read_exit
 
 NOISE = """\
@@ -27,13 +27,13 @@ def killed(run_dir: Path, logs: dict[int, str], rank: int, capsys: pytest.Captur
     run = RunDir(run_dir)
     run.logs.mkdir(parents=True)
     run.log(rank).write_text("of an earlier start\n")
-    watch = Watch(run_dir, subprocess.Popen(["true"]))
-    watch.launcher.wait()
+    supervisor = Supervisor(run_dir, subprocess.Popen(["true"]))
+    supervisor.launcher.wait()
     for number, text in logs.items():
         with open(run.log(number), "a") as log:
             log.write(text)
-    watch.failed = as_dead(RankRecord(rank, Process(123, 5)))
-    assert watch.result() == ExitCode.ERROR
+    supervisor.failed = as_dead(RankRecord(rank, Process(123, 5)))
+    assert supervisor.result() == ExitCode.ERROR
     assert (read_exit(run_dir) or {})["message"].startswith(f"rank {rank} died")
     *said, last = capsys.readouterr().err.splitlines()
     assert last.endswith("no checkpoint had been saved")

@@ -117,7 +117,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POLL_S", 0.005)
 
 
-def watch(jobs: int, fakes: dict[str, Fake], tmp_path: Path) -> tuple[Runner, list[tuple[str, Any]]]:
+def runner_of(jobs: int, fakes: dict[str, Fake], tmp_path: Path) -> tuple[Runner, list[tuple[str, Any]]]:
     happened: list[tuple[str, Any]] = []
     places: dict[str, int] = {}
 
@@ -137,7 +137,7 @@ def watch(jobs: int, fakes: dict[str, Fake], tmp_path: Path) -> tuple[Runner, li
 
 def test_so_many_at_once_and_a_failure_costs_only_itself(tmp_path: Path, quick: None) -> None:
     fakes = {"m0": Fake(0, 9), "m1": Fake(3, 1), "m2": Fake(-9, 2), "m3": Fake(0, 1)}
-    run, happened = watch(2, fakes, tmp_path)
+    run, happened = runner_of(2, fakes, tmp_path)
     assert run.run(some(4, tmp_path)) is False
     assert happened[:2] == [("start", "m0"), ("start", "m1")]
     assert dict(h for h in happened if h[0] != "start") == {"m0": 0, "m1": 3, "m2": ExitCode.ERROR, "m3": 0}
@@ -151,7 +151,7 @@ def test_a_signal_reaches_all_that_run_and_no_other_is_started(
     before = signal.getsignal(signal.Signals[sent])
     fakes = {f"m{i}": Fake(0, 1000) for i in range(3)}
     fakes["m1"].interrupts = {990: int(signal.Signals[sent])}
-    run, happened = watch(2, fakes, tmp_path)
+    run, happened = runner_of(2, fakes, tmp_path)
     assert run.run(some(3, tmp_path)) is True
     assert [fake.received for fake in fakes.values()] == [[signal.Signals[received]]] * 2 + [[]]
     assert happened[-2:] == [("m0", ExitCode.PREEMPTED), ("m1", ExitCode.PREEMPTED)]
@@ -167,7 +167,7 @@ def test_a_second_interrupt_ends_the_members_at_once(tmp_path: Path, quick: None
             setattr(fake, "polls", 0) if fake.received.count(signal.SIGINT) == 2 else None
         )
     )
-    run, _ = watch(1, {"m0": fake}, tmp_path)
+    run, _ = runner_of(1, {"m0": fake}, tmp_path)
     assert run.run(some(1, tmp_path)) is True
     assert fake.received == [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
 
