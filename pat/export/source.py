@@ -55,7 +55,7 @@ class Stream:
     written: int = 0  # parameters, as written
     pruned: int = 0  # the parameters of units that are gone, and the flags that are 0 in what is left
     prunable: int = 0
-    masks: MaskHash = field(default_factory=MaskHash)
+    mask_hash: MaskHash = field(default_factory=MaskHash)
     weights: WeightsHash = field(default_factory=WeightsHash)
 
     def __post_init__(self) -> None:
@@ -78,14 +78,14 @@ class Stream:
     @property
     def mask_sha256(self) -> str | None:
         """Of the flags seen so far; None for a run without pruners."""
-        return self.masks.hexdigest() if self._masked or self.structures.gates else None
+        return self.mask_hash.hexdigest() if self._masked or self.structures.pruners else None
 
     def measure(self) -> Iterator[int]:
         """Hash the whole model, chunk by chunk; yields the elements done."""
         flags = self.structures.flags
         for name in sorted([*self._trained.parameters, *flags]):
             if name in flags:
-                self.masks.update(name, flags[name])
+                self.mask_hash.update(name, flags[name])
                 continue
             for start, weight in weight_chunks(self._trained, name):
                 self._hash(name, start, weight)
@@ -115,7 +115,7 @@ class Stream:
         if name in self._masked:
             keep = keep_chunk(self.reader, name, start, len(weight))
             self._check(name, weight, keep)
-            self.masks.update(name, keep)
+            self.mask_hash.update(name, keep)
 
     def _finite(self, spec: Spec, weight: Tensor) -> Tensor:
         written = weight.to(spec.dtype)

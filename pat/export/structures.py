@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pat.checkpoint.reader import CheckpointReader
 from pat.export.slicing import Slicing, slicing
 from pat.pruning.structures.hooks import install
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.schema import Config
 from pat.zero.checkpoint_files import CheckpointError
 
@@ -21,29 +21,29 @@ from pat.zero.checkpoint_files import CheckpointError
 class Structures:
     """The pruners of structures of a checkpoint, and what they make of the model."""
 
-    gates: Sequence[GatePruner] = ()
+    pruners: Sequence[StructurePruner] = ()
     cut: Slicing | None = None  # None: nothing is sliced
     z: dict[str, Tensor] = field(default_factory=dict)  # per site: what multiplied in the forward
 
     @property
     def flags(self) -> dict[str, Tensor]:
         """Per site (num_units,) uint8, 1 = the unit survives."""
-        return {site: keep for gate in self.gates for site, keep in gate.keep_flags().items()}
+        return {site: keep for pruner in self.pruners for site, keep in pruner.keep_flags().items()}
 
     @property
     def parameters(self) -> set[str]:
         """All of which a unit owns a slice."""
-        return {name for gate in self.gates for name in gate.units.parameters}
+        return {name for pruner in self.pruners for name in pruner.units.parameters}
 
     @property
     def prunable(self) -> int:
         """Parameters that would go with all units."""
-        return sum(gate.numel for gate in self.gates)
+        return sum(pruner.numel for pruner in self.pruners)
 
     @property
     def pruned(self) -> int:
         """Parameters that are gone."""
-        return sum(gate.num_pruned for gate in self.gates)
+        return sum(pruner.num_pruned for pruner in self.pruners)
 
     @property
     def stock(self) -> bool:
@@ -52,12 +52,12 @@ class Structures:
 
     def describe(self) -> list[str]:
         """Per structure what is left, for tables."""
-        return [gate.units.in_words(gate.counts()) for gate in self.gates]
+        return [pruner.units.in_words(pruner.counts()) for pruner in self.pruners]
 
     def gate_forward(self, model: nn.Module) -> None:
         """Put the checkpoint's gates into a model of the full shape."""
-        for gate in self.gates:
-            for hook in install(gate.sites, model, None):
+        for pruner in self.pruners:
+            for hook in install(pruner.sites, model, None):
                 z = self.z[hook.site.name]
                 hook.z = None if bool((z == 1).all()) else z
 
@@ -68,24 +68,24 @@ def structures(reader: CheckpointReader, config: Config, hf_config: Any, model: 
     In the hard phase the gates are folded already and the model is sliced. Before, the shape is still the full one, and
     the gates of the coming step's evaluation are folded into it.
     """
-    gates = []
+    pruners = []
     for name, settings in config.pruners.items():
         if settings.structures:
-            gate = GatePruner(name, settings, model, config.train.num_steps, config.seed)
-            gate.forward.remove()
-            gate.restore(reader.gates(name), reader.manifest["trainer"]["pruners"].get(name, {}))
-            gates.append(gate)
-    if not gates:
+            pruner = StructurePruner(name, settings, model, config.train.num_steps, config.seed)
+            pruner.forward.remove()
+            pruner.restore(reader.gates(name), reader.manifest["trainer"]["pruners"].get(name, {}))
+            pruners.append(pruner)
+    if not pruners:
         return Structures()
-    hard = {gate.hardened for gate in gates}
+    hard = {pruner.hardened for pruner in pruners}
     if len(hard) > 1:
         raise CheckpointError(f"{reader.dir} has pruners in and before their hard phase: export one in which all are.")
-    sites = [site for gate in gates for site in gate.sites]
-    z = {site: value for gate in gates for site, value in gate.forward_gates().items()}
-    flags = {site: keep for gate in gates for site, keep in gate.keep_flags().items()}
+    sites = [site for pruner in pruners for site in pruner.sites]
+    z = {site: value for pruner in pruners for site, value in pruner.forward_gates().items()}
+    flags = {site: keep for pruner in pruners for site, keep in pruner.keep_flags().items()}
     if not hard.pop():
         flags = {site: torch.ones_like(keep) for site, keep in flags.items()}
-    stock = all(gate.budget.hf_compatible for gate in gates)
+    stock = all(pruner.budget.hf_compatible for pruner in pruners)
     keep = {site: flag.bool() for site, flag in flags.items()}
     folded = {site: torch.where(keep[site], value, torch.ones_like(value)) for site, value in z.items()}
-    return Structures(gates, slicing(hf_config, gates[0].anatomy, sites, keep, folded, stock), z)
+    return Structures(pruners, slicing(hf_config, pruners[0].anatomy, sites, keep, folded, stock), z)

@@ -60,7 +60,7 @@ class Shapes:
 
 def shapes_of(config: Config, model: torch.nn.Module, pruner: Pruner, teacher: int = 0) -> Shapes:
     """Of a model on the meta device with its pruners attached (`pat.training.dry_run.attached`)."""
-    masks = {mask.name: mask for mask in pruner.masks}
+    weight_pruners = {each.name: each for each in pruner.weight_pruners}
     names = {id(p): name for name, p in model.named_parameters()}
     groups = []
     for group in param_groups(model, config.optim, pruner.owner):
@@ -69,10 +69,10 @@ def shapes_of(config: Config, model: torch.nn.Module, pruner: Pruner, teacher: i
         if owner is None:
             groups.append(Group(numels))
             continue
-        score = masks[owner].criterion.needs_score
+        score = weight_pruners[owner].criterion.needs_score
         groups.append(Group(numels, SOFT_BYTES + SCORE_BYTES * score, HARD_BYTES, score))
     frozen = tuple(p.numel() for p in model.parameters() if not p.requires_grad)
-    return Shapes(tuple(groups), frozen, sum(gate.state_bytes() for gate in pruner.gates), teacher)
+    return Shapes(tuple(groups), frozen, sum(each.state_bytes() for each in pruner.structure_pruners), teacher)
 
 
 def itemsize(dtype: str) -> int:

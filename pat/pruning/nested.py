@@ -10,65 +10,66 @@ import math
 from collections.abc import Iterable
 
 from pat.pruning.granularity.n_of_m import NOfM
-from pat.pruning.structures.pruner import GatePruner
-from pat.pruning.weights.pruner import MaskPruner
+from pat.pruning.structures.pruner import StructurePruner
+from pat.pruning.weights.pruner import WeightPruner
 
 
-def check(gate: GatePruner, mask: MaskPruner) -> None:
+def check(structures: StructurePruner, weights: WeightPruner) -> None:
     """ValueError where the masks would not be exact in what the gates leave."""
-    both = shared(gate, mask.shapes)
+    both = shared(structures, weights.shapes)
     if not both:
         return
-    first, pair = min(both), f"pruners.{gate.name} has gates on units of {min(both)}, and pruners.{mask.name} masks it"
-    if not isinstance(mask.granularity, NOfM):
+    first = min(both)
+    pair = f"pruners.{structures.name} has gates on units of {first}, and pruners.{weights.name} masks it"
+    if not isinstance(weights.granularity, NOfM):
         raise ValueError(
-            f"{pair}: only n_of_m is exact inside what gates leave, as the budget of {mask.granularity.name} would "
+            f"{pair}: only n_of_m is exact inside what gates leave, as the budget of {weights.granularity.name} would "
             f"count what they remove; exclude {first} and its like from the masks"
         )
-    m = mask.granularity.m
-    for part in (part for site in gate.sites for part in site.slices):
-        if part.parameter in both and part.dim == len(mask.shapes[part.parameter]) - 1:
+    m = weights.granularity.m
+    for part in (part for site in structures.sites for part in site.slices):
+        if part.parameter in both and part.dim == len(weights.shapes[part.parameter]) - 1:
             if part.start % m or part.per_unit % m:
                 raise ValueError(
-                    f"pruners.{gate.name} takes {part.per_unit} of the inputs of {part.parameter} at a time, which "
-                    f"cuts the groups of {m} of pruners.{mask.name}: exclude it and its like from the masks"
+                    f"pruners.{structures.name} takes {part.per_unit} of the inputs of {part.parameter} at a time, "
+                    f"which cuts the groups of {m} of pruners.{weights.name}: exclude it and its like from the masks"
                 )
-    if mask.timeline.start < gate.timeline.hard_from:
+    if weights.timeline.start < structures.timeline.hard_from:
         raise ValueError(
-            f"{pair}, from step {mask.timeline.start}, but the gates are hard only at step "
-            f"{gate.timeline.hard_from}: set "
-            f"pruners.{mask.name}.schedule.start to {gate.timeline.hard_from} or later, or exclude {first} and its like"
+            f"{pair}, from step {weights.timeline.start}, but the gates are hard only at step "
+            f"{structures.timeline.hard_from}: set pruners.{weights.name}.schedule.start to {structures.timeline.hard_from} or "
+            f"later, or exclude {first} and its like"
         )
 
 
-def shared(gate: GatePruner, names: Iterable[str]) -> set[str]:
+def shared(structures: StructurePruner, names: Iterable[str]) -> set[str]:
     """The parameters among these of which a unit owns a slice."""
-    return gate.units.parameters & set(names)
+    return structures.units.parameters & set(names)
 
 
-def emptied(gates: Iterable[GatePruner], mask: MaskPruner) -> set[str]:
-    """The matrices of a mask of which gates have removed everything."""
+def emptied(structure_pruners: Iterable[StructurePruner], weights: WeightPruner) -> set[str]:
+    """The matrices of a weight pruner of which gates have removed everything."""
     return {
         name
-        for gate in gates
-        for name in shared(gate, mask.shapes)
-        if gate.units.removed_from(gate.state.keep, [name]) == math.prod(mask.shapes[name])
+        for structures in structure_pruners
+        for name in shared(structures, weights.shapes)
+        if structures.units.removed_from(structures.state.keep, [name]) == math.prod(weights.shapes[name])
     }
 
 
-def numel(gate: GatePruner, mask: MaskPruner) -> int:
+def numel(structures: StructurePruner, weights: WeightPruner) -> int:
     """Weights that both may prune, to be counted once."""
-    names = shared(gate, mask.shapes)
-    return gate.units.removed_from(0 * gate.units.ones(), names)
+    names = shared(structures, weights.shapes)
+    return structures.units.removed_from(0 * structures.units.ones(), names)
 
 
-def num_pruned(gate: GatePruner, mask: MaskPruner) -> int:
+def num_pruned(structures: StructurePruner, weights: WeightPruner) -> int:
     """Weights that both have pruned. Every N:M group gives the same number, so it is a fraction of what gates took."""
-    gone = gate.units.removed_from(gate.state.keep, shared(gate, mask.shapes))
-    return gone * mask.num_pruned // mask.numel
+    gone = structures.units.removed_from(structures.state.keep, shared(structures, weights.shapes))
+    return gone * weights.num_pruned // weights.numel
 
 
-def target_weights(gate: GatePruner, mask: MaskPruner) -> int:
+def target_weights(structures: StructurePruner, weights: WeightPruner) -> int:
     """Weights that both prune in the end."""
-    gone = gate.units.removed_from(gate.final_of_a_tie, shared(gate, mask.shapes))
-    return gone * mask.target_weights // mask.numel
+    gone = structures.units.removed_from(structures.final_of_a_tie, shared(structures, weights.shapes))
+    return gone * weights.target_weights // weights.numel

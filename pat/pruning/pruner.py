@@ -23,11 +23,11 @@ from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import logical_shape
 from pat.common.typed import named_modules
 from pat.pruning import nested, state_keys
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights.kernels import SumOfSquares
-from pat.pruning.weights.pruner import MaskPruner
+from pat.pruning.weights.pruner import WeightPruner
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.schema import Config
 from pat.zero.layouts import Piece, layout_of
@@ -52,8 +52,8 @@ class Pruner:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.masks: list[MaskPruner] = []
-        self.gates: list[GatePruner] = []
+        self.weight_pruners: list[WeightPruner] = []
+        self.structure_pruners: list[StructurePruner] = []
         self.peak_bytes = 0
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
@@ -67,14 +67,15 @@ class Pruner:
         self.owner: dict[str, str] = {}
         for name, settings in config.pruners.items():
             if settings.structures:
-                self._attach_gates(GatePruner(name, settings, model, config.train.num_steps, config.seed), frozen)
+                structures = StructurePruner(name, settings, model, config.train.num_steps, config.seed)
+                self._attach_structures(structures, frozen)
                 continue
-            mask = MaskPruner(name, settings, shapes, config.train.num_steps, config.seed, config.engine.kernels)
-            for param in mask.shapes:
-                if param in transposed and mask.granularity.oriented:
+            pruner = WeightPruner(name, settings, shapes, config.train.num_steps, config.seed, config.engine.kernels)
+            for param in pruner.shapes:
+                if param in transposed and pruner.granularity.oriented:
                     raise ValueError(
-                        f"pruners.{name} takes {param}, a Conv1D that stores (in, out): {mask.granularity.name} would "
-                        "run along the wrong dimension; use granularity weight"
+                        f"pruners.{name} takes {param}, a Conv1D that stores (in, out): {pruner.granularity.name} "
+                        "would run along the wrong dimension; use granularity weight"
                     )
                 if param in self.owner:
                     raise ValueError(
@@ -87,34 +88,35 @@ class Pruner:
                         "gradient; let it train or exclude it"
                     )
                 self.owner[param] = name
-            self.masks.append(mask)
-        for mask in self.masks:
-            mask.emptied_before = partial(nested.emptied, self.gates, mask)
-            for gate in self.gates:
-                nested.check(gate, mask)
+            self.weight_pruners.append(pruner)
+        for weights in self.weight_pruners:
+            weights.emptied_before = partial(nested.emptied, self.structure_pruners, weights)
+            for structures in self.structure_pruners:
+                nested.check(structures, weights)
 
-    def _attach_gates(self, gate: GatePruner, frozen: set[str]) -> None:
-        if gate.adapted and gate.needs == "weights":
+    def _attach_structures(self, pruner: StructurePruner, frozen: set[str]) -> None:
+        if pruner.adapted and pruner.needs == "weights":
             raise ValueError(
-                f"pruners.{gate.name}.gate={gate.method.name} ranks units by trained weights, but with peft the model "
-                "is frozen: take a gate that learns, or ranks by gradients or activations: l0, taylor, activation, ..."
+                f"pruners.{pruner.name}.gate={pruner.method.name} ranks units by trained weights, but with peft the "
+                "model is frozen: take a method that learns, or ranks by gradients or activations: l0, taylor, "
+                "activation, ..."
             )
-        for param in sorted(gate.units.parameters & frozen if not gate.adapted else ()):
+        for param in sorted(pruner.units.parameters & frozen if not pruner.adapted else ()):
             raise ValueError(
-                f"pruners.{gate.name} prunes units of {param}, which optim.trainable leaves frozen: let it train, "
+                f"pruners.{pruner.name} prunes units of {param}, which optim.trainable leaves frozen: let it train, "
                 "choose other structures, or train adapters instead (peft=lora)"
             )
-        if gate.target_weights == 0:
-            raise ValueError(f"pruners.{gate.name}.budget removes nothing: it leaves {gate.target_shape()}")
-        for other in self.gates:
-            for structure in set(gate.config.structures) & set(other.config.structures):
-                raise ValueError(f"pruners.{gate.name} and pruners.{other.name} both have gates on {structure}")
-            for param in sorted(gate.units.parameters & other.units.parameters):
+        if pruner.target_weights == 0:
+            raise ValueError(f"pruners.{pruner.name}.budget removes nothing: it leaves {pruner.target_shape()}")
+        for other in self.structure_pruners:
+            for structure in set(pruner.config.structures) & set(other.config.structures):
+                raise ValueError(f"pruners.{pruner.name} and pruners.{other.name} both have gates on {structure}")
+            for param in sorted(pruner.units.parameters & other.units.parameters):
                 raise ValueError(
-                    f"pruners.{gate.name} and pruners.{other.name} both prune units of {param}: name their structures "
-                    "in one pruner, so that what goes is counted once"
+                    f"pruners.{pruner.name} and pruners.{other.name} both prune units of {param}: name their "
+                    "structures in one pruner, so that what goes is counted once"
                 )
-        self.gates.append(gate)
+        self.structure_pruners.append(pruner)
 
     # -- after DeepSpeed -------------------------------------------------------------------------------------------
 
@@ -122,26 +124,26 @@ class Pruner:
         """Find this rank's shards and install the hooks. Without pruners DeepSpeed stays exactly as it is."""
         self.engine, self.layout = engine, layout_of(engine)
         self._pending, self._t, self._finite = False, 0, True
-        self._states: dict[int, tuple[MaskPruner, MaskedShard]] = {}
-        for gate in self.gates:
-            gate.bind(self.layout)
-        for mask in self.masks:
-            mask.bind(self.layout)
-            for state in mask.states:
-                self._states[id(state.shard.flat)] = (mask, state)
+        self._states: dict[int, tuple[WeightPruner, MaskedShard]] = {}
+        for pruner in self.structure_pruners:
+            pruner.bind(self.layout)
+        for pruner in self.weight_pruners:
+            pruner.bind(self.layout)
+            for state in pruner.states:
+                self._states[id(state.shard.flat)] = (pruner, state)
         largest = max((shard.flat.numel() for shard in self.layout.shards), default=0)
         self._sum_of_squares = SumOfSquares(self.config.engine.kernels, largest)
         if self.pruners:
             self.layout.replace_norm(self.masked_norm, lambda: self._finite)
             compute_as_everywhere(engine.module, self.layout.partitioned)
-        if self.masks:
+        if self.weight_pruners:
             self.layout.base.register_step_pre_hook(self._before)
             self.layout.base.register_step_post_hook(self._after)
 
     def begin(self, t: int) -> None:
         """Before the first forward of a start, which is that of step `t`. Collective."""
-        for gate in self.gates:
-            gate.begin(t)
+        for pruner in self.structure_pruners:
+            pruner.begin(t)
 
     def step(self, t: int, begin_next: bool = True) -> StepStats:
         """One optimizer step with everything that pruning does in it. Collective.
@@ -149,23 +151,23 @@ class Pruner:
         begin_next=False leaves the gates as they are: the caller looks at the model and then calls `begin(t + 1)`.
         """
         self._pending, self._t = True, t
-        scale = self.layout.loss_scale if self.gates else 1.0
-        self._finite = all([gate.gather(scale) for gate in self.gates])
+        scale = self.layout.loss_scale if self.structure_pruners else 1.0
+        self._finite = all([pruner.gather(scale) for pruner in self.structure_pruners])
         alive = True
         if self.pruners:
             alive = self.layout.clip_before_step(self.masked_norm, self.config.engine.gradient_clipping)
         self.engine.step()
-        skipped = self._pending if self.masks else not getattr(self.engine, "_step_applied", True)
+        skipped = self._pending if self.weight_pruners else not getattr(self.engine, "_step_applied", True)
         self._pending = False
         figures: dict[str, float] = {}
         warnings: list[str] = []
-        for gate in self.gates:
-            found = gate.learn(t, skipped or not alive or not self._finite)
-            figures |= {f"{gate.name}/{key}": value for key, value in found.items()}
-            hardened = gate.hardened
+        for pruner in self.structure_pruners:
+            learned = pruner.learn(t, skipped or not alive or not self._finite)
+            figures |= {f"{pruner.name}/{key}": value for key, value in learned.items()}
+            hardened = pruner.hardened
             if begin_next:
-                gate.begin(t + 1)
-            if gate.hardened and not hardened and (sentence := gate.warning()):
+                pruner.begin(t + 1)
+            if pruner.hardened and not hardened and (sentence := pruner.warning()):
                 warnings.append(sentence)
         self.peak_bytes = max(self.peak_bytes, self.state_bytes())
         return StepStats(
@@ -206,27 +208,27 @@ class Pruner:
         stepped = [(p, g) for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         if self._pending and stepped:
             self._pending = False
-            for mask in self.masks:
-                mask.begin(self._t)
+            for pruner in self.weight_pruners:
+                pruner.begin(self._t)
         for param, group in stepped:
             if id(param) in self._states:
-                mask, state = self._states[id(param)]
-                mask.before(state, param, group, self._t)
+                pruner, state = self._states[id(param)]
+                pruner.before(state, param, group, self._t)
 
     @torch.no_grad()
     def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
             for param in group["params"]:
                 if id(param) in self._states:
-                    mask, state = self._states[id(param)]
-                    mask.after(state, param)
+                    pruner, state = self._states[id(param)]
+                    pruner.after(state, param)
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
     @property
-    def pruners(self) -> list[MaskPruner | GatePruner]:
+    def pruners(self) -> list[WeightPruner | StructurePruner]:
         """All of them."""
-        return [*self.masks, *self.gates]
+        return [*self.weight_pruners, *self.structure_pruners]
 
     def phase(self, t: int) -> str:
         """The phase of the run at a step: that of the pruner that is least far."""
@@ -242,7 +244,7 @@ class Pruner:
     @property
     def totals(self) -> Totals:
         """How many weights can go, are to go and are gone."""
-        return Totals(self.masks, self.gates)
+        return Totals(self.weight_pruners, self.structure_pruners)
 
     def state_bytes(self) -> int:
         """Bytes of pruner state on this rank now."""
@@ -252,10 +254,10 @@ class Pruner:
 
     def check(self) -> None:
         """What holds at every save in the hard phase. Raises PromiseBroken. Collective."""
-        for mask in self.masks:
-            mask.check_zeros()
-        for gate in self.gates:
-            gate.check()
+        for pruner in self.weight_pruners:
+            pruner.check_zeros()
+        for pruner in self.structure_pruners:
+            pruner.check()
 
     def check_finished(self) -> None:
         """What holds at the end of a run."""
@@ -271,7 +273,7 @@ class Pruner:
         Collective."""
         masks, weights = MaskHash(), WeightsHash()
         mine = self.layout.world.rank == 0
-        flags = {site: keep for gate in self.gates for site, keep in gate.keep_flags().items()}
+        flags = {site: keep for pruner in self.structure_pruners for site, keep in pruner.keep_flags().items()}
         for name in sorted([*self.layout.parameters, *flags]):
             if name in flags:
                 masks.update(name, flags[name])
@@ -287,21 +289,21 @@ class Pruner:
 
     def keep_pieces(self, name: str) -> list[Piece]:
         """This rank's keep flags of a prunable parameter; before the soft phase all are up."""
-        return [piece for mask in self.masks if name in mask.shapes for piece in mask.keep_pieces(name)]
+        return [piece for pruner in self.weight_pruners if name in pruner.shapes for piece in pruner.keep_pieces(name)]
 
     # -- state -----------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(this rank's tensors, what is the same on every rank)."""
-        tensors = {key: value for mask in self.masks for key, value in mask.tensors().items()}
+        tensors = {key: value for pruner in self.weight_pruners for key, value in pruner.tensors().items()}
         if self.layout.world.rank == 0:
-            for gate in self.gates:
-                tensors |= {state_keys.of_gates(gate.name, key): value for key, value in gate.tensors().items()}
+            for pruner in self.structure_pruners:
+                tensors |= {state_keys.of_gates(pruner.name, key): value for key, value in pruner.tensors().items()}
         return tensors, {pruner.name: pruner.shared() for pruner in self.pruners}
 
     def load_state(self, reader: Any, shared: dict[str, Any]) -> None:
         """Fill this rank's masks, scores and dense weights, and the gates, from a checkpoint of any layout."""
-        for gate in self.gates:
-            gate.load(reader.gates(gate.name), shared.get(gate.name, {}))
-        for mask in self.masks:
-            mask.load(reader, shared[mask.name])
+        for pruner in self.structure_pruners:
+            pruner.load(reader.gates(pruner.name), shared.get(pruner.name, {}))
+        for pruner in self.weight_pruners:
+            pruner.load(reader, shared[pruner.name])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pat.pruning.gates import Learned
-from pat.pruning.structures.pruner import GatePruner
-from pat.pruning.weights.pruner import MaskPruner
+from pat.pruning.structures.pruner import StructurePruner
+from pat.pruning.weights.pruner import WeightPruner
 
 JUMP = 0.20  # sparsity that may go at once
 FEW = 4  # selections on the way to a target that is more than one jump away
@@ -16,7 +16,7 @@ SHOWN = 5  # targets in a sentence
 Moves = Sequence[tuple[int, float]]  # (step, sparsity from there on)
 
 
-def moves(pruner: MaskPruner | GatePruner) -> Moves:
+def moves(pruner: WeightPruner | StructurePruner) -> Moves:
     """The steps at which sparsity rises, and to what: those of a selection, or each step of a learned gate's ramp."""
     line, reached = pruner.timeline, 0.0
     found: list[tuple[int, float]] = []
@@ -30,7 +30,7 @@ def moves(pruner: MaskPruner | GatePruner) -> Moves:
     return found
 
 
-def in_words(pruner: MaskPruner | GatePruner) -> str:
+def in_words(pruner: WeightPruner | StructurePruner) -> str:
     """When it prunes how much, in a sentence."""
     line, found = pruner.timeline, moves(pruner)
     shown = found if len(found) <= SHOWN else [found[i * (len(found) - 1) // (SHOWN - 1)] for i in range(SHOWN)]
@@ -46,7 +46,7 @@ def in_words(pruner: MaskPruner | GatePruner) -> str:
     return f"{_steps(line.start)} dense; {how}; permanent from step {line.hard_from}, {_steps(left)} left to recover"
 
 
-def warnings(pruner: MaskPruner | GatePruner) -> list[str]:
+def warnings(pruner: WeightPruner | StructurePruner) -> list[str]:
     """Jumps, too few selections, no time to recover: a sentence each, with what to change."""
     line, found, place = pruner.timeline, moves(pruner), f"pruners.{pruner.name}.schedule"
     said: list[str] = []
@@ -82,19 +82,19 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _by_threshold(pruner: MaskPruner | GatePruner) -> bool:
-    return isinstance(pruner, MaskPruner) and pruner.criterion.threshold is not None
+def _by_threshold(pruner: WeightPruner | StructurePruner) -> bool:
+    return isinstance(pruner, WeightPruner) and pruner.criterion.threshold is not None
 
 
-def _continuous(pruner: MaskPruner | GatePruner) -> bool:
+def _continuous(pruner: WeightPruner | StructurePruner) -> bool:
     """Learned gates follow the target at every step."""
-    return isinstance(pruner, GatePruner) and isinstance(pruner.method, Learned)
+    return isinstance(pruner, StructurePruner) and isinstance(pruner.method, Learned)
 
 
-def _rises_by(pruner: MaskPruner | GatePruner, share: float) -> bool:
+def _rises_by(pruner: WeightPruner | StructurePruner, share: float) -> bool:
     """Whether so little can go at a time: of 2:4 it cannot, so that nobody need be warned of what must be."""
     try:
-        if isinstance(pruner, MaskPruner):
+        if isinstance(pruner, WeightPruner):
             pruner.granularity.validate_target(share)
     except ValueError:
         return False

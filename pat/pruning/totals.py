@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pat.pruning import nested
-from pat.pruning.structures.pruner import GatePruner
-from pat.pruning.weights.pruner import MaskPruner
+from pat.pruning.structures.pruner import StructurePruner
+from pat.pruning.weights.pruner import WeightPruner
 
 
 @dataclass(frozen=True)
 class Totals:
     """Counted when asked, of what the pruners say then. Without pruners all are 0."""
 
-    masks: Sequence[MaskPruner]
-    gates: Sequence[GatePruner]
+    weight_pruners: Sequence[WeightPruner]
+    structure_pruners: Sequence[StructurePruner]
 
     @property
     def numel(self) -> int:
@@ -41,19 +41,19 @@ class Totals:
     def target_now(self, targets: Mapping[str, float]) -> float:
         """Fraction of all prunable weights that is to be removed at a step, of every pruner's own target then."""
         both = sum(
-            nested.target_weights(gate, mask) * targets[mask.name] * mask.numel / mask.target_weights
-            for gate, mask in self._pairs
-            if gate.hardened and mask.target_weights
+            nested.target_weights(structures, weights) * targets[weights.name] * weights.numel / weights.target_weights
+            for structures, weights in self._pairs
+            if structures.hardened and weights.target_weights
         )
         return self._fraction(sum(targets[p.name] * p.numel for p in self._all) - both)
 
     @property
-    def _all(self) -> list[MaskPruner | GatePruner]:
-        return [*self.masks, *self.gates]
+    def _all(self) -> list[WeightPruner | StructurePruner]:
+        return [*self.weight_pruners, *self.structure_pruners]
 
     @property
-    def _pairs(self) -> list[tuple[GatePruner, MaskPruner]]:
-        return [(gate, mask) for gate in self.gates for mask in self.masks]
+    def _pairs(self) -> list[tuple[StructurePruner, WeightPruner]]:
+        return [(structures, weights) for structures in self.structure_pruners for weights in self.weight_pruners]
 
     def _fraction(self, weights: float) -> float:
         return weights / self.numel if self._all else 0.0

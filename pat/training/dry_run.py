@@ -52,31 +52,31 @@ def describe(config: Config) -> str:
         "hard",
     ):
         table.add_column(column, justify="left" if column == "pruner" else "right")
-    for mask in pruner.masks:
-        shapes, line = list(mask.shapes.values()), mask.timeline
-        units = sum(mask.granularity.num_units(s) for s in shapes)
-        removed = mask.granularity.pruned_units(shapes, mask.budget.sparsity, mask.config.scope)
-        soft = mask.numel * (SOFT_BYTES + SCORE_BYTES * mask.criterion.needs_score) / ranks
+    for each in pruner.weight_pruners:
+        shapes, line = list(each.shapes.values()), each.timeline
+        units = sum(each.granularity.num_units(s) for s in shapes)
+        removed = each.granularity.pruned_units(shapes, each.budget.sparsity, each.config.scope)
+        soft = each.numel * (SOFT_BYTES + SCORE_BYTES * each.criterion.needs_score) / ranks
         table.add_row(
-            mask.name,
+            each.name,
             str(len(shapes)),
-            f"{mask.numel:,}",
+            f"{each.numel:,}",
             f"{units:,}",
             f"{removed:,} units",
             f"0-{line.start}",
             f"{line.start}-{line.hard_from}",
             f"step {line.hard_from}",
             size_in_words(soft),
-            size_in_words(mask.numel * HARD_BYTES / ranks),
+            size_in_words(each.numel * HARD_BYTES / ranks),
         )
-    for gate in pruner.gates:
-        line, state = gate.timeline, size_in_words(gate.state_bytes())
+    for each in pruner.structure_pruners:
+        line, state = each.timeline, size_in_words(each.state_bytes())
         table.add_row(
-            gate.name,
-            f"{len(gate.sites)} sites",
-            f"{gate.numel:,}",
-            f"{sum(gate.units.sizes):,}",
-            f"{gate.target_weights:,} weights",
+            each.name,
+            f"{len(each.sites)} sites",
+            f"{each.numel:,}",
+            f"{sum(each.units.sizes):,}",
+            f"{each.target_weights:,} weights",
             f"0-{line.start}",
             f"{line.start}-{line.hard_from}",
             f"step {line.hard_from}",
@@ -90,10 +90,10 @@ def describe(config: Config) -> str:
         f"The model has {every:,} parameters, of which {trained:,} are trained and {prunable:,} can be pruned;",
         f"{target:.2%} of those, {target * prunable / every:.2%} of all, are removed in the end.",
     ]
-    for mask in pruner.masks:
-        names = list(mask.shapes)
-        lines.append(f"{mask.name}: {names[0]} ... {names[-1]}")
-    lines += [f"{gate.name} leaves {gate.target_shape()}" for gate in pruner.gates]
+    for each in pruner.weight_pruners:
+        names = list(each.shapes)
+        lines.append(f"{each.name}: {names[0]} ... {names[-1]}")
+    lines += [f"{each.name} leaves {each.target_shape()}" for each in pruner.structure_pruners]
     console = Console(width=150)
     with console.capture() as captured:
         console.print(table)

@@ -66,7 +66,7 @@ def build(run_dir: Path) -> Training:
     distiller = None
     if config.distill.teacher:
         distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
-        distiller.dropped = lambda: dropped_layers(pruner.gates)
+        distiller.dropped = lambda: dropped_layers(pruner.structure_pruners)
         progress.teacher = teacher.identity(config, world)
     objective = Objective(ds_engine, task, world, config.train.global_mean, distiller)
     metric = config.train.best_metric or task.best_metric

@@ -122,14 +122,14 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
     if not pruner.pruners:
         yield "nothing: the run trains the model as it is"
         return
-    for mask in pruner.masks:
+    for each in pruner.weight_pruners:
         yield (
-            f"{mask.name}: {percent(mask.target_weights / mask.numel)} of {mask.numel:,} weights in {len(mask.shapes)} "
-            f"matrices, by {mask.criterion.name}, granularity {mask.granularity.name}, scope {mask.config.scope}"
+            f"{each.name}: {percent(each.target_weights / each.numel)} of {each.numel:,} weights in {len(each.shapes)} "
+            f"matrices, by {each.criterion.name}, granularity {each.granularity.name}, scope {each.config.scope}"
         )
-        yield f"{mask.name}: {patterns.in_patterns(list(mask.shapes))}"
-    for gate in pruner.gates:
-        yield f"{gate.name}: leaves {gate.target_shape()}, {gate.target_weights:,} weights fewer, by {gate.method.name}"
+        yield f"{each.name}: {patterns.in_patterns(list(each.shapes))}"
+    for each in pruner.structure_pruners:
+        yield f"{each.name}: leaves {each.target_shape()}, {each.target_weights:,} weights fewer, by {each.method.name}"
     totals, every = pruner.totals, sum(p.numel() for p in model.parameters())
     yield (
         f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, "
@@ -155,10 +155,10 @@ def _untested(config: Config) -> Iterator[str]:
 
 def _useless_excludes(checked: Checked) -> Iterator[str]:
     """Patterns that match something, but nothing that would be pruned without them."""
-    for mask in checked.pruner.masks:
+    for each in checked.pruner.weight_pruners:
         taken = [
-            n for n, p in checked.model.named_parameters() if p.dim() > 1 and patterns.matches(n, mask.config.params)
+            n for n, p in checked.model.named_parameters() if p.dim() > 1 and patterns.matches(n, each.config.params)
         ]
-        for pattern in mask.config.exclude:
+        for pattern in each.config.exclude:
             if not pattern.startswith(patterns.OPTIONAL) and not any(patterns.matches(n, [pattern]) for n in taken):
-                yield f"pruners.{mask.name}.exclude: {pattern!r} matches nothing that params take"
+                yield f"pruners.{each.name}.exclude: {pattern!r} matches nothing that params take"

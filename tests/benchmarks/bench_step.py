@@ -104,11 +104,11 @@ def checks(args: list[str]) -> dict[str, Any]:
         for kind in order:
             seconds[kind].append(step(engines[kind], 3 + r % (EVERY - 3), tokens))  # never a selection step
     for k in range(3 * ("soft" in engines)):
-        mask = engines["soft"].pruner.masks[0]
+        weight_pruner = engines["soft"].pruner.weight_pruners[0]
         dist.barrier()
         start = time.perf_counter()
         with torch.no_grad():
-            mask._select(EVERY * (k + 1))
+            weight_pruner._select(EVERY * (k + 1))
         selections.append(time.perf_counter() - start)
     said: dict[str, Any] = {"rounds": rounds, "layers": layers, "tokens_per_rank": tokens, "every": EVERY}
     median = {k: {p: statistics.median(x[p] for x in v) for p in ("step", "update")} for k, v in seconds.items()}

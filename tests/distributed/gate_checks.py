@@ -50,7 +50,7 @@ def parity(kinds: list[str]) -> dict[str, Any]:
             trained.pruner.check()
             trained.pruner.check_finished()
             said.setdefault(kind, {})[layout] = trained.result() | {
-                "counts": trained.pruner.gates[0].counts(),
+                "counts": trained.pruner.structure_pruners[0].counts(),
                 "target": trained.pruner.totals.target,
             }
             discard(trained)
@@ -111,14 +111,16 @@ def overflowed(_: list[str]) -> dict[str, Any]:
     for kind in ("l0", "structured_movement"):
         for layout in ("zero1", "zero3", "zero2 offload", "zero0", "zero0 fp32"):
             trained = build(make_config(kind, **(LAYOUTS | ELSEWHERE)[layout]))
-            at, gate, plain = 0, trained.pruner.gates[0], trained.pruner.step
+            at, structure_pruner, plain = 0, trained.pruner.structure_pruners[0], trained.pruner.step
             for step, value in ((4, float("inf")), (5, float("nan"))):
                 trained.run(at, step)
                 before = learnt(trained)
 
-                def with_infinity(t: int, value: float = value, gate: Any = gate, plain: Any = plain) -> Any:
+                def with_infinity(
+                    t: int, value: float = value, structure_pruner: Any = structure_pruner, plain: Any = plain
+                ) -> Any:
                     if dist.get_rank() == dist.get_world_size() - 1:
-                        hook = gate.forward.hooks[0]  # sums by example, or the gradient of all
+                        hook = structure_pruner.forward.hooks[0]  # sums by example, or the gradient of all
                         (hook.z.grad if hook.sums is None else hook.sums)[1] = value
                     return plain(t)
 
@@ -127,7 +129,7 @@ def overflowed(_: list[str]) -> dict[str, Any]:
                 trained.pruner.step = plain
                 after = learnt(trained)
                 changed = [key for key in before if before[key] != after[key]]
-                finite = bool(gate.state.score.isfinite().all())
+                finite = bool(structure_pruner.state.score.isfinite().all())
                 said.setdefault(f"{kind} on {layout}", {})[step] = [trained.stats.skipped, changed, finite]
                 at = step + 1
             trained.run(at, STEPS)
@@ -139,8 +141,8 @@ def overflowed(_: list[str]) -> dict[str, Any]:
 def learnt(trained: Any) -> dict[str, Any]:
     """All that evidence moves."""
     found = digest(trained)
-    gate = trained.pruner.gates[0]
-    found["gates"] = {k: v.tolist() for k, v in gate.tensors().items() if k not in ("z", "keep")}
+    structure_pruner = trained.pruner.structure_pruners[0]
+    found["gates"] = {k: v.tolist() for k, v in structure_pruner.tensors().items() if k not in ("z", "keep")}
     return {key: found[key] for key in ("weights", "exp_avg", "exp_avg_sq", "steps", "gates")}
 
 
@@ -175,7 +177,7 @@ def curve(kinds: list[str]) -> dict[str, Any]:
     for kind in kinds:
         trained = build(make_config(kind, engine__zero_stage=2, engine__dtype="fp32"))
         trained.run(0, STEPS)
-        said[kind] = [trained.held_out_loss(), trained.pruner.gates[0].state.keep.int().tolist()]
+        said[kind] = [trained.held_out_loss(), trained.pruner.structure_pruners[0].state.keep.int().tolist()]
         discard(trained)
     return said
 

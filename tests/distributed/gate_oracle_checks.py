@@ -98,15 +98,15 @@ def compared(case: Case, loop: Loop, records: list[Any], micro: int) -> list[lis
     """[flags equal, greatest difference of gates, of scores in their own size, of weights, of folded ones] after every
     step of so many micro-batches on each rank."""
     pruner, layout, line = loop.pruner, loop.pruner.layout, case.oracle()
-    (gate,), world = pruner.gates, dist.get_world_size()
+    (structure_pruner,), world = pruner.structure_pruners, dist.get_world_size()
     lines = []
     for record, micro_batches in zip(records, planted.micro_batches(case, micro * world), strict=True):
-        z, keep, before = gate.state.z.clone(), gate.state.keep.clone(), gate.state.score
+        z, keep, before = structure_pruner.state.z.clone(), structure_pruner.state.keep.clone(), structure_pruner.state.score
         if case.method in LEARNED and line.start <= record.step < line.hard:
-            assert gate.multiplied is not None
-            z = gate.multiplied.clone()  # a sample
+            assert structure_pruner.multiplied is not None
+            z = structure_pruner.multiplied.clone()  # a sample
         loop.step(record.step, micro_batches[dist.get_rank() :: world])
-        score = before if case.method == "magnitude" else gate.state.score
+        score = before if case.method == "magnitude" else structure_pruner.state.score
         expected = planted.joined(case, record.scores)
         scores = float((score - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
         if case.method in LEARNED and record.step + 1 == line.start:
@@ -128,7 +128,7 @@ def compared(case: Case, loop: Loop, records: list[Any], micro: int) -> list[lis
         )
     pruner.check()
     pruner.check_finished()
-    lines.append([torch.equal(gate.state.keep, planted.joined(case, planted.right(case))), *[0.0] * 4])
+    lines.append([torch.equal(structure_pruner.state.keep, planted.joined(case, planted.right(case))), *[0.0] * 4])
     return lines
 
 

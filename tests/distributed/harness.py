@@ -350,9 +350,9 @@ def digest(trained: Trained) -> dict[str, Any]:
     masks, weights = pruner.hashes()
     found: dict[str, Any] = {"masks": masks, "weights": weights, "steps": set(), "decay": {}}
     found["gates"] = [
-        [gate.state.begun, gate.state.hardened]
-        + [hashlib.sha256(value.numpy().tobytes()).hexdigest() for value in gate.tensors().values()]
-        for gate in pruner.gates
+        [structure_pruner.state.begun, structure_pruner.state.hardened]
+        + [hashlib.sha256(value.numpy().tobytes()).hexdigest() for value in structure_pruner.tensors().values()]
+        for structure_pruner in pruner.structure_pruners
     ]
     for kind in ("exp_avg", "exp_avg_sq", "score", "dense"):
         sha = hashlib.sha256()
@@ -374,7 +374,7 @@ def _pieces(trained: Trained, kind: str, name: str) -> list[Piece]:
     pruner, layout = trained.pruner, trained.pruner.layout
     if layout.replicated and layout.world.rank:
         return []
-    states = {id(s.shard.flat): s for m in pruner.masks for s in m.states}
+    states = {id(s.shard.flat): s for m in pruner.weight_pruners for s in m.states}
     pieces = []
     for shard in layout.shards:
         if kind in ("exp_avg", "exp_avg_sq"):

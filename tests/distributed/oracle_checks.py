@@ -20,8 +20,8 @@ def expected(kind: str) -> tuple[list[oracle.Record], Any]:
     """The naive run on whole batches, and its config."""
     config = make_config(kind, engine__zero_stage=0, **COMMON)
     trained = build(config)
-    mask, spec = trained.pruner.masks[0], PRUNERS[kind]
-    criterion = mask.criterion
+    weight_pruner, spec = trained.pruner.weight_pruners[0], PRUNERS[kind]
+    criterion = weight_pruner.criterion
     settings = oracle.Settings(
         sparsity=spec["sparsity"],
         criterion=criterion.name,
@@ -45,11 +45,11 @@ def expected(kind: str) -> tuple[list[oracle.Record], Any]:
         lambda: build_model(config),
         lambda forward, tokens: forward(input_ids=tokens, labels=tokens).loss,
         [everyones(t) for t in range(STEPS)],
-        list(mask.shapes),
-        mask.timeline,
+        list(weight_pruner.shapes),
+        weight_pruner.timeline,
         settings,
     )
-    return records, mask
+    return records, weight_pruner
 
 
 def checks(kinds: list[str]) -> dict[str, Any]:

@@ -20,7 +20,12 @@ def checks(kinds: list[str]) -> dict[str, Any]:
         for layout, overrides in LAYOUTS.items():
             pruner, _, dtype = kind.partition(" ")
             trained = build(make_config(pruner, engine__dtype=dtype or "bf16", **overrides))
-            cuts = [s.start % 4 for mask in trained.pruner.masks for x in mask.states for s in x.shard.segments]
+            cuts = [
+                s.start % 4
+                for weight_pruner in trained.pruner.weight_pruners
+                for x in weight_pruner.states
+                for s in x.shard.segments
+            ]
             trained.run(0, 12)
             trained.pruner.check()
             trained.pruner.check_finished()

@@ -58,13 +58,13 @@ def parity(kinds: list[str]) -> dict[str, Any]:
             trained.pruner.check()
             trained.pruner.check_finished()
             after = weights(trained, frozen=False)
-            gate = trained.pruner.gates[0]
+            structure_pruner = trained.pruner.structure_pruners[0]
             said.setdefault(kind, {})[layout] = trained.result() | {
-                "counts": gate.counts(),
+                "counts": structure_pruner.counts(),
                 "target": trained.pruner.totals.target,
                 "base_moved": weights(trained, frozen=True) != base,
                 "adapters_moved": sum(after[name] != adapters[name] for name in after) / len(after),
-                "closed": [int((hook.z == 0).sum()) for hook in gate.forward.hooks if hook.z is not None],
+                "closed": [int((hook.z == 0).sum()) for hook in structure_pruner.forward.hooks if hook.z is not None],
                 "loss": trained.held_out_loss(),
             }
             discard(trained)

@@ -83,7 +83,7 @@ def parts(trained: Trained) -> dict[str, int]:
     optimizer = [s.flat.data for s in layout.shards] + [t for s in layout.base.state.values() for t in s.values()]
     waiting = getattr(zero, "averaged_gradients", {})
     gradients = [g for group in waiting.values() for g in group or ()] + [p.grad for p in layout.parameters.values()]
-    states = [s for mask in trained.pruner.masks for s in mask.states]
+    states = [s for weight_pruner in trained.pruner.weight_pruners for s in weight_pruner.states]
     pruner = [t for s in states for t in (s.keep, s.score, s.dense)]
     found = {"weights": weights, "optimizer": optimizer, "gradients": gradients, "pruner": pruner}
     return {name: sum(storages(tensors).values()) for name, tensors in found.items()}

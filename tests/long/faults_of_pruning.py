@@ -421,15 +421,19 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/nested.py": [
         (
-            "if mask.timeline.start < gate.timeline.hard_from:",
-            "if mask.timeline.start < gate.timeline.start:",
+            "if weights.timeline.start < structures.timeline.hard_from:",
+            "if weights.timeline.start < structures.timeline.start:",
             "masks before the gates are hard",
         ),
         ("if part.start % m or part.per_unit % m:", "if part.start % m:", "gates that cut groups"),
     ],
     "pat/pruning/pruner.py": [
-        ("            gate.begin(t + 1)\n", "            gate.begin(t)\n", "gates a step late"),
-        ("scale = self.layout.loss_scale if self.gates else 1.0", "scale = 1.0", "the loss scale in the evidence"),
+        ("            pruner.begin(t + 1)\n", "            pruner.begin(t)\n", "gates a step late"),
+        (
+            "scale = self.layout.loss_scale if self.structure_pruners else 1.0",
+            "scale = 1.0",
+            "the loss scale in the evidence",
+        ),
         ("flags = None if keep is None else keep[low:high]", "flags = None", "the norm counts masked weights"),
         (
             "grad = piece.data[low - piece.start : high - piece.start]",
@@ -438,15 +442,19 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("return self.layout.comm.sum(total).sqrt().float()", "return total.sqrt().float()", "the norm of this rank"),
         ("self.masked_norm, self.config.engine.gradient_clipping)", "self.masked_norm, 0.0)", "fp32 is not clipped"),
-        ("        for gate in self.gates:\n            gate.check()", "        pass", "gates are not checked"),
+        (
+            "        for pruner in self.structure_pruners:\n            pruner.check()",
+            "        pass",
+            "gates are not checked",
+        ),
         ("            if not pruner.hardened:", "            if False:", "a run that never hardened is fine"),
-        ("if gate.target_weights == 0:", "if gate.target_weights < 0:", "a budget that removes nothing"),
+        ("if pruner.target_weights == 0:", "if pruner.target_weights < 0:", "a budget that removes nothing"),
         ("                if param in self.owner:", "                if False:", "two pruners on one matrix"),
-        ("gate.load(reader.gates(gate.name), shared.get(gate.name, {}))", "pass", "gates are not restored"),
+        ("pruner.load(reader.gates(pruner.name), shared.get(pruner.name, {}))", "pass", "gates are not restored"),
         ("return min(phases, key=order.index)", "return max(phases, key=order.index)", "the phase of the fastest"),
         (
-            "gate.learn(t, skipped or not alive or not self._finite)",
-            "gate.learn(t, False)",
+            "pruner.learn(t, skipped or not alive or not self._finite)",
+            "pruner.learn(t, False)",
             "skipped steps are evidence",
         ),
         ("self.layout.replace_norm(self.masked_norm, lambda: self._finite)", "pass", "DeepSpeed's own norm clips"),

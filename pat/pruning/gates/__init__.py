@@ -27,7 +27,7 @@ STATISTICS: tuple[Evidence, ...] = ("activations", "similarity")
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateMethod:
     """What every method has."""
 
     name: str = ""
@@ -38,7 +38,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Ranked(Gate, ABC):
+class Ranked(GateMethod, ABC):
     """A score per unit, higher = keep, from the evidence of a step."""
 
     fade: int = field(default=10, kw_only=True)  # steps in which a unit that is not chosen goes from 1 to 0, or back
@@ -58,7 +58,7 @@ class Ranked(Gate, ABC):
 
 
 @dataclass(frozen=True)
-class Learned(Gate, ABC):
+class Learned(GateMethod, ABC):
     """A parameter a per unit, the logit of its keep probability, trained under the budget (structures.lagrangian).
 
     The formulas take a / T. T is 1 until the last quarter of the soft phase and then falls to `temperature`: gates go

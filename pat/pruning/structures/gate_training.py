@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pat.models.anatomy import Anatomy
-from pat.pruning.gates import Gate, Learned, Ranked
+from pat.pruning.gates import GateMethod, Learned, Ranked
 from pat.pruning.schedules import Timeline
 from pat.pruning.structures.lagrangian import Lagrangian
 from pat.pruning.structures.sites import Site
@@ -253,7 +253,7 @@ def noise_seed(seed: int, name: str, t: int) -> int:
 
 
 def gate_training(
-    method: Gate, budget: Any, anatomy: Anatomy, sites: Sequence[Site], name: str, seed: int
+    method: GateMethod, budget: Any, anatomy: Anatomy, sites: Sequence[Site], name: str, seed: int
 ) -> GateTraining:
     """The kind that a method is of, for the pruner of that name."""
     if isinstance(method, Learned):

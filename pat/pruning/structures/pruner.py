@@ -45,7 +45,7 @@ FAR = 0.05  # share of kept gates below 0.9 that a user should know of
 SHARE_DIGITS = 12  # of a share of the budget: 0.15 / 0.3 is a half, whatever the last bit of the quotient says
 
 
-class GatePruner:
+class StructurePruner:
     """Prunes the structures that it names."""
 
     def __init__(self, name: str, config: PrunerConfig, model: torch.nn.Module, num_steps: int, seed: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pat.pruning.gates import Gate, Ranked
+from pat.pruning.gates import GateMethod, Ranked
 from pat.pruning.schedules import Timeline
 from pat.pruning.structures.gate_training import GateTraining
 from pat.pruning.structures.grid import by_structure
@@ -35,7 +35,7 @@ def check_sites(place: str, sites: Sequence[Site], scores: Mapping[str, Tensor],
 
 def check_first_choice(
     name: str,  # of the pruner
-    method: Gate,
+    method: GateMethod,
     training: GateTraining,
     score: Tensor,  # (U,) before any step
     line: Timeline,

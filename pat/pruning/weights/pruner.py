@@ -45,7 +45,7 @@ def match(params: list[str], exclude: list[str], shapes: dict[str, tuple[int, ..
     ]
 
 
-class MaskPruner:
+class WeightPruner:
     """Prunes the matrices that its patterns name."""
 
     def __init__(

@@ -113,8 +113,8 @@ def test_the_phase_is_that_of_the_last_step_that_was_made(tmp_path: Path) -> Non
 def test_weights_that_should_be_zero_and_are_not_are_not_saved(tmp_path: Path) -> None:
     trained = fresh()
     trained.run(0, STEPS)
-    (mask,) = trained.pruner.masks
-    for shard_state in mask.states:
+    (weight_pruner,) = trained.pruner.weight_pruners
+    for shard_state in weight_pruner.states:
         shard_state.shard.view.add_(1.0)
     with pytest.raises(PromiseBroken):
         store.save(trained.engine, trained.pruner, tmp_path / "checkpoints", STEPS, {}, {})

@@ -20,7 +20,7 @@ from pat.models.tokenizers import byte_tokenizer
 from pat.pruning import registry
 from pat.pruning.pruner import Pruner
 from pat.pruning.structures.hooks import install
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.schema import Config, PeftConfig, PrunerConfig
 from tests import models as small
 from tests.fake_run import write_run
@@ -60,26 +60,32 @@ def pruner_of(structures: str, gate: Any = "l0") -> dict[str, Any]:
     return {"structures": structures.split("+"), "gate": gate, "budget": budget, "schedule": SCHEDULE}
 
 
-def hardened(model: Any, structures: str) -> GatePruner:
+def hardened(model: Any, structures: str) -> StructurePruner:
     """Gates in the hard phase, by random scores, as `begin` leaves them: closed, or at a value that is not 1."""
-    gate = GatePruner("narrow", PrunerConfig(**pruner_of(structures)), model, num_steps=20, seed=0)
+    structure_pruner = StructurePruner("narrow", PrunerConfig(**pruner_of(structures)), model, num_steps=20, seed=0)
     generator = torch.Generator().manual_seed(9)
-    gate.state.score = torch.randn(gate.state.score.shape, generator=generator)
-    chosen = gate.budget.choose(gate.anatomy, gate.sites, gate.units.split(gate.state.score), 1.0, True)
-    gate.state.keep = gate.units.join(chosen.keep)
-    z = torch.rand(gate.state.z.shape, generator=generator) / 2 + 0.5
-    z = torch.where(gate.units.is_block, torch.ones_like(z), z)
-    gate.state.z = torch.where(gate.state.keep, z, torch.zeros_like(z))
-    gate.num_pruned = gate.units.removed(gate.state.keep)
-    gate.state.hardened = True
-    assert gate.adapted and not gate.state.folded
-    return gate
+    structure_pruner.state.score = torch.randn(structure_pruner.state.score.shape, generator=generator)
+    chosen = structure_pruner.budget.choose(
+        structure_pruner.anatomy,
+        structure_pruner.sites,
+        structure_pruner.units.split(structure_pruner.state.score),
+        1.0,
+        True,
+    )
+    structure_pruner.state.keep = structure_pruner.units.join(chosen.keep)
+    z = torch.rand(structure_pruner.state.z.shape, generator=generator) / 2 + 0.5
+    z = torch.where(structure_pruner.units.is_block, torch.ones_like(z), z)
+    structure_pruner.state.z = torch.where(structure_pruner.state.keep, z, torch.zeros_like(z))
+    structure_pruner.num_pruned = structure_pruner.units.removed(structure_pruner.state.keep)
+    structure_pruner.state.hardened = True
+    assert structure_pruner.adapted and not structure_pruner.state.folded
+    return structure_pruner
 
 
-def gated_logits(model: Any, gate: GatePruner, ids: torch.Tensor) -> torch.Tensor:
+def gated_logits(model: Any, structure_pruner: StructurePruner, ids: torch.Tensor) -> torch.Tensor:
     """Of the model in memory, with adapters and gates in its forward."""
-    for hook in gate.forward.hooks:
-        hook.z = gate.forward_gates()[hook.site.name]
+    for hook in structure_pruner.forward.hooks:
+        hook.z = structure_pruner.forward_gates()[hook.site.name]
     with torch.no_grad():
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
@@ -94,15 +100,15 @@ def test_export_equals_the_gated_model_with_adapters(
         auto, task = AutoModelForSequenceClassification, "classification"
     cfg = PeftConfig(r=3, alpha=12.0)
     model = adapted(model_type, cfg, auto=auto)
-    gate = hardened(model, structures)
+    structure_pruner = hardened(model, structures)
     ids = torch.randint(3, 256, (2, 9), generator=torch.Generator().manual_seed(1))
-    expected = gated_logits(model, gate, ids)
-    for hook in gate.forward.hooks:
+    expected = gated_logits(model, structure_pruner, ids)
+    for hook in structure_pruner.forward.hooks:
         hook.z = None
     with torch.no_grad():
         assert (model(input_ids=ids).logits - expected).abs().max() > 1e-3  # the gates do something
 
-    state = {"narrow": (gate.tensors(), gate.shared())}
+    state = {"narrow": (structure_pruner.tensors(), structure_pruner.shared())}
     settings = {"pruners": {"narrow": pruner_of(structures)}, "peft": {"r": 3, "alpha": 12.0}}
     write_run(
         tmp_path / "run", model, byte_tokenizer(), task, settings=settings, gates=state, layout=layout, dtype="fp32",
@@ -110,7 +116,7 @@ def test_export_equals_the_gated_model_with_adapters(
     )  # fmt: skip
     result = export_run(tmp_path / "run", tmp_path / "out", verify="logits")
     assert result["after"]["parameters"] < result["before"]["parameters"]
-    assert result["pruned_parameters"] == gate.num_pruned
+    assert result["pruned_parameters"] == structure_pruner.num_pruned
     assert result["before"]["parameters"] == sum(p.numel() for p in adapters.stock(model).parameters())
     largest = float(expected.abs().max())
     assert result["max_abs_logit_diff"] <= 1e-4 * max(1.0, largest)
@@ -239,10 +245,10 @@ def test_a_gate_that_ranks_by_weights_is_refused() -> None:
 def test_gates_sit_around_the_adapters() -> None:
     """A gate multiplies the input of base and adapter alike, and gets the gradient of both; the base gets none."""
     model = adapted("llama", PeftConfig(r=2))
-    gate = GatePruner("narrow", PrunerConfig(**pruner_of("ffn")), model, num_steps=20, seed=0)
-    for hook in gate.forward.hooks:
+    structure_pruner = StructurePruner("narrow", PrunerConfig(**pruner_of("ffn")), model, num_steps=20, seed=0)
+    for hook in structure_pruner.forward.hooks:
         hook.remove()
-    (site, *_) = gate.sites
+    (site, *_) = structure_pruner.sites
     (hook,) = install([site], model, "gradient")
     hook.z = torch.ones(site.num_units, requires_grad=True)
     seen: dict[str, torch.Tensor] = {}

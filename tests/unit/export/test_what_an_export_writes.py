@@ -23,7 +23,7 @@ from pat.export.source import Stream, specs
 from pat.export.structures import Structures
 from pat.export.writer import Spec, write_safetensors
 from pat.models.tokenizers import byte_tokenizer
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.schema import PrunerConfig
 from pat.zero.checkpoint_files import CheckpointError
 from tests import models as small
@@ -188,7 +188,7 @@ def test_a_cut_keeps_the_dtype_and_multiplies_in_fp32() -> None:
         assert torch.equal(found, (given[[0, 2]].float() * factor[:, None]).to(dtype))
 
 
-def run_with_gates(folder: Path, hardened: bool, *structures: str) -> GatePruner:
+def run_with_gates(folder: Path, hardened: bool, *structures: str) -> StructurePruner:
     """A run directory with a pruner for each structure; half of the first one's units are down. Returns the first."""
     model, settings, state, first = small.model("llama", vocab_size=320), {}, {}, None
     for structure in structures:
@@ -196,14 +196,18 @@ def run_with_gates(folder: Path, hardened: bool, *structures: str) -> GatePruner
             "structures": [structure], "gate": "magnitude", "budget": BUDGETS[structure],
             "schedule": {"name": "linear", "start": 2, "end": 8},
         }  # fmt: skip
-        gate = GatePruner(structure, PrunerConfig(**settings[structure]), model, num_steps=20, seed=0)
-        gate.forward.remove()
-        gate.state.begun, gate.state.hardened, gate.state.folded = 9 if hardened else 5, hardened, hardened
+        structure_pruner = StructurePruner(structure, PrunerConfig(**settings[structure]), model, num_steps=20, seed=0)
+        structure_pruner.forward.remove()
+        structure_pruner.state.begun, structure_pruner.state.hardened, structure_pruner.state.folded = (
+            9 if hardened else 5,
+            hardened,
+            hardened,
+        )
         if first is None:
-            first = gate
-            gate.state.keep = torch.arange(sum(gate.units.sizes)) % 2 == 0
-            gate.state.z = gate.state.keep.float()
-        state[structure] = (gate.tensors(), gate.shared())
+            first = structure_pruner
+            structure_pruner.state.keep = torch.arange(sum(structure_pruner.units.sizes)) % 2 == 0
+            structure_pruner.state.z = structure_pruner.state.keep.float()
+        state[structure] = (structure_pruner.tensors(), structure_pruner.shared())
     assert first is not None
     write_run(
         folder, model, byte_tokenizer(), "causal_lm", settings={"pruners": settings}, gates=state, dtype="fp32",
@@ -214,14 +218,14 @@ def run_with_gates(folder: Path, hardened: bool, *structures: str) -> GatePruner
 
 def test_before_the_hard_phase_the_gates_are_folded_and_nothing_is_cut(tmp_path: Path) -> None:
     """What is down in the soft phase may come back: the model has its full shape."""
-    gate = run_with_gates(tmp_path / "run", False, "ffn")
+    structure_pruner = run_with_gates(tmp_path / "run", False, "ffn")
     result = export_run(tmp_path / "run", tmp_path / "out", checkpoint="last", verify="logits")
     assert result["after"]["parameters"] == result["before"]["parameters"] and result["stock"]
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         down = file.get_tensor("model.layers.1.mlp.down_proj.weight")
-    (site,) = [site.name for site in gate.sites if site.layer == 1]
+    (site,) = [site.name for site in structure_pruner.sites if site.layer == 1]
     assert down.shape[1] == small.NEURONS
-    kept = gate.keep_flags()[site].bool()
+    kept = structure_pruner.keep_flags()[site].bool()
     assert down[:, kept].any() and not down[:, ~kept].any()
 
 

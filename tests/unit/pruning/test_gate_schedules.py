@@ -9,7 +9,7 @@ import torch
 
 from pat.pruning import registry
 from pat.pruning.pruner import Pruner
-from pat.pruning.weights.pruner import MaskPruner
+from pat.pruning.weights.pruner import WeightPruner
 from pat.schema import Config, PrunerConfig
 from tests import models as small
 
@@ -31,7 +31,7 @@ def gate_pruner(gate: str, budget: dict[str, Any], schedule: dict[str, Any]) -> 
     narrow = PrunerConfig(structures=["ffn"], gate=gate, budget=budget, schedule=schedule)
     pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
     pruner.attach(MODEL[0])
-    return pruner.gates[0]
+    return pruner.structure_pruners[0]
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget["name"])
@@ -54,7 +54,7 @@ def test_initial_is_a_sparsity_for_gates_as_for_masks(schedule: str, budget: dic
     final = budget.get("sparsity", pruner.target_sparsity)
     assert pruner.due(START) * final == pytest.approx(0.1)
     assert pruner.target(START) == pytest.approx(0.1 / final * pruner.target_sparsity)
-    mask = MaskPruner(
+    weight_pruner = WeightPruner(
         "weights",
         PrunerConfig(
             params=["w"], granularity="weight", criterion="magnitude", schedule=line,
@@ -63,7 +63,7 @@ def test_initial_is_a_sparsity_for_gates_as_for_masks(schedule: str, budget: dic
         {"w": (8, 8)}, STEPS, 0, "eager",
     )  # fmt: skip
     for t in range(STEPS):
-        assert pruner.due(t) * final == pytest.approx(mask.target(t), abs=1e-9)
+        assert pruner.due(t) * final == pytest.approx(weight_pruner.target(t), abs=1e-9)
 
 
 def test_an_initial_above_the_budget_is_refused_for_gates_too() -> None:

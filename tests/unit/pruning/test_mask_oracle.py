@@ -58,20 +58,20 @@ def config(criterion: str, scope: Any, schedule: dict[str, Any]) -> Config:
 
 
 def expected(made: Config, pruner: Pruner) -> list[oracle.Record]:
-    (mask,) = pruner.masks
-    criterion, scope = mask.criterion, made.pruners["weights"].scope
+    (weight_pruner,) = pruner.weight_pruners
+    criterion, scope = weight_pruner.criterion, made.pruners["weights"].scope
     options = {key: value for key, value in CRITERIA[criterion.name].items() if key != "final_lambda"}
     settings = oracle.Settings(
         sparsity=0.6, criterion=criterion.name, scope=scope, lr=LR, weight_decay=DECAY, max_norm=MAX_NORM,
         penalty=lambda progress: 4.0 * progress**3, **options,
     )  # fmt: skip
-    return oracle.run(model, loss, [micro_batches(t) for t in range(STEPS)], PRUNED, mask.timeline, settings)
+    return oracle.run(model, loss, [micro_batches(t) for t in range(STEPS)], PRUNED, weight_pruner.timeline, settings)
 
 
 def assert_as_expected(made: Config, trained: nn.Module, engine: Any, pruner: Pruner) -> None:
     """Every step of a run against the naive implementation."""
-    (mask,) = pruner.masks
-    assert list(mask.shapes) == PRUNED
+    (weight_pruner,) = pruner.weight_pruners
+    assert list(weight_pruner.shapes) == PRUNED
     for record in expected(made, pruner):
         t = record.step
         for number, batch in enumerate(micro_batches(t)):
@@ -80,22 +80,22 @@ def assert_as_expected(made: Config, trained: nn.Module, engine: Any, pruner: Pr
                 engine.step()
         stats = pruner.step(t)
         assert float(stats.norm) == pytest.approx(record.norm, rel=1e-5), t
-        assert stats.phase["weights"] == mask.timeline.phase(t)
+        assert stats.phase["weights"] == weight_pruner.timeline.phase(t)
         for name, p in trained.named_parameters():
             torch.testing.assert_close(p.detach(), record.weights[name], rtol=0, atol=1e-6, msg=f"{name}, step {t}")
         pruned = 0
-        for state, segment in [(held, each) for held in mask.states for each in held.shard.segments]:
+        for state, segment in [(held, each) for held in weight_pruner.states for each in held.shard.segments]:
             flags, scores = record.masks[segment.name], record.scores[segment.name]
             keep = torch.ones(segment.numel) if state.keep is None else state.keep[segment.part]
             assert torch.equal(keep.bool().view(flags.shape), flags), t
             pruned += int((~flags).sum())
-            if mask.criterion.needs_score and t < mask.timeline.hard_from:
+            if weight_pruner.criterion.needs_score and t < weight_pruner.timeline.hard_from:
                 assert state.score is not None
                 found = state.score[segment.part].view(scores.shape)
                 torch.testing.assert_close(found, scores, rtol=1e-4, atol=1e-7)
-            if t >= mask.timeline.hard_from:
+            if t >= weight_pruner.timeline.hard_from:
                 assert state.dense is None and state.score is None
-        assert mask.num_pruned == pruned
+        assert weight_pruner.num_pruned == pruned
     pruner.check()
     pruner.check_finished()
     assert pruner.totals.sparsity == pytest.approx(0.6, abs=1 / 168) and pruner.phase(t) == "hard"
@@ -133,7 +133,7 @@ def test_on_deepspeeds_own_engine_they_are_the_same(scope: str, offload: bool) -
     with one_rank.deepspeed_alone():
         engine, pruner = one_rank.build_deepspeed(made, trained)
         assert pruner.layout.name == "zero12"
-        assert [len(state.shard.segments) for state in pruner.masks[0].states] == [2]
+        assert [len(state.shard.segments) for state in pruner.weight_pruners[0].states] == [2]
         assert_as_expected(made, trained, engine, pruner)
 
 

@@ -12,7 +12,7 @@ import torch
 from pat.common.comm import LOCAL
 from pat.pruning.pruner import Pruner
 from pat.pruning.structures.hooks import GatedForward
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.structures.sites import Site
 from pat.schema import Config, PrunerConfig
 from pat.zero.layouts.replicated import Zero0LowPrecision
@@ -54,19 +54,21 @@ def test_what_one_rank_finds_every_rank_skips(value: float, where: int | None) -
     """Of two ranks one has it, or none: all agree, and a skipped step leaves scores and history as they were."""
 
     def work(comm: Any) -> list[Any]:
-        gate = GatePruner("narrow", PrunerConfig(**SETTINGS), small.model("llama"), num_steps=12, seed=0)
+        structure_pruner = StructurePruner(
+            "narrow", PrunerConfig(**SETTINGS), small.model("llama"), num_steps=12, seed=0
+        )
         base: Any = SimpleNamespace(param_groups=[{"betas": (0.9, 0.999)}])
         layout: Any = SimpleNamespace(world=comm, comm=comm, device=torch.device("cpu"), base=base)
-        gate.bind(layout)
-        gate.begin(0)
-        for hook in gate.forward.hooks:
+        structure_pruner.bind(layout)
+        structure_pruner.begin(0)
+        for hook in structure_pruner.forward.hooks:
             assert hook.z is not None
             hook.z.grad = torch.full_like(hook.z, 0.5)
         if comm.rank == where:
-            gate.forward.hooks[1].z.grad[3] = value  # type: ignore[union-attr, index]
-        finite = gate.gather(2.0)
-        gate.learn(0, skipped=not finite)
-        return [finite, gate.history.steps, gate.state.score.unique().tolist()]
+            structure_pruner.forward.hooks[1].z.grad[3] = value  # type: ignore[union-attr, index]
+        finite = structure_pruner.gather(2.0)
+        structure_pruner.learn(0, skipped=not finite)
+        return [finite, structure_pruner.history.steps, structure_pruner.state.score.unique().tolist()]
 
     found, _ = run_ranks(2, work)
     fine = where is None
@@ -113,7 +115,7 @@ def test_a_skipped_step_changes_nothing(where: str, value: float) -> None:
             assert not pruner.step(t).skipped
             continue
         if where == "a gate":
-            pruner.gates[0].forward.hooks[1].z.grad[3] = value  # type: ignore[union-attr, index]
+            pruner.structure_pruners[0].forward.hooks[1].z.grad[3] = value  # type: ignore[union-attr, index]
         else:
             model: Any = engine.module.model
             model.layers[1].mlp.up_proj.weight.grad[3, 5] = value
@@ -139,5 +141,5 @@ def test_the_scale_of_the_loss_is_taken_out_of_the_evidence(method: str) -> None
         engine.optimizer.loss_scale, engine.fp16_enabled = scale, lambda: True
         engine.backward(scale * planted.loss(engine, planted.micro_batches(case)[0][0], 0))
         pruner.step(0)
-        found.append(pruner.gates[0].tensors())
+        found.append(pruner.structure_pruners[0].tensors())
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])

@@ -75,15 +75,15 @@ def test_without_pruners_nothing_is_counted() -> None:
 def test_weights_that_gates_and_masks_both_remove_count_once() -> None:
     """2:4 in gate_proj, whose rows the gates thin out: by hand."""
     pruner = attached(narrow=gates(), two_four=masks("*.gate_proj.weight"))
-    (gate,), (mask,), totals = pruner.gates, pruner.masks, pruner.totals
+    (structure_pruner,), (weight_pruner,), totals = pruner.structure_pruners, pruner.weight_pruners, pruner.totals
     matrix, matrices = 3 * 128 * 48, 3  # elements of all gate_proj; matrices of a neuron: gate, up, down
     assert totals.numel == matrices * matrix
     assert totals.target == ((matrices + 1) / 2 - 1 / 4) / matrices
     assert (totals.num_pruned, totals.sparsity) == (0, 0.0)
-    gate.state.keep = torch.arange(3 * 128) % 4 > 0  # a quarter is gone
-    gate.num_pruned = gate.units.removed(gate.state.keep)
+    structure_pruner.state.keep = torch.arange(3 * 128) % 4 > 0  # a quarter is gone
+    structure_pruner.num_pruned = structure_pruner.units.removed(structure_pruner.state.keep)
     assert totals.num_pruned == matrices * matrix // 4
-    mask.num_pruned = matrix // 2
+    weight_pruner.num_pruned = matrix // 2
     assert totals.num_pruned == matrices * matrix // 4 + matrix // 2 - matrix // 8
     assert totals.sparsity == (3 / 4 + 3 / 8) / 3
 
@@ -97,8 +97,8 @@ def test_a_run_is_as_far_as_its_slowest_pruner() -> None:
 
 def test_targets_follow_the_schedule() -> None:
     """Half of the neurons in the end; a linear ramp from step 2 to step 6."""
-    (gate,) = attached(narrow=gates()).gates
-    assert [gate.target(t) for t in (0, 1, 2, 3, 4, 5, 6, 9)] == [0, 0, 0, 0.125, 0.25, 0.375, 0.5, 0.5]
+    (structure_pruner,) = attached(narrow=gates()).structure_pruners
+    assert [structure_pruner.target(t) for t in (0, 1, 2, 3, 4, 5, 6, 9)] == [0, 0, 0, 0.125, 0.25, 0.375, 0.5, 0.5]
 
 
 def test_structures_whose_scores_mean_different_things_both_lose_units() -> None:
@@ -107,17 +107,17 @@ def test_structures_whose_scores_mean_different_things_both_lose_units() -> None
     budget = {"name": "parameters", "sparsity": 0.4, "multiple_of": 1}
     fields: dict[str, Any] = {"structures": ["ffn", "kv_groups"], "budget": budget}
     for method, both in (("activation", True), ("taylor", False)):
-        (gate,) = attached(narrow=gates(**fields, gate=method)).gates
-        gate.bind(SimpleNamespace(world=LOCAL))  # type: ignore[arg-type]
+        (structure_pruner,) = attached(narrow=gates(**fields, gate=method)).structure_pruners
+        structure_pruner.bind(SimpleNamespace(world=LOCAL))  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(0)
-        small_ones = torch.cat([torch.full((s.num_units,), s.structure == "ffn") for s in gate.sites])
+        small_ones = torch.cat([torch.full((s.num_units,), s.structure == "ffn") for s in structure_pruner.sites])
         scores = torch.rand(small_ones.shape, generator=generator) + 1.0
-        gate.state.score = torch.where(small_ones, 1e-6 * scores, scores)
-        gate._select(3, 1.0)
-        left = gate.counts()
+        structure_pruner.state.score = torch.where(small_ones, 1e-6 * scores, scores)
+        structure_pruner._select(3, 1.0)
+        left = structure_pruner.counts()
         assert max(left["ffn"]) < 128 and (max(left["kv_groups"]) < 4) == both, (method, left)
         removed = 128 * 3 - sum(left["ffn"]), 4 * 3 - sum(left["kv_groups"])
-        assert gate.num_pruned == removed[0] * 3 * 48 + removed[1] * 2 * 48 * (2 + 1) * 6
+        assert structure_pruner.num_pruned == removed[0] * 3 * 48 + removed[1] * 2 * 48 * (2 + 1) * 6
 
 
 # -- what it promises --------------------------------------------------------------------------------------------------
@@ -126,13 +126,13 @@ def test_structures_whose_scores_mean_different_things_both_lose_units() -> None
 def test_a_run_that_ends_before_the_hard_phase_is_told() -> None:
     """Of each pruner."""
     pruner = attached(narrow=gates(), two_four=masks("*.self_attn.q_proj.weight"))
-    (gate,), (mask,) = pruner.gates, pruner.masks
+    (structure_pruner,), (weight_pruner,) = pruner.structure_pruners, pruner.weight_pruners
     with pytest.raises(PromiseBroken, match=r"pruner two_four never reached its hard phase \(step 10\)"):
         pruner.check_finished()
-    mask.hardened = True
+    weight_pruner.hardened = True
     with pytest.raises(PromiseBroken, match=r"pruner narrow never reached its hard phase \(step 8\)"):
         pruner.check_finished()
-    gate.state.hardened = True
+    structure_pruner.state.hardened = True
     pruner.check_finished()
 
 
@@ -161,20 +161,20 @@ def test_a_removed_weight_that_is_alive_is_found(dtype: str) -> None:
     """In the master and in the forward copy; and both agree as soon as gates are folded."""
     with one_rank.deepspeed_alone():
         engine, pruner, steps = trained(zero_stage=1, dtype=dtype)
-        (gate,), (mask,), layout = pruner.gates, pruner.masks, pruner.layout
+        (structure_pruner,), (weight_pruner,), layout = pruner.structure_pruners, pruner.weight_pruners, pruner.layout
         for t in steps:
             if t == 7:  # the gates are hard from here on
-                assert gate.hardened and not mask.hardened
+                assert structure_pruner.hardened and not weight_pruner.hardened
                 for name, p in engine.module.named_parameters():
                     master = layout.assemble(name, layout.pieces(name), torch.float32)
                     assert torch.equal(p.detach().flatten(), master.to(p.dtype)), name
         pruner.check()
         pruner.check_finished()
-        state = mask.states[0]
+        state = weight_pruner.states[0]
         segment = state.shard.segments[-1]
         assert state.keep is not None and segment.offset > 0
         masked = int((state.keep[segment.part] == 0).nonzero()[0])
-        unit = int((~gate.state.keep[: gate.units.sizes[0]]).nonzero()[0])
+        unit = int((~structure_pruner.state.keep[: structure_pruner.units.sizes[0]]).nonzero()[0])
         shard, neurons = layout._places["model.layers.0.mlp.up_proj.weight"][0]
         places = [
             (state.shard.view, segment.offset + masked, "pruner weights: 1 pruned weights are not zero"),
@@ -197,17 +197,17 @@ def test_a_final_selection_that_misses_the_budget_ends_the_run(more: float, monk
     weights = masks("*.q_proj.weight", granularity="weight", scope="matrix", schedule=schedule)
     config = CASE.config().changed(pruners={"weights": weights})
     engine, pruner = one_rank.build(config, planted.student(CASE))
-    (mask,) = pruner.masks
-    mask.begin(0)
-    select = type(mask.granularity).select
+    (weight_pruner,) = pruner.weight_pruners
+    weight_pruner.begin(0)
+    select = type(weight_pruner.granularity).select
     monkeypatch.setattr(
-        type(mask.granularity), "select", lambda self, runs, target, *a: select(self, runs, target + more, *a)
+        type(weight_pruner.granularity), "select", lambda self, runs, target, *a: select(self, runs, target + more, *a)
     )
-    asked = mask.target_weights
+    asked = weight_pruner.target_weights
     with pytest.raises(
         PromiseBroken, match=re.escape(f"and not the {asked} that its budget of 0.5 asks for (")
     ) as told:
-        mask.begin(1)
+        weight_pruner.begin(1)
     assert f"({int(2 * more * asked):+d})" in str(told.value)
 
 

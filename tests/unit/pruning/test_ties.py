@@ -14,7 +14,7 @@ from pat.pruning import registry, ties
 from pat.pruning.gates import Learned
 from pat.pruning.pruner import Pruner
 from pat.pruning.types import ScoredSegment
-from pat.pruning.weights.pruner import MaskPruner
+from pat.pruning.weights.pruner import WeightPruner
 from pat.pruning.weights.ties import tied_matrices
 from pat.schema import Config, PrunerConfig
 from pat.zero.layouts import Segment, Shard
@@ -31,12 +31,12 @@ AT_ONCE = [
 LATER = [{"name": "one_shot", "start": 3}, {"name": "linear", "start": 0, "end": 8}]
 
 
-def mask_pruner(criterion: Any, schedule: dict[str, Any], **more: Any) -> MaskPruner:
+def mask_pruner(criterion: Any, schedule: dict[str, Any], **more: Any) -> WeightPruner:
     config = PrunerConfig(
         params=["*"], granularity="weight", criterion=criterion, schedule=schedule,
         budget={"name": "sparsity", "sparsity": 0.5}, **more,
     )  # fmt: skip
-    return MaskPruner("weights", config, SHAPES, STEPS, 0, "eager")
+    return WeightPruner("weights", config, SHAPES, STEPS, 0, "eager")
 
 
 @pytest.mark.parametrize("schedule", AT_ONCE)
@@ -62,7 +62,7 @@ def gate_pruner(name: str, schedule: dict[str, Any]) -> Any:
     narrow = PrunerConfig(structures=structures, gate=name, schedule=schedule, budget={"name": "shape", "keep": keep})
     pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
     pruner.attach(small.model("llama"))
-    return pruner.gates[0]
+    return pruner.structure_pruners[0]
 
 
 @pytest.mark.parametrize("name", registry.names("gate"))
@@ -80,7 +80,7 @@ def test_gates_without_evidence_are_refused_before_training(name: str) -> None:
     gate_pruner(name, {"name": "linear", "start": 0, "end": 8})
 
 
-def bound(pruner: MaskPruner, weights: dict[str, Tensor], scores: dict[str, Tensor] | None = None) -> MaskPruner:
+def bound(pruner: WeightPruner, weights: dict[str, Tensor], scores: dict[str, Tensor] | None = None) -> WeightPruner:
     """With both matrices in one shard, and scores as if steps had been."""
     segments, at = [], 0
     for name, shape in SHAPES.items():
@@ -155,10 +155,10 @@ def test_what_gates_have_emptied_needs_no_evidence() -> None:
     )  # fmt: skip
     both = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow, pruners__weights=two_four))
     both.attach(small.model("llama"))
-    assert both.masks[0].emptied_before() == set()
-    both.gates[0].state.keep[1] = False
+    assert both.weight_pruners[0].emptied_before() == set()
+    both.structure_pruners[0].state.keep[1] = False
     gone = {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
-    assert both.masks[0].emptied_before() == gone
+    assert both.weight_pruners[0].emptied_before() == gone
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
@@ -188,14 +188,14 @@ def test_sites_without_evidence_stop_the_selection(structures: list[str]) -> Non
     narrow = PrunerConfig(structures=structures, gate="taylor", schedule=SOFT, budget={"name": "shape", "keep": keep})
     pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
     pruner.attach(small.model("llama"))
-    gate = pruner.gates[0]
-    gate.bind(SimpleNamespace(world=LOCAL))  # type: ignore[arg-type]
+    structure_pruner = pruner.structure_pruners[0]
+    structure_pruner.bind(SimpleNamespace(world=LOCAL))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
-    gate.state.score = torch.rand(gate.state.score.shape, generator=generator)
-    gate._select(3, 1.0)
-    gate.state.score[-gate.units.sizes[-1] :] = 0.0
+    structure_pruner.state.score = torch.rand(structure_pruner.state.score.shape, generator=generator)
+    structure_pruner._select(3, 1.0)
+    structure_pruner.state.score[-structure_pruner.units.sizes[-1] :] = 0.0
     if structures == ["layers"]:
-        gate._select(3, 1.0)  # one layer alone may have no evidence: it is ranked among others
-        gate.state.score.zero_()
+        structure_pruner._select(3, 1.0)  # one layer alone may have no evidence: it is ranked among others
+        structure_pruner.state.score.zero_()
     with pytest.raises(ValueError, match="pruners.narrow: all scores of .* are equal"):
-        gate._select(3, 1.0)
+        structure_pruner._select(3, 1.0)

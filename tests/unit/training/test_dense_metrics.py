@@ -41,21 +41,25 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
     config = Config().changed(train__num_steps=8, pruners__narrow=narrow)
     pruner = Pruner(config)
     pruner.attach(model)
-    gate = pruner.gates[0]
+    structure_pruner = pruner.structure_pruners[0]
     (layout,) = cut_flat(model, 1)
     layout.world, layout.device, layout.refresh_forward = LOCAL, torch.device("cpu"), lambda: None
     layout.base = SimpleNamespace(state=defaultdict(dict), param_groups=[{"betas": (0.9, 0.999)}])
-    gate.bind(layout)
+    structure_pruner.bind(layout)
 
     def step(training: Any, window: Any, t: int) -> None:
-        assert not gate.state.hardened or t >= gate.timeline.hard_from
-        gate.learn(t, skipped=False)
+        assert not structure_pruner.state.hardened or t >= structure_pruner.timeline.hard_from
+        structure_pruner.learn(t, skipped=False)
         if t + 1 != pruner.first_soft_step:
             pruner.begin(t + 1)
         training.progress.step = t + 1
 
     def evaluate(training: Any, title: str = "eval") -> tuple[dict[str, float], None]:
-        assert gate.num_pruned == 0 and not gate.hardened and bool((gate.state.z == 1.0).all())
+        assert (
+            structure_pruner.num_pruned == 0
+            and not structure_pruner.hardened
+            and bool((structure_pruner.state.z == 1.0).all())
+        )
         with torch.no_grad():
             return {"loss": float(loss(model.eval(), ids))}, None
 
@@ -71,8 +75,11 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
     if pruner.first_soft_step != 0:
         pruner.begin(0)
     train.fit(training)
-    assert training.progress.dense_metrics == {"loss": dense} and training.progress.dense_step == gate.timeline.start
-    assert gate.hardened and gate.sparsity > 0.0
+    assert (
+        training.progress.dense_metrics == {"loss": dense}
+        and training.progress.dense_step == structure_pruner.timeline.start
+    )
+    assert structure_pruner.hardened and structure_pruner.sparsity > 0.0
 
 
 def test_the_loop_holds_the_gates_back_once(monkeypatch: pytest.MonkeyPatch) -> None:

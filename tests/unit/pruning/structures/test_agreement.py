@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pat.pruning.structures.agreement import check_agreement
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.types import PromiseBroken
 from pat.schema import PrunerConfig
 from tests import models as small
@@ -27,17 +27,17 @@ MODEL = small.model("llama")
 @pytest.mark.parametrize("kind", ["score", "keep", "z", "z_mean"])
 def test_one_bit_on_one_rank_is_found_where_flags_are_chosen_and_at_saves(kind: str) -> None:
     def work(comm: Any) -> list[str]:
-        gate = GatePruner("narrow", PrunerConfig(**SETTINGS), MODEL, num_steps=12, seed=0)
+        structure_pruner = StructurePruner("narrow", PrunerConfig(**SETTINGS), MODEL, num_steps=12, seed=0)
         layout: Any = SimpleNamespace(world=comm, comm=comm, device=torch.device("cpu"))
-        gate.bind(layout)
-        gate.state.score = torch.arange(len(gate.state.z)).float()
-        gate.check()
-        gate._select(1, 0.5)
+        structure_pruner.bind(layout)
+        structure_pruner.state.score = torch.arange(len(structure_pruner.state.z)).float()
+        structure_pruner.check()
+        structure_pruner._select(1, 0.5)
         if comm.rank == 2:
-            tensor = gate.history.mean if kind == "z_mean" else getattr(gate.state, kind)
+            tensor = structure_pruner.history.mean if kind == "z_mean" else getattr(structure_pruner.state, kind)
             tensor[7] = (not tensor[7]) if kind == "keep" else torch.nextafter(tensor[7], torch.tensor(9.0))
         said = []
-        for what in (gate.check, lambda: gate._select(2, 0.5)):
+        for what in (structure_pruner.check, lambda: structure_pruner._select(2, 0.5)):
             try:
                 what()
                 said.append("agreed")

@@ -10,33 +10,33 @@ import torch
 
 from pat.pruning.schedules import Ramp
 from pat.pruning.structures.depth import dropped_layers
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.schema import DistillConfig, PrunerConfig
 from pat.tasks import base
 from pat.training.distill import Distiller, hidden_loss
 from tests import models as small
 
 
-def gates(structures: list[str], keep: dict[str, int]) -> GatePruner:
+def gates(structures: list[str], keep: dict[str, int]) -> StructurePruner:
     settings: dict[str, Any] = {
         "structures": structures,
         "gate": "taylor",
         "budget": {"name": "shape", "keep": keep, "hf_compatible": False},
         "schedule": {"name": "cubic", "start": 0, "end": 8},
     }
-    return GatePruner("depth", PrunerConfig(**settings), small.model("llama"), num_steps=12, seed=0)
+    return StructurePruner("depth", PrunerConfig(**settings), small.model("llama"), num_steps=12, seed=0)
 
 
 @pytest.mark.parametrize("phase", ["dense", "soft", "hard"])
 def test_layers_whose_gate_is_closed_are_dropped(phase: str) -> None:
-    gate = gates(["layers", "ffn"], {"layers": 2, "ffn": 64})
-    z = torch.ones_like(gate.state.z)
+    structure_pruner = gates(["layers", "ffn"], {"layers": 2, "ffn": 64})
+    z = torch.ones_like(structure_pruner.state.z)
     z[1], z[2], z[3:] = 0.0, 0.3, 0.0  # the second layer is closed, the third half open, and every neuron is gone
     if phase == "soft":
-        gate.multiplied = z
+        structure_pruner.multiplied = z
     if phase == "hard":
-        gate.state.keep, gate.state.hardened = z > 0, True
-    assert dropped_layers([gate]) == (set() if phase == "dense" else {1})
+        structure_pruner.state.keep, structure_pruner.state.hardened = z > 0, True
+    assert dropped_layers([structure_pruner]) == (set() if phase == "dense" else {1})
 
 
 def test_a_layer_without_its_sublayers_is_dropped() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import LOCAL
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.schema import PrunerConfig
 from pat.zero.layouts import Segment, Shard
 from tests import models as small
@@ -19,7 +19,7 @@ from tests import models as small
 BEFORE, AFTER, LR = 40, 15, 1e-3
 
 
-def made(structure: str, gate: Any) -> tuple[Any, GatePruner, torch.optim.AdamW]:
+def made(structure: str, gate: Any) -> tuple[Any, StructurePruner, torch.optim.AdamW]:
     """A model, its gates, and an optimizer whose shards are the parameters, as at ZeRO 0 in fp32."""
     model = small.model("llama", num_hidden_layers=2)
     settings: dict[str, Any] = {
@@ -29,7 +29,7 @@ def made(structure: str, gate: Any) -> tuple[Any, GatePruner, torch.optim.AdamW]
         | ({"hf_compatible": False} if structure == "mlp_layers" else {}),
         "schedule": {"name": "cubic", "start": 0, "end": BEFORE},
     }
-    pruner = GatePruner("narrow", PrunerConfig(**settings), model, num_steps=BEFORE + AFTER, seed=0)
+    pruner = StructurePruner("narrow", PrunerConfig(**settings), model, num_steps=BEFORE + AFTER, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.0, foreach=False)
     shards = [
         Shard(i, 0, p, (Segment(name, tuple(p.shape), 0, p.numel(), i, 0),))
@@ -50,7 +50,7 @@ def made(structure: str, gate: Any) -> tuple[Any, GatePruner, torch.optim.AdamW]
     return model, pruner, optimizer
 
 
-def along(pruner: GatePruner, z: Tensor, name: str) -> Tensor:
+def along(pruner: StructurePruner, z: Tensor, name: str) -> Tensor:
     """What the gates multiply a parameter's gradient by, of its shape or broadcast to it."""
     for site, values in zip(pruner.sites, z.split(pruner.units.sizes), strict=True):
         for part in site.slices if site.sublayer is None else site.gated:

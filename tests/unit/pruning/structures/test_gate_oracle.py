@@ -58,26 +58,26 @@ def train(case: Case, loss_fn: Any = planted.loss, attached: bool = False) -> li
         assert pruner is not None
     else:
         engine, pruner = one_rank.build(case.config(), model, planted.MICRO)
-    (gate,) = pruner.gates
+    (structure_pruner,) = pruner.structure_pruners
     found = []
     for t, micro_batches in enumerate(planted.micro_batches(case)):
-        z, losses = gate.state.z.clone(), []
+        z, losses = structure_pruner.state.z.clone(), []
         for number, batch in enumerate(micro_batches):
             loss = loss_fn(engine, batch, t)
             engine.backward(loss)
             losses.append(loss.item())
             if number + 1 < planted.MICRO:
                 engine.step()
-        keep, score = gate.state.keep.clone(), gate.state.score
-        if case.method in LEARNED and not gate.hardened and gate.multiplied is not None:
-            z = gate.multiplied.clone()  # a sample
+        keep, score = structure_pruner.state.keep.clone(), structure_pruner.state.score
+        if case.method in LEARNED and not structure_pruner.hardened and structure_pruner.multiplied is not None:
+            z = structure_pruner.multiplied.clone()  # a sample
         if pruning is None:
             stats = pruner.step(t)
         else:
             engine.step()
             stats = pruning.stats
             assert stats is not None and engine.global_steps == t + 1
-        score = gate.state.score if case.method != "magnitude" else score
+        score = structure_pruner.state.score if case.method != "magnitude" else score
         weights = {name: p.detach().clone() for name, p in model.named_parameters()}
         found.append(
             {

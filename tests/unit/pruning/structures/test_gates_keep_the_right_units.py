@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pat.pruning import registry
 from pat.pruning.gates import Learned
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from tests import formulas, one_rank, planted
 from tests.gate_lagrangian import Learner, Options
 from tests.planted import Case
@@ -30,11 +30,11 @@ def process_group() -> Iterator[None]:
         yield
 
 
-def pruner_of(case: Case, **schedule: Any) -> tuple[Any, GatePruner]:
+def pruner_of(case: Case, **schedule: Any) -> tuple[Any, StructurePruner]:
     line = {"name": "cubic", "start": 5, "end": 45, "hard_from": 50} | schedule
     config = case.config().changed(train__num_steps=STEPS, pruners__gates__schedule=line)
     engine, pruner = one_rank.build(config, planted.student(case))
-    return engine, pruner.gates[0]
+    return engine, pruner.structure_pruners[0]
 
 
 @pytest.mark.parametrize("structure", ["ffn", "layers"])
@@ -43,7 +43,7 @@ def test_units_whose_gates_the_loss_wants_open_stay(name: str, structure: str, m
     """dL/dz = -1 at the planted units and +1 at the others, and noise: would catch a score or an optimizer of the wrong
     sign, and a choice that keeps the lowest."""
     case = Case(name, (structure,))
-    _, gate = pruner_of(case)
+    _, structure_pruner = pruner_of(case)
     right = planted.joined(case, planted.planted(case.shape, case.structures))
     generator = torch.Generator().manual_seed(1)
 
@@ -51,28 +51,28 @@ def test_units_whose_gates_the_loss_wants_open_stay(name: str, structure: str, m
         grad = 1e-3 * (1.0 - 2.0 * right.float() + 0.3 * torch.randn(right.shape, generator=generator))
         return grad if name == "movement" else torch.stack([grad, torch.full_like(grad, 1e-3)])
 
-    monkeypatch.setattr(gate.forward, "evidence", evidence)
+    monkeypatch.setattr(structure_pruner.forward, "evidence", evidence)
     for t in range(STEPS):
-        assert gate.gather(1.0)
-        gate.learn(t, skipped=False)
-        gate.begin(t + 1)
-    assert gate.hardened and torch.equal(gate.state.keep, right)
+        assert structure_pruner.gather(1.0)
+        structure_pruner.learn(t, skipped=False)
+        structure_pruner.begin(t + 1)
+    assert structure_pruner.hardened and torch.equal(structure_pruner.state.keep, right)
 
 
 def test_final_gates_are_folded_into_what_they_multiply() -> None:
     """Columns of down_proj times z, nothing else; units that are gone are 0 everywhere, with Adam's moments."""
     case = Case("l0", ("ffn",))
-    engine, gate = pruner_of(case, start=1, end=2, hard_from=2)
+    engine, structure_pruner = pruner_of(case, start=1, end=2, hard=2)
     (batch, *_), *_ = planted.micro_batches(case)
     engine.backward(planted.loss(engine, batch, 0))
     engine.step()
     before = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
-    values = torch.linspace(0.3, 0.9, sum(gate.units.sizes))
-    gate.training.final = lambda state: values
-    gate.state.score = torch.randn(values.shape, generator=torch.Generator().manual_seed(2))
-    gate.begin(2)
-    z = torch.where(gate.state.keep, values, torch.zeros_like(values)).view(case.shape.layers, -1)
-    keep = gate.state.keep.view(case.shape.layers, -1).float()
+    values = torch.linspace(0.3, 0.9, sum(structure_pruner.units.sizes))
+    structure_pruner.training.final = lambda state: values
+    structure_pruner.state.score = torch.randn(values.shape, generator=torch.Generator().manual_seed(2))
+    structure_pruner.begin(2)
+    z = torch.where(structure_pruner.state.keep, values, torch.zeros_like(values)).view(case.shape.layers, -1)
+    keep = structure_pruner.state.keep.view(case.shape.layers, -1).float()
     assert 0 < keep.sum() < keep.numel()
     for i in range(case.shape.layers):
         at = f"model.layers.{i}.mlp"
@@ -112,8 +112,8 @@ def test_learned_gates_follow_their_rule_said_naively() -> None:
     """Three dense and ten soft steps with planted gradients: the logits by bisection in place of Newton's method, and
     in the end the planted units have the highest. Would catch: a scale for every unit, a sign, a stale scale."""
     case = Case("l0", ("ffn",))
-    _, gate = pruner_of(case)
-    lagrangian = gate.training.lagrangian  # type: ignore[attr-defined]
+    _, structure_pruner = pruner_of(case)
+    lagrangian = structure_pruner.training.lagrangian  # type: ignore[attr-defined]
     right = planted.planted(case.shape, ("ffn",))["ffn"]
     generator = torch.Generator().manual_seed(3)
     size = torch.where(right, 2.0, 0.5)
@@ -123,7 +123,7 @@ def test_learned_gates_follow_their_rule_said_naively() -> None:
     for grad in grads[:3]:
         lagrangian.observe(grad.flatten(), grad.abs().flatten())
         expected.observe({"ffn": grad}, {"ffn": grad.abs()})
-    a = lagrangian.begin(torch.full((right.numel(),), gate.method.initial))  # type: ignore[attr-defined]
+    a = lagrangian.begin(torch.full((right.numel(),), structure_pruner.method.initial))  # type: ignore[attr-defined]
     expected.begin()
     torch.testing.assert_close(a.view(right.shape), expected.a["ffn"].float(), rtol=1e-4, atol=1e-4)
     for t, grad in enumerate(grads[3:]):

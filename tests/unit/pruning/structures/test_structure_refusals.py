@@ -13,7 +13,7 @@ from pat.export.slicing import slicing
 from pat.models import families
 from pat.pruning import registry
 from pat.pruning.pruner import Pruner
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.schema import Config, PrunerConfig
 from tests import models as small
 
@@ -144,10 +144,10 @@ def test_similarity_ranks_whole_layers_only(structure: str, fits: bool) -> None:
     budget = {"name": "parameters", "sparsity": 0.2, "hf_compatible": False}
     config = PrunerConfig(**settings, budget=budget)
     if fits:
-        GatePruner("short", config, small.model("llama"), num_steps=12, seed=0)
+        StructurePruner("short", config, small.model("llama"), num_steps=12, seed=0)
         return
     with pytest.raises(ValueError, match="similarity"):
-        GatePruner("short", config, small.model("llama"), num_steps=12, seed=0)
+        StructurePruner("short", config, small.model("llama"), num_steps=12, seed=0)
 
 
 @pytest.mark.parametrize(("rows", "cols", "fits"), [(4, 3, True), (3, 3, False), (4, 4, False)])

@@ -19,7 +19,7 @@ from pat.models import families
 from pat.models.tokenizers import byte_tokenizer
 from pat.pruning import registry
 from pat.pruning.structures import costs
-from pat.pruning.structures.pruner import GatePruner
+from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.structures.sites import Site
 from pat.schema import PrunerConfig
 from tests import models as small
@@ -196,18 +196,22 @@ def test_where_fp32_cannot_tell_fp64_decides(tmp_path: Path, monkeypatch: pytest
         "budget": {"name": "shape", "keep": {"ffn": 1024}},
         "schedule": {"name": "linear", "start": 2, "end": 8},
     }
-    gate = GatePruner("narrow", PrunerConfig(**settings), model, num_steps=20, seed=0)
+    structure_pruner = StructurePruner("narrow", PrunerConfig(**settings), model, num_steps=20, seed=0)
     generator = torch.Generator().manual_seed(3)
-    gate.state.keep = torch.cat([torch.randperm(size, generator=generator) < 1024 for size in gate.units.sizes])
-    gate.state.z = gate.state.keep.float()
-    gate.state.hardened = gate.state.folded = True
-    gate.num_pruned = gate.units.removed(gate.state.keep)
+    structure_pruner.state.keep = torch.cat(
+        [torch.randperm(size, generator=generator) < 1024 for size in structure_pruner.units.sizes]
+    )
+    structure_pruner.state.z = structure_pruner.state.keep.float()
+    structure_pruner.state.hardened = structure_pruner.state.folded = True
+    structure_pruner.num_pruned = structure_pruner.units.removed(structure_pruner.state.keep)
     with torch.no_grad():
-        for layer, keep in zip(model.model.layers, gate.state.keep.split(gate.units.sizes), strict=True):
+        for layer, keep in zip(
+            model.model.layers, structure_pruner.state.keep.split(structure_pruner.units.sizes), strict=True
+        ):
             layer.mlp.gate_proj.weight[~keep] = 0.0
             layer.mlp.up_proj.weight[~keep] = 0.0
             layer.mlp.down_proj.weight[:, ~keep] = 0.0
-    state = {"narrow": (gate.tensors(), gate.shared())}
+    state = {"narrow": (structure_pruner.tensors(), structure_pruner.shared())}
     write_run(
         tmp_path / "run", model, byte_tokenizer(), "causal_lm", settings={"pruners": {"narrow": settings}}, gates=state,
         dtype="fp32", prune="",
