@@ -148,7 +148,7 @@ def write_run(
     tokenizer: Any,
     task: str,
     steps: tuple[int, ...] = (10, 20),
-    settings: Mapping[str, Any] | None = None,  # of the config, in place of a pruner of weights
+    settings: Mapping[str, Any] | None = None,  # of the config, in place of a weight pruner
     **kwargs: Any,
 ) -> list:
     """A run directory around checkpoints of `steps`; the first is the best, the last the latest."""

@@ -192,7 +192,7 @@ class CheckpointReader:
         return out
 
     def gates(self, pruner: str) -> dict[str, Tensor]:
-        """The state of a pruner of structures, which is the same on all ranks; empty where there is none."""
+        """The state of a structure pruner, which is the same on all ranks; empty where there is none."""
         opened, keys = self._pruner_file(0)
         return {name: opened.get_tensor(key) for name, key in state_keys.gates_in(keys, pruner).items()}
 

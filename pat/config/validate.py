@@ -176,7 +176,7 @@ def _structures(settings: PrunerConfig, place: str) -> Iterator[str]:
     default = PrunerConfig()
     for key in ("params", "exclude", "granularity", "criterion", "scope", "allow_empty_matrices", "masked_grad"):
         if getattr(settings, key) != getattr(default, key):
-            yield f"{place} has structures and {key}: {key} belongs to a pruner of weights; give that a name of its own"
+            yield f"{place} has structures and {key}: {key} belongs to a weight pruner; give that a name of its own"
 
 
 def _budgets(of_structures: bool) -> list[str]:

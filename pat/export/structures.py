@@ -19,7 +19,7 @@ from pat.zero.checkpoint_files import CheckpointError
 
 @dataclass(frozen=True)
 class Structures:
-    """The pruners of structures of a checkpoint, and what they make of the model."""
+    """The structure pruners of a checkpoint, and what they make of the model."""
 
     pruners: Sequence[StructurePruner] = ()
     cut: Slicing | None = None  # None: nothing is sliced
@@ -63,7 +63,7 @@ class Structures:
 
 
 def structures(reader: CheckpointReader, config: Config, hf_config: Any, model: nn.Module) -> Structures:
-    """The pruners of structures of a run at a checkpoint; `model` has the full shape, on the meta device.
+    """The structure pruners of a run at a checkpoint; `model` has the full shape, on the meta device.
 
     In the hard phase the gates are folded already and the model is sliced. Before, the shape is still the full one, and
     the gates of the coming step's evaluation are folded into it.

@@ -85,7 +85,7 @@ class Settings:
         return self.content.get("keep_last", KEEP_LAST)
 
     def owners(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-        """The pruner of weights of each parameter, of those whose patterns take it."""
+        """The weight pruner of each parameter, of those whose patterns take it."""
         pruners = self.config().pruners
         return {
             param: name

@@ -29,7 +29,7 @@ class Group:
 
     @property
     def prunable(self) -> bool:
-        """Whether a mask pruner owns it."""
+        """Whether a weight pruner owns it."""
         return self.soft_bytes > 0
 
 

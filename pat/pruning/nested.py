@@ -34,11 +34,11 @@ def check(structures: StructurePruner, weights: WeightPruner) -> None:
                     f"pruners.{structures.name} takes {part.per_unit} of the inputs of {part.parameter} at a time, "
                     f"which cuts the groups of {m} of pruners.{weights.name}: exclude it and its like from the masks"
                 )
-    if weights.timeline.start < structures.timeline.hard_from:
+    hard = structures.timeline.hard_from
+    if weights.timeline.start < hard:
         raise ValueError(
-            f"{pair}, from step {weights.timeline.start}, but the gates are hard only at step "
-            f"{structures.timeline.hard_from}: set pruners.{weights.name}.schedule.start to {structures.timeline.hard_from} or "
-            f"later, or exclude {first} and its like"
+            f"{pair}, from step {weights.timeline.start}, but the gates are hard only at step {hard}: set "
+            f"pruners.{weights.name}.schedule.start to {hard} or later, or exclude {first} and its like"
         )
 
 

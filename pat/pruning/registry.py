@@ -27,7 +27,7 @@ PACKAGES = {
     "structure": "pat.pruning.structures.kinds",
     "gate": "pat.pruning.gates",
 }
-OF_WEIGHTS = ("granularity", "criterion")  # the methods of a pruner of weights,
+OF_WEIGHTS = ("granularity", "criterion")  # the methods of a weight pruner,
 OF_STRUCTURES = ("gate",)  # of one of structures (whose `structures` are a list of names),
 OF_BOTH = ("budget", "schedule")
 

@@ -19,11 +19,11 @@ def of_mask(pruner: str, kind: str, parameter: str, start: int) -> str:
 
 
 def of_gates(pruner: str, key: str) -> str:
-    """The key of a tensor of a pruner of structures."""
+    """The key of a tensor of a structure pruner."""
     return f"{pruner}|{_GATE}|{key}"
 
 
 def gates_in(keys: Iterable[str], pruner: str) -> dict[str, str]:
-    """{the tensor's own name: its key} of what a file holds of a pruner of structures, in the keys' order."""
+    """{the tensor's own name: its key} of what a file holds of a structure pruner, in the keys' order."""
     prefix = of_gates(pruner, "")
     return {key.removeprefix(prefix): key for key in sorted(keys) if key.startswith(prefix)}

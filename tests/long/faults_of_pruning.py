@@ -421,8 +421,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/nested.py": [
         (
-            "if weights.timeline.start < structures.timeline.hard_from:",
-            "if weights.timeline.start < structures.timeline.start:",
+            "hard = structures.timeline.hard_from",
+            "hard = structures.timeline.start",
             "masks before the gates are hard",
         ),
         ("if part.start % m or part.per_unit % m:", "if part.start % m:", "gates that cut groups"),

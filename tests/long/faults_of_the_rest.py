@@ -125,7 +125,11 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("hook.z = None if bool((z == 1).all()) else z", "hook.z = None", "the comparison is with an ungated model"),
         ("torch.where(keep[site], value, torch.ones_like(value))", "torch.ones_like(value)", "soft gates not folded"),
-        ("stock = all(pruner.budget.hf_compatible", "stock = any(pruner.budget.hf_compatible", "stock where one budget is"),
+        (
+            "stock = all(pruner.budget.hf_compatible",
+            "stock = any(pruner.budget.hf_compatible",
+            "stock where one budget is",
+        ),
     ],
     "pat/export/masks.py": [
         (

@@ -1,4 +1,4 @@
-"""One named pruner of structures: gates in the forward, and how they come to be 0.
+"""One named structure pruner: gates in the forward, and how they come to be 0.
 
 # U units over all sites, in their order; z gate, t step (from 0)
 

@@ -1,4 +1,4 @@
-"""One named mask pruner: keep flags, scores and dense weights beside this rank's optimizer shards.
+"""One named weight pruner: keep flags, scores and dense weights beside this rank's optimizer shards.
 
 # n elements of a shard, t the step (from 0), W dense weight, M mask, S score, G gradient of the effective weight W * M
 

@@ -1,4 +1,4 @@
-"""What one mask pruner keeps beside one of this rank's optimizer shards; it is saved by parameter, never by rank.
+"""What one weight pruner keeps beside one of this rank's optimizer shards; it is saved by parameter, never by rank.
 
 # n elements of a shard
 """

@@ -54,7 +54,7 @@ def adapted(model_type: str, cfg: PeftConfig, **fields: Any) -> Any:
 
 
 def pruner_of(structures: str, gate: Any = "l0") -> dict[str, Any]:
-    """Settings of a pruner of structures; heads and sublayers may go where stock classes cannot follow."""
+    """Settings of a structure pruner; heads and sublayers may go where stock classes cannot follow."""
     stock = structures in ("ffn", "kv_groups", "layers", "ffn+kv_groups+layers")
     budget = {"name": "shape", "keep": BUDGETS[structures], "hf_compatible": stock}
     return {"structures": structures.split("+"), "gate": gate, "budget": budget, "schedule": SCHEDULE}

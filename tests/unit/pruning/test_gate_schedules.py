@@ -25,7 +25,7 @@ BUDGETS: list[dict[str, Any]] = [
 MODEL: list[Any] = []
 
 
-def gate_pruner(gate: str, budget: dict[str, Any], schedule: dict[str, Any]) -> Any:
+def structure_pruner(gate: str, budget: dict[str, Any], schedule: dict[str, Any]) -> Any:
     if not MODEL:
         MODEL.append(small.model("llama"))
     narrow = PrunerConfig(structures=["ffn"], gate=gate, budget=budget, schedule=schedule)
@@ -39,7 +39,7 @@ def gate_pruner(gate: str, budget: dict[str, Any], schedule: dict[str, Any]) -> 
 def test_every_schedule_runs_from_dense_to_the_budget(schedule: str, budget: dict[str, Any]) -> None:
     """Would catch a ramp that cannot be evaluated for gates, as the logarithm of what a whole budget leaves."""
     for gate in ("l0", "taylor"):
-        pruner = gate_pruner(gate, budget, LINES[schedule])
+        pruner = structure_pruner(gate, budget, LINES[schedule])
         due = [pruner.due(t) for t in range(STEPS)]
         assert due == sorted(due) and set(due[:START]) == {0.0} and set(due[END:]) == {1.0}
         assert pruner.target(STEPS - 1) == pruner.target_sparsity
@@ -50,7 +50,7 @@ def test_every_schedule_runs_from_dense_to_the_budget(schedule: str, budget: dic
 def test_initial_is_a_sparsity_for_gates_as_for_masks(schedule: str, budget: dict[str, Any]) -> None:
     """At `start` so much is to be removed as `initial` says, of what the budget counts; and never half of the half."""
     line = LINES[schedule] | {"initial": 0.1}
-    pruner = gate_pruner("taylor", budget, line)
+    pruner = structure_pruner("taylor", budget, line)
     final = budget.get("sparsity", pruner.target_sparsity)
     assert pruner.due(START) * final == pytest.approx(0.1)
     assert pruner.target(START) == pytest.approx(0.1 / final * pruner.target_sparsity)
@@ -68,11 +68,11 @@ def test_initial_is_a_sparsity_for_gates_as_for_masks(schedule: str, budget: dic
 
 def test_an_initial_above_the_budget_is_refused_for_gates_too() -> None:
     with pytest.raises(ValueError, match="schedule.initial is 0.4, above the budget's 0.3"):
-        gate_pruner("taylor", BUDGETS[0], LINES["linear"] | {"initial": 0.4})
+        structure_pruner("taylor", BUDGETS[0], LINES["linear"] | {"initial": 0.4})
 
 
 def test_half_of_the_way_is_a_half() -> None:
     """The quotient of two sparsities is not left a bit below the share that it stands for."""
     for sparsity in torch.arange(0.01, 0.33, 0.01).tolist():
-        pruner = gate_pruner("taylor", {"name": "parameters", "sparsity": round(sparsity, 2)}, LINES["linear"])
+        pruner = structure_pruner("taylor", {"name": "parameters", "sparsity": round(sparsity, 2)}, LINES["linear"])
         assert [pruner.due(t) for t in range(START, END + 1)] == [k / 8 for k in range(9)]

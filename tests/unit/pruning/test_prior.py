@@ -13,7 +13,7 @@ from pat.common.comm import LOCAL
 from pat.pruning import registry
 from pat.pruning.weights.prior import coefficients
 from tests.thread_ranks import run_ranks
-from tests.unit.pruning.test_ties import SOFT, bound, mask_pruner, normal
+from tests.unit.pruning.test_ties import SOFT, bound, normal, weight_pruner
 
 MOVEMENT = registry.build("criterion", "movement")
 
@@ -98,7 +98,7 @@ def test_without_evidence_the_default_is_the_magnitude(scope: str) -> None:
     at_once = {"name": "one_shot", "start": 0, "hard_from": 9}
     kept = []
     for criterion in ("movement", "magnitude"):
-        pruner = bound(mask_pruner(criterion, at_once, scope=scope), normal(0))
+        pruner = bound(weight_pruner(criterion, at_once, scope=scope), normal(0))
         pruner.begin(0)
         assert pruner.states[0].keep is not None
         kept.append(pruner.states[0].keep.clone())
@@ -110,7 +110,7 @@ def test_matrices_that_are_ranked_together_share_a_coefficient(scope: str) -> No
     """b moves a thousand times as much: by itself it gets a prior as large, in one ranking it does not."""
     scores = normal(1)
     scores["b"] *= 1e3
-    pruner = bound(mask_pruner("movement", SOFT, scope=scope), normal(0), scores)
+    pruner = bound(weight_pruner("movement", SOFT, scope=scope), normal(0), scores)
     pruner._enter_soft()
     c = pruner._priors(3)
     assert (c["a"] == c["b"]) == (scope == "global")

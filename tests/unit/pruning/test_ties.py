@@ -31,7 +31,7 @@ AT_ONCE = [
 LATER = [{"name": "one_shot", "start": 3}, {"name": "linear", "start": 0, "end": 8}]
 
 
-def mask_pruner(criterion: Any, schedule: dict[str, Any], **more: Any) -> WeightPruner:
+def weight_pruner(criterion: Any, schedule: dict[str, Any], **more: Any) -> WeightPruner:
     config = PrunerConfig(
         params=["*"], granularity="weight", criterion=criterion, schedule=schedule,
         budget={"name": "sparsity", "sparsity": 0.5}, **more,
@@ -50,14 +50,14 @@ def test_criteria_without_evidence_are_refused_before_training(name: str, schedu
     by_threshold = built.threshold is not None and schedule["name"] == "linear"  # its budget counts at the end only
     if knows_nothing and not by_threshold:
         with pytest.raises(ValueError, match="pruners.weights removes weights at step 0, when .* has seen no gradient"):
-            mask_pruner(criterion, schedule)
+            weight_pruner(criterion, schedule)
     else:
-        mask_pruner(criterion, schedule)
+        weight_pruner(criterion, schedule)
     for later in LATER:
-        mask_pruner(criterion, later)
+        weight_pruner(criterion, later)
 
 
-def gate_pruner(name: str, schedule: dict[str, Any]) -> Any:
+def structure_pruner(name: str, schedule: dict[str, Any]) -> Any:
     structures, keep = (["layers"], {"layers": 2}) if name == "similarity" else (["ffn"], {"ffn": 64})
     narrow = PrunerConfig(structures=structures, gate=name, schedule=schedule, budget={"name": "shape", "keep": keep})
     pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
@@ -72,12 +72,12 @@ def test_gates_without_evidence_are_refused_before_training(name: str) -> None:
     for schedule in ({"name": "one_shot", "start": 0}, {"name": "linear", "start": 0, "end": 8, "initial": 0.05}):
         learns_first = isinstance(method, Learned) and schedule["name"] == "linear"
         if method.needs == "weights" or learns_first:
-            gate_pruner(name, schedule)
+            structure_pruner(name, schedule)
             continue
         with pytest.raises(ValueError, match="pruners.narrow chooses units at step 0, when gate .* learned from no"):
-            gate_pruner(name, schedule)
-    gate_pruner(name, {"name": "one_shot", "start": 3, "hard_from": 5})
-    gate_pruner(name, {"name": "linear", "start": 0, "end": 8})
+            structure_pruner(name, schedule)
+    structure_pruner(name, {"name": "one_shot", "start": 3, "hard_from": 5})
+    structure_pruner(name, {"name": "linear", "start": 0, "end": 8})
 
 
 def bound(pruner: WeightPruner, weights: dict[str, Tensor], scores: dict[str, Tensor] | None = None) -> WeightPruner:
@@ -109,21 +109,21 @@ def test_a_matrix_without_evidence_stops_the_selection(scope: str) -> None:
     scores = normal(1)
     scores["b"].zero_()
     with pytest.raises(ValueError, match="pruners.weights: all scores of b are equal"):
-        bound(mask_pruner(PAPER, SOFT, scope=scope), normal(0), scores).begin(3)
+        bound(weight_pruner(PAPER, SOFT, scope=scope), normal(0), scores).begin(3)
 
 
 def test_a_matrix_of_zeros_is_told_in_a_sentence() -> None:
     weights = normal(0)
     weights["b"].zero_()
     with pytest.raises(ValueError, match="all scores of b are equal.*all weights are 0"):
-        bound(mask_pruner("magnitude", SOFT, scope="matrix"), weights).begin(3)
+        bound(weight_pruner("magnitude", SOFT, scope="matrix"), weights).begin(3)
 
 
 def test_ties_of_some_are_legal() -> None:
     scores = normal(1)
     scores["a"][:3] = 0.0
     scores["b"][:2] = 0.0
-    pruner = bound(mask_pruner(PAPER, SOFT), normal(0), scores)
+    pruner = bound(weight_pruner(PAPER, SOFT), normal(0), scores)
     pruner.begin(3)
     assert pruner.num_pruned == 60
 
@@ -132,8 +132,8 @@ def test_an_empty_matrix_has_to_be_allowed() -> None:
     weights = normal(0)
     weights["b"] *= 1e-3
     with pytest.raises(ValueError, match="would remove every weight of b: .*allow_empty_matrices"):
-        bound(mask_pruner("magnitude", SOFT), weights).begin(3)
-    allowed = bound(mask_pruner("magnitude", SOFT, allow_empty_matrices=True), weights)
+        bound(weight_pruner("magnitude", SOFT), weights).begin(3)
+    allowed = bound(weight_pruner("magnitude", SOFT, allow_empty_matrices=True), weights)
     allowed.begin(3)
     assert allowed.num_pruned == 60
 
@@ -142,7 +142,7 @@ def test_what_gates_have_emptied_needs_no_evidence() -> None:
     """2:4 inside what gates leave: the matrices of a dropped layer are all 0 and have nothing to lose."""
     weights = normal(0)
     weights["b"].zero_()
-    pruner = bound(mask_pruner("magnitude", SOFT, scope="matrix"), weights)
+    pruner = bound(weight_pruner("magnitude", SOFT, scope="matrix"), weights)
     pruner.emptied_before = lambda: {"b"}
     pruner.begin(3)
 

@@ -62,7 +62,7 @@ def test_units_whose_gates_the_loss_wants_open_stay(name: str, structure: str, m
 def test_final_gates_are_folded_into_what_they_multiply() -> None:
     """Columns of down_proj times z, nothing else; units that are gone are 0 everywhere, with Adam's moments."""
     case = Case("l0", ("ffn",))
-    engine, structure_pruner = pruner_of(case, start=1, end=2, hard=2)
+    engine, structure_pruner = pruner_of(case, start=1, end=2, hard_from=2)
     (batch, *_), *_ = planted.micro_batches(case)
     engine.backward(planted.loss(engine, batch, 0))
     engine.step()
