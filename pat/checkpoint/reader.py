@@ -49,10 +49,10 @@ def read_manifest(step_dir: str | Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path} is torn ({error}); use an older checkpoint.") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
+    written = manifest.get("format") if isinstance(manifest, dict) else None
+    if written != FORMAT:
         raise CheckpointError(
-            f"{path} has format {found!r}, this version reads {FORMAT}; use the version that wrote it."
+            f"{path} has format {written!r}, this version reads {FORMAT}; use the version that wrote it."
         )
     missing = [key for key in KEYS if key not in manifest]
     if missing:

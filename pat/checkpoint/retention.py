@@ -64,10 +64,10 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
     if not run.config.is_file():
         raise ValueError(f"{run.path} is not a run directory: it has no config.yaml")
     root = run.checkpoints
-    found = {int(p.name.removeprefix("step-")): p for p in sorted(root.glob("step-*")) if p.name[5:].isdigit()}
-    if not found:
+    by_step = {int(p.name.removeprefix("step-")): p for p in sorted(root.glob("step-*")) if p.name[5:].isdigit()}
+    if not by_step:
         raise ValueError(f"{run.path} has no checkpoint yet: train first, or set train.checkpoint_every")
-    listed = ", ".join(map(str, found))
+    listed = ", ".join(map(str, by_step))
     if checkpoint in ("best", "last"):
         pointer = root / ("best" if checkpoint == "best" else "latest")
         if pointer.is_file():
@@ -76,12 +76,12 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
             raise ValueError(
                 f"{run.path} has no best checkpoint yet: take --checkpoint last, or one of the steps {listed}"
             )
-        return found[max(found)]
+        return by_step[max(by_step)]
     if str(checkpoint).startswith(REACHED):
         return _reached(run, str(checkpoint))
-    if not str(checkpoint).isdigit() or int(checkpoint) not in found:
+    if not str(checkpoint).isdigit() or int(checkpoint) not in by_step:
         raise ValueError(f"{run.path} has no checkpoint {checkpoint!r}: take best, last, or one of the steps {listed}")
-    return found[int(checkpoint)]
+    return by_step[int(checkpoint)]
 
 
 def _reached(run: RunDir, name: str) -> Path:

@@ -80,16 +80,16 @@ def _device(wanted: str, ranks: int) -> str:
 
     from pat.zero.engine import accelerator
 
-    found = accelerator()
-    if wanted == "cuda" and found != "cuda":
+    device = accelerator()
+    if wanted == "cuda" and device != "cuda":
         raise ValueError(
             "--device cuda, but torch sees no GPU: check nvidia-smi and torch's build, or take --device cpu"
         )
-    if found == "cuda" and ranks > torch.cuda.device_count():
+    if device == "cuda" and ranks > torch.cuda.device_count():
         raise ValueError(
             f"--ranks {ranks}, but this machine shows {torch.cuda.device_count()} GPUs: give at most those"
         )
-    return found
+    return device
 
 
 def _card() -> str:

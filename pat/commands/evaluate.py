@@ -79,12 +79,12 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {device}: torch cannot compute there; give cpu or cuda") from None
-    console, found = Console(stderr=True), []
+    console, evaluations = Console(stderr=True), []
     for config, path in zip(configs, paths, strict=True):
         with console.status(f"evaluating {path}"):
-            found.append(evaluate_folder(config, path, DTYPES[options.dtype], device))
+            evaluations.append(evaluate_folder(config, path, DTYPES[options.dtype], device))
     difference = differing_data(configs)
-    out, table = Console(), _table(found, comparable=difference is None)
+    out, table = Console(), _table(evaluations, comparable=difference is None)
     out.width = max(out.width, WIDTH)  # a log is no terminal of 80 columns
     out.width = max(out.width, out.measure(table).minimum)
     out.print(table)
@@ -95,28 +95,28 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
             file=sys.stderr,
         )
     if options.json:
-        models = [dataclasses.asdict(item) for item in found]
+        models = [dataclasses.asdict(item) for item in evaluations]
         write_json(options.json, {"recipe": configs[0].run.recipe, "same_data": difference is None, "models": models})
     return ExitCode.DONE
 
 
-def _table(found: Sequence[Any], comparable: bool) -> Any:
+def _table(evaluations: Sequence[Any], comparable: bool) -> Any:
     """A line a model; behind a metric, what it is more than the first model's."""
     from rich import box
     from rich.table import Table
 
-    first = found[0].metrics
+    first = evaluations[0].metrics
     names = [name for name, value in first.items() if isinstance(value, float)]
     table = Table(box=box.SIMPLE_HEAD, caption="tokens/s: one pass over the data, at what this machine did besides")
-    longest = max(len(item.folder) for item in found)
+    longest = max(len(item.folder) for item in evaluations)
     table.add_column("model", overflow="fold", min_width=min(longest, NAME))
     for column in (*names, "sparsity", "parameters", "not zero", "on disk", "tokens/s"):
         table.add_column(column, justify="right", no_wrap=True)
-    for item in found:
+    for item in evaluations:
         cells = []
         for name in names:
             value = item.metrics.get(name)
-            compared = item is not found[0] and comparable and value is not None
+            compared = item is not evaluations[0] and comparable and value is not None
             cells.append("-" if value is None else f"{value:.4g}" + (f" ({value - first[name]:+.4g})" * compared))
         table.add_row(
             item.folder,

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
 
         from pat.planning.report import report, summary, tables
 
-        found = report(
+        needs = report(
             config,
             ranks or [config.engine.world_size],
             stages or [config.engine.zero_stage],
@@ -60,11 +60,11 @@ def main(arguments: Sequence[str]) -> int:
         )
         console = Console()
         console.width = max(console.width, WIDTH)  # of a pipe it is 80
-        for table in tables(found):
+        for table in tables(needs):
             console.print(table)
-        console.print(summary(found), highlight=False)
+        console.print(summary(needs), highlight=False)
         if options.json:
-            options.json.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+            options.json.write_text(json.dumps(needs.as_dict(), indent=1) + "\n")
         return ExitCode.DONE
 
     from pat.config.compose import compose
@@ -75,9 +75,9 @@ def main(arguments: Sequence[str]) -> int:
 def _numbers(option: str, text: str | None, low: int, high: int) -> list[int]:
     """`8,64` as numbers; ValueError for what is none, or out of bounds."""
     try:
-        found = [int(part) for part in text.split(",")] if text else []
+        numbers = [int(part) for part in text.split(",")] if text else []
     except ValueError:
-        found = [low - 1]
-    if any(not low <= number <= high for number in found):
+        numbers = [low - 1]
+    if any(not low <= number <= high for number in numbers):
         raise ValueError(f"{option} {text}: give whole numbers from {low} to {high}, separated by commas")
-    return found
+    return numbers

@@ -81,27 +81,27 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     models = [word for word in options.words if "=" not in word]
     if len(models) > 1:
         raise ValueError(f"{' and '.join(models)} are {len(models)} models: give one")
-    found = [f"model.path={_quoted(model)}" for model in models]
+    overrides = [f"model.path={_quoted(model)}" for model in models]
     if options.data:
         source = SOURCES.get(Path(options.data).suffix)
         if source is None:
             raise ValueError(f"--data {options.data} must end in {', '.join(SOURCES)}; other data: data.source=...")
         file = _quoted(options.data)
-        found += [f"data={source}", f"data.train={file}", f"data.eval={file}"]
-    found += [f"task={options.task}"] if options.task else []
-    found += [f"data.max_length={options.max_length}"] if options.max_length else []
+        overrides += [f"data={source}", f"data.train={file}", f"data.eval={file}"]
+    overrides += [f"task={options.task}"] if options.task else []
+    overrides += [f"data.max_length={options.max_length}"] if options.max_length else []
     if options.samples is not None and options.samples < 1:
         raise ValueError(f"--samples {options.samples}: give 1 or more, or leave it out to take all")
-    found += [f"data.max_eval_samples={options.samples}"] if options.samples else []
+    overrides += [f"data.max_eval_samples={options.samples}"] if options.samples else []
     if not any(key.startswith("recipe=") for key in keys):
         from pat.zero.engine import accelerator
 
         dtype = "bf16" if accelerator() == "cuda" else "fp32"
         unused = {"train.num_steps": 1, "train.global_batch_size": 8, "optim.lr": 1, "engine.dtype": dtype}
-        found = [f"{key}={value}" for key, value in unused.items()] + found
+        overrides = [f"{key}={value}" for key, value in unused.items()] + overrides
     given = {key.partition("=")[0] for key in keys}
-    found = [each for each in found if each.partition("=")[0] not in given]
-    return [*found, *keys, *(["--config-dir", options.config_dir] if options.config_dir else [])]
+    overrides = [each for each in overrides if each.partition("=")[0] not in given]
+    return [*overrides, *keys, *(["--config-dir", options.config_dir] if options.config_dir else [])]
 
 
 def _quoted(text: str) -> str:

@@ -38,15 +38,17 @@ def main(arguments: Sequence[str]) -> int:
     table = Table(box=None, header_style="bold")
     for title in ("run", "state", "step", "phase", "sparsity", "restarts", "updated"):
         table.add_column(title, no_wrap=True, justify="right" if title in ("step", "sparsity", "restarts") else "left")
-    for found in statuses(runs):
+    for status in statuses(runs):
         table.add_row(
-            str(found.run),
-            found.state,
-            f"{found.step}/{found.num_steps}" if found.num_steps else str(found.step),
-            found.phase or "-",
-            "-" if found.sparsity is None else f"{found.sparsity:.3f}" + f" at {found.logged_step}" * found.is_older,
-            str(found.restarts),
-            ago(found.updated),
+            str(status.run),
+            status.state,
+            f"{status.step}/{status.num_steps}" if status.num_steps else str(status.step),
+            status.phase or "-",
+            "-"
+            if status.sparsity is None
+            else f"{status.sparsity:.3f}" + f" at {status.logged_step}" * status.is_older,
+            str(status.restarts),
+            ago(status.updated),
         )
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return ExitCode.DONE

@@ -152,10 +152,10 @@ def choices(annotation: Any) -> list[Any]:
 
     Not in the order of the Literal: Python may return an equal union that some other package wrote in another order.
     """
-    found = options(annotation)
-    literals = [value for option in found if get_origin(option) is Literal for value in get_args(option)]
-    others = [option for option in found if get_origin(option) is not Literal and option is not type(None)]
-    return [] if others or not literals else sorted(literals, key=str) + [None] * (type(None) in found)
+    allowed = options(annotation)
+    literals = [value for option in allowed if get_origin(option) is Literal for value in get_args(option)]
+    others = [option for option in allowed if get_origin(option) is not Literal and option is not type(None)]
+    return [] if others or not literals else sorted(literals, key=str) + [None] * (type(None) in allowed)
 
 
 def words(annotation: Any) -> str:
@@ -190,17 +190,17 @@ def _default(info: FieldInfo) -> Any:
 
 def _node(annotation: Any) -> Any:
     """OmegaConf's type of a key: no Literal, and of unions only those of numbers."""
-    found = [option for option in options(annotation) if option is not type(None)]
-    optional = len(found) < len(options(annotation))
-    if get_origin(found[0]) is Literal and len(found) == 1:
-        found = [type(get_args(found[0])[0])]
-    if isinstance(found[0], type) and issubclass(found[0], Section):
-        return structured(found[0])
-    if get_origin(found[0]) is dict:
-        value = get_args(found[0])[1]
+    types = [option for option in options(annotation) if option is not type(None)]
+    optional = len(types) < len(options(annotation))
+    if get_origin(types[0]) is Literal and len(types) == 1:
+        types = [type(get_args(types[0])[0])]
+    if isinstance(types[0], type) and issubclass(types[0], Section):
+        return structured(types[0])
+    if get_origin(types[0]) is dict:
+        value = get_args(types[0])[1]
         section = isinstance(value, type) and issubclass(value, Section)
         return dict[str, structured(value) if section else Any] if not optional else Any  # type: ignore[misc]
-    if len(found) > 1 and set(found) != {int, float}:
+    if len(types) > 1 and set(types) != {int, float}:
         return Any
-    kind = Union[tuple(found)]  # noqa: UP007
+    kind = Union[tuple(types)]  # noqa: UP007
     return Optional[kind] if optional else kind  # noqa: UP045

@@ -52,8 +52,8 @@ def check(
 
 def in_patterns(names: Sequence[str]) -> str:
     """The names, those of all layers as one; the first few."""
-    found = _of_all_layers(names)
-    return ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+    patterns = _of_all_layers(names)
+    return ", ".join(patterns[:SHOWN]) + (", ..." if len(patterns) > SHOWN else "")
 
 
 def _of_all_layers(names: Iterable[str]) -> list[str]:

@@ -42,12 +42,12 @@ def by_name(
     package: str, named: Callable[[types.ModuleType], Iterable[tuple[str, Any]]], what: str
 ) -> Mapping[str, Any]:
     """What `named` finds in each module, sorted; a name that is found twice is a mistake in the package."""
-    found: dict[str, Any] = {}
+    named_values: dict[str, Any] = {}
     for module in modules(package):
         for name, value in named(module):
-            assert name not in found, f"two {what} are called {name}"
-            found[name] = value
-    return types.MappingProxyType(dict(sorted(found.items())))
+            assert name not in named_values, f"two {what} are called {name}"
+            named_values[name] = value
+    return types.MappingProxyType(dict(sorted(named_values.items())))
 
 
 def _named(module: types.ModuleType) -> Iterator[tuple[str, type]]:

@@ -89,8 +89,8 @@ def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
         always = key in ("recipe", "run.name", "run.dir", "run.resume") or key.startswith("logger")
         if not always and (sweep or not key.startswith((*ELASTIC, "engine="))):
             kept.append(override)
-    parts = [recipe or "train", *sorted(kept)]
-    name = ",".join(re.sub(r"[^\w.=+~-]+", "_", part.replace("pruners.", "")) for part in parts)
+    words = [recipe or "train", *sorted(kept)]
+    name = ",".join(re.sub(r"[^\w.=+~-]+", "_", part.replace("pruners.", "")) for part in words)
     if len(name.encode()) > 180:
         name = name[:160] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
     return name

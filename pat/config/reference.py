@@ -112,41 +112,41 @@ def files() -> dict[Path, str]:
 
 def config_yaml() -> str:
     """Hydra's primary config: every key with its default, and what it does behind it."""
-    parts = [_HEAD.replace("TASKS", " | ".join(base.names()))]
+    blocks = [_HEAD.replace("TASKS", " | ".join(base.names()))]
     for name, info in Config.model_fields.items():
         value = default_of(info)
         if isinstance(value, Section):
-            parts.append(f"{name}: # {_first_line(type(value))}\n" + "".join(_lines(type(value), "  ")))
+            blocks.append(f"{name}: # {_first_line(type(value))}\n" + "".join(_lines(type(value), "  ")))
         elif name != "pruners":
-            parts.append(f"{name}: {_yaml(info)} # {comment(info)}\n")
+            blocks.append(f"{name}: {_yaml(info)} # {comment(info)}\n")
     said = {name: comment(info) for name, info in PrunerConfig.model_fields.items()}
     options = sorted(path.stem for path in (ROOT / "conf" / "pruner").glob("*.yaml"))
     methods = "\n".join(
         f"#   {kind:<12} {', '.join(registry.names(kind))}" for kind in registry.PACKAGES if kind != "structure"
     )
-    parts.append(_EXAMPLE.format(**said, pruners=f"conf/pruner: {', '.join(options)}", methods=methods))
-    return "\n".join([*parts, _HYDRA])
+    blocks.append(_EXAMPLE.format(**said, pruners=f"conf/pruner: {', '.join(options)}", methods=methods))
+    return "\n".join([*blocks, _HYDRA])
 
 
 def config_md() -> str:
     """A table for each section, and for each method of a pruner."""
-    parts = [_INTRO, _table("Top", "", Config)]
+    blocks = [_INTRO, _table("Top", "", Config)]
     for name, info in Config.model_fields.items():
         value = default_of(info)
         if isinstance(value, Section):
-            parts.append(_table(f"`{name}`", _first_line(type(value)), type(value)))
-    parts.append(_table("`pruners.NAME`", _first_line(PrunerConfig), PrunerConfig))
+            blocks.append(_table(f"`{name}`", _first_line(type(value)), type(value)))
+    blocks.append(_table("`pruners.NAME`", _first_line(PrunerConfig), PrunerConfig))
     for kind in registry.PACKAGES:
         if kind == "structure":
             listed = "".join(f"- `{name}`: {_first_line(cls)}\n" for name, cls in registry.classes(kind).items())
-            parts.append(f"## `pruners.NAME.structures`\n\n{listed}\n")
+            blocks.append(f"## `pruners.NAME.structures`\n\n{listed}\n")
             continue
-        parts.append(f"## `pruners.NAME.{kind}`\n\n")
+        blocks.append(f"## `pruners.NAME.{kind}`\n\n")
         for name in registry.names(kind):
-            parts.append(
+            blocks.append(
                 _table(f"`{name}`", _first_line(registry.classes(kind)[name]), registry.settings(kind, name), 3)
             )
-    return "".join(parts).rstrip() + "\n"
+    return "".join(blocks).rstrip() + "\n"
 
 
 def json_schema() -> dict[str, Any]:

@@ -184,5 +184,5 @@ def _budgets(of_structures: bool) -> list[str]:
 
 
 def _near(numbers: Iterator[int], most: int = 8) -> str:
-    found: Sequence[int] = list(numbers)
-    return ", ".join(map(str, found[:most])) + (" ..." if len(found) > most else "")
+    values: Sequence[int] = list(numbers)
+    return ", ".join(map(str, values[:most])) + (" ..." if len(values) > most else "")

@@ -21,11 +21,11 @@ def data_warnings(prepared: PreparedData, task: Task) -> list[str]:
     """A sentence for everything that looks like a mistake. ValueError where training would be pointless."""
     if prepared.label_names is not None:
         _refuse(prepared, prepared.label_names, task)
-        found = [*_names(prepared.label_names), *_counts(prepared, prepared.label_names), *_both_sides(prepared)]
+        sentences = [*_names(prepared.label_names), *_counts(prepared, prepared.label_names), *_both_sides(prepared)]
     else:
         _refuse_targets(prepared)
-        found = [*_both_sides(prepared)]
-    return found
+        sentences = [*_both_sides(prepared)]
+    return sentences
 
 
 def label_counts(samples: Dataset, count: int) -> np.ndarray:

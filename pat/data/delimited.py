@@ -111,19 +111,19 @@ def records(paths: Sequence[str], cfg: DataConfig) -> Iterator[tuple[Place, list
 
 def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
     """The names in the header that all files must share; a column without a name gets one."""
-    found: list[list[str]] = []
+    headers: list[list[str]] = []
     for path in paths:
         _, header = next(_raw(path, cfg), (None, []))
         twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
         if twice is not None:
             raise ValueError(f"{path} has two columns '{twice}': rename one.")
-        if found and header != found[0]:
+        if headers and header != headers[0]:
             raise ValueError(
-                f"{path} has the columns {', '.join(header)}, but {paths[0]} has {', '.join(found[0])}: "
+                f"{path} has the columns {', '.join(header)}, but {paths[0]} has {', '.join(headers[0])}: "
                 "files that are read together must have the same header."
             )
-        found.append(header)
-    return [name or f"unnamed_{i}" for i, name in enumerate(found[0], 1)]
+        headers.append(header)
+    return [name or f"unnamed_{i}" for i, name in enumerate(headers[0], 1)]
 
 
 def _raw(path: str, cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:

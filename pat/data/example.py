@@ -86,15 +86,15 @@ def rest(left_out: int) -> str:
 
 def _notes(info: dict[str, Any], cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, last: int) -> str:
     """What the reader could not see in the config."""
-    found = [f"{info['train_rows']:,} training rows make {info['train_samples']:,} samples"]
+    notes = [f"{info['train_rows']:,} training rows make {info['train_samples']:,} samples"]
     wordings = {
         "rows_cut": f"{{:,}} were cut to {cfg.max_length} tokens",
         "rows_dropped": "{:,} without a supervised token were dropped",
         "system_prompts_dropped": "the chat template leaves out the system prompt of {:,}",
     }
-    found += [words.format(info[f"train_{name}"]) for name, words in wordings.items() if info[f"train_{name}"]]
-    found.append(f"{tokenizer.pad_token} pads")
-    text = f"Data: {', '.join(found)}."
+    notes += [words.format(info[f"train_{name}"]) for name, words in wordings.items() if info[f"train_{name}"]]
+    notes.append(f"{tokenizer.pad_token} pads")
+    text = f"Data: {', '.join(notes)}."
     if last != tokenizer.eos_token_id and last in tokenizer.added_tokens_decoder:
         text += (
             f" Answers end with {tokenizer.decode([last])}, which is not the tokenizer's end-of-text token "

@@ -61,25 +61,25 @@ def _split(prepared: PreparedData, split: str, max_length: int) -> dict[str, Any
     lengths = token_counts(samples)
     tokens = int(lengths.sum())
     p50, p95 = np.percentile(lengths, [50, 95], method="inverted_cdf")
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "samples_used": len(samples), "tokens": tokens,
         "length_p50": int(p50), "length_p95": int(p95), "length_max": int(lengths.max()),
     }  # fmt: skip
     counted = ("rows", "rows_cut", "rows_dropped", "system_prompts_dropped", "samples", "tokens_left_over")
-    found |= {name: info[f"{split}_{name}"] for name in counted if f"{split}_{name}" in info}
+    figures |= {name: info[f"{split}_{name}"] for name in counted if f"{split}_{name}" in info}
     if split == "eval" and "eval_rows_in_train" in info:
-        found["rows_in_train"] = info["eval_rows_in_train"]
+        figures["rows_in_train"] = info["eval_rows_in_train"]
     if "supervised" in samples.column_names:
         documents, supervised = _flags(samples)
-        found["supervised"] = supervised / tokens
+        figures["supervised"] = supervised / tokens
         if documents > len(samples):
-            found["documents_per_sample"] = documents / len(samples)
-            found["fill"] = tokens / (len(samples) * max_length)
-            found["fill_unpacked"] = tokens / (documents * max_length)
+            figures["documents_per_sample"] = documents / len(samples)
+            figures["fill"] = tokens / (len(samples) * max_length)
+            figures["fill_unpacked"] = tokens / (documents * max_length)
     if prepared.label_names:
         counts = np.bincount(samples["label"], minlength=len(prepared.label_names))
-        found["labels"] = dict(zip(prepared.label_names, counts.tolist(), strict=True))
-    return found
+        figures["labels"] = dict(zip(prepared.label_names, counts.tolist(), strict=True))
+    return figures
 
 
 def _flags(samples: Dataset) -> tuple[int, int]:
@@ -94,16 +94,16 @@ def _flags(samples: Dataset) -> tuple[int, int]:
 
 def table(summary: dict[str, Any]) -> Table:
     """The figures, a line each."""
-    found = Table()
+    shown = Table()
     for column in ("", *SPLITS):
-        found.add_column(column, justify="right" if column else "left")
+        shown.add_column(column, justify="right" if column else "left")
     for name, words in WORDINGS.items():
         values = [summary[split].get(name) for split in SPLITS]
         if any(values):
-            found.add_row(words, *(_written(name, value) for value in values))
+            shown.add_row(words, *(_written(name, value) for value in values))
     for label in summary["train"].get("labels", {}):
-        found.add_row(f"label {label}", *(f"{summary[split]['labels'][label]:,}" for split in SPLITS))
-    return found
+        shown.add_row(f"label {label}", *(f"{summary[split]['labels'][label]:,}" for split in SPLITS))
+    return shown
 
 
 def _written(name: str, value: Any) -> str:

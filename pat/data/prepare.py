@@ -94,9 +94,9 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
 
 def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> PreparedData:
     """Each of data.sources by itself, one behind the other."""
-    parts = sources.parts(cfg)
+    mixed = sources.of_mixture(cfg)
     made: dict[str, PreparedData] = {}
-    for name, (part, _) in parts.items():
+    for name, (part, _) in mixed.items():
         try:
             made[name] = prepare(part, tokenizer, task, seed)
         except ValueError as error:
@@ -118,7 +118,7 @@ def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed
             "cache": ", ".join(info["cache"] for info in infos),
             **counts,
         },
-        mixture=Mixture(tuple(len(one.train) for one in made.values()), tuple(weight for _, weight in parts.values())),
+        mixture=Mixture(tuple(len(one.train) for one in made.values()), tuple(weight for _, weight in mixed.values())),
     )
 
 

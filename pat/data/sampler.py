@@ -100,12 +100,12 @@ class BatchLoader:
             self._thread = self._next = None
 
     def _make(self, step: int) -> list[Batch]:
-        found = []
+        batches = []
         for micro_index in range(self.accum):
             where = (step, micro_index, self.rank, self.world, self.micro, self.accum)
             chosen = batch_indices(*where, len(self.samples), self.seed, self.mixture)
-            found.append(self.task.collate(_take(self.samples, chosen), self.tokenizer))
-        return found
+            batches.append(self.task.collate(_take(self.samples, chosen), self.tokenizer))
+        return batches
 
 
 def eval_batches(

@@ -37,13 +37,13 @@ def check(cfg: DataConfig) -> None:
     delimited.check(cfg)
 
 
-def parts(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
+def of_mixture(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
     """(config, weight) of each of data.sources: what it does not say is as in `data`. Raises ValueError."""
     if not cfg.sources:
         raise ValueError("data.source=mixture needs data.sources: {NAME: {source: ..., weight: 1.0}, ...}.")
     common = ("sources", "generated", "max_length", "cache_dir")  # of all of them
     allowed = ["weight", *(key for key in DataConfig.model_fields if key not in common)]
-    found = {}
+    configs = {}
     for name, given in cfg.sources.items():
         fields = dict(given)
         unknown = [key for key in fields if key not in allowed]
@@ -56,10 +56,10 @@ def parts(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
             raise ValueError(f"data.sources.{name} must say its source: a hub name, {', '.join(FILES)}, or generated.")
         generated = cfg.generated if fields["source"] == "generated" else GeneratedConfig()
         try:
-            found[name] = cfg.changed(sources=None, generated=generated, **fields), float(weight)
+            configs[name] = cfg.changed(sources=None, generated=generated, **fields), float(weight)
         except ValueError as error:
             raise ValueError(f"data.sources.{name}.{error}") from error
-    return found
+    return configs
 
 
 def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
@@ -84,10 +84,10 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
     paths = files(cfg, split)
     if cfg.source == "csv":
         assert staging is not None
-        found = delimited.load(paths, cfg, staging / f"{split}.rows")
-        if not found.column_names:
+        lines = delimited.load(paths, cfg, staging / f"{split}.rows")
+        if not lines.column_names:
             raise _empty(cfg, split)
-        return found
+        return lines
     options: dict[str, Any] = {"sample_by": cfg.sample_by} if cfg.source == "text" else {}
     options |= {"encoding": cfg.encoding} if cfg.source in ("text", "json") else {}
     # In the staging folder, not in the cache of `datasets`: that one trusts the files' dates.
@@ -106,15 +106,15 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
 def files(cfg: DataConfig, split: str) -> list[str]:
     """The files that a path, a glob, or a list of these names, sorted within each; none is a ValueError."""
     spec = getattr(cfg, split)
-    found: list[str] = []
+    named: list[str] = []
     for pattern in [spec] if isinstance(spec, str) else list(spec):
         expanded = os.path.expanduser(pattern)
         # A name with [brackets] is a file first and a glob second.
         paths = [expanded] if os.path.isfile(expanded) else sorted(filter(os.path.isfile, glob.glob(expanded)))
         if not paths:
             raise ValueError(f"data.{split}: no file matches '{pattern}' (seen from {os.getcwd()}).")
-        found += paths
-    return found
+        named += paths
+    return named
 
 
 def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, split: str) -> Dataset:

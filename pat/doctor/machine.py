@@ -26,8 +26,8 @@ DISK = 10 << 30  # bytes below which a checkpoint of a model of some size may no
 
 def check_versions() -> Finding:
     """The packages that the numbers depend on."""
-    found = versions() | {"python": platform.python_version()}
-    return Finding("versions", WELL, ", ".join(f"{name} {value}" for name, value in found.items()), dict(found))
+    installed = versions() | {"python": platform.python_version()}
+    return Finding("versions", WELL, ", ".join(f"{name} {value}" for name, value in installed.items()), dict(installed))
 
 
 def check_devices(device: str, ranks: int) -> Finding:
@@ -39,9 +39,9 @@ def check_devices(device: str, ranks: int) -> Finding:
         state = WELL if cores >= ranks else MIND
         said += "" if cores >= ranks else f"; {ranks} ranks share them"
         return Finding("devices", state, said, {"cores": cores, "memory_bytes": memory, "cpu": cpu_name()})
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    cards = [{"name": card.name, "memory_bytes": card.total_memory} for card in found]
-    said = ", ".join(f"{card.name} ({size_in_words(card.total_memory)})" for card in found)
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    cards = [{"name": card.name, "memory_bytes": card.total_memory} for card in devices]
+    said = ", ".join(f"{card.name} ({size_in_words(card.total_memory)})" for card in devices)
     return Finding("devices", WELL, said, {"cards": cards})
 
 
@@ -66,9 +66,9 @@ def check_backend(device: str) -> Finding:
 
 def check_compiler(device: str) -> Finding:
     """A C++ compiler builds DeepSpeed's CPU communication, and the pruner's kernels on a CPU."""
-    found = shutil.which(os.environ.get("CXX", "g++"))
-    if found:
-        return Finding("compiler", WELL, found, {"path": found})
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler:
+        return Finding("compiler", WELL, compiler, {"path": compiler})
     where = "DeepSpeed's CPU communication and the kernels cannot be built" if device == "cpu" else "no op can be built"
     return Finding("compiler", MIND, f"there is no g++, so {where}: install it (Debian: apt install g++)")
 

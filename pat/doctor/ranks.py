@@ -91,9 +91,9 @@ def work(folder: Path) -> int:
     device = f"cuda:{os.environ['LOCAL_RANK']}" if engine.accelerator() == "cuda" else "cpu"
     if device != "cpu":
         torch.cuda.set_device(device)
-    found = {"reductions": reductions(device), "saving": saving(folder)}
+    measured = {"reductions": reductions(device), "saving": saving(folder)}
     if dist.get_rank() == 0:
-        write_json(folder / "ranks.json", found)
+        write_json(folder / "ranks.json", measured)
     codes = []
     for stage in STAGES:
         codes.append(train.main(stage_dir(folder, stage)))

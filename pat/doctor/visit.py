@@ -29,7 +29,7 @@ _PROGRAM = ("--module", "pat.doctor.ranks")
 
 def configs(folder: Path, ranks: int) -> dict[int, Config]:
     """The parity recipe at each ZeRO stage, a few steps long, with a checkpoint in its middle."""
-    found: dict[int, Config] = {}
+    by_stage: dict[int, Config] = {}
     for stage in STAGES:
         batch = ranks * max(1, 8 // ranks)
         overrides = [
@@ -39,8 +39,8 @@ def configs(folder: Path, ranks: int) -> dict[int, Config]:
             f"train.global_batch_size={batch}", f"data.cache_dir={folder / 'cache'}",
             "pruners.weights.schedule={start: 1, end: 6, hard_from: 6, select_every: 2}",
         ]  # fmt: skip
-        compose(overrides, lambda config, stage=stage: found.update({stage: config}) or 0)
-    return found
+        compose(overrides, lambda config, stage=stage: by_stage.update({stage: config}) or 0)
+    return by_stage
 
 
 def start_ranks(folder: Path, ranks: int) -> int:
@@ -102,28 +102,30 @@ def judge_start(folder: Path, code: int) -> Finding:
 
 def judge_reductions(folder: Path) -> Finding:
     """Sums over ranks are those of exact arithmetic, and always the same bits."""
-    found = (read_json(folder / "ranks.json") or {}).get("reductions")
-    if found is None:
+    measured = (read_json(folder / "ranks.json") or {}).get("reductions")
+    if measured is None:
         return Finding("reductions", BROKEN, "the ranks did not get so far")
     faults = []
-    if not found["exact"]:
+    if not measured["exact"]:
         faults.append("sums of whole numbers are wrong")
-    if found["error"] > found["allowed"]:
-        faults.append(f"sums are off by {found['error']:.1e} of their size, {found['allowed']:.1e} would be rounding")
-    if found["different_bits"] > 1:
+    if measured["error"] > measured["allowed"]:
+        faults.append(
+            f"sums are off by {measured['error']:.1e} of their size, {measured['allowed']:.1e} would be rounding"
+        )
+    if measured["different_bits"] > 1:
         faults.append("the same sum does not always have the same bits")
-    said = " and ".join(faults) or f"exact to {found['error']:.1e}, and the same bits on every rank, every time"
-    return Finding("reductions", BROKEN if faults else WELL, said, found)
+    said = " and ".join(faults) or f"exact to {measured['error']:.1e}, and the same bits on every rank, every time"
+    return Finding("reductions", BROKEN if faults else WELL, said, measured)
 
 
 def judge_saving(folder: Path) -> Finding:
     """How fast all ranks together write."""
-    found = (read_json(folder / "ranks.json") or {}).get("saving")
-    if found is None:
+    measured = (read_json(folder / "ranks.json") or {}).get("saving")
+    if measured is None:
         return Finding("saving", BROKEN, "the ranks did not get so far")
-    rate = found["bytes"] / found["seconds"]
-    said = f"{rate / 1e6:,.0f} MB/s ({size_in_words(found['bytes'])} by all ranks at once, synced)"
-    return Finding("saving", WELL if rate >= SLOW else MIND, said, found | {"bytes_per_s": rate})
+    rate = measured["bytes"] / measured["seconds"]
+    said = f"{rate / 1e6:,.0f} MB/s ({size_in_words(measured['bytes'])} by all ranks at once, synced)"
+    return Finding("saving", WELL if rate >= SLOW else MIND, said, measured | {"bytes_per_s": rate})
 
 
 def results(run_dir: Path) -> dict[str, Any] | None:
@@ -134,19 +136,19 @@ def results(run_dir: Path) -> dict[str, Any] | None:
 
 def judge_stages(folder: Path) -> Finding:
     """Masks and weights are the same bits at ZeRO 1, 2 and 3."""
-    found = {f"ZeRO {stage}": results(stage_dir(folder, stage)) for stage in STAGES}
-    missing = [name for name, one in found.items() if one is None]
+    by_stage = {f"ZeRO {stage}": results(stage_dir(folder, stage)) for stage in STAGES}
+    missing = [name for name, one in by_stage.items() if one is None]
     if missing:
-        return Finding("ZeRO 1, 2, 3", BROKEN, f"{' and '.join(missing)} did not finish", {"hashes": found})
+        return Finding("ZeRO 1, 2, 3", BROKEN, f"{' and '.join(missing)} did not finish", {"hashes": by_stage})
     equal = {
-        what: len({one[key] for one in found.values() if one}) == 1
+        what: len({one[key] for one in by_stage.values() if one}) == 1
         for what, key in (("masks", "mask_sha256"), ("weights", "weights_sha256"))
     }
     differ = [what for what, same in equal.items() if not same]
     if differ:
         said = f"{' and '.join(differ)} differ between stages, so results depend on the stage here"
-        return Finding("ZeRO 1, 2, 3", BROKEN, said, {"hashes": found})
-    return Finding("ZeRO 1, 2, 3", WELL, f"masks and weights are equal, bit for bit, after {STEPS} steps", found)
+        return Finding("ZeRO 1, 2, 3", BROKEN, said, {"hashes": by_stage})
+    return Finding("ZeRO 1, 2, 3", WELL, f"masks and weights are equal, bit for bit, after {STEPS} steps", by_stage)
 
 
 def judge_resume(folder: Path, code: int) -> Finding:

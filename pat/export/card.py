@@ -40,7 +40,7 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
         f" and pruned while it trained. {_loading(result)} "
         "`masks.safetensors` holds one bit for each prunable weight or unit (1 = kept)."
     )
-    parts = [
+    sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {title}: {removed if pruned else 'dense, nothing pruned'}",
         f"{title}, fine-tuned on {_data(config, lambda path: Path(path).name)}"
@@ -50,7 +50,7 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
         _pruners(config),
         "## Lineage\n\n" + _table(("", ""), rows),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(part for part in sections if part) + "\n"
 
 
 def _loading(result: dict[str, Any]) -> str:
@@ -103,13 +103,13 @@ def _classes(details: dict[str, Any] | None) -> str:
         (name, *("-" if own[key] is None else f"{own[key]:.4g}" for key in keys))
         for name, own in details["classes"].items()
     ]
-    parts = ["## By class", _table(("label", *keys), rows)]
+    sections = ["## By class", _table(("label", *keys), rows)]
     matrix = details.get("confusion")
     if matrix and len(matrix) <= MATRIX:
         names = list(details["classes"])
         counts = [(name, *map(str, row)) for name, row in zip(names, matrix, strict=True)]
-        parts += ["Rows are labels, columns what the model answered:", _table(("", *names), counts)]
-    return "\n\n".join(parts)
+        sections += ["Rows are labels, columns what the model answered:", _table(("", *names), counts)]
+    return "\n\n".join(sections)
 
 
 def _pruners(config: Config) -> str:

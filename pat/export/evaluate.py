@@ -152,5 +152,5 @@ def _check_folder(folder: Path, task: Task) -> None:
 
 def _classes(task: Task | type[Task], config: PretrainedConfig) -> list[str]:
     """The names of the model classes by which the task trains a model of this type."""
-    found = task.auto_model._model_mapping.get(type(config), ())
-    return [cls.__name__ for cls in (found if isinstance(found, tuple) else (found,))]
+    classes = task.auto_model._model_mapping.get(type(config), ())
+    return [cls.__name__ for cls in (classes if isinstance(classes, tuple) else (classes,))]

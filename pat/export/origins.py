@@ -66,7 +66,7 @@ def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
     return [_with(first if config is None else config, overrides) for config in own]
 
 
-def differing_data(found: Sequence[Config]) -> str | None:
+def differing_data(configs: Sequence[Config]) -> str | None:
     """The keys by which these configs are evaluated on different samples, with their values."""
     flat = [
         {
@@ -74,7 +74,7 @@ def differing_data(found: Sequence[Config]) -> str | None:
             for section in ("data", "task")
             for key, value in getattr(c, section).plain().items()
         }
-        for c in found
+        for c in configs
     ]
     ignored = ("data.cache_dir", "data.max_train_samples")
     values = {key: list(dict.fromkeys(repr(one[key]) for one in flat)) for key in flat[0] if key not in ignored}

@@ -104,13 +104,13 @@ def max_abs_logit_diff(
     tolerance = FOLD_TOLERANCE[dtype] if scaled else CUT_TOLERANCE if rearranged else LOGIT_TOLERANCE
     ids = probe(folder, config)
     for computed in (torch.float32, torch.float64) if rearranged else (dtype,):
-        found = _logits(_reloaded(folder, auto_model, computed, structures.stock), ids)
+        exported = _logits(_reloaded(folder, auto_model, computed, structures.stock), ids)
         trained = reader.trained if isinstance(reader, MergedReader) else reader
         model = model_from_checkpoint(trained, auto_model, config, computed, dtype, peft)
         structures.gate_forward(model)
         expected = _logits(model, ids)
         del model
-        difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+        difference, largest = float((exported - expected).abs().max()), float(expected.abs().max())
         if difference <= tolerance * largest:  # False of NaN, too
             return difference
     raise ExportError(f"stock code computes logits that differ by {difference:g} (the largest is {largest:g}).")

@@ -169,12 +169,12 @@ class Pruning:
         if self.pruner is None or self.stats is None:
             return {}
         step = self.engine.global_steps - 1
-        found = {
+        figures = {
             "pruning/phase": self.pruner.phase(step),
             "pruning/sparsity": self.pruner.totals.sparsity,
             "pruning/target": self.pruner.totals.target_now(self.stats.target),
         }
-        return found | {f"pruning/{key}": value for key, value in self.stats.figures.items()}
+        return figures | {f"pruning/{key}": value for key, value in self.stats.figures.items()}
 
     def check(self) -> None:
         """At the end of a run: the hard phase is reached, pruned weights are zero. Raises PromiseBroken. Collective."""

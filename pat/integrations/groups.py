@@ -27,13 +27,13 @@ def split_groups(groups: Groups, of_param: dict[int, str]) -> tuple[Groups, list
     """(the groups by pruner, their settings kept, and for each the number of the group that it came from)."""
     first, rest, origins = [], [], list(range(len(groups)))
     for number, group in enumerate(groups):
-        parts = [
+        split = [
             group | {"params": [p for p in group["params"] if of_param.get(id(p), "") == owner]}
             for owner in sorted({of_param.get(id(p), "") for p in group["params"]})
         ] or [group]
-        first.append(parts[0])
-        rest += parts[1:]
-        origins += [number] * (len(parts) - 1)
+        first.append(split[0])
+        rest += split[1:]
+        origins += [number] * (len(split) - 1)
     return first + rest, origins
 
 

@@ -72,8 +72,8 @@ def rank_records(run_dir: Path, which: Iterable[int] | None = None) -> list[Rank
     """The ranks (of those named) that have said they exist, on any machine, in rank order."""
     run = RunDir(run_dir)
     paths = run.ranks.glob("rank-*.json") if which is None else map(run.rank, which)
-    found = map(read_json, paths)
-    records = [RankRecord(**item | {"process": Process(**item["process"])}) for item in found if item]
+    contents = map(read_json, paths)
+    records = [RankRecord(**item | {"process": Process(**item["process"])}) for item in contents if item]
     return sorted(records, key=lambda record: record.rank)
 
 

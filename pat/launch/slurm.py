@@ -198,15 +198,15 @@ def states(jobs: Sequence[str]) -> dict[str, str]:
     """Slurm's word for each job that it remembers (PENDING, RUNNING, ...), or SILENT; empty without Slurm."""
     if not jobs or not shutil.which("squeue"):
         return {}
-    found = {}
+    state_of = {}
     for job in jobs:  # squeue refuses a whole list for one job that it has forgotten
         command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
         except subprocess.TimeoutExpired:
-            return found | dict.fromkeys(set(jobs) - set(found), SILENT)
+            return state_of | dict.fromkeys(set(jobs) - set(state_of), SILENT)
         if done.returncode == 0 and done.stdout.strip():
-            found[job] = done.stdout.split()[0]
+            state_of[job] = done.stdout.split()[0]
         elif done.returncode and "Invalid job id" not in done.stderr:
-            found[job] = SILENT
-    return found
+            state_of[job] = SILENT
+    return state_of

@@ -75,18 +75,18 @@ def status(run: Path, job_state: str | None = None) -> Status:
 def last_values(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The newest value of each key in a metrics.jsonl, read from its end; as LOGGED the step of the line that has the
     newest of the last key."""
-    found: dict[str, Any] = {}
+    newest: dict[str, Any] = {}
     for line in _lines_from_the_end(path):
         try:
             values = json.loads(line)
         except ValueError:  # half written
             continue
-        if keys[-1] in values and LOGGED not in found:
-            found[LOGGED] = values.get("step")
-        found = {key: value for key, value in values.items() if key in keys and value is not None} | found
-        if found.keys() >= set(keys):
+        if keys[-1] in values and LOGGED not in newest:
+            newest[LOGGED] = values.get("step")
+        newest = {key: value for key, value in values.items() if key in keys and value is not None} | newest
+        if newest.keys() >= set(keys):
             break
-    return found
+    return newest
 
 
 def _lines_from_the_end(path: Path) -> Iterator[bytes]:

@@ -65,11 +65,11 @@ def inject(
 
 def saved_modules(cfg: PeftConfig, modules: Iterable[str]) -> list[str]:
     """The modules that train whole: those that `modules_to_save` names by the end of their path; null: a new head."""
-    found, wanted = list(modules), cfg.modules_to_save
+    names, wanted = list(modules), cfg.modules_to_save
     if wanted is None:
-        return [module for module in found if module in HEADS]
-    patterns.check("peft.modules_to_save", wanted, found, "module", patterns.ends)
-    return [module for module in found if any(patterns.ends(module, patterns.plain(name)) for name in wanted)]
+        return [module for module in names if module in HEADS]
+    patterns.check("peft.modules_to_save", wanted, names, "module", patterns.ends)
+    return [module for module in names if any(patterns.ends(module, patterns.plain(name)) for name in wanted)]
 
 
 def _check_linear(model: nn.Module, cfg: PeftConfig) -> None:

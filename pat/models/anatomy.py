@@ -150,18 +150,18 @@ class Anatomy:
 
     def under(self, modules: Sequence[str]) -> tuple[str, ...]:
         """The parameters of these modules."""
-        found = {name for module in modules for name in self._inside.get(module, ())}
-        return tuple(sorted(found, key=self._order.__getitem__))
+        names = {name for module in modules for name in self._inside.get(module, ())}
+        return tuple(sorted(names, key=self._order.__getitem__))
 
     @cached_property
     def _inside(self) -> Mapping[str, Sequence[str]]:
         """Every module's parameters."""
-        found: dict[str, list[str]] = {}
+        inside: dict[str, list[str]] = {}
         for name in self.shapes:
             parts = name.split(".")
             for end in range(1, len(parts)):
-                found.setdefault(".".join(parts[:end]), []).append(name)
-        return found
+                inside.setdefault(".".join(parts[:end]), []).append(name)
+        return inside
 
     @cached_property
     def _order(self) -> Mapping[str, int]:

@@ -82,6 +82,6 @@ def measure(model: nn.Module, task: Task, batch: dict[str, torch.Tensor]) -> Act
     saved = _Saved(model)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         task.loss(model, batch)
-    layers = [found for layer, found in saved.bytes.items() if layer >= 0]
+    layers = [numbytes for layer, numbytes in saved.bytes.items() if layer >= 0]
     outside = saved.bytes.get(-1, 0)
     return Activations(outside + sum(layers), outside + sum(saved.inputs) + max(layers, default=0))

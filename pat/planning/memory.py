@@ -43,7 +43,7 @@ class Layout:
     sub_group: int = 1_000_000_000  # elements, over all ranks
 
 
-def layout_of(base: Layout, zero: dict[str, Any]) -> Layout:
+def with_user_keys(base: Layout, zero: dict[str, Any]) -> Layout:
     """With the user's own DeepSpeed keys (`zero_optimization`)."""
     keys = {
         "reduce_bucket": "reduce_bucket_size",
@@ -51,12 +51,12 @@ def layout_of(base: Layout, zero: dict[str, Any]) -> Layout:
         "max_live": "stage3_max_live_parameters",
         "sub_group": "sub_group_size",
     }
-    found = {
+    given = {
         name: int(float(value))
         for name, key in keys.items()
         if (value := zero.get(key, zero.get(key.removeprefix("stage3_")))) not in (None, "auto")
     }
-    return replace(base, **found)
+    return replace(base, **given)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def memory(shapes: Shapes, layout: Layout, activations: int = 0) -> Memory:
         whole = sum(n for n in every if n < layout.persistence_threshold)
         weights = e * (sum(_ceil(n, layout.ranks) for n in every) + whole)
         gathered = e * min(shapes.every - whole, layout.max_live)
-    found = Memory(
+    needed = Memory(
         weights=weights,
         gradients=_gradients(shapes, layout, shard),
         optimizer=optimizer,
@@ -119,10 +119,10 @@ def memory(shapes: Shapes, layout: Layout, activations: int = 0) -> Memory:
         activations=activations,
     )
     if not layout.offload:
-        return found
+        return needed
     # The gradients wait on the host as fp32, too.
-    host = optimizer + soft + FP32 * shard + (found.gradients if layout.stage == 3 else 0)
-    return replace(found, gradients=0, optimizer=0, pruner_soft=0, pruner_hard=0, step=0, host=host)
+    host = optimizer + soft + FP32 * shard + (needed.gradients if layout.stage == 3 else 0)
+    return replace(needed, gradients=0, optimizer=0, pruner_soft=0, pruner_hard=0, step=0, host=host)
 
 
 def _gradients(shapes: Shapes, layout: Layout, shard: int) -> int:
@@ -135,14 +135,14 @@ def _gradients(shapes: Shapes, layout: Layout, shard: int) -> int:
 
 def touched(shapes: Shapes, layout: Layout, rank: int) -> int:
     """Elements of the parameters of which some lie in this rank's shards, at ZeRO 1 and 2."""
-    found = 0
+    numel = 0
     for group, width in zip(shapes.groups, shard_numels(shapes, layout), strict=True):
         low, high, start = rank * width, (rank + 1) * width, 0
         for n in group.numels:
             if start < high and start + n > low:
-                found += n
+                numel += n
             start += n
-    return found
+    return numel
 
 
 def _reduction(layout: Layout) -> int:

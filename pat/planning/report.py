@@ -71,20 +71,20 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
             if micro not in known:
                 known[micro] = activations(config, task, model.config, micro)
             kept = known[micro].checkpointed if config.engine.activation_checkpointing else known[micro].whole
-            found = memory.memory(shapes, layout, kept)
+            needed = memory.memory(shapes, layout, kept)
             selecting = 1 if stage == 0 else count
             rows.append(
                 Row(
                     layout,
                     micro,
-                    found,
+                    needed,
                     known[micro],
                     traffic.bytes_per_step(shapes, layout),
                     traffic.bytes_per_selection(selecting, rankings, shapes.prunable) if rankings else 0,
                     traffic.bytes_read_per_selection(shapes, layout),
                     checkpoints.checkpoint_size(shapes, layout),
-                    found.total(),
-                    found.total(soft=False),
+                    needed.total(),
+                    needed.total(soft=False),
                 )
             )
     return Report(shapes, config.engine.activation_checkpointing, disk_gb_per_s, tuple(rows))
@@ -104,24 +104,24 @@ def _layout(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
         offload=engine.offload_optimizer,
         accumulation=max(1, train.global_batch_size // (micro * ranks)),
     )
-    return memory.layout_of(layout, deepspeed_config(config)["zero_optimization"]), micro
+    return memory.with_user_keys(layout, deepspeed_config(config)["zero_optimization"]), micro
 
 
-def tables(found: Report) -> list[Table]:
+def tables(needs: Report) -> list[Table]:
     """Memory per rank; then what is sent, selected and saved."""
-    return [_memory_table(found), _traffic_table(found)]
+    return [_memory_table(needs), _traffic_table(needs)]
 
 
-def _memory_table(found: Report) -> Table:
-    other = "without" if found.checkpointing else "with"
+def _memory_table(needs: Report) -> Table:
+    other = "without" if needs.checkpointing else "with"
     table = _table("Memory per rank, at most")
     for column in ("weights", "gradients", "optimizer", "pruner soft", "hard", "activations", "(" + other + " ckpt)"):
         table.add_column(column, justify="right")
-    shown = [name for name in ("teacher", "host") if any(getattr(row.memory, name) for row in found.rows)]
+    shown = [name for name in ("teacher", "host") if any(getattr(row.memory, name) for row in needs.rows)]
     for column in ("buffers", *shown, "total soft", "hard"):
         table.add_column(column, justify="right")
-    for row in found.rows:
-        each, alternative = row.memory, row.activations.whole if found.checkpointing else row.activations.checkpointed
+    for row in needs.rows:
+        each, alternative = row.memory, row.activations.whole if needs.checkpointing else row.activations.checkpointed
         values = [each.weights, each.gradients, each.optimizer, each.pruner_soft, each.pruner_hard, each.activations]
         values += [alternative, each.reduction + max(each.gathered, each.step)]
         values += [getattr(each, name) for name in shown] + [row.total_soft, row.total_hard]
@@ -129,14 +129,14 @@ def _memory_table(found: Report) -> Table:
     return table
 
 
-def _traffic_table(found: Report) -> Table:
-    disk = found.disk_gb_per_s
+def _traffic_table(needs: Report) -> Table:
+    disk = needs.disk_gb_per_s
     table = _table("Communication, selection, checkpoints")
     for column in ("micro-batch", "accumulated", "sent/step/rank", "selection: all-reduced", "read/rank"):
         table.add_column(column, justify="right")
     for column in ("checkpoint soft", "hard", *([f"seconds at {disk:g} GB/s", "hard"] if disk else [])):
         table.add_column(column, justify="right")
-    for row in found.rows:
+    for row in needs.rows:
         saved = (row.checkpoint.soft, row.checkpoint.hard)
         sizes = (row.bytes_per_step, row.selection_bytes, row.selection_read_bytes, *saved)
         cells = [f"{row.micro_batch}", f"{row.layout.accumulation}", *map(size_in_words, sizes)]
@@ -152,11 +152,11 @@ def _table(title: str) -> Table:
     return table
 
 
-def summary(found: Report) -> str:
+def summary(needs: Report) -> str:
     """The model in a sentence, and what the figures are."""
-    shapes = found.shapes
+    shapes = needs.shapes
     teacher = f", a teacher of {shapes.teacher:,}" if shapes.teacher else ""
-    kept = "with" if found.checkpointing else "without"
+    kept = "with" if needs.checkpointing else "without"
     return (
         f"{shapes.every:,} parameters, of which {shapes.trained:,} are trained and {shapes.prunable:,} have masks of "
         f"single weights (gates of structures take next to nothing){teacher}.\n"

@@ -115,9 +115,9 @@ def _name(kind: str, value: Any) -> str:
 
 def _comments(cls: type) -> dict[str, str]:
     """What follows each field on its line, also of the classes above."""
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if is_dataclass(base):
             lines = inspect.getsource(base).splitlines()
-            found |= {match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))}
-    return found
+            comments |= {match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))}
+    return comments

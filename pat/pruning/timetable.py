@@ -19,39 +19,39 @@ Moves = Sequence[tuple[int, float]]  # (step, sparsity from there on)
 def moves(pruner: WeightPruner | StructurePruner) -> Moves:
     """The steps at which sparsity rises, and to what: those of a selection, or each step of a learned gate's ramp."""
     line, reached = pruner.timeline, 0.0
-    found: list[tuple[int, float]] = []
+    rises: list[tuple[int, float]] = []
     continuous = _continuous(pruner)
     for t in range(line.hard_from if _by_threshold(pruner) else line.start, line.hard_from + 1):
         if continuous or line.is_selection_step(t):
             target = pruner.target(t)
             if target > reached:
-                found.append((t, target))
+                rises.append((t, target))
                 reached = target
-    return found
+    return rises
 
 
 def in_words(pruner: WeightPruner | StructurePruner) -> str:
     """When it prunes how much, in a sentence."""
-    line, found = pruner.timeline, moves(pruner)
-    shown = found if len(found) <= SHOWN else [found[i * (len(found) - 1) // (SHOWN - 1)] for i in range(SHOWN)]
+    line, rises = pruner.timeline, moves(pruner)
+    shown = rises if len(rises) <= SHOWN else [rises[i * (len(rises) - 1) // (SHOWN - 1)] for i in range(SHOWN)]
     told = ", ".join(f"{percent(target)} at step {t}" for t, target in shown)
     if _by_threshold(pruner):
         how = f"a threshold decides from step {line.start} on, the budget at step {line.hard_from}: {told}"
-    elif len(found) == 1:
+    elif len(rises) == 1:
         how = f"all at once: {told}"
     else:
         every = f" every {line.select_every} steps" if line.select_every > 1 and not _continuous(pruner) else ""
-        how = f"{len(found)} rises{every}: {told}"
+        how = f"{len(rises)} rises{every}: {told}"
     left = line.num_steps - line.hard_from
     return f"{_steps(line.start)} dense; {how}; permanent from step {line.hard_from}, {_steps(left)} left to recover"
 
 
 def warnings(pruner: WeightPruner | StructurePruner) -> list[str]:
     """Jumps, too few selections, no time to recover: a sentence each, with what to change."""
-    line, found, place = pruner.timeline, moves(pruner), f"pruners.{pruner.name}.schedule"
+    line, rises, place = pruner.timeline, moves(pruner), f"pruners.{pruner.name}.schedule"
     said: list[str] = []
-    before = [0.0, *(target for _, target in found)]
-    rise, index = max(((after - then, i) for i, (then, (_, after)) in enumerate(zip(before, found, strict=False))),
+    before = [0.0, *(target for _, target in rises)]
+    rise, index = max(((after - then, i) for i, (then, (_, after)) in enumerate(zip(before, rises, strict=False))),
                       default=(0.0, 0))  # fmt: skip
     judged = not _by_threshold(pruner) and _rises_by(pruner, JUMP)
     ramped = line.schedule.needs_end and judged
@@ -60,12 +60,12 @@ def warnings(pruner: WeightPruner | StructurePruner) -> list[str]:
             "lower `select_every`, or let `end` come later" if ramped else "take a schedule that ramps, such as cubic"
         )
         said.append(
-            f"{place}: sparsity jumps by {round(100 * rise)} points at step {found[index][0]}, from "
-            f"{percent(before[index])} to {percent(found[index][1])}: {mend}"
+            f"{place}: sparsity jumps by {round(100 * rise)} points at step {rises[index][0]}, from "
+            f"{percent(before[index])} to {percent(rises[index][1])}: {mend}"
         )
-    if ramped and 1 < len(found) < FEW and found[-1][1] > JUMP:
+    if ramped and 1 < len(rises) < FEW and rises[-1][1] > JUMP:
         said.append(
-            f"{place}: only {len(found)} selections on the way to {percent(found[-1][1])}: lower `select_every` "
+            f"{place}: only {len(rises)} selections on the way to {percent(rises[-1][1])}: lower `select_every` "
             f"({line.select_every})"
         )
     left = line.num_steps - line.hard_from

@@ -18,14 +18,14 @@ from pat.run.directory import HOST, RunDir
 
 def versions() -> dict[str, str]:
     """The code that runs: package, git commit where there is one, and what the numbers depend on."""
-    found = {"pat": pat.__version__}
+    installed = {"pat": pat.__version__}
     for name in ("torch", "deepspeed", "transformers", "datasets", "numpy"):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     commit = git_commit()
-    return found | ({"git": commit} if commit else {})
+    return installed | ({"git": commit} if commit else {})
 
 
 @cache
@@ -62,9 +62,9 @@ def record(run_dir: Path, ranks: int) -> None:
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
     """All starts, oldest first; a line that a crash has torn is left out."""
-    found = []
+    starts = []
     with contextlib.suppress(OSError):
         for line in RunDir(run_dir).starts.read_text().splitlines():
             with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return found
+                starts.append(json.loads(line))
+    return starts

@@ -103,19 +103,19 @@ def _of_weights(name: str, module: nn.Module, fractions: Sequence[float]) -> lis
 def _sites(model: nn.Module) -> tuple[list[Site], tuple[str, ...], str | None]:
     """Sites of every structure that the model has, and its stacks. A KV group with one head is a head."""
     try:
-        found = anatomy(model)
+        model_anatomy = anatomy(model)
     except ValueError as error:
         return [], (), str(error)
     sites: dict[str, list[Site]] = {}
     for name in registry.names("structure"):
         try:
-            sites[name] = registry.build("structure", name).sites(found)
+            sites[name] = registry.build("structure", name).sites(model_anatomy)
         except ValueError:  # heads that share a KV head, or no such sublayer
             continue
     if "heads" in sites:
         sites.pop("kv_groups", None)
     inner_first = sorted(sites.values(), key=lambda of_one: not of_one[0].features)
-    stacks = tuple(dict.fromkeys(layer.stack for layer in found.layers))
+    stacks = tuple(dict.fromkeys(layer.stack for layer in model_anatomy.layers))
     return [site for of_one in inner_first for site in of_one], stacks, None
 
 

@@ -20,12 +20,12 @@ class Journal:
     def __init__(self, path: Path, identity: dict[str, Any], baseline: Metrics) -> None:
         """Opens or begins it; a torn last line is dropped. ValueError where it is about something else."""
         self.path = path
-        self.found: dict[tuple[str, float], Metrics] = {}
+        self.measured: dict[tuple[str, float], Metrics] = {}
         head = {"identity": identity, "baseline": baseline}
         lines = self._lines()
         if lines:
             self._compare(lines[0], head)
-            self.found = {(line["target"], line["fraction"]): line["metrics"] for line in lines[1:]}
+            self.measured = {(line["target"], line["fraction"]): line["metrics"] for line in lines[1:]}
         self.baseline: Metrics = lines[0]["baseline"] if lines else baseline
         self.file = open(path, "a")  # noqa: SIM115
         if not lines:
@@ -39,7 +39,7 @@ class Journal:
 
     def add(self, cell: Cell, metrics: Metrics) -> None:
         """A finished cell, to the disk."""
-        self.found[cell.key] = metrics
+        self.measured[cell.key] = metrics
         self._write({"target": cell.target, "fraction": cell.fraction, "removed": cell.removed, "metrics": metrics})
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -71,18 +71,18 @@ def removed(model: nn.Module, parameters: Mapping[str, Tensor], grid: Grid, cell
 
 def record(model: nn.Module, layer: str, forward: Callable[[], Any]) -> list[tuple[Tensor, Any]]:
     """What enters a layer in each call of a forward, and what it puts out beside the hidden states (None: a tensor)."""
-    found: list[tuple[Tensor, Any]] = []
+    calls: list[tuple[Tensor, Any]] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        found.append((hidden.detach(), output[1:] if isinstance(output, tuple) else None))
+        calls.append((hidden.detach(), output[1:] if isinstance(output, tuple) else None))
 
     handle = model.get_submodule(layer).register_forward_hook(keep, with_kwargs=True)
     try:
         forward()
     finally:
         handle.remove()
-    return found
+    return calls
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pat.sensitivity.measure import Metrics
 Rows = list[dict[str, Any]]
 
 
-def rows(grid: Grid, found: Mapping[tuple[str, float], Metrics], baseline: Metrics) -> Rows:
+def rows(grid: Grid, measured: Mapping[tuple[str, float], Metrics], baseline: Metrics) -> Rows:
     """One flat mapping a cell; `increase` is loss - baseline loss, in nats."""
     return [
         {
@@ -24,8 +24,8 @@ def rows(grid: Grid, found: Mapping[tuple[str, float], Metrics], baseline: Metri
             "fraction": cell.fraction,
             "removed": cell.removed,
             "units": cell.units,
-            "increase": found[cell.key]["loss"] - baseline["loss"],
-            **found[cell.key],
+            "increase": measured[cell.key]["loss"] - baseline["loss"],
+            **measured[cell.key],
         }
         for cell in grid.cells
     ]
@@ -51,10 +51,10 @@ def table(cells: Rows, baseline: Metrics) -> Table:
     layers = list(dict.fromkeys(cell["layer"] for cell in cells))
     names = dict(zip(layers, short_layers(layers), strict=True))
     before = ", ".join(f"{name} {value:.4g}" for name, value in baseline.items())
-    found = Table(title=f"Loss added: mean over layers, most @ layer. Nothing removed: {before}", title_justify="left")
-    found.add_column("removed", no_wrap=True)
+    shown = Table(title=f"Loss added: mean over layers, most @ layer. Nothing removed: {before}", title_justify="left")
+    shown.add_column("removed", no_wrap=True)
     for fraction in fractions:
-        found.add_column(f"{fraction:.0%}", justify="right", no_wrap=True)
+        shown.add_column(f"{fraction:.0%}", justify="right", no_wrap=True)
     for kind in dict.fromkeys(cell["kind"] for cell in cells):
         line = []
         for fraction in fractions:
@@ -67,5 +67,5 @@ def table(cells: Rows, baseline: Metrics) -> Table:
             line.append(
                 f"{mean + 0.0:.3f}, {worst['increase']:.3f} @ {names[worst['layer']]}".replace("-0.000", "0.000")
             )
-        found.add_row(kind, *line)
-    return found
+        shown.add_row(kind, *line)
+    return shown

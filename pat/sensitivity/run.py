@@ -37,9 +37,9 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
     options = (tokenizer, prepared.label_names, config.model.init == "pretrained")
     model: Any = build.build_model(config.model, task, DTYPES[config.engine.dtype], prepared.num_labels, *options)
     model = model.to(accelerator()).eval().requires_grad_(False)
-    found = grid(model, fractions, kinds)
-    if found.note:
-        print(f"weights only, no structures: {found.note}", flush=True)
+    removals = grid(model, fractions, kinds)
+    if removals.note:
+        print(f"weights only, no structures: {removals.note}", flush=True)
     batches = list(sampler.eval_batches(prepared.eval, task, tokenizer, config, 0, 1, accelerator()))
     identity = {
         "model": config.model.plain(),
@@ -53,18 +53,18 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
         only_user_of(out, "--out", "cells.jsonl"),
         Journal(out / "cells.jsonl", identity, evaluate(model, task, batches)) as journal,
     ):
-        left = [cell for cell in found.cells if cell.key not in journal.found]
-        done = len(found.cells) - len(left)
+        left = [cell for cell in removals.cells if cell.key not in journal.measured]
+        done = len(removals.cells) - len(left)
         print(
-            f"{len(found.cells)} removals of {len(found.kinds)} kinds in {len(found.layers)} layers, on "
+            f"{len(removals.cells)} removals of {len(removals.kinds)} kinds in {len(removals.layers)} layers, on "
             f"{len(prepared.eval)} held-out samples" + (f"; {done} are in {journal.path} already" if done else ""),
             flush=True,
         )
-        with progress_bar("measuring", len(found.cells), done) as advance:
-            for cell, metrics in measure(model, task, batches, found, left):
+        with progress_bar("measuring", len(removals.cells), done) as advance:
+            for cell, metrics in measure(model, task, batches, removals, left):
                 journal.add(cell, metrics)
                 advance(1)
-        cells = report.rows(found, journal.found, journal.baseline)
+        cells = report.rows(removals, journal.measured, journal.baseline)
         result = {
             **identity,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -58,20 +58,20 @@ def members_of(overrides: Sequence[str], out: Path, config_dir: str | None = Non
         if override.lstrip("+").partition("=")[0] in _OURS:
             raise ValueError(f"{override}: the runs of a sweep live in directories of their own below --out")
     options = ["--config-dir", config_dir] if config_dir else []
-    found: list[tuple[list[str], Config]] = []
+    composed: list[tuple[list[str], Config]] = []
 
     def take(config: Config) -> int:
-        found.append((list(HydraConfig.get().overrides.task), config))
+        composed.append((list(HydraConfig.get().overrides.task), config))
         return 0
 
     with tempfile.TemporaryDirectory() as scratch:  # Hydra's record: sweep.json says the same
         compose([*overrides, f"hydra.sweep.dir={quoted(scratch)}", "--multirun", *options], take)
-    if len(found) < 2:
+    if len(composed) < 2:
         raise ValueError("nothing is swept: give a key several values, such as seed=0,1,2, or take `pat train`")
-    varied = _varied([given for given, _ in found])
+    varied = _varied([given for given, _ in composed])
     names = [_name(differing) for differing in varied]
     members = []
-    for (given, config), differing, name in zip(found, varied, names, strict=True):
+    for (given, config), differing, name in zip(composed, varied, names, strict=True):
         if names.count(name) > 1:  # values that differ in signs which no directory should have
             name += "-" + hashlib.sha256(repr(differing).encode()).hexdigest()[:8]
         run_dir = out / name

@@ -145,14 +145,14 @@ def write(out: Path, command: Sequence[str], records: Sequence[Mapping[str, Any]
 
 def table(records: Sequence[Mapping[str, Any]], x: Axis, y: Axis, title: str) -> Table:
     """One line a member; a star where its point is on the Pareto front."""
-    found = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     keys = list(records[0]["varied"])
     ends = [key.rpartition(".")[2] for key in keys]
     for key, end in zip(keys, ends, strict=True):
-        found.add_column(end if ends.count(end) == 1 else key, overflow="fold")
+        shown.add_column(end if ends.count(end) == 1 else key, overflow="fold")
     for column in ("state", "minutes", "sparsity", "non-zero", *([x.name] if x.name == "latency" else []), y.name):
-        found.add_column(column, justify="right")
-    found.add_column("front", justify="center")
+        shown.add_column(column, justify="right")
+    shown.add_column("front", justify="center")
     best = [point.varied for point in points(records, x, y) if point.best]
     for record in records:
         without_seed = {k: v for k, v in record["varied"].items() if k != "seed"}
@@ -162,8 +162,8 @@ def table(records: Sequence[Mapping[str, Any]], x: Axis, y: Axis, title: str) ->
         cells += [_number(X_AXES["parameters"].value(record), "{:.2f} M", 1e-6)]
         cells += [_number(record["latency_ms"], "{:.1f} ms")] * (x.name == "latency")
         cells += [_number(y.value(record), "{:.4g}"), "*" if record["summary"] and without_seed in best else ""]
-        found.add_row(*cells)
-    return found
+        shown.add_row(*cells)
+    return shown
 
 
 def _number(value: float | None, form: str, scale: float = 1.0) -> str:

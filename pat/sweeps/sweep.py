@@ -75,12 +75,12 @@ class Sweep:
         return self.out / "logs" / f"{member.name}.log"
 
     def _earlier(self, go_on: bool) -> dict[str, Any]:
-        found = files.read_json(self.out / SWEEP_FILE)
-        if found and not go_on:
+        written = files.read_json(self.out / SWEEP_FILE)
+        if written and not go_on:
             raise ValueError(
                 f"{self.out} holds a sweep: --continue runs what it lacks; for a new one give another --out"
             )
-        return {record["name"]: record for record in (found or {"members": []})["members"]}
+        return {record["name"]: record for record in (written or {"members": []})["members"]}
 
     def _start(self, member: Member, place: int) -> Any:
         if self.cluster is None:
@@ -125,10 +125,10 @@ class Sweep:
         for record in records:
             if record["code"]:
                 self.say(f"{record['name']}: {record['meaning']}: {record['message']}")
-        found = results.points(records, self.x, self.y)
-        if found and plot.available():
+        points = results.points(records, self.x, self.y)
+        if points and plot.available():
             picture = self.out / "pareto.png"
-            plot.draw(found, self.x, self.y, self.out.name, picture)
+            plot.draw(points, self.x, self.y, self.out.name, picture)
             self.say(f"the picture is {picture}")
         left = sum(record["code"] != ExitCode.DONE for record in records)
         if left:

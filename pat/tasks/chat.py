@@ -104,9 +104,9 @@ class Chat(CausalLM):
         batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         if self.packing == "none":
             return batch
-        parts = [n for lengths in samples["lengths"] for n in (*lengths, width - sum(lengths)) if n]
-        positions = torch.cat([torch.arange(n) for n in parts]).view_as(ids)
-        ends = torch.from_numpy(np.cumsum([0, *parts], dtype=np.int32))
+        lengths_and_padding = [n for lengths in samples["lengths"] for n in (*lengths, width - sum(lengths)) if n]
+        positions = torch.cat([torch.arange(n) for n in lengths_and_padding]).view_as(ids)
+        ends = torch.from_numpy(np.cumsum([0, *lengths_and_padding], dtype=np.int32))
         return batch | {"position_ids": positions, "cu_seq_lens": ends}
 
     def outputs(self, model: Any, batch: Batch, **options: Any) -> Any:
@@ -172,9 +172,9 @@ class _Documents(Encoder):
 
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         documents = list(formats.documents(rows))
-        found = self.tokenize([self._marked(document) for document in documents])
+        tokenized = self.tokenize([self._marked(document) for document in documents])
         kept: list[tuple[list[int], list[bool]]] = []
-        for document, (ids, flags) in zip(documents, found, strict=True):
+        for document, (ids, flags) in zip(documents, tokenized, strict=True):
             if isinstance(document, formats.Text):
                 ids, flags = self._ended(ids, flags)
             ids, flags = self._fitting(ids, flags)

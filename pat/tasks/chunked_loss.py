@@ -118,15 +118,15 @@ class _Sums(torch.autograd.Function):
         for part in chunks(len(hidden), work.size):
             with torch.set_grad_enabled(bool(wanted)):
                 x = hidden[part].detach().requires_grad_(bool(wanted))
-                found = (work.rows(work.head.own(x), part) * work.weights[part]).sum(0)
+                sums = (work.rows(work.head.own(x), part) * work.weights[part]).sum(0)
                 if wanted:
                     inputs = [x if each is hidden else each for each in wanted]
-                    for each, have, new in zip(wanted, grads, torch.autograd.grad(found[0], inputs), strict=True):
+                    for each, have, new in zip(wanted, grads, torch.autograd.grad(sums[0], inputs), strict=True):
                         if each is hidden:
                             have[part] = new
                         else:
                             have += new
-            total = total + found.detach()
+            total = total + sums.detach()
         ctx.grads, ctx.dtypes = grads, [each.dtype for each in wanted]
         return total
 

@@ -86,10 +86,10 @@ class Classification(Task):
         train = rows["train"]
         if getattr(train.features["label"], "names", None):
             return rows
-        found = train.unique("label")
-        whole = all(isinstance(value, int) for value in found)
-        many = 2 * len(found) > len(train)  # rather an id than a label
-        if not whole or many or self.num_labels not in (None, len(found)) or set(found) <= set(range(len(found))):
+        labels = train.unique("label")
+        whole = all(isinstance(value, int) for value in labels)
+        many = 2 * len(labels) > len(train)  # rather an id than a label
+        if not whole or many or self.num_labels not in (None, len(labels)) or set(labels) <= set(range(len(labels))):
             return rows
         return {split: part.cast_column("label", Value("string")) for split, part in rows.items()}
 
@@ -160,15 +160,15 @@ class Classification(Task):
         """Precision, recall, F1 and samples of each class, and the confusion matrix: rows are labels."""
         return confusion.table(sums[1:], list(names))
 
-    def _counted(self, found: list[Any]) -> list[str]:
-        if all(isinstance(value, str) for value in found):
-            return sorted(found, key=int if all(_is_whole(value) for value in found) else None)
-        numbers = {int(value) for value in found if isinstance(value, int)}  # bool too
+    def _counted(self, labels: list[Any]) -> list[str]:
+        if all(isinstance(value, str) for value in labels):
+            return sorted(labels, key=int if all(_is_whole(value) for value in labels) else None)
+        numbers = {int(value) for value in labels if isinstance(value, int)}  # bool too
         expected = range(self.num_labels or len(numbers))
-        whole = len(numbers) == len(found)
+        whole = len(numbers) == len(labels)
         if not whole or not numbers <= set(expected):
             raise ValueError(
-                f"The labels in the training data are {_few(found)}, but must be strings, or whole numbers "
+                f"The labels in the training data are {_few(labels)}, but must be strings, or whole numbers "
                 f"0..{len(expected) - 1 if numbers else 'n-1'}: map them to those, name another data.label_column"
                 + (", or set task.num_labels=null to take them as they are." if whole and self.num_labels else ".")
             )
@@ -229,9 +229,9 @@ class TextRows(Encoder):
         else:  # a tokenizer without its Rust half
             self.cut += sum(len(ids) > self.max_length for ids in self.tokenizer(*texts, verbose=False)["input_ids"])
         samples = {name: values for name, values in encoded.items() if name != "attention_mask"}
-        for parts, ids in zip(zip(*filter(None, texts), strict=True), samples["input_ids"], strict=True):
-            if not ids or not any(part.strip() for part in parts):  # of its own: most tokenizers add some
-                raise ValueError(f"A text has no tokens: {parts[0]!r}; remove such rows.")
+        for pair, ids in zip(zip(*filter(None, texts), strict=True), samples["input_ids"], strict=True):
+            if not ids or not any(part.strip() for part in pair):  # of its own: most tokenizers add some
+                raise ValueError(f"A text has no tokens: {pair[0]!r}; remove such rows.")
         return samples | {"label": [self.number(value) for value in rows["label"]]}
 
 

@@ -22,11 +22,11 @@ def counted(
     if c <= MATRIX:
         flat = torch.zeros(c * c, dtype=torch.float64, device=labels.device)
         return flat.index_add_(0, labels * c + answers, weight).view(c, c)
-    found = torch.zeros(3, c, dtype=torch.float64, device=labels.device)
-    found[0].index_add_(0, labels, weight * (labels == answers))
-    found[1].index_add_(0, labels, weight)
-    found[2].index_add_(0, answers, weight)
-    return found
+    counts = torch.zeros(3, c, dtype=torch.float64, device=labels.device)
+    counts[0].index_add_(0, labels, weight * (labels == answers))
+    counts[1].index_add_(0, labels, weight)
+    counts[2].index_add_(0, answers, weight)
+    return counts
 
 
 def by_class(counts: Tensor) -> dict[str, Tensor]:
@@ -47,18 +47,18 @@ def by_class(counts: Tensor) -> dict[str, Tensor]:
 
 def macro_f1(counts: Tensor) -> float:
     """Mean F1 over the classes that occur, as labels or as answers."""
-    found = by_class(counts)
-    occurs = (found["support"] + found["answered"]) > 0
-    return float(found["f1"][occurs].mean())
+    scores = by_class(counts)
+    occurs = (scores["support"] + scores["answered"]) > 0
+    return float(scores["f1"][occurs].mean())
 
 
 def table(counts: Tensor, names: list[str]) -> dict[str, Any]:
     """Plain values for summary.json: a mapping a class, and the matrix where it was kept."""
-    found = by_class(counts)
+    scores = by_class(counts)
     classes = {
         name: {
-            **{key: float(found[key][i]) for key in ("precision", "recall", "f1")},
-            "samples": int(found["support"][i]),
+            **{key: float(scores[key][i]) for key in ("precision", "recall", "f1")},
+            "samples": int(scores["support"][i]),
         }
         for i, name in enumerate(names)
     }

@@ -78,19 +78,19 @@ def document(row: Mapping[str, Any]) -> Document:
     return Conversation(given + _messages(completion), len(given), tools)
 
 
-def _messages(found: Any) -> list[Message]:
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"A conversation must be a list of one message or more: {_short(found)}.")
-    return [_message(message) for message in found]
+def _messages(given: Any) -> list[Message]:
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"A conversation must be a list of one message or more: {_short(given)}.")
+    return [_message(message) for message in given]
 
 
-def _message(found: Any) -> Message:
-    message = _without_nulls(found) if isinstance(found, Mapping) else {}
+def _message(given: Any) -> Message:
+    message = _without_nulls(given) if isinstance(given, Mapping) else {}
     if "role" not in message and "from" in message:
         role = message.pop("from")
         message = {"role": ROLES.get(role, role), "content": message.pop("value", ""), **message}
     if not isinstance(message.get("role"), str):
-        raise ValueError(f"A message must have `role` and `content` (or `from` and `value`): {_short(found)}.")
+        raise ValueError(f"A message must have `role` and `content` (or `from` and `value`): {_short(given)}.")
     if not message.get("tool_calls"):
         message.pop("tool_calls", None)
     else:
@@ -98,31 +98,31 @@ def _message(found: Any) -> Message:
     return message | {"content": _content(message.get("content", ""))}
 
 
-def _content(found: Any) -> str:
+def _content(given: Any) -> str:
     """A string, or the strings of the parts {"type": "text", "text": ...}."""
-    if isinstance(found, str):
-        return found
-    if isinstance(found, list) and all(
-        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in found
+    if isinstance(given, str):
+        return given
+    if isinstance(given, list) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in given
     ):
-        return "".join(part["text"] for part in found)
-    raise ValueError(f"The content of a message must be text: {_short(found)}.")
+        return "".join(part["text"] for part in given)
+    raise ValueError(f"The content of a message must be text: {_short(given)}.")
 
 
-def _tool_call(found: Any) -> Any:
+def _tool_call(given: Any) -> Any:
     """Arguments as an object: templates would quote a JSON string once more."""
-    call = dict(found)
+    call = dict(given)
     function = dict(call.get("function") or call)
     if isinstance(function.get("arguments"), str):
         try:
             function["arguments"] = json.loads(function["arguments"])
         except ValueError as error:
-            raise ValueError(f"The arguments of a tool call are no JSON: {_short(found)}.") from error
+            raise ValueError(f"The arguments of a tool call are no JSON: {_short(given)}.") from error
     return call | {"function": function} if "function" in call else function
 
 
-def _tools(found: Any) -> list[Any] | None:
-    tools = json.loads(found) if isinstance(found, str) and found else found
+def _tools(given: Any) -> list[Any] | None:
+    tools = json.loads(given) if isinstance(given, str) and given else given
     return [_without_nulls(tool) for tool in tools] if tools else None
 
 

@@ -108,7 +108,7 @@ class ChatTemplate:
 
     def _template(self, tools: list[Any] | None) -> str:
         template = self.tokenizer.get_chat_template(None, tools)
-        return _DATE.sub(lambda found: repr(TODAY.strftime(found[2])), template)
+        return _DATE.sub(lambda date: repr(TODAY.strftime(date[2])), template)
 
     def _marked_by_template(self, conversation: Conversation, template: str, first: int) -> Marked:
         text, spans = self.render(template, conversation.messages, conversation.tools)

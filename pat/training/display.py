@@ -86,13 +86,13 @@ class Lines(Silent):
         print(line, flush=True)
 
     def _line(self, values: Mapping[str, Any], step: int) -> str:
-        parts = [f"step {step}/{self.num_steps}"]
+        words = [f"step {step}/{self.num_steps}"]
         if "train/loss" in values:
-            parts += status(values)
-            parts.append(f"left {duration(self.remaining.seconds(step))}")
+            words += status(values)
+            words.append(f"left {duration(self.remaining.seconds(step))}")
         else:
-            parts += [f"{key} {_number(value)}" for key, value in values.items()]
-        return "  ".join(parts)
+            words += [f"{key} {_number(value)}" for key, value in values.items()]
+        return "  ".join(words)
 
 
 class Bar(Lines):
@@ -167,23 +167,23 @@ def view_of(config: Config) -> Silent:
 
 def status(values: Mapping[str, Any]) -> list[str]:
     """Phase, sparsity, loss and speed of a logged training step."""
-    parts = []
+    words = []
     if values.get("pruning/phase"):
-        parts.append(f"{values['pruning/phase']}")
+        words.append(f"{values['pruning/phase']}")
     if values.get("pruning/sparsity") is not None:
         now, target = values["pruning/sparsity"], values.get("pruning/target", values["pruning/sparsity"])
         # Learned gates are random until the hard phase: what they do on average follows the target, what is off lags.
-        parts.append(f"sparsity {now:.3f}" + (f" of {target:.3f}" if abs(now - target) > 0.0005 else ""))
-    parts.append(f"loss {_number(values['train/loss'])}")
+        words.append(f"sparsity {now:.3f}" + (f" of {target:.3f}" if abs(now - target) > 0.0005 else ""))
+    words.append(f"loss {_number(values['train/loss'])}")
     if values.get("train/skipped_steps"):
-        parts.append(f"{values['train/skipped_steps']} skipped (no finite gradient)")
+        words.append(f"{values['train/skipped_steps']} skipped (no finite gradient)")
     if values.get("train/tokens_per_s"):
-        parts.append(f"{values['train/tokens_per_s']:,.0f} tokens/s")
+        words.append(f"{values['train/tokens_per_s']:,.0f} tokens/s")
     if values.get("train/mfu") is not None:
-        parts.append(f"MFU {values['train/mfu']:.0%}".replace("%", " %"))
+        words.append(f"MFU {values['train/mfu']:.0%}".replace("%", " %"))
     if values.get("train/peak_memory_bytes"):
-        parts.append(f"{values['train/peak_memory_bytes'] / 2**30:.1f} GiB")
-    return parts
+        words.append(f"{values['train/peak_memory_bytes'] / 2**30:.1f} GiB")
+    return words
 
 
 def _number(value: Any) -> str:

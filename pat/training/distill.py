@@ -94,7 +94,7 @@ class Distiller:
         weight, wanted, taught = self.weight * self._factor, self._wanted(), []
 
         def inside_student(student: chunked_loss.Head, hidden: Tensor) -> Tensor:
-            found = []
+            totals = []
 
             def inside_teacher(teacher: chunked_loss.Head, states: Tensor) -> Tensor:
                 flat = states.flatten(0, 1)
@@ -110,12 +110,12 @@ class Distiller:
                     return torch.stack([losses, kl], dim=1)
 
                 with torch.enable_grad():
-                    found.append(chunked_loss.sums(student, hidden, rows, counts, size))
+                    totals.append(chunked_loss.sums(student, hidden, rows, counts, size))
                 return states
 
             with torch.no_grad(), chunked_loss.at_head(self.teacher, inside_teacher):
                 taught.append(self.task.outputs(self.teacher, batch, **wanted))
-            return found[0]
+            return totals[0]
 
         with chunked_loss.at_head(model, inside_student):
             outputs = self.task.outputs(model, batch, **wanted)

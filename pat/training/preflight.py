@@ -84,12 +84,12 @@ def _check_export_at(values: list[float], pruner: Pruner) -> None:
 
 def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Pruner) -> None:
     """What the ranks would find out only when the model is built."""
-    found = retention.steps(root)
-    if mode == "must" and not found:
+    saved = retention.steps(root)
+    if mode == "must" and not saved:
         raise ValueError(f"run.resume=must, but {root} holds no checkpoint: check run.dir, or take run.resume=auto")
-    if mode != "never" and found:
+    if mode != "never" and saved:
         try:
-            manifest = read_manifest(found[-1])
+            manifest = read_manifest(saved[-1])
         except CheckpointError:
             return  # torn: the ranks look for an older one
         check_same_model(manifest, describe_parameters(model, pruner))
@@ -119,14 +119,14 @@ def _data(config: Config) -> tuple[Any, Any, Any]:
 def is_complete(config: Config, run_dir: Path) -> bool:
     """Whether an earlier start has finished this run and its last checkpoint is whole: nothing is left to do."""
     directory = RunDir(run_dir)
-    found = retention.steps(directory.checkpoints)
+    saved = retention.steps(directory.checkpoints)
     summary_of = files.read_json(directory.summary) or {}
     last = summary_of.get("step")
     ended = last == config.train.num_steps or summary_of.get("stopped_early")
-    if config.run.resume == "never" or not found or not ended:
+    if config.run.resume == "never" or not saved or not ended:
         return False
     try:
-        return CheckpointReader(found[-1]).manifest["step"] == last
+        return CheckpointReader(saved[-1]).manifest["step"] == last
     except CheckpointError:
         return False
 

@@ -60,18 +60,22 @@ def summary(training: Training) -> dict[str, Any]:
 
 def outcome(directory: RunDir) -> str:
     """A finished run in a sentence, from its summary: what was reached, where it is, what comes next."""
-    found = files.read_json(directory.summary) or {}
+    written = files.read_json(directory.summary) or {}
     now, before = (
         ", ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items() if isinstance(value, float))
-        for metrics in (found["metrics"], found["dense_metrics"])
+        for metrics in (written["metrics"], written["dense_metrics"])
     )
-    reached = (found.get("reached") or {}).items()
+    reached = (written.get("reached") or {}).items()
     variants = ", ".join(f"--checkpoint sparsity={value} (of step {step})" for value, step in reached)
-    end = "done, stopped early at" if found.get("stopped_early") else "done,"
-    pruned = f"{found['sparsity']:.2%} of {found['prunable_parameters']:,} prunable weights removed, "
+    end = "done, stopped early at" if written.get("stopped_early") else "done,"
+    pruned = f"{written['sparsity']:.2%} of {written['prunable_parameters']:,} prunable weights removed, "
     return (
-        f"{end} step {found['step']}: {pruned if found['prunable_parameters'] else ''}{now}\n"
-        + (f"before pruning began, after {found['dense_step']} of {found['step']} steps: {before}\n" if before else "")
+        f"{end} step {written['step']}: {pruned if written['prunable_parameters'] else ''}{now}\n"
+        + (
+            f"before pruning began, after {written['dense_step']} of {written['step']} steps: {before}\n"
+            if before
+            else ""
+        )
         + f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
         + (f"\nor what it was on the way: {variants}" if variants else "")
     )

@@ -97,7 +97,9 @@ def expected(config: Any, stage: int) -> tuple[Any, Layout]:
     pruner = Pruner(config)
     pruner.attach(model)
     layout = Layout(dist.get_world_size(), stage, accumulation=2)
-    return shapes_of(config, model, pruner), memory.layout_of(layout, ds.deepspeed_config(config)["zero_optimization"])
+    return shapes_of(config, model, pruner), memory.with_user_keys(
+        layout, ds.deepspeed_config(config)["zero_optimization"]
+    )
 
 
 def checks(args: list[str]) -> dict[str, Any]:

@@ -163,4 +163,4 @@ def faults() -> list[Fault]:
     from tests.long.faults_of_pruning import PRUNING
     from tests.long.faults_of_the_rest import REST
 
-    return [Fault(file, *each) for file, found in (PRUNING | REST).items() for each in found]
+    return [Fault(file, *each) for file, planted in (PRUNING | REST).items() for each in planted]

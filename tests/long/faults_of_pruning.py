@@ -12,8 +12,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("scores if comparable else even(", "scores if not comparable else even(", "currencies swapped"),
         (
-            "    if progress >= 1.0:\n        return list(found)",
-            "    if progress >= 2.0:\n        return list(found)",
+            "    if progress >= 1.0:\n        return list(on_the_grid)",
+            "    if progress >= 2.0:\n        return list(on_the_grid)",
             "the final width may be off the grid",
         ),
         ("exact(self.sparsity) * exact(progress)", "exact(self.sparsity)", "the whole budget at once"),
@@ -66,7 +66,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("if score.isnan().any():", "if False:", "NaN scores are ranked"),
         ("if state.total - state.change(g, -1)[1] < limit:", "if False:", "moves that save too much"),
         ("over if over.score > near.score else near", "near", "a dozen neurons go for one KV group"),
-        ("found[site.name] = part * cost.per_unit(site, dense)", "found[site.name] = part", "units of equal cost"),
+        (
+            "even_scores[site.name] = part * cost.per_unit(site, dense)",
+            "even_scores[site.name] = part",
+            "units of equal cost",
+        ),
         (
             "torch.argsort(flat, descending=True, stable=True)]",
             "torch.argsort(flat, descending=False, stable=True)]",
@@ -87,8 +91,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "norms of dropped layers cost",
         ),
         (
-            "sum(z * (fixed + unit * n) for (fixed, unit), z, n in parts))",
-            "sum(fixed + z * unit * n for (fixed, unit), z, n in parts))",
+            "sum(z * (fixed + unit * n) for (fixed, unit), z, n in sublayers))",
+            "sum(fixed + z * unit * n for (fixed, unit), z, n in sublayers))",
             "dropped sublayers keep their fixed part",
         ),
         (
@@ -531,7 +535,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "the wrong dimension of the consumer",
         ),
         ("reader.module, features, (read,),", "reader.module, features, (*slices, read),", "producers gated too"),
-        ("return (found,) if made.bias is None else", "return (found,) if True else", "biases of dead units stay"),
+        ("return (weights,) if made.bias is None else", "return (weights,) if True else", "biases of dead units stay"),
         (
             "made.out_dim, made.first_output, per_unit)\n    return",
             "made.out_dim, 0, per_unit)\n    return",

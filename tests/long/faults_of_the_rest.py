@@ -40,7 +40,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("return [latest, *(", "return [*(", "latest is passed over"),
         ("steps(root)[-keep_last:]", "steps(root)[:keep_last]", "the oldest are kept"),
         ('names = [root / "latest", root / "best",', 'names = [root / "latest",', "the best is removed"),
-        ("        return found[max(found)]\n", "        return found[min(found)]\n", "last is the first"),
+        ("        return by_step[max(by_step)]\n", "        return by_step[min(by_step)]\n", "last is the first"),
         ('root / ("best" if checkpoint == "best" else "latest")', 'root / "latest"', "best is the latest"),
         (
             '    write_atomic(root / "best", step_dir.name)',
@@ -65,7 +65,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("values = stored[first:last]", "values = stored[: last - first]", "scores of the beginning"),
         ('if size != expected["bytes"]:', 'if size < expected["bytes"]:', "longer files are whole"),
         ("if index % share[1] == share[0] and", "if index % share[1] == share[1] and", "no file is hashed"),
-        ("    if found != FORMAT:\n", "    if found is None:\n", "other formats are read"),
+        ("    if written != FORMAT:\n", "    if written is None:\n", "other formats are read"),
         (
             "own.sort(key=lambda segment: (segment.start, segment.rank))",
             "own.sort(key=lambda segment: segment.rank)",
@@ -266,7 +266,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             "                            have[: len(new)] = new",
             "gradients of all chunks in the first",
         ),
-        ("total = total + found.detach()", "total = found.detach()", "the sum of the last chunk"),
+        ("total = total + sums.detach()", "total = sums.detach()", "the sum of the last chunk"),
         ("grad.mul_(outer[0][0].to(grad.device))", "grad.clone()", "the outer gradient is ignored"),
         ("slice(start, min(start + size, total))", "slice(start, min(start + size, total - 1))", "a row is left out"),
         ("        del module.forward\n", "        pass\n", "the head stays replaced"),

@@ -85,19 +85,21 @@ class StructureBudget(ABC):
         dense = dense_widths(anatomy)
         full = cost.total(dense)
         removed = exact(self.sparsity) * exact(progress)
-        found = _with_full(groups(anatomy, sites, limits, self.per_layer), progress)
+        on_the_way = _with_full(groups(anatomy, sites, limits, self.per_layer), progress)
         weighed = scores if comparable else even(sites, scores, cost, dense)
         if per_cost:
             weighed = {site.name: scores[site.name].double() * cost.per_unit(site, dense) for site in sites}
-        counts = within(found, weighed, cost, anatomy, math.floor((1 - removed) * full), widest=not per_cost)
+        counts = within(on_the_way, weighed, cost, anatomy, math.floor((1 - removed) * full), widest=not per_cost)
         if counts is None:
             names = ", ".join(by_structure(sites))
-            least = choice(anatomy, sites, keep_counts(found, [g.counts[0] for g in found], scores), cost, self.unit)
+            least = choice(
+                anatomy, sites, keep_counts(on_the_way, [g.counts[0] for g in on_the_way], scores), cost, self.unit
+            )
             raise ValueError(
                 f"budget.{self.name}: sparsity {self.sparsity} cannot be reached by {names}, which remove at most "
                 f"{1 - least.after / full:.4f} of the model's {full:,} {self.unit}: lower it or prune more structures."
             )
-        return choice(anatomy, sites, keep_counts(found, counts, scores), cost, self.unit)
+        return choice(anatomy, sites, keep_counts(on_the_way, counts, scores), cost, self.unit)
 
     def expected_sparsity(
         self,
@@ -114,13 +116,13 @@ class StructureBudget(ABC):
         return [self.sparsity]
 
 
-def _with_full(found: Sequence[Group], progress: float) -> list[Group]:
+def _with_full(on_the_grid: Sequence[Group], progress: float) -> list[Group]:
     """On the way to the target a group may still be as wide as it was, whatever its grid is."""
     if progress >= 1.0:
-        return list(found)
+        return list(on_the_grid)
     return [
         group
         if group.counts[-1] == group.full
         else Group(group.structure, group.sites, group.pooled, (*group.counts, group.full))
-        for group in found
+        for group in on_the_grid
     ]

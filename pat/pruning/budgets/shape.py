@@ -75,11 +75,11 @@ class Shape:
     ) -> Choice:
         """The keep flags of this shape, or of the narrowest on the way that keeps at least what is due then."""
         self.check(anatomy, sites)
-        found, counts = self._groups(anatomy, sites), list[int]()
-        for group in found:
+        narrowed, counts = self._groups(anatomy, sites), list[int]()
+        for group in narrowed:
             least = group.full - part_of(group.full - self.keep[group.structure], progress)
             counts.append(min((n for n in group.counts if n >= least), default=group.full))
-        return choice(anatomy, sites, keep_counts(found, counts, scores), parameters(anatomy), "parameters")
+        return choice(anatomy, sites, keep_counts(narrowed, counts, scores), parameters(anatomy), "parameters")
 
     def expected_sparsity(
         self,
@@ -105,10 +105,10 @@ class Shape:
 
 def _narrowed_alike(sites: Sequence[Site]) -> list[list[Site]]:
     """The units among which a shape chooses: those of one site, or all layers."""
-    found: list[list[Site]] = []
+    alike: list[list[Site]] = []
     for own in by_structure(sites).values():
-        found += [[site] for site in own] if own[0].features else [own]
-    return found
+        alike += [[site] for site in own] if own[0].features else [own]
+    return alike
 
 
 def _near(counts: Sequence[int], count: int) -> str:

@@ -47,7 +47,7 @@ class Choice:
 
 def ranked(sites: Sequence[Site], scores: Mapping[str, Tensor]) -> dict[str, list[tuple[float, int]]]:
     """(score, unit) of every site, best first. ValueError for scores that cannot be ranked."""
-    found: dict[str, list[tuple[float, int]]] = {}
+    rankings: dict[str, list[tuple[float, int]]] = {}
     for site in sites:
         score = scores[site.name].detach().double().cpu()
         assert score.shape == (site.num_units,), f"{site.name} has {site.num_units} units and {score.shape} scores"
@@ -55,8 +55,8 @@ def ranked(sites: Sequence[Site], scores: Mapping[str, Tensor]) -> dict[str, lis
             raise ValueError(f"The scores of {site.name} are not numbers (NaN): lower the learning rate.")
         order = ints(torch.argsort(score, descending=True, stable=True))
         values = floats(score)
-        found[site.name] = [(values[unit], unit) for unit in order]
-    return found
+        rankings[site.name] = [(values[unit], unit) for unit in order]
+    return rankings
 
 
 def keep_counts(groups: Sequence[Group], counts: Sequence[int], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -147,22 +147,22 @@ def even(sites: Sequence[Site], scores: Mapping[str, Tensor], cost: Cost, dense:
 
     So every structure loses about the same share of its units, whatever its own scores mean.
     """
-    found: dict[str, Tensor] = {}
+    even_scores: dict[str, Tensor] = {}
     for own in by_structure(sites).values():
         flat = torch.cat([scores[site.name].detach().double().cpu() for site in own])
         share = torch.empty(len(flat), dtype=torch.float64)
         share[torch.argsort(flat, descending=True, stable=True)] = torch.arange(len(flat), 0, -1).double() / len(flat)
         for site, part in zip(own, split(share, [site.num_units for site in own]), strict=True):
-            found[site.name] = part * cost.per_unit(site, dense)
-    return found
+            even_scores[site.name] = part * cost.per_unit(site, dense)
+    return even_scores
 
 
 def choice(anatomy: Anatomy, sites: Sequence[Site], keep: dict[str, Tensor], cost: Cost, unit: str) -> Choice:
     """The keep flags with what they leave."""
     own = by_structure(sites)
-    counts = {name: [int(keep[site.name].sum()) for site in found] for name, found in own.items()}
+    counts = {name: [int(keep[site.name].sum()) for site in each] for name, each in own.items()}
     before, after = cost.total(dense_widths(anatomy)), cost.total(widths(anatomy, sites, keep))
-    left = ", ".join(f"{name} {_of(counts[name], found)}" for name, found in own.items())
+    left = ", ".join(f"{name} {_of(counts[name], each)}" for name, each in own.items())
     left = f"{left}: {after:,} of {before:,} {unit}, {1 - after / before:.4%} removed"
     return Choice(keep, counts, before, after, left)
 

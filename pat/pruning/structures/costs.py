@@ -48,8 +48,8 @@ class Cost:
 
     def layer(self, i: int, widths: Widths) -> Number:
         """The part of layer i."""
-        parts = zip(self.sublayers[i], widths.sublayers[i], widths.units[i], strict=True)
-        return widths.layers[i] * (self.layers[i] + sum(z * (fixed + unit * n) for (fixed, unit), z, n in parts))
+        sublayers = zip(self.sublayers[i], widths.sublayers[i], widths.units[i], strict=True)
+        return widths.layers[i] * (self.layers[i] + sum(z * (fixed + unit * n) for (fixed, unit), z, n in sublayers))
 
     def scaled(self, factor: int) -> Cost:
         """`factor` times q."""

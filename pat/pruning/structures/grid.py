@@ -76,7 +76,7 @@ class Group:
 
 def groups(anatomy: Anatomy, sites: Sequence[Site], limits: Limits, per_layer: bool) -> list[Group]:
     """The groups of all structures. ValueError where nothing is allowed, or layers that must be equal are not."""
-    found: list[Group] = []
+    made: list[Group] = []
     allowed: dict[tuple[str, int], tuple[int, ...]] = {}
     for structure, own in by_structure(sites).items():
         if not own[0].features:
@@ -85,7 +85,7 @@ def groups(anatomy: Anatomy, sites: Sequence[Site], limits: Limits, per_layer: b
                     f"{structure} leaves layers without one of their parts, which no stock class has: "
                     f"{families.OWN_LOADER}, or take layers."
                 )
-            found.append(Group(structure, tuple(own), True, tuple(range(1, len(own) + 1))))
+            made.append(Group(structure, tuple(own), True, tuple(range(1, len(own) + 1))))
             continue
         sizes = sorted({site.num_units for site in own})
         if len(sizes) > 1 and not per_layer:
@@ -97,24 +97,24 @@ def groups(anatomy: Anatomy, sites: Sequence[Site], limits: Limits, per_layer: b
             key = structure, site.num_units
             if key not in allowed:
                 allowed[key] = _allowed(anatomy, site, limits)
-        parts = [[site] for site in own] if per_layer else [own]
-        found += [Group(structure, tuple(part), False, allowed[structure, part[0].num_units]) for part in parts]
-    return found
+        narrowed_alike = [[site] for site in own] if per_layer else [own]
+        made += [Group(structure, tuple(part), False, allowed[structure, part[0].num_units]) for part in narrowed_alike]
+    return made
 
 
 def by_structure(sites: Sequence[Site]) -> Mapping[str, list[Site]]:
     """The sites of every structure, in their order."""
-    found: dict[str, list[Site]] = {}
+    by_name: dict[str, list[Site]] = {}
     for site in sites:
-        found.setdefault(site.structure, []).append(site)
-    return found
+        by_name.setdefault(site.structure, []).append(site)
+    return by_name
 
 
 def _allowed(anatomy: Anatomy, site: Site, limits: Limits) -> tuple[int, ...]:
     """The counts that are not refused. ValueError, with the reason of the largest, where all are."""
     refused = {n: limits.refusal(anatomy, site, n) for n in range(1, site.num_units + 1)}
-    found = tuple(n for n, reason in refused.items() if reason is None)
-    if not found or found == (site.num_units,):
+    allowed = tuple(n for n, reason in refused.items() if reason is None)
+    if not allowed or allowed == (site.num_units,):
         reason = refused[max(1, site.num_units - 1)] or "there is only one"
         raise ValueError(f"No number of {site.structure} below {site.num_units} may be left: {reason}.")
-    return found
+    return allowed

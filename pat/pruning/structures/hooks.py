@@ -152,8 +152,8 @@ class GatedForward:
 
     def set(self, z: Tensor | None, evaluated: Tensor | None, device: torch.device) -> None:
         """(U,) what multiplies in training and in evaluation; None: nothing, and what multiplies in training."""
-        parts, means = self._split(z), self._split(evaluated)
-        for hook, part, mean in zip(self.hooks, parts, means, strict=True):
+        gates, means = self._split(z), self._split(evaluated)
+        for hook, part, mean in zip(self.hooks, gates, means, strict=True):
             by_gradient = self.needs in BY_GRADIENT
             hook.open = part is not None and bool((part == 1).all())
             hook.z = None if part is None else part.to(device, copy=True).requires_grad_(by_gradient)
@@ -192,26 +192,26 @@ class GatedForward:
         return self._gradients(world, scale) if self.needs == "gradient" else self._means(world, scale, self.needs)
 
     def _gradients(self, world: Comm, scale: float) -> Tensor:
-        parts: list[Tensor] = []
+        gradients: list[Tensor] = []
         for hook in self.hooks:
             grad = None if hook.z is None else hook.z.grad
-            parts.append(torch.zeros(hook.site.num_units, device=world.device) if grad is None else grad)
-        return (world.sum(torch.cat(parts)) / (world.world_size * scale)).cpu()
+            gradients.append(torch.zeros(hook.site.num_units, device=world.device) if grad is None else grad)
+        return (world.sum(torch.cat(gradients)) / (world.world_size * scale)).cpu()
 
     def _means(self, world: Comm, scale: float, needs: Evidence) -> Tensor:
         """Sums and counts are added over ranks before they are divided: ranks may have seen different numbers."""
         by_example = needs in example_gradients.SUMMED
         lines_each = len(example_gradients.SUMMED[needs]) if by_example else 1
         lengths = [lines_each * n + 1 for n in self.sizes]
-        parts: list[Tensor] = []
+        sums: list[Tensor] = []
         for hook, n in zip(self.hooks, lengths, strict=True):
             empty = torch.zeros(n, dtype=torch.float64, device=world.device)
-            parts.append(empty if hook.sums is None else hook.sums.to(world.device))
+            sums.append(empty if hook.sums is None else hook.sums.to(world.device))
             hook.sums = None
-        lines = split(world.sum(torch.cat(parts)).cpu(), lengths)
+        lines = split(world.sum(torch.cat(sums)).cpu(), lengths)
         if by_example:
-            found = [example_gradients.mean(needs, line, world.world_size * scale) for line in lines]
-            return torch.cat(found, dim=1).float().squeeze(0)
+            means = [example_gradients.mean(needs, line, world.world_size * scale) for line in lines]
+            return torch.cat(means, dim=1).float().squeeze(0)
         return torch.cat([line[:-1] / line[-1].clamp(min=1.0) for line in lines]).float()
 
     def _see_no_more(self) -> None:

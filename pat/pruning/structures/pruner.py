@@ -131,12 +131,12 @@ class StructurePruner:
 
     def warning(self) -> str | None:
         """A sentence where the gates of what stays ended far from 1; None: they did not, or there are none yet."""
-        found = self.kept_gates
-        if found is None or found["share_below_0.9"] <= FAR:
+        spread = self.kept_gates
+        if spread is None or spread["share_below_0.9"] <= FAR:
             return None
         return (
-            f"pruner {self.name}: {found['share_below_0.9']:.0%} of the kept gates ended below 0.9 (median "
-            f"{found['median']:.2f}, lowest {found['lowest']:.2f}), so that what is kept is scaled down: lengthen "
+            f"pruner {self.name}: {spread['share_below_0.9']:.0%} of the kept gates ended below 0.9 (median "
+            f"{spread['median']:.2f}, lowest {spread['lowest']:.2f}), so that what is kept is scaled down: lengthen "
             f"the soft phase (pruners.{self.name}.schedule.hard_from), or lower pruners.{self.name}.gate.temperature"
         )
 

@@ -95,14 +95,14 @@ def whole(anatomy: Anatomy, names: Sequence[str]) -> tuple[Slice, ...]:
 
 def _outputs(made: Projection, per_unit: int) -> tuple[Slice, ...]:
     """The slices of a weight and its bias that make a unit's outputs."""
-    found = Slice(made.weight, made.out_dim, made.first_output, per_unit)
-    return (found,) if made.bias is None else (found, Slice(made.bias, 0, made.first_output, per_unit))
+    weights = Slice(made.weight, made.out_dim, made.first_output, per_unit)
+    return (weights,) if made.bias is None else (weights, Slice(made.bias, 0, made.first_output, per_unit))
 
 
 def of_kind(anatomy: Anatomy, kind: type) -> Iterator[tuple[int, int, Any]]:
     """(layer, index in it, sublayer) of the sublayers of a kind. ValueError where there is none."""
-    found = [(i, j, sublayer) for i, j, sublayer in anatomy.sublayers if isinstance(sublayer, kind)]
-    if not found:
+    sublayers = [(i, j, sublayer) for i, j, sublayer in anatomy.sublayers if isinstance(sublayer, kind)]
+    if not sublayers:
         word = "attention" if kind is Attention else "MLP"
         raise ValueError(f"A {anatomy.model_type} has no {word} sublayers: choose another structure.")
-    yield from found
+    yield from sublayers

@@ -48,17 +48,17 @@ def factors(
     fill: float = 1.0,  # where no unit is
 ) -> dict[str, list[Factor]]:
     """What each unit's value means for the elements of the parameters."""
-    found: dict[str, dict[int, Tensor]] = {}
+    by_dim: dict[str, dict[int, Tensor]] = {}
     origins: dict[str, float] = {}
     for site in sites:
         value = values[site.name]
         for part in site.gated if gated else site.slices:
-            vectors = found.setdefault(part.parameter, {})
+            vectors = by_dim.setdefault(part.parameter, {})
             size = shapes[part.parameter][part.dim]
             vector = vectors.setdefault(part.dim, torch.full((size,), fill, dtype=value.dtype, device=value.device))
             vector[_span(part, site.num_units)] *= value.repeat_interleave(part.per_unit)
             origins[part.parameter] = part.origin
-    return {name: [Factor(dim, v, origins[name]) for dim, v in vectors.items()] for name, vectors in found.items()}
+    return {name: [Factor(dim, v, origins[name]) for dim, v in vectors.items()] for name, vectors in by_dim.items()}
 
 
 def _span(part: Slice, num_units: int) -> slice:

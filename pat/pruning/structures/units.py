@@ -70,10 +70,10 @@ class Inventory:
 
     def counts(self, keep: Tensor) -> dict[str, list[int]]:
         """Per structure: the units that each site keeps, of (U,) bool."""
-        found: dict[str, list[int]] = {}
+        counts: dict[str, list[int]] = {}
         for site, flags in zip(self.sites, split(keep, self.sizes), strict=True):
-            found.setdefault(site.structure, []).append(int(flags.sum()))
-        return found
+            counts.setdefault(site.structure, []).append(int(flags.sum()))
+        return counts
 
     def in_words(self, counts: Mapping[str, list[int]]) -> str:
         """`768 of 1536 ffn, 2 of 3 kv_groups in every layer; 24 of 30 layers`."""

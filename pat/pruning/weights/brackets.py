@@ -47,8 +47,8 @@ def find_brackets(
         mine = [segment for segment, of in zip(segments, groups, strict=True) if of == g]
         begin, num = int(offsets[g, comm.rank]), int(counts[g, comm.rank])
         _sample(mine, stride, sample[begin : begin + num])
-    parts = split(comm.sum(sample), ints(counts.sum(1)))
-    return [_bracket(p.numpy(), k, n) for p, k, n in zip(parts, ints(num_keep), ints(totals), strict=True)]
+    samples = split(comm.sum(sample), ints(counts.sum(1)))
+    return [_bracket(p.numpy(), k, n) for p, k, n in zip(samples, ints(num_keep), ints(totals), strict=True)]
 
 
 def _sample(segments: Sequence[ScoredSegment], stride: int, out: Tensor) -> None:

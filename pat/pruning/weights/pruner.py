@@ -178,8 +178,8 @@ class WeightPruner:
             if state.score is not None and state.dense is not None
             for s in state.shard.segments
         ]
-        found = prior.coefficients(pieces, len(set(group.values())), weight, self.layout.comm)
-        return {name: found[g] for name, g in group.items()}
+        coefficients = prior.coefficients(pieces, len(set(group.values())), weight, self.layout.comm)
+        return {name: coefficients[g] for name, g in group.items()}
 
     def _harden(self) -> None:
         for state in self.states:

@@ -140,8 +140,8 @@ def _find_cut(
     sources = [segment.scores if missed[g] else copy for segment, g, copy in zip(segments, groups, copies, strict=True)]
     if narrow.any():
         pieces = [(g, source) for g, source in zip(groups, sources, strict=True) if narrow[g]]
-        found = _kth_score(pieces, torch.where(missed, wanted, rest) * narrow, comm)
-        score, ties, equal = (torch.where(narrow, a, b) for a, b in zip(found, (score, ties, equal), strict=True))
+        narrowed = _kth_score(pieces, torch.where(missed, wanted, rest) * narrow, comm)
+        score, ties, equal = (torch.where(narrow, a, b) for a, b in zip(narrowed, (score, ties, equal), strict=True))
     cut = Cut(floats(score), ints(ties), ints(equal))
     split = [0 < kept < all_ for kept, all_ in zip(cut.ties, cut.equal, strict=True)]
     here: list[int] = []

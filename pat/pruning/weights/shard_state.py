@@ -56,15 +56,15 @@ class MaskedShard:
 
     def tensors(self, pruner: str) -> dict[str, Tensor]:
         """What is saved, flags packed, by its key."""
-        found: dict[str, Tensor] = {}
+        saved: dict[str, Tensor] = {}
         for s in self.shard.segments:
             if self.keep is not None:
                 packed = np.asarray(pack_keep(self.keep[s.part]))
-                found[state_keys.of_mask(pruner, state_keys.KEEP, s.name, s.start)] = of_numpy(packed.copy())
+                saved[state_keys.of_mask(pruner, state_keys.KEEP, s.name, s.start)] = of_numpy(packed.copy())
             for kind, value in ((state_keys.SCORE, self.score), (state_keys.DENSE, self.dense)):
                 if value is not None:
-                    found[state_keys.of_mask(pruner, kind, s.name, s.start)] = value[s.part].detach().cpu().contiguous()
-        return found
+                    saved[state_keys.of_mask(pruner, kind, s.name, s.start)] = value[s.part].detach().cpu().contiguous()
+        return saved
 
     def load(self, read: Callable[[str, Segment], Tensor]) -> None:
         """Fill what this phase has from `read(kind, segment)`."""

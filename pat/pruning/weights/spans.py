@@ -46,8 +46,8 @@ def first_pieces(segments: Sequence[ScoredSegment], comm: Comm) -> dict[str, tup
     rank would sort. Collective.
     """
     mine = [(segment.name, segment.shape) for segment in segments if segment.start == 0 and segment.numel]
-    found = sorted(pair for each in comm.gather(mine) for pair in each)
-    every = dict(found)
+    pairs = sorted(pair for each in comm.gather(mine) for pair in each)
+    every = dict(pairs)
     index = {name: i for i, name in enumerate(every)}
     held = torch.zeros(len(every) + 1, dtype=torch.int64)  # the last: of parameters whose beginning no rank holds
     for segment in segments:
@@ -86,9 +86,9 @@ def partial_groups(start: int, numel: int, width: int) -> list[tuple[int, int]]:
 
 def straddlers(spans: Sequence[Span], width: Callable[[tuple[int, ...]], int]) -> list[tuple[str, int]]:
     """(parameter, group) of every group that no single span holds whole, in global order."""
-    found = {
+    cut = {
         (span.name, begin // width(span.shape))
         for span in spans
         for begin, _ in partial_groups(span.start, span.numel, width(span.shape))
     }
-    return sorted(found)
+    return sorted(cut)

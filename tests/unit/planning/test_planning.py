@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from pat.commands import plan as command
 from pat.planning import activations, checkpoints, traffic
-from pat.planning.memory import Layout, layout_of, memory, shard_numels, touched
+from pat.planning.memory import Layout, memory, shard_numels, touched, with_user_keys
 from pat.planning.shapes import Group, Shapes
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import select_units
@@ -73,7 +73,7 @@ def test_what_is_sharded_falls_with_the_ranks_and_the_rest_stays() -> None:
 
 def test_the_users_deepspeed_keys_count() -> None:
     zero = {"reduce_bucket_size": 5e6, "stage3_max_live_parameters": "auto", "param_persistence_threshold": 7}
-    found = layout_of(Layout(2, 3), zero)
+    found = with_user_keys(Layout(2, 3), zero)
     assert (found.reduce_bucket, found.max_live, found.persistence_threshold) == (5_000_000, Layout(2, 3).max_live, 7)
 
 

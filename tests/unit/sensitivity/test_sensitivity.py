@@ -204,10 +204,10 @@ def test_finished_cells_are_found_again_and_a_torn_line_is_dropped(tmp_path: Pat
     for torn in (b'{"target": "model.lay', b'{"target": "x", "fraction": 0.5, "metrics": {"loss": 1}}'):
         path.write_bytes(whole + torn)  # the second is whole but for its end of line: the disk may hold the rest of it
         with Journal(path, {"model": "m"}, {"loss": 2.0001}) as journal:
-            assert list(journal.found) == [cell.key for cell in CELLS[:2]] and journal.baseline == BASELINE
+            assert list(journal.measured) == [cell.key for cell in CELLS[:2]] and journal.baseline == BASELINE
             journal.add(CELLS[2], {"loss": 3.0})
         with Journal(path, {"model": "m"}, BASELINE) as journal:
-            assert journal.found[CELLS[2].key] == {"loss": 3.0}
+            assert journal.measured[CELLS[2].key] == {"loss": 3.0}
     with pytest.raises(ValueError, match="was measured with model=m, and now it is n: give another --out"):
         Journal(path, {"model": "n"}, BASELINE)
     with pytest.raises(ValueError, match="on a model whose loss was 2, and this one's is 2.1"):

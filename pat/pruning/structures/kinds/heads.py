@@ -22,11 +22,11 @@ class Heads:
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
         """One per attention. ValueError where several heads share a KV head."""
-        found = list(of_kind(anatomy, Attention))
-        for _, _, attention in found:
+        attentions = list(of_kind(anatomy, Attention))
+        for _, _, attention in attentions:
             if attention.group > 1:
                 raise ValueError(
                     f"structure heads: {attention.group} heads of this {anatomy.model_type} share a KV head, so that "
                     "one alone cannot go; take kv_groups, a KV head together with its heads."
                 )
-        return [inner_site(self.name, i, j, attention) for i, j, attention in found]
+        return [inner_site(self.name, i, j, attention) for i, j, attention in attentions]
