@@ -1,7 +1,7 @@
 """Which checkpoints of a run there are, which names point at them, and which are kept.
 
-checkpoints/step-00000200/           a directory each. Those without a manifest were never finished and do not count;
-                                     whether the others are whole, only reading shows (checkpoint.py)
+checkpoints/step-00000200/           a directory each; those that are not finished do not count, and whether the others
+                                     are whole is not known here (both words: store.py)
 checkpoints/latest, best, sparsity=0.3    the name of one of them each
 """
 

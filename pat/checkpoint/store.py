@@ -83,7 +83,7 @@ def save(
                 shutil.rmtree(partial, ignore_errors=True)
             raise NotWritten(
                 f"the checkpoint of step {step} could not be written ({said[0]}; {free} MiB were free in {root}); "
-                "those before it are whole"
+                "those before it are as they were"
             )
 
     if rank == 0:
@@ -156,7 +156,7 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -
 
 
 def find(root: Path, world: Comm, say: Callable[[str], None]) -> CheckpointReader | None:
-    """The newest checkpoint whose every file matches its hash; a torn one is named and passed over. Collective."""
+    """The newest whole checkpoint; one that is finished, but not whole, is named and passed over. Collective."""
     candidates = world.gather(retention.to_resume(root))[0]
     for name in candidates:
         try:

@@ -74,6 +74,6 @@ examples:
   srun pat train recipe=parity                          deepspeed and srun, on several machines
 
 The run directory is runs/NAME, NAME made of the recipe and the changed keys, unless run.dir or run.name say
-otherwise. The same command goes on from the newest checkpoint there (run.resume=auto); ranks and ZeRO stage may differ.
+otherwise. The same command goes on from the newest whole checkpoint (run.resume=auto); ranks and ZeRO stage may differ.
 
 """

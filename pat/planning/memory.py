@@ -60,7 +60,7 @@ def with_user_keys(base: Layout, zero: dict[str, Any]) -> Layout:
 
 
 @dataclass(frozen=True)
-class Memory:
+class RankMemory:
     """Bytes on the rank that holds most; `host` is beside it, in the CPU's memory."""
 
     weights: int
@@ -91,7 +91,7 @@ def shard_numels(shapes: Shapes, layout: Layout) -> list[int]:
     return [_ceil(group.numel, ALIGNMENT * ranks) * ALIGNMENT for group in shapes.groups]
 
 
-def memory(shapes: Shapes, layout: Layout, activations: int = 0) -> Memory:
+def memory(shapes: Shapes, layout: Layout, activations: int = 0) -> RankMemory:
     """What a rank holds, by the table above."""
     e, shards = layout.itemsize, shard_numels(shapes, layout)
     shard = sum(shards)
@@ -105,7 +105,7 @@ def memory(shapes: Shapes, layout: Layout, activations: int = 0) -> Memory:
         whole = sum(n for n in every if n < layout.persistence_threshold)
         weights = e * (sum(_ceil(n, layout.ranks) for n in every) + whole)
         gathered = e * min(shapes.every - whole, layout.max_live)
-    needed = Memory(
+    needed = RankMemory(
         weights=weights,
         gradients=_gradients(shapes, layout, shard),
         optimizer=optimizer,

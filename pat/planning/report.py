@@ -12,7 +12,7 @@ from rich.table import Table
 from pat.common.text import size_in_words
 from pat.planning import checkpoints, memory, traffic
 from pat.planning.activations import Activations, activations
-from pat.planning.memory import Layout, Memory
+from pat.planning.memory import Layout, RankMemory
 from pat.planning.shapes import Shapes, itemsize, shapes_of
 from pat.schema import Config
 from pat.tasks import base
@@ -27,7 +27,7 @@ class Row:
 
     layout: Layout
     micro_batch: int
-    memory: Memory
+    memory: RankMemory
     activations: Activations
     bytes_per_step: float
     selection_bytes: int

@@ -14,7 +14,7 @@ from pat.zero.engine import param_groups
 
 
 @dataclass(frozen=True)
-class Group:
+class ParamGroup:
     """One param group of the optimizer: all of one pruner, or of none."""
 
     numels: tuple[int, ...]  # of its parameters, in order
@@ -37,7 +37,7 @@ class Group:
 class Shapes:
     """A model and its pruners."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[ParamGroup, ...]
     frozen: tuple[int, ...] = ()  # numels
     gate_bytes: int = 0  # state of all gates, on every rank
     teacher: int = 0  # parameters
@@ -67,10 +67,10 @@ def shapes_of(config: Config, model: torch.nn.Module, pruner: Pruner, teacher: i
         numels = tuple(p.numel() for p in group["params"])
         owner = pruner.owner.get(names[id(group["params"][0])])
         if owner is None:
-            groups.append(Group(numels))
+            groups.append(ParamGroup(numels))
             continue
         score = weight_pruners[owner].criterion.needs_score
-        groups.append(Group(numels, SOFT_BYTES + SCORE_BYTES * score, HARD_BYTES, score))
+        groups.append(ParamGroup(numels, SOFT_BYTES + SCORE_BYTES * score, HARD_BYTES, score))
     frozen = tuple(p.numel() for p in model.parameters() if not p.requires_grad)
     return Shapes(tuple(groups), frozen, sum(each.state_bytes() for each in pruner.structure_pruners), teacher)
 

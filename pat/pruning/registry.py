@@ -1,7 +1,7 @@
 """Criteria, granularities, schedules, budgets and structures, found by name.
 
 A method is a frozen dataclass with a field `name: str = "movement"` (its key) in a file of its kind's package. The
-file is found by scanning the package: nothing else has to be edited.
+file is found by scanning the package (`pat.common.scan`).
 """
 
 from __future__ import annotations

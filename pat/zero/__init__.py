@@ -1,1 +1,1 @@
-"""All that knows DeepSpeed: its engine, its shards, its files."""
+"""DeepSpeed from the inside: its engine and config, where it holds weights in memory, what is in its files."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from pat.common import patterns
 from pat.common.comm import barrier
+from pat.common.parameters import logical_shape
 from pat.common.typed import is_mapping, untyped
 from pat.models import adapters
 from pat.schema import Config, OptimConfig
@@ -152,8 +153,7 @@ def param_groups(model: nn.Module, optim: OptimConfig, owner: Mapping[str, str])
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
-        shape = getattr(param, "ds_shape", param.shape)
-        decay = len(shape) >= 2 and not patterns.matches(name, optim.no_decay)
+        decay = len(logical_shape(param)) >= 2 and not patterns.matches(name, optim.no_decay)
         head = optim.head_lr is not None and name.split(".")[0] in adapters.HEADS
         key = (owner.get(name, ""), decay, head)
         if key not in groups:

@@ -42,7 +42,7 @@ def test_full_disk(small_disk: Path, undisturbed: dict[str, Any]) -> None:
     assert start.end() == ExitCode.BROKEN_PROMISE, start.text()
     assert "Traceback" not in start.text()
     last = start.text().splitlines()[-1]
-    assert last.startswith("pat: the checkpoint of step ") and "those before it are whole" in last
+    assert last.startswith("pat: the checkpoint of step ") and "those before it are as they were" in last
     assert f"MiB were free in {run_dir}" in last
     root = run_dir / "checkpoints"
     for path in retention.steps(root):

@@ -3,7 +3,7 @@
 Of weights (`of_weights`): the fraction of single weights. Of structures:
 
     check(anatomy, sites)                        ValueError, one sentence, for what cannot be reached
-    choose(anatomy, sites, scores, ...)          the keep flags of exactly this budget, from one score per unit
+    choose(anatomy, sites, scores, ...)          the keep flags of what a budget allows, from one score per unit
     expected_sparsity(anatomy, sites, open)      (K,) differentiable: what gates that are open with these probabilities
     target_sparsity(anatomy, sites)              (K,) remove, in expectation, and what they should
 """

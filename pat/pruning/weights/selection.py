@@ -42,7 +42,7 @@ class TargetMissed(PromiseBroken):
 
 
 @dataclass
-class Cut:
+class Boundary:
     """Where every group is cut: keep the scores above `score` and the first `ties` of the `equal` ones."""
 
     score: list[float]  # (G,)
@@ -110,11 +110,11 @@ def _keep_top(segments: Sequence[ScoredSegment], groups: Sequence[int], budgets:
         if not 0 <= k <= n:
             raise ValueError(f"Cannot keep {k} of the {n} units of {name}; give a number from 0 to {n}.")
     brackets = find_brackets(segments, groups, wanted, sizes, comm)
-    cut, ties = _find_cut(segments, groups, wanted, brackets, comm)
-    quotas = _tie_quotas(segments, groups, cut, ties, comm)
+    boundary, ties = _find_boundary(segments, groups, wanted, brackets, comm)
+    quotas = _tie_quotas(segments, groups, boundary, ties, comm)
     kept = torch.zeros_like(wanted)
     for segment, g, ties_here, quota in zip(segments, groups, ties, quotas, strict=True):
-        kept[g] += _write(segment, cut.score[g], ties_here, quota)
+        kept[g] += _write(segment, boundary.score[g], ties_here, quota)
     for name, k, n in zip(budgets, ints(wanted), ints(comm.sum(kept)), strict=True):
         if k != n:
             raise TargetMissed(f"Selection kept {n} units of {name} and not {k} ({n - k:+d}).")
@@ -123,14 +123,14 @@ def _keep_top(segments: Sequence[ScoredSegment], groups: Sequence[int], budgets:
 # -- scan and narrow ---------------------------------------------------------------------------------------------------
 
 
-def _find_cut(
+def _find_boundary(
     segments: Sequence[ScoredSegment],
     groups: Sequence[int],
     wanted: Tensor,  # (G,)
     brackets: Sequence[tuple[float, float]],
     comm: Comm,
-) -> tuple[Cut, list[int]]:
-    """The cut of every group, and how many scores equal to it each segment holds. Collective."""
+) -> tuple[Boundary, list[int]]:
+    """The boundary of every group, and how many scores equal to it each segment holds. Collective."""
     above, inside, crowded, copies = _scan(segments, groups, brackets, comm)
     rest = wanted - above  # to keep of those inside
     missed = crowded | (rest < 0) | (rest > inside)
@@ -142,13 +142,13 @@ def _find_cut(
         pieces = [(g, source) for g, source in zip(groups, sources, strict=True) if narrow[g]]
         narrowed = _kth_score(pieces, torch.where(missed, wanted, rest) * narrow, comm)
         score, ties, equal = (torch.where(narrow, a, b) for a, b in zip(narrowed, (score, ties, equal), strict=True))
-    cut = Cut(floats(score), ints(ties), ints(equal))
-    split = [0 < kept < all_ for kept, all_ in zip(cut.ties, cut.equal, strict=True)]
+    boundary = Boundary(floats(score), ints(ties), ints(equal))
+    split = [0 < kept < all_ for kept, all_ in zip(boundary.ties, boundary.equal, strict=True)]
     here: list[int] = []
     for segment, g, source in zip(segments, groups, sources, strict=True):
         where = source if narrow[g] else segment.scores
-        here.append(_count_equal(where, cut.score[g]) if split[g] else 0)
-    return cut, here
+        here.append(_count_equal(where, boundary.score[g]) if split[g] else 0)
+    return boundary, here
 
 
 def _scan(
@@ -237,15 +237,15 @@ def _count_equal(scores: Tensor, score: float) -> int:
 
 
 def _tie_quotas(
-    segments: Sequence[ScoredSegment], groups: Sequence[int], cut: Cut, ties: Sequence[int], comm: Comm
+    segments: Sequence[ScoredSegment], groups: Sequence[int], boundary: Boundary, ties: Sequence[int], comm: Comm
 ) -> list[int | None]:
-    """How many scores equal to the cut each segment keeps, lowest global index first; None: all. Collective."""
-    quotas: list[int | None] = [0 if cut.ties[g] == 0 else None for g in groups]
-    if not any(0 < kept < all_ for kept, all_ in zip(cut.ties, cut.equal, strict=True)):
+    """How many scores equal to the k-th each segment keeps, lowest global index first; None: all. Collective."""
+    quotas: list[int | None] = [0 if boundary.ties[g] == 0 else None for g in groups]
+    if not any(0 < kept < all_ for kept, all_ in zip(boundary.ties, boundary.equal, strict=True)):
         return quotas
     mine = [(g, segment.name, segment.start, n) for segment, g, n in zip(segments, groups, ties, strict=True) if n]
     table: list[tuple[int, str, int, int]] = sorted(entry for each in comm.gather(mine) for entry in each)
-    left, granted = list(cut.ties), dict[tuple[str, int], int]()
+    left, granted = list(boundary.ties), dict[tuple[str, int], int]()
     for g, name, start, n in table:
         granted[name, start] = min(n, left[g])
         left[g] -= granted[name, start]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from pat.commands import plan as command
 from pat.planning import activations, checkpoints, traffic
 from pat.planning.memory import Layout, memory, shard_numels, touched, with_user_keys
-from pat.planning.shapes import Group, Shapes
+from pat.planning.shapes import ParamGroup, Shapes
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import select_units
 from pat.schema import Config
@@ -29,7 +29,7 @@ NUMELS = st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple)
 @given(st.lists(NUMELS, min_size=1, max_size=3), st.integers(1, 9))
 def test_gradients_are_those_of_the_parameters_that_a_shard_touches(groups: list[tuple[int, ...]], ranks: int) -> None:
     """Against an element-by-element cut of the flat groups."""
-    shapes = Shapes(tuple(Group(numels) for numels in groups))
+    shapes = Shapes(tuple(ParamGroup(numels) for numels in groups))
     layout = Layout(ranks, 2)
     for rank in range(ranks):
         held = 0
@@ -42,14 +42,14 @@ def test_gradients_are_those_of_the_parameters_that_a_shard_touches(groups: list
 
 @given(st.lists(NUMELS, min_size=1, max_size=3), st.integers(1, 9), st.sampled_from([1, 2, 3]))
 def test_shards_hold_everything_and_little_more(groups: list[tuple[int, ...]], ranks: int, stage: int) -> None:
-    shapes = Shapes(tuple(Group(numels) for numels in groups))
+    shapes = Shapes(tuple(ParamGroup(numels) for numels in groups))
     for numel, group in zip(shard_numels(shapes, Layout(ranks, stage)), shapes.groups, strict=True):
         padding = numel * ranks - group.numel
         assert 0 <= padding < (ranks * len(group.numels) if stage == 3 else 2 * ranks)
 
 
 def test_one_rank_by_hand() -> None:
-    shapes = Shapes((Group((100,)), Group((600, 400), 9, 1, score=True)), frozen=(50,), gate_bytes=8, teacher=1000)
+    shapes = Shapes((ParamGroup((100,)), ParamGroup((600, 400), 9, 1, score=True)), frozen=(50,), gate_bytes=8, teacher=1000)
     zero0 = memory(shapes, Layout(1, 0))
     assert (zero0.weights, zero0.gradients, zero0.optimizer, zero0.step) == (2300, 2200, 13200, 4400)
     assert (zero0.pruner_soft, zero0.pruner_hard, zero0.teacher) == (9008, 1008, 2000)
@@ -63,7 +63,7 @@ def test_one_rank_by_hand() -> None:
 
 
 def test_what_is_sharded_falls_with_the_ranks_and_the_rest_stays() -> None:
-    shapes = Shapes((Group((1 << 20,) * 12, 9, 1, score=True),))
+    shapes = Shapes((ParamGroup((1 << 20,) * 12, 9, 1, score=True),))
     found = {n: memory(shapes, Layout(n, 3)) for n in (1, 2, 64, 1024)}
     for name in ("gradients", "optimizer", "pruner_soft", "pruner_hard", "weights"):
         assert all(getattr(found[n], name) * n == getattr(found[1], name) for n in (2, 64, 1024)), name
@@ -79,7 +79,7 @@ def test_the_users_deepspeed_keys_count() -> None:
 
 def test_traffic_by_hand() -> None:
     """ZeRO's paper: two passes over the weights' bytes without, three with sharded parameters, at equal dtypes."""
-    shapes = Shapes((Group((1000,)),))
+    shapes = Shapes((ParamGroup((1000,)),))
     per_weight = {
         stage: traffic.bytes_per_step(shapes, Layout(1000, stage, 2, 2, max_live=10)) / 2000 / 0.999
         for stage in range(4)
@@ -126,7 +126,7 @@ def test_a_selection_sends_what_is_planned(ranks: int, scope: str) -> None:
 
 
 def test_a_checkpoint_by_hand() -> None:
-    shapes = Shapes((Group((100,)), Group((800,), 9, 1, score=True)), frozen=(50,))
+    shapes = Shapes((ParamGroup((100,)), ParamGroup((800,), 9, 1, score=True)), frozen=(50,))
     assert checkpoints.checkpoint_size(shapes, Layout(8, 2)) == checkpoints.CheckpointSize(
         2 * 950 + 12 * 900 + 8 * 800 + 100, 2 * 950 + 12 * 900 + 100
     )
