@@ -193,7 +193,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/zero/engine.py": [
         ("optim.weight_decay if decay else 0.0", "0.0", "weight decay 0"),
-        ("decay = len(shape) >= 2 and", "decay = len(shape) >= 1 and", "biases decay"),
+        ("decay = len(logical_shape(param)) >= 2 and", "decay = len(logical_shape(param)) >= 1 and", "biases decay"),
         ('key = (owner.get(name, ""), decay, head)', 'key = ("", decay, head)', "no groups of a pruner's own"),
         ('        group["lr"] = group["base_lr"] * factor', '        group["lr"] = factor', "the base rate is ignored"),
         ('"betas": tuple(optim.betas), "eps"', '"betas": (0.9, 0.999), "eps"', "the betas are ignored"),

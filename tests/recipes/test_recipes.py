@@ -81,7 +81,7 @@ def small(config: Config, folder: Path) -> list[str]:
     for name, pruner in config.pruners.items():
         schedule = f"pruners.{name}.schedule"
         after_gates = not pruner.structures and any(other.structures for other in config.pruners.values())
-        overrides += [f"{schedule}.start={int(after_gates)}", f"{schedule}.hard=1", f"{schedule}.every=1"]
+        overrides += [f"{schedule}.start={int(after_gates)}", f"{schedule}.hard_from=1", f"{schedule}.select_every=1"]
         if config.pruners[name].schedule.end is not None:
             overrides.append(f"{schedule}.end=1")
         if "ffn" in getattr(config.pruners[name].budget, "keep", {}):

@@ -49,7 +49,9 @@ def test_shards_hold_everything_and_little_more(groups: list[tuple[int, ...]], r
 
 
 def test_one_rank_by_hand() -> None:
-    shapes = Shapes((ParamGroup((100,)), ParamGroup((600, 400), 9, 1, score=True)), frozen=(50,), gate_bytes=8, teacher=1000)
+    shapes = Shapes(
+        (ParamGroup((100,)), ParamGroup((600, 400), 9, 1, score=True)), frozen=(50,), gate_bytes=8, teacher=1000
+    )
     zero0 = memory(shapes, Layout(1, 0))
     assert (zero0.weights, zero0.gradients, zero0.optimizer, zero0.step) == (2300, 2200, 13200, 4400)
     assert (zero0.pruner_soft, zero0.pruner_hard, zero0.teacher) == (9008, 1008, 2000)
