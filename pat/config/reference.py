@@ -70,7 +70,7 @@ _EXAMPLE = """\
 #   pruners:
 #     narrow:
 #       structures: [ffn, kv_groups]                           # {structures}
-#       gate: {{lr: 0.1}}                                        # or, of a gate that ranks: {{fade: 10}}
+#       gate: {{lr: 0.1}}                                        # or, of a method that ranks: {{fade: 10}}
 #       budget: {{keep: {{ffn: 768, kv_groups: 2}}}}               # of every layer; of parameters: {{sparsity: 0.3}}
 #       schedule: {{start: 0.1, end: 0.6, hard_from: 0.7}}       # initial: the sparsity at `start`
 #

@@ -59,7 +59,9 @@ class StructurePruner:
         self.sites = find_sites(self.anatomy, structures)
         self.units = Inventory(self.anatomy, self.sites)
         if self.method.pooled_only and any(site.sublayer is not None for site in self.sites):
-            raise ValueError(f"gate {self.method.name} ranks whole layers only: structures=[layers], or another gate")
+            raise ValueError(
+                f"gate method {self.method.name} ranks whole layers only: structures=[layers], or another method"
+            )
         self.budget.check(self.anatomy, self.sites)
         self.needs = self.method.needs
         self.forward = GatedForward(self.sites, model, self.needs)

@@ -41,6 +41,6 @@ class RealTokens:
             given = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(
                 f"The model got an attention_mask of {given}, which does not say which tokens are padding: give one of "
-                "shape (batch, tokens), or take a gate that is ranked by gradients (taylor, fisher, movement)."
+                "shape (batch, tokens), or take a gate method that ranks by gradients (taylor, fisher, movement)."
             )
         self.real = None if mask is None else mask.bool()

@@ -25,7 +25,7 @@ ROWS, LENGTH = 4, 7
 
 
 def method(name: str) -> Any:
-    """A gate that looks at the last step only."""
+    """A gate method that looks at the last step only."""
     return registry.build("gate", {"name": name} | ({"decay": 0.0} if name in ("fisher", "taylor") else {}))
 
 
