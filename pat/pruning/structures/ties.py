@@ -47,6 +47,7 @@ def check_first_choice(
     first = (soft or [line.hard_from])[0]
     if all_equal(score) and not any(training.learns(line.phase(t)) for t in range(first)):
         raise ValueError(
-            f"pruners.{name} chooses units at step {first}, when gate method {method.name} has learned from no step and "
-            f"all scores are equal: raise schedule.{'start' if ranked else 'hard_from'}, or rank by the weights (magnitude)"
+            f"pruners.{name} chooses units at step {first}, when gate method {method.name} has learned from no step "
+            f"and all scores are equal: raise schedule.{'start' if ranked else 'hard_from'}, or rank by the weights "
+            "(magnitude)"
         )
