@@ -46,7 +46,7 @@ class Settings:
     budget: Mapping[str, Any]
     start: int
     end: int
-    hard_from: int
+    hard: int
     every: int = 1
     ramp: str = "cubic"  # cubic | one_shot
     initial: float = 0.0  # the share of the budget that is due where a cubic ramp starts
@@ -101,17 +101,17 @@ def run(
         scores = _logits(learner)
     records, history = [], []
     for t, micro_batches in enumerate(steps):
-        if t == settings.hard_from:
+        if t == settings.hard:
             scores = _ranked(settings, params, scores)
             keep = _chosen(settings, learner.worth() if learner else scores, 1.0)
             final = _final(learner, settings) if learner else ones
             z = {name: flags * (final if name in CONSUMER else ones)[name] for name, flags in keep.items()}
             fold(shape, params, optimizer, z, keep, history)
-        elif settings.start <= t < settings.hard_from and learner:
+        elif settings.start <= t < settings.hard and learner:
             if t == settings.start:
                 learner.begin()
             z = learner.sample(t, _temperature(settings, t))
-        elif settings.start <= t < settings.hard_from:
+        elif settings.start <= t < settings.hard:
             if (t - settings.start) % settings.every == 0 or t == settings.end:
                 scores = _ranked(settings, params, scores)
                 keep = _chosen(settings, scores, progress(settings, t))
@@ -119,7 +119,7 @@ def run(
                 step = 1.0 / settings.fade
                 z[name] = (z[name] + (flags.float() - z[name]).clamp(-step, step)).clamp(0.0, 1.0)
 
-        multiplies = z if t < settings.hard_from else {name: flags.float() for name, flags in keep.items()}
+        multiplies = z if t < settings.hard else {name: flags.float() for name, flags in keep.items()}
         loss, shown, examples = _backward(model, params, multiplies, settings, loss_fn, micro_batches, t)
         norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in params.values() if p.grad is not None))
         if settings.max_norm and norm > settings.max_norm:
@@ -128,7 +128,7 @@ def run(
                     p.grad.mul_(settings.max_norm / (norm + 1e-6))
         optimizer.step()
         history.append(dict(z))
-        if t < settings.hard_from and learner:
+        if t < settings.hard and learner:
             grads = {name: torch.stack(parts).mean(0) for name, parts in shown.items()}
             sizes = {name: torch.stack(parts).abs().mean(0) for name, parts in examples.items()}
             if t < settings.start:
@@ -136,7 +136,7 @@ def run(
             else:
                 learner.step(grads, sizes, _temperature(settings, t), progress(settings, t))
             scores = _logits(learner)
-        elif t < settings.hard_from and settings.method != "magnitude":
+        elif t < settings.hard and settings.method != "magnitude":
             seen = examples if settings.method in BY_EXAMPLE else shown
             scores = {name: update(settings, scores[name], seen[name]) for name in scores}
         weights = {name: p.detach().clone() for name, p in params.items()}
@@ -154,7 +154,7 @@ def _final(learner: Learner, settings: Settings) -> Units:
 
 
 def _temperature(settings: Settings, t: int) -> float:
-    return temperature(settings.learned, t, settings.start, settings.hard_from)
+    return temperature(settings.learned, t, settings.start, settings.hard)
 
 
 def progress(settings: Settings, t: int) -> float:

@@ -133,7 +133,7 @@ class Case:
         options = {"learned": Options(**self.options)} if self.method in LEARNED else self.options
         return Settings(
             shape=self.shape, structures=self.structures, method=self.method, budget=self.budget_settings,
-            start=line["start"], end=line.get("end", line["start"]), hard_from=line["hard_from"],
+            start=line["start"], end=line.get("end", line["start"]), hard=line["hard_from"],
             every=line.get("select_every", 1),
             initial=INITIAL if "initial" in line else 0.0, ramp=line["name"], lr=self.lr, weight_decay=WEIGHT_DECAY,
             max_norm=MAX_NORM, eps=EPS, **options,

@@ -101,7 +101,11 @@ def compared(case: Case, loop: Loop, records: list[Any], micro: int) -> list[lis
     (structure_pruner,), world = pruner.structure_pruners, dist.get_world_size()
     lines = []
     for record, micro_batches in zip(records, planted.micro_batches(case, micro * world), strict=True):
-        z, keep, before = structure_pruner.state.z.clone(), structure_pruner.state.keep.clone(), structure_pruner.state.score
+        z, keep, before = (
+            structure_pruner.state.z.clone(),
+            structure_pruner.state.keep.clone(),
+            structure_pruner.state.score,
+        )
         if case.method in LEARNED and line.start <= record.step < line.hard:
             assert structure_pruner.multiplied is not None
             z = structure_pruner.multiplied.clone()  # a sample

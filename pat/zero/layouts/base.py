@@ -49,6 +49,9 @@ class Shard:
         return self.flat.data.view(-1)
 
 
+Held = tuple[Any, int, int, int]  # (parameter, first element in it, numel, offset in the shard)
+
+
 @dataclass(frozen=True)
 class Piece:
     """Some elements, and the index of the first of them in the parameter or shard that they are a part of."""
@@ -83,8 +86,8 @@ class ZeroLayout(ABC):
     def _find_shards(self) -> Iterator[Shard]:
         """This rank's shards, in the order of their indices."""
 
-    def _segments(self, shard: int, contents: Iterable[tuple[Any, int, int, int]]) -> tuple[Segment, ...]:
-        """Segments from (parameter, start in it, numel, offset in the shard), in shard order."""
+    def _segments(self, shard: int, contents: Iterable[Held]) -> tuple[Segment, ...]:
+        """What a shard holds as segments, in shard order; without those that have no elements."""
         segments = [
             Segment(self._names[id(param)], logical_shape(param), start, numel, shard, offset)
             for param, start, numel, offset in contents

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pat.zero.layouts.base import Piece, Segment, Shard, ZeroLayout
+from pat.common.typed import untyped
+from pat.zero.layouts.base import Held, Piece, Segment, Shard, ZeroLayout
 
 
 def _averaged_gradients(zero: Any, shard: Shard) -> Iterator[Piece]:
@@ -29,7 +30,7 @@ class Zero12(ZeroLayout):
 
     def _find_shards(self) -> Iterator[Shard]:
         for group, flat in enumerate(self.zero.single_partition_of_fp32_groups):
-            contents = []
+            contents: list[Held] = []
             for param in self.zero.bit16_groups[group]:
                 mapping = param._hp_mapping
                 if mapping is not None:  # some of it is in this rank's part
@@ -45,7 +46,11 @@ class Zero12(ZeroLayout):
 
     def replace_norm(self, norm: Callable[[], Tensor], finite: Callable[[], bool]) -> None:
         """See ZeroLayout."""
-        self.zero.scaled_global_norm = lambda norm_type=2: torch.linalg.vector_norm(torch.stack([norm()]))
+
+        def scaled_global_norm(norm_type: int = 2) -> Tensor:
+            return untyped(torch.linalg).vector_norm(torch.stack([norm()]))
+
+        self.zero.scaled_global_norm = scaled_global_norm
 
     @torch.no_grad()
     def refresh_forward(self) -> None:
@@ -67,7 +72,7 @@ class Zero3(ZeroLayout):
 
     def _find_shards(self) -> Iterator[Shard]:
         for index, flat in enumerate(self.zero.fp32_partitioned_groups_flat):
-            contents, offset = [], 0
+            contents, offset = list[Held](), 0
             for param in self.zero.fp16_groups[index]:
                 start, numel = self._own_part(param)
                 contents.append((param, start, numel, offset))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pat.zero.layouts.base import Shard, ZeroLayout
+from pat.zero.layouts.base import Held, Shard, ZeroLayout
 
 # -- bf16 and fp16 -----------------------------------------------------------------------------------------------------
 
@@ -29,7 +29,7 @@ class Zero0LowPrecision(ZeroLayout):
         index = 0
         for group, params in enumerate(self.zero.fp16_groups):
             if self._flat_groups is not None:
-                contents, offset = [], 0
+                contents, offset = list[Held](), 0
                 for param in params:
                     contents.append((param, 0, param.numel(), offset))
                     offset += param.numel()
@@ -52,7 +52,11 @@ class Zero0LowPrecision(ZeroLayout):
         zero.unscale_and_clip_grads = clip
         checker = zero.overflow_checker
         overflowed = checker.has_overflow
-        checker.has_overflow = lambda *args, **kwargs: overflowed(*args, **kwargs) or not finite()
+
+        def has_overflow(*args: Any, **kwargs: Any) -> bool:
+            return overflowed(*args, **kwargs) or not finite()
+
+        checker.has_overflow = has_overflow
 
     @torch.no_grad()
     def refresh_forward(self) -> None:
