@@ -62,6 +62,12 @@ def plain(tmp_path_factory) -> Path:
     return run_dir
 
 
+def test_the_command_itself(plain):
+    """Parent, launcher and two ranks; the slow set adds other launchers, which come to the same."""
+    found = result(plain)
+    assert (found["step"], found["phase"], found["world_size"]) == (3, "hard", 2)
+
+
 def srun(run_dir: Path, job: int, *overrides: str, **environ: str) -> list[subprocess.Popen[str]]:
     slurm = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(job)}
     slurm["SLURM_STEP_NODELIST"] = "localhost"
@@ -71,6 +77,7 @@ def srun(run_dir: Path, job: int, *overrides: str, **environ: str) -> list[subpr
     ]
 
 
+@pytest.mark.slow
 def test_srun(plain, tmp_path):
     tasks = srun(tmp_path / "run", os.getpid())
     assert [end(task) for task in tasks][1] == "", "rank 1 speaks in its log"
@@ -101,6 +108,7 @@ def test_ranks_wait_for_a_tokeniser_before_they_meet(tmp_path):
     assert len(list((tmp_path / "cache" / "data").glob("*/"))) == 1, "both read the one entry"
 
 
+@pytest.mark.slow
 def test_torchrun(plain, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *PAT[1:]]
     end(start(command, tmp_path / "run"))
@@ -113,6 +121,7 @@ def test_deepspeed(plain, tmp_path):
     assert result(tmp_path / "run") == result(plain)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_config_is_refused_by_every_rank(plain, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(plain, copy)
