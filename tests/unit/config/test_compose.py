@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,14 +24,21 @@ PARITY = "recipe=parity"
 
 
 def composed(*arguments: str) -> Config:
+    return copy.deepcopy(_once(*arguments))
+
+
+def _composed(*arguments: str) -> Config:
     found: list[Config] = []
     assert compose.compose(arguments, lambda config: found.append(config) or 0) == 0
     return found[0]
 
 
+_once = cache(_composed)  # the same arguments come again and again
+
+
 def refused(*arguments: str) -> str:
     with pytest.raises(ValueError) as error:
-        composed(*arguments)
+        _composed(*arguments)
     return str(error.value)
 
 
@@ -257,7 +266,7 @@ def test_other_ranks_wait_for_the_same_config(tmp_path):
 
 def test_hydra_leaves_no_trace(tmp_path):
     environment, argv = dict(os.environ), list(sys.argv)
-    composed(PARITY)
+    _composed(PARITY)
     refused("recipe=nope")
     assert list(tmp_path.iterdir()) == [] and Path.cwd() == tmp_path
     assert dict(os.environ) == environment and sys.argv == argv
