@@ -141,9 +141,11 @@ def _assert_equal(saved: dict[str, Any], loaded: dict[str, Any]) -> None:
                     assert gap <= 2 * saved["spread"], f"{source} -> {target}: the loss is off by {gap}"
 
 
-def test_fault_at_every_write_of_a_checkpoint() -> None:
-    """An error or a death at each write, whole or torn file: the checkpoint found after it is whole and right."""
-    result = run_ranks("tests.distributed.fault_checks", 1)
+@pytest.mark.parametrize("which", quick_and_slow(["quick"], ["slow"]))
+def test_fault_at_every_write_of_a_checkpoint(which: str) -> None:
+    """An error or a death at each write, with a torn file (slow: or none): the checkpoint found after it is whole and
+    right."""
+    result = run_ranks("tests.distributed.fault_checks", 1, which)
     assert result["count"] >= 12
     assert {name for name, *_ in result["faults"]} == {
         "torch.save",

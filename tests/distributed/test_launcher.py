@@ -1,6 +1,6 @@
 """Starting, signalling and losing ranks: through DeepSpeed's real launcher, with ranks that hold no model.
 
-The quick set has one start of each kind: an exit code, a signal, a failing rank, a launcher that is gone.
+The quick set has three: a signal, a failing rank, a launcher that is gone.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def nobody_left(ranks: list[process.Process]) -> bool:
     return process.wait_gone(ranks, PATIENCE_S)
 
 
-@pytest.mark.parametrize("code", [pytest.param(0, marks=pytest.mark.slow), 85])
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [0, 85])
 def test_the_exit_code_is_the_one_that_the_ranks_wrote(tmp_path, code):
     directory.write_exit(tmp_path, 4, "from an earlier start")
     start = Start(tmp_path, **{"*": str(code)})

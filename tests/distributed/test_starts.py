@@ -62,12 +62,6 @@ def plain(tmp_path_factory) -> Path:
     return run_dir
 
 
-def test_the_command_itself(plain):
-    """Parent, launcher and two ranks; the slow set adds other launchers, which come to the same."""
-    found = result(plain)
-    assert (found["step"], found["phase"], found["world_size"]) == (3, "hard", 2)
-
-
 def srun(run_dir: Path, job: int, *overrides: str, **environ: str) -> list[subprocess.Popen[str]]:
     slurm = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(job)}
     slurm["SLURM_STEP_NODELIST"] = "localhost"
