@@ -200,7 +200,7 @@ def _backward(
             else:
                 assert leaf.grad is not None
                 shown[name].append(leaf.grad * len(micro_batches))  # of the micro-batch's own mean loss
-        if settings.method in (*BY_EXAMPLE, *LEARNED):
+        if settings.method in (*BY_EXAMPLE, *LEARNED) and t < settings.hard:  # later nothing is chosen
             for example in range(len(batch["input_ids"])):
                 row = {key: value[example : example + 1] for key, value in batch.items()}
                 grads = _example_gradients(model, params, z, settings, loss_fn, row, t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,17 @@ def cases() -> Iterator[tuple[str, str]]:
 
 def model(model_type: str, variant: str | None = None, auto: Any = None, **fields: Any) -> Any:
     """A random fp32 model in evaluation mode, whose every parameter matters to the logits."""
+    key = (model_type, variant, auto, repr(sorted(fields.items())))
+    if key not in _MADE:
+        with torch.random.fork_rng(devices=[]):  # that it is made here must not change what comes later
+            _MADE[key] = _make(model_type, variant, auto, **fields)
+    return copy.deepcopy(_MADE[key])
+
+
+_MADE: dict[Any, Any] = {}  # a copy takes a third of the time, and hundreds of tests want the same
+
+
+def _make(model_type: str, variant: str | None, auto: Any, **fields: Any) -> Any:
     small = config(model_type, **{**(VARIANTS[variant] if variant else {}), **fields})
     auto = auto or (AutoModelForCausalLM if is_causal(small) else AutoModelForMaskedLM)
     built = auto.from_config(small, attn_implementation="eager").eval()

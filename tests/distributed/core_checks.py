@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from pat.checkpoint import store
 from pat.pruning.pruner import Pruner
 from pat.training import learning_rate
 from pat.zero import engine as ds
@@ -18,6 +22,7 @@ from tests.distributed.harness import (
     build_model,
     digest,
     discard,
+    from_rank_0,
     main,
     make_config,
     undisturbed_and_interrupted,
@@ -28,20 +33,12 @@ from tests.distributed.parity_checks import LAYOUTS
 EVERY = LAYOUTS | layouts(
     "zero0", "zero0 fp32", "zero1 fp32", "zero2 fp32", "zero3 fp32", "zero2 accumulation", "zero3 accumulation"
 )
-QUICK = [
-    "zero1",
-    "zero2",
-    "zero3",
-    "zero3 in sub-groups",
-    "zero2 offload",
-    "zero0",
-    "zero3 fp32",
-    "zero3 accumulation",
-]
+QUICK = ["zero0", "zero1", "zero3 in sub-groups"]  # replicated, one shard a rank, several of pieces of parameters
 SLOW = [name for name in EVERY if name not in QUICK]
-KINDS = {
-    "quick": [("n_of_m", "zero3")],
-    "slow": [("magnitude", "zero2"), ("block", "zero2"), ("soft_movement", "zero3")],
+INTERRUPTED = {  # (pruner, layout)
+    "quick": [("movement", "zero0"), ("movement", "zero1"), ("n_of_m", "zero3 in sub-groups")],
+    "slow": [("movement", name) for name in EVERY if name not in ("zero0", "zero1")]
+    + [("n_of_m", "zero3"), ("magnitude", "zero2"), ("block", "zero2"), ("soft_movement", "zero3")],
 }
 
 
@@ -66,13 +63,31 @@ def skipped(layouts: list[str]) -> dict[str, Any]:
     return said
 
 
-def interrupted(layouts: list[str]) -> dict[str, Any]:
+def interrupted(cases: list[tuple[str, str]]) -> dict[str, Any]:
     """{pruner on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
     said: dict[str, Any] = {}
-    others = KINDS["quick" if layouts == QUICK else "slow"]
-    for kind, layout in [("movement", name) for name in layouts] + others:
+    for kind, layout in cases:
         config = partial(make_config, kind, **EVERY[layout])
         said[f"{kind} on {layout}"] = undisturbed_and_interrupted(lambda config=config: build(config()), (1, 5, 10))
+    return said
+
+
+def moved(source: str, target: str) -> list[Any]:
+    """Digests in the soft phase on one layout, and of the same on another one that has loaded it."""
+    trained = build(make_config("movement", **EVERY[source]))
+    trained.run(0, 5)
+    said = [digest(trained)]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(from_rank_0(folder))
+        store.save(trained.engine, trained.pruner, root, 5, {}, {})
+        discard(trained)
+        trained = build(make_config("movement", **EVERY[target]))
+        reader = store.find(root, trained.pruner.shards, print)
+        assert reader is not None
+        store.load(trained.engine, trained.pruner, reader)
+        said.append(digest(trained))
+        discard(trained)
+        dist.barrier()
     return said
 
 
@@ -109,8 +124,10 @@ def plain(layouts: list[str]) -> dict[str, Any]:
 
 def checks(which: list[str]) -> dict[str, Any]:
     """All of them on the layouts of the quick or the slow set."""
-    layouts = {"quick": QUICK, "slow": SLOW}[which[0]]
-    return {check.__name__: check(layouts) for check in (skipped, interrupted, plain)}
+    (name,) = which
+    layouts = {"quick": QUICK, "slow": SLOW}[name]
+    said = {"skipped": skipped(layouts), "interrupted": interrupted(INTERRUPTED[name]), "plain": plain(layouts)}
+    return said | {"moved": moved("zero1", "zero3 in sub-groups") if name == "quick" else None}
 
 
 if __name__ == "__main__":

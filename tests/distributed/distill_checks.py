@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ LAYOUTS = layouts(
     "zero0",
     "zero3 accumulation",
 )
+QUICK = ("zero1", "zero3 nothing persistent")
 HIDDEN = ("zero1", "zero2", "zero3", "zero3 nothing persistent")
 LAYERS = 3  # of the teacher; the student has 2
 TASK = base.build({"name": "causal_lm"})
@@ -99,7 +101,7 @@ def distilled(path: str, hidden_weight: float = 0.0, **overrides: Any) -> Distil
     return Distilled(config, trained.engine, trained.pruner, found)
 
 
-def parity() -> dict[str, Any]:
+def parity(names: Sequence[str]) -> dict[str, Any]:
     """{layout: hashes, logged line, teacher}, and the masks without a teacher."""
     said: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -107,8 +109,8 @@ def parity() -> dict[str, Any]:
         direct = LlamaForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
         with torch.no_grad():
             expected = direct(input_ids=text(7, 4)).logits
-        for layout, overrides in LAYOUTS.items():
-            trained = distilled(path, **overrides)
+        for layout in names:
+            trained = distilled(path, **LAYOUTS[layout])
             before = trained.answers()
             trained.run(0, STEPS)
             trained.pruner.check_finished()
@@ -121,7 +123,7 @@ def parity() -> dict[str, Any]:
                 "unchanged": torch.equal(before, trained.answers()),
             }
             discard(trained)
-        said["hidden"] = _hidden(path)
+        said["hidden"] = _hidden(path, [name for name in HIDDEN if name in names])
         dist.barrier()
     alone = build(make_config("movement", **LAYOUTS["zero2"]))
     alone.run(0, STEPS)
@@ -130,10 +132,10 @@ def parity() -> dict[str, Any]:
     return said
 
 
-def _hidden(path: str) -> dict[str, Any]:
+def _hidden(path: str, names: Sequence[str]) -> dict[str, Any]:
     """{layout: hashes, logged line} with hidden states compared, too."""
     said: dict[str, Any] = {}
-    for layout in HIDDEN:
+    for layout in names:
         trained = distilled(path, 0.1, **LAYOUTS[layout])
         trained.run(0, STEPS)
         said[layout] = trained.result() | {"line": trained.distiller.logged(trained.pruner.layout.world)}
@@ -212,9 +214,11 @@ def _save_parity_teacher(path: Path, config: Any, seed: int) -> None:
     dist.barrier()
 
 
-def checks(names: list[str]) -> dict[str, Any]:
-    """The named checks."""
-    return {name: globals()[name]() for name in names}
+def checks(which: list[str]) -> dict[str, Any]:
+    """The layouts of the quick set; or all, interruptions and the loop."""
+    if which == ["quick"]:
+        return {"parity": parity(QUICK)}
+    return {"parity": parity(list(LAYOUTS)), "interrupted": interrupted(), "loop": loop()}
 
 
 if __name__ == "__main__":

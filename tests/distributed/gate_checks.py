@@ -23,21 +23,23 @@ from tests.distributed.layouts import layouts
 from tests.distributed.parity_checks import LAYOUTS
 
 ELSEWHERE = layouts("zero0 fp32", "zero0", "zero2 accumulation", "zero3 accumulation")
-INTERRUPTED = {  # (gate, layout)
-    "quick": [
-        ("l0", "zero1"),
-        ("l0", "zero3"),
-        ("l0", "zero2 accumulation"),
-        ("structured_movement", "zero2"),
-        ("smooth", "zero3"),
-    ],
-    "slow": [
-        ("l0", name)
-        for name in ("zero2", "zero3 in sub-groups", "zero2 offload", "zero0 fp32", "zero0", "zero3 accumulation")
-    ]
-    + [(kind, "zero3") for kind in GATES if kind not in ("l0", "smooth")],
-}
 PARITY = {name: LAYOUTS[name] for name in ("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero2 offload")}
+Cases = list[tuple[str, str]]  # (gate, layout)
+INTERRUPTED: dict[str, Cases] = {
+    "quick": [("l0", "zero3"), ("structured_movement", "zero2")],
+    "slow": [("l0", name) for name in (*PARITY, *ELSEWHERE) if name != "zero3"]
+    + [(kind, "zero3") for kind in GATES if kind != "l0"],
+}
+SKIPPED: dict[str, Cases] = {
+    "quick": [("l0", "zero1"), ("structured_movement", "zero3")],
+    "slow": [("l0", "zero2"), ("l0", "zero3"), ("structured_movement", "zero1"), ("structured_movement", "zero2")],
+}
+OVERFLOWED: dict[str, Cases] = {
+    "quick": [("l0", "zero1"), ("structured_movement", "zero3"), ("l0", "zero0")],
+    "slow": [("l0", "zero3"), ("structured_movement", "zero1"), ("structured_movement", "zero0")]
+    + [(kind, layout) for kind in ("l0", "structured_movement") for layout in ("zero2 offload", "zero0 fp32")],
+}
+TOGETHER = {"quick": "inside", "slow": "beside"}
 
 
 def parity(kinds: list[str]) -> dict[str, Any]:
@@ -57,84 +59,82 @@ def parity(kinds: list[str]) -> dict[str, Any]:
     return said
 
 
-def together(_: list[str]) -> dict[str, Any]:
+def together(case: str) -> dict[str, Any]:
     """{case: {layout: hashes}}: L0 gates, and 2:4 masks on other matrices, or inside what the gates leave."""
-    said: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     attention = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight"]
     inside = [*attention, "*.o_proj.weight", "*.gate_proj.weight", "*.up_proj.weight"]
-    for case, kind, params, start in (("beside", "ffn", attention, 2), ("inside", "l0", inside, 8)):
-        for layout in ("zero1", "zero2", "zero3"):
-            masks = pruner_config("n_of_m", start=start, end=10).changed(params=params, exclude=[])
-            trained = build(make_config(kind, pruners__two_four=masks, **LAYOUTS[layout]))
-            trained.run(0, STEPS)
-            trained.pruner.check()
-            trained.pruner.check_finished()
-            said.setdefault(case, {})[layout] = trained.result() | {
-                "each": {p.name: p.sparsity for p in trained.pruner.pruners},
-                "target": trained.pruner.totals.target,
-            }
-            discard(trained)
-    return said
+    kind, params, start = {"beside": ("ffn", attention, 2), "inside": ("l0", inside, 8)}[case]
+    for layout in ("zero1", "zero2", "zero3"):
+        masks = pruner_config("n_of_m", start=start, end=10).changed(params=params, exclude=[])
+        trained = build(make_config(kind, pruners__two_four=masks, **LAYOUTS[layout]))
+        trained.run(0, STEPS)
+        trained.pruner.check()
+        trained.pruner.check_finished()
+        found[layout] = trained.result() | {
+            "each": {p.name: p.sparsity for p in trained.pruner.pruners},
+            "target": trained.pruner.totals.target,
+        }
+        discard(trained)
+    return {case: found}
 
 
-def skipped(_: list[str]) -> dict[str, Any]:
+def skipped(cases: Cases) -> dict[str, Any]:
     """{gate on layout: {step: [skipped, what changed]}}: an infinite loss in the dense, soft, last soft and hard step.
 
     The step after a skipped one draws new gates and may choose again, from the same evidence: that is not looked at.
     """
     said: dict[str, Any] = {}
-    for kind in ("l0", "structured_movement"):
-        for layout in ("zero1", "zero2", "zero3"):
-            config = make_config(kind, **LAYOUTS[layout])
-            # Else the soft phase begins, from the same evidence, right after step 1.
-            later = replace(config.pruners["weights"].schedule, start=3)
-            trained = build(config.changed(pruners__weights__schedule=later))
-            at = 0
-            for poison in (1, 4, 9):
-                trained.run(at, poison)
-                before = learnt(trained)
-                trained.run(poison, poison + 1, poison=poison)
-                after = learnt(trained)
-                changed = [key for key in before if before[key] != after[key]]
-                said.setdefault(f"{kind} on {layout}", {})[poison] = [trained.stats.skipped, changed]
-                at = poison + 1
-            trained.run(at, STEPS)
-            trained.pruner.check_finished()
-            discard(trained)
+    for kind, layout in cases:
+        config = make_config(kind, **LAYOUTS[layout])
+        # Else the soft phase begins, from the same evidence, right after step 1.
+        later = replace(config.pruners["weights"].schedule, start=3)
+        trained = build(config.changed(pruners__weights__schedule=later))
+        at = 0
+        for poison in (1, 4, 9):
+            trained.run(at, poison)
+            before = learnt(trained)
+            trained.run(poison, poison + 1, poison=poison)
+            after = learnt(trained)
+            changed = [key for key in before if before[key] != after[key]]
+            said.setdefault(f"{kind} on {layout}", {})[poison] = [trained.stats.skipped, changed]
+            at = poison + 1
+        trained.run(at, STEPS)
+        trained.pruner.check_finished()
+        discard(trained)
     return said
 
 
-def overflowed(_: list[str]) -> dict[str, Any]:
+def overflowed(cases: Cases) -> dict[str, Any]:
     """{gate on layout: {step: [skipped, what changed, all scores finite]}}: one rank has a gate whose gradient is
     infinite, and every gradient of a weight is finite, as it happens in fp16."""
     said: dict[str, Any] = {}
-    for kind in ("l0", "structured_movement"):
-        for layout in ("zero1", "zero3", "zero2 offload", "zero0", "zero0 fp32"):
-            trained = build(make_config(kind, **(LAYOUTS | ELSEWHERE)[layout]))
-            at, structure_pruner, plain = 0, trained.pruner.structure_pruners[0], trained.pruner.step
-            for step, value in ((4, float("inf")), (5, float("nan"))):
-                trained.run(at, step)
-                before = learnt(trained)
+    for kind, layout in cases:
+        trained = build(make_config(kind, **(LAYOUTS | ELSEWHERE)[layout]))
+        at, structure_pruner, plain = 0, trained.pruner.structure_pruners[0], trained.pruner.step
+        for step, value in ((4, float("inf")), (5, float("nan"))):
+            trained.run(at, step)
+            before = learnt(trained)
 
-                def with_infinity(
-                    t: int, value: float = value, structure_pruner: Any = structure_pruner, plain: Any = plain
-                ) -> Any:
-                    if dist.get_rank() == dist.get_world_size() - 1:
-                        hook = structure_pruner.forward.hooks[0]  # sums by example, or the gradient of all
-                        (hook.z.grad if hook.sums is None else hook.sums)[1] = value
-                    return plain(t)
+            def with_infinity(
+                t: int, value: float = value, structure_pruner: Any = structure_pruner, plain: Any = plain
+            ) -> Any:
+                if dist.get_rank() == dist.get_world_size() - 1:
+                    hook = structure_pruner.forward.hooks[0]  # sums by example, or the gradient of all
+                    (hook.z.grad if hook.sums is None else hook.sums)[1] = value
+                return plain(t)
 
-                trained.pruner.step = with_infinity  # type: ignore[method-assign]
-                trained.run(step, step + 1)
-                trained.pruner.step = plain
-                after = learnt(trained)
-                changed = [key for key in before if before[key] != after[key]]
-                finite = bool(structure_pruner.state.score.isfinite().all())
-                said.setdefault(f"{kind} on {layout}", {})[step] = [trained.stats.skipped, changed, finite]
-                at = step + 1
-            trained.run(at, STEPS)
-            trained.pruner.check_finished()
-            discard(trained)
+            trained.pruner.step = with_infinity  # type: ignore[method-assign]
+            trained.run(step, step + 1)
+            trained.pruner.step = plain
+            after = learnt(trained)
+            changed = [key for key in before if before[key] != after[key]]
+            finite = bool(structure_pruner.state.score.isfinite().all())
+            said.setdefault(f"{kind} on {layout}", {})[step] = [trained.stats.skipped, changed, finite]
+            at = step + 1
+        trained.run(at, STEPS)
+        trained.pruner.check_finished()
+        discard(trained)
     return said
 
 
@@ -146,10 +146,10 @@ def learnt(trained: Any) -> dict[str, Any]:
     return {key: found[key] for key in ("weights", "exp_avg", "exp_avg_sq", "steps", "gates")}
 
 
-def interrupted(which: list[str]) -> dict[str, Any]:
+def interrupted(cases: Cases) -> dict[str, Any]:
     """{gate on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
     said: dict[str, Any] = {}
-    for kind, layout in INTERRUPTED[which[0]]:
+    for kind, layout in cases:
         config = partial(make_config, kind, **(LAYOUTS | ELSEWHERE)[layout])
         said[f"{kind} on {layout}"] = undisturbed_and_interrupted(lambda config=config: build(config()), (1, 5, 10))
     return said
@@ -182,11 +182,22 @@ def curve(kinds: list[str]) -> dict[str, Any]:
     return said
 
 
+def several(which: list[str]) -> dict[str, Any]:
+    """Four checks on the cases of the quick or the slow set."""
+    (name,) = which
+    return {
+        "together": together(TOGETHER[name]),
+        "skipped": skipped(SKIPPED[name]),
+        "overflowed": overflowed(OVERFLOWED[name]),
+        "interrupted": interrupted(INTERRUPTED[name]),
+    }
+
+
 def checks(arguments: list[str]) -> dict[str, Any]:
     """The named check, of the gates that follow it."""
     name, *kinds = arguments
-    named = {"parity": parity, "skipped": skipped, "overflowed": overflowed, "interrupted": interrupted, "curve": curve}
-    return (named | {"recomputed": activation_checkpointing, "together": together})[name](kinds)
+    named = {"parity": parity, "several": several, "curve": curve, "recomputed": activation_checkpointing}
+    return named[name](kinds)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,15 @@ OWN = {
 ATTACHED = {"attached, in two micro-batches a rank": Case("taylor", ("ffn", "kv_groups"))}
 TAUGHT = {"with a teacher": Case("taylor", ("ffn",))}
 CASES = {**OWN, **ATTACHED, **TAUGHT}
+RANKED, *_ = OWN
+(LEARNT,) = (name for name, case in OWN.items() if case.method == "l0")
+QUICK = [(RANKED, "zero1"), (LEARNT, "zero3"), (next(iter(ATTACHED)), "zero2"), (next(iter(TAUGHT)), "zero3")]
+
+
+def cases(which: str) -> list[tuple[str, str]]:
+    """(case, layout) of the quick or the slow set."""
+    every = [(name, layout) for name in CASES for layout in LAYOUTS]
+    return QUICK if which == "quick" else [pair for pair in every if pair not in QUICK]
 
 
 @dataclass
@@ -136,20 +145,21 @@ def compared(case: Case, loop: Loop, records: list[Any], micro: int) -> list[lis
     return lines
 
 
-def checks(names: list[str]) -> dict[str, Any]:
-    """{case: {layout: lines}}."""
+def checks(which: list[str]) -> dict[str, Any]:
+    """{case: {layout: lines}} of the quick or the slow set."""
     said: dict[str, Any] = {}
+    wanted = cases(which[0])
     with tempfile.TemporaryDirectory() as folder:
         teachers = Path(from_rank_0(folder))
-        for name in names:
+        for name in dict.fromkeys(name for name, _ in wanted):
             case, right = CASES[name], planted.teacher(CASES[name])
             if name in TAUGHT and dist.get_rank() == 0:
                 right.save_pretrained(teachers)
             dist.barrier()
             loss = planted_loops.taught_by(right) if name in TAUGHT else planted.loss
             records, said[name] = planted.expected(case, loss), {}
-            for layout, overrides in LAYOUTS.items():
-                stage, micro = overrides["engine__zero_stage"], 2 if name in ATTACHED else 1
+            for layout in [layout for other, layout in wanted if other == name]:
+                stage, micro = LAYOUTS[layout]["engine__zero_stage"], 2 if name in ATTACHED else 1
                 loop = (
                     attached(case, stage)
                     if name in ATTACHED

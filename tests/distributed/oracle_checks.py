@@ -13,7 +13,16 @@ from tests.distributed.harness import PRUNERS, STEPS, batch, build, build_model,
 from tests.distributed.layouts import layouts
 
 LAYOUTS = layouts("zero0", "zero1", "zero2", "zero3", "zero2 offload")
+KINDS = ("movement", "magnitude", "matrix", "taylor", "soft_movement")
+# A threshold over all shards, over those of each matrix, and one that is learned.
+QUICK = [(kind, layout) for kind in ("movement", "matrix", "soft_movement") for layout in ("zero1", "zero3")]
 COMMON: dict[str, Any] = {"engine__dtype": "fp32", "train__micro_batch_size": 2}  # accumulation 2 on 2 ranks
+
+
+def cases(which: str) -> list[tuple[str, str]]:
+    """(pruner, layout) of the quick or the slow set."""
+    every = [(kind, layout) for kind in KINDS for layout in LAYOUTS]
+    return QUICK if which == "quick" else [case for case in every if case not in QUICK]
 
 
 def expected(kind: str) -> tuple[list[oracle.Record], Any]:
@@ -52,13 +61,15 @@ def expected(kind: str) -> tuple[list[oracle.Record], Any]:
     return records, weight_pruner
 
 
-def checks(kinds: list[str]) -> dict[str, Any]:
-    """{pruner: {layout: [[masks equal, greatest difference of a weight, relative difference of the norm], ...]}}."""
+def checks(which: list[str]) -> dict[str, Any]:
+    """{pruner: {layout: [[masks equal, greatest difference of a weight, relative difference of the norm], ...]}} of the
+    quick or the slow set."""
     said: dict[str, Any] = {}
-    for kind in kinds:
+    wanted = cases(which[0])
+    for kind in dict.fromkeys(kind for kind, _ in wanted):
         records, _ = expected(kind)
-        for layout, overrides in LAYOUTS.items():
-            trained = build(make_config(kind, **(COMMON | overrides)))
+        for layout in [layout for other, layout in wanted if other == kind]:
+            trained = build(make_config(kind, **(COMMON | LAYOUTS[layout])))
             pruner, zero = trained.pruner, trained.pruner.layout
             lines = []
             for t, record in enumerate(records):

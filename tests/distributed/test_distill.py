@@ -2,52 +2,62 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 
-from tests.distributed.distill_checks import LAYOUTS
+from tests.distributed.distill_checks import LAYOUTS, QUICK
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
 SAME = [name for name in LAYOUTS if name not in ("zero0", "zero3 accumulation")]
+SLOW = [name for name in LAYOUTS if name not in QUICK]  # the slow set adds interruptions and `pat train`, too
+
+on_each_set = pytest.mark.parametrize("which", ["quick", pytest.param("slow", marks=pytest.mark.slow)])
+on_every_layout = pytest.mark.parametrize("layout", [*QUICK, *(pytest.param(x, marks=pytest.mark.slow) for x in SLOW)])
 
 
-@pytest.fixture(scope="module")
-def said() -> dict[str, Any]:
-    """One start for all, also where it fails."""
-    return run_ranks("tests.distributed.distill_checks", 2, "parity", "interrupted", "loop", timeout_s=900)
+@cache
+def said(which: str) -> dict[str, Any]:
+    """One start for all of a set."""
+    return run_ranks("tests.distributed.distill_checks", 2, which, timeout_s=900)
 
 
-def test_same_bits_on_every_zero_stage(said: dict[str, Any]) -> None:
+@on_each_set
+def test_same_bits_on_every_zero_stage(which: str) -> None:
     """Masks, weights and what is logged: a teacher that answers otherwise when it is sharded would change them."""
-    results = said["parity"]
+    results = said(which)["parity"]
+    same = [name for name in SAME if name in results]
+    assert len(same) == (2 if which == "quick" else len(SAME))
     for key in ("masks", "weights", "line"):
-        assert all(results[name][key] == results["zero1"][key] for name in SAME), {n: results[n][key] for n in SAME}
+        assert all(results[name][key] == results["zero1"][key] for name in same), {n: results[n][key] for n in same}
     assert results["zero1"]["masks"] != results["no teacher"]["masks"], "the teacher changes nothing"
     assert results["zero1"]["line"]["distill/kl"] > 0 and results["zero1"]["line"]["distill/weight"] == 0.5
 
 
-def test_hidden_states_are_the_same_bits_on_every_zero_stage(said: dict[str, Any]) -> None:
+@on_each_set
+def test_hidden_states_are_the_same_bits_on_every_zero_stage(which: str) -> None:
     """Three gradients meet at a layer's input: its norm's, the residual's and the distillation's."""
-    results = said["parity"]["hidden"]
+    results = said(which)["parity"]["hidden"]
+    assert len(results) > 1
     assert all(result == results["zero1"] for result in results.values()), results
     assert all(value > 0 for value in results["zero1"]["line"].values())
-    assert results["zero1"]["masks"] != said["parity"]["zero1"]["masks"], "hidden states change nothing"
+    assert results["zero1"]["masks"] != said(which)["parity"]["zero1"]["masks"], "hidden states change nothing"
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_the_teacher_stays_what_was_saved(said: dict[str, Any], layout: str) -> None:
+@on_every_layout
+def test_the_teacher_stays_what_was_saved(layout: str) -> None:
     """Its logits are bitwise those of a plain model, before and after training."""
-    result = said["parity"][layout]
+    result = said("quick" if layout in QUICK else "slow")["parity"][layout]
     assert result["as saved"] and result["unchanged"] and result["sparsity"] > 0.7
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_the_teacher_is_sharded_at_zero_3(said: dict[str, Any], layout: str) -> None:
+@on_every_layout
+def test_the_teacher_is_sharded_at_zero_3(layout: str) -> None:
     """Half of its elements on each of two ranks, up to padding; between steps none is whole that need not be."""
-    for rank in said["parity"][layout]["teacher"]:
+    for rank in said("quick" if layout in QUICK else "slow")["parity"][layout]["teacher"]:
         if layout.startswith("zero3"):
             assert rank["all"] <= 2 * rank["sharded"] < rank["all"] + 2 * 64
             if "nothing persistent" in layout:
@@ -56,15 +66,17 @@ def test_the_teacher_is_sharded_at_zero_3(said: dict[str, Any], layout: str) -> 
             assert rank["sharded"] == 0 and rank["whole"] == rank["all"]
 
 
-def test_interruption_changes_nothing(said: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_interruption_changes_nothing() -> None:
     """Stopped in the ramp, in the soft and in the hard phase: bitwise the undisturbed run."""
-    for layout, (undisturbed, resumed) in said["interrupted"].items():
+    for layout, (undisturbed, resumed) in said("slow")["interrupted"].items():
         assert resumed == undisturbed, layout
 
 
-def test_the_loop_distils_and_refuses_to_go_on_with_another_teacher(said: dict[str, Any]) -> None:
+@pytest.mark.slow
+def test_the_loop_distils_and_refuses_to_go_on_with_another_teacher() -> None:
     """`pat.train` with the parity recipe: metrics, summary, the same masks at ZeRO 2 and 3, the sentence."""
-    results = said["loop"]
+    results = said("slow")["loop"]
     on, sharded, off = (results[name] for name in ("on", "zero3", "off"))
     assert off["teacher"] is None and not any(off["lines"])
     assert on["mask_sha256"] == sharded["mask_sha256"] != off["mask_sha256"]

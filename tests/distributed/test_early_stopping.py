@@ -10,7 +10,7 @@ import pytest
 from tests.distributed import ranks
 from tests.distributed.runs import PARITY
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 # A learning rate that moves no bf16 weight: in the hard phase each evaluation is as good as the last.
 OVERRIDES = ["train.num_steps=60", "train.eval_every=2", "train.checkpoint_every=null", "optim.lr=1e-12"]
 OVERRIDES += ["train.early_stopping_patience=2", "data.max_eval_samples=8", "train.log_every=10"]

@@ -25,6 +25,11 @@ def start(module: str, folder: Path) -> tuple[int | None, str]:
 
 
 def test_the_last_checkpoint_is_saved_before_the_last_evaluation(tmp_path: Path) -> None:
+    _fails(tmp_path)
+
+
+def _fails(tmp_path: Path) -> tuple[RunDir, Path]:
+    """A run whose last evaluation has failed, and its checkpoint."""
     code, said = start("tests.distributed.failing_evaluation", tmp_path)
     directory = RunDir(tmp_path / "run")
     assert code == ExitCode.ERROR, said
@@ -32,7 +37,12 @@ def test_the_last_checkpoint_is_saved_before_the_last_evaluation(tmp_path: Path)
     assert "the training up to step 3 is saved in" in message and "KeyError: 'f1'" in message, message
     (saved,) = retention.steps(directory.checkpoints)
     assert saved.name == "step-00000003" and not directory.summary.exists()
+    return directory, saved
 
+
+@pytest.mark.slow
+def test_the_next_start_only_evaluates(tmp_path: Path) -> None:
+    directory, saved = _fails(tmp_path)
     code, said = start("pat.cli", tmp_path)
     assert code == 0, said
     summary = json.loads(directory.summary.read_text())

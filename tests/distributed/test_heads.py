@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from tests import models
 from tests.distributed import ranks
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 LABELS = {0: "a", 1: "b", 2: "c"}
 
 

@@ -13,7 +13,7 @@ from pat.run.directory import ExitCode, RunDir
 from tests.distributed import runs
 from tests.distributed.runs import Start
 
-pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.real_processes]
 
 GONE_S = 60.0  # on a quiet machine: a second, or 15 where a rank waits for one that was killed
 RUNNING = [("parent", 3), ("launcher", 7), ("rank 1", 12)]
@@ -35,7 +35,6 @@ def killed(run_dir: Path, who: str, step: int, saving: bool) -> bool:
     return bool(start.partial())
 
 
-@pytest.mark.slow
 def test_five_kills_and_a_torn_checkpoint(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     run_dir = tmp_path / "run"
     root = run_dir / "checkpoints"

@@ -17,7 +17,7 @@ from pat.run.directory import ExitCode, write_exit
 from tests.distributed import runs
 from tests.distributed.runs import Start
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 SMALL, LARGE = "size=5m", "size=64m"  # two checkpoints and a half; all that a run needs
 

@@ -1,4 +1,7 @@
-"""Starting, signalling and losing ranks: through DeepSpeed's real launcher, with ranks that hold no model."""
+"""Starting, signalling and losing ranks: through DeepSpeed's real launcher, with ranks that hold no model.
+
+The quick set has three: a signal, a failing rank, a launcher that is gone.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +89,7 @@ def nobody_left(ranks: list[process.Process]) -> bool:
     return process.wait_gone(ranks, PATIENCE_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 85])
 def test_the_exit_code_is_the_one_that_the_ranks_wrote(tmp_path, code):
     directory.write_exit(tmp_path, 4, "from an earlier start")
@@ -99,7 +103,14 @@ def test_the_exit_code_is_the_one_that_the_ranks_wrote(tmp_path, code):
     assert [record.code for record in process.rank_records(tmp_path)] == [code, code]
 
 
-@pytest.mark.parametrize("sent, received", [("SIGUSR1", "SIGUSR1"), ("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM")])
+@pytest.mark.parametrize(
+    "sent, received",
+    [
+        pytest.param("SIGUSR1", "SIGUSR1", marks=pytest.mark.slow),
+        pytest.param("SIGTERM", "SIGTERM", marks=pytest.mark.slow),
+        ("SIGINT", "SIGTERM"),  # what is translated, too
+    ],
+)
 def test_signals_reach_every_rank_and_not_the_launcher(tmp_path, sent, received):
     start = Start(tmp_path, **{"*": "wait"})
     ranks = start.ranks()
@@ -111,12 +122,14 @@ def test_signals_reach_every_rank_and_not_the_launcher(tmp_path, sent, received)
     assert nobody_left(ranks)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_is_seen_by_that_rank(tmp_path):
     start = Start(tmp_path, r0="wait", r1="0")
     os.kill(start.ranks()[0].pid, signal.SIGUSR1)
     assert start.end()[0] == directory.ExitCode.PREEMPTED
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_everything_at_once(tmp_path):
     start = Start(tmp_path, **{"*": "stuck"})
     ranks = start.ranks()
@@ -125,6 +138,7 @@ def test_a_second_interrupt_ends_everything_at_once(tmp_path):
     assert nobody_left(ranks)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_takes_the_others_along_and_is_named(tmp_path):
     start = Start(tmp_path, r0="stuck", r1="die")
     ranks = start.ranks()
@@ -137,7 +151,11 @@ def test_a_rank_that_dies_takes_the_others_along_and_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "word, code, text", [("fail", 1, "the cable came out"), ("refuse", 2, "the data set is empty")]
+    "word, code, text",
+    [
+        ("fail", 1, "the cable came out"),
+        pytest.param("refuse", 2, "the data set is empty", marks=pytest.mark.slow),
+    ],
 )
 def test_a_rank_that_fails_is_named_with_its_error(tmp_path, word, code, text):
     start = Start(tmp_path, r0="stuck", r1=word)
@@ -148,7 +166,7 @@ def test_a_rank_that_fails_is_named_with_its_error(tmp_path, word, code, text):
     assert nobody_left(ranks)
 
 
-@pytest.mark.parametrize("word", ["wait", "stuck"])
+@pytest.mark.parametrize("word", [pytest.param("wait", marks=pytest.mark.slow), "stuck"])
 def test_killing_the_launcher_leaves_nobody(tmp_path, word):
     start = Start(tmp_path, **{"*": word})
     ranks = start.ranks()
@@ -158,6 +176,7 @@ def test_killing_the_launcher_leaves_nobody(tmp_path, word):
     assert nobody_left(ranks)
 
 
+@pytest.mark.slow
 def test_killing_the_parent_leaves_nobody(tmp_path):
     start = Start(tmp_path, **{"*": "wait"})
     ranks, launcher = start.ranks(), process.Process.of(start.launcher())

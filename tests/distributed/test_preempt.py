@@ -16,7 +16,7 @@ from pat.run.directory import ExitCode
 from tests.distributed import runs
 from tests.distributed.runs import Start, preempted
 
-pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.real_processes]
 
 
 def while_evaluating(run_dir: Path, who: str, number: int, step: int) -> None:
@@ -44,7 +44,6 @@ def test_four_requests_to_stop(stopped: Path, tmp_path: Path, undisturbed: dict[
     assert runs.result(run_dir) == undisturbed
 
 
-@pytest.mark.slow
 def test_other_ranks_and_stages(stopped: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)

@@ -71,6 +71,7 @@ def srun(run_dir: Path, job: int, *overrides: str, **environ: str) -> list[subpr
     ]
 
 
+@pytest.mark.slow
 def test_srun(plain, tmp_path):
     tasks = srun(tmp_path / "run", os.getpid())
     assert [end(task) for task in tasks][1] == "", "rank 1 speaks in its log"
@@ -101,6 +102,7 @@ def test_ranks_wait_for_a_tokeniser_before_they_meet(tmp_path):
     assert len(list((tmp_path / "cache" / "data").glob("*/"))) == 1, "both read the one entry"
 
 
+@pytest.mark.slow
 def test_torchrun(plain, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *PAT[1:]]
     end(start(command, tmp_path / "run"))
@@ -113,6 +115,7 @@ def test_deepspeed(plain, tmp_path):
     assert result(tmp_path / "run") == result(plain)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_config_is_refused_by_every_rank(plain, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(plain, copy)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.distributed.memory_checks import LLAMA
 from tests.distributed.ranks import run_ranks
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 # Its half, the largest parameter before it is cut (0.11), buffers of the collectives; seen: 0.47 to 0.69.
 MOST = 0.8

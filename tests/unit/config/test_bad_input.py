@@ -20,6 +20,7 @@ from pat.config import compose, frozen, places
 from pat.run.directory import ExitCode, RunDir
 from pat.schema import Config
 from pat.training import dry_run, preflight
+from tests.sets import thinned
 
 PARITY = ["recipe=parity", "logger=none"]
 DS = "+engine.deepspeed"
@@ -55,54 +56,57 @@ def refused(run_dir: Path, *overrides: str) -> str:
 
 @pytest.mark.parametrize(
     "overrides, words",
-    [
-        pytest.param(["model.path=./nowhere", "model.init=pretrained", "model.config={}"], "no folder", id="model"),
-        pytest.param(["recipe=nope"], "there is no recipe called 'nope'; allowed: ", id="recipe"),
-        pytest.param(["train.steps=3"], "there is no key 'train.steps'; allowed in train: ", id="key"),
-        pytest.param([f"{P}.budget.sparsity=1.0"], "budget.sparsity is 1.0", id="sparsity of 1"),
-        pytest.param([f"{P}.budget.sparsity=-0.1"], "budget.sparsity is -0.1", id="negative sparsity"),
-        pytest.param(
-            [f"{P}.budget.name=flops", f"{P}.budget.seq_len=8"],
-            f"{P}.budget: flops counts structures; take one of sparsity",
-            id="budget of structures",
-        ),
-        pytest.param(
-            [f"{P}.budget.name=shape", f"{P}.budget.keep={{ffn: 64}}"],
-            f"{P}.budget: shape counts structures",
-            id="shape of weights",
-        ),
-        pytest.param([f"{P}.schedule.hard_from=30"], f"{P}.schedule: ", id="schedule ends after the run"),
-        pytest.param(
-            [f"{P}.schedule.end=40", f"{P}.schedule.hard_from=40"], f"{P}.schedule: ", id="ramp after the run"
-        ),
-        pytest.param(
-            [N_OF_M, f"{P}.granularity.n=2", f"{P}.granularity.m=7"],
-            "is not a multiple of m=7",
-            id="N:M that does not divide",
-        ),
-        pytest.param(
-            [N_OF_M, f"{P}.granularity.n=2", f"{P}.granularity.m=4"],
-            "can remove 0, 0.25, 0.5 of the weights",
-            id="N:M cannot reach 0.8",
-        ),
-        pytest.param(
-            [*BLOCKS, f"{P}.granularity.cols=9"], "4 x 9 blocks do not divide", id="blocks that do not divide"
-        ),
-        pytest.param(["engine.world_size=3"], "cannot be shared by engine.world_size=3 ranks", id="batch"),
-        pytest.param(["engine.dtype=fp16"], "engine.dtype=fp16 needs a GPU", id="fp16 on a CPU"),
-        pytest.param([f"{P}.params=['*.nothing']"], "matches no matrix of the model", id="pattern"),
-        pytest.param([f"{P}.exclude=['*']"], "matches no matrix of the model", id="everything excluded"),
-        pytest.param(["optim.trainable=['*.mlp.*']"], "which optim.trainable leaves frozen", id="frozen"),
-        pytest.param(["optim.trainable=['*.nothing']"], "matches no parameter", id="nothing to train"),
-        pytest.param(
-            [f"{P}.criterion.name=soft_movement", N_OF_M, f"{P}.granularity.n=1", f"{P}.granularity.m=4"]
-            + [f"{P}.budget.sparsity=0.75"],
-            "cannot select by a threshold",
-            id="threshold with N:M",
-        ),
-        pytest.param(["run.resume=must"], "run.resume=must, but ", id="nothing to resume"),
-        pytest.param(["data.max_length=512"], "more than the 256 positions", id="positions"),
-    ],
+    thinned(
+        [
+            pytest.param(["model.path=./nowhere", "model.init=pretrained", "model.config={}"], "no folder", id="model"),
+            pytest.param(["recipe=nope"], "there is no recipe called 'nope'; allowed: ", id="recipe"),
+            pytest.param(["train.steps=3"], "there is no key 'train.steps'; allowed in train: ", id="key"),
+            pytest.param([f"{P}.budget.sparsity=1.0"], "budget.sparsity is 1.0", id="sparsity of 1"),
+            pytest.param([f"{P}.budget.sparsity=-0.1"], "budget.sparsity is -0.1", id="negative sparsity"),
+            pytest.param(
+                [f"{P}.budget.name=flops", f"{P}.budget.seq_len=8"],
+                f"{P}.budget: flops counts structures; take one of sparsity",
+                id="budget of structures",
+            ),
+            pytest.param(
+                [f"{P}.budget.name=shape", f"{P}.budget.keep={{ffn: 64}}"],
+                f"{P}.budget: shape counts structures",
+                id="shape of weights",
+            ),
+            pytest.param([f"{P}.schedule.hard_from=30"], f"{P}.schedule: ", id="schedule ends after the run"),
+            pytest.param(
+                [f"{P}.schedule.end=40", f"{P}.schedule.hard_from=40"], f"{P}.schedule: ", id="ramp after the run"
+            ),
+            pytest.param(
+                [N_OF_M, f"{P}.granularity.n=2", f"{P}.granularity.m=7"],
+                "is not a multiple of m=7",
+                id="N:M that does not divide",
+            ),
+            pytest.param(
+                [N_OF_M, f"{P}.granularity.n=2", f"{P}.granularity.m=4"],
+                "can remove 0, 0.25, 0.5 of the weights",
+                id="N:M cannot reach 0.8",
+            ),
+            pytest.param(
+                [*BLOCKS, f"{P}.granularity.cols=9"], "4 x 9 blocks do not divide", id="blocks that do not divide"
+            ),
+            pytest.param(["engine.world_size=3"], "cannot be shared by engine.world_size=3 ranks", id="batch"),
+            pytest.param(["engine.dtype=fp16"], "engine.dtype=fp16 needs a GPU", id="fp16 on a CPU"),
+            pytest.param([f"{P}.params=['*.nothing']"], "matches no matrix of the model", id="pattern"),
+            pytest.param([f"{P}.exclude=['*']"], "matches no matrix of the model", id="everything excluded"),
+            pytest.param(["optim.trainable=['*.mlp.*']"], "which optim.trainable leaves frozen", id="frozen"),
+            pytest.param(["optim.trainable=['*.nothing']"], "matches no parameter", id="nothing to train"),
+            pytest.param(
+                [f"{P}.criterion.name=soft_movement", N_OF_M, f"{P}.granularity.n=1", f"{P}.granularity.m=4"]
+                + [f"{P}.budget.sparsity=0.75"],
+                "cannot select by a threshold",
+                id="threshold with N:M",
+            ),
+            pytest.param(["run.resume=must"], "run.resume=must, but ", id="nothing to resume"),
+            pytest.param(["data.max_length=512"], "more than the 256 positions", id="positions"),
+        ],
+        2,
+    ),
 )
 def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], words: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -111,16 +115,19 @@ def test_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: li
 
 @pytest.mark.parametrize(
     "key, value, word",
-    [
-        ("zero_optimization.offload_optimizer.device", "nvme", "NVMe"),
-        ("zero_optimization.offload_param.device", "nvme", "NVMe"),
-        ("zero_optimization.round_robin_gradients", "true", "other weights"),
-        ("zero_optimization.offload_optimizer.ratio", "0.5", "outside"),
-        ("zero_optimization.offload_optimizer.super_offload", "true", "outside"),
-        ("zero_optimization.zenflow.topk_ratio", "0.1", "outside"),
-        ("zero_optimization.stage", "3", "pat's own keys make it 2"),
-        ("optimizer.type", "Adam", "optim.*"),
-    ],
+    thinned(
+        [
+            ("zero_optimization.offload_optimizer.device", "nvme", "NVMe"),
+            ("zero_optimization.offload_param.device", "nvme", "NVMe"),
+            ("zero_optimization.round_robin_gradients", "true", "other weights"),
+            ("zero_optimization.offload_optimizer.ratio", "0.5", "outside"),
+            ("zero_optimization.offload_optimizer.super_offload", "true", "outside"),
+            ("zero_optimization.zenflow.topk_ratio", "0.1", "outside"),
+            ("zero_optimization.stage", "3", "pat's own keys make it 2"),
+            ("optimizer.type", "Adam", "optim.*"),
+        ],
+        3,
+    ),
 )
 def test_deepspeed_keys_that_would_prune_the_wrong_weights(tmp_path: Path, key: str, value: str, word: str) -> None:
     assert word in refused(tmp_path / "run", f"+engine.deepspeed.{key}={value}")
@@ -148,13 +155,20 @@ def test_two_pruners_of_one_parameter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "rows, overrides, words",
-    [
-        (ROWS, ["data.text_column=review"], "data.text_column='review' is not in data.train: the columns are text"),
-        (ROWS, ["task=classification", "data.label_column=stars"], "data.label_column='stars' is not in data.train"),
-        ([], [], "has no rows"),
-        (ROWS[:1], [], "none can be held out"),
-        (None, [], "no file matches"),
-    ],
+    thinned(
+        [
+            (ROWS, ["data.text_column=review"], "data.text_column='review' is not in data.train: the columns are text"),
+            (
+                ROWS,
+                ["task=classification", "data.label_column=stars"],
+                "data.label_column='stars' is not in data.train",
+            ),
+            ([], [], "has no rows"),
+            (ROWS[:1], [], "none can be held out"),
+            (None, [], "no file matches"),
+        ],
+        2,
+    ),
 )
 def test_data(tmp_path: Path, rows: list[dict[str, object]] | None, overrides: list[str], words: str) -> None:
     file = tmp_path / "rows.jsonl"
@@ -196,13 +210,19 @@ def holds_a_checkpoint(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "overrides, words",
-    [
-        (["model.config.hidden_size=32"], "another model: model.embed_tokens.weight has shape [320, 32] here"),
-        (["model.config.num_hidden_layers=3"], "another model: model.layers.2.self_attn.q_proj.weight has shape"),
-        (["model.config.num_hidden_layers=1"], "another model: this one has no model.layers.1.self_attn.q_proj"),
-        ([f"{P}.exclude=['*.k_proj.weight']"], "another pruner or optim.trainable: model.layers.0.self_attn.k_proj"),
-        (["optim.trainable=['*_proj.weight']"], "another pruner or optim.trainable: model.embed_tokens.weight had"),
-    ],
+    thinned(
+        [
+            (["model.config.hidden_size=32"], "another model: model.embed_tokens.weight has shape [320, 32] here"),
+            (["model.config.num_hidden_layers=3"], "another model: model.layers.2.self_attn.q_proj.weight has shape"),
+            (["model.config.num_hidden_layers=1"], "another model: this one has no model.layers.1.self_attn.q_proj"),
+            (
+                [f"{P}.exclude=['*.k_proj.weight']"],
+                "another pruner or optim.trainable: model.layers.0.self_attn.k_proj",
+            ),
+            (["optim.trainable=['*_proj.weight']"], "another pruner or optim.trainable: model.embed_tokens.weight had"),
+        ],
+        2,
+    ),
 )
 def test_a_checkpoint_of_another_model_or_pruner(holds_a_checkpoint: Path, overrides: list[str], words: str) -> None:
     run_dir = holds_a_checkpoint
@@ -224,6 +244,7 @@ def test_the_same_model_with_other_ranks_goes_on_and_never_sets_aside(holds_a_ch
     assert not (holds_a_checkpoint / "checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides, words", [(["data.text_column=x", "data=json", "data.train=ROWS"], "are text")])
 def test_the_command_says_one_line_and_starts_nobody(tmp_path: Path, overrides: list[str], words: str) -> None:
     rows = tmp_path / "rows.jsonl"

@@ -18,6 +18,7 @@ from pat.models.tokenizers import byte_tokenizer
 from pat.models.weight_files import safetensors_fault
 from pat.run.directory import ExitCode
 from tests import models
+from tests.sets import thinned
 
 ROWS = [{"text": f"text number {n} of the file", "label": ["bad", "good"][n % 2]} for n in range(20)]
 Rows = Sequence[Mapping[str, object]]
@@ -99,7 +100,7 @@ def in_the_way(tmp_path: Path) -> dict[str, Path]:
 PLACES = ["a file", "below a file", "in /proc", "in /sys", "loop", "below a loop", "long"]
 
 
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", thinned(PLACES, 2))
 def test_what_cannot_be_a_run_directory(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = in_the_way(tmp_path)[where]
     before = sorted(tmp_path.rglob("*"))
@@ -108,7 +109,7 @@ def test_what_cannot_be_a_run_directory(where: str, tmp_path: Path, capsys: pyte
     assert sorted(tmp_path.rglob("*")) == before, "and nothing above it stays"
 
 
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", thinned(PLACES, 2))
 def test_what_cannot_be_the_cache(where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = in_the_way(tmp_path)[where]
     said = refused(capsys, "train", "recipe=parity", "logger=none", "run.dir=new/run", f"data.cache_dir={path}")
@@ -117,23 +118,26 @@ def test_what_cannot_be_the_cache(where: str, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     "overrides, words",
-    [
-        (["data.text_column=label"], "data.text_column and data.label_column are both 'label'"),
-        (["data.text_pair_column=text"], "data.text_column and data.text_pair_column are both 'text'"),
-        (["data.train=3"], "data.train is 3"),
-        (["data.train=[1,2]"], "data.train is [1, 2]"),
-        (["data.train=[]"], "data.train=[] must be"),
-        (["data.eval={a: 1}"], "data.eval is {'a': 1}"),
-        (["data.train=."], "no file matches '.'"),
-        (["engine.deepspeed=3"], "engine.deepspeed is 3"),
-        (["engine.deepspeed=rows.jsonl"], "engine.deepspeed=rows.jsonl: not a readable DeepSpeed JSON"),
-        (["+model.config.num_attention_heads=0"], "model.config.num_attention_heads is 0"),
-        (["+model.config.num_hidden_layers=-1"], "model.config.num_hidden_layers is -1"),
-        (["optim.lr=inf"], "optim.lr is infinite"),
-        (["seed=99999999999999999999"], "but must be at most"),
-        (["run.dir="], "run.dir is empty"),
-        (["engine.hostfile=."], "engine.hostfile=. cannot be read"),
-    ],
+    thinned(
+        [
+            (["data.text_column=label"], "data.text_column and data.label_column are both 'label'"),
+            (["data.text_pair_column=text"], "data.text_column and data.text_pair_column are both 'text'"),
+            (["data.train=3"], "data.train is 3"),
+            (["data.train=[1,2]"], "data.train is [1, 2]"),
+            (["data.train=[]"], "data.train=[] must be"),
+            (["data.eval={a: 1}"], "data.eval is {'a': 1}"),
+            (["data.train=."], "no file matches '.'"),
+            (["engine.deepspeed=3"], "engine.deepspeed is 3"),
+            (["engine.deepspeed=rows.jsonl"], "engine.deepspeed=rows.jsonl: not a readable DeepSpeed JSON"),
+            (["+model.config.num_attention_heads=0"], "model.config.num_attention_heads is 0"),
+            (["+model.config.num_hidden_layers=-1"], "model.config.num_hidden_layers is -1"),
+            (["optim.lr=inf"], "optim.lr is infinite"),
+            (["seed=99999999999999999999"], "but must be at most"),
+            (["run.dir="], "run.dir is empty"),
+            (["engine.hostfile=."], "engine.hostfile=. cannot be read"),
+        ],
+        3,
+    ),
 )
 def test_settings(
     overrides: list[str], words: str, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -145,13 +149,16 @@ def test_settings(
 
 @pytest.mark.parametrize(
     "content, words",
-    [
-        ([], "has no rows"),
-        ([{"text": "a", "label": ["x"]}, {"text": "b", "label": ["x", "y"]}], "not a word or number a row"),
-        ([{"text": "a", "label": {"x": 1}}, {"text": "b", "label": {"x": 2}}], "not a word or number a row"),
-        ([{"text": ["a"], "label": 0}, {"text": ["b"], "label": 1}], "not text"),
-        ([{"text": "a", "label": 0.5}, {"text": "b", "label": 0.25}], "must be strings, or whole numbers"),
-    ],
+    thinned(
+        [
+            ([], "has no rows"),
+            ([{"text": "a", "label": ["x"]}, {"text": "b", "label": ["x", "y"]}], "not a word or number a row"),
+            ([{"text": "a", "label": {"x": 1}}, {"text": "b", "label": {"x": 2}}], "not a word or number a row"),
+            ([{"text": ["a"], "label": 0}, {"text": ["b"], "label": 1}], "not text"),
+            ([{"text": "a", "label": 0.5}, {"text": "b", "label": 0.25}], "must be strings, or whole numbers"),
+        ],
+        2,
+    ),
 )
 def test_rows(content: Rows, words: str, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = rows_file(tmp_path / "odd.jsonl", content)
@@ -191,7 +198,7 @@ TORN = {
 
 
 @pytest.mark.parametrize("how", TORN)
-@pytest.mark.parametrize("key", ["model.path", "distill.teacher", "evaluate"])
+@pytest.mark.parametrize("key", thinned(["model.path", "distill.teacher", "evaluate"], 3))
 def test_torn_weights_are_named(
     how: str, key: str, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,17 +220,22 @@ def test_whole_weights_are_whole(classifier: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage, words",
-    [
-        (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
-        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "not a readable index"),
-        (
-            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'),
-            "lacks model-2.safetensors",
-        ),
-        (lambda f: (f / "config.json").write_text("[]"), "torn"),
-        (lambda f: (f / "tokenizer.json").write_bytes(os.urandom(99)), "No tokenizer could be loaded"),
-        (lambda f: [path.unlink() for path in f.glob("tokenizer*")], "holds no tokenizer"),
-    ],
+    thinned(
+        [
+            (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
+            (lambda f: (f / "model.safetensors.index.json").write_text("{"), "not a readable index"),
+            (
+                lambda f: (f / "model.safetensors.index.json").write_text(
+                    '{"weight_map": {"a": "model-2.safetensors"}}'
+                ),
+                "lacks model-2.safetensors",
+            ),
+            (lambda f: (f / "config.json").write_text("[]"), "torn"),
+            (lambda f: (f / "tokenizer.json").write_bytes(os.urandom(99)), "No tokenizer could be loaded"),
+            (lambda f: [path.unlink() for path in f.glob("tokenizer*")], "holds no tokenizer"),
+        ],
+        2,
+    ),
 )
 def test_model_folders(
     damage: Callable[[Path], object], words: str, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -17,6 +17,7 @@ from pat.common.keys import MISSING, Section, choices, default_of, words
 from pat.config import compose, places, reference
 from pat.pruning import registry
 from pat.schema import Config, DataConfig, OptimConfig, PrunerConfig, TrainConfig
+from tests.sets import thinned
 
 METHODS = [(kind, name) for kind in registry.PACKAGES if kind != "structure" for name in registry.names(kind)]
 GROUPS = {path.stem for path in (places.conf_dir() / "pruner").glob("*.yaml")}
@@ -109,14 +110,17 @@ def test_values_of_the_environment_are_converted(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
-    [
-        ("+pruners.weights.criterion.pror=1", ["'pruners.weights.criterion.pror'", "did you mean prior"]),
-        ("+pruners.weights.criterion.prior=x", ["pruners.weights.criterion.prior"]),
-        ("pruners.weights.schedule.select_every=true", ["pruners.weights.schedule.select_every"]),
-        ("pruners.weights.masked_grad.name=x", ["pruners.weights.masked_grad.name"]),
-        ("optim.betas=[0.9,2]", ["optim.betas.1"]),
-        ("pruners.weights.scope=row", ["pruners.weights.scope", "global, matrix"]),
-    ],
+    thinned(
+        [
+            ("+pruners.weights.criterion.pror=1", ["'pruners.weights.criterion.pror'", "did you mean prior"]),
+            ("+pruners.weights.criterion.prior=x", ["pruners.weights.criterion.prior"]),
+            ("pruners.weights.schedule.select_every=true", ["pruners.weights.schedule.select_every"]),
+            ("pruners.weights.masked_grad.name=x", ["pruners.weights.masked_grad.name"]),
+            ("optim.betas=[0.9,2]", ["optim.betas.1"]),
+            ("pruners.weights.scope=row", ["pruners.weights.scope", "global, matrix"]),
+        ],
+        2,
+    ),
 )
 def test_the_place_is_named(overrides: str, words: list[str]) -> None:
     with pytest.raises(ValueError) as error:
@@ -126,37 +130,40 @@ def test_the_place_is_named(overrides: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("key", "overrides"),
-    [
-        ("optim.implementation", "optim.name=fused_adam optim.implementation=loop"),
-        ("optim.head_lr", "optim.head_lr=0.1"),
-        ("optim.min_lr_ratio", "optim.min_lr_ratio=0.1 optim.lr_schedule=constant"),
-        ("optim.no_decay", "optim.weight_decay=0 optim.no_decay=['*']"),
-        ("data.delimiter", "data.delimiter=tab"),
-        ("data.quote_char", "data.quote_char=null"),
-        ("data.encoding", "data.encoding=latin-1"),
-        ("data.sample_by", "data.sample_by=document"),
-        ("data.subset", "data.subset=x"),
-        ("data.eval", "data.eval=x"),
-        ("data.eval_fraction", "data=json data.train=x data.eval=y data.eval_fraction=0.1"),
-        ("data.generated", "data=json data.train=x data.generated.num_words=3"),
-        ("data.text_pair_column", "data.text_pair_column=x"),
-        ("data.label_column", "data.label_column=x"),
-        ("task.class_weights", "task.class_weights=balanced"),
-        ("task.loss_on", "task.loss_on=all"),
-        ("task.loss_chunk_tokens", "task=classification task.loss_chunk_tokens=3"),
-        ("model.revision", "model.revision=x"),
-        ("model.replace_head", "model.replace_head=true"),
-        ("engine.reduce_dtype", "engine.dtype=fp32 engine.reduce_dtype=model"),
-        ("distill.temperature", "distill.temperature=2"),
-        ("distill.layer_map", "distill.teacher=x distill.weight=1 distill.layer_map=[0]"),
-        ("peft.alpha", "peft.alpha=2"),
-        ("pruners.weights.masked_grad.sr_ste", "pruners.weights.masked_grad.sr_ste=0.1"),
-        (
-            "pruners.weights.scope",
-            "pruners.weights.scope=matrix pruners.weights.granularity=n_of_m pruners.weights.granularity.n=1 "
-            "pruners.weights.granularity.m=4",
-        ),
-    ],
+    thinned(
+        [
+            ("optim.implementation", "optim.name=fused_adam optim.implementation=loop"),
+            ("optim.head_lr", "optim.head_lr=0.1"),
+            ("optim.min_lr_ratio", "optim.min_lr_ratio=0.1 optim.lr_schedule=constant"),
+            ("optim.no_decay", "optim.weight_decay=0 optim.no_decay=['*']"),
+            ("data.delimiter", "data.delimiter=tab"),
+            ("data.quote_char", "data.quote_char=null"),
+            ("data.encoding", "data.encoding=latin-1"),
+            ("data.sample_by", "data.sample_by=document"),
+            ("data.subset", "data.subset=x"),
+            ("data.eval", "data.eval=x"),
+            ("data.eval_fraction", "data=json data.train=x data.eval=y data.eval_fraction=0.1"),
+            ("data.generated", "data=json data.train=x data.generated.num_words=3"),
+            ("data.text_pair_column", "data.text_pair_column=x"),
+            ("data.label_column", "data.label_column=x"),
+            ("task.class_weights", "task.class_weights=balanced"),
+            ("task.loss_on", "task.loss_on=all"),
+            ("task.loss_chunk_tokens", "task=classification task.loss_chunk_tokens=3"),
+            ("model.revision", "model.revision=x"),
+            ("model.replace_head", "model.replace_head=true"),
+            ("engine.reduce_dtype", "engine.dtype=fp32 engine.reduce_dtype=model"),
+            ("distill.temperature", "distill.temperature=2"),
+            ("distill.layer_map", "distill.teacher=x distill.weight=1 distill.layer_map=[0]"),
+            ("peft.alpha", "peft.alpha=2"),
+            ("pruners.weights.masked_grad.sr_ste", "pruners.weights.masked_grad.sr_ste=0.1"),
+            (
+                "pruners.weights.scope",
+                "pruners.weights.scope=matrix pruners.weights.granularity=n_of_m pruners.weights.granularity.n=1 "
+                "pruners.weights.granularity.m=4",
+            ),
+        ],
+        3,
+    ),
 )
 def test_a_key_that_another_makes_void_is_refused(key: str, overrides: str) -> None:
     with pytest.raises(ValueError, match=rf"^{key} is .*ignored"):
@@ -182,7 +189,7 @@ def test_every_condition_names_a_key() -> None:
                 assert first in known and allowed != [""], f"{place}{name}: {condition}"
 
 
-@pytest.mark.parametrize("group", sorted(GROUPS))
+@pytest.mark.parametrize("group", thinned(sorted(GROUPS), 2))
 def test_groups_of_pruners(group: str, tmp_path: Path) -> None:
     """One line selects the methods; each can be replaced from the command line, and so can the group."""
     (tmp_path / "recipe").mkdir()

@@ -77,9 +77,11 @@ def test_what_the_set_up_needs_is_installed(repository: Path) -> None:
     assert {"g++", "git"} <= set(cpu)
     assert {"pdsh", "openssh-client"} <= set(cuda), "engine.hostfile"
     if shutil.which("apt-cache") and any(Path("/var/lib/apt/lists").glob("*_main_binary-*_Packages*")):
+        command = ["apt-cache", "policy", *{*cuda, *cpu}]
+        policy = subprocess.run(command, capture_output=True, text=True).stdout
+        candidates = dict(re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: (.*)$", policy, re.MULTILINE))
         for package in {*cuda, *cpu}:
-            found = subprocess.run(["apt-cache", "policy", package], capture_output=True, text=True).stdout
-            assert re.search(r"Candidate: (?!\(none\))", found), f"{package}: no such package"
+            assert candidates.get(package, "(none)") != "(none)", f"{package}: no such package"
 
 
 @pytest.fixture

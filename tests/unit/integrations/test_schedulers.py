@@ -17,6 +17,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from pat.integrations.attach import Pruning
 from pat.integrations.groups import follow, split_groups
+from tests.sets import thinned
 from tests.unit.integrations.test_integrations import given
 
 STEPS = 30
@@ -99,7 +100,7 @@ def rates(kind: str, decayed: int, pruned: bool, make: Callable[[Any], Any]) -> 
 
 
 @pytest.mark.parametrize(("strict", "decayed"), [(True, 3), (False, 1)])
-@pytest.mark.parametrize("kind", SCHEDULERS)
+@pytest.mark.parametrize("kind", thinned(SCHEDULERS, 2))
 def test_every_group_follows_the_schedule(
     kind: str, strict: bool, decayed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

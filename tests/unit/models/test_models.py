@@ -122,6 +122,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_model_has_the_same_weights_under_zero_3(tmp_path: Path) -> None:
     random_model(LLAMA).save_pretrained(tmp_path)
