@@ -82,7 +82,7 @@ def moved(source: str, target: str) -> list[Any]:
         store.save(trained.engine, trained.pruner, root, 5, {}, {})
         discard(trained)
         trained = build(make_config("movement", **EVERY[target]))
-        reader = store.find(root, trained.pruner.shards, print)
+        reader = store.find(root, trained.pruner.layout.world, print)
         assert reader is not None
         store.load(trained.engine, trained.pruner, reader)
         said.append(digest(trained))
