@@ -1,7 +1,8 @@
 """Which tests run which lines of pat, and how long they take: so that a fault meets only the tests that can see it.
 
-A test file runs once under `coverage`, whose context is the test that is running; what runs between tests has none. A
-line outside of functions runs in the test that happens to import its file first, so every test counts for it.
+A test file runs once under `coverage`, whose context is the test that is running; what runs between tests, and what
+several tests share, has none. A line outside of functions runs in the test that happens to import its file first, so
+every test counts for it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import ast
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 BETWEEN = ""
 
@@ -24,6 +27,7 @@ class Recorder:
 
         self.root, self.files = root, sorted(set(files))
         self.seconds: dict[str, float] = {}
+        self.test = BETWEEN  # whose lines are recorded
         self.coverage = coverage.Coverage(
             data_file=None, config_file=False, include=[str(root / file) for file in self.files]
         )
@@ -31,13 +35,27 @@ class Recorder:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """A test begins, with its fixtures."""
-        self.coverage.switch_context(nodeid)
+        self._switch(nodeid)
         self.seconds[nodeid] = time.monotonic()
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """It has ended."""
         self.seconds[nodeid] = round(time.monotonic() - self.seconds[nodeid], 3)
-        self.coverage.switch_context(BETWEEN)
+        self._switch(BETWEEN)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, Any, Any]:
+        """What several tests share is made in the first of them, but runs for all."""
+        test = self.test
+        if fixturedef.scope != "function":
+            self._switch(BETWEEN)
+        made = yield
+        self._switch(test)
+        return made
+
+    def _switch(self, test: str) -> None:
+        self.test = test
+        self.coverage.switch_context(test)
 
     def found(self) -> dict[str, Any]:
         """{"seconds": {test: s}, "lines": {file: {line: [numbers of tests; -1: between tests]}}, "files": [...]}."""

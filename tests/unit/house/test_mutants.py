@@ -115,6 +115,22 @@ def test_only_tests_that_reach_a_fault_are_run(tmp_path: Path, monkeypatch: pyte
     assert [known[fault.name].outcome for fault in chosen] == ["killed", "survived", "killed"]
 
 
+def test_what_several_tests_share_is_reached_by_each(tmp_path: Path) -> None:
+    """Would catch: a fault in what a fixture of a module does, seen by the second test that takes it."""
+    root, results = tmp_path / "toy", tmp_path / "found.jsonl"
+    root.mkdir()
+    toy(root)
+    (root / "tests" / "unit" / "zero" / "test_engine.py").write_text(
+        "import pytest\n\nfrom pat.zero.engine import f\n\n\n"
+        '@pytest.fixture(scope="module")\ndef made():\n    return f(1)\n\n\n'
+        "def test_first(made):\n    assert made\n\n\ndef test_second(made):\n    assert made == 2\n"
+    )
+    chosen = [Fault("pat/zero/engine.py", "x + 1", "x + 2", "seen by the second")]
+    mutants.check_baseline(root, chosen, results, 20)
+    mutants.run_all(root, chosen, results, jobs=1, ranks=False, limit_s=20)
+    assert mutants.read(results)[chosen[0].name].by == "tests/unit/zero/test_engine.py::test_second"
+
+
 def test_what_a_test_runs_of_one_file_says_nothing_of_another(tmp_path: Path) -> None:
     """Would catch: a fault that counts as let through as an earlier run noted what tests reach, but of other files."""
     root, results = tmp_path / "toy", tmp_path / "found.jsonl"
