@@ -350,9 +350,9 @@ class PrunerConfig(Section, frozen=True):
     exclude: list[str] = key([], "name patterns; each must match, or be optional:PATTERN")
     granularity: Annotated[Any, Method("granularity")] = key(None, "what is pruned as one: pat/pruning/granularity")
     criterion: Annotated[Any, Method("criterion")] = key(None, "the evidence: pat/pruning/criteria")
-    scope: Literal["global", "matrix"] = key(
+    scope: Literal["global", "matrix", "row"] = key(
         "global",
-        "global: one ranking over all | matrix: each to the target",
+        "global: one ranking over all | matrix: each to the target | row: each output to the target",
         only_with=".granularity.name!=n_of_m",
     )
     allow_empty_matrices: bool = key(False, "true: a ranking may remove all weights of a matrix")

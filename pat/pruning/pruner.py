@@ -12,6 +12,7 @@ once DeepSpeed is certain to take it; gates before the forward that sees them: a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor
 
 from pat.common.hashing import MaskHash, WeightsHash
-from pat.common.parameters import logical_shape
+from pat.common.parameters import DTYPES, logical_shape
 from pat.common.typed import named_modules
 from pat.pruning import nested, state_keys
+from pat.pruning.calibration.criterion import Calibrated
+from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
@@ -47,6 +50,13 @@ class StepStats:
     warnings: list[str] = field(default_factory=list[str])  # what a user should know of this step
 
 
+def _no_samples(number: int) -> list[Any]:
+    raise ValueError(
+        "A criterion that looks at what goes into the matrices needs samples to calibrate on, which this trainer does "
+        "not give: take magnitude or movement, or `pat train`"
+    )
+
+
 class Pruner:
     """All pruners of a run."""
 
@@ -55,6 +65,8 @@ class Pruner:
         self.weight_pruners: list[WeightPruner] = []
         self.structure_pruners: list[StructurePruner] = []
         self.peak_bytes = 0
+        self.samples: Callable[[int], list[Any]] = _no_samples  # how many -> this rank's batches to calibrate on
+        self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called in a walk over the layers
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
 
@@ -72,10 +84,11 @@ class Pruner:
                 continue
             pruner = WeightPruner(name, settings, shapes, config.train.num_steps, config.seed, config.engine.kernels)
             for param in pruner.shapes:
-                if param in transposed and pruner.granularity.oriented:
+                if param in transposed and (pruner.granularity.oriented or settings.scope == "row"):
                     raise ValueError(
-                        f"pruners.{name} takes {param}, a Conv1D that stores (in, out): {pruner.granularity.name} "
-                        "would run along the wrong dimension; use granularity weight"
+                        f"pruners.{name} takes {param}, a Conv1D that stores (in, out): {pruner.granularity.name} in "
+                        f"scope {settings.scope} would run along the wrong dimension; use granularity weight and scope "
+                        "matrix or global"
                     )
                 if param in self.owner:
                     raise ValueError(
@@ -89,10 +102,22 @@ class Pruner:
                     )
                 self.owner[param] = name
             self.weight_pruners.append(pruner)
+            if isinstance(pruner.criterion, Calibrated):
+                self._check_calibrated(pruner, model)
         for weights in self.weight_pruners:
             weights.emptied_before = partial(nested.emptied, self.structure_pruners, weights)
             for structures in self.structure_pruners:
                 nested.check(structures, weights)
+
+    def _check_calibrated(self, pruner: WeightPruner, model: torch.nn.Module) -> None:
+        stack_of(model, list(pruner.shapes))
+        for gates in self.structure_pruners:
+            if pruner.timeline.start < gates.timeline.hard_from:
+                raise ValueError(
+                    f"pruners.{pruner.name} is calibrated from step {pruner.timeline.start} on, when the gates of "
+                    f"pruners.{gates.name} still move, until step {gates.timeline.hard_from}: set "
+                    f"pruners.{pruner.name}.schedule.start to that step or later"
+                )
 
     def _attach_structures(self, pruner: StructurePruner, frozen: set[str]) -> None:
         if pruner.adapted and pruner.needs == "weights":
@@ -136,9 +161,24 @@ class Pruner:
         if self.pruners:
             self.layout.replace_norm(self.masked_norm, lambda: self._finite)
             compute_as_everywhere(engine.module, self.layout.partitioned)
+        for pruner in self.weight_pruners:
+            if isinstance(pruner.criterion, Calibrated):
+                pruner.walk = partial(self._walk, list(pruner.shapes), pruner.criterion.num_samples)
         if self.weight_pruners:
             self.layout.base.register_step_pre_hook(self._before)
             self.layout.base.register_step_post_hook(self._after)
+
+    def _walk(self, matrices: list[str], num_samples: int) -> Walk:
+        """Over the layers with these matrices, on this rank's calibration samples. Collective."""
+        module, parameters = self.engine.module, self.layout.parameters
+
+        def weight(name: str) -> Tensor:
+            whole = self.layout.assemble(name, self.layout.pieces(name), torch.float32)
+            return whole.view(logical_shape(parameters[name]))
+
+        dtype = DTYPES[self.config.engine.dtype]
+        batches = self.samples(num_samples)
+        return Walk(module, weight, stack_of(module, matrices), batches, dtype, self.layout.world, self.on_layer)
 
     def begin(self, t: int) -> None:
         """Before the first forward of a start, which is that of step `t`. Collective."""

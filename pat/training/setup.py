@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -90,11 +93,25 @@ def build(run_dir: Path) -> Training:
         due=Due(config.train, progress, metric, task.higher_is_better(metric)),
         bound=LossBound(config, progress, objective.chance()),
     )
+    pruner.samples, pruner.on_layer = partial(_first_samples, training), partial(_calibrating, training)
     _resume(training)
     if progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
         pruner.begin(progress.step)
     _start_watchdog(training, config.engine.timeout_min)
     return training
+
+
+def _first_samples(training: Training, number: int) -> list[Any]:
+    """This rank's micro-batches of the first steps, until there are so many samples over all ranks."""
+    steps = math.ceil(number / training.config.train.global_batch_size)
+    return [batch for t in range(steps) for batch in training.feed.batches(t)]
+
+
+def _calibrating(training: Training, index: int, number: int) -> None:
+    """The walk over the layers goes on: no rank hangs, and the user sees it."""
+    training.watchdog.beat()
+    if index % max(1, number // 4) == 0:
+        training.tracker.say(f"calibrating and pruning layer {index + 1} of {number}")
 
 
 def _start_watchdog(training: Training, minutes: float) -> None:

@@ -85,6 +85,9 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "block": {"criterion": "movement", "granularity": {"name": "block", "rows": 4, "cols": 8}, "sparsity": 0.5},
     "taylor": {"criterion": "taylor", "granularity": "weight", "sparsity": 0.6},
     "matrix": {"criterion": "movement", "granularity": "weight", "sparsity": 0.6, "scope": "matrix"},
+    "rows": {"criterion": "taylor", "granularity": "weight", "sparsity": 0.6, "scope": "row"},
+    "wanda": {"criterion": "wanda", "granularity": "weight", "sparsity": 0.5, "scope": "row"},
+    "alps": {"criterion": "alps", "granularity": "weight", "sparsity": 0.5, "scope": "matrix"},
     "soft_movement": {
         "criterion": {"name": "soft_movement", "final_lambda": 4.0},
         "granularity": "weight",
@@ -302,6 +305,7 @@ def build(config: Config, reference: Any = None) -> Trained:
     pruner.attach(model)
     engine = ds.build_engine(config, model, pruner.owner, ds.deepspeed_config(config))
     pruner.bind(engine)
+    pruner.samples = lambda number: [inputs(batch(-1 - i, 0, config), config) for i in range(number // 64)]
     trained = Trained(config, engine, pruner)
     pruner.begin(0)
     return trained

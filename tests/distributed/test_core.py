@@ -15,7 +15,7 @@ PARITY = {2: ["movement"]}
 # The slow set adds 4 ranks, 2:4 groups that a shard's boundary cuts, families whose stages round differently, and fp32,
 # in which the reduction itself rounds (at 4 ranks in an order of its own at each stage).
 PARITY_SLOW = {
-    2: ["magnitude", "n_of_m", "block", "soft_movement", "bert", "distilbert", "gpt2", "qwen2"]
+    2: ["magnitude", "n_of_m", "block", "soft_movement", "rows", "wanda", "alps", "bert", "distilbert", "gpt2", "qwen2"]
     + ["movement fp32", "bert fp32"],
     4: ["movement", "magnitude", "n_of_m", "bert"],
 }

@@ -8,6 +8,7 @@ from math import prod
 from typing import ClassVar
 
 from pat.common.comm import Comm
+from pat.common.rounding import part_of
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import keep_above, pruned_per_budget, select_units
 
@@ -37,6 +38,8 @@ class Weight:
 
     def pruned_units(self, shapes: Iterable[tuple[int, ...]], sparsity: float, scope: str) -> int:
         """Weights that this target removes."""
+        if scope == "row":
+            return sum(prod(shape[:-1]) * part_of(shape[-1], sparsity) for shape in shapes)
         return sum(pruned_per_budget([self.num_units(s) for s in shapes], sparsity, scope))
 
     def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:

@@ -26,11 +26,14 @@ from pat.common import patterns
 from pat.common.comm import LOCAL
 from pat.common.typed import ints
 from pat.pruning import registry
+from pat.pruning.calibration.criterion import Calibrated
+from pat.pruning.calibration.walk import Walk
 from pat.pruning.ties import starts_equal
 from pat.pruning.types import PromiseBroken, ScoredSegment
-from pat.pruning.weights import prior, ties
+from pat.pruning.weights import prior, ties, whole
 from pat.pruning.weights.arrays import array, module
 from pat.pruning.weights.kernels import make_kernels
+from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.schema import PrunerConfig
 from pat.zero.layouts import Piece, ZeroLayout
@@ -78,12 +81,14 @@ class WeightPruner:
         self.timeline.target(0, self.budget.sparsity)  # raises where the schedule starts above the budget
         if self.criterion.threshold is not None:
             self.granularity.select_threshold([], self.criterion.threshold, LOCAL)  # raises where it cannot
+        self._check_scope()
         self._check_evidence()
         self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
         self.selected_at = -1  # step of the last selection
         self.hardened = False
         self.num_pruned = 0  # weights, over all ranks
         self.emptied_before: Callable[[], set[str]] = set  # matrices that gates have removed whole
+        self.walk: Callable[[], Walk] | None = None  # over the layers, for criteria that look at their inputs
         self.states: list[MaskedShard] = []
 
     # -- wiring ----------------------------------------------------------------------------------------------------
@@ -96,8 +101,10 @@ class WeightPruner:
     @property
     def target_weights(self) -> int:
         """Weights that the budget removes in the end: whole units, over all ranks."""
-        units = self.granularity.pruned_units(list(self.shapes.values()), self.budget.sparsity, self.config.scope)
-        return units * self.granularity.weights_per_unit
+        return self._units(self.budget.sparsity) * self.granularity.weights_per_unit
+
+    def _units(self, sparsity: float) -> int:
+        return self.granularity.pruned_units(list(self.shapes.values()), sparsity, self.config.scope)
 
     def target(self, t: int) -> float:
         """Fraction that is to be removed at a step."""
@@ -139,6 +146,32 @@ class WeightPruner:
             state.enter_soft()
 
     def _select(self, t: int) -> None:
+        comm, hard = self.layout.comm, t >= self.timeline.hard_from
+        target = self.timeline.target(t, self.budget.sparsity)
+        if isinstance(self.criterion, Calibrated):
+            if self._units(target) * self.granularity.weights_per_unit != self.num_pruned:
+                self._cut(self.criterion, target)
+            if hard:
+                self._check_target()
+            return
+        scored = self._scored(t)
+        if self.criterion.threshold is not None and not hard:
+            self.granularity.select_threshold(scored, self.criterion.threshold, comm)
+        elif self.config.scope == "row":
+            self._select_in_rows(scored, target)
+        else:
+            self.granularity.select(scored, target, self.config.scope, comm)
+        removed = self._count_removed()
+        self.num_pruned = sum(removed.values())
+        if hard:
+            self._check_target()
+        if self.num_pruned:
+            tied = ties.tied_matrices(scored, list(self.shapes), comm)
+            tied = tied - self.emptied_before() if tied else tied
+            self._check_matrices(removed, tied)
+
+    def _scored(self, t: int) -> list[ScoredSegment]:
+        """This rank's weights with their ranks. Collective."""
         priors = self._priors(t)
         scored: list[ScoredSegment] = []
         for state in self.states:
@@ -150,21 +183,50 @@ class WeightPruner:
                 if priors:
                     values = values + dense * dense * priors[s.name]
                 scored.append(state.scored(s, values))
-        comm, hard = self.layout.comm, t >= self.timeline.hard_from
-        if self.criterion.threshold is not None and not hard:
-            self.granularity.select_threshold(scored, self.criterion.threshold, comm)
-        else:
-            target = self.timeline.target(t, self.budget.sparsity)
-            self.granularity.select(scored, target, self.config.scope, comm)
+        return scored
+
+    def _select_in_rows(self, scored: list[ScoredSegment], target: float) -> None:
+        """Keep the highest of every row. Collective."""
+        by_name: dict[str, list[Piece]] = {name: [] for name in self.shapes}
+        for segment in scored if not self.layout.replicated or self.layout.world.rank == 0 else ():
+            by_name[segment.name].append(Piece(segment.start, segment.scores))
+        refuse_nan(scored, self.layout.comm)
+        for name, pieces in by_name.items():
+            scores = self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name])
+            self._write(name, whole.chooser(name, self.granularity, target, "row")(scores).view(-1))
+
+    def _cut(self, criterion: Calibrated, target: float) -> None:
+        """Layer by layer: choose by what goes into its matrices, and let the survivors take over. Collective."""
+        assert self.walk is not None, "Pruner.bind gives it"
+        for layer in self.walk():
+            names = [name for name in self.shapes if name.startswith(f"{layer.name}.")]
+            settings = (criterion, self.granularity, target, self.config.scope)
+            for name, (flags, values) in whole.cut_layer(layer, names, *settings, self._whole, self.layout.world):
+                self._write(name, flags, values)
         removed = self._count_removed()
         self.num_pruned = sum(removed.values())
-        if hard:
-            self._check_target()
-        if self.num_pruned:
-            tied = ties.tied_matrices(scored, list(self.shapes), comm)
-            numel = {name: math.prod(shape) for name, shape in self.shapes.items()}
-            tied = tied - self.emptied_before() if tied else tied
-            ties.check_matrices(f"pruners.{self.name}", removed, numel, tied, self.config.allow_empty_matrices)
+        self._check_matrices(removed, set())
+        self._clear_moments()
+
+    def _whole(self, name: str) -> Tensor:
+        """The effective weights of a matrix. Collective."""
+        return self.layout.assemble(name, self.layout.pieces(name), torch.float32).view(self.shapes[name])
+
+    def _write(self, name: str, flags: Tensor, values: Tensor | None = None) -> None:
+        """This rank's part of a matrix's flags, and of its weights where they change."""
+        for state in self.states:
+            for s in state.shard.segments:
+                if s.name == name:
+                    assert state.keep is not None and state.dense is not None
+                    part = slice(s.start, s.start + s.numel)
+                    state.keep[s.part].copy_(flags[part])
+                    if values is not None:
+                        state.dense[s.part].copy_(values[part])
+                        state.shard.view[s.part].copy_(values[part])
+
+    def _check_matrices(self, removed: dict[str, int], tied: set[str]) -> None:
+        numel = {name: math.prod(shape) for name, shape in self.shapes.items()}
+        ties.check_matrices(f"pruners.{self.name}", removed, numel, tied, self.config.allow_empty_matrices)
 
     def _priors(self, t: int) -> dict[str, float]:
         """The coefficient of W^2 in the rank of every matrix; {} where the criterion has no such prior. Collective."""
@@ -185,12 +247,18 @@ class WeightPruner:
         for state in self.states:
             assert state.keep is not None and state.dense is not None
             self.kernels.post_soft(state.shard.view, state.dense, state.keep)
-            for key in ("exp_avg", "exp_avg_sq"):
-                moment = self.layout.base.state[state.shard.flat].get(key)
-                if moment is not None:
-                    self.kernels.pre_hard(moment.view(-1), state.keep)
+        self._clear_moments()
+        for state in self.states:
             state.enter_hard()
         self.hardened = True
+
+    def _clear_moments(self) -> None:
+        """Nothing of what is pruned stays in the optimizer, which would revive it."""
+        for state in self.states:
+            for key in ("exp_avg", "exp_avg_sq"):
+                moment = self.layout.base.state[state.shard.flat].get(key)
+                if moment is not None and state.keep is not None:
+                    self.kernels.pre_hard(moment.view(-1), state.keep)
 
     def before(self, state: MaskedShard, param: Tensor, group: dict[str, Any], t: int) -> None:
         """Base optimizer's pre-hook, once per shard."""
@@ -230,11 +298,31 @@ class WeightPruner:
         total = self.layout.comm.sum(torch.tensor(list(mine.values()), dtype=torch.int64))
         return dict(zip(mine, ints(total), strict=True))
 
+    def _check_scope(self) -> None:
+        """ValueError where the criterion or the granularity cannot rank in that scope."""
+        scope, place = self.config.scope, f"pruners.{self.name}"
+        if scope == "row" and self.granularity.name != "weight":
+            raise ValueError(
+                f"{place}.scope=row ranks single weights within an output, and granularity {self.granularity.name} has "
+                "units of its own: set scope: matrix"
+            )
+        if isinstance(self.criterion, Calibrated):
+            if scope == "global" and self.granularity.name != "n_of_m":
+                raise ValueError(
+                    f"{place}.criterion={self.criterion.name} compares weights of one matrix by their inputs, which "
+                    "says nothing across matrices: set scope: matrix, or row"
+                )
+            if self.config.masked_grad.name != "zero":
+                raise ValueError(
+                    f"{place}.criterion={self.criterion.name} fits the weights that stay, so its zeros are final: set "
+                    "masked_grad.name: zero"
+                )
+
     def _check_evidence(self) -> None:
         """ValueError where the first weights would go before a step has given evidence."""
         line, by_threshold = self.timeline, self.criterion.threshold is not None
         at_once = line.hard_from == 0 if by_threshold else line.start == 0 and self.target(0) > 0.0
-        if at_once and starts_equal(self.criterion):
+        if at_once and not isinstance(self.criterion, Calibrated) and starts_equal(self.criterion):
             raise ValueError(
                 f"pruners.{self.name} removes weights at step 0, when {self.criterion.name} has seen no gradient and "
                 "all scores are equal: set schedule.start to some steps or a fraction of the run, or take a criterion "

@@ -53,7 +53,7 @@ class Boundary:
 def pruned_per_budget(units: Sequence[int], sparsity: float, scope: str) -> list[int]:
     """Units to remove: `part_of` all n (scope global), or of each parameter's n (scope matrix)."""
     if scope not in ("global", "matrix"):
-        raise ValueError(f"scope is {scope!r}, but must be global or matrix.")
+        raise ValueError(f"scope is {scope!r}, but must be global, matrix, or, for single weights, row.")
     return [part_of(n, sparsity) for n in (units if scope == "matrix" else [sum(units)])]
 
 

@@ -1,0 +1,262 @@
+"""The layers of a model one after another, each on what the layers before it now give.
+
+The walk has a model of its own, which DeepSpeed has never seen: on the meta device, with one layer's weights at a time,
+brought together from the shards of all ranks. So it works the same at every ZeRO stage, and holds one layer and the
+hidden states of this rank's samples. What is pruned in a layer changes what the next one is calibrated on, and a whole
+walk costs two forwards of the samples, whatever the number of layers.
+
+# B rows of a micro-batch, T tokens, d inputs of a linear map
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pat.common.comm import LOCAL, Comm
+from pat.pruning.calibration.statistics import InputStatistic
+from pat.tasks import padding
+
+_LAYER = re.compile(r"(.*?)\.(\d+)\..*")
+Statistics = Mapping[str, Sequence[type[InputStatistic]]]  # which, of what goes into each matrix
+SEEN_BY_THE_BASE = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+class NotCalibrated(ValueError):
+    """The inputs of a matrix cannot be measured."""
+
+
+def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
+    """The path of the module list that holds all these matrices. ValueError where some lie elsewhere."""
+    stacks: dict[str, str] = {}
+    for name in matrices:
+        match = _LAYER.fullmatch(name)
+        inside = match is not None and isinstance(model.get_submodule(match[1]), nn.ModuleList)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if match is None or not inside or not isinstance(owner, nn.Linear):
+            raise NotCalibrated(
+                f"{name} is no weight of a linear map inside the model's layers, so what goes into it cannot be "
+                "measured: exclude it, or take a criterion without calibration (magnitude, movement)"
+            )
+        stacks.setdefault(match[1], name)
+    if len(stacks) > 1:
+        raise NotCalibrated(
+            f"{' and '.join(stacks.values())} lie in different stacks of layers: calibrate one of them, exclude the "
+            "other"
+        )
+    return next(iter(stacks))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How the model calls a layer for one micro-batch; the hidden states are given apart."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    by_name: bool  # the hidden states are a keyword's value
+
+    def __call__(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """The layer's output."""
+        if self.by_name:
+            found = layer(*self.args, **self.kwargs | {"hidden_states": hidden})
+        else:
+            found = layer(hidden, *self.args, **self.kwargs)
+        return found[0] if isinstance(found, tuple) else found
+
+
+class Walk:
+    """One pass over the layers. Collective: every rank walks at once, with as many micro-batches as the others."""
+
+    def __init__(
+        self,
+        model: nn.Module,  # whose class, config and buffers count; its weights come from `whole`
+        whole: Callable[[str], Tensor],  # name -> the whole effective weight in its logical shape. Collective
+        stack: str,  # see stack_of
+        batches: Sequence[Mapping[str, Any]],  # this rank's samples, on the device
+        dtype: torch.dtype,
+        comm: Comm = LOCAL,
+        on_layer: Callable[[int, int], None] = lambda index, number: None,  # told before each layer
+    ) -> None:
+        self.whole, self.stack, self.dtype, self.comm, self.on_layer = whole, stack, dtype, comm, on_layer
+        self.skeleton = _skeleton(model)
+        self.layers: Any = self.skeleton.get_submodule(stack)
+        self.real = [_real_tokens(batch) for batch in batches]
+        self.tokens = int(comm.sum(torch.tensor(sum(int(r.sum()) for r in self.real), dtype=torch.int64)))
+        if not self.tokens:
+            raise NotCalibrated("There is no token to calibrate on: all calibration samples are padding.")
+        self._enter(batches)
+
+    def __iter__(self) -> Iterator[Layer]:
+        """Every layer; what the consumer has written to the weights by then is what the next layer's inputs see."""
+        for index, layer in enumerate(self.layers):
+            self.on_layer(index, len(self.layers))
+            with torch.no_grad():
+                own = [f"{self.stack}.{index}.{name}" for name, _ in layer.named_parameters()]
+                self._fill(own)
+                yield Layer(self, index)
+                self._fill(own)
+                calls = self.calls[index]
+                self.hidden = [call(layer, hidden) for call, hidden in zip(calls, self.hidden, strict=True)]
+                self._drop(own)
+        self.hidden = []
+
+    # -- the beginning -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _enter(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """What goes into the first layer, and how each layer is called, from the model's own forward."""
+        inside = f"{self.stack}."
+        base: Any = self.skeleton.base_model  # type: ignore[union-attr]
+        below = {id(p) for p in base.parameters()}
+        outside = [n for n, p in self.skeleton.named_parameters() if id(p) in below and not n.startswith(inside)]
+        self._fill(outside)
+        self.calls: list[list[_Call]] = [[] for _ in self.layers]
+        self.hidden: list[Tensor] = []
+        with _recording(self.layers, self.calls, self.hidden):
+            for batch in batches:
+                base(**{key: value for key, value in batch.items() if key in SEEN_BY_THE_BASE}, **_without_cache(base))
+        self._drop(outside)
+        for index, calls in enumerate(self.calls):
+            if len(calls) != len(batches):
+                raise NotCalibrated(f"{self.stack}.{index} is not called once by the model's forward: not calibrated")
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def _fill(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._set(name, self.whole(name).to(self.dtype))
+
+    def _drop(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._set(name, torch.empty_like(self.skeleton.get_parameter(name), device="meta"))
+
+    def _set(self, name: str, value: Tensor) -> None:
+        owner, _, leaf = name.rpartition(".")
+        setattr(self.skeleton.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+
+
+class Layer:
+    """One layer in the walk, with its weights."""
+
+    def __init__(self, walk: Walk, index: int) -> None:
+        self.walk, self.index = walk, index
+        self.name = f"{walk.stack}.{index}"
+
+    def collect(self, statistics: Statistics) -> dict[str, dict[type[InputStatistic], Tensor]]:
+        """Means over the tokens of all ranks, by matrix and statistic. An input that several matrices share is measured
+        once, and they get the same tensors. Collective."""
+        walk = self.walk
+        probe = _Probe(statistics)
+        for name in statistics:
+            probe.watch(name, walk.skeleton.get_submodule(name.rpartition(".")[0]))
+        try:
+            for call, hidden, real in zip(walk.calls[self.index], walk.hidden, walk.real, strict=True):
+                probe.next(real)
+                call(walk.layers[self.index], hidden)
+        finally:
+            probe.remove()
+        unused = sorted(set(statistics) - set(probe.first))
+        if unused:
+            raise NotCalibrated(
+                f"{unused[0]} is not used by the forward as a linear map of its own, so what goes into it cannot be "
+                "measured: exclude it"
+            )
+        means = {
+            name: {kind: walk.comm.sum(value) / walk.tokens for kind, value in sums.items()}
+            for name, sums in probe.sums.items()
+        }
+        for name, kinds in means.items():
+            if not all(bool(torch.isfinite(value).all()) for value in kinds.values()):
+                raise NotCalibrated(
+                    f"What goes into {name} is not finite on the calibration samples: the model has diverged, or "
+                    "overflows in engine.dtype"
+                )
+        return {name: means[probe.first[name]] for name in statistics}
+
+
+class _Probe:
+    """Hooks that sum up what goes into linear maps, each input once."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+        self.sums: dict[str, dict[type[InputStatistic], Tensor]] = {}  # by the first matrix that reads an input
+        self.first: dict[str, str] = {}  # which that is, by matrix
+        self.handles: list[Any] = []
+
+    def watch(self, name: str, module: nn.Module) -> None:
+        """Sum up what goes into a matrix's module."""
+        self.handles.append(module.register_forward_pre_hook(lambda _, args: self._see(name, args[0])))
+
+    def next(self, real: Tensor) -> None:
+        """A micro-batch begins, with these tokens (B, T) that are no padding."""
+        self.real, self.seen = real.reshape(-1), list[tuple[Tensor, str]]()
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+    def _see(self, name: str, inputs: Tensor) -> None:
+        first = next((other for tensor, other in self.seen if tensor is inputs), name)
+        self.first[name] = first
+        if first == name:
+            self.seen.append((inputs, name))
+            flat, sums = inputs.reshape(-1, inputs.shape[-1])[self.real], self.sums.setdefault(name, {})
+            for kind in self.statistics[name]:
+                value = kind.of(flat)
+                sums[kind] = sums[kind].add_(value) if kind in sums else value
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """The same model on the meta device, in evaluation mode, with its real buffers."""
+    made: Any = type(model)
+    with torch.device("meta"):
+        skeleton = made(copy.deepcopy(model.config))
+        skeleton.tie_weights()
+    for name, buffer in model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        module = skeleton.get_submodule(owner)
+        module.register_buffer(leaf, buffer.detach(), persistent=leaf not in module._non_persistent_buffers_set)
+    return skeleton.eval()
+
+
+@contextmanager
+def _recording(layers: Sequence[Any], calls: list[list[_Call]], hidden: list[Tensor]) -> Iterator[None]:
+    """Inside it a layer returns its hidden states unchanged; how it was called is noted."""
+
+    def stub(index: int) -> Callable[..., Tensor]:
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            by_name = not args
+            states = kwargs.pop("hidden_states") if by_name else args[0]
+            calls[index].append(_Call(args[1:], kwargs, by_name))
+            if index == 0:
+                hidden.append(states)
+            return states
+
+        return forward
+
+    for index, layer in enumerate(layers):
+        layer.forward = stub(index)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _without_cache(base: Any) -> dict[str, Any]:
+    return {"use_cache": False} if hasattr(base.config, "use_cache") else {}
+
+
+def _real_tokens(batch: Mapping[str, Any]) -> Tensor:
+    """(B, T) bool: which tokens are no padding."""
+    mask = batch.get("attention_mask")
+    mask = padding.current() if mask is None else mask
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()

@@ -1,0 +1,107 @@
+"""ALPS: the sparse matrix whose outputs come closest to the dense one's; survivors take over from what goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pat.pruning.calibration.criterion import Calibrated
+from pat.pruning.calibration.statistics import Gram, InputStatistic
+
+FIRST_PENALTY = 0.1  # rho, with inputs scaled to a mean square of 1
+PATIENCE = 3  # iterations between two looks at how much the mask still moves
+GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # (share of the mask that has changed, factor of rho)
+SETTLED = 1e-4  # share of the mask below which it no longer moves
+
+
+@dataclass(frozen=True)
+class Alps(Calibrated):
+    """min over sparse V of ||(W - V) X||^2, X the inputs on calibration samples, by ADMM, then conjugate gradients.
+
+    With H = X X^T / N + damping * mean(diag) I and D = diag(H)^(1/2), in the scaled weights W D and D^-1 H D^-1:
+
+        B = (W H - U + rho V) (H + rho I)^-1      the dense answer, pulled towards the sparse one
+        V = keep(B + U / rho)                     the highest squares, to the target
+        U = U + rho (B - V)
+
+    rho grows while the mask still moves; once it has settled the survivors are fitted by preconditioned conjugate
+    gradients on the mask. Any granularity and scope. Source: Meng et al. 2024, arXiv:2406.07831.
+    """
+
+    name: str = "alps"
+    damping: float = 0.01  # of the Gram matrix, as a part of its mean diagonal: more for few samples
+    iterations: int = 60  # of ADMM, at most
+    refinements: int = 10  # of conjugate gradients
+
+    statistics: ClassVar[tuple[type[InputStatistic], ...]] = (Gram,)
+
+    def __post_init__(self) -> None:
+        if self.damping <= 0:
+            raise ValueError(f"alps: damping is {self.damping}, but must be above 0.")
+        if self.iterations < 1 or self.refinements < 0:
+            raise ValueError("alps needs iterations of at least 1 and refinements of at least 0.")
+
+    def cut(
+        self, weights: Tensor, inputs: Mapping[type[InputStatistic], Tensor], choose: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Flags and fitted weights. ValueError where the Gram matrix is not positive."""
+        gram = damped(inputs[Gram], self.damping)
+        scale = gram.diagonal().sqrt()
+        scaled, dense = gram / scale[:, None] / scale, weights * scale
+        sparse, keep = self._admm(dense, scaled, choose)
+        return keep, fitted(dense, scaled, keep, sparse, self.refinements) / scale
+
+    def _admm(self, dense: Tensor, gram: Tensor, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(gram)
+        target = dense @ gram @ vectors
+        sparse, dual, rho = dense.clone(), torch.zeros_like(dense), FIRST_PENALTY
+        keep = before = torch.ones_like(dense, dtype=torch.bool)
+        for iteration in range(self.iterations):
+            near = (target + (rho * sparse - dual) @ vectors) / (values + rho) @ vectors.T
+            pulled = near + dual / rho
+            keep = choose(pulled.square())
+            sparse = pulled * keep
+            dual = dual + rho * (near - sparse)
+            if iteration % PATIENCE == PATIENCE - 1:
+                moved = float((keep ^ before).sum()) / max(int(keep.sum()), 1)
+                if moved <= SETTLED:
+                    break
+                rho *= next(factor for share, factor in GROWTH if moved >= share)
+                before = keep
+        return sparse, keep
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """(d, d) with damping * mean(diag) on the diagonal. ValueError where nothing goes in at all."""
+    mean = gram.diagonal().mean()
+    if not mean > 0:
+        raise ValueError("all inputs are 0 on the calibration samples")
+    return gram + damping * mean * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+def fitted(
+    dense: Tensor,  # (o, i)
+    gram: Tensor,  # (i, i), with a unit diagonal
+    keep: Tensor,  # (o, i) bool
+    start: Tensor,  # (o, i)
+    iterations: int,
+) -> Tensor:
+    """Argmin over V on the mask of tr (W - V) H (W - V)^T, row by row at once, by conjugate gradients from `start`."""
+    mask = keep.to(dense.dtype)
+    found = start * mask
+    residual = ((dense - found) @ gram) * mask
+    direction, size = residual, residual.square().sum(1, keepdim=True)
+    for _ in range(iterations):
+        moved = (direction @ gram) * mask
+        curvature = (direction * moved).sum(1, keepdim=True)
+        step = torch.where(curvature > 0, size / curvature, 0.0)
+        found = found + step * direction
+        residual = residual - step * moved
+        new = residual.square().sum(1, keepdim=True)
+        direction = residual + torch.where(size > 0, new / size, 0.0) * direction
+        size = new
+    return found

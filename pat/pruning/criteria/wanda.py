@@ -1,0 +1,31 @@
+"""Wanda: weights that are small, or that multiply small inputs, go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from pat.pruning.calibration.criterion import Calibrated
+from pat.pruning.calibration.statistics import InputStatistic, SquaredNorm
+
+
+@dataclass(frozen=True)
+class Wanda(Calibrated):
+    """rank = |W_oi| sqrt(mean_n x_ni^2), x the inputs on calibration samples; what stays is not changed.
+
+    The paper ranks within each output: scope=row. Source: Sun et al. 2023, arXiv:2306.11695.
+    """
+
+    name: str = "wanda"
+
+    statistics: ClassVar[tuple[type[InputStatistic], ...]] = (SquaredNorm,)
+
+    def cut(
+        self, weights: Tensor, inputs: Mapping[type[InputStatistic], Tensor], choose: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The weights as they are where they stay."""
+        keep = choose(weights.abs() * inputs[SquaredNorm].sqrt().float())
+        return keep, weights * keep

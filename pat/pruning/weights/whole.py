@@ -1,0 +1,111 @@
+"""Selections that need whole matrices: within each output, and by criteria that look at a matrix's inputs.
+
+A matrix is brought together from the shards of all ranks, one at a time; what is chosen goes back into the shards.
+
+# o outputs and i inputs of a linear map, r its number of weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pat.common.comm import LOCAL, Comm
+from pat.common.rounding import part_of
+from pat.pruning.calibration.criterion import Calibrated
+from pat.pruning.calibration.walk import Layer
+from pat.pruning.types import ScoredSegment
+
+Cut = tuple[Tensor, Tensor]  # flags (r,) uint8, weights (r,) fp32
+
+
+def chooser(name: str, granularity: Any, sparsity: float, scope: str) -> Callable[[Tensor], Tensor]:
+    """Scores (o, i) -> flags (o, i) bool, exactly to the target within one matrix."""
+
+    def choose(scores: Tensor) -> Tensor:
+        if scope == "row":
+            return keep_top_of_rows(scores, scores.shape[1] - part_of(scores.shape[1], sparsity))
+        flags = torch.ones(scores.numel(), dtype=torch.uint8, device=scores.device)
+        whole = ScoredSegment(name, tuple(scores.shape), 0, scores.float().contiguous().view(-1), flags)
+        granularity.select([whole], sparsity, "matrix", LOCAL)
+        return flags.view_as(scores).bool()
+
+    return choose
+
+
+def keep_top_of_rows(scores: Tensor, num_keep: int) -> Tensor:
+    """(o, i) bool: the highest of every row; of equal scores the lower index."""
+    if num_keep == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    last = scores.topk(num_keep, dim=1).values[:, -1:]
+    above, equal = scores > last, scores == last
+    room = num_keep - above.sum(1, keepdim=True)
+    return above | (equal & (equal.cumsum(1) <= room))
+
+
+def cut_layer(
+    layer: Layer,
+    names: Sequence[str],  # matrices of the layer
+    criterion: Calibrated,
+    granularity: Any,
+    sparsity: float,
+    scope: str,
+    weights: Callable[[str], Tensor],  # name -> (o, i) fp32 effective weight, whole. Collective
+    comm: Comm,
+) -> Iterable[tuple[str, Cut]]:
+    """The cut of every matrix of a layer. Each is computed by one rank, and the others get it. Collective."""
+    inputs = layer.collect({name: criterion.statistics for name in names})
+    mine: dict[str, Cut | str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place, name in enumerate(names):
+        dense = weights(name)
+        shapes[name] = tuple(dense.shape)
+        if place % comm.world_size == comm.rank:
+            mine[name] = _cut(name, criterion, granularity, sparsity, scope, dense, inputs[name])
+    refused = [said for each in comm.gather([v for v in mine.values() if isinstance(v, str)]) for said in each]
+    if refused:
+        raise ValueError(refused[0])
+    for name in names:
+        numel = shapes[name][0] * shapes[name][1]
+        flags, values = mine.pop(name, None) or (
+            torch.zeros(numel, dtype=torch.uint8, device=comm.device),
+            torch.zeros(numel, device=comm.device),
+        )
+        assert not isinstance(flags, str) and not isinstance(values, str)
+        yield name, (comm.sum(flags), comm.sum(values))
+
+
+def _cut(
+    name: str,
+    criterion: Calibrated,
+    granularity: Any,
+    sparsity: float,
+    scope: str,
+    dense: Tensor,
+    inputs: Mapping[Any, Tensor],
+) -> Cut | str:
+    """The cut, or why there is none: the other ranks wait, so an error is told and not raised."""
+    try:
+        keep, weights = criterion.cut(dense, inputs, chooser(name, granularity, sparsity, scope))
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        return f"{name} cannot be pruned by {criterion.name}: {error}"
+    if not bool(torch.isfinite(weights).all()):
+        return f"{name}: {criterion.name} gives weights that are not finite; raise its damping, or take more samples"
+    return keep.to(torch.uint8).view(-1), weights.float().contiguous().view(-1)
+
+
+def keep_top_rows_of(
+    names: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    scores: Callable[[str], Tensor],  # name -> (r,) fp32, whole. Collective
+    sparsity: float,
+) -> Iterable[tuple[str, Tensor]]:
+    """Of each matrix the flags (r,) uint8 that keep the highest scores of every row. Collective."""
+    for name in names:
+        shape = shapes[name]
+        choose = partial(keep_top_of_rows, num_keep=shape[-1] - part_of(shape[-1], sparsity))
+        yield name, choose(scores(name).view(-1, shape[-1])).to(torch.uint8).view(-1)
