@@ -259,8 +259,8 @@ class OptimConfig(Section, frozen=True):
         ["*"], "name patterns (shell style) of what trains; each must match, or be `optional:PATTERN`"
     )
     head_lr: Finite | None = key(None, "of a new classification head; null: lr", gt=0, only_with="task")
-    lr_schedule: Literal["linear", "cosine", "constant"] = key(
-        "linear", "linear | cosine (both down to min_lr_ratio) | constant"
+    lr_schedule: Literal["linear", "cosine", "constant", "per_cut"] = key(
+        "linear", "linear | cosine (both down to min_lr_ratio) | constant | per_cut: linear, begun again at every cut"
     )
     warmup: Finite = key(0.0, "steps (1 or more), or a fraction of the run (below 1)", ge=0)
     min_lr_ratio: float = key(0.0, "last learning rate / lr", ge=0, le=1, only_with=".lr_schedule!=constant")

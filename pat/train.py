@@ -94,7 +94,7 @@ def fit(training: Training) -> None:
 def step(training: Training, window: Window, t: int) -> None:
     """Forward and backward of every micro-batch of step t, the pruner's step, a line if it is time. Collective."""
     config, progress, objective, train = training.config, training.progress, training.objective, training.config.train
-    set_lr(training.engine, lr_factor(t, train.num_steps, config.optim))
+    set_lr(training.engine, lr_factor(t, train.num_steps, config.optim, training.pruner.cuts))
     batches = training.feed.batches(t)
     for micro, (batch, shares) in enumerate(zip(batches, objective.shares(batches), strict=True)):
         torch.manual_seed(seeds.mixed(config.seed, t, micro, training.world.rank))  # dropout: a function of the step

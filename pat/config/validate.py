@@ -72,6 +72,8 @@ def _training(config: Config) -> Iterator[str]:
         yield f"optim.warmup is {optim.warmup}: steps are whole numbers, a fraction of the run is below 1"
     if optim.warmup >= 1 and optim.warmup >= train.num_steps:
         yield f"optim.warmup is {optim.warmup:.0f} steps, but the run has only {train.num_steps}"
+    if optim.lr_schedule == "per_cut" and not config.pruners:
+        yield "optim.lr_schedule=per_cut begins again at every cut, but nothing is pruned: take linear"
     if train.max_skipped >= LATELY:
         yield f"train.max_skipped is {train.max_skipped}, but it is of the last {LATELY} steps: give less than that"
     if train.best_metric is not None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES, logical_shape
 from pat.common.typed import named_modules
-from pat.pruning import nested, state_keys
+from pat.pruning import nested, state_keys, timetable
 from pat.pruning.calibration.criterion import Calibrated
 from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.structures.pruner import StructurePruner
@@ -275,6 +275,11 @@ class Pruner:
         order = ["dense", "soft", "hard"]
         phases = [p.timeline.phase(t) for p in self.pruners]
         return min(phases, key=order.index) if phases else "dense"
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The steps at which more is pruned than before, rising."""
+        return tuple(sorted({t for pruner in self.pruners for t, _ in timetable.moves(pruner)}))
 
     @property
     def first_soft_step(self) -> int | None:

@@ -77,7 +77,8 @@ class Window:
         line = {
             "train/loss": loss,
             "train/grad_norm": float(stats.norm) if stats.norm is not None else None,
-            "train/lr": config.optim.lr * lr_factor(progress.step - 1, config.train.num_steps, config.optim),
+            "train/lr": config.optim.lr
+            * lr_factor(progress.step - 1, config.train.num_steps, config.optim, pruner.cuts),
             "train/tokens_per_s": tokens / seconds,
             "train/mfu": hardware.mfu(tokens / seconds, self.token_flops, *self.devices),
             "train/step_seconds": seconds / self.steps,

@@ -142,6 +142,15 @@ def test_learning_rate() -> None:
     assert [learning_rate.lr_factor(t, 100, optim) for t in (0, 4, 5, 99)] == [0.2, 1.0, 1.0, 1.0]
 
 
+def test_learning_rate_begins_again_at_every_cut() -> None:
+    optim = OptimConfig(lr=1.0, warmup=4, lr_schedule="per_cut", min_lr_ratio=0.5)
+    factors = [learning_rate.lr_factor(t, 40, optim, cuts=(2, 10, 20)) for t in range(40)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]  # a cut in the warm-up changes nothing
+    assert factors[7] == 0.75 and factors[9] == pytest.approx(1 - 0.5 * 5 / 6)
+    assert factors[10] == factors[20] == 1.0 and factors[15] == factors[30] == 0.75
+    assert factors[19] == pytest.approx(0.55) and factors[39] == pytest.approx(0.525)
+
+
 def bert() -> BertForSequenceClassification:
     shape = BertConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=30)
     return BertForSequenceClassification(shape)

@@ -1,0 +1,130 @@
+"""Criteria that look at inputs, against exhaustive search, normal equations and the papers' own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pat.pruning import registry
+from pat.pruning.calibration.statistics import Gram, SquaredNorm
+from pat.pruning.criteria.alps import Alps, damped, fitted
+from pat.pruning.weights.whole import chooser, keep_top_of_rows
+
+SPARSITY = 0.5
+
+
+def problem(seed: int, outputs: int = 6, inputs: int = 8, tokens: int = 40) -> tuple[Tensor, Tensor]:
+    """Weights, and the Gram matrix of inputs that depend on each other and have different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(inputs, inputs, generator=generator)
+    x = torch.randn(tokens, inputs, generator=generator) @ mix * torch.logspace(-0.5, 0.5, inputs)
+    return torch.randn(outputs, inputs, generator=generator), x.T @ x / tokens
+
+
+def choose(
+    scope: str = "row", granularity: object = "weight", sparsity: float = SPARSITY
+) -> Callable[[Tensor], Tensor]:
+    return chooser("matrix", registry.build("granularity", granularity), sparsity, scope)
+
+
+def loss(weights: Tensor, found: Tensor, gram: Tensor) -> Tensor:
+    """(o,) mean square error of each output."""
+    gap = (weights - found).double()
+    return ((gap @ gram.double()) * gap).sum(1)
+
+
+def solved(weights: Tensor, gram: Tensor, keep: Tensor) -> Tensor:
+    """The best weights on a mask, one row's normal equations after the other, in fp64."""
+    found, wide = torch.zeros_like(weights, dtype=torch.float64), gram.double()
+    for row, flags in enumerate(keep):
+        on = flags.nonzero().squeeze(1)
+        found[row, on] = torch.linalg.solve(wide[on][:, on], wide[on] @ weights[row].double())
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_alps_is_near_the_best_of_all_masks_and_ahead_of_wanda(seed: int) -> None:
+    weights, gram = problem(seed)
+    _, found = Alps().cut(weights, {Gram: gram}, choose())
+    masks = torch.zeros(70, 8, dtype=torch.bool)
+    for i, chosen in enumerate(combinations(range(8), 4)):
+        masks[i, list(chosen)] = True
+    within = damped(gram, Alps().damping)
+    best = torch.stack([loss(weights, solved(weights, within, m.expand_as(weights)), within) for m in masks]).amin(0)
+    by_norm = choose()(weights.abs() * gram.diagonal().sqrt())
+    wanda_fitted = loss(weights, solved(weights, within, by_norm), within)
+    mine = loss(weights, found, within)
+    assert (mine >= best * (1 - 1e-3)).all()
+    assert mine.sum() <= 1.25 * best.sum() and mine.sum() <= 1.001 * wanda_fitted.sum()
+
+
+def test_survivors_solve_the_normal_equations_of_their_mask() -> None:
+    weights, gram = problem(0)
+    scale = gram.diagonal().sqrt()
+    keep = choose()(weights.abs())
+    found = fitted(weights * scale, gram / scale[:, None] / scale, keep, weights * scale, 60) / scale
+    torch.testing.assert_close(found.double(), solved(weights, gram, keep), rtol=1e-3, atol=1e-4)
+    assert not found[~keep].any()
+
+
+@pytest.mark.parametrize("scope", ["row", "matrix"])
+def test_with_inputs_that_do_not_depend_on_each_other_it_is_wanda(scope: str) -> None:
+    weights, _ = problem(1)
+    norms = torch.logspace(-1, 1, 8)
+    keep, found = Alps(damping=1e-9).cut(weights, {Gram: torch.diag(norms)}, choose(scope))
+    by_wanda, kept = registry.build("criterion", "wanda").cut(weights, {SquaredNorm: norms.double()}, choose(scope))
+    assert torch.equal(keep, by_wanda)
+    torch.testing.assert_close(found, kept)
+
+
+def test_wanda_is_the_papers_rule() -> None:
+    weights = torch.tensor([[1.0, -2.0, 3.0, -4.0], [4.0, 3.0, -2.0, 1.0]])
+    keep, kept = registry.build("criterion", "wanda").cut(
+        weights, {SquaredNorm: torch.tensor([100.0, 1.0, 1.0, 0.0], dtype=torch.float64)}, choose()
+    )
+    assert keep.tolist() == [[True, False, True, False], [True, True, False, False]]
+    assert torch.equal(kept, weights * keep)
+
+
+@pytest.mark.parametrize("granularity", [{"name": "n_of_m", "n": 2, "m": 4}, {"name": "block", "rows": 2, "cols": 2}])
+def test_alps_takes_any_granularity(granularity: dict[str, object]) -> None:
+    weights, gram = problem(2)
+    keep, found = Alps().cut(weights, {Gram: gram}, choose("matrix", granularity))
+    if granularity["name"] == "n_of_m":
+        assert (keep.view(-1, 4).sum(1) == 2).all()
+    else:
+        blocks = keep.view(3, 2, 4, 2).transpose(1, 2).reshape(12, 4).sum(1)
+        assert sorted(blocks.tolist()) == [0] * 6 + [4] * 6
+    assert not found[~keep].any() and torch.isfinite(found).all()
+
+
+def test_what_an_earlier_cut_removed_stays_removed() -> None:
+    weights, gram = problem(3)
+    keep, found = Alps().cut(weights, {Gram: gram}, choose(sparsity=0.25))
+    later, _ = Alps().cut(found, {Gram: gram}, choose())
+    assert not (later & ~keep).any()
+
+
+def test_an_input_that_is_always_zero_goes_first_and_none_at_all_is_refused() -> None:
+    weights, gram = problem(4)
+    gram[3], gram[:, 3] = 0, 0
+    keep, found = Alps().cut(weights, {Gram: gram}, choose())
+    assert not keep[:, 3].any() and torch.isfinite(found).all()
+    with pytest.raises(ValueError, match="all inputs are 0"):
+        Alps().cut(weights, {Gram: torch.zeros_like(gram)}, choose())
+
+
+def test_rows_keep_exactly_their_share_and_of_equals_the_first() -> None:
+    scores = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 2.0, 3.0]])
+    assert keep_top_of_rows(scores, 2).tolist() == [[True, True, False, False], [False, True, False, True]]
+    assert not keep_top_of_rows(scores, 0).any()
+
+
+@pytest.mark.parametrize("wrong", [{"damping": 0.0}, {"iterations": 0}, {"refinements": -1}])
+def test_settings_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="alps"):
+        registry.build("criterion", {"name": "alps", **wrong})
