@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -276,7 +276,7 @@ class Pruner:
         phases = [p.timeline.phase(t) for p in self.pruners]
         return min(phases, key=order.index) if phases else "dense"
 
-    @property
+    @cached_property
     def cuts(self) -> tuple[int, ...]:
         """The steps at which more is pruned than before, rising."""
         return tuple(sorted({t for pruner in self.pruners for t, _ in timetable.moves(pruner)}))
