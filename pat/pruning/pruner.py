@@ -24,8 +24,8 @@ from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES, logical_shape
 from pat.common.typed import named_modules
 from pat.pruning import nested, state_keys, timetable
-from pat.pruning.calibration.criterion import Calibrated
 from pat.pruning.calibration.walk import Walk, stack_of
+from pat.pruning.criteria import Calibrated
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken

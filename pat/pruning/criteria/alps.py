@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pat.pruning.calibration.criterion import Calibrated
 from pat.pruning.calibration.statistics import Gram, InputStatistic
+from pat.pruning.criteria import Calibrated
 
 FIRST_PENALTY = 0.1  # rho, with inputs scaled to a mean square of 1
 PATIENCE = 3  # iterations between two looks at how much the mask still moves

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pat.pruning.calibration.criterion import Calibrated
 from pat.pruning.calibration.statistics import InputStatistic, SquaredNorm
+from pat.pruning.criteria import Calibrated
 
 
 @dataclass(frozen=True)

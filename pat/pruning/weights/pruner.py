@@ -26,8 +26,8 @@ from pat.common import patterns
 from pat.common.comm import LOCAL
 from pat.common.typed import ints
 from pat.pruning import registry
-from pat.pruning.calibration.criterion import Calibrated
 from pat.pruning.calibration.walk import Walk
+from pat.pruning.criteria import Calibrated
 from pat.pruning.ties import starts_equal
 from pat.pruning.types import PromiseBroken, ScoredSegment
 from pat.pruning.weights import prior, ties, whole

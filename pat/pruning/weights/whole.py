@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pat.common.comm import LOCAL, Comm
 from pat.common.rounding import part_of
-from pat.pruning.calibration.criterion import Calibrated
 from pat.pruning.calibration.walk import Layer
+from pat.pruning.criteria import Calibrated
 from pat.pruning.types import ScoredSegment
 
 Cut = tuple[Tensor, Tensor]  # flags (r,) uint8, weights (r,) fp32
