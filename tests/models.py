@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from pat.models import families
 from pat.models.anatomy import Anatomy
 from pat.pruning import registry
+from pat.pruning.criteria import Calibrated
 from pat.pruning.structures.sites import Site, find_sites
 
 HIDDEN, LAYERS, HEADS, NEURONS, VOCAB = 48, 3, 8, 128, 64
@@ -153,3 +154,8 @@ def _interpolate(gate: Tensor) -> Callable[..., Any]:
         return before + gate * (output - before)
 
     return hook
+
+
+def elementwise_criteria() -> list[str]:
+    """The names of the criteria that score each weight by itself; the others cut whole matrices by their inputs."""
+    return [name for name, cls in registry.classes("criterion").items() if not issubclass(cls, Calibrated)]

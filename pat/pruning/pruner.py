@@ -102,9 +102,9 @@ class Pruner:
                     )
                 self.owner[param] = name
             self.weight_pruners.append(pruner)
-            if isinstance(pruner.criterion, Calibrated):
-                self._check_calibrated(pruner, model)
         for weights in self.weight_pruners:
+            if isinstance(weights.criterion, Calibrated):
+                self._check_calibrated(weights, model)
             weights.emptied_before = partial(nested.emptied, self.structure_pruners, weights)
             for structures in self.structure_pruners:
                 nested.check(structures, weights)

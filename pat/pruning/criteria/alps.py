@@ -25,7 +25,7 @@ class Alps(Calibrated):
     With H = X X^T / N + damping * mean(diag) I and D = diag(H)^(1/2), in the scaled weights W D and D^-1 H D^-1:
 
         B = (W H - U + rho V) (H + rho I)^-1      the dense answer, pulled towards the sparse one
-        V = keep(B + U / rho)                     the highest squares, to the target
+        V = keep(B + U / rho)                     the highest squares of weights that live, to the target
         U = U + rho (B - V)
 
     rho grows while the mask still moves; once it has settled the survivors are fitted by preconditioned conjugate
@@ -57,13 +57,13 @@ class Alps(Calibrated):
 
     def _admm(self, dense: Tensor, gram: Tensor, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(gram)
-        target = dense @ gram @ vectors
+        target, alive = dense @ gram @ vectors, (dense != 0).to(dense.dtype)
         sparse, dual, rho = dense.clone(), torch.zeros_like(dense), FIRST_PENALTY
         keep = before = torch.ones_like(dense, dtype=torch.bool)
         for iteration in range(self.iterations):
             near = (target + (rho * sparse - dual) @ vectors) / (values + rho) @ vectors.T
             pulled = near + dual / rho
-            keep = choose(pulled.square())
+            keep = choose(pulled.square() * alive)
             sparse = pulled * keep
             dual = dual + rho * (near - sparse)
             if iteration % PATIENCE == PATIENCE - 1:

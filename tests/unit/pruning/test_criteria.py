@@ -10,8 +10,9 @@ import torch
 
 from pat.pruning import registry
 from pat.pruning.criteria.soft_movement import logistic_slope
+from tests import models
 
-NAMES = registry.names("criterion")
+NAMES = models.elementwise_criteria()
 SCORED = [name for name in NAMES if registry.classes("criterion")[name].needs_score]  # type: ignore[attr-defined]
 COEF = torch.tensor(0.013)
 

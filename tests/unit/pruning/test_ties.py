@@ -40,7 +40,7 @@ def weight_pruner(criterion: Any, schedule: dict[str, Any], **more: Any) -> Weig
 
 
 @pytest.mark.parametrize("schedule", AT_ONCE)
-@pytest.mark.parametrize("name", [*registry.names("criterion"), "movement without a prior"])
+@pytest.mark.parametrize("name", [*small.elementwise_criteria(), "movement without a prior"])
 def test_criteria_without_evidence_are_refused_before_training(name: str, schedule: dict[str, Any]) -> None:
     """Would catch any criterion whose first selection is decided by the index alone."""
     criterion = {"name": "movement", "prior": 0.0} if " " in name else name

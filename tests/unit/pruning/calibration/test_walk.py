@@ -77,7 +77,7 @@ def test_it_measures_what_hooks_on_the_whole_model_see(family: str, variant: str
         measured |= layer.collect(dict.fromkeys(mine, BOTH))
     assert measured.keys() == expected.keys()
     for name, found in measured.items():
-        near = {"rtol": 1e-4, "atol": 1e-5 * float(expected[name].abs().max())}
+        near: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5 * float(expected[name].abs().max())}
         torch.testing.assert_close(found[Gram].double(), expected[name], **near)
         torch.testing.assert_close(found[SquaredNorm], expected[name].diagonal(), **near)
 

@@ -13,6 +13,7 @@ from pat.pruning import registry
 from pat.pruning.weights import kernels
 from pat.pruning.weights.kernels import Kernels, make_kernels, masked_sum_of_squares
 from pat.schema import MaskedGradConfig
+from tests import models
 
 LENGTHS = [0, 1, 2, 15, 16, 17, 1001, 70_001]
 STRAIGHT = MaskedGradConfig(name="straight_through", sr_ste=2e-4)
@@ -43,7 +44,7 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
         assert a[name].numpy().tobytes() == b[name].numpy().tobytes(), name
 
 
-CASES = [pytest.param(name, MaskedGradConfig(), id=name) for name in registry.names("criterion")]
+CASES = [pytest.param(name, MaskedGradConfig(), id=name) for name in models.elementwise_criteria()]
 CASES += [pytest.param(name, STRAIGHT, id=f"{name}-straight_through") for name in ("magnitude", "movement")]
 
 

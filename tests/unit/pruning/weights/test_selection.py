@@ -186,7 +186,7 @@ def test_units_reach_the_target(scope: str) -> None:
 
 
 def test_unknown_scope_is_refused() -> None:
-    with pytest.raises(ValueError, match="global or matrix"):
+    with pytest.raises(ValueError, match="scope is 'layer', but must be global, matrix"):
         pruned_per_budget([10], 0.5, "layer")
 
 

@@ -1,0 +1,158 @@
+"""Cuts of a real run in one process: which weights go, what the survivors become, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pat.pruning.calibration.walk import NotCalibrated
+from pat.pruning.pruner import Pruner
+from pat.schema import Config, MaskedGradConfig, PrunerConfig
+from tests import models, one_rank
+from tests.unit.pruning.calibration.test_walk import batches, matrices, naive
+
+STEPS = 6
+AT = 2  # the step of the cut
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    with one_rank.alone():
+        yield
+
+
+def config(criterion: Any, scope: str = "row", schedule: Any = None, **fields: Any) -> Config:
+    weights: dict[str, Any] = {
+        "params": ["model.layers.*.weight"], "granularity": "weight", "criterion": criterion, "scope": scope,
+        "budget": {"name": "sparsity", "sparsity": 0.5}, "schedule": schedule or {"name": "one_shot", "start": AT},
+    }  # fmt: skip
+    return Config().changed(
+        train__num_steps=STEPS, engine__zero_stage=0, engine__dtype="fp32", engine__kernels="eager", optim__lr=1e-3,
+        optim__implementation="loop", pruners__weights=PrunerConfig(**(weights | fields)),
+    )  # fmt: skip
+
+
+def trained(made: Config, steps: int = STEPS) -> tuple[Any, Pruner, list[dict[str, Tensor]]]:
+    """(model, pruner, the weights after every step)."""
+    model, after = models.model("llama"), []
+    engine, pruner = one_rank.build(made, model)
+    pruner.samples = lambda number: batches()
+    for t in range(steps):
+        engine.backward(engine(**batches()[t % 3]).loss)
+        pruner.step(t)
+        after.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    return model, pruner, after
+
+
+def test_wanda_removes_what_the_paper_removes_layer_by_layer() -> None:
+    """|W| times the norm of the input, within each row, each layer's inputs from the pruned layers below."""
+    _, _, after = trained(config("wanda"))
+    expected = models.model("llama")
+    for name, weight in after[AT - 1].items():
+        expected.get_parameter(name).data.copy_(weight)
+    for layer in range(models.LAYERS):
+        grams = naive(expected, batches())
+        for name in matrices(expected):
+            if f".{layer}." in name:
+                weight = expected.get_parameter(name).data
+                score = weight.abs() * grams[name].diagonal().sqrt().float()
+                half = score.shape[1] // 2
+                weight[torch.zeros_like(weight, dtype=torch.bool).scatter_(1, score.argsort(1)[:, :half], True)] = 0
+    for name in matrices(expected):
+        gone = expected.get_parameter(name) == 0
+        assert torch.equal(after[AT][name] == 0, gone), name
+        assert torch.equal(after[-1][name] == 0, gone), "what is cut stays cut"
+
+
+@pytest.mark.parametrize("criterion, scope", [("wanda", "matrix"), ("alps", "row"), ("alps", "matrix")])
+def test_targets_are_met_exactly_within_each_row_or_matrix(criterion: str, scope: str) -> None:
+    model, pruner, after = trained(config(criterion, scope))
+    for name in matrices(model):
+        zeros = (after[-1][name] == 0).sum(1)
+        assert int(zeros.sum()) == after[-1][name].numel() // 2
+        assert scope == "matrix" or (zeros == zeros[0]).all()
+    pruner.check()
+    pruner.check_finished()
+    assert pruner.totals.sparsity == 0.5
+
+
+def test_survivors_of_alps_take_over_from_what_goes() -> None:
+    """Of the same model, the outputs after ALPS are nearer to the dense model's than after Wanda."""
+    dense, _, _ = trained(config("wanda"), AT)
+    near: dict[str, float] = {}
+    for criterion in ("wanda", "alps"):
+        model, made = copy.deepcopy(dense), config(criterion, schedule={"name": "one_shot", "start": 0})
+        engine, pruner = one_rank.build(made, model)
+        pruner.samples = lambda number: batches()
+        for group in engine.basic_optimizer.param_groups:
+            group["lr"] = 0.0
+        engine.backward(engine(**batches()[0]).loss)
+        pruner.step(0)
+        with torch.no_grad():
+            gaps = [
+                (dense(**batch).logits - model(**batch).logits)[batch["attention_mask"].bool()] for batch in batches()
+            ]
+        near[criterion] = float(torch.cat(gaps).square().mean())
+    assert near["alps"] < 0.7 * near["wanda"], near
+
+
+def test_moments_of_what_a_cut_removes_are_cleared() -> None:
+    """Would catch: momentum that revives a weight in the step of the cut or after it."""
+    made = config("alps", schedule={"name": "linear", "start": 1, "end": 4, "hard_from": 5, "initial": 0.2})
+    _, pruner, after = trained(made)
+    (weight_pruner,) = pruner.weight_pruners
+    for state in weight_pruner.states:
+        assert state.keep is not None
+        moments = weight_pruner.layout.base.state[state.shard.flat]
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert not moments[key].view(-1)[state.keep == 0].any()
+    for before, later in zip(after[1:], after[2:], strict=False):
+        for name in weight_pruner.shapes:
+            assert not (later[name][before[name] == 0]).any(), "an earlier cut's zeros stay"
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        (config("wanda", "global"), "scope: matrix, or row"),
+        (config("magnitude", "row", granularity={"name": "block", "rows": 2, "cols": 2}), "scope: matrix"),
+        (config("alps", masked_grad=MaskedGradConfig(name="straight_through")), "masked_grad.name: zero"),
+        (config("alps", params=["lm_head.weight"]), "exclude it"),
+    ],
+    ids=["a ranking over all matrices", "rows of blocks", "zeros that come back", "outside of the layers"],
+)
+def test_settings_that_are_refused(made: Config, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Pruner(made).attach(models.model("llama", "GQA, head_dim, untied"))
+
+
+def test_gates_that_still_move_are_refused() -> None:
+    schedule = {"name": "linear", "start": 1, "end": 3, "hard_from": 4}
+    narrow = PrunerConfig(
+        structures=["ffn"], gate="l0", budget={"name": "shape", "keep": {"ffn": 64}}, schedule=schedule
+    )  # fmt: skip
+    made = config("wanda", params=["*.q_proj.weight"]).changed(pruners__narrow=narrow)
+    with pytest.raises(ValueError, match="pruners.weights is calibrated from step 2 on.*until step 4"):
+        Pruner(made).attach(models.model("llama"))
+
+
+def test_a_trainer_without_samples_is_told_so() -> None:
+    engine, pruner = one_rank.build(config("alps", schedule={"name": "one_shot", "start": 0}), models.model("llama"))
+    engine.backward(engine(**batches()[0]).loss)
+    with pytest.raises(ValueError, match="needs samples to calibrate on"):
+        pruner.step(0)
+
+
+def test_a_layer_that_gives_infinities_is_named() -> None:
+    model = models.model("llama")
+    engine, pruner = one_rank.build(config("alps", schedule={"name": "one_shot", "start": 0}), model)
+    pruner.samples = lambda number: batches()
+    engine.backward(engine(**batches()[0]).loss)
+    model.get_parameter("model.layers.1.mlp.up_proj.weight").data[0, 0] = torch.inf
+    with pytest.raises(NotCalibrated, match="layers.1.mlp.down_proj.weight is not finite"):
+        pruner.step(0)
