@@ -32,6 +32,12 @@ def unflatten(values: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     return untyped(values).unflatten(dim, sizes)
 
 
+def eigh(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(eigenvalues (d,), eigenvectors (d, d) in columns) of a symmetric (d, d)."""
+    found = untyped(torch).linalg.eigh(values)
+    return found.eigenvalues, found.eigenvectors
+
+
 def of_numpy(values: Any) -> Tensor:
     """A tensor in the memory of a numpy array."""
     return untyped(torch).from_numpy(values)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +65,8 @@ class _Call:
     def __call__(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """The layer's output."""
         if self.by_name:
-            found = layer(*self.args, **self.kwargs | {"hidden_states": hidden})
-        else:
-            found = layer(hidden, *self.args, **self.kwargs)
-        return found[0] if isinstance(found, tuple) else found
+            return _first(layer(*self.args, **self.kwargs | {"hidden_states": hidden}))
+        return _first(layer(hidden, *self.args, **self.kwargs))
 
 
 class Walk:
@@ -214,6 +212,11 @@ class _Probe:
                 sums[kind] = sums[kind].add_(value) if kind in sums else value
 
 
+def _first(output: Any) -> Tensor:
+    """A layer's hidden states, which may come with more."""
+    return cast(Any, output)[0] if isinstance(output, tuple) else output
+
+
 def _skeleton(model: nn.Module) -> nn.Module:
     """The same model on the meta device, in evaluation mode, with its real buffers."""
     made: Any = type(model)
@@ -228,7 +231,7 @@ def _skeleton(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _recording(layers: Sequence[Any], calls: list[list[_Call]], hidden: list[Tensor]) -> Iterator[None]:
+def _recording(layers: Sequence[Any], calls: list[list[_Call]], hidden: list[Tensor]) -> Generator[None]:
     """Inside it a layer returns its hidden states unchanged; how it was called is noted."""
 
     def stub(index: int) -> Callable[..., Tensor]:

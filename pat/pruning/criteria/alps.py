@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pat.common.typed import eigh
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 from pat.pruning.criteria import Calibrated
 
@@ -56,7 +57,7 @@ class Alps(Calibrated):
         return keep, fitted(dense, scaled, keep, sparse, self.refinements) / scale
 
     def _admm(self, dense: Tensor, gram: Tensor, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = eigh(gram)
         target, alive = dense @ gram @ vectors, (dense != 0).to(dense.dtype)
         sparse, dual, rho = dense.clone(), torch.zeros_like(dense), FIRST_PENALTY
         keep = before = torch.ones_like(dense, dtype=torch.bool)
