@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pat.pruning.criteria import Calibrated
 from pat.pruning.gates import Learned
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.weights.pruner import WeightPruner
@@ -53,7 +54,7 @@ def warnings(pruner: WeightPruner | StructurePruner) -> list[str]:
     before = [0.0, *(target for _, target in rises)]
     rise, index = max(((after - then, i) for i, (then, (_, after)) in enumerate(zip(before, rises, strict=False))),
                       default=(0.0, 0))  # fmt: skip
-    judged = not _by_threshold(pruner) and _rises_by(pruner, JUMP)
+    judged = not _by_threshold(pruner) and not _is_calibrated(pruner) and _rises_by(pruner, JUMP)
     ramped = line.schedule.needs_end and judged
     if rise > JUMP and judged:
         mend = (
@@ -80,6 +81,11 @@ def warnings(pruner: WeightPruner | StructurePruner) -> list[str]:
 def percent(share: float) -> str:
     """`12.5 %`, of a share of 1."""
     return f"{100 * share:.3g} %"
+
+
+def _is_calibrated(pruner: WeightPruner | StructurePruner) -> bool:
+    """Whether it sees what a cut will do to the outputs, so that it may take all at once."""
+    return isinstance(pruner, WeightPruner) and isinstance(pruner.criterion, Calibrated)
 
 
 def _by_threshold(pruner: WeightPruner | StructurePruner) -> bool:

@@ -13,6 +13,7 @@ import torch
 from pat.common import patterns
 from pat.data.prepare import SPLITS, PreparedData
 from pat.pruning import timetable
+from pat.pruning.criteria import Calibrated
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
 from pat.run.directory import RunDir
@@ -127,6 +128,8 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
             f"{each.name}: {percent(each.target_weights / each.numel)} of {each.numel:,} weights in {len(each.shapes)} "
             f"matrices, by {each.criterion.name}, granularity {each.granularity.name}, scope {each.config.scope}"
         )
+        if isinstance(each.criterion, Calibrated):
+            yield f"{each.name}: calibrated on the first {each.criterion.num_samples:,} training samples at each cut"
         yield f"{each.name}: {patterns.in_patterns(list(each.shapes))}"
     for each in pruner.structure_pruners:
         yield f"{each.name}: leaves {each.target_shape()}, {each.target_weights:,} weights fewer, by {each.method.name}"

@@ -8,7 +8,6 @@ A matrix is brought together from the shards of all ranks, one at a time; what i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -96,16 +95,3 @@ def _cut(
     if not bool(torch.isfinite(weights).all()):
         return f"{name}: {criterion.name} gives weights that are not finite; raise its damping, or take more samples"
     return keep.to(torch.uint8).view(-1), weights.float().contiguous().view(-1)
-
-
-def keep_top_rows_of(
-    names: Sequence[str],
-    shapes: Mapping[str, tuple[int, ...]],
-    scores: Callable[[str], Tensor],  # name -> (r,) fp32, whole. Collective
-    sparsity: float,
-) -> Iterable[tuple[str, Tensor]]:
-    """Of each matrix the flags (r,) uint8 that keep the highest scores of every row. Collective."""
-    for name in names:
-        shape = shapes[name]
-        choose = partial(keep_top_of_rows, num_keep=shape[-1] - part_of(shape[-1], sparsity))
-        yield name, choose(scores(name).view(-1, shape[-1])).to(torch.uint8).view(-1)
