@@ -233,7 +233,7 @@ class WeightPruner:
         weight = self.criterion.prior_weight(t)
         if not weight:
             return {}
-        group = {name: g if self.config.scope == "matrix" else 0 for g, name in enumerate(self.shapes)}
+        group = {name: 0 if self.config.scope == "global" else g for g, name in enumerate(self.shapes)}
         pieces = [
             (group[s.name], state.score[s.part], state.dense[s.part])
             for state in self.states
