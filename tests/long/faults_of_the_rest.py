@@ -202,7 +202,8 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("return (t + 1) / warmup", "return t / warmup", "a first step without a rate"),
         ("0.5 * (1.0 + math.cos(math.pi * done))", "0.5 * (1.0 - math.cos(math.pi * done))", "a cosine that rises"),
         ("optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * decayed", "decayed", "the least rate is ignored"),
-        ("done = (t - warmup) / max(1, num_steps - warmup)", "done = t / num_steps", "decay counted from step 0"),
+        ("done = (t - begin) / max(1, end - begin)", "done = t / num_steps", "decay counted from step 0"),
+        ("cut > warmup", "cut > num_steps", "a rate that no cut begins again"),
     ],
     "pat/training/distill.py": [
         ("loss = (1.0 - weight) * self.task.loss_of", "loss = self.task.loss_of", "the task keeps its whole weight"),

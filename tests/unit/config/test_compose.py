@@ -141,7 +141,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             ),
             (
                 f"{PARITY} pruners.weights.criterion.name=nope",
-                "there is no criterion called 'nope'; allowed: magnitude",
+                "there is no criterion called 'nope'; allowed: alps, magnitude",
             ),
             (
                 f"{PARITY} pruners.weights.schedule.last=3",
@@ -183,7 +183,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} optim.name=cpu_adam", "needs engine.offload_optimizer=true"),
             (f"{PARITY} model.init=pretrained", "model.path is not set"),
             (f"{PARITY} data.eval_fraction=0", "data.eval_fraction is 0.0"),
-            (f"{PARITY} pruners.weights.scope=row", "allowed: global, matrix"),
+            (f"{PARITY} pruners.weights.scope=layer", "allowed: global, matrix"),
             (f"{PARITY} pruners.weights.params=[]", "pruners.weights.params is empty"),
             (f"{PARITY} pruners.weights.budget.sparsity=1.0", "pruners.weights.budget: budget.sparsity is 1.0"),
             (f"{PARITY} pruners.weights.schedule.hard_from=30", "pruners.weights.schedule: "),

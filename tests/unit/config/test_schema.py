@@ -117,7 +117,7 @@ def test_values_of_the_environment_are_converted(monkeypatch: pytest.MonkeyPatch
             ("pruners.weights.schedule.select_every=true", ["pruners.weights.schedule.select_every"]),
             ("pruners.weights.masked_grad.name=x", ["pruners.weights.masked_grad.name"]),
             ("optim.betas=[0.9,2]", ["optim.betas.1"]),
-            ("pruners.weights.scope=row", ["pruners.weights.scope", "global, matrix"]),
+            ("pruners.weights.scope=layer", ["pruners.weights.scope", "global, matrix"]),
         ],
         2,
     ),

@@ -55,9 +55,9 @@ def test_the_table_in_the_readme_names_all(kind: str, repository: Path) -> None:
 @pytest.mark.parametrize(
     ("mapping", "sentence"),
     [
-        ("fisherish", "There is no criterion called 'fisherish'; allowed: magnitude, movement"),
-        ({"name": None}, "There is no criterion called None; allowed: magnitude"),
-        ({"tau": 0.1}, "A criterion needs a name; allowed: magnitude"),
+        ("fisherish", "There is no criterion called 'fisherish'; allowed: alps, magnitude, movement"),
+        ({"name": None}, "There is no criterion called None; allowed: alps, magnitude"),
+        ({"tau": 0.1}, "A criterion needs a name; allowed: alps, magnitude"),
         ({"name": "taylor", "tau": 1}, "there is no key 'criterion.tau'; allowed in criterion: decay, name"),
         ({"name": "magnitude", "tau": 1}, "there is no key 'criterion.tau'; allowed in criterion: name"),
         ({"name": "taylor", "decay": "high"}, "criterion.decay is 'high', but must be a number"),

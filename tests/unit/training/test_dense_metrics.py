@@ -99,7 +99,8 @@ def test_the_loop_holds_the_gates_back_once(monkeypatch: pytest.MonkeyPatch) -> 
         objective=SimpleNamespace(
             shares=lambda batches: [(1.0, 1.0)], loss=lambda batch, t, shares: torch.zeros(())
         ),
-        pruner=SimpleNamespace(step=pruner_step, first_soft_step=3), tracker=SimpleNamespace(advance=lambda _: None),
+        pruner=SimpleNamespace(step=pruner_step, first_soft_step=3, cuts=()),
+        tracker=SimpleNamespace(advance=lambda _: None),
     )  # fmt: skip
     window: Any = SimpleNamespace(add=lambda *_: None, step=lambda _: None, log=lambda _: None)
     for t in range(6):

@@ -111,7 +111,7 @@ def window_of(losses: list[float], skipped: str = "", log_every: int = 10) -> tu
     objective = Objective(engine, base.build({"name": "classification"}), LOCAL, global_mean=True)
     training: Any = SimpleNamespace(
         config=made, engine=engine, world=LOCAL, progress=progress, tracker=tracker, objective=objective, aside_s=0.0,
-        pruner=SimpleNamespace(phase=lambda t: "hard", totals=totals, peak_bytes=0),
+        pruner=SimpleNamespace(phase=lambda t: "hard", totals=totals, peak_bytes=0, cuts=()),
         bound=divergence.LossBound(made, progress, objective.chance()),
     )  # fmt: skip
     window = Window(training)

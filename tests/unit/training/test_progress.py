@@ -52,6 +52,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Any:
         config=config,
         engine=SimpleNamespace(module=torch.nn.Linear(2, 2), device="cpu"),
         pruner=SimpleNamespace(
+            cuts=(),
             peak_bytes=0,
             phase=lambda _: "dense",
             totals=SimpleNamespace(sparsity=0.0, target_now=lambda _: 0.0),
