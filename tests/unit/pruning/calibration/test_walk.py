@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
 from tests import models
+from tests.sets import thinned
 
 FAMILIES = [pair for pair in models.cases() if pair[0] != "gpt2"]  # whose maps are Conv1D
 BOTH = (SquaredNorm, Gram)
@@ -66,7 +67,7 @@ def naive(model: Any, given: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: value / tokens for name, value in sums.items()}
 
 
-@pytest.mark.parametrize("family, variant", FAMILIES)
+@pytest.mark.parametrize("family, variant", thinned(FAMILIES, 3))
 def test_it_measures_what_hooks_on_the_whole_model_see(family: str, variant: str) -> None:
     model, given = models.model(family, variant), batches()
     expected, names = naive(model, given), matrices(model)
