@@ -91,6 +91,7 @@ def test_a_torn_entry_is_built_again(tmp_path: Path) -> None:
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
     cfg = json_config(tmp_path, reviews(3000))
     context = multiprocessing.get_context("forkserver")

@@ -89,6 +89,7 @@ def test_a_kill_and_a_survivor_are_told_apart(tmp_path: Path, monkeypatch: pytes
     assert len(ran) == 1 and mutants.read(results)[chosen[1].name].outcome == "killed"
 
 
+@pytest.mark.slow
 def test_only_tests_that_reach_a_fault_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The quickest first; none for a line that nothing runs, all for a line of an import. Would catch: a fault that
     counts as let through because the test that sees it was left out."""
@@ -115,6 +116,7 @@ def test_only_tests_that_reach_a_fault_are_run(tmp_path: Path, monkeypatch: pyte
     assert [known[fault.name].outcome for fault in chosen] == ["killed", "survived", "killed"]
 
 
+@pytest.mark.slow
 def test_what_several_tests_share_is_reached_by_each(tmp_path: Path) -> None:
     """Would catch: a fault in what a fixture of a module does, seen by the second test that takes it."""
     root, results = tmp_path / "toy", tmp_path / "found.jsonl"
@@ -131,6 +133,7 @@ def test_what_several_tests_share_is_reached_by_each(tmp_path: Path) -> None:
     assert mutants.read(results)[chosen[0].name].by == "tests/unit/zero/test_engine.py::test_second"
 
 
+@pytest.mark.slow
 def test_what_a_test_runs_of_one_file_says_nothing_of_another(tmp_path: Path) -> None:
     """Would catch: a fault that counts as let through as an earlier run noted what tests reach, but of other files."""
     root, results = tmp_path / "toy", tmp_path / "found.jsonl"

@@ -17,6 +17,7 @@ from pat.pruning import registry
 from pat.pruning.structures.hooks import GatedForward
 from pat.tasks.chat import Chat
 from tests import models as small
+from tests.sets import thinned
 from tests.thread_ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -71,8 +72,9 @@ def on_ranks(
     return scores[0]
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("model_type", families.families())
+@pytest.mark.parametrize(
+    ("model_type", "structure"), thinned([(family, s) for family in families.families() for s in STRUCTURES], 3)
+)
 def test_evidence_is_of_every_example(model_type: str, structure: str) -> None:
     """The mean square, the mean size and the mean of the examples' own gradients, however they are spread over
     micro-batches and ranks, where all gates of a site are 1 and where not. Would catch: the square or the size of a
@@ -188,8 +190,10 @@ def rows_of(lengths: tuple[int, ...]) -> list[Tensor]:
     return [row[:n] for row, n in zip(small.tokens(len(lengths), max(lengths)), lengths, strict=True)]
 
 
-@pytest.mark.parametrize(("name", "structure"), BY_TOKENS)
-@pytest.mark.parametrize("model_type", families.families())
+@pytest.mark.parametrize(
+    ("model_type", "name", "structure"),
+    thinned([(family, *pair) for family in families.families() for pair in BY_TOKENS], 2),
+)
 def test_padding_has_no_share_in_statistics(model_type: str, name: str, structure: str) -> None:
     """Means over real tokens, on one rank and on two of which one has more padding. Would catch: padding that counts,
     a mean of the ranks' or of the micro-batches' means, a family whose base model sees no mask."""
