@@ -119,7 +119,7 @@ class Walk:
         self.hidden: list[Tensor] = []
         with _recording(self.layers, self.calls, self.hidden):
             for batch in batches:
-                base(**{key: value for key, value in batch.items() if key in SEEN_BY_THE_BASE}, **_without_cache(base))
+                base(**_inputs(batch), **_without_cache(base))
         self._drop(outside)
         for index, calls in enumerate(self.calls):
             if len(calls) != len(batches):
@@ -252,6 +252,12 @@ def _recording(layers: Sequence[Any], calls: list[list[_Call]], hidden: list[Ten
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the base model sees. Packed documents are kept apart by their positions, which a mask would undo."""
+    packed = "cu_seq_lens" in batch
+    return {key: batch[key] for key in SEEN_BY_THE_BASE if key in batch and not (packed and key == "attention_mask")}
 
 
 def _without_cache(base: Any) -> dict[str, Any]:

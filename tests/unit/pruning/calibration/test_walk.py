@@ -103,6 +103,25 @@ def test_a_layer_is_measured_on_what_the_pruned_layers_below_give() -> None:
     assert last in measured
 
 
+def test_packed_documents_do_not_see_each_other() -> None:
+    """Two documents in a row are measured as in rows of their own; padding does not count."""
+    model = models.model("llama")
+    first, second = (torch.randint(3, models.VOCAB, (1, n), generator=torch.Generator().manual_seed(n)) for n in (4, 5))
+    pad = torch.zeros(1, 2, dtype=torch.long)
+    positions = torch.cat([torch.arange(n) for n in (4, 5, 2)])[None]
+    packed: dict[str, Tensor] = {
+        "input_ids": torch.cat([first, second, pad], 1), "position_ids": positions,
+        "attention_mask": (torch.arange(11) < 9).long()[None], "cu_seq_lens": torch.tensor([0, 4, 9, 11]),
+    }  # fmt: skip
+    apart = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in (first, second)]
+    down = "model.layers.2.mlp.down_proj.weight"
+    for layer in Walk(model, weight_of(model), "model.layers", [packed], torch.float32):
+        measured = layer.collect({down: (Gram,)} if layer.index == 2 else {})
+    expected = naive(model, apart)[down]
+    near: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5 * float(expected.abs().max())}
+    torch.testing.assert_close(measured[down][Gram].double(), expected, **near)
+
+
 def test_maps_with_one_input_share_what_is_measured() -> None:
     model, given = models.model("llama"), batches()
     names = [f"model.layers.0.self_attn.{kind}_proj.weight" for kind in "qkvo"]
