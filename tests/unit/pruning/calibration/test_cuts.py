@@ -69,6 +69,17 @@ def test_wanda_removes_what_the_paper_removes_layer_by_layer() -> None:
         assert torch.equal(after[-1][name] == 0, gone), "what is cut stays cut"
 
 
+def test_rows_lose_their_smallest_weights_by_any_criterion() -> None:
+    """Would catch: a ranking over the matrix, or along the inputs' dimension."""
+    model, pruner, after = trained(config("magnitude"))
+    dense, (weight_pruner,) = after[AT - 1], pruner.weight_pruners
+    for name in matrices(model):
+        smallest = dense[name].abs().argsort(1)[:, : dense[name].shape[1] // 2]
+        gone = torch.zeros_like(dense[name], dtype=torch.bool).scatter_(1, smallest, True)
+        assert torch.equal(after[AT][name] == 0, gone), name
+    assert weight_pruner.num_pruned == weight_pruner.target_weights == weight_pruner.numel // 2
+
+
 @pytest.mark.parametrize("criterion, scope", [("wanda", "matrix"), ("alps", "row"), ("alps", "matrix")])
 def test_targets_are_met_exactly_within_each_row_or_matrix(criterion: str, scope: str) -> None:
     model, pruner, after = trained(config(criterion, scope))
