@@ -172,7 +172,7 @@ class TaskConfig(Section, frozen=True):
 class TrainConfig(Section, frozen=True):
     """The loop."""
 
-    num_steps: int = key(MISSING, "optimizer steps", ge=1)
+    num_steps: int = key(MISSING, "optimizer steps; 0: only prune, at once and without training", ge=0)
     global_batch_size: int = key(MISSING, "sequences per optimizer step, over all ranks", ge=1)
     micro_batch_size: int | None = key(
         None, "sequences per forward and rank; null: global / ranks, so no accumulation", ge=1
@@ -346,7 +346,7 @@ class PrunerConfig(Section, frozen=True):
     Of weights (`params`, `granularity`, `criterion`), or of structures (`structures`, `gate`).
     """
 
-    params: list[str] = key([], "name patterns (shell style); only matrices are taken")
+    params: list[str] = key([], "name patterns (shell style) of matrices; all-linear: linear maps inside the layers")
     exclude: list[str] = key([], "name patterns; each must match, or be optional:PATTERN")
     granularity: Annotated[Any, Method("granularity")] = key(None, "what is pruned as one: pat/pruning/granularity")
     criterion: Annotated[Any, Method("criterion")] = key(None, "the evidence: pat/pruning/criteria")

@@ -71,12 +71,13 @@ def fit(training: Training) -> None:
     progress, pruner, due, train = training.progress, training.pruner, training.due, training.config.train
     window = Window(training)
     evaluate_if_due(training)  # where the last start was stopped in it
+    if not train.num_steps:
+        prune(training)
     for t in range(progress.step, train.num_steps):
         if due.early_stop():
             break
         if t == pruner.first_soft_step:  # the last look at the dense model: no mask or gate is in force yet
-            if progress.dense_metrics is None:
-                progress.dense_metrics, progress.dense_step = evaluate(training, "dense")[0], t
+            evaluate_dense(training, t)
             pruner.begin(t)
         step(training, window, t)
         evaluate_if_due(training)
@@ -89,6 +90,21 @@ def fit(training: Training) -> None:
         if save_now:
             save(training)
     finish(training)
+
+
+def prune(training: Training) -> None:
+    """A run of no steps: all that is to go goes at once. Collective."""
+    if training.progress.saved_step < 0:  # else an earlier start has done it, and was stopped in the evaluation
+        evaluate_dense(training, 0)
+        training.pruner.prune()
+
+
+def evaluate_dense(training: Training, t: int) -> None:
+    """What the model is worth before step t removes the first of it, unless an earlier start has measured that.
+    Collective."""
+    progress = training.progress
+    if progress.dense_metrics is None:
+        progress.dense_metrics, progress.dense_step = evaluate(training, "dense")[0], t
 
 
 def step(training: Training, window: Window, t: int) -> None:

@@ -193,9 +193,9 @@ def load(engine: Any, pruner: Pruner, reader: CheckpointReader) -> dict[str, Any
         step = 0
         for s in shard.segments:
             shard.view[s.part].copy_(reader.read("weight", s.name, s.start, s.numel))
-            for kind, moment in moments.items():
-                moment[s.part].copy_(reader.read(kind, s.name, s.start, s.numel))
             step = reader.optimizer_step(s.name)
+            for kind, moment in moments.items() if step else ():  # before its first step Adam has none
+                moment[s.part].copy_(reader.read(kind, s.name, s.start, s.numel))
         _set_optimizer_step(layout, shard, step)
     for name, param in layout.parameters.items():
         if not param.requires_grad:

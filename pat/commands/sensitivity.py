@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pat.commands._help import command_parser, exit_codes
+from pat.commands._overrides import SOURCES, of_file, one_model, quoted, under
 from pat.run.directory import ExitCode
 
-SOURCES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 WIDTH = 110  # of the table, at least
 
 EXAMPLES = """\
@@ -77,17 +77,10 @@ def _numbers(text: str) -> list[float]:
 
 def _overrides(options: argparse.Namespace) -> list[str]:
     """Keys for Hydra. Without a recipe, what only training would need gets any value."""
-    keys = [word for word in options.words if "=" in word]
-    models = [word for word in options.words if "=" not in word]
-    if len(models) > 1:
-        raise ValueError(f"{' and '.join(models)} are {len(models)} models: give one")
-    overrides = [f"model.path={_quoted(model)}" for model in models]
+    model, keys = one_model(options.words)
+    overrides = [f"model.path={quoted(model)}"] if model else []
     if options.data:
-        source = SOURCES.get(Path(options.data).suffix)
-        if source is None:
-            raise ValueError(f"--data {options.data} must end in {', '.join(SOURCES)}; other data: data.source=...")
-        file = _quoted(options.data)
-        overrides += [f"data={source}", f"data.train={file}", f"data.eval={file}"]
+        overrides += [*of_file("--data", options.data), f"data.eval={quoted(options.data)}"]
     overrides += [f"task={options.task}"] if options.task else []
     overrides += [f"data.max_length={options.max_length}"] if options.max_length else []
     if options.samples is not None and options.samples < 1:
@@ -99,12 +92,4 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         dtype = "bf16" if accelerator() == "cuda" else "fp32"
         unused = {"train.num_steps": 1, "train.global_batch_size": 8, "optim.lr": 1, "engine.dtype": dtype}
         overrides = [f"{key}={value}" for key, value in unused.items()] + overrides
-    given = {key.partition("=")[0] for key in keys}
-    overrides = [each for each in overrides if each.partition("=")[0] not in given]
-    return [*overrides, *keys, *(["--config-dir", options.config_dir] if options.config_dir else [])]
-
-
-def _quoted(text: str) -> str:
-    """As Hydra reads it back unchanged."""
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"
+    return [*under(overrides, keys), *(["--config-dir", options.config_dir] if options.config_dir else [])]

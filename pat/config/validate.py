@@ -70,7 +70,9 @@ def _training(config: Config) -> Iterator[str]:
         yield "neither model.path nor model.config.model_type is set: a random model needs one of them"
     if optim.warmup >= 1 and optim.warmup != int(optim.warmup):
         yield f"optim.warmup is {optim.warmup}: steps are whole numbers, a fraction of the run is below 1"
-    if optim.warmup >= 1 and optim.warmup >= train.num_steps:
+    if train.num_steps == 0 and not config.pruners:
+        yield "train.num_steps is 0 and nothing is pruned: nothing would happen; give steps, or name pruners"
+    if optim.warmup >= 1 and optim.warmup >= train.num_steps > 0:
         yield f"optim.warmup is {optim.warmup:.0f} steps, but the run has only {train.num_steps}"
     if optim.lr_schedule == "per_cut" and not config.pruners:
         yield "optim.lr_schedule=per_cut begins again at every cut, but nothing is pruned: take linear"
@@ -160,7 +162,7 @@ def pruner_problems(config: Config, name: str) -> Iterator[str]:
 
 def _weights(settings: PrunerConfig, place: str) -> Iterator[str]:
     if not settings.params:
-        yield f"{place}.params is empty: give name patterns, such as '*_proj.weight', or structures and a gate"
+        yield f"{place}.params is empty: give name patterns, as '*_proj.weight', or [all-linear]; or structures, a gate"
     for kind in registry.OF_WEIGHTS:
         if getattr(settings, kind) is None:
             yield f"no value for {place}.{kind}: one of {', '.join(registry.names(kind))}"

@@ -24,12 +24,12 @@ import deepspeed
 import torch
 from torch import nn
 
-from pat.common.parameters import logical_shape
 from pat.integrations import saved
 from pat.integrations.groups import extend_schedulers, follow, split_groups
 from pat.integrations.settings import Settings
 from pat.pruning.pruner import Pruner, StepStats
 from pat.pruning.types import PromiseBroken
+from pat.pruning.weights.matrices import Matrices
 from pat.zero import config_keys
 
 
@@ -76,7 +76,7 @@ class Pruning:
         config_keys.refuse(config, "the DeepSpeed config", config_keys.OF_THE_CALLER)
         if untested := config_keys.untested(config, config_keys.OF_THE_CALLER):
             warnings.warn(f"pruning was never tested with these keys of DeepSpeed: {', '.join(untested)}", stacklevel=2)
-        owner = self.settings.owners({n: logical_shape(p) for n, p in self.model.named_parameters()})
+        owner = self.settings.owners(Matrices.of(self.model))
         of_param = {id(p): owner.get(n, "") for n, p in self.model.named_parameters()}
         arguments = dict(arguments)
         if isinstance(arguments.get("optimizer"), torch.optim.Optimizer):

@@ -11,7 +11,7 @@ import yaml
 
 from pat.config.frozen import to_config
 from pat.config.validate import pruner_problems
-from pat.pruning.weights.pruner import match
+from pat.pruning.weights.matrices import Matrices
 from pat.schema import Config
 
 KEYS = ("pruners", "seed", "kernels", "keep_last")
@@ -84,12 +84,12 @@ class Settings:
         """How many states of the pruner one folder keeps, the newest; None: all."""
         return self.content.get("keep_last", KEEP_LAST)
 
-    def owners(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    def owners(self, matrices: Matrices) -> dict[str, str]:
         """The weight pruner of each parameter, of those whose patterns take it."""
         pruners = self.config().pruners
         return {
             param: name
             for name, pruner in pruners.items()
             if not pruner.structures
-            for param in match(pruner.params, pruner.exclude, shapes)
+            for param in matrices.take(pruner.params, pruner.exclude)
         }

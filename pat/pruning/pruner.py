@@ -30,6 +30,7 @@ from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights.kernels import SumOfSquares
+from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.pruner import WeightPruner
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.schema import Config
@@ -73,7 +74,7 @@ class Pruner:
     def attach(self, model: torch.nn.Module) -> None:
         """Match the patterns to the model's trainable parameters. Raises ValueError for what cannot be pruned."""
         config = self.config
-        shapes = {n: logical_shape(p) for n, p in model.named_parameters()}
+        matrices = Matrices.of(model)
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
         transposed = {f"{n}.weight" for n, module in named_modules(model) if type(module).__name__ == "Conv1D"}
         self.owner: dict[str, str] = {}
@@ -82,7 +83,7 @@ class Pruner:
                 structures = StructurePruner(name, settings, model, config.train.num_steps, config.seed)
                 self._attach_structures(structures, frozen)
                 continue
-            pruner = WeightPruner(name, settings, shapes, config.train.num_steps, config.seed, config.engine.kernels)
+            pruner = WeightPruner(name, settings, matrices, config.train.num_steps, config.seed, config.engine.kernels)
             for param in pruner.shapes:
                 if param in transposed and (pruner.granularity.oriented or settings.scope == "row"):
                     raise ValueError(
@@ -184,6 +185,15 @@ class Pruner:
         """Before the first forward of a start, which is that of step `t`. Collective."""
         for pruner in self.structure_pruners:
             pruner.begin(t)
+
+    @torch.no_grad()
+    def prune(self) -> None:
+        """All that step 0 removes, without the step: for a run that only prunes. Collective."""
+        self.begin(0)
+        for pruner in self.weight_pruners:
+            pruner.begin(0)
+        self.layout.refresh_forward()
+        self.peak_bytes = max(self.peak_bytes, self.state_bytes())
 
     def step(self, t: int, begin_next: bool = True) -> StepStats:
         """One optimizer step with everything that pruning does in it. Collective.

@@ -35,6 +35,8 @@ def in_words(pruner: WeightPruner | StructurePruner) -> str:
     """When it prunes how much, in a sentence."""
     line, rises = pruner.timeline, moves(pruner)
     shown = rises if len(rises) <= SHOWN else [rises[i * (len(rises) - 1) // (SHOWN - 1)] for i in range(SHOWN)]
+    if not line.num_steps:
+        return f"{percent(pruner.target(0))} at once, without training"
     told = ", ".join(f"{percent(target)} at step {t}" for t, target in shown)
     if _by_threshold(pruner):
         how = f"a threshold decides from step {line.start} on, the budget at step {line.hard_from}: {told}"
@@ -51,6 +53,8 @@ def warnings(pruner: WeightPruner | StructurePruner) -> list[str]:
     """Jumps, too few selections, no time to recover: a sentence each, with what to change."""
     line, rises, place = pruner.timeline, moves(pruner), f"pruners.{pruner.name}.schedule"
     said: list[str] = []
+    if not line.num_steps:
+        return said  # nothing is trained, and that is what was asked for
     before = [0.0, *(target for _, target in rises)]
     rise, index = max(((after - then, i) for i, (then, (_, after)) in enumerate(zip(before, rises, strict=False))),
                       default=(0.0, 0))  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,7 @@ def build(run_dir: Path) -> Training:
         due=Due(config.train, progress, metric, task.higher_is_better(metric)),
         bound=LossBound(config, progress, objective.chance()),
     )
-    pruner.samples, pruner.on_layer = partial(_first_samples, training), partial(_calibrating, training)
+    pruner.samples, pruner.on_layer = partial(_first_samples, training), _calibrating(training)
     _resume(training)
     if progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
         pruner.begin(progress.step)
@@ -107,11 +109,23 @@ def _first_samples(training: Training, number: int) -> list[Any]:
     return [batch for t in range(steps) for batch in training.feed.batches(t)]
 
 
-def _calibrating(training: Training, index: int, number: int) -> None:
-    """The walk over the layers goes on: no rank hangs, and the user sees it."""
-    training.watchdog.beat()
-    if index % max(1, number // 4) == 0:
-        training.tracker.say(f"calibrating and pruning layer {index + 1} of {number}")
+def _calibrating(training: Training) -> Callable[[int, int], None]:
+    """What a walk over the layers calls: no rank hangs, the user sees where it is, and at its end what it took."""
+    started = 0.0
+
+    def on_layer(index: int, number: int) -> None:
+        nonlocal started
+        training.watchdog.beat()
+        if index == 0:
+            started = time.perf_counter()
+        if index == number:
+            seconds = time.perf_counter() - started
+            training.aside_s += seconds
+            training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
+        elif index % max(1, number // 4) == 0:
+            training.tracker.say(f"calibrating and pruning layer {index + 1} of {number}")
+
+    return on_layer
 
 
 def _start_watchdog(training: Training, minutes: float) -> None:

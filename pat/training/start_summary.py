@@ -16,8 +16,9 @@ from pat.pruning import timetable
 from pat.pruning.criteria import Calibrated
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
+from pat.pruning.weights.matrices import Matrices
 from pat.run.directory import RunDir
-from pat.schema import Config
+from pat.schema import Config, OptimConfig, TrainConfig
 
 SHOWN_LABELS = 8
 WIDTH = 10  # of the first column
@@ -142,13 +143,20 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
 
 def _schedule(config: Config, pruner: Pruner) -> Iterator[str]:
     train, optim = config.train, config.optim
+    if not train.num_steps:
+        yield "nothing is trained (train.num_steps=0): the run prunes, evaluates and ends"
+    else:
+        yield _steps(train, optim)
+    for one in pruner.pruners:
+        yield f"{one.name}: {timetable.in_words(one)}"
+
+
+def _steps(train: TrainConfig, optim: OptimConfig) -> str:
     warmup = round(optim.warmup * train.num_steps) if optim.warmup < 1 else int(optim.warmup)
-    yield (
+    return (
         f"{train.num_steps:,} steps of {train.global_batch_size} sequences; learning rate {optim.lr:g}, "
         f"{f'{warmup} steps of warm-up, then ' if warmup else ''}{optim.lr_schedule}"
     )
-    for one in pruner.pruners:
-        yield f"{one.name}: {timetable.in_words(one)}"
 
 
 def _untested(config: Config) -> Iterator[str]:
@@ -159,9 +167,7 @@ def _untested(config: Config) -> Iterator[str]:
 def _useless_excludes(checked: Checked) -> Iterator[str]:
     """Patterns that match something, but nothing that would be pruned without them."""
     for each in checked.pruner.weight_pruners:
-        taken = [
-            n for n, p in checked.model.named_parameters() if p.dim() > 1 and patterns.matches(n, each.config.params)
-        ]
+        taken = Matrices.of(checked.model).take(each.config.params)
         for pattern in each.config.exclude:
             if not pattern.startswith(patterns.OPTIONAL) and not any(patterns.matches(n, [pattern]) for n in taken):
                 yield f"pruners.{each.name}.exclude: {pattern!r} matches nothing that params take"

@@ -29,7 +29,7 @@ def summary(training: Training) -> dict[str, Any]:
         "deepspeed_untested": list(config.engine.deepspeed_untested),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "step": progress.step,
-        "phase": pruner.phase(progress.step - 1),
+        "phase": pruner.phase(max(progress.step - 1, 0)),
         "target_sparsity": pruner.totals.target,
         "sparsity": pruner.totals.sparsity,
         "sparsity_all_parameters": pruner.totals.num_pruned / every,

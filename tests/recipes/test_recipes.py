@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from pat.config import compose, frozen, places
 from pat.export.export import export_run
-from pat.pruning.weights.pruner import match
+from pat.pruning.weights.matrices import Matrices
 from pat.schema import Config
 from tests.distributed import ranks
+from tests.open_recipes import of
 
 # Two layers with the heads and the vocabulary of the real model; only the hidden width is small.
 LARGE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
@@ -100,7 +101,7 @@ def small(config: Config, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_composes(recipe: str) -> None:
-    config = composed(f"recipe={recipe}")
+    config = composed(*of(recipe))
     assert config.run.recipe == recipe
     assert frozen.to_config(compose.yaml.safe_load(frozen.dump(config))) == config
 
@@ -112,7 +113,7 @@ def test_header_says_how_to_run_it(recipe: str, repository: Path) -> None:
     assert f"recipe={recipe}" in header
     for word in ("# command ", "# hardware ", "# time ", "# result "):
         assert word in header
-    config = composed(f"recipe={recipe}")
+    config = composed(*of(recipe))
     assert (config.engine.world_size > 2) == ("NOT YET RUN" in header)
 
 
@@ -134,7 +135,7 @@ def started(
     with ThreadPoolExecutor(2) as pool:
         ended = {}
         for recipe, folder in folders.items():
-            overrides = [f"recipe={recipe}", *small(composed(f"recipe={recipe}"), folder)]
+            overrides = [*of(recipe), *small(composed(*of(recipe)), folder)]
             ended[recipe] = pool.submit(start, folder, overrides)
         yield lambda recipe: (folders[recipe], ended[recipe].result())
 
@@ -146,7 +147,7 @@ def started(
 def test_takes_two_steps(recipe: str, started: Callable[[str], Started]) -> None:
     folder, (code, said) = started(recipe)
     assert code == 0, said[-6000:]
-    config = composed(f"recipe={recipe}")
+    config = composed(*of(recipe))
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["recipe"] == recipe
     assert summary["step"] == 2
@@ -172,7 +173,7 @@ def test_takes_two_steps(recipe: str, started: Callable[[str], Started]) -> None
     for pruner in config.pruners.values():
         if pruner.params:  # 2:4 in what the gates have left
             weights = load_file(folder / "out" / "model.safetensors")
-            names = match(pruner.params, pruner.exclude, {name: tuple(w.shape) for name, w in weights.items()})
+            names = Matrices({n: tuple(w.shape) for n, w in weights.items()}).take(pruner.params, pruner.exclude)
             assert len(names) == 12  # of two layers
             for name in names:
                 assert (weights[name].reshape(-1, 4).count_nonzero(dim=1) == 2).all(), name

@@ -22,11 +22,12 @@ from pat.pruning.structures.sites import Site
 class Shape:
     """The units that are left, {ffn: 768, kv_groups: 2, layers: 24}: of every layer, or, for layers, of the model.
 
+    A number with a point, {ffn: 0.5}, is a share of what is there: the count that the grid has nearest to it.
     Source: the target shapes of Sheared LLaMA, Xia et al. 2023, arXiv:2310.06694.
     """
 
     name: str = "shape"
-    keep: dict[str, int] = field(kw_only=True)  # per structure of the pruner
+    keep: dict[str, int | float] = field(kw_only=True)  # per structure of the pruner: units, or a share below 1.0
     multiple_of: int | None = field(default=None, kw_only=True)  # of neurons; null: 64 where the width is, else 1
     tensor_parallel: int = field(default=1, kw_only=True)  # ranks that serving splits heads and neurons over
     hf_compatible: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
@@ -42,8 +43,12 @@ class Shape:
         if not is_mapping(given) or not given:
             raise ValueError("budget.keep is empty: name what is left of every structure, as {ffn: 768}.")
         for structure, count in given.items():
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"budget.keep.{structure} is {count!r}, but must be a whole number of at least 1.")
+            share = isinstance(count, float) and 0.0 < count < 1.0
+            if isinstance(count, bool) or not (share or (isinstance(count, int) and count >= 1)):
+                raise ValueError(
+                    f"budget.keep.{structure} is {count!r}, but must be a whole number of at least 1, or a share "
+                    "between 0.0 and 1.0."
+                )
 
     def check(self, anatomy: Anatomy, sites: Sequence[Site]) -> None:
         """ValueError where the shape is not one of this model."""
@@ -53,7 +58,7 @@ class Shape:
                 f"budget.keep names {', '.join(self.keep)}, and the structures are {', '.join(own)}: name each of them."
             )
         for group in self._groups(anatomy, sites):
-            count, word = self.keep[group.structure], WORDS.get(group.structure, group.structure)
+            count, word = self._left(group), WORDS.get(group.structure, group.structure)
             where = "the model has" if group.pooled else "a layer has"
             if count > group.full:
                 raise ValueError(f"budget.keep.{group.structure}={count} is more than the {group.full} {word} {where}.")
@@ -77,7 +82,7 @@ class Shape:
         self.check(anatomy, sites)
         narrowed, counts = self._groups(anatomy, sites), list[int]()
         for group in narrowed:
-            least = group.full - part_of(group.full - self.keep[group.structure], progress)
+            least = group.full - part_of(group.full - self._left(group), progress)
             counts.append(min((n for n in group.counts if n >= least), default=group.full))
         return choice(anatomy, sites, keep_counts(narrowed, counts, scores), parameters(anatomy), "parameters")
 
@@ -94,8 +99,15 @@ class Shape:
 
     def target_sparsity(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[float]:
         """(K,) the fraction of the same units that this shape removes."""
-        full = {group.structure: group.full for group in self._groups(anatomy, sites)}
-        return [1.0 - self.keep[own[0].structure] / full[own[0].structure] for own in _narrowed_alike(sites)]
+        gone = {group.structure: 1.0 - self._left(group) / group.full for group in self._groups(anatomy, sites)}
+        return [gone[own[0].structure] for own in _narrowed_alike(sites)]
+
+    def _left(self, group: Group) -> int:
+        """The units, or layers, that stay; of two that are as near to a share the larger one."""
+        wanted = self.keep[group.structure]
+        if isinstance(wanted, int):
+            return wanted
+        return min(group.counts, key=lambda count: (abs(count - wanted * group.full), -count))
 
     def _groups(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Group]:
         return groups(

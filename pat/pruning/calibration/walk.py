@@ -80,7 +80,7 @@ class Walk:
         batches: Sequence[Mapping[str, Any]],  # this rank's samples, on the device
         dtype: torch.dtype,
         comm: Comm = LOCAL,
-        on_layer: Callable[[int, int], None] = lambda index, number: None,  # told before each layer
+        on_layer: Callable[[int, int], None] = lambda index, number: None,  # told before each layer, and at the end
     ) -> None:
         self.whole, self.stack, self.dtype, self.comm, self.on_layer = whole, stack, dtype, comm, on_layer
         self.skeleton = _skeleton(model)
@@ -104,6 +104,7 @@ class Walk:
                 self.hidden = [call(layer, hidden) for call, hidden in zip(calls, self.hidden, strict=True)]
                 self._drop(own)
         self.hidden = []
+        self.on_layer(len(self.layers), len(self.layers))
 
     # -- the beginning -----------------------------------------------------------------------------------------------
 

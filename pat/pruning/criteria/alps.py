@@ -14,9 +14,10 @@ from pat.pruning.calibration.statistics import Gram, InputStatistic
 from pat.pruning.criteria import Calibrated
 
 FIRST_PENALTY = 0.1  # rho, with inputs scaled to a mean square of 1
-PATIENCE = 3  # iterations between two looks at how much the mask still moves
+PATIENCE = 2  # iterations between two looks at how much the mask still moves
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # (share of the mask that has changed, factor of rho)
-SETTLED = 1e-4  # share of the mask below which it no longer moves
+SETTLED = 1e-3  # share of the mask below which it no longer moves,
+LOOKS = 2  # at so many looks in a row
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Alps(Calibrated):
         target, alive = dense @ gram @ vectors, (dense != 0).to(dense.dtype)
         sparse, dual, rho = dense.clone(), torch.zeros_like(dense), FIRST_PENALTY
         keep = before = torch.ones_like(dense, dtype=torch.bool)
+        settled = 0
         for iteration in range(self.iterations):
             near = (target + (rho * sparse - dual) @ vectors) / (values + rho) @ vectors.T
             pulled = near + dual / rho
@@ -69,7 +71,8 @@ class Alps(Calibrated):
             dual = dual + rho * (near - sparse)
             if iteration % PATIENCE == PATIENCE - 1:
                 moved = float((keep ^ before).sum()) / max(int(keep.sum()), 1)
-                if moved <= SETTLED:
+                settled = settled + 1 if moved <= SETTLED else 0
+                if settled == LOOKS:
                     break
                 rho *= next(factor for share, factor in GROWTH if moved >= share)
                 before = keep

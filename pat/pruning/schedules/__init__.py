@@ -121,7 +121,11 @@ class Ramp:
 
 
 def absolute_step(key: str, value: int | float, num_steps: int) -> int:
-    """A step as given, or the fraction of the run rounded half up; a fraction never leaves the run."""
+    """A step as given, or the fraction of the run rounded half up; a fraction never leaves the run.
+
+    A run of no steps has one moment, in which all happens: 0."""
+    if num_steps == 0:
+        num_steps, value = 1, value if isinstance(value, float) else min(value, 0)
     if isinstance(value, int):
         if not 0 <= value < num_steps:
             raise ValueError(f"{key} is step {value}, outside the run's steps 0 to {num_steps - 1}.")

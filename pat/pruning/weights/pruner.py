@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pat.common import patterns
 from pat.common.comm import LOCAL
 from pat.common.typed import ints
 from pat.pruning import registry
@@ -33,19 +32,11 @@ from pat.pruning.types import PromiseBroken, ScoredSegment
 from pat.pruning.weights import prior, ties, whole
 from pat.pruning.weights.arrays import array, module
 from pat.pruning.weights.kernels import make_kernels
+from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.schema import PrunerConfig
 from pat.zero.layouts import Piece, ZeroLayout
-
-
-def match(params: list[str], exclude: list[str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """Names of the matrices that a pattern takes, in the given order."""
-    return [
-        name
-        for name, shape in shapes.items()
-        if len(shape) >= 2 and patterns.matches(name, params) and not patterns.matches(name, exclude)
-    ]
 
 
 class WeightPruner:
@@ -55,7 +46,7 @@ class WeightPruner:
         self,
         name: str,
         config: PrunerConfig,
-        shapes: dict[str, tuple[int, ...]],
+        matrices: Matrices,
         num_steps: int,
         seed: int,
         kernels: str = "auto",
@@ -65,16 +56,8 @@ class WeightPruner:
         self.granularity = registry.build("granularity", config.granularity)
         self.budget = registry.build("budget", config.budget)
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
-        matrices = [n for n, shape in shapes.items() if len(shape) >= 2]
-        patterns.check(f"pruners.{name}.params", config.params, matrices, "matrix")
-        patterns.check(f"pruners.{name}.exclude", config.exclude, list(shapes))
-        names = match(config.params, config.exclude, shapes)
-        if not names:
-            raise ValueError(
-                f"pruners.{name}.params={config.params} without exclude={config.exclude} matches no matrix of the "
-                f"model; it has {patterns.in_patterns(matrices)}"
-            )
-        self.shapes = {n: shapes[n] for n in names}
+        matrices.check(f"pruners.{name}", config.params, config.exclude)
+        self.shapes = {n: matrices.shapes[n] for n in matrices.take(config.params, config.exclude)}
         for n, shape in self.shapes.items():
             self.granularity.validate(n, shape)
         self.granularity.validate_target(self.budget.sparsity)

@@ -26,8 +26,10 @@ def chooser(name: str, granularity: Any, sparsity: float, scope: str) -> Callabl
     """Scores (o, i) -> flags (o, i) bool, exactly to the target within one matrix."""
 
     def choose(scores: Tensor) -> Tensor:
-        if scope == "row":
-            return keep_top_of_rows(scores, scores.shape[1] - part_of(scores.shape[1], sparsity))
+        if granularity.name == "weight":  # of every row, or of all as one
+            rows = scores if scope == "row" else scores.reshape(1, -1)
+            kept = rows.shape[1] - part_of(rows.shape[1], sparsity)
+            return keep_top_of_rows(rows, kept).view_as(scores)
         flags = torch.ones(scores.numel(), dtype=torch.uint8, device=scores.device)
         whole = ScoredSegment(name, tuple(scores.shape), 0, scores.float().contiguous().view(-1), flags)
         granularity.select([whole], sparsity, "matrix", LOCAL)
@@ -40,7 +42,7 @@ def keep_top_of_rows(scores: Tensor, num_keep: int) -> Tensor:
     """(o, i) bool: the highest of every row; of equal scores the lower index."""
     if num_keep == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    last = scores.topk(num_keep, dim=1).values[:, -1:]
+    last = scores.kthvalue(scores.shape[1] - num_keep + 1, dim=1, keepdim=True).values
     above, equal = scores > last, scores == last
     room = num_keep - above.sum(1, keepdim=True)
     return above | (equal & (equal.cumsum(1) <= room))

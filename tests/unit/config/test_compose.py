@@ -19,6 +19,7 @@ from pat.pruning import registry
 from pat.run.directory import ExitCode, RunDir, write_exit
 from pat.schema import FILES, Config
 from pat.tasks import base
+from tests import open_recipes
 from tests.sets import thinned
 
 PARITY = "recipe=parity"
@@ -51,8 +52,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("recipe", places.recipes())
 def test_every_recipe_composes_and_comes_back_from_its_file(recipe, tmp_path):
-    config = composed(f"recipe={recipe}")
-    assert config.run.recipe == recipe and config.run.dir == f"runs/{recipe}"
+    config = composed(*open_recipes.of(recipe), f"run.dir={tmp_path / 'run'}")
+    assert config.run.recipe == recipe
     frozen.freeze(config, tmp_path)
     assert frozen.load(tmp_path / "config.yaml") == config
 

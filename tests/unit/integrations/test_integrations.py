@@ -18,6 +18,7 @@ from pat.integrations.groups import split_groups
 from pat.integrations.hf import PruningCallback
 from pat.integrations.settings import Settings
 from pat.pruning.types import PromiseBroken
+from pat.pruning.weights.matrices import Matrices
 
 WEIGHTS: dict[str, Any] = {
     "params": ["*.weight"],
@@ -67,7 +68,7 @@ def test_the_examples_settings_are_read(repository: Path) -> None:
     settings = Settings.read(repository / "docs" / "examples" / "pruning.yaml")
     config = settings.config(100, task={"name": "causal_lm"})
     assert config.pruners["weights"].budget.sparsity == 0.5 and config.train.num_steps == 100
-    assert settings.owners({"x.mlp.up.weight": (4, 4), "x.mlp.up.bias": (4,), "head.weight": (4, 4)}) == {
+    assert settings.owners(Matrices({"x.mlp.up.weight": (4, 4), "x.mlp.up.bias": (4,), "head.weight": (4, 4)})) == {
         "x.mlp.up.weight": "weights"
     }
 
@@ -80,7 +81,7 @@ def test_the_seed_is_the_users_and_structures_own_no_matrices() -> None:
     }  # fmt: skip
     settings = Settings.read({"pruners": {"weights": WEIGHTS | {"params": ["*.up.weight"]}, "gates": ffn}, "seed": 7})
     assert settings.config().seed == 7 and Settings.read(given()).config().seed == 0
-    assert settings.owners({"a.up.weight": (4, 4), "a.ffn.weight": (4, 4)}) == {"a.up.weight": "weights"}
+    assert settings.owners(Matrices({"a.up.weight": (4, 4), "a.ffn.weight": (4, 4)})) == {"a.up.weight": "weights"}
 
 
 def test_groups_are_split_by_pruner_and_keep_their_settings() -> None:

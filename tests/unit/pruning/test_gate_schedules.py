@@ -9,6 +9,7 @@ import torch
 
 from pat.pruning import registry
 from pat.pruning.pruner import Pruner
+from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.pruner import WeightPruner
 from pat.schema import Config, PrunerConfig
 from tests import models as small
@@ -60,7 +61,7 @@ def test_initial_is_a_sparsity_for_gates_as_for_masks(schedule: str, budget: dic
             params=["w"], granularity="weight", criterion="magnitude", schedule=line,
             budget={"name": "sparsity", "sparsity": final},
         ),
-        {"w": (8, 8)}, STEPS, 0, "eager",
+        Matrices({"w": (8, 8)}), STEPS, 0, "eager",
     )  # fmt: skip
     for t in range(STEPS):
         assert pruner.due(t) * final == pytest.approx(weight_pruner.target(t), abs=1e-9)

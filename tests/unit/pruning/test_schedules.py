@@ -117,3 +117,14 @@ def test_refusals(name: str, fields: dict[str, object], sentence: str) -> None:
 def test_initial_above_the_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="schedule.initial is 0.5, above the budget's 0.3"):
         timeline(initial=0.5).target(0, 0.3)
+
+
+@pytest.mark.parametrize("name", registry.names("schedule"))
+def test_a_run_of_no_steps_prunes_all_at_once(name: str) -> None:
+    for start, end in ((0, None), (0.1, 0.6), (20, 60)):
+        fields = {"end": 0.6 if end is None else end} if registry.classes("schedule")[name].needs_end else {"end": None}
+        line = registry.build(
+            "schedule", {**({"num_levels": 3} if name == "stepwise" else {}), "name": name, "start": start, **fields}
+        ).resolve(0)
+        assert (line.start, line.end, line.hard_from) == (0, 0, 0) and line.phase(0) == "hard"
+        assert line.is_selection_step(0) and line.target(0, 0.7) == 0.7

@@ -14,6 +14,7 @@ from pat.pruning import registry, ties
 from pat.pruning.gates import Learned
 from pat.pruning.pruner import Pruner
 from pat.pruning.types import ScoredSegment
+from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.pruner import WeightPruner
 from pat.pruning.weights.ties import tied_matrices
 from pat.schema import Config, PrunerConfig
@@ -36,7 +37,7 @@ def weight_pruner(criterion: Any, schedule: dict[str, Any], **more: Any) -> Weig
         params=["*"], granularity="weight", criterion=criterion, schedule=schedule,
         budget={"name": "sparsity", "sparsity": 0.5}, **more,
     )  # fmt: skip
-    return WeightPruner("weights", config, SHAPES, STEPS, 0, "eager")
+    return WeightPruner("weights", config, Matrices(SHAPES), STEPS, 0, "eager")
 
 
 @pytest.mark.parametrize("schedule", AT_ONCE)

@@ -1,0 +1,38 @@
+"""From a command's own options to keys of the config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+SOURCES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+def of_file(option: str, file: str) -> list[str]:
+    """The data group that a local file's name says. Raises ValueError."""
+    suffix = Path(file).suffix
+    source = SOURCES.get(suffix)
+    if source is None:
+        raise ValueError(f"{option} {file} must end in {', '.join(SOURCES)}; other data: data.source=...")
+    return [f"data={source}", f"data.train={quoted(file)}", *(["data.delimiter=tab"] if suffix == ".tsv" else [])]
+
+
+def one_model(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(the model, the keys) among a command's words. Raises ValueError for two models."""
+    keys = [word for word in words if "=" in word]
+    models = [word for word in words if "=" not in word]
+    if len(models) > 1:
+        raise ValueError(f"{' and '.join(models)} are {len(models)} models: give one")
+    return next(iter(models), None), keys
+
+
+def under(defaults: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The defaults that no key replaces, then the keys."""
+    given = {key.lstrip("+").partition("=")[0] for key in keys}
+    return [*(each for each in defaults if each.partition("=")[0] not in given), *keys]
+
+
+def quoted(text: str) -> str:
+    """As Hydra reads it back unchanged."""
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"

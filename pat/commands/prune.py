@@ -1,0 +1,164 @@
+"""Prune a model without training it: calibrate, cut, export."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pat.commands._help import EXIT_CODES, command_parser
+from pat.commands._overrides import SOURCES, of_file, one_model, quoted, under
+from pat.launch.environment import rank_environment
+from pat.run.directory import RunDir
+
+MAX_LENGTH = 512  # tokens of a calibration sample, where the model takes as many
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+EXAMPLES = """\
+examples:
+  pat prune /models/llama --data texts.jsonl --sparsity 0.5 --out pruned       half of the layers' weights
+  pat prune /models/llama --data texts.jsonl --pattern 2:4 --out pruned        two of every four
+  pat prune /models/llama --data chats.jsonl --task chat --sparsity 0.5 --out pruned
+  pat prune /models/classifier --data rows.csv --sparsity 0.8 --out pruned data.text_column=review
+
+--data is what the model is calibrated on: the first --samples of it in the order of training. --eval, or a part of
+--data that is held out, measures what was lost. Beside DIR stands DIR.run: logs, metrics.jsonl, summary.json; the same
+command goes on there. A few training steps heal much of what a cut loses: `pat train recipe=decoder` (or encoder)
+takes the same model and data and train.num_steps.
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat prune`."""
+    parser = command_parser(
+        prog="pat prune",
+        usage="pat prune MODEL --data FILE (--sparsity S | --pattern N:M | --keep UNITS) --out DIR [key=value ...]",
+        description="Remove weights or structures of a trained model at once, chosen by what goes into each matrix on\n"
+        "calibration samples; those that stay take over from those that go. Nothing is trained.",
+        epilog=EXAMPLES + EXIT_CODES,
+    )
+    parser.add_argument("words", nargs="+", metavar="MODEL | key=value", help="a model's folder or name; keys of train")
+    parser.add_argument("--data", metavar="FILE", help=f"to calibrate on: {', '.join(SOURCES)}; or data.source=NAME")
+    parser.add_argument("--eval", metavar="FILE", help="to evaluate on (default: 5 %% of --data)")
+    how_much = parser.add_mutually_exclusive_group(required=True)
+    how_much.add_argument("--sparsity", type=float, metavar="S", help="share of the layers' weights to remove: 0.5")
+    how_much.add_argument("--pattern", metavar="N:M", help="keep N of every M weights: 2:4")
+    how_much.add_argument(
+        "--keep", metavar="NAME=N,...", help="structures to keep in every layer, a number or a share: ffn=0.5"
+    )
+    parser.add_argument("--method", metavar="NAME", help="alps (default), wanda, magnitude; of structures: obs")
+    parser.add_argument("--task", help="causal_lm, chat, classification (default: what the model's head is for)")
+    parser.add_argument("--samples", type=int, metavar="N", help="to calibrate on (default: 128)")
+    parser.add_argument("--max-length", type=int, metavar="N", help=f"tokens of a sample (default: {MAX_LENGTH})")
+    parser.add_argument("--ranks", type=int, metavar="N", help="processes, one a GPU (default: 1)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES.values()), help="of the result (default: the model's)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist, or be empty")
+    options = parser.parse_intermixed_args(arguments)
+    if rank_environment():
+        raise ValueError("pat prune starts its ranks itself (--ranks N): call it from a plain shell")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise ValueError(f"--out {options.out} is there already: give a new folder")
+    from pat.commands import export, train
+
+    run = Path(f"{options.out}.run")
+    config = _model_config(options)
+    code = train.main(_overrides(options, config, run))
+    if code:
+        return code
+    dtype = options.dtype or DTYPES.get(str(getattr(config, "dtype", None)).removeprefix("torch."))
+    written = [str(run), "--out", str(options.out), "--checkpoint", "last", *(["--dtype", dtype] if dtype else [])]
+    code = export.main(written)
+    if not code:
+        shutil.rmtree(RunDir(run).checkpoints)  # what is in them is in DIR, and an optimizer that has not stepped
+    return code
+
+
+def _model_config(options: argparse.Namespace) -> Any:
+    """The Hugging Face config of the model. Raises ValueError."""
+    from transformers import AutoConfig
+
+    model, _ = one_model(options.words)
+    if model is None:
+        raise ValueError("no model is given: pat prune MODEL --data FILE ...")
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model} is no model's folder or name: {str(error).splitlines()[0]}") from error
+
+
+def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]:
+    """The same run, as keys of `pat train`."""
+    from pat.zero.engine import accelerator
+
+    model, keys = one_model(options.words)
+    task = options.task or _task(model, config)
+    classifies = task not in ("causal_lm", "chat")
+    recipe = f"{'encoder' if classifies else 'decoder'}{'_narrow' if options.keep else ''}"
+    positions = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
+    defaults = [
+        f"recipe={recipe}",
+        f"task={task}",
+        f"model.path={quoted(str(model))}",
+        *(of_file("--data", options.data) if options.data else []),
+        f"data.eval={quoted(options.eval) if options.eval else 'null'}",
+        f"data.max_length={options.max_length or min(MAX_LENGTH, positions)}",
+        f"run.dir={quoted(str(run))}",
+        "train.num_steps=0",
+        f"engine.world_size={options.ranks or 1}",
+        f"engine.dtype={'bf16' if accelerator() == 'cuda' else 'fp32'}",
+        "logger=none",
+        *(_structures(options) if options.keep else _weights(options)),
+    ]
+    return under(defaults, keys)
+
+
+def _weights(options: argparse.Namespace) -> list[str]:
+    place = "pruners.weights"
+    if options.pattern:
+        match = re.fullmatch(r"(\d+):(\d+)", options.pattern)
+        if match is None or not 0 < int(match[1]) < int(match[2]):
+            raise ValueError(f"--pattern {options.pattern}: give N:M with N below M, as 2:4")
+        n, m = int(match[1]), int(match[2])
+        keys = [f"{place}.granularity.name=n_of_m", f"{place}.granularity.n={n}", f"{place}.granularity.m={m}"]
+        keys += [f"{place}.budget.sparsity={1 - n / m!r}"]
+    else:
+        keys = [f"{place}.budget.sparsity={options.sparsity!r}"]
+    if options.method:
+        keys += [f"{place}.criterion.name={options.method}"]
+        keys += [f"{place}.scope=row"] if options.method == "wanda" and not options.pattern else []
+    if options.samples:
+        keys += [f"{place}.criterion.num_samples={options.samples}"]
+    return keys
+
+
+def _structures(options: argparse.Namespace) -> list[str]:
+    place, keep = "pruners.narrow", {}
+    for part in options.keep.split(","):
+        match = re.fullmatch(r"(\w+)=(\d+|0?\.\d+)", part)
+        if match is None:
+            raise ValueError(f"--keep {options.keep}: give NAME=NUMBER or NAME=SHARE, with commas: ffn=0.5,kv_groups=2")
+        keep[match[1]] = match[2]
+    keys = [f"{place}.structures=[{','.join(keep)}]"]
+    keys += [f"{place}.budget.keep={{{','.join(f'{name}:{count}' for name, count in keep.items())}}}"]
+    keys += [f"{place}.gate.name={options.method}"] if options.method else []
+    keys += [f"{place}.gate.num_samples={options.samples}"] if options.samples else []
+    return keys
+
+
+def _task(model: str | None, config: Any) -> str:
+    """What the model's head is for. Raises ValueError where that is nothing that can be evaluated."""
+    heads = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForSequenceClassification": "classification"}
+    names = list(getattr(config, "architectures", None) or [])
+    for name in names:
+        for head, task in heads.items():
+            if name.endswith(head):
+                return task
+    raise ValueError(
+        f"{model} is a {' or '.join(names) or 'model without an architecture in its config'}, whose task is not known: "
+        "give --task causal_lm, chat or classification; a model that was never fine-tuned is pruned while it is, by "
+        "`pat train recipe=encoder`"
+    )

@@ -1,0 +1,62 @@
+"""Which matrices of a model a weight pruner takes: name patterns, or all linear maps inside its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from pat.common import patterns
+from pat.common.parameters import logical_shape
+from pat.common.typed import named_modules
+
+ALL_LINEAR = "all-linear"  # as in peft's target_modules: embeddings, heads and what lies outside the layers stay dense
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The parameters of a model as a weight pruner sees them."""
+
+    shapes: Mapping[str, tuple[int, ...]]  # of all parameters; only those of two or more dimensions are taken
+    linear: frozenset[str] = frozenset()  # those that are the weights of linear maps inside the model's layers
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Matrices:
+        """Those of a model, whole or sharded."""
+        shapes = {name: logical_shape(param) for name, param in model.named_parameters()}
+        stacks = [f"{name}." for name, module in named_modules(model) if isinstance(module, nn.ModuleList)]
+        linear = {
+            f"{name}.weight"
+            for name, module in named_modules(model)
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+            if any(name.startswith(stack) for stack in stacks)
+        }
+        return cls(shapes, frozenset(linear & set(shapes)))
+
+    def take(self, params: Sequence[str], exclude: Sequence[str] = ()) -> list[str]:
+        """Names of the matrices that the patterns take, in the model's order."""
+        return [
+            name
+            for name, shape in self.shapes.items()
+            if len(shape) >= 2 and self._matches(name, params) and not patterns.matches(name, exclude)
+        ]
+
+    def check(self, place: str, params: Sequence[str], exclude: Sequence[str]) -> None:
+        """Raises ValueError where a pattern matches nothing, or all of them together take no matrix."""
+        matrices = [name for name, shape in self.shapes.items() if len(shape) >= 2]
+        if ALL_LINEAR in params and not self.linear:
+            raise ValueError(
+                f"{place}.params={ALL_LINEAR} finds no linear map inside the model's layers; it has "
+                f"{patterns.in_patterns(matrices)}: name patterns of these"
+            )
+        patterns.check(f"{place}.params", [p for p in params if p != ALL_LINEAR], matrices, "matrix")
+        patterns.check(f"{place}.exclude", exclude, list(self.shapes))
+        if not self.take(params, exclude):
+            raise ValueError(
+                f"{place}.params={list(params)} without exclude={list(exclude)} matches no matrix of the model; it has "
+                f"{patterns.in_patterns(matrices)}"
+            )
+
+    def _matches(self, name: str, params: Sequence[str]) -> bool:
+        return patterns.matches(name, params) or (ALL_LINEAR in params and name in self.linear)

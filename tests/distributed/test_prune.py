@@ -1,0 +1,105 @@
+"""`pat prune`: a folder that was pruned and never trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pat import cli
+from pat.run.directory import ExitCode
+from tests import models
+
+pytestmark = pytest.mark.distributed
+SPARSITY = 0.5
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(a model's folder, a file of texts)."""
+    folder = tmp_path_factory.mktemp("given")
+    models.model("llama", vocab_size=264).save_pretrained(folder / "model")
+    rows = [
+        {"text": f"Row {i} says that the weather in May was {'warm' if i % 3 else 'cold'}. " * 3} for i in range(60)
+    ]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "model", folder / "texts.jsonl"
+
+
+def prune(given: tuple[Path, Path], out: Path, *more: str) -> int:
+    """The exit code of the command."""
+    keys = [
+        "model.tokenizer=byte", f"data.cache_dir={out.parent / 'data'}", "train.global_batch_size=4",
+        "train.eval_batch_size=4", "engine.kernels=eager", "engine.threads_per_rank=1",
+    ]  # fmt: skip
+    arguments = ["prune", str(given[0]), "--data", str(given[1]), "--max-length", "32", "--out", str(out), *keys]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, *more])
+    return int(stopped.value.code or 0)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def smallest_go(dense: Tensor) -> Tensor:
+    """Half of a matrix at 0: the smallest."""
+    kept = dense.flatten().abs().argsort(stable=True)[dense.numel() - round(dense.numel() * (1 - SPARSITY)) :]
+    flags = torch.zeros(dense.numel(), dtype=torch.bool).index_fill(0, kept, True)
+    return dense * flags.view_as(dense)
+
+
+def test_by_magnitude_the_smallest_half_of_every_matrix_is_gone_and_nothing_else_moves(
+    given: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pruned"
+    assert prune(given, out, "--sparsity", str(SPARSITY), "--method", "magnitude") == ExitCode.DONE
+    before, after = weights(given[0]), weights(out)
+    assert set(before) == set(after)
+    for name, dense in before.items():
+        inside = ".layers." in name and dense.dim() == 2
+        assert torch.equal(after[name], smallest_go(dense) if inside else dense), name
+    summary: dict[str, Any] = json.loads((tmp_path / "pruned.run" / "summary.json").read_text())
+    assert summary["step"] == 0 and summary["phase"] == "hard" and summary["sparsity"] == SPARSITY
+    assert summary["dense_metrics"]["loss"] != summary["metrics"]["loss"]
+    assert not (tmp_path / "pruned.run" / "checkpoints").exists()
+    capsys.readouterr()
+    assert prune(given, out, "--sparsity", "0.5") == ExitCode.BAD_INPUT  # what is there is never written over
+    assert str(out) in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_calibrated_it_is_the_same_at_every_zero_stage_and_goes_on_from_what_is_saved(
+    given: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Would catch a cut without a step that leaves the forward copies, or another stage's shards, as they were."""
+    hashes = []
+    for stage in (0, 1, 2, 3):
+        out = tmp_path / f"zero{stage}"
+        keys = [f"engine.zero_stage={stage}", "engine.dtype=bf16"]
+        assert prune(given, out, "--pattern", "2:4", "--ranks", "2", "--samples", "16", *keys) == ExitCode.DONE
+        for name, weight in weights(out).items():
+            if ".layers." in name and weight.dim() == 2:
+                assert (weight.view(-1, 4).count_nonzero(1) == 2).all(), name
+        run = json.loads((tmp_path / f"zero{stage}.run" / "summary.json").read_text())
+        hashes.append((run["mask_sha256"], run["weights_sha256"], run["metrics"]["loss"]))
+    assert len({each[:2] for each in hashes}) == 1 and max(h[2] for h in hashes) - min(h[2] for h in hashes) < 1e-3
+
+
+def test_what_cannot_be_pruned_is_one_sentence(
+    given: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, word in (
+        (["--pattern", "4:2"], "--pattern 4:2"),
+        (["--keep", "ffn=half"], "--keep ffn=half"),
+        (["--sparsity", "1.5"], "pruners.weights.budget"),
+    ):
+        assert prune(given, tmp_path / "out", *more) == ExitCode.BAD_INPUT
+        said = capsys.readouterr().err
+        assert word in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
