@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+import pat.pruning.registry  # noqa: F401  # reads the methods of pruners
 from pat.common.errors import invalid
 from pat.common.files import write_atomic, write_json
 from pat.common.keys import structured

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from pat.common import ignored, scan
-from pat.common.keys import MISSING, Method, Section, choices, default_of, words
+from pat.common.annotations import choices, words
+from pat.common.keys import MISSING, Method, Section, default_of
 from pat.pruning import registry
 from pat.schema import Config, PrunerConfig
 from pat.tasks import base
