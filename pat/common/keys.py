@@ -25,6 +25,7 @@ from pat.common.annotations import options
 from pat.common.errors import invalid
 
 AnySection = TypeVar("AnySection", bound="Section")
+_TYPED = (str, int, float, bool, list, dict, Any)  # what OmegaConf checks; the models check the rest
 
 
 def key(
@@ -161,7 +162,7 @@ def _node(annotation: Any) -> Any:
         value = get_args(types[0])[1]
         section = isinstance(value, type) and issubclass(value, Section)
         return dict[str, structured(value) if section else Any] if not optional else Any  # type: ignore[misc]
-    if len(types) > 1 and set(types) != {int, float}:
+    if (len(types) > 1 and set(types) != {int, float}) or (get_origin(types[0]) or types[0]) not in _TYPED:
         return Any
     kind = Union[tuple(types)]  # noqa: UP007
     return Optional[kind] if optional else kind  # noqa: UP045

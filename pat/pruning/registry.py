@@ -6,10 +6,8 @@ file is found by scanning the package (`pat.common.scan`). Importing this file l
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from dataclasses import Field as DataclassField
 from functools import cache
 from typing import Any, Literal, cast, get_type_hints
@@ -77,7 +75,7 @@ def parse(kind: str, value: Any) -> Any:
 def settings(kind: str, name: str) -> type[Section]:
     """The fields of a method as a section of the schema; what each does is the comment that follows it."""
     cls = _find(kind, name)
-    hints, said = get_type_hints(cls), _comments(cls)
+    hints, said = get_type_hints(cls), scan.comments(cls)
     keys: dict[str, Any] = {"name": (Literal[name], Field(name, description=f"the {kind}"))}
     for f in fields(cls):
         if f.name != "name":
@@ -111,16 +109,6 @@ def _name(kind: str, value: Any) -> str:
     name: Any = value if isinstance(value, str) else cast(Any, value)["name"]
     _find(kind, name)
     return name
-
-
-def _comments(cls: type) -> dict[str, str]:
-    """What follows each field on its line, also of the classes above."""
-    comments: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if is_dataclass(base):
-            lines = inspect.getsource(base).splitlines()
-            comments |= {match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))}
-    return comments
 
 
 read_methods_by(parse)
