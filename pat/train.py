@@ -162,10 +162,7 @@ def evaluate_saved(training: Training, reached: dict[str, int]) -> None:
     if training.world.rank == 0:
         root = training.run.checkpoints
         path = store.note(root, progress.step, progress.as_dict(), metrics)
-        retention.mark(root, progress.reached)
-        if best:
-            retention.set_best(root, path)
-        retention.retain(root, training.config.train.keep_last)
+        retention.keep(root, path, best, progress.reached, training.config.train.keep_last)
     training.world.barrier()
 
 
@@ -219,10 +216,7 @@ def save(training: Training, best: bool = False) -> None:
     )
     progress.save_seconds = seconds
     if training.world.rank == 0:
-        if best:
-            retention.set_best(root, path)
-        retention.mark(root, progress.reached)
-        retention.retain(root, training.config.train.keep_last)
+        retention.keep(root, path, best, progress.reached, training.config.train.keep_last)
     training.world.barrier()
     training.watchdog.beat()
     training.aside_s += time.perf_counter() - started

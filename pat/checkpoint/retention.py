@@ -41,6 +41,14 @@ def set_best(root: Path, step_dir: Path) -> None:
     write_atomic(root / "best", step_dir.name)
 
 
+def keep(root: Path, step_dir: Path, best: bool, reached: dict[str, int], keep_last: int) -> None:
+    """After a save or an evaluation of `step_dir`: the names point where they should, and what nothing holds goes."""
+    if best:
+        set_best(root, step_dir)
+    mark(root, reached)
+    retain(root, keep_last)
+
+
 def mark(root: Path, reached: dict[str, int]) -> None:
     """Point `sparsity=0.3` at the checkpoint that reached it. At every save again: a kill may have come between."""
     for value, step in reached.items():

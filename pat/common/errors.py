@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pat.common.keys import Section, choices, options, words
+from pat.common.annotations import choices, options, words
 from pat.common.text import did_you_mean
 
 # Where the key, and what is above it, go in a sentence: a model around this one makes them longer.
 _KEY, _PLACE = "\0", "\1"
 
 
-def invalid(error: ValidationError, model: type[Section] | None = None, within: str | None = None) -> str:
+def invalid(error: ValidationError, model: type[BaseModel] | None = None, within: str | None = None) -> str:
     """The first of pydantic's errors; `model`: what was validated, unless `located` has seen it."""
     details = error.errors() if model is None else located(error, model).errors()
     place = ".".join(map(str, (*([within] if within else []), *details[0]["loc"])))
@@ -24,12 +24,12 @@ def invalid(error: ValidationError, model: type[Section] | None = None, within: 
     return sentence.replace(_KEY, place).replace(_PLACE, f" in {above}" if above else " at the top")
 
 
-def located(error: ValidationError, model: type[Section]) -> ValidationError:
+def located(error: ValidationError, model: type[BaseModel]) -> ValidationError:
     """The same errors with sentences of ours, to be raised within another model: the place is filled in at last."""
     return ValidationError.from_exception_data(error.title, [_detail(item, model) for item in error.errors()])
 
 
-def _detail(item: Any, model: type[Section]) -> InitErrorDetails:
+def _detail(item: Any, model: type[BaseModel]) -> InitErrorDetails:
     """One error, at the key, without the branches of a union that pydantic has tried."""
     place: tuple[int | str, ...] = item["loc"]
     if "sentence" in item.get("ctx", {}):
@@ -42,7 +42,7 @@ def _detail(item: Any, model: type[Section]) -> InitErrorDetails:
     )
 
 
-def _annotation(model: type[Section], place: Sequence[int | str]) -> tuple[Any, tuple[int | str, ...]]:
+def _annotation(model: type[BaseModel], place: Sequence[int | str]) -> tuple[Any, tuple[int | str, ...]]:
     """(the type at a place, the place as far as the schema has it); of an unknown key the section's type."""
     annotation: Any = model
     for depth, part in enumerate(place):
@@ -50,7 +50,7 @@ def _annotation(model: type[Section], place: Sequence[int | str]) -> tuple[Any, 
         if len(inner) > 1:
             return annotation, tuple(place[:depth])
         kind = inner[0]
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
             if part not in kind.model_fields:
                 return kind, tuple(place[: depth + 1])
             annotation = kind.model_fields[str(part)].annotation

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Literal, Optional, TypeVar, Union, get_args, get_origin
 
@@ -21,17 +21,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
+from pat.common.annotations import options
+from pat.common.errors import invalid
+
 AnySection = TypeVar("AnySection", bound="Section")
-_WORDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list [a, b]",
-    dict: "a mapping {key: value}",
-    type(None): "null",
-    Any: "anything",
-}
+_TYPED = (str, int, float, bool, list, dict, Any)  # what OmegaConf checks; the models check the rest
 
 
 def key(
@@ -71,8 +65,6 @@ class Section(BaseModel, frozen=True):
         So are a mapping's: `pruners__ffn=PrunerConfig(...)` adds one or replaces it, `pruners__ffn__schedule=...`
         replaces a setting of it.
         """
-        from pat.common.errors import invalid
-
         content = self._given()
         for name, value in values.items():
             place, (*above, last) = content, name.split("__")
@@ -108,7 +100,7 @@ class Method:
     """The annotation of a pruner's criterion, granularity, gate, budget or schedule.
 
     A union of the registered dataclasses, told apart by `name`, that is looked up when a value comes: the methods
-    import much, and every part of the program imports the schema. A plain name is the method with its defaults.
+    import much, and every part of the program imports the schema. `pat.pruning.registry` says how (`read_methods_by`).
     """
 
     kind: str
@@ -122,51 +114,21 @@ class Method:
         return {"x-method": self.kind}
 
     def parse(self, value: Any) -> Any:
-        """The method that a mapping or a name describes; a method and what is not set are taken as they are."""
-        from pat.pruning import registry
-
-        unset = value is None or value == MISSING
-        return (
-            value if unset or type(value) in registry.classes(self.kind).values() else registry.parse(self.kind, value)
-        )
+        """The method that a mapping or a name describes; what is not set is taken as it is."""
+        return value if value is None or value == MISSING else _read(self.kind, value)
 
 
-def plain(annotation: Any) -> Any:
-    """An annotation without its metadata, also within lists."""
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    if get_origin(annotation) is list:
-        return list[plain(get_args(annotation)[0])]  # type: ignore[misc]
-    return annotation
+def read_methods_by(reader: Callable[[str, Any], Any]) -> None:
+    """`reader(kind, value)` is the method from now on. Who knows the methods says so when it is imported."""
+    global _read
+    _read = reader
 
 
-def options(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one type."""
-    annotation = plain(annotation)
-    union = get_origin(annotation) in (Union, types.UnionType)
-    return tuple(plain(option) for option in get_args(annotation)) if union else (annotation,)
+def _unread(kind: str, value: Any) -> Any:
+    raise RuntimeError(f"the {kind} {value!r} cannot be read before pat.pruning.registry is imported: import it first")
 
 
-def choices(annotation: Any) -> list[Any]:
-    """The values that a Literal allows, in order of their names, None last; [] for any other type.
-
-    Not in the order of the Literal: Python may return an equal union that some other package wrote in another order.
-    """
-    allowed = options(annotation)
-    literals = [value for option in allowed if get_origin(option) is Literal for value in get_args(option)]
-    others = [option for option in allowed if get_origin(option) is not Literal and option is not type(None)]
-    return [] if others or not literals else sorted(literals, key=str) + [None] * (type(None) in allowed)
-
-
-def words(annotation: Any) -> str:
-    """An annotation in words."""
-    named = []
-    for option in options(annotation):
-        if get_origin(option) is Literal:
-            named += sorted(str(value) for value in get_args(option))
-        else:
-            named.append(_WORDS.get(get_origin(option) or option, str(option)))
-    return " or ".join(named)
+_read: Callable[[str, Any], Any] = _unread
 
 
 @cache
@@ -200,7 +162,7 @@ def _node(annotation: Any) -> Any:
         value = get_args(types[0])[1]
         section = isinstance(value, type) and issubclass(value, Section)
         return dict[str, structured(value) if section else Any] if not optional else Any  # type: ignore[misc]
-    if len(types) > 1 and set(types) != {int, float}:
+    if (len(types) > 1 and set(types) != {int, float}) or (get_origin(types[0]) or types[0]) not in _TYPED:
         return Any
     kind = Union[tuple(types)]  # noqa: UP007
     return Optional[kind] if optional else kind  # noqa: UP045

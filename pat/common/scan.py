@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import types
@@ -31,11 +33,22 @@ def named_classes(package: str, what: str) -> Mapping[str, type]:
 
 def declared(package: str) -> list[str]:
     """The names of `named_classes`, sorted, read in the files: nothing is imported but the package."""
-    roots = importlib.import_module(package).__path__
-    paths = [path for name in files(package) for root in roots if (path := Path(root, f"{name}.py")).is_file()]
-    return sorted(
-        name for path in paths for name in re.findall(r'^    name: str = "(\w+)"', path.read_text(), re.MULTILINE)
-    )
+    return sorted(name for name, _ in _written(package))
+
+
+def declared_fields(package: str) -> set[str]:
+    """The fields of `named_classes`, read in the same way: those that stand in the class itself."""
+    return {field for _, names in _written(package) for field in names}
+
+
+def comments(cls: type) -> dict[str, str]:
+    """What follows each field of a dataclass on its line, also of the classes above."""
+    said: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base):
+            lines = inspect.getsource(base).splitlines()
+            said |= {match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))}
+    return said
 
 
 def by_name(
@@ -48,6 +61,24 @@ def by_name(
             assert name not in named_values, f"two {what} are called {name}"
             named_values[name] = value
     return types.MappingProxyType(dict(sorted(named_values.items())))
+
+
+def _written(package: str) -> Iterator[tuple[str, list[str]]]:
+    """(name, fields) of each class whose field `name` has a default, as the files have it."""
+    roots = importlib.import_module(package).__path__
+    paths = [path for name in files(package) for root in roots if (path := Path(root, f"{name}.py")).is_file()]
+    for path in paths:
+        for cls in ast.parse(path.read_text(), str(path)).body:
+            if isinstance(cls, ast.ClassDef):
+                values = {
+                    item.target.id: item.value
+                    for item in cls.body
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                    if not ast.unparse(item.annotation).startswith("ClassVar")
+                }
+                name = values.get("name")
+                if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    yield name.value, list(values)
 
 
 def _named(module: types.ModuleType) -> Iterator[tuple[str, type]]:

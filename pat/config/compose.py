@@ -26,6 +26,7 @@ from pat.config.errors import explain
 from pat.config.frozen import ELASTIC, to_config
 from pat.config.hostfile import take_world_size
 from pat.config.places import conf_dir, options
+from pat.config.task_keys import config_model
 from pat.config.validate import validate
 from pat.pruning import registry
 from pat.run.directory import ExitCode
@@ -153,7 +154,7 @@ def _not_text(arguments: Sequence[str]) -> str:
 def _register() -> None:
     """The schema and the methods as Hydra groups, and the resolver of run.name."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=structured(Config))
+    store.store(name="schema", node=structured(config_model()))
     for kind in registry.PACKAGES:
         for name in registry.names(kind):
             store.store(group=kind, name=name, node=registry.defaults(kind, name))

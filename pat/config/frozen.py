@@ -14,10 +14,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+import pat.pruning.registry  # noqa: F401  # reads the methods of pruners
 from pat.common.errors import invalid
 from pat.common.files import write_atomic, write_json
 from pat.common.keys import structured
 from pat.config.errors import explain
+from pat.config.task_keys import config_model
 from pat.run.directory import ExitCode, RunDir, read_exit
 from pat.run.provenance import versions
 from pat.schema import Config
@@ -49,7 +51,7 @@ AFTER_DIVERGENCE = (
 def to_config(content: Mapping[str, Any]) -> Config:
     """Plain nested mappings as a typed `Config`, with methods of pruners as what they are; ValueError."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(structured(Config)), dict(content))
+        merged = OmegaConf.merge(OmegaConf.structured(structured(config_model())), dict(content))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ValueError(f"no value for {', '.join(missing)}")
@@ -57,9 +59,9 @@ def to_config(content: Mapping[str, Any]) -> Config:
     except OmegaConfBaseException as error:
         raise ValueError(explain(error)) from error
     try:
-        return Config.model_validate(values)
+        return config_model().model_validate(values)
     except ValidationError as error:
-        raise ValueError(invalid(error, Config)) from error
+        raise ValueError(invalid(error, config_model())) from error
 
 
 def load(path: str | Path) -> Config:

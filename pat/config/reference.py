@@ -14,7 +14,9 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from pat.common import ignored, scan
-from pat.common.keys import MISSING, Method, Section, choices, default_of, words
+from pat.common.annotations import choices, words
+from pat.common.keys import MISSING, Method, Section, default_of
+from pat.config.task_keys import config_model
 from pat.pruning import registry
 from pat.schema import Config, PrunerConfig
 from pat.tasks import base
@@ -113,7 +115,7 @@ def files() -> dict[Path, str]:
 def config_yaml() -> str:
     """Hydra's primary config: every key with its default, and what it does behind it."""
     blocks = [_HEAD.replace("TASKS", " | ".join(base.names()))]
-    for name, info in Config.model_fields.items():
+    for name, info in config_model().model_fields.items():
         value = default_of(info)
         if isinstance(value, Section):
             blocks.append(f"{name}: # {_first_line(type(value))}\n" + "".join(_lines(type(value), "  ")))
@@ -130,8 +132,8 @@ def config_yaml() -> str:
 
 def config_md() -> str:
     """A table for each section, and for each method of a pruner."""
-    blocks = [_INTRO, _table("Top", "", Config)]
-    for name, info in Config.model_fields.items():
+    blocks = [_INTRO, _table("Top", "", config_model())]
+    for name, info in config_model().model_fields.items():
         value = default_of(info)
         if isinstance(value, Section):
             blocks.append(_table(f"`{name}`", _first_line(type(value)), type(value)))
@@ -151,7 +153,7 @@ def config_md() -> str:
 
 def json_schema() -> dict[str, Any]:
     """For editors: what may stand in a recipe. Nothing is required, for a recipe only says what differs."""
-    made: Any = Config.model_json_schema()
+    made: Any = config_model().model_json_schema()
     for kind in registry.PACKAGES:
         if kind != "structure":
             for name in registry.names(kind):
@@ -216,11 +218,11 @@ def _table(title: str, intro: str, model: type[Section], level: int = 2) -> str:
 
 def _rows(model: type[Section], prefix: str) -> Iterator[tuple[str, str, str, str, str]]:
     for name, info in model.model_fields.items():
-        value = default_of(info)
+        value, top = default_of(info), issubclass(model, Config)
         if isinstance(value, Section):
-            if model is not Config:
+            if not top:
                 yield from _rows(type(value), f"{prefix}{name}.")
-        elif (model, name) != (Config, "pruners") and not (name == "name" and model.__name__.count(".")):
+        elif not (top and name == "pruners") and not (name == "name" and model.__name__.count(".")):
             yield (
                 f"`{prefix}{name}`",
                 _type(info),
@@ -266,7 +268,7 @@ def _only_with(info: FieldInfo, place: str) -> str:
 
 def _section_of(model: type[Section]) -> str | None:
     """The name of a section of the config; None for what is no section of its own."""
-    return next((name for name, info in Config.model_fields.items() if type(default_of(info)) is model), None)
+    return next((name for name, info in config_model().model_fields.items() if type(default_of(info)) is model), None)
 
 
 def _first_line(cls: type) -> str:

@@ -1,15 +1,13 @@
 """Criteria, granularities, schedules, budgets and structures, found by name.
 
 A method is a frozen dataclass with a field `name: str = "movement"` (its key) in a file of its kind's package. The
-file is found by scanning the package (`pat.common.scan`).
+file is found by scanning the package (`pat.common.scan`). Importing this file lets the schema read pruners' settings.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from dataclasses import Field as DataclassField
 from functools import cache
 from typing import Any, Literal, cast, get_type_hints
@@ -17,7 +15,7 @@ from typing import Any, Literal, cast, get_type_hints
 from pydantic import Field, ValidationError, create_model
 
 from pat.common import errors, scan
-from pat.common.keys import Section
+from pat.common.keys import Section, read_methods_by
 
 PACKAGES = {
     "criterion": "pat.pruning.criteria",
@@ -50,8 +48,6 @@ def defaults(kind: str, name: str) -> dict[str, Any]:
 
 def build(kind: str, value: Any) -> Any:
     """The method that `{"name": ..., **fields}`, or a plain name, describes. ValueError for what does not exist."""
-    if type(value) in classes(kind).values():
-        return value
     try:
         return parse(kind, value)
     except ValidationError as error:
@@ -60,6 +56,8 @@ def build(kind: str, value: Any) -> Any:
 
 def parse(kind: str, value: Any) -> Any:
     """As `build`, but ValidationErrors say at which field, for the message that names the whole key."""
+    if type(value) in classes(kind).values():
+        return value
     given = {"name": value} if isinstance(value, str) else {k: v for k, v in value.items() if v != "???"}
     model = settings(kind, _name(kind, value))
     try:
@@ -77,7 +75,7 @@ def parse(kind: str, value: Any) -> Any:
 def settings(kind: str, name: str) -> type[Section]:
     """The fields of a method as a section of the schema; what each does is the comment that follows it."""
     cls = _find(kind, name)
-    hints, said = get_type_hints(cls), _comments(cls)
+    hints, said = get_type_hints(cls), scan.comments(cls)
     keys: dict[str, Any] = {"name": (Literal[name], Field(name, description=f"the {kind}"))}
     for f in fields(cls):
         if f.name != "name":
@@ -113,11 +111,4 @@ def _name(kind: str, value: Any) -> str:
     return name
 
 
-def _comments(cls: type) -> dict[str, str]:
-    """What follows each field on its line, also of the classes above."""
-    comments: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if is_dataclass(base):
-            lines = inspect.getsource(base).splitlines()
-            comments |= {match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))}
-    return comments
+read_methods_by(parse)

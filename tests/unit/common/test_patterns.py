@@ -9,7 +9,8 @@ import pytest
 from torch import nn
 
 from pat.common import patterns
-from pat.common.keys import Section, options
+from pat.common.annotations import options
+from pat.common.keys import Section
 from pat.models import adapters, trainable
 from pat.pruning.pruner import Pruner
 from pat.schema import Config, OptimConfig, PeftConfig, PrunerConfig

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from pat import schema
 from pat.common import ignored
-from pat.common.keys import MISSING, Section, choices, default_of, words
+from pat.common.annotations import choices, words
+from pat.common.keys import MISSING, Section, default_of
 from pat.config import compose, places, reference
 from pat.pruning import registry
 from pat.schema import Config, DataConfig, OptimConfig, PrunerConfig, TrainConfig

@@ -17,7 +17,7 @@ from pat import tasks
 from pat.commands import train
 from pat.common import scan
 from pat.common.keys import Section, default_of
-from pat.config import compose, reference
+from pat.config import compose, frozen, reference, task_keys
 from pat.data import sources
 from pat.pruning import criteria, registry
 from pat.schema import Config, DataConfig, TaskConfig
@@ -26,8 +26,9 @@ from pat.tasks import base
 TASK = '''\
 """Texts with a sentence beside each, whose tokens each count by themselves."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from pat.tasks.causal_lm import CausalLM
 
@@ -36,6 +37,9 @@ from pat.tasks.causal_lm import CausalLM
 class Beside(CausalLM):
     name: str = "beside"
     loss_on: str | None = None
+    window: int = 4  # tokens on either side
+    side: Literal["left", "right"] | None = None  # of the sentence
+    weights: Mapping[str, float] = field(default_factory=dict)  # of words
 
     per_sample: ClassVar[bool] = False
     keys: ClassVar[tuple[str, ...]] = ("data.text_pair_column",)
@@ -64,7 +68,7 @@ class Smallest(Magnitude):
 def new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A task and a criterion where their packages find them."""
     added = ((tasks, "beside", TASK), (criteria, "smallest", CRITERION))
-    caches = (base.classes, registry.classes, registry.settings)
+    caches = (base.classes, registry.classes, registry.settings, task_keys.config_model)
     for package, name, text in added:
         folder = tmp_path / package.__name__
         folder.mkdir()
@@ -81,9 +85,9 @@ def new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         ConfigStore.instance().repo.get(group, {}).pop(f"{name}.yaml", None)
 
 
-def composed(*overrides: str) -> Config:
+def composed(*overrides: str, recipe: str = "parity") -> Config:
     found: list[Config] = []
-    compose.compose(["recipe=parity", *overrides], lambda config: found.append(config) or 0)
+    compose.compose([f"recipe={recipe}", *overrides], lambda config: found.append(config) or 0)
     return found[0]
 
 
@@ -98,6 +102,26 @@ def test_a_new_task_is_found() -> None:
 
 
 @pytest.mark.usefixtures("new_files")
+def test_a_key_that_only_a_new_task_declares_is_one_of_the_config(tmp_path: Path) -> None:
+    data = ("data.source=json", "data.train=a")
+    (tmp_path / "recipe").mkdir()
+    recipe = "defaults:\n  - parity\n  - override /task: beside\ntask: {window: 7, weights: {a: 0.5}}\n"
+    (tmp_path / "recipe" / "mine.yaml").write_text(f"# @package _global_\n{recipe}")
+    config = composed(*data, "task.side=left", "--config-dir", str(tmp_path), recipe="mine")
+    task: Any = base.build(config.task)
+    assert (task.window, task.side, task.weights) == (7, "left", {"a": 0.5})
+    (tmp_path / "config.yaml").write_text(frozen.dump(config))
+    assert frozen.load(tmp_path / "config.yaml") == config == config.changed(task__window=7)
+    assert isinstance(config, Config) and isinstance(config.task, TaskConfig)
+    unset: Any = base.build(composed(*data, "task=beside").task)
+    assert (unset.window, unset.side, unset.weights) == (4, None, {})
+
+
+def test_without_such_a_task_the_schema_is_all_there_is() -> None:
+    assert task_keys.config_model() is Config
+
+
+@pytest.mark.usefixtures("new_files")
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -106,6 +130,11 @@ def test_a_new_task_is_found() -> None:
         (["task=causal_lm", "data.text_pair_column=b"], "task.name=causal_lm it would be ignored.* take .*=beside or "),
         (["task=beside", "data.label_column=b"], "data.label_column is 'b', but with task.name=beside"),
         (["task=beside", "task.packing=best_fit"], "task.packing is 'best_fit', but with task.name=beside"),
+        (["task=causal_lm", "task.window=3"], "task.window is 3, but with task.name=causal_lm .* take .*=beside$"),
+        (["task=beside", "task.widow=3"], "'task.widow'.*side, .*window; did you mean window"),
+        (["task=beside", "task.window=x"], "task.window is 'x', but must be a whole number"),
+        (["task=beside", "task.side=up"], "task.side is 'up'; allowed: left, right, null"),
+        (["task=beside", "task.weights={a: b}"], "task.weights"),
         (["task.name=???"], "task=beside or task=causal_lm"),
         (["pruners.weights.criterion.name=smallestt"], "smallest"),
     ],
@@ -134,11 +163,16 @@ def test_both_are_in_the_reference_and_the_help(capsys: pytest.CaptureFixture[st
     made: Any = reference.json_schema()
     (names, _) = made["$defs"]["TaskConfig"]["properties"]["name"]["anyOf"]
     assert "beside" in names["enum"] and made["$defs"]["criterion.smallest"]["properties"]["power"]["default"] == 1.5
+    assert made["$defs"]["TaskConfig"]["properties"]["window"]["anyOf"][0]["type"] == ["integer", "string"]
     page = reference.config_md()
+    assert re.search(
+        r"\| `window` \| a whole number or null .*beside: tokens .* null: 4; \*only with\* .*=beside`", page
+    )
     assert re.search(r"\| `text_pair_column` .*task.name=beside\\\|classification", page)
     assert re.search(r"\| `loss_on` .*task.name=beside\\\|chat", page)
     assert re.search(r"### `smallest`\n\nThe magnitude, the other.*\n\n.*\n.*\n\| `power` .* of the magn", page)
     config = reference.config_yaml()
+    assert re.search(r"  window: null # beside: tokens on either side; null: 4\n", config)
     assert re.search(r"task: null # beside \|", config) and re.search(r"criterion .*smallest", config)
     assert train.main(["--help"]) == 0
     said = capsys.readouterr().out
@@ -146,7 +180,7 @@ def test_both_are_in_the_reference_and_the_help(capsys: pytest.CaptureFixture[st
 
 
 def test_what_tasks_take_is_in_the_schema() -> None:
-    """Else a task's own field or column could not be set."""
+    """Else a column could not be set, or a committed task's field were not described in the schema."""
     keys = {
         f"{section}.{name}"
         for section, info in Config.model_fields.items()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -80,3 +82,19 @@ def test_whole_numbers_are_numbers_and_unions_are_read() -> None:
 def test_budget_refuses(sparsity: float) -> None:
     with pytest.raises(ValueError, match="at least 0 and below 1"):
         registry.build("budget", {"name": "sparsity", "sparsity": sparsity})
+
+
+def test_the_schema_alone_refuses_methods_and_whatever_reads_a_config_knows_them() -> None:
+    code = """
+from pat.schema import PrunerConfig
+try:
+    PrunerConfig(criterion="movement")
+except RuntimeError as error:
+    assert "pat.pruning.registry" in str(error)
+else:
+    raise AssertionError("taken unread")
+import pat.config.frozen
+assert type(PrunerConfig(criterion="movement").criterion).__name__ == "Movement"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
