@@ -12,6 +12,7 @@ from rich.table import Table
 from pat.common.text import size_in_words
 from pat.planning import checkpoints, memory, traffic
 from pat.planning.activations import Activations, activations
+from pat.planning.calibration import calibration
 from pat.planning.memory import Layout, RankMemory
 from pat.planning.shapes import Shapes, itemsize, shapes_of
 from pat.schema import Config
@@ -33,6 +34,7 @@ class Row:
     selection_bytes: int
     selection_read_bytes: float
     checkpoint: checkpoints.CheckpointSize
+    calibration: int  # beside weights and optimizer, while a calibrated cut is made; 0: there is none
     total_soft: int
     total_hard: int
 
@@ -83,6 +85,7 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
                     traffic.bytes_per_selection(selecting, rankings, shapes.prunable) if rankings else 0,
                     traffic.bytes_read_per_selection(shapes, layout),
                     checkpoints.checkpoint_size(shapes, layout),
+                    calibration(config, model, pruner.weight_pruners, count),
                     needed.total(),
                     needed.total(soft=False),
                 )
@@ -118,13 +121,15 @@ def _memory_table(needs: Report) -> Table:
     for column in ("weights", "gradients", "optimizer", "pruner soft", "hard", "activations", "(" + other + " ckpt)"):
         table.add_column(column, justify="right")
     shown = [name for name in ("teacher", "host") if any(getattr(row.memory, name) for row in needs.rows)]
-    for column in ("buffers", *shown, "total soft", "hard"):
+    calibrated = any(row.calibration for row in needs.rows)
+    for column in ("buffers", *shown, *(["calibration"] if calibrated else []), "total soft", "hard"):
         table.add_column(column, justify="right")
     for row in needs.rows:
         each, alternative = row.memory, row.activations.whole if needs.checkpointing else row.activations.checkpointed
         values = [each.weights, each.gradients, each.optimizer, each.pruner_soft, each.pruner_hard, each.activations]
         values += [alternative, each.reduction + max(each.gathered, each.step)]
-        values += [getattr(each, name) for name in shown] + [row.total_soft, row.total_hard]
+        values += [getattr(each, name) for name in shown]
+        values += [*([row.calibration] if calibrated else []), row.total_soft, row.total_hard]
         table.add_row(str(row.layout.stage), f"{row.layout.ranks:,}", *map(size_in_words, values))
     return table
 
@@ -157,10 +162,15 @@ def summary(needs: Report) -> str:
     shapes = needs.shapes
     teacher = f", a teacher of {shapes.teacher:,}" if shapes.teacher else ""
     kept = "with" if needs.checkpointing else "without"
+    cut = (
+        "Calibration: what a cut takes beside weights and optimizer, when there are no activations.\n"
+        if any(row.calibration for row in needs.rows)
+        else ""
+    )
     return (
         f"{shapes.every:,} parameters, of which {shapes.trained:,} are trained and {shapes.prunable:,} have masks of "
         f"single weights (gates of structures take next to nothing){teacher}.\n"
         f"The totals are {kept} activation checkpointing, as the config says. Buffers: of the reduction (DeepSpeed's "
-        "buckets, whatever the model's size),\nand of gathered weights (ZeRO 3) or the step. By arithmetic; what one "
-        "operation needs for itself, and fragmentation, come on top."
+        f"buckets, whatever the model's size),\nand of gathered weights (ZeRO 3) or the step. {cut}By "
+        "arithmetic; what one operation needs for itself, and fragmentation, come on top."
     )

@@ -57,6 +57,7 @@ def warnings(config: Config, checked: Checked) -> list[str]:
     return [
         *checked.strange,
         *_useless_excludes(checked),
+        *_few_samples(config, checked),
         *(sentence for pruner in checked.pruner.pruners for sentence in timetable.warnings(pruner)),
     ]
 
@@ -171,3 +172,21 @@ def _useless_excludes(checked: Checked) -> Iterator[str]:
         for pattern in each.config.exclude:
             if not pattern.startswith(patterns.OPTIONAL) and not any(patterns.matches(n, [pattern]) for n in taken):
                 yield f"pruners.{each.name}.exclude: {pattern!r} matches nothing that params take"
+
+
+def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
+    """Calibration on less than it takes to tell the inputs of a matrix apart."""
+    there = len(checked.prepared.train)
+    for each in checked.pruner.weight_pruners:
+        if not isinstance(each.criterion, Calibrated):
+            continue
+        key, asked = f"pruners.{each.name}.criterion.num_samples", each.criterion.num_samples
+        if asked > there:
+            yield f"{key} is {asked:,}, and there are {there:,} training samples: some are seen again"
+        name = max(each.shapes, key=lambda name: each.shapes[name][1])
+        inputs, tokens = each.shapes[name][1], min(asked, there) * config.data.max_length
+        if tokens < inputs:
+            yield (
+                f"{key}={asked:,} are at most {tokens:,} tokens for the {inputs:,} inputs of {name}: with fewer tokens "
+                "than inputs damping decides; raise it"
+            )

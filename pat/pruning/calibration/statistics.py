@@ -19,6 +19,11 @@ class InputStatistic(ABC):
     def of(inputs: Tensor) -> Tensor:
         """The sum over the tokens of (N, d) inputs."""
 
+    @staticmethod
+    @abstractmethod
+    def num_bytes(inputs: int) -> int:
+        """Of the sum for d inputs."""
+
 
 class SquaredNorm(InputStatistic):
     """sum_n x_n^2, (d,) fp64: of each input channel."""
@@ -27,6 +32,11 @@ class SquaredNorm(InputStatistic):
     def of(inputs: Tensor) -> Tensor:
         """(N, d) -> (d,)."""
         return inputs.double().square().sum(0)
+
+    @staticmethod
+    def num_bytes(inputs: int) -> int:
+        """8 d."""
+        return 8 * inputs
 
 
 class Gram(InputStatistic):
@@ -37,3 +47,8 @@ class Gram(InputStatistic):
         """(N, d) -> (d, d)."""
         wide = inputs.float()
         return torch.mm(wide.T, wide)
+
+    @staticmethod
+    def num_bytes(inputs: int) -> int:
+        """4 d^2."""
+        return 4 * inputs * inputs

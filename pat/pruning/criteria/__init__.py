@@ -103,6 +103,10 @@ class Calibrated(Criterion):
     ) -> tuple[Tensor, Tensor]:
         """(flags (o, i) bool from `choose`, the weights (o, i) with what was removed at 0)."""
 
+    def cut_bytes(self, outputs: int, inputs: int) -> int:
+        """What one cut holds at a time beside its statistics, in bytes: about, for `pat plan` and for errors."""
+        return 4 * 4 * outputs * inputs
+
     def rank(self, score: Tensor | None, dense: Tensor) -> Tensor:
         """There is no rank of single weights without what goes into their matrix."""
         raise NotImplementedError(f"{self.name} ranks whole matrices: see `cut`")

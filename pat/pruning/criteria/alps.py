@@ -17,6 +17,7 @@ FIRST_PENALTY = 0.1  # rho, with inputs scaled to a mean square of 1
 PATIENCE = 2  # iterations between two looks at how much the mask still moves
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # (share of the mask that has changed, factor of rho)
 SETTLED = 1e-3  # share of the mask below which it no longer moves,
+WIDE = 4096  # inputs of a matrix above which it has no eigenvectors taken
 LOOKS = 2  # at so many looks in a row
 
 
@@ -53,18 +54,22 @@ class Alps(Calibrated):
         """Flags and fitted weights. ValueError where the Gram matrix is not positive."""
         gram = damped(inputs[Gram], self.damping)
         scale = gram.diagonal().sqrt()
-        scaled, dense = gram / scale[:, None] / scale, weights * scale
+        scaled, dense = gram.div_(scale[:, None]).div_(scale), weights * scale
         sparse, keep = self._admm(dense, scaled, choose)
         return keep, fitted(dense, scaled, keep, sparse, self.refinements) / scale
 
+    def cut_bytes(self, outputs: int, inputs: int) -> int:
+        """Weights, target, sparse answer, dual and what they are made of; the Gram matrix, damped, scaled, inverted."""
+        return 4 * (8 * outputs * inputs + 4 * inputs * inputs)
+
     def _admm(self, dense: Tensor, gram: Tensor, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        values, vectors = eigh(gram)
-        target, alive = dense @ gram @ vectors, (dense != 0).to(dense.dtype)
+        solve = resolvent(gram)
+        target, alive = dense @ gram, (dense != 0).to(dense.dtype)
         sparse, dual, rho = dense.clone(), torch.zeros_like(dense), FIRST_PENALTY
         keep = before = torch.ones_like(dense, dtype=torch.bool)
         settled = 0
         for iteration in range(self.iterations):
-            near = (target + (rho * sparse - dual) @ vectors) / (values + rho) @ vectors.T
+            near = solve(target + rho * sparse - dual, rho)
             pulled = near + dual / rho
             keep = choose(pulled.square() * alive)
             sparse = pulled * keep
@@ -79,12 +84,39 @@ class Alps(Calibrated):
         return sparse, keep
 
 
+def resolvent(gram: Tensor) -> Callable[[Tensor, float], Tensor]:
+    """(R (o, d), rho) -> R (H + rho I)^-1 for the (d, d) Gram matrix H, any number of times.
+
+    Up to WIDE inputs by H's eigenvectors, once for all rho; above, where these take longer than all the rest, by an
+    inverse that is made anew when rho changes. RuntimeError where H + rho I is not positive.
+    """
+    if len(gram) <= WIDE:
+        values, vectors = eigh(gram)
+        return lambda right, rho: (right @ vectors) / (values + rho) @ vectors.T
+    known: dict[float, Tensor] = {}
+
+    def solve(right: Tensor, rho: float) -> Tensor:
+        if rho not in known:
+            known.clear()
+            known[rho] = torch.cholesky_inverse(torch.linalg.cholesky(added(gram, rho)))
+        return right @ known[rho]
+
+    return solve
+
+
 def damped(gram: Tensor, damping: float) -> Tensor:
     """(d, d) with damping * mean(diag) on the diagonal. ValueError where nothing goes in at all."""
     mean = gram.diagonal().mean()
     if not mean > 0:
         raise ValueError("all inputs are 0 on the calibration samples")
-    return gram + damping * mean * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return added(gram, damping * mean)
+
+
+def added(gram: Tensor, value: Tensor | float) -> Tensor:
+    """(d, d) with a value added to the diagonal."""
+    copy = gram.clone()
+    copy.diagonal().add_(value)
+    return copy
 
 
 def fitted(

@@ -11,15 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from pat.commands import plan as command
 from pat.planning import activations, checkpoints, traffic
+from pat.planning.calibration import calibration
 from pat.planning.memory import Layout, memory, shard_numels, touched, with_user_keys
 from pat.planning.shapes import ParamGroup, Shapes
+from pat.pruning.pruner import Pruner
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import select_units
-from pat.schema import Config
+from pat.schema import Config, PrunerConfig
 from pat.tasks import base
 from tests.thread_ranks import ThreadComm, run_ranks
 
@@ -228,3 +230,21 @@ def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "94,528 parameters, of which 94,528 are trained and 73,728 have masks" in said
     assert said.count("\n     3      64 ") == 2, "a line in each table"
+
+
+def test_calibration_by_hand() -> None:
+    """One matrix of (24, 16) in each of two layers of 400 elements, 3 samples of 10 tokens on each of 2 ranks, bf16."""
+    model: Any = LlamaForCausalLM(
+        LlamaConfig(**(LLAMA | {"hidden_size": 16, "intermediate_size": 24}), num_hidden_layers=2)
+    )
+    settings = PrunerConfig(
+        params=["*.gate_proj.weight"], granularity="weight", criterion={"name": "alps", "num_samples": 5},
+        scope="matrix", budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "one_shot", "start": 0},
+    )  # fmt: skip
+    config = Config().changed(train__num_steps=4, data__max_length=10, pruners__weights=settings)
+    pruner = Pruner(config)
+    pruner.attach(model)
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    hidden, gram, cut = 3 * 10 * 16 * 2, 4 * 16 * 16, 4 * (8 * 24 * 16 + 4 * 16 * 16)
+    assert calibration(config, model, pruner.weight_pruners, 2) == hidden + 2 * layer + 4 * 24 * 16 + gram + cut
+    assert calibration(config, model, [], 2) == 0

@@ -118,6 +118,17 @@ def test_figures_and_warnings(config: Config, monkeypatch: pytest.MonkeyPatch) -
     assert said.rindex("  warning") > said.rindex("  schedule"), "warnings come last"
 
 
+def test_calibration_on_too_little_is_said(config: Config) -> None:
+    """Of 40 samples of at most 32 tokens, for the 128 inputs of down_proj."""
+    for num_samples, words in ((100, "there are 40 training samples"), (2, "at most 64 tokens for the"), (40, "")):
+        calibrated = config.changed(
+            pruners__weights__criterion={"name": "alps", "num_samples": num_samples}, pruners__weights__scope="matrix",
+            pruners__weights__exclude=[], pruners__weights__schedule={"name": "one_shot", "start": 0},
+        )  # fmt: skip
+        said = start_summary(calibrated, preflight.prepare(calibrated, Path("run")))
+        assert words in said and ("criterion.num_samples" in said) == bool(words)
+
+
 def test_the_command_says_it_once_and_it_is_in_the_log(
     config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

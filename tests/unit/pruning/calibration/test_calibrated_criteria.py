@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pat.pruning import registry
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
+from pat.pruning.criteria import alps
 from pat.pruning.criteria.alps import Alps, damped, fitted
 from pat.pruning.weights.whole import chooser, keep_top_of_rows
 
@@ -82,7 +83,7 @@ def test_with_inputs_that_do_not_depend_on_each_other_it_is_nearly_wanda(scope: 
         _, best = registry.build("criterion", "wanda").cut(weights, {SquaredNorm: norms.double()}, choose(scope))
         torch.testing.assert_close(found, weights * keep)
         ratios.append(float(loss(weights, found, gram).sum() / loss(weights, best, gram).sum()))
-    assert min(ratios) > 1 - 1e-6 and max(ratios) < 1.2 and sum(ratios) / len(ratios) < 1.03
+    assert min(ratios) > 1 - 1e-6 and max(ratios) < 1.5 and sum(ratios) / len(ratios) < 1.03
 
 
 def test_wanda_is_the_papers_rule() -> None:
@@ -132,3 +133,13 @@ def test_rows_keep_exactly_their_share_and_of_equals_the_first() -> None:
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="alps"):
         registry.build("criterion", {"name": "alps", **wrong})
+
+
+def test_wide_matrices_are_solved_without_eigenvectors_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, gram = problem(3, 24, 32, 200)
+    keep, found = Alps().cut(weights, {Gram: gram}, choose("matrix"))
+    monkeypatch.setattr(alps, "WIDE", 0)
+    again, other = Alps().cut(weights, {Gram: gram}, choose("matrix"))
+    assert (keep != again).float().mean() < 0.02
+    within = damped(gram, Alps().damping)
+    assert loss(weights, other, within).sum() == pytest.approx(float(loss(weights, found, within).sum()), rel=0.02)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pat.pruning.calibration.walk import NotCalibrated
+from pat.pruning.criteria.alps import Alps
 from pat.pruning.pruner import Pruner
 from pat.schema import Config, MaskedGradConfig, PrunerConfig
 from tests import models, one_rank
@@ -167,3 +168,30 @@ def test_a_layer_that_gives_infinities_is_named() -> None:
     model.get_parameter("model.layers.1.mlp.up_proj.weight").data[0, 0] = torch.inf
     with pytest.raises(NotCalibrated, match="layers.1.mlp.down_proj.weight is not finite"):
         pruner.step(0)
+
+
+def test_a_matrix_that_does_not_fit_says_how_much_it_needs_and_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Alps, "cut", full)
+    with pytest.raises(ValueError, match=r"layers.0.*q_proj.* about 1\d\d.\d KiB .*engine.offload_optimizer") as said:
+        trained(config("alps", "matrix"))
+    assert "\n" not in str(said.value)
+
+
+def test_what_only_prunes_removes_what_a_step_would_have_removed_and_moves_nothing_else() -> None:
+    """`Pruner.prune` against the cut of step 0: the same flags; the weights that stay as the cut has left them."""
+    at_once = config("wanda", schedule={"name": "one_shot", "start": 0})
+    _, stepped, _ = trained(at_once, 1)
+    model = models.model("llama")
+    _, pruner = one_rank.build(at_once.changed(train__num_steps=0), model)
+    pruner.samples = lambda number: batches()
+    pruner.prune()
+    pruner.check_finished()
+    assert pruner.hashes()[0] == stepped.hashes()[0]
+    dense = models.model("llama").state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, dense[name] * (weight != 0)), name
+    pruner.prune()  # as of a start that was stopped after it: nothing happens twice
+    assert pruner.hashes()[0] == stepped.hashes()[0]
