@@ -33,7 +33,6 @@ from pat.pruning.weights import prior, ties, whole
 from pat.pruning.weights.arrays import array, module
 from pat.pruning.weights.kernels import make_kernels
 from pat.pruning.weights.matrices import Matrices
-from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.schema import PrunerConfig
 from pat.zero.layouts import Piece, ZeroLayout
@@ -105,6 +104,7 @@ class WeightPruner:
             if shard.segments and shard.segments[0].name in self.shapes:
                 assert all(s.name in self.shapes for s in shard.segments), "a shard mixes two pruners"
                 self.states.append(MaskedShard(shard))
+        self.matrices = whole.WholeMatrices(layout, self.states, self.shapes)
         if self.criterion.needs_score:
             for state in self.states:
                 state.score = self.criterion.initial(state.shard.view)
@@ -141,7 +141,7 @@ class WeightPruner:
         if self.criterion.threshold is not None and not hard:
             self.granularity.select_threshold(scored, self.criterion.threshold, comm)
         elif self.config.scope == "row":
-            self._select_in_rows(scored, target)
+            self.matrices.select_in_rows(scored, self.granularity, target)
         else:
             self.granularity.select(scored, target, self.config.scope, comm)
         removed = self._count_removed()
@@ -168,44 +168,18 @@ class WeightPruner:
                 scored.append(state.scored(s, values))
         return scored
 
-    def _select_in_rows(self, scored: list[ScoredSegment], target: float) -> None:
-        """Keep the highest of every row. Collective."""
-        by_name: dict[str, list[Piece]] = {name: [] for name in self.shapes}
-        for segment in scored if not self.layout.replicated or self.layout.world.rank == 0 else ():
-            by_name[segment.name].append(Piece(segment.start, segment.scores))
-        refuse_nan(scored, self.layout.comm)
-        for name, pieces in by_name.items():
-            scores = self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name])
-            self._write(name, whole.chooser(name, self.granularity, target, "row")(scores).view(-1))
-
     def _cut(self, criterion: Calibrated, target: float) -> None:
         """Layer by layer: choose by what goes into its matrices, and let the survivors take over. Collective."""
         assert self.walk is not None, "Pruner.bind gives it"
         for layer in self.walk():
             names = [name for name in self.shapes if name.startswith(f"{layer.name}.")]
             settings = (criterion, self.granularity, target, self.config.scope)
-            for name, (flags, values) in whole.cut_layer(layer, names, *settings, self._whole, self.layout.world):
-                self._write(name, flags, values)
+            for name, (flags, values) in whole.cut_layer(layer, names, *settings, self.matrices.weights):
+                self.matrices.write(name, flags, values)
         removed = self._count_removed()
         self.num_pruned = sum(removed.values())
         self._check_matrices(removed, set())
         self._clear_moments()
-
-    def _whole(self, name: str) -> Tensor:
-        """The effective weights of a matrix. Collective."""
-        return self.layout.assemble(name, self.layout.pieces(name), torch.float32).view(self.shapes[name])
-
-    def _write(self, name: str, flags: Tensor, values: Tensor | None = None) -> None:
-        """This rank's part of a matrix's flags, and of its weights where they change."""
-        for state in self.states:
-            for s in state.shard.segments:
-                if s.name == name:
-                    assert state.keep is not None and state.dense is not None
-                    part = slice(s.start, s.start + s.numel)
-                    state.keep[s.part].copy_(flags[part])
-                    if values is not None:
-                        state.dense[s.part].copy_(values[part])
-                        state.shard.view[s.part].copy_(values[part])
 
     def _check_matrices(self, removed: dict[str, int], tied: set[str]) -> None:
         numel = {name: math.prod(shape) for name, shape in self.shapes.items()}

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pat.common.comm import LOCAL, Comm
+from pat.common.comm import LOCAL
 from pat.common.rounding import part_of
 from pat.common.text import size_in_words
 from pat.pruning.calibration.walk import Layer
 from pat.pruning.criteria import Calibrated
 from pat.pruning.types import ScoredSegment
+from pat.pruning.weights.selection import refuse_nan
+from pat.pruning.weights.shard_state import MaskedShard
+from pat.zero.layouts import Piece, ZeroLayout
 
 Cut = tuple[Tensor, Tensor]  # flags (r,) uint8, weights (r,) fp32
 
@@ -49,6 +52,41 @@ def keep_top_of_rows(scores: Tensor, num_keep: int) -> Tensor:
     return above | (equal & (equal.cumsum(1) <= room))
 
 
+class WholeMatrices:
+    """The matrices of a pruner, brought together from the shards of all ranks one at a time, and written back."""
+
+    def __init__(
+        self, layout: ZeroLayout, states: Sequence[MaskedShard], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self.layout, self.states, self.shapes = layout, states, shapes
+
+    def weights(self, name: str) -> Tensor:
+        """The effective weights of a matrix, fp32 in its shape. Collective."""
+        return self.layout.assemble(name, self.layout.pieces(name), torch.float32).view(self.shapes[name])
+
+    def select_in_rows(self, scored: Sequence[ScoredSegment], granularity: Any, sparsity: float) -> None:
+        """Keep the highest of every row. Raises ValueError for scores that are NaN. Collective."""
+        by_name: dict[str, list[Piece]] = {name: [] for name in self.shapes}
+        for segment in scored if not self.layout.replicated or self.layout.world.rank == 0 else ():
+            by_name[segment.name].append(Piece(segment.start, segment.scores))
+        refuse_nan(scored, self.layout.comm)
+        for name, pieces in by_name.items():
+            scores = self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name])
+            self.write(name, chooser(name, granularity, sparsity, "row")(scores).view(-1))
+
+    def write(self, name: str, flags: Tensor, values: Tensor | None = None) -> None:
+        """This rank's part of a matrix's flags, and of its weights where they change."""
+        for state in self.states:
+            for s in state.shard.segments:
+                if s.name == name:
+                    assert state.keep is not None and state.dense is not None
+                    part = slice(s.start, s.start + s.numel)
+                    state.keep[s.part].copy_(flags[part])
+                    if values is not None:
+                        state.dense[s.part].copy_(values[part])
+                        state.shard.view[s.part].copy_(values[part])
+
+
 def cut_layer(
     layer: Layer,
     names: Sequence[str],  # matrices of the layer
@@ -57,9 +95,9 @@ def cut_layer(
     sparsity: float,
     scope: str,
     weights: Callable[[str], Tensor],  # name -> (o, i) fp32 effective weight, whole. Collective
-    comm: Comm,
 ) -> Iterable[tuple[str, Cut]]:
     """The cut of every matrix of a layer. Each is computed by one rank, and the others get it. Collective."""
+    comm = layer.walk.comm
     inputs = layer.collect({name: criterion.statistics for name in names})
     mine: dict[str, Cut | str] = {}
     shapes: dict[str, tuple[int, ...]] = {}

@@ -234,9 +234,8 @@ def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_calibration_by_hand() -> None:
     """One matrix of (24, 16) in each of two layers of 400 elements, 3 samples of 10 tokens on each of 2 ranks, bf16."""
-    model: Any = LlamaForCausalLM(
-        LlamaConfig(**(LLAMA | {"hidden_size": 16, "intermediate_size": 24}), num_hidden_layers=2)
-    )
+    sizes: dict[str, Any] = {**LLAMA, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes))
     settings = PrunerConfig(
         params=["*.gate_proj.weight"], granularity="weight", criterion={"name": "alps", "num_samples": 5},
         scope="matrix", budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "one_shot", "start": 0},
