@@ -75,6 +75,8 @@ def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         hint = "" if chosen else "; recipe=NAME gives them all, `pat train --help` lists the recipes"
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}{hint}")
     content: Any = OmegaConf.to_container(cfg, resolve=True)
+    if "pruners={}" in overrides:  # Hydra merges mappings, so it would change nothing, and prune all the same
+        content["pruners"] = {}
     _drop_replaced_fields(content["pruners"], overrides)
     config = take_world_size(to_config(content), overrides)
     validate(config, {override.lstrip("+").partition("=")[0] for override in overrides})

@@ -368,3 +368,8 @@ def test_a_launcher_sets_the_number_of_ranks(monkeypatch):
     assert train._with_world_size([PARITY], environment) == [PARITY, "engine.world_size=4"]
     with pytest.raises(ValueError, match="the launcher started 4 ranks"):
         train._with_world_size(["engine.world_size=2"], environment)
+
+
+def test_no_pruners_means_none():
+    """Hydra merges an empty mapping into the recipe's, which would go on pruning in silence."""
+    assert composed(PARITY).pruners and not composed(PARITY, "pruners={}").pruners
