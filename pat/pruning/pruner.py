@@ -26,6 +26,8 @@ from pat.common.typed import named_modules
 from pat.pruning import nested, state_keys, timetable
 from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.criteria import Calibrated
+from pat.pruning.gates import OF_NO_STEP, CalibratedGate
+from pat.pruning.structures import calibrated
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
@@ -108,6 +110,9 @@ class Pruner:
             weights.emptied_before = partial(nested.emptied, self.structure_pruners, weights)
             for structures in self.structure_pruners:
                 nested.check(structures, weights)
+        for structures in self.structure_pruners:
+            if isinstance(structures.method, CalibratedGate):
+                self._check_calibrated_gates(structures, model)
 
     def _check_calibrated(self, pruner: WeightPruner, model: torch.nn.Module) -> None:
         stack_of(model, list(pruner.shapes))
@@ -120,9 +125,9 @@ class Pruner:
                 )
 
     def _attach_structures(self, pruner: StructurePruner, frozen: set[str]) -> None:
-        if pruner.adapted and pruner.needs == "weights":
+        if pruner.adapted and pruner.needs in OF_NO_STEP:
             raise ValueError(
-                f"pruners.{pruner.name}.gate={pruner.method.name} ranks units by trained weights, but with peft the "
+                f"pruners.{pruner.name}.gate={pruner.method.name} works on trained weights, but with peft the "
                 "model is frozen: take a method that learns, or ranks by gradients or activations: l0, taylor, "
                 "activation, ..."
             )
@@ -143,6 +148,17 @@ class Pruner:
                 )
         self.structure_pruners.append(pruner)
 
+    def _check_calibrated_gates(self, pruner: StructurePruner, model: torch.nn.Module) -> None:
+        stack_of(model, calibrated.readers(pruner.anatomy, pruner.sites))
+        at = pruner.timeline.start
+        for other in self.structure_pruners:
+            if other is not pruner and other.timeline.start <= at < other.timeline.hard_from:
+                raise ValueError(
+                    f"pruners.{pruner.name} is calibrated at step {at}, when the gates of pruners.{other.name} still "
+                    f"move, until step {other.timeline.hard_from}: set pruners.{pruner.name}.schedule.start to that "
+                    "step or later"
+                )
+
     # -- after DeepSpeed -------------------------------------------------------------------------------------------
 
     def bind(self, engine: Any) -> None:
@@ -152,6 +168,9 @@ class Pruner:
         self._states: dict[int, tuple[WeightPruner, MaskedShard]] = {}
         for pruner in self.structure_pruners:
             pruner.bind(self.layout)
+            if isinstance(pruner.method, CalibratedGate):
+                matrices = calibrated.readers(pruner.anatomy, pruner.sites)
+                pruner.walk = partial(self._walk, matrices, pruner.method.num_samples)
         for pruner in self.weight_pruners:
             pruner.bind(self.layout)
             for state in pruner.states:

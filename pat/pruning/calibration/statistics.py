@@ -20,6 +20,15 @@ class InputStatistic(ABC):
         """The sum over the tokens of (N, d) inputs."""
 
 
+class Mean(InputStatistic):
+    """sum_n x_n, (d,) fp64."""
+
+    @staticmethod
+    def of(inputs: Tensor) -> Tensor:
+        """(N, d) -> (d,)."""
+        return inputs.double().sum(0)
+
+
 class SquaredNorm(InputStatistic):
     """sum_n x_n^2, (d,) fp64: of each input channel."""
 

@@ -147,6 +147,10 @@ class Layer:
         self.walk, self.index = walk, index
         self.name = f"{walk.stack}.{index}"
 
+    def refresh(self, names: Sequence[str]) -> None:
+        """Let what follows see these weights of the layer as they are now. Collective."""
+        self.walk._fill(names)
+
     def collect(self, statistics: Statistics) -> dict[str, dict[type[InputStatistic], Tensor]]:
         """Means over the tokens of all ranks, by matrix and statistic. An input that several matrices share is measured
         once, and they get the same tensors. Collective."""
