@@ -3,9 +3,10 @@
 The walk has a model of its own, which DeepSpeed has never seen: on the meta device, with one layer's weights at a time,
 brought together from the shards of all ranks. So it works the same at every ZeRO stage, and holds one layer and the
 hidden states of this rank's samples. What is pruned in a layer changes what the next one is calibrated on, and a whole
-walk costs two forwards of the samples, whatever the number of layers.
+walk costs two forwards of the samples, whatever the number of layers. A walk that follows the model as it was before
+costs a third: what it gave then is measured beside what it gives now.
 
-# B rows of a micro-batch, T tokens, d inputs of a linear map
+# B rows of a micro-batch, T tokens, d inputs of a linear map, o outputs
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -31,6 +33,14 @@ SEEN_BY_THE_BASE = ("input_ids", "attention_mask", "token_type_ids", "position_i
 
 class NotCalibrated(ValueError):
     """The inputs of a matrix cannot be measured."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What is missing where a linear map's output is added: e, of the model before less of the model as it is now."""
+
+    cross: Tensor  # (o, d) mean of e x^T over the tokens, x the map's input now
+    mean: Tensor  # (o,) of e
 
 
 def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
@@ -81,6 +91,7 @@ class Walk:
         dtype: torch.dtype,
         comm: Comm = LOCAL,
         on_layer: Callable[[int, int], None] = lambda index, number: None,  # told before each layer
+        followed: Sequence[str] = (),  # matrices whose outputs, in the model as it is now, are kept for `Layer.gap`
     ) -> None:
         self.whole, self.stack, self.dtype, self.comm, self.on_layer = whole, stack, dtype, comm, on_layer
         self.skeleton = _skeleton(model)
@@ -90,6 +101,8 @@ class Walk:
         if not self.tokens:
             raise NotCalibrated("There is no token to calibrate on: all calibration samples are padding.")
         self._enter(batches)
+        self.followed = {name: name.rpartition(".")[0] for name in followed}  # and their modules
+        self.before = list(self.hidden) if followed else []  # what goes into the layer in the model before
 
     def __iter__(self) -> Iterator[Layer]:
         """Every layer; what the consumer has written to the weights by then is what the next layer's inputs see."""
@@ -98,12 +111,27 @@ class Walk:
             with torch.no_grad():
                 own = [f"{self.stack}.{index}.{name}" for name, _ in layer.named_parameters()]
                 self._fill(own)
-                yield Layer(self, index)
+                yield Layer(self, index, self._follow(index) if self.followed else {})
                 self._fill(own)
                 calls = self.calls[index]
                 self.hidden = [call(layer, hidden) for call, hidden in zip(calls, self.hidden, strict=True)]
                 self._drop(own)
-        self.hidden = []
+        self.hidden, self.before = [], []
+
+    def _follow(self, index: int) -> dict[str, list[Tensor]]:
+        """The followed outputs of a layer in the model before, by matrix and micro-batch; its input moves on."""
+        own = {n: m for n, m in self.followed.items() if n.startswith(f"{self.stack}.{index}.")}
+        outputs: dict[str, list[Tensor]] = {name: [] for name in own}
+        handles = [
+            self.skeleton.get_submodule(module).register_forward_hook(partial(_note, outputs[name]))
+            for name, module in own.items()
+        ]
+        calls = zip(self.calls[index], self.before, strict=True)
+        after = [call(self.layers[index], hidden) for call, hidden in calls]
+        for handle in handles:
+            handle.remove()
+        self.behind, self.before = self.before, after
+        return outputs
 
     # -- the beginning -----------------------------------------------------------------------------------------------
 
@@ -143,15 +171,19 @@ class Walk:
 class Layer:
     """One layer in the walk, with its weights."""
 
-    def __init__(self, walk: Walk, index: int) -> None:
-        self.walk, self.index = walk, index
+    def __init__(self, walk: Walk, index: int, before: Mapping[str, Sequence[Tensor]]) -> None:
+        self.walk, self.index, self.before = walk, index, before
         self.name = f"{walk.stack}.{index}"
 
     def refresh(self, names: Sequence[str]) -> None:
         """Let what follows see these weights of the layer as they are now. Collective."""
         self.walk._fill(names)
 
-    def collect(self, statistics: Statistics) -> dict[str, dict[type[InputStatistic], Tensor]]:
+    def collect(
+        self,
+        statistics: Statistics,
+        after: Callable[[int], None] = lambda batch: None,  # each micro-batch
+    ) -> dict[str, dict[type[InputStatistic], Tensor]]:
         """Means over the tokens of all ranks, by matrix and statistic. An input that several matrices share is measured
         once, and they get the same tensors. Collective."""
         walk = self.walk
@@ -159,9 +191,11 @@ class Layer:
         for name in statistics:
             probe.watch(name, walk.skeleton.get_submodule(name.rpartition(".")[0]))
         try:
-            for call, hidden, real in zip(walk.calls[self.index], walk.hidden, walk.real, strict=True):
+            calls = zip(walk.calls[self.index], walk.hidden, walk.real, strict=True)
+            for batch, (call, hidden, real) in enumerate(calls):
                 probe.next(real)
                 call(walk.layers[self.index], hidden)
+                after(batch)
         finally:
             probe.remove()
         unused = sorted(set(statistics) - set(probe.first))
@@ -181,6 +215,62 @@ class Layer:
                     "overflows in engine.dtype"
                 )
         return {name: means[probe.first[name]] for name in statistics}
+
+    def collect_with_gap(
+        self, name: str, statistics: Sequence[type[InputStatistic]], below: bool
+    ) -> tuple[dict[type[InputStatistic], Tensor], Gap]:
+        """`collect` of a followed matrix, and what is missing at its output. Collective.
+
+        below: that of the residual, to which the outputs of the layer's followed matrices are added one after the
+        other, up to this one's; else that of this one's output alone.
+        """
+        probe = _GapProbe(self, name, below)
+        try:
+            means = self.collect({name: statistics}, probe.add)[name]
+        finally:
+            probe.remove()
+        comm, tokens = self.walk.comm, self.walk.tokens
+        return means, Gap(comm.sum(probe.cross) / tokens, comm.sum(probe.mean) / tokens)
+
+
+class _GapProbe:
+    """Hooks that see what followed matrices give now, and sum up what is missing."""
+
+    def __init__(self, layer: Layer, name: str, below: bool) -> None:
+        self.layer, self.name, self.below = layer, name, below
+        names = list(layer.before)
+        self.summed = names[: names.index(name) + 1] if below else [name]
+        walk = layer.walk
+        modules = {each: walk.skeleton.get_submodule(walk.followed[each]) for each in self.summed}
+        self.outputs: dict[str, Tensor] = {}  # of a micro-batch
+        self.handles = [modules[each].register_forward_hook(partial(self._see, each)) for each in self.summed]
+        weight = modules[name].weight
+        self.cross = torch.zeros(tuple(weight.shape), dtype=torch.float64, device=weight.device)
+        self.mean = self.cross.new_zeros(len(weight))
+
+    def add(self, batch: int) -> None:
+        """The forward of a micro-batch is over."""
+        walk, before = self.layer.walk, self.layer.before
+        missing = sum(
+            (before[each][batch].float() - self.outputs[each].float() for each in self.summed), torch.zeros(())
+        )
+        if self.below:
+            missing = missing + (walk.behind[batch].float() - walk.hidden[batch].float())
+        real = walk.real[batch].reshape(-1)
+        missing = missing.reshape(-1, missing.shape[-1])[real]
+        inputs = self.inputs.reshape(-1, self.inputs.shape[-1])[real].float()
+        self.cross += (missing.T @ inputs).double()
+        self.mean += missing.double().sum(0)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+    def _see(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self.outputs[name] = output
+        if name == self.name:
+            self.inputs = args[0]
 
 
 class _Probe:
@@ -214,6 +304,10 @@ class _Probe:
             for kind in self.statistics[name]:
                 value = kind.of(flat)
                 sums[kind] = sums[kind].add_(value) if kind in sums else value
+
+
+def _note(outputs: list[Tensor], module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    outputs.append(output)
 
 
 def _first(output: Any) -> Tensor:

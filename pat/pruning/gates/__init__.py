@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pat.pruning.calibration.statistics import InputStatistic
+from pat.pruning.calibration.walk import Gap
 
 # gradient: dL/dz of the global batch; squared_, absolute_: the mean over its examples of their own gradient's;
 # gradient_and_size: (2, U), the first and the third; weights: the mean square; activations, similarity: means over the
@@ -128,6 +129,11 @@ class CalibratedGate(GateMethod, ABC):
         if self.num_samples < 1:
             raise ValueError(f"gate.num_samples is {self.num_samples}, but must be at least 1: 128 are usual.")
 
+    @property
+    def follows(self) -> bool:
+        """Whether `cut` looks at what the model gave before it was pruned."""
+        return False
+
     @abstractmethod
     def costs(
         self,
@@ -145,6 +151,7 @@ class CalibratedGate(GateMethod, ABC):
         bias: Tensor | None,  # (o,) fp32
         features: int,
         inputs: Mapping[type[InputStatistic], Tensor],
+        gap: Gap | None,  # what is missing behind the matrix by now; None unless `follows`
         count: int,  # of units that stay
     ) -> Fit:
         """The units that stay, and the weights and the bias that read them. ValueError where there is no such fit."""

@@ -10,24 +10,28 @@ import torch
 from torch import Tensor
 
 from pat.pruning.calibration.statistics import Gram, InputStatistic, Mean
+from pat.pruning.calibration.walk import Gap
 from pat.pruning.gates import CalibratedGate, Fit
 
 
 @dataclass(frozen=True)
 class Obs(CalibratedGate):
-    """Minimal E||W (x - m) - V (x_K - m_K)||^2 over the units K that stay and the weights V that read them.
+    """Minimal E||W x + e - V x_K||^2 over the units K that stay and the weights V that read them.
 
-    H = E[(x - m)(x - m)^T] + damping mean(diag) I, m the mean input (0 where the matrix has no bias). One unit u after
-    the other goes, the one that costs least now, A = H^-1 of what is left and W the weights that have taken over:
+    x is what goes into the matrix now, and e what is missing behind it by now, of the dense model less of the one that
+    is pruned below: what stays also makes up for the layers below. With x and e less their means where the matrix has a
+    bias, H = E[x x^T] + damping mean(diag) I and W <- W + repair E[e x^T] H^-1 one unit u after the other goes, the one
+    that costs least now; A = H^-1 of what is left, W the weights that have taken over:
 
         cost_u = tr(W_u A_uu^-1 W_u^T),  W <- W - W_u A_uu^-1 A_u,  A <- A - A_:u A_uu^-1 A_u:
 
-    and in the end V = W H_:K H_KK^-1, the bias + (W - V) m. Source: Kurtic et al. 2023 (ZipLM), arXiv:2302.04089; the
-    bias: An et al. 2023 (FLAP), arXiv:2312.11983.
+    In the end V = W H_:K H_KK^-1, and the bias gets (W - V) E[x] + repair E[e]. Source: Kurtic et al. 2023 (ZipLM),
+    arXiv:2302.04089; the bias: An et al. 2023 (FLAP), arXiv:2312.11983; e: ours.
     """
 
     name: str = "obs"
     damping: float = 0.01  # of the inputs' Gram matrix, as a part of its mean diagonal: more for few samples
+    repair: float = 1.0  # share of what the pruned layers below lack that is made up for; 0: none, one forward less
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (Gram, Mean)
 
@@ -36,6 +40,13 @@ class Obs(CalibratedGate):
         super().__post_init__()
         if not self.damping > 0:
             raise ValueError(f"gate.damping is {self.damping}, but must be above 0: 0.01 is usual.")
+        if not 0.0 <= self.repair <= 1.0:
+            raise ValueError(f"gate.repair is {self.repair}, but must lie between 0 and 1.")
+
+    @property
+    def follows(self) -> bool:
+        """Whether the dense model is looked at beside the pruned one."""
+        return self.repair > 0.0
 
     def costs(
         self, weights: Tensor, features: int, inputs: Mapping[type[InputStatistic], Tensor], bias: bool
@@ -52,18 +63,26 @@ class Obs(CalibratedGate):
         bias: Tensor | None,
         features: int,
         inputs: Mapping[type[InputStatistic], Tensor],
+        gap: Gap | None,
         count: int,
     ) -> Fit:
         """The `count` units that stay, and what reads them. torch.linalg.LinAlgError where H is not positive."""
         gram, mean = self._problem(inputs, bias is not None)
-        wide = weights.double()
+        wide, shift = weights.double(), None if bias is None else bias.double()
+        if gap is not None:
+            cross = gap.cross.double()
+            if shift is not None:
+                cross, shift = cross - torch.outer(gap.mean, mean), shift + self.repair * gap.mean
+            wide = wide + self.repair * torch.cholesky_solve(cross.T, torch.linalg.cholesky(gram)).T
         units = wide.shape[1] // features
         order, _ = removals(wide, gram, features, units - count)
         keep = torch.ones(units, dtype=torch.bool)
         keep[order] = False
         fitted = refitted(wide, gram, keep.repeat_interleave(features))
-        shifted = None if bias is None else (bias.double() + (wide - fitted) @ mean).to(bias.dtype)
-        return Fit(keep, fitted.to(weights.dtype), shifted)
+        if bias is None or shift is None:
+            return Fit(keep, fitted.to(weights.dtype), None)
+        # The bias of W x + b is b + (W - V) m, whatever W has become.
+        return Fit(keep, fitted.to(weights.dtype), (shift + (weights.double() - fitted) @ mean).to(bias.dtype))
 
     def _problem(self, inputs: Mapping[type[InputStatistic], Tensor], bias: bool) -> tuple[Tensor, Tensor]:
         """(H, m) in fp64."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pat.models.anatomy import Anatomy, Projection
 from pat.pruning.calibration.statistics import InputStatistic
-from pat.pruning.calibration.walk import Layer, Walk
+from pat.pruning.calibration.walk import Gap, Layer, Walk
 from pat.pruning.gates import CalibratedGate
 from pat.pruning.schedules import Timeline
 from pat.pruning.structures.sites import Site
@@ -30,6 +31,11 @@ def reader(anatomy: Anatomy, site: Site) -> Projection:
 def readers(anatomy: Anatomy, sites: Sequence[Site]) -> list[str]:
     """The matrices that read the units of all sites."""
     return [reader(anatomy, site).weight for site in sites]
+
+
+def followed(anatomy: Anatomy) -> list[str]:
+    """The matrices whose outputs are added to the residual, in the order of the forward."""
+    return [sublayer.consumer[0].weight for layer in anatomy.layers for sublayer in layer.sublayers]
 
 
 def check(name: str, method: CalibratedGate, anatomy: Anatomy, sites: Sequence[Site], line: Timeline) -> None:
@@ -79,9 +85,9 @@ class Cutter:
             if counts[site.name] == site.num_units:
                 keep[site.name] = torch.ones(site.num_units, dtype=torch.bool)
                 continue
-            inputs = layer.collect({made.weight: self.method.statistics})[made.weight]
+            inputs, gap = self._measure(layer, site, made)
             weights, bias = self._reader(made)
-            work = partial(_cut, self.method, weights, bias, site.features, inputs, counts[site.name])
+            work = partial(_cut, self.method, weights, bias, site.features, inputs, gap, counts[site.name])
             names = [name for name in (made.weight, made.bias) if name is not None]
             shapes = [(site.num_units,), *(self.anatomy.shapes[name] for name in names)]
             flags, *fitted = self._on_one_rank(site, made, work, shapes)
@@ -90,6 +96,14 @@ class Cutter:
                 self._write(name, values.view(-1))
             layer.refresh(names)
         return keep
+
+    def _measure(self, layer: Layer, site: Site, made: Projection) -> tuple[Mapping[Any, Tensor], Gap | None]:
+        """What goes into a matrix, and what is missing behind it. Collective."""
+        if not self.method.follows:
+            return layer.collect({made.weight: self.method.statistics})[made.weight], None
+        sublayers = self.anatomy.layers[site.layer].sublayers
+        adds = self.anatomy.pre_norm and all(sublayer.post_norm is None for sublayer in sublayers)
+        return layer.collect_with_gap(made.weight, self.method.statistics, below=adds)
 
     def _places(self, walk: Walk) -> Iterator[tuple[Layer, Site, Projection]]:
         """Every site with its layer in the walk and what reads it, in the order of the forward."""
@@ -151,7 +165,8 @@ def _cut(
     bias: Tensor | None,
     features: int,
     inputs: Mapping[type[InputStatistic], Tensor],
+    gap: Gap | None,
     count: int,
 ) -> list[Tensor]:
-    fit = method.cut(weights, bias, features, inputs, count)
+    fit = method.cut(weights, bias, features, inputs, gap, count)
     return [fit.keep, fit.weights] + ([] if fit.bias is None else [fit.bias])

@@ -3,6 +3,7 @@ and which units go in a real run."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -14,10 +15,11 @@ from torch import Tensor
 from pat.models import adapters
 from pat.pruning import registry
 from pat.pruning.calibration.statistics import Gram, Mean
-from pat.pruning.calibration.walk import NotCalibrated
+from pat.pruning.calibration.walk import Gap, NotCalibrated
 from pat.pruning.gates.obs import Obs, removals
 from pat.pruning.pruner import Pruner
 from pat.pruning.structures import calibrated
+from pat.pruning.structures.sites import Site
 from pat.schema import Config, PrunerConfig
 from tests import models, one_rank
 from tests.unit.pruning.calibration.test_walk import batches
@@ -55,7 +57,7 @@ def least_squares(weights: Tensor, bias: Tensor | None, x: Tensor, on: list[int]
 def test_survivors_and_bias_solve_the_normal_equations(features: int, with_bias: bool) -> None:
     weights, bias, x = problem(0)
     given = bias if with_bias else None
-    fit = Obs(damping=TINY).cut(weights, given, features, measured(x), 8 // features // 2)
+    fit = Obs(damping=TINY).cut(weights, given, features, measured(x), None, 8 // features // 2)
     on = fit.keep.repeat_interleave(features).nonzero().squeeze(1).tolist()
     expected, shifted, _ = least_squares(weights, given, x, on)
     torch.testing.assert_close(fit.weights[:, on], expected, rtol=1e-6, atol=1e-8)
@@ -64,6 +66,24 @@ def test_survivors_and_bias_solve_the_normal_equations(features: int, with_bias:
         torch.testing.assert_close(fit.bias, shifted, rtol=1e-6, atol=1e-8)
     else:
         assert fit.bias is None
+
+
+@pytest.mark.parametrize("repair", [0.5, 1.0])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_what_is_missing_is_made_up_for(with_bias: bool, repair: float) -> None:
+    """The fit of W x + repair e, by least squares on the tokens themselves."""
+    weights, bias, x = problem(4)
+    generator = torch.Generator().manual_seed(5)
+    e = torch.randn(len(x), 5, generator=generator, dtype=torch.float64) + x[:, :5]
+    given, gap = bias if with_bias else None, Gap(e.T @ x / len(x), e.mean(0))
+    fit = Obs(damping=TINY, repair=repair).cut(weights, given, 1, measured(x), gap, 4)
+    on = fit.keep.nonzero().squeeze(1).tolist()
+    wanted = x @ weights.T + repair * e + (bias if with_bias else 0.0)
+    seen = torch.cat([x[:, on], torch.ones(len(x), int(with_bias), dtype=x.dtype)], 1)
+    expected = torch.linalg.lstsq(seen, wanted).solution
+    torch.testing.assert_close(fit.weights[:, on], expected[:4].T, rtol=1e-6, atol=1e-8)
+    if with_bias:
+        torch.testing.assert_close(fit.bias, expected[4], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -78,7 +98,7 @@ def test_what_stays_is_near_the_best_of_all_subsets(features: int, seed: int) ->
         return least_squares(weights, None, x, on)[2]
 
     errors = {chosen: error(chosen) for chosen in combinations(range(units), stay)}
-    fit = Obs(damping=TINY).cut(weights, None, features, measured(x), stay)
+    fit = Obs(damping=TINY).cut(weights, None, features, measured(x), None, stay)
     mine = errors[tuple(fit.keep.nonzero().squeeze(1).tolist())]
     ranked = sorted(errors.values())
     assert mine <= 1.3 * ranked[0] or mine <= ranked[len(ranked) // 20], (mine, ranked[:4])
@@ -106,19 +126,19 @@ def test_each_unit_that_goes_is_the_one_that_costs_least_then(features: int) -> 
 def test_an_input_that_is_always_zero_goes_first_and_none_at_all_is_refused() -> None:
     weights, bias, x = problem(2)
     x[:, 3] = 0.0
-    fit = Obs().cut(weights, None, 1, measured(x), 7)
+    fit = Obs().cut(weights, None, 1, measured(x), None, 7)
     assert fit.keep.tolist() == [True] * 3 + [False] + [True] * 4
     x[:, 5] = 2.0
-    constant = Obs().cut(weights, bias, 1, measured(x), 6)
+    constant = Obs().cut(weights, bias, 1, measured(x), None, 6)
     assert not constant.keep[[3, 5]].any(), "the bias takes over from an input that never changes"
     torch.testing.assert_close(constant.bias, bias + 2.0 * weights[:, 5], rtol=0.05, atol=0.05)
     with pytest.raises(ValueError, match="all inputs are 0"):
-        Obs().cut(weights, None, 1, measured(torch.zeros_like(x)), 4)
+        Obs().cut(weights, None, 1, measured(torch.zeros_like(x)), None, 4)
 
 
-@pytest.mark.parametrize("wrong", [{"damping": 0.0}, {"num_samples": 0}])
+@pytest.mark.parametrize("wrong", [{"damping": 0.0}, {"num_samples": 0}, {"repair": 2}])
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"gate.{next(iter(wrong))} is 0"):
+    with pytest.raises(ValueError, match=f"gate.{next(iter(wrong))} is "):
         registry.build("gate", {"name": "obs", **wrong})
 
 
@@ -160,16 +180,31 @@ def trained(made: Config, model: Any, steps: int = STEPS) -> tuple[Any, list[dic
     return pruner, seen
 
 
-def real_inputs(model: Any, module: str) -> Tensor:
-    """(N, i) fp64 what goes into a module, of the tokens that are no padding."""
+def real_inputs(model: Any, module: str, outputs: bool = False) -> Tensor:
+    """(N, i) fp64 what goes into a module, or what it gives, of the tokens that are no padding."""
     found: list[Tensor] = []
-    handle = model.get_submodule(module).register_forward_pre_hook(lambda _, args: found.append(args[0]))
+
+    def see(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> None:
+        given = given[0] if isinstance(given, tuple) else given
+        found.append(given if outputs else args[0])
+
+    handle = model.get_submodule(module).register_forward_hook(see, with_kwargs=True)
     with torch.no_grad():
         for batch in batches():
             model.base_model(**{k: v for k, v in batch.items() if k != "labels"})
     handle.remove()
     masks = [batch["attention_mask"].bool() for batch in batches()]
     return torch.cat([x[mask] for x, mask in zip(found, masks, strict=True)]).double()
+
+
+def missing(dense: Any, now: Any, site: Site, module: str) -> Tensor:
+    """(N, o) fp64 of the residual behind a site's sublayer in a Llama; else of what the module gives."""
+    outputs = True
+    if dense.config.model_type == "llama":
+        layer = f"model.layers.{site.layer}"
+        outputs = site.structure == "ffn"
+        module = layer if outputs else f"{layer}.post_attention_layernorm"
+    return real_inputs(dense, module, outputs) - real_inputs(now, module, outputs)
 
 
 @pytest.mark.parametrize(
@@ -188,15 +223,16 @@ def test_units_go_layer_by_layer_and_what_reads_them_is_fitted(family: str, keep
     _, dense = trained(later, models.model(family), AT)  # the same steps without the cut that follows them
     for name, value in dense[-1].items():
         expected.get_parameter(name).data.copy_(value)
-    flags = narrow.keep_flags()
+    base, flags = copy.deepcopy(expected), narrow.keep_flags()
     for site in sorted(narrow.sites, key=lambda site: (site.layer, site.sublayer)):
         made = calibrated.reader(narrow.anatomy, site)
         weight = expected.get_parameter(made.weight)
         bias = None if made.bias is None else expected.get_parameter(made.bias)
         x = measured(real_inputs(expected, made.module))
-        fit = method.cut(
-            weight.detach(), None if bias is None else bias.detach(), site.features, x, keep[site.structure]
-        )
+        e = missing(base, expected, site, made.module)
+        gap = Gap(e.T @ real_inputs(expected, made.module) / len(e), e.mean(0))
+        given = weight.detach(), None if bias is None else bias.detach()
+        fit = method.cut(*given, site.features, x, gap, keep[site.structure])
         assert torch.equal(flags[site.name].bool(), fit.keep), site.name
         torch.testing.assert_close(seen[AT][made.weight], fit.weights, rtol=1e-3, atol=1e-3)
         weight.data.copy_(fit.weights)
