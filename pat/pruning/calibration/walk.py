@@ -110,9 +110,9 @@ class Walk:
             self.on_layer(index, len(self.layers))
             with torch.no_grad():
                 own = [f"{self.stack}.{index}.{name}" for name, _ in layer.named_parameters()]
-                self._fill(own)
+                self.fill(own)
                 yield Layer(self, index, self._follow(index) if self.followed else {})
-                self._fill(own)
+                self.fill(own)
                 calls = self.calls[index]
                 self.hidden = [call(layer, hidden) for call, hidden in zip(calls, self.hidden, strict=True)]
                 self._drop(own)
@@ -142,7 +142,7 @@ class Walk:
         base: Any = self.skeleton.base_model  # type: ignore[union-attr]
         below = {id(p) for p in base.parameters()}
         outside = [n for n, p in self.skeleton.named_parameters() if id(p) in below and not n.startswith(inside)]
-        self._fill(outside)
+        self.fill(outside)
         self.calls: list[list[_Call]] = [[] for _ in self.layers]
         self.hidden: list[Tensor] = []
         with _recording(self.layers, self.calls, self.hidden):
@@ -155,7 +155,8 @@ class Walk:
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
-    def _fill(self, names: Sequence[str]) -> None:
+    def fill(self, names: Sequence[str]) -> None:
+        """The weights as they are now. Collective."""
         for name in names:
             self._set(name, self.whole(name).to(self.dtype))
 
@@ -177,7 +178,7 @@ class Layer:
 
     def refresh(self, names: Sequence[str]) -> None:
         """Let what follows see these weights of the layer as they are now. Collective."""
-        self.walk._fill(names)
+        self.walk.fill(names)
 
     def collect(
         self,
@@ -241,10 +242,10 @@ class _GapProbe:
         names = list(layer.before)
         self.summed = names[: names.index(name) + 1] if below else [name]
         walk = layer.walk
-        modules = {each: walk.skeleton.get_submodule(walk.followed[each]) for each in self.summed}
+        modules: dict[str, Any] = {each: walk.skeleton.get_submodule(walk.followed[each]) for each in self.summed}
         self.outputs: dict[str, Tensor] = {}  # of a micro-batch
         self.handles = [modules[each].register_forward_hook(partial(self._see, each)) for each in self.summed]
-        weight = modules[name].weight
+        weight: Tensor = modules[name].weight
         self.cross = torch.zeros(tuple(weight.shape), dtype=torch.float64, device=weight.device)
         self.mean = self.cross.new_zeros(len(weight))
 

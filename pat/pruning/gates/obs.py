@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pat.common.typed import cholesky, solve
 from pat.pruning.calibration.statistics import Gram, InputStatistic, Mean
 from pat.pruning.calibration.walk import Gap
 from pat.pruning.gates import CalibratedGate, Fit
@@ -66,14 +67,14 @@ class Obs(CalibratedGate):
         gap: Gap | None,
         count: int,
     ) -> Fit:
-        """The `count` units that stay, and what reads them. torch.linalg.LinAlgError where H is not positive."""
+        """The `count` units that stay, and what reads them. RuntimeError where H is not positive."""
         gram, mean = self._problem(inputs, bias is not None)
         wide, shift = weights.double(), None if bias is None else bias.double()
         if gap is not None:
             cross = gap.cross.double()
             if shift is not None:
                 cross, shift = cross - torch.outer(gap.mean, mean), shift + self.repair * gap.mean
-            wide = wide + self.repair * torch.cholesky_solve(cross.T, torch.linalg.cholesky(gram)).T
+            wide = wide + self.repair * torch.cholesky_solve(cross.T, cholesky(gram)).T
         units = wide.shape[1] // features
         order, _ = removals(wide, gram, features, units - count)
         keep = torch.ones(units, dtype=torch.bool)
@@ -106,7 +107,7 @@ def removals(
     number: int,  # of units to remove
 ) -> tuple[Tensor, Tensor]:
     """(number,) units in the order in which they go, and (number,) what the going of each costs."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    inverse = torch.cholesky_inverse(cholesky(gram))
     if features == 1:
         return _one_by_one(weights.T @ weights, inverse, number)
     return _as_groups(weights, inverse, features, number)
@@ -121,7 +122,7 @@ def _as_groups(weights: Tensor, inverse: Tensor, features: int, number: int) -> 
         each = {u: _group_cost(weights, inverse, u, features) for u in alive}
         unit = min(alive, key=lambda u: each[u])
         own = slice(unit * features, (unit + 1) * features)
-        taken = torch.linalg.solve(inverse[own, own], inverse[own])  # A_uu^-1 A_u:
+        taken = solve(inverse[own, own], inverse[own])  # A_uu^-1 A_u:
         weights -= weights[:, own] @ taken
         inverse -= inverse[:, own] @ taken
         alive.remove(unit)
@@ -133,7 +134,7 @@ def _as_groups(weights: Tensor, inverse: Tensor, features: int, number: int) -> 
 def _group_cost(weights: Tensor, inverse: Tensor, unit: int, features: int) -> float:
     own = slice(unit * features, (unit + 1) * features)
     mine = weights[:, own]
-    return float((torch.linalg.solve(inverse[own, own], mine.T).T * mine).sum())
+    return float((solve(inverse[own, own], mine.T).T * mine).sum())
 
 
 def _one_by_one(products: Tensor, inverse: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +177,7 @@ def _one_by_one(products: Tensor, inverse: Tensor, number: int) -> tuple[Tensor,
 def refitted(weights: Tensor, gram: Tensor, keep: Tensor) -> Tensor:
     """(o, i) V = W H_:K H_KK^-1 on the inputs K whose flag, of (i,) bool, is up, and 0 elsewhere."""
     on = keep.nonzero().squeeze(1)
-    factor = torch.linalg.cholesky(gram[on][:, on])
+    factor = cholesky(gram[on][:, on])
     fitted = torch.zeros_like(weights)
     fitted[:, on] = torch.cholesky_solve(gram[on] @ weights.T, factor).T
     return fitted
