@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.comm import LOCAL, Comm
+from pat.pruning.calibration.gap import Gap, GapProbe
 from pat.pruning.calibration.statistics import InputStatistic
 from pat.tasks import padding
 
@@ -33,14 +34,6 @@ SEEN_BY_THE_BASE = ("input_ids", "attention_mask", "token_type_ids", "position_i
 
 class NotCalibrated(ValueError):
     """The inputs of a matrix cannot be measured."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """What is missing where a linear map's output is added: e, of the model before less of the model as it is now."""
-
-    cross: Tensor  # (o, d) mean of e x^T over the tokens, x the map's input now
-    mean: Tensor  # (o,) of e
 
 
 def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
@@ -102,7 +95,9 @@ class Walk:
             raise NotCalibrated("There is no token to calibrate on: all calibration samples are padding.")
         self._enter(batches)
         self.followed = {name: name.rpartition(".")[0] for name in followed}  # and their modules
-        self.before = list(self.hidden) if followed else []  # what goes into the layer in the model before
+        # What goes into the next layer, and into this one, in the model as it was before.
+        self.before = list(self.hidden) if followed else []
+        self.behind: list[Tensor] = []
 
     def __iter__(self) -> Iterator[Layer]:
         """Every layer; what the consumer has written to the weights by then is what the next layer's inputs see."""
@@ -225,53 +220,19 @@ class Layer:
         below: that of the residual, to which the outputs of the layer's followed matrices are added one after the
         other, up to this one's; else that of this one's output alone.
         """
-        probe = _GapProbe(self, name, below)
+        walk, names = self.walk, list(self.before)
+        summed = names[: names.index(name) + 1] if below else [name]
+        probe = GapProbe({each: walk.skeleton.get_submodule(walk.followed[each]) for each in summed}, name)
+
+        def add(batch: int) -> None:
+            inputs = (walk.behind[batch], walk.hidden[batch]) if below else None
+            probe.add({each: self.before[each][batch] for each in summed}, inputs, walk.real[batch])
+
         try:
-            means = self.collect({name: statistics}, probe.add)[name]
+            means = self.collect({name: statistics}, add)[name]
         finally:
             probe.remove()
-        comm, tokens = self.walk.comm, self.walk.tokens
-        return means, Gap(comm.sum(probe.cross) / tokens, comm.sum(probe.mean) / tokens)
-
-
-class _GapProbe:
-    """Hooks that see what followed matrices give now, and sum up what is missing."""
-
-    def __init__(self, layer: Layer, name: str, below: bool) -> None:
-        self.layer, self.name, self.below = layer, name, below
-        names = list(layer.before)
-        self.summed = names[: names.index(name) + 1] if below else [name]
-        walk = layer.walk
-        modules: dict[str, Any] = {each: walk.skeleton.get_submodule(walk.followed[each]) for each in self.summed}
-        self.outputs: dict[str, Tensor] = {}  # of a micro-batch
-        self.handles = [modules[each].register_forward_hook(partial(self._see, each)) for each in self.summed]
-        weight: Tensor = modules[name].weight
-        self.cross = torch.zeros(tuple(weight.shape), dtype=torch.float64, device=weight.device)
-        self.mean = self.cross.new_zeros(len(weight))
-
-    def add(self, batch: int) -> None:
-        """The forward of a micro-batch is over."""
-        walk, before = self.layer.walk, self.layer.before
-        missing = sum(
-            (before[each][batch].float() - self.outputs[each].float() for each in self.summed), torch.zeros(())
-        )
-        if self.below:
-            missing = missing + (walk.behind[batch].float() - walk.hidden[batch].float())
-        real = walk.real[batch].reshape(-1)
-        missing = missing.reshape(-1, missing.shape[-1])[real]
-        inputs = self.inputs.reshape(-1, self.inputs.shape[-1])[real].float()
-        self.cross += (missing.T @ inputs).double()
-        self.mean += missing.double().sum(0)
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self.handles:
-            handle.remove()
-
-    def _see(self, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.outputs[name] = output
-        if name == self.name:
-            self.inputs = args[0]
+        return means, probe.gap(walk.comm, walk.tokens)
 
 
 class _Probe:

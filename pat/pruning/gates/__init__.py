@@ -18,8 +18,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.statistics import InputStatistic
-from pat.pruning.calibration.walk import Gap
 
 # gradient: dL/dz of the global batch; squared_, absolute_: the mean over its examples of their own gradient's;
 # gradient_and_size: (2, U), the first and the third; weights: the mean square; activations, similarity: means over the

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pat.common.typed import cholesky, solve
+from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.statistics import Gram, InputStatistic, Mean
-from pat.pruning.calibration.walk import Gap
 from pat.pruning.gates import CalibratedGate, Fit
 
 

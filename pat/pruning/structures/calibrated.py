@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pat.models.anatomy import Anatomy, Projection
+from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.statistics import InputStatistic
-from pat.pruning.calibration.walk import Gap, Layer, Walk
+from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.gates import CalibratedGate
 from pat.pruning.schedules import Timeline
 from pat.pruning.structures.sites import Site

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pat.models import adapters
 from pat.pruning import registry
+from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.statistics import Gram, Mean
-from pat.pruning.calibration.walk import Gap, NotCalibrated
+from pat.pruning.calibration.walk import NotCalibrated
 from pat.pruning.gates.obs import Obs, removals
 from pat.pruning.pruner import Pruner
 from pat.pruning.structures import calibrated
