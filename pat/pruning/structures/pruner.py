@@ -215,8 +215,7 @@ class StructurePruner:
         )
         ties.check_sites(f"pruners.{self.name}", self.sites, scores, chosen.keep)
         self.state.keep = self.units.join(chosen.keep)
-        self.num_pruned = self.units.removed(self.state.keep)
-        self._check_agreement()
+        self._count()
 
     @torch.no_grad()
     def _cut(self, method: CalibratedGate) -> None:
@@ -231,6 +230,10 @@ class StructurePruner:
         kept = {name: int(flags.sum()) for name, flags in counts.keep.items()}
         followed = calibrated.followed(self.anatomy) if method.follows else []
         self.state.keep = self.units.join(cutter.cut(self.walk(followed), kept))
+        self._count()
+
+    def _count(self) -> None:
+        """What the flags remove, on every rank the same. Collective."""
         self.num_pruned = self.units.removed(self.state.keep)
         self._check_agreement()
 
