@@ -150,6 +150,13 @@ class Pruner:
 
     def _check_calibrated_gates(self, pruner: StructurePruner, model: torch.nn.Module) -> None:
         stack_of(model, calibrated.readers(pruner.anatomy, pruner.sites))
+        for site in pruner.sites:
+            bias = calibrated.reader(pruner.anatomy, site).bias
+            if bias is not None and not model.get_parameter(bias).requires_grad:
+                raise ValueError(
+                    f"pruners.{pruner.name}.gate={pruner.method.name} fits {bias}, which optim.trainable leaves "
+                    "frozen: let it train"
+                )
         at = pruner.timeline.start
         for other in self.structure_pruners:
             if other is not pruner and other.timeline.start <= at < other.timeline.hard_from:

@@ -20,9 +20,9 @@ class Obs(CalibratedGate):
     """Minimal E||W x + e - V x_K||^2 over the units K that stay and the weights V that read them.
 
     x is what goes into the matrix now, and e what is missing behind it by now, of the dense model less of the one that
-    is pruned below: what stays also makes up for the layers below. With x and e less their means where the matrix has a
-    bias, H = E[x x^T] + damping mean(diag) I and W <- W + repair E[e x^T] H^-1 one unit u after the other goes, the one
-    that costs least now; A = H^-1 of what is left, W the weights that have taken over:
+    is pruned below: what stays also makes up for the layers below. x and e are less their means where the matrix has a
+    bias, H = E[x x^T] + damping mean(diag) I, and W begins as W + repair E[e x^T] H^-1. Then one unit u after the other
+    goes, the one that costs least now. A is H^-1 of what is left, W what has taken over:
 
         cost_u = tr(W_u A_uu^-1 W_u^T),  W <- W - W_u A_uu^-1 A_u,  A <- A - A_:u A_uu^-1 A_u:
 

@@ -317,6 +317,16 @@ def test_settings_that_are_refused(family: str, made: Config, said: str) -> None
         Pruner(made).attach(models.model(family))
 
 
+def test_a_frozen_bias_is_refused() -> None:
+    """Would catch: the mean of what is gone, lost without a word."""
+    model = models.model("bert")
+    model.get_parameter("bert.encoder.layer.1.output.dense.bias").requires_grad_(False)
+    with pytest.raises(
+        ValueError, match="fits bert.encoder.layer.1.output.dense.bias, which optim.trainable leaves frozen"
+    ):
+        Pruner(config(["ffn"], shape(ffn=64))).attach(model)
+
+
 def test_adapters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "present", lambda model: True)
     with pytest.raises(ValueError, match="works on trained weights, but with peft the model is frozen"):
