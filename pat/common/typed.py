@@ -38,6 +38,16 @@ def eigh(values: Tensor) -> tuple[Tensor, Tensor]:
     return found.eigenvalues, found.eigenvectors
 
 
+def cholesky(values: Tensor) -> Tensor:
+    """(d, d) the lower factor of a positive symmetric (d, d). A RuntimeError where it is not positive."""
+    return untyped(torch).linalg.cholesky(values)
+
+
+def solve(matrix: Tensor, values: Tensor) -> Tensor:
+    """(d, n) matrix^-1 values, of (d, d) and (d, n)."""
+    return untyped(torch).linalg.solve(matrix, values)
+
+
 def of_numpy(values: Any) -> Tensor:
     """A tensor in the memory of a numpy array."""
     return untyped(torch).from_numpy(values)

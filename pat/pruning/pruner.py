@@ -12,7 +12,7 @@ once DeepSpeed is certain to take it; gates before the forward that sees them: a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -26,6 +26,8 @@ from pat.common.typed import named_modules
 from pat.pruning import nested, state_keys, timetable
 from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.criteria import Calibrated
+from pat.pruning.gates import OF_NO_STEP, CalibratedGate
+from pat.pruning.structures import calibrated
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
@@ -109,6 +111,9 @@ class Pruner:
             weights.emptied_before = partial(nested.emptied, self.structure_pruners, weights)
             for structures in self.structure_pruners:
                 nested.check(structures, weights)
+        for structures in self.structure_pruners:
+            if isinstance(structures.method, CalibratedGate):
+                self._check_calibrated_gates(structures, model)
 
     def _check_calibrated(self, pruner: WeightPruner, model: torch.nn.Module) -> None:
         stack_of(model, list(pruner.shapes))
@@ -121,9 +126,9 @@ class Pruner:
                 )
 
     def _attach_structures(self, pruner: StructurePruner, frozen: set[str]) -> None:
-        if pruner.adapted and pruner.needs == "weights":
+        if pruner.adapted and pruner.needs in OF_NO_STEP:
             raise ValueError(
-                f"pruners.{pruner.name}.gate={pruner.method.name} ranks units by trained weights, but with peft the "
+                f"pruners.{pruner.name}.gate={pruner.method.name} works on trained weights, but with peft the "
                 "model is frozen: take a method that learns, or ranks by gradients or activations: l0, taylor, "
                 "activation, ..."
             )
@@ -144,6 +149,24 @@ class Pruner:
                 )
         self.structure_pruners.append(pruner)
 
+    def _check_calibrated_gates(self, pruner: StructurePruner, model: torch.nn.Module) -> None:
+        stack_of(model, calibrated.readers(pruner.anatomy, pruner.sites))
+        for site in pruner.sites:
+            bias = calibrated.reader(pruner.anatomy, site).bias
+            if bias is not None and not model.get_parameter(bias).requires_grad:
+                raise ValueError(
+                    f"pruners.{pruner.name}.gate={pruner.method.name} fits {bias}, which optim.trainable leaves "
+                    "frozen: let it train"
+                )
+        at = pruner.timeline.start
+        for other in self.structure_pruners:
+            if other is not pruner and other.timeline.start <= at < other.timeline.hard_from:
+                raise ValueError(
+                    f"pruners.{pruner.name} is calibrated at step {at}, when the gates of pruners.{other.name} still "
+                    f"move, until step {other.timeline.hard_from}: set pruners.{pruner.name}.schedule.start to that "
+                    "step or later"
+                )
+
     # -- after DeepSpeed -------------------------------------------------------------------------------------------
 
     def bind(self, engine: Any) -> None:
@@ -153,6 +176,9 @@ class Pruner:
         self._states: dict[int, tuple[WeightPruner, MaskedShard]] = {}
         for pruner in self.structure_pruners:
             pruner.bind(self.layout)
+            if isinstance(pruner.method, CalibratedGate):
+                matrices = calibrated.readers(pruner.anatomy, pruner.sites)
+                pruner.walk = partial(self._walk, matrices, pruner.method.num_samples)
         for pruner in self.weight_pruners:
             pruner.bind(self.layout)
             for state in pruner.states:
@@ -169,7 +195,7 @@ class Pruner:
             self.layout.base.register_step_pre_hook(self._before)
             self.layout.base.register_step_post_hook(self._after)
 
-    def _walk(self, matrices: list[str], num_samples: int) -> Walk:
+    def _walk(self, matrices: list[str], num_samples: int, followed: Sequence[str] = ()) -> Walk:
         """Over the layers with these matrices, on this rank's calibration samples. Collective."""
         module, parameters = self.engine.module, self.layout.parameters
 
@@ -179,7 +205,9 @@ class Pruner:
 
         dtype = DTYPES[self.config.engine.dtype]
         batches = self.samples(num_samples)
-        return Walk(module, weight, stack_of(module, matrices), batches, dtype, self.layout.world, self.on_layer)
+        return Walk(
+            module, weight, stack_of(module, matrices), batches, dtype, self.layout.world, self.on_layer, followed
+        )
 
     def begin(self, t: int) -> None:
         """Before the first forward of a start, which is that of step `t`. Collective."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pat.pruning.criteria import Calibrated
-from pat.pruning.gates import Learned
+from pat.pruning.gates import CalibratedGate, Learned
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.weights.pruner import WeightPruner
 
@@ -89,7 +89,9 @@ def percent(share: float) -> str:
 
 def _is_calibrated(pruner: WeightPruner | StructurePruner) -> bool:
     """Whether it sees what a cut will do to the outputs, so that it may take all at once."""
-    return isinstance(pruner, WeightPruner) and isinstance(pruner.criterion, Calibrated)
+    if isinstance(pruner, WeightPruner):
+        return isinstance(pruner.criterion, Calibrated)
+    return isinstance(pruner.method, CalibratedGate)
 
 
 def _by_threshold(pruner: WeightPruner | StructurePruner) -> bool:

@@ -30,9 +30,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 GATE = "pruners.narrow.gate.name"
+ONCE = ["pruners.narrow.schedule.name=one_shot"]
+ONCE += [f"pruners.narrow.schedule.{key}" for key in ("start=0", "end=null", "hard_from=0")]
 METHODS = {  # overrides of the recipe
-    "once, then fine-tuned": [f"{GATE}=magnitude", "pruners.narrow.schedule.name=one_shot"]
-    + [f"pruners.narrow.schedule.{key}" for key in ("start=0", "end=null", "hard_from=0")],
+    "obs": [],
+    "once, then fine-tuned": [f"{GATE}=magnitude", *ONCE],
     "magnitude": [f"{GATE}=magnitude"],
     "activation norm": [f"{GATE}=activation"],
     "taylor": [f"{GATE}=taylor"],
@@ -53,11 +55,23 @@ class Subject:
     seeds: tuple[int, ...]
     steps: int
     overrides: list[str] = field(default_factory=list)  # of both recipes
-    narrowed: list[str] = field(default_factory=list)  # of the second
+    ramp: list[str] = field(default_factory=list)  # of methods that need one, whose gates are not calibrated
+
+
+def ramp(start: float, end: float, hard_from: float) -> list[str]:
+    """Overrides for a schedule with a soft phase."""
+    return [f"pruners.narrow.schedule.{key}" for key in ("name=linear", f"{start=}", f"{end=}", f"{hard_from=}")]
 
 
 SUBJECTS = {
-    "reviews": Subject("reviews_dense", "reviews_narrow", "accuracy", seeds=(0, 1), steps=120),
+    "reviews": Subject(
+        "reviews_dense",
+        "reviews_narrow",
+        "accuracy",
+        seeds=(0, 1),
+        steps=120,
+        ramp=["~pruners.narrow.gate.num_samples", *ramp(0.1, 0.5, 0.7)],
+    ),
     "sotu": Subject(
         "sotu_dense",
         "sotu_narrow",
@@ -65,7 +79,7 @@ SUBJECTS = {
         seeds=(0,),
         steps=80,
         overrides=["data.max_length=128", "data.max_eval_samples=64", "train.checkpoint_every=null"],
-        narrowed=["pruners.narrow.structures=[ffn]", "~pruners.narrow.budget.keep.kv_groups"],
+        ramp=["optim.lr=5.0e-5", "pruners.narrow.schedule.select_every=4", *ramp(0.1, 0.6, 0.7)],
     ),
 }
 
@@ -155,7 +169,8 @@ def main() -> None:
             for taught in (False,) if options.frozen else (False, True):
                 names.append(f"{method}{' + distillation' if taught else ''}")
                 for seed in seeds:
-                    overrides = [*subject.narrowed, *METHODS[method], f"seed={seed}"]
+                    ramped = [] if method == "obs" else subject.ramp
+                    overrides = [*ramped, *METHODS[method], f"seed={seed}"]
                     teacher = folder / f"dense-{seed}-export"
                     if options.frozen:
                         overrides += [f"model.path={teacher}", "optim.lr=1.0e-12", "optim.weight_decay=0.0"]

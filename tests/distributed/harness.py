@@ -119,6 +119,7 @@ GATES: dict[str, dict[str, Any]] = {
     "structured_fisher": {"gate": "fisher"},
     "structured_magnitude": {"gate": "magnitude"},
     "activation": {"gate": "activation"},
+    "obs": {"gate": {"name": "obs", "damping": 0.1}, "schedule": {"name": "one_shot", "start": 6}},
     "similarity": {
         "gate": "similarity",
         "structures": ["layers"],
@@ -148,7 +149,7 @@ def pruner_config(kind: str, **schedule: Any) -> PrunerConfig:
     ramp = {"name": "cubic", "start": 2, "end": 8, "select_every": 2} | schedule
     if kind in GATES:
         spec = GATES[kind]
-        structures = spec.get("structures", ["ffn", "kv_groups"])
+        structures, ramp = spec.get("structures", ["ffn", "kv_groups"]), spec.get("schedule", ramp)
         return PrunerConfig(structures=structures, gate=spec["gate"], budget=spec.get("budget", HALF), schedule=ramp)
     spec = PRUNERS[kind]
     return PrunerConfig(

@@ -610,6 +610,19 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("        self.history.load(tensors, shared)\n", "", "the past of gates not restored"),
         ("bool(self._evidence.isfinite().all())", "True", "infinite evidence enters the scores"),
     ],
+    "pat/pruning/gates/obs.py": [
+        ("gram = gram - torch.outer(mean, mean)", "pass", "inputs are not centred where a bias takes their mean"),
+        ("masked_fill(gone, torch.inf)", "masked_fill(gone, 0.0)", "a unit goes twice"),
+        ("inverse -= inverse[:, own] @ taken", "pass", "the costs of groups forget what has gone"),
+        ("products = products[stay][:, stay] - mixed - mixed.T", "products = products[stay][:, stay]", "W stays dense"),
+        ("wide = wide + self.repair * ", "wide = wide + ", "all of the gap is made up for, whatever the key says"),
+        ("(weights.double() - fitted) @ mean", "(wide - fitted) @ mean", "the gap's mean counts twice in the bias"),
+    ],
+    "pat/pruning/structures/calibrated.py": [
+        ("            layer.refresh(names)", "            pass", "an MLP does not see the cut attention of its layer"),
+        ("below=adds)", "below=False)", "what the layers below lack is not made up for"),
+        ("            raise ValueError(refused[0])", "            pass", "a fit that fails leaves zeros"),
+    ],
     "pat/pruning/structures/folding.py": [
         ("units.split(z), shapes, gated=True", "units.split(z), shapes, gated=False", "z folded into every slice"),
         ("    layout.refresh_forward()", "    pass", "the forward keeps the old weights"),

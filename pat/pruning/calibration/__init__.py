@@ -1,5 +1,6 @@
 """What the inputs of linear maps look like on calibration samples: the evidence of criteria that need no gradient.
 
 statistics.py   what is summed over tokens; one class a statistic
+gap.py          what a pruned model lacks behind a linear map
 walk.py         the layers one after another, each on what the layers before it now give
 """

@@ -25,6 +25,20 @@ class InputStatistic(ABC):
         """Of the sum for d inputs."""
 
 
+class Mean(InputStatistic):
+    """sum_n x_n, (d,) fp64."""
+
+    @staticmethod
+    def of(inputs: Tensor) -> Tensor:
+        """(N, d) -> (d,)."""
+        return inputs.double().sum(0)
+
+    @staticmethod
+    def num_bytes(inputs: int) -> int:
+        """8 d."""
+        return 8 * inputs
+
+
 class SquaredNorm(InputStatistic):
     """sum_n x_n^2, (d,) fp64: of each input channel."""
 

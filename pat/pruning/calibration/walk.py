@@ -3,9 +3,10 @@
 The walk has a model of its own, which DeepSpeed has never seen: on the meta device, with one layer's weights at a time,
 brought together from the shards of all ranks. So it works the same at every ZeRO stage, and holds one layer and the
 hidden states of this rank's samples. What is pruned in a layer changes what the next one is calibrated on, and a whole
-walk costs two forwards of the samples, whatever the number of layers.
+walk costs two forwards of the samples, whatever the number of layers. A walk that follows the model as it was before
+costs a third: what it gave then is measured beside what it gives now.
 
-# B rows of a micro-batch, T tokens, d inputs of a linear map
+# B rows of a micro-batch, T tokens, d inputs of a linear map, o outputs
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pat.common.comm import LOCAL, Comm
+from pat.pruning.calibration.gap import Gap, GapProbe
 from pat.pruning.calibration.statistics import InputStatistic
 from pat.tasks import padding
 
@@ -81,6 +84,7 @@ class Walk:
         dtype: torch.dtype,
         comm: Comm = LOCAL,
         on_layer: Callable[[int, int], None] = lambda index, number: None,  # told before each layer, and at the end
+        followed: Sequence[str] = (),  # matrices whose outputs, in the model as it is now, are kept for `Layer.gap`
     ) -> None:
         self.whole, self.stack, self.dtype, self.comm, self.on_layer = whole, stack, dtype, comm, on_layer
         self.skeleton = _skeleton(model)
@@ -90,6 +94,10 @@ class Walk:
         if not self.tokens:
             raise NotCalibrated("There is no token to calibrate on: all calibration samples are padding.")
         self._enter(batches)
+        self.followed = {name: name.rpartition(".")[0] for name in followed}  # and their modules
+        # What goes into the next layer, and into this one, in the model as it was before.
+        self.before = list(self.hidden) if followed else []
+        self.behind: list[Tensor] = []
 
     def __iter__(self) -> Iterator[Layer]:
         """Every layer; what the consumer has written to the weights by then is what the next layer's inputs see."""
@@ -97,14 +105,29 @@ class Walk:
             self.on_layer(index, len(self.layers))
             with torch.no_grad():
                 own = [f"{self.stack}.{index}.{name}" for name, _ in layer.named_parameters()]
-                self._fill(own)
-                yield Layer(self, index)
-                self._fill(own)
+                self.fill(own)
+                yield Layer(self, index, self._follow(index) if self.followed else {})
+                self.fill(own)
                 calls = self.calls[index]
                 self.hidden = [call(layer, hidden) for call, hidden in zip(calls, self.hidden, strict=True)]
                 self._drop(own)
-        self.hidden = []
+        self.hidden, self.before = [], []
         self.on_layer(len(self.layers), len(self.layers))
+
+    def _follow(self, index: int) -> dict[str, list[Tensor]]:
+        """The followed outputs of a layer in the model before, by matrix and micro-batch; its input moves on."""
+        own = {n: m for n, m in self.followed.items() if n.startswith(f"{self.stack}.{index}.")}
+        outputs: dict[str, list[Tensor]] = {name: [] for name in own}
+        handles = [
+            self.skeleton.get_submodule(module).register_forward_hook(partial(_note, outputs[name]))
+            for name, module in own.items()
+        ]
+        calls = zip(self.calls[index], self.before, strict=True)
+        after = [call(self.layers[index], hidden) for call, hidden in calls]
+        for handle in handles:
+            handle.remove()
+        self.behind, self.before = self.before, after
+        return outputs
 
     # -- the beginning -----------------------------------------------------------------------------------------------
 
@@ -115,7 +138,7 @@ class Walk:
         base: Any = self.skeleton.base_model  # type: ignore[union-attr]
         below = {id(p) for p in base.parameters()}
         outside = [n for n, p in self.skeleton.named_parameters() if id(p) in below and not n.startswith(inside)]
-        self._fill(outside)
+        self.fill(outside)
         self.calls: list[list[_Call]] = [[] for _ in self.layers]
         self.hidden: list[Tensor] = []
         with _recording(self.layers, self.calls, self.hidden):
@@ -128,7 +151,8 @@ class Walk:
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
-    def _fill(self, names: Sequence[str]) -> None:
+    def fill(self, names: Sequence[str]) -> None:
+        """The weights as they are now. Collective."""
         for name in names:
             self._set(name, self.whole(name).to(self.dtype))
 
@@ -144,11 +168,19 @@ class Walk:
 class Layer:
     """One layer in the walk, with its weights."""
 
-    def __init__(self, walk: Walk, index: int) -> None:
-        self.walk, self.index = walk, index
+    def __init__(self, walk: Walk, index: int, before: Mapping[str, Sequence[Tensor]]) -> None:
+        self.walk, self.index, self.before = walk, index, before
         self.name = f"{walk.stack}.{index}"
 
-    def collect(self, statistics: Statistics) -> dict[str, dict[type[InputStatistic], Tensor]]:
+    def refresh(self, names: Sequence[str]) -> None:
+        """Let what follows see these weights of the layer as they are now. Collective."""
+        self.walk.fill(names)
+
+    def collect(
+        self,
+        statistics: Statistics,
+        after: Callable[[int], None] = lambda batch: None,  # each micro-batch
+    ) -> dict[str, dict[type[InputStatistic], Tensor]]:
         """Means over the tokens of all ranks, by matrix and statistic. An input that several matrices share is measured
         once, and they get the same tensors. Collective."""
         walk = self.walk
@@ -156,9 +188,11 @@ class Layer:
         for name in statistics:
             probe.watch(name, walk.skeleton.get_submodule(name.rpartition(".")[0]))
         try:
-            for call, hidden, real in zip(walk.calls[self.index], walk.hidden, walk.real, strict=True):
+            calls = zip(walk.calls[self.index], walk.hidden, walk.real, strict=True)
+            for batch, (call, hidden, real) in enumerate(calls):
                 probe.next(real)
                 call(walk.layers[self.index], hidden)
+                after(batch)
         finally:
             probe.remove()
         unused = sorted(set(statistics) - set(probe.first))
@@ -178,6 +212,28 @@ class Layer:
                     "overflows in engine.dtype"
                 )
         return {name: means[probe.first[name]] for name in statistics}
+
+    def collect_with_gap(
+        self, name: str, statistics: Sequence[type[InputStatistic]], below: bool
+    ) -> tuple[dict[type[InputStatistic], Tensor], Gap]:
+        """`collect` of a followed matrix, and what is missing at its output. Collective.
+
+        below: that of the residual, to which the outputs of the layer's followed matrices are added one after the
+        other, up to this one's; else that of this one's output alone.
+        """
+        walk, names = self.walk, list(self.before)
+        summed = names[: names.index(name) + 1] if below else [name]
+        probe = GapProbe({each: walk.skeleton.get_submodule(walk.followed[each]) for each in summed}, name)
+
+        def add(batch: int) -> None:
+            inputs = (walk.behind[batch], walk.hidden[batch]) if below else None
+            probe.add({each: self.before[each][batch] for each in summed}, inputs, walk.real[batch])
+
+        try:
+            means = self.collect({name: statistics}, add)[name]
+        finally:
+            probe.remove()
+        return means, probe.gap(walk.comm, walk.tokens)
 
 
 class _Probe:
@@ -211,6 +267,10 @@ class _Probe:
             for kind in self.statistics[name]:
                 value = kind.of(flat)
                 sums[kind] = sums[kind].add_(value) if kind in sums else value
+
+
+def _note(outputs: list[Tensor], module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    outputs.append(output)
 
 
 def _first(output: Any) -> Tensor:

@@ -2,28 +2,35 @@
 
 A `Ranked` method turns evidence into a score per unit; the budget's flags follow from the scores, and gates fade
 towards them. A `Learned` method trains the keep probability of every unit on the surface where the expected cost of the
-model is at its target; the order of these probabilities is what the budget chooses by in the end.
+model is at its target; the order of these probabilities is what the budget chooses by in the end. A `CalibratedGate`
+needs no training: it cuts once, by what goes into the consuming matrices, and fits the weights that stay.
 
-# U units, over all sites of a pruner
+# U units, over all sites of a pruner; u of one site, whose consuming matrix has o outputs and i inputs
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from pat.pruning.calibration.gap import Gap
+from pat.pruning.calibration.statistics import InputStatistic
+
 # gradient: dL/dz of the global batch; squared_, absolute_: the mean over its examples of their own gradient's;
 # gradient_and_size: (2, U), the first and the third; weights: the mean square; activations, similarity: means over the
-# tokens that are no padding
+# tokens that are no padding; inputs: of the consuming matrices, in a walk over the layers
 Evidence = Literal[
-    "gradient", "squared_gradients", "absolute_gradients", "gradient_and_size", "weights", "activations", "similarity"
+    "gradient", "squared_gradients", "absolute_gradients", "gradient_and_size", "weights", "activations", "similarity",
+    "inputs",
 ]  # fmt: skip
 BY_GRADIENT: tuple[Evidence, ...] = ("gradient", "squared_gradients", "absolute_gradients", "gradient_and_size")
 STATISTICS: tuple[Evidence, ...] = ("activations", "similarity")
+OF_NO_STEP: tuple[Evidence, ...] = ("weights", "inputs")  # taken where units are chosen
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,58 @@ class Learned(GateMethod, ABC):
     @abstractmethod
     def open(self, logit: Tensor) -> Tensor:
         """(U,) the probability that each gate is open, differentiable in its logit."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What becomes of a site."""
+
+    keep: Tensor  # (u,) bool
+    weights: Tensor  # (o, i), 0 at the inputs of what is gone
+    bias: Tensor | None  # (o,)
+
+
+@dataclass(frozen=True)
+class CalibratedGate(GateMethod, ABC):
+    """Chooses the units of a site and fits the weights that read them, from what goes into the consuming matrix."""
+
+    num_samples: int = field(default=128, kw_only=True)  # to calibrate on: the first ones that training sees
+
+    needs: ClassVar[Evidence] = "inputs"
+    comparable: ClassVar[bool] = False  # of a head's outputs another share matters than of a neuron's
+    statistics: ClassVar[tuple[type[InputStatistic], ...]]  # of what goes into each consuming matrix
+
+    def __post_init__(self) -> None:
+        """Refuse to calibrate on nothing."""
+        if self.num_samples < 1:
+            raise ValueError(f"gate.num_samples is {self.num_samples}, but must be at least 1: 128 are usual.")
+
+    @property
+    def follows(self) -> bool:
+        """Whether `cut` looks at what the model gave before it was pruned."""
+        return False
+
+    @abstractmethod
+    def costs(
+        self,
+        weights: Tensor,  # (o, i) fp32
+        features: int,  # consecutive inputs of a unit: i = u features
+        inputs: Mapping[type[InputStatistic], Tensor],  # means over the tokens
+        bias: bool,  # whether the matrix has one
+    ) -> Tensor:  # (u,)
+        """What each unit is worth, for budgets under which sites compete for units."""
+
+    @abstractmethod
+    def cut(
+        self,
+        weights: Tensor,  # (o, i) fp32
+        bias: Tensor | None,  # (o,) fp32
+        features: int,
+        inputs: Mapping[type[InputStatistic], Tensor],
+        gap: Gap | None,  # what is missing behind the matrix by now; None unless `follows`
+        count: int,  # of units that stay
+    ) -> Fit:
+        """The units that stay, and the weights and the bias that read them. ValueError where there is no such fit."""
 
 
 def moving_average(score: Tensor, evidence: Tensor, decay: float) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pat.models.anatomy import Anatomy
-from pat.pruning.gates import GateMethod, Learned, Ranked
+from pat.pruning.gates import CalibratedGate, GateMethod, Learned, Ranked
 from pat.pruning.schedules import Timeline
 from pat.pruning.structures.lagrangian import Lagrangian
 from pat.pruning.structures.sites import Site
@@ -164,6 +164,17 @@ class RankedTraining(GateTraining):
         """Nothing."""
 
 
+class CutTraining(RankedTraining):
+    """Nothing moves before the one cut, which leaves gates of 0 and 1."""
+
+    def __init__(self) -> None:
+        """There is no soft phase to fade in."""
+
+    def learns(self, phase: str) -> bool:
+        """From no step."""
+        return False
+
+
 class LearnedTraining(GateTraining):
     """The score is the logit a of a keep probability: z is sampled from it, and the Lagrangian moves it."""
 
@@ -258,5 +269,7 @@ def gate_training(
     """The kind that a method is of, for the pruner of that name."""
     if isinstance(method, Learned):
         return LearnedTraining(method, Lagrangian(method, budget, anatomy, sites), name, seed)
+    if isinstance(method, CalibratedGate):
+        return CutTraining()
     assert isinstance(method, Ranked)
     return RankedTraining(method)

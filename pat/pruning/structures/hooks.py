@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pat.common.comm import Comm
 from pat.common.typed import repeats_a_forward, split, unflatten, untyped
-from pat.pruning.gates import BY_GRADIENT, STATISTICS, Evidence
+from pat.pruning.gates import BY_GRADIENT, OF_NO_STEP, STATISTICS, Evidence
 from pat.pruning.structures import example_gradients
 from pat.pruning.structures.real_tokens import RealTokens
 from pat.pruning.structures.sites import Site
@@ -187,7 +187,7 @@ class GatedForward:
 
         `scale`: of the loss. Collective.
         """
-        if self.needs is None or self.needs == "weights":
+        if self.needs is None or self.needs in OF_NO_STEP:
             return None
         return self._gradients(world, scale) if self.needs == "gradient" else self._means(world, scale, self.needs)
 

@@ -5,7 +5,8 @@
     begin(t)   before the first forward of step t: its keep flags and gates
                dense  z = 1
                soft   ranked: z moves towards the keep flags by 1 / fade; learned: z is sampled from a
-               hard   once: the budget chooses the final flags; z is folded into the consuming weights; what is gone is
+               hard   once: the budget chooses the final flags, or a calibrated cut does, which also fits the consuming
+                      weights; z is folded into them; what is gone is
                       zeroed, its moments too; the hooks come off. Dead units compute 0 and have no gradient: the
                       forward and the step are the plain ones from here on.
                       Under adapters (peft) the weights are frozen and in no shard: the hooks stay and multiply by the
@@ -19,6 +20,7 @@ State is replicated: every rank computes the same from the same sums. It is in r
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -28,8 +30,9 @@ from torch import Tensor
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import registry
-from pat.pruning.gates import BY_GRADIENT
-from pat.pruning.structures import folding, slices, ties
+from pat.pruning.calibration.walk import Walk
+from pat.pruning.gates import BY_GRADIENT, OF_NO_STEP, CalibratedGate
+from pat.pruning.structures import calibrated, folding, slices, ties
 from pat.pruning.structures.agreement import check_agreement
 from pat.pruning.structures.choose import Choice
 from pat.pruning.structures.gate_history import GateHistory
@@ -74,7 +77,12 @@ class StructurePruner:
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
         self.due(0)  # raises where the schedule starts above the budget
-        if self.needs != "weights":
+        self.walk: Callable[[Sequence[str]], Walk] | None = (
+            None  # over the layers, for a method that looks at their inputs
+        )
+        if isinstance(self.method, CalibratedGate):
+            calibrated.check(name, self.method, self.anatomy, self.sites, self.timeline)
+        if self.needs not in OF_NO_STEP:
             ties.check_first_choice(name, self.method, self.training, self.state.score, self.timeline, self.due)
 
     # -- figures ---------------------------------------------------------------------------------------------------
@@ -207,6 +215,25 @@ class StructurePruner:
         )
         ties.check_sites(f"pruners.{self.name}", self.sites, scores, chosen.keep)
         self.state.keep = self.units.join(chosen.keep)
+        self._count()
+
+    @torch.no_grad()
+    def _cut(self, method: CalibratedGate) -> None:
+        """The final flags by what goes into the consuming matrices, which are fitted. Collective."""
+        assert self.walk is not None, "Pruner.bind gives it"
+        cutter = calibrated.Cutter(method, self.anatomy, self.sites, self.layout)
+        counts = self._final_of_a_tie
+        if self.budget.sparsity is not None:  # else the shape says how many units stay
+            counts = self.budget.choose(
+                self.anatomy, self.sites, cutter.costs(self.walk([])), comparable=method.comparable
+            )
+        kept = {name: int(flags.sum()) for name, flags in counts.keep.items()}
+        followed = calibrated.followed(self.anatomy) if method.follows else []
+        self.state.keep = self.units.join(cutter.cut(self.walk(followed), kept))
+        self._count()
+
+    def _count(self) -> None:
+        """What the flags remove, on every rank the same. Collective."""
         self.num_pruned = self.units.removed(self.state.keep)
         self._check_agreement()
 
@@ -217,7 +244,10 @@ class StructurePruner:
     def _harden(self, t: int) -> None:
         """For good: choose, fold, and settle the hooks. Collective."""
         state = self.state
-        self._select(t, 1.0)
+        if isinstance(self.method, CalibratedGate):
+            self._cut(self.method)
+        else:
+            self._select(t, 1.0)
         final = self.training.final(state)
         final = torch.where(self.units.is_block, torch.ones_like(final), final)  # a block cannot be folded into
         state.z = torch.where(state.keep, final, torch.zeros_like(final))

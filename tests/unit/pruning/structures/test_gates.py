@@ -47,7 +47,7 @@ def test_ranked_gates_are_pure_and_keep_what_matters(name: str) -> None:
 def test_defaults_are_those_of_the_naive_implementation() -> None:
     """The decay of every average. Mean squares mean something else in every structure, changes of the loss do not."""
     assert {n: m.decay for n, m in METHODS.items() if hasattr(m, "decay") and n in DECAYS} == DECAYS  # type: ignore[attr-defined]
-    assert {n for n, m in METHODS.items() if not m.comparable} == {"activation", "magnitude"}
+    assert {n for n, m in METHODS.items() if not m.comparable} == {"activation", "magnitude", "obs"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,173 @@
+"""The cut of a calibrated gate: sublayer by sublayer in a walk over the layers, each on what the cut ones below give.
+
+# u units of a site, whose consuming matrix has o outputs and i inputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pat.models.anatomy import Anatomy, Projection
+from pat.pruning.calibration.gap import Gap
+from pat.pruning.calibration.statistics import InputStatistic
+from pat.pruning.calibration.walk import Layer, Walk
+from pat.pruning.gates import CalibratedGate
+from pat.pruning.schedules import Timeline
+from pat.pruning.structures.sites import Site
+from pat.zero.layouts import ZeroLayout
+
+
+def reader(anatomy: Anatomy, site: Site) -> Projection:
+    """The linear map that reads a site's units."""
+    assert site.sublayer is not None
+    return anatomy.layers[site.layer].sublayers[site.sublayer].consumer[0]
+
+
+def readers(anatomy: Anatomy, sites: Sequence[Site]) -> list[str]:
+    """The matrices that read the units of all sites."""
+    return [reader(anatomy, site).weight for site in sites]
+
+
+def followed(anatomy: Anatomy) -> list[str]:
+    """The matrices whose outputs are added to the residual, in the order of the forward."""
+    return [sublayer.consumer[0].weight for layer in anatomy.layers for sublayer in layer.sublayers]
+
+
+def check(name: str, method: CalibratedGate, anatomy: Anatomy, sites: Sequence[Site], line: Timeline) -> None:
+    """ValueError where no linear map reads the units, or the schedule does not cut once."""
+    gate = f"pruners.{name}.gate={method.name}"
+    for site in sites:
+        if not site.features:
+            raise ValueError(
+                f"{gate} fits the matrix that reads the units, and none reads {site.structure}: take ffn, heads or "
+                "kv_groups, or a gate that ranks whole layers (similarity, taylor)"
+            )
+        if reader(anatomy, site).out_dim != 0:
+            raise ValueError(
+                f"{gate} cannot measure what goes into {reader(anatomy, site).weight}, a Conv1D: take a gate that "
+                "learns from training (taylor, l0)"
+            )
+    if line.hard_from != line.start:
+        raise ValueError(
+            f"{gate} cuts once and for good, but pruners.{name}.schedule is soft from step {line.start} to step "
+            f"{line.hard_from}: take schedule.name=one_shot with hard_from=null"
+        )
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """What a calibrated cut works on."""
+
+    method: CalibratedGate
+    anatomy: Anatomy
+    sites: Sequence[Site]
+    layout: ZeroLayout
+
+    def costs(self, walk: Walk) -> dict[str, Tensor]:
+        """What each unit is worth, (u,) fp32 by site, in the model as it is. Collective."""
+        found: dict[str, Tensor] = {}
+        for layer, site, made in self._places(walk):
+            inputs = layer.collect({made.weight: self.method.statistics})[made.weight]
+            weights, bias = self._reader(made)
+            work = partial(_costs, self.method, weights, bias is not None, site.features, inputs)
+            (found[site.name],) = self._on_one_rank(site, made, work, [(site.num_units,)])
+        return found
+
+    def cut(self, walk: Walk, counts: Mapping[str, int]) -> dict[str, Tensor]:
+        """Flags (u,) bool by site, as many up as asked for; the fits are in the fp32 shards then. Collective."""
+        keep: dict[str, Tensor] = {}
+        for layer, site, made in self._places(walk):
+            if counts[site.name] == site.num_units:
+                keep[site.name] = torch.ones(site.num_units, dtype=torch.bool)
+                continue
+            inputs, gap = self._measure(layer, site, made)
+            weights, bias = self._reader(made)
+            work = partial(_cut, self.method, weights, bias, site.features, inputs, gap, counts[site.name])
+            names = [name for name in (made.weight, made.bias) if name is not None]
+            shapes = [(site.num_units,), *(self.anatomy.shapes[name] for name in names)]
+            flags, *fitted = self._on_one_rank(site, made, work, shapes)
+            keep[site.name] = flags.bool().cpu()
+            for name, values in zip(names, fitted, strict=True):
+                self._write(name, values.view(-1))
+            layer.refresh(names)
+        return keep
+
+    def _measure(self, layer: Layer, site: Site, made: Projection) -> tuple[Mapping[Any, Tensor], Gap | None]:
+        """What goes into a matrix, and what is missing behind it. Collective."""
+        if not self.method.follows:
+            return layer.collect({made.weight: self.method.statistics})[made.weight], None
+        sublayers = self.anatomy.layers[site.layer].sublayers
+        adds = self.anatomy.pre_norm and all(sublayer.post_norm is None for sublayer in sublayers)
+        return layer.collect_with_gap(made.weight, self.method.statistics, below=adds)
+
+    def _places(self, walk: Walk) -> Iterator[tuple[Layer, Site, Projection]]:
+        """Every site with its layer in the walk and what reads it, in the order of the forward."""
+        for layer in walk:
+            own = [site for site in self.sites if self.anatomy.layers[site.layer].name == layer.name]
+            for site in sorted(own, key=lambda site: site.sublayer or 0):
+                yield layer, site, reader(self.anatomy, site)
+
+    def _reader(self, made: Projection) -> tuple[Tensor, Tensor | None]:
+        """The fp32 weights (o, i) and bias (o,), whole. Collective."""
+        return self._whole(made.weight), None if made.bias is None else self._whole(made.bias)
+
+    def _whole(self, name: str) -> Tensor:
+        layout = self.layout
+        return layout.assemble(name, layout.pieces(name), torch.float32).view(self.anatomy.shapes[name])
+
+    def _write(self, name: str, values: Tensor) -> None:
+        """This rank's part of a parameter."""
+        for shard in self.layout.shards:
+            for s in shard.segments:
+                if s.name == name:
+                    shard.view[s.part].copy_(values[s.start : s.start + s.numel])
+
+    def _on_one_rank(
+        self, site: Site, made: Projection, work: Callable[[], list[Tensor]], shapes: Sequence[tuple[int, ...]]
+    ) -> list[Tensor]:
+        """The fp32 tensors of these shapes that `work` gives on one rank, on all. Collective.
+
+        The other ranks wait, so an error is told and raised on all: ValueError.
+        """
+        world, said = self.layout.world, list[str]()
+        found = [torch.zeros(shape, device=self.layout.device) for shape in shapes]
+        if site.layer % world.world_size == world.rank:
+            try:
+                found = [each.float().contiguous() for each in work()]
+            except (ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
+                said.append(f"{made.weight} cannot be cut by {self.method.name}: {error}")
+            else:
+                if not all(bool(each.isfinite().all()) for each in found):
+                    said.append(
+                        f"{made.weight}: {self.method.name} gives weights that are not finite; raise its damping, or "
+                        "take more samples"
+                    )
+        refused = [sentence for each in world.gather(said) for sentence in each]
+        if refused:
+            raise ValueError(refused[0])
+        return [world.sum(each) for each in found]
+
+
+def _costs(
+    method: CalibratedGate, weights: Tensor, bias: bool, features: int, inputs: Mapping[type[InputStatistic], Tensor]
+) -> list[Tensor]:
+    return [method.costs(weights, features, inputs, bias)]
+
+
+def _cut(
+    method: CalibratedGate,
+    weights: Tensor,
+    bias: Tensor | None,
+    features: int,
+    inputs: Mapping[type[InputStatistic], Tensor],
+    gap: Gap | None,
+    count: int,
+) -> list[Tensor]:
+    fit = method.cut(weights, bias, features, inputs, gap, count)
+    return [fit.keep, fit.weights] + ([] if fit.bias is None else [fit.bias])

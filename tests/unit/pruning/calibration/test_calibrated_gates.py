@@ -1,0 +1,350 @@
+"""Gates that cut by the inputs of consuming matrices: against every subset, normal equations and the paper's formula,
+and which units go in a real run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pat.models import adapters
+from pat.pruning import registry
+from pat.pruning.calibration.gap import Gap
+from pat.pruning.calibration.statistics import Gram, Mean
+from pat.pruning.calibration.walk import NotCalibrated
+from pat.pruning.gates.obs import Obs, removals
+from pat.pruning.pruner import Pruner
+from pat.pruning.structures import calibrated
+from pat.pruning.structures.sites import Site
+from pat.schema import Config, PrunerConfig
+from tests import models, one_rank
+from tests.unit.pruning.calibration.test_walk import batches
+
+STEPS, AT = 5, 2
+TINY = 1e-12
+
+
+def problem(seed: int, inputs: int = 8, outputs: int = 5, tokens: int = 60) -> tuple[Tensor, Tensor, Tensor]:
+    """fp64 (weights, bias, inputs): that depend on each other, of different sizes, with a mean."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = normal(tokens, inputs) @ normal(inputs, inputs) * torch.logspace(-0.5, 0.5, inputs) + normal(inputs)
+    return normal(outputs, inputs), normal(outputs), x
+
+
+def measured(x: Tensor) -> dict[Any, Tensor]:
+    return {Gram: x.T @ x / len(x), Mean: x.mean(0)}
+
+
+def least_squares(weights: Tensor, bias: Tensor | None, x: Tensor, on: list[int]) -> tuple[Tensor, Tensor, float]:
+    """(weights, bias, mean square error) of the best map from the inputs `on` to what all of them give."""
+    wanted = x @ weights.T + (0.0 if bias is None else bias)
+    seen = x[:, on] if bias is None else torch.cat([x[:, on], torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    found = torch.linalg.lstsq(seen, wanted).solution
+    error = float((seen @ found - wanted).square().sum(1).mean())
+    return found[: len(on)].T, found[len(on) :].squeeze(0), error
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("features", [1, 2])
+def test_survivors_and_bias_solve_the_normal_equations(features: int, with_bias: bool) -> None:
+    weights, bias, x = problem(0)
+    given = bias if with_bias else None
+    fit = Obs(damping=TINY).cut(weights, given, features, measured(x), None, 8 // features // 2)
+    on = fit.keep.repeat_interleave(features).nonzero().squeeze(1).tolist()
+    expected, shifted, _ = least_squares(weights, given, x, on)
+    torch.testing.assert_close(fit.weights[:, on], expected, rtol=1e-6, atol=1e-8)
+    assert not fit.weights[:, ~fit.keep.repeat_interleave(features)].any()
+    if with_bias:
+        torch.testing.assert_close(fit.bias, shifted, rtol=1e-6, atol=1e-8)
+    else:
+        assert fit.bias is None
+
+
+@pytest.mark.parametrize("repair", [0.5, 1.0])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_what_is_missing_is_made_up_for(with_bias: bool, repair: float) -> None:
+    """The fit of W x + repair e, by least squares on the tokens themselves."""
+    weights, bias, x = problem(4)
+    generator = torch.Generator().manual_seed(5)
+    e = torch.randn(len(x), 5, generator=generator, dtype=torch.float64) + x[:, :5]
+    given, gap = bias if with_bias else None, Gap(e.T @ x / len(x), e.mean(0))
+    fit = Obs(damping=TINY, repair=repair).cut(weights, given, 1, measured(x), gap, 4)
+    on = fit.keep.nonzero().squeeze(1).tolist()
+    wanted = x @ weights.T + repair * e + (bias if with_bias else 0.0)
+    seen = torch.cat([x[:, on], torch.ones(len(x), int(with_bias), dtype=x.dtype)], 1)
+    expected = torch.linalg.lstsq(seen, wanted).solution
+    torch.testing.assert_close(fit.weights[:, on], expected[:4].T, rtol=1e-6, atol=1e-8)
+    if with_bias:
+        torch.testing.assert_close(fit.bias, expected[4], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("features", [1, 2])
+def test_what_stays_is_near_the_best_of_all_subsets(features: int, seed: int) -> None:
+    """Would catch: the worst units, or those of an order that forgets what has gone already."""
+    weights, _, x = problem(seed)
+    units, stay = 8 // features, 4 // features
+
+    def error(chosen: tuple[int, ...]) -> float:
+        on = [u * features + f for u in chosen for f in range(features)]
+        return least_squares(weights, None, x, on)[2]
+
+    errors = {chosen: error(chosen) for chosen in combinations(range(units), stay)}
+    fit = Obs(damping=TINY).cut(weights, None, features, measured(x), None, stay)
+    mine = errors[tuple(fit.keep.nonzero().squeeze(1).tolist())]
+    ranked = sorted(errors.values())
+    assert mine <= 1.3 * ranked[0] or mine <= ranked[len(ranked) // 20], (mine, ranked[:4])
+
+
+@pytest.mark.parametrize("features", [1, 2])
+def test_each_unit_that_goes_is_the_one_that_costs_least_then(features: int) -> None:
+    """ZipLM's greedy order, with every cost taken anew by least squares; the costs add up to the error. The first
+    units of one input are taken out by columns of a Cholesky factor, those of several as the formula says."""
+    weights, _, x = problem(1)
+    order, costs = removals(weights, measured(x)[Gram], features, 8 // features)
+    whole = float((x @ weights.T).square().sum(1).mean())
+    left, before = list(range(8 // features)), 0.0
+    for unit, cost in zip(order.tolist(), costs.tolist(), strict=True):
+        after = {}
+        for candidate in left:
+            on = [u * features + f for u in left if u != candidate for f in range(features)]
+            after[candidate] = least_squares(weights, None, x, on)[2] if on else whole
+        assert unit == min(after, key=lambda u: after[u])
+        assert cost == pytest.approx(after[unit] - before, rel=1e-6)
+        before = after[unit]
+        left.remove(unit)
+
+
+def test_an_input_that_is_always_zero_goes_first_and_none_at_all_is_refused() -> None:
+    weights, bias, x = problem(2)
+    x[:, 3] = 0.0
+    fit = Obs().cut(weights, None, 1, measured(x), None, 7)
+    assert fit.keep.tolist() == [True] * 3 + [False] + [True] * 4
+    x[:, 5] = 2.0
+    constant = Obs().cut(weights, bias, 1, measured(x), None, 6)
+    assert not constant.keep[[3, 5]].any(), "the bias takes over from an input that never changes"
+    torch.testing.assert_close(constant.bias, bias + 2.0 * weights[:, 5], rtol=0.05, atol=0.05)
+    with pytest.raises(ValueError, match="all inputs are 0"):
+        Obs().cut(weights, None, 1, measured(torch.zeros_like(x)), None, 4)
+
+
+@pytest.mark.parametrize("wrong", [{"damping": 0.0}, {"num_samples": 0}, {"repair": 2}])
+def test_settings_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"gate.{next(iter(wrong))} is "):
+        registry.build("gate", {"name": "obs", **wrong})
+
+
+# -- a real run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    with one_rank.alone():
+        yield
+
+
+def config(structures: list[str], budget: dict[str, Any], schedule: Any = None, gate: Any = "obs") -> Config:
+    narrow = PrunerConfig(
+        structures=structures, gate=gate, budget={"multiple_of": 1, "hf_compatible": False} | budget,
+        schedule=schedule or {"name": "one_shot", "start": AT},
+    )  # fmt: skip
+    return Config().changed(
+        train__num_steps=STEPS, engine__zero_stage=0, engine__dtype="fp32", engine__kernels="eager", optim__lr=1e-3,
+        optim__implementation="loop", pruners__narrow=narrow,
+    )  # fmt: skip
+
+
+def shape(**keep: int) -> dict[str, Any]:
+    return {"name": "shape", "keep": keep}
+
+
+def trained(made: Config, model: Any, steps: int = STEPS) -> tuple[Any, list[dict[str, Tensor]]]:
+    """(pruner, the weights when the forward of each step begins)."""
+    engine, pruner = one_rank.build(made, model)
+    pruner.samples = lambda number: batches()
+    seen = []
+    for t in range(steps):
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        inputs = {key: value for key, value in batches()[t % 3].items() if key != "labels"}
+        engine.backward(next(iter(engine(**inputs).values())).square().mean())
+        pruner.step(t)
+    seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    return pruner, seen
+
+
+def real_inputs(model: Any, module: str, outputs: bool = False) -> Tensor:
+    """(N, i) fp64 what goes into a module, or what it gives, of the tokens that are no padding."""
+    found: list[Tensor] = []
+
+    def see(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> None:
+        given = given[0] if isinstance(given, tuple) else given
+        found.append(given if outputs else args[0])
+
+    handle = model.get_submodule(module).register_forward_hook(see, with_kwargs=True)
+    with torch.no_grad():
+        for batch in batches():
+            model.base_model(**{k: v for k, v in batch.items() if k != "labels"})
+    handle.remove()
+    masks = [batch["attention_mask"].bool() for batch in batches()]
+    return torch.cat([x[mask] for x, mask in zip(found, masks, strict=True)]).double()
+
+
+def missing(dense: Any, now: Any, site: Site, module: str) -> Tensor:
+    """(N, o) fp64 of the residual behind a site's sublayer in a Llama; else of what the module gives."""
+    outputs = True
+    if dense.config.model_type == "llama":
+        layer = f"model.layers.{site.layer}"
+        outputs = site.structure == "ffn"
+        module = layer if outputs else f"{layer}.post_attention_layernorm"
+    return real_inputs(dense, module, outputs) - real_inputs(now, module, outputs)
+
+
+@pytest.mark.parametrize(
+    ("family", "keep"),
+    [("llama", {"ffn": 40, "kv_groups": 2}), ("bert", {"ffn": 40, "heads": 3}), ("gemma2", {"ffn": 40})],
+)
+def test_units_go_layer_by_layer_and_what_reads_them_is_fitted(family: str, keep: dict[str, int]) -> None:
+    """Flags, weights and biases of every site against the method on what the cut model really gives there, attention
+    before the MLP, and every other parameter as it was; then training goes on, and what is gone stays 0."""
+    gate = {"name": "obs", "damping": 0.1}  # there are fewer tokens than neurons
+    model = models.model(family)
+    pruner, seen = trained(config(list(keep), shape(**keep), gate=gate), model)
+    (narrow,) = pruner.structure_pruners
+    expected, method = models.model(family), registry.build("gate", gate)
+    later = config(list(keep), shape(**keep), {"name": "one_shot", "start": STEPS - 1})
+    _, dense = trained(later, models.model(family), AT)  # the same steps without the cut that follows them
+    for name, value in dense[-1].items():
+        expected.get_parameter(name).data.copy_(value)
+    base, flags = copy.deepcopy(expected), narrow.keep_flags()
+    for site in sorted(narrow.sites, key=lambda site: (site.layer, site.sublayer)):
+        made = calibrated.reader(narrow.anatomy, site)
+        weight = expected.get_parameter(made.weight)
+        bias = None if made.bias is None else expected.get_parameter(made.bias)
+        x = measured(real_inputs(expected, made.module))
+        e = missing(base, expected, site, made.module)
+        gap = Gap(e.T @ real_inputs(expected, made.module) / len(e), e.mean(0))
+        given = weight.detach(), None if bias is None else bias.detach()
+        fit = method.cut(*given, site.features, x, gap, keep[site.structure])
+        assert torch.equal(flags[site.name].bool(), fit.keep), site.name
+        torch.testing.assert_close(seen[AT][made.weight], fit.weights, rtol=1e-3, atol=1e-3)
+        weight.data.copy_(fit.weights)
+        if bias is not None:
+            assert fit.bias is not None
+            assert made.bias is not None
+            torch.testing.assert_close(seen[AT][made.bias], fit.bias, rtol=1e-3, atol=1e-3)
+            bias.data.copy_(fit.bias)
+    readers = {calibrated.reader(narrow.anatomy, site) for site in narrow.sites}
+    changed = {made.weight for made in readers} | {made.bias for made in readers}
+    for name in set(seen[AT]) - changed:
+        same = (seen[AT][name] == dense[-1][name]) | (seen[AT][name] == 0)
+        assert bool(same.all()), name
+    pruner.check()
+    pruner.check_finished()
+    assert pruner.totals.sparsity == pruner.totals.target
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_budgets_of_cost_take_counts_from_a_first_walk(per_layer: bool) -> None:
+    """The target is met, layers of unlike worth get unlike widths, and no unit is chosen by its index."""
+    budget = {"name": "parameters", "sparsity": 0.2, "per_layer": per_layer}
+    model = models.model("llama")
+    pruner, _ = trained(config(["ffn"], budget), model)
+    (narrow,) = pruner.structure_pruners
+    counts = narrow.counts()["ffn"]
+    assert (len(set(counts)) > 1) == per_layer
+    gone = narrow.units.removed(narrow.state.keep)
+    unit = narrow.units.removed(torch.tensor([False] + [True] * (sum(narrow.units.sizes) - 1)))
+    assert 0 <= gone - 0.2 * sum(p.numel() for p in model.parameters()) < 3 * unit
+    pruner.check()
+
+
+def test_it_is_nearer_to_the_dense_model_than_activation_norms_are() -> None:
+    """Would catch: survivors that are not fitted."""
+    near = {}
+    for gate in ("obs", "plain"):
+        model, dense = models.model("llama"), models.model("llama")
+        made = config(["ffn"], shape(ffn=64), {"name": "one_shot", "start": 1}).changed(optim__lr=1e-12)
+        pruner, seen = trained(made, model, 1)
+        if gate == "plain":
+            for site in pruner.structure_pruners[0].sites:
+                down = calibrated.reader(pruner.structure_pruners[0].anatomy, site).weight
+                weight = dense.get_parameter(down).detach()
+                norms = real_inputs(dense, down.removesuffix(".weight")).square().mean(0).float() * weight.square().sum(
+                    0
+                )
+                alive = torch.zeros_like(norms).scatter_(0, norms.topk(64).indices, 1.0)
+                model.get_parameter(down).data.copy_(weight * alive)
+        with torch.no_grad():
+            gaps = [
+                (dense(**b).logits - model(**b).logits)[b["attention_mask"].bool()].square().mean() for b in batches()
+            ]
+        near[gate] = float(sum(gaps))
+    assert near["obs"] < 0.7 * near["plain"], near
+
+
+LINEAR = {"name": "linear", "start": 1, "end": 3}
+
+
+@pytest.mark.parametrize(
+    ("family", "made", "said"),
+    [
+        ("llama", config(["layers"], shape(layers=2)), "none reads layers: take ffn, heads or kv_groups"),
+        ("gpt2", config(["ffn"], shape(ffn=64)), "c_proj.weight, a Conv1D"),
+        ("llama", config(["ffn"], shape(ffn=64), LINEAR), "soft from step 1 to step 3: take schedule.name=one_shot"),
+        (
+            "llama",
+            config(["ffn"], shape(ffn=64)).changed(
+                pruners__groups=PrunerConfig(
+                    structures=["kv_groups"], gate="l0", budget=shape(kv_groups=2), schedule=LINEAR
+                )
+            ),
+            "calibrated at step 2, when the gates of pruners.groups still move, until step 3",
+        ),
+    ],
+    ids=["layers", "Conv1D", "a soft phase", "other gates that move"],
+)
+def test_settings_that_are_refused(family: str, made: Config, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Pruner(made).attach(models.model(family))
+
+
+def test_a_frozen_bias_is_refused() -> None:
+    """Would catch: the mean of what is gone, lost without a word."""
+    model = models.model("bert")
+    model.get_parameter("bert.encoder.layer.1.output.dense.bias").requires_grad_(False)
+    with pytest.raises(
+        ValueError, match="fits bert.encoder.layer.1.output.dense.bias, which optim.trainable leaves frozen"
+    ):
+        Pruner(config(["ffn"], shape(ffn=64))).attach(model)
+
+
+def test_adapters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "present", lambda model: True)
+    with pytest.raises(ValueError, match="works on trained weights, but with peft the model is frozen"):
+        Pruner(config(["ffn"], shape(ffn=64))).attach(models.model("llama"))
+
+
+def test_inputs_that_are_not_finite_and_fits_that_fail_name_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.model("llama")
+    _, pruner = one_rank.build(config(["ffn"], shape(ffn=64), {"name": "one_shot", "start": 1}), model)
+    pruner.samples = lambda number: batches()
+    monkeypatch.setattr(torch.linalg, "cholesky", _not_positive)
+    with pytest.raises(ValueError, match="layers.0.mlp.down_proj.weight cannot be cut by obs: .*not positive-definite"):
+        pruner.begin(1)
+    monkeypatch.undo()
+    model.get_parameter("model.layers.1.mlp.up_proj.weight").data[0, 0] = torch.inf
+    with pytest.raises(NotCalibrated, match="layers.1.mlp.down_proj.weight is not finite"):
+        pruner.begin(1)
+
+
+def _not_positive(_: Tensor) -> Tensor:
+    raise RuntimeError("the input is not positive-definite")
