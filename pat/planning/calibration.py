@@ -9,45 +9,39 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import nn
 
 from pat.common.parameters import DTYPES, logical_numel
 from pat.planning.memory import FP32
-from pat.pruning.criteria import Calibrated
-from pat.pruning.weights.pruner import WeightPruner
+from pat.pruning.calibration.needs import Needs
 from pat.schema import Config
 
 
-def calibration(config: Config, model: nn.Module, pruners: Sequence[WeightPruner], ranks: int) -> int:
+def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks: int) -> int:
     """At most, on a rank that holds most samples; 0 where nothing is calibrated."""
-    return max(
-        (_of(config, model, each, ranks) for each in pruners if isinstance(each.criterion, Calibrated)), default=0
-    )
+    return max((_of(config, model, each, ranks) for each in needs), default=0)
 
 
-def _of(config: Config, model: nn.Module, pruner: WeightPruner, ranks: int) -> int:
-    criterion = pruner.criterion
-    samples = math.ceil(criterion.num_samples / ranks)
+def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
     itemsize = DTYPES[config.engine.dtype].itemsize
-    layers: dict[str, list[tuple[int, ...]]] = {}
-    for name, shape in pruner.shapes.items():
-        layers.setdefault(_layer(name), []).append(shape)
-    hidden = max((shape[1] for shapes in layers.values() for shape in shapes[:1]), default=0)
-    whole: dict[str, int] = {}
+    tokens = math.ceil(needs.num_samples / ranks) * config.data.max_length
+    hidden: int = cast(Any, model).config.hidden_size
+    layers: dict[str, int] = {}
     for name, param in model.named_parameters():
-        if _layer(name) in layers:
-            whole[_layer(name)] = whole.get(_layer(name), 0) + logical_numel(param)
-    statistics = max(
-        sum(kind.num_bytes(shape[1]) for shape in shapes for kind in criterion.statistics) for shapes in layers.values()
-    )
-    shapes = list(pruner.shapes.values())
+        layers[_layer(name)] = layers.get(_layer(name), 0) + logical_numel(param)
+    statistics: dict[str, int] = {}
+    for name, (_, inputs) in needs.shapes.items():
+        own = sum(kind.num_bytes(inputs) for kind in needs.statistics)
+        statistics[_layer(name)] = statistics.get(_layer(name), 0) + own
+    states = 1 + 4 * needs.follows  # of the dense model: what goes in, comes out, and is added by two sublayers
     return (
-        samples * config.data.max_length * hidden * itemsize
-        + itemsize * max(whole.values())
-        + FP32 * max(map(math.prod, shapes))
-        + statistics
-        + max(criterion.cut_bytes(*shape) for shape in shapes)
+        tokens * hidden * itemsize * states
+        + itemsize * max(layers[name] for name in statistics)
+        + FP32 * max(map(math.prod, needs.shapes.values()))
+        + max(statistics.values())
+        + max(needs.cut_bytes(*shape) for shape in needs.shapes.values())
     )
 
 

@@ -24,6 +24,7 @@ from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES, logical_shape
 from pat.common.typed import named_modules
 from pat.pruning import nested, state_keys, timetable
+from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.criteria import Calibrated
 from pat.pruning.gates import OF_NO_STEP, CalibratedGate
@@ -176,9 +177,6 @@ class Pruner:
         self._states: dict[int, tuple[WeightPruner, MaskedShard]] = {}
         for pruner in self.structure_pruners:
             pruner.bind(self.layout)
-            if isinstance(pruner.method, CalibratedGate):
-                matrices = calibrated.readers(pruner.anatomy, pruner.sites)
-                pruner.walk = partial(self._walk, matrices, pruner.method.num_samples)
         for pruner in self.weight_pruners:
             pruner.bind(self.layout)
             for state in pruner.states:
@@ -188,9 +186,9 @@ class Pruner:
         if self.pruners:
             self.layout.replace_norm(self.masked_norm, lambda: self._finite)
             compute_as_everywhere(engine.module, self.layout.partitioned)
-        for pruner in self.weight_pruners:
-            if isinstance(pruner.criterion, Calibrated):
-                pruner.walk = partial(self._walk, list(pruner.shapes), pruner.criterion.num_samples)
+        for pruner in self.pruners:
+            if needs := pruner.calibration:
+                pruner.walk = partial(self._walk, list(needs.shapes), needs.num_samples)
         if self.weight_pruners:
             self.layout.base.register_step_pre_hook(self._before)
             self.layout.base.register_step_post_hook(self._after)
@@ -307,6 +305,11 @@ class Pruner:
     def pruners(self) -> list[WeightPruner | StructurePruner]:
         """All of them."""
         return [*self.weight_pruners, *self.structure_pruners]
+
+    @property
+    def calibrations(self) -> list[Needs]:
+        """What calibrated pruners measure."""
+        return [needs for pruner in self.pruners if (needs := pruner.calibration)]
 
     def phase(self, t: int) -> str:
         """The phase of the run at a step: that of the pruner that is least far."""

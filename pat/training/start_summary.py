@@ -13,7 +13,6 @@ import torch
 from pat.common import patterns
 from pat.data.prepare import SPLITS, PreparedData
 from pat.pruning import timetable
-from pat.pruning.criteria import Calibrated
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
 from pat.pruning.weights.matrices import Matrices
@@ -130,11 +129,12 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
             f"{each.name}: {percent(each.target_weights / each.numel)} of {each.numel:,} weights in {len(each.shapes)} "
             f"matrices, by {each.criterion.name}, granularity {each.granularity.name}, scope {each.config.scope}"
         )
-        if isinstance(each.criterion, Calibrated):
-            yield f"{each.name}: calibrated on the first {each.criterion.num_samples:,} training samples at each cut"
         yield f"{each.name}: {patterns.in_patterns(list(each.shapes))}"
     for each in pruner.structure_pruners:
         yield f"{each.name}: leaves {each.target_shape()}, {each.target_weights:,} weights fewer, by {each.method.name}"
+    for each in pruner.pruners:
+        if needs := each.calibration:
+            yield f"{each.name}: calibrated on the first {needs.num_samples:,} training samples at each cut"
     totals, every = pruner.totals, sum(p.numel() for p in model.parameters())
     yield (
         f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, "
@@ -177,16 +177,16 @@ def _useless_excludes(checked: Checked) -> Iterator[str]:
 def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
     """Calibration on less than it takes to tell the inputs of a matrix apart."""
     there = len(checked.prepared.train)
-    for each in checked.pruner.weight_pruners:
-        if not isinstance(each.criterion, Calibrated):
+    for each in checked.pruner.pruners:
+        needs = each.calibration
+        if needs is None:
             continue
-        key, asked = f"pruners.{each.name}.criterion.num_samples", each.criterion.num_samples
+        key, asked, inputs = f"{needs.key}.num_samples", needs.num_samples, needs.shapes[needs.widest][1]
         if asked > there:
             yield f"{key} is {asked:,}, and there are {there:,} training samples: some are seen again"
-        name = max(each.shapes, key=lambda name: each.shapes[name][1])
-        inputs, tokens = each.shapes[name][1], min(asked, there) * config.data.max_length
+        tokens = min(asked, there) * config.data.max_length
         if tokens < inputs:
             yield (
-                f"{key}={asked:,} are at most {tokens:,} tokens for the {inputs:,} inputs of {name}: with fewer tokens "
-                "than inputs damping decides; raise it"
+                f"{key}={asked:,} are at most {tokens:,} tokens for the {inputs:,} inputs of {needs.widest}: with less "
+                "tokens than inputs damping decides; raise it"
             )

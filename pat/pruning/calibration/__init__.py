@@ -2,5 +2,6 @@
 
 statistics.py   what is summed over tokens; one class a statistic
 gap.py          what a pruned model lacks behind a linear map
+needs.py        what a calibrated pruner measures
 walk.py         the layers one after another, each on what the layers before it now give
 """

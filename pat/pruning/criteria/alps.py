@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pat.common.typed import eigh
+from pat.common.typed import cholesky, eigh
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 from pat.pruning.criteria import Calibrated
 
@@ -98,7 +98,7 @@ def resolvent(gram: Tensor) -> Callable[[Tensor, float], Tensor]:
     def solve(right: Tensor, rho: float) -> Tensor:
         if rho not in known:
             known.clear()
-            known[rho] = torch.cholesky_inverse(torch.linalg.cholesky(added(gram, rho)))
+            known[rho] = torch.cholesky_inverse(cholesky(added(gram, rho)))
         return right @ known[rho]
 
     return solve

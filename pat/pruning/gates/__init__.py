@@ -129,6 +129,10 @@ class CalibratedGate(GateMethod, ABC):
         if self.num_samples < 1:
             raise ValueError(f"gate.num_samples is {self.num_samples}, but must be at least 1: 128 are usual.")
 
+    def cut_bytes(self, outputs: int, inputs: int) -> int:
+        """What one cut holds at a time beside its statistics, in bytes: about, for `pat plan` and for errors."""
+        return 4 * 4 * outputs * inputs
+
     @property
     def follows(self) -> bool:
         """Whether `cut` looks at what the model gave before it was pruned."""

@@ -49,6 +49,10 @@ class Obs(CalibratedGate):
         """Whether the dense model is looked at beside the pruned one."""
         return self.repair > 0.0
 
+    def cut_bytes(self, outputs: int, inputs: int) -> int:
+        """In fp64: the weights, the fit, what is missing and a copy; Gram and inverse, W^T W and their next values."""
+        return 8 * (4 * outputs * inputs + 6 * inputs * inputs)
+
     def costs(
         self, weights: Tensor, features: int, inputs: Mapping[type[InputStatistic], Tensor], bias: bool
     ) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import registry
+from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.gates import BY_GRADIENT, OF_NO_STEP, CalibratedGate
 from pat.pruning.structures import calibrated, folding, slices, ties
@@ -174,6 +175,16 @@ class StructurePruner:
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     # -- the step --------------------------------------------------------------------------------------------------
+
+    @property
+    def calibration(self) -> Needs | None:
+        """What has to be measured at the cut; None: the gate looks at no inputs."""
+        made = self.method
+        if not isinstance(made, CalibratedGate):
+            return None
+        shapes = {name: self.anatomy.shapes[name] for name in calibrated.readers(self.anatomy, self.sites)}
+        key = f"pruners.{self.name}.gate"
+        return Needs(key, made.num_samples, shapes, made.statistics, made.cut_bytes, made.follows)
 
     def bind(self, layout: ZeroLayout) -> None:
         """The shards whose weights the gates will be folded into."""

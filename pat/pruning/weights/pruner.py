@@ -25,6 +25,7 @@ from torch import Tensor
 from pat.common.comm import LOCAL
 from pat.common.typed import ints
 from pat.pruning import registry
+from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import Calibrated
 from pat.pruning.ties import starts_equal
@@ -96,6 +97,15 @@ class WeightPruner:
     def sparsity(self) -> float:
         """Fraction of the prunable weights that the masks remove now, counted."""
         return self.num_pruned / self.numel
+
+    @property
+    def calibration(self) -> Needs | None:
+        """What has to be measured at a cut; None: the criterion looks at no inputs."""
+        made = self.criterion
+        if not isinstance(made, Calibrated):
+            return None
+        key = f"pruners.{self.name}.criterion"
+        return Needs(key, made.num_samples, self.shapes, made.statistics, made.cut_bytes)
 
     def bind(self, layout: ZeroLayout) -> None:
         """Take the shards that hold this pruner's parameters."""

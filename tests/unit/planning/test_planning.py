@@ -245,5 +245,5 @@ def test_calibration_by_hand() -> None:
     pruner.attach(model)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     hidden, gram, cut = 3 * 10 * 16 * 2, 4 * 16 * 16, 4 * (8 * 24 * 16 + 4 * 16 * 16)
-    assert calibration(config, model, pruner.weight_pruners, 2) == hidden + 2 * layer + 4 * 24 * 16 + gram + cut
+    assert calibration(config, model, pruner.calibrations, 2) == hidden + 2 * layer + 4 * 24 * 16 + gram + cut
     assert calibration(config, model, [], 2) == 0
