@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pat.common.text import size_in_words
 from pat.pruning.calibration.statistics import InputStatistic
 
 
@@ -23,3 +24,12 @@ class Needs:
     def widest(self) -> str:
         """The matrix with the most inputs."""
         return max(self.shapes, key=lambda name: self.shapes[name][1])
+
+
+def too_large(matrix: str, method: str, num_bytes: int) -> str:
+    """What to say where a rank has no memory for a cut."""
+    return (
+        f"{matrix} is too large for {method} on this rank: its cut takes about {size_in_words(num_bytes)} beside "
+        "training; leave it out (exclude), free memory (engine.zero_stage=3, engine.offload_optimizer=true), or take a "
+        "method that needs next to none (wanda; of structures: activation)"
+    )

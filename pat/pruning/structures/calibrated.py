@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pat.models.anatomy import Anatomy, Projection
 from pat.pruning.calibration.gap import Gap
+from pat.pruning.calibration.needs import too_large
 from pat.pruning.calibration.statistics import InputStatistic
 from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.gates import CalibratedGate
@@ -140,6 +141,9 @@ class Cutter:
         if site.layer % world.world_size == world.rank:
             try:
                 found = [each.float().contiguous() for each in work()]
+            except (MemoryError, torch.OutOfMemoryError):
+                needed = self.method.cut_bytes(*self.anatomy.shapes[made.weight])
+                said.append(too_large(made.weight, self.method.name, needed))
             except (ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
                 said.append(f"{made.weight} cannot be cut by {self.method.name}: {error}")
             else:

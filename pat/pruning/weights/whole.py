@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pat.common.comm import LOCAL
 from pat.common.rounding import part_of
-from pat.common.text import size_in_words
+from pat.pruning.calibration.needs import too_large
 from pat.pruning.calibration.walk import Layer
 from pat.pruning.criteria import Calibrated
 from pat.pruning.types import ScoredSegment
@@ -132,12 +132,7 @@ def _cut(
     try:
         keep, weights = criterion.cut(dense, inputs, chooser(name, granularity, sparsity, scope))
     except (MemoryError, torch.OutOfMemoryError):
-        needed = size_in_words(criterion.cut_bytes(*dense.shape))
-        return (
-            f"{name} is too large for {criterion.name} on this rank: its cut takes about {needed} beside training; "
-            "leave it out (exclude), free memory (engine.zero_stage=3, engine.offload_optimizer=true), or take "
-            "criterion.name=wanda, which needs next to none"
-        )
+        return too_large(name, criterion.name, criterion.cut_bytes(*dense.shape))
     except (ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
         return f"{name} cannot be pruned by {criterion.name}: {error}"
     if not bool(torch.isfinite(weights).all()):
