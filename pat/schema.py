@@ -354,6 +354,7 @@ class PrunerConfig(Section, frozen=True):
         "global",
         "global: one ranking over all | matrix: each to the target | row: each output to the target",
         only_with=".granularity.name!=n_of_m",
+        inherited=True,
     )
     allow_empty_matrices: bool = key(False, "true: a ranking may remove all weights of a matrix")
     structures: list[str] = key(

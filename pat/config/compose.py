@@ -35,6 +35,9 @@ from pat.schema import FILES, Config
 _METHOD = re.compile(rf"(pruners\.([^.=@]+)\.({'|'.join(registry.PACKAGES)}))(?:\.name)?=(\w+(?:,\w+)*)")
 
 
+_KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.\w+=|=\{(?P<whole>.*)\})")
+
+
 def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
     """Hydra's command line: composes the config (with `-m` each of several) and calls `use` with it.
 
@@ -55,7 +58,7 @@ def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
             raise SystemExit(code)  # a sweep's other members would be, too
 
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
-    with _hydra_process([_method_as_group(argument) for argument in arguments]):
+    with _hydra_process([_for_hydra(argument) for argument in arguments]):
         try:
             main()
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -75,8 +78,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         hint = "" if chosen else "; recipe=NAME gives them all, `pat train --help` lists the recipes"
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}{hint}")
     content: Any = OmegaConf.to_container(cfg, resolve=True)
-    if "pruners={}" in overrides:  # Hydra merges mappings, so it would change nothing, and prune all the same
-        content["pruners"] = {}
+    _drop_merged(content, overrides)
     _drop_replaced_fields(content["pruners"], overrides)
     config = take_world_size(to_config(content), overrides)
     validate(config, {override.lstrip("+").partition("=")[0] for override in overrides})
@@ -103,10 +105,26 @@ def _how_to_choose(key: str) -> str:
     return f"{key} (task={' or task='.join(scan.declared('pat.tasks'))})" if key == "task.name" else key
 
 
-def _method_as_group(argument: str) -> str:
-    """`pruners.P.criterion.name=taylor` selects the method and its fields: `criterion@pruners.P.criterion=taylor`."""
+def _for_hydra(argument: str) -> str:
+    """`pruners.P.criterion.name=taylor` selects the method and its fields: `criterion@pruners.P.criterion=taylor`.
+
+    `pruners.P.budget.keep.heads=4` may be new to a recipe that keeps something else."""
     match = _METHOD.fullmatch(argument)
-    return f"{match[3]}@{match[1]}={match[4]}" if match else argument
+    if match is None:
+        return f"++{argument}" if _KEEP.match(argument) else argument
+    return f"{match[3]}@{match[1]}={match[4]}"
+
+
+def _drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Hydra merges a mapping into the recipe's; who writes a whole one means that nothing else be in it."""
+    for override in overrides:
+        if override == "pruners={}":
+            content["pruners"] = {}
+        elif match := _KEEP.match(override):
+            if match["whole"]:
+                keep = content["pruners"][match["pruner"]]["budget"]["keep"]
+                meant = re.findall(r"(\w+)\s*:", match["whole"])
+                content["pruners"][match["pruner"]]["budget"]["keep"] = {key: keep[key] for key in meant}
 
 
 def _drop_replaced_fields(pruners: dict[str, Any], overrides: Sequence[str]) -> None:

@@ -373,3 +373,13 @@ def test_a_launcher_sets_the_number_of_ranks(monkeypatch):
 def test_no_pruners_means_none():
     """Hydra merges an empty mapping into the recipe's, which would go on pruning in silence."""
     assert composed(PARITY).pruners and not composed(PARITY, "pruners={}").pruners
+
+
+def test_a_shape_that_is_written_whole_is_the_shape():
+    recipe = [*open_recipes.of("decoder_narrow"), "pruners.narrow.structures=[ffn,kv_groups]"]
+    for given, keep in (
+        ("pruners.narrow.budget.keep={kv_groups:2}", {"kv_groups": 2}),
+        ("pruners.narrow.budget.keep={ffn:0.25,kv_groups: 2}", {"ffn": 0.25, "kv_groups": 2}),
+        ("pruners.narrow.budget.keep.kv_groups=2", {"ffn": 0.5, "kv_groups": 2}),
+    ):
+        assert composed(*recipe, given).pruners["narrow"].budget.keep == keep
