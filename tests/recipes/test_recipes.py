@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from pat.config import compose, frozen, places
 from pat.export.export import export_run
+from pat.pruning import registry
+from pat.pruning.gates import CalibratedGate
 from pat.pruning.weights.matrices import Matrices
 from pat.schema import Config
 from tests.distributed import ranks
@@ -81,7 +83,9 @@ def small(config: Config, folder: Path) -> list[str]:
     for name, pruner in config.pruners.items():
         schedule = f"pruners.{name}.schedule"
         after_gates = not pruner.structures and any(other.structures for other in config.pruners.values())
-        overrides += [f"{schedule}.start={int(after_gates)}", f"{schedule}.hard_from=1", f"{schedule}.select_every=1"]
+        at_once = bool(pruner.structures) and isinstance(registry.build("gate", pruner.gate), CalibratedGate)
+        overrides += [f"{schedule}.start={int(after_gates or at_once)}", f"{schedule}.hard_from=1"]
+        overrides += [f"{schedule}.select_every=1"]
         if config.pruners[name].schedule.end is not None:
             overrides.append(f"{schedule}.end=1")
         if "ffn" in getattr(config.pruners[name].budget, "keep", {}):
