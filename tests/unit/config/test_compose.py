@@ -171,7 +171,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} engine.dtype=int8", "engine.dtype is 'int8'; allowed: bf16, fp16, fp32"),
             (f"{PARITY} logger.mode=on", "logger.mode is 'on'; allowed: disabled, offline, online, null"),
             (f"{PARITY} engine.zero_stage=4", "engine.zero_stage is 4; allowed: 0, 1, 2, 3"),
-            (f"{PARITY} train.num_steps=0", "train.num_steps is 0, but must be at least 1"),
+            (f"{PARITY} train.num_steps=-1", "train.num_steps is -1, but must be at least 0"),
             (f"{PARITY} train.early_stopping_patience=0", "train.early_stopping_patience is 0, but must be at least 1"),
             (
                 f"{PARITY} train.early_stopping_patience=1 train.eval_every=null",

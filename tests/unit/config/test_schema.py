@@ -27,7 +27,7 @@ WRONG: list[tuple[Any, dict[str, Any]]] = [
     (TrainConfig, {"num_steps": 1.5}),
     (TrainConfig, {"num_steps": 1.0}),
     (TrainConfig, {"num_steps": "3"}),
-    (TrainConfig, {"num_steps": 0}),
+    (TrainConfig, {"num_steps": -1}),
     (TrainConfig, {"steps": 3}),
     (OptimConfig, {"lr": True}),
     (OptimConfig, {"lr": float("inf")}),
@@ -219,7 +219,7 @@ def test_a_config_changes_by_a_validated_copy() -> None:
     changed = config.changed(seed=3, train__num_steps=5)
     assert (changed.seed, changed.train.num_steps, config.seed, config.train.num_steps) == (3, 5, 0, 30)
     with pytest.raises(ValueError):
-        config.changed(train__num_steps=0)
+        config.changed(train__num_steps=-1)
     assert TrainConfig().num_steps == MISSING, "no default for a choice of the user's"
 
 
