@@ -130,9 +130,7 @@ def _weights(options: argparse.Namespace) -> list[str]:
     if options.method:
         keys += [f"{place}.criterion.name={options.method}"]
         keys += [f"{place}.scope=row"] if options.method == "wanda" and not options.pattern else []
-    if options.samples:
-        keys += [f"{place}.criterion.num_samples={options.samples}"]
-    return keys
+    return [*keys, *_samples(options, "criterion", f"{place}.criterion")]
 
 
 def _structures(options: argparse.Namespace) -> list[str]:
@@ -145,8 +143,19 @@ def _structures(options: argparse.Namespace) -> list[str]:
     keys = [f"{place}.structures=[{','.join(keep)}]"]
     keys += [f"{place}.budget.keep={{{','.join(f'{name}:{count}' for name, count in keep.items())}}}"]
     keys += [f"{place}.gate.name={options.method}"] if options.method else []
-    keys += [f"{place}.gate.num_samples={options.samples}"] if options.samples else []
-    return keys
+    return [*keys, *_samples(options, "gate", f"{place}.gate")]
+
+
+def _samples(options: argparse.Namespace, kind: str, place: str) -> list[str]:
+    """Raises ValueError where the method looks at no samples."""
+    from pat.pruning import registry
+
+    if options.samples is None:
+        return []
+    method = options.method
+    if method in registry.names(kind) and "num_samples" not in registry.defaults(kind, method):
+        raise ValueError(f"--samples {options.samples} would be ignored: --method {method} looks at no samples")
+    return [f"{place}.num_samples={options.samples}"]
 
 
 def _task(model: str | None, config: Any) -> str:

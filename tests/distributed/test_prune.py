@@ -113,6 +113,7 @@ def test_what_cannot_be_pruned_is_one_sentence(
         (["--pattern", "4:2"], "--pattern 4:2"),
         (["--keep", "ffn=half"], "--keep ffn=half"),
         (["--sparsity", "1.5"], "pruners.weights.budget"),
+        (["--sparsity", "0.5", "--method", "magnitude", "--samples", "8"], "--samples 8"),
     ):
         assert prune(given, tmp_path / "out", *more) == ExitCode.BAD_INPUT
         said = capsys.readouterr().err
