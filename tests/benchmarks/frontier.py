@@ -1,0 +1,432 @@
+"""The frontier: what a pruned model is worth for the training steps spent, by our methods and by other projects'.
+
+    python launch/assets.py chats && python launch/assets.py reviews && python launch/assets.py sotu
+    python tests/benchmarks/frontier.py --model decoder --data addresses --steps 0 --targets 50,2:4,70
+    python tests/benchmarks/frontier.py --model encoder --steps 100 --targets 80 --methods alps,movement --seeds 3
+
+A row is data x steps x target x method x seed; flags select rows, and a finished row is never repeated. Every row is a
+list of commands that a user has, written to the results file with its figures: ours are `pat prune` (no steps) or `pat
+train recipe=decoder|encoder` and `pat export`; a peer's is a script in tests/benchmarks/peers, run in an environment of
+that project's own, made when first needed. A peer sees the samples that ours are calibrated on. Where a row has
+training steps, a peer's cut is trained by `pat train`, its zeros kept. All end in the same `pat evaluate` of a Hugging
+Face folder. Nothing is tuned: ours and the peers' methods have their defaults.
+
+Decoders are cut as they are. The encoder has no head before it is trained: rows without steps cut the model that the
+dense row of 100 steps ends with, and a peer's rows of N steps train a dense model for 30 % of them, as ours do, cut it
+and train the rest. What cannot be installed or run is kept with its command and error, and tried again by
+--again. Two such commands may run at once; each row is written when it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks import frontier_report as report
+from tests.benchmarks.commands import ONE_THREAD, PAT, ROOT, SHOWN
+from tests.benchmarks.peers import HERE, PEERS
+
+VERSIONS = ("torch", "transformers", "deepspeed")
+DENSE_STEPS = 100  # of the encoder that rows without steps cut
+BEFORE_THE_CUT = 0.3  # of an encoder's steps, see recipes/encoder.yaml
+GRADUAL = [  # of a criterion that needs no calibration, when it trains
+    "pruners.weights.schedule.name=cubic",
+    *(f"pruners.weights.schedule.{key}" for key in ("start=0.1", "end=0.6", "select_every=5")),
+]
+Command = list[str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, data and how the model is judged."""
+
+    kind: str  # decoder | encoder: of the recipes
+    model: str  # in assets/
+    data: str
+    task: str
+    metric: str
+    judge: tuple[str, ...]  # of `pat evaluate`
+    max_length: int
+    samples: int  # to calibrate on
+    keys: tuple[str, ...] = ()  # of pat train
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """(training, held out)."""
+        return f"assets/{self.data}/train.jsonl", f"assets/{self.data}/eval.jsonl"
+
+    def described(self, steps: int) -> list[str]:
+        """Model, data and steps, as keys of `pat train`."""
+        train, held_out = self.files
+        given = [f"task={self.task}", "data=json", f"data.train={train}", f"data.eval={held_out}"]
+        return [*given, f"data.max_length={self.max_length}", f"train.num_steps={steps}", *self.keys]
+
+
+LLAMA = {"kind": "decoder", "model": "smollm2", "metric": "perplexity", "max_length": 256, "samples": 128}
+BATCH = "train.global_batch_size=4"
+SUBJECTS = {
+    "addresses": Subject(
+        **LLAMA, data="sotu", task="causal_lm", judge=("recipe=sotu_dense",), keys=(BATCH, "data.max_eval_samples=32")
+    ),
+    "chats": Subject(
+        **LLAMA, data="chats", task="chat", judge=("recipe=smollm2_chat",), keys=(BATCH, "data.max_eval_samples=160")
+    ),
+    "reviews": Subject(
+        "encoder", "minilm", "reviews", "classification", "accuracy", ("recipe=reviews_dense",), 128, samples=512
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is left out: 70 (per cent of the layers' weights), 2:4, ffn=0.5 (the share that stays), dense (nothing)."""
+
+    text: str
+
+    @property
+    def kind(self) -> str:
+        """dense | weights | pattern | structures."""
+        return "dense" if self.text == "dense" else "pattern" if ":" in self.text else self._sized()
+
+    def _sized(self) -> str:
+        return "structures" if "=" in self.text else "weights"
+
+    def flags(self) -> Command:
+        """Of `pat prune`, and of a peer's script."""
+        kinds = {"pattern": "--pattern", "structures": "--keep", "weights": "--sparsity"}
+        return [kinds[self.kind], f"{float(self.text) / 100!r}" if self.kind == "weights" else self.text]
+
+    def keys(self) -> list[str]:
+        """Of `pat train`."""
+        if self.kind == "structures":
+            name, _, share = self.text.partition("=")
+            return [f"pruners.narrow.structures=[{name}]", f"pruners.narrow.budget.keep={{{name}:{share}}}"]
+        if self.kind == "weights":
+            return [f"pruners.weights.budget.sparsity={float(self.text) / 100!r}"]
+        n, m = map(int, self.text.split(":"))
+        pattern = [f"pruners.weights.granularity.{key}" for key in ("name=n_of_m", f"n={n}", f"m={m}")]
+        return [*pattern, f"pruners.weights.budget.sparsity={1 - n / m!r}"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to prune: ours, or a peer's script."""
+
+    kinds: tuple[str, ...]  # of targets
+    trains: bool = True  # whether it has rows with steps
+    at_once: bool = True  # whether it has rows without
+    keys: tuple[str, ...] = ()  # of pat train
+    peer: str | None = None
+    option: str = ""  # --method of pat prune and of the script; empty: the name
+
+
+WEIGHTS = ("weights", "pattern")
+METHODS = {
+    "dense": Method(("dense",)),
+    "alps": Method(WEIGHTS),
+    "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
+    "magnitude": Method(WEIGHTS, keys=("pruners.weights.criterion.name=magnitude", *GRADUAL)),
+    "movement": Method(WEIGHTS, at_once=False, keys=("pruners.weights.criterion.name=movement", *GRADUAL)),
+    "obs": Method(("structures",), keys=("pruners.narrow.gate.name=obs",)),
+    "taylor": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=taylor",)),
+    "l0": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=l0",)),
+    "activation": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=activation",)),
+    "llmcompressor-sparsegpt": Method(WEIGHTS, peer="llmcompressor", option="sparsegpt"),
+    "llmcompressor-wanda": Method(WEIGHTS, peer="llmcompressor", option="wanda"),
+    "modelopt-sparsegpt": Method(("pattern",), peer="modelopt", option="sparsegpt"),
+    "torch-pruning-magnitude": Method(("structures",), peer="torch-pruning", option="magnitude"),
+    "torch-pruning-taylor": Method(("structures",), peer="torch-pruning", option="taylor"),
+    "torchao-pat": Method(("weights",), at_once=False, peer="torchao", option="pat"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    data: str
+    steps: int
+    target: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the row in the results file, and of its folder."""
+        return f"{self.data}-{self.steps}-{self.target}-{self.method}-{self.seed}"
+
+
+@dataclass
+class Measured:
+    """What a row came to; `error` says why there is no figure."""
+
+    metric: str
+    value: float | None = None
+    parameters: int | None = None
+    nonzero_parameters: int | None = None
+    seconds: float = 0.0  # of all commands but the evaluation, at what the machine did besides
+    commands: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+
+def rows(
+    data: Sequence[str], steps: Sequence[int], targets: Sequence[str], methods: Sequence[str], seeds: int
+) -> list[Row]:
+    """All rows that these flags select: the dense model of each, then one a method; seeds count where it trains."""
+    found = []
+    for subject in data:
+        for number in steps:
+            for target in ("dense", *targets):
+                for method in methods:
+                    known = METHODS[method]
+                    if Target(target).kind in known.kinds and (known.trains if number else known.at_once):
+                        found += [Row(subject, number, target, method, s) for s in range(seeds if number else 1)]
+    return found
+
+
+class Runner:
+    """Runs the commands of a row, and notes them as one would type them."""
+
+    def __init__(self, folder: Path, execute: Callable[..., Any] = subprocess.run) -> None:
+        self.folder, self.execute = folder, execute
+
+    def measure(self, row: Row) -> Measured:
+        """All commands of a row, and the figures of the last."""
+        subject, method = SUBJECTS[row.data], METHODS[row.method]
+        place = self.folder / row.name
+        figures = place / "figures.json"
+        measured = Measured(subject.metric)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        try:
+            model = yield_from(self.commands(row, place), lambda command: self.run(command, measured))
+            measured.versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+            if method.peer:
+                measured.versions |= {f"{method.peer}: {k}": v for k, v in PEERS[method.peer].versions().items()}
+            seconds = measured.seconds
+            self.run([*PAT, "evaluate", model, *subject.judge, "--json", str(figures)], measured)
+            measured.seconds = round(seconds)
+        except Failed as failure:
+            measured.error = str(failure)
+            return measured
+        found = json.loads(figures.read_text())["models"][0]
+        measured.value = found["metrics"][subject.metric]
+        measured.parameters, measured.nonzero_parameters = found["parameters"], found["nonzero_parameters"]
+        if not (row.target == "dense" and subject.kind == "encoder"):
+            shutil.rmtree(place)  # large, and not needed again
+        return measured
+
+    def run(self, command: Command, measured: Measured) -> None:
+        """One command; raises Failed with the end of what it said."""
+        measured.commands.append(shown(command))
+        print(f"  {measured.commands[-1]}", flush=True)
+        own = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if command[0] != sys.executable:
+            own.pop("PYTHONPATH", None)  # ours, which is no part of a peer's environment
+        started = time.monotonic()
+        done = self.execute(command, cwd=ROOT, env=own, capture_output=True, text=True)
+        measured.seconds += time.monotonic() - started
+        if done.returncode:
+            raise Failed(tidy((done.stderr or done.stdout)[-SHOWN:]))
+
+    def commands(self, row: Row, place: Path) -> Iterator[Command | str]:
+        """The commands, and last the folder that they made."""
+        subject, method, target = SUBJECTS[row.data], METHODS[row.method], Target(row.target)
+        model, out = f"assets/{subject.model}", str(place / "model")
+        if row.target == "dense":
+            if row.steps:
+                yield from self._trained(subject, row, model, place, ["pruners={}"])
+                model = out
+            elif subject.kind == "encoder":
+                yield from self._base(subject, row.seed)
+                model = str(self._base_folder(row.data, row.seed) / "model")
+            yield model
+            return
+        if subject.kind == "encoder" and not row.steps:
+            yield from self._base(subject, row.seed)
+            model = str(self._base_folder(row.data, row.seed) / "model")
+        if method.peer:
+            yield from self._by_peer(subject, row, model, place)
+        elif row.steps:
+            yield from self._trained(subject, row, model, place, [*method.keys, *target.keys()])
+        else:
+            train, held_out = subject.files
+            given = ["--data", train, "--eval", held_out, *target.flags(), "--method", method.option or row.method]
+            given += ["--task", subject.task, "--samples", str(subject.samples)]
+            given += ["--max-length", str(subject.max_length), "--out", out]
+            few = [key for key in subject.keys if key.startswith("data.")]
+            yield [*PAT, "prune", model, *given, *few, "engine.threads_per_rank=1"]
+        yield out
+
+    def _trained(self, subject: Subject, row: Row, model: str, place: Path, keys: Sequence[str]) -> Iterator[Command]:
+        narrow = "_narrow" if Target(row.target).kind == "structures" and "pruners={}" not in keys else ""
+        run, out = place / "run", place / "model"
+        given = [f"recipe={subject.kind}{narrow}", *subject.described(row.steps), f"model.path={model}"]
+        yield [*PAT, "train", *given, f"run.dir={run}", f"seed={row.seed}", *ONE_THREAD, *keys]
+        shutil.rmtree(out, ignore_errors=True)
+        yield [*PAT, "export", str(run), "--out", str(out), "--checkpoint", "last", "--dtype", "bf16"]
+        shutil.rmtree(run, ignore_errors=True)
+
+    def _base_folder(self, data: str, seed: int) -> Path:
+        return self.folder / Row(data, DENSE_STEPS, "dense", "dense", seed).name
+
+    def _base(self, subject: Subject, seed: int) -> Iterator[Command]:
+        """The dense encoder that rows without steps cut, unless its row has left it."""
+        row = Row(subject.data, DENSE_STEPS, "dense", "dense", seed)
+        place = self._base_folder(row.data, seed)
+        if not (place / "model" / "config.json").exists():
+            yield from self._trained(subject, row, f"assets/{subject.model}", place, ["pruners={}"])
+
+    def _by_peer(self, subject: Subject, row: Row, model: str, place: Path) -> Iterator[Command]:
+        method = METHODS[row.method]
+        assert method.peer is not None, "a peer's method"
+        peer = PEERS[method.peer]
+        install = peer.installation()
+        yield from install
+        if install:
+            peer.installed()
+        steps = row.steps
+        if steps and subject.kind == "encoder":
+            before = round(BEFORE_THE_CUT * steps)
+            first = Row(row.data, before, "dense", "dense", row.seed)
+            yield from self._trained(subject, first, model, place / "before", ["pruners={}"])
+            model, steps = str(place / "before" / "model"), steps - before
+        samples, cut = str(place / "samples.jsonl"), str(place / ("cut" if steps else "model"))
+        described = [f"recipe={subject.kind}", *subject.described(1), f"model.path={model}", f"seed={row.seed}"]
+        count = str(subject.samples)
+        yield [sys.executable, "tests/benchmarks/peers/samples.py", count, samples, *described]
+        script = str(HERE / peer.script)
+        flags = ["--method", method.option, *Target(row.target).flags()]
+        yield [str(peer.python), script, model, samples, cut, *flags]
+        if not steps:
+            return
+        keys = ["pruners={}"]
+        if Target(row.target).kind != "structures":
+            keys = [f"pruners.weights.{key}" for key in ("criterion.name=magnitude", "scope=global")]
+            keys += [f"pruners.weights.schedule.{key}" for key in ("name=one_shot", "start=0")]
+            keys += [f"pruners.weights.budget.sparsity={zeros(Path(cut))!r}"]
+        healed = Row(row.data, steps, row.target, row.method, row.seed)
+        yield from self._trained(subject, healed, cut, place, keys)
+
+
+class Failed(Exception):
+    """A command did."""
+
+
+def yield_from(commands: Iterator[Command | str], run: Callable[[Command], None]) -> str:
+    """Run each command before the next is asked for; what is no command is the folder they made."""
+    for command in commands:
+        if isinstance(command, str):
+            return command
+        run(command)
+    raise AssertionError("no folder was named")
+
+
+def zeros(folder: Path) -> float:
+    """The share of zeros in the matrices inside a folder's layers, those that `all-linear` means."""
+    from safetensors import safe_open
+
+    gone = total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():
+                tensor = tensors.get_tensor(name)
+                if tensor.dim() == 2 and (".layers." in name or ".layer." in name):
+                    gone, total = gone + int((tensor == 0).sum()), total + tensor.numel()
+    return gone / total
+
+
+def tidy(text: str) -> str:
+    """Without the names of this machine's folders."""
+    return text.replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
+
+
+def shown(command: Command) -> str:
+    """A command as one types it in the repository."""
+    words = ["pat", *command[len(PAT) :]] if tuple(command[: len(PAT)]) == PAT else command
+    words = ["python", *words[1:]] if words[0] == sys.executable else words
+    return tidy(shlex.join(words))
+
+
+class Results:
+    """The results file. Rows of two commands at once do not undo one another."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """What is measured, by name."""
+        return json.loads(self.path.read_text())["rows"] if self.path.exists() else {}
+
+    def add(self, row: Row, measured: Measured) -> None:
+        """Write one row; the file is whole at any time."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = self.rows() | {row.name: asdict(row) | asdict(measured)}
+            written = {"device": f"CPU, one thread, {platform.machine()}", "rows": dict(sorted(found.items()))}
+            whole = self.path.with_suffix(".part")
+            whole.write_text(json.dumps(written, indent=1) + "\n")
+            whole.replace(self.path)
+
+
+def run_all(selected: Sequence[Row], results: Results, measure: Callable[[Row], Measured], again: bool) -> None:
+    """Measure what the results file does not have; with `again`, what failed, too."""
+    for row in selected:
+        known = results.rows().get(row.name)
+        if known is not None and not (again and known["error"]):
+            continue
+        print(row.name, flush=True)
+        measured = measure(row)
+        results.add(row, measured)
+        print(f"  {measured.metric} {measured.value}  {measured.error or ''}", flush=True)
+
+
+def main() -> None:
+    """Run what is selected, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    several = {"type": lambda text: text.split(",")}
+    parser.add_argument("--model", choices=("decoder", "encoder"), help="default: both")
+    parser.add_argument("--data", **several, default=list(SUBJECTS), help=f"of {','.join(SUBJECTS)}")
+    parser.add_argument("--steps", **several, default=["0"], help="such as 0,100,1000")
+    parser.add_argument("--targets", **several, default=["50"], help="such as 50,70,2:4,ffn=0.5")
+    parser.add_argument("--methods", **several, default=list(METHODS), help=f"of {','.join(METHODS)}")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, where it trains")
+    parser.add_argument("--again", action="store_true", help="try once more what failed")
+    parser.add_argument("--table", action="store_true", help="run nothing: only print what is measured")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "frontier", help="of the runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "frontier.json")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "frontier.png")
+    options = parser.parse_args()
+    for given, known in ((options.data, SUBJECTS), (options.methods, METHODS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            parser.error(f"{', '.join(unknown)}: give some of {', '.join(known)}")
+    data = [name for name in options.data if options.model in (None, SUBJECTS[name].kind)]
+    results = Results(options.out)
+    if not options.table:
+        selected = rows(data, list(map(int, options.steps)), options.targets, options.methods, options.seeds)
+        run_all(selected, results, Runner(options.folder.resolve()).measure, options.again)
+    table = report.lines(list(results.rows().values()))
+    print("\n".join(report.markdown(table)))
+    report.picture(table, options.picture)
+
+
+if __name__ == "__main__":
+    main()
