@@ -14,13 +14,12 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.commands import ONE_THREAD, ROOT, pat, spread
+
 SCHEDULE = "pruners.weights.schedule.end=0.6"
 ONE_CUT = [  # of a calibrated criterion: the dense model learns for a third of the steps, the rest heal
     "pruners.weights.criterion.num_samples=512",
@@ -53,12 +52,8 @@ def run(name: str, recipe: str, overrides: list[str], folder: Path, steps: int) 
 
 def train(directory: Path, recipe: str, overrides: list[str], steps: int) -> None:
     """`pat train`, and away with its checkpoints: they are large, and not needed again."""
-    fixed = ["engine.world_size=1", "engine.threads_per_rank=1", "logger=none", "train.keep_last=1"]
     where = [f"run.dir={directory}", f"train.num_steps={steps}"]
-    command = [sys.executable, "-m", "pat.cli", "train", f"recipe={recipe}", *where, *fixed, *overrides]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\nfailed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    pat("train", f"recipe={recipe}", *where, *ONE_THREAD, *overrides)
     shutil.rmtree(directory / "checkpoints")
 
 
@@ -105,8 +100,7 @@ def main() -> None:
     options.out.write_text(json.dumps(said, indent=1) + "\n")
     print(f"\n{'method':28} {'sparsity':>8} {'accuracy':>9} {'spread':>7}")
     for row in table:
-        spread = max(row["seeds"]) - min(row["seeds"])
-        print(f"{row['method']:28} {row['sparsity']:8.0%} {row['mean']:9.4f} {spread:7.4f}")
+        print(f"{row['method']:28} {row['sparsity']:8.0%} {row['mean']:9.4f} {spread(row['seeds']):7.4f}")
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,136 +39,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import frontier_report as report
 from tests.benchmarks.commands import ONE_THREAD, PAT, ROOT, SHOWN
-from tests.benchmarks.peers import HERE, PEERS
+from tests.benchmarks.frontier_rows import BATCH, METHODS, SUBJECTS, Row, Subject, Target, rows
+from tests.benchmarks.peers import HERE, PEERS, Peer
 
 VERSIONS = ("torch", "transformers", "deepspeed")
 DENSE_STEPS = 100  # of the encoder that rows without steps cut
 BEFORE_THE_CUT = 0.3  # of an encoder's steps, see recipes/encoder.yaml
-GRADUAL = [  # of a criterion that needs no calibration, when it trains
-    "pruners.weights.schedule.name=cubic",
-    *(f"pruners.weights.schedule.{key}" for key in ("start=0.1", "end=0.6", "select_every=5")),
-]
 Command = list[str]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, data and how the model is judged."""
-
-    kind: str  # decoder | encoder: of the recipes
-    model: str  # in assets/
-    data: str
-    task: str
-    metric: str
-    judge: tuple[str, ...]  # of `pat evaluate`
-    max_length: int
-    samples: int  # to calibrate on
-    keys: tuple[str, ...] = ()  # of pat train
-
-    @property
-    def files(self) -> tuple[str, str]:
-        """(training, held out)."""
-        return f"assets/{self.data}/train.jsonl", f"assets/{self.data}/eval.jsonl"
-
-    def described(self, steps: int) -> list[str]:
-        """Model, data and steps, as keys of `pat train`."""
-        train, held_out = self.files
-        given = [f"task={self.task}", "data=json", f"data.train={train}", f"data.eval={held_out}"]
-        return [*given, f"data.max_length={self.max_length}", f"train.num_steps={steps}", *self.keys]
-
-
-LLAMA = {"kind": "decoder", "model": "smollm2", "metric": "perplexity", "max_length": 256, "samples": 128}
-BATCH = "train.global_batch_size=4"
-SUBJECTS = {
-    "addresses": Subject(
-        **LLAMA, data="sotu", task="causal_lm", judge=("recipe=sotu_dense",), keys=(BATCH, "data.max_eval_samples=32")
-    ),
-    "chats": Subject(
-        **LLAMA, data="chats", task="chat", judge=("recipe=smollm2_chat",), keys=(BATCH, "data.max_eval_samples=160")
-    ),
-    "reviews": Subject(
-        "encoder", "minilm", "reviews", "classification", "accuracy", ("recipe=reviews_dense",), 128, samples=512
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is left out: 70 (per cent of the layers' weights), 2:4, ffn=0.5 (the share that stays), dense (nothing)."""
-
-    text: str
-
-    @property
-    def kind(self) -> str:
-        """dense | weights | pattern | structures."""
-        return "dense" if self.text == "dense" else "pattern" if ":" in self.text else self._sized()
-
-    def _sized(self) -> str:
-        return "structures" if "=" in self.text else "weights"
-
-    def flags(self) -> Command:
-        """Of `pat prune`, and of a peer's script."""
-        kinds = {"pattern": "--pattern", "structures": "--keep", "weights": "--sparsity"}
-        return [kinds[self.kind], f"{float(self.text) / 100!r}" if self.kind == "weights" else self.text]
-
-    def keys(self) -> list[str]:
-        """Of `pat train`."""
-        if self.kind == "structures":
-            name, _, share = self.text.partition("=")
-            return [f"pruners.narrow.structures=[{name}]", f"pruners.narrow.budget.keep={{{name}:{share}}}"]
-        if self.kind == "weights":
-            return [f"pruners.weights.budget.sparsity={float(self.text) / 100!r}"]
-        n, m = map(int, self.text.split(":"))
-        pattern = [f"pruners.weights.granularity.{key}" for key in ("name=n_of_m", f"n={n}", f"m={m}")]
-        return [*pattern, f"pruners.weights.budget.sparsity={1 - n / m!r}"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to prune: ours, or a peer's script."""
-
-    kinds: tuple[str, ...]  # of targets
-    trains: bool = True  # whether it has rows with steps
-    at_once: bool = True  # whether it has rows without
-    keys: tuple[str, ...] = ()  # of pat train
-    peer: str | None = None
-    option: str = ""  # --method of pat prune and of the script; empty: the name
-
-
-WEIGHTS = ("weights", "pattern")
-METHODS = {
-    "dense": Method(("dense",)),
-    "alps": Method(WEIGHTS),
-    "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
-    "magnitude": Method(WEIGHTS, keys=("pruners.weights.criterion.name=magnitude", *GRADUAL)),
-    "movement": Method(WEIGHTS, at_once=False, keys=("pruners.weights.criterion.name=movement", *GRADUAL)),
-    "obs": Method(("structures",), keys=("pruners.narrow.gate.name=obs",)),
-    "taylor": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=taylor",)),
-    "l0": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=l0",)),
-    "activation": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=activation",)),
-    "llmcompressor-sparsegpt": Method(WEIGHTS, peer="llmcompressor", option="sparsegpt"),
-    "llmcompressor-wanda": Method(WEIGHTS, peer="llmcompressor", option="wanda"),
-    "modelopt-sparsegpt": Method(("pattern",), peer="modelopt", option="sparsegpt"),
-    "torch-pruning-magnitude": Method(("structures",), peer="torch-pruning", option="magnitude"),
-    "torch-pruning-taylor": Method(("structures",), peer="torch-pruning", option="taylor"),
-    "torchao-pat": Method(("weights",), at_once=False, peer="torchao", option="pat"),
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement."""
-
-    data: str
-    steps: int
-    target: str
-    method: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of the row in the results file, and of its folder."""
-        return f"{self.data}-{self.steps}-{self.target}-{self.method}-{self.seed}"
 
 
 @dataclass
@@ -179,25 +56,10 @@ class Measured:
     value: float | None = None
     parameters: int | None = None
     nonzero_parameters: int | None = None
-    seconds: float = 0.0  # of all commands but the evaluation, at what the machine did besides
+    cpu_seconds: float | None = None  # of all commands but the installation of a peer and the evaluation
     commands: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
-
-
-def rows(
-    data: Sequence[str], steps: Sequence[int], targets: Sequence[str], methods: Sequence[str], seeds: int
-) -> list[Row]:
-    """All rows that these flags select: the dense model of each, then one a method; seeds count where it trains."""
-    found = []
-    for subject in data:
-        for number in steps:
-            for target in ("dense", *targets):
-                for method in methods:
-                    known = METHODS[method]
-                    if Target(target).kind in known.kinds and (known.trains if number else known.at_once):
-                        found += [Row(subject, number, target, method, s) for s in range(seeds if number else 1)]
-    return found
 
 
 class Runner:
@@ -215,13 +77,15 @@ class Runner:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         try:
+            if method.peer:
+                self.install(PEERS[method.peer], measured)
+            before = cpu_seconds_of_children()
             model = yield_from(self.commands(row, place), lambda command: self.run(command, measured))
+            measured.cpu_seconds = round(cpu_seconds_of_children() - before)
             measured.versions = {name: importlib.metadata.version(name) for name in VERSIONS}
             if method.peer:
                 measured.versions |= {f"{method.peer}: {k}": v for k, v in PEERS[method.peer].versions().items()}
-            seconds = measured.seconds
             self.run([*PAT, "evaluate", model, *subject.judge, "--json", str(figures)], measured)
-            measured.seconds = round(seconds)
         except Failed as failure:
             measured.error = str(failure)
             return measured
@@ -232,6 +96,12 @@ class Runner:
             shutil.rmtree(place)  # large, and not needed again
         return measured
 
+    def install(self, peer: Peer, measured: Measured) -> None:
+        """Make the peer's environment, unless it stands."""
+        for command in peer.installation():
+            self.run(command, measured)
+        peer.installed()
+
     def run(self, command: Command, measured: Measured) -> None:
         """One command; raises Failed with the end of what it said."""
         measured.commands.append(shown(command))
@@ -239,9 +109,7 @@ class Runner:
         own = {**os.environ, "OMP_NUM_THREADS": "1"}
         if command[0] != sys.executable:
             own.pop("PYTHONPATH", None)  # ours, which is no part of a peer's environment
-        started = time.monotonic()
         done = self.execute(command, cwd=ROOT, env=own, capture_output=True, text=True)
-        measured.seconds += time.monotonic() - started
         if done.returncode:
             raise Failed(tidy((done.stderr or done.stdout)[-SHOWN:]))
 
@@ -267,7 +135,7 @@ class Runner:
             yield from self._trained(subject, row, model, place, [*method.keys, *target.keys()])
         else:
             train, held_out = subject.files
-            given = ["--data", train, "--eval", held_out, *target.flags(), "--method", method.option or row.method]
+            given = ["--data", train, "--eval", held_out, *target.flags(), "--method", row.method]
             given += ["--task", subject.task, "--samples", str(subject.samples)]
             given += ["--max-length", str(subject.max_length), "--out", out]
             few = [key for key in subject.keys if key.startswith("data.")]
@@ -297,32 +165,30 @@ class Runner:
         method = METHODS[row.method]
         assert method.peer is not None, "a peer's method"
         peer = PEERS[method.peer]
-        install = peer.installation()
-        yield from install
-        if install:
-            peer.installed()
         steps = row.steps
         if steps and subject.kind == "encoder":
             before = round(BEFORE_THE_CUT * steps)
             first = Row(row.data, before, "dense", "dense", row.seed)
             yield from self._trained(subject, first, model, place / "before", ["pruners={}"])
             model, steps = str(place / "before" / "model"), steps - before
-        samples, cut = str(place / "samples.jsonl"), str(place / ("cut" if steps else "model"))
+        healed = steps and not method.loops
+        samples, cut = str(place / "samples.jsonl"), str(place / ("cut" if healed else "model"))
         described = [f"recipe={subject.kind}", *subject.described(1), f"model.path={model}", f"seed={row.seed}"]
-        count = str(subject.samples)
-        yield [sys.executable, "tests/benchmarks/peers/samples.py", count, samples, *described]
+        count = steps * BATCH if method.loops else subject.samples
+        yield [sys.executable, "tests/benchmarks/peers/samples.py", str(count), samples, *described]
         script = str(HERE / peer.script)
         flags = ["--method", method.option, *Target(row.target).flags()]
+        flags += ["--steps", str(steps)] if method.loops else []
         yield [str(peer.python), script, model, samples, cut, *flags]
-        if not steps:
+        if not healed:
             return
         keys = ["pruners={}"]
         if Target(row.target).kind != "structures":
             keys = [f"pruners.weights.{key}" for key in ("criterion.name=magnitude", "scope=global")]
             keys += [f"pruners.weights.schedule.{key}" for key in ("name=one_shot", "start=0")]
             keys += [f"pruners.weights.budget.sparsity={zeros(Path(cut))!r}"]
-        healed = Row(row.data, steps, row.target, row.method, row.seed)
-        yield from self._trained(subject, healed, cut, place, keys)
+        rest = Row(row.data, steps, row.target, row.method, row.seed)
+        yield from self._trained(subject, rest, cut, place, keys)
 
 
 class Failed(Exception):
@@ -350,6 +216,12 @@ def zeros(folder: Path) -> float:
                 if tensor.dim() == 2 and (".layers." in name or ".layer." in name):
                     gone, total = gone + int((tensor == 0).sum()), total + tensor.numel()
     return gone / total
+
+
+def cpu_seconds_of_children() -> float:
+    """Of all processes that have ended: what a command costs, whatever the machine does besides."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def tidy(text: str) -> str:
@@ -398,15 +270,18 @@ def run_all(selected: Sequence[Row], results: Results, measure: Callable[[Row], 
         print(f"  {measured.metric} {measured.value}  {measured.error or ''}", flush=True)
 
 
+def _listed(text: str) -> list[str]:
+    return text.split(",")
+
+
 def main() -> None:
     """Run what is selected, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    several = {"type": lambda text: text.split(",")}
     parser.add_argument("--model", choices=("decoder", "encoder"), help="default: both")
-    parser.add_argument("--data", **several, default=list(SUBJECTS), help=f"of {','.join(SUBJECTS)}")
-    parser.add_argument("--steps", **several, default=["0"], help="such as 0,100,1000")
-    parser.add_argument("--targets", **several, default=["50"], help="such as 50,70,2:4,ffn=0.5")
-    parser.add_argument("--methods", **several, default=list(METHODS), help=f"of {','.join(METHODS)}")
+    parser.add_argument("--data", type=_listed, default=list(SUBJECTS), help=f"of {','.join(SUBJECTS)}")
+    parser.add_argument("--steps", type=_listed, default=["0"], help="such as 0,100,1000")
+    parser.add_argument("--targets", type=_listed, default=["50"], help="such as 50,70,2:4,ffn=0.5")
+    parser.add_argument("--methods", type=_listed, default=list(METHODS), help=f"of {','.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=1, help="how many, where it trains")
     parser.add_argument("--again", action="store_true", help="try once more what failed")
     parser.add_argument("--table", action="store_true", help="run nothing: only print what is measured")

@@ -26,7 +26,7 @@ class Line:
     metric: str
     values: tuple[float, ...]  # of the seeds that were measured
     nonzero_parameters: int | None
-    seconds: float | None
+    cpu_seconds: float | None
     error: str | None  # of a seed that was not
 
     @property
@@ -43,6 +43,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> list[Line]:
     found = []
     for (data, target, steps, method), seeds in grouped.items():
         done = [row for row in seeds if row["value"] is not None]
+        times = [row["cpu_seconds"] for row in done if row["cpu_seconds"] is not None]
         found.append(
             Line(
                 data,
@@ -52,7 +53,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> list[Line]:
                 seeds[0]["metric"],
                 tuple(row["value"] for row in done),
                 done[0]["nonzero_parameters"] if done else None,
-                statistics.mean(row["seconds"] for row in done) if done else None,
+                statistics.mean(times) if times else None,
                 next((row["error"] for row in seeds if row["error"]), None),
             )
         )
@@ -66,14 +67,14 @@ def _place(line: Line) -> tuple[Any, ...]:
 
 def markdown(table: Sequence[Line]) -> list[str]:
     """The table, as docs/frontier.md has it."""
-    head = ["data", "target", "steps", "method", "quality", "spread (seeds)", "not zero", "minutes"]
+    head = ["data", "target", "steps", "method", "quality", "spread (seeds)", "not zero", "CPU min"]
     cells = [head, ["---"] * 4 + ["---:"] * 4]
     for line in table:
         quality = "does not run" if line.mean is None else f"{line.metric} {_figure(line.mean, line.metric)}"
         several = len(line.values) > 1
         seeds = f"{_figure(spread(list(line.values)), line.metric)} ({len(line.values)})" if several else "-"
         size = "-" if line.nonzero_parameters is None else f"{line.nonzero_parameters / 1e6:.1f} M"
-        minutes = "-" if line.seconds is None else f"{line.seconds / 60:.0f}"
+        minutes = "-" if line.cpu_seconds is None else f"{line.cpu_seconds / 60:.1f}"
         cells.append([line.data, _target(line), str(line.steps), line.method, quality, seeds, size, minutes])
     return [f"| {' | '.join(row)} |" for row in cells]
 

@@ -21,14 +21,13 @@ import json
 import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.commands import ONE_THREAD, ROOT, pat, spread
+
 GATE = "pruners.narrow.gate.name"
 ONCE = ["pruners.narrow.schedule.name=one_shot"]
 ONCE += [f"pruners.narrow.schedule.{key}" for key in ("start=0", "end=null", "hard_from=0")]
@@ -84,21 +83,12 @@ SUBJECTS = {
 }
 
 
-def pat(*arguments: str) -> None:
-    """One command, which must succeed."""
-    command = [sys.executable, "-m", "pat.cli", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\nfailed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-
-
 def trained(directory: Path, recipe: str, overrides: list[str], metric: str, steps: int) -> dict[str, Any]:
     """The figures of one run, trained and exported now if it is not there."""
     export = directory.with_name(f"{directory.name}-export")
     if not (export / "export.json").exists():
-        fixed = ["engine.world_size=1", "engine.threads_per_rank=1", "logger=none", "train.keep_last=1"]
         where = [f"run.dir={directory}", f"train.num_steps={steps}"]
-        pat("train", f"recipe={recipe}", *where, *fixed, *overrides)
+        pat("train", f"recipe={recipe}", *where, *ONE_THREAD, *overrides)
         shutil.rmtree(export, ignore_errors=True)
         pat("export", str(directory), "--out", str(export))
         shutil.rmtree(directory / "checkpoints")  # large, and not needed again
@@ -206,8 +196,7 @@ def main() -> None:
     out.write_text(json.dumps(said, indent=1) + "\n")
     print(f"\n{'method':38} {'parameters':>11} {subject.metric:>10} {'spread':>8}")
     for row in table:
-        spread = max(row["seeds"]) - min(row["seeds"])
-        print(f"{row['method']:38} {row['parameters']:11,} {row['mean']:10.4f} {spread:8.4f}")
+        print(f"{row['method']:38} {row['parameters']:11,} {row['mean']:10.4f} {spread(row['seeds']):8.4f}")
 
 
 if __name__ == "__main__":

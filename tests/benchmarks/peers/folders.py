@@ -15,8 +15,9 @@ def load(folder: str) -> tuple[Any, torch.dtype]:
     config = AutoConfig.from_pretrained(folder)
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     auto = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    stored = auto.from_pretrained(folder, dtype="auto")
-    return stored.float().eval(), config.dtype or torch.float32
+    stored: Any = auto.from_pretrained(folder, dtype="auto")
+    dtype = stored.dtype
+    return stored.float().eval(), dtype
 
 
 def read_samples(file: str) -> list[list[int]]:

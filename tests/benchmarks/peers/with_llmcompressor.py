@@ -9,8 +9,8 @@ import argparse
 
 from datasets import Dataset
 from folders import load, read_samples, save
-from llmcompressor import oneshot
-from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+from llmcompressor import oneshot  # pyright: ignore[reportMissingImports]
+from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier  # pyright: ignore[reportMissingImports]
 
 METHODS = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}
 

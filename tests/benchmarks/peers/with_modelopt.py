@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-import modelopt.torch.sparsity as mts
+import modelopt.torch.sparsity as mts  # pyright: ignore[reportMissingImports]
 import torch
 from folders import load, read_samples, save
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-import torch_pruning as tp
+import torch_pruning as tp  # pyright: ignore[reportMissingImports]
 from folders import load, read_samples, save
 
 METHODS = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}

@@ -1,0 +1,150 @@
+"""What the frontier consists of: models with their data, targets, methods, and the rows of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+GRADUAL = [  # of a criterion that needs no calibration, when it trains
+    "pruners.weights.schedule.name=cubic",
+    *(f"pruners.weights.schedule.{key}" for key in ("start=0.1", "end=0.6", "select_every=5")),
+]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, data and how the model is judged."""
+
+    kind: str  # decoder | encoder: of the recipes
+    model: str  # in assets/
+    data: str
+    task: str
+    metric: str
+    judge: tuple[str, ...]  # of `pat evaluate`
+    max_length: int
+    samples: int  # to calibrate on
+    keys: tuple[str, ...] = ()  # of pat train
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """(training, held out)."""
+        return f"assets/{self.data}/train.jsonl", f"assets/{self.data}/eval.jsonl"
+
+    def described(self, steps: int) -> list[str]:
+        """Model, data and steps, as keys of `pat train`."""
+        train, held_out = self.files
+        given = [f"task={self.task}", "data=json", f"data.train={train}", f"data.eval={held_out}"]
+        return [*given, f"data.max_length={self.max_length}", f"train.num_steps={steps}", *self.keys]
+
+
+BATCH = 4  # samples of a step
+
+
+def _llama(data: str, task: str, recipe: str, eval_samples: int) -> Subject:
+    keys = (f"train.global_batch_size={BATCH}", f"data.max_eval_samples={eval_samples}")
+    return Subject("decoder", "smollm2", data, task, "perplexity", (f"recipe={recipe}",), 256, 128, keys)
+
+
+SUBJECTS = {
+    "addresses": _llama("sotu", "causal_lm", "sotu_dense", eval_samples=32),
+    "chats": _llama("chats", "chat", "smollm2_chat", eval_samples=160),
+    "reviews": Subject(
+        "encoder", "minilm", "reviews", "classification", "accuracy", ("recipe=reviews_dense",), 128, samples=512
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is left out: 70 (per cent of the layers' weights), 2:4, ffn=0.5 (the share that stays), dense (nothing)."""
+
+    text: str
+
+    @property
+    def kind(self) -> str:
+        """dense | weights | pattern | structures."""
+        return "dense" if self.text == "dense" else "pattern" if ":" in self.text else self._sized()
+
+    def _sized(self) -> str:
+        return "structures" if "=" in self.text else "weights"
+
+    def flags(self) -> list[str]:
+        """Of `pat prune`, and of a peer's script."""
+        kinds = {"pattern": "--pattern", "structures": "--keep", "weights": "--sparsity"}
+        return [kinds[self.kind], f"{float(self.text) / 100!r}" if self.kind == "weights" else self.text]
+
+    def keys(self) -> list[str]:
+        """Of `pat train`."""
+        if self.kind == "structures":
+            name, _, share = self.text.partition("=")
+            return [f"pruners.narrow.structures=[{name}]", f"pruners.narrow.budget.keep={{{name}:{share}}}"]
+        if self.kind == "weights":
+            return [f"pruners.weights.budget.sparsity={float(self.text) / 100!r}"]
+        n, m = map(int, self.text.split(":"))
+        pattern = [f"pruners.weights.granularity.{key}" for key in ("name=n_of_m", f"n={n}", f"m={m}")]
+        return [*pattern, f"pruners.weights.budget.sparsity={1 - n / m!r}"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to prune: ours, or a peer's script."""
+
+    kinds: tuple[str, ...]  # of targets
+    at_once: bool = True  # whether it has rows without
+    keys: tuple[str, ...] = ()  # of pat train
+    peer: str | None = None
+    option: str = ""  # --method of a peer's script
+    loops: bool = False  # a peer's script trains by itself, and is given --steps and their samples
+    subjects: tuple[str, ...] = ("decoder", "encoder")
+
+
+WEIGHTS = ("weights", "pattern")
+METHODS = {
+    "dense": Method(("dense",)),
+    "alps": Method(WEIGHTS),
+    "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
+    "magnitude": Method(WEIGHTS, keys=("pruners.weights.criterion.name=magnitude", *GRADUAL)),
+    "movement": Method(WEIGHTS, at_once=False, keys=("pruners.weights.criterion.name=movement", *GRADUAL)),
+    "obs": Method(("structures",), keys=("pruners.narrow.gate.name=obs",)),
+    "taylor": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=taylor",)),
+    "l0": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=l0",)),
+    "activation": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=activation",)),
+    "llmcompressor-sparsegpt": Method(WEIGHTS, peer="llmcompressor", option="sparsegpt"),
+    "llmcompressor-wanda": Method(WEIGHTS, peer="llmcompressor", option="wanda"),
+    "modelopt-sparsegpt": Method(("pattern",), peer="modelopt", option="sparsegpt"),
+    "torch-pruning-magnitude": Method(("structures",), peer="torch-pruning", option="magnitude", subjects=("decoder",)),
+    "torch-pruning-taylor": Method(("structures",), peer="torch-pruning", option="taylor", subjects=("decoder",)),
+    "torchao-pat": Method(("weights",), at_once=False, peer="torchao", option="pat", loops=True, subjects=("decoder",)),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    data: str
+    steps: int
+    target: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the row in the results file, and of its folder."""
+        return f"{self.data}-{self.steps}-{self.target}-{self.method}-{self.seed}"
+
+
+def rows(
+    data: Sequence[str], steps: Sequence[int], targets: Sequence[str], methods: Sequence[str], seeds: int
+) -> list[Row]:
+    """All rows that these flags select: the dense model of each, then one a method; seeds count where it trains."""
+    found = []
+    for subject in data:
+        for number in steps:
+            for target in ("dense", *targets):
+                for method in methods:
+                    known = METHODS[method]
+                    fits = Target(target).kind in known.kinds and SUBJECTS[subject].kind in known.subjects
+                    if fits and (number or known.at_once):
+                        found += [Row(subject, number, target, method, s) for s in range(seeds if number else 1)]
+    return found

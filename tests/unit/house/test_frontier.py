@@ -1,0 +1,186 @@
+"""The frontier's own logic: which rows flags select, what is run again, what is written down. No model runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.benchmarks import frontier
+from tests.benchmarks.commands import PAT
+from tests.benchmarks.frontier import Measured, Results, Runner, run_all
+from tests.benchmarks.frontier_report import lines, markdown, picture
+from tests.benchmarks.frontier_rows import METHODS, Row, Target, rows
+from tests.benchmarks.peers import PEERS
+
+ALL = list(METHODS)
+
+
+def test_a_finished_row_is_never_repeated_and_a_failed_one_only_when_asked(tmp_path: Path) -> None:
+    results, measured = Results(tmp_path / "frontier.json"), list[str]()
+    selected = rows(["addresses"], [0], ["50"], ["alps", "wanda"], 1)
+    assert [row.method for row in selected] == ["alps", "wanda"]
+
+    def measure(row: Row) -> Measured:
+        measured.append(row.method)
+        if row.method == "wanda":
+            return Measured("perplexity", error="no memory", commands=["pat prune"])
+        return Measured("perplexity", 39.2)
+
+    for again in (False, False, True):
+        run_all(selected, results, measure, again)
+    assert measured == ["alps", "wanda", "wanda"]
+    kept = results.rows()["addresses-0-50-wanda-0"]
+    assert (kept["value"], kept["error"], kept["commands"]) == (None, "no memory", ["pat prune"])
+
+
+def test_an_interrupted_command_goes_on_behind_the_last_finished_row(tmp_path: Path) -> None:
+    results, measured = Results(tmp_path / "frontier.json"), list[str]()
+    selected = rows(["addresses"], [0], ["50"], ["alps", "wanda", "magnitude"], 1)
+
+    def interrupted(row: Row) -> Measured:
+        if row.method == "wanda":
+            raise KeyboardInterrupt
+        return Measured("perplexity", 39.2)
+
+    def measure(row: Row) -> Measured:
+        measured.append(row.method)
+        return Measured("perplexity", 50.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(selected, results, interrupted, False)
+    run_all(selected, results, measure, False)
+    assert measured == ["wanda", "magnitude"]
+    assert results.rows()["addresses-0-50-alps-0"]["value"] == 39.2
+
+
+def test_rows_have_methods_that_fit_their_target_and_seeds_only_where_they_train() -> None:
+    untrained = rows(["addresses"], [0], ["50", "2:4", "ffn=0.5"], ALL, seeds=3)
+    assert {row.seed for row in untrained} == {0}
+    by_target = {t: {row.method for row in untrained if row.target == t} for t in ("dense", "50", "2:4", "ffn=0.5")}
+    assert by_target["dense"] == {"dense"}
+    assert "modelopt-sparsegpt" in by_target["2:4"] - by_target["50"]  # it has N:M only
+    assert "movement" not in by_target["50"]  # it needs gradients
+    assert by_target["ffn=0.5"] == {"obs", "torch-pruning-magnitude", "torch-pruning-taylor"}
+    trained = rows(["addresses"], [100], ["50"], ALL, seeds=3)
+    assert [row.seed for row in trained if row.method == "movement"] == [0, 1, 2]
+    assert len({row.name for row in untrained + trained}) == len(untrained + trained)
+
+
+class Machine:
+    """Takes commands instead of a shell; one of them may fail, and `pat evaluate` finds these figures."""
+
+    def __init__(self, fails: str | None = None) -> None:
+        self.fails, self.commands = fails, list[list[str]]()
+
+    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        if self.fails in command:
+            return subprocess.CompletedProcess(command, 1, "", f"{frontier.ROOT}/x: no memory")
+        if "evaluate" in command:
+            metrics = {"perplexity": 39.2, "accuracy": 0.9}
+            figures = {"metrics": metrics, "parameters": 4, "nonzero_parameters": 2}
+            Path(command[-1]).write_text(json.dumps({"models": [figures]}))
+        if "--pattern" in command or "--sparsity" in command:
+            if command[0] == str(PEERS["llmcompressor"].python):
+                cut = Path(command[4])
+                cut.mkdir(parents=True)
+                layer = torch.tensor([[0.0, 1.0, 0.0, 2.0]])
+                tensors = {"model.layers.0.x_proj.weight": layer, "model.embed.weight": torch.zeros(3, 3)}
+                save_file(tensors | {"model.layers.0.norm.weight": torch.zeros(3)}, cut / "model.safetensors")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.fixture
+def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAT_PEERS", str(tmp_path / "peers"))
+    monkeypatch.setattr(type(PEERS["llmcompressor"]), "versions", lambda peer: {peer.name: "1"})
+    for peer in PEERS.values():
+        peer.folder.mkdir(parents=True)
+        peer.installed()
+
+
+@pytest.mark.usefixtures("peers")
+def test_a_peers_cut_is_trained_with_exactly_its_zeros(tmp_path: Path) -> None:
+    machine = Machine()
+    row = Row("addresses", 100, "50", "llmcompressor-sparsegpt", 0)
+    measured = Runner(tmp_path / "runs", machine).measure(row)
+    assert (measured.value, measured.error) == (39.2, None)
+    trained = next(command for command in machine.commands if "train" in command)
+    assert "pruners.weights.budget.sparsity=0.5" in trained  # of the layers' matrices; no embedding, no norm
+    assert "pruners.weights.criterion.name=magnitude" in trained and "pruners.weights.scope=global" in trained
+    assert f"model.path={machine.commands[1][4]}" in trained  # what the peer wrote
+    assert measured.versions["llmcompressor: llmcompressor"] == "1"
+
+
+@pytest.mark.usefixtures("peers")
+def test_ours_and_peers_are_given_the_same_samples_and_judged_by_the_same_command(tmp_path: Path) -> None:
+    ours, theirs = Machine(), Machine()
+    Runner(tmp_path / "a", ours).measure(Row("addresses", 0, "50", "alps", 0))
+    Runner(tmp_path / "b", theirs).measure(Row("addresses", 0, "50", "llmcompressor-wanda", 0))
+    prune, written = ours.commands[0], theirs.commands[0]
+    assert (prune[prune.index("--samples") + 1], prune[prune.index("--max-length") + 1]) == ("128", "256")
+    assert written[2] == "128" and "data.max_length=256" in written and "data.train=assets/sotu/train.jsonl" in written
+    judge: Callable[[list[str]], list[str]] = lambda command: command[len(PAT) : -1]  # noqa: E731
+    assert [part for part in judge(ours.commands[-1]) if "/" not in part] == [
+        part for part in judge(theirs.commands[-1]) if "/" not in part
+    ]
+
+
+@pytest.mark.usefixtures("peers")
+def test_a_peer_that_fails_leaves_its_command_and_error(tmp_path: Path) -> None:
+    script = str(frontier.HERE / PEERS["modelopt"].script)
+    measured = Runner(tmp_path / "runs", Machine(script)).measure(Row("addresses", 0, "2:4", "modelopt-sparsegpt", 0))
+    assert measured.value is None and measured.error == "x: no memory"
+    assert "tests/benchmarks/peers/with_modelopt.py" in measured.commands[-1]
+    assert str(frontier.ROOT) not in json.dumps(measured.commands)
+
+
+def test_an_encoder_is_cut_when_it_has_learned(tmp_path: Path) -> None:
+    machine = Machine()
+    Runner(tmp_path, machine).measure(Row("reviews", 0, "80", "alps", 0))
+    verbs = [command[len(PAT)] for command in machine.commands]
+    assert verbs == ["train", "export", "prune", "evaluate"]
+    assert machine.commands[2][len(PAT) + 1] == machine.commands[1][machine.commands[1].index("--out") + 1]
+
+
+def test_a_target_says_the_same_to_both_commands() -> None:
+    assert Target("70").flags() == ["--sparsity", "0.7"]
+    assert Target("70").keys() == ["pruners.weights.budget.sparsity=0.7"]
+    assert Target("2:4").flags() == ["--pattern", "2:4"]
+    assert Target("2:4").keys()[-1] == "pruners.weights.budget.sparsity=0.5"
+    assert Target("ffn=0.5").flags() == ["--keep", "ffn=0.5"]
+
+
+def _row(method: str, value: float | None, seed: int = 0, data: str = "addresses", steps: int = 0) -> dict[str, Any]:
+    metric = "accuracy" if data == "reviews" else "perplexity"
+    measured = Measured(metric, value, nonzero_parameters=10**6, cpu_seconds=60.0, error=None if value else "no wheel")
+    return vars(Row(data, steps, "50", method, seed)) | vars(measured)
+
+
+def test_the_table_has_means_over_seeds_the_best_first_and_what_does_not_run_last() -> None:
+    table = lines([_row("peer", None), _row("wanda", 58.0), _row("alps", 40.0), _row("alps", 42.0, seed=1)])
+    assert [(line.method, line.mean) for line in table] == [("alps", 41.0), ("wanda", 58.0), ("peer", None)]
+    text = markdown(table)
+    assert "| alps | perplexity 41.00 | 2.00 (2) |" in text[2] and "does not run" in text[-1]
+    accuracies = lines([_row("a", 0.8, data="reviews"), _row("b", 0.9, data="reviews")])
+    assert [line.method for line in accuracies] == ["b", "a"]
+
+
+def test_the_picture_is_drawn_of_what_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    table = lines([_row("alps", 40.0), _row("alps", 30.0, steps=100), _row("peer", None)])
+    picture(table, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_the_table_of_the_results_file() -> None:
+    measured = Results(frontier.ROOT / "results" / "frontier.json").rows()
+    page = (frontier.ROOT / "docs" / "frontier.md").read_text()
+    assert "\n".join(markdown(lines(list(measured.values())))) in page
