@@ -45,6 +45,7 @@ from tests.benchmarks.peers import HERE, PEERS, Peer
 VERSIONS = ("torch", "transformers", "deepspeed")
 DENSE_STEPS = 100  # of the encoder that rows without steps cut
 BEFORE_THE_CUT = 0.3  # of an encoder's steps, see recipes/encoder.yaml
+LOG = "last_command.log"  # in the folder of the runs: what the running command says
 Command = list[str]
 
 
@@ -109,9 +110,12 @@ class Runner:
         own = {**os.environ, "OMP_NUM_THREADS": "1"}
         if command[0] != sys.executable:
             own.pop("PYTHONPATH", None)  # ours, which is no part of a peer's environment
-        done = self.execute(command, cwd=ROOT, env=own, capture_output=True, text=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / LOG
+        with log.open("w") as output:
+            done = self.execute(command, cwd=ROOT, env=own, stdout=output, stderr=subprocess.STDOUT)
         if done.returncode:
-            raise Failed(tidy((done.stderr or done.stdout)[-SHOWN:]))
+            raise Failed(tidy(log.read_text()[-SHOWN:]))
 
     def commands(self, row: Row, place: Path) -> Iterator[Command | str]:
         """The commands, and last the folder that they made."""

@@ -24,6 +24,12 @@ class Peer:
     name: str
     requirement: str
     script: str  # beside this file
+    missing: tuple[str, ...] = ()  # what it imports and does not require
+
+    @property
+    def requirements(self) -> list[str]:
+        """All that pip is asked for."""
+        return [self.requirement, *self.missing, *COMMON]
 
     @property
     def folder(self) -> Path:
@@ -37,7 +43,7 @@ class Peer:
 
     def installation(self) -> list[list[str]]:
         """The commands that make the environment; none where it stands."""
-        wanted = [self.requirement, *COMMON]
+        wanted = self.requirements
         note = self.folder / INSTALLED
         if note.is_file() and note.read_text().split() == wanted:
             return []
@@ -48,13 +54,13 @@ class Peer:
 
     def installed(self) -> None:
         """Note that all commands of `installation` succeeded."""
-        (self.folder / INSTALLED).write_text("\n".join([self.requirement, *COMMON]) + "\n")
+        (self.folder / INSTALLED).write_text("\n".join(self.requirements) + "\n")
 
     def versions(self) -> dict[str, str]:
         """What is in the environment."""
         listed = [str(self.python), "-m", "pip", "list", "--format=freeze"]
         lines = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
-        kept = {name.partition("==")[0] for name in (self.requirement, *COMMON)}
+        kept = {name.partition("==")[0] for name in self.requirements}
         return {name: version for name, _, version in (line.partition("==") for line in lines) if name in kept}
 
 
@@ -62,7 +68,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("llmcompressor", "llmcompressor==0.14.0.1", "with_llmcompressor.py"),
-        Peer("modelopt", "nvidia-modelopt==0.47.0", "with_modelopt.py"),
+        Peer("modelopt", "nvidia-modelopt==0.47.0", "with_modelopt.py", missing=("requests==2.34.2",)),
         Peer("torch-pruning", "torch-pruning==1.6.1", "with_torch_pruning.py"),
         Peer("torchao", "torchao==0.18.0", "with_torchao.py"),
     )

@@ -6,7 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
@@ -79,10 +79,11 @@ class Machine:
     def __init__(self, fails: str | None = None) -> None:
         self.fails, self.commands = fails, list[list[str]]()
 
-    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: list[str], stdout: TextIO, **_: Any) -> subprocess.CompletedProcess[str]:
         self.commands.append(command)
         if self.fails in command:
-            return subprocess.CompletedProcess(command, 1, "", f"{frontier.ROOT}/x: no memory")
+            stdout.write(f"{frontier.ROOT}/x: no memory")
+            return subprocess.CompletedProcess(command, 1)
         if "evaluate" in command:
             metrics = {"perplexity": 39.2, "accuracy": 0.9}
             figures = {"metrics": metrics, "parameters": 4, "nonzero_parameters": 2}
@@ -94,7 +95,7 @@ class Machine:
                 layer = torch.tensor([[0.0, 1.0, 0.0, 2.0]])
                 tensors = {"model.layers.0.x_proj.weight": layer, "model.embed.weight": torch.zeros(3, 3)}
                 save_file(tensors | {"model.layers.0.norm.weight": torch.zeros(3)}, cut / "model.safetensors")
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return subprocess.CompletedProcess(command, 0)
 
 
 @pytest.fixture
