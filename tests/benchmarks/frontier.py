@@ -25,8 +25,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
-import shlex
 import shutil
 import subprocess
 import sys
@@ -38,7 +36,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import frontier_report as report
-from tests.benchmarks.commands import ONE_THREAD, PAT, ROOT, SHOWN
+from tests.benchmarks.commands import ONE_THREAD, PAT, ROOT, SHOWN, cpu_seconds_of_children, shown, tidy
 from tests.benchmarks.frontier_rows import BATCH, METHODS, SUBJECTS, Row, Subject, Target, rows
 from tests.benchmarks.peers import HERE, PEERS, Peer
 
@@ -123,7 +121,7 @@ class Runner:
         model, out = f"assets/{subject.model}", str(place / "model")
         if row.target == "dense":
             if row.steps:
-                yield from self._trained(subject, row, model, place, ["pruners={}"])
+                yield from self._trained(subject, row, model, place, subject.unpruned)
                 model = out
             elif subject.kind == "encoder":
                 yield from self._base(subject, row.seed)
@@ -136,7 +134,7 @@ class Runner:
         if method.peer:
             yield from self._by_peer(subject, row, model, place)
         elif row.steps:
-            yield from self._trained(subject, row, model, place, [*method.keys, *target.keys()])
+            yield from self._trained(subject, row, model, place, method.keys_of(target))
         else:
             train, held_out = subject.files
             given = ["--data", train, "--eval", held_out, *target.flags(), "--method", row.method]
@@ -163,7 +161,7 @@ class Runner:
         row = Row(subject.data, DENSE_STEPS, "dense", "dense", seed)
         place = self._base_folder(row.data, seed)
         if not (place / "model" / "config.json").exists():
-            yield from self._trained(subject, row, f"assets/{subject.model}", place, ["pruners={}"])
+            yield from self._trained(subject, row, f"assets/{subject.model}", place, subject.unpruned)
 
     def _by_peer(self, subject: Subject, row: Row, model: str, place: Path) -> Iterator[Command]:
         method = METHODS[row.method]
@@ -173,7 +171,7 @@ class Runner:
         if steps and subject.kind == "encoder":
             before = round(BEFORE_THE_CUT * steps)
             first = Row(row.data, before, "dense", "dense", row.seed)
-            yield from self._trained(subject, first, model, place / "before", ["pruners={}"])
+            yield from self._trained(subject, first, model, place / "before", subject.unpruned)
             model, steps = str(place / "before" / "model"), steps - before
         healed = steps and not method.loops
         samples, cut = str(place / "samples.jsonl"), str(place / ("cut" if healed else "model"))
@@ -186,7 +184,7 @@ class Runner:
         yield [str(peer.python), script, model, samples, cut, *flags]
         if not healed:
             return
-        keys = ["pruners={}"]
+        keys = subject.unpruned
         if Target(row.target).kind != "structures":
             keys = [f"pruners.weights.{key}" for key in ("criterion.name=magnitude", "scope=global")]
             keys += [f"pruners.weights.schedule.{key}" for key in ("name=one_shot", "start=0")]
@@ -220,24 +218,6 @@ def zeros(folder: Path) -> float:
                 if tensor.dim() == 2 and (".layers." in name or ".layer." in name):
                     gone, total = gone + int((tensor == 0).sum()), total + tensor.numel()
     return gone / total
-
-
-def cpu_seconds_of_children() -> float:
-    """Of all processes that have ended: what a command costs, whatever the machine does besides."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def tidy(text: str) -> str:
-    """Without the names of this machine's folders."""
-    return text.replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
-
-
-def shown(command: Command) -> str:
-    """A command as one types it in the repository."""
-    words = ["pat", *command[len(PAT) :]] if tuple(command[: len(PAT)]) == PAT else command
-    words = ["python", *words[1:]] if words[0] == sys.executable else words
-    return tidy(shlex.join(words))
 
 
 class Results:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-GRADUAL = [  # of a criterion that needs no calibration, when it trains
-    "pruners.weights.schedule.name=cubic",
-    *(f"pruners.weights.schedule.{key}" for key in ("start=0.1", "end=0.6", "select_every=5")),
-]
+
+def _gradual(pruner: str) -> list[str]:
+    """The schedule of what needs no calibration, when it trains."""
+    schedule = ("name=cubic", "start=0.1", "end=0.6", "select_every=5")
+    return [f"pruners.{pruner}.schedule.{key}" for key in schedule]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Subject:
     def files(self) -> tuple[str, str]:
         """(training, held out)."""
         return f"assets/{self.data}/train.jsonl", f"assets/{self.data}/eval.jsonl"
+
+    @property
+    def unpruned(self) -> list[str]:
+        """The recipe's run without its pruner, as keys of `pat train`."""
+        return ["pruners={}", *(["optim.lr_schedule=linear"] if self.kind == "encoder" else [])]
 
     def described(self, steps: int) -> list[str]:
         """Model, data and steps, as keys of `pat train`."""
@@ -97,18 +103,25 @@ class Method:
     loops: bool = False  # a peer's script trains by itself, and is given --steps and their samples
     subjects: tuple[str, ...] = ("decoder", "encoder")
 
+    def keys_of(self, target: Target) -> list[str]:
+        """Of `pat train`; N:M takes the best of each group, so it has no scope."""
+        scoped = [key for key in self.keys if target.kind != "pattern" or ".scope=" not in key]
+        return [*scoped, *target.keys()]
+
 
 WEIGHTS = ("weights", "pattern")
 METHODS = {
     "dense": Method(("dense",)),
     "alps": Method(WEIGHTS),
     "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
-    "magnitude": Method(WEIGHTS, keys=("pruners.weights.criterion.name=magnitude", *GRADUAL)),
-    "movement": Method(WEIGHTS, at_once=False, keys=("pruners.weights.criterion.name=movement", *GRADUAL)),
-    "obs": Method(("structures",), keys=("pruners.narrow.gate.name=obs",)),
-    "taylor": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=taylor",)),
-    "l0": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=l0",)),
-    "activation": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=activation",)),
+    "magnitude": Method(WEIGHTS, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))),
+    "movement": Method(WEIGHTS, at_once=False, keys=("pruners.weights.criterion.name=movement", *_gradual("weights"))),
+    "obs": Method(("structures",)),
+    "taylor": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=taylor", *_gradual("narrow"))),
+    "l0": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=l0", *_gradual("narrow"))),
+    "activation": Method(
+        ("structures",), at_once=False, keys=("pruners.narrow.gate.name=activation", *_gradual("narrow"))
+    ),
     "llmcompressor-sparsegpt": Method(WEIGHTS, peer="llmcompressor", option="sparsegpt"),
     "llmcompressor-wanda": Method(WEIGHTS, peer="llmcompressor", option="wanda"),
     "modelopt-sparsegpt": Method(("pattern",), peer="modelopt", option="sparsegpt"),
