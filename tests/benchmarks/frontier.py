@@ -138,8 +138,8 @@ class Runner:
         else:
             train, held_out = subject.files
             given = ["--data", train, "--eval", held_out, *target.flags(), "--method", row.method]
-            given += ["--task", subject.task, "--samples", str(subject.samples)]
-            given += ["--max-length", str(subject.max_length), "--out", out]
+            given += ["--samples", str(subject.samples)] if method.calibrates else []
+            given += ["--task", subject.task, "--max-length", str(subject.max_length), "--out", out]
             few = [key for key in subject.keys if key.startswith("data.")]
             yield [*PAT, "prune", model, *given, *few, "engine.threads_per_rank=1"]
         yield out
@@ -233,13 +233,16 @@ class Results:
     def add(self, row: Row, measured: Measured) -> None:
         """Write one row; the file is whole at any time."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
             found = self.rows() | {row.name: asdict(row) | asdict(measured)}
             written = {"device": f"CPU, one thread, {platform.machine()}", "rows": dict(sorted(found.items()))}
             whole = self.path.with_suffix(".part")
             whole.write_text(json.dumps(written, indent=1) + "\n")
             whole.replace(self.path)
+        finally:
+            os.close(folder)
 
 
 def run_all(selected: Sequence[Row], results: Results, measure: Callable[[Row], Measured], again: bool) -> None:
@@ -259,7 +262,7 @@ def _listed(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Run what is selected, and print the table."""
+    """Run what is selected; write the results file, the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("decoder", "encoder"), help="default: both")
     parser.add_argument("--data", type=_listed, default=list(SUBJECTS), help=f"of {','.join(SUBJECTS)}")
@@ -268,9 +271,10 @@ def main() -> None:
     parser.add_argument("--methods", type=_listed, default=list(METHODS), help=f"of {','.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=1, help="how many, where it trains")
     parser.add_argument("--again", action="store_true", help="try once more what failed")
-    parser.add_argument("--table", action="store_true", help="run nothing: only print what is measured")
+    parser.add_argument("--table", action="store_true", help="run nothing: only write the table and the picture")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "frontier", help="of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "frontier.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md", help="whose table is replaced")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "frontier.png")
     options = parser.parse_args()
     for given, known in ((options.data, SUBJECTS), (options.methods, METHODS)):
@@ -284,6 +288,7 @@ def main() -> None:
         run_all(selected, results, Runner(options.folder.resolve()).measure, options.again)
     table = report.lines(list(results.rows().values()))
     print("\n".join(report.markdown(table)))
+    report.into_page(options.page, report.markdown(table))
     report.picture(table, options.picture)
 
 

@@ -12,6 +12,7 @@ from pat.sensitivity.plot import available
 from tests.benchmarks.commands import spread
 
 HIGHER_IS_BETTER = ("accuracy",)
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"  # marks in the page
 PANEL = (4.6, 3.4)  # inches
 
 
@@ -77,6 +78,12 @@ def markdown(table: Sequence[Line]) -> list[str]:
         minutes = "-" if line.cpu_seconds is None else f"{line.cpu_seconds / 60:.1f}"
         cells.append([line.data, _target(line), str(line.steps), line.method, quality, seeds, size, minutes])
     return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def into_page(page: Path, text: Sequence[str]) -> None:
+    """Replace what stands between the page's two marks."""
+    before, rest = page.read_text().split(f"{BEGIN}\n")
+    page.write_text("\n".join([f"{before}{BEGIN}", *text, f"{END}{rest.split(END)[1]}"]))
 
 
 def _target(line: Line) -> str:

@@ -97,6 +97,7 @@ class Method:
 
     kinds: tuple[str, ...]  # of targets
     at_once: bool = True  # whether it has rows without
+    calibrates: bool = True  # whether pat prune takes --samples
     keys: tuple[str, ...] = ()  # of pat train
     peer: str | None = None
     option: str = ""  # --method of a peer's script
@@ -114,7 +115,9 @@ METHODS = {
     "dense": Method(("dense",)),
     "alps": Method(WEIGHTS),
     "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
-    "magnitude": Method(WEIGHTS, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))),
+    "magnitude": Method(
+        WEIGHTS, calibrates=False, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))
+    ),
     "movement": Method(WEIGHTS, at_once=False, keys=("pruners.weights.criterion.name=movement", *_gradual("weights"))),
     "obs": Method(("structures",)),
     "taylor": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=taylor", *_gradual("narrow"))),

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.benchmarks import frontier
 from tests.benchmarks.commands import PAT
 from tests.benchmarks.frontier import Measured, Results, Runner, run_all
-from tests.benchmarks.frontier_report import lines, markdown, picture
+from tests.benchmarks.frontier_report import BEGIN, END, into_page, lines, markdown, picture
 from tests.benchmarks.frontier_rows import METHODS, Row, Target, rows
 from tests.benchmarks.peers import PEERS
 
@@ -179,6 +179,14 @@ def test_the_picture_is_drawn_of_what_is_measured(tmp_path: Path) -> None:
     table = lines([_row("alps", 40.0), _row("alps", 30.0, steps=100), _row("peer", None)])
     picture(table, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_in_a_page_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n\n{BEGIN}\n| old |\n{END}\n\nbelow\n")
+    for _ in range(2):
+        into_page(page, ["| new |", "| row |"])
+        assert page.read_text() == f"above\n\n{BEGIN}\n| new |\n| row |\n{END}\n\nbelow\n"
 
 
 def test_the_page_shows_the_table_of_the_results_file() -> None:
