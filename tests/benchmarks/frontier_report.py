@@ -13,6 +13,7 @@ from tests.benchmarks.commands import spread
 
 HIGHER_IS_BETTER = ("accuracy",)
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"  # marks in the page
+BUDGETS = (0, 10, 100, 1000)  # ticks of the picture, steps
 PANEL = (4.6, 3.4)  # inches
 
 
@@ -119,12 +120,17 @@ def picture(table: Sequence[Line], path: Path) -> None:
                 style = {"color": colour, "linestyle": "--" if method == "dense" else "-", "marker": "o"}
                 panel.plot([line.steps for line in own], [line.mean for line in own], label=method, **style)
         first = next(line for line in points if line.data == data)
-        panel.set_xscale("symlog", linthresh=10)
-        panel.set_yscale("linear" if first.metric in HIGHER_IS_BETTER else "log")
+        panel.set_xscale("symlog", linthresh=BUDGETS[1])
+        panel.set_xlim(-2, 1.5 * BUDGETS[-1])
+        panel.set_xticks(BUDGETS, map(str, BUDGETS))
+        if first.metric not in HIGHER_IS_BETTER:
+            panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("{x:g}")
         panel.set_title(f"{data}, {_target(next(line for line in points if line.target == target))}", fontsize=9)
         panel.set_xlabel("training steps", fontsize=8)
         panel.set_ylabel(first.metric, fontsize=8)
-        panel.tick_params(labelsize=7)
+        panel.tick_params(labelsize=7, which="both")
         panel.legend(fontsize=7)
     for panel in list(axes.flat)[len(panels) :]:
         panel.set_axis_off()
