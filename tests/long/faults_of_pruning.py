@@ -26,12 +26,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     "pat/pruning/budgets/shape.py": [
         ("if count > group.full:", "if count > group.full + 1:", "a wider shape is accepted"),
         (
-            "group.full - part_of(group.full - self.keep[group.structure], progress)",
-            "self.keep[group.structure]",
+            "group.full - part_of(group.full - self._left(group), progress)",
+            "self._left(group)",
             "the whole shape at once",
         ),
         ("[1.0 - torch.cat([open", "[torch.cat([open", "expected density of a shape"),
-        ("[1.0 - self.keep[own[0].structure]", "[self.keep[own[0].structure]", "target density of a shape"),
+        ("1.0 - self._left(group) / group.full", "self._left(group) / group.full", "target density of a shape"),
+        ("count - wanted * group.full", "count - group.full", "a share of a shape is all of it"),
     ],
     "pat/pruning/budgets/sparsity.py": [
         ("if not 0.0 <= self.sparsity < 1.0:", "if not 0.0 <= self.sparsity <= 1.0:", "a sparsity of 1 is accepted"),
@@ -421,7 +422,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "state.score = torch.zeros_like(state.shard.view)",
             "no prior",
         ),
+    ],
+    "pat/pruning/weights/matrices.py": [
         ("and not patterns.matches(name, exclude)", "", "exclude is ignored"),
+        ("if any(name.startswith(stack) for stack in stacks)", "", "all-linear takes what lies outside the layers"),
+    ],
+    "pat/pruning/weights/whole.py": [
+        ("scores.shape[1] - num_keep + 1", "scores.shape[1] - num_keep", "one more of a matrix stays"),
     ],
     "pat/pruning/nested.py": [
         (

@@ -305,6 +305,25 @@ def test_the_shape_is_reached_exactly_and_in_steps(anatomy: Anatomy) -> None:
     assert chosen.expected_sparsity(anatomy, sites, flags).tolist() == pytest.approx([*[0.75] * 3, *[0.5] * 3, 1 / 3])
 
 
+@pytest.mark.parametrize(
+    ("keep", "counts"),
+    [
+        ({"ffn": 0.25, "kv_groups": 0.5, "layers": 0.67}, (32, 2, 2)),
+        ({"ffn": 0.375, "kv_groups": 0.625, "layers": 0.5}, (64, 3, 2)),  # half way between two: the wider one
+        ({"ffn": 0.01, "kv_groups": 0.01, "layers": 0.01}, (32, 1, 1)),
+    ],
+)
+def test_a_share_is_the_count_of_the_grid_nearest_to_it(anatomy: Anatomy, keep: Any, counts: tuple[int, ...]) -> None:
+    sites = small.sites(anatomy, "ffn", "kv_groups", "layers")
+    shares = budget("shape", keep=keep, multiple_of=32)
+    whole = budget("shape", keep=dict(zip(keep, counts, strict=True)), multiple_of=32)
+    for progress in (0.3, 1.0):
+        found, expected = (each.choose(anatomy, sites, random_scores(sites), progress) for each in (shares, whole))
+        assert str(found) == str(expected)
+        assert all(torch.equal(found.keep[name], flags) for name, flags in expected.keep.items())
+    assert shares.target_sparsity(anatomy, sites) == whole.target_sparsity(anatomy, sites)
+
+
 def test_tensor_parallel_and_multiples(anatomy: Anatomy) -> None:
     """vLLM splits heads evenly, and KV heads where they divide the ranks or are divided by them."""
     attention = anatomy.layers[0].sublayers[0]

@@ -37,7 +37,8 @@ def budget(name: str, **fields: Any) -> Any:
         ({"name": "memory", "sparsity": 0.5, "context": 8, "batch": 0}, "budget.batch is 0"),
         ({"name": "shape", "keep": {}}, "budget.keep is empty"),
         ({"name": "shape", "keep": {"ffn": 0}}, "budget.keep.ffn is 0, but must be a whole number of at least 1"),
-        ({"name": "shape", "keep": {"ffn": 0.5}}, "budget.keep.ffn is 0.5, but must be a whole number"),
+        ({"name": "shape", "keep": {"ffn": 1.5}}, "budget.keep.ffn is 1.5, but must be a whole number"),
+        ({"name": "shape", "keep": {"ffn": 1.0}}, "budget.keep.ffn is 1.0, but must be a whole number"),
         ({"name": "shape", "keep": {"ffn": True}}, "budget.keep.ffn is True"),
     ],
 )
