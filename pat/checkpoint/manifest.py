@@ -11,6 +11,8 @@ import torch.distributed as dist
 from pat.checkpoint.reader import FORMAT
 from pat.common.parameters import logical_shape
 from pat.pruning.pruner import Pruner
+from pat.pruning.structures.pruner import StructurePruner
+from pat.pruning.weights.pruner import WeightPruner
 from pat.zero.layouts import ZeroLayout
 
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
@@ -36,7 +38,7 @@ def describe(
     return {
         "format": FORMAT,
         "step": step,
-        "phase": {p.name: p.timeline.phase(step - 1) for p in pruner.pruners},
+        "phase": {p.name: _phase(p, step) for p in pruner.pruners},
         "world_size": dist.get_world_size(),
         "zero_stage": engine.zero_optimization_stage(),
         "dtype": pruner.config.engine.dtype,
@@ -54,6 +56,11 @@ def _engine_state(engine: Any) -> dict[str, Any]:
         "engine": {k: getattr(engine, k) for k in _COUNTERS},
         "scaler": {k: getattr(scaler, k) for k in _SCALER if hasattr(scaler, k)},
     }
+
+
+def _phase(pruner: WeightPruner | StructurePruner, step: int) -> str:
+    """That of the last step; a run of none has pruned, or is about to."""
+    return pruner.timeline.phase(step - 1) if step else "hard" if pruner.hardened else "dense"
 
 
 def restore_engine(engine: Any, trainer: dict[str, Any]) -> None:

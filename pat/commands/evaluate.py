@@ -85,8 +85,10 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
             evaluations.append(evaluate_folder(config, path, DTYPES[options.dtype], device))
     difference = differing_data(configs)
     out, table = Console(), _table(evaluations, comparable=difference is None)
-    out.width = max(out.width, WIDTH)  # a log is no terminal of 80 columns
-    out.width = max(out.width, out.measure(table).minimum)
+    needed = out.measure(table, options=out.options.update(max_width=1000))
+    if not out.is_terminal:  # a log has no columns that it must fit
+        out.width = max(out.width, WIDTH, needed.maximum)
+    out.width = max(out.width, needed.minimum)
     out.print(table)
     if difference:
         print(

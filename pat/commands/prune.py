@@ -69,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     code = train.main(_overrides(options, config, run))
     if code:
         return code
+    print(f"pat: exporting it to {options.out}; its checkpoint goes then", flush=True)
     dtype = options.dtype or DTYPES.get(str(getattr(config, "dtype", None)).removeprefix("torch."))
     written = [str(run), "--out", str(options.out), "--checkpoint", "last", *(["--dtype", dtype] if dtype else [])]
     code = export.main(written)

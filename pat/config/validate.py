@@ -74,8 +74,6 @@ def _training(config: Config) -> Iterator[str]:
         yield "train.num_steps is 0 and nothing is pruned: nothing would happen; give steps, or name pruners"
     if optim.warmup >= 1 and optim.warmup >= train.num_steps > 0:
         yield f"optim.warmup is {optim.warmup:.0f} steps, but the run has only {train.num_steps}"
-    if optim.lr_schedule == "per_cut" and not config.pruners:
-        yield "optim.lr_schedule=per_cut begins again at every cut, but nothing is pruned: take linear"
     if train.max_skipped >= LATELY:
         yield f"train.max_skipped is {train.max_skipped}, but it is of the last {LATELY} steps: give less than that"
     if train.best_metric is not None:

@@ -88,6 +88,8 @@ def before_pruning(lineage: dict[str, Any]) -> str:
     when = (
         f", after {lineage['dense_step']} of {lineage['num_steps']} steps" if lineage["dense_step"] is not None else ""
     )
+    if not lineage["num_steps"]:
+        return f"Before it was pruned: {then}. Nothing was trained, so the difference is what pruning costs."
     return (
         f"Before pruning began{when}: {then}. "
         "For what pruning costs, compare with a run of as many steps that prunes nothing."

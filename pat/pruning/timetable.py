@@ -46,7 +46,7 @@ def in_words(pruner: WeightPruner | StructurePruner) -> str:
         every = f" every {line.select_every} steps" if line.select_every > 1 and not _continuous(pruner) else ""
         how = f"{len(rises)} rises{every}: {told}"
     left = line.num_steps - line.hard_from
-    return f"{_steps(line.start)} dense; {how}; permanent from step {line.hard_from}, {_steps(left)} left to recover"
+    return f"{steps(line.start)} dense; {how}; permanent from step {line.hard_from}, {steps(left)} left to recover"
 
 
 def warnings(pruner: WeightPruner | StructurePruner) -> list[str]:
@@ -76,7 +76,7 @@ def warnings(pruner: WeightPruner | StructurePruner) -> list[str]:
     left = line.num_steps - line.hard_from
     if left <= max(1, RECOVERY * line.num_steps):
         said.append(
-            f"{place}: the last selection is at step {line.hard_from} of {line.num_steps}, with {_steps(left)} left to "
+            f"{place}: the last selection is at step {line.hard_from} of {line.num_steps}, with {steps(left)} left to "
             "recover: let `end` and `hard_from` come earlier, such as 0.7"
         )
     return said
@@ -113,5 +113,6 @@ def _rises_by(pruner: WeightPruner | StructurePruner, share: float) -> bool:
     return True
 
 
-def _steps(count: int) -> str:
+def steps(count: int) -> str:
+    """`1 step`, `2,000 steps`."""
     return "1 step" if count == 1 else f"{count:,} steps"

@@ -16,6 +16,7 @@ from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
 from pat.pruning.weights.matrices import Matrices
+from pat.pruning.weights.pruner import WeightPruner
 from pat.run.directory import RunDir
 from pat.schema import Config, OptimConfig, TrainConfig
 
@@ -127,7 +128,7 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
     for each in pruner.weight_pruners:
         yield (
             f"{each.name}: {percent(each.target_weights / each.numel)} of {each.numel:,} weights in {len(each.shapes)} "
-            f"matrices, by {each.criterion.name}, granularity {each.granularity.name}, scope {each.config.scope}"
+            f"matrices, by {each.criterion.name}, {_granularity(each)}"
         )
         yield f"{each.name}: {patterns.in_patterns(list(each.shapes))}"
     for each in pruner.structure_pruners:
@@ -140,6 +141,14 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
         f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, "
         f"{percent(totals.target * totals.numel / every)} of all parameters"
     )
+
+
+def _granularity(pruner: WeightPruner) -> str:
+    """`2:4`, or the unit and the scope in which it is ranked."""
+    unit = pruner.granularity
+    if unit.name == "n_of_m":
+        return f"{unit.n} of every {unit.m} stay"
+    return f"granularity {unit.name}, scope {pruner.config.scope}"
 
 
 def _schedule(config: Config, pruner: Pruner) -> Iterator[str]:
@@ -156,7 +165,7 @@ def _steps(train: TrainConfig, optim: OptimConfig) -> str:
     warmup = round(optim.warmup * train.num_steps) if optim.warmup < 1 else int(optim.warmup)
     return (
         f"{train.num_steps:,} steps of {train.global_batch_size} sequences; learning rate {optim.lr:g}, "
-        f"{f'{warmup} steps of warm-up, then ' if warmup else ''}{optim.lr_schedule}"
+        f"{f'{timetable.steps(warmup)} of warm-up, then ' if warmup else ''}{optim.lr_schedule}"
     )
 
 
@@ -187,6 +196,6 @@ def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
         tokens = min(asked, there) * config.data.max_length
         if tokens < inputs:
             yield (
-                f"{key}={asked:,} are at most {tokens:,} tokens for the {inputs:,} inputs of {needs.widest}: with less "
-                "tokens than inputs damping decides; raise it"
+                f"{key}={asked:,} are at most {tokens:,} tokens for the {inputs:,} inputs of {needs.widest}: with "
+                "fewer tokens than inputs damping decides; raise it"
             )
