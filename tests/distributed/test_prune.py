@@ -74,7 +74,9 @@ def test_by_magnitude_the_smallest_half_of_every_matrix_is_gone_and_nothing_else
     assert str(out) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("keep", "neurons", "groups"), [("ffn=0.5", 64, 4), ("kv_groups=0.5", 128, 2)])
+@pytest.mark.parametrize(
+    ("keep", "neurons", "groups"), [("ffn=0.5", 64, 4), pytest.param("kv_groups=0.5", 128, 2, marks=pytest.mark.slow)]
+)
 def test_structures_go_and_stock_code_loads_the_rest(
     given: tuple[Path, Path], tmp_path: Path, keep: str, neurons: int, groups: int
 ) -> None:
