@@ -55,7 +55,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ('other["shape"] != mine["shape"]', 'len(other["shape"]) != len(mine["shape"])', "other shapes are accepted"),
         ('for key in ("trainable", "pruner"):', 'for key in ("trainable",):', "another pruner is accepted"),
         ("    if theirs:\n", "    if not ours:\n", "a model with less is accepted"),
-        ("p.timeline.phase(step - 1)", "p.timeline.phase(step)", "the phase of the coming step"),
+        ("pruner.timeline.phase(step - 1)", "pruner.timeline.phase(step)", "the phase of the coming step"),
     ],
     "pat/checkpoint/reader.py": [
         ("first = segment.offset + low - segment.start\n", "first = segment.offset\n", "the beginning of the segment"),
