@@ -93,10 +93,9 @@ def fit(training: Training) -> None:
 
 
 def prune(training: Training) -> None:
-    """A run of no steps: all that is to go goes at once. Collective."""
-    if training.progress.saved_step < 0:  # else an earlier start has done it, and was stopped in the evaluation
-        evaluate_dense(training, 0)
-        training.pruner.prune()
+    """A run of no steps: all that is to go goes at once; after a start that has done so nothing is left. Collective."""
+    evaluate_dense(training, 0)
+    training.pruner.prune()
 
 
 def evaluate_dense(training: Training, t: int) -> None:
