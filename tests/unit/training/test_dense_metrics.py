@@ -106,3 +106,20 @@ def test_the_loop_holds_the_gates_back_once(monkeypatch: pytest.MonkeyPatch) -> 
     for t in range(6):
         train.step(training, window, t)
     assert begun == [1, 2, 4, 5, 6]
+
+
+def test_a_run_of_no_steps_that_was_stopped_before_it_pruned_prunes_when_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped in its first evaluation it has saved: there is a checkpoint, and nothing is pruned yet."""
+    done: list[str] = []
+    monkeypatch.setattr(train, "Window", lambda training: None)
+    monkeypatch.setattr(train, "evaluate_if_due", lambda training: None)
+    monkeypatch.setattr(train, "evaluate", lambda training, title: (done.append(title) or {"loss": 1.0}, None))
+    monkeypatch.setattr(train, "finish", lambda training: done.append("finish"))
+    training: Any = SimpleNamespace(
+        config=Config().changed(train__num_steps=0), progress=Progress(saved_step=0), due=None,
+        pruner=SimpleNamespace(prune=lambda: done.append("prune"), first_soft_step=0),
+    )  # fmt: skip
+    train.fit(training)
+    assert done == ["dense", "prune", "finish"]
