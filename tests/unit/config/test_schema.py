@@ -197,7 +197,7 @@ def test_groups_of_pruners(group: str, tmp_path: Path) -> None:
     dense = "# @package _global_\ndefaults:\n  - parity\n"
     (tmp_path / "recipe" / "mine.yaml").write_text(dense + f"  - override /pruner@pruners.weights: {group}\n")
     own = ["--config-dir", str(tmp_path), "recipe=mine"]
-    if group == "l0":
+    if group in ("l0", "obs"):
         gate = [
             "pruners.weights.params=[]",
             "pruners.weights.structures=[ffn]",
