@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pat.checkpoint.reader import CheckpointReader
+from pat.common.parameters import is_conv1d
 from pat.models import adapters
 from pat.schema import PeftConfig
 
@@ -19,7 +20,7 @@ class MergedReader(CheckpointReader):
         super().__init__(trained.dir, verify=False)
         self.trained = trained
         self.scale = cfg.alpha / (cfg.r or 1)
-        self._transposed = {f"{n}.weight" for n, m in stock.named_modules() if type(m).__name__ == "Conv1D"}
+        self._transposed = {f"{n}.weight" for n, m in stock.named_modules() if is_conv1d(m)}
         self._saved: dict[str, str] = {}  # stock name -> name in the checkpoint
         merged: dict[str, dict[str, Any]] = {}
         for name, parameter in self.parameters.items():

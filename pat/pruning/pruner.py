@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES, logical_shape
-from pat.common.typed import named_modules
 from pat.pruning import nested, state_keys, timetable
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk, stack_of
@@ -79,7 +78,6 @@ class Pruner:
         config = self.config
         matrices = Matrices.of(model)
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-        transposed = {f"{n}.weight" for n, module in named_modules(model) if type(module).__name__ == "Conv1D"}
         self.owner: dict[str, str] = {}
         for name, settings in config.pruners.items():
             if settings.structures:
@@ -88,12 +86,6 @@ class Pruner:
                 continue
             pruner = WeightPruner(name, settings, matrices, config.train.num_steps, config.seed, config.engine.kernels)
             for param in pruner.shapes:
-                if param in transposed and (pruner.granularity.oriented or settings.scope == "row"):
-                    raise ValueError(
-                        f"pruners.{name} takes {param}, a Conv1D that stores (in, out): {pruner.granularity.name} in "
-                        f"scope {settings.scope} would run along the wrong dimension; use granularity weight and scope "
-                        "matrix or global"
-                    )
                 if param in self.owner:
                     raise ValueError(
                         f"pruners.{name} and pruners.{self.owner[param]} both take {param}; narrow params or exclude "

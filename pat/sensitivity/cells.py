@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.comm import LOCAL
+from pat.common.parameters import is_conv1d
 from pat.common.patterns import check, matches
 from pat.common.rounding import part_of
 from pat.models.families import anatomy
@@ -93,7 +94,7 @@ def grid(model: nn.Module, fractions: Sequence[float], patterns: Sequence[str] =
 def _of_weights(name: str, module: nn.Module, fractions: Sequence[float]) -> list[Cell]:
     place = _IN_A_LAYER.fullmatch(name)
     weight: Any = getattr(module, "weight", None)
-    if not place or not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+    if not place or not (isinstance(module, nn.Linear) or is_conv1d(module)):
         return []
     shape = tuple(weight.shape)
     counts = {f: Weight().pruned_units([shape], f, "matrix") for f in fractions}

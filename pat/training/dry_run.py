@@ -53,7 +53,7 @@ def describe(config: Config) -> str:
     ):
         table.add_column(column, justify="left" if column == "pruner" else "right")
     for each in pruner.weight_pruners:
-        shapes, line = list(each.shapes.values()), each.timeline
+        shapes, line = list(each.maps.values()), each.timeline
         units = sum(each.granularity.num_units(s) for s in shapes)
         removed = each.granularity.pruned_units(shapes, each.budget.sparsity, each.config.scope)
         soft = each.numel * (SOFT_BYTES + SCORE_BYTES * each.criterion.needs_score) / ranks

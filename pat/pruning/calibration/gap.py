@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.comm import Comm
+from pat.common.parameters import is_conv1d
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class GapProbe:
         self.outputs: dict[str, Tensor] = {}  # of a micro-batch
         self.handles = [module.register_forward_hook(partial(self._see, each)) for each, module in modules.items()]
         weight: Tensor = modules[name].weight
-        self.cross = torch.zeros(tuple(weight.shape), dtype=torch.float64, device=weight.device)
-        self.mean = self.cross.new_zeros(len(weight))
+        shape = tuple(weight.shape)[::-1] if is_conv1d(modules[name]) else tuple(weight.shape)
+        self.cross = torch.zeros(shape, dtype=torch.float64, device=weight.device)
+        self.mean = self.cross.new_zeros(len(self.cross))
 
     def add(
         self,

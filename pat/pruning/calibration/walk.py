@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.comm import LOCAL, Comm
+from pat.common.parameters import is_conv1d
 from pat.pruning.calibration.gap import Gap, GapProbe
 from pat.pruning.calibration.statistics import InputStatistic
 from pat.tasks import padding
@@ -43,7 +44,7 @@ def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
         match = _LAYER.fullmatch(name)
         inside = match is not None and isinstance(model.get_submodule(match[1]), nn.ModuleList)
         owner = model.get_submodule(name.rpartition(".")[0])
-        if match is None or not inside or not isinstance(owner, nn.Linear):
+        if match is None or not inside or not (isinstance(owner, nn.Linear) or is_conv1d(owner)):
             raise NotCalibrated(
                 f"{name} is no weight of a linear map inside the model's layers, so what goes into it cannot be "
                 "measured: exclude it, or take a criterion without calibration (magnitude, movement)"

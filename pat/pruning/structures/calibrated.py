@@ -35,6 +35,12 @@ def readers(anatomy: Anatomy, sites: Sequence[Site]) -> list[str]:
     return [reader(anatomy, site).weight for site in sites]
 
 
+def as_map(anatomy: Anatomy, made: Projection) -> tuple[int, ...]:
+    """The shape of a linear map's weight with the outputs first, however it is stored."""
+    shape = anatomy.shapes[made.weight]
+    return shape if made.out_dim == 0 else shape[::-1]
+
+
 def followed(anatomy: Anatomy) -> list[str]:
     """The matrices whose outputs are added to the residual, in the order of the forward."""
     return [sublayer.consumer[0].weight for layer in anatomy.layers for sublayer in layer.sublayers]
@@ -48,11 +54,6 @@ def check(name: str, method: CalibratedGate, anatomy: Anatomy, sites: Sequence[S
             raise ValueError(
                 f"{gate} fits the matrix that reads the units, and none reads {site.structure}: take ffn, heads or "
                 "kv_groups, or a gate that ranks whole layers (similarity, taylor)"
-            )
-        if reader(anatomy, site).out_dim != 0:
-            raise ValueError(
-                f"{gate} cannot measure what goes into {reader(anatomy, site).weight}, a Conv1D: take a gate that "
-                "learns from training (taylor, l0)"
             )
     if line.hard_from != line.start:
         raise ValueError(
@@ -91,11 +92,12 @@ class Cutter:
             weights, bias = self._reader(made)
             work = partial(_cut, self.method, weights, bias, site.features, inputs, gap, counts[site.name])
             names = [name for name in (made.weight, made.bias) if name is not None]
-            shapes = [(site.num_units,), *(self.anatomy.shapes[name] for name in names)]
+            shapes = [(site.num_units,), as_map(self.anatomy, made), *(self.anatomy.shapes[n] for n in names[1:])]
             flags, *fitted = self._on_one_rank(site, made, work, shapes)
             keep[site.name] = flags.bool().cpu()
+            fitted[0] = _turned(made, fitted[0])
             for name, values in zip(names, fitted, strict=True):
-                self._write(name, values.view(-1))
+                self._write(name, values.reshape(-1))
             layer.refresh(names)
         return keep
 
@@ -116,7 +118,7 @@ class Cutter:
 
     def _reader(self, made: Projection) -> tuple[Tensor, Tensor | None]:
         """The fp32 weights (o, i) and bias (o,), whole. Collective."""
-        return self._whole(made.weight), None if made.bias is None else self._whole(made.bias)
+        return _turned(made, self._whole(made.weight)), None if made.bias is None else self._whole(made.bias)
 
     def _whole(self, name: str) -> Tensor:
         layout = self.layout
@@ -142,7 +144,7 @@ class Cutter:
             try:
                 found = [each.float().contiguous() for each in work()]
             except (MemoryError, torch.OutOfMemoryError):
-                needed = self.method.cut_bytes(*self.anatomy.shapes[made.weight])
+                needed = self.method.cut_bytes(*as_map(self.anatomy, made))
                 said.append(too_large(made.weight, self.method.name, needed))
             except (ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
                 said.append(f"{made.weight} cannot be cut by {self.method.name}: {error}")
@@ -156,6 +158,11 @@ class Cutter:
         if refused:
             raise ValueError(refused[0])
         return [world.sum(each) for each in found]
+
+
+def _turned(made: Projection, weights: Tensor) -> Tensor:
+    """From as a weight is stored to outputs first, or back."""
+    return weights if made.out_dim == 0 else weights.T
 
 
 def _costs(

@@ -182,7 +182,8 @@ class StructurePruner:
         made = self.method
         if not isinstance(made, CalibratedGate):
             return None
-        shapes = {name: self.anatomy.shapes[name] for name in calibrated.readers(self.anatomy, self.sites)}
+        made_by = [calibrated.reader(self.anatomy, site) for site in self.sites]
+        shapes = {projection.weight: calibrated.as_map(self.anatomy, projection) for projection in made_by}
         key = f"pruners.{self.name}.gate"
         return Needs(key, made.num_samples, shapes, made.statistics, made.cut_bytes, made.follows)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pat.common import patterns
-from pat.common.parameters import logical_shape
+from pat.common.parameters import is_conv1d, logical_shape
 from pat.common.typed import named_modules
 
 ALL_LINEAR = "all-linear"  # as in peft's target_modules: embeddings, heads and what lies outside the layers stay dense
@@ -20,19 +20,21 @@ class Matrices:
 
     shapes: Mapping[str, tuple[int, ...]]  # of all parameters; only those of two or more dimensions are taken
     linear: frozenset[str] = frozenset()  # those that are the weights of linear maps inside the model's layers
+    transposed: frozenset[str] = frozenset()  # those stored as (inputs, outputs): a Conv1D's
 
     @classmethod
     def of(cls, model: nn.Module) -> Matrices:
         """Those of a model, whole or sharded."""
         shapes = {name: logical_shape(param) for name, param in model.named_parameters()}
         stacks = [f"{name}." for name, module in named_modules(model) if isinstance(module, nn.ModuleList)]
-        linear = {
-            f"{name}.weight"
-            for name, module in named_modules(model)
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-            if any(name.startswith(stack) for stack in stacks)
-        }
-        return cls(shapes, frozenset(linear & set(shapes)))
+        transposed = {f"{name}.weight" for name, module in named_modules(model) if is_conv1d(module)}
+        linear = transposed | {f"{name}.weight" for name, m in named_modules(model) if isinstance(m, nn.Linear)}
+        linear = {name for name in linear if any(name.startswith(stack) for stack in stacks)}
+        return cls(shapes, frozenset(linear & set(shapes)), frozenset(transposed & set(shapes)))
+
+    def as_map(self, name: str) -> tuple[int, ...]:
+        """The shape of a matrix with the outputs first, however it is stored."""
+        return self.shapes[name][::-1] if name in self.transposed else self.shapes[name]
 
     def take(self, params: Sequence[str], exclude: Sequence[str] = ()) -> list[str]:
         """Names of the matrices that the patterns take, in the model's order."""

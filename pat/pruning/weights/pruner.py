@@ -58,7 +58,9 @@ class WeightPruner:
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
         matrices.check(f"pruners.{name}", config.params, config.exclude)
         self.shapes = {n: matrices.shapes[n] for n in matrices.take(config.params, config.exclude)}
-        for n, shape in self.shapes.items():
+        self.maps = {n: matrices.as_map(n) for n in self.shapes}  # the shapes with the outputs first
+        self.transposed = matrices.transposed & self.shapes.keys()
+        for n, shape in self.maps.items():
             self.granularity.validate(n, shape)
         self.granularity.validate_target(self.budget.sparsity)
         self.timeline.target(0, self.budget.sparsity)  # raises where the schedule starts above the budget
@@ -87,7 +89,7 @@ class WeightPruner:
         return self._units(self.budget.sparsity) * self.granularity.weights_per_unit
 
     def _units(self, sparsity: float) -> int:
-        return self.granularity.pruned_units(list(self.shapes.values()), sparsity, self.config.scope)
+        return self.granularity.pruned_units(list(self.maps.values()), sparsity, self.config.scope)
 
     def target(self, t: int) -> float:
         """Fraction that is to be removed at a step."""
@@ -105,7 +107,7 @@ class WeightPruner:
         if not isinstance(made, Calibrated):
             return None
         key = f"pruners.{self.name}.criterion"
-        return Needs(key, made.num_samples, self.shapes, made.statistics, made.cut_bytes)
+        return Needs(key, made.num_samples, self.maps, made.statistics, made.cut_bytes)
 
     def bind(self, layout: ZeroLayout) -> None:
         """Take the shards that hold this pruner's parameters."""
@@ -114,7 +116,7 @@ class WeightPruner:
             if shard.segments and shard.segments[0].name in self.shapes:
                 assert all(s.name in self.shapes for s in shard.segments), "a shard mixes two pruners"
                 self.states.append(MaskedShard(shard))
-        self.matrices = whole.WholeMatrices(layout, self.states, self.shapes)
+        self.matrices = whole.WholeMatrices(layout, self.states, self.shapes, self.transposed)
         if self.criterion.needs_score:
             for state in self.states:
                 state.score = self.criterion.initial(state.shard.view)
@@ -272,6 +274,11 @@ class WeightPruner:
             raise ValueError(
                 f"{place}.scope=row ranks single weights within an output, and granularity {self.granularity.name} has "
                 "units of its own: set scope: matrix"
+            )
+        if self.transposed and self.granularity.oriented and not isinstance(self.criterion, Calibrated):
+            raise ValueError(
+                f"{place} takes {min(self.transposed)}, a Conv1D that stores (in, out): {self.granularity.name} would "
+                "run along the wrong dimension; set granularity: weight, or a criterion that sees whole matrices (alps)"
             )
         if isinstance(self.criterion, Calibrated):
             if scope == "global" and self.granularity.name != "n_of_m":

@@ -7,7 +7,7 @@ A matrix is brought together from the shards of all ranks, one at a time; what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.zero.layouts import Piece, ZeroLayout
 
-Cut = tuple[Tensor, Tensor]  # flags (r,) uint8, weights (r,) fp32
+Cut = tuple[Tensor, Tensor]  # flags (o, i) uint8, weights (o, i) fp32
 
 
 def chooser(name: str, granularity: Any, sparsity: float, scope: str) -> Callable[[Tensor], Tensor]:
@@ -56,13 +56,24 @@ class WholeMatrices:
     """The matrices of a pruner, brought together from the shards of all ranks one at a time, and written back."""
 
     def __init__(
-        self, layout: ZeroLayout, states: Sequence[MaskedShard], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        layout: ZeroLayout,
+        states: Sequence[MaskedShard],
+        shapes: Mapping[str, tuple[int, ...]],  # as stored
+        transposed: Collection[str] = (),  # those stored as (i, o)
     ) -> None:
-        self.layout, self.states, self.shapes = layout, states, shapes
+        self.layout, self.states, self.shapes, self.transposed = layout, states, shapes, transposed
 
     def weights(self, name: str) -> Tensor:
-        """The effective weights of a matrix, fp32 in its shape. Collective."""
-        return self.layout.assemble(name, self.layout.pieces(name), torch.float32).view(self.shapes[name])
+        """The effective weights of a matrix, (o, i) fp32. Collective."""
+        return self._assemble(name, self.layout.pieces(name))
+
+    def _assemble(self, name: str, pieces: list[Piece]) -> Tensor:
+        return self._turned(name, self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name]))
+
+    def _turned(self, name: str, matrix: Tensor) -> Tensor:
+        """From as it is stored to outputs first, or back."""
+        return matrix.T if name in self.transposed else matrix
 
     def select_in_rows(self, scored: Sequence[ScoredSegment], granularity: Any, sparsity: float) -> None:
         """Keep the highest of every row. Raises ValueError for scores that are NaN. Collective."""
@@ -71,11 +82,13 @@ class WholeMatrices:
             by_name[segment.name].append(Piece(segment.start, segment.scores))
         refuse_nan(scored, self.layout.comm)
         for name, pieces in by_name.items():
-            scores = self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name])
-            self.write(name, chooser(name, granularity, sparsity, "row")(scores).view(-1))
+            scores = self._assemble(name, pieces)
+            self.write(name, chooser(name, granularity, sparsity, "row")(scores))
 
     def write(self, name: str, flags: Tensor, values: Tensor | None = None) -> None:
-        """This rank's part of a matrix's flags, and of its weights where they change."""
+        """This rank's part of a matrix's flags (o, i), and of its weights (o, i) where they change."""
+        flags = self._turned(name, flags).reshape(-1)
+        values = None if values is None else self._turned(name, values).reshape(-1)
         for state in self.states:
             for s in state.shard.segments:
                 if s.name == name:
@@ -110,10 +123,9 @@ def cut_layer(
     if refused:
         raise ValueError(refused[0])
     for name in names:
-        numel = shapes[name][0] * shapes[name][1]
         flags, values = mine.pop(name, None) or (
-            torch.zeros(numel, dtype=torch.uint8, device=comm.device),
-            torch.zeros(numel, device=comm.device),
+            torch.zeros(shapes[name], dtype=torch.uint8, device=comm.device),
+            torch.zeros(shapes[name], device=comm.device),
         )
         assert not isinstance(flags, str) and not isinstance(values, str)
         yield name, (comm.sum(flags), comm.sum(values))
@@ -137,4 +149,4 @@ def _cut(
         return f"{name} cannot be pruned by {criterion.name}: {error}"
     if not bool(torch.isfinite(weights).all()):
         return f"{name}: {criterion.name} gives weights that are not finite; raise its damping, or take more samples"
-    return keep.to(torch.uint8).view(-1), weights.float().contiguous().view(-1)
+    return keep.to(torch.uint8).contiguous(), weights.float().contiguous()

@@ -199,10 +199,10 @@ def real_inputs(model: Any, module: str, outputs: bool = False) -> Tensor:
 
 
 def missing(dense: Any, now: Any, site: Site, module: str) -> Tensor:
-    """(N, o) fp64 of the residual behind a site's sublayer in a Llama; else of what the module gives."""
-    outputs = True
-    if dense.config.model_type == "llama":
-        layer = f"model.layers.{site.layer}"
+    """(N, o) fp64 of the residual behind a site's sublayer in a Llama or GPT-2; else of what the module gives."""
+    outputs, stack = True, {"llama": "model.layers", "gpt2": "transformer.h"}.get(dense.config.model_type)
+    if stack is not None:
+        layer = f"{stack}.{site.layer}"
         outputs = site.structure == "ffn"
         module = layer if outputs else f"{layer}.post_attention_layernorm"
     return real_inputs(dense, module, outputs) - real_inputs(now, module, outputs)
@@ -210,7 +210,12 @@ def missing(dense: Any, now: Any, site: Site, module: str) -> Tensor:
 
 @pytest.mark.parametrize(
     ("family", "keep"),
-    [("llama", {"ffn": 40, "kv_groups": 2}), ("bert", {"ffn": 40, "heads": 3}), ("gemma2", {"ffn": 40})],
+    [
+        ("llama", {"ffn": 40, "kv_groups": 2}),
+        ("bert", {"ffn": 40, "heads": 3}),
+        ("gemma2", {"ffn": 40}),
+        ("gpt2", {"ffn": 40}),
+    ],
 )
 def test_units_go_layer_by_layer_and_what_reads_them_is_fitted(family: str, keep: dict[str, int]) -> None:
     """Flags, weights and biases of every site against the method on what the cut model really gives there, attention
@@ -232,11 +237,13 @@ def test_units_go_layer_by_layer_and_what_reads_them_is_fitted(family: str, keep
         x = measured(real_inputs(expected, made.module))
         e = missing(base, expected, site, made.module)
         gap = Gap(e.T @ real_inputs(expected, made.module) / len(e), e.mean(0))
-        given = weight.detach(), None if bias is None else bias.detach()
+        turned = weight.T if family == "gpt2" else weight  # outputs first
+        given = turned.detach(), None if bias is None else bias.detach()
         fit = method.cut(*given, site.features, x, gap, keep[site.structure])
         assert torch.equal(flags[site.name].bool(), fit.keep), site.name
-        torch.testing.assert_close(seen[AT][made.weight], fit.weights, rtol=1e-3, atol=1e-3)
-        weight.data.copy_(fit.weights)
+        fitted = fit.weights.T if family == "gpt2" else fit.weights
+        torch.testing.assert_close(seen[AT][made.weight], fitted, rtol=1e-3, atol=1e-3)
+        weight.data.copy_(fitted)
         if bias is not None:
             assert fit.bias is not None
             assert made.bias is not None
@@ -298,7 +305,6 @@ LINEAR = {"name": "linear", "start": 1, "end": 3}
     ("family", "made", "said"),
     [
         ("llama", config(["layers"], shape(layers=2)), "none reads layers: take ffn, heads or kv_groups"),
-        ("gpt2", config(["ffn"], shape(ffn=64)), "c_proj.weight, a Conv1D"),
         ("llama", config(["ffn"], shape(ffn=64), LINEAR), "soft from step 1 to step 3: take schedule.name=one_shot"),
         (
             "llama",
@@ -310,7 +316,7 @@ LINEAR = {"name": "linear", "start": 1, "end": 3}
             "calibrated at step 2, when the gates of pruners.groups still move, until step 3",
         ),
     ],
-    ids=["layers", "Conv1D", "a soft phase", "other gates that move"],
+    ids=["layers", "a soft phase", "other gates that move"],
 )
 def test_settings_that_are_refused(family: str, made: Config, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -38,9 +38,9 @@ def config(criterion: Any, scope: str = "row", schedule: Any = None, **fields: A
     )  # fmt: skip
 
 
-def trained(made: Config, steps: int = STEPS) -> tuple[Any, Pruner, list[dict[str, Tensor]]]:
+def trained(made: Config, steps: int = STEPS, family: str = "llama") -> tuple[Any, Pruner, list[dict[str, Tensor]]]:
     """(model, pruner, the weights after every step)."""
-    model, after = models.model("llama"), []
+    model, after = models.model(family), []
     engine, pruner = one_rank.build(made, model)
     pruner.samples = lambda number: batches()
     for t in range(steps):
@@ -50,10 +50,11 @@ def trained(made: Config, steps: int = STEPS) -> tuple[Any, Pruner, list[dict[st
     return model, pruner, after
 
 
-def test_wanda_removes_what_the_paper_removes_layer_by_layer() -> None:
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_wanda_removes_what_the_paper_removes_layer_by_layer(family: str) -> None:
     """|W| times the norm of the input, within each row, each layer's inputs from the pruned layers below."""
-    _, _, after = trained(config("wanda"))
-    expected = models.model("llama")
+    _, _, after = trained(config("wanda", params=["all-linear"]), family=family)
+    expected = models.model(family)
     for name, weight in after[AT - 1].items():
         expected.get_parameter(name).data.copy_(weight)
     for layer in range(models.LAYERS):
@@ -61,6 +62,7 @@ def test_wanda_removes_what_the_paper_removes_layer_by_layer() -> None:
         for name in matrices(expected):
             if f".{layer}." in name:
                 weight = expected.get_parameter(name).data
+                weight = weight.T if family == "gpt2" else weight  # outputs first
                 score = weight.abs() * grams[name].diagonal().sqrt().float()
                 half = score.shape[1] // 2
                 weight[torch.zeros_like(weight, dtype=torch.bool).scatter_(1, score.argsort(1)[:, :half], True)] = 0

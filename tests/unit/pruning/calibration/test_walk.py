@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pat.common.parameters import is_conv1d
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
 from tests import models
 from tests.sets import thinned
 
-FAMILIES = [pair for pair in models.cases() if pair[0] != "gpt2"]  # whose maps are Conv1D
 BOTH = (SquaredNorm, Gram)
 
 
@@ -33,7 +33,7 @@ def matrices(model: Any) -> list[str]:
     return [
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(name.startswith(one) for one in layers)
+        if (isinstance(module, nn.Linear) or is_conv1d(module)) and any(name.startswith(one) for one in layers)
     ]
 
 
@@ -67,7 +67,7 @@ def naive(model: Any, given: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: value / tokens for name, value in sums.items()}
 
 
-@pytest.mark.parametrize("family, variant", thinned(FAMILIES, 3))
+@pytest.mark.parametrize("family, variant", thinned(models.cases(), 3))
 def test_it_measures_what_hooks_on_the_whole_model_see(family: str, variant: str) -> None:
     model, given = models.model(family, variant), batches()
     expected, names = naive(model, given), matrices(model)
