@@ -1,7 +1,8 @@
 """Bytes that a calibrated cut takes on a rank, beside weights and optimizer: of the walk over the layers.
 
 hidden states of the rank's samples, one layer's weights in the forward's dtype, one whole fp32 matrix, the layer's
-statistics (as if no two matrices had the same inputs), and what the criterion holds for its largest matrix
+statistics (as if no two matrices had the same inputs), and what the criterion holds for its largest matrix; or, where
+that is more, the layer's matrices in fp32 with gradients, flags and moments (what its backward keeps is not counted)
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pat.common.parameters import DTYPES, logical_numel
 from pat.planning.memory import FP32
 from pat.pruning.calibration.needs import Needs
 from pat.schema import Config
+
+ADAM = 5  # fp32 numbers of a weight while its layer is reconstructed: itself, gradient, flag, two moments
 
 
 def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks: int) -> int:
@@ -35,13 +38,17 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
     for name, (_, inputs) in needs.shapes.items():
         own = sum(kind.num_bytes(inputs) for kind in needs.statistics)
         statistics[_layer(name)] = statistics.get(_layer(name), 0) + own
-    states = 1 + 4 * needs.follows  # of the dense model: what goes in, comes out, and is added by two sublayers
+    matrices: dict[str, int] = {}
+    for name, shape in needs.shapes.items():
+        matrices[_layer(name)] = matrices.get(_layer(name), 0) + math.prod(shape)
+    fit = FP32 * ADAM * max(matrices.values()) if needs.reconstructs else 0
+    copies = 1 + needs.follows  # of a layer: with the weights that it came with
+    states = 1 + 2 * needs.follows  # what goes into that copy, and what it gives
     return (
         tokens * hidden * itemsize * states
-        + itemsize * max(layers[name] for name in statistics)
+        + itemsize * max(layers[name] for name in statistics) * copies
         + FP32 * max(map(math.prod, needs.shapes.values()))
-        + max(statistics.values())
-        + max(needs.cut_bytes(*shape) for shape in needs.shapes.values())
+        + max(max(statistics.values()) + max(needs.cut_bytes(*shape) for shape in needs.shapes.values()), fit)
     )
 
 

@@ -12,7 +12,7 @@ once DeepSpeed is certain to take it; gates before the forward that sees them: a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -185,7 +185,7 @@ class Pruner:
             self.layout.base.register_step_pre_hook(self._before)
             self.layout.base.register_step_post_hook(self._after)
 
-    def _walk(self, matrices: list[str], num_samples: int, followed: Sequence[str] = ()) -> Walk:
+    def _walk(self, matrices: list[str], num_samples: int, follow: bool = False) -> Walk:
         """Over the layers with these matrices, on this rank's calibration samples. Collective."""
         module, parameters = self.engine.module, self.layout.parameters
 
@@ -196,7 +196,7 @@ class Pruner:
         dtype = DTYPES[self.config.engine.dtype]
         batches = self.samples(num_samples)
         return Walk(
-            module, weight, stack_of(module, matrices), batches, dtype, self.layout.world, self.on_layer, followed
+            module, weight, stack_of(module, matrices), batches, dtype, self.layout.world, self.on_layer, follow
         )
 
     def begin(self, t: int) -> None:

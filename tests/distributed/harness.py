@@ -87,7 +87,12 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "matrix": {"criterion": "movement", "granularity": "weight", "sparsity": 0.6, "scope": "matrix"},
     "rows": {"criterion": "taylor", "granularity": "weight", "sparsity": 0.6, "scope": "row"},
     "wanda": {"criterion": "wanda", "granularity": "weight", "sparsity": 0.5, "scope": "row"},
-    "alps": {"criterion": "alps", "granularity": "weight", "sparsity": 0.5, "scope": "matrix"},
+    "alps": {
+        "criterion": {"name": "alps", "reconstruct": 1},
+        "granularity": "weight",
+        "sparsity": 0.5,
+        "scope": "matrix",
+    },
     "soft_movement": {
         "criterion": {"name": "soft_movement", "final_lambda": 4.0},
         "granularity": "weight",

@@ -4,7 +4,8 @@ The walk has a model of its own, which DeepSpeed has never seen: on the meta dev
 brought together from the shards of all ranks. So it works the same at every ZeRO stage, and holds one layer and the
 hidden states of this rank's samples. What is pruned in a layer changes what the next one is calibrated on, and a whole
 walk costs two forwards of the samples, whatever the number of layers. A walk that follows the model as it was before
-costs a third: what it gave then is measured beside what it gives now.
+costs a third: it holds a second copy of the layer, with the weights that it came with, and what that gives is measured
+beside what the layer gives now.
 
 # B rows of a micro-batch, T tokens, d inputs of a linear map, o outputs
 """
@@ -85,7 +86,7 @@ class Walk:
         dtype: torch.dtype,
         comm: Comm = LOCAL,
         on_layer: Callable[[int, int], None] = lambda index, number: None,  # told before each layer, and at the end
-        followed: Sequence[str] = (),  # matrices whose outputs, in the model as it is now, are kept for `Layer.gap`
+        follow: bool = False,  # whether the model as it is now is walked along, for `Layer.collect`'s gaps
     ) -> None:
         self.whole, self.stack, self.dtype, self.comm, self.on_layer = whole, stack, dtype, comm, on_layer
         self.skeleton = _skeleton(model)
@@ -95,10 +96,8 @@ class Walk:
         if not self.tokens:
             raise NotCalibrated("There is no token to calibrate on: all calibration samples are padding.")
         self._enter(batches)
-        self.followed = {name: name.rpartition(".")[0] for name in followed}  # and their modules
-        # What goes into the next layer, and into this one, in the model as it was before.
-        self.before = list(self.hidden) if followed else []
-        self.behind: list[Tensor] = []
+        self.follow = follow
+        self.before = list(self.hidden) if follow else []  # what goes into the layer in the model as it was before
 
     def __iter__(self) -> Iterator[Layer]:
         """Every layer; what the consumer has written to the weights by then is what the next layer's inputs see."""
@@ -107,28 +106,15 @@ class Walk:
             with torch.no_grad():
                 own = [f"{self.stack}.{index}.{name}" for name, _ in layer.named_parameters()]
                 self.fill(own)
-                yield Layer(self, index, self._follow(index) if self.followed else {})
+                here = Layer(self, index)
+                yield here
                 self.fill(own)
                 calls = self.calls[index]
                 self.hidden = [call(layer, hidden) for call, hidden in zip(calls, self.hidden, strict=True)]
+                self.before = here.behind()
                 self._drop(own)
         self.hidden, self.before = [], []
         self.on_layer(len(self.layers), len(self.layers))
-
-    def _follow(self, index: int) -> dict[str, list[Tensor]]:
-        """The followed outputs of a layer in the model before, by matrix and micro-batch; its input moves on."""
-        own = {n: m for n, m in self.followed.items() if n.startswith(f"{self.stack}.{index}.")}
-        outputs: dict[str, list[Tensor]] = {name: [] for name in own}
-        handles = [
-            self.skeleton.get_submodule(module).register_forward_hook(partial(_note, outputs[name]))
-            for name, module in own.items()
-        ]
-        calls = zip(self.calls[index], self.before, strict=True)
-        after = [call(self.layers[index], hidden) for call, hidden in calls]
-        for handle in handles:
-            handle.remove()
-        self.behind, self.before = self.before, after
-        return outputs
 
     # -- the beginning -----------------------------------------------------------------------------------------------
 
@@ -169,9 +155,11 @@ class Walk:
 class Layer:
     """One layer in the walk, with its weights."""
 
-    def __init__(self, walk: Walk, index: int, before: Mapping[str, Sequence[Tensor]]) -> None:
-        self.walk, self.index, self.before = walk, index, before
+    def __init__(self, walk: Walk, index: int) -> None:
+        self.walk, self.index = walk, index
         self.name = f"{walk.stack}.{index}"
+        self.twin: Any = copy.deepcopy(walk.layers[index]) if walk.follow else None  # with the weights it came with
+        self._behind: list[Tensor] = []  # what the twin gave
 
     def refresh(self, names: Sequence[str]) -> None:
         """Let what follows see these weights of the layer as they are now. Collective."""
@@ -187,7 +175,7 @@ class Layer:
         walk = self.walk
         probe = _Probe(statistics)
         for name in statistics:
-            probe.watch(name, walk.skeleton.get_submodule(name.rpartition(".")[0]))
+            probe.watch(name, self._module(name))
         try:
             calls = zip(walk.calls[self.index], walk.hidden, walk.real, strict=True)
             for batch, (call, hidden, real) in enumerate(calls):
@@ -214,27 +202,51 @@ class Layer:
                 )
         return {name: means[probe.first[name]] for name in statistics}
 
-    def collect_with_gap(
-        self, name: str, statistics: Sequence[type[InputStatistic]], below: bool
-    ) -> tuple[dict[type[InputStatistic], Tensor], Gap]:
-        """`collect` of a followed matrix, and what is missing at its output. Collective.
-
-        below: that of the residual, to which the outputs of the layer's followed matrices are added one after the
-        other, up to this one's; else that of this one's output alone.
-        """
-        walk, names = self.walk, list(self.before)
-        summed = names[: names.index(name) + 1] if below else [name]
-        probe = GapProbe({each: walk.skeleton.get_submodule(walk.followed[each]) for each in summed}, name)
+    def collect_with_gaps(
+        self,
+        statistics: Statistics,
+        summed: Mapping[str, Sequence[str]],  # matrices whose outputs are added to the layer's input, up to its own
+    ) -> tuple[dict[str, dict[type[InputStatistic], Tensor]], dict[str, Gap]]:
+        """`collect`, and what is missing by matrix: of the residual behind it, or, where nothing is summed up, of its
+        output. Of a walk that follows the model as it was before. Collective."""
+        walk, added = self.walk, {name: list(summed.get(name, ())) or [name] for name in statistics}
+        probes = {name: GapProbe({n: self._module(n) for n in added[name]}, name) for name in statistics}
+        gave: dict[str, Tensor] = {}
+        handles = [
+            self.twin.get_submodule(self._path(name)).register_forward_hook(partial(_note, gave, name))
+            for name in {n for names in added.values() for n in names}
+        ]
+        self._behind.clear()
 
         def add(batch: int) -> None:
-            inputs = (walk.behind[batch], walk.hidden[batch]) if below else None
-            probe.add({each: self.before[each][batch] for each in summed}, inputs, walk.real[batch])
+            self._behind.append(walk.calls[self.index][batch](self.twin, walk.before[batch]))
+            for name, probe in probes.items():
+                residual = (walk.before[batch], walk.hidden[batch]) if summed.get(name) else None
+                probe.add({n: gave[n] for n in added[name]}, residual, walk.real[batch])
 
         try:
-            means = self.collect({name: statistics}, add)[name]
+            means = self.collect(statistics, add)
         finally:
-            probe.remove()
-        return means, probe.gap(walk.comm, walk.tokens)
+            for handle in (*handles, *probes.values()):
+                handle.remove()
+        return means, {name: probe.gap(walk.comm, walk.tokens) for name, probe in probes.items()}
+
+    def behind(self) -> list[Tensor]:
+        """What the layer gives in the model as it was before, by micro-batch; [] where the walk does not follow it."""
+        left = list(zip(self.walk.calls[self.index], self.walk.before, strict=False))[len(self._behind) :]
+        return self._behind + [call(self.twin, hidden) for call, hidden in left]
+
+    @property
+    def module(self) -> nn.Module:
+        """The layer itself, with the weights as they are now."""
+        return self.walk.layers[self.index]
+
+    def _module(self, name: str) -> nn.Module:
+        return self.module.get_submodule(self._path(name))
+
+    def _path(self, name: str) -> str:
+        """Of the module of a matrix, inside the layer."""
+        return name.removeprefix(f"{self.name}.").rpartition(".")[0]
 
 
 class _Probe:
@@ -270,8 +282,8 @@ class _Probe:
                 sums[kind] = sums[kind].add_(value) if kind in sums else value
 
 
-def _note(outputs: list[Tensor], module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-    outputs.append(output)
+def _note(outputs: dict[str, Tensor], name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    outputs[name] = output
 
 
 def _first(output: Any) -> Tensor:

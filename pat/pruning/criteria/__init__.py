@@ -7,6 +7,7 @@ exactly (+, -, *, /, abs, sqrt, comparisons): torch's exp or log of an element d
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -83,6 +84,8 @@ class Criterion(ABC):
 
 # o outputs and i inputs of a linear map
 
+RECONSTRUCT_LR = 1e-4
+
 
 @dataclass(frozen=True)
 class Calibrated(Criterion):
@@ -91,8 +94,28 @@ class Calibrated(Criterion):
     A cut sees the weights that are in force, so what an earlier cut removed is 0 and stays so."""
 
     num_samples: int = field(default=128, kw_only=True)  # to calibrate on: the first ones that training sees
+    reconstruct: int = field(default=0, kw_only=True)  # passes over them that fit each layer to its dense outputs
+    reconstruct_lr: float = field(default=RECONSTRUCT_LR, kw_only=True)  # of these passes, falling linearly to 0
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]]  # of what goes into each matrix
+
+    def __post_init__(self) -> None:
+        """Refuse passes and rates that are none."""
+        if self.reconstruct < 0 or not 0.0 < self.reconstruct_lr < math.inf:
+            raise ValueError(
+                f"criterion {self.name} has reconstruct {self.reconstruct} and reconstruct_lr {self.reconstruct_lr}, "
+                "but the first counts passes, at least 0, and the second is a learning rate, above 0."
+            )
+        if not self.reconstruct and self.reconstruct_lr != RECONSTRUCT_LR:
+            raise ValueError(
+                f"criterion.reconstruct_lr is {self.reconstruct_lr}, but would be ignored: set criterion.reconstruct "
+                "to the passes over the calibration samples, 4 for example."
+            )
+
+    @property
+    def follows(self) -> bool:
+        """Whether the model as it was before is looked at beside the pruned one."""
+        return self.reconstruct > 0
 
     @abstractmethod
     def cut(

@@ -43,6 +43,8 @@ class Alps(Calibrated):
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (Gram,)
 
     def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        super().__post_init__()
         if self.damping <= 0:
             raise ValueError(f"alps: damping is {self.damping}, but must be above 0.")
         if self.iterations < 1 or self.refinements < 0:

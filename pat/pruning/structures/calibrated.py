@@ -41,9 +41,14 @@ def as_map(anatomy: Anatomy, made: Projection) -> tuple[int, ...]:
     return shape if made.out_dim == 0 else shape[::-1]
 
 
-def followed(anatomy: Anatomy) -> list[str]:
-    """The matrices whose outputs are added to the residual, in the order of the forward."""
-    return [sublayer.consumer[0].weight for layer in anatomy.layers for sublayer in layer.sublayers]
+def added_up(anatomy: Anatomy, layer: str) -> dict[str, list[str]]:
+    """The matrices of a layer whose outputs are added to the residual, each with those up to it, in the order of the
+    forward; none where a norm comes between."""
+    (sublayers,) = [each.sublayers for each in anatomy.layers if each.name == layer]
+    if not anatomy.pre_norm or any(sublayer.post_norm is not None for sublayer in sublayers):
+        return {}
+    names = [sublayer.consumer[0].weight for sublayer in sublayers]
+    return {name: names[: place + 1] for place, name in enumerate(names)}
 
 
 def check(name: str, method: CalibratedGate, anatomy: Anatomy, sites: Sequence[Site], line: Timeline) -> None:
@@ -103,11 +108,11 @@ class Cutter:
 
     def _measure(self, layer: Layer, site: Site, made: Projection) -> tuple[Mapping[Any, Tensor], Gap | None]:
         """What goes into a matrix, and what is missing behind it. Collective."""
+        wanted = {made.weight: self.method.statistics}
         if not self.method.follows:
-            return layer.collect({made.weight: self.method.statistics})[made.weight], None
-        sublayers = self.anatomy.layers[site.layer].sublayers
-        adds = self.anatomy.pre_norm and all(sublayer.post_norm is None for sublayer in sublayers)
-        return layer.collect_with_gap(made.weight, self.method.statistics, below=adds)
+            return layer.collect(wanted)[made.weight], None
+        means, gaps = layer.collect_with_gaps(wanted, added_up(self.anatomy, layer.name))
+        return means[made.weight], gaps[made.weight]
 
     def _places(self, walk: Walk) -> Iterator[tuple[Layer, Site, Projection]]:
         """Every site with its layer in the walk and what reads it, in the order of the forward."""

@@ -20,7 +20,7 @@ State is replicated: every rank computes the same from the same sums. It is in r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
@@ -78,9 +78,7 @@ class StructurePruner:
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
         self.due(0)  # raises where the schedule starts above the budget
-        self.walk: Callable[[Sequence[str]], Walk] | None = (
-            None  # over the layers, for a method that looks at their inputs
-        )
+        self.walk: Callable[[bool], Walk] | None = None  # over the layers, also as they were; for calibrated methods
         if isinstance(self.method, CalibratedGate):
             calibrated.check(name, self.method, self.anatomy, self.sites, self.timeline)
         if self.needs not in OF_NO_STEP:
@@ -237,11 +235,10 @@ class StructurePruner:
         counts = self._final_of_a_tie
         if self.budget.sparsity is not None:  # else the shape says how many units stay
             counts = self.budget.choose(
-                self.anatomy, self.sites, cutter.costs(self.walk([])), comparable=method.comparable
+                self.anatomy, self.sites, cutter.costs(self.walk(False)), comparable=method.comparable
             )
         kept = {name: int(flags.sum()) for name, flags in counts.keep.items()}
-        followed = calibrated.followed(self.anatomy) if method.follows else []
-        self.state.keep = self.units.join(cutter.cut(self.walk(followed), kept))
+        self.state.keep = self.units.join(cutter.cut(self.walk(method.follows), kept))
         self._count()
 
     def _count(self) -> None:

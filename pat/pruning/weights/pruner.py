@@ -26,6 +26,7 @@ from pat.common.comm import LOCAL
 from pat.common.typed import ints
 from pat.pruning import registry
 from pat.pruning.calibration.needs import Needs
+from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import Calibrated
 from pat.pruning.ties import starts_equal
@@ -73,7 +74,7 @@ class WeightPruner:
         self.hardened = False
         self.num_pruned = 0  # weights, over all ranks
         self.emptied_before: Callable[[], set[str]] = set  # matrices that gates have removed whole
-        self.walk: Callable[[], Walk] | None = None  # over the layers, for criteria that look at their inputs
+        self.walk: Callable[[bool], Walk] | None = None  # over the layers, also as they were; for calibrated criteria
         self.states: list[MaskedShard] = []
 
     # -- wiring ----------------------------------------------------------------------------------------------------
@@ -107,7 +108,9 @@ class WeightPruner:
         if not isinstance(made, Calibrated):
             return None
         key = f"pruners.{self.name}.criterion"
-        return Needs(key, made.num_samples, self.maps, made.statistics, made.cut_bytes)
+        return Needs(
+            key, made.num_samples, self.maps, made.statistics, made.cut_bytes, made.follows, made.reconstruct > 0
+        )
 
     def bind(self, layout: ZeroLayout) -> None:
         """Take the shards that hold this pruner's parameters."""
@@ -183,11 +186,16 @@ class WeightPruner:
     def _cut(self, criterion: Calibrated, target: float) -> None:
         """Layer by layer: choose by what goes into its matrices, and let the survivors take over. Collective."""
         assert self.walk is not None, "Pruner.bind gives it"
-        for layer in self.walk():
+        for layer in self.walk(criterion.follows):
             names = [name for name in self.shapes if name.startswith(f"{layer.name}.")]
             settings = (criterion, self.granularity, target, self.config.scope)
             for name, (flags, values) in whole.cut_layer(layer, names, *settings, self.matrices.weights):
                 self.matrices.write(name, flags, values)
+            if criterion.reconstruct:
+                layer.refresh(names)
+                settings = criterion.reconstruct, criterion.reconstruct_lr, self.seed
+                for name, fitted in reconstruct(layer, names, *settings).items():
+                    self.matrices.fit(name, fitted)
         removed = self._count_removed()
         self.num_pruned = sum(removed.values())
         self._check_matrices(removed, set())

@@ -7,7 +7,7 @@ A matrix is brought together from the shards of all ranks, one at a time; what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from pat.pruning.criteria import Calibrated
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
-from pat.zero.layouts import Piece, ZeroLayout
+from pat.zero.layouts import Piece, Segment, ZeroLayout
 
 Cut = tuple[Tensor, Tensor]  # flags (o, i) uint8, weights (o, i) fp32
 
@@ -88,16 +88,22 @@ class WholeMatrices:
     def write(self, name: str, flags: Tensor, values: Tensor | None = None) -> None:
         """This rank's part of a matrix's flags (o, i), and of its weights (o, i) where they change."""
         flags = self._turned(name, flags).reshape(-1)
-        values = None if values is None else self._turned(name, values).reshape(-1)
-        for state in self.states:
-            for s in state.shard.segments:
-                if s.name == name:
-                    assert state.keep is not None and state.dense is not None
-                    part = slice(s.start, s.start + s.numel)
-                    state.keep[s.part].copy_(flags[part])
-                    if values is not None:
-                        state.dense[s.part].copy_(values[part])
-                        state.shard.view[s.part].copy_(values[part])
+        for state, s in self._segments(name):
+            assert state.keep is not None
+            state.keep[s.part].copy_(flags[s.start : s.start + s.numel])
+        if values is not None:
+            self.fit(name, self._turned(name, values))
+
+    def fit(self, name: str, values: Tensor) -> None:
+        """This rank's part of a matrix's weights, which come as they are stored."""
+        for state, s in self._segments(name):
+            part = values.reshape(-1)[s.start : s.start + s.numel]
+            assert state.dense is not None
+            state.dense[s.part].copy_(part)
+            state.shard.view[s.part].copy_(part)
+
+    def _segments(self, name: str) -> Iterator[tuple[MaskedShard, Segment]]:
+        return ((state, s) for state in self.states for s in state.shard.segments if s.name == name)
 
 
 def cut_layer(

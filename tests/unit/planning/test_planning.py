@@ -247,3 +247,9 @@ def test_calibration_by_hand() -> None:
     hidden, gram, cut = 3 * 10 * 16 * 2, 4 * 16 * 16, 4 * (8 * 24 * 16 + 4 * 16 * 16)
     assert calibration(config, model, pruner.calibrations, 2) == hidden + 2 * layer + 4 * 24 * 16 + gram + cut
     assert calibration(config, model, [], 2) == 0
+    fitted = config.changed(pruners__weights__criterion={"name": "alps", "num_samples": 5, "reconstruct": 1})
+    again = Pruner(fitted)
+    again.attach(model)
+    most = max(gram + cut, 5 * 4 * 24 * 16)  # of the layer's one matrix: weight, gradient, flag, two moments
+    expected = 3 * hidden + 2 * 2 * layer + 4 * 24 * 16 + most
+    assert calibration(fitted, model, again.calibrations, 2) == expected

@@ -1,0 +1,102 @@
+"""Layers fitted to what they gave before the cut: the steps against plain autograd on the whole model, and the end."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pat.pruning.calibration.reconstruction import BETAS, EPSILON, reconstruct
+from pat.pruning.calibration.walk import Layer, NotCalibrated, Walk
+from tests import models
+from tests.unit.pruning.calibration.test_walk import batches, matrices
+
+LR, INDEX = 1e-3, 1
+
+
+def halved(model: Any, name: str) -> None:
+    weight = model.get_parameter(name).data
+    weight[weight.abs() < weight.abs().median()] = 0.0
+
+
+def whole(model: Any) -> Any:
+    return lambda name: model.get_parameter(name).detach().clone()
+
+
+def gives(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """(B, T, H) what the layer gives, with a graph."""
+    found: list[Tensor] = []
+    layer = model.model.layers[INDEX]
+    handle = layer.register_forward_hook(lambda _, args, out: found.append(out[0] if isinstance(out, tuple) else out))
+    model.model(**{k: v for k, v in batch.items() if k != "labels"})
+    handle.remove()
+    return found[0]
+
+
+def walked(model: Any, passes: int, given: list[dict[str, Tensor]], seed: int = 0) -> dict[str, Tensor]:
+    """The fit of the layer after the matrices of all layers up to it have been halved, each in its turn."""
+    walk = Walk(model, whole(model), "model.layers", given, torch.float32, follow=True)
+    for layer in walk:
+        names = [name for name in matrices(model) if name.startswith(f"{layer.name}.")]
+        for name in names:
+            halved(model, name)
+        layer.refresh(names)
+        if layer.index == INDEX:
+            return reconstruct(layer, names, passes, LR, seed)
+    raise AssertionError
+
+
+def test_steps_are_those_of_adam_on_the_gradients_of_the_whole_model() -> None:
+    """One micro-batch, three passes: rates 1, 2/3, 1/3 of lr; padding does not count, and zeros stay zeros."""
+    dense, given = models.model("llama"), batches()[:1]
+    fitted = walked(copy.deepcopy(dense), 3, given)
+    expected, real = copy.deepcopy(dense), given[0]["attention_mask"].bool()
+    for name in matrices(expected):
+        if ".0." in name or f".{INDEX}." in name:
+            halved(expected, name)
+    target = gives(dense, given[0]).detach()[real]
+    first = {name: torch.zeros_like(value) for name, value in fitted.items()}
+    second = copy.deepcopy(first)
+    for t in range(3):
+        expected.zero_grad()
+        (gives(expected, given[0])[real] - target).square().mean().backward()
+        for name in fitted:
+            weight = expected.get_parameter(name)
+            grad = weight.grad * (weight != 0)
+            first[name] = BETAS[0] * first[name] + (1 - BETAS[0]) * grad
+            second[name] = BETAS[1] * second[name] + (1 - BETAS[1]) * grad.square()
+            mean, size = first[name] / (1 - BETAS[0] ** (t + 1)), second[name] / (1 - BETAS[1] ** (t + 1))
+            weight.data -= LR * (1 - t / 3) * mean / (size.sqrt() + EPSILON)
+    for name, value in fitted.items():
+        torch.testing.assert_close(value, expected.get_parameter(name).data, rtol=1e-4, atol=2e-6)
+        assert torch.equal(value == 0, expected.get_parameter(name) == 0), name
+
+
+def test_the_layer_comes_nearer_to_what_it_gave_before() -> None:
+    dense, given = models.model("llama"), batches()
+    cut = copy.deepcopy(dense)
+    fitted = walked(cut, 20, given)
+
+    def error() -> float:
+        with torch.no_grad():
+            gaps = [gives(cut, b)[b["attention_mask"].bool()] for b in given]
+            wanted = [gives(dense, b)[b["attention_mask"].bool()] for b in given]
+        return float((torch.cat(gaps) - torch.cat(wanted)).square().mean())
+
+    before = error()
+    for name, value in fitted.items():
+        cut.get_parameter(name).data.copy_(value)
+    after = error()
+    assert after < 0.75 * before
+
+
+def test_outputs_that_are_not_finite_are_refused() -> None:
+    model = models.model("llama")
+    walk = Walk(model, whole(model), "model.layers", batches(), torch.float32, follow=True)
+    layer: Layer = next(iter(walk))
+    walk.hidden[0] = walk.hidden[0] * torch.inf
+    with pytest.raises(NotCalibrated, match="model.layers.0 cannot be reconstructed"):
+        reconstruct(layer, [name for name in matrices(model) if ".0." in name], 1, LR, 0)
