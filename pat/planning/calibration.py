@@ -2,7 +2,7 @@
 
 hidden states of the rank's samples, one layer's weights in the forward's dtype, one whole fp32 matrix, the layer's
 statistics (as if no two matrices had the same inputs), and what the criterion holds for its largest matrix; or, where
-that is more, the layer's matrices in fp32 with gradients, flags and moments (what its backward keeps is not counted)
+that is more, the layer in fp32 with gradients, flags and moments (what its backward keeps is not counted)
 """
 
 from __future__ import annotations
@@ -38,15 +38,13 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
     for name, (_, inputs) in needs.shapes.items():
         own = sum(kind.num_bytes(inputs) for kind in needs.statistics)
         statistics[_layer(name)] = statistics.get(_layer(name), 0) + own
-    matrices: dict[str, int] = {}
-    for name, shape in needs.shapes.items():
-        matrices[_layer(name)] = matrices.get(_layer(name), 0) + math.prod(shape)
-    fit = FP32 * ADAM * max(matrices.values()) if needs.reconstructs else 0
+    largest = max(layers[name] for name in statistics)
+    fit = FP32 * ADAM * largest if needs.reconstructs else 0
     copies = 1 + needs.follows  # of a layer: with the weights that it came with
     states = 1 + 2 * needs.follows  # what goes into that copy, and what it gives
     return (
         tokens * hidden * itemsize * states
-        + itemsize * max(layers[name] for name in statistics) * copies
+        + itemsize * largest * copies
         + FP32 * max(map(math.prod, needs.shapes.values()))
         + max(max(statistics.values()) + max(needs.cut_bytes(*shape) for shape in needs.shapes.values()), fit)
     )

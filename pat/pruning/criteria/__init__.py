@@ -7,15 +7,15 @@ exactly (+, -, *, /, abs, sqrt, comparisons): torch's exp or log of an element d
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from pat.pruning.calibration.settings import CalibrationSettings
 from pat.pruning.calibration.statistics import InputStatistic
 
 
@@ -84,33 +84,18 @@ class Criterion(ABC):
 
 # o outputs and i inputs of a linear map
 
-RECONSTRUCT_LR = 1e-4
-
 
 @dataclass(frozen=True)
-class Calibrated(Criterion):
+class Calibrated(CalibrationSettings, Criterion):
     """A criterion that looks at what goes into a matrix, and may change the weights that stay; one matrix at a time.
 
     A cut sees the weights that are in force, so what an earlier cut removed is 0 and stays so."""
 
-    num_samples: int = field(default=128, kw_only=True)  # to calibrate on: the first ones that training sees
-    reconstruct: int = field(default=0, kw_only=True)  # passes over them that fit each layer to its dense outputs
-    reconstruct_lr: float = field(default=RECONSTRUCT_LR, kw_only=True)  # of these passes, falling linearly to 0
-
     statistics: ClassVar[tuple[type[InputStatistic], ...]]  # of what goes into each matrix
 
     def __post_init__(self) -> None:
-        """Refuse passes and rates that are none."""
-        if self.reconstruct < 0 or not 0.0 < self.reconstruct_lr < math.inf:
-            raise ValueError(
-                f"criterion {self.name} has reconstruct {self.reconstruct} and reconstruct_lr {self.reconstruct_lr}, "
-                "but the first counts passes, at least 0, and the second is a learning rate, above 0."
-            )
-        if not self.reconstruct and self.reconstruct_lr != RECONSTRUCT_LR:
-            raise ValueError(
-                f"criterion.reconstruct_lr is {self.reconstruct_lr}, but would be ignored: set criterion.reconstruct "
-                "to the passes over the calibration samples, 4 for example."
-            )
+        """Refuse to calibrate on nothing."""
+        self.check("criterion")
 
     @property
     def follows(self) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pat.pruning.calibration.gap import Gap
+from pat.pruning.calibration.settings import CalibrationSettings
 from pat.pruning.calibration.statistics import InputStatistic
 
 # gradient: dL/dz of the global batch; squared_, absolute_: the mean over its examples of their own gradient's;
@@ -115,10 +116,8 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class CalibratedGate(GateMethod, ABC):
+class CalibratedGate(CalibrationSettings, GateMethod, ABC):
     """Chooses the units of a site and fits the weights that read them, from what goes into the consuming matrix."""
-
-    num_samples: int = field(default=128, kw_only=True)  # to calibrate on: the first ones that training sees
 
     needs: ClassVar[Evidence] = "inputs"
     comparable: ClassVar[bool] = False  # of a head's outputs another share matters than of a neuron's
@@ -126,8 +125,7 @@ class CalibratedGate(GateMethod, ABC):
 
     def __post_init__(self) -> None:
         """Refuse to calibrate on nothing."""
-        if self.num_samples < 1:
-            raise ValueError(f"gate.num_samples is {self.num_samples}, but must be at least 1: 128 are usual.")
+        self.check("gate")
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
         """What one cut holds at a time beside its statistics, in bytes: about, for `pat plan` and for errors."""
@@ -135,8 +133,8 @@ class CalibratedGate(GateMethod, ABC):
 
     @property
     def follows(self) -> bool:
-        """Whether `cut` looks at what the model gave before it was pruned."""
-        return False
+        """Whether what the model gave before it was pruned is looked at."""
+        return self.reconstruct > 0
 
     @abstractmethod
     def costs(

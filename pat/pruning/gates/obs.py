@@ -47,7 +47,7 @@ class Obs(CalibratedGate):
     @property
     def follows(self) -> bool:
         """Whether the dense model is looked at beside the pruned one."""
-        return self.repair > 0.0
+        return self.repair > 0.0 or super().follows
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
         """In fp64: the weights, the fit, what is missing and a copy; Gram and inverse, W^T W and their next values."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from pat.models.anatomy import Anatomy, Projection
 from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.needs import too_large
+from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.statistics import InputStatistic
 from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.gates import CalibratedGate
@@ -75,36 +76,60 @@ class Cutter:
     anatomy: Anatomy
     sites: Sequence[Site]
     layout: ZeroLayout
+    seed: int
 
     def costs(self, walk: Walk) -> dict[str, Tensor]:
         """What each unit is worth, (u,) fp32 by site, in the model as it is. Collective."""
         found: dict[str, Tensor] = {}
-        for layer, site, made in self._places(walk):
-            inputs = layer.collect({made.weight: self.method.statistics})[made.weight]
-            weights, bias = self._reader(made)
-            work = partial(_costs, self.method, weights, bias is not None, site.features, inputs)
-            (found[site.name],) = self._on_one_rank(site, made, work, [(site.num_units,)])
+        for layer in walk:
+            for site in self._of(layer):
+                made = reader(self.anatomy, site)
+                inputs = layer.collect({made.weight: self.method.statistics})[made.weight]
+                weights, bias = self._reader(made)
+                work = partial(_costs, self.method, weights, bias is not None, site.features, inputs)
+                (found[site.name],) = self._on_one_rank(site, made, work, [(site.num_units,)])
         return found
 
     def cut(self, walk: Walk, counts: Mapping[str, int]) -> dict[str, Tensor]:
         """Flags (u,) bool by site, as many up as asked for; the fits are in the fp32 shards then. Collective."""
         keep: dict[str, Tensor] = {}
-        for layer, site, made in self._places(walk):
-            if counts[site.name] == site.num_units:
-                keep[site.name] = torch.ones(site.num_units, dtype=torch.bool)
-                continue
-            inputs, gap = self._measure(layer, site, made)
-            weights, bias = self._reader(made)
-            work = partial(_cut, self.method, weights, bias, site.features, inputs, gap, counts[site.name])
-            names = [name for name in (made.weight, made.bias) if name is not None]
-            shapes = [(site.num_units,), as_map(self.anatomy, made), *(self.anatomy.shapes[n] for n in names[1:])]
-            flags, *fitted = self._on_one_rank(site, made, work, shapes)
-            keep[site.name] = flags.bool().cpu()
-            fitted[0] = _turned(made, fitted[0])
-            for name, values in zip(names, fitted, strict=True):
-                self._write(name, values.reshape(-1))
-            layer.refresh(names)
+        for layer in walk:
+            sites = self._of(layer)
+            for site in sites:
+                keep[site.name] = self._cut_site(layer, site, counts[site.name])
+            if self.method.reconstruct and not all(bool(keep[site.name].all()) for site in sites):
+                names = [name for name in self._parameters(sites) if self.layout.parameters[name].requires_grad]
+                fitted = reconstruct(layer, names, self.method.reconstruct, self.method.reconstruct_lr, self.seed)
+                for name, values in fitted.items():
+                    self._write(name, values.reshape(-1))
         return keep
+
+    def _cut_site(self, layer: Layer, site: Site, count: int) -> Tensor:
+        """Its flags; what reads the units is fitted, and the layer refreshed. Collective."""
+        if count == site.num_units:
+            return torch.ones(count, dtype=torch.bool)
+        made = reader(self.anatomy, site)
+        inputs, gap = self._measure(layer, site, made)
+        weights, bias = self._reader(made)
+        work = partial(_cut, self.method, weights, bias, site.features, inputs, gap, count)
+        names = [name for name in (made.weight, made.bias) if name is not None]
+        shapes = [(site.num_units,), as_map(self.anatomy, made), *(self.anatomy.shapes[n] for n in names[1:])]
+        flags, *fitted = self._on_one_rank(site, made, work, shapes)
+        fitted[0] = _turned(made, fitted[0])
+        for name, values in zip(names, fitted, strict=True):
+            self._write(name, values.reshape(-1))
+        layer.refresh(names)
+        return flags.bool().cpu()
+
+    def _parameters(self, sites: Sequence[Site]) -> list[str]:
+        """What computes and what reads the units of sites."""
+        names: dict[str, None] = {}
+        for site in sites:
+            assert site.sublayer is not None
+            sublayer = self.anatomy.layers[site.layer].sublayers[site.sublayer]
+            for made, _ in (*sublayer.producers, sublayer.consumer):
+                names |= dict.fromkeys(name for name in (made.weight, made.bias) if name is not None)
+        return list(names)
 
     def _measure(self, layer: Layer, site: Site, made: Projection) -> tuple[Mapping[Any, Tensor], Gap | None]:
         """What goes into a matrix, and what is missing behind it. Collective."""
@@ -114,12 +139,10 @@ class Cutter:
         means, gaps = layer.collect_with_gaps(wanted, added_up(self.anatomy, layer.name))
         return means[made.weight], gaps[made.weight]
 
-    def _places(self, walk: Walk) -> Iterator[tuple[Layer, Site, Projection]]:
-        """Every site with its layer in the walk and what reads it, in the order of the forward."""
-        for layer in walk:
-            own = [site for site in self.sites if self.anatomy.layers[site.layer].name == layer.name]
-            for site in sorted(own, key=lambda site: site.sublayer or 0):
-                yield layer, site, reader(self.anatomy, site)
+    def _of(self, layer: Layer) -> list[Site]:
+        """The sites of a layer, in the order of the forward."""
+        own = [site for site in self.sites if self.anatomy.layers[site.layer].name == layer.name]
+        return sorted(own, key=lambda site: site.sublayer or 0)
 
     def _reader(self, made: Projection) -> tuple[Tensor, Tensor | None]:
         """The fp32 weights (o, i) and bias (o,), whole. Collective."""

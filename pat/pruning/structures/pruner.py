@@ -53,7 +53,7 @@ class StructurePruner:
     """Prunes the structures that it names."""
 
     def __init__(self, name: str, config: PrunerConfig, model: torch.nn.Module, num_steps: int, seed: int) -> None:
-        self.name, self.config = name, config
+        self.name, self.config, self.seed = name, config, seed
         self.method = registry.build("gate", config.gate)
         self.budget = registry.build("budget", config.budget)
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
@@ -183,7 +183,7 @@ class StructurePruner:
         made_by = [calibrated.reader(self.anatomy, site) for site in self.sites]
         shapes = {projection.weight: calibrated.as_map(self.anatomy, projection) for projection in made_by}
         key = f"pruners.{self.name}.gate"
-        return Needs(key, made.num_samples, shapes, made.statistics, made.cut_bytes, made.follows)
+        return Needs(key, made.num_samples, shapes, made.statistics, made.cut_bytes, made.follows, made.reconstruct > 0)
 
     def bind(self, layout: ZeroLayout) -> None:
         """The shards whose weights the gates will be folded into."""
@@ -231,7 +231,7 @@ class StructurePruner:
     def _cut(self, method: CalibratedGate) -> None:
         """The final flags by what goes into the consuming matrices, which are fitted. Collective."""
         assert self.walk is not None, "Pruner.bind gives it"
-        cutter = calibrated.Cutter(method, self.anatomy, self.sites, self.layout)
+        cutter = calibrated.Cutter(method, self.anatomy, self.sites, self.layout, self.seed)
         counts = self._final_of_a_tie
         if self.budget.sparsity is not None:  # else the shape says how many units stay
             counts = self.budget.choose(

@@ -250,6 +250,6 @@ def test_calibration_by_hand() -> None:
     fitted = config.changed(pruners__weights__criterion={"name": "alps", "num_samples": 5, "reconstruct": 1})
     again = Pruner(fitted)
     again.attach(model)
-    most = max(gram + cut, 5 * 4 * 24 * 16)  # of the layer's one matrix: weight, gradient, flag, two moments
+    most = max(gram + cut, 5 * 4 * layer)  # weights, gradients, flags, two moments
     expected = 3 * hidden + 2 * 2 * layer + 4 * 24 * 16 + most
     assert calibration(fitted, model, again.calibrations, 2) == expected

@@ -259,6 +259,25 @@ def test_units_go_layer_by_layer_and_what_reads_them_is_fitted(family: str, keep
     assert pruner.totals.sparsity == pruner.totals.target
 
 
+@pytest.mark.parametrize(("family", "keep"), [("llama", {"ffn": 40, "kv_groups": 2}), ("gpt2", {"ffn": 40})])
+def test_reconstruction_brings_layers_nearer_and_leaves_what_is_gone(family: str, keep: dict[str, int]) -> None:
+    """The same units go, in the first layer, and what the layer gives comes nearer to what it gave before."""
+    dense, gaps, flags = models.model(family), dict[int, float](), dict[int, Any]()
+    for passes in (0, 8):
+        gate = {"name": "obs", "damping": 0.1, "reconstruct": passes} | ({"reconstruct_lr": 1e-3} if passes else {})
+        made = config(list(keep), shape(**keep), {"name": "one_shot", "start": 1}, gate).changed(optim__lr=1e-12)
+        model = models.model(family)
+        pruner, _ = trained(made, model, 1)
+        pruner.check()
+        first = f"{'model.layers' if family == 'llama' else 'transformer.h'}.0"
+        gaps[passes] = float((real_inputs(dense, first, True) - real_inputs(model, first, True)).square().mean())
+        (narrow,) = pruner.structure_pruners
+        first_sites = [site.name for site in narrow.sites if site.layer == 0]
+        flags[passes] = [narrow.keep_flags()[name].tolist() for name in first_sites]
+    assert flags[0] == flags[8]
+    assert gaps[8] < 0.9 * gaps[0], gaps
+
+
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_budgets_of_cost_take_counts_from_a_first_walk(per_layer: bool) -> None:
     """The target is met, layers of unlike worth get unlike widths, and no unit is chosen by its index."""
