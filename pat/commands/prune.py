@@ -53,6 +53,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--method", metavar="NAME", help="alps (default), wanda, magnitude; of structures: obs")
     parser.add_argument("--task", help="causal_lm, chat, classification (default: what the model's head is for)")
     parser.add_argument("--samples", type=int, metavar="N", help="to calibrate on (default: 128)")
+    parser.add_argument(
+        "--reconstruct",
+        type=int,
+        metavar="PASSES",
+        help="over the samples, that then fit each layer to what it gave before: better, and slower (default: 0)",
+    )
     parser.add_argument("--max-length", type=int, metavar="N", help=f"tokens of a sample (default: {MAX_LENGTH})")
     parser.add_argument("--ranks", type=int, metavar="N", help="processes, one a GPU (default: 1)")
     parser.add_argument("--dtype", choices=tuple(DTYPES.values()), help="of the result (default: the model's)")
@@ -131,7 +137,7 @@ def _weights(options: argparse.Namespace) -> list[str]:
     if options.method:
         keys += [f"{place}.criterion.name={options.method}"]
         keys += [f"{place}.scope=row"] if options.method == "wanda" and not options.pattern else []
-    return [*keys, *_samples(options, "criterion", f"{place}.criterion")]
+    return [*keys, *_calibration(options, "criterion", f"{place}.criterion")]
 
 
 def _structures(options: argparse.Namespace) -> list[str]:
@@ -144,19 +150,19 @@ def _structures(options: argparse.Namespace) -> list[str]:
     keys = [f"{place}.structures=[{','.join(keep)}]"]
     keys += [f"{place}.budget.keep={{{','.join(f'{name}:{count}' for name, count in keep.items())}}}"]
     keys += [f"{place}.gate.name={options.method}"] if options.method else []
-    return [*keys, *_samples(options, "gate", f"{place}.gate")]
+    return [*keys, *_calibration(options, "gate", f"{place}.gate")]
 
 
-def _samples(options: argparse.Namespace, kind: str, place: str) -> list[str]:
+def _calibration(options: argparse.Namespace, kind: str, place: str) -> list[str]:
     """Raises ValueError where the method looks at no samples."""
     from pat.pruning import registry
 
-    if options.samples is None:
-        return []
-    method = options.method
-    if method in registry.names(kind) and "num_samples" not in registry.defaults(kind, method):
-        raise ValueError(f"--samples {options.samples} would be ignored: --method {method} looks at no samples")
-    return [f"{place}.num_samples={options.samples}"]
+    given = {"num_samples": ("--samples", options.samples), "reconstruct": ("--reconstruct", options.reconstruct)}
+    for key, (flag, value) in given.items():
+        known = options.method in registry.names(kind)
+        if value is not None and known and key not in registry.defaults(kind, options.method):
+            raise ValueError(f"{flag} {value} would be ignored: --method {options.method} looks at no samples")
+    return [f"{place}.{key}={value}" for key, (_, value) in given.items() if value is not None]
 
 
 def _task(model: str | None, config: Any) -> str:

@@ -81,7 +81,8 @@ def test_structures_go_and_stock_code_loads_the_rest(
     given: tuple[Path, Path], tmp_path: Path, keep: str, neurons: int, groups: int
 ) -> None:
     """Would catch a recipe's own structure that stays beside the one asked for, and a share that is none."""
-    assert prune(given, tmp_path / "out", "--keep", keep, "--samples", "16") == ExitCode.DONE
+    fit = ("--samples", "16", "--reconstruct", "1")
+    assert prune(given, tmp_path / "out", "--keep", keep, *fit) == ExitCode.DONE
     small = LlamaForCausalLM.from_pretrained(tmp_path / "out")
     assert small.config.intermediate_size == neurons and small.config.num_key_value_heads == groups
     before, after = (weights(folder)["model.layers.0.mlp.down_proj.weight"] for folder in (given[0], tmp_path / "out"))
@@ -116,6 +117,7 @@ def test_what_cannot_be_pruned_is_one_sentence(
         (["--keep", "ffn=half"], "--keep ffn=half"),
         (["--sparsity", "1.5"], "pruners.weights.budget"),
         (["--sparsity", "0.5", "--method", "magnitude", "--samples", "8"], "--samples 8"),
+        (["--sparsity", "0.5", "--method", "magnitude", "--reconstruct", "8"], "--reconstruct 8"),
     ):
         assert prune(given, tmp_path / "out", *more) == ExitCode.BAD_INPUT
         said = capsys.readouterr().err
