@@ -626,9 +626,14 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("(weights.double() - fitted) @ mean", "(wide - fitted) @ mean", "the gap's mean counts twice in the bias"),
     ],
     "pat/pruning/structures/calibrated.py": [
-        ("            layer.refresh(names)", "            pass", "an MLP does not see the cut attention of its layer"),
-        ("below=adds)", "below=False)", "what the layers below lack is not made up for"),
+        ("        layer.refresh(names)", "        pass", "an MLP does not see the cut attention of its layer"),
+        ("added_up(self.anatomy, layer.name)", "{}", "what the layers below lack is not made up for"),
         ("            raise ValueError(refused[0])", "            pass", "a fit that fails leaves zeros"),
+    ],
+    "pat/pruning/calibration/reconstruction.py": [
+        ("whole if flags is None else whole * flags", "whole", "what is pruned comes back while its layer is fitted"),
+        ("[walk.real[batch]]", "", "padding counts in what a layer is fitted to"),
+        ("lr * left", "lr", "the rate of a reconstruction does not fall"),
     ],
     "pat/pruning/structures/folding.py": [
         ("units.split(z), shapes, gated=True", "units.split(z), shapes, gated=False", "z folded into every slice"),
