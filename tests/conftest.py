@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -45,6 +47,41 @@ def composed_once() -> Iterator[None]:
 
     with mock.patch.object(Hydra, "get_mode", get_mode):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once() -> Iterator[None]:
+    """Hydra reads some thirty files of YAML for every config, and registers what is registered already: half as much
+    again as all the rest."""
+    import yaml
+    from hydra.core.config_store import ConfigStore
+
+    contents: dict[tuple[Any, str], Any] = {}
+    plain_load, plain_store, stored = yaml.load, ConfigStore.store, {}
+
+    def load(stream: Any, Loader: Any) -> Any:
+        text = stream if isinstance(stream, str | bytes) else stream.read()
+        key = (text, Loader.__name__)
+        if key not in contents:
+            if text is not stream:
+                stream.seek(0)  # an error names the file
+            contents[key] = plain_load(stream, Loader)
+        return copy.deepcopy(contents[key])
+
+    def store(self: ConfigStore, name: str, node: Any, group: str | None = None, **others: Any) -> None:
+        there = self.repo if group is None else self.repo.get(group, {})
+        if others or f"{name}.yaml" not in there or stored.get((group, name)) != node:
+            plain_store(self, name, node, group, **others)
+            stored[group, name] = copy.copy(node)
+
+    with mock.patch.object(yaml, "load", load), mock.patch.object(ConfigStore, "store", store):
+        yield
+
+
+def pytest_collection_finish() -> None:
+    """What is imported now stays: the collector of garbage need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

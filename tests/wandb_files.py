@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wandb.proto import wandb_internal_pb2
-
 _BLOCK = 32768  # LevelDB's log format: records in fragments of (crc, length, kind), none across a block's end
 
 
 def records(path: Path) -> Iterator[Any]:
     """The records of a file, as wandb defines them."""
+    from wandb.proto import wandb_internal_pb2  # heavy, and every process that collects tests imports this file
+
     data, at, whole = path.read_bytes(), 7, b""  # after ":W&B", a number and a version
     while at + 7 <= len(data):
         _, length, kind = struct.unpack_from("<IHB", data, at)

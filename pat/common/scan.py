@@ -10,6 +10,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,25 @@ def _written(package: str) -> Iterator[tuple[str, list[str]]]:
     roots = importlib.import_module(package).__path__
     paths = [path for name in files(package) for root in roots if (path := Path(root, f"{name}.py")).is_file()]
     for path in paths:
-        for cls in ast.parse(path.read_text(), str(path)).body:
-            if isinstance(cls, ast.ClassDef):
-                values = {
-                    item.target.id: item.value
-                    for item in cls.body
-                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-                    if not ast.unparse(item.annotation).startswith("ClassVar")
-                }
-                name = values.get("name")
-                if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                    yield name.value, list(values)
+        yield from _classes(path)
+
+
+@cache
+def _classes(path: Path) -> list[tuple[str, list[str]]]:
+    """(name, fields) of the classes in one file; read once in a process."""
+    found = []
+    for cls in ast.parse(path.read_text(), str(path)).body:
+        if isinstance(cls, ast.ClassDef):
+            values = {
+                item.target.id: item.value
+                for item in cls.body
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                if not ast.unparse(item.annotation).startswith("ClassVar")
+            }
+            name = values.get("name")
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                found.append((name.value, list(values)))
+    return found
 
 
 def _named(module: types.ModuleType) -> Iterator[tuple[str, type]]:

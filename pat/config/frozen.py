@@ -6,11 +6,12 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -51,7 +52,7 @@ AFTER_DIVERGENCE = (
 def to_config(content: Mapping[str, Any]) -> Config:
     """Plain nested mappings as a typed `Config`, with methods of pruners as what they are; ValueError."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(structured(config_model())), dict(content))
+        merged = OmegaConf.merge(_unset(config_model()), dict(content))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ValueError(f"no value for {', '.join(missing)}")
@@ -62,6 +63,12 @@ def to_config(content: Mapping[str, Any]) -> Config:
         return config_model().model_validate(values)
     except ValidationError as error:
         raise ValueError(invalid(error, config_model())) from error
+
+
+@cache
+def _unset(model: type[Config]) -> DictConfig:
+    """The typed nodes of a schema with their defaults. Not to be changed: `merge` copies them."""
+    return OmegaConf.structured(structured(model))
 
 
 def load(path: str | Path) -> Config:

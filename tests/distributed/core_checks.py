@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pat.checkpoint import store
 from pat.pruning.pruner import Pruner
 from pat.training import learning_rate
 from pat.zero import engine as ds
+from tests.distributed import oracle_checks, parity_checks
 from tests.distributed.harness import (
     STEPS,
     Trained,
@@ -35,11 +37,20 @@ EVERY = LAYOUTS | layouts(
 )
 QUICK = ["zero0", "zero1", "zero3 in sub-groups"]  # replicated, one shard a rank, several of pieces of parameters
 SLOW = [name for name in EVERY if name not in QUICK]
-INTERRUPTED = {  # (pruner, layout)
-    "quick": [("movement", "zero0"), ("movement", "zero1"), ("n_of_m", "zero3 in sub-groups")],
-    "slow": [("movement", name) for name in EVERY if name not in ("zero0", "zero1")]
-    + [("n_of_m", "zero3"), ("magnitude", "zero2"), ("block", "zero2"), ("soft_movement", "zero3")],
-}
+PLAIN = {"quick": QUICK[-1:], "slow": [name for name in EVERY if name not in QUICK[-1:]]}
+PHASES = (1, 5, 10)  # steps in the dense, soft and hard phase
+WHOLE = [name for name in LAYOUTS if "every key" not in name] + ["zero0"]  # those that differ in what is saved
+INTERRUPTED = {  # (pruner, layout, after which steps)
+    "quick": [("movement", "zero1", (1, 10)), ("n_of_m", "zero3 in sub-groups", (5,))],
+    "slow": [("movement", name, PHASES if name in WHOLE else (5,)) for name in EVERY]
+    + [
+        (kind, layout, PHASES)
+        for kind, layout in (
+            ("n_of_m", "zero3"), ("n_of_m", "zero3 in sub-groups"), ("magnitude", "zero2"), ("block", "zero2"),
+            ("soft_movement", "zero3"),
+        )
+    ],
+}  # fmt: skip
 
 
 def skipped(layouts: list[str]) -> dict[str, Any]:
@@ -63,12 +74,12 @@ def skipped(layouts: list[str]) -> dict[str, Any]:
     return said
 
 
-def interrupted(cases: list[tuple[str, str]]) -> dict[str, Any]:
-    """{pruner on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
+def interrupted(cases: Sequence[tuple[str, str, tuple[int, ...]]]) -> dict[str, Any]:
+    """{pruner on layout: [undisturbed, interrupted after these steps]} digests at the end."""
     said: dict[str, Any] = {}
-    for kind, layout in cases:
+    for kind, layout, stops in cases:
         config = partial(make_config, kind, **EVERY[layout])
-        said[f"{kind} on {layout}"] = undisturbed_and_interrupted(lambda config=config: build(config()), (1, 5, 10))
+        said[f"{kind} on {layout}"] = undisturbed_and_interrupted(lambda config=config: build(config()), stops)
     return said
 
 
@@ -123,11 +134,18 @@ def plain(layouts: list[str]) -> dict[str, Any]:
 
 
 def checks(which: list[str]) -> dict[str, Any]:
-    """All of them on the layouts of the quick or the slow set."""
+    """All of them on the layouts of the quick or the slow set; for the quick one also those of the scripts that the
+    slow set starts by themselves."""
     (name,) = which
     layouts = {"quick": QUICK, "slow": SLOW}[name]
-    said = {"skipped": skipped(layouts), "interrupted": interrupted(INTERRUPTED[name]), "plain": plain(layouts)}
-    return said | {"moved": moved("zero1", "zero3 in sub-groups") if name == "quick" else None}
+    said = {"skipped": skipped(layouts), "interrupted": interrupted(INTERRUPTED[name]), "plain": plain(PLAIN[name])}
+    if name == "slow":
+        return said
+    return said | {
+        "moved": moved("zero1", "zero3 in sub-groups"),
+        "parity": parity_checks.on_layouts(["movement"], parity_checks.QUICK),
+        "oracle": oracle_checks.checks(["quick"]),
+    }
 
 
 if __name__ == "__main__":

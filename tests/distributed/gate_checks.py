@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 
+from tests.distributed import gate_oracle_checks
 from tests.distributed.harness import (
     GATES,
     STEPS,
@@ -23,31 +25,36 @@ from tests.distributed.layouts import layouts
 from tests.distributed.parity_checks import LAYOUTS
 
 ELSEWHERE = layouts("zero0 fp32", "zero0", "zero2 accumulation", "zero3 accumulation")
+STAGES = ("zero1", "zero2", "zero3")
 PARITY = {name: LAYOUTS[name] for name in ("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero2 offload")}
+QUICK = ("zero1", "zero3 in sub-groups", "zero2 offload")  # of PARITY
 Cases = list[tuple[str, str]]  # (gate, layout)
-INTERRUPTED: dict[str, Cases] = {
-    "quick": [("l0", "zero3"), ("structured_movement", "zero2")],
-    "slow": [("l0", name) for name in (*PARITY, *ELSEWHERE) if name != "zero3"]
-    + [(kind, "zero3") for kind in GATES if kind != "l0"],
+PHASES = (1, 5, 10)  # steps in the dense, soft and hard phase
+WHOLE = ("structured_movement", "smooth", "obs")  # of a fade, a multiplier, a cut at once; the others in the soft one
+Stopped = Sequence[tuple[str, str, tuple[int, ...]]]
+INTERRUPTED: dict[str, Stopped] = {  # with the steps after which
+    "quick": [("l0", "zero3", (5,)), ("structured_movement", "zero2", (1, 10))],
+    "slow": [("l0", name, PHASES if name in PARITY else (5,)) for name in (*PARITY, *ELSEWHERE)]
+    + [(kind, "zero3", PHASES if kind in WHOLE else (5,)) for kind in GATES if kind != "l0"],
 }
 SKIPPED: dict[str, Cases] = {
-    "quick": [("l0", "zero1"), ("structured_movement", "zero3")],
-    "slow": [("l0", "zero2"), ("l0", "zero3"), ("structured_movement", "zero1"), ("structured_movement", "zero2")],
+    "quick": [("l0", "zero1")],
+    "slow": [("l0", "zero2"), ("l0", "zero3")] + [("structured_movement", f"zero{stage}") for stage in (1, 2, 3)],
 }
 OVERFLOWED: dict[str, Cases] = {
-    "quick": [("l0", "zero1"), ("structured_movement", "zero3"), ("l0", "zero0")],
-    "slow": [("l0", "zero3"), ("structured_movement", "zero1"), ("structured_movement", "zero0")]
+    "quick": [("l0", "zero0"), ("structured_movement", "zero3")],
+    "slow": [("l0", "zero1"), ("l0", "zero3"), ("structured_movement", "zero1"), ("structured_movement", "zero0")]
     + [(kind, layout) for kind in ("l0", "structured_movement") for layout in ("zero2 offload", "zero0 fp32")],
 }
-TOGETHER = {"quick": "inside", "slow": "beside"}
+TOGETHER = {"quick": [("inside", ("zero1", "zero3"))], "slow": [("beside", STAGES), ("inside", STAGES)]}
 
 
-def parity(kinds: list[str]) -> dict[str, Any]:
+def parity(kinds: Sequence[str], names: Iterable[str] = PARITY) -> dict[str, Any]:
     """{gate: {layout: hashes and shape}}."""
     said: dict[str, Any] = {}
     for kind in kinds:
-        for layout, overrides in PARITY.items():
-            trained = build(make_config(kind, **overrides))
+        for layout in names:
+            trained = build(make_config(kind, **PARITY[layout]))
             trained.run(0, STEPS)
             trained.pruner.check()
             trained.pruner.check_finished()
@@ -59,13 +66,13 @@ def parity(kinds: list[str]) -> dict[str, Any]:
     return said
 
 
-def together(case: str) -> dict[str, Any]:
-    """{case: {layout: hashes}}: L0 gates, and 2:4 masks on other matrices, or inside what the gates leave."""
+def together(case: str, names: Sequence[str]) -> dict[str, Any]:
+    """{layout: hashes}: L0 gates, and 2:4 masks on other matrices, or inside what the gates leave."""
     found: dict[str, Any] = {}
     attention = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight"]
     inside = [*attention, "*.o_proj.weight", "*.gate_proj.weight", "*.up_proj.weight"]
     kind, params, start = {"beside": ("ffn", attention, 2), "inside": ("l0", inside, 8)}[case]
-    for layout in ("zero1", "zero2", "zero3"):
+    for layout in names:
         masks = pruner_config("n_of_m", start=start, end=10).changed(params=params, exclude=[])
         trained = build(make_config(kind, pruners__two_four=masks, **LAYOUTS[layout]))
         trained.run(0, STEPS)
@@ -76,7 +83,7 @@ def together(case: str) -> dict[str, Any]:
             "target": trained.pruner.totals.target,
         }
         discard(trained)
-    return {case: found}
+    return found
 
 
 def skipped(cases: Cases) -> dict[str, Any]:
@@ -146,12 +153,12 @@ def learnt(trained: Any) -> dict[str, Any]:
     return {key: found[key] for key in ("weights", "exp_avg", "exp_avg_sq", "steps", "gates")}
 
 
-def interrupted(cases: Cases) -> dict[str, Any]:
-    """{gate on layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
+def interrupted(cases: Stopped) -> dict[str, Any]:
+    """{gate on layout: [undisturbed, interrupted after these steps]} digests at the end."""
     said: dict[str, Any] = {}
-    for kind, layout in cases:
+    for kind, layout, stops in cases:
         config = partial(make_config, kind, **(LAYOUTS | ELSEWHERE)[layout])
-        said[f"{kind} on {layout}"] = undisturbed_and_interrupted(lambda config=config: build(config()), (1, 5, 10))
+        said[f"{kind} on {layout}"] = undisturbed_and_interrupted(lambda config=config: build(config()), stops)
     return said
 
 
@@ -183,10 +190,12 @@ def curve(kinds: list[str]) -> dict[str, Any]:
 
 
 def several(which: list[str]) -> dict[str, Any]:
-    """Four checks on the cases of the quick or the slow set."""
+    """Four checks on the cases of the quick or the slow set; for the quick one also two that the slow set starts by
+    themselves."""
     (name,) = which
-    return {
-        "together": together(TOGETHER[name]),
+    said = {"parity": parity(["l0"], QUICK), "oracle": gate_oracle_checks.checks(["quick"])} if name == "quick" else {}
+    return said | {
+        "together": {case: together(case, names) for case, names in TOGETHER[name]},
         "skipped": skipped(SKIPPED[name]),
         "overflowed": overflowed(OVERFLOWED[name]),
         "interrupted": interrupted(INTERRUPTED[name]),

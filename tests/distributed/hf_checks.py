@@ -19,8 +19,6 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.loss.loss_utils import ForCausalLMLoss
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from pat.integrations import attach
 from pat.integrations.attach import Pruning
@@ -98,6 +96,9 @@ def trainer(config: Any, out: Path, case: str = "", **arguments: Any) -> tuple[T
     } | arguments  # fmt: skip
     rows = Rows(config)
     if "SFTTrainer" in case:  # which makes the labels itself
+        from trl.trainer.sft_config import SFTConfig  # heavy, and read by tests that only ask for the names of cases
+        from trl.trainer.sft_trainer import SFTTrainer
+
         data = Dataset.from_dict({"input_ids": rows.rows.tolist()})
         settled = SFTConfig(**given, gradient_checkpointing=False, max_length=None)
         return SFTTrainer(

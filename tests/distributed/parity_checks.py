@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tests.distributed.harness import build, discard, main, make_config
@@ -13,11 +14,15 @@ LAYOUTS = layouts(
 )
 
 
-def checks(kinds: list[str]) -> dict[str, Any]:
+QUICK = ("zero1", "zero3 in sub-groups", "zero2 every key", "zero3 offload")
+
+
+def on_layouts(kinds: Sequence[str], among: Iterable[str]) -> dict[str, Any]:
     """{pruner, or "pruner fp32": {layout: result}}; `straddles`: whether a shard boundary cuts a 2:4 group."""
     results: dict[str, Any] = {}
     for kind in kinds:
-        for layout, overrides in LAYOUTS.items():
+        for layout in among:
+            overrides = LAYOUTS[layout]
             pruner, _, dtype = kind.partition(" ")
             trained = build(make_config(pruner, engine__dtype=dtype or "bf16", **overrides))
             cuts = [
@@ -34,6 +39,20 @@ def checks(kinds: list[str]) -> dict[str, Any]:
             }
             discard(trained)
     return results
+
+
+EVERYWHERE = ("movement", "n_of_m")  # on all layouts, with and without groups that a shard's boundary cuts
+ELSEWHERE = ("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero3 offload")
+
+
+def names(kind: str) -> Sequence[str]:
+    """The layouts of a pruner in the slow set."""
+    return list(LAYOUTS) if kind in EVERYWHERE else ELSEWHERE
+
+
+def checks(kinds: list[str]) -> dict[str, Any]:
+    """Each on its layouts."""
+    return {kind: found for one in kinds for kind, found in on_layouts([one], names(one)).items()}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pat.checkpoint.reader import CheckpointReader
 from tests.distributed.ranks import run_ranks
 from tests.distributed.write_checkpoints import LAYOUTS
 
-BUILT = [name for name, layout in LAYOUTS.items() if "adam" not in layout]  # DeepSpeed's Adams are compiled first
+COMPILED = ["zero2_cpu_adam"]
+BUILT = [name for name in LAYOUTS if name not in COMPILED]
 
 pytestmark = pytest.mark.distributed
 
@@ -28,9 +29,8 @@ def test_reader_equals_the_live_engine(folder, layout):
 
 @pytest.mark.slow
 def test_reader_equals_the_live_engine_with_deepspeeds_adam(tmp_path):
-    names = [name for name in LAYOUTS if name not in BUILT]
-    run_ranks("tests.distributed.write_checkpoints", 2, str(tmp_path), *names, timeout_s=1500)  # it compiles two ops
-    for name in names:
+    run_ranks("tests.distributed.write_checkpoints", 2, str(tmp_path), *COMPILED, timeout_s=1500)  # it compiles an op
+    for name in COMPILED:
         check(tmp_path / name)
 
 

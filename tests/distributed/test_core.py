@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,11 @@ import pytest
 from tests.distributed import core_checks, layout_checks, oracle_checks, parity_checks
 from tests.distributed.ranks import run_ranks
 
-PARITY = {2: ["movement"]}
-# The slow set adds 4 ranks, 2:4 groups that a shard's boundary cuts, families whose stages round differently, and fp32,
-# in which the reduction itself rounds (at 4 ranks in an order of its own at each stage).
-PARITY_SLOW = {
-    2: ["magnitude", "n_of_m", "block", "soft_movement", "rows", "wanda", "alps", "bert", "distilbert", "gpt2", "qwen2"]
-    + ["movement fp32", "bert fp32"],
+# Also 4 ranks, 2:4 groups that a shard's boundary cuts, families whose stages round differently, and fp32, in which the
+# reduction itself rounds (at 4 ranks in an order of its own at each stage).
+PARITY = {
+    2: ["movement", "magnitude", "n_of_m", "block", "soft_movement", "rows", "wanda", "alps"]
+    + ["bert", "distilbert", "gpt2", "qwen2", "movement fp32", "bert fp32"],
     4: ["movement", "magnitude", "n_of_m", "bert"],
 }
 
@@ -29,7 +29,7 @@ def parity(world_size: int, *kinds: str) -> dict[str, Any]:
 
 @cache
 def core(which: str) -> dict[str, Any]:
-    """Skipped steps, interruptions, another layout, pruner off, on the layouts of the quick or the slow set."""
+    """Skipped steps, interruptions, pruner off, on the layouts of the quick or the slow set; of the quick one all."""
     return run_ranks("tests.distributed.core_checks", 2, which, timeout_s=900)
 
 
@@ -49,21 +49,28 @@ on_every_layout = pytest.mark.parametrize("layout", quick_and_slow(core_checks.Q
 @cache
 def against_oracle(which: str) -> dict[str, Any]:
     """Step by step."""
-    return run_ranks("tests.distributed.oracle_checks", 2, which)
+    return core(which)["oracle"] if which == "quick" else run_ranks("tests.distributed.oracle_checks", 2, which)
 
 
-@pytest.mark.parametrize(
-    "case", quick_and_slow(*([(n, kind) for n, kinds in x.items() for kind in kinds] for x in (PARITY, PARITY_SLOW)))
-)
-def test_same_bits_on_every_zero_stage(case: tuple[int, str]) -> None:
-    """Masks and weights at ZeRO 1, 2, 3, in sub-groups, with and without offload."""
-    world_size, kind = case
-    kinds = next(x[world_size] for x in (PARITY, PARITY_SLOW) if kind in x.get(world_size, []))
-    results = parity(world_size, *kinds)[kind]
-    assert set(results) == set(parity_checks.LAYOUTS)
+def test_same_bits_at_each_zero_stage() -> None:
+    """Masks and weights, with DeepSpeed's keys and offload; the slow set adds other pruners and layouts."""
+    _same_bits(core("quick")["parity"]["movement"], parity_checks.QUICK)
+
+
+def _same_bits(results: dict[str, Any], layouts: Iterable[str]) -> None:
+    assert set(results) == set(layouts)
     for key in ("masks", "weights"):
         assert len({r[key] for r in results.values()}) == 1, {name: r[key][:8] for name, r in results.items()}
     assert all(r["sparsity"] > 0.4 for r in results.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [(n, kind) for n, kinds in PARITY.items() for kind in kinds])
+def test_same_bits_on_every_zero_stage(case: tuple[int, str]) -> None:
+    """Masks and weights at ZeRO 1, 2, 3, in sub-groups, with offload; movement and 2:4 also with DeepSpeed's keys."""
+    world_size, kind = case
+    results = parity(world_size, *PARITY[world_size])[kind]
+    _same_bits(results, parity_checks.names(kind))
     if kind == "n_of_m":
         assert results["zero1"]["straddles"] and results["zero3"]["straddles"], "no group crosses a shard boundary"
 
@@ -71,7 +78,7 @@ def test_same_bits_on_every_zero_stage(case: tuple[int, str]) -> None:
 @pytest.mark.slow
 def test_pruners_differ() -> None:
     """Equal hashes above are not equal because nothing happened."""
-    results = {**parity(2, *PARITY[2]), **parity(2, *PARITY_SLOW[2])}
+    results = parity(2, *PARITY[2])
     masks = [result["zero2"]["masks"] for kind, result in results.items() if "fp32" not in kind]
     assert len(set(masks)) == len(masks)
 
@@ -97,7 +104,7 @@ def test_skipped_step_changes_nothing(layout: str) -> None:
 
 @pytest.mark.parametrize("which", quick_and_slow(["quick"], ["slow"]))
 def test_interruption_changes_nothing(which: str) -> None:
-    """Resumed in each phase on the same layout: bitwise the undisturbed run. The slow set adds the other layouts."""
+    """Resumed in each phase on the same layout: bitwise the undisturbed run. The slow set adds each phase of each."""
     for case, (undisturbed, resumed) in core(which)["interrupted"].items():
         assert resumed == undisturbed, case
 
@@ -108,10 +115,10 @@ def test_another_layout_loads_the_same_bits() -> None:
     assert loaded == saved
 
 
-@on_every_layout
+@pytest.mark.parametrize("layout", quick_and_slow(core_checks.PLAIN["quick"], core_checks.PLAIN["slow"]))
 def test_pruner_off_is_plain_deepspeed(layout: str) -> None:
     """Bit for bit, with the same param groups."""
-    ours, theirs = core(which(layout))["plain"][layout]
+    ours, theirs = core("quick" if layout in core_checks.PLAIN["quick"] else "slow")["plain"][layout]
     assert ours == theirs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -15,14 +16,9 @@ SCRIPT = "tests.distributed.gate_checks"
 pytestmark = pytest.mark.distributed
 
 
-# Quick: one learned gate, sampled; the slow set adds the other methods, which the quick oracles rank in one process.
-QUICK = ("l0",)
-SLOW = tuple(kind for kind in GATES if kind not in QUICK)
-
-
-def slow(item: Any) -> Any:
-    """A parameter of the slow set."""
-    return pytest.param(item, marks=pytest.mark.slow)
+def slow(*items: Any) -> Any:
+    """Parameters of the slow set."""
+    return pytest.param(*items, marks=pytest.mark.slow)
 
 
 @cache
@@ -31,20 +27,26 @@ def parity(world_size: int, *kinds: str) -> dict[str, Any]:
     return run_ranks(SCRIPT, world_size, "parity", *kinds)
 
 
-@pytest.mark.parametrize("kind", [*QUICK, *map(slow, SLOW)])
+def test_same_bits_at_each_zero_stage() -> None:
+    """A learned gate, sampled; the slow set adds the other methods, which the quick oracles rank in one process."""
+    _same(several("quick")["parity"]["l0"], "l0", gate_checks.QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GATES)
 def test_same_bits_on_every_zero_stage(kind: str) -> None:
     """Flags and weights at ZeRO 1, 2, 3, in sub-groups, with offload; the shape is the budget's exactly."""
-    _same(parity(2, *(QUICK if kind in QUICK else SLOW))[kind], kind)
+    _same(parity(2, *GATES)[kind], kind, gate_checks.PARITY)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["l0", "structured_movement"])
 def test_same_bits_on_four_ranks(kind: str) -> None:
-    _same(parity(4, kind)[kind], kind)
+    _same(parity(4, kind)[kind], kind, gate_checks.PARITY)
 
 
-def _same(results: dict[str, Any], kind: str) -> None:
-    assert set(results) == set(gate_checks.PARITY)
+def _same(results: dict[str, Any], kind: str, layouts: Iterable[str]) -> None:
+    assert set(results) == set(layouts)
     for key in ("masks", "weights"):
         assert len({r[key] for r in results.values()}) == 1, {name: r[key][:8] for name, r in results.items()}
     budget = GATES[kind].get("budget", {"keep": {"ffn": 20, "kv_groups": 1}})["keep"]
@@ -57,16 +59,19 @@ def _same(results: dict[str, Any], kind: str) -> None:
 
 @cache
 def several(which: str) -> dict[str, Any]:
-    """Runs with gates and masks, with skipped steps, with interruptions, of the quick or the slow set."""
+    """Runs with gates and masks, with skipped steps, with interruptions, of the quick or the slow set; of the quick one
+    parity and oracles, too."""
     return run_ranks(SCRIPT, 2, "several", which, timeout_s=900)
 
 
-@pytest.mark.parametrize("case", ["inside", slow("beside")])
-def test_gates_and_masks_in_one_run(case: str) -> None:
-    """L0 and 2:4, in what L0 leaves (slow: or in other matrices): exactly at the targets, the same bits at ZeRO 1, 2
-    and 3."""
-    results = several("quick" if case == "inside" else "slow")["together"][case]
-    assert all(result == results["zero1"] for result in results.values())
+@pytest.mark.parametrize(("which", "case"), [("quick", "inside"), slow("slow", "inside"), slow("slow", "beside")])
+def test_gates_and_masks_in_one_run(which: str, case: str) -> None:
+    """L0 and 2:4, in what L0 leaves (slow: or in other matrices): exactly at the targets, the same bits at ZeRO 1 and 3
+    (slow: and 2)."""
+    results = several(which)["together"][case]
+    assert len(results) == (2 if which == "quick" else 3) and all(
+        result == results["zero1"] for result in results.values()
+    )
     assert results["zero1"]["each"] == {"weights": 0.5, "two_four": 0.5}
     assert results["zero1"]["sparsity"] == results["zero1"]["target"]
 
@@ -81,7 +86,7 @@ def test_weights_that_gates_and_masks_share_count_once() -> None:
 @pytest.mark.slow
 def test_methods_differ() -> None:
     """Equal hashes above are not equal because nothing happened."""
-    results = {**parity(2, *QUICK), **parity(2, *SLOW)}
+    results = parity(2, *GATES)
     kinds = ("l0", "structured_movement", "activation", "sublayers")
     assert len({results[kind]["zero2"]["masks"] for kind in kinds}) == len(kinds)
 
@@ -131,6 +136,8 @@ def test_one_rank_and_two_come_to_the_same() -> None:
 @cache
 def against_oracle(which: str) -> dict[str, Any]:
     """All cases of the quick or the slow set in one start."""
+    if which == "quick":
+        return several(which)["oracle"]
     return run_ranks("tests.distributed.gate_oracle_checks", 2, which)
 
 

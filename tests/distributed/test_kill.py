@@ -50,7 +50,7 @@ def test_five_kills_and_a_torn_checkpoint(tmp_path: Path, undisturbed: dict[str,
     *_, older, newest = retention.steps(root)
     assert newest.name == f"step-{runs.latest(run_dir):08d}"
     torn = runs.tear(newest)
-    start = Start(run_dir)
+    start = Start(run_dir, launched=False)
     assert start.end() == ExitCode.DONE, start.text()
     assert f"checkpoint {newest.name} is not whole" in start.text() and torn.name in start.text()
     assert f"resumed at step {int(older.name[5:])} " in start.text()

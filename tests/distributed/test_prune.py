@@ -13,8 +13,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from pat import cli
-from pat.run.directory import ExitCode
+from pat.launch import single_node
+from pat.run.directory import ExitCode, read_exit
+from pat.schema import Config
 from tests import models
+from tests.distributed import ranks
 
 pytestmark = pytest.mark.distributed
 SPARSITY = 0.5
@@ -30,6 +33,20 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ]
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "model", folder / "texts.jsonl"
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks without DeepSpeed's launcher, a third of the work; the slow set starts them as users do."""
+
+    def launch(run_dir: Path, config: Config) -> int:
+        logs = [run_dir.with_suffix(f".{rank}.out") for rank in range(config.engine.world_size)]
+        codes = ranks.exit_codes(ranks.fork_ranks("pat.worker", [str(run_dir)], logs), 600)
+        left = read_exit(run_dir)
+        assert left is not None, (codes, logs[0].read_text(errors="replace")[-6000:])
+        return left["code"]
+
+    monkeypatch.setattr(single_node, "launch", launch)
 
 
 def prune(given: tuple[Path, Path], out: Path, *more: str) -> int:
@@ -56,7 +73,7 @@ def smallest_go(dense: Tensor) -> Tensor:
 
 
 def test_by_magnitude_the_smallest_half_of_every_matrix_is_gone_and_nothing_else_moves(
-    given: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: tuple[Path, Path], forked: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "pruned"
     assert prune(given, out, "--sparsity", str(SPARSITY), "--method", "magnitude") == ExitCode.DONE
@@ -78,7 +95,7 @@ def test_by_magnitude_the_smallest_half_of_every_matrix_is_gone_and_nothing_else
     ("keep", "neurons", "groups"), [("ffn=0.5", 64, 4), pytest.param("kv_groups=0.5", 128, 2, marks=pytest.mark.slow)]
 )
 def test_structures_go_and_stock_code_loads_the_rest(
-    given: tuple[Path, Path], tmp_path: Path, keep: str, neurons: int, groups: int
+    given: tuple[Path, Path], forked: None, tmp_path: Path, keep: str, neurons: int, groups: int
 ) -> None:
     """Would catch a recipe's own structure that stays beside the one asked for, and a share that is none."""
     fit = ("--samples", "16", "--reconstruct", "1")

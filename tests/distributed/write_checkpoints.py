@@ -11,11 +11,13 @@ import sys
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.ops.adam import fused_adam
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
@@ -56,6 +58,16 @@ class Tiny(nn.Module):
         hidden = self.embed(tokens)
         hidden = hidden + self.down(self.norm(self.up(self.frozen(hidden)))) * self.scale[0].to(hidden.dtype)
         return self.head(hidden).float().square().mean()
+
+
+def multi_tensor_adam(_: int, __: Tensor, lists: list[list[Tensor]], lr: float, *settings: Any) -> None:
+    """FusedAdam's kernel: GPUs have another than this machine would compile for minutes, and what is saved is the
+    class's."""
+    beta1, beta2, eps, *_rest = settings
+    for grad, weight, first, second in zip(*lists, strict=True):
+        first.lerp_(grad, 1 - beta1)
+        second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        weight.sub_(lr * first / (second.sqrt() + eps))
 
 
 def pieces(optimizer: Any, stage: int, names: Mapping[Any, str], shapes: dict[str, list[int]]) -> tuple[list, list]:
@@ -216,6 +228,9 @@ def main() -> None:
     """Write the layouts named on the command line, or all."""
     folder, wanted = Path(sys.argv[2]), sys.argv[3:]
     torch.set_num_threads(1)
+    fused_adam.FusedAdamBuilder = lambda: SimpleNamespace(
+        load=lambda: SimpleNamespace(multi_tensor_adam=multi_tensor_adam)
+    )
     deepspeed.init_distributed("gloo")
     for name in wanted:
         write(folder / name, LAYOUTS[name])

@@ -21,7 +21,7 @@ from pat.schema import Config
 from tests.distributed import ranks
 from tests.open_recipes import of
 
-# Two layers with the heads and the vocabulary of the real model; only the hidden width is small.
+# Two layers with the heads of the real model; hidden width and vocabulary are small.
 LARGE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
 HEADS_8B = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}
 STAND_INS: dict[str, dict[str, object]] = {
@@ -40,14 +40,14 @@ STAND_INS: dict[str, dict[str, object]] = {
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
         "head_dim": 64,
-        "vocab_size": 49152,
+        "vocab_size": 4096,
         "tie_word_embeddings": True,
     },
-    "Llama-3.1-8B": {**LARGE, **HEADS_8B, "model_type": "llama", "vocab_size": 128256},
-    "Qwen3-8B-Base": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 151936},
-    "Llama-3.1-8B-Instruct": {**LARGE, **HEADS_8B, "model_type": "llama", "vocab_size": 128256},
-    "Qwen3-8B": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 151936},
-    "Mistral-7B-v0.3": {**LARGE, **HEADS_8B, "model_type": "mistral", "vocab_size": 32768},
+    "Llama-3.1-8B": {**LARGE, **HEADS_8B, "model_type": "llama", "vocab_size": 4096},
+    "Qwen3-8B-Base": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 4096},
+    "Llama-3.1-8B-Instruct": {**LARGE, **HEADS_8B, "model_type": "llama", "vocab_size": 4096},
+    "Qwen3-8B": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 4096},
+    "Mistral-7B-v0.3": {**LARGE, **HEADS_8B, "model_type": "mistral", "vocab_size": 4096},
 }
 RECIPES = places.recipes()
 Started = tuple[Path, tuple[int | None, str]]  # its folder; the exit code and what it says
@@ -104,10 +104,11 @@ def small(config: Config, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_composes(recipe: str) -> None:
+def test_composes_and_comes_back_from_its_file(recipe: str, tmp_path: Path) -> None:
     config = composed(*of(recipe))
     assert config.run.recipe == recipe
-    assert frozen.to_config(compose.yaml.safe_load(frozen.dump(config))) == config
+    frozen.freeze(config, tmp_path)
+    assert frozen.load(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -88,11 +88,6 @@ def test_dropped_mappings_change_nothing(saved, monkeypatch):
     test_whole_parameters_buffers_and_steps(saved)
 
 
-def test_nothing_of_deepspeed_is_imported():
-    code = "import sys, pat.checkpoint.reader, pat.export.export; assert 'deepspeed' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 @pytest.fixture
 def fresh(tmp_path):
     return write_checkpoint(tmp_path / "step-00000020", Tiny(), frozen="mid.*")
@@ -223,13 +218,15 @@ def test_wrong_requests(fresh):
 
 MEASURE = """
 import sys, torch
+import pat.export.export
 from pat.checkpoint import reader
 from pat.checkpoint.reader import CheckpointReader
 
 def resident(kind):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(kind)) << 10
 
-reader.WINDOW = 8 << 20
+assert "deepspeed" not in sys.modules
+reader.WINDOW = 4 << 20
 reader = CheckpointReader(sys.argv[1])
 out = torch.empty(1 << 20)
 reader.read("weight", "0.weight", out=out)
@@ -241,9 +238,9 @@ print(resident("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_streaming_all_parameters_holds_one(tmp_path):
-    model = nn.Sequential(*(nn.Linear(1 << 10, 1 << 10, bias=False) for _ in range(24)))  # 96 MB of fp32
+def test_streaming_all_parameters_holds_one_and_nothing_of_deepspeed_is_imported(tmp_path):
+    model = nn.Sequential(*(nn.Linear(1 << 10, 1 << 10, bias=False) for _ in range(12)))  # 48 MB of fp32
     write_checkpoint(tmp_path / "step", model, prune="")
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "step")]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert grown < 32 << 20, f"{grown >> 20} MB"
+    assert grown < 16 << 20, f"{grown >> 20} MB"

@@ -50,18 +50,13 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("recipe", places.recipes())
-def test_every_recipe_composes_and_comes_back_from_its_file(recipe, tmp_path):
-    config = composed(*open_recipes.of(recipe), f"run.dir={tmp_path / 'run'}")
-    assert config.run.recipe == recipe
-    frozen.freeze(config, tmp_path)
-    assert frozen.load(tmp_path / "config.yaml") == config
-
-
-def test_parity():
+def test_parity(tmp_path):
+    """That every recipe composes is in tests/recipes."""
     config = composed(PARITY)
     assert (config.engine.world_size, config.engine.zero_stage, config.train.num_steps) == (2, 2, 30)
     assert registry.build("schedule", config.pruners["weights"].schedule).resolve(30).hard_from == 20
+    frozen.freeze(config, tmp_path)
+    assert frozen.load(tmp_path / "config.yaml") == config
 
 
 def test_overrides():
@@ -190,7 +185,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} pruners.weights.schedule.hard_from=30", "pruners.weights.schedule: "),
             ("--config-dir nowhere recipe=parity", "nowhere' not found"),
         ],
-        2,
+        3,
     ),
 )
 def test_bad_input_is_one_sentence(overrides, words):
@@ -198,7 +193,7 @@ def test_bad_input_is_one_sentence(overrides, words):
     assert words in message and "\n" not in message
 
 
-@pytest.mark.parametrize("recipe", thinned(["reviews", "sotu", "smollm2_chat", "llama3_8b_chat"], 2))
+@pytest.mark.parametrize("recipe", thinned(["reviews", "sotu", "smollm2_chat", "llama3_8b_chat"], 4))
 def test_files_for_training_and_evaluation_are_replaced_together(recipe):
     """Would catch: the user's model measured on the recipe's data, or the recipe's on the user's."""
     name = f"recipe={recipe}"
@@ -297,8 +292,8 @@ def test_hydra_leaves_no_trace(tmp_path):
 
 def test_multirun_members_have_directories_of_their_own():
     found: list[Config] = []
-    compose.compose(["--multirun", PARITY, "seed=0,1", "engine=zero2,zero3"], lambda c: found.append(c) or 0)
-    assert len({config.run.dir for config in found}) == 4
+    compose.compose(["--multirun", PARITY, "seed=0", "engine=zero2,zero3"], lambda c: found.append(c) or 0)
+    assert len({config.run.dir for config in found}) == 2
     assert found[1].run.dir == "runs/parity,engine=zero3,seed=0"
 
 

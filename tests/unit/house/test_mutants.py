@@ -152,6 +152,7 @@ def test_what_a_test_runs_of_one_file_says_nothing_of_another(tmp_path: Path) ->
     assert mutants.read(results)[second[0].name].outcome == "killed"
 
 
+@pytest.mark.slow
 def test_a_test_that_fails_without_a_fault_is_named(tmp_path: Path) -> None:
     root = tmp_path / "toy"
     root.mkdir()

@@ -78,8 +78,10 @@ def test_pieces_equal_the_whole(name: str) -> None:
     assert torch.equal(torch.cat(runs), ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCORED)
 def test_compiled_equals_eager(name: str) -> None:
+    """In the quick set: the kernels that call it (weights/test_kernels.py)."""
     criterion = registry.build("criterion", name)
     torch.compiler.reset()
     compiled = torch.compile(criterion.update, dynamic=True, fullgraph=True)

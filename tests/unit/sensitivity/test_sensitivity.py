@@ -67,7 +67,7 @@ def without_smallest(weight: Tensor, count: int) -> Tensor:
     return flat.view(weight.shape)
 
 
-@pytest.mark.parametrize(("model_type", "variant"), thinned(CASES, 2))
+@pytest.mark.parametrize(("model_type", "variant"), thinned(CASES, 4))
 def test_every_cell_is_the_loss_of_a_model_with_these_weights_zeroed_by_hand(model_type: str, variant: str) -> None:
     """Catches a wrong slice, a hook that stays, weights that are not put back, and a prefix of another batch."""
     model = small(model_type, variant)
@@ -113,7 +113,7 @@ def test_a_removed_layer_is_a_model_without_it(model_type: str) -> None:
         assert metrics["loss"] == pytest.approx(by_hand(shorter, {}), rel=1e-5)
 
 
-@pytest.mark.parametrize("model_type", thinned(sorted({model_type for model_type, _ in CASES}), 2))
+@pytest.mark.parametrize("model_type", thinned(sorted({model_type for model_type, _ in CASES}), 4))
 def test_passing_through_the_layers_before_changes_no_bit(model_type: str) -> None:
     model = small(model_type)
     found = grid(model, [0.5])

@@ -73,7 +73,7 @@ def on_ranks(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "structure"), thinned([(family, s) for family in families.families() for s in STRUCTURES], 3)
+    ("model_type", "structure"), thinned([(family, s) for family in families.families() for s in STRUCTURES], 7)
 )
 def test_evidence_is_of_every_example(model_type: str, structure: str) -> None:
     """The mean square, the mean size and the mean of the examples' own gradients, however they are spread over
@@ -192,7 +192,7 @@ def rows_of(lengths: tuple[int, ...]) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     ("model_type", "name", "structure"),
-    thinned([(family, *pair) for family in families.families() for pair in BY_TOKENS], 2),
+    thinned([(family, *pair) for family in families.families() for pair in BY_TOKENS], 5),
 )
 def test_padding_has_no_share_in_statistics(model_type: str, name: str, structure: str) -> None:
     """Means over real tokens, on one rank and on two of which one has more padding. Would catch: padding that counts,

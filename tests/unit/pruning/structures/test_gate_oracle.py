@@ -18,7 +18,7 @@ from pat.training.distill import Distiller
 from tests import gate_oracle, one_rank, planted, planted_loops
 from tests.gate_lagrangian import LEARNED
 from tests.planted import SMOOTHED, Case
-from tests.sets import thinned
+from tests.sets import slow, thinned
 
 STRUCTURES = registry.names("structure")
 METHODS = [name for name in registry.names("gate") if issubclass(registry.classes("gate")[name], Ranked)]
@@ -117,7 +117,7 @@ def assert_same(case: Case, records: list[gate_oracle.Record], found: list[dict[
             torch.testing.assert_close(ours["weights"][name], weight, rtol=0, atol=atol, msg=f"{where}, {name}")
 
 
-@pytest.mark.parametrize("case", thinned(CASES, 2), ids=str)
+@pytest.mark.parametrize("case", thinned(CASES, 4), ids=str)
 def test_the_planted_units_stay_and_all_is_as_the_naive_implementation_says(case: Case) -> None:
     records, found = planted.expected(case), train(case)
     right = planted.joined(case, planted.right(case))
@@ -126,7 +126,7 @@ def test_the_planted_units_stay_and_all_is_as_the_naive_implementation_says(case
     assert_same(case, records, found)
 
 
-@pytest.mark.parametrize("method", ["taylor", "activation", "l0"])
+@pytest.mark.parametrize("method", ["taylor", slow("activation"), "l0"])
 def test_attached_to_another_trainer_it_is_the_same(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch: a first step without gates, a step that is not the pruner's, gradients that are clipped twice."""
     monkeypatch.setattr(deepspeed, "initialize", initialize)
@@ -136,7 +136,7 @@ def test_attached_to_another_trainer_it_is_the_same(method: str, monkeypatch: py
     assert torch.equal(found[-1]["keep"], planted.joined(case, planted.right(case)))
 
 
-@pytest.mark.parametrize("method", ["taylor", "l0"])
+@pytest.mark.parametrize("method", [slow("taylor"), "l0"])
 def test_with_a_teacher_it_is_the_same(method: str) -> None:
     """Gates under the combined loss: task, answers and hidden states, while the weights of the teacher's part rise."""
     case = Case(method, ("ffn",), options=SMOOTHED if method in LEARNED else {})

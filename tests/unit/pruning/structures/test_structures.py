@@ -69,7 +69,7 @@ def is_stock(anatomy: Any, found: list[Site], uniform: bool) -> bool:
 
 @pytest.mark.parametrize(
     ("model_type", "variant", "structures", "uniform"),
-    thinned([(*case, *choice.values) for case in CASES for choice in CHOICES], 3),
+    thinned([(*case, *choice.values) for case in CASES for choice in CHOICES], 5),
 )
 def test_sliced_equals_gated(
     model_type: str, variant: str, structures: tuple[str, ...], uniform: bool, tmp_path: Path

@@ -14,6 +14,7 @@ from pat.pruning.weights import kernels
 from pat.pruning.weights.kernels import Kernels, make_kernels, masked_sum_of_squares
 from pat.schema import MaskedGradConfig
 from tests import models
+from tests.sets import slow
 
 LENGTHS = [0, 1, 2, 15, 16, 17, 1001, 70_001]
 STRAIGHT = MaskedGradConfig(name="straight_through", sr_ste=2e-4)
@@ -46,9 +47,10 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 
 CASES = [pytest.param(name, MaskedGradConfig(), id=name) for name in models.elementwise_criteria()]
 CASES += [pytest.param(name, STRAIGHT, id=f"{name}-straight_through") for name in ("magnitude", "movement")]
+QUICK = ("movement", "soft_movement", "magnitude-straight_through")  # with and without a score and what compiles worst
 
 
-@pytest.mark.parametrize(("criterion", "masked_grad"), CASES)
+@pytest.mark.parametrize(("criterion", "masked_grad"), [case if case.id in QUICK else slow(case) for case in CASES])
 def test_modes_and_chunks_agree_bitwise(
     criterion: str, masked_grad: MaskedGradConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
