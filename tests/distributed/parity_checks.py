@@ -41,7 +41,7 @@ def on_layouts(kinds: Sequence[str], among: Iterable[str]) -> dict[str, Any]:
     return results
 
 
-EVERYWHERE = ("movement", "n_of_m")  # on all layouts, with and without groups that a shard's boundary cuts
+EVERYWHERE = ("movement", "n_of_m", "alps")  # on all layouts: single weights, groups, whole matrices
 ELSEWHERE = ("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero3 offload")
 
 
