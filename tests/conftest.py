@@ -60,7 +60,7 @@ def read_once() -> Iterator[None]:
     plain_load, plain_store, stored = yaml.load, ConfigStore.store, {}
 
     def load(stream: Any, Loader: Any) -> Any:
-        text = stream if isinstance(stream, str | bytes) else stream.read()
+        text = stream.read() if hasattr(stream, "read") else stream
         key = (text, Loader.__name__)
         if key not in contents:
             if text is not stream:

@@ -75,7 +75,7 @@ def _written(package: str) -> Iterator[tuple[str, list[str]]]:
 @cache
 def _classes(path: Path) -> list[tuple[str, list[str]]]:
     """(name, fields) of the classes in one file; read once in a process."""
-    found = []
+    found: list[tuple[str, list[str]]] = []
     for cls in ast.parse(path.read_text(), str(path)).body:
         if isinstance(cls, ast.ClassDef):
             values = {

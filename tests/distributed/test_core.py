@@ -67,7 +67,7 @@ def _same_bits(results: dict[str, Any], layouts: Iterable[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [(n, kind) for n, kinds in PARITY.items() for kind in kinds])
 def test_same_bits_on_every_zero_stage(case: tuple[int, str]) -> None:
-    """Masks and weights at ZeRO 1, 2, 3, in sub-groups, with offload; movement, 2:4 and alps also with DeepSpeed's keys."""
+    """Masks and weights at ZeRO 1, 2, 3, in sub-groups, with offload; some pruners also with DeepSpeed's keys."""
     world_size, kind = case
     results = parity(world_size, *PARITY[world_size])[kind]
     _same_bits(results, parity_checks.names(kind))
