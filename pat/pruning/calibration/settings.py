@@ -1,0 +1,34 @@
+"""The settings that every calibrated method has, of single weights and of structures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+RECONSTRUCT_LR = 1e-4
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How much is measured, and whether layers are fitted after their cut."""
+
+    num_samples: int = field(default=128, kw_only=True)  # to calibrate on: the first ones that training sees
+    reconstruct: int = field(default=0, kw_only=True)  # passes over them that fit each layer to its dense outputs
+    reconstruct_lr: float = field(default=RECONSTRUCT_LR, kw_only=True)  # of these passes, falling linearly to 0
+
+    def check(
+        self,
+        place: str,  # key of the method
+    ) -> None:
+        """ValueError for numbers that are none, and for a rate that would be ignored."""
+        if self.num_samples < 1:
+            raise ValueError(f"{place}.num_samples is {self.num_samples}, but must be at least 1: 128 are usual.")
+        if self.reconstruct < 0:
+            raise ValueError(f"{place}.reconstruct is {self.reconstruct}, but counts passes: at least 0.")
+        if not 0.0 < self.reconstruct_lr < math.inf:
+            raise ValueError(f"{place}.reconstruct_lr is {self.reconstruct_lr}, but is a learning rate: above 0.")
+        if not self.reconstruct and self.reconstruct_lr != RECONSTRUCT_LR:
+            raise ValueError(
+                f"{place}.reconstruct_lr is {self.reconstruct_lr}, but would be ignored: set {place}.reconstruct, the "
+                "passes over the calibration samples, to 4 for example."
+            )
