@@ -137,8 +137,9 @@ class Runner:
             yield from self._trained(subject, row, model, place, method.keys_of(target))
         else:
             train, held_out = subject.files
-            given = ["--data", train, "--eval", held_out, *target.flags(), "--method", row.method]
+            given = ["--data", train, "--eval", held_out, *target.flags(), "--method", method.option or row.method]
             given += ["--samples", str(subject.samples)] if method.calibrates else []
+            given += ["--reconstruct", str(method.reconstruct)] if method.reconstruct else []
             given += ["--task", subject.task, "--max-length", str(subject.max_length), "--out", out]
             few = [key for key in subject.keys if key.startswith("data.")]
             yield [*PAT, "prune", model, *given, *few, "engine.threads_per_rank=1"]

@@ -100,26 +100,31 @@ class Method:
     calibrates: bool = True  # whether pat prune takes --samples
     keys: tuple[str, ...] = ()  # of pat train
     peer: str | None = None
-    option: str = ""  # --method of a peer's script
+    option: str = ""  # --method of `pat prune` or of a peer's script; "": the name
+    reconstruct: int = 0  # passes over the calibration samples after each layer's cut
     loops: bool = False  # a peer's script trains by itself, and is given --steps and their samples
     subjects: tuple[str, ...] = ("decoder", "encoder")
 
     def keys_of(self, target: Target) -> list[str]:
         """Of `pat train`; N:M takes the best of each group, so it has no scope."""
         scoped = [key for key in self.keys if target.kind != "pattern" or ".scope=" not in key]
-        return [*scoped, *target.keys()]
+        place = "narrow.gate" if target.kind == "structures" else "weights.criterion"
+        passes = [f"pruners.{place}.reconstruct={self.reconstruct}"] if self.reconstruct else []
+        return [*scoped, *passes, *target.keys()]
 
 
 WEIGHTS = ("weights", "pattern")
 METHODS = {
     "dense": Method(("dense",)),
     "alps": Method(WEIGHTS),
+    "alps-reconstructed": Method(WEIGHTS, option="alps", reconstruct=4),
     "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
     "magnitude": Method(
         WEIGHTS, calibrates=False, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))
     ),
     "movement": Method(WEIGHTS, at_once=False, keys=("pruners.weights.criterion.name=movement", *_gradual("weights"))),
     "obs": Method(("structures",)),
+    "obs-reconstructed": Method(("structures",), option="obs", reconstruct=4),
     "taylor": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=taylor", *_gradual("narrow"))),
     "l0": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=l0", *_gradual("narrow"))),
     "activation": Method(
