@@ -67,7 +67,7 @@ def test_rows_have_methods_that_fit_their_target_and_seeds_only_where_they_train
     assert by_target["dense"] == {"dense"}
     assert "modelopt-sparsegpt" in by_target["2:4"] - by_target["50"]  # it has N:M only
     assert "movement" not in by_target["50"]  # it needs gradients
-    assert by_target["ffn=0.5"] == {"obs", "torch-pruning-magnitude", "torch-pruning-taylor"}
+    assert by_target["ffn=0.5"] == {"obs", "obs-reconstructed", "torch-pruning-magnitude", "torch-pruning-taylor"}
     trained = rows(["addresses"], [100], ["50"], ALL, seeds=3)
     assert [row.seed for row in trained if row.method == "movement"] == [0, 1, 2]
     assert len({row.name for row in untrained + trained}) == len(untrained + trained)
