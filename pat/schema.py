@@ -273,8 +273,13 @@ class DistillConfig(Section, frozen=True):
         None, "hub name or local folder, trained on the task and with the model's tokenizer; null: no distillation"
     )
     revision: str | None = key(None, "of the hub: branch, tag or commit", only_with=".teacher")
-    weight: float | None = key(None, "in [0, 1]; needed with a teacher", ge=0, le=1, only_with=".teacher")
-    temperature: Finite = key(1.0, "T: above 1 the teacher's unlikely answers count more", gt=0, only_with=".teacher")
+    cache: str | None = key(
+        None, "folder with answers that `pat distill cache` has drawn: no teacher runs beside the model; null: none"
+    )
+    weight: float | None = key(None, "in [0, 1]; needed with a teacher", ge=0, le=1, only_with=".teacher or .cache")
+    temperature: Finite = key(
+        1.0, "T: above 1 the teacher's unlikely answers count more", gt=0, only_with=".teacher or .cache"
+    )
     hidden_weight: Finite = key(
         0.0,
         "of the mean squared difference of the layers' outputs; needs equal hidden sizes; 0: off",
@@ -289,11 +294,16 @@ class DistillConfig(Section, frozen=True):
     start: int | float = key(
         0,
         "both weights rise from 0 at this step (whole numbers) or fraction of the run (with a point) ...",
-        only_with=".teacher",
+        only_with=".teacher or .cache",
     )
     end: int | float | None = key(
-        None, "... to their values at this one; null: constant from `start` on", only_with=".teacher"
+        None, "... to their values at this one; null: constant from `start` on", only_with=".teacher or .cache"
     )
+
+    @property
+    def live(self) -> str | None:
+        """The teacher that runs beside the model: none where its answers are in a cache."""
+        return None if self.cache else self.teacher
 
 
 class PeftConfig(Section, frozen=True):

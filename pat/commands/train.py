@@ -123,6 +123,7 @@ def _describe(config: Any) -> int:
     """`--dry-run`: all that a start refuses is refused; the data last, since it may be long or not be there."""
     from pat.config.frozen import check_same_run
     from pat.training.dry_run import describe
+    from pat.training.logit_cache import LogitCache
     from pat.training.preflight import data_in_words, prepare
     from pat.training.start_summary import start_summary
     from pat.training.teacher import describe as describe_teacher
@@ -130,8 +131,10 @@ def _describe(config: Any) -> int:
     run_dir = Path(config.run.dir)
     check_same_run(config, run_dir)
     print(describe(config), flush=True)
-    if config.distill.teacher:
+    if config.distill.live:
         print(describe_teacher(config))
+    if config.distill.cache:
+        print(f"No teacher runs: {LogitCache(Path(config.distill.cache)).describe()}.")
     checked = prepare(config, run_dir)
     print(start_summary(config, checked))
     print(data_in_words(config, checked.prepared))

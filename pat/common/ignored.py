@@ -4,6 +4,7 @@ A key declares it where it stands (`only_with` of `pat.common.keys.key`): all co
 
     engine.dtype=bf16|fp16    one of these values       .source!=json|csv    none of them; of the same section
     distill.teacher           set: not null, 0 or empty
+    .teacher or .cache        one of these conditions
     task                      a task that takes the key
 """
 
@@ -14,6 +15,8 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from pat.common.keys import Section, default_of
+
+OR = " or "  # binds more tightly than a comma
 
 
 def problems(
@@ -32,6 +35,8 @@ def of_section(section: Section, place: str) -> Iterator[str]:
 
 def holds(condition: str, section: Any, whole: Any) -> bool:
     """Whether a condition does; where it names a key that is not there, it does."""
+    if OR in condition:
+        return any(holds(one, section, whole) for one in condition.split(OR))
     name, unless, allowed = _read(condition)
     value: Any = section if name.startswith(".") else whole
     for part in name.removeprefix(".").split("."):
@@ -48,6 +53,11 @@ def _read(condition: str) -> tuple[str, bool, list[str] | None]:
     match = re.fullmatch(r"([\w.]+)(?:(!?)=(.*))?", condition.strip())
     assert match, condition
     return match[1], match[2] == "!", match[3].split("|") if match[3] is not None else None
+
+
+def shown(condition: str) -> str:
+    """A condition without the points that stand for the same section."""
+    return OR.join(one.removeprefix(".") for one in condition.split(OR))
 
 
 def resolved(only_with: str, place: str, taking: Callable[[str], Collection[str]]) -> list[str]:
@@ -81,13 +91,21 @@ def _given(value: Any) -> str:
 
 def _why(condition: str, section: Any, whole: Any, place: str) -> str:
     """What makes the key void, and what to do."""
+    if OR in condition:
+        keys = OR.join(_full(one, place) for one in condition.split(OR))
+        return f"without {keys} it would be ignored: set one of them, or leave it out"
     name, unless, allowed = _read(condition)
     value: Any = section if name.startswith(".") else whole
     for part in name.removeprefix(".").split("."):
         value = getattr(value, part)
-    key = f"{place}{name[1:]}" if name.startswith(".") else name
+    key = _full(name, place)
     if allowed is None:
         return f"without {key} it would be ignored: set {key}, or leave it out"
-    shown = "null" if value is None else value
+    said = "null" if value is None else value
     what = "leave it out" if unless else f"leave it out, or take {key}={' or '.join(allowed)}"
-    return f"with {key}={shown} it would be ignored: {what}"
+    return f"with {key}={said} it would be ignored: {what}"
+
+
+def _full(name: str, place: str) -> str:
+    """A condition's key by its whole name."""
+    return f"{place}{name[1:]}" if name.startswith(".") else name

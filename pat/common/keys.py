@@ -42,9 +42,10 @@ def key(
 
     composed: the default in conf/config.yaml, where Hydra fills it in. only_with: the key has an effect only where
     another one has, or has not, one of these values, or is set: `engine.dtype=bf16|fp16`, `.source!=json|csv` (of the
-    same section), `distill.teacher`; `task`: where the task takes the key (`pat.tasks.base.taking`). inherited: a
-    recipe may leave it void for the recipes that build on it; only the command line may not. names_in: the package
-    whose files declare the names that the key may have. Bounds are pydantic's: ge, gt, le, lt, min_length.
+    same section), `distill.teacher`, `.teacher or .cache`; `task`: where the task takes the key
+    (`pat.tasks.base.taking`). inherited: a recipe may leave it void for the recipes that build on it; only the command
+    line may not. names_in: the package whose files declare the names that the key may have. Bounds are pydantic's: ge,
+    gt, le, lt, min_length.
     """
     extra = {"composed": composed, "only_with": only_with, "inherited": inherited or None, "names_in": names_in}
     given: Any = {name: value for name, value in extra.items() if value is not None}

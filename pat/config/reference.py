@@ -259,11 +259,7 @@ def _allowed(info: FieldInfo) -> str:
 def _only_with(info: FieldInfo, place: str) -> str:
     """The conditions of a key, without the point that stands for the same section."""
     conditions = ignored.resolved(str(_extra(info).get("only_with", "")), place, base.taking)
-    return (
-        f"; *only with* `{', '.join(condition.removeprefix('.') for condition in conditions)}`"
-        if any(conditions)
-        else ""
-    )
+    return f"; *only with* `{', '.join(map(ignored.shown, conditions))}`" if any(conditions) else ""
 
 
 def _section_of(model: type[Section]) -> str | None:

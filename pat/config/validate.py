@@ -105,10 +105,17 @@ def _metric(config: Config) -> Iterator[str]:
 
 def _distill(config: Config) -> Iterator[str]:
     distill = config.distill
-    if distill.teacher is None:
+    if distill.teacher is None and distill.cache is None:
         return
     if distill.weight is None:
         yield "distill.weight is not set: give the share of the teacher's answers in the loss, in [0, 1]"
+    if distill.cache and distill.hidden_weight:
+        yield (
+            f"distill.hidden_weight is {distill.hidden_weight}, but distill.cache={distill.cache} holds no hidden "
+            "states: set it to 0, or leave the cache out"
+        )
+    if distill.cache and not distill.weight:
+        yield f"distill.weight is 0, but distill.cache={distill.cache} holds nothing but answers: raise it"
     if not distill.weight and not distill.hidden_weight:
         yield "distill.weight and distill.hidden_weight are both 0: nothing would be distilled; raise one"
     try:

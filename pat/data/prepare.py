@@ -50,6 +50,7 @@ class PreparedData:
     label_names: list[str] | None
     info: dict[str, Any]  # counts of rows, samples and tokens; `cache`, the entry; `built`, whether this call made it
     mixture: Mixture | None = None  # how often each of several sources is seen
+    origin: tuple[tuple[str, int], ...] = ()  # of each source: its cache entry's key, training samples taken of it
 
 
 def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int = 0) -> PreparedData:
@@ -83,12 +84,14 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     info = json.loads((folder / "info.json").read_text())
     names = info["label_names"]
     train, held = (Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS)
+    train = _spread(train, cfg.max_train_samples)
     return PreparedData(
-        train=_spread(train, cfg.max_train_samples),
+        train=train,
         eval=_spread(held, cfg.max_eval_samples),
         num_labels=len(names) if names is not None else None,
         label_names=names,
         info={"built": built, "cache": str(folder), **info["counts"]},
+        origin=((key, len(train)),),
     )
 
 
@@ -119,6 +122,7 @@ def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed
             **counts,
         },
         mixture=Mixture(tuple(len(one.train) for one in made.values()), tuple(weight for _, weight in mixed.values())),
+        origin=tuple(pair for one in made.values() for pair in one.origin),
     )
 
 

@@ -7,7 +7,7 @@ sources `Mixture.order` takes the place of `order`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +23,8 @@ from pat.schema import Config
 from pat.tasks.base import Batch, Task
 
 # B samples of a global batch, n samples of the data set
+
+More = Callable[[Sequence[int], Batch], Batch]
 
 
 def order(seed: int, epoch: int, n: int) -> Tensor:
@@ -69,9 +71,13 @@ class BatchLoader:
         device: torch.device | str = "cpu",
         prefetch: bool = True,
         mixture: Mixture | None = None,
+        more: More | None = None,
     ) -> None:
-        """The batch sizes and the seed are the config's; of several sources, `mixture` says how often each is seen."""
-        self.mixture = mixture
+        """The batch sizes and the seed are the config's; of several sources, `mixture` says how often each is seen.
+
+        `more` adds to a batch what is known of its samples besides, by their numbers in the data set.
+        """
+        self.mixture, self.more = mixture, more
         self.samples, self.task, self.tokenizer = samples, task, tokenizer
         self.rank, self.world, self.device, self.seed = rank, world, device, config.seed
         batch = config.train.global_batch_size
@@ -104,7 +110,8 @@ class BatchLoader:
         for micro_index in range(self.accum):
             where = (step, micro_index, self.rank, self.world, self.micro, self.accum)
             chosen = batch_indices(*where, len(self.samples), self.seed, self.mixture)
-            batches.append(self.task.collate(_take(self.samples, chosen), self.tokenizer))
+            batch = self.task.collate(_take(self.samples, chosen), self.tokenizer)
+            batches.append(batch | self.more(chosen, batch) if self.more else batch)
         return batches
 
 

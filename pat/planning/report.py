@@ -64,7 +64,7 @@ class Report:
 def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_per_s: float | None = None) -> Report:
     """From the model's config alone: no weights, no GPU, no ranks."""
     model, pruner = attached(config, config.task.num_labels)
-    shapes = shapes_of(config, model, pruner, num_parameters(config) if config.distill.teacher else 0)
+    shapes = shapes_of(config, model, pruner, num_parameters(config) if config.distill.live else 0)
     rankings = sum(len(each.shapes) if each.config.scope != "global" else 1 for each in pruner.weight_pruners)
     task, known, rows = base.build(config.task), {}, []
     for stage in stages:

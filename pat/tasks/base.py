@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 Batch = dict[
     str, Tensor
 ]  # the model's inputs, "labels", and in evaluation "weight", "sample" (its number), "num_samples" (of the split)
-NOT_INPUTS = ("labels", "weight", "sample", "num_samples")
+# What `pat.training.logit_cache` adds to a training batch: a teacher's draws, how much each counts, its entropy.
+DRAWN_IDS, DRAWN_WEIGHTS, ENTROPY = "drawn_ids", "drawn_weights", "teacher_entropy"
+NOT_INPUTS = ("labels", "weight", "sample", "num_samples", DRAWN_IDS, DRAWN_WEIGHTS, ENTROPY)
 MULTIPLE = 8  # batches are padded to whole multiples of so many tokens: few shapes, aligned matrices
 
 

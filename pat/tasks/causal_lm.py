@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -37,7 +37,8 @@ class CausalLM(Task):
     """Cross-entropy of each token given those before it in its block, mean per token."""
 
     name: str = "causal_lm"
-    loss_chunk_tokens: int | None = None  # null: the model computes all logits
+    # null: the model computes all logits. Not in the key of prepared data: the samples are the same
+    loss_chunk_tokens: int | None = field(default=None, repr=False)
 
     auto_model: ClassVar[Any] = AutoModelForCausalLM
     directions: ClassVar[Mapping[str, bool]] = {"loss": False, "perplexity": False}

@@ -173,9 +173,9 @@ class _RowKL(torch.autograd.Function):
         ctx.save_for_backward(student, teacher)
         ctx.temperature = temperature
         rows = torch.empty(len(student), dtype=torch.float32, device=student.device)
-        for part in _chunks(student):
-            log_p = _log_probabilities(teacher[part], temperature)
-            log_q = _log_probabilities(student[part], temperature)
+        for part in row_chunks(student):
+            log_p = log_probabilities(teacher[part], temperature)
+            log_q = log_probabilities(student[part], temperature)
             rows[part] = log_q.sub_(log_p).mul_(log_p.exp_()).sum(-1).neg_()
         return rows
 
@@ -185,21 +185,21 @@ class _RowKL(torch.autograd.Function):
         student, teacher = ctx.saved_tensors
         scale = (grads[0] / ctx.temperature)[:, None]
         out = torch.empty_like(student)
-        for part in _chunks(student):
-            q = _log_probabilities(student[part], ctx.temperature).exp_()
-            q.sub_(_log_probabilities(teacher[part], ctx.temperature).exp_())
+        for part in row_chunks(student):
+            q = log_probabilities(student[part], ctx.temperature).exp_()
+            q.sub_(log_probabilities(teacher[part], ctx.temperature).exp_())
             out[part] = q.mul_(scale[part])
         return out, None, None
 
 
-def _chunks(logits: Tensor) -> Iterator[slice]:
+def row_chunks(logits: Tensor) -> Iterator[slice]:
     """Rows of (n, v) whose elements are at most CHUNK_ELEMENTS; at least one row."""
     size = max(1, CHUNK_ELEMENTS // logits.shape[1])
     for start in range(0, len(logits), size):
         yield slice(start, start + size)
 
 
-def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
     """Logarithm of softmax(logits / T), fp32."""
     return F.log_softmax(logits.float() / temperature, dim=-1)
 

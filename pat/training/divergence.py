@@ -96,8 +96,9 @@ class LossBound:
         Not the evaluation's: a classifier that is too sure of itself has a high loss there, and yet it has learned. A
         teacher's part is in the loss, and of a regression nobody knows what guessing costs: nothing is said there.
         """
-        loss = self.last
-        if loss is None or not self.chance or self.config.distill.teacher or loss < KNOWS * self.chance:
+        loss, distill = self.last, self.config.distill
+        taught = distill.teacher or distill.cache
+        if loss is None or not self.chance or taught or loss < KNOWS * self.chance:
             return None
         return (
             f"the training loss at the end, {loss:.4g}, is that of guessing ({self.chance:.4g}): the model has learned "

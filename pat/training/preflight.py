@@ -21,7 +21,7 @@ from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.schema import Config
 from pat.tasks import base
-from pat.training import dry_run, teacher
+from pat.training import dry_run, logit_cache, teacher
 from pat.training.start_summary import Checked
 from pat.zero import engine
 from pat.zero.checkpoint_files import CheckpointError
@@ -96,7 +96,7 @@ def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Prun
 
 
 def fitting_data(config: Config) -> PreparedData:
-    """The data, checked against the model's vocabulary, positions and classes, and the teacher's. ValueError."""
+    """The data, checked against the model's vocabulary, positions and classes, teacher and cache. ValueError."""
     task, tokenizer, prepared = _data(config)
     hf_config = build.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
     build.check_fits(hf_config, tokenizer, config.data.max_length)
@@ -105,6 +105,8 @@ def fitting_data(config: Config) -> PreparedData:
         check_weights(config.model.path, "model.path", config.model.revision)
     if config.distill.teacher:
         teacher.check(config, task, tokenizer, hf_config)
+    if config.distill.cache:
+        logit_cache.fitting(config, task, tokenizer, prepared, hf_config)
     return prepared
 
 

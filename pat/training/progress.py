@@ -30,7 +30,7 @@ class Progress:
     peak_pruner_bytes: int = 0
     logged_bytes: int | None = None  # of metrics.jsonl
     reached: dict[str, int] = field(default_factory=dict)  # of train.export_at: sparsity -> step
-    teacher: dict[str, str] | None = None  # path and sha256 of the weights that are distilled
+    teacher: dict[str, str] | None = None  # path and sha256 of the weights that are distilled; of a cache, too
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""

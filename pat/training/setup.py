@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from pat.checkpoint import store
 from pat.common import seeds
+from pat.common.comm import Comm
 from pat.common.parameters import DTYPES
 from pat.config import frozen
 from pat.data import sampler
@@ -24,12 +25,14 @@ from pat.pruning.pruner import Pruner
 from pat.pruning.structures.depth import dropped_layers
 from pat.run import preemption
 from pat.run.directory import RunDir
-from pat.training import teacher
+from pat.schema import Config
+from pat.training import logit_cache, teacher
 from pat.training.divergence import LossBound
 from pat.training.due import Due
 from pat.training.objective import Objective
 from pat.training.preflight import _data
 from pat.training.progress import Progress
+from pat.training.sampled_kl import CachedDistiller
 from pat.training.state import Feed, Training
 from pat.training.tracking import Tracker
 from pat.training.watchdog import end_rank
@@ -68,8 +71,12 @@ def build(run_dir: Path) -> Training:
     ds_engine = engine.build_engine(config, model, pruner.owner, ds_config)
     pruner.bind(ds_engine)
     world, progress = pruner.layout.world, Progress()
-    distiller = None
-    if config.distill.teacher:
+    distiller, more = None, None
+    if config.distill.cache:
+        cache = _cache(config, world, logit_cache.fitting(config, task, tokenizer, prepared, model.config))
+        distiller, more = CachedDistiller(task, config.distill, teacher.ramp(config)), partial(cache.more, task)
+        progress.teacher = cache.identity()
+    elif config.distill.teacher:
         distiller = teacher.build(config, task, tokenizer, model.config, ds_config, ds_engine.device)
         distiller.dropped = lambda: dropped_layers(pruner.structure_pruners)
         progress.teacher = teacher.identity(config, world)
@@ -82,7 +89,7 @@ def build(run_dir: Path) -> Training:
         world=world,
         task=task,
         feed=Feed(
-            sampler.BatchLoader(prepared.train, *feed, mixture=prepared.mixture).batches,
+            sampler.BatchLoader(prepared.train, *feed, mixture=prepared.mixture, more=more).batches,
             lambda: sampler.eval_batches(prepared.eval, *feed),
             prepared.label_names or [],
         ),
@@ -101,6 +108,14 @@ def build(run_dir: Path) -> Training:
         pruner.begin(progress.step)
     _start_watchdog(training, config.engine.timeout_min)
     return training
+
+
+def _cache(config: Config, world: Comm, cache: logit_cache.LogitCache) -> logit_cache.LogitCache:
+    """The cache, once its files are known to be what was written, and of the teacher that is named. Collective."""
+    cache.check_hashes(world)
+    if config.distill.teacher:
+        cache.check_teacher(teacher.identity(config, world))
+    return cache
 
 
 def _first_samples(training: Training, number: int) -> list[Any]:

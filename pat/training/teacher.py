@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,17 +74,27 @@ def build(
 ) -> Distiller:
     """The frozen teacher in the engine's dtype: sharded at ZeRO 3, else whole on every rank. Collective."""
     names = _classes(student) if task.labelled else None
-    with _as_teacher(), engine.model_construction(config, ds_config):
-        dtype = DTYPES[config.engine.dtype]
-        model: Any = build_model(_source(config), task, dtype, None, tokenizer, names, complete=True)
-    model.eval().requires_grad_(False)
+    with engine.model_construction(config, ds_config):
+        model = load(config, task, tokenizer, names)
     if config.engine.zero_stage == 3:
         teacher = engine.build_teacher_engine(model, ds_config)
     else:
         teacher = model.to(device)
-    ramp = Ramp.of("distill", config.distill.start, config.distill.end, config.train.num_steps)
     layers = layer_map(config, student, model.config) if config.distill.hidden_weight else []
-    return Distiller(teacher, task, config.distill, ramp, layers)
+    return Distiller(teacher, task, config.distill, ramp(config), layers)
+
+
+def ramp(config: Config) -> Ramp:
+    """From which step on the teacher counts how much. Raises ValueError."""
+    return Ramp.of("distill", config.distill.start, config.distill.end, config.train.num_steps)
+
+
+def load(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str] | None) -> Any:
+    """The frozen teacher in the engine's dtype, as it was saved. ValueError where a weight is not in its files."""
+    with _as_teacher():
+        dtype = DTYPES[config.engine.dtype]
+        model = build_model(_source(config), task, dtype, None, tokenizer, label_names, complete=True)
+    return model.eval().requires_grad_(False)
 
 
 def layer_map(config: Config, student: PretrainedConfig, teacher: PretrainedConfig) -> list[int]:
@@ -115,19 +125,37 @@ def vocabulary_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) ->
 
 def identity(config: Config, world: Comm) -> dict[str, str]:
     """Path, and sha256 over the names and hashes of the files that hold the weights. Collective."""
-    path, revision = config.distill.teacher, config.distill.revision
-    assert path is not None
-    local = os.path.isdir(path)
-    folder = Path(path if local else snapshot_download(path, revision=revision, local_files_only=True))
+    path, folder = str(config.distill.teacher), _folder(config)
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     mine = [f"{file_sha256(file)}  {file.name}\n" for file in files[world.rank :: world.world_size]]
     every = sorted(line for lines in world.gather(mine) for line in lines)
     return {"path": path, "sha256": hashlib.sha256("".join(every).encode()).hexdigest()}
 
 
+def fetch(config: Config) -> None:
+    """Have the teacher's files on this machine."""
+    path = str(config.distill.teacher)
+    if not os.path.isdir(path):
+        snapshot_download(path, revision=config.distill.revision)
+
+
+def config_sha256(config: Config) -> str:
+    """Of the teacher's config.json."""
+    return file_sha256(_folder(config) / "config.json")
+
+
+def _folder(config: Config) -> Path:
+    """Where the teacher's files are."""
+    path, revision = config.distill.teacher, config.distill.revision
+    assert path is not None
+    local = os.path.isdir(path)
+    return Path(path if local else snapshot_download(path, revision=revision, local_files_only=True))
+
+
 def check_same(saved: dict[str, str] | None, ours: dict[str, str] | None) -> None:
-    """ValueError where a checkpoint was distilled from other weights than this run would go on with."""
-    if (saved or {}).get("sha256") != (ours or {}).get("sha256"):
+    """ValueError where a checkpoint was distilled from other weights or draws than this run would go on with."""
+    before, now = saved or {}, ours or {}
+    if any(before.get(key) != now.get(key) for key in ("sha256", "cache_sha256")):
         raise ValueError(
             f"the checkpoint was made with {_words(saved)} and would go on with {_words(ours)}: "
             "bring back the first, or use another run.dir or run.resume=never"
@@ -141,10 +169,10 @@ def describe(config: Config) -> str:
     ranks = config.engine.world_size if sharded else 1
     each = size_in_words(numel * DTYPES[config.engine.dtype].itemsize / ranks)
     where = f"sharded over {ranks} ranks" if sharded else "whole on every rank"
-    ramp = Ramp.of("distill", distill.start, distill.end, config.train.num_steps)
+    rising = ramp(config)
     return (
         f"The teacher {distill.teacher} has {numel:,} parameters: {each} per rank ({config.engine.dtype}, {where});\n"
-        f"it counts from step {ramp.start}, from step {ramp.end} with weight {distill.weight} and "
+        f"it counts from step {rising.start}, from step {rising.end} with weight {distill.weight} and "
         f"hidden_weight {distill.hidden_weight}."
     )
 
@@ -197,7 +225,10 @@ def _classes(config: PretrainedConfig) -> list[str]:
 
 
 def _words(teacher: dict[str, str] | None) -> str:
-    return f"the teacher {teacher['path']} (sha256 {teacher['sha256'][:12]})" if teacher else "no teacher"
+    if not teacher:
+        return "no teacher"
+    drawn = f", drawn in {teacher['cache']} (sha256 {teacher['cache_sha256'][:12]})" if "cache" in teacher else ""
+    return f"the teacher {teacher['path']} (sha256 {teacher['sha256'][:12]}){drawn}"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pat.models import tokenizers
 from pat.models.build import build_model
 from pat.schema import DistillConfig
 from pat.tasks import base
-from pat.training import preflight, teacher
+from pat.training import logit_cache_run, preflight, teacher
 from pat.training import setup as setup
 from pat.training.distill import Distiller
 from pat.zero import engine as ds
@@ -182,6 +183,34 @@ def loop() -> dict[str, Any]:
     return said
 
 
+def cached() -> dict[str, Any]:
+    """The parity recipe with a cache of drawn answers: at ZeRO 2, at ZeRO 3, and interrupted after its checkpoint."""
+    said: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(from_rank_0(folder))
+        data, cache = f"data.cache_dir={root / 'cache'}", f"distill.cache={root / 'drawn'}"
+        taught = ["distill.weight=0.5", "distill.end=10", data]
+        config = _composed(f"run.dir={root / 'made'}", *taught, cache, f"distill.teacher={root / 'teacher'}")
+        _save_parity_teacher(root / "teacher", config, seed=1)
+        if dist.get_rank() == 0:
+            made = logit_cache_run.make(config, 30, shard_tokens=100 * 64)
+            said["cache"] = {"sha256": made.sha256, "shards": len(made.manifest["shards"])}
+        dist.barrier()
+        stages = {"live": [f"distill.teacher={root / 'teacher'}"], "zero2": [cache], "zero3": [cache, "engine=zero3"]}
+        for name, overrides in (stages | {"interrupted": [cache]}).items():
+            config = _composed(f"run.dir={root / name}", *taught, *overrides)
+            if name == "interrupted":
+                _train(config, root / name, until=15)
+            _train(config, root / name)
+            lines = [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
+            summary = json.loads((root / name / "summary.json").read_text())
+            said[name] = {"kl": [line["distill/kl"] for line in lines if "distill/kl" in line]} | {
+                key: summary[key] for key in ("mask_sha256", "weights_sha256", "teacher", "metrics")
+            }
+        dist.barrier()
+    return said
+
+
 def _composed(*overrides: str) -> Any:
     found: list[Any] = []
     common = ["recipe=parity", "logger=none", "logger.progress=none", "engine.kernels=eager"]
@@ -189,14 +218,23 @@ def _composed(*overrides: str) -> Any:
     return found[0]
 
 
-def _train(config: Any, run_dir: Path) -> None:
-    """What a rank does. Collective."""
+def _train(config: Any, run_dir: Path, until: int | None = None) -> None:
+    """What a rank does; it is cut off before step `until`. Collective."""
     if dist.get_rank() == 0:
         frozen.freeze(config, run_dir)
         preflight.prepare(config, run_dir)
     dist.barrier()
     built = setup.build(run_dir)
-    train.fit(built)
+    batches = built.feed.batches
+
+    def watched(t: int) -> list[Any]:
+        if t == until:
+            raise InterruptedError
+        return batches(t)
+
+    built.feed.batches = watched
+    with contextlib.suppress(InterruptedError):
+        train.fit(built)
     built.tracker.close()
     discard(Trained(config, built.engine, built.pruner))
     dist.barrier()
@@ -215,9 +253,11 @@ def _save_parity_teacher(path: Path, config: Any, seed: int) -> None:
 
 
 def checks(which: list[str]) -> dict[str, Any]:
-    """The layouts of the quick set; or all, interruptions and the loop."""
+    """The layouts of the quick set; a cache; or all layouts, interruptions and the loop."""
     if which == ["quick"]:
         return {"parity": parity(QUICK)}
+    if which == ["cached"]:
+        return cached()
     return {"parity": parity(list(LAYOUTS)), "interrupted": interrupted(), "loop": loop()}
 
 

@@ -74,6 +74,21 @@ def test_interruption_changes_nothing() -> None:
 
 
 @pytest.mark.slow
+def test_the_loop_distils_from_a_cache_as_from_the_teacher() -> None:
+    """`pat.train` with drawn answers: the same bits at ZeRO 2 and 3 and after an interruption, a divergence that is the
+    teacher's up to the draws, and the cache's hash in the summary."""
+    results = said("cached")
+    live, first = results["live"], results["zero2"]
+    assert results["cache"]["shards"] == 3
+    for name in ("zero3", "interrupted"):
+        assert results[name] == first, name
+    assert first["teacher"]["cache_sha256"] == results["cache"]["sha256"]
+    assert first["teacher"]["sha256"] == live["teacher"]["sha256"] and "cache_sha256" not in live["teacher"]
+    assert first["kl"] == pytest.approx(live["kl"], rel=0.03) and first["weights_sha256"] != live["weights_sha256"]
+    assert first["metrics"]["loss"] == pytest.approx(live["metrics"]["loss"], rel=0.01)
+
+
+@pytest.mark.slow
 def test_the_loop_distils_and_refuses_to_go_on_with_another_teacher() -> None:
     """`pat.train` with the parity recipe: metrics, summary, the same masks at ZeRO 2 and 3, the sentence."""
     results = said("slow")["loop"]

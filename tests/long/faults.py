@@ -104,6 +104,8 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/zero/engine.py": [unit("test_engine.py"), ORACLE],
     "pat/training/learning_rate.py": [unit("test_engine.py")],
     "pat/training/distill.py": [unit("test_distill.py"), ORACLE, unit("test_chunked.py")],
+    "pat/training/sampled_kl.py": [unit("test_logit_cache.py")],
+    "pat/training/logit_cache": [unit("test_logit_cache.py")],
     "pat/tasks/chunked_loss.py": [unit("test_chunked.py"), unit("test_distill.py")],
     "pat/integrations/": [unit("test_integrations.py"), unit("test_attached_run.py"), ORACLE],
 }
@@ -115,6 +117,8 @@ RANKS: dict[str, list[str]] = {  # for what the quick ones let through
     "pat/zero/checkpoint_files.py": [f"{D}test_checkpoint_reader.py"],
     "pat/checkpoint/manifest.py": [f"{D}test_core.py"],
     "pat/training/distill.py": [f"{D}test_distill.py", f"{D}test_gates.py"],
+    "pat/training/sampled_kl.py": [f"{D}test_distill.py"],
+    "pat/training/logit_cache": [f"{D}test_distill.py"],
     "pat/tasks/chunked_loss.py": [f"{D}test_chunked.py"],
     "pat/integrations/": [f"{D}test_hf.py", f"{D}test_gates.py"],
     "pat/": [f"{D}test_core.py"],

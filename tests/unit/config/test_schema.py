@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -182,7 +183,9 @@ def test_every_condition_names_a_key() -> None:
         for name, info in model.model_fields.items():
             extra = info.json_schema_extra
             for condition in (
-                str(extra["only_with"]).split(",") if isinstance(extra, dict) and "only_with" in extra else []
+                re.split(f",|{ignored.OR}", str(extra["only_with"]))
+                if isinstance(extra, dict) and "only_with" in extra
+                else []
             ):
                 key, _, allowed = ignored._read(condition)
                 first, _, _ = key.removeprefix(".").partition(".")

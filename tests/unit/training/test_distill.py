@@ -395,8 +395,19 @@ def composed(*overrides: str) -> Config:
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        (["distill=dense"], "distill.weight is 0.5, but without distill.teacher it would be ignored"),
-        (["distill.temperature=2.0"], "distill.temperature is 2.0, but without distill.teacher it would be ignored"),
+        (["distill=dense"], "distill.weight is 0.5, but without distill.teacher or distill.cache it would be ignored"),
+        (
+            ["distill.temperature=2.0"],
+            "distill.temperature is 2.0, but without distill.teacher or distill.cache it would be ignored: set one",
+        ),
+        (["distill.revision=x"], "distill.revision is 'x', but without distill.teacher it would be ignored"),
+        (["distill.cache=x"], "distill.weight is not set"),
+        (["distill.cache=x", "distill.weight=0"], "distill.weight is 0, but distill.cache=x holds nothing but answers"),
+        (
+            ["distill.teacher=y", "distill.cache=x", "distill.weight=.5", "distill.hidden_weight=1"],
+            "distill.hidden_weight is 1.0, but distill.cache=x holds no hidden states",
+        ),
+        (["distill.cache=x", "distill.weight=.5", "distill.end=30"], "distill.end is step 30, outside the run's"),
         (["distill.teacher=x"], "distill.weight is not set"),
         (["distill.teacher=x", "distill.weight=1.5"], "distill.weight is 1.5, but must be at most 1"),
         (["distill.teacher=x", "distill.weight=-0.1"], "distill.weight is -0.1, but must be at least 0"),
