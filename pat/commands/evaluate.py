@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pat.commands import _models
 from pat.commands._help import command_parser, exit_codes
 from pat.common import files
 from pat.common.files import write_json
@@ -34,20 +35,11 @@ def main(arguments: Sequence[str]) -> int:
         + exit_codes(),
     )
     parser.add_argument("given", nargs="+", metavar="FOLDER | key=value", help="models, and other data than their own")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in")
-    parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
+    _models.add_options(parser)
     options = parser.parse_intermixed_args(arguments)
-    paths = [Path(item) for item in options.given if "=" not in item or Path(item).is_dir()]
-    overrides = [item for item in options.given if Path(item) not in paths]
+    paths, overrides = _models.folders_and_keys(options.given)
     if not paths:
         raise ValueError("no folder to evaluate: give one or more, such as runs, or what `pat export` writes")
-    for path in paths:
-        if not path.is_dir():
-            raise ValueError(
-                f"there is no folder {path}: give runs or Hugging Face folders, such as `pat export` writes"
-            )
     if options.json:
         files.check_writable(options.json, "--json")
     if any(item.startswith("recipe=") for item in overrides):
@@ -63,7 +55,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace) -> int:
-    import torch
     from rich.console import Console
     from transformers.utils import logging
 
@@ -72,13 +63,7 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
     from pat.export.origins import differing_data
 
     logging.disable_progress_bar()
-    if (options.device or "").startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: this torch sees no GPU here; leave it out to use the CPU")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"--device {device}: torch cannot compute there; give cpu or cuda") from None
+    device = _models.device(options.device)
     console, evaluations = Console(stderr=True), []
     for config, path in zip(configs, paths, strict=True):
         with console.status(f"evaluating {path}"):

@@ -1,4 +1,4 @@
-"""Writes what is made of the schema: conf/config.yaml, docs/reference/config.md and its JSON schema.
+"""Writes what is made of the schema: conf/config.yaml, and config.md, its JSON schema and prompts.md in docs/reference.
 
 python -m pat.config.reference          after a change of pat/schema.py or of a method's fields
 """
@@ -17,6 +17,8 @@ from pat.common import ignored, scan
 from pat.common.annotations import choices, words
 from pat.common.keys import MISSING, Method, Section, default_of
 from pat.config.task_keys import config_model
+from pat.prompts import checks
+from pat.prompts.mix import Head, Prompt
 from pat.pruning import registry
 from pat.schema import Config, PrunerConfig
 from pat.tasks import base
@@ -102,12 +104,21 @@ Editors with the YAML language server check a recipe and complete its keys when 
 
 """
 
+_PROMPTS = """\
+# Every key of a prompt mix
+
+Made from `pat/prompts/` by `python -m pat.config.reference`. [compare.md](../compare.md) shows a mix. A key with the
+default `???` must be given.
+
+"""
+
 
 def files() -> dict[Path, str]:
     """What each file holds, by its path in a checkout."""
     return {
         Path("conf/config.yaml"): config_yaml(),
         Path("docs/reference/config.md"): config_md(),
+        Path("docs/reference/prompts.md"): prompts_md(),
         Path("docs/reference/config.schema.json"): json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n",
     }
 
@@ -148,6 +159,15 @@ def config_md() -> str:
             blocks.append(
                 _table(f"`{name}`", _first_line(registry.classes(kind)[name]), registry.settings(kind, name), 3)
             )
+    return "".join(blocks).rstrip() + "\n"
+
+
+def prompts_md() -> str:
+    """A table for the settings of a prompt mix, for a prompt, and for each check."""
+    blocks = [_PROMPTS, _table("`mix`", _first_line(Head), Head), _table("A prompt", _first_line(Prompt), Prompt)]
+    blocks.append("## `checks`\n\n")
+    for name, cls in checks.classes().items():
+        blocks.append(_table(f"`{name}`", _first_line(cls), cls, 3))
     return "".join(blocks).rstrip() + "\n"
 
 
@@ -195,6 +215,8 @@ def _extra(info: FieldInfo) -> dict[str, Any]:
 
 def _yaml(info: FieldInfo) -> str:
     """A default as YAML on one line."""
+    if info.is_required():
+        return MISSING
     value = _extra(info).get("composed", default_of(info))
     if isinstance(value, str) and not re.fullmatch(r"[\w.-]+|\?\?\?|(runs/)?\$\{.*\}", value):
         return f"'{value}'" if '"' in value else f'"{value}"'
@@ -222,14 +244,19 @@ def _rows(model: type[Section], prefix: str) -> Iterator[tuple[str, str, str, st
         if isinstance(value, Section):
             if not top:
                 yield from _rows(type(value), f"{prefix}{name}.")
-        elif not (top and name == "pruners") and not (name == "name" and model.__name__.count(".")):
+        elif not (top and name == "pruners") and not (name == "name" and _fixed(model)):
             yield (
-                f"`{prefix}{name}`",
+                f"`{prefix}{info.alias or name}`",
                 _type(info),
                 f"`{_yaml(info)}`",
                 _allowed(info),
                 (info.description or "") + _only_with(info, f"{_section_of(model)}.{name}"),
             )
+
+
+def _fixed(model: type[Section]) -> bool:
+    """Whether the key `name` says which method or check it is: the heading has it."""
+    return bool(model.__name__.count(".")) or issubclass(model, checks.Check)
 
 
 def _type(info: FieldInfo) -> str:

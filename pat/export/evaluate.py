@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
 from pat.data import prepare, sampler
+from pat.data.prepare import PreparedData
 from pat.export import origins
 from pat.export.loader import load
 from pat.export.masks import FILE as MASKS
@@ -45,11 +46,8 @@ def evaluate_folder(config: Config, path: Path, dtype: torch.dtype, device: str 
     `config`. Raises ValueError where there is no model, or one of another task or with other labels than the data.
     """
     with origins.model_folder(path) as (folder, said):
-        _check_folder(folder, base.build(config.task))
-        try:
-            model = load(folder, dtype=dtype)
-        except (OSError, SafetensorError, RuntimeError, *UNFIT) as error:
-            raise ValueError(f"the model in {path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        check_folder(folder, base.build(config.task))
+        model = load_model(folder, path, dtype)
         metrics, tokens_per_s = measure(config, folder, model.to(device), device, str(path))
         return Evaluation(
             folder=str(path),
@@ -65,6 +63,14 @@ def evaluate_folder(config: Config, path: Path, dtype: torch.dtype, device: str 
         )
 
 
+def load_model(folder: Path, path: Path, dtype: torch.dtype, **options: Any) -> Any:
+    """The model in a folder that was made of what the user gave, `path`; options go to from_pretrained. ValueError."""
+    try:
+        return load(folder, dtype=dtype, **options)
+    except (OSError, SafetensorError, RuntimeError, *UNFIT) as error:
+        raise ValueError(f"the model in {path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
 def evaluate(config: Config, folder: Path, model: Any, device: str = "cpu") -> dict[str, float]:
     """The metrics of a model that was made from `folder`, quantised for instance."""
     return measure(config, folder, model, device)[0]
@@ -77,19 +83,37 @@ def measure(
     task = base.build(config.task)
     tokenizer = tokenizers.build_tokenizer(ModelConfig(path=str(folder)))
     prepared = prepare.prepare(config.data, tokenizer, task, config.seed)
-    if prepared.label_names is not None:
-        ours = [model.config.id2label.get(i) for i in range(model.config.num_labels)]
-        if ours != list(prepared.label_names):
-            raise ValueError(
-                f"the model in {name or folder} has the labels {', '.join(map(str, ours))}, the data "
-                f"{', '.join(prepared.label_names)}: give a model that was trained on them"
-            )
-    build.check_fits(model.config, tokenizer, config.data.max_length)
-    sized = config.changed(train__eval_batch_size=config.train.eval_batch_size or config.train.global_batch_size)
-    batches = sampler.eval_batches(prepared.eval, task, tokenizer, sized, 0, 1, device)
+    check_labels(prepared, model, name or str(folder))
+    batches = eval_batches(config, prepared, task, tokenizer, [model], device)
     clock = _Clock(device)
     sums = task.evaluate(model, clock.timed(batches), device).cpu()
     return task.metrics(sums), clock.tokens_per_s()
+
+
+def check_labels(prepared: PreparedData, model: Any, name: str) -> None:
+    """ValueError where the classes of the data are not those of the model, in their order."""
+    if prepared.label_names is not None:
+        ours = labels(model)
+        if ours != list(prepared.label_names):
+            raise ValueError(
+                f"the model in {name} has the labels {', '.join(ours)}, the data {', '.join(prepared.label_names)}: "
+                "give a model that was trained on them"
+            )
+
+
+def labels(model: Any) -> list[str]:
+    """The names of a classifier's outputs, in their order."""
+    return [str(model.config.id2label.get(i)) for i in range(model.config.num_labels)]
+
+
+def eval_batches(
+    config: Config, prepared: PreparedData, task: Task, tokenizer: Any, models: Sequence[Any], device: str
+) -> Iterator[Batch]:
+    """The evaluation samples on one rank, of lengths for which all the models have positions. Raises ValueError."""
+    for model in models:
+        build.check_fits(model.config, tokenizer, config.data.max_length)
+    sized = config.changed(train__eval_batch_size=config.train.eval_batch_size or config.train.global_batch_size)
+    return sampler.eval_batches(prepared.eval, task, tokenizer, sized, 0, 1, device)
 
 
 class _Clock:
@@ -129,25 +153,36 @@ def weight_bytes(folder: Path) -> int:
     return 0
 
 
-def _check_folder(folder: Path, task: Task) -> None:
+def check_folder(folder: Path, task: Task) -> None:
     """ValueError where the folder's files say that it holds no model of this task, before any is read."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} holds no config.json: give a run directory, or a folder such as `pat export` writes"
-        )
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, *UNFIT) as error:
-        raise ValueError(f"{folder}/config.json cannot be read: {str(error).strip().splitlines()[0]}") from error
+    config = model_config(folder)
     saved = (config.architectures or [""])[0]
     if saved and saved not in _classes(task, config):
-        fitting = [name for name, other in base.classes().items() if saved in _classes(other, config)]
+        fitting = tasks_of(config)
         of = f", which is for task.name={' or '.join(fitting)}" if fitting else ""
         raise ValueError(
             f"{folder} holds a {saved}{of}, and the task is {task.name}: give a recipe of the model's task, or leave "
             "recipe out for a run or an export, which know their own"
         )
     check_weights(str(folder), "the model")
+
+
+def tasks_of(config: PretrainedConfig) -> list[str]:
+    """The names of the tasks that a saved model of this config is for."""
+    saved = (config.architectures or [""])[0]
+    return [name for name, task in base.classes().items() if saved in _classes(task, config)]
+
+
+def model_config(folder: Path) -> PretrainedConfig:
+    """The Hugging Face config in a folder. Raises ValueError."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds no config.json: give a run directory, or a folder such as `pat export` writes"
+        )
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, *UNFIT) as error:
+        raise ValueError(f"{folder}/config.json cannot be read: {str(error).strip().splitlines()[0]}") from error
 
 
 def _classes(task: Task | type[Task], config: PretrainedConfig) -> list[str]:

@@ -42,6 +42,7 @@ class Task(ABC):
     directions: ClassVar[Mapping[str, bool]]  # metric -> whether higher is better
     best_metric: ClassVar[str]  # by which the best checkpoint is chosen
     headline: ClassVar[str]  # the metric to show
+    sample_metric: ClassVar[str]  # the metric that is a weighted mean over samples, see `sample_values`
     uneven: ClassVar[bool] = False  # whether batches of as many samples may have more or fewer answers
     options: ClassVar[Mapping[str, Any]] = {}  # of the model's forward
     keys: ClassVar[tuple[str, ...]] = ()  # of the config's other sections, those that only some tasks take
@@ -111,6 +112,10 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """The metrics from `sums` added over batches and ranks."""
+
+    @abstractmethod
+    def sample_values(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """((b,) fp64, (b,) fp64): `sample_metric` of each sample, and the weights by which its mean is the metric's."""
 
     def details(self, sums: Tensor, names: Sequence[str]) -> dict[str, Any] | None:
         """More than metrics, as plain values for summary.json; `names` of the classes. None: nothing more."""

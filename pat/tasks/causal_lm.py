@@ -44,6 +44,7 @@ class CausalLM(Task):
     directions: ClassVar[Mapping[str, bool]] = {"loss": False, "perplexity": False}
     best_metric: ClassVar[str] = "loss"
     headline: ClassVar[str] = "perplexity"
+    sample_metric: ClassVar[str] = "loss"
     options: ClassVar[Mapping[str, Any]] = {"use_cache": False}  # `use_cache` in the config stays as the model came
 
     def __post_init__(self) -> None:
@@ -123,6 +124,11 @@ class CausalLM(Task):
         weight = batch["weight"].double()  # (b,)
         losses = self.sum_per_sample(model, batch).double()
         return torch.stack([(losses * weight).sum(), weight.sum() * (batch["labels"].shape[1] - 1)])
+
+    def sample_values(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean loss of each sample's predicted tokens, and how many there are."""
+        tokens = self.supervised(batch).sum(1).double()
+        return sum_per_block(logits, batch["labels"]).double() / tokens.clamp(min=1.0), tokens
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Mean loss in nats per token, and its exponential."""

@@ -49,6 +49,7 @@ class Classification(Task):
     directions: ClassVar[Mapping[str, bool]] = {"accuracy": True, "macro_f1": True, "loss": False}
     best_metric: ClassVar[str] = "accuracy"
     headline: ClassVar[str] = "accuracy"
+    sample_metric: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
         weights = self.class_weights
@@ -149,6 +150,11 @@ class Classification(Task):
         first = torch.zeros(1, logits.shape[1], dtype=torch.float64, device=logits.device)
         first[0, 0], first[0, 1] = (losses * weight).sum(), weight.sum()
         return torch.cat([first, confusion.counted(labels, logits.argmax(-1), weight, logits.shape[1])])
+
+    def sample_values(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Whether each sample's label has the highest logit; all count alike."""
+        right = (logits.argmax(-1) == batch["labels"]).double()
+        return right, torch.ones_like(right)
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Accuracy in [0, 1], mean F1 of the classes, and mean loss without class weights."""

@@ -37,6 +37,7 @@ class Regression(Task):
     directions: ClassVar[Mapping[str, bool]] = {"mse": False, "pearson": True, "spearman": True}
     best_metric: ClassVar[str] = "mse"
     headline: ClassVar[str] = "spearman"
+    sample_metric: ClassVar[str] = "mse"
 
     def columns(self, cfg: DataConfig) -> dict[str, str]:
         """The text, perhaps its second part, and the label."""
@@ -80,6 +81,11 @@ class Regression(Task):
         rows = torch.stack([answers, batch["labels"].double(), torch.ones_like(answers)])
         table = torch.zeros(3, int(batch["num_samples"]), dtype=torch.float64, device=answers.device)
         return table.index_add_(1, batch["sample"][counts], rows[:, counts])
+
+    def sample_values(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(p - y)^2 of each sample; all count alike."""
+        errors = (logits[:, 0].double() - batch["labels"]).square()
+        return errors, torch.ones_like(errors)
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Mean squared error, Pearson's r, and Spearman's rho: r of the ranks. 0 where one of both is constant."""

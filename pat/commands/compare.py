@@ -1,0 +1,173 @@
+"""Compare two models on the same prompts: is the second worse, on which slices, on which prompts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pat.commands import _models
+from pat.commands._help import command_parser, exit_codes
+from pat.common import files
+from pat.run.directory import ExitCode
+
+WIDTH = 120  # of the table, at least
+
+EXAMPLES = """\
+examples:
+  pat compare exports/dense exports/pruned                      on the data that their runs were evaluated on
+  pat compare assets/smollm2 pruned recipe=sotu                 on a recipe's
+  pat compare runs/a runs/b --mix mix.jsonl --json figures.json
+  pat compare assets/smollm2 pruned --mix chats                 a mix that comes with pat
+  pat compare --from-logs a.jsonl b.jsonl --outcome accepted --slices domain --effect 0.02
+
+Both models are held at once. docs/compare.md says what each figure is and which test a p-value comes from.
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat compare`."""
+    parser = command_parser(
+        prog="pat compare",
+        usage="pat compare A B [recipe=NAME] [key=value ...] [options]\n"
+        "       pat compare A B --mix FILE|NAME [options]\n"
+        "       pat compare --from-logs A.jsonl B.jsonl --outcome COLUMN [options]",
+        description="B beside A on the same prompts: differences with intervals over all and per slice, agreement of\n"
+        "outputs, KL, the first differing token, and the prompts that were right before and are wrong now.",
+        epilog=EXAMPLES + exit_codes(),
+    )
+    parser.add_argument("given", nargs="*", metavar="FOLDER | key=value", help="two models; keys of pat train")
+    parser.add_argument("--mix", metavar="FILE|NAME", help="ask the prompts of a mix (pat prompts --help)")
+    parser.add_argument("--allow-code", action="store_true", help="run a mix's checks that are Python functions")
+    parser.add_argument("--batch-size", type=int, default=8, help="prompts generated for at a time (default: 8)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and tests (default: 0.95)")
+    parser.add_argument("--worst", type=int, default=5, metavar="N", help="regressive prompts to show (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is resampled (default: 0)")
+    _models.add_options(parser)
+    of_logs = parser.add_argument_group("of logs")
+    of_logs.add_argument("--from-logs", nargs=2, type=Path, metavar=("A", "B"), help="JSONL with an outcome a row")
+    of_logs.add_argument("--outcome", metavar="COLUMN", help="true, false or a number; null: not known yet")
+    of_logs.add_argument("--key", metavar="COLUMN", help="rows with the same key in both logs are pairs")
+    of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="what the traffic is parted by")
+    of_logs.add_argument("--effect", type=float, metavar="D", help="the difference to find soonest (yes or no: 0.05)")
+    of_logs.add_argument("--prompt", metavar="COLUMN", help="to show regressive prompts of pairs")
+    of_logs.add_argument("--output", metavar="COLUMN", help="to show their outputs")
+    options = parser.parse_intermixed_args(arguments)
+    _check(options)
+    if options.from_logs:
+        return _logs(options)
+    paths, overrides = _models.folders_and_keys(options.given)
+    if len(paths) != 2:
+        raise ValueError(f"{len(paths)} folders are given: give two, A and B, such as runs or what `pat export` writes")
+    if options.mix:
+        if overrides or options.config_dir:
+            raise ValueError(f"{(overrides or ['--config-dir'])[0]} would be ignored: the prompts are --mix's")
+        return _on_mix(paths, options)
+    if any(item.startswith("recipe=") for item in overrides):
+        from pat.config.compose import compose
+
+        overrides += ["--config-dir", options.config_dir] if options.config_dir else []
+        return compose(overrides, lambda config: _on_samples(config, paths, options))
+    if options.config_dir:
+        raise ValueError(f"--config-dir {options.config_dir} would be ignored: give recipe=NAME with it")
+    from pat.export.origins import configs, differing_data
+
+    own = configs(paths, overrides)
+    difference = differing_data(own)
+    if difference:
+        raise ValueError(
+            f"the two were evaluated on different samples, so they cannot be paired: {difference}; give these keys, "
+            "recipe=NAME or --mix"
+        )
+    return _on_samples(own[0], paths, options)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """ValueError for options that are out of bounds, or that would be ignored."""
+    if not 0.5 <= options.confidence < 1.0:
+        raise ValueError(f"--confidence {options.confidence}: give a number from 0.5 to below 1, as 0.95")
+    if options.worst < 0 or options.batch_size < 1:
+        raise ValueError(f"--worst {options.worst} --batch-size {options.batch_size}: give 0 or more, and 1 or more")
+    only_logs = ("outcome", "key", "slices", "effect", "prompt", "output")
+    given = [f"--{name}" for name in only_logs if getattr(options, name)]
+    if options.from_logs is None and given:
+        raise ValueError(f"{given[0]} would be ignored: it goes with --from-logs")
+    if options.from_logs is not None and (options.given or options.mix):
+        raise ValueError(f"{(options.given or ['--mix'])[0]} would be ignored: --from-logs asks no model")
+    if options.from_logs is not None and not options.outcome:
+        raise ValueError("--outcome is missing: give the column that says whether an output was good")
+    if options.effect is not None and not options.effect > 0.0:
+        raise ValueError(f"--effect {options.effect}: give a number above 0, the difference that is worth finding")
+    if options.allow_code and not options.mix:
+        raise ValueError("--allow-code would be ignored: only a mix has checks")
+    if options.json:
+        files.check_writable(options.json, "--json")
+
+
+def _on_samples(config: Any, paths: list[Path], options: argparse.Namespace) -> int:
+    from pat.compare import on_samples
+    from pat.tasks import base
+
+    with _both(paths, base.build(config.task), options) as (a, b, device):
+        asked = on_samples.ask(config, a, b, device)
+    return _say(asked, paths, options)
+
+
+def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
+    from pat.compare import on_prompts
+    from pat.prompts import reader
+
+    mix = reader.read(reader.find(options.mix), options.allow_code)
+    with _both(paths, None, options) as (a, b, device):
+        asked = on_prompts.ask(mix, a, b, device, options.batch_size)
+    return _say(asked, paths, options)
+
+
+@contextlib.contextmanager
+def _both(paths: list[Path], task: Any, options: argparse.Namespace) -> Iterator[tuple[Any, Any, str]]:
+    """(A, B, the device)."""
+    from transformers.utils import logging
+
+    from pat.common.parameters import DTYPES
+    from pat.compare.models import opened
+
+    logging.disable_progress_bar()
+    device, dtype = _models.device(options.device), DTYPES[options.dtype]
+    with opened(paths[0], task, dtype, device) as a, opened(paths[1], a.task, dtype, device) as b:
+        yield a, b, device
+
+
+def _say(asked: Any, paths: list[Path], options: argparse.Namespace) -> int:
+    from pat.compare import report, result
+
+    found = result.compare(asked, str(paths[0]), str(paths[1]), options.confidence, options.seed)
+    _print(report.blocks(found, options.worst))
+    if options.json:
+        files.write_json(options.json, found.plain())
+    return ExitCode.DONE
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from pat.compare import on_logs, report
+
+    slices = tuple(filter(None, options.slices.split(",")))
+    columns = on_logs.Columns(options.outcome, options.key, slices, options.prompt, options.output)
+    a, b = options.from_logs
+    found = on_logs.compare(a, b, columns, options.effect, options.confidence)
+    _print(report.log_blocks(found, options.worst))
+    if options.json:
+        files.write_json(options.json, found.plain())
+    return ExitCode.DONE
+
+
+def _print(blocks: Iterator[Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # a log has no columns that it must fit
+        console.width = max(console.width, WIDTH)
+    for block in blocks:
+        console.print(block)

@@ -1,0 +1,105 @@
+"""A prompt mix, representative of what models are asked: check a file, or sample one from logs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from pat.commands._help import command_parser, exit_codes
+from pat.common import files
+from pat.run.directory import ExitCode
+
+WIDTH = 110  # of the table, at least
+
+EXAMPLES = """\
+examples:
+  pat prompts check mix.jsonl
+  pat prompts check mix.yaml --allow-code --json summary.json
+  pat prompts from-logs prod.jsonl --prompt request.messages --slices domain,language --out mix.jsonl
+  pat prompts from-logs prod.jsonl --sample stratified --long-from 64 --n 500 --out mix.jsonl
+
+The format is described in docs/compare.md. Logs hold what users wrote: remove what is private before a mix is shared.
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat prompts`."""
+    parser = command_parser(
+        prog="pat prompts",
+        usage="pat prompts check FILE|NAME [options]\n       pat prompts from-logs FILE --out FILE [options]",
+        description="check      read a mix (JSONL, YAML, or the name of one that comes with pat), try its references\n"
+        "           on its own checks, and sum it up\n"
+        "from-logs  a mix of the prompts in a JSONL log, with weights that say how often each kind is asked",
+        epilog=EXAMPLES + exit_codes(),
+    )
+    parser.add_argument("what", choices=("check", "from-logs"), help="what to do")
+    parser.add_argument("file", metavar="FILE", help="the mix, or the log")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="check: write the figures, too")
+    parser.add_argument("--allow-code", action="store_true", help="check: run checks that are Python functions")
+    of_logs = parser.add_argument_group("from-logs")
+    of_logs.add_argument("--out", type=Path, metavar="FILE", help="the mix to write, .jsonl")
+    of_logs.add_argument("--n", type=int, default=200, help="prompts at most (default: 200)")
+    of_logs.add_argument(
+        "--sample", choices=("stratified", "random"), default="stratified", help="(default: stratified)"
+    )
+    of_logs.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    of_logs.add_argument("--prompt", default="prompt", metavar="COLUMN", help="texts or messages (default: prompt)")
+    of_logs.add_argument("--reference", metavar="COLUMN", help="right answers")
+    of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="what the traffic is parted by")
+    of_logs.add_argument("--long-from", type=int, metavar="WORDS", help="also by length: form=short and form=long")
+    of_logs.add_argument("--prompt-tokens", metavar="COLUMN", help="lengths of prompts")
+    of_logs.add_argument("--output-tokens", metavar="COLUMN", help="lengths of outputs")
+    of_logs.add_argument("--skip-bad", action="store_true", help="leave out lines that hold no prompt, and count them")
+    options = parser.parse_intermixed_args(arguments)
+    return _check(options) if options.what == "check" else _from_logs(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from pat.prompts import reader, summary
+
+    if options.json:
+        files.check_writable(options.json, "--json")
+    mix = reader.read(reader.find(options.file), options.allow_code)
+    found = summary.summarise(mix)
+    console = Console(highlight=False, markup=False)
+    console.width = max(console.width, WIDTH)
+    console.print(summary.table(found))
+    counted = ", ".join(f"{name} {count}" for name, count in found["checks"].items())
+    console.print(f"{mix.name}: {len(mix.prompts)} prompts; checks: {counted or 'none'}")
+    for sentence in found["warnings"]:
+        console.print(f"note: {sentence}")
+    if options.json:
+        files.write_json(options.json, found)
+    return ExitCode.DONE
+
+
+def _from_logs(options: argparse.Namespace) -> int:
+    from pat.prompts import logs, reader
+
+    if options.out is None:
+        raise ValueError("--out is missing: give the file to write, as --out mix.jsonl")
+    files.check_writable(options.out, "--out")
+    if options.out.suffix != ".jsonl":
+        raise ValueError(f"--out {options.out} must end in .jsonl")
+    if options.n < 1:
+        raise ValueError(f"--n {options.n}: give 1 or more")
+    if not Path(options.file).is_file():
+        raise ValueError(f"there is no file {options.file}: give a log, a JSON mapping a line")
+    columns = logs.Columns(
+        prompt=options.prompt,
+        reference=options.reference,
+        slices=tuple(filter(None, options.slices.split(","))),
+        prompt_tokens=options.prompt_tokens,
+        output_tokens=options.output_tokens,
+    )
+    made = logs.sample(
+        Path(options.file), columns, options.n, options.sample, options.seed, options.long_from, options.skip_bad
+    )
+    reader.write(options.out, made.head, made.prompts)
+    skipped = f", {made.skipped:,} lines left out" if made.skipped else ""
+    print(f"{len(made.prompts)} prompts of {made.rows:,} rows{skipped}, {len(made.strata)} strata: {options.out}")
+    return ExitCode.DONE

@@ -1,0 +1,48 @@
+"""Opens the two models: a run, an export or any Hugging Face folder, as `pat evaluate` does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pat.compare.pairs import Loaded
+from pat.export import origins
+from pat.export.evaluate import check_folder, load_model, model_config, tasks_of
+from pat.models import tokenizers
+from pat.schema import ModelConfig
+from pat.tasks import base
+from pat.tasks.base import Task
+
+
+@contextlib.contextmanager
+def opened(path: Path, task: Task | None, dtype: torch.dtype, device: str) -> Iterator[Loaded]:
+    """The model of a run's best checkpoint, or of a folder, without gradients, and its own tokenizer. ValueError.
+
+    task: what it must be for; None: whatever it is for, as long as that is a task. Only safetensors are read: a pickle
+    may run code, and a model to compare may be somebody else's.
+    """
+    with origins.model_folder(path) as (folder, _):
+        task = task or _task_of(folder, path)
+        check_folder(folder, task)
+        if not any(folder.glob("*.safetensors")):
+            raise ValueError(f"{path} holds no safetensors, and pickles are not read: save it again as safetensors")
+        model = load_model(folder, path, dtype, use_safetensors=True).to(device).eval().requires_grad_(False)
+        yield Loaded(path, task, model, tokenizers.build_tokenizer(ModelConfig(path=str(folder))))
+
+
+def same_tokens(a: Loaded, b: Loaded) -> bool:
+    """Whether both turn every text into the same ids."""
+    digests = {tokenizers.tokenizer_digest(loaded.tokenizer) for loaded in (a, b)}
+    return len(digests) == 1
+
+
+def _task_of(folder: Path, path: Path) -> Task:
+    config = model_config(folder)
+    fitting = tasks_of(config)
+    if not fitting:
+        saved = " or ".join(config.architectures or ["model without an architecture"])
+        raise ValueError(f"{path} holds a {saved}: a mix is for language models and classifiers of texts")
+    return base.build({"name": fitting[0]})

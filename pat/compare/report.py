@@ -1,0 +1,146 @@
+"""A comparison on the terminal. What models and logs contain is printed as it is, never as markup or control codes."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+from pat.compare.on_logs import LogComparison
+from pat.compare.result import Compared, Comparison
+
+SHOWN = 400  # characters of a prompt or an output
+FLOOR = 1e-4  # p-values below it are printed as that
+
+
+def blocks(found: Comparison, worst: int) -> Iterator[Any]:
+    """What rich prints, in order."""
+    from rich.text import Text
+
+    yield Text(f"A: {found.a}\nB: {found.b}\n{found.prompts:,} prompts, {found.data}")
+    for compared in found.outcomes:
+        yield _table(compared, found.confidence)
+        if compared.table is not None:
+            t = compared.table
+            yield Text(
+                f"  right in both {t['both']}, only in A {t['only_a']}, only in B {t['only_b']}, in "
+                f"neither {t['neither']}"
+            )
+    yield Text(_apart(found))
+    for note in found.notes:
+        yield Text(f"note: {note}")
+    for compared in found.outcomes:
+        yield from _regressions(compared, worst)
+
+
+def log_blocks(found: LogComparison, worst: int) -> Iterator[Any]:
+    """The same of logs."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    pairs = f", paired, {found.unmatched:,} without a partner" if found.paired else ""
+    yield Text(
+        f"A: {found.a}\nB: {found.b}\n{found.outcome}{pairs}; without an outcome yet: {found.waiting[0]:,} and "
+        f"{found.waiting[1]:,}"
+    )
+    table = Table(box=box.SIMPLE_HEAD, caption=f"valid at every look; effect to find soonest: {found.effect:g}")
+    for column in ("slice", "rows A", "rows B", "A", "B", "B - A", f"{found.confidence:.0%} sequence", "p", ""):
+        table.add_column(column, justify="left" if column in ("slice", "") else "right", no_wrap=column != "slice")
+    for one in (found.overall, *found.slices):
+        at = one.look
+        table.add_row(
+            Text(plain(one.name)),
+            f"{at.a_n:,}",
+            f"{at.b_n:,}",
+            f"{at.a:.4g}",
+            f"{at.b:.4g}",
+            f"{at.difference:+.4g}",
+            "too few yet" if math.isinf(at.low) else f"{at.low:+.4g} to {at.high:+.4g}",
+            _p(one.p_adjusted),
+            one.verdict,
+        )
+    yield table
+    if found.regressions:
+        yield Text(f"Right in A and wrong in B: {len(found.regressions):,}")
+    for one in found.regressions[:worst]:
+        yield _both(", ".join(one["slices"]), one["prompt"], one["a"], one["b"])
+
+
+def plain(text: str, most: int | None = None) -> str:
+    """Without control characters, which could drive a terminal; perhaps cut."""
+    kept = "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
+    return kept if most is None or len(kept) <= most else f"{kept[:most]} ... ({len(kept) - most} more characters)"
+
+
+def _table(compared: Compared, confidence: float) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    way = "higher is better" if compared.higher_is_better else "lower is better"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{compared.name} ({way})",
+        title_justify="left",
+        caption=f"p: {compared.overall.found.test}; of slices adjusted for their number (Holm)",
+        caption_justify="left",
+    )
+    for column in ("slice", "prompts", "A", "B", "B - A", f"{confidence:.0%} interval", "p", ""):
+        table.add_column(column, justify="left" if column in ("slice", "") else "right", no_wrap=column != "slice")
+    for one in (compared.overall, *compared.slices):
+        found = one.found
+        table.add_row(
+            Text(plain(one.name)),
+            f"{found.n:,}",
+            f"{found.a:.4g}",
+            f"{found.b:.4g}",
+            f"{found.difference:+.4g}",
+            f"{found.low:+.4g} to {found.high:+.4g}",
+            _p(one.p_adjusted),
+            one.verdict,
+        )
+    return table
+
+
+def _apart(found: Comparison) -> str:
+    parts = []
+    if found.agreement is not None:
+        parts.append(f"agreement of outputs {found.agreement:.1%}")
+    if found.kl is not None:
+        parts.append(f"KL(A || B) {found.kl:.4g} nats")
+    if found.first_difference is not None:
+        parts.append(f"first differing token (median where they differ) {found.first_difference:g}")
+    return "; ".join(parts)
+
+
+def _regressions(compared: Compared, worst: int) -> Iterator[Any]:
+    from rich.text import Text
+
+    if not compared.num_regressions or not worst:
+        return
+    what = "right in A and wrong in B" if compared.table is not None else "worse in B"
+    yield Text(f"\n{compared.name}: {compared.num_regressions:,} prompts are {what}; the worst first:")
+    for one in compared.regressions[:worst]:
+        pair = one.pair
+        head = f"{pair.id}  {', '.join(pair.slices)}"
+        if compared.table is None:
+            head += f"  {compared.name} {one.a:.4g} -> {one.b:.4g}"
+        yield _both(head, pair.prompt, pair.a, pair.b, pair.why)
+
+
+def _both(head: str, prompt: str, a: str, b: str, why: str | None = None) -> Any:
+    from rich.text import Text
+
+    text = Text(f"\n{plain(head)}\n", style="bold")
+    for name, content in (("prompt", prompt), ("A", a), ("B", b), ("why", why or "")):
+        if content or name in "AB":
+            text.append(f"  {name:<7}", style="not bold dim").append(
+                plain(content, SHOWN).replace("\n", f"\n{' ' * 9}") + "\n", style="not bold"
+            )
+    return text
+
+
+def _p(p: float) -> str:
+    return f"< {FLOOR:g}" if p < FLOOR else f"{p:.2g}"

@@ -1,0 +1,52 @@
+"""The output is JSON of a schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, best_match
+from pydantic import field_validator
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from pat.common.keys import key
+from pat.prompts.checks import Check, shown
+
+_FENCED = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
+
+
+class JsonSchema(Check, frozen=True):
+    """The whole output is JSON that the schema (draft 2020-12) accepts; a Markdown fence around it does not count.
+
+    References lead to places in the schema itself: none is fetched.
+    """
+
+    name: Literal["json_schema"] = "json_schema"
+    schema_: dict[str, Any] = key(..., "the JSON schema", alias="schema")
+
+    @field_validator("schema_")
+    @classmethod
+    def _is_one(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError as error:
+            raise ValueError(f"it is no JSON schema: {error.message}") from None
+        return schema
+
+    def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:
+        """What is no JSON, or where the schema does not accept it."""
+        text = output.strip()
+        fenced = _FENCED.match(text)
+        try:
+            value = json.loads(fenced[1] if fenced else text)
+        except ValueError:
+            return f"{shown(output)} is no JSON"
+        try:
+            error = best_match(Draft202012Validator(self.schema_, registry=Registry()).iter_errors(value))
+        except Unresolvable as missing:
+            raise ValueError(f"the schema refers to {missing.ref}, which is not in it: put it under $defs") from None
+        return None if error is None else f"{error.json_path}: {shown(error.message)}"

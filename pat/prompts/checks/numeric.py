@@ -1,0 +1,33 @@
+"""The output has a number."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pat.common.keys import Finite, key
+from pat.prompts.checks import Check, shown
+
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?")
+
+
+class Numeric(Check, frozen=True):
+    """|number - value| <= max(abs, rel |value|): the last number of the output, as in GSM8K, or the first."""
+
+    name: Literal["numeric"] = "numeric"
+    value: Finite = key(..., "the right number")
+    abs: Finite = key(0.0, "how far off it may be", ge=0)
+    rel: Finite = key(0.0, "how far off it may be, as a share of the value", ge=0)
+    which: Literal["first", "last"] = key("last", "number of the output")
+
+    def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:
+        """No number, or one that is too far off."""
+        found = [match[0] for match in _NUMBER.finditer(output)]
+        if not found:
+            return f"{shown(output)} has no number"
+        number = float(found[0 if self.which == "first" else -1].replace(",", ""))
+        if math.isclose(number, self.value, rel_tol=0.0, abs_tol=max(self.abs, self.rel * math.fabs(self.value))):
+            return None
+        return f"{number:g} is not {self.value:g}"

@@ -1,0 +1,164 @@
+"""From production logs to a mix: a sample in which every stratum has prompts, with weights that say how often."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pat.common.text import did_you_mean
+from pat.prompts.mix import Head, Prompt, content_id
+from pat.prompts.reader import json_lines, parsed
+
+STRATIFIED, RANDOM = "stratified", "random"
+FORM = "form"  # the dimension that is made of lengths
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a log has what; a dotted name leads into mappings, as request.messages."""
+
+    prompt: str = "prompt"  # a text, or a list of messages
+    reference: str | None = None
+    slices: tuple[str, ...] = ()
+    prompt_tokens: str | None = None
+    output_tokens: str | None = None
+
+
+@dataclass
+class _Stratum:
+    seen: int = 0
+    kept: list[Prompt] = field(default_factory=list)  # a reservoir
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A mix made of logs, and what was read."""
+
+    head: Head
+    prompts: list[Prompt]
+    rows: int
+    skipped: int
+    strata: dict[str, int]  # rows of each, by the names of its slices
+
+
+def sample(
+    path: Path,
+    columns: Columns,
+    n: int,
+    how: str = STRATIFIED,
+    seed: int = 0,
+    long_from: int | None = None,
+    skip_bad: bool = False,
+) -> Sampled:
+    """At most `n` prompts of a JSONL log, in one pass, with at most n rows of a stratum in memory. Raises ValueError.
+
+    A stratum is a combination of slices. stratified: each has a share of n, see `allotted`; random: all rows are one.
+    A prompt weighs (rows of its stratum) / (prompts sampled of it), so weighted means estimate those of the traffic
+    (Horvitz & Thompson 1952). long_from: words from which the slice `form` is long.
+    """
+    rng, strata, rows, skipped = random.Random(seed), dict[str, _Stratum](), 0, 0
+    for number, row in json_lines(path):
+        try:
+            prompt = _prompt(row, columns, long_from)
+        except ValueError as error:
+            if not skip_bad:
+                raise ValueError(f"{path}, line {number}: {error}; --skip-bad leaves such lines out") from None
+            skipped += 1
+            continue
+        rows += 1
+        name = ", ".join(prompt.slice_names) if how == STRATIFIED else ""
+        stratum = strata.setdefault(name, _Stratum())
+        stratum.seen += 1
+        if len(stratum.kept) < n:
+            stratum.kept.append(prompt)
+        elif (place := rng.randrange(stratum.seen)) < n:  # Vitter 1985, algorithm R
+            stratum.kept[place] = prompt
+    if not rows:
+        raise ValueError(f"{path} has no row with a prompt: see --prompt")
+    if len(strata) > n:
+        raise ValueError(f"--n {n} is fewer than the {len(strata)} strata of {path}: give more, or fewer --slices")
+    chosen: list[Prompt] = []
+    for stratum, share in zip(strata.values(), allotted([s.seen for s in strata.values()], n), strict=True):
+        taken = rng.sample(stratum.kept, min(share, len(stratum.kept)))
+        chosen += [prompt.changed(weight=stratum.seen / len(taken)) for prompt in taken]
+    prompts = _merged(chosen)
+    mean = sum(prompt.weight for prompt in prompts) / len(prompts)
+    head = Head(description=f"{len(prompts)} prompts of {rows:,} rows of {path.name}, {how}, seed {seed}")
+    return Sampled(
+        head,
+        [prompt.changed(weight=round(prompt.weight / mean, 6)) for prompt in prompts],
+        rows,
+        skipped,
+        {name or "all": stratum.seen for name, stratum in strata.items()},
+    )
+
+
+def allotted(sizes: Sequence[int], n: int) -> list[int]:
+    """How many of n prompts each stratum of these sizes has: in proportion to square roots, so that small ones have
+    enough to be compared on; at least one each, none above its size. Source: Bankier 1988, power allocations."""
+    given, roots = [1] * len(sizes), [math.sqrt(size) for size in sizes]
+    while sum(given) < min(n, sum(sizes)):
+        open_ = [i for i, size in enumerate(sizes) if given[i] < size]
+        given[max(open_, key=lambda i: (roots[i] / given[i], -i))] += 1
+    return given
+
+
+def _merged(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """One of those that ask the same in the same slices, with the sum of their weights."""
+    found: dict[Any, Prompt] = {}
+    for prompt in prompts:
+        key = content_id(prompt), *prompt.slice_names
+        before = found.get(key)
+        found[key] = prompt if before is None else before.changed(weight=before.weight + prompt.weight)
+    named: dict[str, int] = {}
+    made = []
+    for prompt in found.values():
+        own = content_id(prompt)
+        named[own] = named.get(own, 0) + 1
+        made.append(prompt.changed(id=own if named[own] == 1 else f"{own}-{named[own]}"))
+    return made
+
+
+def _prompt(row: Any, columns: Columns, long_from: int | None) -> Prompt:
+    asked = value(row, columns.prompt)
+    slices: dict[str, str] = {}
+    for column in columns.slices:
+        of = value(row, column)
+        if not isinstance(of, str | int | bool) or of == "":
+            raise ValueError(f"{column} is {of!r}, but a slice is a word or a whole number")
+        slices[column.rpartition(".")[2]] = str(of)
+    given: dict[str, Any] = {"slices": slices}
+    if isinstance(asked, str):
+        given["prompt"] = asked
+    elif isinstance(asked, list):
+        given["messages"] = asked
+    else:
+        raise ValueError(f"{columns.prompt} is {str(asked)[:60]!r}, but must be a text or a list of messages")
+    for name in ("reference", "prompt_tokens", "output_tokens"):
+        column = getattr(columns, name)
+        if column is not None:
+            given[name] = value(row, column)
+    prompt = parsed(given, Prompt)
+    if long_from is not None:
+        form = "long" if len(prompt.text.split()) >= long_from else "short"
+        return prompt.changed(slices={FORM: form, **prompt.slices})
+    return prompt
+
+
+def value(row: Any, column: str) -> Any:
+    """What a row has at a dotted name. ValueError where it has nothing there."""
+    if isinstance(row, Mapping) and column in row:
+        return row[column]
+    found = row
+    for part in column.split("."):
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{column} leads into {str(found)[:60]!r}, which is no mapping")
+        if part not in found:
+            known = [str(name) for name in found]
+            raise ValueError(f"there is no column {column}; there are {', '.join(known)}{did_you_mean(part, known)}")
+        found = found[part]
+    return found

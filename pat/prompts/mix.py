@@ -1,0 +1,149 @@
+"""The format: a prompt, and a mix of them. docs/compare.md describes it with an example."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, field_serializer, model_validator
+
+from pat.common.keys import Finite, Section, key
+from pat.prompts.checks import Check
+from pat.prompts.checks import parse as parse_check
+
+ROLES = ("system", "user", "assistant")
+
+
+def _slices(value: dict[str, str]) -> dict[str, str]:
+    for name, of in value.items():
+        if not name or not of or "=" in name:
+            raise ValueError(f"{name!r}: {of!r} is no slice: give DIMENSION: VALUE, neither empty, as form: short")
+    return value
+
+
+class Prompt(Section, frozen=True):
+    """One prompt: a line of a JSONL file."""
+
+    id: str = key("", "its name; empty: a hash of what is asked")
+    prompt: str | None = key(None, "the text as the model gets it; of a chat: messages")
+    text_pair: str | None = key(None, "the second text of a pair, for classifiers of pairs")
+    messages: list[dict[str, str]] | None = key(None, "{role, content} each, for the model's chat template")
+    slices: Annotated[dict[str, str], AfterValidator(_slices)] = key({}, "{dimension: value}, as {form: short}")
+    weight: Finite = key(1.0, "how often it is asked, relative to the others", gt=0)
+    prompt_tokens: int | None = key(None, "its length in production", ge=1)
+    output_tokens: int | None = key(None, "to generate at most; null: as the mix says", ge=1)
+    reference: str | None = key(None, "a right answer; it must pass the checks")
+    checks: list[Annotated[Any, AfterValidator(parse_check)]] = key([], "what makes an output right: all must pass")
+
+    @model_validator(mode="after")
+    def _asks_once(self) -> Prompt:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give a prompt or messages, one of both")
+        for name in ("prompt", "reference"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is empty: give a text, or leave it out")
+        for message in self.messages or []:
+            if set(message) != {"role", "content"} or message["role"] not in ROLES:
+                raise ValueError(f"the message {message} must be {{role, content}}, role one of {', '.join(ROLES)}")
+        if self.messages is not None and (not self.messages or self.messages[-1]["role"] != "user"):
+            raise ValueError("the last message must be the user's, which the model answers")
+        if self.text_pair is not None and self.prompt is None:
+            raise ValueError("text_pair goes with prompt, not with messages")
+        return self
+
+    @field_serializer("checks")
+    def _with_names(self, checks: list[Check]) -> list[dict[str, Any]]:
+        return [{"name": check.name, **check.said()} for check in checks]
+
+    @property
+    def text(self) -> str:
+        """What is asked, for people; of messages all, with their roles."""
+        if self.messages is None:
+            return str(self.prompt) + ("" if self.text_pair is None else f"\n{self.text_pair}")
+        return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+
+    @property
+    def slice_names(self) -> list[str]:
+        """DIMENSION=VALUE of each."""
+        return [f"{name}={value}" for name, value in self.slices.items()]
+
+    def failure(self, output: str) -> str | None:
+        """Why the output is not right, by the first check that it fails; None where all pass."""
+        said = self.plain()
+        return next((why for check in self.checks if (why := check.failure(output, said)) is not None), None)
+
+
+class Head(Section, frozen=True):
+    """What is said once: the key `mix` of a YAML file, or of the first line of a JSONL file."""
+
+    format: Literal[1] = key(1, "of the file")
+    name: str = key("", "of the mix; empty: the file's")
+    description: str = key("", "what it stands for and where it comes from")
+    output_tokens: int = key(64, "to generate at most, where a prompt does not say", ge=1)
+    weights: dict[str, Finite] = key({}, "{DIMENSION=VALUE: share} of the traffic, for all values of one dimension")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Prompts in the file's order, each with an id of its own and its final weight."""
+
+    head: Head
+    path: Path
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def name(self) -> str:
+        """The mix's, or its file's."""
+        return self.head.name or self.path.stem
+
+    def slices(self) -> dict[str, list[int]]:
+        """Positions of the prompts of each slice, in the order in which slices appear."""
+        found: dict[str, list[int]] = {}
+        for i, prompt in enumerate(self.prompts):
+            for name in prompt.slice_names:
+                found.setdefault(name, []).append(i)
+        return found
+
+    def checks(self) -> Iterator[Check]:
+        """Every check of every prompt."""
+        return (check for prompt in self.prompts for check in prompt.checks)
+
+
+def content_id(prompt: Prompt) -> str:
+    """12 hexadecimal digits of the hash of what is asked."""
+    asked = json.dumps([prompt.prompt, prompt.text_pair, prompt.messages], ensure_ascii=False)
+    return hashlib.sha256(asked.encode()).hexdigest()[:12]
+
+
+def shared(prompts: Sequence[Prompt], weights: Mapping[str, float]) -> list[Prompt]:
+    """The prompts with weights by which each slice has its share; within a slice they stay in proportion.
+
+    w_i = share_s w_i / sum_{j in s} w_j, times the number of prompts, so that the mean weight is 1. Raises ValueError.
+    """
+    if not weights:
+        return list(prompts)
+    dimensions = {name.partition("=")[0] for name in weights}
+    if len(dimensions) > 1 or any("=" not in name for name in weights):
+        raise ValueError(f"mix.weights names {', '.join(weights)}: give DIMENSION=VALUE of one dimension")
+    (dimension,) = dimensions
+    totals: dict[str, float] = {}
+    for prompt in prompts:
+        own = f"{dimension}={prompt.slices.get(dimension, '')}"
+        if own not in weights:
+            said = f"is in {own}" if dimension in prompt.slices else f"has no slice of {dimension}"
+            raise ValueError(f"mix.weights has no share for the prompt {prompt.id}, which {said}: add one")
+        totals[own] = totals.get(own, 0.0) + prompt.weight
+    for name, share in weights.items():
+        if share <= 0 or name not in totals:
+            why = f"is {share}, but must be above 0" if share <= 0 else "is of a slice without prompts"
+            raise ValueError(f"mix.weights.{name} {why}")
+    whole, n = sum(weights.values()), len(prompts)
+    own = [f"{dimension}={prompt.slices[dimension]}" for prompt in prompts]
+    return [
+        prompt.changed(weight=prompt.weight * weights[name] / whole / totals[name] * n)
+        for prompt, name in zip(prompts, own, strict=True)
+    ]

@@ -1,0 +1,139 @@
+"""From a file to a mix, and back: JSONL (a prompt a line) or YAML. One sentence for each mistake, with its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from pat.common.errors import invalid
+from pat.common.files import write_atomic
+from pat.common.keys import Section
+from pat.common.text import did_you_mean
+from pat.prompts.mix import Head, Mix, Prompt, content_id, shared
+
+MIXES = Path(__file__).parent / "mixes"
+YAML = (".yaml", ".yml")
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def shipped() -> list[str]:
+    """The names of the mixes that come with `pat`."""
+    return sorted(path.stem for path in MIXES.glob("*.jsonl"))
+
+
+def find(name: str) -> Path:
+    """The file of that path, or of the mix of that name that comes with `pat`. Raises ValueError."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if name in shipped():
+        return MIXES / f"{name}.jsonl"
+    raise ValueError(
+        f"there is no file {name}, and no mix of that name: give a JSONL or YAML file, or one of "
+        f"{', '.join(shipped())}{did_you_mean(name, shipped())}"
+    )
+
+
+def read(path: Path, allow_code: bool = False) -> Mix:
+    """The mix in a file. ValueError names the line, or the prompt, and what is wrong there.
+
+    allow_code: whether checks in Python are loaded and run. A reference that fails its own prompt's checks is an error.
+    """
+    head, prompts, places = Head(), list[Prompt](), dict[str, str]()
+    for place, item in _items(path):
+        try:
+            if isinstance(item, Mapping) and set(item) == {"mix"}:
+                if prompts:
+                    raise ValueError("the mix's own settings must come first")
+                head = parsed(item["mix"], Head)
+                continue
+            prompt = parsed(item, Prompt)
+            prompt = prompt if prompt.id else prompt.changed(id=content_id(prompt))
+            if prompt.id in places:
+                raise ValueError(
+                    f"the prompt {prompt.id} is in {places[prompt.id]}, too: give it a weight, or another id"
+                )
+            _try_checks(prompt, path.parent, allow_code)
+        except ValueError as error:
+            raise ValueError(f"{path}, {place}: {error}") from None
+        places[prompt.id] = place
+        prompts.append(prompt)
+    if not prompts:
+        raise ValueError(f'{path} has no prompts: write one a line, as {{"prompt": "..."}}')
+    try:
+        return Mix(head, path, tuple(shared(prompts, head.weights)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def write(path: Path, head: Head, prompts: Sequence[Prompt]) -> None:
+    """A JSONL file; what is as by default is left out."""
+    lines = [{"mix": {"format": head.format, **_said(head)}}, *map(_said, prompts)]
+    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, what it holds) of each line that is not empty. Raises ValueError."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except UnicodeDecodeError:
+                    raise ValueError(f"{path}, line {number} is not UTF-8: convert the file") from None
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
+
+
+def parsed(item: Any, model: type[AnySection]) -> AnySection:
+    """A prompt, or a mix's settings, of plain values. Raises ValueError."""
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{str(item)[:60]!r} must be a mapping of keys")
+    try:
+        return model.model_validate(dict(item))
+    except ValidationError as error:
+        # A fault of the whole has no key, and its sentence no name before it.
+        raise ValueError(invalid(error, model).removeprefix(": ")) from None
+
+
+def _items(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, content) of the mix's settings, if there are any, and of each prompt."""
+    if path.suffix not in (".jsonl", *YAML):
+        raise ValueError(f"{path} must end in .jsonl, {' or '.join(YAML)}")
+    if path.suffix == ".jsonl":
+        yield from ((f"line {number}", item) for number, item in json_lines(path))
+        return
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8: convert it") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, Mapping) or not isinstance(content.get("prompts"), list):
+        raise ValueError(f"{path} must hold `mix: {{...}}` and `prompts: [...]`")
+    unknown = [str(key) for key in content if key not in ("mix", "prompts")]
+    if unknown:
+        raise ValueError(f"{path} has the key {unknown[0]!r} at the top: allowed are mix, prompts")
+    if "mix" in content:
+        yield "mix", {"mix": content["mix"]}
+    yield from ((f"prompt {number}", item) for number, item in enumerate(content["prompts"], 1))
+
+
+def _try_checks(prompt: Prompt, folder: Path, allow_code: bool) -> None:
+    """ValueError where a check cannot be run, or the reference does not pass."""
+    for check in prompt.checks:
+        check.ready(folder, allow_code)
+    why = prompt.failure(prompt.reference) if prompt.reference is not None else None
+    if why:
+        raise ValueError(f"the reference fails the prompt's own checks: {why}")
+
+
+def _said(section: Section) -> dict[str, Any]:
+    """Without what is empty or as by default."""
+    said = section.model_dump(exclude_defaults=True, warnings=False)
+    return {key: value for key, value in said.items() if value != []}

@@ -1,0 +1,162 @@
+"""Two models on the same prompts: the difference, its interval, and whether chance explains it.
+
+# n prompts, d = b - a (n,), w the prompts' weights (n,), R resamples
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+RESAMPLES = 9999  # of a bootstrap: R + 1 divides by 20 and by 100, so quantiles are order statistics
+ELEMENTS = 1 << 22  # resampled numbers that are held at a time: 32 MB
+JACKKNIFE = 2000  # prompts up to which the bootstrap is corrected by leaving one out, which takes n^2
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What B has more than A, in the mean over the prompts, with an interval and a p-value."""
+
+    n: int
+    a: float
+    b: float
+    difference: float  # b - a
+    low: float  # of the interval, nominally `confidence` of which cover the difference
+    high: float
+    p: float  # two-sided: how often chance alone makes a difference at least as large
+    test: str  # which test p comes from
+    wins: int  # prompts where B is above A
+    losses: int  # where it is below
+
+
+def difference(
+    a: Sequence[float] | Numbers,  # (n,) the outcome of A on each prompt
+    b: Sequence[float] | Numbers,  # (n,) of B on the same
+    weights: Sequence[float] | Numbers | None = None,  # (n,) above 0
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """Sum w d / sum w, with a paired bootstrap's interval (Efron 1987, BCa) and an exact or resampled p-value.
+
+    p: McNemar's exact test where all outcomes are 0 or 1 and weights are equal; else the paired randomisation test
+    (signs of w d flipped; Fisher 1935), of which McNemar's is the special case. ValueError for no prompts or other
+    than finite numbers.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    w = np.ones_like(first) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not first.size:
+        raise ValueError("there are no prompts to compare on: give at least one")
+    if not first.shape == second.shape == w.shape:
+        raise ValueError(f"A has {first.size} outcomes, B {second.size}: they must be of the same prompts")
+    if not (np.isfinite(first).all() and np.isfinite(second).all() and (w > 0).all()):
+        raise ValueError("outcomes must be finite numbers and weights above 0: a model may have diverged")
+    d, share = second - first, w / w.sum()
+    binary = _binary(first) and _binary(second)
+    if binary and np.ptp(d) == 0.0:
+        low, high = _of_equal(float(d[0]), float(w.sum() ** 2 / (w @ w)), confidence)
+    else:
+        low, high = interval(d, w, confidence, seed)
+    wins, losses = int((d > 0).sum()), int((d < 0).sum())
+    if binary and np.ptp(w) == 0.0:
+        p, test = mcnemar(wins, losses), "McNemar, exact"
+    else:
+        p, test = sign_flips(d * w, seed), "paired randomisation"
+    return Difference(
+        first.size, float(first @ share), float(second @ share), float(d @ share), low, high, p, test, wins, losses
+    )
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Two-sided p of McNemar's exact test: wins ~ Binomial(wins + losses, 1/2) where nothing changed.
+
+    Twice the smaller tail, by scipy. Source: McNemar 1947; exact as in Agresti, Categorical Data Analysis, 11.1.
+    """
+    return min(1.0, 2.0 * float(special.bdtr(min(wins, losses), wins + losses, 0.5)))
+
+
+def sign_flips(d: Numbers, seed: int = 0) -> float:
+    """Two-sided p of sum d among the sums with random signs, (k + 1) / (R + 1); all 2^n signs where they are few.
+
+    It holds its level for any n: where both models are equal, a prompt's two outcomes may be swapped. Source: Fisher
+    1935; the + 1 of Phipson & Smyth 2010, arXiv:1603.05766.
+    """
+    d = d[d != 0.0]
+    if not d.size:
+        return 1.0
+    tolerance = abs(d.sum()) * (1 - 1e-9)  # equal sums differ in their last bits
+    if 2**d.size <= RESAMPLES + 1:
+        signs = 1.0 - 2.0 * ((np.arange(2**d.size)[:, None] >> np.arange(d.size)) & 1)
+        return float((np.abs(signs @ d) >= tolerance).mean())
+    rng, extreme, left = np.random.default_rng(seed), 0, RESAMPLES
+    while left:
+        rows = min(left, max(1, ELEMENTS // d.size))
+        signs = rng.integers(0, 2, (rows, d.size), dtype=np.int8)
+        extreme += int((np.abs(2.0 * (signs @ d) - d.sum()) >= tolerance).sum())
+        left -= rows
+    return (extreme + 1) / (RESAMPLES + 1)
+
+
+def interval(
+    d: Numbers, w: Numbers, confidence: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """The bootstrap's interval of sum w d / sum w over prompts drawn again; (d, d) where all differences are equal.
+
+    BCa up to JACKKNIFE prompts, beyond it percentiles, which are then the same. Source: Efron 1987, by scipy.
+    """
+    if np.ptp(d) == 0.0:
+        return float(d[0]), float(d[0])
+    for method in ("BCa", "percentile") if d.size <= JACKKNIFE else ("percentile",):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # BCa where nearly all are equal
+            found = stats.bootstrap(
+                (d, w),
+                _weighted_mean,
+                paired=True,
+                vectorized=True,
+                confidence_level=confidence,
+                n_resamples=resamples,
+                batch=max(1, ELEMENTS // d.size),
+                method=method,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+        if math.isfinite(found.low) and math.isfinite(found.high):
+            break
+    return float(found.low), float(found.high)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p-values: below alpha for none of the true hypotheses, but for a share alpha of comparisons.
+
+    adjusted_(i) = max over j <= i of min(1, (m - j + 1) p_(j)), the p-values in rising order. Source: Holm 1979.
+    """
+    order, adjusted, highest = np.argsort(p, kind="stable"), [1.0] * len(p), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - place) * p[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def _of_equal(d: float, n: float, confidence: float) -> tuple[float, float]:
+    """The interval where n outcomes, yes or no, all differ by d: others, not seen, may be 1 - (alpha/2)^(1/n) of all.
+
+    A resample would show no others, and the interval would have no width. Source: Clopper & Pearson 1934.
+    """
+    unseen = 1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / n)
+    least, most = (d - 2.0 * unseen, d + 2.0 * unseen) if d else (-unseen, unseen)
+    return max(-1.0, least), min(1.0, most)
+
+
+def _weighted_mean(d: Numbers, w: Numbers, axis: int = -1) -> Numbers:
+    return (d * w).sum(axis) / w.sum(axis)
+
+
+def _binary(values: Numbers) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())

@@ -1,0 +1,96 @@
+"""`pat prompts from-logs`: what is sampled stands for the traffic; and the command itself."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pat import cli
+from pat.prompts import logs, reader
+
+
+def run(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["prompts", *map(str, arguments)])
+    return int(str(stop.value.code))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    rng, path = random.Random(0), tmp_path / "prod.jsonl"
+    domains = ["films"] * 900 + ["law"] * 95 + ["rare"] * 5
+    rng.shuffle(domains)
+    rows = [
+        {"request": {"prompt": f"{domain} {i}"}, "domain": domain, "usage": {"output": 1 + i % 40}}
+        for i, domain in enumerate(domains)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_stratified_sample_stands_for_the_traffic(log: Path, tmp_path: Path, capsys: Any) -> None:
+    """Fails if a rare slice is lost, or the weights do not give each slice its share of the traffic back."""
+    out = tmp_path / "mix.jsonl"
+    options = ["--prompt", "request.prompt", "--slices", "domain", "--output-tokens", "usage.output", "--n", 60]
+    assert run("from-logs", log, "--out", out, *options) == 0
+    mix = reader.read(out)
+    counts = Counter(prompt.slices["domain"] for prompt in mix.prompts)
+    assert counts["rare"] >= 2 and counts["law"] >= 10 and sum(counts.values()) == 60
+    whole = sum(prompt.weight for prompt in mix.prompts)
+    shares = {name: sum(mix.prompts[i].weight for i in at) / whole for name, at in mix.slices().items()}
+    assert shares == pytest.approx({"domain=films": 0.9, "domain=law": 0.095, "domain=rare": 0.005}, abs=1e-4)
+    assert all(prompt.output_tokens == 1 + int(str(prompt.prompt).split()[1]) % 40 for prompt in mix.prompts)
+    assert run("check", out, "--json", tmp_path / "summary.json") == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["slices"][0]["prompts"] == 60 and "few prompts" in capsys.readouterr().out
+
+
+def test_every_row_is_as_likely(tmp_path: Path) -> None:
+    """Fails if the reservoir prefers the log's beginning or end."""
+    path = tmp_path / "prod.jsonl"
+    path.write_text("".join(json.dumps({"prompt": str(i)}) + "\n" for i in range(20)))
+    seen = Counter(
+        int(str(one.prompt)) for seed in range(400) for one in logs.sample(path, logs.Columns(), 5, seed=seed).prompts
+    )
+    assert all(60 <= seen[i] <= 140 for i in range(20)), seen  # 100 expected, sd 8.7
+
+
+def test_equal_prompts_are_merged_and_lengths_part(tmp_path: Path) -> None:
+    path = tmp_path / "prod.jsonl"
+    rows = [{"prompt": "same"}] * 3 + [{"prompt": "a much longer prompt"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = logs.sample(path, logs.Columns(), 10, long_from=3).prompts
+    assert [(one.text, one.slices, one.weight) for one in made] == [
+        ("same", {"form": "short"}, 1.5), ("a much longer prompt", {"form": "long"}, 0.5)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "sentence"),
+    [
+        ('{"q": 1}', [], "line 1: there is no column prompt; there are q"),
+        ('{"prompt": 1}', [], "must be a text or a list of messages"),
+        ('{"prompt": "a"', [], "line 1 is no JSON"),
+        ('{"prompt": "a", "d": null}', ["--slices", "d"], "a slice is a word or a whole number"),
+        ('{"prompt": "a"}', ["--n", "0"], "--n 0: give 1 or more"),
+        ("", [], "has no row with a prompt"),
+        ("\n".join(f'{{"prompt": "a", "d": {i}}}' for i in range(3)), ["--slices", "d", "--n", "2"], "the 3 strata"),
+    ],
+)
+def test_mistakes(text: str, options: list[str], sentence: str, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "prod.jsonl"
+    path.write_text(text)
+    assert run("from-logs", path, "--out", tmp_path / "mix.jsonl", *options) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "mix.jsonl").exists()
+
+
+def test_bad_lines_are_left_out_when_asked(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "prod.jsonl"
+    path.write_text('{"prompt": "a"}\n{"q": 1}\n')
+    assert run("from-logs", path, "--out", tmp_path / "mix.jsonl", "--skip-bad") == 0
+    assert "1 prompts of 1 rows, 1 lines left out" in capsys.readouterr().out

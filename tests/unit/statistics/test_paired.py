@@ -1,0 +1,134 @@
+"""Paired differences against closed forms and scipy; false alarms of slices over seeds; a planted regression."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pat.compare import result
+from pat.compare.pairs import Asked, Outcome, Pair
+from pat.statistics import paired
+
+SLICES = ("form=short", "form=long", "domain=films", "domain=law", "language=de")
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 9), (9, 1), (5, 5), (0, 6)])
+def test_mcnemar_is_the_binomial_sum(wins: int, losses: int) -> None:
+    """Fails if a one-sided p is returned, or concordant pairs are counted."""
+    n, k = wins + losses, min(wins, losses)
+    expected = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+    assert n == 0 or expected == pytest.approx(stats.binomtest(wins, n).pvalue)
+    a = np.array([0.0] * wins + [1.0] * losses + [1.0, 0.0])
+    b = np.array([1.0] * wins + [0.0] * losses + [1.0, 0.0])
+    found = paired.difference(a, b)
+    assert found.p == pytest.approx(expected) and (found.wins, found.losses) == (wins, losses)
+    assert paired.sign_flips(b - a) == pytest.approx(expected), "the randomisation test contains McNemar's"
+
+
+def test_the_randomisation_test_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(0.3, 1.0, 9), rng.normal(0.15, 1.0, 60)
+    signs = itertools.product((1, -1), repeat=len(few))
+    exact = np.mean([abs(few @ np.array(s)) >= abs(few.sum()) - 1e-12 for s in signs])
+    assert paired.sign_flips(few) == pytest.approx(exact)
+    scipys = stats.permutation_test(
+        (many, np.zeros(60)), lambda x, y, axis: (x - y).sum(axis), permutation_type="samples", vectorized=True, rng=1
+    )
+    assert paired.sign_flips(many) == pytest.approx(scipys.pvalue, abs=0.02)
+
+
+@pytest.mark.slow
+def test_the_interval_is_that_of_the_mean() -> None:
+    """Of many normal differences the bootstrap's interval is the normal one; with weights, of the weighted mean."""
+    rng = np.random.default_rng(1)
+    a, d, w = rng.normal(size=800), rng.normal(0.1, 1.0, 800), rng.uniform(0.5, 2.0, 800)
+    found = paired.difference(a, a + d)
+    half = 1.96 * d.std(ddof=1) / math.sqrt(800)
+    assert (found.low, found.high) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.006)
+    weighted = paired.difference(a, a + d, w)
+    centre = (w @ d) / w.sum()
+    half = 1.96 * math.sqrt(w**2 @ (d - centre) ** 2) / w.sum()
+    assert weighted.difference == pytest.approx(centre)
+    assert (weighted.low, weighted.high) == pytest.approx((centre - half, centre + half), abs=0.008)
+
+
+@pytest.mark.slow
+def test_intervals_cover_small_binary_slices() -> None:
+    """Of 40 prompts, 95 % nominal: at least 90 % of 200 intervals hold the truth."""
+    covered = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        d = rng.choice([-1.0, 0.0, 1.0], 40, p=[0.2, 0.7, 0.1])
+        low, high = paired.interval(d, np.ones(40), seed=seed, resamples=999)
+        covered += low <= -0.1 <= high
+    assert covered >= 180, covered
+
+
+def test_no_difference_seen_is_not_none_at_all() -> None:
+    """Fails if five prompts on which both are right say that the models are equal: exact bounds, by scipy."""
+    same, most = paired.difference(np.ones(5), np.ones(5)), stats.binomtest(0, 5).proportion_ci(0.95).high
+    assert (same.low, same.high) == pytest.approx((-most, most))
+    worse = paired.difference(np.ones(60), np.zeros(60))
+    assert (worse.low, worse.high) == pytest.approx((-1.0, -1.0 + 2 * stats.binomtest(0, 60).proportion_ci(0.95).high))
+
+
+def test_holm_by_hand_and_bad_input() -> None:
+    assert paired.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert paired.holm([]) == []
+    for a, b, words in (([], [], "no prompts"), ([1.0], [1.0, 2.0], "same prompts"), ([1.0], [math.nan], "finite")):
+        with pytest.raises(ValueError, match=words):
+            paired.difference(a, b)
+
+
+def adjusted(seed: int, planted: str | None, prompts: int = 60) -> dict[str, float]:
+    """Holm's p of each slice; both models are right in 80 %, and B is wrong in a third of a planted slice."""
+    rng, found = np.random.default_rng(seed), {}
+    for name in SLICES:
+        skill = rng.beta(4, 1, prompts)  # prompts are easy or hard for both
+        a, b = ((rng.random(prompts) < skill).astype(float) for _ in range(2))
+        if name == planted:
+            b = np.where(rng.random(prompts) < 1 / 3, 0.0, b)
+        found[name] = paired.mcnemar(int((b > a).sum()), int((b < a).sum()))
+    return dict(zip(found, paired.holm(list(found.values())), strict=True))
+
+
+def test_a_planted_regression_is_found_and_an_unplanted_one_is_not() -> None:
+    """Over 200 seeds: any false alarm at all in at most 5 % (18 of 200 is the 99.5 % bound of 5 %)."""
+    none = sum(min(adjusted(seed, None).values()) <= 0.05 for seed in range(200))
+    assert none <= 18, none
+    runs = [adjusted(seed, "domain=law") for seed in range(200)]
+    assert sum(run["domain=law"] <= 0.05 for run in runs) >= 120
+    assert sum(any(p <= 0.05 for name, p in run.items() if name != "domain=law") for run in runs) <= 18
+
+
+def test_numbers_hold_their_level_too() -> None:
+    """Losses with heavy tails and unequal weights: the randomisation test's false alarms over 200 seeds."""
+    alarms = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        d = rng.standard_t(3, 10) * rng.uniform(0.5, 2.0, 10)
+        alarms += paired.sign_flips(d, seed) <= 0.05
+    assert alarms <= 18, alarms
+
+
+def test_a_comparison_names_the_slice_and_lists_the_worst_first() -> None:
+    """The whole way from pairs: fails if slices get each other's prompts, or a lower loss counts as worse."""
+    outcome, loss, pairs = Outcome("passed", True), Outcome("loss", False), list[Pair]()
+    for i in range(80):
+        own = "domain=law" if i % 2 else "domain=films"
+        pairs.append(Pair(str(i), f"prompt {i}", "yes", "no", (own,), agreement=0.0, kl=i / 10, first_difference=i % 3))
+        wrong = own == "domain=law" and i % 4 == 1
+        outcome.add(i, 1.0, float(not wrong), 1.0, harm=i / 10)
+        loss.add(i, 2.0, 1.5, 1.0)
+    found = result.compare(Asked("mix", pairs, [outcome, loss]), "a", "b")
+    passed, losses = found.outcomes
+    assert [(one.name, one.verdict) for one in passed.slices] == [("domain=films", ""), ("domain=law", "worse")]
+    assert passed.overall.found.difference == pytest.approx(-0.25) and passed.overall.verdict == "worse"
+    assert [one.pair.id for one in passed.regressions[:2]] == ["77", "73"] and passed.num_regressions == 20
+    assert passed.table == {"both": 60, "only_a": 20, "only_b": 0, "neither": 0}
+    assert losses.overall.verdict == "better" and losses.num_regressions == 0 and losses.table is None
+    assert (found.agreement, found.first_difference) == (0.0, 1.0)
