@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pat.common.hashing import MaskHash, WeightsHash
-from pat.common.parameters import DTYPES, logical_shape
+from pat.common.parameters import DTYPES
 from pat.pruning import nested, state_keys, timetable
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk, stack_of
@@ -187,17 +187,9 @@ class Pruner:
 
     def _walk(self, matrices: list[str], num_samples: int, follow: bool = False) -> Walk:
         """Over the layers with these matrices, on this rank's calibration samples. Collective."""
-        module, parameters = self.engine.module, self.layout.parameters
-
-        def weight(name: str) -> Tensor:
-            whole = self.layout.assemble(name, self.layout.pieces(name), torch.float32)
-            return whole.view(logical_shape(parameters[name]))
-
-        dtype = DTYPES[self.config.engine.dtype]
-        batches = self.samples(num_samples)
-        return Walk(
-            module, weight, stack_of(module, matrices), batches, dtype, self.layout.world, self.on_layer, follow
-        )
+        module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
+        batches, stack = self.samples(num_samples), stack_of(module, matrices)
+        return Walk(module, layout.whole, stack, batches, dtype, layout.world, self.on_layer, follow)
 
     def begin(self, t: int) -> None:
         """Before the first forward of a start, which is that of step `t`. Collective."""
@@ -356,7 +348,7 @@ class Pruner:
             if name in flags:
                 masks.update(name, flags[name])
                 continue
-            full = self.layout.assemble(name, self.layout.pieces(name), torch.float32)
+            full = self.layout.whole(name)
             if mine:
                 weights.update(name, full)
             if name in self.owner:

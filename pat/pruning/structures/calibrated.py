@@ -101,7 +101,7 @@ class Cutter:
                 names = [name for name in self._parameters(sites) if self.layout.parameters[name].requires_grad]
                 fitted = reconstruct(layer, names, self.method.reconstruct, self.method.reconstruct_lr, self.seed)
                 for name, values in fitted.items():
-                    self._write(name, values.reshape(-1))
+                    self.layout.write(name, values)
         return keep
 
     def _cut_site(self, layer: Layer, site: Site, count: int) -> Tensor:
@@ -117,7 +117,7 @@ class Cutter:
         flags, *fitted = self._on_one_rank(site, made, work, shapes)
         fitted[0] = _turned(made, fitted[0])
         for name, values in zip(names, fitted, strict=True):
-            self._write(name, values.reshape(-1))
+            self.layout.write(name, values)
         layer.refresh(names)
         return flags.bool().cpu()
 
@@ -146,18 +146,8 @@ class Cutter:
 
     def _reader(self, made: Projection) -> tuple[Tensor, Tensor | None]:
         """The fp32 weights (o, i) and bias (o,), whole. Collective."""
-        return _turned(made, self._whole(made.weight)), None if made.bias is None else self._whole(made.bias)
-
-    def _whole(self, name: str) -> Tensor:
-        layout = self.layout
-        return layout.assemble(name, layout.pieces(name), torch.float32).view(self.anatomy.shapes[name])
-
-    def _write(self, name: str, values: Tensor) -> None:
-        """This rank's part of a parameter."""
-        for shard in self.layout.shards:
-            for s in shard.segments:
-                if s.name == name:
-                    shard.view[s.part].copy_(values[s.start : s.start + s.numel])
+        whole = self.layout.whole
+        return _turned(made, whole(made.weight)), None if made.bias is None else whole(made.bias)
 
     def _on_one_rank(
         self, site: Site, made: Projection, work: Callable[[], list[Tensor]], shapes: Sequence[tuple[int, ...]]

@@ -66,10 +66,7 @@ class WholeMatrices:
 
     def weights(self, name: str) -> Tensor:
         """The effective weights of a matrix, (o, i) fp32. Collective."""
-        return self._assemble(name, self.layout.pieces(name))
-
-    def _assemble(self, name: str, pieces: list[Piece]) -> Tensor:
-        return self._turned(name, self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name]))
+        return self._turned(name, self.layout.whole(name))
 
     def _turned(self, name: str, matrix: Tensor) -> Tensor:
         """From as it is stored to outputs first, or back."""
@@ -82,7 +79,7 @@ class WholeMatrices:
             by_name[segment.name].append(Piece(segment.start, segment.scores))
         refuse_nan(scored, self.layout.comm)
         for name, pieces in by_name.items():
-            scores = self._assemble(name, pieces)
+            scores = self._turned(name, self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name]))
             self.write(name, chooser(name, granularity, sparsity, "row")(scores))
 
     def write(self, name: str, flags: Tensor, values: Tensor | None = None) -> None:
@@ -96,11 +93,10 @@ class WholeMatrices:
 
     def fit(self, name: str, values: Tensor) -> None:
         """This rank's part of a matrix's weights, which come as they are stored."""
+        self.layout.write(name, values)
         for state, s in self._segments(name):
-            part = values.reshape(-1)[s.start : s.start + s.numel]
             assert state.dense is not None
-            state.dense[s.part].copy_(part)
-            state.shard.view[s.part].copy_(part)
+            state.dense[s.part].copy_(state.shard.view[s.part])
 
     def _segments(self, name: str) -> Iterator[tuple[MaskedShard, Segment]]:
         return ((state, s) for state in self.states for s in state.shard.segments if s.name == name)

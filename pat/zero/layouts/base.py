@@ -160,3 +160,13 @@ class ZeroLayout(ABC):
             chunk = full[start : start + CHUNK]
             chunk.copy_(self.world.sum(chunk))
         return full
+
+    def whole(self, name: str) -> Tensor:
+        """A parameter's effective weight in its logical shape, fp32, on every rank. Collective."""
+        return self.assemble(name, self.pieces(name), torch.float32).view(logical_shape(self.parameters[name]))
+
+    def write(self, name: str, values: Tensor) -> None:
+        """This rank's part of a parameter into its fp32 shards, from the whole of it."""
+        flat = values.reshape(-1)
+        for shard, s in self._places.get(name, ()):
+            shard.view[s.part].copy_(flat[s.start : s.start + s.numel])
