@@ -15,16 +15,13 @@ from pat.checkpoint import retention, store
 from pat.common import seeds
 from pat.pruning.types import PromiseBroken
 from pat.run.directory import ExitCode, RunDir, write_exit
+from pat.run.preemption import Preempted
 from pat.training import setup, summary
 from pat.training.divergence import Diverged
 from pat.training.learning_rate import lr_factor
 from pat.training.metrics import Window
 from pat.training.state import Training
 from pat.zero.engine import set_lr
-
-
-class Preempted(RuntimeError):
-    """Somebody asked the run to save and leave."""
 
 
 class NotEvaluated(RuntimeError):
@@ -216,6 +213,7 @@ def save(training: Training, best: bool = False) -> None:
     progress.save_seconds = seconds
     if training.world.rank == 0:
         retention.keep(root, path, best, progress.reached, training.config.train.keep_last)
+        training.pruner.saved()
     training.world.barrier()
     training.watchdog.beat()
     training.aside_s += time.perf_counter() - started
@@ -236,4 +234,5 @@ def finish(training: Training) -> None:
         training.tracker.warn("no better than chance", learned_nothing)
     training.tracker.summary(summary.summary(training))
     if training.world.rank == 0:  # who has written the summary
+        training.pruner.journals.remove()
         training.tracker.say(summary.outcome(training.run))

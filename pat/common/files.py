@@ -65,13 +65,17 @@ def check_writable(file: Path, key: str) -> None:
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
     """Replace a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    replace_atomic(path, lambda temporary: temporary.write_bytes(data))
+
+
+def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
+    """The same of what `write` makes of a file's name."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode() if isinstance(content, str) else content
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        write(temporary)
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

@@ -1,11 +1,13 @@
 """Hashes of masks, weights and files that do not depend on the number of ranks or on the ZeRO stage.
 
-Both tensor hashes take parameters in name order and a parameter in row-major order, whole or in pieces of any size.
+MaskHash and WeightsHash take parameters in name order, and a parameter in row-major order, whole or in pieces of any
+size.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,17 @@ def file_sha256(path: str | Path) -> str:
     """Hex sha256 of a file, streamed."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hex sha256 of tensors as they are: names, types, shapes and every bit."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().reshape(-1)
+        for start in range(0, len(flat), CHUNK):
+            sha.update(flat[start : start + CHUNK].cpu().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 class _ParameterHash:

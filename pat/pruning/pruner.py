@@ -23,6 +23,7 @@ from torch import Tensor
 from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES
 from pat.pruning import nested, state_keys, timetable
+from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.criteria import Calibrated
@@ -70,6 +71,7 @@ class Pruner:
         self.peak_bytes = 0
         self.samples: Callable[[int], list[Any]] = _no_samples  # how many -> this rank's batches to calibrate on
         self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called in a walk over the layers
+        self.journals = Journals()  # what cuts have come to so far
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
 
@@ -181,6 +183,7 @@ class Pruner:
         for pruner in self.pruners:
             if needs := pruner.calibration:
                 pruner.walk = partial(self._walk, list(needs.shapes), needs.num_samples)
+                pruner.journal = partial(self._journal, pruner.name)
         if self.weight_pruners:
             self.layout.base.register_step_pre_hook(self._before)
             self.layout.base.register_step_post_hook(self._after)
@@ -190,6 +193,9 @@ class Pruner:
         module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
         batches, stack = self.samples(num_samples), stack_of(module, matrices)
         return Walk(module, layout.whole, stack, batches, dtype, layout.world, self.on_layer, follow)
+
+    def _journal(self, name: str, *cut: Any) -> Journal:
+        return self.journals.open(name, *cut)
 
     def begin(self, t: int) -> None:
         """Before the first forward of a start, which is that of step `t`. Collective."""
@@ -370,6 +376,11 @@ class Pruner:
             for pruner in self.structure_pruners:
                 tensors |= {state_keys.of_gates(pruner.name, key): value for key, value in pruner.tensors().items()}
         return tensors, {pruner.name: pruner.shared() for pruner in self.pruners}
+
+    def saved(self) -> None:
+        """All that has been pruned so far is in a checkpoint: its journals go. One rank only."""
+        for pruner in self.pruners:
+            self.journals.forget(pruner.name, pruner.selected_at)
 
     def load_state(self, reader: Any, shared: dict[str, Any]) -> None:
         """Fill this rank's masks, scores and dense weights, and the gates, from a checkpoint of any layout."""

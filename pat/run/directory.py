@@ -61,6 +61,7 @@ class RunDir:
     starts = property(lambda self: self.path / "starts.jsonl")
     job = property(lambda self: self.path / "slurm.json")
     checkpoints = property(lambda self: self.path / "checkpoints")
+    calibration = property(lambda self: self.path / "calibration")
     logs = property(lambda self: self.path / "logs")
     ranks = property(lambda self: self.path / "ranks")
     signals = property(lambda self: self.path / "hosts" / "signals.json")

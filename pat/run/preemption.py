@@ -10,6 +10,10 @@ from typing import Any
 from pat.common import signals
 
 
+class Preempted(RuntimeError):
+    """Somebody asked the run to save and leave."""
+
+
 class PreemptionFlag:
     """Set by SIGUSR1, SIGTERM or Ctrl-C, read by the loop; the handler does nothing else."""
 

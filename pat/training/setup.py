@@ -21,10 +21,12 @@ from pat.data import sampler
 from pat.data.example import example
 from pat.models import trainable
 from pat.models.build import build_model
+from pat.pruning.calibration.journal import Journals
 from pat.pruning.pruner import Pruner
 from pat.pruning.structures.depth import dropped_layers
 from pat.run import preemption
 from pat.run.directory import RunDir
+from pat.run.preemption import Preempted
 from pat.schema import Config
 from pat.training import logit_cache, teacher
 from pat.training.divergence import LossBound
@@ -103,6 +105,8 @@ def build(run_dir: Path) -> Training:
         bound=LossBound(config, progress, objective.chance()),
     )
     pruner.samples, pruner.on_layer = partial(_first_samples, training), _calibrating(training)
+    say, warn = training.tracker.say, partial(training.tracker.warn, "cut not kept")
+    pruner.journals = Journals(directory.calibration, world, say, warn)
     _resume(training)
     if progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
         pruner.begin(progress.step)
@@ -125,22 +129,36 @@ def _first_samples(training: Training, number: int) -> list[Any]:
 
 
 def _calibrating(training: Training) -> Callable[[int, int], None]:
-    """What a walk over the layers calls: no rank hangs, the user sees where it is, and at its end what it took."""
+    """What a walk over the layers calls: no rank hangs, the user sees where it is, and at its end what it took; a
+    request to stop ends it between two layers. Collective."""
     started = 0.0
 
     def on_layer(index: int, number: int) -> None:
         nonlocal started
-        training.watchdog.beat()
         if index == 0:
             started = time.perf_counter()
+        seconds = time.perf_counter() - started
+        asked, better_now = training.agree(_better_now(training, seconds, index, number))
+        if asked and better_now and training.pruner.journals.kept:
+            raise Preempted(
+                f"stopped on request in the cut at step {training.progress.step}, after {index} of {number} layers, "
+                "which are kept: run the same command to go on"
+            )
         if index == number:
-            seconds = time.perf_counter() - started
             training.aside_s += seconds
             training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
         elif index % max(1, number // 4) == 0:
             training.tracker.say(f"calibrating and pruning layer {index + 1} of {number}")
 
     return on_layer
+
+
+def _better_now(training: Training, seconds: float, index: int, number: int) -> bool:
+    """Whether a stop now loses less than the rest of a cut takes: the steps since the last checkpoint are repeated."""
+    progress, lost = training.progress, 0.0
+    if progress.step > max(progress.saved_step, 0):
+        lost = time.monotonic() - training.due.last_save
+    return index < number and lost <= seconds / max(index, 1) * (number - index)
 
 
 def _start_watchdog(training: Training, minutes: float) -> None:

@@ -104,7 +104,7 @@ class Walk:
         for index, layer in enumerate(self.layers):
             self.on_layer(index, len(self.layers))
             with torch.no_grad():
-                own = [f"{self.stack}.{index}.{name}" for name, _ in layer.named_parameters()]
+                own = self.parameters(index)
                 self.fill(own)
                 here = Layer(self, index)
                 yield here
@@ -137,6 +137,10 @@ class Walk:
                 raise NotCalibrated(f"{self.stack}.{index} is not called once by the model's forward: not calibrated")
 
     # -- weights -----------------------------------------------------------------------------------------------------
+
+    def parameters(self, index: int) -> list[str]:
+        """Those of a layer."""
+        return [f"{self.stack}.{index}.{name}" for name, _ in self.layers[index].named_parameters()]
 
     def fill(self, names: Sequence[str]) -> None:
         """The weights as they are now. Collective."""

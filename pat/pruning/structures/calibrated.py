@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pat.models.anatomy import Anatomy, Projection
 from pat.pruning.calibration.gap import Gap
+from pat.pruning.calibration.journal import KEEP, Journal
 from pat.pruning.calibration.needs import too_large
 from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.statistics import InputStatistic
@@ -78,33 +79,54 @@ class Cutter:
     layout: ZeroLayout
     seed: int
 
-    def costs(self, walk: Walk) -> dict[str, Tensor]:
+    def costs(self, walk: Walk, journal: Journal) -> dict[str, Tensor]:
         """What each unit is worth, (u,) fp32 by site, in the model as it is. Collective."""
         found: dict[str, Tensor] = {}
         for layer in walk:
+            if (known := journal.known(layer)) is not None:
+                found |= dict(known)
+                continue
             for site in self._of(layer):
                 made = reader(self.anatomy, site)
                 inputs = layer.collect({made.weight: self.method.statistics})[made.weight]
                 weights, bias = self._reader(made)
                 work = partial(_costs, self.method, weights, bias is not None, site.features, inputs)
                 (found[site.name],) = self._on_one_rank(site, made, work, [(site.num_units,)])
+                journal.put(site.name, found[site.name])
+            journal.write(layer)
         return found
 
-    def cut(self, walk: Walk, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    def cut(self, walk: Walk, counts: Mapping[str, int], journal: Journal) -> dict[str, Tensor]:
         """Flags (u,) bool by site, as many up as asked for; the fits are in the fp32 shards then. Collective."""
         keep: dict[str, Tensor] = {}
         for layer in walk:
-            sites = self._of(layer)
-            for site in sites:
-                keep[site.name] = self._cut_site(layer, site, counts[site.name])
-            if self.method.reconstruct and not all(bool(keep[site.name].all()) for site in sites):
-                names = [name for name in self._parameters(sites) if self.layout.parameters[name].requires_grad]
-                fitted = reconstruct(layer, names, self.method.reconstruct, self.method.reconstruct_lr, self.seed)
-                for name, values in fitted.items():
+            if (known := journal.known(layer)) is None:
+                keep |= self._cut_layer(layer, counts, journal)
+                journal.write(layer)
+                continue
+            for name, values in known:
+                if name.startswith(KEEP):
+                    keep[name.removeprefix(KEEP)] = values.cpu()
+                else:
                     self.layout.write(name, values)
         return keep
 
-    def _cut_site(self, layer: Layer, site: Site, count: int) -> Tensor:
+    def _cut_layer(self, layer: Layer, counts: Mapping[str, int], journal: Journal) -> dict[str, Tensor]:
+        """The flags of its sites; what is fitted goes into the shards and the journal. Collective."""
+        keep: dict[str, Tensor] = {}
+        sites = self._of(layer)
+        for site in sites:
+            keep[site.name] = self._cut_site(layer, site, counts[site.name], journal)
+            journal.put(KEEP + site.name, keep[site.name])
+        if self.method.reconstruct and not all(bool(flags.all()) for flags in keep.values()):
+            names = [name for name in self._parameters(sites) if self.layout.parameters[name].requires_grad]
+            fitted = reconstruct(layer, names, self.method.reconstruct, self.method.reconstruct_lr, self.seed)
+            for name, values in fitted.items():
+                self.layout.write(name, values)
+                journal.put(name, values)
+        return keep
+
+    def _cut_site(self, layer: Layer, site: Site, count: int, journal: Journal) -> Tensor:
         """Its flags; what reads the units is fitted, and the layer refreshed. Collective."""
         if count == site.num_units:
             return torch.ones(count, dtype=torch.bool)
@@ -118,6 +140,7 @@ class Cutter:
         fitted[0] = _turned(made, fitted[0])
         for name, values in zip(names, fitted, strict=True):
             self.layout.write(name, values)
+            journal.put(name, values)
         layer.refresh(names)
         return flags.bool().cpu()
 

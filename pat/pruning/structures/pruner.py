@@ -30,6 +30,7 @@ from torch import Tensor
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import registry
+from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.gates import BY_GRADIENT, OF_NO_STEP, CalibratedGate
@@ -79,6 +80,7 @@ class StructurePruner:
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
         self.due(0)  # raises where the schedule starts above the budget
         self.walk: Callable[[bool], Walk] | None = None  # over the layers, also as they were; for calibrated methods
+        self.journal: Callable[..., Journal] = partial(Journals().open, name)  # of (step, settings)
         if isinstance(self.method, CalibratedGate):
             calibrated.check(name, self.method, self.anatomy, self.sites, self.timeline)
         if self.needs not in OF_NO_STEP:
@@ -128,6 +130,11 @@ class StructurePruner:
     def hardened(self) -> bool:
         """Whether the final flags are chosen, and folded."""
         return self.state.hardened
+
+    @property
+    def selected_at(self) -> int:
+        """The step up to which the final flags are chosen; -1: they are not."""
+        return self.state.begun if self.state.hardened else -1
 
     def keep_flags(self) -> dict[str, Tensor]:
         """Per site (num_units,) uint8."""
@@ -228,17 +235,17 @@ class StructurePruner:
         self._count()
 
     @torch.no_grad()
-    def _cut(self, method: CalibratedGate) -> None:
+    def _cut(self, t: int, method: CalibratedGate) -> None:
         """The final flags by what goes into the consuming matrices, which are fitted. Collective."""
         assert self.walk is not None, "Pruner.bind gives it"
         cutter = calibrated.Cutter(method, self.anatomy, self.sites, self.layout, self.seed)
         counts = self._final_of_a_tie
         if self.budget.sparsity is not None:  # else the shape says how many units stay
-            counts = self.budget.choose(
-                self.anatomy, self.sites, cutter.costs(self.walk(False)), comparable=method.comparable
-            )
+            costs = cutter.costs(self.walk(False), self.journal(t, (method, list(counts.keep)), "costs"))
+            counts = self.budget.choose(self.anatomy, self.sites, costs, comparable=method.comparable)
         kept = {name: int(flags.sum()) for name, flags in counts.keep.items()}
-        self.state.keep = self.units.join(cutter.cut(self.walk(method.follows), kept))
+        journal = self.journal(t, (method, kept, self.seed))
+        self.state.keep = self.units.join(cutter.cut(self.walk(method.follows), kept, journal))
         self._count()
 
     def _count(self) -> None:
@@ -254,7 +261,7 @@ class StructurePruner:
         """For good: choose, fold, and settle the hooks. Collective."""
         state = self.state
         if isinstance(self.method, CalibratedGate):
-            self._cut(self.method)
+            self._cut(t, self.method)
         else:
             self._select(t, 1.0)
         final = self.training.final(state)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,13 +26,13 @@ from torch import Tensor
 from pat.common.comm import LOCAL
 from pat.common.typed import ints
 from pat.pruning import registry
+from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
-from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import Calibrated
 from pat.pruning.ties import starts_equal
 from pat.pruning.types import PromiseBroken, ScoredSegment
-from pat.pruning.weights import prior, ties, whole
+from pat.pruning.weights import calibrated, prior, ties, whole
 from pat.pruning.weights.arrays import array, module
 from pat.pruning.weights.kernels import make_kernels
 from pat.pruning.weights.matrices import Matrices
@@ -75,6 +76,7 @@ class WeightPruner:
         self.num_pruned = 0  # weights, over all ranks
         self.emptied_before: Callable[[], set[str]] = set  # matrices that gates have removed whole
         self.walk: Callable[[bool], Walk] | None = None  # over the layers, also as they were; for calibrated criteria
+        self.journal: Callable[..., Journal] = partial(Journals().open, name)  # of (step, settings)
         self.states: list[MaskedShard] = []
 
     # -- wiring ----------------------------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ class WeightPruner:
         target = self.timeline.target(t, self.budget.sparsity)
         if isinstance(self.criterion, Calibrated):
             if self._units(target) * self.granularity.weights_per_unit != self.num_pruned:
-                self._cut(self.criterion, target)
+                self._cut(t, self.criterion, target)
             if hard:
                 self._check_target()
             return
@@ -183,19 +185,12 @@ class WeightPruner:
                 scored.append(state.scored(s, values))
         return scored
 
-    def _cut(self, criterion: Calibrated, target: float) -> None:
+    def _cut(self, t: int, criterion: Calibrated, target: float) -> None:
         """Layer by layer: choose by what goes into its matrices, and let the survivors take over. Collective."""
         assert self.walk is not None, "Pruner.bind gives it"
-        for layer in self.walk(criterion.follows):
-            names = [name for name in self.shapes if name.startswith(f"{layer.name}.")]
-            settings = (criterion, self.granularity, target, self.config.scope)
-            for name, (flags, values) in whole.cut_layer(layer, names, *settings, self.matrices.weights):
-                self.matrices.write(name, flags, values)
-            if criterion.reconstruct:
-                layer.refresh(names)
-                settings = criterion.reconstruct, criterion.reconstruct_lr, self.seed
-                for name, fitted in reconstruct(layer, names, *settings).items():
-                    self.matrices.fit(name, fitted)
+        method = calibrated.Method(criterion, self.granularity, target, self.config.scope, self.seed)
+        journal = self.journal(t, (method, list(self.shapes)))
+        calibrated.cut(method, self.walk(criterion.follows), self.matrices, journal)
         removed = self._count_removed()
         self.num_pruned = sum(removed.values())
         self._check_matrices(removed, set())

@@ -1,4 +1,4 @@
-"""Selections that need whole matrices: within each output, and by criteria that look at a matrix's inputs.
+"""Selections that need whole matrices: within each output, and to a target within one matrix.
 
 A matrix is brought together from the shards of all ranks, one at a time; what is chosen goes back into the shards.
 
@@ -7,7 +7,7 @@ A matrix is brought together from the shards of all ranks, one at a time; what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,10 @@ from torch import Tensor
 
 from pat.common.comm import LOCAL
 from pat.common.rounding import part_of
-from pat.pruning.calibration.needs import too_large
-from pat.pruning.calibration.walk import Layer
-from pat.pruning.criteria import Calibrated
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.zero.layouts import Piece, Segment, ZeroLayout
-
-Cut = tuple[Tensor, Tensor]  # flags (o, i) uint8, weights (o, i) fp32
 
 
 def chooser(name: str, granularity: Any, sparsity: float, scope: str) -> Callable[[Tensor], Tensor]:
@@ -66,9 +61,9 @@ class WholeMatrices:
 
     def weights(self, name: str) -> Tensor:
         """The effective weights of a matrix, (o, i) fp32. Collective."""
-        return self._turned(name, self.layout.whole(name))
+        return self.turned(name, self.layout.whole(name))
 
-    def _turned(self, name: str, matrix: Tensor) -> Tensor:
+    def turned(self, name: str, matrix: Tensor) -> Tensor:
         """From as it is stored to outputs first, or back."""
         return matrix.T if name in self.transposed else matrix
 
@@ -79,20 +74,18 @@ class WholeMatrices:
             by_name[segment.name].append(Piece(segment.start, segment.scores))
         refuse_nan(scored, self.layout.comm)
         for name, pieces in by_name.items():
-            scores = self._turned(name, self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name]))
-            self.write(name, chooser(name, granularity, sparsity, "row")(scores))
+            scores = self.turned(name, self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name]))
+            self.mark(name, self.turned(name, chooser(name, granularity, sparsity, "row")(scores)))
 
-    def write(self, name: str, flags: Tensor, values: Tensor | None = None) -> None:
-        """This rank's part of a matrix's flags (o, i), and of its weights (o, i) where they change."""
-        flags = self._turned(name, flags).reshape(-1)
+    def mark(self, name: str, flags: Tensor) -> None:
+        """This rank's part of a matrix's flags, from all as they are stored."""
+        flat = flags.reshape(-1)
         for state, s in self._segments(name):
             assert state.keep is not None
-            state.keep[s.part].copy_(flags[s.start : s.start + s.numel])
-        if values is not None:
-            self.fit(name, self._turned(name, values))
+            state.keep[s.part].copy_(flat[s.start : s.start + s.numel])
 
     def fit(self, name: str, values: Tensor) -> None:
-        """This rank's part of a matrix's weights, which come as they are stored."""
+        """This rank's part of a matrix's weights, from all as they are stored."""
         self.layout.write(name, values)
         for state, s in self._segments(name):
             assert state.dense is not None
@@ -100,55 +93,3 @@ class WholeMatrices:
 
     def _segments(self, name: str) -> Iterator[tuple[MaskedShard, Segment]]:
         return ((state, s) for state in self.states for s in state.shard.segments if s.name == name)
-
-
-def cut_layer(
-    layer: Layer,
-    names: Sequence[str],  # matrices of the layer
-    criterion: Calibrated,
-    granularity: Any,
-    sparsity: float,
-    scope: str,
-    weights: Callable[[str], Tensor],  # name -> (o, i) fp32 effective weight, whole. Collective
-) -> Iterable[tuple[str, Cut]]:
-    """The cut of every matrix of a layer. Each is computed by one rank, and the others get it. Collective."""
-    comm = layer.walk.comm
-    inputs = layer.collect({name: criterion.statistics for name in names})
-    mine: dict[str, Cut | str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for place, name in enumerate(names):
-        dense = weights(name)
-        shapes[name] = tuple(dense.shape)
-        if place % comm.world_size == comm.rank:
-            mine[name] = _cut(name, criterion, granularity, sparsity, scope, dense, inputs[name])
-    refused = [said for each in comm.gather([v for v in mine.values() if isinstance(v, str)]) for said in each]
-    if refused:
-        raise ValueError(refused[0])
-    for name in names:
-        flags, values = mine.pop(name, None) or (
-            torch.zeros(shapes[name], dtype=torch.uint8, device=comm.device),
-            torch.zeros(shapes[name], device=comm.device),
-        )
-        assert not isinstance(flags, str) and not isinstance(values, str)
-        yield name, (comm.sum(flags), comm.sum(values))
-
-
-def _cut(
-    name: str,
-    criterion: Calibrated,
-    granularity: Any,
-    sparsity: float,
-    scope: str,
-    dense: Tensor,
-    inputs: Mapping[Any, Tensor],
-) -> Cut | str:
-    """The cut, or why there is none: the other ranks wait, so an error is told and not raised."""
-    try:
-        keep, weights = criterion.cut(dense, inputs, chooser(name, granularity, sparsity, scope))
-    except (MemoryError, torch.OutOfMemoryError):
-        return too_large(name, criterion.name, criterion.cut_bytes(*dense.shape))
-    except (ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
-        return f"{name} cannot be pruned by {criterion.name}: {error}"
-    if not bool(torch.isfinite(weights).all()):
-        return f"{name}: {criterion.name} gives weights that are not finite; raise its damping, or take more samples"
-    return keep.to(torch.uint8).contiguous(), weights.float().contiguous()

@@ -56,6 +56,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Any:
             peak_bytes=0,
             phase=lambda _: "dense",
             totals=SimpleNamespace(sparsity=0.0, target_now=lambda _: 0.0),
+            saved=lambda: None,
         ),
         world=World(),
         progress=Progress(),

@@ -1,0 +1,202 @@
+"""The journal of a cut: what each layer has come to, on disk, so that a cut that is stopped does not begin again.
+
+    RUN/calibration/PRUNER-step-00000200/layer-00003.safetensors    flags packed, weights fp32
+
+An entry counts if it has the key that the layer would get now, and contents with the hash they were written with:
+
+    chain_0    = sha256(settings, what goes into the first layer on every rank)
+    key_i      = sha256(chain_i, every parameter of layer i before its cut, fp32)
+    chain_i+1  = sha256(key_i, what layer i has come to)
+
+So what other settings, samples, weights, numbers of ranks or layers below have given is never taken over, and a torn or
+altered file is written again. Rank 0 reads, writes and decides; the other ranks get what it has found, to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pat.common.comm import LOCAL, Comm
+from pat.common.files import remove_empty, replace_atomic
+from pat.common.hashing import pack_keep, tensors_sha256, unpack_keep
+from pat.common.typed import of_numpy, untyped
+from pat.pruning.calibration.walk import Layer, Walk
+
+FORMAT = 1
+KEEP = "keep|"  # before the name of what flags belong to
+STEP = "-step-"
+
+
+class Journals:
+    """The journals of a run. Without a folder nothing is kept."""
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        comm: Comm = LOCAL,
+        say: Callable[[str], None] = lambda text: None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.root, self.comm, self.say, self.warn = root, comm, say, warn
+        self.kept = root is not None  # until one cannot be written
+
+    def open(self, pruner: str, t: int, settings: object, what: str = "layer") -> Journal:
+        """Of the cut of a pruner at step t. `settings`: what its repr says decides on what the cut gives."""
+        return Journal(self, pruner, t, what, repr((FORMAT, what, settings)))
+
+    def folder(self, pruner: str, t: int) -> Path:
+        """Of a cut."""
+        assert self.root is not None
+        return self.root / f"{pruner}{STEP}{t:08d}"
+
+    def forget(self, pruner: str, t: int) -> None:
+        """The cuts of a pruner up to step t are not needed any more. One rank only."""
+        for folder in self.root.glob(f"*{STEP}*") if self.root is not None else ():
+            owner, _, step = folder.name.rpartition(STEP)
+            if owner == pruner and step <= f"{t:08d}":
+                shutil.rmtree(folder, ignore_errors=True)
+        self._tidy()
+
+    def remove(self) -> None:
+        """All of them. One rank only."""
+        if self.root is not None:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        if self.root is not None:
+            remove_empty([self.root])
+
+    def give_up(self, folder: Path, reason: str) -> None:
+        """Keep no more, and free the disk for the checkpoint that the cut will need. All ranks."""
+        self.kept = False
+        self.warn(
+            f"what is cut so far cannot be kept on disk ({reason}): the cut goes on, but if it is stopped, it begins "
+            "again"
+        )
+        if self.comm.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._tidy()
+
+
+class Journal:
+    """Of one walk over the layers. For every layer: `known`, and where that is None, `put` and `write`."""
+
+    def __init__(self, journals: Journals, pruner: str, t: int, what: str, settings: str) -> None:
+        self.journals, self.pruner, self.t, self.what, self.settings = journals, pruner, t, what, settings
+        self.taken = self.told = 0  # layers of an earlier start; how many the user knows of
+        self.chain = self.key = ""  # rank 0's count
+        self.entry: dict[str, Tensor] = {}  # rank 0's, on the host
+
+    def known(self, layer: Layer) -> Iterator[tuple[str, Tensor]] | None:
+        """What an earlier start has made of a layer, by name, which every rank must take to the end; None: nothing
+        that counts. Collective."""
+        if not self.journals.kept:
+            return None
+        comm, number = self.journals.comm, len(layer.walk.layers)
+        if layer.index == 0:
+            self.chain = self._origin(layer.walk)
+        self.key = self._key(layer)
+        self.entry = {}
+        found = _read(self._file(layer.index), self.key) if comm.rank == 0 else None
+        heads = None if found is None else {name: (tuple(v.shape), v.dtype) for name, v in found[0].items()}
+        heads = comm.gather(heads)[0]
+        self.taken += heads is not None
+        if self.taken > self.told and (heads is None or layer.index + 1 == number):
+            self.told = self.taken
+            self.journals.say(f"{self.taken} of {number} layers of an earlier start's cut are taken over")
+        if heads is None:
+            return None
+        if found is not None:
+            self.chain = _sha256(self.key, found[1])
+        return _shared({} if found is None else found[0], heads, comm)
+
+    def put(self, name: str, value: Tensor) -> None:
+        """What a layer has come to: flags (bool) under KEEP, or fp32 values; the last of a name counts."""
+        if self.journals.kept and self.journals.comm.rank == 0:
+            self.entry[name] = value.detach().to("cpu", copy=True).contiguous()
+
+    def write(self, layer: Layer) -> None:
+        """To the disk, with the first of its layers in place of the pruner's earlier cuts; where that fails, there is
+        no journal from here on. Collective."""
+        if not self.journals.kept:
+            return
+        failed: str | None = None
+        if self.journals.comm.rank == 0:
+            digest = tensors_sha256(self.entry)
+            try:
+                _write(self._file(layer.index), self.key, digest, self.entry)
+            except (OSError, SafetensorError, MemoryError) as error:  # told and not raised, as the other ranks wait
+                failed = f"{self.journals.root}: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+            self.chain, self.entry = _sha256(self.key, digest), {}
+            if layer.index == 0:
+                self.journals.forget(self.pruner, self.t - 1)
+        failed = self.journals.comm.gather(failed)[0]
+        if failed is not None:
+            self.journals.give_up(self.journals.folder(self.pruner, self.t), failed)
+
+    def _file(self, index: int) -> Path:
+        return self.journals.folder(self.pruner, self.t) / f"{self.what}-{index:05d}.safetensors"
+
+    def _origin(self, walk: Walk) -> str:
+        """Before the first layer: settings, and what all ranks send into it. Collective."""
+        given = {str(place): value for place, value in enumerate([*walk.hidden, *walk.real])}
+        by_rank = self.journals.comm.gather(tensors_sha256(given))
+        return _sha256(self.settings, repr((walk.dtype, walk.stack, walk.follow)), *by_rank)
+
+    def _key(self, layer: Layer) -> str:
+        """On rank 0. Collective."""
+        hashes = [self.chain]
+        for name in layer.walk.parameters(layer.index):
+            whole = layer.walk.whole(name)
+            if self.journals.comm.rank == 0:
+                hashes.append(tensors_sha256({name: whole}))
+        return _sha256(*hashes)
+
+
+def _sha256(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _write(path: Path, key: str, digest: str, entry: Mapping[str, Tensor]) -> None:
+    flags = {name: list(value.shape) for name, value in entry.items() if value.dtype == torch.bool}
+    packed = {name: of_numpy(pack_keep(value)) if name in flags else value for name, value in entry.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = {"key": key, "sha256": digest, "flags": json.dumps(flags)}
+    replace_atomic(path, lambda temporary: save_file(packed, temporary, head))
+
+
+def _read(path: Path, key: str) -> tuple[dict[str, Tensor], str] | None:
+    """(what a layer has come to, its hash), if the file is whole and has that key."""
+    try:
+        with untyped(safe_open)(path, "pt") as file:
+            head: dict[str, str] = file.metadata()
+            if head["key"] != key:
+                return None
+            flags: dict[str, list[int]] = json.loads(head["flags"])
+            entry: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, shape in flags.items():
+            entry[name] = unpack_keep(entry[name], torch.Size(shape).numel()).view(shape).bool()
+        return (entry, head["sha256"]) if tensors_sha256(entry) == head["sha256"] else None
+    except Exception:  # a damaged file may fail anywhere in there, and then it does not count
+        return None
+
+
+def _shared(
+    found: Mapping[str, Tensor],  # on rank 0
+    heads: Mapping[str, tuple[tuple[int, ...], Any]],
+    comm: Comm,
+) -> Iterator[tuple[str, Tensor]]:
+    """Rank 0's tensors on every rank, one at a time, as bytes: a sum of floats would turn -0.0 into 0.0. Collective."""
+    for name, (shape, dtype) in heads.items():
+        value = found[name].to(comm.device) if name in found else torch.zeros(shape, dtype=dtype, device=comm.device)
+        yield name, comm.sum(value.reshape(-1).view(torch.uint8)).view(dtype).view(shape)
