@@ -51,6 +51,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/structures/slices.py": [unit("test_gates.py"), RIGHT, ORACLE],
     "pat/pruning/structures/example_gradients.py": [ORACLE, unit("test_evidence.py")],
     "pat/pruning/structures/gate_history.py": [unit("test_fold.py"), unit("test_resume.py")],
+    "pat/pruning/calibration/journal.py": [unit("test_journal.py")],
     "pat/pruning/structures/folding.py": [unit("test_fold.py"), RIGHT, unit("test_pruner.py"), ORACLE],
     "pat/common/rounding.py": [unit("test_rounding.py"), unit("test_schedules.py")],
     "pat/pruning/structures/sites.py": [

@@ -625,6 +625,22 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("wide = wide + self.repair * ", "wide = wide + ", "all of the gap is made up for, whatever the key says"),
         ("(weights.double() - fitted) @ mean", "(wide - fitted) @ mean", "the gap's mean counts twice in the bias"),
     ],
+    "pat/pruning/calibration/journal.py": [
+        (
+            "        hashes = [self.chain]",
+            "        hashes = [self.settings]",
+            "what the layers below have come to is no matter",
+        ),
+        ("*by_rank)", ")", "entries of other samples count"),
+        ('if head["key"] != key:', "if False:", "entries of other weights count"),
+        ('if tensors_sha256(entry) == head["sha256"] else None', "", "an altered file counts"),
+        (
+            "            self.chain = _sha256(self.key, found[1])",
+            "            pass",
+            "the chain ends where a layer is taken over",
+        ),
+        ("self.journals.forget(self.pruner, self.t - 1)", "pass", "a copy of the model for every cut of a schedule"),
+    ],
     "pat/pruning/structures/calibrated.py": [
         ("        layer.refresh(names)", "        pass", "an MLP does not see the cut attention of its layer"),
         ("added_up(self.anatomy, layer.name)", "{}", "what the layers below lack is not made up for"),
