@@ -102,6 +102,8 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
     from pat.zero.engine import accelerator
 
     model, keys = one_model(options.words)
+    if any(key.startswith("run.dir=") for key in keys):
+        raise ValueError(f"run.dir cannot be given here: the run stands beside --out, in {run}")
     task = options.task or _task(model, config)
     classifies = task not in ("causal_lm", "chat")
     recipe = f"{'encoder' if classifies else 'decoder'}{'_narrow' if options.keep else ''}"
