@@ -34,17 +34,22 @@ def _classified(mix: Mix, a: Loaded, b: Loaded, device: str, batch_size: int) ->
     passed, pairs = Outcome(PASSED, True), list[Pair]()
     for i, prompt in enumerate(mix.prompts):
         x, y = logits[0][i], logits[1][i]
-        outputs = [own[int(each.argmax())] for own, each in zip(names, (x, y), strict=True)]
+        outputs = [_answer(own, each) for own, each in zip(names, (x, y), strict=True)]
         same = outputs[0] == outputs[1]
-        apart = float(kl(x[None], y[None])) if comparable else None
+        apart = float(kl(x[None], y[None])) if comparable and len(x) > 1 else None
         pairs.append(_judged(prompt, passed, i, outputs, same, apart, None if same else 0))
     notes = [] if comparable else ["the models have different labels, so there is no KL"]
     return Asked(f"mix {mix.name}", pairs, [passed], notes)
 
 
+def _answer(names: Sequence[str], logits: Tensor) -> str:
+    """The most probable label; of a regression its number."""
+    return names[int(logits.argmax())] if len(logits) > 1 else f"{float(logits[0]):.6g}"
+
+
 def _class_logits(mix: Mix, one: Loaded, device: str) -> list[Tensor]:
     """(c,) of each prompt, one at a time, so that padding decides nothing."""
-    limit, made = _positions(one), []
+    limit, made = min(_positions(one) or one.tokenizer.model_max_length, one.tokenizer.model_max_length), []
     for prompt in mix.prompts:
         if prompt.messages is not None:
             raise ValueError(f"the prompt {prompt.id} is a chat, and {one.path} a classifier: give prompts of text")
