@@ -80,11 +80,12 @@ def _table(compared: Compared, confidence: float) -> Any:
     from rich.text import Text
 
     way = "higher is better" if compared.higher_is_better else "lower is better"
+    tests = dict.fromkeys(one.found.test for one in (compared.overall, *compared.slices))
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{compared.name} ({way})",
         title_justify="left",
-        caption=f"p: {compared.overall.found.test}; of slices adjusted for their number (Holm)",
+        caption=f"p: {', '.join(tests)}; of slices adjusted for their number (Holm)",
         caption_justify="left",
     )
     for column in ("slice", "prompts", "A", "B", "B - A", f"{confidence:.0%} interval", "p", ""):
