@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from pat.common.keys import Section
 from pat.common.text import did_you_mean
 
 
-class Check(Section, frozen=True):
+class Check(Section, ABC, frozen=True):
     """A subclass declares `name: Literal["NAME"] = "NAME"` and its keys."""
 
     name: str
@@ -29,9 +30,9 @@ class Check(Section, frozen=True):
     def ready(self, folder: Path, allow_code: bool) -> None:
         """Whatever can only be checked beside the mix's file, which is in `folder`. Raises ValueError."""
 
+    @abstractmethod
     def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:
         """Why the output is not right; None where it is. `prompt`: its keys as they stand in the mix."""
-        raise NotImplementedError
 
 
 @cache

@@ -4,8 +4,8 @@ The walk has a model of its own, which DeepSpeed has never seen: on the meta dev
 brought together from the shards of all ranks. So it works the same at every ZeRO stage, and holds one layer and the
 hidden states of this rank's samples. What is pruned in a layer changes what the next one is calibrated on, and a whole
 walk costs two forwards of the samples, whatever the number of layers. A walk that follows the model as it was before
-costs a third: it holds a second copy of the layer, with the weights that it came with, and what that gives is measured
-beside what the layer gives now.
+costs at least a third: it holds a second copy of the layer, with the weights that it came with, and what that gives is
+measured beside what the layer gives now.
 
 # B rows of a micro-batch, T tokens, d inputs of a linear map, o outputs
 """
@@ -86,7 +86,7 @@ class Walk:
         dtype: torch.dtype,
         comm: Comm = LOCAL,
         on_layer: Callable[[int, int], None] = lambda index, number: None,  # told before each layer, and at the end
-        follow: bool = False,  # whether the model as it is now is walked along, for `Layer.collect`'s gaps
+        follow: bool = False,  # also the model as it is now, for `Layer.behind` and what is missing
     ) -> None:
         self.whole, self.stack, self.dtype, self.comm, self.on_layer = whole, stack, dtype, comm, on_layer
         self.skeleton = _skeleton(model)
