@@ -71,6 +71,7 @@ class Pruner:
         self.peak_bytes = 0
         self.samples: Callable[[int], list[Any]] = _no_samples  # how many -> this rank's batches to calibrate on
         self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called in a walk over the layers
+        self.warn: Callable[[str], None] = lambda message: None  # of what a user should know and nothing refuses
         self.journals = Journals()  # what cuts have come to so far
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
@@ -182,17 +183,20 @@ class Pruner:
             compute_as_everywhere(engine.module, self.layout.partitioned)
         for pruner in self.pruners:
             if needs := pruner.calibration:
-                pruner.walk = partial(self._walk, list(needs.shapes), needs.num_samples)
+                pruner.walk = partial(self._walk, needs)
                 pruner.journal = partial(self._journal, pruner.name)
         if self.weight_pruners:
             self.layout.base.register_step_pre_hook(self._before)
             self.layout.base.register_step_post_hook(self._after)
 
-    def _walk(self, matrices: list[str], num_samples: int, follow: bool = False) -> Walk:
-        """Over the layers with these matrices, on this rank's calibration samples. Collective."""
+    def _walk(self, needs: Needs, follow: bool = False) -> Walk:
+        """Over the layers with a pruner's matrices, on this rank's calibration samples. Collective."""
         module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
-        batches, stack = self.samples(num_samples), stack_of(module, matrices)
-        return Walk(module, layout.whole, stack, batches, dtype, layout.world, self.on_layer, follow)
+        batches, stack = self.samples(needs.num_samples), stack_of(module, list(needs.shapes))
+        walk = Walk(module, layout.whole, stack, batches, dtype, layout.world, self.on_layer, follow)
+        if said := needs.too_few(walk.tokens):
+            self.warn(said)
+        return walk
 
     def _journal(self, name: str, *cut: Any) -> Journal:
         return self.journals.open(name, *cut)

@@ -105,6 +105,7 @@ def build(run_dir: Path) -> Training:
         bound=LossBound(config, progress, objective.chance()),
     )
     pruner.samples, pruner.on_layer = partial(_first_samples, training), _calibrating(training)
+    pruner.warn = partial(training.tracker.warn, "few calibration tokens")
     say, warn = training.tracker.say, partial(training.tracker.warn, "cut not kept")
     pruner.journals = Journals(directory.calibration, world, say, warn)
     _resume(training)

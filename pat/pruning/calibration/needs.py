@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pat.common.text import size_in_words
-from pat.pruning.calibration.statistics import InputStatistic
+from pat.pruning.calibration.statistics import Gram, InputStatistic
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,16 @@ class Needs:
     def widest(self) -> str:
         """The matrix with the most inputs."""
         return max(self.shapes, key=lambda name: self.shapes[name][1])
+
+    def too_few(self, tokens: int) -> str | None:
+        """What to say where so many tokens leave a Gram matrix without full rank; None where they are enough."""
+        inputs = self.shapes[self.widest][1]
+        if Gram not in self.statistics or tokens >= inputs:
+            return None
+        return (
+            f"{self.key} is calibrated on {tokens:,} tokens, fewer than the {inputs:,} inputs of {self.widest}: only "
+            f"its damping makes the cut unique; give more samples ({self.key}.num_samples) or longer ones"
+        )
 
 
 def too_large(matrix: str, method: str, num_bytes: int) -> str:

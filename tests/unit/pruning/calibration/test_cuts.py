@@ -182,6 +182,21 @@ def test_a_matrix_that_does_not_fit_says_how_much_it_needs_and_what_to_change(mo
     assert "\n" not in str(said.value)
 
 
+def test_fewer_tokens_than_inputs_are_said_once_a_cut_where_a_gram_matrix_is_measured() -> None:
+    """The model's widest input has more channels than one micro-batch has tokens."""
+    for criterion, expected in (("alps", 1), ("wanda", 0)):
+        engine, pruner = one_rank.build(
+            config(criterion, schedule={"name": "one_shot", "start": 0}), models.model("llama")
+        )
+        said: list[str] = []
+        pruner.samples, pruner.warn = lambda number: batches()[:1], said.append
+        engine.backward(engine(**batches()[0]).loss)
+        pruner.step(0)
+        assert len(said) == expected
+    assert pruner.weight_pruners[0].calibration is not None
+    assert pruner.weight_pruners[0].calibration.too_few(10**6) is None
+
+
 def test_what_only_prunes_removes_what_a_step_would_have_removed_and_moves_nothing_else() -> None:
     """`Pruner.prune` against the cut of step 0: the same flags; the weights that stay as the cut has left them."""
     at_once = config("wanda", schedule={"name": "one_shot", "start": 0})
