@@ -1,0 +1,94 @@
+"""Writes the README's table of results from the results file: python docs/build/figures.py
+
+A row names what is compared and where its figures are in results/frontier.json; what is not there is "not measured".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->"
+NOT_MEASURED = "not measured"
+HEAD = ["model, data", "what goes", "steps", "dense", "pruned", "the best of other packages"]
+MODELS = {"addresses": "Llama of 135 M, presidents' addresses", "reviews": "MiniLM of 23 M, film reviews"}
+OTHERS = {
+    "llmcompressor-sparsegpt": "llmcompressor's SparseGPT",
+    "llmcompressor-wanda": "llmcompressor's Wanda",
+    "modelopt-sparsegpt": "modelopt's SparseGPT",
+    "torch-pruning-magnitude": "torch-pruning, magnitude",
+    "torch-pruning-taylor": "torch-pruning, Taylor",
+    "torchao-pat": "torchao's PAT",
+}
+# (data, steps, target, our method, what goes)
+ROWS = (
+    ("addresses", 0, "50", "alps-reconstructed", "half of the weights"),
+    ("addresses", 80, "50", "alps", "half of the weights"),
+    ("addresses", 0, "ffn=0.5", "obs", "half of the neurons"),
+    ("addresses", 80, "ffn=0.5", "obs", "half of the neurons"),
+    ("reviews", 120, "80", "alps", "80 % of the weights"),
+    ("reviews", 120, "ffn=0.5", "obs", "half of the neurons"),
+)
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table, a line a row."""
+    rows = [HEAD, ["---"] * len(HEAD)]
+    for data, steps, target, method, goes in ROWS:
+        dense = _figure(results, data, steps, "dense", "dense")
+        pruned = _figure(results, data, steps, target, method)
+        rows.append([MODELS[data], goes, str(steps), dense, f"**{pruned}**", _best(results, data, steps, target)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _of(results: Mapping[str, Mapping[str, Any]], *row: Any) -> list[Mapping[str, Any]]:
+    """The seeds of a row that have a figure."""
+    name = "-".join(map(str, row))
+    return [r for key, r in results.items() if key.rpartition("-")[0] == name and r["value"] is not None]
+
+
+def _figure(results: Mapping[str, Mapping[str, Any]], *row: Any) -> str:
+    seeds = _of(results, *row)
+    return _shown(seeds) if seeds else NOT_MEASURED
+
+
+def _shown(seeds: Sequence[Mapping[str, Any]]) -> str:
+    values, metric = [r["value"] for r in seeds], seeds[0]["metric"]
+    said = f"{mean(values):.1%}".replace("%", " %") if metric == "accuracy" else f"{metric} {mean(values):.1f}"
+    return said + (f" ({len(values)} seeds)" if len(values) > 1 else "")
+
+
+def _others(results: Mapping[str, Mapping[str, Any]], *row: Any) -> Iterator[tuple[float, str]]:
+    for method, name in OTHERS.items():
+        if seeds := _of(results, *row, method):
+            value = mean(r["value"] for r in seeds)
+            yield (-value if seeds[0]["metric"] == "accuracy" else value), f"{_shown(seeds)}, {name}"
+
+
+def _best(results: Mapping[str, Mapping[str, Any]], *row: Any) -> str:
+    return min(_others(results, *row), default=(0.0, NOT_MEASURED))[1]
+
+
+def into(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page with today's table between its marks."""
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: BEGIN + table(results) + END, page, flags=re.DOTALL)
+
+
+def rows_file() -> Mapping[str, Mapping[str, Any]]:
+    """The rows of the frontier, by name."""
+    return json.loads((ROOT / "results" / "frontier.json").read_text())["rows"]
+
+
+def main() -> None:
+    """Replace the table in the README."""
+    readme = ROOT / "README.md"
+    readme.write_text(into(readme.read_text(), rows_file()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What people read: its commands are ones that pat takes, links lead somewhere, and figures are those measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pat import commands
+from pat.config import compose, places
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINES = 150  # of the README, at most
+PLACEHOLDERS = {"NAME": "sotu_dense"}  # recipe=NAME stands for any
+BESIDE = ("cluster.", "engine.hostfile=")  # keys that are no part of a run's config, or name a file that is read
+
+
+def script(name: str) -> Any:
+    """A file of docs/build, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "build" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The words of every line of code that calls pat, without comments and what explains it at the right."""
+    blocks = re.findall(r"(?:^    .*\n|^\n)+|```.*?```", text, re.MULTILINE | re.DOTALL)
+    for line in re.sub(r"\\\n\s*", " ", "".join(blocks)).splitlines():
+        called = re.match(r"\s*(?:srun \S+ \S+ )?pat (.*)", re.split(r"\s{3,}", line.strip())[0])
+        if called:
+            yield shlex.split(called[1], comments=True)
+
+
+COMMANDS = [pytest.param(words, id=" ".join(words)[:60]) for page in PAGES for words in commands_in(page.read_text())]
+
+
+@cache
+def helped(command: str) -> str:
+    return script("hooks")._help(command)
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_and_options_exist(words: list[str]) -> None:
+    command, *rest = words
+    assert command in (*commands.names(), "COMMAND")
+    for word in rest if command != "COMMAND" else ():
+        if word.startswith("-"):
+            assert re.search(rf"(?<![\w-]){re.escape(word)}\b", helped(command)), word
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", COMMANDS)
+def test_keys_and_recipes_compose(words: list[str]) -> None:
+    """As the start of the command would, but for the files that it names."""
+    command, *rest = words
+    keys = [word for word in rest if re.match(r"[\w./]+=", word) and not word.startswith(BESIDE)]
+    if command not in ("train", "data") or not any(key.startswith("recipe=") for key in keys):
+        pytest.skip("no recipe to compose")
+    name = next(key for key in keys if key.startswith("recipe=")).removeprefix("recipe=")
+    if name not in (*places.recipes(), *PLACEHOLDERS):
+        pytest.skip("a recipe of the reader's own")
+    given = [f"recipe={PLACEHOLDERS.get(name, name)}" if key.startswith("recipe=") else key for key in keys]
+    needed = {"train.num_steps": "200", "data.source": "json", "data.train": "f.jsonl", "model.path": "/m"}
+    if "..." in rest and name not in PLACEHOLDERS:
+        given += [f"{key}={value}" for key, value in needed.items() if not any(k.startswith(f"{key}=") for k in given)]
+    assert compose.compose(given, lambda config: 0) == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_menu() -> None:
+    """A link to a page outside of docs/ is one that the site does not have; mkdocs itself refuses those."""
+    menu = (ROOT / "mkdocs.yml").read_text()
+    for page in PAGES[1:]:
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in menu, page
+
+
+def test_the_readme_is_short_and_its_figures_are_those_of_the_results_file() -> None:
+    figures, readme = script("figures"), (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= LINES
+    assert figures.into(readme, figures.rows_file()) == readme, "run python docs/build/figures.py"
+
+
+def test_a_figure_that_is_missing_is_said_and_seeds_are_averaged() -> None:
+    figures = script("figures")
+    assert figures.NOT_MEASURED in figures.table({})
+    rows = {f"reviews-120-80-alps-{seed}": {"metric": "accuracy", "value": v} for seed, v in enumerate((0.7, 0.8))}
+    rows |= {"reviews-120-80-llmcompressor-wanda-0": {"metric": "accuracy", "value": 0.6}}
+    rows |= {"reviews-120-80-llmcompressor-sparsegpt-0": {"metric": "accuracy", "value": 0.65}}
+    assert "**75.0 % (2 seeds)** | 65.0 %, llmcompressor's SparseGPT" in figures.table(rows)
