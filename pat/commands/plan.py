@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ examples:
   pat plan recipe=llama3_8b --ranks 8,64,1024 --stages 1,2,3 --disk-gb-per-s 5
   pat plan recipe=llama3_8b model.path=/models/Llama-3.1-405B --ranks 512,1024 --stages 3 --json plan.json
 
-Only the model's config and tokenizer are read. With other ranks the micro-batch stays, and so does the global batch
-where it is large enough.
+Only the model's config is read; those of the models that recipes name come with pat. With other ranks the micro-batch
+stays, and so does the global batch where it is large enough.
 
 """
 WIDTH = 150
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
             console.print(table)
         console.print(summary(needs), highlight=False)
         if options.json:
-            options.json.write_text(json.dumps(needs.as_dict(), indent=1) + "\n")
+            files.write_json(options.json, needs.as_dict())
         return ExitCode.DONE
 
     from pat.config.compose import compose

@@ -12,6 +12,7 @@ from rich.table import Table
 from pat.common.text import size_in_words
 from pat.planning import checkpoints, memory, traffic
 from pat.planning.activations import Activations, activations
+from pat.planning.architectures import planned
 from pat.planning.calibration import calibration
 from pat.planning.memory import Layout, RankMemory
 from pat.planning.shapes import Shapes, itemsize, shapes_of
@@ -62,7 +63,8 @@ class Report:
 
 
 def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_per_s: float | None = None) -> Report:
-    """From the model's config alone: no weights, no GPU, no ranks."""
+    """From the model's config alone: no weights, no tokenizer, no GPU, no ranks."""
+    config = planned(config)
     model, pruner = attached(config, config.task.num_labels)
     shapes = shapes_of(config, model, pruner, num_parameters(config) if config.distill.live else 0)
     rankings = sum(len(each.shapes) if each.config.scope != "global" else 1 for each in pruner.weight_pruners)

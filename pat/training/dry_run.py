@@ -20,7 +20,7 @@ SOFT_BYTES, SCORE_BYTES, HARD_BYTES = 5, 4, 1  # per weight: dense fp32 + flag, 
 def attached(config: Config, num_labels: int | None = None) -> tuple[torch.nn.Module, Pruner]:
     """The model on the meta device and the pruners attached to it. Raises ValueError for what cannot be pruned."""
     task = base.build(config.task)
-    tokenizer = tokenizers.build_tokenizer(config.model)
+    tokenizer = None if config.model.path else tokenizers.build_tokenizer(config.model)  # whose vocabulary it takes
     hf_config = build.build_config(config.model, task, num_labels, tokenizer)
     with torch.device("meta"):
         try:

@@ -1,0 +1,44 @@
+"""The configs that come with pat: a plan of every recipe needs neither network nor token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pat.config import places
+from pat.planning.architectures import planned
+from pat.training.dry_run import attached
+from tests.recipes.test_recipes import composed
+
+# As the models' cards on the hub count them.
+PARAMETERS = {
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-8B-Base": 8_190_735_360,
+    "mistralai/Mistral-7B-v0.3": 7_248_023_552,
+}
+
+
+def test_every_model_of_the_hub_that_a_recipe_names_is_there() -> None:
+    named = {str(composed(f"recipe={name}").model.path) for name in places.recipes() if not _needs_a_model(name)}
+    assert {path for path in named if not path.startswith((".", "/"))} == set(PARAMETERS)
+
+
+def _needs_a_model(recipe: str) -> bool:
+    return recipe.startswith(("encoder", "decoder", "parity"))
+
+
+@pytest.mark.parametrize("path", PARAMETERS)
+def test_it_has_the_size_of_the_real_one(path: str) -> None:
+    config = planned(composed("recipe=llama3_8b_dense", f"model.path={path}"))
+    model, _ = attached(config)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[path]
+
+
+def test_a_folder_and_a_revision_are_taken_as_they_are(tmp_path: Path) -> None:
+    for config in (composed("recipe=parity"), composed("recipe=llama3_8b_dense", f"model.path={tmp_path}")):
+        assert planned(config) is config
+    of_the_hub = composed("recipe=llama3_8b_dense", "model.revision=main")
+    assert planned(of_the_hub) is of_the_hub
