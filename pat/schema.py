@@ -24,96 +24,113 @@ class RunConfig(Section, frozen=True):
 
     name: str = key(
         MISSING,
-        "the recipe and the overrides that change the result: the same command finds its run again",
+        "name of the run; by default from the recipe and the overrides, so that the same command finds its run again",
         composed="${pat.run_name:}",
         min_length=1,
     )
     dir: str = key(
         MISSING,
-        "config.yaml, metrics.jsonl, summary.json, checkpoints/, logs/",
+        "directory of the run: config, metrics, summary, checkpoints, logs",
         composed="runs/${.name}",
         min_length=1,
     )
-    recipe: str | None = key(None, "set by recipe=NAME", composed="${hydra:runtime.choices.recipe}")
+    recipe: str | None = key(
+        None, "the recipe that was chosen; set by recipe=NAME", composed="${hydra:runtime.choices.recipe}"
+    )
     resume: Literal["auto", "never", "must"] = key(
-        "auto", "auto: from the newest whole checkpoint, if there is one | must: fail without | never: set them aside"
+        "auto",
+        "auto: go on from the newest whole checkpoint, if any | must: fail without one | never: start anew",
     )
 
 
 class ModelConfig(Section, frozen=True):
     """A Hugging Face model."""
 
-    path: str | None = key(None, "hub name or local folder")
-    revision: str | None = key(None, "of the hub: branch, tag or commit", only_with=".path")
-    init: Literal["pretrained", "random"] = key("pretrained", "pretrained | random: the architecture only")
-    config: dict[str, Any] = key(
-        {}, "fields of the Hugging Face config to set; without `path` they are the whole config (needs model_type)"
+    path: str | None = key(None, "name on the Hugging Face hub, or a local folder")
+    revision: str | None = key(None, "branch, tag or commit on the hub", only_with=".path")
+    init: Literal["pretrained", "random"] = key(
+        "pretrained", "pretrained: load the weights | random: only the architecture"
     )
-    tokenizer: str | None = key(None, "hub name or folder, or `byte`; null: the model's")
+    config: dict[str, Any] = key(
+        {}, "fields of the Hugging Face config to change; without `path`, the whole config (give model_type)"
+    )
+    tokenizer: str | None = key(None, "hub name, folder, or `byte` (one token for each byte); null: the model's own")
     replace_head: bool = key(
         False,
-        "of a classifier with other labels: train a new head instead of the one in the files",
+        "train a new classification head, although the files hold one for other labels",
         only_with="task",
     )
-    attn_implementation: str | None = key(None, "eager | sdpa | flash_attention_2; null: what transformers takes")
+    attn_implementation: str | None = key(None, "eager | sdpa | flash_attention_2; null: transformers chooses")
     use_liger_kernel: bool = key(
-        False, "Triton kernels for norms, rotary embedding and gated MLP; needs a GPU and the extra `liger`"
+        False,
+        "use Liger's Triton kernels for norms, rotary embeddings and gated MLPs; needs a GPU and the extra `liger`",
     )
 
 
 class GeneratedConfig(Section, frozen=True):
-    """Pseudo-text made from the seed, for source: generated."""
+    """Pseudo-text made from the seed, for `source: generated`."""
 
-    num_documents: int = key(512, "documents", ge=1)
-    sentences_per_document: int = key(8, "sentences in each", ge=1)
-    num_words: int = key(64, "the vocabulary", ge=1)
-    num_classes: int = key(2, "classification: labels 0 to n-1", ge=1)
+    num_documents: int = key(512, "number of documents", ge=1)
+    sentences_per_document: int = key(8, "sentences in each document", ge=1)
+    num_words: int = key(64, "number of different words", ge=1)
+    num_classes: int = key(2, "classification: number of labels, 0 to n-1", ge=1)
 
 
 class DataConfig(Section, frozen=True):
     """Text, from the hub, from local files, or generated."""
 
-    source: str = key(MISSING, "hub name | json | csv | parquet | text | generated | mixture: of `sources`")
+    source: str = key(
+        MISSING, "a data set on the hub | json | csv | parquet | text | generated | mixture (see `sources`)"
+    )
     sources: dict[str, dict[str, Any]] | None = key(
         None,
-        "{NAME: {source: ..., weight: 2.0, and keys of `data` that differ}}; weight 2: twice in an epoch",
+        "{NAME: {source: ..., weight: 2.0, keys of `data` that differ}}; weight 2: seen twice per epoch",
         only_with=".source=mixture",
     )
     subset: str | None = key(
         None,
-        "of a hub data set: its configuration's name",
+        "configuration (subset) of the data set on the hub",
         only_with=".source!=json|csv|parquet|text|generated",
     )
     revision: str | None = key(
-        None, "of a hub data set: branch, tag or commit", only_with=".source!=json|csv|parquet|text|generated"
+        None, "branch, tag or commit of the data set on the hub", only_with=".source!=json|csv|parquet|text|generated"
     )
     train: str | list[str] = key(
-        "train", "split of a hub data set, or local file(s): a path, a glob, a list", only_with=".source!=generated"
+        "train",
+        "training data: a split on the hub, or local files (a path, a glob or a list)",
+        only_with=".source!=generated",
     )
     eval: str | list[str] | None = key(
-        None, "the same; null: hold out eval_fraction of train", only_with=".source!=generated"
+        None,
+        "evaluation data, given like `train`; null: hold out eval_fraction of train",
+        only_with=".source!=generated",
     )
     eval_fraction: float = key(
-        0.05, "held out of train when eval is null", gt=0, lt=1, only_with=".eval=null", inherited=True
+        0.05,
+        "share of the training data that is held out when `eval` is null",
+        gt=0,
+        lt=1,
+        only_with=".eval=null",
+        inherited=True,
     )
     text_column: str = key(
-        "text", "chat: of rows without `messages` (`conversations`) and without `prompt` and `completion`"
+        "text", "column with the text; for chat, of rows that have neither `messages` nor `prompt` and `completion`"
     )
-    text_pair_column: str | None = key(None, "second text of a pair", only_with="task")
-    label_column: str = key("label", "classification, regression", only_with="task")
-    delimiter: str = key(",", "csv: between values: one character, or tab", only_with=".source=csv")
+    text_pair_column: str | None = key(None, "column with the second text of a pair", only_with="task")
+    label_column: str = key("label", "column with the label", only_with="task")
+    delimiter: str = key(",", "csv: character between values, or tab", only_with=".source=csv")
     quote_char: str | None = key(
         '"',
-        "csv: around values that contain the delimiter or a line's end; null: an ordinary character",
+        "csv: character around values that contain the delimiter or a line break; null: there is none",
         only_with=".source=csv",
     )
     encoding: str = key(
         "utf-8",
-        "csv, json, text: as Python names it: latin-1, cp1252, utf-16, ...",
+        "encoding of the files, by its Python name: utf-8, latin-1, cp1252, utf-16, ...",
         only_with=".source=csv|json|text",
     )
     sample_by: Literal["line", "paragraph", "document"] = key(
-        "line", "what is one document of a text file: line | paragraph | document (the whole file)",
+        "line", "text: what counts as one document: line | paragraph | document (the whole file)",
         only_with=".source=text",
     )  # fmt: skip
     generated: GeneratedConfig = key(
@@ -121,183 +138,203 @@ class DataConfig(Section, frozen=True):
         "pseudo-text made from the seed, for source: generated",
         only_with=".source=generated|mixture",
     )
-    max_length: int = key(MISSING, "tokens per sequence", ge=1)
-    max_train_samples: int | None = key(None, "the first so many only", ge=1)
-    max_eval_samples: int | None = key(None, "the same of eval", ge=1)
-    cache_dir: str | None = key(None, "of prepared data; null: $PAT_CACHE, else ~/.cache/pat")
+    max_length: int = key(MISSING, "longest sequence, in tokens; longer ones are cut", ge=1)
+    max_train_samples: int | None = key(None, "use only the first so many training samples", ge=1)
+    max_eval_samples: int | None = key(None, "use only the first so many evaluation samples", ge=1)
+    cache_dir: str | None = key(None, "where prepared data is cached; null: $PAT_CACHE, else ~/.cache/pat")
 
 
 class TaskConfig(Section, frozen=True):
-    """Which loss and metrics."""
+    """What is learned: the loss and the metrics."""
 
-    name: str = key(MISSING, "the loss and the metrics: a file of pat/tasks", names_in="pat.tasks")
-    num_labels: int | None = key(None, "classification; null: counted in the training data", only_with="task")
+    name: str = key(MISSING, "what the model learns: a file of pat/tasks", names_in="pat.tasks")
+    num_labels: int | None = key(
+        None, "classification: number of labels; null: counted in the training data", only_with="task"
+    )
     class_weights: Literal["balanced"] | list[float] | None = key(
         None,
-        "classification, of the loss: balanced, or a list of numbers in the order of the labels; null: 1",
+        "classification: weights of the labels in the loss, `balanced` or a list in their order; null: all 1",
         only_with="task",
     )
     loss_on: Literal["answers", "completion", "all"] | None = key(
         None,
-        "chat: answers | completion | all; null: answers of messages, completion of a prompt, all of a text",
+        "chat: which tokens are learned: answers | completion | all; null: what fits the row's format",
         only_with="task",
     )
     truncation_side: Literal["right", "left"] | None = key(
         None,
-        "chat: which end of a row is cut beyond max_length: right | left; null: right",
+        "chat: which end of a long row is cut: right | left; null: right",
         only_with="task",
     )
     empty_rows: Literal["error", "drop"] | None = key(
         None,
-        "chat: a row without a supervised token: error | drop (and count); null: error",
+        "chat: what to do with a row that has no token to learn: error | drop (they are counted); null: error",
         only_with="task",
     )
     packing: Literal["none", "best_fit"] | None = key(
         None,
-        "chat: none | best_fit: several rows in a sample, apart in attention and positions; null: none",
+        "chat: best_fit packs several rows into a sample, kept apart in attention and positions; null: none",
         only_with="task",
     )
     template_options: dict[str, Any] | None = key(
         None,
-        "chat: given to the chat template beside the messages, e.g. {enable_thinking: false}",
+        "chat: variables for the chat template, e.g. {enable_thinking: false}",
         only_with="task",
     )
     loss_chunk_tokens: int | None = key(
         None,
-        "causal_lm, chat: logits exist for so many tokens at a time, e.g. 1024; null: for all",
+        "compute logits for so many tokens at a time, e.g. 1024, to save memory; null: for all at once",
         only_with="task",
     )
 
 
 class TrainConfig(Section, frozen=True):
-    """The loop."""
+    """The training loop."""
 
-    num_steps: int = key(MISSING, "optimizer steps; 0: only prune, at once and without training", ge=0)
-    global_batch_size: int = key(MISSING, "sequences per optimizer step, over all ranks", ge=1)
+    num_steps: int = key(MISSING, "optimizer steps; 0: prune at once, without training", ge=0)
+    global_batch_size: int = key(MISSING, "sequences per optimizer step, summed over all ranks", ge=1)
     micro_batch_size: int | None = key(
-        None, "sequences per forward and rank; null: global / ranks, so no accumulation", ge=1
+        None, "sequences per forward on each rank; null: global_batch_size / ranks, which means no accumulation", ge=1
     )
     global_mean: bool = key(
-        True, "the loss is a mean over all answers of the global batch | false: the mean of micro-batches' means"
+        True,
+        "true: average the loss over all labels of the global batch | false: average the means of the micro-batches",
     )
-    log_every: int = key(10, "steps", ge=1)
-    eval_every: int | None = key(None, "steps; null: at the end only", ge=1)
-    eval_batch_size: int | None = key(None, "per rank; null: micro_batch_size", ge=1)
-    checkpoint_every: int | None = key(None, "steps", ge=1)
+    log_every: int = key(10, "steps between log lines", ge=1)
+    eval_every: int | None = key(None, "steps between evaluations; null: evaluate only at the end", ge=1)
+    eval_batch_size: int | None = key(
+        None, "sequences per forward in evaluations, on each rank; null: micro_batch_size", ge=1
+    )
+    checkpoint_every: int | None = key(None, "steps between checkpoints; null: by minutes only", ge=1)
     checkpoint_every_minutes: float | None = key(
-        30.0, "minutes; the first of both that is due; null: by steps only", gt=0
+        30.0, "minutes between checkpoints; with both keys, whichever is due first; null: by steps only", gt=0
     )
-    keep_last: int = key(2, "checkpoints; the best one is kept besides", ge=1)
-    best_metric: str | None = key(None, "by which the best is chosen; null: the task's own")
+    keep_last: int = key(2, "how many of the newest checkpoints to keep; the best one is kept as well", ge=1)
+    best_metric: str | None = key(None, "metric that decides which checkpoint is best; null: the task's own")
     early_stopping_patience: int | None = key(
-        None, "end after so many evaluations without a better one, all of them in the hard phase", ge=1
+        None, "stop after so many evaluations of the hard phase without a better one; null: never", ge=1
     )
     max_loss: float | None = key(
-        None, "above it the run stops as diverged; null: 3 x max(loss before step 1, ln(classes or vocabulary))", gt=0
+        None, "stop as diverged above this loss; null: 3 x max(loss before step 1, ln(classes or vocabulary))", gt=0
     )
     max_skipped: int = key(
-        10, "more of the last 50 steps without a finite gradient stop it, too; fp16's first skips do not count", ge=0
+        10,
+        "stop as diverged when more of the last 50 steps had no finite gradient; fp16's first skips do not count",
+        ge=0,
     )
     export_at: list[float] = key(
-        [], "e.g. [0.3, 0.5]: where sparsity first reaches one, evaluate and keep a checkpoint, as sparsity=0.3"
+        [], "sparsities, e.g. [0.3, 0.5]: when one is first reached, evaluate and keep a checkpoint called sparsity=0.3"
     )
 
 
 class EngineConfig(Section, frozen=True):
-    """DeepSpeed and the ranks."""
+    """DeepSpeed, the ranks and their numerics."""
 
-    world_size: int = key(1, "ranks; started by deepspeed, torchrun or srun: theirs", ge=1)
+    world_size: int = key(1, "number of ranks; under deepspeed, torchrun or srun it is theirs", ge=1)
     hostfile: str | None = key(
-        None, "several machines without Slurm, by ssh and pdsh: a file of lines `HOST slots=N`, N ranks on HOST"
+        None, "file of lines `HOST slots=N`: start N ranks on each host by ssh and pdsh, without Slurm"
     )
     zero_stage: Literal[0, 1, 2, 3] = key(
-        2, "0 | 1 | 2 | 3: what is sharded: nothing, optimizer state, + gradients, + parameters"
+        2, "what is sharded: 0 nothing | 1 optimizer state | 2 gradients, too | 3 parameters, too"
     )
     dtype: Literal["bf16", "fp32", "fp16"] = key(
-        "bf16", "bf16 | fp32 | fp16 (GPU): of forward and backward; the optimizer is fp32"
+        "bf16", "precision of forward and backward: bf16 | fp32 | fp16 (GPU only); the optimizer works in fp32"
     )
     reduce_dtype: Literal["fp32", "model"] = key(
         "fp32",
-        "fp32: same result on any ZeRO stage, twice the gradient traffic | model: in `dtype`",
+        "fp32: the same result at every ZeRO stage, for twice the traffic of gradients | model: reduce in `dtype`",
         only_with=".dtype!=fp32",
     )
-    offload_optimizer: bool = key(False, "optimizer state, and the pruner's, in CPU memory")
-    activation_checkpointing: bool = key(False, "recompute activations in the backward: less memory, a third more time")
-    gradient_clipping: float = key(1.0, "by the global norm of living weights' gradients; 0: off", ge=0)
+    offload_optimizer: bool = key(False, "keep the optimizer's and the pruner's state in CPU memory")
+    activation_checkpointing: bool = key(
+        False, "recompute activations in the backward: less memory for about a third more time"
+    )
+    gradient_clipping: float = key(
+        1.0, "clip gradients to this global norm, over weights that are not pruned; 0: off", ge=0
+    )
     kernels: Literal["auto", "compile", "eager"] = key(
-        "auto", "of the pruner: compile | eager | auto: compile where there is a compiler"
+        "auto", "how the pruner's kernels run: compile | eager | auto (compile where there is a compiler)"
     )
     deepspeed: str | dict[str, Any] | None = key(
-        None, "a DeepSpeed JSON (path) or its keys, merged with what pat sets; a contradiction is an error"
+        None, "a DeepSpeed config (a path or keys), merged with what pat sets; contradictions are errors"
     )
     deepspeed_untested: list[str] = key(
-        [], "keys of `deepspeed` to take although pruning was never tested with them, e.g. [fp16.loss_scale]"
+        [], "keys of `deepspeed` to accept although pruning was never tested with them, e.g. [fp16.loss_scale]"
     )
-    threads_per_rank: int | None = key(None, "OMP_NUM_THREADS; null: cores / ranks", ge=1)
-    timeout_min: Finite = key(30.0, "minutes without progress of a rank after which the run ends", gt=0)
+    threads_per_rank: int | None = key(None, "CPU threads of each rank (OMP_NUM_THREADS); null: cores / ranks", ge=1)
+    timeout_min: Finite = key(30.0, "abort when a rank makes no progress for this many minutes", gt=0)
 
 
 class OptimConfig(Section, frozen=True):
     """AdamW and the learning rate."""
 
-    name: Literal["adamw", "fused_adam", "cpu_adam"] = key("adamw", "adamw (torch) | fused_adam, cpu_adam (DeepSpeed)")
+    name: Literal["adamw", "fused_adam", "cpu_adam"] = key(
+        "adamw", "adamw (torch's) | fused_adam | cpu_adam (both DeepSpeed's)"
+    )
     implementation: Literal["fused", "foreach", "loop"] = key(
         "fused",
-        "of adamw: fused (fastest) | foreach, loop (do not depend on where shards are cut)",
+        "of adamw: fused (fastest) | foreach | loop (the last two give the same bits however shards are cut)",
         only_with=".name=adamw",
     )
-    lr: Finite = key(MISSING, "learning rate", gt=0)
+    lr: Finite = key(MISSING, "highest learning rate", gt=0)
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = key(
-        [0.9, 0.999], "Adam's two, in [0, 1)"
+        [0.9, 0.999], "decay rates of Adam's two moments"
     )
-    eps: Finite = key(1e-8, "Adam's", gt=0)
-    weight_decay: Finite = key(0.0, "decoupled, on living weights only", ge=0)
+    eps: Finite = key(1e-8, "epsilon of Adam", gt=0)
+    weight_decay: Finite = key(0.0, "decoupled weight decay, on weights that are not pruned", ge=0)
     no_decay: list[str] = key(
-        [], "name patterns, as `trainable`; one-dimensional parameters never decay", only_with=".weight_decay"
+        [],
+        "name patterns of parameters without weight decay; one-dimensional ones never have it",
+        only_with=".weight_decay",
     )
     trainable: list[str] = key(
-        ["*"], "name patterns (shell style) of what trains; each must match, or be `optional:PATTERN`"
+        ["*"], "name patterns (shell style) of the parameters that train; each must match one, or be `optional:PATTERN`"
     )
-    head_lr: Finite | None = key(None, "of a new classification head; null: lr", gt=0, only_with="task")
+    head_lr: Finite | None = key(None, "learning rate of a new classification head; null: lr", gt=0, only_with="task")
     lr_schedule: Literal["linear", "cosine", "constant", "per_cut"] = key(
-        "linear", "linear | cosine (both down to min_lr_ratio) | constant | per_cut: linear, begun again at every cut"
+        "linear", "linear or cosine (down to min_lr_ratio) | constant | per_cut (linear, back to lr at every cut)"
     )
-    warmup: Finite = key(0.0, "steps (1 or more), or a fraction of the run (below 1)", ge=0)
-    min_lr_ratio: float = key(0.0, "last learning rate / lr", ge=0, le=1, only_with=".lr_schedule!=constant")
+    warmup: Finite = key(0.0, "warm-up, in steps (1 or more) or as a fraction of the run (below 1)", ge=0)
+    min_lr_ratio: float = key(
+        0.0, "last learning rate, as a share of lr", ge=0, le=1, only_with=".lr_schedule!=constant"
+    )
 
 
 class DistillConfig(Section, frozen=True):
-    """Learn a dense teacher's answers, too: (1 - weight) task + weight T^2 KL(teacher || model) + hidden_weight MSE"""
+    """Learn a dense teacher's answers: (1 - weight) task + weight T^2 KL(teacher || model) + hidden_weight MSE"""
 
     teacher: str | None = key(
-        None, "hub name or local folder, trained on the task and with the model's tokenizer; null: no distillation"
+        None,
+        "hub name or folder of a dense model that was trained on the task, with the same tokenizer; null: no teacher",
     )
-    revision: str | None = key(None, "of the hub: branch, tag or commit", only_with=".teacher")
+    revision: str | None = key(None, "branch, tag or commit of the teacher on the hub", only_with=".teacher")
     cache: str | None = key(
-        None, "folder with answers that `pat distill cache` has drawn: no teacher runs beside the model; null: none"
+        None, "folder that `pat distill cache` wrote: its drawn answers replace a running teacher; null: none"
     )
-    weight: float | None = key(None, "in [0, 1]; needed with a teacher", ge=0, le=1, only_with=".teacher or .cache")
+    weight: float | None = key(
+        None, "share of the teacher's answers in the loss", ge=0, le=1, only_with=".teacher or .cache"
+    )
     temperature: Finite = key(
-        1.0, "T: above 1 the teacher's unlikely answers count more", gt=0, only_with=".teacher or .cache"
+        1.0, "temperature T; above 1, unlikely answers count more", gt=0, only_with=".teacher or .cache"
     )
     hidden_weight: Finite = key(
         0.0,
-        "of the mean squared difference of the layers' outputs; needs equal hidden sizes; 0: off",
+        "weight of the mean squared difference between the layers' outputs; needs equal hidden sizes; 0: off",
         ge=0,
         only_with=".teacher",
     )
     layer_map: list[int] | None = key(
         None,
-        "the teacher's layer for each of the model's, counted from 0; null: equally spaced, last to last",
+        "for each layer of the model, the teacher's layer to match, counted from 0; null: equally spaced",
         only_with=".teacher, .hidden_weight",
     )
     start: int | float = key(
         0,
-        "both weights rise from 0 at this step (whole numbers) or fraction of the run (with a point) ...",
+        "step (a whole number) or fraction of the run (with a point) from which both weights rise from 0 ...",
         only_with=".teacher or .cache",
     )
     end: int | float | None = key(
-        None, "... to their values at this one; null: constant from `start` on", only_with=".teacher or .cache"
+        None, "... to their full values here; null: full from `start` on", only_with=".teacher or .cache"
     )
 
     @property
@@ -307,44 +344,48 @@ class DistillConfig(Section, frozen=True):
 
 
 class PeftConfig(Section, frozen=True):
-    """Structures of a frozen model, with LoRA adapters that train: pip install 'pat-deepspeed[peft]'"""
+    """LoRA adapters on a frozen model, whose structures are pruned: pip install 'pat-deepspeed[peft]'"""
 
-    r: int | None = key(None, "rank of the adapters; null: none, the model itself trains. peft=lora: 16", ge=1)
-    alpha: Finite = key(16.0, "the adapters count alpha / r", gt=0, only_with=".r")
-    dropout: float = key(0.0, "on their input", ge=0, lt=1, only_with=".r")
+    r: int | None = key(
+        None, "rank of the adapters; peft=lora sets 16; null: no adapters, the model itself trains", ge=1
+    )
+    alpha: Finite = key(16.0, "scale of the adapters, which count alpha / r", gt=0, only_with=".r")
+    dropout: float = key(0.0, "dropout on the adapters' input", ge=0, lt=1, only_with=".r")
     target_modules: list[str] | None = key(
         None,
-        "ends of the names of linear maps, e.g. [q_proj, v_proj]; null: all but the output's and the head's",
+        "names of linear maps that get adapters, e.g. [q_proj, v_proj]; null: all but the output and the head",
         only_with=".r",
     )
     modules_to_save: list[str] | None = key(
-        None, "the same, of modules that train whole; null: the head of a classifier, else none", only_with=".r"
+        None, "names of modules that train in full; null: a classifier's head, else none", only_with=".r"
     )
 
 
 class LoggerConfig(Section, frozen=True):
-    """Where metrics go besides metrics.jsonl and summary.json."""
+    """Where metrics go, besides metrics.jsonl and summary.json."""
 
     name: Literal["wandb", "none"] = key("wandb", "wandb | none; metrics.jsonl and summary.json are always written")
-    project: str = key("pat", "of wandb")
-    entity: str | None = key(None, "of wandb: a user or a team; null: yours")
-    group: str | None = key(None, "of wandb: runs that belong together")
-    tags: list[str] = key([], "of wandb")
+    project: str = key("pat", "project in Weights & Biases")
+    entity: str | None = key(None, "user or team in Weights & Biases; null: yours")
+    group: str | None = key(None, "group of runs in Weights & Biases")
+    tags: list[str] = key([], "tags in Weights & Biases")
     mode: Literal["online", "offline", "disabled"] | None = key(
-        None, "online | offline | disabled; null: online with an API key, else offline; never asks"
+        None, "online | offline | disabled; null: online with an API key, else offline"
     )
     progress: Literal["auto", "bar", "lines", "none"] = key(
-        "auto", "bar | lines | none; auto: a bar on a terminal, else a line every log_every steps"
+        "auto", "bar | lines | none; auto: a bar on a terminal, elsewhere a line every log_every steps"
     )
 
 
 class MaskedGradConfig(Section, frozen=True):
-    """What a masked weight's gradient does while the mask may still change."""
+    """What happens to the gradient of a masked weight in the soft phase."""
 
-    name: Literal["zero", "straight_through"] = key("zero", "zero | straight_through")
+    name: Literal["zero", "straight_through"] = key(
+        "zero", "zero: it is dropped | straight_through: it reaches the dense weight"
+    )
     sr_ste: float = key(
         0.0,
-        "weight decay of masked weights, arXiv:2102.04010",
+        "weight decay of masked weights (SR-STE, arXiv:2102.04010)",
         ge=0,
         only_with=".name=straight_through",
     )
@@ -356,30 +397,36 @@ class PrunerConfig(Section, frozen=True):
     Of weights (`params`, `granularity`, `criterion`), or of structures (`structures`, `gate`).
     """
 
-    params: list[str] = key([], "name patterns (shell style) of matrices; all-linear: linear maps inside the layers")
-    exclude: list[str] = key([], "name patterns; each must match, or be optional:PATTERN")
-    granularity: Annotated[Any, Method("granularity")] = key(None, "what is pruned as one: pat/pruning/granularity")
-    criterion: Annotated[Any, Method("criterion")] = key(None, "the evidence: pat/pruning/criteria")
+    params: list[str] = key(
+        [], "name patterns (shell style) of the matrices to prune; all-linear: every linear map inside the layers"
+    )
+    exclude: list[str] = key([], "name patterns of matrices to leave out; each must match one, or be optional:PATTERN")
+    granularity: Annotated[Any, Method("granularity")] = key(None, "what is pruned as one unit")
+    criterion: Annotated[Any, Method("criterion")] = key(None, "how weights are chosen")
     scope: Literal["global", "matrix", "row"] = key(
         "global",
-        "global: one ranking over all | matrix: each to the target | row: each output to the target",
+        "what is ranked together, and meets the target: global (all matrices) | matrix | row (each output)",
         only_with=".granularity.name!=n_of_m",
         inherited=True,
     )
-    allow_empty_matrices: bool = key(False, "true: a ranking may remove all weights of a matrix")
+    allow_empty_matrices: bool = key(False, "allow a ranking to remove all weights of a matrix")
     structures: list[str] = key(
-        [], "names: ffn, kv_groups, heads, layers, ...: pat/pruning/structures", names_in="pat.pruning.structures.kinds"
+        [], "structures to prune: ffn, kv_groups, heads, layers, ...", names_in="pat.pruning.structures.kinds"
     )
-    gate: Annotated[Any, Method("gate")] = key(None, "of structures: pat/pruning/gates")
-    budget: Annotated[Any, Method("budget")] = key(MISSING, "how much goes: pat/pruning/budgets")
-    schedule: Annotated[Any, Method("schedule")] = key(MISSING, "when: pat/pruning/schedules")
-    masked_grad: MaskedGradConfig = key(MaskedGradConfig(), "of masked weights, as long as the mask may change")
+    gate: Annotated[Any, Method("gate")] = key(None, "how structures are chosen")
+    budget: Annotated[Any, Method("budget")] = key(MISSING, "how much is removed")
+    schedule: Annotated[Any, Method("schedule")] = key(MISSING, "when it is removed")
+    masked_grad: MaskedGradConfig = key(
+        MaskedGradConfig(), "what happens to the gradient of a masked weight in the soft phase"
+    )
 
 
 class Config(Section, frozen=True):
     """Everything."""
 
-    seed: int = key(0, "of the order of samples, new layers, dropout and the `random` criterion", ge=0, le=2**63 - 1)
+    seed: int = key(
+        0, "seed of the order of samples, new layers, dropout and the `random` criterion", ge=0, le=2**63 - 1
+    )
     run: RunConfig = Field(default_factory=RunConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
@@ -390,4 +437,4 @@ class Config(Section, frozen=True):
     distill: DistillConfig = Field(default_factory=DistillConfig)
     peft: PeftConfig = Field(default_factory=PeftConfig)
     logger: LoggerConfig = Field(default_factory=LoggerConfig)
-    pruners: dict[str, PrunerConfig] = key({}, "a mapping of named pruners; {} trains dense")
+    pruners: dict[str, PrunerConfig] = key({}, "named pruners; {} trains the dense model")
