@@ -22,9 +22,12 @@ class Due:
         self.last_save = time.monotonic()
 
     def checkpoint(self) -> bool:
-        """By steps, or by this rank's clock."""
-        every, minutes = self.train.checkpoint_every, self.train.checkpoint_every_minutes
-        by_steps = bool(every) and self.progress.step % every == 0
+        """By steps, or by this rank's clock. A step that was skipped has changed nothing but may follow one that has gone
+        wrong, so its checkpoint waits for the next step, lest bad ones push the last good one out."""
+        every, minutes, progress = self.train.checkpoint_every, self.train.checkpoint_every_minutes, self.progress
+        if progress.step in progress.skipped_lately:
+            return False
+        by_steps = every is not None and progress.step // every > max(progress.saved_step, 0) // every
         return by_steps or (minutes is not None and time.monotonic() - self.last_save >= 60 * minutes)
 
     def saved(self) -> None:

@@ -19,12 +19,28 @@ def due(metric: str = "accuracy", higher_is_better: bool = True, **train: Any) -
     return Due(TrainConfig(num_steps=100, global_batch_size=1, **train), Progress(), metric, higher_is_better)
 
 
+def test_a_checkpoint_waits_for_a_step_that_was_not_skipped() -> None:
+    made = due(checkpoint_every=10, checkpoint_every_minutes=1e-9)
+    made.progress.step, made.progress.skipped_lately = 10, [10]
+    assert not made.checkpoint()
+    made.progress.step = 11
+    assert made.checkpoint()
+    made = due(checkpoint_every=10)
+    made.progress.step, made.progress.skipped_lately = 11, [10]
+    assert made.checkpoint()
+    made.saved()
+    made.progress.step = 12
+    assert not made.checkpoint(), "the next is due at step 20"
+
+
 def test_checkpoint_by_steps() -> None:
     made = due(checkpoint_every=10)
     found = []
     for step in range(1, 31):
         made.progress.step = step
         found.append(made.checkpoint())
+        if found[-1]:
+            made.saved()
     assert [step for step, is_due in enumerate(found, 1) if is_due] == [10, 20, 30]
 
 
