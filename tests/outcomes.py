@@ -3,10 +3,15 @@
 Tests marked `real_processes` wait for daemons and signals, so a machine that stands still for a minute can fail them.
 They are run once more. A pass then counts as a pass, but the first failure is shown and counted as `run once more`, so
 a change that makes a test fail now and then shows in that number.
+
+What was skipped in NEEDS_ROOT (a real Slurm, sshd, a full disk) is counted at the end with its reason. Where CI=true,
+as on GitHub and in .ci/run, such a skip fails the run: there it would mean that nobody ever runs these.
 """
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Generator
 from typing import Any
 
@@ -16,6 +21,7 @@ from _pytest.runner import runtestprotocol
 MARK = "real_processes"
 ONCE_MORE = "run once more"  # the outcome of a first failure, and its word in pytest's last line
 LAST_LINES = 8  # of what a test failed with
+NEEDS_ROOT = ("tests/cluster/", "tests/distributed/")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -47,6 +53,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
     """After all that pytest shows: the names of what failed and its last lines, in case only the end is kept."""
     yield
     stats = terminalreporter.stats
+    for reason, count in _skipped(terminalreporter).items():
+        terminalreporter.line(f"skipped {count} that need root: {reason}")
     passed = {report.nodeid for report in stats.get("passed", [])}
     for report in stats.get(ONCE_MORE, []):
         then = "passed" if report.nodeid in passed else "did not pass then, either"
@@ -54,6 +62,24 @@ def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
     for kind in ("failed", "error"):
         for report in stats.get(kind, []):
             _show(terminalreporter, kind, report)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """On CI a skip of what needs root is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and reporter is not None and _skipped(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _skipped(terminalreporter: Any) -> Counter[str]:
+    """How often tests that need root were skipped, by the reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    return Counter(_reason(report) for report in skipped if report.nodeid.startswith(NEEDS_ROOT))
+
+
+def _reason(report: Any) -> str:
+    return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
 
 
 def _show(terminalreporter: Any, kind: str, report: Any) -> None:

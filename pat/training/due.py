@@ -22,8 +22,10 @@ class Due:
         self.last_save = time.monotonic()
 
     def checkpoint(self) -> bool:
-        """By steps, or by this rank's clock. A step that was skipped has changed nothing but may follow one that has gone
-        wrong, so its checkpoint waits for the next step, lest bad ones push the last good one out."""
+        """By steps, or by this rank's clock.
+
+        A skipped step has changed nothing, but may follow one that has gone wrong: its checkpoint waits for the next
+        step, so that bad ones do not push the last good one out."""
         every, minutes, progress = self.train.checkpoint_every, self.train.checkpoint_every_minutes, self.progress
         if progress.step in progress.skipped_lately:
             return False

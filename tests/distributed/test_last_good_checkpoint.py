@@ -58,8 +58,9 @@ def test_full_disk(small_disk: Path, undisturbed: dict[str, Any]) -> None:
 
 
 def test_an_exploding_run_keeps_its_last_good_checkpoint(stopped: Path, tmp_path: Path) -> None:
-    """Noticed before the next checkpoint, though the next line is far: no second bad one pushes the good one out. By its
-    loss, or, where that stays in bounds, by the steps that are skipped, none of which is saved."""
+    """Noticed before the next checkpoint, though the next line is far: no second bad one pushes the good one out.
+
+    By its loss, or, where that stays in bounds, by the steps that are skipped, none of which is saved."""
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
     write_exit(run_dir, ExitCode.DIVERGED)  # or another learning rate would be refused

@@ -68,3 +68,25 @@ def test_once_more_and_named_at_the_end(repository: Path, tmp_path: Path, more: 
     )
     assert once < broken and max(once, broken) < min(again, ordinary)
     assert "AssertionError: not yet there" in end[once:broken] and "an ordinary failure" in end[ordinary:]
+
+
+@pytest.mark.parametrize(("ci", "code"), [("true", 1), ("false", 0)])
+def test_a_skip_of_what_needs_root_is_counted_and_fails_on_ci(
+    repository: Path, tmp_path: Path, ci: str, code: int
+) -> None:
+    (tmp_path / "tests" / "cluster").mkdir(parents=True)
+    content = "import pytest\ndef test_slurm():\n    pytest.skip('no root')\ndef test_other():\n    pass\n"
+    (tmp_path / "tests" / "cluster" / "test_made.py").write_text(content)
+    (tmp_path / "tests" / "test_else.py").write_text("import pytest\ndef test_it():\n    pytest.skip('no gpu')\n")
+    command = [sys.executable, "-m", "pytest", "-c", repository / "pyproject.toml", "--rootdir", tmp_path, "tests"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"CI": ci, "PYTHONPATH": str(repository)}
+    done = subprocess.run(
+        [*command, "-p", "tests.outcomes", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout.count("skipped 1 that need root: Skipped: no root") == 1
