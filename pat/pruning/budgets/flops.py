@@ -19,7 +19,7 @@ class Flops(StructureBudget):
     """
 
     name: str = "flops"
-    seq_len: int = field(kw_only=True)  # tokens of a sequence
+    seq_len: int = field(kw_only=True)  # length of the sequences whose FLOPs count, in tokens
 
     unit: ClassVar[str] = "FLOPs"
 

@@ -18,9 +18,9 @@ class Memory(StructureBudget):
     """
 
     name: str = "memory"
-    context: int = field(kw_only=True)  # tokens of a sequence in the cache
-    batch: int = field(default=1, kw_only=True)  # sequences in the cache
-    value_bytes: int = field(default=2, kw_only=True)  # of a weight and of a cached value: 2 in bf16
+    context: int = field(kw_only=True)  # length of the sequences in the KV cache, in tokens
+    batch: int = field(default=1, kw_only=True)  # sequences in the KV cache
+    value_bytes: int = field(default=2, kw_only=True)  # bytes of a weight and of a cached value: 2 in bf16
 
     unit: ClassVar[str] = "bytes"
 

@@ -27,10 +27,10 @@ class Shape:
     """
 
     name: str = "shape"
-    keep: dict[str, int | float] = field(kw_only=True)  # per structure of the pruner: units, or a share below 1.0
-    multiple_of: int | None = field(default=None, kw_only=True)  # of neurons; null: 64 where the width is, else 1
-    tensor_parallel: int = field(default=1, kw_only=True)  # ranks that serving splits heads and neurons over
-    hf_compatible: bool = field(default=True, kw_only=True)  # stock from_pretrained must load the result
+    keep: dict[str, int | float] = field(kw_only=True)  # by structure: units that stay in each layer, or a share
+    multiple_of: int | None = field(default=None, kw_only=True)  # of neurons; null: 64 if it divides the width, else 1
+    tensor_parallel: int = field(default=1, kw_only=True)  # ranks over which serving splits heads and neurons
+    hf_compatible: bool = field(default=True, kw_only=True)  # the export must load with stock from_pretrained
 
     of_weights: ClassVar[bool] = False
     ties_sites: ClassVar[bool] = False  # each site has a constraint of its own

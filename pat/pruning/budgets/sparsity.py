@@ -14,7 +14,7 @@ class Sparsity:
     """
 
     name: str = "sparsity"
-    sparsity: float = field(kw_only=True)  # at the end of the schedule
+    sparsity: float = field(kw_only=True)  # share to remove by the end of the schedule
 
     of_weights: ClassVar[bool] = True
 

@@ -12,9 +12,9 @@ RECONSTRUCT_LR = 1e-4
 class CalibrationSettings:
     """How much is measured, and whether layers are fitted after their cut."""
 
-    num_samples: int = field(default=128, kw_only=True)  # to calibrate on: the first ones that training sees
-    reconstruct: int = field(default=0, kw_only=True)  # passes over them that fit each layer to its dense outputs
-    reconstruct_lr: float = field(default=RECONSTRUCT_LR, kw_only=True)  # of these passes, falling linearly to 0
+    num_samples: int = field(default=128, kw_only=True)  # calibration samples: the first that training sees
+    reconstruct: int = field(default=0, kw_only=True)  # passes over the samples that refit each cut layer; 0: none
+    reconstruct_lr: float = field(default=RECONSTRUCT_LR, kw_only=True)  # learning rate of these passes, falling to 0
 
     def check(
         self,

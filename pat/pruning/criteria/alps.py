@@ -36,9 +36,9 @@ class Alps(Calibrated):
     """
 
     name: str = "alps"
-    damping: float = 0.01  # of the Gram matrix, as a part of its mean diagonal: more for few samples
+    damping: float = 0.01  # added to the Gram matrix's diagonal, as a share of its mean; raise it for few samples
     iterations: int = 60  # of ADMM, at most
-    refinements: int = 10  # of conjugate gradients
+    refinements: int = 10  # steps of conjugate gradients that fit what stays
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (Gram,)
 

@@ -25,7 +25,7 @@ class Movement(Criterion):
     """
 
     name: str = "movement"
-    prior: float | None = None  # c, a constant; null: from the sizes of S and W^2
+    prior: float | None = None  # c, the weight of the magnitude; null: from the sizes of S and W^2
     prior_steps: float = PRIOR_STEPS  # steps of evidence that count as much as the magnitude, where prior is null
 
     needs_score: ClassVar[bool] = True

@@ -23,8 +23,8 @@ class SoftMovement(Criterion):
     """
 
     name: str = "soft_movement"
-    tau: float = 0.1  # on sigma(S), 0 < tau < 1/2
-    rate: float = 1000.0  # of the evidence
+    tau: float = 0.1  # threshold on sigma(S), between 0 and 1/2
+    rate: float = 1000.0  # factor of the evidence
     final_lambda: float = 0.02  # penalty at the end of the schedule, per step
     ramp: float = 3.0  # exponent of the penalty's growth
 

@@ -18,7 +18,7 @@ class Taylor(Criterion):
     """
 
     name: str = "taylor"
-    decay: float = 0.99  # per step; 0: this step's evidence alone
+    decay: float = 0.99  # of the running mean, per step; 0: only the current step counts
 
     needs_score: ClassVar[bool] = True
 

@@ -49,7 +49,7 @@ class GateMethod:
 class Ranked(GateMethod, ABC):
     """A score per unit, higher = keep, from the evidence of a step."""
 
-    fade: int = field(default=10, kw_only=True)  # steps in which a unit that is not chosen goes from 1 to 0, or back
+    fade: int = field(default=10, kw_only=True)  # steps over which a gate moves from 1 to 0, or back
 
     def __post_init__(self) -> None:
         """Refuse a fade that is none."""
@@ -73,9 +73,9 @@ class Learned(GateMethod, ABC):
     to 0 or 1, in the same order.
     """
 
-    lr: float = field(default=0.03, kw_only=True)  # what a / T moves in a step where dL/dz has its root mean square
+    lr: float = field(default=0.03, kw_only=True)  # how far a / T moves at a gradient of its root mean square
     initial: float = field(default=3.0, kw_only=True)  # mean of a at the start of the soft phase: nearly open
-    spread: float = field(default=1.0, kw_only=True)  # of the part of a that follows the importance seen; 0: none
+    spread: float = field(default=1.0, kw_only=True)  # of the part of a that follows observed importance; 0: none
     temperature: float = field(default=0.02, kw_only=True)  # T at the end of the soft phase
 
     needs: ClassVar[Evidence] = "gradient_and_size"

@@ -18,7 +18,7 @@ class Activation(Ranked):
     """
 
     name: str = "activation"
-    decay: float = 0.9  # per step; 0: this step's evidence alone
+    decay: float = 0.9  # of the running mean, per step; 0: only the current step counts
 
     needs: ClassVar[Evidence] = "activations"
     comparable: ClassVar[bool] = False  # a head has other weights and outputs than a neuron

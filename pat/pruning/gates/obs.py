@@ -31,8 +31,8 @@ class Obs(CalibratedGate):
     """
 
     name: str = "obs"
-    damping: float = 0.01  # of the inputs' Gram matrix, as a part of its mean diagonal: more for few samples
-    repair: float = 1.0  # share of what the pruned layers below lack that is made up for; 0: none, one forward less
+    damping: float = 0.01  # added to the Gram matrix's diagonal, as a share of its mean; raise it for few samples
+    repair: float = 1.0  # share of the pruned layers' error below that is repaired; 0: none, and one forward less
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (Gram, Mean)
 

@@ -32,8 +32,8 @@ class Block:
     """
 
     name: str = "block"
-    rows: int  # of a block, along the outputs
-    cols: int  # of a block, along the inputs
+    rows: int  # outputs that a block spans
+    cols: int  # inputs that a block spans
 
     oriented: ClassVar[bool] = True  # whether a transposed weight would be cut along the wrong dimension
 

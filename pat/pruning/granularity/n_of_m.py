@@ -28,8 +28,8 @@ class NOfM:
     """
 
     name: str = "n_of_m"
-    n: int  # weights that stay ...
-    m: int  # ... of so many neighbours along the inputs
+    n: int  # how many weights of each group stay
+    m: int  # size of a group: neighbours along the inputs
 
     oriented: ClassVar[bool] = True  # whether a transposed weight would be cut along the wrong dimension
 

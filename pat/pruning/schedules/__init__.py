@@ -20,9 +20,9 @@ class Schedule(ABC):
     name: str
     start: int | float = field(kw_only=True)  # first step of the soft phase
     end: int | float | None = field(kw_only=True)  # first step at the full target
-    hard_from: int | float | None = field(default=None, kw_only=True)  # step that makes the mask permanent; null: `end`
+    hard_from: int | float | None = field(default=None, kw_only=True)  # first step of the final choice; null: `end`
     select_every: int = field(default=1, kw_only=True)  # steps between selections
-    initial: float = field(default=0.0, kw_only=True)  # sparsity at `start`, in what the budget counts
+    initial: float = field(default=0.0, kw_only=True)  # sparsity at `start`
 
     needs_end: ClassVar[bool] = True  # whether the ramp takes time
 

@@ -65,7 +65,7 @@ class Stepwise(Schedule):
     """s = s_i + (s_f - s_i) floor(u L) / L: L equal jumps, the last at `end`. Source: Han et al., arXiv:1506.02626."""
 
     name: str = "stepwise"
-    num_levels: int = field(kw_only=True)  # L
+    num_levels: int = field(kw_only=True)  # number of equal steps L
 
     def __post_init__(self) -> None:
         """Refuse a ramp without a jump."""
