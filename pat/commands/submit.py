@@ -15,9 +15,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser(
         prog="pat submit",
         usage="pat submit --cluster NAME recipe=NAME [key=value ...] [cluster.key=value ...] [options]",
-        description="Freeze a run's config in its directory, write job.sbatch beside it and submit that. After its\n"
-        "time limit or a preemption the job comes back by itself and goes on from its newest checkpoint. What can be\n"
-        "said of a cluster is described in conf/cluster/slurm.yaml.",
+        description="Check all that a start checks (data, model, patterns, DeepSpeed's keys), freeze the run's config\n"
+        "in its directory, write job.sbatch beside it and submit that. After its time limit or a preemption the job\n"
+        "comes back by itself and goes on from its newest checkpoint. What can be said of a cluster is described in\n"
+        "conf/cluster/slurm.yaml.",
         epilog="examples:\n"
         "  pat submit --cluster slurm recipe=llama3_8b cluster.nodes=2 cluster.gpus_per_node=8 \\\n"
         "      cluster.partition=gpu cluster.time_limit_min=480 \\\n"
@@ -29,7 +30,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as of `pat train`, and cluster.key=value")
     parser.add_argument("--cluster", required=True, metavar="NAME", help="conf/cluster/NAME.yaml, or a path")
     parser.add_argument("--recipe", metavar="NAME", help="the same as recipe=NAME")
-    parser.add_argument("--dry-run", action="store_true", help="print the job script, and write and submit nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check, print the job script, and submit nothing")
+    parser.add_argument(
+        "--unchecked", action="store_true", help="do not read model and data first: they are on the nodes only"
+    )
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="more groups, recipes and clusters")
     parser.add_argument("--multirun", "-m", action="store_true", help="one job per combination: seed=0,1")
     options = parser.parse_intermixed_args(arguments)
@@ -50,13 +54,15 @@ def main(arguments: Sequence[str]) -> int:
     overrides += ["--multirun"] if options.multirun else []
 
     def use(config: Any) -> int:
+        from pat.training import preflight  # heavy
+
         config = slurm.fit_ranks(config, cluster)
+        if not options.unchecked:
+            preflight.prepare(config, Path(config.run.dir), here=False)
         if options.dry_run:
             print(slurm.script(config, cluster), end="")
             return ExitCode.DONE
         if cluster.offline:
-            from pat.training import preflight  # heavy
-
             preflight.fetch(config)
         job = slurm.submit(config, cluster)
         run = Path(config.run.dir)

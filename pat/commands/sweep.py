@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--y", metavar="METRIC", help="of the picture (default: the metric that the task shows)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: sweeps/NAME, named by the command")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check and list the runs, and stop")
     options = parser.parse_intermixed_args(arguments)
     if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: give 1 or more")
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("a sweep starts its runs' ranks itself: call it from a plain shell, not under a launcher")
     from pat.config import cluster as clusters
     from pat.sweeps import results
-    from pat.sweeps.members import members_of, sweep_name
+    from pat.sweeps.members import members_of, problems, sweep_name
     from pat.sweeps.sweep import Sweep
 
     of_cluster, overrides = clusters.split(options.overrides)
@@ -65,8 +65,11 @@ def main(arguments: Sequence[str]) -> int:
     members = members_of(overrides, out, options.config_dir)
     x, y = results.X_AXES[options.x], results.y_axis(members, options.y)
     if options.dry_run:
-        print("\n".join([f"{len(members)} runs, in {out}:", *(f"  {member.name}" for member in members)]))
-        return ExitCode.DONE
+        wrong = problems(members)
+        print(f"{len(members)} runs, in {out}:")
+        for member in members:
+            print(f"  {member.name}" + (f": {wrong[member.name]}" if member.name in wrong else ""))
+        return ExitCode.BAD_INPUT if wrong else ExitCode.DONE
     jobs = options.jobs or (len(members) if cluster else 1)
     given, say = ["pat", "sweep", *arguments], lambda text: print(text, flush=True)
     return Sweep(out, given, members, x, y, jobs, say, cluster).run(options.go_on)

@@ -215,7 +215,7 @@ def _train_help(parser: argparse.ArgumentParser) -> str:
     options = {
         path.name: ", ".join(sorted(item.stem for item in path.glob("*.yaml")))
         for path in sorted(conf.iterdir())
-        if path.is_dir() and path.name not in ("recipe", "cluster")
+        if path.is_dir() and path.name not in ("recipe", "cluster", "architectures")
     }
     options["task"] = ", ".join(scan.declared("pat.tasks"))  # which need no file in conf/
     parser.description = TRAIN_HELP.format(

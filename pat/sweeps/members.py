@@ -46,6 +46,19 @@ def check_one(members: Sequence[Member]) -> None:
         raise refused[0]
 
 
+def problems(members: Sequence[Member]) -> dict[str, str]:
+    """What the start of each member would refuse, by its name; {} where all would start."""
+    from pat.training.preflight import prepare  # heavy
+
+    said: dict[str, str] = {}
+    for member in members:
+        try:
+            prepare(member.config, member.dir)
+        except ValueError as error:
+            said[member.name] = str(error)
+    return said
+
+
 def sweep_name(overrides: Sequence[str]) -> str:
     """The recipe and the overrides: the same command finds its sweep again."""
     recipe = next((o.partition("=")[2] for o in overrides if o.startswith("recipe=")), None)

@@ -50,9 +50,13 @@ def data_in_words(config: Config, prepared: PreparedData) -> str:
     )
 
 
-def prepare(config: Config, run_dir: Path) -> Checked:
-    """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError."""
-    engine.check_accelerator(config)
+def prepare(config: Config, run_dir: Path, here: bool = True) -> Checked:
+    """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError.
+
+    here=False: the ranks will run on other machines, with devices of their own.
+    """
+    if here:
+        engine.check_accelerator(config)
     engine.deepspeed_config(config)
     prepared = fitting_data(config)
     note, strange = _strange(config, prepared)

@@ -176,6 +176,17 @@ def test_submit_without_slurm_and_with_other_ranks(tmp_path, monkeypatch, capsys
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_start_would_refuse_is_refused_before_a_job_is_queued(fake_slurm, tmp_path, capsys):
+    asked = ["--cluster", "slurm", *RANKS, f"run.dir={tmp_path / 'run'}"]
+    missing = ["data=json", "data.train=none.jsonl", "data.eval=null"]
+    for more, said in ((["pruners.weights.params=[nothing]"], "nothing"), (missing, "none.jsonl")):
+        for dry in ([], ["--dry-run"]):
+            assert submit(*asked, *more, *dry) == 2
+            assert said in capsys.readouterr().err
+    assert submit(*asked, *missing, "--dry-run", "--unchecked") == 0, "the data may be on the nodes only"
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_lead_follows_from_measured_saves(tmp_path):
     settings = ClusterConfig(ranks_per_node=1, time_limit_min=10)
     assert slurm.needed_lead_s(tmp_path) is None and slurm.lead_s(settings, tmp_path) == 300

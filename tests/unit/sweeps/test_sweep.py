@@ -326,3 +326,10 @@ def test_a_dry_run_lists_the_members(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert command.main(["recipe=parity", "seed=range(0,3)", "--out", str(tmp_path / "s"), "--dry-run"]) == 0
     assert capsys.readouterr().out.split("\n")[1:4] == ["  seed=0", "  seed=1", "  seed=2"]
     assert not (tmp_path / "s").exists()
+
+
+def test_a_dry_run_checks_every_member(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swept = "pruners.weights.params=[q_proj],[*_proj.weight]"
+    assert command.main(["recipe=parity", swept, "--out", str(tmp_path / "s"), "--dry-run"]) == 2
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert "match" in first and second.endswith("_proj.weight_") and not (tmp_path / "s").exists()
