@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+WIDTH = 120  # of tables, at least
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +16,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
+
+
+def add_mix_options(parser: argparse.ArgumentParser) -> None:
+    """--mix, --allow-code, --batch-size."""
+    parser.add_argument("--mix", metavar="FILE|NAME", help="ask the prompts of a mix (pat prompts --help)")
+    parser.add_argument("--allow-code", action="store_true", help="run a mix's checks that are Python functions")
+    parser.add_argument("--batch-size", type=int, default=8, help="prompts generated for at a time (default: 8)")
+
+
+def add_statistics_options(parser: argparse.ArgumentParser) -> None:
+    """--confidence, --seed."""
+    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and tests (default: 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is resampled (default: 0)")
+
+
+def check_statistics_options(options: argparse.Namespace) -> None:
+    """ValueError for numbers out of bounds, or code that nothing would run."""
+    if not 0.5 <= options.confidence < 1.0:
+        raise ValueError(f"--confidence {options.confidence}: give a number from 0.5 to below 1, as 0.95")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size {options.batch_size}: give 1 or more")
+
+
+def show(blocks: Iterable[Any]) -> None:
+    """Print texts and tables; where there is no terminal, on wide lines."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # a log has no columns that it must fit
+        console.width = max(console.width, WIDTH)
+    for block in blocks:
+        console.print(block)
 
 
 def folders_and_keys(given: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -13,8 +13,6 @@ from pat.commands._help import command_parser, exit_codes
 from pat.common import files
 from pat.run.directory import ExitCode
 
-WIDTH = 120  # of the table, at least
-
 EXAMPLES = """\
 examples:
   pat compare exports/dense exports/pruned                      on the data that their runs were evaluated on
@@ -40,12 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument("given", nargs="*", metavar="FOLDER | key=value", help="two models; keys of pat train")
-    parser.add_argument("--mix", metavar="FILE|NAME", help="ask the prompts of a mix (pat prompts --help)")
-    parser.add_argument("--allow-code", action="store_true", help="run a mix's checks that are Python functions")
-    parser.add_argument("--batch-size", type=int, default=8, help="prompts generated for at a time (default: 8)")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and tests (default: 0.95)")
+    _models.add_mix_options(parser)
+    _models.add_statistics_options(parser)
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="regressive prompts to show (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is resampled (default: 0)")
     _models.add_options(parser)
     of_logs = parser.add_argument_group("of logs")
     of_logs.add_argument("--from-logs", nargs=2, type=Path, metavar=("A", "B"), help="JSONL with an outcome a row")
@@ -73,24 +68,16 @@ def main(arguments: Sequence[str]) -> int:
         return compose(overrides, lambda config: _on_samples(config, paths, options))
     if options.config_dir:
         raise ValueError(f"--config-dir {options.config_dir} would be ignored: give recipe=NAME with it")
-    from pat.export.origins import configs, differing_data
+    from pat.export.origins import one_config
 
-    own = configs(paths, overrides)
-    difference = differing_data(own)
-    if difference:
-        raise ValueError(
-            f"the two were evaluated on different samples, so they cannot be paired: {difference}; give these keys, "
-            "recipe=NAME or --mix"
-        )
-    return _on_samples(own[0], paths, options)
+    return _on_samples(one_config(paths, overrides), paths, options)
 
 
 def _check(options: argparse.Namespace) -> None:
     """ValueError for options that are out of bounds, or that would be ignored."""
-    if not 0.5 <= options.confidence < 1.0:
-        raise ValueError(f"--confidence {options.confidence}: give a number from 0.5 to below 1, as 0.95")
-    if options.worst < 0 or options.batch_size < 1:
-        raise ValueError(f"--worst {options.worst} --batch-size {options.batch_size}: give 0 or more, and 1 or more")
+    _models.check_statistics_options(options)
+    if options.worst < 0:
+        raise ValueError(f"--worst {options.worst}: give 0 or more")
     only_logs = ("outcome", "key", "slices", "effect", "prompt", "output")
     given = [f"--{name}" for name in only_logs if getattr(options, name)]
     if options.from_logs is None and given:
@@ -133,7 +120,7 @@ def _both(paths: list[Path], task: Any, options: argparse.Namespace) -> Iterator
     from transformers.utils import logging
 
     from pat.common.parameters import DTYPES
-    from pat.compare.models import opened
+    from pat.evaluation.models import opened
 
     logging.disable_progress_bar()
     device, dtype = _models.device(options.device), DTYPES[options.dtype]
@@ -146,7 +133,7 @@ def _say(asked: Any, paths: list[Path], options: argparse.Namespace) -> int:
     from pat.compare import report, result
 
     found = result.compare(asked, str(paths[0]), str(paths[1]), options.confidence, options.seed)
-    _print(report.blocks(found, options.worst))
+    _models.show(report.blocks(found, options.worst))
     if options.json:
         files.write_json(options.json, found.plain())
     return ExitCode.DONE
@@ -159,17 +146,7 @@ def _logs(options: argparse.Namespace) -> int:
     columns = on_logs.Columns(options.outcome, options.key, slices, options.prompt, options.output)
     a, b = options.from_logs
     found = on_logs.compare(a, b, columns, options.effect, options.confidence)
-    _print(report.log_blocks(found, options.worst))
+    _models.show(report.log_blocks(found, options.worst))
     if options.json:
         files.write_json(options.json, found.plain())
     return ExitCode.DONE
-
-
-def _print(blocks: Iterator[Any]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # a log has no columns that it must fit
-        console.width = max(console.width, WIDTH)
-    for block in blocks:
-        console.print(block)

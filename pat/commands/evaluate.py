@@ -16,32 +16,59 @@ from pat.common.files import write_json
 from pat.run.directory import ExitCode
 
 MEGA = 1e6
-WIDTH = 120  # of the table, at least
 NAME = 32  # columns that a model's name may fill before it is folded
+
+
+EXAMPLES = """\
+examples:
+  pat evaluate runs/dense runs/pruned
+  pat evaluate exports/dense exports/pruned data.eval=other.jsonl
+  pat evaluate assets/smollm2 pruned recipe=sotu data.max_eval_samples=null --json figures.json
+  pat evaluate assets/smollm2 pruned --mix mix.jsonl
+  pat evaluate assets/smollm2 pruned --tasks mine --include-path tasks/ --allow-code --output results/
+
+docs/evaluate.md says what each figure is.
+
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
     """`pat evaluate`."""
     parser = command_parser(
         prog="pat evaluate",
-        usage="pat evaluate RUN|EXPORT|FOLDER [...] [recipe=NAME] [key=value ...] [options]",
-        description="Metrics, sparsity, size and speed of models on held-out data, side by side. Runs and exports\n"
-        "know their data and data.max_length; a Hugging Face folder that does not takes those of the first that\n"
-        "does. recipe=NAME, or keys such as data.eval=FILE, say otherwise. The first model is what the others are\n"
-        "compared with. Of a run, the best checkpoint counts.",
-        epilog="examples:\n  pat evaluate runs/dense runs/pruned\n"
-        "  pat evaluate exports/dense exports/pruned data.eval=other.jsonl\n"
-        "  pat evaluate assets/smollm2 pruned recipe=sotu data.max_eval_samples=null --json figures.json\n\n"
-        + exit_codes(),
+        usage="pat evaluate RUN|EXPORT|FOLDER [...] [recipe=NAME] [key=value ...] [options]\n"
+        "       pat evaluate FOLDER [...] --mix FILE|NAME [options]\n"
+        "       pat evaluate FOLDER [...] --tasks NAME[,NAME] [--include-path DIR] [options]",
+        description="Metrics, sparsity, size and speed of models on held-out data, side by side, and per slice with\n"
+        "intervals. Runs and exports know their data and data.max_length; a Hugging Face folder that does not takes\n"
+        "those of the first that does. recipe=NAME, or keys such as data.eval=FILE, say otherwise. The first model is\n"
+        "what the others are compared with. Of a run, the best checkpoint counts. --mix asks the prompts of a mix\n"
+        "instead, --tasks is lm-evaluation-harness.",
+        epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument("given", nargs="+", metavar="FOLDER | key=value", help="models, and other data than their own")
+    _models.add_mix_options(parser)
+    parser.add_argument("--worst", type=int, default=5, metavar="N", help="failed prompts to show (default: 5)")
+    _models.add_statistics_options(parser)
     _models.add_options(parser)
+    of_tasks = parser.add_argument_group("of lm-evaluation-harness")
+    of_tasks.add_argument("--tasks", default="", metavar="NAME,...", help="its tasks, of local data or of its cache")
+    of_tasks.add_argument("--include-path", type=Path, metavar="DIR", help="your tasks in YAML; needs --allow-code")
+    of_tasks.add_argument("--output", type=Path, metavar="DIR", help="keep its own files, DIR/MODEL/results_DATE.json")
+    of_tasks.add_argument("--limit", type=int, metavar="N", help="samples of each task")
+    of_tasks.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question")
     options = parser.parse_intermixed_args(arguments)
+    _check(options)
     paths, overrides = _models.folders_and_keys(options.given)
     if not paths:
         raise ValueError("no folder to evaluate: give one or more, such as runs, or what `pat export` writes")
-    if options.json:
-        files.check_writable(options.json, "--json")
+    if options.mix or options.tasks:
+        ignored = [*overrides, *(["--config-dir"] if options.config_dir else [])]
+        if ignored:
+            raise ValueError(
+                f"{ignored[0]} would be ignored: {'--mix' if options.mix else '--tasks'} says what is asked"
+            )
+        return _on_mix(paths, options) if options.mix else _on_tasks(paths, options)
     if any(item.startswith("recipe=") for item in overrides):
         from pat.config.compose import compose
 
@@ -54,25 +81,100 @@ def main(arguments: Sequence[str]) -> int:
     return _evaluate(configs(paths, overrides), paths, options)
 
 
+def _check(options: argparse.Namespace) -> None:
+    """ValueError for options that are out of bounds, or that would be ignored."""
+    _models.check_statistics_options(options)
+    if options.worst < 0 or (options.limit or 1) < 1 or (options.num_fewshot or 0) < 0:
+        raise ValueError("--worst and --num-fewshot must be 0 or more, --limit 1 or more")
+    if options.mix and options.tasks:
+        raise ValueError("--mix and --tasks: give one of both a time")
+    for name in ("include_path", "output", "limit", "num_fewshot"):
+        if getattr(options, name) is not None and not options.tasks:
+            raise ValueError(f"--{name.replace('_', '-')} would be ignored: it goes with --tasks")
+    if options.allow_code and not (options.mix or options.include_path):
+        raise ValueError("--allow-code would be ignored: only a mix or a folder of tasks has code")
+    if options.include_path is not None:
+        if not options.include_path.is_dir():
+            raise ValueError(
+                f"--include-path {options.include_path}: there is no such folder; give one with YAML tasks"
+            )
+        if not options.allow_code:
+            raise ValueError(
+                f"--include-path {options.include_path}: templates and functions of its tasks are code; add "
+                "--allow-code if you trust them"
+            )
+    if options.output is not None:
+        files.make(options.output, "--output")
+    if options.json:
+        files.check_writable(options.json, "--json")
+
+
+def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from transformers.utils import logging
+
+    from pat.common.parameters import DTYPES
+    from pat.evaluation import on_mix, report
+    from pat.evaluation.models import opened
+    from pat.prompts import reader
+
+    logging.disable_progress_bar()
+    mix = reader.read(reader.find(options.mix), options.allow_code)
+    device, console, found = _models.device(options.device), Console(stderr=True), []
+    for path in paths:
+        with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
+            found.append(on_mix.evaluate(mix, one, device, options.batch_size, options.confidence, options.seed))
+    _models.show(report.mix_blocks(found, options.confidence, options.worst))
+    if options.json:
+        models = [dataclasses.asdict(item) for item in found]
+        write_json(options.json, files.finite({"confidence": options.confidence, "models": models}))
+    return ExitCode.DONE
+
+
+def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from transformers.utils import logging
+
+    from pat.common.parameters import DTYPES
+    from pat.evaluation import harness
+    from pat.evaluation.models import opened
+
+    names = tuple(dict.fromkeys(filter(None, options.tasks.split(","))))
+    wanted = harness.Wanted(names, options.include_path, options.limit, options.num_fewshot, options.batch_size)
+    tasks = harness.manager(wanted)
+    logging.disable_progress_bar()
+    device, console, found = _models.device(options.device), Console(stderr=True), []
+    for path, name in zip(paths, harness.names(paths), strict=True):
+        output = None if options.output is None else options.output / name
+        with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
+            results = harness.evaluate(wanted, tasks, one, device, output)
+        _models.show([str(path), harness.table(results)])
+        found.append({"folder": str(path), "output": str(output or "") or None, "results": results["results"]})
+    if options.json:
+        write_json(options.json, files.finite({"tasks": names, "models": found}))
+    return ExitCode.DONE
+
+
 def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace) -> int:
     from rich.console import Console
     from transformers.utils import logging
 
     from pat.common.parameters import DTYPES
-    from pat.export.evaluate import evaluate_folder
+    from pat.evaluation import report
+    from pat.evaluation.folders import evaluate_folder
     from pat.export.origins import differing_data
 
     logging.disable_progress_bar()
-    device = _models.device(options.device)
+    device, dtype = _models.device(options.device), DTYPES[options.dtype]
     console, evaluations = Console(stderr=True), []
     for config, path in zip(configs, paths, strict=True):
         with console.status(f"evaluating {path}"):
-            evaluations.append(evaluate_folder(config, path, DTYPES[options.dtype], device))
+            evaluations.append(evaluate_folder(config, path, dtype, device, options.confidence, options.seed))
     difference = differing_data(configs)
     out, table = Console(), _table(evaluations, comparable=difference is None)
     needed = out.measure(table, options=out.options.update(max_width=1000))
     if not out.is_terminal:  # a log has no columns that it must fit
-        out.width = max(out.width, WIDTH, needed.maximum)
+        out.width = max(out.width, _models.WIDTH, needed.maximum)
     out.width = max(out.width, needed.minimum)
     out.print(table)
     if difference:
@@ -81,9 +183,12 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
             "measure all on one set",
             file=sys.stderr,
         )
+    named = [(item.folder, item.figures) for item in evaluations]
+    _models.show(report.per_slice(named, options.confidence, whole=False))
     if options.json:
         models = [dataclasses.asdict(item) for item in evaluations]
-        write_json(options.json, {"recipe": configs[0].run.recipe, "same_data": difference is None, "models": models})
+        said = {"recipe": configs[0].run.recipe, "same_data": difference is None, "confidence": options.confidence}
+        write_json(options.json, files.finite({**said, "models": models}))
     return ExitCode.DONE
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ def sync_directory(path: str | Path) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """`write_atomic` of indented JSON."""
     write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same with null where a number is infinite or none: JSON has no other."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: str | Path) -> Any | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Sequence
 
 # Old names of keys, which scripts and frozen configs of older versions hold.
@@ -35,3 +36,9 @@ def size_in_words(n: float) -> str:
             break
         n /= 1024
     return f"{n:.1f} {unit}"
+
+
+def plain(text: str, most: int | None = None) -> str:
+    """Without control characters, which could drive a terminal; perhaps cut."""
+    kept = "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
+    return kept if most is None or len(kept) <= most else f"{kept[:most]} ... ({len(kept) - most} more characters)"

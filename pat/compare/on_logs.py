@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pat.common.files import finite
 from pat.prompts.logs import value
 from pat.prompts.reader import json_lines
 from pat.statistics.paired import holm
@@ -67,7 +68,7 @@ class LogComparison:
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it; null where a bound is infinite."""
-        return _finite(asdict(self))
+        return finite(asdict(self))
 
 
 def compare(a: Path, b: Path, columns: Columns, effect: float | None = None, confidence: float = 0.95) -> LogComparison:
@@ -161,11 +162,3 @@ def _regressions(rows: Sequence[list[Row]]) -> list[dict[str, Any]]:
 
 def _verdict(found: Look, p: float, confidence: float) -> str:
     return "" if p > 1.0 - confidence else "higher" if found.difference > 0.0 else "lower"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pat.compare.divergence import kl
-from pat.compare.models import same_tokens
-from pat.compare.pairs import Asked, Loaded, Outcome, Pair
+from pat.compare.pairs import Asked, Outcome, Pair
 from pat.data import prepare
-from pat.data.sampler import token_counts
-from pat.export.evaluate import check_labels, eval_batches
+from pat.evaluation.fitting import check_labels, eval_batches
+from pat.evaluation.models import Loaded, same_tokens
+from pat.evaluation.samples import Parts, said_of
 from pat.schema import Config
 from pat.tasks import base
 from pat.tasks.base import Batch, Task
@@ -38,8 +37,7 @@ def ask(config: Config, a: Loaded, b: Loaded, device: str) -> Asked:
     prepared = prepare.prepare(config.data, a.tokenizer, task, config.seed)
     for one in (a, b):
         check_labels(prepared, one.model, str(one.path))
-    lengths = token_counts(prepared.eval)
-    sample = _Samples(task, a.tokenizer, prepared.label_names, lengths)
+    sample = _Samples(task, a.tokenizer, Parts(task, prepared))
     outcome = Outcome(task.sample_metric, task.directions[task.sample_metric])
     pairs: dict[int, Pair] = {}
     with torch.inference_mode():
@@ -54,17 +52,14 @@ def ask(config: Config, a: Loaded, b: Loaded, device: str) -> Asked:
     numbers = sorted(pairs)
     place = {number: i for i, number in enumerate(numbers)}
     outcome.positions[:] = [place[number] for number in outcome.positions]
-    data = f"{config.data.source}: {config.data.eval or 'held out of ' + str(config.data.train)}"
-    return Asked(data, [pairs[number] for number in numbers], [outcome])
+    return Asked(said_of(config), [pairs[number] for number in numbers], [outcome])
 
 
 class _Samples:
     """What is said of a sample besides its outcome."""
 
-    def __init__(self, task: Task, tokenizer: Any, names: list[str] | None, lengths: np.ndarray) -> None:
-        self.task, self.tokenizer, self.names, self.lengths = task, tokenizer, names, lengths
-        self.median = float(np.median(lengths))
-        self.parted = bool(lengths.min() < self.median or lengths.max() > self.median)
+    def __init__(self, task: Task, tokenizer: Any, parts: Parts) -> None:
+        self.task, self.tokenizer, self.parts = task, tokenizer, parts
 
     def pairs(self, batch: Batch, logits: list[Tensor], weights: Tensor) -> list[Pair]:
         """One a sample."""
@@ -81,21 +76,17 @@ class _Samples:
 
     def _of_label(self, batch: Batch, logits: list[Tensor], i: int, weight: float) -> Pair:
         a, b = (each[i] for each in logits)
-        label = batch["labels"][i].item()
         if not self.task.distribution:
             outputs, kind, apart = [f"{float(each[0]):.6g}" for each in (a, b)], None, None
-            slices = self._slices(batch, i)
         else:
-            names = self.names or [str(n) for n in range(a.numel())]
-            outputs = [names[int(each.argmax())] for each in (a, b)]
+            outputs = [self.parts.name(int(each.argmax())) for each in (a, b)]
             kind, apart = float(outputs[0] == outputs[1]), float(kl(a[None], b[None]))
-            slices = (f"label={names[int(label)]}", *self._slices(batch, i))
         return Pair(
             id=str(int(batch["sample"][i])),
             prompt=self._text(batch, i),
             a=outputs[0],
             b=outputs[1],
-            slices=slices,
+            slices=self.parts.of(batch, i),
             weight=weight,
             agreement=kind,
             kl=apart,
@@ -115,18 +106,13 @@ class _Samples:
             prompt=self.tokenizer.decode(ids[max(0, at + 1 - CONTEXT) : at + 1].tolist()),
             a=self.tokenizer.decode([int(best[0][first or 0])]),
             b=self.tokenizer.decode([int(best[1][first or 0])]),
-            slices=self._slices(batch, i),
+            slices=self.parts.of(batch, i),
             weight=weight,
             agreement=float((best[0] == best[1]).double().mean()),
             kl=float(kl(a, b).mean()),
             first_difference=first,
         )
 
-    def _slices(self, batch: Batch, i: int) -> tuple[str, ...]:
-        if not self.parted:
-            return ()
-        return ("form=long" if self.lengths[int(batch["sample"][i])] > self.median else "form=short",)
-
     def _text(self, batch: Batch, i: int) -> str:
-        length = int(self.lengths[int(batch["sample"][i])])
+        length = int(self.parts.lengths[int(batch["sample"][i])])
         return self.tokenizer.decode(batch["input_ids"][i][:length].tolist(), skip_special_tokens=True)

@@ -3,20 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-from pat.tasks.base import Task
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model, ready to be asked."""
-
-    path: Path  # what the user gave
-    task: Task  # that it is for
-    model: Any
-    tokenizer: Any
 
 
 @dataclass(frozen=True)

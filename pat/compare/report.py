@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
+from pat.common.text import plain
 from pat.compare.on_logs import LogComparison
 from pat.compare.result import Compared, Comparison
 
@@ -66,12 +66,6 @@ def log_blocks(found: LogComparison, worst: int) -> Iterator[Any]:
         yield Text(f"Right in A and wrong in B: {len(found.regressions):,}")
     for one in found.regressions[:worst]:
         yield _both(", ".join(one["slices"]), one["prompt"], one["a"], one["b"])
-
-
-def plain(text: str, most: int | None = None) -> str:
-    """Without control characters, which could drive a terminal; perhaps cut."""
-    kept = "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
-    return kept if most is None or len(kept) <= most else f"{kept[:most]} ... ({len(kept) - most} more characters)"
 
 
 def _table(compared: Compared, confidence: float) -> Any:

@@ -18,7 +18,7 @@ from pat.common.annotations import choices, words
 from pat.common.keys import MISSING, Method, Section, default_of
 from pat.config.task_keys import config_model
 from pat.prompts import checks
-from pat.prompts.mix import Head, Prompt
+from pat.prompts.mix import Head, Prompt, Suite
 from pat.pruning import registry
 from pat.schema import Config, PrunerConfig
 from pat.tasks import base
@@ -165,6 +165,7 @@ def config_md() -> str:
 def prompts_md() -> str:
     """A table for the settings of a prompt mix, for a prompt, and for each check."""
     blocks = [_PROMPTS, _table("`mix`", _first_line(Head), Head), _table("A prompt", _first_line(Prompt), Prompt)]
+    blocks.append(_table("A suite", _first_line(Suite), Suite))
     blocks.append("## `checks`\n\n")
     for name, cls in checks.classes().items():
         blocks.append(_table(f"`{name}`", _first_line(cls), cls, 3))

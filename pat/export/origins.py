@@ -66,6 +66,18 @@ def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
     return [_with(first if config is None else config, overrides) for config in own]
 
 
+def one_config(paths: Sequence[Path], overrides: Sequence[str]) -> Config:
+    """The config by which all are evaluated. ValueError where they would be on different samples."""
+    own = configs(paths, overrides)
+    difference = differing_data(own)
+    if difference:
+        raise ValueError(
+            f"the two were evaluated on different samples, so they cannot be paired: {difference}; give these keys, "
+            "recipe=NAME or --mix"
+        )
+    return own[0]
+
+
 def differing_data(configs: Sequence[Config]) -> str | None:
     """The keys by which these configs are evaluated on different samples, with their values."""
     flat = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, field_serializer, model_validator
+from pydantic import AfterValidator, PlainSerializer, model_validator
 
 from pat.common.keys import Finite, Section, key
 from pat.prompts.checks import Check
@@ -25,6 +25,13 @@ def _slices(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _with_names(checks: list[Check]) -> list[dict[str, Any]]:
+    return [{"name": check.name, **check.said()} for check in checks]
+
+
+Checks = Annotated[list[Annotated[Any, AfterValidator(parse_check)]], PlainSerializer(_with_names)]
+
+
 class Prompt(Section, frozen=True):
     """One prompt: a line of a JSONL file."""
 
@@ -37,7 +44,11 @@ class Prompt(Section, frozen=True):
     prompt_tokens: int | None = key(None, "its length in production", ge=1)
     output_tokens: int | None = key(None, "to generate at most; null: as the mix says", ge=1)
     reference: str | None = key(None, "a right answer; it must pass the checks")
-    checks: list[Annotated[Any, AfterValidator(parse_check)]] = key([], "what makes an output right: all must pass")
+    checks: Checks = key([], "what makes an output right: all must pass")
+    suite: str | None = key(None, "the suite that adds its checks and prefixes; one of mix.suites")
+    pair: str | None = key(
+        None, "the same in prompts that differ in one group only, which one slice names", min_length=1
+    )
 
     @model_validator(mode="after")
     def _asks_once(self) -> Prompt:
@@ -54,10 +65,6 @@ class Prompt(Section, frozen=True):
         if self.text_pair is not None and self.prompt is None:
             raise ValueError("text_pair goes with prompt, not with messages")
         return self
-
-    @field_serializer("checks")
-    def _with_names(self, checks: list[Check]) -> list[dict[str, Any]]:
-        return [{"name": check.name, **check.said()} for check in checks]
 
     @property
     def text(self) -> str:
@@ -77,6 +84,13 @@ class Prompt(Section, frozen=True):
         return next((why for check in self.checks if (why := check.failure(output, said)) is not None), None)
 
 
+class Suite(Section, frozen=True):
+    """Prompts that are asked for one purpose: checks that all of them have, and texts that are put before each."""
+
+    checks: Checks = key([], "of each of its prompts, beside their own")
+    prefixes: dict[str, str] = key({}, "{name: text}: each prompt is asked once more with each text before it")
+
+
 class Head(Section, frozen=True):
     """What is said once: the key `mix` of a YAML file, or of the first line of a JSONL file."""
 
@@ -85,6 +99,7 @@ class Head(Section, frozen=True):
     description: str = key("", "what it stands for and where it comes from")
     output_tokens: int = key(64, "to generate at most, where a prompt does not say", ge=1)
     weights: dict[str, Finite] = key({}, "{DIMENSION=VALUE: share} of the traffic, for all values of one dimension")
+    suites: dict[str, Suite] = key({}, "{name: suite}, which prompts name by `suite`")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pat.common.files import write_atomic
 from pat.common.keys import Section
 from pat.common.text import did_you_mean
 from pat.prompts.mix import Head, Mix, Prompt, content_id, shared
+from pat.prompts.suites import expanded, groups
 
 MIXES = Path(__file__).parent / "mixes"
 YAML = (".yaml", ".yml")
@@ -54,18 +55,20 @@ def read(path: Path, allow_code: bool = False) -> Mix:
                 continue
             prompt = parsed(item, Prompt)
             prompt = prompt if prompt.id else prompt.changed(id=content_id(prompt))
-            if prompt.id in places:
-                raise ValueError(
-                    f"the prompt {prompt.id} is in {places[prompt.id]}, too: give it a weight, or another id"
-                )
-            _try_checks(prompt, path.parent, allow_code)
+            for each in expanded(prompt, head.suites):
+                if each.id in places:
+                    raise ValueError(
+                        f"the prompt {each.id} is in {places[each.id]}, too: give it a weight, or another id"
+                    )
+                _try_checks(each, path.parent, allow_code)
+                places[each.id] = place
+                prompts.append(each)
         except ValueError as error:
             raise ValueError(f"{path}, {place}: {error}") from None
-        places[prompt.id] = place
-        prompts.append(prompt)
     if not prompts:
         raise ValueError(f'{path} has no prompts: write one a line, as {{"prompt": "..."}}')
     try:
+        groups(prompts)
         return Mix(head, path, tuple(shared(prompts, head.weights)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -109,6 +109,13 @@ class Task(ABC):
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """fp64, of one shape: what `metrics` needs, summed over the samples of weight 1."""
 
+    def token_sums(self, model: Any, batch: Batch) -> Tensor:
+        """(b, 2) fp64: each sample's summed loss and supervised tokens, which `sums` adds up.
+
+        Only of tasks with a label a token; of the others (`per_sample`) logits and labels tell all.
+        """
+        raise NotImplementedError(f"the task {self.name} has a label a sample")
+
     @abstractmethod
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """The metrics from `sums` added over batches and ranks."""

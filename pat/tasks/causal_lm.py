@@ -121,9 +121,14 @@ class CausalLM(Task):
 
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """(2,) fp64: loss, predicted tokens."""
+        losses, tokens = self.token_sums(model, batch).unbind(1)
         weight = batch["weight"].double()  # (b,)
+        return torch.stack([(losses * weight).sum(), (tokens * weight).sum()])
+
+    def token_sums(self, model: Any, batch: Batch) -> Tensor:
+        """(b, 2) fp64: loss, predicted tokens."""
         losses = self.sum_per_sample(model, batch).double()
-        return torch.stack([(losses * weight).sum(), weight.sum() * (batch["labels"].shape[1] - 1)])
+        return torch.stack([losses, self.supervised(batch).sum(1).double()], dim=1)
 
     def sample_values(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss of each sample's predicted tokens, and how many there are."""

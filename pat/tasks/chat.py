@@ -137,12 +137,6 @@ class Chat(CausalLM):
         counts[:, :-1] = batch["labels"][:, 1:] != IGNORED
         return counts
 
-    def sums(self, model: Any, batch: Batch) -> Tensor:
-        """(2,) fp64: loss, supervised tokens."""
-        weight = batch["weight"].double()  # (b,)
-        losses = self.sum_per_sample(model, batch).double()
-        return torch.stack([(losses * weight).sum(), (self.supervised(batch).sum(1) * weight).sum()])
-
 
 class _Documents(Encoder):
     """Rows to samples: input_ids, supervised (whether each token is learned), lengths (of the sample's documents)."""

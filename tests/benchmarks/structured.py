@@ -109,7 +109,7 @@ def int8(subject: Subject, folder: Path) -> float | None:
     import torch
 
     from pat.config.compose import compose
-    from pat.export.evaluate import evaluate
+    from pat.evaluation.folders import evaluate
     from pat.export.loader import load
 
     found: list[dict[str, float]] = []

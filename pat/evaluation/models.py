@@ -1,20 +1,33 @@
-"""Opens the two models: a run, an export or any Hugging Face folder, as `pat evaluate` does."""
+"""Opens a model to be asked: a run, an export or any Hugging Face folder."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pat.compare.pairs import Loaded
+from pat.evaluation.fitting import check_folder, load_model, model_config, tasks_of
 from pat.export import origins
-from pat.export.evaluate import check_folder, load_model, model_config, tasks_of
 from pat.models import tokenizers
 from pat.schema import ModelConfig
 from pat.tasks import base
 from pat.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, ready to be asked."""
+
+    path: Path  # what the user gave
+    folder: Path  # the Hugging Face folder that was made of it, or is it
+    said: Mapping[str, Any]  # what export.json says
+    task: Task  # that it is for
+    model: Any
+    tokenizer: Any
 
 
 @contextlib.contextmanager
@@ -24,13 +37,13 @@ def opened(path: Path, task: Task | None, dtype: torch.dtype, device: str) -> It
     task: what it must be for; None: whatever it is for, as long as that is a task. Only safetensors are read: a pickle
     may run code, and a model to compare may be somebody else's.
     """
-    with origins.model_folder(path) as (folder, _):
+    with origins.model_folder(path) as (folder, said):
         task = task or _task_of(folder, path)
         check_folder(folder, task)
         if not any(folder.glob("*.safetensors")):
             raise ValueError(f"{path} holds no safetensors, and pickles are not read: save it again as safetensors")
         model = load_model(folder, path, dtype, use_safetensors=True).to(device).eval().requires_grad_(False)
-        yield Loaded(path, task, model, tokenizers.build_tokenizer(ModelConfig(path=str(folder))))
+        yield Loaded(path, folder, said, task, model, tokenizers.build_tokenizer(ModelConfig(path=str(folder))))
 
 
 def same_tokens(a: Loaded, b: Loaded) -> bool:

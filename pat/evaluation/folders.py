@@ -1,0 +1,106 @@
+"""What models reach on held-out data, and what they cost: an export, a run, the dense model it came from, any other."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from pat.common.hashing import WeightsHash
+from pat.evaluation import samples
+from pat.evaluation.figures import Figure, figures
+from pat.evaluation.measures import of_rows
+from pat.evaluation.models import Loaded, opened
+from pat.export.masks import FILE as MASKS
+from pat.models import tokenizers
+from pat.schema import Config, ModelConfig
+from pat.tasks import base
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model costs."""
+
+    parameters: int
+    nonzero_parameters: int
+    sparsity: float | None  # removed, of what was prunable; None: the folder does not say
+    bytes: int  # of the weights on disk
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's figures."""
+
+    folder: str
+    parameters: int
+    metrics: dict[str, float]
+    nonzero_parameters: int
+    sparsity: float | None
+    bytes: int
+    tokens_per_s: float
+    step: int | None  # of the checkpoint; None: the folder does not say
+    data: str  # what it was measured on
+    max_length: int
+    figures: list[Figure]  # with intervals, over all and per slice
+
+
+def evaluate_folder(
+    config: Config, path: Path, dtype: torch.dtype, device: str = "cpu", confidence: float = 0.95, seed: int = 0
+) -> Evaluation:
+    """The figures of the model in a folder or a run directory, with its own tokenizer, on the evaluation split of
+    `config`. Raises ValueError where there is no model, or one of another task or with other labels than the data.
+    """
+    with opened(path, base.build(config.task), dtype, device) as one:
+        rows, tokens_per_s = samples.ask(config, one.model, one.tokenizer, str(path), device)
+        size = size_of(one)
+        return Evaluation(
+            folder=str(path),
+            parameters=size.parameters,
+            metrics=rows.metrics(),
+            nonzero_parameters=size.nonzero_parameters,
+            sparsity=size.sparsity,
+            bytes=size.bytes,
+            tokens_per_s=tokens_per_s,
+            step=one.said.get("lineage", {}).get("step"),
+            data=rows.data,
+            max_length=config.data.max_length,
+            figures=figures(of_rows(rows), confidence, seed),
+        )
+
+
+def evaluate(config: Config, folder: Path, model: Any, device: str = "cpu") -> dict[str, float]:
+    """The metrics of a model that was made from `folder`, quantised for instance."""
+    tokenizer = tokenizers.build_tokenizer(ModelConfig(path=str(folder)))
+    return samples.ask(config, model, tokenizer, str(folder), device)[0].metrics()
+
+
+def size_of(one: Loaded) -> Size:
+    """Counted in the model that is open, but for what its folder says."""
+    parameters = list(one.model.parameters())
+    return Size(
+        parameters=sum(p.numel() for p in parameters),
+        nonzero_parameters=sum(int(torch.count_nonzero(p)) for p in parameters),
+        sparsity=one.said.get("sparsity"),
+        bytes=sum(path.stat().st_size for path in _weight_files(one.folder)),
+    )
+
+
+def weights_sha256(folder: Path) -> str:
+    """The hash of the weights in a folder as they are stored, as export.json has it of an export in fp32."""
+    sha = WeightsHash()
+    with contextlib.ExitStack() as stack:
+        places = {}
+        for path in _weight_files(folder):
+            file = stack.enter_context(safe_open(path, "pt"))
+            places |= dict.fromkeys(file.keys(), file)
+        for name in sorted(places):
+            sha.update(name, places[name].get_tensor(name))
+    return sha.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.safetensors") if path.name != MASKS)

@@ -1,0 +1,134 @@
+"""lm-evaluation-harness as a backend: its tasks, its figures, its files.
+
+Source: Gao et al., github.com/EleutherAI/lm-evaluation-harness.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pat.common.text import did_you_mean
+from pat.evaluation import prompts
+from pat.evaluation.models import Loaded
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the harness is asked for."""
+
+    tasks: tuple[str, ...]
+    include_path: Path | None = None  # a folder of the user's tasks in YAML
+    limit: int | None = None  # samples of a task
+    num_fewshot: int | None = None
+    batch_size: int = 8
+
+
+def imported() -> Any:
+    """The package. ValueError where it is not installed."""
+    try:
+        import lm_eval
+    except ImportError:
+        raise ValueError("--tasks needs lm-evaluation-harness: pip install 'pat-deepspeed[lm_eval]'") from None
+    return lm_eval
+
+
+def manager(wanted: Wanted) -> Any:
+    """Its tasks, with those of the folder. ValueError for one that is not there."""
+    imported()
+    from lm_eval.tasks import TaskManager
+
+    made = TaskManager(include_path=None if wanted.include_path is None else str(wanted.include_path))
+    for name in wanted.tasks:
+        if name not in made.all_tasks:
+            folder = "" if wanted.include_path is None else f", nor in {wanted.include_path}"
+            raise ValueError(
+                f"--tasks {name}: lm-evaluation-harness has no such task{folder}{did_you_mean(name, made.all_tasks)}"
+            )
+    return made
+
+
+def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path | None = None) -> dict[str, Any]:
+    """Its results for one model; in `output`, its own files: results_DATE.json, and samples_TASK_DATE.jsonl.
+
+    Data sets come from local files or the cache of Hugging Face, where HF_HUB_OFFLINE is set. Raises ValueError for a
+    model that is no language model, or data that cannot be loaded.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.huggingface import HFLM
+
+    if not prompts.generative(one):
+        raise ValueError(f"{one.path} is no causal language model, and --tasks is for these: give recipe=NAME or --mix")
+    tracker = None if output is None else EvaluationTracker(output_path=str(output / "results.json"))
+    with _quiet():
+        model = HFLM(
+            pretrained=one.model, tokenizer=one.tokenizer, backend="causal", batch_size=wanted.batch_size, device=device
+        )
+        try:
+            found: Any = simple_evaluate(
+                model=model,
+                model_args={"pretrained": str(one.path)},
+                tasks=list(wanted.tasks),
+                task_manager=tasks,
+                num_fewshot=wanted.num_fewshot,
+                batch_size=wanted.batch_size,
+                limit=wanted.limit,
+                log_samples=output is not None,
+                evaluation_tracker=tracker,
+            )
+        except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:  # a task's own mistake, or its data
+            said = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+            raise ValueError(f"--tasks {','.join(wanted.tasks)}: lm-evaluation-harness gave up: {said}") from error
+        if tracker is not None and output is not None:
+            _save(tracker, found, output)
+    return found
+
+
+def table(found: Any) -> str:
+    """Its own table, in Markdown."""
+    from lm_eval.utils import make_table
+
+    with _quiet():
+        return str(make_table(found)).strip()
+
+
+def _save(tracker: Any, found: dict[str, Any], output: Path) -> None:
+    """Its own files. It only warns where it cannot write, so whether they are there is looked up."""
+    output.mkdir(parents=True, exist_ok=True)
+    samples = found.pop("samples")
+    tracker.save_results_aggregated(results=found, samples=samples)
+    for name in found["configs"]:
+        tracker.save_results_samples(task_name=name, samples=samples[name])
+    if not any(output.glob("results_*.json")):
+        raise OSError(f"lm-evaluation-harness could not write its results into {output}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without its log and bars: what counts is in its results."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """A name for each model's folder of results, no two the same."""
+    made: list[str] = []
+    for path in folders:
+        name = path.resolve().name or "model"
+        number = 1
+        while (own := name if number == 1 else f"{name}-{number}") in made:
+            number += 1
+        made.append(own)
+    return made

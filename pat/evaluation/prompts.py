@@ -1,0 +1,170 @@
+"""Asks one model the prompts of a mix: a classifier for a label, a language model for a text, decoded greedily."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GenerationConfig
+
+from pat.evaluation.fitting import labels
+from pat.evaluation.models import Loaded
+from pat.prompts.mix import Mix, Prompt
+
+PASSED, REFERENCE = "passed", "reference_loss"  # what is measured: all checks pass; nats a token of the reference
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model made of a prompt."""
+
+    output: str
+    failure: str | None  # why its checks do not pass; None where they do, or where there are none
+    logits: Tensor | None = None  # (c,) of a classifier
+    asked: tuple[int, ...] = ()  # a language model's tokens: of the prompt
+    ids: tuple[int, ...] = ()  # of the answer, without the one that ends it
+    reference_loss: float | None = None  # nats a token
+
+
+def generative(one: Loaded) -> bool:
+    """Whether it answers with a text."""
+    return bool(getattr(one.model, "can_generate", lambda: False)())
+
+
+def ask(mix: Mix, one: Loaded, device: str, batch_size: int = 8) -> list[Answer]:
+    """An answer a prompt. Raises ValueError for prompts that this model cannot be asked."""
+    with torch.inference_mode():
+        return _generated(mix, one, device, batch_size) if generative(one) else _classified(mix, one, device)
+
+
+def _classified(mix: Mix, one: Loaded, device: str) -> list[Answer]:
+    names = labels(one.model)
+    made = []
+    for prompt, logits in zip(mix.prompts, _class_logits(mix, one, device), strict=True):
+        output = _answer(names, logits)
+        made.append(Answer(output, prompt.failure(output), logits))
+    return made
+
+
+def _generated(mix: Mix, one: Loaded, device: str, batch_size: int) -> list[Answer]:
+    asked = [ids_of(prompt, one) for prompt in mix.prompts]
+    most = [prompt.output_tokens or mix.head.output_tokens for prompt in mix.prompts]
+    _check_positions(mix, one, asked, most)
+    made = []
+    for prompt, before, ids in zip(mix.prompts, asked, _answers(one, asked, most, device, batch_size), strict=True):
+        output = one.tokenizer.decode(ids, skip_special_tokens=True)
+        loss = None if prompt.reference is None else _loss(one, before, prompt.reference, device)
+        made.append(Answer(output, prompt.failure(output), asked=tuple(before), ids=tuple(ids), reference_loss=loss))
+    return made
+
+
+def _answer(names: Sequence[str], logits: Tensor) -> str:
+    """The most probable label; of a regression its number."""
+    return names[int(logits.argmax())] if len(logits) > 1 else f"{float(logits[0]):.6g}"
+
+
+def _class_logits(mix: Mix, one: Loaded, device: str) -> list[Tensor]:
+    """(c,) of each prompt, one at a time, so that padding decides nothing."""
+    limit, made = min(_positions(one) or one.tokenizer.model_max_length, one.tokenizer.model_max_length), []
+    for prompt in mix.prompts:
+        if prompt.messages is not None:
+            raise ValueError(f"the prompt {prompt.id} is a chat, and {one.path} a classifier: give prompts of text")
+        texts = (prompt.prompt,) if prompt.text_pair is None else (prompt.prompt, prompt.text_pair)
+        encoded = one.tokenizer(*texts, truncation=True, max_length=limit, return_tensors="pt", verbose=False)
+        made.append(one.model(**encoded.to(device)).logits[0].float().cpu())
+    return made
+
+
+def ids_of(prompt: Prompt, one: Loaded) -> list[int]:
+    """The prompt's tokens, up to where the answer begins."""
+    if prompt.messages is None:
+        ids = one.tokenizer(prompt.prompt, verbose=False)["input_ids"]
+        eos = one.tokenizer.eos_token_id
+        ids = ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids  # some tokenizers end every text
+    elif one.tokenizer.chat_template is None:
+        raise ValueError(
+            f"the prompt {prompt.id} is a chat, and the tokenizer of {one.path} has no chat template: give a chat "
+            "model, or prompts of text"
+        )
+    else:
+        ids = one.tokenizer.apply_chat_template(
+            prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    if not ids:
+        raise ValueError(f"the prompt {prompt.id} has no tokens")
+    return list(ids)
+
+
+def _check_positions(mix: Mix, one: Loaded, asked: list[list[int]], most: list[int]) -> None:
+    limit = _positions(one)
+    for prompt, ids, wanted in zip(mix.prompts, asked, most, strict=True):
+        if limit is not None and len(ids) + wanted > limit:
+            raise ValueError(
+                f"the prompt {prompt.id} has {len(ids)} tokens and may have {wanted} more, beyond the {limit} "
+                f"positions of {one.path}: shorten it, or lower its output_tokens"
+            )
+
+
+def _positions(one: Loaded) -> int | None:
+    return getattr(one.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _answers(one: Loaded, asked: list[list[int]], most: list[int], device: str, batch_size: int) -> list[list[int]]:
+    """Each prompt's new tokens without the one that ends them; both models are asked in the same batches."""
+    ends = _ends(one)
+    found: list[list[int]] = [[] for _ in asked]
+    order = sorted(range(len(asked)), key=lambda i: (most[i], len(asked[i])), reverse=True)
+    pad = int(one.tokenizer.pad_token_id)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = max(len(asked[i]) for i in chosen)
+        ids = torch.tensor([[pad] * (width - len(asked[i])) + asked[i] for i in chosen])
+        mask = torch.tensor([[0] * (width - len(asked[i])) + [1] * len(asked[i]) for i in chosen])
+        settings = GenerationConfig(
+            max_new_tokens=max(most[i] for i in chosen), do_sample=False, pad_token_id=pad, eos_token_id=ends or None
+        )
+        made = one.model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+        for i, row in zip(chosen, made[:, width:].tolist(), strict=True):
+            row = row[: most[i]]
+            found[i] = row[: next((at for at, token in enumerate(row) if token in ends), len(row))]
+    return found
+
+
+def _ends(one: Loaded) -> list[int]:
+    """The tokens that end an answer: the model's own, and the tokenizer's end of text."""
+    own = one.model.generation_config.eos_token_id
+    ends = own if isinstance(own, list) else [own]
+    return sorted({int(token) for token in [*ends, one.tokenizer.eos_token_id] if token is not None})
+
+
+def forced(one: Loaded, asked: list[int], answer: list[int], device: str) -> Tensor:
+    """(len(answer), v): the logits of each token of an answer, given those before it."""
+    ids = torch.tensor([asked + answer], device=device)
+    logits = _forward(one)(ids, len(answer) + 1)[0, -len(answer) - 1 : -1]
+    return logits.float()
+
+
+def _forward(one: Loaded) -> Callable[[Tensor, int], Tensor]:
+    """The last logits only, where the model can: a vocabulary is large."""
+    few = "logits_to_keep" in inspect.signature(one.model.forward).parameters
+
+    def forward(ids: Tensor, last: int) -> Tensor:
+        options: dict[str, Any] = {"logits_to_keep": last} if few else {}
+        return one.model(input_ids=ids, use_cache=False, **options).logits
+
+    return forward
+
+
+def _loss(one: Loaded, asked: list[int], reference: str, device: str) -> float:
+    """Nats a token of the reference after the prompt."""
+    answer = list(one.tokenizer(reference, add_special_tokens=False, verbose=False)["input_ids"])
+    limit = _positions(one)
+    if limit is not None:
+        answer = answer[: max(1, limit - len(asked))]
+    logits = forced(one, asked, answer, device)
+    return float(F.cross_entropy(logits, torch.tensor(answer, device=device)))

@@ -1,0 +1,71 @@
+"""What a mix asks for a purpose: suites with prefixes, and pairs of prompts that differ in a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pat.common.text import did_you_mean
+from pat.prompts.mix import Prompt, Suite
+
+SUITE, PREFIX, PLAIN = "suite", "prefix", "none"  # dimensions of slices, and the value of a prompt without a prefix
+
+
+def expanded(prompt: Prompt, suites: Mapping[str, Suite]) -> list[Prompt]:
+    """The prompt as its suite asks it: with the suite's checks, and once more with each prefix. Raises ValueError.
+
+    They share its weight, so that a suite has as much of the traffic with prefixes as without.
+    """
+    if prompt.suite is None:
+        return [prompt]
+    if prompt.suite not in suites:
+        known = ", ".join(suites) or "none: name it in the mix's settings, which come first"
+        raise ValueError(
+            f"the prompt {prompt.id} names the suite {prompt.suite!r}; mix.suites has {known}"
+            f"{did_you_mean(prompt.suite, list(suites))}"
+        )
+    suite = suites[prompt.suite]
+    taken = [name for name in (SUITE, *([PREFIX] if suite.prefixes else [])) if name in prompt.slices]
+    if taken:
+        raise ValueError(f"the prompt {prompt.id} has a slice of {taken[0]}, which its suite gives it: leave it out")
+    whole = prompt.changed(checks=[*prompt.checks, *suite.checks], slices={SUITE: prompt.suite, **prompt.slices})
+    if not suite.prefixes:
+        return [whole]
+    made = [whole.changed(slices={**whole.slices, PREFIX: PLAIN})]
+    for name, text in suite.prefixes.items():
+        if name == PLAIN or not text:
+            raise ValueError(
+                f"mix.suites.{prompt.suite}.prefixes.{name}: {PLAIN} is taken, and a text must not be empty"
+            )
+        made.append(_before(whole, text).changed(slices={**whole.slices, PREFIX: name}, id=f"{whole.id}+{name}"))
+        if whole.pair is not None:
+            made[-1] = made[-1].changed(pair=f"{whole.pair}+{name}")
+    return [each.changed(weight=prompt.weight / len(made)) for each in made]
+
+
+def groups(prompts: Sequence[Prompt]) -> list[tuple[str, dict[str, int]]]:
+    """(dimension, {group: the prompt's place}) of each pair: one slice names the group. Raises ValueError."""
+    pairs: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        if prompt.pair is not None:
+            pairs.setdefault(prompt.pair, []).append(i)
+    found = []
+    for name, places in pairs.items():
+        slices = [prompts[i].slices for i in places]
+        known = dict.fromkeys(dimension for each in slices for dimension in each)
+        differing = [dimension for dimension in known if len({each.get(dimension) for each in slices}) > 1]
+        values = [each.get(differing[0]) for each in slices] if len(differing) == 1 else []
+        if len(places) < 2 or len(set(values)) < len(places) or None in values:
+            raise ValueError(
+                f"the pair {name} has the prompts {', '.join(prompts[i].id for i in places)}, with slices "
+                f"{', '.join(map(str, slices))}: give two or more that differ in the value of one slice, their group"
+            )
+        found.append((differing[0], dict(zip(map(str, values), places, strict=True))))
+    return found
+
+
+def _before(prompt: Prompt, text: str) -> Prompt:
+    """With a text before what the user says, or says last."""
+    if prompt.messages is None:
+        return prompt.changed(prompt=text + str(prompt.prompt))
+    last = prompt.messages[-1]
+    return prompt.changed(messages=[*prompt.messages[:-1], {**last, "content": text + last["content"]}])

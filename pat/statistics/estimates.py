@@ -1,0 +1,85 @@
+"""A figure of one model over its prompts or samples, with an interval.
+
+# n prompts or samples, w their weights (n,)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from pat.statistics.paired import Numbers, interval
+
+RESAMPLES = 999  # of a figure that is no mean: each is computed anew
+
+Places = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure; without an interval where resamples would not tell it."""
+
+    n: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def mean(
+    values: Sequence[float] | Numbers,  # (n,)
+    weights: Sequence[float] | Numbers | None = None,  # (n,) above 0
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Sum w x / sum w, with the bootstrap's interval (Efron 1987, BCa). ValueError for none or for infinite ones.
+
+    Where all outcomes are 0, or all are 1, resamples show nothing else: the interval is exact there (Clopper & Pearson
+    1934, by scipy), with (sum w)^2 / sum w^2 trials (Kish 1965), rounded down.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not x.size:
+        raise ValueError("there is nothing to measure: give at least one prompt or sample")
+    if not np.isfinite(x).all():
+        raise ValueError("a figure is not a finite number: the model may have diverged")
+    value = float(w @ x / w.sum())
+    if np.ptp(x) == 0.0 and x[0] in (0.0, 1.0):
+        n = max(1, int(w.sum() ** 2 / (w @ w) + 1e-9))
+        exact = stats.binomtest(n * int(x[0]), n).proportion_ci(confidence)
+        return Estimate(x.size, value, float(exact.low), float(exact.high))
+    if x.size < 2:
+        return Estimate(x.size, value)
+    return Estimate(x.size, value, *interval(x, w, confidence, seed))
+
+
+def of_places(
+    figure: Callable[[Places], float],  # of the samples at these places, each as often as it is named
+    places: Places,  # (n,)
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Any figure over samples, with the percentiles of the bootstrap (Efron 1979, by scipy).
+
+    Paired where `figure` compares two models on the same places.
+    """
+    value = float(figure(places))
+    if places.size < 2:
+        return Estimate(places.size, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = stats.bootstrap(
+            (places,),
+            figure,
+            vectorized=False,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return Estimate(places.size, value, float(found.low), float(found.high))

@@ -1,0 +1,184 @@
+"""`pat evaluate --mix` and `--tasks`: figures by hand, paired groups, and the mistakes one can make."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
+
+from pat import cli
+from pat.evaluation.groups import bias
+from pat.evaluation.measures import of_answers
+from pat.evaluation.prompts import Answer
+from pat.models.tokenizers import byte_tokenizer
+from pat.prompts.mix import Head, Mix, Prompt
+from pat.statistics.paired import mcnemar
+from tests import models
+
+LOCAL = ["data.source=json", "data.max_length=16"]
+
+
+def run(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate", *map(str, arguments), "--device", "cpu"])
+    return int(str(stop.value.code))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "a"
+    model = models.model("bert", auto=AutoModelForSequenceClassification, vocab_size=320)
+    model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    model.save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+def by_hand(folder: Path, texts: list[str]) -> list[list[float]]:
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), byte_tokenizer()
+    encoded = [tokenizer(text, return_tensors="pt") for text in texts]
+    with torch.no_grad():
+        return [model(**one).logits[0].softmax(-1).tolist() for one in encoded]  # pyright: ignore
+
+
+def test_figures_of_a_recipes_data_and_of_a_mix_are_those_by_hand(
+    classifier: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Fails if a slice has another's samples, a figure no interval around it, or a probability is not the answer's."""
+    texts = [f"text {i:2}" for i in range(12)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"text": t, "label": ["bad", "good"][i % 2]}) + "\n" for i, t in enumerate(texts))
+    )
+    options = ["recipe=reviews_dense", *LOCAL, f"data.train={rows}", f"data.eval={rows}"]
+    assert run(classifier, *options, "--json", tmp_path / "f.json") == 0
+    (found,) = json.loads((tmp_path / "f.json").read_text())["models"]
+    said = by_hand(classifier, texts)
+    right = np.array([float(np.argmax(p) == i % 2) for i, p in enumerate(said)])
+    figures = {one["name"]: one for one in found["figures"]}
+    assert set(figures) == {"accuracy", "macro_f1", "loss", "calibration_error"}
+    for name, value in found["metrics"].items():
+        overall = figures[name]["overall"]
+        assert overall["value"] == pytest.approx(value) and overall["low"] <= value <= overall["high"], name
+    good = figures["accuracy"]["slices"]["label=good"]
+    assert (good["n"], good["value"]) == (6, right[1::2].mean())
+    loss = figures["loss"]["slices"]["label=bad"]["value"]
+    assert loss == pytest.approx(-np.log([p[0] for p in said[::2]]).mean(), rel=1e-4)
+    gaps = abs(right - np.max(said, axis=1))  # fewer samples than bins: each is a bin of its own
+    assert figures["calibration_error"]["overall"]["value"] == pytest.approx(gaps.mean(), rel=1e-4)
+    assert figures["calibration_error"]["overall"]["low"] is None
+    assert "label=good" in capsys.readouterr().out
+    checks = [[{"name": "label", "label": ["bad", "good"][i % 2]}] for i in range(12)]
+    prompts = [{"prompt": t, "slices": {"n": str(i % 2)}, "checks": checks[i]} for i, t in enumerate(texts)]
+    (tmp_path / "mix.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    assert run(classifier, classifier, "--mix", tmp_path / "mix.jsonl", "--json", tmp_path / "f.json") == 0
+    first, second = json.loads((tmp_path / "f.json").read_text())["models"]
+    on_mix = {one["name"]: one for one in first["figures"]}
+    assert first == second and on_mix["passed"]["slices"]["n=1"]["value"] == right[1::2].mean()
+    assert on_mix["calibration_error"] == figures["calibration_error"] | {
+        "slices": on_mix["calibration_error"]["slices"]
+    }
+    assert len(first["failures"]) == int((right == 0).sum()) and not first["bias"]
+
+
+def groups_of(failing: str, share: float, seed: int) -> tuple[Mix, list[Answer]]:
+    """40 pairs of prompts that differ in he and she; one group fails more often by `share`. All losses are 1."""
+    rng, prompts, answers = np.random.default_rng(seed), [], []
+    for i in range(40):
+        base = rng.random() < 0.3
+        for group in ("he", "she"):
+            check = [{"name": "exact", "text": "x"}]
+            given = {"prompt": f"{group} {i}", "pair": str(i), "slices": {"gender": group}, "checks": check}
+            prompts.append(Prompt.model_validate(given | {"id": f"{i}{group}"}))
+            fails = base or (group == failing and rng.random() < share)
+            answers.append(Answer("y", "no" if fails else None, reference_loss=1.0))
+    return Mix(Head(), Path("m"), tuple(prompts)), answers
+
+
+def test_a_planted_bias_is_found_and_an_unplanted_one_is_not() -> None:
+    """Fails if pairs are parted, the wrong group is named, or p is not McNemar's of the discordant pairs."""
+    mix, answers = groups_of("she", 0.4, 0)
+    passed, loss = bias(mix, of_answers(mix, answers))
+    discordant = sum(a.failure != b.failure for a, b in zip(answers[::2], answers[1::2], strict=True))
+    assert (passed.measure, passed.dimension, passed.a, passed.b, passed.worse) == (
+        "passed",
+        "gender",
+        "he",
+        "she",
+        "she",
+    )
+    assert passed.found.n == 40 and passed.p_adjusted == pytest.approx(mcnemar(0, discordant))
+    assert passed.found.difference == pytest.approx(-discordant / 40) and loss.worse == ""
+    turned, answers = groups_of("he", 0.4, 0)
+    assert bias(turned, of_answers(turned, answers))[0].worse == "he"
+    fair = [groups_of("neither", 0.0, seed) for seed in range(5)]
+    assert not any(one.worse for mix, answers in fair for one in bias(mix, of_answers(mix, answers)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([".", "--mix", "chats", "seed=1"], "seed=1 would be ignored: --mix says what is asked"),
+        ([".", "--mix", "chats", "--tasks", "x"], "--mix and --tasks: give one of both"),
+        ([".", "--limit", "3"], "--limit would be ignored: it goes with --tasks"),
+        ([".", "--allow-code"], "--allow-code would be ignored"),
+        ([".", "--tasks", "x", "--include-path", "."], "add --allow-code if you trust them"),
+        ([".", "--tasks", "x", "--include-path", "no", "--allow-code"], "--include-path no: there is no such folder"),
+        ([".", "--mix", "chats", "--confidence", "95"], "--confidence 95.0"),
+    ],
+)
+def test_mistakes(arguments: list[str], sentence: str, capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_local_task_of_lm_evaluation_harness(tmp_path: Path, capsys: Any) -> None:
+    """Fails if another model is asked, files are not the harness's own, or something is fetched. By hand: the likelier
+    of two continuations."""
+    pytest.importorskip("lm_eval")
+    tokenizer: Any = byte_tokenizer()
+    model = LlamaForCausalLM(models.config("llama", vocab_size=320)).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"q": f"question {i}", "a": i % 2} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text(f"""\
+task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path / "rows.jsonl"}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: "{{{{a}}}}"
+metric_list: [{{metric: acc}}]
+""")
+
+    def likelihood(question: str, answer: str) -> float:
+        ids, before = tokenizer(f"{question} {answer}")["input_ids"], len(tokenizer(question)["input_ids"])
+        with torch.no_grad():
+            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return float(sum(logs[i - 1, ids[i]] for i in range(before, len(ids))))
+
+    answers = [int(likelihood(row["q"], "no") > likelihood(row["q"], "yes")) for row in rows]
+    tasks = ["--tasks", "mine", "--include-path", tmp_path / "tasks", "--allow-code", "--output", tmp_path / "out"]
+    assert run(tmp_path / "model", *tasks, "--json", tmp_path / "f.json") == 0
+    (found,) = json.loads((tmp_path / "f.json").read_text())["models"]
+    assert found["results"]["mine"]["acc,none"] == np.mean(
+        [a == row["a"] for a, row in zip(answers, rows, strict=True)]
+    )
+    (kept,) = (tmp_path / "out" / "model").glob("results_*.json")
+    assert json.loads(kept.read_text())["results"]["mine"]["acc,none"] == found["results"]["mine"]["acc,none"]
+    assert len(next((tmp_path / "out" / "model").glob("samples_mine_*.jsonl")).read_text().splitlines()) == 8
+    assert "acc" in capsys.readouterr().out
+    assert run(tmp_path / "model", "--tasks", "mein") == 2
+    assert "has no such task" in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"""Estimates and calibration against hand formulas and closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pat.statistics import estimates
+from pat.statistics.calibration import expected_calibration_error
+
+
+def test_the_mean_and_its_interval() -> None:
+    """Of many normal numbers the interval is the normal one; of a proportion without failures it is exact."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(1.0, 1.0, 400), rng.uniform(0.5, 2.0, 400)
+    found = estimates.mean(x, w)
+    centre = (w @ x) / w.sum()
+    half = 1.96 * math.sqrt(w**2 @ (x - centre) ** 2) / w.sum()
+    assert found.value == pytest.approx(centre)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=0.02)
+    exact = estimates.mean(np.ones(9))
+    assert (exact.value, exact.low, exact.high) == pytest.approx((1.0, 0.025 ** (1 / 9), 1.0))
+    unequal = estimates.mean(np.zeros(4), np.array([3.0, 1.0, 1.0, 1.0]))  # 36 / 12 = 3 equal ones
+    assert unequal.high == pytest.approx(1.0 - 0.025 ** (1 / 3))
+    assert estimates.mean([2.0]).low is None, "one number says nothing of how numbers vary"
+
+
+def test_any_figure_is_resampled_by_its_samples() -> None:
+    """Fails if places are resampled beyond those of a slice, or a pair is parted: r of y = x is 1 in every resample."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=300)
+    y = x + rng.normal(size=300)
+
+    def r(places: estimates.Places) -> float:
+        return float(np.corrcoef(x[places], y[places])[0, 1])
+
+    places = np.arange(100, 300)
+    found = estimates.of_places(r, places, resamples=999)
+    z, half = math.atanh(r(places)), 1.96 / math.sqrt(200 - 3)  # Fisher's transformation
+    assert found.n == 200 and (found.low, found.high) == pytest.approx(
+        (math.tanh(z - half), math.tanh(z + half)), abs=0.03
+    )
+    y[100:] = 2 * x[100:]
+    same = estimates.of_places(r, places, resamples=99)
+    assert (same.low, same.high) == pytest.approx((1.0, 1.0))
+
+
+def test_calibration_by_hand() -> None:
+    """Two bins of three: |2/3 - 0.6| and |3/3 - 0.9|, each for half of the samples. The order decides nothing."""
+    confidences, right = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1.0]), np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    expected = (abs(2 / 3 - 0.6) + abs(1.0 - 0.9)) / 2
+    assert expected_calibration_error(confidences, right, bins=2) == pytest.approx(expected)
+    turned = np.array([5, 2, 0, 3, 1, 4])
+    assert expected_calibration_error(confidences[turned], right[turned], bins=2) == pytest.approx(expected)
+    assert expected_calibration_error(np.full(4, 0.75), np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(0.0)
+    assert expected_calibration_error(np.ones(8), np.zeros(8)) == 1.0
+    rng = np.random.default_rng(2)
+    honest = rng.uniform(0.5, 1.0, 20_000)
+    assert expected_calibration_error(honest, stats.bernoulli.rvs(honest, random_state=3).astype(float)) < 0.02
+    with pytest.raises(ValueError, match="no samples"):
+        expected_calibration_error(np.array([]), np.array([]))
