@@ -42,6 +42,17 @@ def declared_fields(package: str) -> set[str]:
     return {field for _, names in _written(package) for field in names}
 
 
+def declared_mappings(package: str, attribute: str) -> dict[str, Any]:
+    """A class attribute that is written as a mapping of constants, of all classes in a package together.
+
+    Read in the files, as `declared` does: nothing is imported but the package.
+    """
+    found: dict[str, Any] = {}
+    for path in _paths(package):
+        found |= _mappings(path).get(attribute, {})
+    return found
+
+
 def comments(cls: type) -> dict[str, str]:
     """What follows each field of a dataclass on its line, also of the classes above."""
     said: dict[str, str] = {}
@@ -66,10 +77,30 @@ def by_name(
 
 def _written(package: str) -> Iterator[tuple[str, list[str]]]:
     """(name, fields) of each class whose field `name` has a default, as the files have it."""
-    roots = importlib.import_module(package).__path__
-    paths = [path for name in files(package) for root in roots if (path := Path(root, f"{name}.py")).is_file()]
-    for path in paths:
+    for path in _paths(package):
         yield from _classes(path)
+
+
+def _paths(package: str) -> list[Path]:
+    roots = importlib.import_module(package).__path__
+    return [path for name in files(package) for root in roots if (path := Path(root, f"{name}.py")).is_file()]
+
+
+@cache
+def _mappings(path: Path) -> dict[str, dict[str, Any]]:
+    """{attribute: mapping} of the classes in one file; read once in a process."""
+    found: dict[str, dict[str, Any]] = {}
+    for cls in ast.parse(path.read_text(), str(path)).body:
+        for item in cls.body if isinstance(cls, ast.ClassDef) else []:
+            if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
+                continue
+            if isinstance(item.value, ast.Dict):
+                try:
+                    content = ast.literal_eval(item.value)
+                except ValueError:  # of more than constants
+                    continue
+                found.setdefault(item.target.id, {}).update(content)
+    return found
 
 
 @cache

@@ -1,0 +1,1 @@
+"""How much quality may be lost, and what must be gained: the limits, and whether figures are inside."""

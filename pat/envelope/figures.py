@@ -1,0 +1,45 @@
+"""The figures that can be limited: which way each is better, and where it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from pat.common import scan
+
+SAMPLES, MIX, PROFILE, MODEL = "samples", "mix", "profile", "model"  # sources
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What can be limited."""
+
+    higher_is_better: bool
+    sources: tuple[str, ...]  # the first of them that is asked
+
+
+_OTHERS = {
+    "calibration_error": Figure(False, (MIX, SAMPLES)),
+    "passed": Figure(True, (MIX,)),
+    "reference_loss": Figure(False, (MIX,)),
+    "latency_p50": Figure(False, (PROFILE,)),
+    "latency_p95": Figure(False, (PROFILE,)),
+    "latency_p99": Figure(False, (PROFILE,)),
+    "first_token_p50": Figure(False, (PROFILE,)),
+    "first_token_p95": Figure(False, (PROFILE,)),
+    "first_token_p99": Figure(False, (PROFILE,)),
+    "throughput": Figure(True, (PROFILE,)),
+    "peak_memory": Figure(False, (PROFILE,)),
+    "parameters": Figure(False, (MODEL,)),
+    "nonzero_parameters": Figure(False, (MODEL,)),
+    "bytes": Figure(False, (MODEL,)),
+    "sparsity": Figure(True, (MODEL,)),
+}
+
+
+@cache
+def figures() -> Mapping[str, Figure]:
+    """Every figure by its name: the metrics of the tasks, as their files declare them, and the others."""
+    of_tasks = scan.declared_mappings("pat.tasks", "directions")
+    return {name: Figure(higher, (SAMPLES,)) for name, higher in of_tasks.items()} | _OTHERS

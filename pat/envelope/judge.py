@@ -1,0 +1,118 @@
+"""Whether figures are inside the limits.
+
+# v the variant's figure, b the baseline's; q what a bound is about: v, b - v, v - b or v / b
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pat.envelope.spec import Limit
+
+TOLERANCE = 1e-9  # relative: 0.9 - 0.89 is not above 0.01
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number, with an interval where it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def negated(self) -> Quantity:
+        """Of the number with the other sign."""
+        if self.low is None or self.high is None:
+            return Quantity(-self.value)
+        return Quantity(-self.value, -self.high, -self.low)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a figure."""
+
+    measured: Quantity
+    baseline: float | None = None
+    change: Quantity | None = None  # v - b
+    ratio: Quantity | None = None  # v / b
+
+
+@dataclass(frozen=True)
+class Check:
+    """One bound, judged."""
+
+    name: str  # FIGURE.BOUND; of a slice FIGURE[DIMENSION=VALUE].BOUND
+    limit: float
+    rule: str  # in words, as "at most 0.01 below the baseline"
+    measured: float  # v
+    baseline: float | None  # b
+    quantity: float  # q
+    interval: tuple[float, float] | None  # of q
+    passed: bool
+
+
+def evidence(value: float, baseline: float | None = None) -> Evidence:
+    """Of figures without intervals, as a training has them."""
+    if baseline is None:
+        return Evidence(Quantity(value))
+    ratio = value / baseline if baseline else math.nan
+    return Evidence(Quantity(value), baseline, Quantity(value - baseline), Quantity(ratio))
+
+
+def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, confident: bool = False) -> list[Check]:
+    """A check a bound. It passes when q is inside; `confident`: when q's whole interval is, where it has one.
+
+    Raises ValueError where a bound needs a baseline that is not known, or a ratio to 0.
+    """
+    made = []
+    for bound, value in limit.bounds().items():
+        q = _quantities(known).get(bound)
+        if q is None:
+            raise ValueError(f"{name}.{bound} is against a baseline: give --against FOLDER")
+        if bound == "ratio" and known.baseline == 0.0:
+            raise ValueError(f"{name}.ratio: the baseline's {name} is 0, so there is no ratio: give another bound")
+        at_least = bound == "min" or (bound == "ratio" and higher_is_better)
+        edge = q.low if at_least else q.high
+        inside = _inside(q.value, value, at_least)
+        if confident and edge is not None:
+            inside = inside and _inside(edge, value, at_least)
+        made.append(
+            Check(
+                name=f"{name}.{bound}",
+                limit=value,
+                rule=_rule(bound, value, at_least),
+                measured=known.measured.value,
+                baseline=known.baseline,
+                quantity=q.value,
+                interval=None if q.low is None or q.high is None else (q.low, q.high),
+                passed=inside,
+            )
+        )
+    return made
+
+
+def _quantities(known: Evidence) -> Mapping[str, Quantity | None]:
+    change = known.change
+    return {
+        "min": known.measured,
+        "max": known.measured,
+        "drop": None if change is None else change.negated(),
+        "rise": change,
+        "ratio": known.ratio,
+    }
+
+
+def _inside(q: float, limit: float, at_least: bool) -> bool:
+    """Whether q is on the right side of the limit, or on it; what is not a number is outside."""
+    close = math.isclose(q, limit, rel_tol=TOLERANCE, abs_tol=1e-12)
+    return close or (q > limit if at_least else q < limit)
+
+
+def _rule(bound: str, value: float, at_least: bool) -> str:
+    if bound == "ratio":
+        return f"at {'least' if at_least else 'most'} {value:g} times the baseline"
+    if bound in ("drop", "rise"):
+        return f"at most {value:g} {'below' if bound == 'drop' else 'above'} the baseline"
+    return f"at {'least' if at_least else 'most'} {value:g}"

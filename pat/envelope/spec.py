@@ -1,0 +1,149 @@
+"""The envelope: limits by the names of figures. docs/gate.md describes it with an example.
+
+envelope = parse({"accuracy": {"drop": 0.01}, "latency_p95": {"ratio": 0.7}, "slices.drop": 0.03})
+envelope.limits["accuracy"].drop, envelope.slices.drop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from pat.common.errors import invalid
+from pat.common.keys import Finite, Section, key
+from pat.common.text import did_you_mean
+from pat.envelope.figures import figures
+
+SLICES = "slices"
+BOUNDS = ("min", "max", "drop", "rise", "ratio")
+BELOW = ("min", "drop")  # bounds of figures of which more is better; the others' are max and rise
+ABOVE = ("max", "rise")
+AnyLimit = TypeVar("AnyLimit", bound="Limit")
+
+
+class Limit(Section, frozen=True):
+    """What one figure may be; all bounds that are given must hold."""
+
+    min: Finite | None = key(None, "at least this; of a figure of which more is better")
+    max: Finite | None = key(None, "at most this; of a figure of which less is better")
+    drop: Finite | None = key(None, "at most this much below the baseline's; more is better", ge=0)
+    rise: Finite | None = key(None, "at most this much above the baseline's; less is better", ge=0)
+    ratio: Finite | None = key(
+        None, "of the baseline's: at most this where less is better, at least this where more is", gt=0
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Limit:
+        if not self.bounds():
+            raise ValueError(f"there is no limit: give one or more of {', '.join(BOUNDS)}")
+        return self
+
+    def bounds(self) -> dict[str, float]:
+        """Those that are given."""
+        return {name: value for name in BOUNDS if (value := getattr(self, name)) is not None}
+
+
+class Slices(Limit, frozen=True):
+    """What the figure of every slice may be: accuracy, the loss or the squared error; of a mix, what passed."""
+
+    least: int = key(1, "samples or prompts that a slice needs to be judged", ge=1)
+
+
+class Envelope(Section, frozen=True):
+    """Limits on figures of a variant, some of them against those of a baseline."""
+
+    limits: dict[str, Limit] = key({}, "{figure: limit}")
+    slices: Slices | None = key(None, "of every slice")
+
+    def said(self) -> dict[str, Any]:
+        """As it is written in a file: `parse` makes the same of it."""
+        made: dict[str, Any] = {name: limit.bounds() for name, limit in self.limits.items()}
+        if self.slices is not None:
+            made[SLICES] = self.slices.bounds() | ({} if self.slices.least == 1 else {"least": self.slices.least})
+        return made
+
+    def relative(self) -> list[str]:
+        """The limits that need a baseline, as accuracy.drop."""
+        every = {**self.limits, **({} if self.slices is None else {SLICES: self.slices})}
+        return [
+            f"{name}.{bound}"
+            for name, limit in every.items()
+            for bound in limit.bounds()
+            if bound not in ("min", "max")
+        ]
+
+
+def parse(value: Any) -> Envelope:
+    """The envelope of a mapping; a dotted key, `slices.min: 0.7`, is one of a section. Raises ValueError."""
+    if isinstance(value, Envelope):
+        return value
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError("the envelope is empty: give limits, as {accuracy: {drop: 0.01}}")
+    limits, slices = dict[str, Limit](), None
+    for name, bounds in _nested(value).items():
+        if name == SLICES:
+            slices = _limit(name, bounds, Slices)
+            continue
+        known = figures()
+        if name not in known:
+            named = sorted([*known, SLICES])
+            raise ValueError(
+                f"there is no figure '{name}' to limit; there are {', '.join(named)}{did_you_mean(str(name), named)}"
+            )
+        limits[name] = limit = _limit(name, bounds, Limit)
+        better = known[name].higher_is_better
+        for wrong, right in zip(*((ABOVE, BELOW) if better else (BELOW, ABOVE)), strict=True):
+            if wrong in limit.bounds():
+                raise ValueError(
+                    f"{name}.{wrong}: of {name} {'more' if better else 'less'} is better, so give {right} or ratio"
+                )
+    return Envelope(limits=limits, slices=slices)
+
+
+def read(path: Path) -> Any:
+    """What a YAML file says: the limits, or `envelope: {...}`. Raises ValueError."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: give a YAML file with limits, as accuracy: {{drop: 0.01}}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if isinstance(content, Mapping) and set(content) == {"envelope"}:
+        content = content["envelope"]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold a mapping of limits, as accuracy: {{drop: 0.01}}")
+    return content
+
+
+def _limit(name: str, bounds: Any, model: type[AnyLimit]) -> AnyLimit:
+    if not isinstance(bounds, Mapping):
+        raise ValueError(f"{name} is {bounds!r}, but must be a mapping of bounds, as {{{', '.join(BOUNDS)}}}")
+    try:
+        return model.model_validate(dict(bounds))
+    except ValidationError as error:
+        raise ValueError(invalid(error, model, within=name)) from None
+
+
+def merged(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:
+    """The limits of both; where both give a bound, that of the second."""
+    a, b = _nested(first), _nested(second)
+    both = {name: {**a[name], **b[name]} for name in a if isinstance(a[name], dict) and isinstance(b.get(name), dict)}
+    return a | b | both
+
+
+def _nested(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same with dotted keys as mappings. ValueError where a key is there twice."""
+    made: dict[str, Any] = {}
+    for given, content in value.items():
+        name, _, bound = str(given).partition(".")
+        new = {bound: content} if bound else content
+        if name in made:
+            if not (isinstance(new, Mapping) and isinstance(made[name], Mapping)) or set(new) & set(made[name]):
+                raise ValueError(f"{given} is there a second time: give it once")
+            new = {**made[name], **new}
+        made[name] = dict(new) if isinstance(new, Mapping) else new
+    return made

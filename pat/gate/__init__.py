@@ -1,0 +1,1 @@
+"""Whether a variant may go on: its figures against an envelope."""

@@ -1,0 +1,93 @@
+"""What a profile says of models: latencies, throughput, memory. docs/gate.md has the shape of the file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pat.common.text import did_you_mean
+from pat.envelope.judge import Evidence, Quantity
+
+INTERVALS = "intervals"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A file with models, and perhaps ratios that were measured side by side."""
+
+    path: Path
+    models: dict[Path, Mapping[str, Any]]
+    ratios: dict[tuple[Path, Path], Mapping[str, Any]]
+
+    def evidence(self, name: str, variant: Path, baseline: Path | None) -> Evidence:
+        """What it says of a figure. Raises ValueError where it says nothing."""
+        measured = self._quantity(self._model(variant), name, str(variant))
+        if baseline is None:
+            return Evidence(measured)
+        before = self._quantity(self._model(baseline), name, str(baseline)).value
+        said = self.ratios.get((variant.resolve(), baseline.resolve()), {})
+        if name in said:
+            ratio = self._quantity(said, name, f"{variant} against {baseline}")
+        else:
+            ratio = Quantity(measured.value / before if before else math.nan)
+        return Evidence(measured, before, Quantity(measured.value - before), ratio)
+
+    def _model(self, folder: Path) -> Mapping[str, Any]:
+        if folder.resolve() not in self.models:
+            known = list(map(str, self.models))
+            raise ValueError(
+                f"{self.path} has no figures of {folder}; it has {', '.join(known)}"
+                f"{did_you_mean(str(folder.resolve()), known)}: profile it, too"
+            )
+        return self.models[folder.resolve()]
+
+    def _quantity(self, said: Mapping[str, Any], name: str, whose: str) -> Quantity:
+        if name not in said:
+            known = [key for key, value in said.items() if isinstance(value, int | float)]
+            raise ValueError(
+                f"{self.path} has no {name} of {whose}; it has {', '.join(known)}{did_you_mean(name, known)}"
+            )
+        value, interval = said[name], (said.get(INTERVALS) or {}).get(name)
+        if not _number(value):
+            raise ValueError(f"{self.path}: {name} of {whose} is {value!r}, but must be a finite number")
+        if interval is None:
+            return Quantity(float(value))
+        if not (isinstance(interval, list) and len(interval) == 2 and all(map(_number, interval))):
+            raise ValueError(f"{self.path}: the interval of {name} of {whose} is {interval!r}, but must be [low, high]")
+        return Quantity(float(value), float(interval[0]), float(interval[1]))
+
+
+def read(path: Path) -> Profile:
+    """The profile in a JSON file. A folder in it is found from where the command runs. Raises ValueError."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: give what `pat profile --json FILE` wrote")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    models = content.get("models") if isinstance(content, Mapping) else None
+    ratios = content.get("ratios", []) if isinstance(content, Mapping) else []
+    if not (_rows(models, "folder") and models and _rows(ratios, "folder", "against")):
+        raise ValueError(
+            f'{path} is no profile: it must hold {{"models": [{{"folder": ..., "latency_p95": seconds, ...}}]}}, and '
+            'perhaps "ratios": [{"folder": ..., "against": ..., "latency_p95": ratio}]'
+        )
+    return Profile(
+        path,
+        {Path(row["folder"]).resolve(): row for row in models},
+        {(Path(row["folder"]).resolve(), Path(row["against"]).resolve()): row for row in ratios},
+    )
+
+
+def _rows(value: Any, *keys: str) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(row, Mapping) and all(isinstance(row.get(key), str) for key in keys) for row in value
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

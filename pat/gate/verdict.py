@@ -1,0 +1,159 @@
+"""From what was measured to a verdict: a check for each bound of the envelope."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pat.common.files import finite
+from pat.envelope import judge
+from pat.envelope.figures import MODEL, PROFILE, SAMPLES, figures
+from pat.envelope.judge import Check, Evidence, Quantity
+from pat.envelope.spec import ABOVE, BELOW, Envelope, Limit
+from pat.evaluation.measures import Measure, Measured, difference, estimate, ratio
+from pat.gate.measure import Facts, check_measured
+from pat.gate.profile import Profile
+from pat.statistics.estimates import Estimate, Places
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the variant is inside, and by which checks."""
+
+    passed: bool
+    checks: list[Check]
+    variant: dict[str, str]  # folder, weights_sha256
+    baseline: dict[str, str] | None
+    envelope: dict[str, Any]
+    data: list[str]  # what it was measured on
+    confidence: float
+    confident: bool  # whether whole intervals had to be inside
+    seconds: float
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return finite(asdict(self))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How limits are judged."""
+
+    envelope: Envelope
+    profile: Profile | None
+    confidence: float = 0.95
+    confident: bool = False
+    seed: int = 0
+
+    def checks(self, variant: Facts, baseline: Facts | None) -> list[Check]:
+        """Every bound, in the envelope's order, then those of slices. Raises ValueError for what is not measured."""
+        given = [*variant.sources, *([] if self.profile is None else [PROFILE])]
+        check_measured(self.envelope, given, baseline is not None)
+        if baseline is not None:
+            _check_same(variant, baseline)
+        made: list[Check] = []
+        for name, limit in self.envelope.limits.items():
+            known = self._evidence(name, limit, variant, baseline)
+            made += judge.judge(name, limit, known, figures()[name].higher_is_better, self.confident)
+        if self.envelope.slices is not None:
+            made += self._slices(variant, baseline)
+        return made
+
+    def _evidence(self, name: str, limit: Limit, variant: Facts, baseline: Facts | None) -> Evidence:
+        sources = figures()[name].sources
+        if MODEL in sources:
+            return _of_model(name, variant, baseline)
+        if PROFILE in sources:
+            assert self.profile is not None
+            return self.profile.evidence(name, variant.folder, None if baseline is None else baseline.folder)
+        source = next(each for each in sources if each in variant.sources)
+        of_variant = _measure(name, variant.sources[source])
+        of_baseline = None if baseline is None else _measure(name, baseline.sources[source])
+        return self._paired(of_variant, of_baseline, of_variant.places(), limit.bounds())
+
+    def _paired(self, v: Measure, b: Measure | None, places: Places, bounds: Collection[str]) -> Evidence:
+        """Only what the bounds are about: resampling takes a while."""
+        how = (places, self.confidence, self.seed)
+        measured = _quantity(estimate(v, *how)) if {"min", "max"} & set(bounds) else Quantity(v.of(places))
+        if b is None:
+            return Evidence(measured)
+        return Evidence(
+            measured,
+            b.of(places),
+            _quantity(difference(b, v, *how)) if {"drop", "rise"} & set(bounds) else None,
+            _quantity(ratio(b, v, *how)) if "ratio" in bounds else None,
+        )
+
+    def _slices(self, variant: Facts, baseline: Facts | None) -> Iterator[Check]:
+        """Each slice of what was asked. ValueError where there is none, or a bound fits no figure."""
+        slices = self.envelope.slices
+        assert slices is not None
+        judged, left = False, set(slices.bounds())
+        for source, measured in variant.sources.items():
+            for name in measured.main:
+                v = measured.measures[name]
+                b = None if baseline is None else _measure(name, baseline.sources[source])
+                wrong = ABOVE if v.higher_is_better else BELOW
+                bounds = {key: value for key, value in slices.bounds().items() if key not in wrong}
+                if not bounds:
+                    continue
+                left -= set(bounds)
+                for slice_, numbers in measured.slices.items():
+                    places = v.places(numbers)
+                    if places.size >= slices.least:
+                        judged = True
+                        known = self._paired(v, b, places, bounds)
+                        named = f"{name}[{slice_}]"
+                        yield from judge.judge(named, Limit(**bounds), known, v.higher_is_better, self.confident)
+        main = ", ".join(name for measured in variant.sources.values() for name in measured.main)
+        if left:
+            raise ValueError(f"slices.{sorted(left)[0]} fits no figure of slices, which are {main}: see docs/gate.md")
+        if not judged:
+            raise ValueError(
+                f"slices are limited, but none has {slices.least} or more samples or prompts: give a mix with slices, "
+                "or a smaller slices.least"
+            )
+
+
+def said_of(facts: Facts) -> dict[str, str]:
+    """Which model it is."""
+    return {"folder": str(facts.folder), "weights_sha256": facts.weights_sha256}
+
+
+def _of_model(name: str, variant: Facts, baseline: Facts | None) -> Evidence:
+    value = getattr(variant.size, name)
+    if value is None:
+        raise ValueError(f"{name} is limited, but {variant.folder} does not say it: give a run or an export")
+    if baseline is None:
+        return judge.evidence(float(value))
+    return judge.evidence(float(value), float(getattr(baseline.size, name) or 0.0))  # not said: nothing is pruned
+
+
+def _measure(name: str, measured: Measured) -> Measure:
+    if name not in measured.measures:
+        raise ValueError(
+            f"{name} is limited, but {measured.data} gives {', '.join(measured.measures)}: limit one of these, or "
+            "measure on other data"
+        )
+    return measured.measures[name]
+
+
+def _check_same(variant: Facts, baseline: Facts) -> None:
+    """ValueError where both were asked different things."""
+    if SAMPLES in variant.sources and variant.tokenizer != baseline.tokenizer:
+        raise ValueError(
+            f"{variant.folder} and {baseline.folder} have different tokenizers, so a recipe's samples are not the same "
+            "for both: give --mix, whose prompts are texts"
+        )
+    for source, measured in variant.sources.items():
+        for name, measure in measured.measures.items():
+            other = baseline.sources[source].measures.get(name)
+            if other is not None and not np.array_equal(other.items, measure.items):
+                raise ValueError(f"{name} is of other samples in {variant.folder} than in {baseline.folder}")
+
+
+def _quantity(found: Estimate) -> Quantity:
+    return Quantity(found.value, found.low, found.high)

@@ -1,0 +1,105 @@
+"""A verdict for CI: JUnit XML, a summary in Markdown. What models and mixes are called is text there, never markup."""
+
+from __future__ import annotations
+
+import html
+import re
+import time
+import xml.etree.ElementTree as ET
+from typing import Any
+
+from pat.common.text import plain
+from pat.envelope.judge import Check
+from pat.gate.verdict import Verdict
+
+SUITE = "pat gate"
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
+
+
+def junit(verdict: Verdict, now: float | None = None) -> bytes:
+    """One test suite, a test case a check; elements and attributes of the schema that Jenkins and GitLab read.
+
+    Source: github.com/jenkinsci/xunit-plugin, junit-10.xsd.
+    """
+    failed = sum(not check.passed for check in verdict.checks)
+    counts = {"tests": str(len(verdict.checks)), "failures": str(failed), "errors": "0"}
+    root = ET.Element("testsuites", {"name": SUITE, **counts, "time": f"{verdict.seconds:.3f}"})
+    suite = ET.SubElement(
+        root,
+        "testsuite",
+        {
+            "name": SUITE,
+            **counts,
+            "skipped": "0",
+            "time": f"{verdict.seconds:.3f}",
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)),
+        },
+    )
+    properties = ET.SubElement(suite, "properties")
+    for name, value in _properties(verdict):
+        ET.SubElement(properties, "property", {"name": name, "value": plain(value)})
+    for check in verdict.checks:
+        case = ET.SubElement(suite, "testcase", {"classname": SUITE, "name": plain(check.name), "time": "0"})
+        if not check.passed:
+            said = plain(sentence(check))
+            ET.SubElement(case, "failure", {"message": said, "type": "OutsideEnvelope"}).text = said
+    ET.indent(root)
+    return ET.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def markdown(verdict: Verdict) -> str:
+    """A table, the checks that failed first."""
+    failed = sum(not check.passed for check in verdict.checks)
+    head = "passed" if verdict.passed else f"failed: {failed} of {len(verdict.checks)} checks"
+    lines = [f"## pat gate {head}", ""]
+    lines += [f"- {name}: {_escaped(value)}" for name, value in _properties(verdict)]
+    lines += ["", "| | check | rule | measured | baseline | judged | interval |", "| --- |" + " --- |" * 6]
+    for check in sorted(verdict.checks, key=lambda check: check.passed):
+        cells = ("pass" if check.passed else "**FAIL**", _escaped(check.name), _escaped(check.rule), *numbers(check))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def sentence(check: Check) -> str:
+    """What a check found."""
+    measured, baseline, quantity, interval = numbers(check)
+    against = f" against {baseline}" if check.baseline is not None else ""
+    judged = f", judged {quantity}" if check.quantity != check.measured else ""
+    spread = f" (interval {interval})" if check.interval is not None else ""
+    return f"{check.name}: {measured}{against}{judged}{spread}, must be {check.rule}"
+
+
+def numbers(check: Check) -> tuple[str, str, str, str]:
+    """Measured, baseline, judged quantity and interval, as people read them; - where there is none."""
+    interval = "-" if check.interval is None else f"{check.interval[0]:.4g} to {check.interval[1]:.4g}"
+    baseline = "-" if check.baseline is None else f"{check.baseline:.6g}"
+    return f"{check.measured:.6g}", baseline, f"{check.quantity:.4g}", interval
+
+
+def table(verdict: Verdict) -> Any:
+    """The same for a terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "check", "rule", "measured", "baseline", "judged", f"{verdict.confidence:.0%} interval"):
+        made.add_column(column, justify="left" if column in ("", "check", "rule") else "right", no_wrap=True)
+    for check in verdict.checks:
+        made.add_row("pass" if check.passed else "FAIL", Text(plain(check.name)), check.rule, *numbers(check))
+    return made
+
+
+def _properties(verdict: Verdict) -> list[tuple[str, str]]:
+    models = [("variant", verdict.variant), ("baseline", verdict.baseline)]
+    said = [(name, f"{one['folder']} (weights {one['weights_sha256'][:16]})") for name, one in models if one]
+    whole = "the whole interval must be inside" if verdict.confident else "the figure must be inside"
+    return [
+        *said,
+        ("data", "; ".join(verdict.data) or "none"),
+        ("rule", f"{whole}, {verdict.confidence:.0%} intervals"),
+    ]
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_MARKDOWN.sub(r"\\\1", plain(text)), quote=False).replace("\n", " ")

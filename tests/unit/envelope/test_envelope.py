@@ -1,0 +1,103 @@
+"""The envelope: what limits mean, and the mistakes one can make."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pat.envelope import judge, spec
+from pat.envelope.figures import figures
+from pat.envelope.judge import Evidence, Quantity
+from pat.tasks import base
+
+LIMITS = {"accuracy": {"drop": 0.01, "min": 0.8}, "slices.min": 0.7, "slices.least": 3, "latency_p95.ratio": 0.7}
+
+
+def test_the_figures_are_those_of_the_tasks(repository: Path) -> None:
+    """Fails if a metric of a task cannot be limited, is limited the wrong way round, or is not in docs/gate.md."""
+    assert set(figures()) <= set(re.findall(r"\w+", (repository / "docs" / "gate.md").read_text()))
+    for task in base.classes().values():
+        for name, higher in task.directions.items():
+            assert figures()[name].higher_is_better == higher, name
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    """Fails if a dotted key, or a limit of slices, is lost. A training reads the same from its config."""
+    envelope = spec.parse(LIMITS)
+    assert envelope.limits["accuracy"].bounds() == {"min": 0.8, "drop": 0.01}
+    assert envelope.slices is not None and (envelope.slices.min, envelope.slices.least) == (0.7, 3)
+    assert envelope.relative() == ["accuracy.drop", "latency_p95.ratio"]
+    assert spec.parse(envelope.said()) == envelope == spec.parse(envelope)
+    (tmp_path / "e.yaml").write_text("envelope:\n  accuracy: {drop: 0.01, min: 0.8}\n  slices.min: 0.7\n")
+    merged = spec.merged(spec.read(tmp_path / "e.yaml"), {"accuracy": {"drop": 0.5}, "slices": {"least": 3}})
+    assert merged == {"accuracy": {"drop": 0.5, "min": 0.8}, "slices": {"min": 0.7, "least": 3}}
+    with pytest.raises(ValidationError):
+        envelope.slices = None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, "the envelope is empty"),
+        ({"acuracy": {"drop": 0.1}}, "there is no figure 'acuracy' .*did you mean accuracy"),
+        ({"accuracy": {"dorp": 0.1}}, "no key 'accuracy.dorp'; .*did you mean drop"),
+        ({"accuracy": 0.9}, "accuracy is 0.9, but must be a mapping"),
+        ({"accuracy": {}}, "accuracy: there is no limit"),
+        ({"accuracy": {"drop": -1.0}}, "accuracy.drop is -1.0, but must be at least 0"),
+        ({"accuracy": {"drop": math.nan}}, "accuracy.drop is not a number"),
+        ({"accuracy": {"drop": "0.1"}}, "accuracy.drop is '0.1', but must be a number"),
+        ({"accuracy": {"rise": 0.1}}, "of accuracy more is better, so give drop or ratio"),
+        ({"perplexity": {"min": 1.0}}, "of perplexity less is better, so give max or ratio"),
+        ({"slices": {"least": 5}}, "slices: there is no limit"),
+        ({"slices.min": 0.5, "slices": {"min": 0.6}}, "slices is there a second time"),
+    ],
+)
+def test_mistakes(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        spec.parse(given)
+
+
+@pytest.mark.parametrize(
+    ("bound", "limit", "higher", "value", "passes"),
+    [
+        ("min", 0.9, True, 0.9, True),
+        ("min", 0.9, True, 0.899, False),
+        ("max", 2.0, False, 2.001, False),
+        ("drop", 0.01, True, 0.79, True),  # 0.8 - 0.79 is a bit above 0.01 in floating point
+        ("drop", 0.01, True, 0.789, False),
+        ("drop", 0.01, True, 0.9, True),
+        ("rise", 0.1, False, 0.91, False),
+        ("rise", 0.1, False, 0.7, True),
+        ("ratio", 1.05, False, 0.84, True),
+        ("ratio", 1.05, False, 0.85, False),
+        ("ratio", 0.95, True, 0.76, True),
+        ("ratio", 0.95, True, 0.75, False),
+        ("min", 0.9, True, math.nan, False),
+        ("drop", 0.01, True, math.nan, False),
+        ("ratio", 1.05, False, math.inf, False),
+    ],
+)
+def test_each_bound_on_its_side(bound: str, limit: float, higher: bool, value: float, passes: bool) -> None:
+    """Fails if a bound looks the other way, or what is not a number passes. The baseline is 0.8."""
+    (check,) = judge.judge("x", spec.Limit(**{bound: limit}), judge.evidence(value, 0.8), higher)
+    assert check.passed == passes and check.name == f"x.{bound}" and check.baseline == 0.8
+
+
+def test_confident_is_about_the_bad_end_of_the_interval() -> None:
+    """Fails if the good end is looked at, or a drop's interval is that of the change with its ends as they are."""
+    change = Quantity(-0.005, -0.02, 0.01)
+    known = Evidence(Quantity(0.795, 0.7, 0.9), 0.8, change, Quantity(0.99, 0.97, 1.01))
+    limits = spec.Limit(min=0.75, drop=0.015, ratio=0.96)
+    assert [check.passed for check in judge.judge("x", limits, known, True)] == [True] * 3
+    low, drop, ratio = judge.judge("x", limits, known, True, confident=True)
+    assert (low.passed, drop.passed, ratio.passed) == (False, False, True)
+    assert drop.interval == (-0.01, 0.02) and drop.quantity == 0.005
+    with pytest.raises(ValueError, match="x.drop is against a baseline"):
+        judge.judge("x", limits, judge.evidence(0.8), True)
+    with pytest.raises(ValueError, match="the baseline's x is 0"):
+        judge.judge("x", spec.Limit(ratio=1.0), judge.evidence(0.8, 0.0), True)

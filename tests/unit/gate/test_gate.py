@@ -1,0 +1,165 @@
+"""`pat gate` on tiny classifiers: against hand formulas, a planted regression, what CI reads, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification
+
+from pat import cli
+from pat.models.tokenizers import byte_tokenizer
+from pat.run.directory import ExitCode
+from tests import models
+
+SUITE = {"name", "tests", "failures", "errors", "skipped", "time", "timestamp"}  # junit-10.xsd
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dense; pruned, whose head is turned round; rows that dense labels, all but one, and a mix of half of them."""
+    folder, asked = tmp_path_factory.mktemp("gate"), [f"text {i} {'x' * i}" for i in range(24)]
+    rows: list[dict[str, str]] = []
+    for name, sign in (("dense", 1.0), ("pruned", -1.0)):
+        model = models.model("bert", auto=AutoModelForSequenceClassification, vocab_size=320)
+        with torch.no_grad():
+            model.classifier.weight.mul_(sign)
+            model.classifier.bias.mul_(sign)
+        model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+        model.save_pretrained(folder / name)
+        tokenizer: Any = byte_tokenizer()
+        tokenizer.save_pretrained(folder / name)
+        if name == "dense":
+            with torch.no_grad():
+                for text in asked:
+                    best = int(model(**tokenizer(text, return_tensors="pt")).logits.argmax())
+                    rows.append({"text": text, "label": ["bad", "good"][best]})
+    rows[0]["label"] = "good" if rows[0]["label"] == "bad" else "bad"
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = [
+        {"prompt": row["text"], "slices": {"half": str(i % 2)}, "checks": [{"name": "label", "label": row["label"]}]}
+        for i, row in enumerate(rows)
+    ]
+    (folder / "mix.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    return folder
+
+
+def run(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["gate", *map(str, arguments), "--device", "cpu"])
+    return int(str(stop.value.code))
+
+
+def data(folder: Path) -> list[str]:
+    rows = folder / "rows.jsonl"
+    local = ["data.source=json", f"data.train={rows}", f"data.eval={rows}", "data.max_length=48"]
+    return ["recipe=reviews_dense", *local]
+
+
+def test_a_planted_regression_is_named(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """Fails if A and B are swapped, a slice is left out, or what CI reads says something else than the exit code."""
+    files = {kind: tmp_path / f"gate.{kind}" for kind in ("json", "junit", "markdown")}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump({"accuracy": {"drop": 0.5, "min": 0.01}, "slices": {"drop": 1.0}}))
+    options = [*data(folder), "--envelope", tmp_path / "e.yaml", "envelope.parameters.ratio=1"]
+    for kind, file in files.items():
+        options += [f"--{kind}", file]
+    code = run(folder / "pruned", "--against", folder / "dense", *options)
+    assert code == ExitCode.OUTSIDE_ENVELOPE == 5
+    found, said = json.loads(files["json"].read_text()), capsys.readouterr().out
+    checks = {check["name"]: check for check in found["checks"]}
+    assert not found["passed"] and found["variant"]["folder"] == str(folder / "pruned")
+    assert len(found["variant"]["weights_sha256"]) == 64 and found["variant"] != found["baseline"]
+    drop = checks["accuracy.drop"]
+    assert (drop["baseline"], drop["measured"], drop["quantity"]) == pytest.approx((23 / 24, 1 / 24, 22 / 24))
+    assert drop["interval"][0] < 22 / 24 < drop["interval"][1] <= 1.0 and not drop["passed"]
+    assert checks["accuracy.min"]["passed"] and checks["parameters.ratio"]["passed"]
+    slices = [name for name in checks if name.startswith("accuracy[label=")]
+    assert slices and all(checks[name]["passed"] for name in slices), "0 below 1 is on the limit"
+    assert "accuracy.drop: 0.0416667 against 0.958333, judged 0.9167" in said and "outside of its envelope" in said
+    root = ET.fromstring(files["junit"].read_bytes())
+    (suite,) = root.findall("testsuite")
+    assert root.tag == "testsuites" and set(suite.attrib) == SUITE and suite[0].tag == "properties"
+    cases = suite.findall("testcase")
+    assert int(suite.attrib["tests"]) == len(cases) == len(checks) and suite.attrib["failures"] == "1"
+    assert all({"name", "classname", "time"} <= set(case.attrib) for case in cases)
+    (failure,) = root.iter("failure")
+    assert set(failure.attrib) == {"message", "type"} and "accuracy.drop" in failure.attrib["message"]
+    lines = files["markdown"].read_text().splitlines()
+    assert lines[0] == f"## pat gate failed: 1 of {len(checks)} checks"
+    (first, *_) = [line for line in lines if line.startswith("| ") and "check" not in line and "---" not in line]
+    assert "**FAIL**" in first and "accuracy.drop" in first
+
+
+def test_a_model_beside_itself_is_inside_unless_it_must_be_certain(folder: Path, tmp_path: Path) -> None:
+    """Fails if a mix is not asked, --confident looks at the figure only, or an interval is that of another figure."""
+    keys = ["envelope.passed.min=0.9", "envelope.calibration_error.max=1", "envelope.slices={min: 0.85, least: 12}"]
+    options = [folder / "dense", "--mix", folder / "mix.jsonl", *keys, "--json", tmp_path / "g.json"]
+    assert run(*options) == 0
+    found = {check["name"]: check for check in json.loads((tmp_path / "g.json").read_text())["checks"]}
+    assert found["passed.min"]["measured"] == pytest.approx(23 / 24) and found["passed.min"]["baseline"] is None
+    assert found["passed[half=1].min"]["measured"] == 1.0
+    assert found["passed[half=1].min"]["interval"] == pytest.approx([0.025 ** (1 / 12), 1.0])
+    assert found["calibration_error.max"]["interval"] is None
+    assert run(*options, "--confident") == 5
+    failed = [one["name"] for one in json.loads((tmp_path / "g.json").read_text())["checks"] if not one["passed"]]
+    assert "passed[half=1].min" in failed and "calibration_error.max" not in failed
+
+
+def test_a_profile(folder: Path, tmp_path: Path) -> None:
+    """Fails if a ratio is turned round, or one measured side by side is not preferred to that of two figures."""
+    profile = tmp_path / "p.json"
+    content: dict[str, Any] = {
+        "models": [
+            {"folder": str(folder / "dense"), "latency_p95": 0.1},
+            {"folder": str(folder / "pruned"), "latency_p95": 0.08, "intervals": {"latency_p95": [0.07, 0.09]}},
+        ]
+    }
+    profile.write_text(json.dumps(content))
+    options = [folder / "pruned", "--profile", profile, "--json", tmp_path / "g.json"]
+    against = ["--against", folder / "dense", "envelope.latency_p95.ratio=0.75"]
+    assert run(*options, "envelope.latency_p95.max=0.085") == 0
+    assert run(*options, "envelope.latency_p95.max=0.085", "--confident") == 5
+    assert run(*options, *against) == 5
+    (check,) = json.loads((tmp_path / "g.json").read_text())["checks"]
+    assert check["quantity"] == pytest.approx(0.8) and check["interval"] is None
+    sides = {"folder": str(folder / "pruned"), "against": str(folder / "dense"), "latency_p95": 0.7}
+    content["ratios"] = [sides | {"intervals": {"latency_p95": [0.66, 0.76]}}]
+    profile.write_text(json.dumps(content))
+    assert run(*options, *against) == 0
+    assert run(*options, *against, "--confident") == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["dense"], "the envelope is empty"),
+        (["dense", "dense"], "2 folders are given"),
+        (["dense", "envelope.acuracy.min=1"], "did you mean accuracy"),
+        (["dense", "envelope.latency_p95.max=1"], "latency_p95 is limited, but not measured: give --profile FILE"),
+        (["dense", "envelope.passed.min=1"], "passed is limited, but not measured: give --mix FILE"),
+        (["dense", "envelope.parameters.ratio=1"], "parameters.ratio is against a baseline: give --against"),
+        (["dense", "envelope.parameters.max=1", "--against", "dense"], "--against would be ignored"),
+        (["dense", "envelope.parameters.max=1", "--mix", "reviews"], "--mix would be ignored"),
+        (["dense", "envelope.parameters.max=1", "--profile", "p"], "--profile would be ignored"),
+        (["dense", "envelope.parameters.max=1", "recipe=sotu"], "recipe=sotu would be ignored"),
+        (["dense", "envelope.parameters.max=1", "--envelope", "no.yaml"], "there is no file no.yaml"),
+        (["dense", "envelope.latency_p95.max=1", "--profile", "rows.jsonl"], "rows.jsonl is no JSON"),
+        (["dense", "envelope.accuracy.min=1"], "does not say which data it was made for"),
+        (["dense", "envelope.sparsity.min=0.5"], "sparsity is limited, but dense does not say it"),
+        (["dense", "envelope.slices.max=0.5", "--mix", "mix.jsonl"], "slices.max fits no figure of slices"),
+        (["dense", "envelope.reference_loss.max=1", "--mix", "mix.jsonl"], "gives passed, calibration_error"),
+        (["dense", "envelope.slices={min: 0, least: 99}", "--mix", "mix.jsonl"], "none has 99 or more"),
+        (["dense", "envelope.parameters.max=1", "--junit", "no/g.xml"], "--junit no/g.xml: there is no folder no"),
+    ],
+)
+def test_mistakes(arguments: list[str], sentence: str, folder: Path, capsys: Any, monkeypatch: Any) -> None:
+    """A limit that nothing measures is an error of input, never a pass."""
+    monkeypatch.chdir(folder)
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
