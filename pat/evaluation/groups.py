@@ -61,7 +61,8 @@ def _of(
             if a in places and b in places and places[a] in known and places[b] in known:
                 weight = (mix.prompts[places[a]].weight + mix.prompts[places[b]].weight) / 2.0
                 values.setdefault((dimension, a, b), []).append((known[places[a]], known[places[b]], weight))
-    found = [difference(*np.array(rows).T, confidence, seed) for rows in values.values()]
+    columns = [np.array(rows).T for rows in values.values()]  # (3, pairs)
+    found = [difference(first, second, weights, confidence, seed) for first, second, weights in columns]
     adjusted = holm([one.p for one in found])
     made = []
     for (dimension, a, b), one, p in zip(values, found, adjusted, strict=True):

@@ -6,6 +6,7 @@ Source: Gao et al., github.com/EleutherAI/lm-evaluation-harness.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -29,26 +30,23 @@ class Wanted:
     batch_size: int = 8
 
 
-def imported() -> Any:
-    """The package. ValueError where it is not installed."""
+def imported(module: str) -> Any:
+    """One of its modules; an optional package, so no type checker knows it. ValueError where it is not installed."""
     try:
-        import lm_eval
+        return importlib.import_module(module)
     except ImportError:
         raise ValueError("--tasks needs lm-evaluation-harness: pip install 'pat-deepspeed[lm_eval]'") from None
-    return lm_eval
 
 
 def manager(wanted: Wanted) -> Any:
     """Its tasks, with those of the folder. ValueError for one that is not there."""
-    imported()
-    from lm_eval.tasks import TaskManager
-
-    made = TaskManager(include_path=None if wanted.include_path is None else str(wanted.include_path))
+    folder = None if wanted.include_path is None else str(wanted.include_path)
+    made = imported("lm_eval.tasks").TaskManager(include_path=folder)
     for name in wanted.tasks:
         if name not in made.all_tasks:
-            folder = "" if wanted.include_path is None else f", nor in {wanted.include_path}"
+            nor = "" if folder is None else f", nor has {folder}"
             raise ValueError(
-                f"--tasks {name}: lm-evaluation-harness has no such task{folder}{did_you_mean(name, made.all_tasks)}"
+                f"--tasks {name}: lm-evaluation-harness has no such task{nor}{did_you_mean(name, made.all_tasks)}"
             )
     return made
 
@@ -59,19 +57,17 @@ def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path 
     Data sets come from local files or the cache of Hugging Face, where HF_HUB_OFFLINE is set. Raises ValueError for a
     model that is no language model, or data that cannot be loaded.
     """
-    from lm_eval import simple_evaluate
-    from lm_eval.loggers import EvaluationTracker
-    from lm_eval.models.huggingface import HFLM
-
     if not prompts.generative(one):
         raise ValueError(f"{one.path} is no causal language model, and --tasks is for these: give recipe=NAME or --mix")
-    tracker = None if output is None else EvaluationTracker(output_path=str(output / "results.json"))
+    tracker = None
+    if output is not None:
+        tracker = imported("lm_eval.loggers").EvaluationTracker(output_path=str(output / "results.json"))
     with _quiet():
-        model = HFLM(
+        model = imported("lm_eval.models.huggingface").HFLM(
             pretrained=one.model, tokenizer=one.tokenizer, backend="causal", batch_size=wanted.batch_size, device=device
         )
         try:
-            found: Any = simple_evaluate(
+            found: Any = imported("lm_eval").simple_evaluate(
                 model=model,
                 model_args={"pretrained": str(one.path)},
                 tasks=list(wanted.tasks),
@@ -92,10 +88,8 @@ def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path 
 
 def table(found: Any) -> str:
     """Its own table, in Markdown."""
-    from lm_eval.utils import make_table
-
     with _quiet():
-        return str(make_table(found)).strip()
+        return str(imported("lm_eval.utils").make_table(found)).strip()
 
 
 def _save(tracker: Any, found: dict[str, Any], output: Path) -> None:

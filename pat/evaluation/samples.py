@@ -98,7 +98,7 @@ def ask(config: Config, model: Any, tokenizer: Any, name: str, device: str) -> t
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for batch in clock.timed(eval_batches(config, prepared, task, tokenizer, [model], device)):
                 if task.per_sample:
                     rows, labels = task.outputs(model, batch).logits.float().cpu(), batch["labels"].cpu()

@@ -115,7 +115,7 @@ def interval(
         return float(d[0]), float(d[0])
     for method in ("BCa", "percentile") if d.size <= JACKKNIFE else ("percentile",):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # BCa where nearly all are equal
+            warnings.simplefilter("ignore", RuntimeWarning)  # BCa where nearly all are equal
             found = stats.bootstrap(
                 (d, w),
                 _weighted_mean,

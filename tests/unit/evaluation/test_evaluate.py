@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pat import cli
 from pat.config import compose
 from pat.data import prepare
+from pat.evaluation import folders
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.schema import DataConfig
@@ -161,6 +162,7 @@ def test_the_columns(made, tmp_path, capsys):
     assert item["parameters"] == said["after"]["parameters"]
     assert item["nonzero_parameters"] == said["after"]["nonzero_parameters"] < item["parameters"]
     assert item["bytes"] == (export / "model.safetensors").stat().st_size == again["bytes"]
+    assert folders.weights_sha256(export) == said["weights_sha256"], "of an export in fp32"
     assert item["tokens_per_s"] > 0
     table = capsys.readouterr().out
     for words in ("sparsity", "not zero", "on disk", "tokens/s"):

@@ -1,0 +1,52 @@
+"""Metrics over any of the samples, each as often as it is named: against numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pat.evaluation.measures import difference, of_rows, ratio
+from pat.evaluation.samples import Rows
+from pat.tasks import base
+
+PLACES = np.array([4, 0, 0, 7, 2, 2, 2, 9])
+
+
+def rows_of(name: str, rows: torch.Tensor, labels: torch.Tensor | None) -> Rows:
+    slices = [("half=a",) if i < 5 else ("half=b",) for i in range(len(rows))]
+    return Rows(base.build({"name": name}), "d", list(range(3, 3 + len(rows))), rows, labels, slices)
+
+
+def test_metrics_are_those_of_the_named_samples() -> None:
+    """Fails if a sample that is drawn twice counts once, or numbers of samples are taken for places."""
+    rng = np.random.default_rng(0)
+    p, y = rng.normal(size=10), rng.normal(size=10)
+    regression = rows_of("regression", torch.tensor(p)[:, None].float(), torch.tensor(y).float())
+    found = regression.metrics(PLACES)
+    assert found["mse"] == pytest.approx(((p - y)[PLACES] ** 2).mean(), rel=1e-5)
+    assert found["pearson"] == pytest.approx(np.corrcoef(p[PLACES], y[PLACES])[0, 1], rel=1e-5)
+    losses, tokens = rng.uniform(1.0, 9.0, 10), rng.integers(1, 9, 10)
+    texts = rows_of("causal_lm", torch.tensor(np.stack([losses, tokens], 1)), None)
+    expected = losses[PLACES].sum() / tokens[PLACES].sum()
+    assert texts.metrics(PLACES) == pytest.approx({"loss": expected, "perplexity": math.exp(expected)})
+    measured = of_rows(texts)
+    assert measured.measures["loss"].of(PLACES) == pytest.approx(expected)
+    assert measured.measures["loss"].places(measured.slices["half=b"]).tolist() == [5, 6, 7, 8, 9]
+
+
+def test_a_ratio_is_paired() -> None:
+    """B's loss is always 0.1 nats above A's: the ratio of perplexities is e^0.1 in every resample."""
+    rng = np.random.default_rng(1)
+    losses, tokens = rng.uniform(1.0, 9.0, 30), np.full(30, 4.0)
+    a, b = (
+        of_rows(rows_of("causal_lm", torch.tensor(np.stack([losses + 4.0 * more, tokens], 1)), None)).measures
+        for more in (0.0, 0.1)
+    )
+    places = a["perplexity"].places()
+    found = ratio(a["perplexity"], b["perplexity"], places)
+    assert (found.value, found.low, found.high) == pytest.approx((math.exp(0.1),) * 3)
+    change = difference(a["loss"], b["loss"], places)
+    assert (change.value, change.low, change.high) == pytest.approx((0.1,) * 3)
