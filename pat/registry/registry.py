@@ -86,7 +86,7 @@ class Registry:
             if entry.tags.get(RECORD) == sha256:
                 return entry, False
         tags = _tags(record) | {RECORD: sha256, VARIANT: content, "pat.added_by": _who()}
-        return Entry(backend.add(name, f"pat-variant:{content}", tags), tags, time.time()), True
+        return Entry(backend.add(name, f"pat-variant:/{content}", tags), tags, time.time()), True
 
     def names(self) -> list[str]:
         """All names under which pat has added something."""

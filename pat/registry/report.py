@@ -60,6 +60,8 @@ def version_table(version: Version) -> Table:
     origin, figures, evidence = (version.record[key] for key in ("lineage", "figures", "evidence"))
     title = f"{version.name} version {version.number}"
     table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # hashes and names of runs, whole
     base, data, config, code = origin["base_model"], origin["data"], origin["config"], origin["code"]
     run = {key: value for key, value in origin["run"].items() if value is not None}
     samples = ", ".join(f"{key} ({count:,} samples)" for key, count in data["samples"] or [])
@@ -79,6 +81,7 @@ def version_table(version: Version) -> Table:
         ("masks sha256", origin["masks"]["sha256"]),
         ("sparsity", None if origin["masks"]["sparsity"] is None else f"{origin['masks']['sparsity']:.2%}"),
         ("weights sha256", origin["weights"]["trained_sha256"]),
+        ("  as stored", origin["weights"]["stored_sha256"]),
         ("  of the files", origin["weights"]["files_sha256"]),
         ("files sha256", version.variant_sha256),
         ("size", f"{size_in_words(figures['bytes'])}, {figures['dtype'] or UNKNOWN}"),

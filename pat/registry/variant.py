@@ -103,7 +103,10 @@ def read_export(folder: Path) -> dict[str, Any]:
 
 def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Where a variant comes from, as far as its folder knows; None: it does not say."""
+    from pat.models.weight_files import stored_sha256  # which takes torch along
+
     exported = read_export(folder)
+    stored = [folder / name for name in manifest if name.endswith(".safetensors") and name != MASKS]
     run = exported.get("lineage", {})
     config = exported.get("config") or {}
     return {
@@ -114,8 +117,13 @@ def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "code": {"trained": run.get("versions"), "exported": exported.get("export_versions")},
         "run": {key: run.get(key) for key in ("run", "directory", "checkpoint", "step", "phase", "num_steps")},
         "masks": {"sha256": exported.get("mask_sha256"), "sparsity": exported.get("sparsity")},
-        # trained: effective weights of the whole model in fp32, before they are cut and rounded; files: those here
-        "weights": {"trained_sha256": exported.get("weights_sha256"), "files_sha256": weights_sha256(manifest)},
+        # trained: effective weights of the whole model in fp32, before they are cut and rounded; stored: the tensors
+        # here, whatever their files and dtype; files: the files here
+        "weights": {
+            "trained_sha256": exported.get("weights_sha256"),
+            "stored_sha256": stored_sha256(stored),
+            "files_sha256": weights_sha256(manifest),
+        },
     }
 
 

@@ -55,8 +55,8 @@ def test_what_a_backend_does(kind: str, tmp_path: Path, request: pytest.FixtureR
         backend = MlflowBackend(address(None, request.getfixturevalue("root")))
     assert backend.names() == [] and backend.versions("a") == []
     assert backend.aliases("a") == {} and backend.notes("a") == {}
-    assert [backend.add("a", "pat-variant:0", {"x": str(n)}) for n in range(12)] == list(range(1, 13))
-    assert backend.add("b", "pat-variant:0", {}) == 1
+    assert [backend.add("a", "pat-variant:/0", {"x": str(n)}) for n in range(12)] == list(range(1, 13))
+    assert backend.add("b", "pat-variant:/0", {}) == 1
     assert backend.names() == ["a", "b"]
     assert [(each.number, each.tags) for each in backend.versions("a")] == [(n + 1, {"x": str(n)}) for n in range(12)]
     for number in (11, 2, 2):

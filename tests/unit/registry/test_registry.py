@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pat.common.hashing import WeightsHash
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.models.weight_files import weights_sha256
@@ -87,8 +88,12 @@ def test_a_version_is_what_was_added(registry: Registry, exports: Exports, tmp_p
     exported, origin = json.loads((folder / "export.json").read_text()), version.record["lineage"]
     assert origin["config"]["sha256"] == exported["lineage"]["config_sha256"]
     assert origin["masks"]["sha256"] == exported["mask_sha256"]
+    stored = WeightsHash()
+    for name, weight in sorted(load_file(folder / "model.safetensors").items()):
+        stored.update(name, weight)
     assert origin["weights"] == {
         "trained_sha256": exported["weights_sha256"], "files_sha256": weights_sha256(folder),
+        "stored_sha256": stored.hexdigest(),
     }  # fmt: skip
     assert version.record["figures"]["metrics"] == {"loss": 1.5} and origin["run"]["step"] == 20
     checks = verify(registry.folder(version), version.record)
@@ -220,7 +225,10 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
     with pytest.raises(RefusedError, match="did not pass"):
         registry.promote("demo", "2", "champion")
     assert registry.history("demo") == []
-    assert promote({"passed": True, "variant": {"weights_sha256": ours}}).gate.startswith("passed ")
+    for which, alias in (("trained", "champion"), ("stored", "canary")):
+        sha256 = version.record["lineage"]["weights"][f"{which}_sha256"]
+        gate = {"passed": True, "variant": {"weights_sha256": sha256}}
+        assert registry.promote("demo", "1", alias, gate=gate).gate.startswith("passed ")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match="no JSON mapping"):
         gates.read(tmp_path / "list.json", "--gate")
