@@ -24,6 +24,7 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
         head["base_model"] = config.model.path
     rows = [
         ("base model", base + (f" at {config.model.revision}" if config.model.revision else "")),
+        *([("base sha256", f"`{lineage['base_sha256']}`")] if lineage.get("base_sha256") else []),
         ("data", _data(config, str)),
         ("recipe", lineage["recipe"] or "none"),
         ("run", config.run.name),

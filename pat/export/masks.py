@@ -62,6 +62,14 @@ def write_masks(
     write_safetensors(folder / FILE, specs, metadata, packed)
 
 
+def names(folder: str | Path) -> list[str]:
+    """The matrices and sites that have flags in a folder; none without the file."""
+    if not (Path(folder) / FILE).is_file():
+        return []
+    with safe_open(Path(folder) / FILE, "pt") as file:
+        return sorted(json.loads(file.metadata()["shapes"]))
+
+
 def read_masks(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
     """(name, uint8 keep flags in the parameter's shape), in name order."""
     with safe_open(Path(folder) / FILE, "pt") as file:

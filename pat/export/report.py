@@ -32,6 +32,7 @@ def export_json(
 ) -> dict[str, Any]:
     """What export.json holds, but for the comparison of logits: figures, files and lineage."""
     manifest, item = reader.manifest, DTYPES[dtype].itemsize
+    trainer = manifest.get("trainer", {})
     files = sorted(folder.glob("model*.safetensors"))
     mask_file = folder / masks.FILE
     phases, left = manifest["phase"].values(), stream.structures
@@ -62,6 +63,9 @@ def export_json(
             "recipe": config.run.recipe,
             "seed": config.seed,
             "base_model": config.model.path,
+            "base_sha256": (trainer.get("base") or {}).get("sha256"),  # of the weights that the run began with
+            "data": trainer.get("data"),
+            "teacher": trainer.get("teacher"),
             "config_sha256": file_sha256(run.config),
             "checkpoint": reader.dir.name,
             "step": manifest["step"],
@@ -71,9 +75,9 @@ def export_json(
             "zero_stage": manifest["zero_stage"],
             "dtype": manifest["dtype"],
             "metrics": manifest.get("metrics") or None,
-            "details": manifest.get("trainer", {}).get("details"),
-            "dense_metrics": manifest.get("trainer", {}).get("dense_metrics"),
-            "dense_step": manifest.get("trainer", {}).get("dense_step"),
+            "details": trainer.get("details"),
+            "dense_metrics": trainer.get("dense_metrics"),
+            "dense_step": trainer.get("dense_step"),
             "versions": read_json(run.version) or {},
         },
         "config": {key: value for key, value in config.plain().items() if key != "logger"},  # for `pat evaluate`

@@ -104,11 +104,11 @@ def max_abs_logit_diff(
     tolerance = FOLD_TOLERANCE[dtype] if scaled else CUT_TOLERANCE if rearranged else LOGIT_TOLERANCE
     ids = probe(folder, config)
     for computed in (torch.float32, torch.float64) if rearranged else (dtype,):
-        exported = _logits(_reloaded(folder, auto_model, computed, structures.stock), ids)
+        exported = logits(_reloaded(folder, auto_model, computed, structures.stock), ids)
         trained = reader.trained if isinstance(reader, MergedReader) else reader
         model = model_from_checkpoint(trained, auto_model, config, computed, dtype, peft)
         structures.gate_forward(model)
-        expected = _logits(model, ids)
+        expected = logits(model, ids)
         del model
         difference, largest = float((exported - expected).abs().max()), float(expected.abs().max())
         if difference <= tolerance * largest:  # False of NaN, too
@@ -163,7 +163,7 @@ def probe(folder: Path, config: PretrainedConfig) -> Tensor:
     return torch.tensor(ids[: ROWS * length]).view(ROWS, length)
 
 
-def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """(rows, ...) fp64 logits; one row at a time, for models without a pad token."""
     model.eval()
     with torch.no_grad():

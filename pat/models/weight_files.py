@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
+
+from pat.common.comm import LOCAL, Comm
+from pat.common.hashing import WeightsHash, file_sha256
 
 WEIGHTS = ("*.safetensors", "*.bin")
 INDEX = "model.safetensors.index.json"
@@ -30,6 +38,40 @@ def check_weights(path: str, key: str, revision: str | None = None) -> None:
         fault = safetensors_fault(file)
         if fault:
             raise ValueError(f"{key}: {file} is not a whole safetensors file ({fault}): {_WHAT_TO_DO}")
+
+
+def weights_sha256(folder: Path, world: Comm = LOCAL) -> str:
+    """sha256 over the names and hashes of the files that hold a model's weights. Collective: ranks share the files."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    mine = [f"{file_sha256(file)}  {file.name}\n" for file in files[world.rank :: world.world_size]]
+    every = sorted(line for lines in world.gather(mine) for line in lines)
+    return hashlib.sha256("".join(every).encode()).hexdigest()
+
+
+def stored_sha256(files: Iterable[Path]) -> str:
+    """WeightsHash of all tensors in safetensors files, whichever file each is in: what a gate's result names. It is
+    weights_sha256 of export.json where nothing was sliced, merged or rounded."""
+    digest = WeightsHash()
+    with contextlib.ExitStack() as stack:
+        places: dict[str, Any] = {}
+        for path in files:
+            file = stack.enter_context(safe_open(path, "pt"))
+            places |= dict.fromkeys(file.keys(), file)
+        for name in sorted(places):
+            digest.update(name, places[name].get_tensor(name))
+    return digest.hexdigest()
+
+
+def identity(path: str | None, revision: str | None, world: Comm = LOCAL) -> dict[str, str] | None:
+    """Path and `weights_sha256` of a model's folder or hub name; None: not on this machine. Collective."""
+    if path is None:
+        return None
+    if Path(path).is_dir():
+        return {"path": path, "sha256": weights_sha256(Path(path), world)}
+    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    if not isinstance(cached, str):
+        return None
+    return {"path": path, "sha256": weights_sha256(Path(cached).parent, world)}
 
 
 def safetensors_fault(file: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,7 +26,16 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     commit = git_commit()
-    return installed | ({"git": commit} if commit else {})
+    return installed | ({"git": commit} if commit else {}) | {"code": code_sha256()}
+
+
+@cache
+def code_sha256() -> str:
+    """sha256 over the names and contents of this package's sources: a commit does not say what was edited since."""
+    root, digest = Path(pat.__file__).resolve().parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 @cache

@@ -30,6 +30,8 @@ class Progress:
     peak_pruner_bytes: int = 0
     logged_bytes: int | None = None  # of metrics.jsonl
     reached: dict[str, int] = field(default_factory=dict)  # of train.export_at: sparsity -> step
+    base: dict[str, str] | None = None  # path and sha256 of the weights that the first start began with
+    data: list[Any] | None = None  # of each source: the hash of its samples, how many of them are trained on
     teacher: dict[str, str] | None = None  # path and sha256 of the weights that are distilled; of a cache, too
 
     def as_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pat.common.parameters import DTYPES
 from pat.config import frozen
 from pat.data import sampler
 from pat.data.example import example
-from pat.models import trainable
+from pat.models import trainable, weight_files
 from pat.models.build import build_model
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.pruner import Pruner
@@ -72,7 +72,7 @@ def build(run_dir: Path) -> Training:
     pruner.attach(model)
     ds_engine = engine.build_engine(config, model, pruner.owner, ds_config)
     pruner.bind(ds_engine)
-    world, progress = pruner.layout.world, Progress()
+    world, progress = pruner.layout.world, Progress(data=[list(each) for each in prepared.origin])
     distiller, more = None, None
     if config.distill.cache:
         cache = _cache(config, world, logit_cache.fitting(config, task, tokenizer, prepared, model.config))
@@ -179,6 +179,9 @@ def _resume(training: Training) -> None:
     mode, progress, tracker = training.config.run.resume, training.progress, training.tracker
     reader = None if mode == "never" else store.find(training.run.checkpoints, training.world, tracker.say)
     if reader is None:
+        model = training.config.model
+        path = model.path if model.init == "pretrained" else None
+        progress.base = weight_files.identity(path, model.revision, training.world)
         tracker.start(0)
         return
     manifest = reader.manifest

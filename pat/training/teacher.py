@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pat.common.parameters import DTYPES
 from pat.common.text import size_in_words
 from pat.models import tokenizers
 from pat.models.build import build_config, build_model
-from pat.models.weight_files import check_weights
+from pat.models.weight_files import check_weights, weights_sha256
 from pat.pruning.schedules import Ramp
 from pat.schema import Config, ModelConfig
 from pat.tasks import base
@@ -125,11 +124,7 @@ def vocabulary_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) ->
 
 def identity(config: Config, world: Comm) -> dict[str, str]:
     """Path, and sha256 over the names and hashes of the files that hold the weights. Collective."""
-    path, folder = str(config.distill.teacher), _folder(config)
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    mine = [f"{file_sha256(file)}  {file.name}\n" for file in files[world.rank :: world.world_size]]
-    every = sorted(line for lines in world.gather(mine) for line in lines)
-    return {"path": path, "sha256": hashlib.sha256("".join(every).encode()).hexdigest()}
+    return {"path": str(config.distill.teacher), "sha256": weights_sha256(_folder(config), world)}
 
 
 def fetch(config: Config) -> None:

@@ -164,7 +164,7 @@ def test_logits_may_differ_by_a_share_of_the_largest(
     reader, folder, _ = exported
     largest, difference = found
     answers = iter([torch.tensor([largest - difference]), torch.tensor([largest])])
-    monkeypatch.setattr(verify, "_logits", lambda model, ids: next(answers))
+    monkeypatch.setattr(verify, "logits", lambda model, ids: next(answers))
     arguments: Any = (reader, folder, AutoModelForCausalLM, LLAMA, torch.float32, Structures(), SimpleNamespace(r=None))
     if fits:
         assert verify.max_abs_logit_diff(*arguments) == pytest.approx(difference, rel=1e-3)

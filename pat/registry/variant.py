@@ -1,0 +1,157 @@
+"""What may go into the registry, and what a variant's folder says of where it comes from.
+
+A variant is a Hugging Face folder with safetensors. `pat export` leaves an export.json in it, with lineage; of any
+other folder only the hashes of its files are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pat.registry.store import DamagedError, Manifest
+
+EXPORT, MASKS = "export.json", "masks.safetensors"
+PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".msgpack")
+CODE = (".py", ".pyc", ".so", ".sh")
+# Of pickles (protocol 2 and later) and of the zip archives in which torch.save puts them, whatever the file's name is.
+STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+
+
+def listed(folder: Path) -> list[str]:
+    """The paths of a variant's files, hidden ones left out. ValueError for what is no variant, or could run code."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: give what `pat export` or `pat prune` has written")
+    if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+        raise ValueError(f"{folder} is a run: `pat export {folder} --out DIR` makes the folder to add")
+    names: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or (path.is_dir() and not path.is_symlink()):
+            continue
+        _check_file(path, folder)
+        names.append(name.as_posix())
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise ValueError(
+            f"{folder} has no config.json, or no safetensors beside it: give a Hugging Face model's folder"
+        )
+    return names
+
+
+def _check_file(path: Path, folder: Path) -> None:
+    """ValueError where a file must not be in the registry."""
+    if path.is_symlink() and not _within(path, folder):
+        raise ValueError(f"{path} is a link out of its folder: put the file itself there")
+    if not path.is_file():
+        raise ValueError(f"{path} is no plain file: take it away")
+    if path.suffix in PICKLES:
+        raise ValueError(
+            f"{path} may be a pickle, which runs code when it is read: only safetensors are kept; remove it"
+        )
+    if path.suffix in CODE:
+        raise ValueError(
+            f"{path} is code, which the registry does not keep: a variant must load with stock transformers"
+        )
+    with open(path, "rb") as file:
+        if file.read(4).startswith(STARTS):
+            raise ValueError(
+                f"{path} is a pickle or an archive by its first bytes: only safetensors are kept; remove it"
+            )
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether a link stays in the folder; a hub model's cache has its files in `blobs`, beside `snapshots`."""
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    return any(real.is_relative_to(each) for each in allowed)
+
+
+def check_whole(folder: Path, manifest: Manifest) -> None:
+    """ValueError for torn weights, DamagedError where export.json vouches for other files than these."""
+    from pat.models.weight_files import check_weights  # which takes torch along
+
+    check_weights(str(folder), "the variant")
+    exported = read_export(folder)
+    for name, said in exported.get("files", {}).items():
+        if name not in manifest:
+            raise DamagedError(f"{name}, which {EXPORT} names, is missing: export the run again")
+        if manifest[name]["sha256"] != said["sha256"]:
+            raise DamagedError(f"{name} is not what was exported: its sha256 is not the one in {EXPORT}; export again")
+    if exported.get("mask_sha256") and MASKS in manifest:
+        from pat.export.masks import hash_masks
+
+        if hash_masks(folder) != exported["mask_sha256"]:
+            raise DamagedError(f"{MASKS} does not hold the masks that {EXPORT} names: export again")
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """export.json's content; nothing where there is none. ValueError where it is not readable."""
+    try:
+        content = json.loads((folder / EXPORT).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise ValueError(f"{folder / EXPORT} is not readable: export the run again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("lineage", {}), dict):
+        raise ValueError(f"{folder / EXPORT} is not what `pat export` writes: remove it, or export the run again")
+    return content
+
+
+def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Where a variant comes from, as far as its folder knows; None: it does not say."""
+    from pat.models.weight_files import stored_sha256  # which takes torch along
+
+    exported = read_export(folder)
+    stored = [folder / name for name in manifest if name.endswith(".safetensors") and name != MASKS]
+    run = exported.get("lineage", {})
+    config = exported.get("config") or {}
+    return {
+        "base_model": {"path": run.get("base_model"), "sha256": run.get("base_sha256")},
+        "data": {"source": (config.get("data") or {}).get("source"), "samples": run.get("data")},
+        "teacher": run.get("teacher"),
+        "config": {"recipe": run.get("recipe"), "sha256": run.get("config_sha256"), "seed": run.get("seed")},
+        "code": {"trained": run.get("versions"), "exported": exported.get("export_versions")},
+        "run": {key: run.get(key) for key in ("run", "directory", "checkpoint", "step", "phase", "num_steps")},
+        "masks": {"sha256": exported.get("mask_sha256"), "sparsity": exported.get("sparsity")},
+        # trained: effective weights of the whole model in fp32, before they are cut and rounded; stored: the tensors
+        # here, whatever their files and dtype; files: the files here
+        "weights": {
+            "trained_sha256": exported.get("weights_sha256"),
+            "stored_sha256": stored_sha256(stored),
+            "files_sha256": weights_sha256(manifest),
+        },
+    }
+
+
+def weights_sha256(manifest: Manifest) -> str:
+    """What `pat.models.weight_files` says of a folder, from hashes that are known."""
+    files = {name: said["sha256"] for name, said in manifest.items() if "/" not in name}
+    lines = [f"{sha256}  {name}\n" for name, sha256 in files.items() if name.endswith(".safetensors")]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def figures(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """What the folder says that it costs and reaches."""
+    exported = read_export(folder)
+    after = exported.get("after") or {}
+    return {
+        "metrics": exported.get("lineage", {}).get("metrics"),
+        "parameters": after.get("parameters"),
+        "nonzero_parameters": after.get("nonzero_parameters"),
+        "bytes": sum(
+            said["bytes"] for name, said in manifest.items() if name.endswith(".safetensors") and name != MASKS
+        ),
+        "dtype": exported.get("dtype"),
+        "structures": exported.get("structures"),
+    }
+
+
+def own_hashes(record: Mapping[str, Any]) -> set[str]:
+    """All by which a result may name a version's weights."""
+    weights = record["lineage"]["weights"]
+    files = [said["sha256"] for name, said in record["files"].items() if name.endswith(".safetensors")]
+    return {sha for sha in (*weights.values(), *files) if sha}

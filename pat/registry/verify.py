@@ -1,0 +1,79 @@
+"""Proof that a version is what was added: its files' hashes, a load by stock code, finite logits, zeros under masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from pat.export import masks
+from pat.export.loader import load
+from pat.export.verify import logits, probe
+from pat.models.build import UNFIT
+from pat.registry import store
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    passed: bool
+    said: str
+
+
+def verify(folder: Path, record: Mapping[str, Any]) -> list[Check]:
+    """All checks of a version; of files that are not those that were added nothing is loaded."""
+    wrong = store.faults(folder, record["files"])
+    size = sum(said["bytes"] for said in record["files"].values())
+    said = f"{len(record['files'])} files, {size:,} bytes: sha256 as recorded"
+    checks = [Check("files", not wrong, "; ".join(wrong[:3]) or said)]
+    if wrong:
+        return checks
+    try:
+        model, report = load(folder, dtype="auto", output_loading_info=True)
+    except (OSError, SafetensorError, RuntimeError, *UNFIT) as error:
+        return [*checks, Check("load", False, (str(error).strip() or type(error).__name__).splitlines()[0])]
+    checks += [_loaded(model, report), _zeros(folder, model)]
+    counted = record["figures"].get("nonzero_parameters")
+    if counted is not None:
+        found = sum(int(torch.count_nonzero(p)) for p in model.parameters())
+        checks.append(Check("count", found == counted, f"{found:,} weights are not 0, the export counted {counted:,}"))
+    return [*checks, _finite(folder, model)]
+
+
+def _loaded(model: Any, report: Mapping[str, Any]) -> Check:
+    """Whether the class that config.json names takes exactly the tensors that are there."""
+    lacking = {key: sorted(map(str, report[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    bad = [f"{key.replace('_', ' ')}: {', '.join(names[:3])}" for key, names in lacking.items() if names]
+    by = "pat.export.load" if getattr(model.config, "pat_widths", None) else "stock from_pretrained"
+    return Check("load", not bad, "; ".join(bad) or f"{type(model).__name__} by {by}, {model.dtype}")
+
+
+def _zeros(folder: Path, model: Any) -> Check:
+    """Whether every weight that the masks prune is 0. In a sliced model matrices have other names and shapes than their
+    masks: there only the count of what is not 0 speaks."""
+    flags = masks.names(folder)
+    if any(":" in name for name in flags):
+        return Check("zeros", True, f"sliced: {len(flags)} sites and masks, of which none is left to compare")
+    parameters, alive, pruned = dict(model.named_parameters()), [], 0
+    for name, keep in masks.read_masks(folder) if flags else ():
+        gone = keep == 0
+        pruned += int(gone.sum())
+        weight = parameters.get(name)
+        if weight is None or weight.shape != keep.shape:
+            alive.append(f"there is no {name} of the shape {tuple(keep.shape)} that its mask has")
+        elif torch.count_nonzero(weight.detach()[gone]):
+            alive.append(f"{int(torch.count_nonzero(weight.detach()[gone])):,} pruned weights of {name} are not 0")
+    return Check("zeros", not alive, "; ".join(alive[:3]) or f"{pruned:,} pruned weights are 0")
+
+
+def _finite(folder: Path, model: Any) -> Check:
+    """Whether a text is answered with finite numbers."""
+    out = logits(model.float(), probe(folder, model.config))
+    finite = bool(torch.isfinite(out).all())
+    return Check("logits", finite, f"{tuple(out.shape)}, {'' if finite else 'not '}all finite")

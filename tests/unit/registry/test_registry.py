@@ -1,0 +1,473 @@
+"""Versions, aliases and masks, on a backend that is one file: with kills at every moment and promotions at once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pat.common.hashing import WeightsHash
+from pat.export.export import export_run
+from pat.models.tokenizers import byte_tokenizer
+from pat.models.weight_files import weights_sha256
+from pat.registry import gates, maskdiff, store
+from pat.registry.backend import BackendError
+from pat.registry.gates import RefusedError
+from pat.registry.registry import Registry
+from pat.registry.store import DamagedError
+from pat.registry.verify import verify
+from tests.fake_run import FakeCheckpoint, write_run
+from tests.registry_files import FileBackend, in_process, killed_at, killed_everywhere, start
+
+LLAMA = LlamaConfig(
+    vocab_size=320, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True, pad_token_id=256,
+)  # fmt: skip
+Exports = tuple[Path, list[FakeCheckpoint]]
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """Two exports of one run, `10` and `20`, whose masks differ, and what they were made of."""
+    folder = tmp_path_factory.mktemp("exports")
+    torch.manual_seed(1)
+    saved = write_run(folder / "run", LlamaForCausalLM(LLAMA), byte_tokenizer(), "causal_lm", ranks=1)
+    for step in (10, 20):
+        export_run(folder / "run", folder / str(step), checkpoint=step, verify="weights")
+    return folder, saved
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return opened(tmp_path / "registry")
+
+
+def opened(root: Path) -> Registry:
+    return Registry(root, lambda new: FileBackend(root / "backend.json"))
+
+
+def small(folder: Path, value: float = 1.0) -> Path:
+    """A folder that looks like a model's, and takes no time."""
+    (folder / "sub").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "sub" / "note.txt").write_text(str(value))
+    save_file({"w": torch.full((3,), value)}, folder / "model.safetensors")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of the data."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_version_is_what_was_added(registry: Registry, exports: Exports, tmp_path: Path) -> None:
+    folder = exports[0] / "20"
+    version, new = registry.add("demo", folder, {"metrics": {"loss": 1.5}})
+    assert new and version.number == 1
+    assert registry.add("demo", folder, {"metrics": {"loss": 1.5}})[1] is False, "the same again is the same version"
+    registry.get(version, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(folder)
+
+    exported, origin = json.loads((folder / "export.json").read_text()), version.record["lineage"]
+    assert origin["config"]["sha256"] == exported["lineage"]["config_sha256"]
+    assert origin["masks"]["sha256"] == exported["mask_sha256"]
+    stored = WeightsHash()
+    for name, weight in sorted(load_file(folder / "model.safetensors").items()):
+        stored.update(name, weight)
+    assert origin["weights"] == {
+        "trained_sha256": exported["weights_sha256"], "files_sha256": weights_sha256(folder),
+        "stored_sha256": stored.hexdigest(),
+    }  # fmt: skip
+    assert version.record["figures"]["metrics"] == {"loss": 1.5} and origin["run"]["step"] == 20
+    checks = verify(registry.folder(version), version.record)
+    assert {check.name: check.passed for check in checks} == dict.fromkeys(
+        ("files", "load", "zeros", "count", "logits"), True
+    )
+
+
+def test_what_the_run_knows_of_its_base_and_data_comes_along(
+    exports: Exports, registry: Registry, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(exports[0] / "run", run)
+    manifest = run / "checkpoints" / "step-00000020" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["trainer"] |= {"base": {"path": "/m", "sha256": "ab"}, "data": [["cd", 7]], "teacher": {"sha256": "ef"}}
+    manifest.write_text(json.dumps(content))
+    export_run(run, tmp_path / "out", checkpoint=20, verify="weights")
+    origin = registry.add("demo", tmp_path / "out", {})[0].record["lineage"]
+    assert origin["base_model"]["sha256"] == "ab" and origin["teacher"] == {"sha256": "ef"}
+    assert origin["data"] == {"source": "generated", "samples": [["cd", 7]]}
+    assert "ab" in (tmp_path / "out" / "README.md").read_text()
+
+
+def link(target: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "linked.json").symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "training_args.bin").write_bytes(b""), "may be a pickle"),
+        (lambda folder: torch.save({}, folder / "note.txt"), "by its first bytes"),
+        (lambda folder: (folder / "modeling.py").write_text(""), "is code"),
+        (link("/etc/hostname"), "link out of its folder"),
+        (link("../outside.json"), "link out of its folder"),
+        (lambda folder: os.mkfifo(folder / "pipe"), "no plain file"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 70), "not a whole safetensors file"),
+        (lambda folder: (folder / "export.json").write_text('{"files"'), "not readable"),
+        (lambda folder: (folder / "export.json").write_text('{"files": {"gone": {"sha256": "0"}}}'), "is missing"),
+        (
+            lambda folder: (folder / "export.json").write_text('{"files": {"model.safetensors": {"sha256": "0"}}}'),
+            "not what was exported",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_refused(damage: Callable[[Path], object], words: str, registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "outside.json").write_text("{}")
+    folder = small(tmp_path / "variant")
+    damage(folder)
+    with pytest.raises(ValueError, match=words):
+        registry.add("demo", folder, {})
+    left = [path for path in (tmp_path / "registry").rglob("*") if path.name not in (".lock", "adding")]
+    assert left == [], "nothing of it stays"
+
+
+def test_a_hub_models_cache_is_a_folder_of_links_into_its_blobs(registry: Registry, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
+    made = small(tmp_path / "made")
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(made / name, blobs / name)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    version, _ = registry.add("demo", snapshot, {})
+    kept = registry.folder(version) / "model.safetensors"
+    assert not kept.is_symlink() and kept.read_bytes() == (made / "model.safetensors").read_bytes()
+
+
+def test_rollback_goes_back_one_promotion_at_a_time(registry: Registry, tmp_path: Path) -> None:
+    folders = [small(tmp_path / str(n), n) for n in (1, 2, 3)]
+    for n, folder in enumerate(folders, 1):
+        registry.add("demo", folder, {})
+        registry.promote("demo", str(n), "champion", f"because {n}")
+    assert registry.promote("demo", "3", "champion").number == 3, "it is there already: nothing moves"
+    registry.promote("demo", "1", "canary")
+    for expected in (2, 1):
+        assert registry.rollback("demo", "champion").after == expected
+        registry.get(registry.version("demo", "champion"), tmp_path / f"out{expected}")
+        assert contents(tmp_path / f"out{expected}") == contents(folders[expected - 1])
+    with pytest.raises(ValueError, match="stood for nothing before version 1"):
+        registry.rollback("demo", "champion")
+    registry.promote("demo", "3", "champion")
+    assert registry.rollback("demo", "champion").after == 1
+    assert registry.version("demo", "canary").number == 1
+    moved = [(each.kind, each.before, each.after) for each in registry.history("demo") if each.alias == "champion"]
+    assert moved == [
+        ("promote", None, 1), ("promote", 1, 2), ("promote", 2, 3), ("rollback", 3, 2), ("rollback", 2, 1),
+        ("promote", 1, 3), ("rollback", 3, 1),
+    ]  # fmt: skip
+    assert [each.reason for each in registry.history("demo")][:2] == ["because 1", "because 2"]
+
+
+def test_an_alias_that_was_moved_elsewhere_is_noted_before_it_moves_again(registry: Registry, tmp_path: Path) -> None:
+    for n in (1, 2, 3):
+        registry.add("demo", small(tmp_path / str(n), n), {})
+    registry.promote("demo", "1", "champion")
+    FileBackend(registry.root / "backend.json").set_alias("demo", "champion", 2)
+    registry.promote("demo", "3", "champion")
+    assert [(each.kind, each.after) for each in registry.history("demo")] == [
+        ("promote", 1), ("outside", 2), ("promote", 3),
+    ]  # fmt: skip
+    assert registry.rollback("demo", "champion").after == 2
+
+
+def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) -> None:
+    version, _ = registry.add("demo", exports[0] / "20", {})
+    ours = version.record["lineage"]["weights"]["trained_sha256"]
+    other = json.loads((exports[0] / "10" / "export.json").read_text())["weights_sha256"]
+    failing = [{"name": "latency_p95", "passed": False}, {"name": "accuracy", "passed": True}]
+
+    def promote(gate: dict[str, Any]) -> Any:
+        return registry.promote("demo", "1", "champion", gate=gate)
+
+    for gate, words in (
+        ({"passed": False, "checks": failing, "variant": {"weights_sha256": ours}}, "gate: latency_p95$"),
+        ({"passed": True, "variant": {"weights_sha256": other}}, "of other weights"),
+    ):
+        with pytest.raises(RefusedError, match=words):
+            promote(gate)
+    for gate in ({}, {"passed": "yes"}, {"passed": 1}):
+        with pytest.raises(ValueError, match="does not say whether"):
+            promote(gate)
+    with pytest.raises(RefusedError, match="of other weights"):
+        registry.add("demo", exports[0] / "20", {"gate": {"passed": True, "variant": {"weights_sha256": other}}})
+    registry.add("demo", exports[0] / "20", {"gate": {"passed": False}})
+    with pytest.raises(RefusedError, match="did not pass"):
+        registry.promote("demo", "2", "champion")
+    assert registry.history("demo") == []
+    for which, alias in (("trained", "champion"), ("stored", "canary")):
+        sha256 = version.record["lineage"]["weights"][f"{which}_sha256"]
+        gate = {"passed": True, "variant": {"weights_sha256": sha256}}
+        assert registry.promote("demo", "1", alias, gate=gate).gate.startswith("passed ")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match="no JSON mapping"):
+        gates.read(tmp_path / "list.json", "--gate")
+
+
+def test_what_was_changed_is_refused_until_it_is_added_again(
+    registry: Registry, exports: Exports, tmp_path: Path
+) -> None:
+    for step in ("10", "20"):
+        registry.add("demo", exports[0] / step, {})
+        registry.promote("demo", "1" if step == "10" else "2", "champion")
+    first = registry.version("demo", "1")
+    flip(registry.folder(first) / "model.safetensors")
+    for refused in (
+        lambda: registry.promote("demo", "1", "canary"),
+        lambda: registry.rollback("demo", "champion"),
+        lambda: registry.get(first, tmp_path / "out"),
+    ):
+        with pytest.raises(DamagedError, match=r"model.safetensors"):
+            refused()
+    assert registry.version("demo", "champion").number == 2 and not (tmp_path / "out").exists()
+    (check,) = verify(registry.folder(first), first.record)
+    assert not check.passed and "another sha256" in check.said
+    (registry.folder(first) / "more.txt").write_text("")
+    assert "was not added" in verify(registry.folder(first), first.record)[0].said
+    registry.add("demo", exports[0] / "10", {})
+    assert registry.rollback("demo", "champion").after == 1
+    assert contents(registry.folder(first)) == contents(exports[0] / "10")
+
+    record = registry.root / "records"
+    for file in record.iterdir():
+        file.write_text(file.read_text().replace('"seed"', '"Seed"'))
+    with pytest.raises(DamagedError, match="was changed"):
+        registry.version("demo", "1")
+
+
+def test_a_record_cannot_name_files_outside(registry: Registry) -> None:
+    registry.root.mkdir()
+    for name in ("../../etc/passwd", "/etc/passwd", "a/../../b"):
+        sha256 = registry.store.record({"files": {name: {"sha256": "0", "bytes": 1}}})
+        with pytest.raises(DamagedError, match="out of its folder"):
+            registry.store.recorded(sha256)
+    with pytest.raises(DamagedError, match="no sha256"):
+        registry.store.variant("../../etc")
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        (lambda w: w["model.layers.0.mlp.up_proj.weight"].fill_(1.0), "zeros"),
+        (lambda w: w["model.norm.weight"].fill_(float("nan")), "logits"),
+        (lambda w: w.pop("model.norm.weight"), "load"),
+    ],
+)
+def test_verify_loads_and_looks(
+    change: Callable[[dict[str, torch.Tensor]], object],
+    failed: str,
+    registry: Registry,
+    exports: Exports,
+    tmp_path: Path,
+) -> None:
+    """Of folders whose hashes are right, for nobody vouched for what is in them."""
+    folder = tmp_path / "variant"
+    shutil.copytree(exports[0] / "20", folder)
+    (folder / "export.json").unlink()
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    version, _ = registry.add("demo", folder, {})
+    checks = verify(registry.folder(version), version.record)
+    assert [check.name for check in checks if not check.passed] == [failed]
+
+
+def test_masks_differ_as_the_checkpoints_do(exports: Exports) -> None:
+    folder, saved = exports
+    rows = {row.name: row for row in maskdiff.diff(folder / "10", folder / "20")}
+    a, b = (one.keep for one in saved)
+    assert rows.keys() == a.keys()
+    for name, row in rows.items():
+        x, y = a[name].bool(), b[name].bool()
+        counts = (row.total, row.both, row.only_a, row.only_b, row.kept_a, row.kept_b)
+        pairs = (~x & ~y, ~x & y, x & ~y, x, y)
+        assert counts == (len(x), *(int(each.sum()) for each in pairs)) and row.only_a > 0
+    layers = maskdiff.by_layer(list(rows.values()))
+    assert [row.name for row in layers] == ["layer 0", "layer 1"]
+    assert layers[1].only_b == sum(row.only_b for name, row in rows.items() if ".layers.1." in name)
+    parts = {row.part: row for row in maskdiff.by_part(list(rows.values()))}
+    assert parts["mlp.down_proj.weight"].both == sum(row.both for n, row in rows.items() if "down_proj" in n)
+    same = maskdiff.diff(folder / "10", folder / "10")
+    assert all(row.only_a == row.only_b == 0 for row in same)
+
+
+def test_units_and_what_only_one_version_has(tmp_path: Path) -> None:
+    from pat.common.hashing import pack_keep
+
+    def write(folder: Path, flags: dict[str, list[int]]) -> Path:
+        folder.mkdir()
+        packed = {name: torch.from_numpy(pack_keep(torch.tensor(keep))) for name, keep in flags.items()}
+        shapes = json.dumps({name: [len(keep)] for name, keep in flags.items()})
+        save_file(packed, folder / "masks.safetensors", metadata={"shapes": shapes})
+        return folder
+
+    a = write(tmp_path / "a", {"ffn:h.1.mlp": [1, 0, 0], "ffn:h.10.mlp": [0, 1], "kv_groups:h.1.attn": [1, 1]})
+    b = write(tmp_path / "b", {"ffn:h.1.mlp": [0, 0, 1], "kv_groups:h.1.attn": [1, 0, 0]})
+    rows = maskdiff.diff(a, b)
+    found = {row.name: (row.layer, row.part, row.both, row.only_a, row.only_b, row.kept_b) for row in rows}
+    assert found == {
+        "ffn:h.1.mlp": (1, "ffn", 1, 1, 1, 1), "ffn:h.10.mlp": (10, "ffn", 0, 1, 0, 2),
+        "kv_groups:h.1.attn": (1, "kv_groups", 0, 0, 0, 0),
+    }  # fmt: skip
+    (tmp_path / "dense").mkdir()
+    assert [row.only_a for row in maskdiff.diff(a, tmp_path / "dense")] == [2, 1, 0]
+
+
+def test_a_kill_at_any_moment_of_an_add_loses_and_doubles_nothing(registry: Registry, tmp_path: Path) -> None:
+    """Fails if a version is there before its files are, or if what a kill leaves stands in the way."""
+    first, second = small(tmp_path / "first", 1), small(tmp_path / "second", 2)
+    registry.add("demo", first, {})
+
+    def check() -> None:
+        for version in opened(registry.root).versions("demo"):
+            assert not store.faults(registry.folder(version), version.record["files"])
+            assert version.number in (1, 2)
+
+    kills = killed_everywhere(lambda: opened(registry.root).add("demo", second, {}), check)
+    assert kills > 10
+    versions = opened(registry.root).versions("demo")
+    assert [version.number for version in versions] == [1, 2]
+    assert contents(registry.folder(versions[1])) == contents(second)
+    assert len(list((registry.root / "variants").iterdir())) == 2 and not list((registry.root / "adding").iterdir())
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_of_a_move_leaves_it_undone_or_done_once(registry: Registry, tmp_path: Path) -> None:
+    """Fails if an alias moves without a note, or a rollback that is repeated after a kill goes back twice."""
+    for n in (1, 2, 3):
+        registry.add("demo", small(tmp_path / str(n), n), {})
+    registry.promote("demo", "1", "champion")
+    registry.promote("demo", "2", "champion")
+    file = registry.root / "backend.json"
+
+    def check() -> None:
+        assert FileBackend(file).aliases("demo")["champion"] in (2, 3)
+
+    kills = killed_everywhere(lambda: opened(registry.root).promote("demo", "3", "champion"), check)
+    assert kills > 6
+    three = [(None, 1), (1, 2), (2, 3)]
+    assert [(each.before, each.after) for each in registry.history("demo")] == three
+
+    before, moment = file.read_bytes(), 0
+    while True:
+        file.write_bytes(before)
+
+        def one(moment: int = moment) -> None:
+            with killed_at(moment):
+                opened(registry.root).rollback("demo", "champion", expected="3")
+
+        code = in_process(one)
+        with contextlib.suppress(RefusedError):  # the kill came after the last step: it stands for 2
+            opened(registry.root).rollback("demo", "champion", expected="3")
+        assert [(each.before, each.after) for each in opened(registry.root).history("demo")] == [*three, (3, 2)], moment
+        if code == 0:
+            break
+        moment += 1
+    assert moment > 6
+
+
+def test_promotions_at_once_are_one_after_the_other(registry: Registry, tmp_path: Path) -> None:
+    """Fails if two processes read the same `before`, or one's note replaces another's."""
+    registry.add("demo", small(tmp_path / "0", 0), {})
+    for n in range(1, 5):
+        registry.add("demo", small(tmp_path / str(n), n), {})
+    children = [
+        start(lambda n=n: opened(registry.root).promote("demo", str(n), "champion", f"of {n}")) for n in range(1, 5)
+    ]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    history = registry.history("demo")
+    assert [each.number for each in history] == [1, 2, 3, 4]
+    assert {each.after for each in history} == {1, 2, 3, 4}
+    assert [each.before for each in history] == [None, *(each.after for each in history[:-1])]
+    assert registry.version("demo", "champion").number == history[-1].after
+
+    now = str(history[-1].after)
+    others = [str(n) for n in range(1, 5) if str(n) != now]
+    children = [start(lambda n=n: opened(registry.root).promote("demo", n, "champion", expected=now)) for n in others]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0, 1, 1], "one of those that expected it has it"
+
+
+def test_adding_the_same_at_once_is_one_version(registry: Registry, tmp_path: Path) -> None:
+    folder = small(tmp_path / "variant")
+    children = [start(lambda: opened(registry.root).add("demo", folder, {})) for _ in range(4)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    assert len(registry.versions("demo")) == 1 and not list((registry.root / "adding").iterdir())
+
+
+def test_what_the_backend_refuses_leaves_no_copy(registry: Registry, tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(*_: object) -> int:
+        raise BackendError("database or disk is full")
+
+    registry.add("demo", small(tmp_path / "1", 1), {})
+    registry.promote("demo", "1", "champion")
+    registry.add("demo", small(tmp_path / "2", 2), {})
+    monkeypatch.setattr(FileBackend, "add", fail)
+    monkeypatch.setattr(FileBackend, "set_alias", fail)
+    with pytest.raises(BackendError):
+        registry.add("demo", small(tmp_path / "3", 3), {})
+    assert len(list((registry.root / "variants").iterdir())) == 2
+    with pytest.raises(BackendError):
+        registry.promote("demo", "2", "champion")
+    monkeypatch.undo()
+    assert [each.after for each in registry.history("demo")] == [1], "not done later behind the back of who was told"
+
+
+def test_what_is_not_there_is_said(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no registry in"):
+        registry.names()
+    registry.add("reviews", small(tmp_path / "variant"), {})
+    assert registry.names() == ["reviews"]
+    for call, words in (
+        (lambda: registry.versions("review"), "did you mean reviews"),
+        (lambda: registry.version("reviews", "7"), "its versions are 1"),
+        (lambda: registry.version("reviews", "champion"), "its aliases none"),
+        (lambda: registry.add("a/b", tmp_path / "variant", {}), "is no name"),
+        (lambda: registry.promote("reviews", "1", "v3"), "is no alias"),
+        (lambda: registry.promote("reviews", "1", "latest"), "is no alias"),
+        (lambda: registry.promote("reviews", "1", "champion", "x" * 1001), "--reason has 1,001"),
+        (lambda: registry.rollback("reviews", "champion"), "has no alias champion"),
+        (lambda: registry.promote("reviews", "1", "champion", expected="2"), "stands for version none, not for 2"),
+        (lambda: registry.add("reviews", tmp_path / "nowhere", {}), "there is no folder"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_notes_fit_into_every_database() -> None:
+    from pat.registry.moves import Promotion, _text
+    from pat.registry.registry import REASON
+
+    longest = Promotion(10**6, "a" * 64, "rollback", 10**6, 10**6, "w" * 200, 2e9, "\\" * REASON, "passed " + "0" * 12)
+    assert len(_text(longest)) < 5000 and re.search("reason", _text(longest))
+    assert dataclasses.asdict(longest)["gate"].startswith("passed")
