@@ -34,7 +34,7 @@ def script(name: str) -> Any:
 
 def commands_in(text: str) -> Iterator[list[str]]:
     """The words of every line of code that calls pat, without comments and what explains it at the right."""
-    blocks = re.findall(r"(?:^    .*\n|^\n)+|```.*?```", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"(?:^    [^\n]*\n|^\n)+|```.*?```", text, re.MULTILINE | re.DOTALL)
     for line in re.sub(r"\\\n\s*", " ", "".join(blocks)).splitlines():
         called = re.match(r"\s*(?:srun \S+ \S+ )?pat (.*)", re.split(r"\s{3,}", line.strip())[0])
         if called:
