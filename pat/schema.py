@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pat.common.keys import MISSING, Finite, Method, Section, key
+from pat.envelope.spec import Limit
 
 LATELY = 50  # steps in which train.max_skipped of them may be skipped
 
@@ -213,6 +214,12 @@ class TrainConfig(Section, frozen=True):
     best_metric: str | None = key(None, "metric that decides which checkpoint is best; null: the task's own")
     early_stopping_patience: int | None = key(
         None, "stop after so many evaluations of the hard phase without a better one; null: never", ge=1
+    )
+    envelope_patience: int = key(
+        2,
+        "evaluations in a row outside `envelope` that a hold may last before the run goes back",
+        ge=0,
+        only_with="envelope",
     )
     max_loss: float | None = key(
         None, "stop as diverged above this loss; null: 3 x max(loss before step 1, ln(classes or vocabulary))", gt=0
@@ -438,3 +445,6 @@ class Config(Section, frozen=True):
     peft: PeftConfig = Field(default_factory=PeftConfig)
     logger: LoggerConfig = Field(default_factory=LoggerConfig)
     pruners: dict[str, PrunerConfig] = key({}, "named pruners; {} trains the dense model")
+    envelope: dict[str, Annotated[Limit, Field()]] = key(
+        {}, "limits of metrics, {METRIC: {ratio: 1.05}}: prune only as far as evaluations stay inside; {}: no limit"
+    )

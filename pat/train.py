@@ -18,6 +18,7 @@ from pat.run.directory import ExitCode, RunDir, write_exit
 from pat.run.preemption import Preempted
 from pat.training import setup, summary
 from pat.training.divergence import Diverged
+from pat.training.going_back import go_back
 from pat.training.learning_rate import lr_factor
 from pat.training.metrics import Window
 from pat.training.state import Training
@@ -65,16 +66,29 @@ def after_divergence(run_dir: Path) -> str:
 
 def fit(training: Training) -> None:
     """Train from where the run stands to its last step, then evaluate, check, save and sum up."""
+    evaluate_if_due(training)  # where the last start was stopped in it
+    if not training.config.train.num_steps:
+        prune(training)
+    train_on(training)
+    finish(training)
+    while training.guard and training.guard.back:  # the last evaluation was outside the envelope
+        go_back(training)
+        train_on(training)
+        finish(training)
+
+
+def train_on(training: Training) -> None:
+    """Step by step to the last one. Collective."""
     progress, pruner, due, train = training.progress, training.pruner, training.due, training.config.train
     window = Window(training)
-    evaluate_if_due(training)  # where the last start was stopped in it
-    if not train.num_steps:
-        prune(training)
-    for t in range(progress.step, train.num_steps):
-        if due.early_stop():
-            break
+    while progress.step < train.num_steps and not due.early_stop():
+        if training.guard and training.guard.back:
+            go_back(training)
+            window.reset()
+        t = progress.step
         if t == pruner.first_soft_step:  # the last look at the dense model: no mask or gate is in force yet
             evaluate_dense(training, t)
+        if training.begins(t):
             pruner.begin(t)
         step(training, window, t)
         evaluate_if_due(training)
@@ -86,7 +100,6 @@ def fit(training: Training) -> None:
             leave(training)
         if save_now:
             save(training)
-    finish(training)
 
 
 def prune(training: Training) -> None:
@@ -101,6 +114,8 @@ def evaluate_dense(training: Training, t: int) -> None:
     progress = training.progress
     if progress.dense_metrics is None:
         progress.dense_metrics, progress.dense_step = evaluate(training, "dense")[0], t
+    if training.guard and training.guard.begin():
+        save(training)
 
 
 def step(training: Training, window: Window, t: int) -> None:
@@ -115,7 +130,7 @@ def step(training: Training, window: Window, t: int) -> None:
         if micro + 1 < len(batches):
             training.engine.step()
         window.add(loss.detach(), batch)
-    stats = training.pruner.step(t, begin_next=t + 1 != training.pruner.first_soft_step)
+    stats = training.pruner.step(t, begin_next=not training.begins(t + 1))
     for sentence in stats.warnings:
         training.tracker.warn("pruning", sentence)
     progress.step = t + 1
@@ -126,14 +141,16 @@ def step(training: Training, window: Window, t: int) -> None:
 
 
 def evaluate_if_due(training: Training) -> None:
-    """An evaluation during training, and a checkpoint if it is the best so far or train.export_at's. That of the last
-    step is `finish`'s. Collective."""
+    """An evaluation during training, and a checkpoint if it is the best so far, good, or train.export_at's.
+    That of the last step is `finish`'s. Collective."""
     progress = training.progress
     reached = training.due.variants(training.pruner.totals) if progress.step < training.config.train.num_steps else {}
     if reached:
         evaluate_saved(training, reached)
-    elif training.due.evaluation() and training.due.is_best(evaluate_now(training), training.final_phase):
-        save(training, best=True)
+    elif training.due.evaluation():
+        best = training.due.is_best(evaluate_now(training), training.final_phase)
+        if best or (training.guard and progress.envelope.good_step == progress.step):
+            save(training, best)
 
 
 def evaluate_saved(training: Training, reached: dict[str, int]) -> None:
@@ -158,7 +175,7 @@ def evaluate_saved(training: Training, reached: dict[str, int]) -> None:
     if training.world.rank == 0:
         root = training.run.checkpoints
         path = store.note(root, progress.step, progress.as_dict(), metrics)
-        retention.keep(root, path, best, progress.reached, training.config.train.keep_last)
+        retention.keep(root, path, best, progress.reached, training.config.train.keep_last, progress.envelope.good_step)
     training.world.barrier()
 
 
@@ -168,6 +185,8 @@ def evaluate_now(training: Training) -> dict[str, float]:
     progress.metrics, sums = evaluate(training)
     progress.details = training.task.details(sums, training.feed.label_names)
     progress.evaluated_step = progress.step
+    if training.guard:  # before anything is written: what it decides is in the same checkpoint
+        training.guard.judge(training.tracker)
     return progress.metrics
 
 
@@ -212,7 +231,7 @@ def save(training: Training, best: bool = False) -> None:
     )
     progress.save_seconds = seconds
     if training.world.rank == 0:
-        retention.keep(root, path, best, progress.reached, training.config.train.keep_last)
+        retention.keep(root, path, best, progress.reached, training.config.train.keep_last, progress.envelope.good_step)
         training.pruner.saved()
     training.world.barrier()
     training.watchdog.beat()
@@ -221,14 +240,18 @@ def save(training: Training, best: bool = False) -> None:
 
 
 def finish(training: Training) -> None:
-    """All guarantees, then the last checkpoint and evaluation, unless a start that ended here made them; summary.
-    Collective."""
+    """All guarantees, then the last checkpoint and evaluation, unless a start that ended here made them; summary,
+    unless the envelope asks to go back. Collective."""
     progress = training.progress
     training.pruner.check_finished()
     if progress.evaluated_step != progress.step:
         evaluate_saved(training, training.due.variants(training.pruner.totals))
     elif progress.saved_step != progress.step:  # stopped early, by an evaluation that was not the best
         save(training)
+    if training.guard:
+        training.guard.ends()
+        if training.guard.back:
+            return
     learned_nothing = training.bound.learned_nothing()
     if learned_nothing:
         training.tracker.warn("no better than chance", learned_nothing)

@@ -2,7 +2,7 @@
 
 checkpoints/step-00000200/           a directory each; those that are not finished do not count, and whether the others
                                      are whole is not known here (both words: store.py)
-checkpoints/latest, best, sparsity=0.3    the name of one of them each
+checkpoints/latest, best, good, sparsity=0.3    the name of one of them each
 """
 
 from __future__ import annotations
@@ -41,11 +41,18 @@ def set_best(root: Path, step_dir: Path) -> None:
     write_atomic(root / "best", step_dir.name)
 
 
-def keep(root: Path, step_dir: Path, best: bool, reached: dict[str, int], keep_last: int) -> None:
-    """After a save or an evaluation of `step_dir`: the names point where they should, and what nothing holds goes."""
+def keep(
+    root: Path, step_dir: Path, best: bool, reached: dict[str, int], keep_last: int, good: int | None = None
+) -> None:
+    """After a save or an evaluation of `step_dir`: the names point where they should, and what nothing holds goes.
+
+    good: the step of the last checkpoint inside the envelope; its name is written again each time, as those `reached`.
+    """
     if best:
         set_best(root, step_dir)
     mark(root, reached)
+    if good is not None:
+        write_atomic(root / "good", of_step(root, good).name)
     retain(root, keep_last)
 
 
@@ -56,10 +63,26 @@ def mark(root: Path, reached: dict[str, int]) -> None:
             write_atomic(root / f"{REACHED}{value}", f"step-{step:08d}")
 
 
+def of_step(root: Path, step: int) -> Path:
+    """The directory of a step's checkpoint."""
+    return root / f"step-{step:08d}"
+
+
+def undo(root: Path, step_dir: Path) -> None:
+    """`latest` is that checkpoint, and what came after it goes, the names that point there first."""
+    set_latest(root, step_dir)
+    paths = list(root.iterdir())
+    for path in sorted(paths, key=Path.is_dir):
+        if path.is_dir() and path.name > step_dir.name:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file() and path.read_text().strip() > step_dir.name:
+            path.unlink()
+
+
 def retain(root: Path, keep_last: int) -> None:
     """Remove all but the newest `keep_last` checkpoints and those that a name points at; leftovers of interrupted
     saves too."""
-    names = [root / "latest", root / "best", *root.glob(f"{REACHED}*")]
+    names = [root / "latest", root / "best", root / "good", *root.glob(f"{REACHED}*")]
     pointed = {p.read_text().strip() for p in names if p.exists()}
     kept = set(s.name for s in steps(root)[-keep_last:]) | pointed
     for path in root.iterdir():
@@ -68,7 +91,7 @@ def retain(root: Path, keep_last: int) -> None:
 
 
 def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
-    """The directory of "best", "last", a step or "sparsity=0.3"; ValueError lists what there is."""
+    """The directory of "best", "last", "good", a step or "sparsity=0.3"; ValueError lists what there is."""
     if not run.config.is_file():
         raise ValueError(f"{run.path} is not a run directory: it has no config.yaml")
     root = run.checkpoints
@@ -76,10 +99,14 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
     if not by_step:
         raise ValueError(f"{run.path} has no checkpoint yet: train first, or set train.checkpoint_every")
     listed = ", ".join(map(str, by_step))
-    if checkpoint in ("best", "last"):
-        pointer = root / ("best" if checkpoint == "best" else "latest")
+    if checkpoint in ("best", "last", "good"):
+        pointer = root / ("latest" if checkpoint == "last" else str(checkpoint))
         if pointer.is_file():
             return root / pointer.read_text().strip()
+        if checkpoint == "good":
+            raise ValueError(
+                f"{run.path} has no good checkpoint: it was trained without an envelope; take one of {listed}"
+            )
         if checkpoint == "best":
             raise ValueError(
                 f"{run.path} has no best checkpoint yet: take --checkpoint last, or one of the steps {listed}"
@@ -88,7 +115,9 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
     if str(checkpoint).startswith(REACHED):
         return _reached(run, str(checkpoint))
     if not str(checkpoint).isdigit() or int(checkpoint) not in by_step:
-        raise ValueError(f"{run.path} has no checkpoint {checkpoint!r}: take best, last, or one of the steps {listed}")
+        raise ValueError(
+            f"{run.path} has no checkpoint {checkpoint!r}: take best, last, good, or one of the steps {listed}"
+        )
     return by_step[int(checkpoint)]
 
 

@@ -194,8 +194,11 @@ def load(engine: Any, pruner: Pruner, reader: CheckpointReader) -> dict[str, Any
         for s in shard.segments:
             shard.view[s.part].copy_(reader.read("weight", s.name, s.start, s.numel))
             step = reader.optimizer_step(s.name)
-            for kind, moment in moments.items() if step else ():  # before its first step Adam has none
-                moment[s.part].copy_(reader.read(kind, s.name, s.start, s.numel))
+            for kind, moment in moments.items():
+                if step:
+                    moment[s.part].copy_(reader.read(kind, s.name, s.start, s.numel))
+                else:  # before its first step Adam has none; here it may have stepped
+                    moment[s.part].zero_()
         _set_optimizer_step(layout, shard, step)
     for name, param in layout.parameters.items():
         if not param.requires_grad:

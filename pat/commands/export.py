@@ -28,9 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--checkpoint",
         default="best",
-        metavar="best|last|STEP|sparsity=S",
+        metavar="best|last|good|STEP|sparsity=S",
         help="which one; best, the default: of those in the hard phase the one with the best held-out metric "
-        "(train.best_metric); sparsity=S: where the run first reached S, if train.export_at has it. In the "
+        "(train.best_metric); good: the last one inside the envelope, if there is one; "
+        "sparsity=S: where the run first reached S, if train.export_at has it. In the "
         "soft phase single weights are zero then, but structures are not cut off yet",
     )
     parser.add_argument(

@@ -17,6 +17,7 @@ from pat.common import ignored, scan
 from pat.common.annotations import choices, words
 from pat.common.keys import MISSING, Method, Section, default_of
 from pat.config.task_keys import config_model
+from pat.envelope.spec import Limit
 from pat.prompts import checks
 from pat.prompts.mix import Head, Prompt, Suite
 from pat.pruning import registry
@@ -24,6 +25,7 @@ from pat.schema import Config, PrunerConfig
 from pat.tasks import base
 
 ROOT = Path(__file__).resolve().parents[2]
+MAPPINGS = ("envelope", "pruners")  # named by the user
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 _HEAD = """\
 # Everything that `pat train` can be told: every key, what it does, its default. ??? means: you must choose.
@@ -83,6 +85,14 @@ _EXAMPLE = """\
 #
 {methods}
 pruners: {{}}
+
+# How much worse than the dense model the metrics of the task may get while more and more is pruned; {{}}: no limit.
+#
+#   envelope:
+#     accuracy: {{drop: 0.01}}                                 # {drop}
+#     loss: {{ratio: 1.05}}                                    # {ratio}
+#
+envelope: {{}}
 """
 _HYDRA = """\
 hydra:
@@ -130,9 +140,10 @@ def config_yaml() -> str:
         value = default_of(info)
         if isinstance(value, Section):
             blocks.append(f"{name}: # {_first_line(type(value))}\n" + "".join(_lines(type(value), "  ")))
-        elif name != "pruners":
+        elif name not in MAPPINGS:
             blocks.append(f"{name}: {_yaml(info)} # {comment(info)}\n")
-    said = {name: comment(info) for name, info in PrunerConfig.model_fields.items()}
+    fields = PrunerConfig.model_fields | Limit.model_fields
+    said = {name: comment(info) for name, info in fields.items()}
     options = sorted(path.stem for path in (ROOT / "conf" / "pruner").glob("*.yaml"))
     methods = "\n".join(
         f"#   {kind:<12} {', '.join(registry.names(kind))}" for kind in registry.PACKAGES if kind != "structure"
@@ -148,6 +159,7 @@ def config_md() -> str:
         value = default_of(info)
         if isinstance(value, Section):
             blocks.append(_table(f"`{name}`", _first_line(type(value)), type(value)))
+    blocks.append(_table("`envelope.METRIC`", _first_line(Limit), Limit))
     blocks.append(_table("`pruners.NAME`", _first_line(PrunerConfig), PrunerConfig))
     for kind in registry.PACKAGES:
         if kind == "structure":
@@ -245,7 +257,7 @@ def _rows(model: type[Section], prefix: str) -> Iterator[tuple[str, str, str, st
         if isinstance(value, Section):
             if not top:
                 yield from _rows(type(value), f"{prefix}{name}.")
-        elif not (top and name == "pruners") and not (name == "name" and _fixed(model)):
+        elif not (top and name in MAPPINGS) and not (name == "name" and _fixed(model)):
             yield (
                 f"`{prefix}{info.alias or name}`",
                 _type(info),

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pat.common import ignored, scan
 from pat.common.text import did_you_mean
 from pat.pruning import registry
-from pat.pruning.schedules import Ramp
+from pat.pruning.schedules import Ramp, Timeline
 from pat.schema import LATELY, Config, PrunerConfig
 
 
@@ -27,6 +27,7 @@ def _problems(config: Config, given: Collection[str]) -> Iterator[str]:
     yield from _training(config)
     yield from _distill(config)
     yield from _peft(config)
+    yield from _envelope(config)
     for name in config.pruners:
         yield from pruner_problems(config, name)
     yield from ignored.problems(config, _taking, given)
@@ -122,6 +123,81 @@ def _distill(config: Config) -> Iterator[str]:
         Ramp.of("distill", distill.start, distill.end, config.train.num_steps)
     except ValueError as error:
         yield str(error)
+
+
+def _envelope(config: Config) -> Iterator[str]:
+    """Whether an envelope can lead this run: metrics, evaluations on the way, schedules that can be held."""
+    if not config.envelope:
+        return
+    train = config.train
+    if not config.pruners or not train.num_steps:
+        what = "nothing is pruned" if not config.pruners else "train.num_steps is 0"
+        yield f"envelope is set, but {what}: it leads a ramp that it can hold; leave it out"
+        return
+    from pat.tasks import base  # heavy
+
+    task = base.build(config.task)
+    for metric, limit in config.envelope.items():
+        try:
+            higher = task.higher_is_better(metric)
+        except ValueError as error:
+            yield f"envelope.{metric}: {error}"
+            continue
+        for wrong, right in (("max", "min"), ("rise", "drop")) if higher else (("min", "max"), ("drop", "rise")):
+            if wrong in limit.bounds():
+                yield f"envelope.{metric}.{wrong}: {metric} is better when {_way(higher)}, so give {right} or ratio"
+        if limit.ratio is not None and (limit.ratio > 1.0 if higher else limit.ratio < 1.0):
+            yield (
+                f"envelope.{metric}.ratio is {limit.ratio:g}, which the dense model itself does not keep: {metric} is "
+                f"better when {_way(higher)}: give at {'most' if higher else 'least'} 1"
+            )
+    if config.optim.lr_schedule == "per_cut":
+        yield "optim.lr_schedule=per_cut goes by the cuts, which an envelope moves: take linear, cosine or constant"
+    lines: list[Timeline] = []
+    for name, settings in config.pruners.items():
+        try:
+            lines.append(registry.build("schedule", settings.schedule).resolve(train.num_steps))
+            yield from _guardable(f"pruners.{name}", settings, lines[-1])
+        except ValueError:
+            return  # `pruner_problems` says why
+    yield from _looks(train.eval_every, min(line.start for line in lines), max(line.hard_from for line in lines))
+
+
+def _way(higher: bool) -> str:
+    return "higher" if higher else "lower"
+
+
+def _guardable(place: str, settings: PrunerConfig, line: Timeline) -> Iterator[str]:
+    """What an envelope can neither hold nor stop where it is."""
+    from pat.pruning.gates import CalibratedGate, Learned
+
+    gate = None if settings.gate is None else registry.build("gate", settings.gate)
+    if isinstance(gate, Learned):
+        yield (
+            f"{place}.gate={gate.name} learns towards its last target and cannot be held on the way: with an envelope "
+            "take a ranked gate (taylor, magnitude, ...)"
+        )
+    criterion = None if settings.criterion is None else registry.build("criterion", settings.criterion)
+    if criterion is not None and criterion.threshold is not None:
+        yield (
+            f"{place}.criterion={criterion.name} prunes by a threshold and not to the schedule's target: with an "
+            "envelope take movement, magnitude, ..."
+        )
+    if isinstance(gate, CalibratedGate) or line.num_cuts() < 2:
+        yield (
+            f"{place}.schedule cuts all at once, which leaves an envelope nothing to go back to: take a ramp (cubic, "
+            "linear, stepwise) with an `end` after `start`, and several times `select_every` between them"
+        )
+
+
+def _looks(every: int | None, start: int, hard: int) -> Iterator[str]:
+    """There must be an evaluation while masks can still be held."""
+    most = hard - start
+    if every is None or start // every == hard // every:
+        yield (
+            f"train.eval_every is {'null' if every is None else every}, so that no evaluation comes between the first "
+            f"mask at step {start} and the last at step {hard}, and envelope could decide nothing: give at most {most}"
+        )
 
 
 def _peft(config: Config) -> Iterator[str]:

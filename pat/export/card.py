@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from pat.envelope import guard
 from pat.schema import Config
 
 MATRIX = 12  # classes up to which the confusion matrix is shown
@@ -77,7 +78,8 @@ def _figures(result: dict[str, Any]) -> str:
         (f"bytes of weights ({result['dtype']})", f"{before['bytes']:,}", f"{after['bytes']:,}"),
     ]
     if result["prunable_parameters"]:
-        return "\n\n".join(filter(None, [_table(("", "unpruned", "exported"), rows), before_pruning(lineage)]))
+        said = [_table(("", "unpruned", "exported"), rows), before_pruning(lineage), _envelope(lineage)]
+        return "\n\n".join(filter(None, said))
     return _table(("", "exported"), [(label, value) for label, _, value in rows])
 
 
@@ -95,6 +97,12 @@ def before_pruning(lineage: dict[str, Any]) -> str:
         f"Before pruning began{when}: {then}. "
         "For what pruning costs, compare with a run of as many steps that prunes nothing."
     )
+
+
+def _envelope(lineage: dict[str, Any]) -> str:
+    """What it allowed, and what going further would have cost."""
+    found = lineage.get("envelope")
+    return f"{guard.in_words(found).replace(chr(10), '. ')}." if found else ""
 
 
 def _classes(details: dict[str, Any] | None) -> str:

@@ -11,6 +11,7 @@ from pat.checkpoint.reader import CheckpointReader
 from pat.common.files import read_json
 from pat.common.hashing import file_sha256
 from pat.common.parameters import DTYPES
+from pat.envelope import guard
 from pat.export import masks
 from pat.export.card import before_pruning, figures
 from pat.export.source import Stream
@@ -78,6 +79,7 @@ def export_json(
             "details": trainer.get("details"),
             "dense_metrics": trainer.get("dense_metrics"),
             "dense_step": trainer.get("dense_step"),
+            "envelope": guard.of_checkpoint(trainer.get("envelope")),
             "versions": read_json(run.version) or {},
         },
         "config": {key: value for key, value in config.plain().items() if key != "logger"},  # for `pat evaluate`

@@ -13,7 +13,7 @@ once DeepSpeed is certain to take it; gates before the forward that sees them: a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from pat.pruning import nested, state_keys, timetable
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk, stack_of
+from pat.pruning.clock import Clock
 from pat.pruning.criteria import Calibrated
 from pat.pruning.gates import OF_NO_STEP, CalibratedGate
 from pat.pruning.structures import calibrated
@@ -201,6 +202,11 @@ class Pruner:
     def _journal(self, name: str, *cut: Any) -> Journal:
         return self.journals.open(name, *cut)
 
+    def follow(self, clock: Clock) -> None:
+        """Let all schedules go by one clock, which may hold and stop them."""
+        for pruner in self.pruners:
+            pruner.timeline = replace(pruner.timeline, clock=clock)
+
     def begin(self, t: int) -> None:
         """Before the first forward of a start, which is that of step `t`. Collective."""
         for pruner in self.structure_pruners:
@@ -320,6 +326,11 @@ class Pruner:
     def first_soft_step(self) -> int | None:
         """The step at which the first mask or gate may appear."""
         return min((p.timeline.start for p in self.pruners), default=None)
+
+    @property
+    def last_hard_from(self) -> int:
+        """The step of the schedules at which the last mask or gate is to become permanent."""
+        return max((p.timeline.hard_from for p in self.pruners), default=0)
 
     @property
     def totals(self) -> Totals:

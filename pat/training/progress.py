@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pat.envelope.guard import Record
+from pat.pruning.clock import Clock
+
 
 @dataclass
 class Progress:
@@ -32,6 +35,8 @@ class Progress:
     reached: dict[str, int] = field(default_factory=dict)  # of train.export_at: sparsity -> step
     base: dict[str, str] | None = None  # path and sha256 of the weights that the first start began with
     data: list[Any] | None = None  # of each source: the hash of its samples, how many of them are trained on
+    clock: Clock = field(default_factory=Clock)  # of the schedules: which steps they count
+    envelope: Record = field(default_factory=Record)  # what it has seen and decided
     teacher: dict[str, str] | None = None  # path and sha256 of the weights that are distilled; of a cache, too
 
     def as_dict(self) -> dict[str, Any]:
@@ -41,5 +46,7 @@ class Progress:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a manifest's values; keys of another version of pat are passed over."""
         for each in dataclasses.fields(self):
-            if each.name in saved:
+            if each.name in ("clock", "envelope"):  # others hold them, too
+                getattr(self, each.name).restore(saved.get(each.name) or {})
+            elif each.name in saved:
                 setattr(self, each.name, saved[each.name])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pat.checkpoint import store
+from pat.checkpoint import retention, store
 from pat.common import seeds
 from pat.common.comm import Comm
 from pat.common.parameters import DTYPES
@@ -31,6 +31,7 @@ from pat.schema import Config
 from pat.training import logit_cache, teacher
 from pat.training.divergence import LossBound
 from pat.training.due import Due
+from pat.training.guarded import Guard
 from pat.training.objective import Objective
 from pat.training.preflight import _data
 from pat.training.progress import Progress
@@ -108,8 +109,11 @@ def build(run_dir: Path) -> Training:
     pruner.warn = partial(training.tracker.warn, "few calibration tokens")
     say, warn = training.tracker.say, partial(training.tracker.warn, "cut not kept")
     pruner.journals = Journals(directory.calibration, world, say, warn)
+    if config.envelope:
+        training.guard = Guard(config, progress, pruner, task)
+        pruner.follow(progress.clock)
     _resume(training)
-    if progress.step != pruner.first_soft_step:  # there the loop begins, once it has measured the dense model
+    if not training.begins(progress.step):
         pruner.begin(progress.step)
     _start_watchdog(training, config.engine.timeout_min)
     return training
@@ -186,6 +190,9 @@ def _resume(training: Training) -> None:
         return
     manifest = reader.manifest
     teacher.check_same(manifest["trainer"].get("teacher"), progress.teacher)
-    progress.restore(store.load(training.engine, training.pruner, reader))
+    progress.restore(manifest["trainer"])  # first: the clock says in which phase the pruners are
+    store.load(training.engine, training.pruner, reader)
+    if training.guard and training.world.rank == 0:
+        retention.undo(training.run.checkpoints, reader.dir)  # a kill may have come before
     tracker.start(progress.step, progress.logged_bytes)
     tracker.say(f"resumed at step {progress.step} from {manifest['world_size']} ranks at ZeRO {manifest['zero_stage']}")

@@ -15,6 +15,7 @@ from pat.schema import Config
 from pat.tasks.base import Task
 from pat.training.divergence import LossBound
 from pat.training.due import Due
+from pat.training.guarded import Guard
 from pat.training.objective import Objective
 from pat.training.progress import Progress
 from pat.training.tracking import Tracker
@@ -47,6 +48,7 @@ class Training:
     progress: Progress
     due: Due
     bound: LossBound
+    guard: Guard | None = None  # where there is an envelope
     watchdog: Watchdog = field(default_factory=Watchdog)
     aside_s: float = 0.0  # that this start has spent in evaluations and saves
 
@@ -55,6 +57,11 @@ class Training:
         self.watchdog.beat()
         flags = self.world.max(torch.tensor([self.flag.requested, due], dtype=torch.int32)).tolist()
         return bool(flags[0]), bool(flags[1])
+
+    def begins(self, t: int) -> bool:
+        """Whether the loop itself begins step t, after an evaluation that nothing of that step may be in force in: of
+        the dense model, or one that the envelope goes by."""
+        return t == self.pruner.first_soft_step or (self.guard is not None and self.guard.looks_before(t))
 
     @property
     def final_phase(self) -> bool:

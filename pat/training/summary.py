@@ -8,6 +8,7 @@ import torch
 
 from pat.common import files
 from pat.common.parameters import logical_numel
+from pat.envelope import guard
 from pat.run import provenance
 from pat.run.directory import RunDir
 from pat.training.hardware import peak_memory_bytes
@@ -48,6 +49,7 @@ def summary(training: Training) -> dict[str, Any]:
         "metrics": progress.metrics,
         "details": progress.details,
         "stopped_early": training.due.early_stop(),
+        "envelope": guard.in_short(progress.envelope) if training.guard else None,
         "reached": progress.reached,
         "tokens_per_s": progress.tokens / progress.train_seconds if progress.train_seconds else None,
         "train_seconds": progress.train_seconds,
@@ -78,4 +80,5 @@ def outcome(directory: RunDir) -> str:
         )
         + f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
         + (f"\nor what it was on the way: {variants}" if variants else "")
+        + (f"\n{guard.in_words(written['envelope'])}" if written.get("envelope") else "")
     )

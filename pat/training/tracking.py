@@ -42,6 +42,14 @@ class Tracker:
             self.wandb.start()
             self.view.start(step)
 
+    def rewind(self, step: int, logged_bytes: int | None) -> None:
+        """The run goes back to a checkpoint: as if it had just gone on from there."""
+        if self.active:
+            self.file.close()
+            keep_until(self.run, step, logged_bytes)
+            self.file = open(self.run.metrics, "ab", buffering=0)  # noqa: SIM115
+            self.view.start(step)
+
     def advance(self, step: int) -> None:
         """One more step is done."""
         if self.active:

@@ -390,10 +390,14 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("self.keep[segment.part]", "self.keep[: segment.numel]", "the first segment's flags"),
     ],
     "pat/pruning/weights/pruner.py": [
-        ("if self.hardened or t < line.start:", "if self.hardened or t <= line.start:", "pruning starts a step late"),
-        ("        if t >= line.hard_from:\n", "        if t > line.hard_from:\n", "hard a step late"),
         (
-            "if self.criterion.threshold is not None and not hard:",
+            'if self.hardened or line.phase(t) == "dense":',
+            'if self.hardened or line.phase(t - 1) == "dense":',
+            "pruning starts a step late",
+        ),
+        ('        if line.phase(t) == "hard":\n', '        if line.phase(t - 1) == "hard":\n', "hard a step late"),
+        (
+            'if self.criterion.threshold is not None and self.timeline.phase(t) != "hard":',
             "if self.criterion.threshold is not None:",
             "the final selection by the threshold",
         ),
@@ -413,8 +417,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("        if self.num_pruned != expected:", "        if self.num_pruned > expected:", "too few pruned is fine"),
         ('self.num_pruned = shared["num_pruned"]', "pass", "the count of pruned weights not restored"),
         (
-            "        if self.selected_at >= 0:\n            self._enter_soft()\n        for",
-            "        if self.selected_at > 0:\n            self._enter_soft()\n        for",
+            "        if self.selected_at >= 0 or self.hardened:\n",
+            "        if self.selected_at > 0 or self.hardened:\n",
             "masks of step 0 not restored",
         ),
         (
@@ -480,19 +484,17 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("Fraction(repr(float(share)))", "Fraction(float(share))", "0.29 is a little less"),
     ],
     "pat/pruning/schedules/__init__.py": [
-        ('return "dense" if t < self.start else', 'return "dense" if t <= self.start else', "dense a step too long"),
+        ('return "dense" if at < self.start else', 'return "dense" if at <= self.start else', "dense a step too long"),
+        ("if at >= self.hard_from or", "if at > self.hard_from or", "soft a step too long"),
+        ("or at in (self.end, self.hard_from)", "or at == self.hard_from", "no selection at the end of the ramp"),
+        ("(at - self.start) % self.select_every == 0", "at % self.select_every == 0", "selections counted from step 0"),
         (
-            '"soft" if t < self.hard_from else "hard"',
-            '"soft" if t <= self.hard_from else "hard"',
-            "soft a step too long",
-        ),
-        ("or t in (self.end, self.hard_from)", "or t == self.hard_from", "no selection at the end of the ramp"),
-        ("(t - self.start) % self.select_every == 0", "t % self.every == 0", "selections counted from step 0"),
-        (
-            "        if t >= self.end:\n            return final",
-            "        if t > self.end:\n            return final",
+            "        if at >= self.end:\n            return final",
+            "        if at > self.end:\n            return final",
             "the full target a step late",
         ),
+        (" or not self.clock.moves(t):", ":", "selections while a schedule is held"),
+        ("            at = self._last_selection(at)\n", "            pass\n", "stopped at a target between selections"),
         ("(t - self.start) / (self.end - self.start)\n", "t / self.end\n", "progress from step 0"),
     ],
     "pat/pruning/schedules/ramps.py": [

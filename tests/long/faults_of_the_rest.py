@@ -41,7 +41,8 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("steps(root)[-keep_last:]", "steps(root)[:keep_last]", "the oldest are kept"),
         ('names = [root / "latest", root / "best",', 'names = [root / "latest",', "the best is removed"),
         ("        return by_step[max(by_step)]\n", "        return by_step[min(by_step)]\n", "last is the first"),
-        ('root / ("best" if checkpoint == "best" else "latest")', 'root / "latest"', "best is the latest"),
+        ('root / ("latest" if checkpoint == "last" else str(checkpoint))', 'root / "latest"', "best is the latest"),
+        ('root / "best", root / "good", *root', 'root / "best", *root', "the last good one is removed"),
         (
             '    write_atomic(root / "best", step_dir.name)',
             '    write_atomic(root / "latest", step_dir.name)',

@@ -2,6 +2,8 @@
 
 step   0 ......... start ................ end ..... hard_from ......... num_steps
 phase  dense       soft: s(t) rises       soft: s_f    hard: recovery
+
+A run with an envelope may hold its schedules or stop them: then these are steps that its clock counts.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pat.common.rounding import part_of
+from pat.pruning.clock import Clock
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,15 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Timeline:
-    """A schedule in absolute steps. Step t is the t-th optimizer step, from 0."""
+    """A schedule in absolute steps. Step t is the t-th optimizer step, from 0; start, end and hard_from are steps that
+    the clock counts."""
 
     schedule: Schedule
     start: int
     end: int
     hard_from: int
     num_steps: int
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def select_every(self) -> int:
@@ -72,29 +77,50 @@ class Timeline:
         return self.schedule.select_every
 
     def phase(self, t: int) -> Literal["dense", "soft", "hard"]:
-        """Dense before `start`, soft before `hard_from`, hard from there on."""
-        return "dense" if t < self.start else "soft" if t < self.hard_from else "hard"
+        """Dense before `start`, soft before `hard_from`, hard from there on, or from where the clock was stopped."""
+        at = self.clock.at(t)
+        if at >= self.hard_from or self.clock.is_stopped(t):
+            return "hard"
+        return "dense" if at < self.start else "soft"
 
     def progress(self, t: int) -> float:
         """(t - start) / (end - start), clamped to [0, 1]; 1 from `end` on."""
-        return Ramp(self.start, self.end)(t)
+        return Ramp(self.start, self.end)(self.clock.at(t))
 
     def target(self, t: int, final: float) -> float:
-        """Sparsity s(t): 0 before `start`, exactly `final` from `end` on, monotone."""
-        initial = self.schedule.initial
+        """Sparsity s(t): 0 before `start`, exactly `final` from `end` on, monotone; after a stop that of the last
+        selection before it."""
+        initial, at = self.schedule.initial, self.clock.at(t)
         if initial > final:
             raise ValueError(f"schedule.initial is {initial}, above the budget's {final}: lower it.")
-        if t < self.start:
+        if self.clock.is_stopped(t):
+            at = self._last_selection(at)
+        if at < self.start:
             return 0.0
-        if t >= self.end:
+        if at >= self.end:
             return final
-        return min(max(self.schedule.ramp(self.progress(t), initial, final), initial), final)
+        u = Ramp(self.start, self.end)(at)
+        return min(max(self.schedule.ramp(u, initial, final), initial), final)
 
     def is_selection_step(self, t: int) -> bool:
         """Every `select_every` steps of the soft phase, at `end`, and at `hard_from`, the last."""
-        if not self.start <= t <= self.hard_from:
+        at = self.clock.at(t)
+        if not self.start <= at <= self.hard_from or not self.clock.moves(t):
             return False
-        return (t - self.start) % self.select_every == 0 or t in (self.end, self.hard_from)
+        return (at - self.start) % self.select_every == 0 or at in (self.end, self.hard_from)
+
+    def num_cuts(self) -> int:
+        """Selections that may remove more than the one before, where the clock counts every step."""
+        regular, final = range(self.start, self.hard_from + 1, self.select_every), max(0.5, self.schedule.initial)
+        return len({self.target(t, final) for t in (*regular, self.end, self.hard_from)} - {0.0})
+
+    def _last_selection(self, at: int) -> int:
+        """The last selection up to a step that the clock counts; that step itself where there was none."""
+        if at < self.start:
+            return at
+        soft = min(at, self.hard_from)
+        regular = soft - (soft - self.start) % self.select_every
+        return max([regular, *(step for step in (self.end, self.hard_from) if step <= at)])
 
 
 @dataclass(frozen=True)

@@ -146,9 +146,18 @@ class GatedForward:
 
     def __init__(self, sites: list[Site], model: nn.Module, needs: Evidence | None) -> None:
         self.needs: Evidence | None = needs
-        self.tokens = RealTokens(model) if needs in STATISTICS else None
-        self.hooks = install(sites, model, needs, self.tokens)
+        self.sites, self.model = sites, model
         self.sizes = [site.num_units for site in sites]
+        self._install()
+
+    def _install(self) -> None:
+        self.tokens = RealTokens(self.model) if self.needs in STATISTICS else None
+        self.hooks = install(self.sites, self.model, self.needs, self.tokens)
+
+    def install_again(self) -> None:
+        """As at first, after `settle` took hooks off: for a run that goes back to its soft phase."""
+        self.remove()
+        self._install()
 
     def set(self, z: Tensor | None, evaluated: Tensor | None, device: torch.device) -> None:
         """(U,) what multiplies in training and in evaluation; None: nothing, and what multiplies in training."""

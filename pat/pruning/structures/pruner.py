@@ -165,7 +165,7 @@ class StructurePruner:
         state = self.state
         if state.folded:
             z = torch.where(self.units.is_block, state.keep.float(), torch.ones_like(state.z))
-        elif state.hardened or state.begun < self.timeline.start:
+        elif state.hardened or self.timeline.phase(state.begun) == "dense":
             z = state.z
         else:
             z = self.training.evaluated(state, self._moment(state.begun))
@@ -199,7 +199,7 @@ class StructurePruner:
     def begin(self, t: int) -> None:
         """Make the forward of step `t` ready. Collective where flags are chosen."""
         state, line = self.state, self.timeline
-        if t > state.begun and t >= line.start and not state.hardened:
+        if t > state.begun and line.phase(t) != "dense" and not state.hardened:
             if line.phase(t) == "hard":
                 self._harden(t)
             else:
@@ -262,7 +262,7 @@ class StructurePruner:
         state = self.state
         if isinstance(self.method, CalibratedGate):
             self._cut(t, self.method)
-        else:
+        elif not self.timeline.clock.is_stopped(t):  # then the flags stay those of the last selection
             self._select(t, 1.0)
         final = self.training.final(state)
         final = torch.where(self.units.is_block, torch.ones_like(final), final)  # a block cannot be folded into
@@ -353,7 +353,9 @@ class StructurePruner:
         self.training.load(tensors)
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint, also where this pruner has gone further already."""
+        if self.state.hardened:
+            self.forward.install_again()
         self.restore(tensors, shared)
         if self.state.hardened:
             self.settle()

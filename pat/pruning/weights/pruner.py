@@ -95,8 +95,9 @@ class WeightPruner:
         return self.granularity.pruned_units(list(self.maps.values()), sparsity, self.config.scope)
 
     def target(self, t: int) -> float:
-        """Fraction that is to be removed at a step."""
-        return self.timeline.target(t, self.budget.sparsity)
+        """Fraction that is to be removed at a step; once the schedule is stopped, that of the last selection."""
+        chosen = min(t, self.selected_at) if self.timeline.clock.is_stopped(t) else t
+        return self.timeline.target(chosen, self.budget.sparsity)
 
     @property
     def sparsity(self) -> float:
@@ -122,8 +123,11 @@ class WeightPruner:
                 assert all(s.name in self.shapes for s in shard.segments), "a shard mixes two pruners"
                 self.states.append(MaskedShard(shard))
         self.matrices = whole.WholeMatrices(layout, self.states, self.shapes, self.transposed)
-        if self.criterion.needs_score:
-            for state in self.states:
+        self._begin_scores()
+
+    def _begin_scores(self) -> None:
+        for state in self.states if self.criterion.needs_score else ():
+            if state.score is None:
                 state.score = self.criterion.initial(state.shard.view)
 
     # -- the step --------------------------------------------------------------------------------------------------
@@ -131,14 +135,16 @@ class WeightPruner:
     def begin(self, t: int) -> None:
         """The keep flags of step `t`, which is certain and of which nothing has been applied. Collective."""
         line = self.timeline
-        if self.hardened or t < line.start:
+        if self.hardened or line.phase(t) == "dense":
             return
         if self.selected_at < 0:
             self._enter_soft()
-        if any(line.is_selection_step(u) for u in range(max(self.selected_at + 1, line.start), t + 1)):
+        first = max(self.selected_at + 1, line.start)
+        if line.clock.moves(t) and any(line.is_selection_step(u) for u in range(first, t + 1)):
             self._select(t)
             self.selected_at = t
-        if t >= line.hard_from:
+        if line.phase(t) == "hard":
+            self._check_target(t)
             self._harden()
 
     def _enter_soft(self) -> None:
@@ -146,16 +152,14 @@ class WeightPruner:
             state.enter_soft()
 
     def _select(self, t: int) -> None:
-        comm, hard = self.layout.comm, t >= self.timeline.hard_from
+        comm = self.layout.comm
         target = self.timeline.target(t, self.budget.sparsity)
         if isinstance(self.criterion, Calibrated):
             if self._units(target) * self.granularity.weights_per_unit != self.num_pruned:
                 self._cut(t, self.criterion, target)
-            if hard:
-                self._check_target()
             return
         scored = self._scored(t)
-        if self.criterion.threshold is not None and not hard:
+        if self.criterion.threshold is not None and self.timeline.phase(t) != "hard":
             self.granularity.select_threshold(scored, self.criterion.threshold, comm)
         elif self.config.scope == "row":
             self.matrices.select_in_rows(scored, self.granularity, target)
@@ -163,8 +167,6 @@ class WeightPruner:
             self.granularity.select(scored, target, self.config.scope, comm)
         removed = self._count_removed()
         self.num_pruned = sum(removed.values())
-        if hard:
-            self._check_target()
         if self.num_pruned:
             tied = ties.tied_matrices(scored, list(self.shapes), comm)
             tied = tied - self.emptied_before() if tied else tied
@@ -306,12 +308,14 @@ class WeightPruner:
                 "that looks at the weights (magnitude)"
             )
 
-    def _check_target(self) -> None:
-        expected = self.target_weights
+    def _check_target(self, t: int) -> None:
+        """At the hard step t: exactly what the budget asks for, or what was allowed where the schedule was stopped."""
+        target = self.target(t)
+        expected = self._units(target) * self.granularity.weights_per_unit
         if self.num_pruned != expected:
             raise PromiseBroken(
                 f"pruner {self.name} removed {self.num_pruned} weights and not the {expected} that its budget of "
-                f"{self.budget.sparsity} asks for ({self.num_pruned - expected:+d})"
+                f"{target} asks for ({self.num_pruned - expected:+d})"
             )
 
     @torch.no_grad()
@@ -349,10 +353,13 @@ class WeightPruner:
         return {"selected_at": self.selected_at, "hardened": self.hardened, "num_pruned": self.num_pruned}
 
     def load(self, reader: Any, shared: dict[str, Any]) -> None:
-        """Go on from a checkpoint of any layout."""
+        """Go on from a checkpoint of any layout, also where this pruner has gone further already."""
         self.selected_at, self.hardened = shared["selected_at"], shared["hardened"]
         self.num_pruned = shared["num_pruned"]
-        if self.selected_at >= 0:
+        for state in self.states:
+            state.keep = state.dense = None
+        self._begin_scores()
+        if self.selected_at >= 0 or self.hardened:
             self._enter_soft()
         for state in self.states:
             if self.hardened:

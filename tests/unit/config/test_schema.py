@@ -248,6 +248,7 @@ def test_a_config_cannot_be_assigned_to() -> None:
     found = [config, *(getattr(config, name) for name in type(config).model_fields)]
     found = [one for one in found if isinstance(one, Section)]
     found += [config.data.generated, config.pruners["weights"], config.pruners["weights"].masked_grad]
+    found += [schema.Limit(ratio=1.05)]
     declared = {value for value in vars(schema).values() if isinstance(value, type) and issubclass(value, Section)}
     assert {type(one) for one in found} == declared - {Section}
     for section in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from pat.common.comm import LOCAL
 from pat.pruning.pruner import Pruner, StepStats
 from pat.schema import Config, PrunerConfig
 from pat.training.progress import Progress
+from pat.training.state import Training
 from tests import models as small
 from tests.unit.pruning.structures.test_gates import cut_flat, loss
 
@@ -70,8 +72,9 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
         monkeypatch.setattr(train, name, lambda training: None)
     training: Any = SimpleNamespace(
         progress=Progress(), pruner=pruner, config=config, agree=lambda due: (False, False),
-        due=SimpleNamespace(checkpoint=lambda: False, early_stop=lambda: False),
+        due=SimpleNamespace(checkpoint=lambda: False, early_stop=lambda: False), guard=None,
     )  # fmt: skip
+    training.begins = partial(Training.begins, training)
     if pruner.first_soft_step != 0:
         pruner.begin(0)
     train.fit(training)
@@ -100,8 +103,9 @@ def test_the_loop_holds_the_gates_back_once(monkeypatch: pytest.MonkeyPatch) -> 
             shares=lambda batches: [(1.0, 1.0)], loss=lambda batch, t, shares: torch.zeros(())
         ),
         pruner=SimpleNamespace(step=pruner_step, first_soft_step=3, cuts=()),
-        tracker=SimpleNamespace(advance=lambda _: None),
+        tracker=SimpleNamespace(advance=lambda _: None), guard=None,
     )  # fmt: skip
+    training.begins = partial(Training.begins, training)
     window: Any = SimpleNamespace(add=lambda *_: None, step=lambda _: None, log=lambda _: None)
     for t in range(6):
         train.step(training, window, t)
@@ -119,7 +123,7 @@ def test_a_run_of_no_steps_that_was_stopped_before_it_pruned_prunes_when_it_goes
     monkeypatch.setattr(train, "finish", lambda training: done.append("finish"))
     training: Any = SimpleNamespace(
         config=Config().changed(train__num_steps=0), progress=Progress(saved_step=0), due=None,
-        pruner=SimpleNamespace(prune=lambda: done.append("prune"), first_soft_step=0),
+        pruner=SimpleNamespace(prune=lambda: done.append("prune"), first_soft_step=0), guard=None,
     )  # fmt: skip
     train.fit(training)
     assert done == ["dense", "prune", "finish"]

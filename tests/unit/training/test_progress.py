@@ -69,6 +69,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Any:
         run=SimpleNamespace(checkpoints=None),
         watchdog=SimpleNamespace(beat=lambda: None),
         aside_s=0.0,
+        guard=None,
         lines=lines,
     )
 
