@@ -37,6 +37,8 @@ _METHOD = re.compile(rf"(pruners\.([^.=@]+)\.({'|'.join(registry.PACKAGES)}))(?:
 
 _KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.\w+=|=\{(?P<whole>.*)\})")
 
+_LIMIT = re.compile(r"\+*envelope(?:\.[\w.]+)?=")
+
 
 def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
     """Hydra's command line: composes the config (with `-m` each of several) and calls `use` with it.
@@ -108,10 +110,11 @@ def _how_to_choose(key: str) -> str:
 def _for_hydra(argument: str) -> str:
     """`pruners.P.criterion.name=taylor` selects the method and its fields: `criterion@pruners.P.criterion=taylor`.
 
-    `pruners.P.budget.keep.heads=4` may be new to a recipe that keeps something else."""
+    `pruners.P.budget.keep.heads=4` may be new to a recipe that keeps something else, and so may be a limit."""
     match = _METHOD.fullmatch(argument)
     if match is None:
-        return f"++{argument}" if _KEEP.match(argument) else argument
+        is_new = _KEEP.match(argument) or _LIMIT.match(argument)
+        return f"++{argument.lstrip('+')}" if is_new else argument
     return f"{match[3]}@{match[1]}={match[4]}"
 
 

@@ -46,3 +46,20 @@ def test_a_named_checkpoint_is_not_retired_and_is_found_by_its_name(tmp_path: Pa
     for wrong in ("sparsity=0.5", "sparsity=half"):
         with pytest.raises(ValueError, match="it has sparsity=0.3, sparsity=0.75"):
             retention.find_checkpoint(run, wrong)
+
+
+def test_a_good_checkpoint_is_kept_and_what_comes_after_it_is_undone_with_its_names(tmp_path: Path) -> None:
+    """Would catch: the good one retired, a name that points at nothing, and a resume from what was undone."""
+    run = RunDir(tmp_path)
+    run.config.write_text("")
+    root = run.checkpoints
+    kept(root, 5, 10, 15, 20)
+    retention.keep(root, root / "step-00000020", True, {"0.5": 15}, keep_last=1, good=10)
+    assert [path.name for path in retention.steps(root)] == [f"step-{s:08d}" for s in (10, 15, 20)]
+    (root / "step-00000025.partial").mkdir()
+    retention.undo(root, root / "step-00000010")
+    assert {path.name for path in root.iterdir()} == {"step-00000010", "latest", "good"}
+    assert retention.to_resume(root) == ["step-00000010"] and retention.find_checkpoint(run, "good").name[-2:] == "10"
+    (root / "good").unlink()
+    with pytest.raises(ValueError, match="trained without an envelope"):
+        retention.find_checkpoint(run, "good")

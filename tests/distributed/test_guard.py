@@ -1,0 +1,76 @@
+"""An envelope in the loop of `pat train`: what is broken is undone to the bit, and a kill changes nothing."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+START, STEPS = 6, 20  # tests/distributed/guard_checks.py
+
+
+@cache
+def ran(ranks: int, *arguments: str) -> dict[str, Any]:
+    return run_ranks("tests.distributed.guard_checks", ranks, *arguments, timeout_s=900)
+
+
+def went_back(found: dict[str, Any]) -> dict[str, Any]:
+    """What holds of every run that goes back: the masks at its end are those of the good checkpoint, and nothing that
+    was undone is left. Returns its envelope."""
+    result, masks = found["result"], found["masks"]
+    said, clock = result["summary"]["envelope"], result["manifest"]["clock"]
+    stop = clock["stopped"]
+    assert result["hashes"][0] == masks[str(stop if stop > START else STEPS)]
+    assert result["summary"]["phase"] == "hard" and result["summary"]["step"] == STEPS
+    assert result["summary"]["sparsity"] == said["allowed_sparsity"] < said["asked_sparsity"]
+    assert said["further"]["sparsity"] > said["allowed_sparsity"] and said["further"]["metrics"] == {"loss": 2.0}
+    assert said["further"]["undone"] and said["went_back_from"] == said["further"]["step"] > stop
+    assert result["names"]["latest"] == result["names"]["good"] == f"step-{STEPS:08d}"
+    assert result["lines"] == STEPS // 5, "each logged step is there once"
+    return said
+
+
+def test_a_broken_envelope_is_mended_by_the_masks_of_the_last_good_checkpoint() -> None:
+    """A pause first, in which nothing is cut; then back, and hard from there on."""
+    (found,) = ran(1, "back", "weights", "2").values()
+    said = went_back(found)
+    assert said["holds"] == 1 and said["inside"] and found["result"]["manifest"]["clock"]["pauses"] == []
+    held = [one for one in said["evaluations"] if one.get("undone")]
+    assert len(held) == 2 and held[0]["sparsity"] == held[1]["sparsity"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["weights", "gates"])
+@pytest.mark.parametrize("way", ["back", "end", "nothing"])
+def test_masks_and_gates_go_back_from_every_phase(way: str, kind: str) -> None:
+    """While the ramp is held; from the last step, when hooks and dense weights are gone; to the dense model."""
+    said = went_back(ran(1, "back,end,nothing", "weights,gates", "2")[f"{way}-{kind}-2"])
+    assert (said["allowed_sparsity"] == 0.0) == (way == "nothing")
+    assert (said["went_back_from"] == STEPS) >= (way == "end")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["back", "end"])
+@pytest.mark.parametrize("kind", ["weights", "gates"])
+def test_two_ranks_decide_the_same_at_zero_2_and_3(way: str, kind: str) -> None:
+    found = ran(2, "back,end", "weights,gates", "2,3")
+    two, three = (found[f"{way}-{kind}-{stage}"] for stage in (2, 3))
+    went_back(two)
+    assert two["result"]["hashes"] == three["result"]["hashes"] and two["masks"] == three["masks"]
+    assert two["result"]["summary"] == three["result"]["summary"]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_write_of_going_back_ends_in_the_same_bits() -> None:
+    """Before and after each: the name `latest`, each name and each checkpoint that is undone, metrics.jsonl, and the
+    manifest that says where it was stopped; and those of the save of the last good checkpoint."""
+    found = ran(1, "killed", "1")
+    went_back({"result": found["plain"], "masks": found["masks"]})
+    assert len(found["killed"]) >= 10
+    for number, result in found["killed"].items():
+        for key, value in found["plain"].items():
+            assert result[key] == value, (number, key)
