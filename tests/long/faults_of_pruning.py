@@ -497,6 +497,12 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("            at = self._last_selection(at)\n", "            pass\n", "stopped at a target between selections"),
         ("(t - self.start) / (self.end - self.start)\n", "t / self.end\n", "progress from step 0"),
     ],
+    "pat/pruning/clock.py": [
+        ("min(t, self.stopped - 1)", "min(t, self.stopped)", "the step of the stop counts"),
+        ("last + 1) for pause", "last) for pause", "the last step of a pause counts"),
+        ("        if not self.holds:\n", "        if True:\n", "a pause within a pause"),
+        ("        self.go_on(t)\n", "", "a pause goes on after the stop"),
+    ],
     "pat/pruning/schedules/ramps.py": [
         ("final + (initial - final) * (1.0 - u) ** 3", "final + (initial - final) * (1.0 - u) ** 2", "a square ramp"),
         ("return initial + (final - initial) * u\n", "return final * u\n", "linear ignores the initial sparsity"),

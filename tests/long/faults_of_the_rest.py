@@ -352,6 +352,28 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("        elif engine.global_steps:\n", "        elif False:\n", "a pruner that begins in the middle"),
         ("            deepspeed.initialize = plain\n", "            pass\n", "deepspeed.initialize stays replaced"),
     ],
+    "pat/envelope/guard.py": [
+        ("now.outside > now.patience", "now.outside >= now.patience", "one evaluation too few is waited for"),
+        ("if now.last and not now.in_time else", "if now.last else", "stopped although there is time"),
+        ('self.good["sparsity"] < sparsity', 'self.good["sparsity"] <= sparsity', "the same steps for ever"),
+        ('if figures["inside"] and (keeps', "if (keeps", "what is outside is good"),
+        ('self.outside = 0 if figures["inside"] else', "self.outside =", "evaluations outside are never forgotten"),
+    ],
+    "pat/envelope/limits.py": [
+        ("max(found) if higher else min(found)", "min(found) if higher else max(found)", "the looser limit is said"),
+    ],
+    "pat/training/guarded.py": [
+        ("self.first < t <", "self.first <= t <", "the dense model is judged as a pruned one"),
+        ("at(progress.step - 1) - 1", "at(progress.step - 1)", "a step more than there is"),
+        ("progress.step + left < train.num_steps", "progress.step + left <= train.num_steps", "hard after the run"),
+        (
+            "progress.step + self.every >= train.num_steps",
+            "progress.step + self.every > train.num_steps",
+            "no last look",
+        ),
+        ("            clock.stop(step)\n", "", "not stopped where time ends"),
+        ("            clock.go_on(step)\n", "", "a hold never ends"),
+    ],
     "pat/integrations/hf.py": [
         ("            self.pruning.check()\n", "            pass\n", "the end check dropped"),
         ("state.global_step >= state.max_steps", "state.global_step > state.max_steps", "the end is never reached"),

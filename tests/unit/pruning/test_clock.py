@@ -34,6 +34,7 @@ def test_a_held_schedule_is_the_plain_one_without_the_steps_in_which_it_stood_st
     for t in range(STEPS):
         if t == stop:
             clock.stop(t)
+            assert not clock.holds
         elif stop is None or t < stop:
             if generator.random() < 0.3:
                 holding = not holding

@@ -159,6 +159,14 @@ def test_pauses_that_take_the_time_end_at_the_last_good_sparsity() -> None:
     assert run.found["inside"] and run.line.phase(49) == "hard" and run.progress.clock.stopped == 45
 
 
+@pytest.mark.parametrize(("steps", "stopped"), [(46, None), (45, "time")])
+def test_a_ramp_goes_on_as_long_as_it_can_end_with_the_last_step(steps: int, stopped: str | None) -> None:
+    """A hold of five steps: everything is permanent from step 45 on."""
+    run = Run(lambda sparsity, since: 2.0 if abs(sparsity - 0.4) < 0.01 and since < 8 else 1.1, steps=steps).train()
+    assert run.found["holds"] == 1 and run.found["stopped"] == stopped and run.trained == steps
+    assert run.mask.sparsity == pytest.approx(ASKED if stopped is None else 0.8 * 20 / 30)
+
+
 def test_a_last_cut_that_the_hard_phase_does_not_heal_is_undone_after_the_last_step() -> None:
     run = Run(lambda sparsity, since: 2.0 if sparsity == ASKED else 1.1).train()
     assert run.found["went_back_from"] == STEPS and run.progress.clock.stopped == 40
