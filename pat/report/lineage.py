@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pat.common.text import plain
 from pat.report import values
 from pat.report.page import Block, Code, Facts, Heading, Section, Table, Text
 from pat.report.sources import Run, Sources, Variant, settings
 from pat.report.values import get, mapping, number, sequence, text
 
+NAME = 100  # characters of a model or a data set in the first sentence
 MANY = 60  # settings that differ which are listed
 
 
@@ -69,7 +71,7 @@ def what(sources: Sources) -> str:
         model = text(subject.config, "model.path") or f"a random {text(subject.config, 'model.config.model_type')}"
         pruned = "pruned while it was trained" if subject.is_pruned else "trained, nothing pruned"
         kind = "A run" if isinstance(subject, Run) else "An export"
-        return f"{kind} of {values.last(model)} on {_data(subject.config)}, {pruned}."
+        return f"{kind} of {plain(values.last(model), NAME)} on {plain(_data(subject.config), NAME)}, {pruned}."
     if sources.sweeps:
         content = sources.sweeps[0].content
         return f"A sweep of {len(sequence(content, 'members'))} runs."

@@ -139,7 +139,7 @@ def _outcome(outcome: Any, confidence: float, name: str) -> Iterator[Block]:
     worse = [row[0] for row in rows if row[-1] == "worse"]
     if drawn:
         alt = f"{title}, B - A per slice with intervals. Worse: {', '.join(worse) or 'none'}."
-        svg = pictures.intervals(drawn, f"{title}: B - A ({way})", name)
+        svg = pictures.intervals(drawn, f"B - A ({way})", name)
         yield Picture(f"intervals-{name}", f"{title}: difference per slice", alt, svg)
     yield numbers
     counts = mapping(outcome, "table")

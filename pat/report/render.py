@@ -22,7 +22,9 @@ def html(page: Page, refresh_s: int | None = None) -> str:
     ]
     svgs = {svg: Markup(secrets.hide(svg)) for svg in drawn}  # made by us; names in it are escaped by matplotlib
     style = Markup(_template("page.css"))
-    return _environment().get_template("page.html").render(page=page, svgs=svgs, style=style, refresh_s=refresh_s)
+    return (
+        _environment().get_template("page.html").render(page=page, svgs=svgs, style=style, refresh_s=refresh_s).lstrip()
+    )
 
 
 def safe(value: Any) -> Any:

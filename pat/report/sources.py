@@ -30,6 +30,7 @@ class Run:
     lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     starts: Sequence[Mapping[str, Any]]
     versions: Mapping[str, Any]
+    state: str = ""  # as `pat status` says
 
     @property
     def name(self) -> str:
@@ -140,6 +141,8 @@ def read(paths: Sequence[Path]) -> Sources:
 
 def read_run(path: Path) -> Run:
     """A run directory, also one that is still running; ValueError where its config cannot be read."""
+    from pat.launch.status import status
+
     directory = RunDir(path)
     try:
         config = yaml.safe_load(directory.config.read_text())
@@ -153,6 +156,7 @@ def read_run(path: Path) -> Run:
         lines=read_lines(directory.metrics),
         starts=[start for start in secrets.hidden(provenance.read(path)) if isinstance(start, Mapping)],
         versions=_mapping(read_json(directory.version)),
+        state=status(path).state,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pat.common.text import plain
 from pat.report import pictures, values
 from pat.report.page import Block, Picture, Section, Table, Text
 from pat.report.sources import Sources
@@ -34,13 +35,13 @@ def _one(content: Mapping[str, Any], position: int) -> Iterator[Block]:
     if points:
         best = [point for point in points if point[2]]
         told = "; ".join(f"{x} {values.short(a)}, {y} {values.short(b)}" for a, b, _, _ in best)
-        alt = f"{y} over {x} of {len(points)} points. On the front: {told or 'none'}."
+        alt = f"{y} ({way}) over {x} of {len(points)} points. On the front: {told or 'none'}."
         drawn = [(a, b, is_best) for a, b, is_best, _ in points]
-        svg = pictures.front(drawn, X_LABELS.get(x, x), f"{y} ({way})", str(position))
+        svg = pictures.front(drawn, X_LABELS.get(x, x), plain(y, 24), str(position))
         rows = [(_words(varied), values.short(a), values.short(b), "yes" if is_best else "no")
                 for a, b, is_best, varied in points]  # fmt: skip
         numbers = Table(f"Points of {text(content, 'name', 'the sweep')}", ("varied", x, y, "on the front"), rows)
-        yield Picture(f"front-{position}", f"{y} over {x}", alt, svg, numbers)
+        yield Picture(f"front-{position}", f"{y} ({way}) over {x}", alt, svg, numbers)
     else:
         yield Text("No run of the sweep has finished, so there is no point to draw.")
     members = [one for one in sequence(content, "members") if isinstance(one, Mapping)]

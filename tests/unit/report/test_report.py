@@ -181,7 +181,7 @@ DECISIONS = {
         lambda at: samples.comparison(at / "c.json", 0.0), "open", "No difference found", "Chance explains",
     ),
     "diverged": (lambda at: samples.failed(at / "r", "the loss is inf"), "bad", "Failed", "diverged"),
-    "running": (lambda at: samples.run(at / "r", done=False), "open", "Not finished", "logged step 60 of 60"),
+    "died": (lambda at: samples.run(at / "r", done=False), "bad", "Died", "logged step 60 of 60"),
     "done": (lambda at: samples.run(at / "r"), "open", "Not decided", "70 % of 7,077,888 prunable weights"),
     "sweep": (lambda at: samples.sweep(at / "s"), "open", "Not finished", "5 of 6 runs are done"),
 }  # fmt: skip
@@ -211,7 +211,7 @@ def test_a_report_without_data_says_so(tmp_path: Path) -> None:
     }.items():
         assert sentence in said[section]
     assert all(section.blocks for section in page.sections)
-    assert page.decision.word == "Not finished"
+    assert page.decision.word == "Not started"
 
 
 def test_without_matplotlib_the_numbers_stand_in_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
