@@ -120,7 +120,7 @@ def variant(folder: Path, run_folder: Path, evil: str = "") -> Path:
     return folder
 
 
-def comparison(path: Path, harm: float = 0.5, evil: str = "", only_slices: bool = False) -> Path:
+def comparison(path: Path, harm: float = 0.9, evil: str = "", only_slices: bool = False) -> Path:
     """What `pat compare --json` writes: B is wrong on the share `harm` of A's right answers in one slice."""
     content = copy.deepcopy(_compared(harm, evil))
     if only_slices:
@@ -131,7 +131,7 @@ def comparison(path: Path, harm: float = 0.5, evil: str = "", only_slices: bool 
 
 
 @cache
-def _compared(harm: float, evil: str, prompts: int = 60) -> Any:
+def _compared(harm: float, evil: str, prompts: int = 36) -> Any:
     draw, pairs = random.Random(1), list[Pair]()
     passed, loss = Outcome("passed", True), Outcome("reference_loss", False)
     texts = ("a short one", "Summarise the report of the committee on the state of the roads in two sentences. " * 4)
