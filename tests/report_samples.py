@@ -170,9 +170,10 @@ def sweep(folder: Path) -> Path:
 def gate(path: Path, passed: bool = False) -> Path:
     """What `pat gate --json` writes."""
     checks = [
-        {"name": "accuracy: drop", "limit": 0.01, "measured": 0.028, "baseline": 0.818, "interval": [0.01, 0.045],
+        {"name": "accuracy.drop", "limit": 0.01, "rule": "at most 0.01 below the baseline", "measured": 0.79,
+         "baseline": 0.818, "quantity": -0.028, "interval": [-0.045, -0.01],
          "passed": passed},
-        {"name": "latency_p95: ratio", "limit": 0.8, "measured": 0.71, "baseline": 12.4, "interval": [0.69, 0.74],
+        {"name": "latency_p95.ratio", "limit": 0.8, "measured": 0.0088, "baseline": 0.0124, "quantity": 0.71, "interval": [0.69, 0.74],
          "passed": True},
         {"name": "slices.min", "limit": 0.7, "measured": 0.74, "baseline": None, "interval": None, "passed": True},
     ]  # fmt: skip
@@ -184,8 +185,24 @@ def gate(path: Path, passed: bool = False) -> Path:
 def profile(path: Path) -> Path:
     """What `pat profile --json` writes."""
     models = [
-        {"folder": "runs/dense", "latency_p50": 10.1, "latency_p95": 12.4, "tokens_per_s": 5100, "bytes": 90855944},
-        {"folder": "exports/pruned", "latency_p50": 7.4, "latency_p95": 8.8, "tokens_per_s": 7050, "bytes": 71037860},
+        {
+            "folder": "runs/dense",
+            "latency_p50": 0.0101,
+            "latency_p95": 0.0124,
+            "tokens_per_s": 5100,
+            "bytes_on_disk": 90855944,
+            "ratio": {},
+            "throughput": [],
+        },
+        {
+            "folder": "exports/pruned",
+            "latency_p50": 0.0074,
+            "latency_p95": 0.0088,
+            "tokens_per_s": 7050,
+            "bytes_on_disk": 71037860,
+            "throughput": [{"batch_size": 1}],
+            "ratio": {"latency_p95": {"value": 0.71, "low": 0.69, "high": 0.74}},
+        },
     ]
     path.write_text(json.dumps({"models": models, "device": "cpu"}))
     return path

@@ -67,5 +67,4 @@ def _cards(sources: Sources) -> Iterator[Card]:
         if before and after is not None:
             yield Card("size", values.size(after), f"{cost.ratio(before, after)} of {values.size(before)}")
     if found := cost.latency(sources.profiles):
-        name, first, last = found
-        yield Card(name, cost.ratio(first, last), f"{values.short(first)} before, {values.short(last)} now")
+        yield Card(*found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ HOW = "pat profile DENSE PRUNED --json FILE"
 # Keys of a profile whose names need a unit; others are shown as they are.
 _LABELS = {
     "bytes": "on disk",
+    "bytes_on_disk": "on disk",
+    "cost_per_million_tokens": "cost of a million tokens",
     "parameters": "parameters",
     "nonzero_parameters": "not zero",
     "tokens_per_s": "tokens/s",
@@ -22,7 +25,9 @@ _LABELS = {
     "load_seconds": "load (s)",
     "flops": "FLOPs",
 }
-_SKIP = ("seed", "step", "max_length", "repeats", "warmup")
+_NESTED = ("metrics.", "ratio.")  # shown elsewhere
+_TIME = re.compile(r".*_p\d\d")  # percentiles are times, in seconds
+_SKIP = ("seed", "flops_tokens", "step", "max_length", "repeats", "warmup")
 
 
 def section(sources: Sources) -> Section:
@@ -81,12 +86,12 @@ def _measured(content: Mapping[str, Any], caption: str) -> Iterator[Block]:
     models = [one for one in sequence(content, "models") if isinstance(one, Mapping)]
     names = [name_of(one) for one in models]
     found = [_figures(one) for one in models]
-    keys = [key for key in dict.fromkeys(key for one in found for key in one) if not key.startswith("metrics.")]
+    keys = list(dict.fromkeys(key for one in found for key in one))
     rows = []
     for key in keys:
         each = [one.get(key) for one in found]
-        shown = [values.size(value) if "bytes" in key else values.short(value) for value in each]
-        rows.append((label(key), *shown, *([ratio(each[0], each[-1])] if len(each) == 2 else [])))
+        over = _measured_ratio(models[-1], key) or ratio(each[0], each[-1])
+        rows.append((label(key), *(with_unit(key, value) for value in each), *([over] if len(each) == 2 else [])))
     if rows:
         yield Table(caption, ("", *names, *(["ratio"] if len(models) == 2 else [])), rows)
     else:
@@ -97,8 +102,23 @@ def _figures(model: Mapping[str, Any]) -> dict[str, float]:
     return {
         key: found
         for key, value in values.flat(model)
-        if key not in _SKIP and not key.startswith("metrics.") and (found := values.finite(value)) is not None
+        if key not in _SKIP and not key.startswith(_NESTED) and (found := values.finite(value)) is not None
     }
+
+
+def _measured_ratio(model: Mapping[str, Any], key: str) -> str:
+    """With its interval, as a profile that interleaves the models has it."""
+    middle, low, high = (number(get(model, f"ratio.{key}"), name) for name in ("value", "low", "high"))
+    if middle is None:
+        return ""
+    return f"{middle:.3g} x" + ("" if low is None or high is None else f" ({low:.3g} to {high:.3g})")
+
+
+def with_unit(key: str, value: float | None) -> str:
+    """Bytes by their size, percentiles of times in milliseconds."""
+    if value is not None and _TIME.fullmatch(key):
+        return f"{1000 * value:.4g} ms"
+    return values.size(value) if "bytes" in key else values.short(value)
 
 
 def name_of(model: Mapping[str, Any]) -> str:
@@ -127,15 +147,19 @@ def _training(runs: Sequence[Run]) -> Iterator[Block]:
         yield Table("What training took", ("run", "minutes", "tokens/s", "peak memory", "ranks"), rows)
 
 
-def latency(profiles: Sequence[Written]) -> tuple[str, float, float] | None:
-    """(name, of the first model, of the last) of the p95 of a profile, or of another latency that it has."""
+def latency(profiles: Sequence[Written]) -> tuple[str, str, str] | None:
+    """(name, ratio, both in words) of the p95 of a profile, or of another latency that it has."""
     for profile in profiles:
         models = [_figures(one) for one in sequence(profile.content, "models") if isinstance(one, Mapping)]
         if len(models) >= 2:
-            keys = sorted((key for key in models[0] if "p95" in key or "latency" in key), key=lambda k: "p95" not in k)
+            keys = sorted(
+                (key for key in models[0] if "p95" in key or "latency" in key),
+                key=lambda k: (k != "latency_p95", "p95" not in k),
+            )
             for key in keys:
                 if key in models[-1]:
-                    return label(key), models[0][key], models[-1][key]
+                    first, last = models[0][key], models[-1][key]
+                    return label(key), ratio(first, last), f"{with_unit(key, last)}, was {with_unit(key, first)}"
     return None
 
 

@@ -47,12 +47,13 @@ def _of_gates(gates: list[Written]) -> Decision:
 
 
 def check_in_words(check: Mapping[str, Any]) -> str:
-    """`accuracy: measured 0.71, limit 0.79, baseline 0.8`."""
+    """`accuracy.drop: measured 0.71, baseline 0.8, must be at most 0.01 below the baseline`."""
+    rule = text(check, "rule")
     parts = [
         f"{key} {shown(get(check, key))}"
-        for key in ("measured", "limit", "baseline")
+        for key in ("measured", "baseline", *([] if rule else ["limit"]))
         if get(check, key) is not None and get(check, key) != {}
-    ]
+    ] + ([f"must be {rule}"] if rule else [])
     return f"{text(check, 'name', 'a check')}: {', '.join(parts) or 'nothing is measured'}"
 
 

@@ -9,7 +9,9 @@ from typing import ClassVar, Literal
 
 Tone = Literal["good", "bad", "open"]
 
-_NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( ?(%|x|[kMG]?B|ms|s|M|points?))?|[-<>] ?[\d.e-]*|")
+_NUMBER = re.compile(
+    r"[-+−]?[\d.,]+(e[-+]?\d+)?( ?(%|x|[kMG]?B|ms|s|M|points?))?( \([\d.e-]+ to [\d.e-]+\))?|[-<>] ?[\d.e-]*|"
+)
 
 
 @dataclass(frozen=True)

@@ -53,13 +53,18 @@ def _gates(sources: Sources) -> Iterator[Block]:
         rows = [
             (
                 text(check, "name", "a check"),
-                *(decision.shown(get(check, key)) for key in ("baseline", "measured", "interval", "limit")),
+                *(decision.shown(get(check, key)) for key in ("baseline", "measured")),
+                text(check, "rule") or f"limit {decision.shown(get(check, 'limit'))}",
+                decision.shown(get(check, "quantity")),
+                decision.shown(get(check, "interval")),
                 "passed" if check.get("passed") is True else "failed",
             )
             for check in checks
         ]
         if rows:
-            yield Table("The checks of the gate", ("check", "baseline", "measured", "interval", "limit", ""), rows)
+            yield Table(
+                "The checks of the gate", ("check", "baseline", "measured", "must be", "is", "interval", ""), rows
+            )
 
 
 def _metrics(sources: Sources) -> Iterator[Block]:

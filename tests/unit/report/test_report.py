@@ -136,7 +136,10 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     worst = [one["pair"]["id"] for one in compared["regressions"][:3]]
     assert re.findall(r"^\*\*(p\d+)\*\*", text, re.MULTILINE)[:3] == worst
     assert "**Not good enough.** 1 of 3 checks fails." in text
-    assert "| latency p95 | 12.4 | 8.8 | 0.71 x |" in text and "| weights (fp32) | 90.86 MB | 90.86 MB | 1 x |" in text
+    assert (
+        "| latency p95 | 12.4 ms | 8.8 ms | 0.71 x (0.69 to 0.74) |" in text
+        and "| weights (fp32) | 90.86 MB | 90.86 MB | 1 x |" in text
+    )
     assert "| optim.lr | 0.0002 | 0.0001 | 0.0001 |" in text, "the settings that differ"
     assert "pat train --frozen" in text and "git checkout 2818d1ef5ca0" in text
 
