@@ -94,8 +94,7 @@ def _run(run: Run) -> Iterator[tuple[str, str]]:
         ", ".join(filter(None, (text(summary, key) for key in ("world_size", "zero_stage", "dtype")))),
     )
     yield "teacher", text(config, "distill.teacher")
-    yield "mask sha256", text(summary, "mask_sha256")
-    yield "weights sha256", text(summary, "weights_sha256")
+    yield from _hashes(summary)
     if run.starts:
         steps = ", ".join(text(start, "step") for start in run.starts)
         first = values.time_of(number(run.starts[0], "time"))
@@ -112,7 +111,7 @@ def _variant(variant: Variant) -> Iterator[tuple[str, str]]:
     yield "run", text(export, "lineage.directory")
     yield "checkpoint", f"step {text(export, 'lineage.step')}, {text(export, 'lineage.phase')}" if export else ""
     yield "loaded by", text(export, "loader")
-    yield "config sha256", text(export, "lineage.config_sha256")
+    yield from _hashes(mapping(export, "lineage"))
     yield "mask sha256", text(export, "mask_sha256")
     yield "weights sha256", text(export, "weights_sha256")
     for name, file in mapping(export, "files").items():
@@ -128,6 +127,13 @@ def _common(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "data", _data(config)
         yield "recipe", text(config, "run.recipe")
         yield "seed", text(config, "seed")
+
+
+def _hashes(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of base weights, data, config, masks, weights: whatever is there."""
+    for key, value in content.items():
+        if key.endswith("_sha256") and isinstance(value, str):
+            yield key.replace("_", " "), value
 
 
 def _differences(sources: Sources) -> Iterator[Block]:
