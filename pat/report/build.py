@@ -1,0 +1,70 @@
+"""From what was given to a page: the decision, key figures, and sections in the order of the questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pat.report import cost, decision, lineage, quality, sweep, training, values
+from pat.report.page import Card, Page
+from pat.report.sources import Run, Sources
+from pat.report.values import get, mapping, number, sequence, text
+
+WORST = 5  # regressive prompts of an outcome
+
+
+def page(sources: Sources, worst: int = WORST, title: str | None = None) -> Page:
+    """The report. ValueError for keep flags that cannot be read."""
+    sections = [
+        sweep.section(sources),
+        quality.section(sources),
+        cost.section(sources),
+        training.training(sources),
+        training.sparsity(sources),
+        quality.regressions(sources, worst),
+        lineage.lineage(sources),
+        lineage.commands(sources),
+    ]
+    return Page(
+        title=title or _title(sources),
+        what=lineage.what(sources),
+        decision=decision.decide(sources),
+        cards=list(_cards(sources)),
+        sections=[section for section in sections if section is not None],
+    )
+
+
+def _title(sources: Sources) -> str:
+    if sources.subject is not None:
+        return sources.subject.name
+    if sources.sweeps:
+        return f"Sweep {text(sources.sweeps[0].content, 'name') or sources.sweeps[0].path.name}"
+    return "Comparison" if sources.comparisons or sources.logs else "Report"
+
+
+def _cards(sources: Sources) -> Iterator[Card]:
+    """At most six key figures."""
+    subject = sources.subject
+    if subject is not None and (found := quality.headline(subject)):
+        name, value, before = found
+        yield Card(name, values.short(value), "" if before is None else f"{values.short(before)} when pruning began")
+    for written in sources.comparisons[:1]:
+        for outcome in sequence(written.content, "outcomes")[:2]:
+            overall = mapping(outcome, "overall")
+            by, low, high = (number(overall, f"found.{key}") for key in ("difference", "low", "high"))
+            interval = f"{values.signed(low)} to {values.signed(high)}"
+            yield Card(f"{text(outcome, 'name')}, change", values.signed(by), interval)
+    for gate in sources.gates[:1]:
+        checks = sequence(gate.content, "checks")
+        passed = sum(get(check, "passed") is True for check in checks)
+        yield Card("checks passed", f"{passed} of {len(checks)}")
+    if subject is not None:
+        content = subject.summary if isinstance(subject, Run) else subject.export
+        prunable, sparsity = number(content, "prunable_parameters"), number(content, "sparsity")
+        if prunable and sparsity is not None:
+            yield Card("sparsity", values.percent(sparsity), f"of {prunable:,.0f} prunable weights")
+    for variant in sources.variants[-1:]:
+        before, after = (number(variant.export, f"{when}.bytes") for when in ("before", "after"))
+        if before and after is not None:
+            yield Card("size", values.size(after), f"{cost.ratio(before, after)} of {values.size(before)}")
+    if found := cost.latency(sources.profiles):
+        yield Card(*found)

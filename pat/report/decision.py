@@ -1,0 +1,189 @@
+"""The top of a report: whether what it is about is good enough, in a sentence that says where the answer comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pat.report import values
+from pat.report.page import Decision
+from pat.report.sources import Run, Sources, Variant, Written
+from pat.report.values import get, mapping, number, sequence, text
+from pat.run.directory import ExitCode
+
+SHOWN = 8  # reasons that are listed
+
+
+def decide(sources: Sources) -> Decision:
+    """By the gate where there is one; else by the comparison; else what is known of the run, the export, the sweep."""
+    if sources.gates:
+        return _of_gates(sources.gates)
+    if sources.comparisons:
+        return _of_comparison(sources.comparisons[0].content)
+    if sources.logs:
+        return _of_logs(sources.logs[0].content)
+    subject = sources.subject
+    if isinstance(subject, Run):
+        return of_run(subject)
+    if isinstance(subject, Variant):
+        return _of_variant(subject)
+    if sources.sweeps:
+        return _of_sweep(sources.sweeps[0].content)
+    return Decision("open", "Not decided", "No gate and no comparison is given, so this report decides nothing.")
+
+
+def _of_gates(gates: list[Written]) -> Decision:
+    checks = [check for gate in gates for check in sequence(gate.content, "checks") if isinstance(check, Mapping)]
+    failed = [check for check in checks if check.get("passed") is not True]
+    if not checks:
+        return Decision("open", "Not decided", "The gate has no check.")
+    if all(gate.content.get("passed") is True for gate in gates):
+        many = f"all {len(checks)} checks of the gate pass" if len(checks) != 1 else "the one check of the gate passes"
+        return Decision("good", "Good enough", f"{many[0].upper()}{many[1:]}.")
+    verb = "fails" if len(failed) == 1 else "fail"
+    what = f"{len(failed)} of {len(checks)} checks {verb}" if failed else "The gate says so without naming a check"
+    reasons = [check_in_words(check) for check in failed]
+    return Decision("bad", "Not good enough", f"{what}.", _first(reasons))
+
+
+def check_in_words(check: Mapping[str, Any]) -> str:
+    """`accuracy.drop: measured 0.71, baseline 0.8, must be at most 0.01 below the baseline`."""
+    rule = text(check, "rule")
+    parts = [
+        f"{key} {shown(get(check, key))}"
+        for key in ("measured", "baseline", *([] if rule else ["limit"]))
+        if get(check, key) is not None and get(check, key) != {}
+    ] + ([f"must be {rule}"] if rule else [])
+    return f"{text(check, 'name', 'a check')}: {', '.join(parts) or 'nothing is measured'}"
+
+
+def _of_comparison(content: Mapping[str, Any]) -> Decision:
+    outcomes = [one for one in sequence(content, "outcomes") if isinstance(one, Mapping)]
+    a, b = values.both(content)
+    whole = {"worse": [], "better": [], "": []}
+    slices: list[str] = []
+    for outcome in outcomes:
+        name = text(outcome, "name", "the outcome")
+        whole.setdefault(text(outcome, "overall.verdict"), []).append(_difference(name, mapping(outcome, "overall")))
+        slices += [
+            _difference(f"{name}, {text(one, 'name')}", one)
+            for one in sequence(outcome, "slices")
+            if text(one, "verdict") == "worse"
+        ]
+    on = f"on {text(content, 'prompts', 'the same')} prompts ({text(content, 'data', 'unnamed data')})"
+    if not outcomes:
+        return Decision("open", "Not decided", f"The comparison {on} has no outcome.")
+    if whole["worse"]:
+        return Decision("bad", "Worse", f"{b} is worse than {a} {on}.", _first([*whole["worse"], *slices]))
+    if slices:
+        one = "slice" if len(slices) == 1 else "slices"
+        return Decision("bad", "Worse in part", f"{b} is worse than {a} in {len(slices)} {one}, {on}.", _first(slices))
+    if whole["better"]:
+        return Decision("good", "Better", f"{b} is better than {a} {on}.", _first([*whole["better"], *whole[""]]))
+    return Decision(
+        "open",
+        "No difference found",
+        f"Chance explains what differs between {a} and {b} {on}. The intervals say how large a difference can be.",
+        _first(whole[""]),
+    )
+
+
+def _difference(name: str, one: Mapping[str, Any]) -> str:
+    """`passed: from 0.31 to 0.17 (-0.137, interval -0.224 to -0.0606)`."""
+    a, b, by, low, high = (number(one, f"found.{key}") for key in ("a", "b", "difference", "low", "high"))
+    interval = f", interval {values.signed(low)} to {values.signed(high)}" if low is not None else ""
+    return f"{name}: from {values.short(a)} to {values.short(b)} ({values.signed(by)}{interval})"
+
+
+def _of_logs(content: Mapping[str, Any]) -> Decision:
+    verdict = text(content, "overall.verdict")
+    look = mapping(content, "overall.look")
+    names, (a, b) = values.both(content), (values.short(number(look, key)) for key in "ab")
+    outcome = text(content, "outcome", "the outcome")
+    said = f"{outcome} is {a} in {names[0]} and {b} in {names[1]}"
+    if verdict not in ("higher", "lower"):
+        return Decision("open", "Not decided yet", f"The logs say nothing certain so far: {said}.")
+    return Decision("open", f"{names[1]} is {verdict}", f"By the sequential test on the logs {said}.")
+
+
+def of_run(run: Run) -> Decision:
+    """How a run stands, or ended."""
+    code, name = run.code, run.name
+    if code is None:
+        steps, last = get(run.config, "train.num_steps"), run.lines[-1]["step"] if run.lines else 0
+        word = {"running": "Running", "died": "Died", "not started": "Not started"}.get(run.state, "Not finished")
+        tone = "bad" if word == "Died" else "open"
+        how = "" if word == "Running" else ", and has not said how it ended"
+        return Decision(tone, word, f"{name} has logged step {last} of {steps}{how}.")
+    if code != ExitCode.DONE:
+        known = ExitCode(code).meaning if code in list(ExitCode) else f"exit code {code}"
+        message = text(run.exit, "message")
+        word = "Preempted" if code == ExitCode.PREEMPTED else "Failed"
+        tone = "open" if code == ExitCode.PREEMPTED else "bad"
+        return Decision(tone, word, f"{name} ended without a result: {known}.", [message] if message else [])
+    removed = _removed(number(run.summary, "sparsity"), number(run.summary, "prunable_parameters"))
+    stopped = "stopped early" if run.summary.get("stopped_early") else "is done"
+    sentence = f"{name} {stopped} at step {values.short(number(run.summary, 'step'))}: {removed}{_quality(run)}."
+    return Decision("open", "Not decided", sentence, [_next(f"pat compare DENSE {run.path}")])
+
+
+def _of_variant(variant: Variant) -> Decision:
+    removed = _removed(number(variant.export, "sparsity"), number(variant.export, "prunable_parameters"))
+    sentence = f"{variant.name}: {removed}{_quality(variant)}."
+    return Decision("open", "Not decided", sentence, [_next(f"pat compare DENSE {variant.path}")])
+
+
+def _removed(sparsity: float | None, prunable: float | None) -> str:
+    if not prunable:
+        return "nothing was pruned; "
+    return f"{values.percent(sparsity)} of {values.short(prunable)} prunable weights are removed; "
+
+
+def _quality(one: Run | Variant) -> str:
+    shown = _figures(one.metrics)
+    before = _figures(one.before)
+    if not shown:
+        return "it was not evaluated"
+    return shown + (f"; when pruning began {before}" if before else "")
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {values.short(value)}" for name, value in values.numbers(metrics).items())
+
+
+def _next(command: str) -> str:
+    return f"Whether that is good enough is not measured here: {command} --json FILE, and give FILE to this report."
+
+
+def _of_sweep(content: Mapping[str, Any]) -> Decision:
+    members = [one for one in sequence(content, "members") if isinstance(one, Mapping)]
+    done = sum(number(one, "code") == ExitCode.DONE for one in members)
+    y, front = text(content, "y", "quality"), [one for one in sequence(content, "points") if get(one, "best")]
+    sentence = (
+        f"{done} of {len(members)} runs are done; {len(front)} points are on the front of {text(content, 'x')} and {y}."
+    )
+    if done < len(members):
+        return Decision("open", "Not finished", sentence)
+    return Decision(
+        "open",
+        "A choice to make",
+        sentence,
+        ["No point of the front is better in one without being worse in the other."],
+    )
+
+
+def shown(value: Any) -> str:
+    """A measured value, a limit or an interval, whatever form it has."""
+    found = values.finite(value)
+    if found is not None:
+        return values.short(found)
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {shown(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return " to ".join(map(shown, value))
+    return values.NONE if value is None else str(value)
+
+
+def _first(reasons: list[str]) -> list[str]:
+    more = len(reasons) - SHOWN
+    return reasons[:SHOWN] + ([f"and {more} more"] if more > 0 else [])

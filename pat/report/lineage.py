@@ -1,0 +1,179 @@
+"""Where everything comes from: hashes, versions, model, data, settings that differ, and the commands to repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pat.common.text import plain
+from pat.report import values
+from pat.report.page import Block, Code, Facts, Heading, Section, Table, Text
+from pat.report.sources import Run, Sources, Variant, settings
+from pat.report.values import get, mapping, number, sequence, text
+
+NAME = 100  # characters of a model or a data set in the first sentence
+MANY = 60  # settings that differ which are listed
+
+
+def lineage(sources: Sources) -> Section:
+    """Of every run and export, and in which settings they differ."""
+    blocks: list[Block] = []
+    for model in sources.models:
+        blocks.append(Heading(model.name))
+        rows = _run(model) if isinstance(model, Run) else _variant(model)
+        blocks.append(Facts([(name, value) for name, value in rows if value]))
+    for gate in sources.gates:
+        known = [(key, str(value)) for key, value in values.flat(mapping(gate.content, "variant")) if key]
+        if known:
+            blocks += [Heading("What the gate was asked about"), Facts(known)]
+    blocks += _differences(sources)
+    if not sources.models:
+        blocks.append(Text("No run and no export is given, so there is no lineage to show."))
+    return Section("lineage", "Lineage", blocks)
+
+
+def commands(sources: Sources) -> Section:
+    """What to type to get the same again."""
+    lines: list[str] = []
+    commits = {text(_versions(model), "git") for model in sources.models} - {""}
+    for commit in sorted(commits):
+        lines.append(f"git checkout {shlex.quote(commit.removesuffix('-dirty'))}    # the code")
+    for sweep in sources.sweeps:
+        lines.append(shlex.join(map(str, sequence(sweep.content, "command"))))
+    for run in sources.runs:
+        lines.append(f"pat train --frozen {_path(run.path)} run.resume=never    # starts {_path(run.path)} over")
+        if run.code == 0:
+            lines.append(f"pat export {_path(run.path)} --out DIR")
+    for variant in sources.variants:
+        if directory := text(variant.export, "lineage.directory"):
+            step = text(variant.export, "lineage.step")
+            lines.append(f"pat export {shlex.quote(directory)} --out {_path(variant.path)} --checkpoint {step}")
+    for written in sources.comparisons:
+        a, b, data = (text(written.content, key) for key in ("a", "b", "data"))
+        mix = f" --mix {shlex.quote(data.removeprefix('mix '))}" if data.startswith("mix ") else ""
+        lines.append(f"pat compare {shlex.quote(a)} {shlex.quote(b)}{mix} --json {_path(written.path)}")
+    for kind in (sources.gates, sources.profiles):
+        for written in kind:
+            if command := get(written.content, "command"):
+                lines.append(command if isinstance(command, str) else shlex.join(map(str, command)))
+    blocks: list[Block] = [Code("In a shell, from the folder that the paths start in", lines)] if lines else []
+    if any(commit.endswith("-dirty") for commit in commits):
+        blocks.append(Text("The checkout had been edited, so the commit alone does not give the same code."))
+    return Section("commands", "Reproduce", blocks or [Text("Nothing that is given says how it was made.")])
+
+
+def what(sources: Sources) -> str:
+    """What the report is about, in a sentence."""
+    subject = sources.subject
+    if subject is not None and subject.config:
+        model = text(subject.config, "model.path") or f"a random {text(subject.config, 'model.config.model_type')}"
+        pruned = "pruned while it was trained" if subject.is_pruned else "trained, nothing pruned"
+        kind = "A run" if isinstance(subject, Run) else "An export"
+        return f"{kind} of {plain(values.last(model), NAME)} on {plain(_data(subject.config), NAME)}, {pruned}."
+    if sources.sweeps:
+        content = sources.sweeps[0].content
+        return f"A sweep of {len(sequence(content, 'members'))} runs."
+    for written in [*sources.comparisons, *sources.logs]:
+        return f"{text(written.content, 'b', 'B')} compared with {text(written.content, 'a', 'A')}."
+    return "Models and what was measured of them."
+
+
+def _run(run: Run) -> Iterator[tuple[str, str]]:
+    config, summary = run.config, run.summary
+    yield "directory", str(run.path)
+    yield from _common(config)
+    yield "phase", text(summary, "phase")
+    yield (
+        "steps",
+        f"{text(summary, 'step') or (run.lines[-1]['step'] if run.lines else 0)} of {text(config, 'train.num_steps')}",
+    )
+    yield (
+        "ranks, ZeRO stage, dtype",
+        ", ".join(filter(None, (text(summary, key) for key in ("world_size", "zero_stage", "dtype")))),
+    )
+    yield "teacher", text(config, "distill.teacher")
+    yield from _hashes(summary)
+    if run.starts:
+        steps = ", ".join(text(start, "step") for start in run.starts)
+        first = values.time_of(number(run.starts[0], "time"))
+        yield "started", f"{first}, at step {steps}" if len(run.starts) > 1 else first
+    yield "ended", values.time_of(number(run.exit, "time")) if run.exit else ""
+    yield "versions", _listed(_versions(run))
+
+
+def _variant(variant: Variant) -> Iterator[tuple[str, str]]:
+    export = variant.export
+    yield "folder", str(variant.path)
+    yield "architecture", ", ".join(map(str, sequence(variant.model, "architectures")))
+    yield from _common(variant.config)
+    yield "run", text(export, "lineage.directory")
+    yield "checkpoint", f"step {text(export, 'lineage.step')}, {text(export, 'lineage.phase')}" if export else ""
+    yield "loaded by", text(export, "loader")
+    yield from _hashes(mapping(export, "lineage"))
+    yield "mask sha256", text(export, "mask_sha256")
+    yield "weights sha256", text(export, "weights_sha256")
+    for name, file in mapping(export, "files").items():
+        yield f"{name} sha256", text(file, "sha256")
+    yield "largest logit difference to the run", text(export, "max_abs_logit_diff")
+    yield "versions", _listed(_versions(variant))
+
+
+def _common(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if config:
+        revision = text(config, "model.revision")
+        yield "base model", text(config, "model.path", "random") + (f" at {revision}" if revision else "")
+        yield "data", _data(config)
+        yield "recipe", text(config, "run.recipe")
+        yield "seed", text(config, "seed")
+
+
+def _hashes(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of base weights, data, config, masks, weights: whatever is there."""
+    for key, value in content.items():
+        if key.endswith("_sha256") and isinstance(value, str):
+            yield key.replace("_", " "), value
+
+
+def _differences(sources: Sources) -> Iterator[Block]:
+    """The settings in which the models that have some differ."""
+    models = [model for model in sources.models if model.config]
+    if len(models) < 2:
+        return
+    each = [settings(model.config) for model in models]
+    keys = [
+        key
+        for key in dict.fromkeys(key for one in each for key in one)
+        if len({repr(one.get(key)) for one in each}) > 1
+    ]
+    yield Heading("Settings that differ")
+    if not keys:
+        yield Text("None, but for where they ran and what they logged.")
+        return
+    rows = [(key, *("" if key not in one else str(one[key]) for one in each)) for key in keys[:MANY]]
+    yield Table("Settings that differ", ("key", *(model.name for model in models)), rows)
+    if len(keys) > MANY:
+        yield Text(f"and {len(keys) - MANY} more.")
+
+
+def _versions(model: Run | Variant) -> dict[str, Any]:
+    if isinstance(model, Run):
+        return dict(model.versions) or mapping(model.summary, "versions")
+    return mapping(model.export, "lineage.versions")
+
+
+def _listed(versions: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in versions.items())
+
+
+def _data(config: Mapping[str, Any]) -> str:
+    source, train = text(config, "data.source", "unnamed data"), get(config, "data.train")
+    if source in ("json", "csv", "parquet", "text"):
+        return ", ".join(map(str, train)) if isinstance(train, list) else str(train)
+    subset = text(config, "data.subset")
+    return f"{source}/{subset}" if subset else source
+
+
+def _path(path: Path) -> str:
+    return shlex.quote(str(path))

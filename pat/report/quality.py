@@ -1,0 +1,223 @@
+"""Quality: metrics side by side, differences with intervals per slice, and the prompts that became worse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pat.common.text import plain
+from pat.report import decision, pictures, values
+from pat.report.page import Block, Bullets, Heading, Picture, Prompt, Prompts, Section, Table, Text
+from pat.report.sources import Run, Sources, Variant
+from pat.report.values import get, mapping, number, sequence, text
+
+SHOWN = 1200  # characters of a prompt or an output
+HOW = "pat compare DENSE PRUNED --json FILE"
+
+
+def section(sources: Sources) -> Section:
+    """Everything that says how good the models are."""
+    blocks: list[Block] = []
+    blocks += _gates(sources)
+    blocks += _metrics(sources)
+    for number_, written in enumerate(sources.comparisons, 1):
+        blocks += _comparison(written.content, number_)
+    for written in sources.logs:
+        blocks += _logs(written.content)
+    if not sources.comparisons and not sources.logs:
+        blocks.append(Text(f"No comparison is given, so nothing is known per slice: {HOW}, and give FILE, too."))
+    return Section("quality", "Quality", blocks)
+
+
+def regressions(sources: Sources, worst: int) -> Section:
+    """Both outputs of the prompts that were right before and are wrong now."""
+    blocks: list[Block] = []
+    for written in sources.comparisons:
+        for outcome in sequence(written.content, "outcomes"):
+            blocks += _regressions(written.content, outcome, worst)
+    for written in sources.logs:
+        rows = [one for one in sequence(written.content, "regressions") if isinstance(one, Mapping)][:worst]
+        if rows:
+            items = [_prompt("", one, _slices(one), text(one, "prompt")) for one in rows]
+            blocks.append(Prompts(*values.both(written.content), items))
+    if not blocks:
+        given = sources.comparisons or sources.logs
+        said = "The comparison has no prompt that became worse." if given else f"No comparison is given: {HOW}."
+        blocks.append(Text(said))
+    return Section("regressions", "Prompts that became worse", blocks)
+
+
+def _gates(sources: Sources) -> Iterator[Block]:
+    for gate in sources.gates:
+        checks = [check for check in sequence(gate.content, "checks") if isinstance(check, Mapping)]
+        rows = [
+            (
+                text(check, "name", "a check"),
+                *(decision.shown(get(check, key)) for key in ("baseline", "measured")),
+                text(check, "rule") or f"limit {decision.shown(get(check, 'limit'))}",
+                decision.shown(get(check, "quantity")),
+                decision.shown(get(check, "interval")),
+                "passed" if check.get("passed") is True else "failed",
+            )
+            for check in checks
+        ]
+        if rows:
+            yield Table(
+                "The checks of the gate", ("check", "baseline", "measured", "must be", "is", "interval", ""), rows
+            )
+
+
+def _metrics(sources: Sources) -> Iterator[Block]:
+    """A row a metric, a column a model: of runs, exports and `pat evaluate`."""
+    columns: list[tuple[str, dict[str, float]]] = []
+    for model in sources.models:
+        before, now = values.numbers(model.before), values.numbers(model.metrics)
+        if before and now and len(sources.models) == 1:
+            columns.append(("when pruning began", before))
+        if now:
+            columns.append((model.name, now))
+    for written in sources.evaluations:
+        for one in sequence(written.content, "models"):
+            columns.append((text(one, "folder", "a model"), values.numbers(mapping(one, "metrics"))))
+    names = list(dict.fromkeys(name for _, metrics in columns for name in metrics))
+    if not columns:
+        yield Text("No run or export that is given was evaluated.")
+        return
+    rows = [(name, *(values.short(metrics.get(name)) for _, metrics in columns)) for name in names]
+    yield Table("Metrics on held-out data", ("metric", *(name for name, _ in columns)), rows)
+    if columns[0][0] == "when pruning began":
+        yield Text(
+            "What the run had when pruning began had trained for fewer steps: for what pruning costs, compare with a "
+            "run of as many steps that prunes nothing."
+        )
+    if any(get(written.content, "same_data") is False for written in sources.evaluations):
+        yield Text("These models were evaluated on different data, so their figures do not compare.")
+
+
+def _comparison(content: Mapping[str, Any], position: int) -> Iterator[Block]:
+    yield Heading("Compared on the same prompts" if position == 1 else f"Compared on the same prompts ({position})")
+    yield Text(
+        f"A is {text(content, 'a', '?')}, B is {text(content, 'b', '?')}: {text(content, 'prompts', '?')} prompts, "
+        f"{text(content, 'data', 'unnamed data')}."
+    )
+    apart = []
+    if (agreement := number(content, "agreement")) is not None:
+        apart.append(f"The outputs agree on {values.percent(agreement)}.")
+    if (kl := number(content, "kl")) is not None:
+        apart.append(f"KL(A || B) is {values.short(kl)} nats.")
+    if (first := number(content, "first_difference")) is not None:
+        apart.append(f"Where outputs differ, token {values.short(first)} is the first that does (median, from 0).")
+    apart += [str(note) for note in sequence(content, "notes")]
+    if apart:
+        yield Bullets(apart)
+    confidence = number(content, "confidence") or 0.95
+    blocks = [
+        block
+        for i, outcome in enumerate(sequence(content, "outcomes"))
+        for block in _outcome(outcome, confidence, f"{position}-{i}")
+    ]
+    yield from sorted(blocks, key=lambda block: not isinstance(block, Picture))  # side by side
+
+
+def _outcome(outcome: Any, confidence: float, name: str) -> Iterator[Block]:
+    title = text(outcome, "name", "outcome")
+    way = "higher is better" if get(outcome, "higher_is_better") else "lower is better"
+    slices = [mapping(outcome, "overall"), *(one for one in sequence(outcome, "slices") if isinstance(one, Mapping))]
+    head = ("slice", "prompts", "A", "B", "B - A", f"{confidence:.0%} interval", "p", "verdict")
+    rows = [
+        (
+            text(one, "name", "all"),
+            *(values.short(number(one, f"found.{key}")) for key in ("n", "a", "b")),
+            values.signed(number(one, "found.difference")),
+            _interval(one),
+            _p(number(one, "p_adjusted")),
+            text(one, "verdict") or "no difference found",
+        )
+        for one in slices
+    ]
+    numbers = Table(f"{title} ({way}); p of slices is adjusted for their number", head, rows)
+    drawn = [
+        (plain(text(one, "name", "all")), *bounds, text(one, "verdict"))
+        for one in slices
+        if (bounds := _bounds(one)) is not None
+    ]
+    worse = [row[0] for row in rows if row[-1] == "worse"]
+    if drawn:
+        alt = f"{title}, B - A per slice with intervals. Worse: {', '.join(worse) or 'none'}."
+        svg = pictures.intervals(drawn, f"B - A ({way})", name)
+        yield Picture(f"intervals-{name}", f"{title}: difference per slice", alt, svg)
+    yield numbers
+    counts = mapping(outcome, "table")
+    if counts:
+        yield Text(
+            f"{title}: right in both {text(counts, 'both')}, only in A {text(counts, 'only_a')}, only in B "
+            f"{text(counts, 'only_b')}, in neither {text(counts, 'neither')}."
+        )
+
+
+def _logs(content: Mapping[str, Any]) -> Iterator[Block]:
+    yield Heading("Compared in production")
+    a, b = text(content, "a", "?"), text(content, "b", "?")
+    yield Text(f"A is {a}, B is {b}; the outcome is {text(content, 'outcome')}. The test may be looked at every day.")
+    rows = []
+    for one in [mapping(content, "overall"), *sequence(content, "slices")]:
+        low, high = number(one, "look.low"), number(one, "look.high")
+        interval = "too few yet" if low is None else f"{values.signed(low)} to {values.signed(high)}"
+        cells = (values.short(number(one, f"look.{key}")) for key in ("a_n", "b_n", "a", "b"))
+        by, p = values.signed(number(one, "look.difference")), _p(number(one, "p_adjusted"))
+        rows.append((text(one, "name", "all"), *cells, by, interval, p, text(one, "verdict") or "nothing yet"))
+    head = ("slice", "rows A", "rows B", "A", "B", "B - A", "confidence sequence", "p", "verdict")
+    yield Table(f"{text(content, 'outcome')} per slice", head, rows)
+
+
+def _regressions(content: Mapping[str, Any], outcome: Any, worst: int) -> Iterator[Block]:
+    found = [one for one in sequence(outcome, "regressions") if isinstance(one, Mapping)]
+    many = int(number(outcome, "num_regressions") or len(found))
+    if not found:
+        return
+    name, binary = text(outcome, "name", "the outcome"), get(outcome, "table") is not None
+    yield Heading(f"{name}: {many:,} {'right in A and wrong in B' if binary else 'worse in B'}")
+    if not worst:
+        return
+    if many > worst:
+        yield Text(f"The worst {min(worst, len(found))} are shown; the JSON of pat compare has more.")
+    items = []
+    for one in found[:worst]:
+        pair = mapping(one, "pair")
+        change = "" if binary else f"{name} {values.short(number(one, 'a'))} to {values.short(number(one, 'b'))}"
+        where = ", ".join(filter(None, [_slices(pair), change]))
+        items.append(_prompt(text(pair, "id"), pair, where, text(pair, "prompt")))
+    yield Prompts(*values.both(content), items)
+
+
+def _prompt(name: str, one: Mapping[str, Any], where: str, prompt: str) -> Prompt:
+    a, b, why = (plain(text(one, key), SHOWN) for key in ("a", "b", "why"))
+    return Prompt(plain(name), plain(where), plain(prompt, SHOWN), a, b, why)
+
+
+def _slices(one: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, sequence(one, "slices")))
+
+
+def _bounds(one: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    low, middle, high = (number(one, f"found.{key}") for key in ("low", "difference", "high"))
+    return None if low is None or middle is None or high is None else (low, middle, high)
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    bounds = _bounds(one)
+    return values.NONE if bounds is None else f"{values.signed(bounds[0])} to {values.signed(bounds[2])}"
+
+
+def _p(p: float | None) -> str:
+    return values.NONE if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def headline(model: Run | Variant | None) -> tuple[str, float, float | None] | None:
+    """(name, value, value when pruning began) of the metric that a run is judged by; else of the first."""
+    if model is None:
+        return None
+    metrics, before = values.numbers(model.metrics), values.numbers(model.before)
+    wanted: Sequence[str] = (text(model.config, "train.best_metric"), *(n for n in metrics if n != "loss"), "loss")
+    name = next((each for each in wanted if each in metrics), None)
+    return None if name is None else (name, metrics[name], before.get(name))

@@ -1,0 +1,239 @@
+"""What a report is made of: runs, exports, sweeps, and JSON of other commands. Keys are hidden on reading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pat.common import secrets
+from pat.common.files import read_json
+from pat.report.values import flat, get, mapping, number, text
+from pat.run import provenance
+from pat.run.directory import RunDir
+
+SWEEP_FILE, EXPORT_FILE = "sweep.json", "export.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory."""
+
+    path: Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]  # empty until it is done
+    exit: Mapping[str, Any]  # empty while it runs, or when it died
+    lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl
+    starts: Sequence[Mapping[str, Any]]
+    versions: Mapping[str, Any]
+    state: str = ""  # as `pat status` says
+
+    @property
+    def name(self) -> str:
+        """As the user called it."""
+        return text(self.config, "run.name") or self.path.name
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs, or when it died."""
+        found = number(self.exit, "code")
+        return None if found is None else int(found)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Of the last evaluation."""
+        return mapping(self.summary, "metrics") or evaluated(self.lines, "eval/")
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """When pruning began."""
+        return mapping(self.summary, "dense_metrics") or evaluated(self.lines, "dense/")
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether it has pruners."""
+        return bool(get(self.config, "pruners"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An exported folder, or another Hugging Face folder, of which less is known."""
+
+    path: Path
+    export: Mapping[str, Any]
+    model: Mapping[str, Any]  # config.json
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the run that made it."""
+        return mapping(self.export, "config")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Of the checkpoint that was exported."""
+        return mapping(self.export, "lineage.metrics")
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """When pruning began."""
+        return mapping(self.export, "lineage.dense_metrics")
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether something was prunable."""
+        return bool(number(self.export, "prunable_parameters"))
+
+
+@dataclass(frozen=True)
+class Written:
+    """A JSON file that another command wrote."""
+
+    path: Path
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything given, by kind, each in the order given."""
+
+    runs: list[Run] = field(default_factory=list)
+    variants: list[Variant] = field(default_factory=list)
+    sweeps: list[Written] = field(default_factory=list)
+    comparisons: list[Written] = field(default_factory=list)
+    logs: list[Written] = field(default_factory=list)  # pat compare --from-logs
+    gates: list[Written] = field(default_factory=list)
+    profiles: list[Written] = field(default_factory=list)
+    evaluations: list[Written] = field(default_factory=list)
+
+    @property
+    def models(self) -> list[Run | Variant]:
+        """Runs and folders, the dense ones first."""
+        return sorted([*self.runs, *self.variants], key=lambda one: one.is_pruned)
+
+    @property
+    def subject(self) -> Run | Variant | None:
+        """What the report is about: the first folder or run that is pruned, or else the first."""
+        given = [*self.variants, *self.runs]
+        return next((one for one in given if one.is_pruned), next(iter(given), None))
+
+
+def read(paths: Sequence[Path]) -> Sources:
+    """Each path by what it holds. ValueError for one that is not there, or that says nothing."""
+    found = Sources()
+    for path in paths:
+        if path.is_dir():
+            _folder(path, found)
+        elif path.is_file():
+            _file(path, found)
+        else:
+            raise ValueError(f"there is no {path}: give a run, a sweep, an export, or a JSON file of compare or gate")
+    return found
+
+
+def read_run(path: Path) -> Run:
+    """A run directory, also one that is still running; ValueError where its config cannot be read."""
+    from pat.launch.status import status
+
+    directory = RunDir(path)
+    try:
+        config = yaml.safe_load(directory.config.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {directory.config}: {str(error).splitlines()[0]}") from None
+    return Run(
+        path=path,
+        config=_mapping(config),
+        summary=_mapping(read_json(directory.summary)),
+        exit=_mapping(read_json(directory.exit)),
+        lines=read_lines(directory.metrics),
+        starts=[start for start in secrets.hidden(provenance.read(path)) if isinstance(start, Mapping)],
+        versions=_mapping(read_json(directory.version)),
+        state=status(path).state,
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl in the order of their steps; torn ones are left out."""
+    try:
+        raw = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    lines = []
+    for line in raw:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict) and number(content, "step") is not None:
+            lines.append(content)
+    return sorted(lines, key=lambda content: content["step"])
+
+
+def evaluated(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Any]:
+    """The metrics of the last line that has some under a prefix."""
+    for line in reversed(lines):
+        found = {name.removeprefix(prefix): value for name, value in line.items() if name.startswith(prefix)}
+        if found:
+            return {name: value for name, value in found.items() if name != "seconds"}
+    return {}
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config by dotted keys, without where it ran."""
+    return {key: value for key, value in flat(config) if not key.startswith(("run.", "logger."))}
+
+
+def _folder(path: Path, found: Sources) -> None:
+    if (path / SWEEP_FILE).is_file():
+        found.sweeps.append(Written(path, _required(path / SWEEP_FILE)))
+    elif RunDir(path).config.is_file():
+        found.runs.append(read_run(path))
+    elif (path / EXPORT_FILE).is_file() or (path / "config.json").is_file():
+        export = _required(path / EXPORT_FILE) if (path / EXPORT_FILE).is_file() else {}
+        found.variants.append(Variant(path, export, _mapping(read_json(path / "config.json"))))
+    else:
+        raise ValueError(
+            f"{path} holds no run (config.yaml), no sweep (sweep.json) and no model (config.json): give one that does"
+        )
+
+
+def _file(path: Path, found: Sources) -> None:
+    content = _required(path)
+    kinds = {
+        "gates": "passed" in content and isinstance(content.get("checks"), list),
+        "comparisons": isinstance(content.get("outcomes"), list) and "a" in content,
+        "logs": isinstance(content.get("overall"), dict) and "outcome" in content,
+        "sweeps": isinstance(content.get("members"), list),
+        "evaluations": _has_models(content, "metrics"),
+        "profiles": isinstance(content.get("models"), list),
+    }
+    kind = next((name for name, fits in kinds.items() if fits), None)
+    if kind is None:
+        raise ValueError(
+            f"{path} is no JSON of pat compare, pat gate, pat profile, pat evaluate or pat sweep: give one of theirs"
+        )
+    getattr(found, kind).append(Written(path, content))
+
+
+def _has_models(content: Mapping[str, Any], key: str) -> bool:
+    models = content.get("models")
+    return isinstance(models, list) and any(isinstance(one, Mapping) and key in one for one in models)
+
+
+def _required(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} cannot be read as JSON: is it whole?")
+    return _mapping(content)
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    return secrets.hidden(content) if isinstance(content, Mapping) else {}

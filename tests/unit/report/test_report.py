@@ -1,0 +1,275 @@
+"""A report says what its sources say, escapes what they hold, hides keys, and says in a sentence what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from pat import cli
+from pat.export.export import export_run
+from pat.models.tokenizers import byte_tokenizer
+from pat.report import build, curves, kept, pictures, sources
+from pat.report.curves import Chart, Phase, Series
+from pat.report.markdown import markdown
+from pat.report.page import Page
+from pat.report.render import html
+from tests import models as small
+from tests import report_samples as samples
+from tests.fake_run import write_run
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+SHAPES = {"svg", "g", "path", "defs", "use", "text", "clippath", "rect", "tspan", "image"}  # of matplotlib
+TAGS = SHAPES | set(
+    "html head meta title style body a header div p h1 h2 h3 nav ul li main section span dl dt dd strong table thead "
+    "tbody tr th td figure figcaption details summary blockquote article pre code footer".split()
+)
+
+
+class Parsed(HTMLParser):
+    """What a browser would find, as far as it matters here."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags, self.text, self.open = list[tuple[str, dict[str, str | None]]](), "", list[str]()
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in tags]
+
+    def ids(self) -> list[str]:
+        return [own["id"] or "" for _, own in self.tags if "id" in own]
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str]:
+    """A page of everything, whose names, prompts, outputs and logs try to be HTML; and its HTML."""
+    _, *given = samples.everything(tmp_path_factory.mktemp("nasty"), samples.NASTY)
+    page = build.page(sources.read(given))
+    return page, html(page)
+
+
+def test_what_models_and_logs_hold_stays_text(nasty: tuple[Page, str]) -> None:
+    """Would catch: a `|safe`, a label drawn unescaped, an attribute that ends early, a control character."""
+    page, written = nasty
+    found = Parsed(written)
+    assert not found.open, "every tag is closed"
+    assert {tag for tag, _ in found.tags} <= TAGS
+    assert not [name for _, own in found.tags for name in own if name.startswith("on") or name in ("src", "action")]
+    assert all((own["href"] or "").startswith("#") for own in found.all("a", "use"))
+    assert found.text.count("<script>document.title='owned'</script>") > 20, "it is there, as text"
+    assert not re.search("[\u202e\x1b]", written)
+    policy = next(own["content"] for own in found.all("meta") if own.get("http-equiv") == "Content-Security-Policy")
+    assert policy and policy.startswith("default-src 'none'") and "script" not in policy
+    styles = [own.get("style") or "" for _, own in found.tags] + re.findall(r"<style>(.*?)</style>", written, re.DOTALL)
+    assert not re.search(r"url\((?!#)|@import|image-set", " ".join(styles))
+
+
+def test_keys_are_nowhere(nasty: tuple[Page, str]) -> None:
+    page, written = nasty
+    for text in (written, markdown(page)):
+        assert samples.TOKEN not in text and "hunter2secret" not in text and "[hidden]" in text.replace("\\", "")
+
+
+def test_landmarks_headings_tables_and_pictures_can_be_heard(nasty: tuple[Page, str]) -> None:
+    page, written = nasty
+    found = Parsed(written)
+    ids = found.ids()
+    assert len(ids) == len(set(ids))
+    assert all(len(found.all(tag)) == 1 for tag in ("main", "h1", "nav", "title", "footer"))
+    levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(own.get("scope") in ("col", "row") for own in found.all("th")) and found.all("th")
+    named = [own for own in found.all("table", "section") if own.get("aria-labelledby") in ids]
+    assert len(named) == len(found.all("table", "section"))
+    drawn = [own for own in found.all("div") if own.get("role") == "img"]
+    assert len(drawn) == len(found.all("svg")) >= 6 and all(len(own.get("aria-label") or "") > 40 for own in drawn)
+    assert all(own.get("aria-hidden") == "true" for own in found.all("svg"))
+    links = [own["href"] for own in found.all("a")]
+    assert links[0] == "#main" and {link.removeprefix("#") for link in links if link} <= set(ids)
+    assert [section.id for section in page.sections] == [link.removeprefix("#") for link in links[1:] if link]
+
+
+def test_markdown_holds_the_same_and_no_html(nasty: tuple[Page, str]) -> None:
+    page, written = nasty
+    text = markdown(page)
+    outside = re.sub(r"^(`{3,})[^`\n]*\n.*?\n\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert "<" not in outside and "&lt;script&gt;" in outside and "<script>" in text
+    for table in re.findall(r"(?:^\|.*\|\n)+", outside, re.MULTILINE):
+        rows = [len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()]
+        assert len(set(rows)) == 1 and len(rows) >= 2
+    heads = [section.title for section in page.sections]
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == heads
+    assert all(title in Parsed(written).text for title in heads)
+
+
+def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed here from the files: differences, ratios, the order of the prompts."""
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    given = samples.everything(tmp_path)
+    read = sources.read(given)
+    text = markdown(build.page(read, worst=3))
+    compared = json.loads((tmp_path / "compare.json").read_text())["outcomes"][0]
+    overall = compared["overall"]["found"]
+    assert f"| passed, change | {overall['difference']:+.3g} |" in text
+    worst = [one["pair"]["id"] for one in compared["regressions"][:3]]
+    assert re.findall(r"^\*\*(p\d+)\*\*", text, re.MULTILINE)[:3] == worst
+    assert "**Not good enough.** 1 of 3 checks fails." in text
+    assert (
+        "| latency p95 | 12.4 ms | 8.8 ms | 0.71 x (0.69 to 0.74) |" in text
+        and "| weights (fp32) | 90.86 MB | 90.86 MB | 1 x |" in text
+    )
+    assert "| optim.lr | 0.0002 | 0.0001 | 0.0001 |" in text, "the settings that differ"
+    assert "pat train --frozen" in text and "git checkout 2818d1ef5ca0" in text
+
+
+def test_sparsity_of_a_run_is_what_its_checkpoint_pruned(tmp_path: Path) -> None:
+    """Counted from the flags that were written, cut over ranks."""
+    kinds = counted(tmp_path)
+    assert {(c.kind, c.layer): (c.removed, c.total) for c in kept.counts(sources.read_run(tmp_path / "run"))} == kinds
+
+
+@pytest.mark.slow
+def test_sparsity_of_an_export_is_what_its_checkpoint_pruned(tmp_path: Path) -> None:
+    kinds = counted(tmp_path)
+    export_run(tmp_path / "run", tmp_path / "out", checkpoint="last", verify="weights")
+    read = sources.read([tmp_path / "out", tmp_path / "run"])
+    assert {(c.kind, c.layer): (c.removed, c.total) for c in kept.counts(read.variants[0])} == kinds
+    page = build.page(read)
+    assert page.what.startswith("An export of a random llama") and page.title == "out"
+    assert "Share removed in out" in html(page) and "a llama" not in html(page)
+
+
+def counted(folder: Path) -> dict[tuple[str, str], tuple[int, int]]:
+    """{(kind, layer): (removed, of)} of a run that is written there, from the flags themselves."""
+    built = small.model("llama", auto=AutoModelForCausalLM)
+    saved = write_run(folder / "run", built, byte_tokenizer(), "causal_lm", steps=(20,))[0]
+    parts = {name: name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1) for name in saved.keep}
+    return {
+        (kind, layer): (int((saved.keep[name] == 0).sum()), saved.keep[name].numel())
+        for name, (layer, kind) in parts.items()
+    }
+
+
+DECISIONS = {
+    "gate passes": (lambda at: samples.gate(at / "g.json", True), "good", "Good enough", "All 3 checks"),
+    "gate fails": (lambda at: samples.gate(at / "g.json"), "bad", "Not good enough", "1 of 3 checks fails"),
+    "worse": (lambda at: samples.comparison(at / "c.json"), "bad", "Worse", "pruned is worse than runs/dense"),
+    "worse in a slice": (
+        lambda at: samples.comparison(at / "c.json", only_slices=True), "bad", "Worse in part",
+        "in 1 slice",
+    ),
+    "no difference": (
+        lambda at: samples.comparison(at / "c.json", 0.0), "open", "No difference found", "Chance explains",
+    ),
+    "diverged": (lambda at: samples.failed(at / "r", "the loss is inf"), "bad", "Failed", "diverged"),
+    "died": (lambda at: samples.run(at / "r", done=False), "bad", "Died", "logged step 60 of 60"),
+    "done": (lambda at: samples.run(at / "r"), "open", "Not decided", "70 % of 7,077,888 prunable weights"),
+    "sweep": (lambda at: samples.sweep(at / "s"), "open", "Not finished", "5 of 6 runs are done"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DECISIONS)
+def test_the_decision(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "available", lambda: False)  # drawing is tested above
+    make, tone, word, sentence = DECISIONS[case]
+    page = build.page(sources.read([make(tmp_path)]))
+    assert (page.decision.tone, page.decision.word) == (tone, word)
+    assert sentence in page.decision.sentence
+    assert f"{word}: " in html(page)
+
+
+def test_a_report_without_data_says_so(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text("run: {name: nothing yet}\n")
+    page = build.page(sources.read([tmp_path / "r"]))
+    said = {section.id: " ".join(getattr(block, "text", "") for block in section.blocks) for section in page.sections}
+    for section, sentence in {
+        "quality": "No comparison is given",
+        "cost": "Latency and cost are not measured",
+        "training": "has logged too little for a curve",
+        "sparsity": "Nothing that is given was pruned",
+        "regressions": "No comparison is given",
+    }.items():
+        assert sentence in said[section]
+    assert all(section.blocks for section in page.sections)
+    assert page.decision.word == "Not started"
+
+
+def test_without_matplotlib_the_numbers_stand_in_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    written = html(build.page(sources.read([samples.run(tmp_path / "r")])))
+    assert "<svg" not in written and "pip install" in written and "Sparsity of the prunable weights, r" in written
+
+
+def test_a_picture_has_the_same_bytes_twice_and_the_pages_colours() -> None:
+    chart = Chart("loss", "Loss", [Series("<b> $x$", [(0.0, 1.0), (9.0, 0.5)]), Series("b", [(9.0, 0.6)], dots=True)])
+    phases = [Phase("dense", 0, 3), Phase("soft", 3, 9)]
+    once, again = (pictures.curves(chart, phases) for _ in range(2))
+    assert once is not None and once == again
+    assert "&lt;b&gt; $x$" in once and "var(--one)" in once and not re.search(r"#0[0-9a-f]{5}|<style|<metadata", once)
+
+
+def test_curves_and_phases() -> None:
+    lines = [
+        {"step": s, "train/loss": float(s), "pruning/phase": "dense" if s <= 40 else "hard"} for s in range(1, 901)
+    ]
+    lines.append({"step": 900, "eval/accuracy": True, "eval/loss": float("nan")})
+    (chart,) = curves.charts(lines)
+    (line,) = chart.series
+    assert len(line.points) <= curves.POINTS + 1 and line.points[-1] == (900.0, 900.0)
+    assert all(abs(x - y) < 1e-9 for x, y in line.points), "means of neighbours, of both"
+    assert curves.phases(lines) == [Phase("dense", 0.0, 40.0), Phase("hard", 40.0, 900.0)]
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        (["{at}/no"], "there is no {at}/no"),
+        (["{at}/other.json"], "is no JSON of pat compare, pat gate"),
+        (["{at}/torn.json"], "cannot be read as JSON"),
+        (["{at}/empty"], "holds no run (config.yaml), no sweep"),
+        (["{at}/empty", "--worst", "-1"], "give 0 or more"),
+        (["{at}/empty", "--out", "{at}/no/x.html"], "there is no folder"),
+    ],
+)
+def test_mistakes(given: list[str], sentence: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "torn.json").write_text('{"a": ')
+    words = [word.format(at=tmp_path) for word in given]
+    out = [] if "--out" in words else ["--out", str(tmp_path / "x.html")]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", *words, *out])
+    assert stop.value.code == 2 and sentence.format(at=tmp_path) in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_the_command_writes_both(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    gate, page, text = samples.gate(tmp_path / "gate.json"), tmp_path / "x.html", tmp_path / "x.md"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", str(gate), "--out", str(page), "--markdown", str(text), "--title", "Ours & <theirs>"])
+    assert stop.value.code == 0 and "Not good enough" in capsys.readouterr().out
+    assert "<h1>Ours &amp; &lt;theirs&gt;</h1>" in page.read_text() and text.read_text().startswith("# Ours &amp;")
