@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from pat.common.hashing import WeightsHash
 from pat.evaluation import samples
 from pat.evaluation.figures import Figure, figures
 from pat.evaluation.measures import of_rows
 from pat.evaluation.models import Loaded, opened
 from pat.export.masks import FILE as MASKS
 from pat.models import tokenizers
+from pat.models.weight_files import stored_sha256
 from pat.schema import Config, ModelConfig
 from pat.tasks import base
 
@@ -91,15 +89,7 @@ def size_of(one: Loaded) -> Size:
 
 def weights_sha256(folder: Path) -> str:
     """The hash of the weights in a folder as they are stored, as export.json has it of an export in fp32."""
-    sha = WeightsHash()
-    with contextlib.ExitStack() as stack:
-        places = {}
-        for path in _weight_files(folder):
-            file = stack.enter_context(safe_open(path, "pt"))
-            places |= dict.fromkeys(file.keys(), file)
-        for name in sorted(places):
-            sha.update(name, places[name].get_tensor(name))
-    return sha.hexdigest()
+    return stored_sha256(_weight_files(folder))
 
 
 def _weight_files(folder: Path) -> list[Path]:
