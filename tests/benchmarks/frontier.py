@@ -70,7 +70,7 @@ class Runner:
     def measure(self, row: Row) -> Measured:
         """All commands of a row, and the figures of the last."""
         subject, method = SUBJECTS[row.data], METHODS[row.method]
-        place = self.folder / row.name
+        place = self.folder / folder_of(row)
         figures = place / "figures.json"
         measured = Measured(subject.metric)
         shutil.rmtree(place, ignore_errors=True)
@@ -155,7 +155,7 @@ class Runner:
         shutil.rmtree(run, ignore_errors=True)
 
     def _base_folder(self, data: str, seed: int) -> Path:
-        return self.folder / Row(data, DENSE_STEPS, "dense", "dense", seed).name
+        return self.folder / folder_of(Row(data, DENSE_STEPS, "dense", "dense", seed))
 
     def _base(self, subject: Subject, seed: int) -> Iterator[Command]:
         """The dense encoder that rows without steps cut, unless its row has left it."""
@@ -192,6 +192,11 @@ class Runner:
             keys += [f"pruners.weights.budget.sparsity={zeros(Path(cut))!r}"]
         rest = Row(row.data, steps, row.target, row.method, row.seed)
         yield from self._trained(subject, rest, cut, place, keys)
+
+
+def folder_of(row: Row) -> str:
+    """The name of a row's folder: without `=`, which a value of Hydra's cannot hold as it is."""
+    return row.name.replace("=", "-")
 
 
 class Failed(Exception):
