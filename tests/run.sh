@@ -28,7 +28,7 @@ export HF_HOME="$scratch/hf" WANDB_DIR="$scratch"
 # comes first.
 cores="$(env -u OMP_NUM_THREADS nproc)"  # it would count threads
 [ $# -gt 0 ] || set -- --numprocesses="$((cores < 8 ? cores + 1 : 8))" --dist=loadfile --no-loadscope-reorder \
-    tests/cluster tests/unit/house/test_docker.py tests/distributed tests/recipes tests/unit
+    tests/cluster tests/unit/house/test_docker.py tests/distributed tests/browser tests/recipes tests/unit
 
 status=0
 python -m pytest "${which[@]}" --durations=15 --basetemp="$scratch/pytest" "$@" || status=$?
