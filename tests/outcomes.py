@@ -4,7 +4,7 @@ Tests marked `real_processes` wait for daemons and signals, so a machine that st
 They are run once more. A pass then counts as a pass, but the first failure is shown and counted as `run once more`, so
 a change that makes a test fail now and then shows in that number.
 
-What was skipped in NEEDS_ROOT (a real Slurm, sshd, a full disk, Chromium) is counted at the end with its reason. Where
+What was skipped in NEEDS_ROOT (a real Slurm, sshd, a full disk) is counted at the end with its reason. Where
 CI=true, as on GitHub and in .ci/run, such a skip fails the run: there it would mean that nobody ever runs these.
 """
 
@@ -21,7 +21,7 @@ from _pytest.runner import runtestprotocol
 MARK = "real_processes"
 ONCE_MORE = "run once more"  # the outcome of a first failure, and its word in pytest's last line
 LAST_LINES = 8  # of what a test failed with
-NEEDS_ROOT = ("tests/cluster/", "tests/distributed/", "tests/browser/")
+NEEDS_ROOT = ("tests/cluster/", "tests/distributed/")
 
 
 @pytest.hookimpl(tryfirst=True)
