@@ -44,6 +44,7 @@ def all_of(folder: Path, stand_in: StandIn, names: set[str] | None = None) -> di
     return {outcome.name: outcome for outcome in checks.outcomes(bench, chosen)}
 
 
+@pytest.mark.slow
 def test_all_checks_pass_where_all_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "_needs", lambda module: None)
     found = all_of(tmp_path, stand_in := StandIn())
