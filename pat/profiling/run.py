@@ -11,6 +11,8 @@ from statistics import median
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.markup import escape
 from transformers import AutoModelForCausalLM
 
 from pat.common.machine import cpu_name
@@ -88,8 +90,9 @@ def run(paths: Sequence[Path], mix: Mix | None, asked: Asked, table: bool = Fals
         contenders = [(model, backend) for backend in asked.backends for model in models]
         workers, ready = list[Contender](), list[Message]()
         for model, backend in contenders:  # one after the other, or their load times would be of both
-            workers.append(stack.enter_context(_contender(model, backend, made, asked, len(contenders))))
-            ready.append(workers[-1].ready())
+            with Console(stderr=True).status(f"loading {escape(model.name)} ({backend})"):
+                workers.append(stack.enter_context(_contender(model, backend, made, asked, len(contenders))))
+                ready.append(workers[-1].ready())
         with progress_bar("measuring", calls(made, len(workers), asked.warm_up)) as advance:
             samples = measure(made, workers, asked.seed, asked.warm_up, advance)
         ended = [worker.close() for worker in workers]

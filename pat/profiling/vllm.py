@@ -46,7 +46,7 @@ class Server:
         self.folder, self.name = folder, name
         self.port = _free_port()
         self.work = tempfile.TemporaryDirectory(prefix="pat-vllm-")
-        self.log: IO[bytes] = open(Path(self.work.name) / "server.log", "wb")  # noqa: SIM115 closed by __exit__
+        self.log: IO[bytes] = open(Path(self.work.name) / "server.log", "wb")
         self.began = time.monotonic()
         memory = ["--gpu-memory-utilization", f"{MEMORY / servers:.3f}"] if device.startswith("cuda") else []
         self.process = self._start(

@@ -5,6 +5,7 @@ The parent sends work and gets times; the process sleeps in between.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -94,7 +95,7 @@ def _serve(connection: Connection, backend: str, settings: Settings, prompts: Se
             connection.send({})
             return
         _measure(connection, backend, settings, prompts)
-    except (EOFError, BrokenPipeError):  # the parent has gone
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent has gone, or says so itself
         return
     except ValueError as error:
         connection.send({"error": str(error)})
@@ -109,6 +110,8 @@ def _serve(connection: Connection, backend: str, settings: Settings, prompts: Se
 def _measure(connection: Connection, backend: str, settings: Settings, prompts: Sequence[Sequence[int]]) -> None:
     if backend not in EXPORTED:
         import pat.profiling.backends.eager  # noqa: F401  before the clock runs, and not in the model's memory
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins here (proc(5))
     before, began = _resident("VmRSS"), time.perf_counter()
     runner = open_runner(backend, settings)
     loaded = time.perf_counter() - began
@@ -137,9 +140,10 @@ def _vocabulary(folder: str) -> int:
 
 def _peak(device: str, backend: str, before: int) -> int | None:
     """Of the model: on a device by torch's allocator (None where another library allocates), else of the process."""
-    if torch.device(device).type == "cpu":
+    there = torch.device(device)
+    if there.type == "cpu":
         return _resident("VmHWM") - before
-    return None if backend in EXPORTED else int(torch.get_device_module(torch.device(device)).max_memory_allocated())
+    return None if backend in EXPORTED else int(torch.get_device_module(there).max_memory_allocated(there))
 
 
 def _resident(key: str) -> int:

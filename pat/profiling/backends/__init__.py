@@ -82,14 +82,15 @@ class Stopwatch:
     """Seconds since it was made, of work that has been done; on a GPU that is waited for."""
 
     def __init__(self, device: str) -> None:
-        self._module = torch.get_device_module(torch.device(device))
+        self._device = torch.device(device)
+        self._module = torch.get_device_module(self._device)
         self.laps: list[float] = []
-        self._module.synchronize()
+        self._module.synchronize(self._device)
         self._began = time.perf_counter()
 
     def lap(self) -> None:
         """One more."""
-        self._module.synchronize()
+        self._module.synchronize(self._device)
         self.laps.append(time.perf_counter() - self._began)
 
 

@@ -126,7 +126,12 @@ def test_fewer_layers_are_faster(
         + json.dumps({"prompt": "another", "prompt_tokens": 30})
         + "\n"
     )
-    deep, flat = figures(tmp_path, write_llama(tmp_path / "deep", 12), llama, "--mix", mix, "--price-per-hour", 2)
+    table = tmp_path / "table.json"
+    options = ("--mix", mix, "--price-per-hour", 2, "--table", table)
+    deep, flat = figures(tmp_path, write_llama(tmp_path / "deep", 12), llama, *options)
+    measured = json.loads(table.read_text())
+    assert measured["device"] == deep["device"] and measured["base_seconds"] > 0
+    assert [point["units"] for point in measured["kv_groups"]] == [0, 1, 2]
     assert deep["ratio"] == {} and flat["ratio"]["latency"]["high"] < 1.0 < flat["ratio"]["tokens_per_s"]["low"]
     assert flat["latency_p50"] < deep["latency_p50"] and flat["flops"] < deep["flops"]
     assert flat["bytes_on_disk"] < deep["bytes_on_disk"] and flat["memory_bytes"] < deep["memory_bytes"]

@@ -36,7 +36,7 @@ def holds(runs: list[ratio.Ratio], true: float) -> bool:
 
 @pytest.mark.parametrize("true", [1.0, 0.7])
 def test_the_interval_holds_in_19_of_20_runs(true: float) -> None:
-    runs = [ratio.paired(*noisy(seed, 20, true)) for seed in range(300)]
+    runs = [ratio.paired(*noisy(seed, 20, true)) for seed in range(200)]
     assert holds(runs, true)
     assert np.median([run.high / run.low for run in runs]) < 1.6, "it says something, too"
 
@@ -83,7 +83,7 @@ def test_percentiles_are_numpys_and_scale() -> None:
     found, twice = ratio.of_quantiles(a, b, 0.9), ratio.of_quantiles(a, 2.0 * b, 0.9)
     assert found.value == pytest.approx(np.exp(np.quantile(np.log(b), 0.9) - np.quantile(np.log(a), 0.9)))
     assert [twice.low, twice.value, twice.high] == pytest.approx(
-        [2 * found.low, 2 * found.value, 2 * found.high], rel=1e-5
+        [2 * found.low, 2 * found.value, 2 * found.high], rel=1e-3
     )
 
 
