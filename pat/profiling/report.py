@@ -80,7 +80,7 @@ def _throughput(profiles: Sequence[Profile]) -> Table:
     for one in profiles:
         table.add_column(Text(f"{one.folder} ({one.backend})"), justify="right", overflow="fold")
     for points in zip(*(one.throughput for one in profiles), strict=True):
-        cells = [f"{p.tokens_per_s:,.0f}" + ("" if p.ratio is None else f"  {_ratio(p.ratio)}") for p in points]
+        cells = [_number(p.tokens_per_s) + ("" if p.ratio is None else f"  {_ratio(p.ratio)}") for p in points]
         first = points[0]
         table.add_row(f"{first.batch_size}", f"{first.prompt_tokens} + {first.output_tokens}", *cells)
     return table
@@ -90,9 +90,14 @@ def _width(profiles: Sequence[Profile]) -> int:
     return min(NAME, max(len(one.folder) for one in profiles))
 
 
+def _number(value: float) -> str:
+    """Three digits, or all that are before the point."""
+    return f"{value:,.0f}" if value >= 100.0 else f"{value:.3g}"
+
+
 def _milliseconds(seconds: Sequence[float | None]) -> str:
     known = [value for value in seconds if value is not None]
-    return " / ".join(f"{value * 1e3:.3g}" for value in known) if known else "-"
+    return " / ".join(_number(value * 1e3) for value in known) if known else "-"
 
 
 def _ratio(found: Mapping[str, float | None] | None) -> str:

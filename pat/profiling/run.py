@@ -148,7 +148,7 @@ def _opened(path: Path, mix: Mix | None) -> Iterator[Model]:
 
 def is_generative(config: Any) -> bool:
     """Whether the saved class generates text."""
-    classes = AutoModelForCausalLM._model_mapping.get(type(config), ())
+    classes: Any = AutoModelForCausalLM._model_mapping.get(type(config), ())
     names = [cls.__name__ for cls in (classes if isinstance(classes, tuple) else (classes,))]
     return (config.architectures or [""])[0] in names
 

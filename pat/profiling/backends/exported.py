@@ -20,29 +20,29 @@ from pat.export.evaluate import load_model
 from pat.profiling.backends import Runner, Settings, Stopwatch, decode
 
 CACHES = "caches.json"  # beside the graph: the shapes of the keys and values of each layer
+FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 TRACED = (2, 7)  # batch size and tokens of the example; 0 and 1 would become constants of the graph
 
 
 def write(name: str, settings: Settings, out: Path) -> None:
     """Make the backend's files of the model in settings.folder. ValueError where it cannot be traced."""
-    from transformers.exporters import OnnxConfig, OnnxExporter, OpenVINOConfig, OpenVINOExporter
+    from transformers.exporters.auto import get_exporter_class
     from transformers.exporters.utils import decompose_for_generation
 
     model = load_model(Path(settings.folder), Path(settings.name), DTYPES[settings.dtype], use_safetensors=True).eval()
-    exporter, config = {
-        "onnxruntime": (OnnxExporter, OnnxConfig),
-        "openvino": (OpenVINOExporter, OpenVINOConfig),
-    }[name]
+    exporter = get_exporter_class(FORMATS[name])  # imports only what this one needs
     ids = torch.ones(TRACED, dtype=torch.long)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     caches: list[Any] = []
     try:
         with torch.no_grad():
             if settings.generative:
-                model, inputs = decompose_for_generation(model, inputs, multi_token_decode=True)["decode"]
+                stages: Any = decompose_for_generation(model, inputs, multi_token_decode=True)
+                model, inputs = stages["decode"]
                 layers = inputs["cache" if "cache" in inputs else "past_key_values"].layers
                 caches = [[list(layer.keys.shape), list(layer.values.shape)] for layer in layers]
-            exporter().export(model, copy.deepcopy(dict(inputs)), config(dynamic=True)).save_pretrained(out)
+            config: Any = {"dynamic": True}
+            exporter().export(model, copy.deepcopy(dict(inputs)), config).save_pretrained(out)
     except Exception as error:  # whatever a tracer meets in somebody's model
         said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{settings.name} cannot be exported for {name}: {said[0][:300]}") from error
@@ -51,7 +51,7 @@ def write(name: str, settings: Settings, out: Path) -> None:
 
 def open_runner(name: str, settings: Settings) -> Runner:
     """The graph on its runtime."""
-    from transformers.exporters import ExportedModel
+    from transformers.exporters.base import ExportedModel
 
     options: dict[str, Any] = {"config": {"INFERENCE_NUM_THREADS": settings.threads}}
     if name == "onnxruntime":

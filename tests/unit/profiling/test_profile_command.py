@@ -42,7 +42,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("profile") / "classifier"
-    BertForSequenceClassification(models.config("bert", vocab_size=320)).save_pretrained(path)
+    small: Any = models.config("bert", vocab_size=320)
+    BertForSequenceClassification(small).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path
 
@@ -167,7 +168,7 @@ def test_backends_decode_the_same_tokens(llama: Path, classifier: Path, tmp_path
 def tokens_of(runner: Any, ids: torch.Tensor) -> list[list[int]]:
     """What a runner decodes, seen where the next token is picked."""
     seen: list[list[int]] = []
-    pick = torch.Tensor.argmax
+    pick: Any = torch.Tensor.argmax
 
     def watched(logits: torch.Tensor, *dims: int) -> torch.Tensor:
         chosen = pick(logits, *dims)

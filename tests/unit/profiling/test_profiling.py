@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from pat.models import families
-from pat.profiling import backends, operations, plan, table, vllm
+from pat.profiling import backends, operations, plan, report, table, vllm
 from pat.profiling.backends.eager import _Torch
 from pat.profiling.figures import Facts, Profile, profile
 from pat.profiling.measure import Samples, calls, measure
@@ -95,6 +98,18 @@ def test_ratios_are_of_pairs() -> None:
     assert half.ratio["tokens_per_s"]["value"] == pytest.approx(2.0, rel=0.02)
     assert [p.batch_size for p in half.throughput] == [1, 1, 4, 4]
     assert max(p.tokens_per_s for p in half.throughput) == half.tokens_per_s
+
+
+def test_slow_models_fit_into_the_tables() -> None:
+    """Would catch: a column that is pushed out, markup of a name that is taken as such."""
+    made = plan.of_lengths([(128, 4)], [1, 8], 6)
+    found = [replace(one, folder="runs/[red]a model") for one in profiled(made, [1.6, 0.9], price=2.0)]
+    console = Console(width=120, file=io.StringIO(), highlight=False, markup=False)
+    for block in report.blocks(found, "a device", 6, 0.95):
+        console.print(block)
+    shown = cast(io.StringIO, console.file).getvalue()
+    assert shown.count("runs/[red]a model") >= 7 and "\u2026" not in shown and "e+0" not in shown
+    assert "a device" in shown
 
 
 def test_classifiers_have_one_forward() -> None:
