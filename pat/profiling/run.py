@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from pat.common.machine import cpu_name
 from pat.common.progress_bar import progress_bar
-from pat.compare.on_prompts import prompt_ids
+from pat.evaluation.fitting import model_config, tasks_of
+from pat.evaluation.folders import weight_bytes
+from pat.evaluation.prompts import ids_of
 from pat.export import origins
-from pat.export.evaluate import model_config, tasks_of, weight_bytes
 from pat.models import tokenizers
 from pat.models.weight_files import check_weights
 from pat.profiling import operations, plan
@@ -159,7 +160,7 @@ def _tokens(mix: Mix, model: Model) -> list[list[int]]:
     found = []
     for prompt in mix.prompts:
         if model.generative:
-            ids = prompt_ids(prompt, tokenizer, Path(model.name))
+            ids = ids_of(prompt, tokenizer, Path(model.name))
         else:
             if prompt.messages is not None:
                 raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from pat.common.parameters import DTYPES
-from pat.export.evaluate import load_model
+from pat.evaluation.fitting import load_model
 from pat.profiling.backends import Runner, Settings, Stopwatch, decode
 
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from pat.common.files import read_json, write_json
 from pat.common.parameters import DTYPES
-from pat.export.evaluate import load_model
+from pat.evaluation.fitting import load_model
 from pat.profiling.backends import Runner, Settings, Stopwatch, decode
 
 CACHES = "caches.json"  # beside the graph: the shapes of the keys and values of each layer

@@ -191,7 +191,7 @@ def test_the_result_of_vllms_client() -> None:
 
 def test_the_table_is_of_models_that_are_really_narrower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With FLOPs for a clock: what the budget reads out of the table is what `costs.flops` counts."""
-    model = models.model("llama", num_hidden_layers=6)
+    model = models.model("llama", num_hidden_layers=4)
     model.save_pretrained(tmp_path)
     anatomy = families.anatomy(model)
 
@@ -206,11 +206,13 @@ def test_the_table_is_of_models_that_are_really_narrower(tmp_path: Path, monkeyp
         return run
 
     monkeypatch.setattr(table, "_forward", counted)
+    monkeypatch.setattr(table, "LAYERS", 2)
+    monkeypatch.setattr(table, "POINTS", 4)
     full = table.check(tmp_path, "model")
     content = table.table(tmp_path, Work(1, 12, 0), "cpu", "a device", "fp32", 1, 0)
     assert full == (4, 128) and (content["device"], content["tokens"]) == ("a device", 12)
     assert [point["units"] for point in content["kv_groups"]] == [0, 1, 2, 3, 4]
-    assert [point["units"] for point in content["ffn"]] == list(range(0, 129, 16))
+    assert [point["units"] for point in content["ffn"]] == [0, 32, 64, 96, 128]
     (tmp_path / "table.json").write_text(json.dumps(content))
     budget: Any = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": str(tmp_path / "table.json")})
     assert budget.cost(anatomy) == flops(anatomy, 12)
