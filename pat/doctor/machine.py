@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pat.common.machine import cpu_name
 from pat.common.text import size_in_words
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.pruning.weights.kernels import Pass
@@ -43,16 +44,6 @@ def check_devices(device: str, ranks: int) -> Finding:
     cards = [{"name": card.name, "memory_bytes": card.total_memory} for card in devices]
     said = ", ".join(f"{card.name} ({size_in_words(card.total_memory)})" for card in devices)
     return Finding("devices", WELL, said, {"cards": cards})
-
-
-def cpu_name() -> str:
-    """As the kernel knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def check_backend(device: str) -> Finding:

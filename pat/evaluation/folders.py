@@ -83,8 +83,13 @@ def size_of(one: Loaded) -> Size:
         parameters=sum(p.numel() for p in parameters),
         nonzero_parameters=sum(int(torch.count_nonzero(p)) for p in parameters),
         sparsity=one.said.get("sparsity"),
-        bytes=sum(path.stat().st_size for path in _weight_files(one.folder)),
+        bytes=weight_bytes(one.folder),
     )
+
+
+def weight_bytes(folder: Path) -> int:
+    """Of the files with the weights."""
+    return sum(path.stat().st_size for path in _weight_files(folder))
 
 
 def weights_sha256(folder: Path) -> str:

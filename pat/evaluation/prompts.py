@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def _classified(mix: Mix, one: Loaded, device: str) -> list[Answer]:
 
 
 def _generated(mix: Mix, one: Loaded, device: str, batch_size: int) -> list[Answer]:
-    asked = [ids_of(prompt, one) for prompt in mix.prompts]
+    asked = [ids_of(prompt, one.tokenizer, one.path) for prompt in mix.prompts]
     most = [prompt.output_tokens or mix.head.output_tokens for prompt in mix.prompts]
     _check_positions(mix, one, asked, most)
     made = []
@@ -80,19 +81,19 @@ def _class_logits(mix: Mix, one: Loaded, device: str) -> list[Tensor]:
     return made
 
 
-def ids_of(prompt: Prompt, one: Loaded) -> list[int]:
+def ids_of(prompt: Prompt, tokenizer: Any, path: Path) -> list[int]:
     """The prompt's tokens, up to where the answer begins."""
     if prompt.messages is None:
-        ids = one.tokenizer(prompt.prompt, verbose=False)["input_ids"]
-        eos = one.tokenizer.eos_token_id
+        ids = tokenizer(prompt.prompt, verbose=False)["input_ids"]
+        eos = tokenizer.eos_token_id
         ids = ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids  # some tokenizers end every text
-    elif one.tokenizer.chat_template is None:
+    elif tokenizer.chat_template is None:
         raise ValueError(
-            f"the prompt {prompt.id} is a chat, and the tokenizer of {one.path} has no chat template: give a chat "
+            f"the prompt {prompt.id} is a chat, and the tokenizer of {path} has no chat template: give a chat "
             "model, or prompts of text"
         )
     else:
-        ids = one.tokenizer.apply_chat_template(
+        ids = tokenizer.apply_chat_template(
             prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
     if not ids:

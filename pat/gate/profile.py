@@ -76,11 +76,22 @@ def read(path: Path) -> Profile:
             f'{path} is no profile: it must hold {{"models": [{{"folder": ..., "latency_p95": seconds, ...}}]}}, and '
             'perhaps "ratios": [{"folder": ..., "against": ..., "latency_p95": ratio}]'
         )
-    return Profile(
-        path,
-        {Path(row["folder"]).resolve(): row for row in models},
-        {(Path(row["folder"]).resolve(), Path(row["against"]).resolve()): row for row in ratios},
-    )
+    folders = [Path(row["folder"]).resolve() for row in models]
+    twice = next((row["folder"] for i, row in enumerate(models) if folders[i] in folders[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{path} has {twice} more than once: profile each model once, with one --backend")
+    found = {(folder, folders[0]): _beside_the_first(row) for folder, row in zip(folders, models, strict=True)}
+    found |= {(Path(row["folder"]).resolve(), Path(row["against"]).resolve()): row for row in ratios}
+    return Profile(path, dict(zip(folders, models, strict=True)), found)
+
+
+def _beside_the_first(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A model's `ratio` to the first one, {figure: {value, low, high}}, as a row of `ratios`."""
+    said = row.get("ratio")
+    known = {name: one for name, one in said.items() if isinstance(one, Mapping)} if isinstance(said, Mapping) else {}
+    bounded = {name: one for name, one in known.items() if one.get("low") is not None and one.get("high") is not None}
+    values = {name: one.get("value") for name, one in known.items()}
+    return {**values, INTERVALS: {name: [one["low"], one["high"]] for name, one in bounded.items()}}
 
 
 def _rows(value: Any, *keys: str) -> bool:

@@ -132,6 +132,16 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
     profile.write_text(json.dumps(content))
     assert run(*options, *against) == 0
     assert run(*options, *against, "--confident") == 5
+    del content["ratios"]
+    content["models"][1]["ratio"] = {"latency_p95": {"value": 0.74, "low": 0.7, "high": 0.76}}  # as pat profile has it
+    profile.write_text(json.dumps(content))
+    assert run(*options, *against) == 0
+    assert run(*options, *against, "--confident") == 5
+    (check,) = json.loads((tmp_path / "g.json").read_text())["checks"]
+    assert check["quantity"] == 0.74 and check["interval"] == [0.7, 0.76]
+    content["models"].append(content["models"][0])
+    profile.write_text(json.dumps(content))
+    assert run(*options, *against) == 2, "which of the two backends?"
 
 
 @pytest.mark.parametrize(

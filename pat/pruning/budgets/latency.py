@@ -1,0 +1,92 @@
+"""The budget that counts measured time."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pat.common.typed import is_mapping
+from pat.models.anatomy import Anatomy, Attention
+from pat.pruning.budgets import StructureBudget
+from pat.pruning.structures.costs import Cost
+
+PICO = 1e12
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Latency(StructureBudget):
+    """Fraction of the measured time of one forward, from the table of `pat profile MODEL --table FILE`.
+
+    Each structure's time is taken as a line, fixed + slope * units, fitted to its points (least squares), because units
+    are chosen by what one of them costs. It is the time of that device, batch size and length.
+    Source: ZipLM, Kurtic et al. 2023, arXiv:2302.04089, there without the line.
+    """
+
+    name: str = "latency"
+    table: str = field(kw_only=True)  # the file that `pat profile --table` wrote, of this model on the target device
+
+    unit: ClassVar[str] = "picoseconds"
+
+    def cost(self, anatomy: Anatomy) -> Cost:
+        """Picoseconds of the forward that the table was measured with."""
+        content = _read(self.table)
+        if content.get("model_type") != anatomy.model_type:
+            raise ValueError(
+                f"budget.table {self.table} is of a {content.get('model_type')}, and the model is a "
+                f"{anatomy.model_type}: measure this one."
+            )
+        lines = {kind: _line(self.table, content.get(kind), kind) for kind in ("kv_groups", "ffn")}
+        rows: list[tuple[tuple[int, int], ...]] = []
+        for layer in anatomy.layers:
+            row: list[tuple[int, int]] = []
+            for sublayer in layer.sublayers:
+                kind = "kv_groups" if isinstance(sublayer, Attention) else "ffn"
+                most, fixed, slope = lines[kind]
+                if most != sublayer.num_units:
+                    raise ValueError(
+                        f"budget.table {self.table} is of a model with {most} {kind}, and {sublayer.name} has "
+                        f"{sublayer.num_units}: measure this one."
+                    )
+                row.append((fixed, slope))
+            rows.append(tuple(row))
+        return Cost(_picoseconds(self.table, content.get("base_seconds")), (0,) * len(rows), tuple(rows))
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        raise ValueError(
+            f"budget.table {path} cannot be read: make it with `pat profile MODEL --table {path}`."
+        ) from None
+    if not is_mapping(content) or content.get("format") != FORMAT:
+        raise ValueError(f"budget.table {path} is no latency table: make one with `pat profile MODEL --table FILE`.")
+    return dict(content)
+
+
+def _line(path: str, points: Any, kind: str) -> tuple[int, int, int]:
+    """(most units, fixed, per unit), in picoseconds; fixed at least 0. ValueError where more units take no longer."""
+    try:
+        known = [(int(point["units"]), float(point["seconds"])) for point in points if point["units"] > 0]
+    except (TypeError, KeyError, ValueError):
+        known = []
+    if len(known) < 2 or not all(math.isfinite(seconds) for _, seconds in known):
+        raise ValueError(f"budget.table {path} has no times of {kind}: make it anew with `pat profile MODEL --table`.")
+    n, t = (math.fsum(column) / len(known) for column in zip(*known, strict=True))
+    slope = math.fsum((a - n) * (b - t) for a, b in known) / math.fsum((a - n) ** 2 for a, _ in known)
+    if round(slope * PICO) < 1:
+        raise ValueError(
+            f"budget.table {path}: fewer {kind} take no less time there, so no number of them has a latency: measure "
+            "longer prompts, or prune other structures by a budget of FLOPs."
+        )
+    return max(units for units, _ in known), max(0, round((t - slope * n) * PICO)), round(slope * PICO)
+
+
+def _picoseconds(path: str, seconds: Any) -> int:
+    if not isinstance(seconds, (int, float)) or not 0.0 <= seconds < math.inf:
+        raise ValueError(f"budget.table {path} has no base_seconds: make it anew with `pat profile MODEL --table`.")
+    return round(seconds * PICO)

@@ -1,0 +1,89 @@
+"""The budget of measured time: exact on tables that are lines, and what is no table is one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pat.models import families
+from pat.models.anatomy import Anatomy
+from pat.pruning import registry
+from tests import models as small
+
+BASE, ATTENTION, MLP = 4e-3, (2e-4, 5e-4), (1e-4, 1e-5)  # seconds: at all; fixed and per unit of a layer
+
+
+@pytest.fixture(scope="module")
+def anatomy() -> Anatomy:
+    return families.anatomy(small.model("llama"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    def write(**changed: Any) -> str:
+        lines = {"kv_groups": (ATTENTION, [1, 2, 3, 4]), "ffn": (MLP, [16, 64, 128])}
+        points = {
+            kind: [{"units": 0, "seconds": 0.0}, *({"units": n, "seconds": fixed + slope * n} for n in units)]
+            for kind, ((fixed, slope), units) in lines.items()
+        }
+        content = {"format": 1, "model_type": "llama", "base_seconds": BASE, **points, **changed}
+        (tmp_path / "table.json").write_text(json.dumps(content))
+        return str(tmp_path / "table.json")
+
+    return write
+
+
+def seconds(groups: int, neurons: int, layers: int) -> float:
+    return BASE + layers * (ATTENTION[0] + ATTENTION[1] * groups + MLP[0] + MLP[1] * neurons)
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5])
+def test_the_model_that_is_left_takes_what_the_table_says(
+    anatomy: Anatomy, write: Callable[..., str], sparsity: float
+) -> None:
+    """Would catch: a wrong line, layer or base; a shape that could be wider within the time."""
+    budget: Any = registry.build(
+        "budget", {"name": "latency", "sparsity": sparsity, "table": write(), "multiple_of": 8}
+    )
+    sites = small.sites(anatomy, "ffn", "kv_groups", "layers")
+    generator = torch.Generator().manual_seed(0)
+    choice = budget.choose(anatomy, sites, {s.name: torch.rand(s.num_units, generator=generator) for s in sites})
+    (groups,), (neurons,) = set(choice.counts["kv_groups"]), set(choice.counts["ffn"])
+    layers = sum(choice.counts["layers"])
+    limit = (1 - sparsity) * seconds(4, 128, 3)
+    assert choice.before == pytest.approx(seconds(4, 128, 3) * 1e12)
+    assert choice.after == pytest.approx(seconds(groups, neurons, layers) * 1e12) and choice.after <= limit * 1e12
+    for wider in ((groups + 1, neurons, layers), (groups, neurons + 8, layers), (groups, neurons, layers + 1)):
+        if wider[0] <= 4 and wider[1] <= 128 and wider[2] <= 3:
+            assert seconds(*wider) > limit
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"format": 2}, "is no latency table"),
+        ({"model_type": "bert"}, "is of a bert, and the model is a llama"),
+        ({"base_seconds": None}, "has no base_seconds"),
+        ({"ffn": [{"units": 0, "seconds": 0}]}, "has no times of ffn"),
+        ({"ffn": None}, "has no times of ffn"),
+        ({"ffn": [{"units": 64, "seconds": 2e-3}, {"units": 128, "seconds": 1e-3}]}, "fewer ffn take no less time"),
+        ({"ffn": [{"units": 64, "seconds": 1e-3}, {"units": 256, "seconds": 2e-3}]}, "is of a model with 256 ffn"),
+    ],
+)
+def test_what_is_no_table_of_this_model(
+    anatomy: Anatomy, write: Callable[..., str], changed: dict[str, Any], said: str
+) -> None:
+    budget: Any = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": write(**changed)})
+    with pytest.raises(ValueError, match=said):
+        budget.cost(anatomy)
+
+
+def test_no_table(anatomy: Anatomy, tmp_path: Path) -> None:
+    budget: Any = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": str(tmp_path / "none")})
+    with pytest.raises(ValueError, match="cannot be read: make it with `pat profile"):
+        budget.cost(anatomy)
