@@ -18,7 +18,7 @@ began=$SECONDS
 stage() { printf '\n\033[1m[%d:%02d] %s\033[0m\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) "$*"; }
 show() { printf '$ %s\n' "$*"; "$@"; }
 
-stage "1/7 set-up and assets: a pretrained encoder and rated sentences from film reviews"
+stage "1/8 set-up and assets: a pretrained encoder and rated sentences from film reviews"
 . launch/setup.sh
 python launch/assets.py reviews
 if ! nvidia-smi --list-gpus >/dev/null 2>&1; then
@@ -30,13 +30,13 @@ mkdir -p "$out"
 reviews=(--data "$assets/reviews/train.jsonl" --eval "$assets/reviews/eval.jsonl" --max-length 40 --samples 256)
 registry=(--dir "$out/registry")
 
-stage "2/7 the dense model, $steps steps"
+stage "2/8 the dense model, $steps steps"
 if [ ! -e "$out/dense/config.json" ]; then
     show pat train recipe=reviews_dense "run.dir=$out/run" engine.world_size=1 "train.num_steps=$steps"
     show pat export "$out/run" --out "$out/dense"
 fi
 
-stage "3/7 three variants, pruned without training: half of the weights, half of the neurons, 95 % of the weights by size"
+stage "3/8 three variants, pruned without training: half of the weights, half of the neurons, 95 % of the weights by size"
 prune() { # NAME, and how much
     [ -e "$out/$1/config.json" ] || show pat prune "$out/dense" "${reviews[@]:0:6}" --out "$out/$1" "${@:2}"
 }
@@ -44,7 +44,12 @@ prune sparse --sparsity 0.5 "${reviews[@]:6}"
 prune narrow --keep ffn=0.5 "${reviews[@]:6}"
 prune broken --sparsity 0.95 --method magnitude
 
-stage "4/7 may they go into production? at most three points of accuracy less than the dense model"
+stage "4/8 how fast are they? each beside the dense model, in turn"
+[ -e "$out/profile.json" ] ||
+    show pat profile "$out/dense" "$out/narrow" "$out/sparse" --mix reviews --requests 10 --batch-sizes 1 \
+        --json "$out/profile.json"
+
+stage "5/8 may they go into production? at most three points of accuracy less than the dense model"
 cat >"$out/envelope.yaml" <<'YAML'
 accuracy: {drop: 0.03}   # at most this much below the baseline
 passed: {drop: 0.1}      # on the prompt mix
@@ -55,12 +60,12 @@ for variant in sparse narrow broken; do
             --json "$out/$variant.gate.json" || [ $? = 5 ] # outside of the envelope: said, and no error of this script
 done
 
-stage "5/7 the two that passed, side by side on the prompt mix"
+stage "6/8 the two that passed, side by side on the prompt mix"
 show pat compare "$out/narrow" "$out/sparse" --mix reviews --json "$out/compare.json"
 
-stage "6/7 the registry: the first goes into production, then the better one; the broken one is refused"
+stage "7/8 the registry: the first goes into production, then the better one; the broken one is refused"
 add() { # NAME
-    show pat registry add reviews "$out/$1" --gate "$out/$1.gate.json" "${registry[@]}"
+    show pat registry add reviews "$out/$1" --gate "$out/$1.gate.json" --profile "$out/profile.json" "${registry[@]}"
 }
 add narrow
 show pat registry promote reviews 1 --as champion --reason "the first variant inside of the envelope" "${registry[@]}"
@@ -76,7 +81,7 @@ show pat registry rollback reviews --as champion --reason "complaints about shor
 show pat registry verify reviews champion "${registry[@]}"
 show pat registry show reviews "${registry[@]}"
 
-stage "7/7 a report that a manager can read"
-show pat report "$out/compare.json" "$out/sparse" "$out/sparse.gate.json" --out "$out/report.html"
+stage "8/8 a report that a manager can read"
+show pat report "$out/compare.json" "$out/sparse" "$out/sparse.gate.json" "$out/profile.json" --out "$out/report.html"
 
 printf '\nIn all: %d min %d s. Open %s/report.html\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) "$out"

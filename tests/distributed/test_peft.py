@@ -20,6 +20,7 @@ def parity(kind: str) -> dict[str, Any]:
     return run_ranks(SCRIPT, 2, "parity", kind)[kind]
 
 
+@pytest.mark.slow
 def test_two_zero_stages() -> None:
     """As below, at ZeRO 2 and 3; the slow set adds 0, 1, other gates, interruptions and what a checkpoint holds."""
     _check(run_ranks(SCRIPT, 2, "quick", "l0")["l0"])

@@ -237,6 +237,7 @@ print(resident("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_streaming_all_parameters_holds_one_and_nothing_of_deepspeed_is_imported(tmp_path):
     model = nn.Sequential(*(nn.Linear(1 << 10, 1 << 10, bias=False) for _ in range(12)))  # 48 MB of fp32

@@ -46,6 +46,7 @@ def by_hand(folder: Path, texts: list[str]) -> list[list[float]]:
         return [model(**one).logits[0].softmax(-1).tolist() for one in encoded]  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_figures_of_a_recipes_data_and_of_a_mix_are_those_by_hand(
     classifier: Path, tmp_path: Path, capsys: Any
 ) -> None:
