@@ -282,6 +282,7 @@ def test_what_was_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (run / "config.yaml").read_text() == "old"
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_members_share_a_mistake_leaves_nothing(tmp_path: Path, capsys) -> None:
     command = ["recipe=parity", "logger=none", "seed=0,1", "data.max_length=9999"]
     assert "make no sample of data.max_length=9999" in refused(capsys, "sweep", *command, "--out", "sweeps/mine")
