@@ -5,15 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+)
 
 from pat.models import families
 from pat.models.anatomy import Anatomy
+from pat.models.tokenizers import byte_tokenizer
 from pat.pruning import registry
 from pat.pruning.criteria import Calibrated
 from pat.pruning.structures.sites import Site, find_sites
@@ -154,6 +164,33 @@ def _interpolate(gate: Tensor) -> Callable[..., Any]:
         return before + gate * (output - before)
 
     return hook
+
+
+def write_llama(path: Path, seed: int = 0, layers: int = 2) -> Path:
+    """A folder with a small Llama over bytes, whose answers are far from uniform."""
+    torch.manual_seed(seed)
+    small = LlamaConfig(
+        vocab_size=320, hidden_size=24, intermediate_size=40, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=256, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(small).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+def write_classifiers(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Two folders with classifiers over bytes that have the same labels; the second's head is turned round."""
+    made = []
+    for name, sign in zip(names, (1.0, -1.0), strict=True):
+        small = model("bert", auto=AutoModelForSequenceClassification, vocab_size=320)
+        with torch.no_grad():
+            small.classifier.weight.mul_(sign)
+            small.classifier.bias.mul_(sign)
+        small.config.id2label, small.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+        small.save_pretrained(folder / name)
+        byte_tokenizer().save_pretrained(folder / name)
+        made.append(folder / name)
+    return made
 
 
 def elementwise_criteria() -> list[str]:

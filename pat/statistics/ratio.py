@@ -16,11 +16,11 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pat.statistics.paired import Numbers
+
 RESAMPLES = 999  # exchanges that are drawn; R + 1 divides by 20 and by 100
 STEPS = 18  # of a bisection: 3e-5 of the log is left
 WIDEST = 7.0  # log of the largest ratio that a bound is looked for at: about 1,000
-
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

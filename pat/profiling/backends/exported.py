@@ -7,6 +7,7 @@ Runtime gets the cache in and out of every call; OpenVINO keeps it as its state.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def open_runner(name: str, settings: Settings) -> Runner:
     return (_OpenVino if name == "openvino" else _Onnx)(runner, settings)
 
 
-class _Exported:
+class _Exported(ABC):
     """A graph; of a language model, `step` is one call that keeps the cache."""
 
     memory_bytes: int | None = None
@@ -93,13 +94,13 @@ class _Exported:
         mask = torch.ones(len(given), self.seen, dtype=torch.long)
         return self.logits(input_ids=given, attention_mask=mask, position_ids=positions)
 
+    @abstractmethod
     def forget(self, batch_size: int) -> None:
         """The cache is empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logits(self, **inputs: Tensor) -> Tensor:
         """Of one call."""
-        raise NotImplementedError
 
 
 class _Onnx(_Exported):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from pat import cli
 from pat.models.tokenizers import byte_tokenizer
@@ -17,21 +17,10 @@ from tests import models
 PARITY = ["recipe=parity", "data.max_eval_samples=6", "data.max_length=32"]
 
 
-def write_llama(path: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    small = LlamaConfig(
-        vocab_size=320, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=256, initializer_range=0.3,
-    )  # fmt: skip
-    LlamaForCausalLM(small).save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def llamas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("llamas")
-    return [write_llama(folder / name, seed) for seed, name in enumerate("ab")]
+    return [models.write_llama(folder / name, seed) for seed, name in enumerate("ab")]
 
 
 def run(*arguments: Any) -> int:
@@ -119,18 +108,7 @@ def test_on_a_recipes_data(llamas: list[Path], tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two with the same labels; the second's head is turned round."""
-    folder, made = tmp_path_factory.mktemp("classifiers"), []
-    for name, sign in (("a", 1.0), ("b", -1.0)):
-        model = models.model("bert", auto=AutoModelForSequenceClassification, vocab_size=320)
-        with torch.no_grad():
-            model.classifier.weight.mul_(sign)
-            model.classifier.bias.mul_(sign)
-        model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
-        model.save_pretrained(folder / name)
-        byte_tokenizer().save_pretrained(folder / name)
-        made.append(folder / name)
-    return made
+    return models.write_classifiers(tmp_path_factory.mktemp("classifiers"), "ab")
 
 
 def test_classifiers_on_a_mix_and_on_data(classifiers: list[Path], tmp_path: Path) -> None:

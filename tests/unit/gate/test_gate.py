@@ -25,20 +25,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """dense; pruned, whose head is turned round; rows that dense labels, all but one, and a mix of half of them."""
     folder, asked = tmp_path_factory.mktemp("gate"), [f"text {i} {'x' * i}" for i in range(24)]
     rows: list[dict[str, str]] = []
-    for name, sign in (("dense", 1.0), ("pruned", -1.0)):
-        model = models.model("bert", auto=AutoModelForSequenceClassification, vocab_size=320)
-        with torch.no_grad():
-            model.classifier.weight.mul_(sign)
-            model.classifier.bias.mul_(sign)
-        model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
-        model.save_pretrained(folder / name)
-        tokenizer: Any = byte_tokenizer()
-        tokenizer.save_pretrained(folder / name)
-        if name == "dense":
-            with torch.no_grad():
-                for text in asked:
-                    best = int(model(**tokenizer(text, return_tensors="pt")).logits.argmax())
-                    rows.append({"text": text, "label": ["bad", "good"][best]})
+    dense, _ = models.write_classifiers(folder, ["dense", "pruned"])
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(dense), byte_tokenizer()
+    with torch.no_grad():
+        for text in asked:
+            best = int(model(**tokenizer(text, return_tensors="pt")).logits.argmax())
+            rows.append({"text": text, "label": ["bad", "good"][best]})
     rows[0]["label"] = "good" if rows[0]["label"] == "bad" else "bad"
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import BertForSequenceClassification
 
 from pat import cli
 from pat.models.tokenizers import byte_tokenizer
@@ -23,20 +23,9 @@ from pat.statistics import ratio
 from tests import models
 
 
-def write_llama(path: Path, layers: int = 2) -> Path:
-    torch.manual_seed(0)
-    small = LlamaConfig(
-        vocab_size=320, hidden_size=24, intermediate_size=40, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=256, initializer_range=0.3,
-    )  # fmt: skip
-    LlamaForCausalLM(small).save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("profile") / "a [bold]model")
+    return models.write_llama(tmp_path_factory.mktemp("profile") / "a [bold]model")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +118,7 @@ def test_fewer_layers_are_faster(
     )
     table = tmp_path / "table.json"
     options = ("--mix", mix, "--price-per-hour", 2, "--table", table)
-    deep, flat = figures(tmp_path, write_llama(tmp_path / "deep", 12), llama, *options)
+    deep, flat = figures(tmp_path, models.write_llama(tmp_path / "deep", layers=12), llama, *options)
     measured = json.loads(table.read_text())
     assert measured["device"] == deep["device"] and measured["base_seconds"] > 0
     assert [point["units"] for point in measured["kv_groups"]] == [0, 1, 2]

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from pat.statistics import ratio
-from pat.statistics.ratio import Numbers
+from pat.statistics.paired import Numbers
 
 
 def noisy(seed: int, blocks: int, true: float = 1.0) -> tuple[Numbers, Numbers]:
