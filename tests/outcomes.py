@@ -1,8 +1,8 @@
 """What pytest does with a failure: a second run where the machine may be at fault; its name at the end of the output.
 
-Tests marked `real_processes` wait for daemons and signals, so a machine that stands still for a minute can fail them.
-They are run once more. A pass then counts as a pass, but the first failure is shown and counted as `run once more`, so
-a change that makes a test fail now and then shows in that number.
+Tests marked `real_processes` wait for daemons and signals or take times, so a machine that stands still for a minute
+can fail them. They are run once more. A pass then counts as a pass, but the first failure is shown and counted as
+`run once more`, so a change that makes a test fail now and then shows in that number.
 
 What was skipped in NEEDS_ROOT (a real Slurm, sshd, a full disk) is counted at the end with its reason. Where
 CI=true, as on GitHub and in .ci/run, such a skip fails the run: there it would mean that nobody ever runs these.

@@ -34,19 +34,20 @@ BUCKET = 2_000_000  # elements of the reduction: not as large as the rest togeth
 COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
 
 
-def storages(tensors: Iterable[Any]) -> dict[int, int]:
-    """Bytes of each storage."""
+def storages(tensors: Iterable[Any]) -> dict[int, tuple[int, str]]:
+    """Of each storage: bytes, and what one tensor in it looks like."""
     found = {}
     for tensor in tensors:
         if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
             storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            found[storage.data_ptr()] = (storage.nbytes(), f"{tensor.dtype} {tuple(tensor.shape)}")
     return found
 
 
-def alive() -> dict[int, int]:
-    """All that Python can reach."""
-    gc.collect()
+def alive() -> dict[int, tuple[int, str]]:
+    """All that Python can reach. A tensor that dies in one collection can leave its graph to the next."""
+    while gc.collect():
+        pass
     return storages(each for each in gc.get_objects() if type(each) is not type and isinstance(each, torch.Tensor))
 
 
@@ -74,8 +75,13 @@ def sent_by_ring(sent: Counter[str], ranks: int) -> float:
     )
 
 
-def parts(trained: Trained) -> dict[str, int]:
-    """Bytes by what they are for."""
+def total(found: dict[int, tuple[int, str]]) -> int:
+    """Their bytes."""
+    return sum(size for size, _ in found.values())
+
+
+def parts(trained: Trained) -> dict[str, dict[int, tuple[int, str]]]:
+    """Storages by what they are for."""
     layout, zero = trained.pruner.layout, trained.pruner.layout.zero
     weights = [p.data for p in layout.parameters.values()] + [
         getattr(p, "ds_tensor", None) for p in layout.parameters.values()
@@ -86,7 +92,7 @@ def parts(trained: Trained) -> dict[str, int]:
     states = [s for weight_pruner in trained.pruner.weight_pruners for s in weight_pruner.states]
     pruner = [t for s in states for t in (s.keep, s.score, s.dense)]
     found = {"weights": weights, "optimizer": optimizer, "gradients": gradients, "pruner": pruner}
-    return {name: sum(storages(tensors).values()) for name, tensors in found.items()}
+    return {name: storages(tensors) for name, tensors in found.items()}
 
 
 def expected(config: Any, stage: int) -> tuple[Any, Layout]:
@@ -103,14 +109,14 @@ def expected(config: Any, stage: int) -> tuple[Any, Layout]:
 
 
 def checks(args: list[str]) -> dict[str, Any]:
-    """{what: [measured, planned]} of one ZeRO stage, bytes."""
+    """{what: [measured, planned]} of one ZeRO stage, bytes; and what is alive that no part explains, as text."""
     stage, before = int(args[0]), alive()
     keys = {"zero_optimization": {"reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 1000}}
     config = harness.make_config("movement", engine__zero_stage=stage, engine__deepspeed=keys, model__config=SIZE)
     config = config.changed(train__micro_batch_size=config.train.global_batch_size // dist.get_world_size() // 2)
     shapes, layout = expected(config, stage)
     plan, size = memory.memory(shapes, layout), checkpoints.checkpoint_size(shapes, layout)
-    sent, trained, found = count_traffic(), harness.build(config), {}
+    sent, trained, found, others = count_traffic(), harness.build(config), {}, {}
     with tempfile.TemporaryDirectory() as folder:
         root, at = Path(harness.from_rank_0(folder)), 0
         for phase, step in (("soft", 5), ("hard", 10)):
@@ -131,16 +137,18 @@ def checks(args: list[str]) -> dict[str, Any]:
                 "gradients": plan.gradients,
                 "pruner": state,
             }
-            found |= {f"{name}, {phase}": [measured[name], planned[name]] for name in planned}
+            found |= {f"{name}, {phase}": [total(measured[name]), planned[name]] for name in planned}
             resident = plan.reduction if stage == 3 else 0  # at ZeRO 1 and 2 the buffer goes when the backward ends
-            found[f"all that is alive, {phase}"] = [sum(held.values()), sum(planned.values()) + resident]
+            found[f"all that is alive, {phase}"] = [total(held), sum(planned.values()) + resident]
+            explained = set().union(*measured.values())
+            others[phase] = sorted((each for key, each in held.items() if key not in explained), reverse=True)[:20]
             if phase == "hard":  # no selection in it
                 found["sent"] = [sent_by_ring(sent, layout.ranks), traffic.bytes_per_step(shapes, layout)]
             path = store.save(trained.engine, trained.pruner, root, at, {}, {})
             on_disk = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
             found[f"checkpoint, {phase}"] = [on_disk, getattr(size, phase)]
         dist.barrier()
-    return found
+    return {"bytes": found, "others": others}
 
 
 if __name__ == "__main__":
