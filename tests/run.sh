@@ -24,10 +24,10 @@ scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 export HF_HOME="$scratch/hf" WANDB_DIR="$scratch"
 
-# One more at once than there are cores keeps them busy: ranks wait for each other, and jobs for Slurm. What takes longest
+# Two more at once than there are cores keep them busy: ranks wait for each other, and jobs for Slurm. What takes longest
 # comes first.
 cores="$(env -u OMP_NUM_THREADS nproc)"  # it would count threads
-[ $# -gt 0 ] || set -- --numprocesses="$((cores < 8 ? cores + 1 : 8))" --dist=loadfile --no-loadscope-reorder \
+[ $# -gt 0 ] || set -- --numprocesses="$((cores < 7 ? cores + 2 : 8))" --dist=loadfile --no-loadscope-reorder \
     tests/cluster tests/unit/house/test_docker.py tests/distributed tests/browser tests/recipes tests/unit
 
 status=0

@@ -39,16 +39,13 @@ QUICK = ["zero0", "zero1", "zero3 in sub-groups"]  # replicated, one shard a ran
 SLOW = [name for name in EVERY if name not in QUICK]
 PLAIN = {"quick": QUICK[-1:], "slow": [name for name in EVERY if name not in QUICK[-1:]]}
 PHASES = (1, 5, 10)  # steps in the dense, soft and hard phase
-WHOLE = [name for name in LAYOUTS if "every key" not in name] + ["zero0"]  # those that differ in what is saved
+WHOLE = ["zero0", "zero2", "zero3", "zero3 in sub-groups", "zero3 offload"]  # in all phases; the others in one
 INTERRUPTED = {  # (pruner, layout, after which steps)
     "quick": [("movement", "zero1", (1, 10)), ("n_of_m", "zero3 in sub-groups", (5,))],
     "slow": [("movement", name, PHASES if name in WHOLE else (5,)) for name in EVERY]
     + [
-        (kind, layout, PHASES)
-        for kind, layout in (
-            ("n_of_m", "zero3"), ("n_of_m", "zero3 in sub-groups"), ("magnitude", "zero2"), ("block", "zero2"),
-            ("soft_movement", "zero3"),
-        )
+        ("n_of_m", "zero3", PHASES), ("n_of_m", "zero3 in sub-groups", PHASES), ("magnitude", "zero2", (5,)),
+        ("block", "zero2", (5,)), ("soft_movement", "zero3", (5,)),
     ],
 }  # fmt: skip
 

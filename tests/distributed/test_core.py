@@ -104,7 +104,8 @@ def test_skipped_step_changes_nothing(layout: str) -> None:
 
 @pytest.mark.parametrize("which", quick_and_slow(["quick"], ["slow"]))
 def test_interruption_changes_nothing(which: str) -> None:
-    """Resumed in each phase on the same layout: bitwise the undisturbed run. The slow set adds each phase of each."""
+    """Resumed in each phase on the same layout: bitwise the undisturbed run. The slow set adds the
+    other layouts."""
     for case, (undisturbed, resumed) in core(which)["interrupted"].items():
         assert resumed == undisturbed, case
 

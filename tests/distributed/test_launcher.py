@@ -108,7 +108,7 @@ def test_the_exit_code_is_the_one_that_the_ranks_wrote(tmp_path, code):
     [
         pytest.param("SIGUSR1", "SIGUSR1", marks=pytest.mark.slow),
         pytest.param("SIGTERM", "SIGTERM", marks=pytest.mark.slow),
-        ("SIGINT", "SIGTERM"),  # what is translated, too
+        pytest.param("SIGINT", "SIGTERM", marks=pytest.mark.slow),  # what is translated, too
     ],
 )
 def test_signals_reach_every_rank_and_not_the_launcher(tmp_path, sent, received):
