@@ -140,8 +140,8 @@ class DataConfig(Section, frozen=True):
         only_with=".source=generated|mixture",
     )
     max_length: int = key(MISSING, "longest sequence, in tokens; longer ones are cut", ge=1)
-    max_train_samples: int | None = key(None, "use only the first so many training samples", ge=1)
-    max_eval_samples: int | None = key(None, "use only the first so many evaluation samples", ge=1)
+    max_train_samples: int | None = key(None, "use only the first N training samples", ge=1)
+    max_eval_samples: int | None = key(None, "use only the first N evaluation samples", ge=1)
     cache_dir: str | None = key(None, "where prepared data is cached; null: $PAT_CACHE, else ~/.cache/pat")
 
 
@@ -184,7 +184,7 @@ class TaskConfig(Section, frozen=True):
     )
     loss_chunk_tokens: int | None = key(
         None,
-        "compute logits for so many tokens at a time, e.g. 1024, to save memory; null: for all at once",
+        "compute logits for this many tokens at a time, e.g. 1024, to save memory; null: for all at once",
         only_with="task",
     )
 
@@ -213,7 +213,7 @@ class TrainConfig(Section, frozen=True):
     keep_last: int = key(2, "how many of the newest checkpoints to keep; the best one is kept as well", ge=1)
     best_metric: str | None = key(None, "metric that decides which checkpoint is best; null: the task's own")
     early_stopping_patience: int | None = key(
-        None, "stop after so many evaluations of the hard phase without a better one; null: never", ge=1
+        None, "stop after this many evaluations of the hard phase without a better one; null: never", ge=1
     )
     envelope_patience: int = key(
         2,

@@ -28,7 +28,7 @@ def add_mix_options(parser: argparse.ArgumentParser) -> None:
 def add_statistics_options(parser: argparse.ArgumentParser) -> None:
     """--confidence, --seed."""
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and tests (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is resampled (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
 
 
 def check_statistics_options(options: argparse.Namespace) -> None:

@@ -87,7 +87,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.worst < 0 or (options.limit or 1) < 1 or (options.num_fewshot or 0) < 0:
         raise ValueError("--worst and --num-fewshot must be 0 or more, --limit 1 or more")
     if options.mix and options.tasks:
-        raise ValueError("--mix and --tasks: give one of both a time")
+        raise ValueError("--mix and --tasks: give only one of them")
     for name in ("include_path", "output", "limit", "num_fewshot"):
         if getattr(options, name) is not None and not options.tasks:
             raise ValueError(f"--{name.replace('_', '-')} would be ignored: it goes with --tasks")
@@ -199,7 +199,9 @@ def _table(evaluations: Sequence[Any], comparable: bool) -> Any:
 
     first = evaluations[0].metrics
     names = [name for name, value in first.items() if isinstance(value, float)]
-    table = Table(box=box.SIMPLE_HEAD, caption="tokens/s: one pass over the data, at what this machine did besides")
+    table = Table(
+        box=box.SIMPLE_HEAD, caption="tokens/s: one pass over the data, beside whatever else this machine was doing"
+    )
     longest = max(len(item.folder) for item in evaluations)
     table.add_column("model", overflow="fold", min_width=min(longest, NAME))
     for column in (*names, "sparsity", "parameters", "not zero", "on disk", "tokens/s"):

@@ -1,4 +1,4 @@
-"""Whether a variant is inside of its envelope: a check a limit, for CI."""
+"""Whether a variant is inside its envelope: a check a limit, for CI."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _judge(variant: Path, config: Any, mix: Any, profile: Any, envelope: Any, op
         seconds=time.monotonic() - started,
     )
     failed = [write.sentence(check) for check in checks if not check.passed]
-    ending = "inside of its envelope" if verdict.passed else "outside of its envelope:\n  " + "\n  ".join(failed)
+    ending = "inside its envelope" if verdict.passed else "outside its envelope:\n  " + "\n  ".join(failed)
     _models.show([write.table(verdict), f"{variant} is {ending}"])
     if options.json:
         files.write_json(options.json, verdict.plain())

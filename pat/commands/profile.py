@@ -89,7 +89,7 @@ def _profile(options: argparse.Namespace) -> int:
 
     paths, keys = _models.folders_and_keys(options.models)
     if keys:
-        raise ValueError(f"{keys[0]} is no folder: give runs or Hugging Face folders")
+        raise ValueError(f"{keys[0]} is not a folder: give runs or Hugging Face folders")
     backends = tuple(dict.fromkeys(options.backend.split(",")))
     for name in backends:
         check_installed(name)

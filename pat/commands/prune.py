@@ -94,7 +94,7 @@ def _model_config(options: argparse.Namespace) -> Any:
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{model} is no model's folder or name: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{model} is neither a model's folder nor its name: {str(error).splitlines()[0]}") from error
 
 
 def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]:

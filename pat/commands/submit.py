@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
         usage="pat submit --cluster NAME recipe=NAME [key=value ...] [cluster.key=value ...] [options]",
         description="Check all that a start checks (data, model, patterns, DeepSpeed's keys), freeze the run's config\n"
         "in its directory, write job.sbatch beside it and submit that. After its time limit or a preemption the job\n"
-        "comes back by itself and goes on from its newest checkpoint. What can be said of a cluster is described in\n"
+        "comes back by itself and goes on from its newest checkpoint. All keys of a cluster are described in\n"
         "conf/cluster/slurm.yaml.",
         epilog="examples:\n"
         "  pat submit --cluster slurm recipe=llama3_8b cluster.nodes=2 cluster.gpus_per_node=8 \\\n"

@@ -14,7 +14,7 @@ examples:
   pat watch runs/dense runs/pruned --every 30
   ssh -L 8000:localhost:8000 HOST pat watch runs/pruned --port 8000       of a run on another machine
 
-The page is read-only. Its address holds a token: only who has it sees the page.
+The page is read-only. Its address holds a token: only only those who have it see the page.
 
 """
 

@@ -83,7 +83,7 @@ def compare(a: Path, b: Path, columns: Columns, effect: float | None = None, con
         rows = [[first[key] for key in common], [second[key] for key in common]]
     binary = all(row.outcome in (0.0, 1.0) for each in rows for row in each)
     if effect is None and not binary:
-        raise ValueError(f"{columns.outcome} is no yes or no: give --effect, the difference that is worth finding")
+        raise ValueError(f"{columns.outcome} is not a yes or no: give --effect, the difference that is worth finding")
     size = EFFECT if effect is None else effect
     names = list(dict.fromkeys(name for each in rows for row in each for name in row.slices))
     looks = {name: _look(rows, name, size, confidence, paired) for name in names}

@@ -73,5 +73,5 @@ def _explain_key(error: OmegaConfBaseException) -> str:
         from pat.schema import PrunerConfig
 
         keys = ", ".join(sorted(PrunerConfig.model_fields))
-        return f"{of_pruner[2]} is no pruner: pruners.NAME is a mapping with keys out of {keys}"
+        return f"{of_pruner[2]} is not a pruner: pruners.NAME is a mapping with keys out of {keys}"
     return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"

@@ -79,7 +79,7 @@ def load(path: str | Path) -> Config:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ValueError(f"cannot read the run's config {path}: {reason}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"cannot read the run's config {path}: it is no mapping of keys")
+        raise ValueError(f"cannot read the run's config {path}: it is not a mapping of keys")
     return to_config(content)
 
 

@@ -38,6 +38,6 @@ def take_world_size(config: Config, overrides: Sequence[str]) -> Config:
     for override in overrides:
         if override.startswith("engine.world_size=") and override != f"engine.world_size={slots}":
             raise ValueError(
-                f"{override}, but engine.hostfile={config.engine.hostfile} has {slots} slots: leave one of both out"
+                f"{override}, but engine.hostfile={config.engine.hostfile} has {slots} slots: leave one of them out"
             )
     return config.changed(engine__world_size=slots)

@@ -53,7 +53,7 @@ def check(cfg: DataConfig) -> None:
         codecs.lookup(cfg.encoding)
     except LookupError:
         raise ValueError(
-            f"data.encoding='{cfg.encoding}' is no encoding: take utf-8, latin-1, cp1252, utf-16, ..."
+            f"data.encoding='{cfg.encoding}' is not an encoding: take utf-8, latin-1, cp1252, utf-16, ..."
         ) from None
 
 
@@ -104,7 +104,7 @@ def records(paths: Sequence[str], cfg: DataConfig) -> Iterator[tuple[Place, list
                 found = f"{len(values)} value{'s' * (len(values) != 1)}"
                 raise ValueError(
                     f"{where}: {found}, but the header has {len(header)} columns: "
-                    f"mend the line, quote values that contain data.delimiter={cfg.delimiter!r}, or name another one."
+                    f"fix the line, quote values that contain data.delimiter={cfg.delimiter!r}, or name another one."
                 )
             yield where, values
 

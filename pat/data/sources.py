@@ -136,7 +136,7 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
             raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
         if name == "label" and not isinstance(rows.features[column], Value | ClassLabel):
             raise ValueError(
-                f"data.label_column='{column}' holds {rows.features[column]}, not a word or number a row: name another."
+                f"data.label_column='{column}' holds {rows.features[column]}, not a word or number: name another."
             )
         empty = None if name == "tools" else _first_empty(rows, column, name == "label")
         if empty is not None:

@@ -104,7 +104,7 @@ def judge_reductions(folder: Path) -> Finding:
     """Sums over ranks are those of exact arithmetic, and always the same bits."""
     measured = (read_json(folder / "ranks.json") or {}).get("reductions")
     if measured is None:
-        return Finding("reductions", BROKEN, "the ranks did not get so far")
+        return Finding("reductions", BROKEN, "the ranks did not get that far")
     faults = []
     if not measured["exact"]:
         faults.append("sums of whole numbers are wrong")
@@ -122,7 +122,7 @@ def judge_saving(folder: Path) -> Finding:
     """How fast all ranks together write."""
     measured = (read_json(folder / "ranks.json") or {}).get("saving")
     if measured is None:
-        return Finding("saving", BROKEN, "the ranks did not get so far")
+        return Finding("saving", BROKEN, "the ranks did not get that far")
     rate = measured["bytes"] / measured["seconds"]
     said = f"{rate / 1e6:,.0f} MB/s ({size_in_words(measured['bytes'])} by all ranks at once, synced)"
     return Finding("saving", WELL if rate >= SLOW else MIND, said, measured | {"bytes_per_s": rate})

@@ -111,7 +111,7 @@ def read(path: Path) -> Any:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if isinstance(content, Mapping) and set(content) == {"envelope"}:
         content = content["envelope"]
     if not isinstance(content, Mapping):

@@ -58,7 +58,9 @@ def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path 
     model that is no language model, or data that cannot be loaded.
     """
     if not prompts.generative(one):
-        raise ValueError(f"{one.path} is no causal language model, and --tasks is for these: give recipe=NAME or --mix")
+        raise ValueError(
+            f"{one.path} is not a causal language model, and --tasks is only for those: give recipe=NAME or --mix"
+        )
     tracker = None
     if output is not None:
         tracker = imported("lm_eval.loggers").EvaluationTracker(output_path=str(output / "results.json"))

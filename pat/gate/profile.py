@@ -68,13 +68,13 @@ def read(path: Path) -> Profile:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     models = content.get("models") if isinstance(content, Mapping) else None
     ratios = content.get("ratios", []) if isinstance(content, Mapping) else []
     if not (_rows(models, "folder") and models and _rows(ratios, "folder", "against")):
         raise ValueError(
-            f'{path} is no profile: it must hold {{"models": [{{"folder": ..., "latency_p95": seconds, ...}}]}}, and '
-            'perhaps "ratios": [{"folder": ..., "against": ..., "latency_p95": ratio}]'
+            f'{path} is not a profile: it must hold {{"models": [{{"folder": ..., "latency_p95": seconds, ...}}]}}, '
+            'and perhaps "ratios": [{"folder": ..., "against": ..., "latency_p95": ratio}]'
         )
     folders = [Path(row["folder"]).resolve() for row in models]
     twice = next((row["folder"] for i, row in enumerate(models) if folders[i] in folders[:i]), None)

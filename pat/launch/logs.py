@@ -16,7 +16,7 @@ def find(run: Path, rank: int | None) -> Path:
     """The log of a rank, or (None) of the newest Slurm job; ValueError where there is none."""
     directory = RunDir(run)
     if not directory.config.exists():
-        raise ValueError(f"{run} is no run directory (it has no config.yaml): give a directory that pat has made")
+        raise ValueError(f"{run} is not a run directory (it has no config.yaml): give a directory that pat has made")
     if rank is not None:
         path = directory.log(rank)
         if path.exists():

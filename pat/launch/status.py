@@ -46,7 +46,9 @@ def statuses(runs: Sequence[Path]) -> list[Status]:
     """Of each run directory; ValueError for a directory that is none."""
     for run in runs:
         if not RunDir(run).config.exists():
-            raise ValueError(f"{run} is no run directory (it has no config.yaml): give a directory that pat has made")
+            raise ValueError(
+                f"{run} is not a run directory (it has no config.yaml): give a directory that pat has made"
+            )
     jobs = {run: (read_json(RunDir(run).job) or {}).get("job_id") for run in runs}
     known = slurm.states([job for job in jobs.values() if job])
     return [status(run, known.get(jobs[run] or "")) for run in runs]

@@ -69,7 +69,7 @@ class Worker:
         except (EOFError, ConnectionResetError):
             self.process.join(10.0)
             code = self.process.exitcode
-            why = "it was killed, perhaps for want of memory" if code in (-9, 137) else f"its process ended with {code}"
+            why = "it was killed, perhaps for lack of memory" if code in (-9, 137) else f"its process ended with {code}"
             raise ValueError(f"{self.what} cannot be measured: {why}") from None
         if "error" in said:
             raise ValueError(said["error"])

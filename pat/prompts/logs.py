@@ -156,7 +156,7 @@ def value(row: Any, column: str) -> Any:
     found = row
     for part in column.split("."):
         if not isinstance(found, Mapping):
-            raise ValueError(f"{column} leads into {str(found)[:60]!r}, which is no mapping")
+            raise ValueError(f"{column} leads into {str(found)[:60]!r}, which is not a mapping")
         if part not in found:
             known = [str(name) for name in found]
             raise ValueError(f"there is no column {column}; there are {', '.join(known)}{did_you_mean(part, known)}")

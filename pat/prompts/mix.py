@@ -21,7 +21,7 @@ ROLES = ("system", "user", "assistant")
 def _slices(value: dict[str, str]) -> dict[str, str]:
     for name, of in value.items():
         if not name or not of or "=" in name:
-            raise ValueError(f"{name!r}: {of!r} is no slice: give DIMENSION: VALUE, neither empty, as form: short")
+            raise ValueError(f"{name!r}: {of!r} is not a slice: give DIMENSION: VALUE, neither empty, as form: short")
     return value
 
 
@@ -53,7 +53,7 @@ class Prompt(Section, frozen=True):
     @model_validator(mode="after")
     def _asks_once(self) -> Prompt:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give a prompt or messages, one of both")
+            raise ValueError("give either a prompt or messages")
         for name in ("prompt", "reference"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} is empty: give a text, or leave it out")

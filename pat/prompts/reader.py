@@ -90,7 +90,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 except UnicodeDecodeError:
                     raise ValueError(f"{path}, line {number} is not UTF-8: convert the file") from None
                 except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
+                    raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
 
 
 def parsed(item: Any, model: type[AnySection]) -> AnySection:
@@ -116,7 +116,7 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8: convert it") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping) or not isinstance(content.get("prompts"), list):
         raise ValueError(f"{path} must hold `mix: {{...}}` and `prompts: [...]`")
     unknown = [str(key) for key in content if key not in ("mix", "prompts")]

@@ -3,7 +3,7 @@
     pat.pending.ALIAS           a move that is being made
     pat.history.ALIAS.NUMBER    one that is done
 
-An alias that was moved outside of pat is noticed, and noted as such before it is moved again.
+An alias that was moved by something other than pat is noticed, and noted as such before it is moved again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,15 @@ def past(backend: Backend, name: str, alias: str) -> tuple[list[Promotion], int 
     known = moves[-1].after if moves else None
     if now != known:
         moved = Promotion(
-            len(moves) + 1, alias, "outside", known, now, "unknown", time.time(), "moved outside of pat", "none"
+            len(moves) + 1,
+            alias,
+            "outside",
+            known,
+            now,
+            "unknown",
+            time.time(),
+            "moved by something other than pat",
+            "none",
         )
         _note(backend, name, moved)
         moves.append(moved)

@@ -183,7 +183,7 @@ class Registry:
         wrong = faults(self.folder(version), version.record["files"], only)
         if wrong:
             raise DamagedError(
-                f"{version.name} version {version.number} is damaged: {wrong[0]}; add the same variant again to mend it"
+                f"{version.name} version {version.number} is damaged: {wrong[0]}; add the variant again to repair it"
             )
         return self.folder(version)
 

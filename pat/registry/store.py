@@ -112,7 +112,7 @@ class Store:
                 f"{file} is not there: give --dir, the directory into which the version was added"
             ) from None
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise DamagedError(f"{file} was changed: its hash is not its name; bring it back from a copy")
+            raise DamagedError(f"{file} was changed: its hash is not its name; restore it from a copy")
         record: dict[str, Any] = json.loads(content)
         for name in record["files"]:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -177,7 +177,7 @@ def faults(folder: Path, manifest: Manifest, only: Sequence[str] | None = None) 
         if name not in there:
             found.append(f"{name} is missing")
         elif there[name].is_symlink() or not there[name].is_file():
-            found.append(f"{name} is no file any more")
+            found.append(f"{name} is not a file any more")
         elif there[name].stat().st_size != said["bytes"]:
             found.append(f"{name} has {there[name].stat().st_size:,} bytes, and {said['bytes']:,} were added")
         elif file_sha256(there[name]) != said["sha256"]:
@@ -207,7 +207,7 @@ def _clear(lock: Path) -> None:
 def _hex(sha256: str) -> str:
     """A hash that is only a hash: it becomes part of a path. Raises DamagedError."""
     if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-        raise DamagedError(f"{sha256!r} in the registry is no sha256: the entry was not made by pat, or was changed")
+        raise DamagedError(f"{sha256!r} in the registry is not a sha256: the entry was not made by pat, or was changed")
     return sha256
 
 

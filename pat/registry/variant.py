@@ -47,7 +47,7 @@ def _check_file(path: Path, folder: Path) -> None:
     if path.is_symlink() and not _within(path, folder):
         raise ValueError(f"{path} is a link out of its folder: put the file itself there")
     if not path.is_file():
-        raise ValueError(f"{path} is no plain file: take it away")
+        raise ValueError(f"{path} is not a plain file: remove it")
     if path.suffix in PICKLES:
         raise ValueError(
             f"{path} may be a pickle, which runs code when it is read: only safetensors are kept; remove it"

@@ -27,7 +27,7 @@ class ExitCode(enum.IntEnum):
         "diverged: NaN or exploding loss, too many steps without a finite gradient; the last good checkpoint is kept",
     )
     BROKEN_PROMISE = 4, "a promise could not be kept: target missed, invariant broken, checkpoint unreadable"
-    OUTSIDE_ENVELOPE = 5, "a variant is outside of its envelope; the checks that failed are named"
+    OUTSIDE_ENVELOPE = 5, "a variant is outside its envelope; the checks that failed are named"
     PREEMPTED = 85, "preempted (SIGUSR1, SIGTERM, Ctrl-C): the state is saved, run the same command again"
     INTERRUPTED = 130, "Ctrl-C twice: ended at once"
 

@@ -114,7 +114,7 @@ class Task(ABC):
 
         Only of tasks with a label a token; of the others (`per_sample`) logits and labels tell all.
         """
-        raise NotImplementedError(f"the task {self.name} has a label a sample")
+        raise NotImplementedError(f"the task {self.name} has one label per sample")
 
     @abstractmethod
     def metrics(self, sums: Tensor) -> dict[str, float]:

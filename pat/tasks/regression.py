@@ -119,5 +119,5 @@ def _number(label: Any) -> float:
         except ValueError:
             pass
     if not math.isfinite(number):
-        raise ValueError(f"The label {label!r} is no number: mend the row, or take task=classification for words.")
+        raise ValueError(f"The label {label!r} is not a number: fix the row, or take task=classification for words.")
     return number

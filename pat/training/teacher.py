@@ -153,7 +153,7 @@ def check_same(saved: dict[str, str] | None, ours: dict[str, str] | None) -> Non
     if any(before.get(key) != now.get(key) for key in ("sha256", "cache_sha256")):
         raise ValueError(
             f"the checkpoint was made with {_words(saved)} and would go on with {_words(ours)}: "
-            "bring back the first, or use another run.dir or run.resume=never"
+            "restore that teacher, or use another run.dir or run.resume=never"
         )
 
 

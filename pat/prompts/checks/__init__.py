@@ -49,7 +49,7 @@ def parse(value: Any) -> Check:
     if not isinstance(name, str) or name not in classes():
         known = list(classes())
         raise ValueError(
-            f"{value!r} is no check: give {{name: NAME, ...}}, NAME one of {', '.join(known)}"
+            f"{value!r} is not a check: give {{name: NAME, ...}}, NAME one of {', '.join(known)}"
             + (did_you_mean(name, known) if isinstance(name, str) else "")
         )
     try:

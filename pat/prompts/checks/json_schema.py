@@ -34,7 +34,7 @@ class JsonSchema(Check, frozen=True):
         try:
             Draft202012Validator.check_schema(schema)
         except SchemaError as error:
-            raise ValueError(f"it is no JSON schema: {error.message}") from None
+            raise ValueError(f"it is not a JSON schema: {error.message}") from None
         return schema
 
     def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:

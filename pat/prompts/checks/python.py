@@ -37,7 +37,7 @@ class Python(Check, frozen=True):
         file, _, name = self.function.partition(":")
         path = (folder / file).resolve()
         if not path.is_relative_to(folder.resolve()):
-            raise ValueError(f"{file} is outside of the mix's folder {folder}: put it there")
+            raise ValueError(f"{file} is outside the mix's folder {folder}: put it there")
         if not path.is_file():
             raise ValueError(f"there is no file {path}, which the check {self.function} names")
         function = getattr(_module(path), name, None)

@@ -25,7 +25,7 @@ class Regex(Check, frozen=True):
         try:
             re.compile(pattern, re.MULTILINE)
         except re.error as error:
-            raise ValueError(f"{shown(pattern)} is no regular expression: {error}") from None
+            raise ValueError(f"{shown(pattern)} is not a regular expression: {error}") from None
         return pattern
 
     def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:

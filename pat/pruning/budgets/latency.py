@@ -64,7 +64,7 @@ def _read(path: str) -> dict[str, Any]:
             f"budget.table {path} cannot be read: make it with `pat profile MODEL --table {path}`."
         ) from None
     if not is_mapping(content) or content.get("format") != FORMAT:
-        raise ValueError(f"budget.table {path} is no latency table: make one with `pat profile MODEL --table FILE`.")
+        raise ValueError(f"budget.table {path} is not a latency table: make one with `pat profile MODEL --table FILE`.")
     return dict(content)
 
 

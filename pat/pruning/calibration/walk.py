@@ -47,7 +47,7 @@ def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
         owner = model.get_submodule(name.rpartition(".")[0])
         if match is None or not inside or not (isinstance(owner, nn.Linear) or is_conv1d(owner)):
             raise NotCalibrated(
-                f"{name} is no weight of a linear map inside the model's layers, so what goes into it cannot be "
+                f"{name} is not a weight of a linear map inside the model's layers, so what goes into it cannot be "
                 "measured: exclude it, or take a criterion without calibration (magnitude, movement)"
             )
         stacks.setdefault(match[1], name)

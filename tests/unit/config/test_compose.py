@@ -133,7 +133,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} model.config=3", "model.config must be a mapping, {key: value}, but is of type int"),
             (
                 f"{PARITY} +pruners.x={{speed:3}}",
-                "{'speed': 3} is no pruner: pruners.NAME is a mapping with keys out of",
+                "{'speed': 3} is not a pruner: pruners.NAME is a mapping with keys out of",
             ),
             (
                 f"{PARITY} pruners.weights.criterion.name=nope",

@@ -152,8 +152,8 @@ def test_settings(
     thinned(
         [
             ([], "has no rows"),
-            ([{"text": "a", "label": ["x"]}, {"text": "b", "label": ["x", "y"]}], "not a word or number a row"),
-            ([{"text": "a", "label": {"x": 1}}, {"text": "b", "label": {"x": 2}}], "not a word or number a row"),
+            ([{"text": "a", "label": ["x"]}, {"text": "b", "label": ["x", "y"]}], "data.label_column='label'"),
+            ([{"text": "a", "label": {"x": 1}}, {"text": "b", "label": {"x": 2}}], "data.label_column='label'"),
             ([{"text": ["a"], "label": 0}, {"text": ["b"], "label": 1}], "not text"),
             ([{"text": "a", "label": 0.5}, {"text": "b", "label": 0.25}], "must be strings, or whole numbers"),
         ],

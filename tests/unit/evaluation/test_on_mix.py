@@ -123,7 +123,7 @@ def test_a_planted_bias_is_found_and_an_unplanted_one_is_not() -> None:
     ("arguments", "sentence"),
     [
         ([".", "--mix", "chats", "seed=1"], "seed=1 would be ignored: --mix says what is asked"),
-        ([".", "--mix", "chats", "--tasks", "x"], "--mix and --tasks: give one of both"),
+        ([".", "--mix", "chats", "--tasks", "x"], "--mix and --tasks"),
         ([".", "--limit", "3"], "--limit would be ignored: it goes with --tasks"),
         ([".", "--allow-code"], "--allow-code would be ignored"),
         ([".", "--tasks", "x", "--include-path", "."], "add --allow-code if you trust them"),

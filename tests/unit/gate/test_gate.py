@@ -72,7 +72,7 @@ def test_a_planted_regression_is_named(folder: Path, tmp_path: Path, capsys: Any
     assert checks["accuracy.min"]["passed"] and checks["parameters.ratio"]["passed"]
     slices = [name for name in checks if name.startswith("accuracy[label=")]
     assert slices and all(checks[name]["passed"] for name in slices), "0 below 1 is on the limit"
-    assert "accuracy.drop: 0.0416667 against 0.958333, judged 0.9167" in said and "outside of its envelope" in said
+    assert "accuracy.drop: 0.0416667 against 0.958333, judged 0.9167" in said and "outside its envelope" in said
     root = ET.fromstring(files["junit"].read_bytes())
     (suite,) = root.findall("testsuite")
     assert root.tag == "testsuites" and set(suite.attrib) == SUITE and suite[0].tag == "properties"
@@ -150,7 +150,7 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
         (["dense", "envelope.parameters.max=1", "--profile", "p"], "--profile would be ignored"),
         (["dense", "envelope.parameters.max=1", "recipe=sotu"], "recipe=sotu would be ignored"),
         (["dense", "envelope.parameters.max=1", "--envelope", "no.yaml"], "there is no file no.yaml"),
-        (["dense", "envelope.latency_p95.max=1", "--profile", "rows.jsonl"], "rows.jsonl is no JSON"),
+        (["dense", "envelope.latency_p95.max=1", "--profile", "rows.jsonl"], "rows.jsonl is not"),
         (["dense", "envelope.accuracy.min=1"], "does not say which data it was made for"),
         (["dense", "envelope.sparsity.min=0.5"], "sparsity is limited, but dense does not say it"),
         (["dense", "envelope.slices.max=0.5", "--mix", "mix.jsonl"], "slices.max fits no figure of slices"),

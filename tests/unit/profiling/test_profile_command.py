@@ -64,7 +64,7 @@ def figures(tmp_path: Path, *arguments: Any) -> list[dict[str, Any]]:
         (["--mix", "chat"], "there is no file chat, and no mix of that name"),
         (["--mix", "chats"], "has no chat template"),
         (["--json", "/nowhere/x.json"], "there is no folder /nowhere"),
-        (["x=1"], "x=1 is no folder"),
+        (["x=1"], "x=1 is not"),
         (["/nowhere"], "there is no folder /nowhere"),
     ],
 )

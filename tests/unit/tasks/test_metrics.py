@@ -112,7 +112,7 @@ def test_a_regression_has_one_output_and_its_loss_is_the_squared_error() -> None
     assert batch["labels"].tolist() == [1.5, -2.0] and batch["labels"].dtype == torch.float32
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     torch.testing.assert_close(task.loss(model, batch), F.mse_loss(logits[:, 0], batch["labels"]))
-    with pytest.raises(ValueError, match="label 'good' is no number"):
+    with pytest.raises(ValueError, match="label 'good' is not"):
         task.encoder(TOKENIZER, 16, None)({"text": ["a"], "label": ["good"]})
 
 

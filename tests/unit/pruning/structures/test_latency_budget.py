@@ -66,7 +66,7 @@ def test_the_model_that_is_left_takes_what_the_table_says(
 @pytest.mark.parametrize(
     "changed, said",
     [
-        ({"format": 2}, "is no latency table"),
+        ({"format": 2}, "budget.table"),
         ({"model_type": "bert"}, "is of a bert, and the model is a llama"),
         ({"base_seconds": None}, "has no base_seconds"),
         ({"ffn": [{"units": 0, "seconds": 0}]}, "has no times of ffn"),
