@@ -32,8 +32,8 @@ from tests.gate_forward import CONSUMER, Forward, Recorder, fold, scaled
 from tests.gate_lagrangian import LEARNED, Learner, Options, temperature
 
 BY_EXAMPLE = ("taylor", "fisher")  # methods that look at the gradient of each example's own loss
-STATISTICS = ("activation", "similarity")  # methods that look at the forward, and not at dL/dz
-DECAYS = {"taylor": 0.9, "fisher": 0.99, "activation": 0.9, "similarity": 0.9}
+STATISTICS = ("activation", "similarity", "pair_similarity")  # methods that look at the forward, and not at dL/dz
+DECAYS = {"taylor": 0.9, "fisher": 0.99, "activation": 0.9, "similarity": 0.9, "pair_similarity": 0.9}
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,11 @@ def update(settings: Settings, score: Tensor, shown: Sequence[Tensor]) -> Tensor
         return average(settings, score, torch.stack(list(shown)).square().mean(0))
     assert method in STATISTICS
     total = torch.stack(list(shown)).sum(0)  # the number of tokens, then a sum for every unit
-    return average(settings, score, (total[1:] / total[0]).float().view_as(score))
+    means = (total[1:] / total[0]).float()
+    if method == "pair_similarity":  # of a layer and the next, and of the last nothing: the mean of a layer's pairs
+        pairs = [[means[j] for j in (i - 1, i) if 0 <= j < len(means) - 1] for i in range(len(means))]
+        means = torch.stack([torch.stack(own).mean() for own in pairs])
+    return average(settings, score, means.view_as(score))
 
 
 def average(settings: Settings, score: Tensor, evidence: Tensor) -> Tensor:
@@ -263,7 +267,9 @@ def _statistic(
     for i in range(settings.shape.layers):
         if structure == "layers":
             before, after = recorder.blocks[i]
-            if settings.method == "similarity":
+            if settings.method == "pair_similarity" and i + 1 < settings.shape.layers:
+                after = recorder.blocks[i + 1][1]
+            if settings.method in ("similarity", "pair_similarity"):
                 dots = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
                 found.append(((1.0 - dots).double() * counts).sum())
             else:

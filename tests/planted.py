@@ -159,14 +159,17 @@ class Case:
 
 
 def planted(shape: Shape, structures: tuple[str, ...]) -> Units:
-    """By structure (L, n) bool: the units that matter; never the first ones, which win a tie."""
+    """By structure (L, n) bool: the units that matter; never the first ones, which win a tie. Of whole layers the last
+    ones, side by side, as pairs of layers tell nothing of one that stands alone."""
     found = {}
     for number, structure in enumerate(structures):
         generator = torch.Generator().manual_seed(number)
         pooled = shape.units(structure) == 1
         rows, width = (1, shape.layers) if pooled else (shape.layers, shape.units(structure))
         flags = torch.zeros(rows, width, dtype=torch.bool)
-        for row in flags:
+        if structure == "layers":
+            flags[:, -KEPT[structure] :] = True
+        for row in () if structure == "layers" else flags:
             row[1 + torch.randperm(width - 1, generator=generator)[: KEPT[structure]]] = True
         found[structure] = flags.T.contiguous() if pooled else flags
     return found

@@ -35,6 +35,7 @@ OWN = {
         Case("magnitude", ("ffn", "kv_groups"), "memory"),
         Case("activation", ("attention_layers", "mlp_layers")),
         Case("similarity", ("layers",)),
+        Case("pair_similarity", ("layers",)),
         Case("l0", ("ffn", "kv_groups"), options=SMOOTHED),
         Case("smooth", ("ffn", "kv_groups"), "parameters", SMOOTHED, per_layer=True),
     )

@@ -318,6 +318,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "a closed layer puts out nothing",
         ),
         ("return 1.0 - torch.cosine_similarity(", "return torch.cosine_similarity(", "cosine instead of 1 - cosine"),
+        ("first._add(_change(first.entered, after", "first._add(_change(before, after", "pairs of one layer"),
+        ("    pairs = pairs[:-1]\n", "", "the last layer has a pair of nothing"),
         (
             "return (after - before).float().square().sum(-1",
             "return after.float().square().sum(-1",

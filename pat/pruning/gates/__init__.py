@@ -23,14 +23,15 @@ from pat.pruning.calibration.settings import CalibrationSettings
 from pat.pruning.calibration.statistics import InputStatistic
 
 # gradient: dL/dz of the global batch; squared_, absolute_: the mean over its examples of their own gradient's;
-# gradient_and_size: (2, U), the first and the third; weights: the mean square; activations, similarity: means over the
-# tokens that are no padding; inputs: of the consuming matrices, in a walk over the layers
+# gradient_and_size: (2, U), the first and the third; weights: the mean square; activations, similarity,
+# similarity_of_pairs: means over the tokens that are not padding; inputs: of the consuming matrices, in a walk over the
+# layers
 Evidence = Literal[
     "gradient", "squared_gradients", "absolute_gradients", "gradient_and_size", "weights", "activations", "similarity",
-    "inputs",
+    "similarity_of_pairs", "inputs",
 ]  # fmt: skip
 BY_GRADIENT: tuple[Evidence, ...] = ("gradient", "squared_gradients", "absolute_gradients", "gradient_and_size")
-STATISTICS: tuple[Evidence, ...] = ("activations", "similarity")
+STATISTICS: tuple[Evidence, ...] = ("activations", "similarity", "similarity_of_pairs")
 OF_NO_STEP: tuple[Evidence, ...] = ("weights", "inputs")  # taken where units are chosen
 
 

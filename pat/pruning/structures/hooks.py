@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class SiteHooks:
         self.z_eval: Tensor | None = None  # in evaluation; None: z
         self.open = False  # all of z is 1
         self.sums: Tensor | None = None  # (k u + 1,) fp64: k figures per unit, and the tokens or examples in them
+        self.before: SiteHooks | None = None  # of the layer before, with which this one is a pair
+        self.entered: Tensor | None = None  # what went into this layer, until its pair is measured
         module = model.get_submodule(site.consumer)
         if site.features:
             self.handle: Any = module.register_forward_pre_hook(self._inputs)
@@ -89,7 +92,10 @@ class SiteHooks:
         outputs: tuple[Any, ...] = untyped(output) if isinstance(output, tuple) else (output,)
         after: Tensor = outputs[0]
         if self._takes_statistics(module):
-            self._add(_change(before.detach(), after.detach(), self.needs))
+            if self.needs == "similarity_of_pairs":
+                self._close_pair(before.detach(), after.detach())
+            else:
+                self._add(_change(before.detach(), after.detach(), self.needs))
         z = self.factor(module)
         if z is None:
             return None
@@ -113,8 +119,15 @@ class SiteHooks:
         """In a training forward, but not where it is repeated in a backward (activation checkpointing)."""
         return module.training and self.needs in STATISTICS and not repeats_a_forward()
 
+    def _close_pair(self, before: Tensor, after: Tensor) -> None:
+        """What the layer before and this one change together counts as the former's statistic."""
+        first, self.entered = self.before, before
+        if first is not None and first.entered is not None:
+            first._add(_change(first.entered, after, self.needs))
+            first.entered = None
+
     def _add(self, statistic: Tensor) -> None:
-        """(B, T, u) fp32 of a micro-batch: summed over the tokens that are no padding, which are counted."""
+        """(B, T, u) fp32 of a micro-batch: summed over the tokens that are not padding, which are counted."""
         assert self.tokens is not None
         real = self.tokens.real
         if real is None:
@@ -129,7 +142,7 @@ class SiteHooks:
 
 def _change(before: Tensor, after: Tensor, needs: Evidence | None) -> Tensor:
     """(B, T, 1) fp32: 1 - cos(before, after), or the squared norm of what the block adds."""
-    if needs == "similarity":
+    if needs in ("similarity", "similarity_of_pairs"):
         return 1.0 - torch.cosine_similarity(before.float(), after.float(), dim=-1)[..., None]
     return (after - before).float().square().sum(-1, keepdim=True)
 
@@ -138,7 +151,11 @@ def install(
     sites: list[Site], model: nn.Module, needs: Evidence | None, tokens: RealTokens | None = None
 ) -> list[SiteHooks]:
     """Hooks on the consuming module of every site. ValueError where a module cannot be found."""
-    return [SiteHooks(site, model, needs, tokens) for site in sites]
+    hooks = [SiteHooks(site, model, needs, tokens) for site in sites]
+    if needs == "similarity_of_pairs":
+        for first, second in pairwise(hooks):
+            second.before = first
+    return hooks
 
 
 class GatedForward:
@@ -217,11 +234,13 @@ class GatedForward:
             empty = torch.zeros(n, dtype=torch.float64, device=world.device)
             sums.append(empty if hook.sums is None else hook.sums.to(world.device))
             hook.sums = None
+            hook.entered = None
         lines = split(world.sum(torch.cat(sums)).cpu(), lengths)
         if by_example:
             means = [example_gradients.mean(needs, line, world.world_size * scale) for line in lines]
             return torch.cat(means, dim=1).float().squeeze(0)
-        return torch.cat([line[:-1] / line[-1].clamp(min=1.0) for line in lines]).float()
+        means = torch.cat([line[:-1] / line[-1].clamp(min=1.0) for line in lines]).float()
+        return _of_pairs(means) if needs == "similarity_of_pairs" else means
 
     def _see_no_more(self) -> None:
         if self.tokens is not None:
@@ -229,3 +248,9 @@ class GatedForward:
 
     def _split(self, values: Tensor | None) -> Sequence[Tensor | None]:
         return [None] * len(self.sizes) if values is None else split(values, self.sizes)
+
+
+def _of_pairs(pairs: Tensor) -> Tensor:
+    """(U,) the mean of the pairs that a layer is in; pairs, (U,): of each layer and the next, of the last none."""
+    pairs = pairs[:-1]
+    return (torch.cat([pairs[:1], pairs]) + torch.cat([pairs, pairs[-1:]])) / 2.0

@@ -59,7 +59,7 @@ def test_criteria_without_evidence_are_refused_before_training(name: str, schedu
 
 
 def structure_pruner(name: str, schedule: dict[str, Any]) -> Any:
-    structures, keep = (["layers"], {"layers": 2}) if name == "similarity" else (["ffn"], {"ffn": 64})
+    structures, keep = (["layers"], {"layers": 2}) if "similarity" in name else (["ffn"], {"ffn": 64})
     narrow = PrunerConfig(structures=structures, gate=name, schedule=schedule, budget={"name": "shape", "keep": keep})
     pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
     pruner.attach(small.model("llama"))

@@ -129,7 +129,9 @@ def test_frozen_inputs_have_gates_with_gradients() -> None:
 # -- statistics of tokens ----------------------------------------------------------------------------------------------
 
 LENGTHS = (7, 2, 3, 1)  # of the rows; on two ranks 9 and 4 tokens
-BY_TOKENS = [("activation", structure) for structure in STRUCTURES] + [("similarity", "layers")]
+BY_TOKENS = [("activation", structure) for structure in STRUCTURES] + [
+    (name, "layers") for name in ("similarity", "pair_similarity")
+]
 
 
 def training(model_type: str) -> Any:
@@ -161,9 +163,11 @@ def token_by_token(model: Any, sites: list[Any], rows: list[Tensor], name: str) 
             model(row[None])
         for t in range(len(row)):
             values = []
-            for site in sites:
+            for site, following in zip(sites, [*sites[1:], None], strict=True):
                 before, after = (each[t].double() for each in seen[site.name])
-                if name == "similarity":
+                if name == "pair_similarity" and following is not None:
+                    after = seen[following.name][1][t].double()
+                if "similarity" in name:
                     values.append(1 - (before @ after / before.norm() / after.norm()).view(1))
                 elif site.features:
                     values.append(torch.stack([part.norm() ** 2 for part in before.split(site.features)]))
@@ -172,7 +176,12 @@ def token_by_token(model: Any, sites: list[Any], rows: list[Tensor], name: str) 
             total, count = total + torch.cat(values), count + 1
     for handle in handles:
         handle.remove()
-    return total / count
+    mean = total / count
+    return (
+        mean
+        if name != "pair_similarity"
+        else torch.stack([mean[:-1][max(i - 1, 0) : i + 1].mean() for i in range(len(mean))])
+    )
 
 
 def padded(rows: list[Tensor], left: bool = False) -> tuple[Tensor, Tensor]:
@@ -251,7 +260,7 @@ def test_padding_of_packed_documents() -> None:
     task = Chat(packing="best_fit")
     batch = task.collate(samples, SimpleNamespace(pad_token_id=0, model_max_length=64))  # type: ignore[arg-type]
     assert batch["attention_mask"].sum() < batch["attention_mask"].numel()
-    for name, structure in (("activation", "kv_groups"), ("similarity", "layers")):
+    for name, structure in (("activation", "kv_groups"), ("similarity", "layers"), ("pair_similarity", "layers")):
         sites = small.sites(families.anatomy(model), structure)
         forward = GatedForward(sites, model, method(name).needs)
         task.outputs(model, batch)
