@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         "--reconstruct",
         type=int,
         metavar="PASSES",
-        help="over the samples, that then fit each layer to what it gave before: better, and slower (default: 0)",
+        help="over the samples, that then fit each layer to what it gave before: better, and slower (default: 2 for "
+        "weights of a classifier, else 0)",
     )
     parser.add_argument("--max-length", type=int, metavar="N", help=f"tokens of a sample (default: {MAX_LENGTH})")
     parser.add_argument("--ranks", type=int, metavar="N", help="processes, one a GPU (default: 1)")
@@ -158,13 +159,15 @@ def _structures(options: argparse.Namespace) -> list[str]:
 def _calibration(options: argparse.Namespace, kind: str, place: str) -> list[str]:
     """Raises ValueError where the method looks at no samples."""
     from pat.pruning import registry
+    from pat.pruning.calibration.settings import RECONSTRUCT_LR
 
     given = {"num_samples": ("--samples", options.samples), "reconstruct": ("--reconstruct", options.reconstruct)}
     for key, (flag, value) in given.items():
         known = options.method in registry.names(kind)
         if value is not None and known and key not in registry.defaults(kind, options.method):
             raise ValueError(f"{flag} {value} would be ignored: --method {options.method} looks at no samples")
-    return [f"{place}.{key}={value}" for key, (_, value) in given.items() if value is not None]
+    keys = [f"{place}.{key}={value}" for key, (_, value) in given.items() if value is not None]
+    return [*keys, f"{place}.reconstruct_lr={RECONSTRUCT_LR}"] if options.reconstruct == 0 else keys
 
 
 def _task(model: str | None, config: Any) -> str:

@@ -146,7 +146,7 @@ class Runner:
         yield out
 
     def _trained(self, subject: Subject, row: Row, model: str, place: Path, keys: Sequence[str]) -> Iterator[Command]:
-        narrow = "_narrow" if Target(row.target).kind == "structures" and "pruners={}" not in keys else ""
+        narrow = "_narrow" if Target(row.target).narrow and "pruners={}" not in keys else ""
         run, out = place / "run", place / "model"
         given = [f"recipe={subject.kind}{narrow}", *subject.described(row.steps), f"model.path={model}"]
         yield [*PAT, "train", *given, f"run.dir={run}", f"seed={row.seed}", *ONE_THREAD, *keys]
@@ -186,7 +186,7 @@ class Runner:
         if not healed:
             return
         keys = subject.unpruned
-        if Target(row.target).kind != "structures":
+        if not Target(row.target).narrow:
             keys = [f"pruners.weights.{key}" for key in ("criterion.name=magnitude", "scope=global")]
             keys += [f"pruners.weights.schedule.{key}" for key in ("name=one_shot", "start=0")]
             keys += [f"pruners.weights.budget.sparsity={zeros(Path(cut))!r}"]

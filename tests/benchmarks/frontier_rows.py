@@ -12,6 +12,11 @@ def _gradual(pruner: str) -> list[str]:
     return [f"pruners.{pruner}.schedule.{key}" for key in schedule]
 
 
+def _once(gate: str) -> tuple[str, ...]:
+    """A gate that needs some steps to see, and then cuts."""
+    return f"pruners.narrow.gate.name={gate}", "pruners.narrow.schedule.start=0.05"
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model, data and how the model is judged."""
@@ -62,17 +67,25 @@ SUBJECTS = {
 
 @dataclass(frozen=True)
 class Target:
-    """What is left out: 70 (per cent of the layers' weights), 2:4, ffn=0.5 (the share that stays), dense (nothing)."""
+    """What is left out: 70 (per cent of the layers' weights), 2:4, ffn=0.5 (the share that stays), layers=20 (how many
+    stay), dense (nothing)."""
 
     text: str
 
     @property
     def kind(self) -> str:
-        """dense | weights | pattern | structures."""
+        """dense | weights | pattern | structures | layers."""
         return "dense" if self.text == "dense" else "pattern" if ":" in self.text else self._sized()
 
     def _sized(self) -> str:
+        if self.text.startswith("layers="):
+            return "layers"
         return "structures" if "=" in self.text else "weights"
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the model becomes smaller."""
+        return self.kind in ("structures", "layers")
 
     def flags(self) -> list[str]:
         """Of `pat prune`, and of a peer's script."""
@@ -81,7 +94,7 @@ class Target:
 
     def keys(self) -> list[str]:
         """Of `pat train`."""
-        if self.kind == "structures":
+        if self.narrow:
             name, _, share = self.text.partition("=")
             return [f"pruners.narrow.structures=[{name}]", f"pruners.narrow.budget.keep={{{name}:{share}}}"]
         if self.kind == "weights":
@@ -108,7 +121,7 @@ class Method:
     def keys_of(self, target: Target) -> list[str]:
         """Of `pat train`; N:M takes the best of each group, so it has no scope."""
         scoped = [key for key in self.keys if target.kind != "pattern" or ".scope=" not in key]
-        place = "narrow.gate" if target.kind == "structures" else "weights.criterion"
+        place = "narrow.gate" if target.narrow else "weights.criterion"
         passes = [f"pruners.{place}.reconstruct={self.reconstruct}"] if self.reconstruct else []
         return [*scoped, *passes, *target.keys()]
 
@@ -130,6 +143,8 @@ METHODS = {
     "activation": Method(
         ("structures",), at_once=False, keys=("pruners.narrow.gate.name=activation", *_gradual("narrow"))
     ),
+    "similarity": Method(("layers",), at_once=False, keys=_once("similarity")),
+    "pair-similarity": Method(("layers",), at_once=False, keys=_once("pair_similarity")),
     "llmcompressor-sparsegpt": Method(WEIGHTS, peer="llmcompressor", option="sparsegpt"),
     "llmcompressor-wanda": Method(WEIGHTS, peer="llmcompressor", option="wanda"),
     "modelopt-sparsegpt": Method(("pattern",), peer="modelopt", option="sparsegpt"),

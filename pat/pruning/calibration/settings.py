@@ -29,6 +29,6 @@ class CalibrationSettings:
             raise ValueError(f"{place}.reconstruct_lr is {self.reconstruct_lr}, but is a learning rate: above 0.")
         if not self.reconstruct and self.reconstruct_lr != RECONSTRUCT_LR:
             raise ValueError(
-                f"{place}.reconstruct_lr is {self.reconstruct_lr}, but would be ignored: set {place}.reconstruct, the "
-                "passes over the calibration samples, to 4 for example."
+                f"{place}.reconstruct_lr is {self.reconstruct_lr}, but would be ignored without passes over the "
+                f"calibration samples: set {place}.reconstruct to 2 for example, or reconstruct_lr to {RECONSTRUCT_LR}."
             )
