@@ -14,7 +14,7 @@ from pat.compare.pairs import Pair
 from pat.evaluation.models import Loaded
 from pat.evaluation.prompts import PASSED, fitting
 from pat.monitor.drift import Places
-from pat.monitor.result import REPLAY, Asked, Check, Replayed
+from pat.monitor.result import AGREEMENT, REPLAY, Asked, Check, Replayed
 from pat.prompts.mix import Head, Mix, Prompt, content_id
 from pat.statistics.drift import Drift
 
@@ -80,7 +80,7 @@ def agreement(replayed: Replayed, least: float) -> Check:
     """Whether the outputs of fewer prompts agree than are asked for: the exact binomial test, one-sided, by scipy."""
     share = replayed.agreement or 0.0
     p = stats.binomtest(round(share * replayed.prompts), replayed.prompts, least, alternative="less").pvalue
-    return Check(REPLAY, "agreement", Drift(max(0.0, least - share), float(p), "binomial, exact"),
+    return Check(REPLAY, AGREEMENT, Drift(max(0.0, least - share), float(p), "binomial, exact"),
                  {"share": (least, share)}, share=True)  # fmt: skip
 
 

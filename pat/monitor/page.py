@@ -27,7 +27,6 @@ from pat.report.page import (
 )
 
 SHOWN = 1200  # characters of a prompt or an output
-DRAWN = 3  # distances in a picture: as many as have a colour
 
 Runs = Sequence[Mapping[str, Any]]  # of the history, with this one as the last
 
@@ -42,7 +41,7 @@ def page(found: Monitored, runs: Runs, worst: int) -> Page:
         sections=[
             Section("checks", "Checks", list(_checks(found))),
             Section("replay", "Replayed prompts", list(_replay(found, worst))),
-            Section("history", "The runs before", list(_history(runs))),
+            Section("history", "Run by run", list(_history(runs))),
         ],
         by="pat monitor",
     )
@@ -105,8 +104,8 @@ def _prompt(one: Asked) -> Prompt:
 
 def _history(runs: Runs) -> Iterator[Block]:
     names = list(dict.fromkeys(name for run in reversed(runs) for name in run["distances"]))
-    for start in range(0, len(names) if len(runs) > 1 else 0, DRAWN):
-        yield _picture(runs, names[start : start + DRAWN], start // DRAWN)
+    if len(runs) > 1:
+        yield from (_picture(runs, name, number) for number, name in enumerate(names))
     if len(runs) > 1 and not pictures.available():
         yield Text(pictures.MISSING)
     head = ("time", "model", "rows", "alerts", "agreement", "regressive")
@@ -124,15 +123,11 @@ def _history(runs: Runs) -> Iterator[Block]:
     yield Table("The runs that are kept, the last one first", head, rows)
 
 
-def _picture(runs: Runs, names: Sequence[str], number: int) -> Picture:
-    series = []
-    for name in names:
-        found = ((i, values.finite(run["distances"].get(name))) for i, run in enumerate(runs, 1))
-        series.append(Series(plain(name), [(float(i), value) for i, value in found if value is not None], dots=True))
-    series = [one for one in series if one.points]
-    chart = Chart(f"distances-{number}", "Distances between then and now", series)
-    said = "; ".join(f"{one.name} {values.short(one.points[-1][1])}" for one in series)
-    return Picture(
-        chart.name, f"{chart.title}, run by run", f"{chart.title} over {len(runs)} runs; in the last: {said}.",
-        pictures.curves(chart, [], "run"),
-    )  # fmt: skip
+def _picture(runs: Runs, name: str, number: int) -> Picture:
+    found = ((float(i), values.finite(run["distances"].get(name))) for i, run in enumerate(runs, 1))
+    points = [(i, value) for i, value in found if value is not None]
+    chart = Chart(
+        f"distance-{number}", f"Distance of {plain(name)}, run by run", [Series("distance", points, dots=True)]
+    )
+    said = f"{chart.title}; in the last of {len(runs)}: {values.short(points[-1][1])}." if points else chart.title
+    return Picture(chart.name, chart.title, said, pictures.curves(chart, [], "run"))

@@ -11,6 +11,7 @@ from pat.statistics.drift import Drift
 from pat.statistics.paired import holm
 
 PROMPTS, OUTPUTS, REPLAY = "prompts", "outputs", "replay"  # groups of checks
+AGREEMENT = "agreement"  # the check of --agreement
 
 
 @dataclass(frozen=True)

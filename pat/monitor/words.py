@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pat.common.text import plain
-from pat.monitor.result import OUTPUTS, REPLAY, Check, Monitored
+from pat.monitor.result import AGREEMENT, OUTPUTS, REPLAY, Check, Monitored
 from pat.report import values
 
 FLOOR = 1e-4  # p-values below it are printed as that
@@ -51,7 +51,8 @@ def sentence(check: Check) -> str:
         return f"{title(check)}: further apart than chance explains, {_p(check)}"
     show = values.percent if check.share else values.short
     name, then, now = change
-    of = {OUTPUTS: "then", REPLAY: "expected"}.get(check.group, "in the reference")
+    of = {OUTPUTS: "then", REPLAY: "in the dense model"}.get(check.group, "in the reference")
+    of = "asked for" if check.name == AGREEMENT else of
     return f"{title(check)}: {plain(name)} {show(now)}, {of} {show(then)}, {_p(check)}"
 
 

@@ -83,7 +83,7 @@ def write(path: Path, head: Head, prompts: Sequence[Prompt]) -> None:
 def json_lines(path: Path, torn: Callable[[int], None] | None = None) -> Iterator[tuple[int, Any]]:
     """(line number from 1, what it holds) of each line that is not empty. Raises ValueError.
 
-    torn: is told of a last line that is not JSON and does not end, as in a log that is being written; not an error then.
+    torn: is told of a last line that is not JSON and does not end, as in a log that is being written: then no error.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
