@@ -371,7 +371,9 @@ class PeftConfig(Section, frozen=True):
 class LoggerConfig(Section, frozen=True):
     """Where metrics go, besides metrics.jsonl and summary.json."""
 
-    name: Literal["wandb", "none"] = key("wandb", "wandb | none; metrics.jsonl and summary.json are always written")
+    name: Literal["wandb", "tensorboard", "none"] = key(
+        "wandb", "wandb | tensorboard | none; metrics.jsonl and summary.json are always written"
+    )
     project: str = key("pat", "project in Weights & Biases")
     entity: str | None = key(None, "user or team in Weights & Biases; null: yours")
     group: str | None = key(None, "group of runs in Weights & Biases")

@@ -101,6 +101,18 @@ def ids_of(prompt: Prompt, tokenizer: Any, path: Path) -> list[int]:
     return list(ids)
 
 
+def fitting(prompts: Sequence[Prompt], one: Loaded, output_tokens: int) -> list[Prompt]:
+    """Those that leave a language model positions for an answer; of a classifier, which cuts texts, all."""
+    limit = _positions(one)
+    if limit is None or not generative(one):
+        return list(prompts)
+    return [
+        prompt
+        for prompt in prompts
+        if len(ids_of(prompt, one.tokenizer, one.path)) + (prompt.output_tokens or output_tokens) <= limit
+    ]
+
+
 def _check_positions(mix: Mix, one: Loaded, asked: list[list[int]], most: list[int]) -> None:
     limit = _positions(one)
     for prompt, ids, wanted in zip(mix.prompts, asked, most, strict=True):

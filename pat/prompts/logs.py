@@ -63,7 +63,7 @@ def sample(
     rng, strata, rows, skipped = random.Random(seed), dict[str, _Stratum](), 0, 0
     for number, row in json_lines(path):
         try:
-            prompt = _prompt(row, columns, long_from)
+            prompt = prompt_of(row, columns, long_from)
         except ValueError as error:
             if not skip_bad:
                 raise ValueError(f"{path}, line {number}: {error}; --skip-bad leaves such lines out") from None
@@ -123,7 +123,8 @@ def _merged(prompts: Sequence[Prompt]) -> list[Prompt]:
     return made
 
 
-def _prompt(row: Any, columns: Columns, long_from: int | None) -> Prompt:
+def prompt_of(row: Any, columns: Columns, long_from: int | None = None) -> Prompt:
+    """What a row of a log asks, in its slices. ValueError says which column does not hold what it should."""
     asked = value(row, columns.prompt)
     slices: dict[str, str] = {}
     for column in columns.slices:
@@ -143,10 +144,12 @@ def _prompt(row: Any, columns: Columns, long_from: int | None) -> Prompt:
         if column is not None:
             given[name] = value(row, column)
     prompt = parsed(given, Prompt)
-    if long_from is not None:
-        form = "long" if len(prompt.text.split()) >= long_from else "short"
-        return prompt.changed(slices={FORM: form, **prompt.slices})
-    return prompt
+    return prompt if long_from is None else prompt.changed(slices={FORM: form(prompt, long_from), **prompt.slices})
+
+
+def form(prompt: Prompt, long_from: int) -> str:
+    """The slice of `form`: whether a prompt has at least this many words."""
+    return "long" if len(prompt.text.split()) >= long_from else "short"
 
 
 def value(row: Any, column: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,16 +80,21 @@ def write(path: Path, head: Head, prompts: Sequence[Prompt]) -> None:
     write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, what it holds) of each line that is not empty. Raises ValueError."""
+def json_lines(path: Path, torn: Callable[[int], None] | None = None) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, what it holds) of each line that is not empty. Raises ValueError.
+
+    torn: is told of a last line that is not JSON and does not end, as in a log that is being written: then no error.
+    """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
                     yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except UnicodeDecodeError:
-                    raise ValueError(f"{path}, line {number} is not UTF-8: convert the file") from None
                 except (ValueError, RecursionError) as error:
+                    if torn is not None and not line.endswith(b"\n"):
+                        return torn(number)
+                    if isinstance(error, UnicodeDecodeError):
+                        raise ValueError(f"{path}, line {number} is not UTF-8: convert the file") from None
                     raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
 
 

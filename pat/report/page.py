@@ -145,3 +145,4 @@ class Page:
     decision: Decision
     cards: Sequence[Card] = ()
     sections: Sequence[Section] = field(default_factory=tuple)
+    by: str = "pat report"  # the command that wrote it

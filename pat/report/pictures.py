@@ -58,8 +58,8 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def curves(chart: Chart, phases: Sequence[Phase]) -> str | None:
-    """A line a series over the steps, phases shaded and named."""
+def curves(chart: Chart, phases: Sequence[Phase], over: str = "step") -> str | None:
+    """A line a series over the steps, or what else is counted; phases shaded and named."""
 
     def draw(figure: Figure) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -74,7 +74,7 @@ def curves(chart: Chart, phases: Sequence[Phase]) -> str | None:
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.12 * (high - low))  # room for the phases' names
         _shade(axes, phases)
-        axes.set_xlabel("step")
+        axes.set_xlabel(over)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.ticklabel_format(useOffset=False)

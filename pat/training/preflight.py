@@ -21,7 +21,7 @@ from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.schema import Config
 from pat.tasks import base
-from pat.training import dry_run, logit_cache, teacher
+from pat.training import dry_run, logit_cache, teacher, tensorboard
 from pat.training.start_summary import Checked
 from pat.zero import engine
 from pat.zero.checkpoint_files import CheckpointError
@@ -57,6 +57,7 @@ def prepare(config: Config, run_dir: Path, here: bool = True) -> Checked:
     """
     if here:
         engine.check_accelerator(config)
+    tensorboard.check_installed(config.logger)
     engine.deepspeed_config(config)
     prepared = fitting_data(config)
     note, strange = _strange(config, prepared)

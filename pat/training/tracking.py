@@ -1,4 +1,4 @@
-"""What a run reports while it runs: metrics.jsonl, summary.json, wandb, and the terminal. Rank 0 only."""
+"""What a run reports while it runs: metrics.jsonl, summary.json, wandb, TensorBoard and the terminal. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pat.common.files import write_atomic, write_json
 from pat.run.directory import RunDir
 from pat.schema import Config, LoggerConfig
 from pat.training.display import view_of
+from pat.training.tensorboard import TensorBoard
 
 FINISH_TIMEOUT_S = 60.0  # for wandb's last upload
 
@@ -33,6 +34,7 @@ class Tracker:
         if self.active:
             self.view = view_of(config)
             self.wandb = _Wandb(config, run, self.say)
+            self.board = TensorBoard(config.logger, run, self.say)
 
     def start(self, step: int, logged_bytes: int | None = None) -> None:
         """The run begins, or goes on from a checkpoint: forget what was logged after it."""
@@ -40,6 +42,7 @@ class Tracker:
             keep_until(self.run, step, logged_bytes)
             self.file = open(self.run.metrics, "ab", buffering=0)  # noqa: SIM115
             self.wandb.start()
+            self.board.start()
             self.view.start(step)
 
     def rewind(self, step: int, logged_bytes: int | None) -> None:
@@ -48,6 +51,7 @@ class Tracker:
             self.file.close()
             keep_until(self.run, step, logged_bytes)
             self.file = open(self.run.metrics, "ab", buffering=0)  # noqa: SIM115
+            self.board.start()
             self.view.start(step)
 
     def advance(self, step: int) -> None:
@@ -61,6 +65,7 @@ class Tracker:
             line = {"step": step, "time": round(time.time(), 3)} | {key: _plain(value) for key, value in values.items()}
             self._append(json.dumps(line).encode() + b"\n")
             self.wandb.log(values, step)
+            self.board.log(line)
             self.view.log(values, step)
 
     def _append(self, line: bytes) -> None:
@@ -106,6 +111,7 @@ class Tracker:
         if self.active:
             self.view.close()
             self.file.close()
+            self.board.close()
             self.wandb.close(message)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from pat.report import build, pictures, sources
 from pat.report.render import html
+from tests import monitor_samples
 from tests import report_samples as samples
 from tests.browser.conftest import look, screenshot
 
@@ -54,7 +55,7 @@ return found;
 OWNED = "return [document.title, window.owned, document.scripts.length]"
 
 
-@pytest.fixture(scope="module", params=["everything", "nasty", "run", "sweep", "no data"])
+@pytest.fixture(scope="module", params=["everything", "nasty", "run", "sweep", "no data", "monitor"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """(what it is of, the file)."""
     if not pictures.available():
@@ -63,6 +64,10 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     evil = f"{samples.NASTY}{LONG}"
     (folder / "empty").mkdir()
     (folder / "empty" / "config.yaml").write_text("run: {name: empty}\n")
+    path = folder / "report.html"
+    if request.param == "monitor":
+        path.write_text(html(monitor_samples.rolling(evil)))
+        return request.param, path
     given = {
         "everything": lambda: samples.everything(folder),
         "nasty": lambda: samples.everything(folder, evil),
@@ -70,7 +75,6 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "sweep": lambda: [samples.sweep(folder / "sweep")],
         "no data": lambda: [folder / "empty"],
     }[request.param]()
-    path = folder / "report.html"
     path.write_text(html(build.page(sources.read(given), worst=3)))
     return request.param, path
 
@@ -159,7 +163,8 @@ def test_it_prints(browser: Any, page: tuple[str, Path], tmp_path: Path) -> None
     (tmp_path / "report.pdf").write_bytes(pdf)
     if subprocess.run(["which", "pdftotext"], capture_output=True).returncode == 0:
         text = subprocess.run(["pdftotext", tmp_path / "report.pdf", "-"], capture_output=True, text=True).stdout
-        assert "Quality" in text and "Reproduce" in text
+        expected = ("Replayed prompts",) if page[0] == "monitor" else ("Quality", "Reproduce")
+        assert all(title in text for title in expected)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -101,7 +101,7 @@ def test_exit_codes_are_documented(repository):
 
 
 def test_exit_codes_are_what_other_programs_know():
-    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4, 5, 85, 130]
-    assert [int(code) for code in ExitCode if code.agreed] == [0, 3, 4, 5, 85]
-    assert [int(code) for code in ExitCode if code.final] == [0, 2, 3, 4, 5]
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4, 5, 6, 85, 130]
+    assert [int(code) for code in ExitCode if code.agreed] == [0, 3, 4, 5, 6, 85]
+    assert [int(code) for code in ExitCode if code.final] == [0, 2, 3, 4, 5, 6]
     assert ExitCode(85) is ExitCode.PREEMPTED and json.loads(json.dumps(ExitCode(85))) == 85

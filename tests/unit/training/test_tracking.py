@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from pat import cli
 from pat.common.text import duration
 from pat.launch.rank import Log, Tee
 from pat.run.directory import RunDir
 from pat.schema import Config, LoggerConfig, RunConfig, TrainConfig
-from pat.training import tracking
+from pat.training import tensorboard, tracking
 from tests import wandb_files
 
 STEP = {
@@ -242,3 +243,55 @@ def test_a_full_disk_costs_lines_and_no_run(tmp_path: Path, capsys) -> None:
         assert log.write("lost\n" * 9999) == 49995
         log.flush()
         log.detach()
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard's own reader finds, over all event files that are there."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_tensorboard_has_what_metrics_jsonl_has(tmp_path: Path, capsys: Any) -> None:
+    """After a resume, lines of one step on both sides of a checkpoint, and going back: once each, and no words."""
+    t = tracker(tmp_path, name="tensorboard", progress="none")
+    for step in (5, 10):
+        t.log(STEP | {"kept": [1, 2], "train/loss": float(step)}, step)
+    size = t.logged_bytes
+    t.log({"eval/loss": 1.0}, 10)
+    t.log({"train/loss": 11.0}, 11)
+    t.close()
+    assert events(tmp_path)["train/loss"] == [(5, 5.0), (10, 10.0), (11, 11.0)]
+    t = tracking.Tracker(settings(name="tensorboard", progress="none"), RunDir(tmp_path), 0)
+    t.start(10, size)
+    t.log({"eval/loss": 2.0}, 10)
+    t.log({"train/loss": 12.0}, 11)
+    t.rewind(10, t.logged_bytes)
+    t.log({"train/loss": 13.0}, 11)
+    t.close()
+    found = events(tmp_path)
+    assert found["train/loss"] == [(5, 5.0), (10, 10.0), (11, 13.0)] and found["eval/loss"] == [(10, 2.0)]
+    assert set(found) == {"train/loss", "train/tokens_per_s", "pruning/sparsity", "eval/loss"}
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert capsys.readouterr().out == ""
+
+
+def test_tensorboard_is_rank_0s_and_ends_no_run(tmp_path: Path, capsys: Any) -> None:
+    tracker(tmp_path, rank=1, name="tensorboard").log(STEP, 1)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "tensorboard").write_text("no folder")
+    t = tracker(tmp_path, name="tensorboard", progress="none")
+    for step in (1, 2):
+        t.log(STEP, step)
+    t.close()
+    assert len(lines(t.run)) == 2 and capsys.readouterr().out.count("going on without it") == 1
+
+
+def test_a_missing_tensorboard_is_said_before_training(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "recipe=parity", "logger=tensorboard", f"run.dir={tmp_path / 'run'}"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "pat-deepspeed[tensorboard]" in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,255 @@
+"""Watch production: has the traffic drifted, have outputs, which prompts became worse; alerts by exit code."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pat.commands import _models
+from pat.commands._help import command_parser, exit_codes
+from pat.common import files
+from pat.run.directory import ExitCode
+
+if TYPE_CHECKING:
+    from pat.monitor.result import Check, Monitored, Replayed
+    from pat.monitor.traffic import Part, Reader
+    from pat.prompts.mix import Mix
+
+REGISTRY = Path("runs/registry")
+FIRST = 0.5  # of a log without an older one
+
+EXAMPLES = """\
+examples:
+  pat monitor prod.jsonl --against champion --mix mix.jsonl --slices domain
+  pat monitor today.jsonl --against exports/half --reference lastweek.jsonl --dense exports/dense --answer label
+  pat monitor prod.jsonl --against reviews/champion --mix mix.jsonl --prometheus /var/lib/node_exporter/pat.prom \\
+      --html monitor.html
+
+docs/monitor.md says which tests are made, and what an alert means. Pages and --json hold prompts of the log.
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat monitor`."""
+    parser = command_parser(
+        prog="pat monitor",
+        usage="pat monitor LOG --against MODEL [--mix FILE|NAME] [--reference LOG] [--dense MODEL] [options]",
+        description="Compares the prompts of a JSONL log with a reference mix (or older rows), outputs and latencies\n"
+        "with older rows, and answers of the model with those of the dense one. One error level over all tests.",
+        epilog=EXAMPLES + exit_codes({ExitCode.ALERT: ExitCode.ALERT.meaning}),
+    )
+    parser.add_argument("log", type=Path, metavar="LOG", help="production: a JSON mapping a line, oldest first")
+    parser.add_argument(
+        "--against", required=True, metavar="MODEL",
+        help="the model in production: a folder, NAME/VERSION of the registry, or an alias such as champion",
+    )  # fmt: skip
+    _models.add_mix_options(parser)
+    parser.add_argument("--reference", type=Path, metavar="LOG", help="older rows (default: the log's first part)")
+    parser.add_argument("--first", type=float, metavar="SHARE", help=f"the size of that (default: {FIRST})")
+    parser.add_argument("--dense", type=Path, metavar="MODEL", help="replay prompts on this folder, too")
+    parser.add_argument("--replay", type=int, default=32, metavar="N", help="prompts to replay (default: 32)")
+    parser.add_argument("--output-tokens", type=int, default=32, help="to generate at most (default: 32)")
+    parser.add_argument("--agreement", type=float, metavar="SHARE", help="alert where fewer replayed outputs agree")
+    parser.add_argument("--alpha", type=float, default=0.01, help="how often there is a false alarm (default: 0.01)")
+    parser.add_argument("--seed", type=int, default=0, help="of samples and resamples (default: 0)")
+    of_logs = parser.add_argument_group("of logs")
+    of_logs.add_argument("--prompt", default="prompt", metavar="COLUMN", help="texts or messages (default: prompt)")
+    of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="what the traffic is parted by")
+    of_logs.add_argument("--long-from", type=int, metavar="WORDS", help="also by length: form=short and form=long")
+    of_logs.add_argument("--answer", metavar="COLUMN", help="right answers, for the replay")
+    of_logs.add_argument(
+        "--columns", metavar="COLUMN,...",
+        help="of outputs: numbers, yes or no, texts (default: outcome, latency_ms, output_tokens, output, if there)",
+    )  # fmt: skip
+    of_logs.add_argument("--skip-bad", action="store_true", help="leave out lines that cannot be used")
+    written = parser.add_argument_group("what is written")
+    written.add_argument("--json", type=Path, metavar="FILE", help="the figures")
+    written.add_argument("--prometheus", type=Path, metavar="FILE", help="gauges, for node_exporter to collect")
+    written.add_argument("--html", type=Path, metavar="FILE", help="a page with the last runs; they are kept beside it")
+    written.add_argument("--keep", type=int, default=30, metavar="N", help="runs that the page keeps (default: 30)")
+    written.add_argument("--worst", type=int, default=5, metavar="N", help="prompts to show (default: 5)")
+    of_models = parser.add_argument_group("of models")
+    of_models.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
+    of_models.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in")
+    of_models.add_argument(
+        "--dir", type=Path, default=Path("runs/registry"), help="the registry (default: runs/registry)"
+    )
+    of_models.add_argument("--uri", help="its database or server, as of pat registry")
+    options = parser.parse_intermixed_args(arguments)
+    _check(options)
+    before = _history(options)
+    found = _monitor(options)
+    return _say(found, before, options)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """ValueError for options that are out of bounds, or that would be ignored."""
+    from pat.monitor import prometheus
+
+    for name, least in (("replay", 1), ("output_tokens", 1), ("keep", 1), ("worst", 0), ("batch_size", 1)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give {least} or more")
+    if not 0.0 < options.alpha <= 0.5:
+        raise ValueError(f"--alpha {options.alpha}: give a number above 0, to 0.5, as 0.01")
+    for name in ("first", "agreement"):
+        share = getattr(options, name)
+        if share is not None and not 0.0 < share < 1.0:
+            raise ValueError(f"--{name} {share}: give a share between 0 and 1")
+    for name in ("agreement", "answer"):
+        if getattr(options, name) is not None and options.dense is None:
+            raise ValueError(f"--{name} would be ignored: only a replay asks models, which --dense names one of")
+    if options.first is not None and options.reference is not None:
+        raise ValueError("--first would be ignored: --reference has the older rows")
+    if options.allow_code and not options.mix:
+        raise ValueError("--allow-code would be ignored: only a mix has checks")
+    if options.dense is not None and not options.dense.is_dir():
+        raise ValueError(f"--dense {options.dense}: there is no such folder; give a run or a Hugging Face folder")
+    for name in ("json", "prometheus", "html"):
+        if getattr(options, name):
+            files.check_writable(getattr(options, name), f"--{name}")
+    if options.prometheus:
+        prometheus.check_installed()
+
+
+def _history(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from pat.monitor import history
+
+    return history.read(history.place(options.html)) if options.html else []
+
+
+def _monitor(options: argparse.Namespace) -> Monitored:
+    from pat.monitor import drift, result, traffic
+    from pat.prompts import reader
+
+    mix = reader.read(reader.find(options.mix), options.allow_code) if options.mix else None
+    logs = [options.log, *([options.reference] if options.reference else [])]
+    for path in logs:
+        traffic.count_lines(path)
+    given = tuple(filter(None, (options.columns or "").split(",")))
+    columns = traffic.Columns(
+        prompt=options.prompt,
+        slices=tuple(filter(None, options.slices.split(","))),
+        long_from=options.long_from,
+        answer=options.answer,
+        numbers=given or traffic.usual_columns(logs),
+    )
+    source = traffic.Reader(columns, options.skip_bad, options.seed)
+    then, now = _parts(source, mix is not None, options)
+    reference = traffic.of_mix(mix, options.long_from) if mix else then
+    assert reference is not None
+    dimensions = [name.rpartition(".")[2] for name in columns.slices] + (["form"] if options.long_from else [])
+    if not dimensions:
+        source.notes.append("shares of slices are not compared: --slices names columns of the log, --long-from lengths")
+    drift.check_dimensions(reference, dimensions)
+    folder, name = _model(options)
+    of_prompts, of_replay, replayed = _ask(folder, name, (reference, now), dimensions, mix, source, options)
+    of_outputs = list(drift.of_outputs(then, now, columns.numbers)) if then is not None else []
+    if not columns.numbers:
+        source.notes.append(f"outputs are not compared: the log has none of {', '.join(traffic.USUAL)}; see --columns")
+    return result.Monitored(
+        time_s=time.time(),
+        log=str(options.log),
+        against=name,
+        reference=reference.name,
+        then=then.name if then is not None and columns.numbers else None,
+        now=now.name,
+        rows=now.total,
+        alpha=options.alpha,
+        checks=result.judged([*of_prompts, *of_outputs, *of_replay], options.alpha),
+        replayed=replayed,
+        notes=source.notes,
+    )
+
+
+def _parts(source: Reader, has_mix: bool, options: argparse.Namespace) -> tuple[Part | None, Part]:
+    """(older rows, where something is compared with them; rows of now)."""
+    if options.reference:
+        return source.read(options.reference)[0], source.read(options.log)[0]
+    if has_mix and not source.columns.numbers:
+        return None, source.read(options.log)[0]
+    then, now = source.read(options.log, FIRST if options.first is None else options.first)
+    return then, now
+
+
+def _model(options: argparse.Namespace) -> tuple[Path, str]:
+    """(the folder of the model in production, what it is called): of the registry, once its files are known whole."""
+    given = options.against
+    if Path(given).is_dir():
+        return Path(given), given
+    if not options.dir.is_dir():
+        raise ValueError(
+            f"--against {given}: there is no such folder, and no registry in {options.dir}: give a run, a Hugging Face "
+            "folder, or NAME/VERSION of a registry that --dir names"
+        )
+    from pat.registry.mlflow_backend import MlflowBackend, address
+    from pat.registry.registry import Registry
+
+    uri = address(options.uri, options.dir)
+    registry = Registry(options.dir, lambda new: MlflowBackend(uri, new))
+    name, _, which = given.rpartition("/")
+    if not name:
+        names = registry.names()
+        having = [each for each in names if any(given in version.aliases for version in registry.versions(each))]
+        if len(having) != 1:
+            said = (
+                f"{', '.join(having)} have it: give NAME/{given}" if having else f"it has {', '.join(names) or 'none'}"
+            )
+            raise ValueError(f"--against {given} is not a folder, nor the alias of one name in {options.dir}: {said}")
+        name, which = having[0], given
+    version = registry.version(name, which)
+    return registry.checked(version), f"{name}/{version.number}"
+
+
+def _ask(
+    folder: Path, name: str, parts: tuple[Part, Part], dimensions: list[str], mix: Mix | None, source: Reader,
+    options: argparse.Namespace,
+) -> tuple[list[Check], list[Check], Replayed | None]:  # fmt: skip
+    """(checks of prompts, checks of the replay, what came of it)."""
+    from rich.console import Console
+    from transformers.utils import logging
+
+    from pat.common.parameters import DTYPES
+    from pat.evaluation.models import opened
+    from pat.monitor import ask, drift
+
+    logging.disable_progress_bar()
+    device, dtype = _models.device(options.device), DTYPES[options.dtype]
+    with opened(folder, None, dtype, device) as model, Console(stderr=True).status(f"asking {name}"):
+        reference, now = parts
+        places = ask.places(reference.prompts, model), ask.places(now.prompts, model)
+        of_prompts = list(drift.of_prompts(reference, now, places, dimensions, options.seed))
+        if options.dense is None:
+            source.notes.append("no prompt was replayed: --dense names the model to ask beside this one")
+            return of_prompts, [], None
+        with opened(options.dense, model.task, dtype, device) as dense:
+            prompts, long = ask.chosen(
+                now.prompts, options.replay, (dense, model), options.output_tokens, mix, options.seed
+            )
+            if long:
+                source.notes.append(f"{long} prompts to replay leave no room for an answer: left out")
+            if not prompts:
+                return of_prompts, [], None
+            replayed, checks = ask.replay(prompts, dense, model, device, options.batch_size, options.output_tokens)
+    if options.agreement is not None:
+        checks.append(ask.agreement(replayed, options.agreement))
+    return of_prompts, checks, replayed
+
+
+def _say(found: Monitored, before: list[dict[str, Any]], options: argparse.Namespace) -> int:
+    from pat.monitor import history, page, prometheus, words
+    from pat.report.render import html
+
+    _models.show(words.blocks(found, options.worst))
+    if options.json:
+        files.write_json(options.json, found.plain())
+    if options.prometheus:
+        files.write_atomic(options.prometheus, prometheus.text(found))
+    if options.html:
+        runs = history.added(before, found, options.keep)
+        history.write(history.place(options.html), runs)
+        files.write_atomic(options.html, html(page.page(found, runs, options.worst)))
+    return ExitCode.ALERT if found.alerts else ExitCode.DONE

@@ -1,0 +1,166 @@
+"""What a model was asked: a mix, a log, or a part of a log. Of long logs a random sample of rows is kept."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pat.prompts import logs
+from pat.prompts.checks import parse as parse_check
+from pat.prompts.mix import Mix, Prompt
+from pat.prompts.reader import json_lines
+from pat.statistics.paired import Numbers
+
+ROWS = 2000  # of a part of a log that are compared: more would find differences that are too small to matter
+USUAL = ("outcome", "latency_ms", "output_tokens", "output")  # columns that are compared where no others are named
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a log has what; a dotted name leads into mappings."""
+
+    prompt: str = "prompt"
+    slices: tuple[str, ...] = ()
+    long_from: int | None = None  # words from which the slice `form` is long
+    answer: str | None = None  # the right answer
+    numbers: tuple[str, ...] = ()  # of outputs: yes or no, a number, or a text, of which words are counted
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request."""
+
+    prompt: Prompt
+    numbers: tuple[float | None, ...] = ()  # of each of Columns.numbers; None: not known
+
+
+@dataclass(frozen=True)
+class Part:
+    """Requests of one time, or a mix."""
+
+    name: str
+    total: int  # rows that it has
+    rows: Sequence[Row]  # at most ROWS of them, each as likely
+    weights: Numbers | None = None  # of a mix; None: each counts the same
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Of each row."""
+        return [row.prompt for row in self.rows]
+
+    def number(self, position: int) -> Numbers:
+        """The known values of a column."""
+        return np.array([value for row in self.rows if (value := row.numbers[position]) is not None], dtype=np.float64)
+
+
+@dataclass
+class Reader:
+    """Reads logs whose columns mean the same."""
+
+    columns: Columns
+    skip_bad: bool = False
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+    kinds: dict[str, tuple[bool, str]] = field(default_factory=dict)  # of a column: whether it holds texts, and where
+
+    def read(self, path: Path, share: float | None = None) -> list[Part]:
+        """The log as one part, or as two of which the first has so large a share of its rows. ValueError."""
+        lines = count_lines(path)
+        cut = 0 if share is None else round(lines * share)
+        parts = [_Sample(random.Random(self.seed + i)) for i in range(2)]
+        skipped, torn = 0, list[int]()
+        for place, (number, content) in enumerate(json_lines(path, torn.append)):
+            try:
+                row = self._row(content, f"{path}, line {number}")
+            except ValueError as error:
+                if not self.skip_bad:
+                    raise ValueError(f"{path}, line {number}: {error}; --skip-bad leaves such lines out") from None
+                skipped += 1
+                continue
+            parts[place >= cut].add(row)
+        if skipped:
+            self.notes.append(f"{path}: {skipped:,} lines that could not be used were left out")
+        if torn:
+            self.notes.append(f"{path}, line {torn[0]} is not whole, as in a log that is being written: left out")
+        whole = sum(part.seen for part in parts)
+        if not whole:
+            raise ValueError(f"{path} has no whole row with a prompt: look again when requests have been logged")
+        if share is None:
+            return [Part(str(path), parts[1].seen, parts[1].rows)]
+        if not all(part.rows for part in parts):
+            raise ValueError(f"{path} has {whole} rows, too few to be parted in two: give --reference, an older log")
+        names = (f"the first {parts[0].seen:,} rows of {path}", f"the last {parts[1].seen:,} rows of {path}")
+        return [Part(name, part.seen, part.rows) for name, part in zip(names, parts, strict=True)]
+
+    def _row(self, content: Any, place: str) -> Row:
+        columns = self.columns
+        prompt = logs.prompt_of(content, logs.Columns(columns.prompt, slices=columns.slices), columns.long_from)
+        if columns.answer is not None and (answer := logs.value(content, columns.answer)) is not None:
+            prompt = prompt.changed(checks=[parse_check({"name": "label", "label": str(answer)})])
+        return Row(prompt, tuple(self._number(name, logs.value(content, name), place) for name in columns.numbers))
+
+    def _number(self, name: str, value: Any, place: str) -> float | None:
+        if value is None:
+            return None
+        is_text = isinstance(value, str)
+        if not is_text and not (isinstance(value, bool | int | float) and math.isfinite(value)):
+            raise ValueError(f"{name} is {str(value)[:60]!r}, but must be true, false, a number, a text or null")
+        before, where = self.kinds.setdefault(name, (is_text, place))
+        if before != is_text:
+            a, b = ("a text" if one else "a number" for one in (is_text, before))
+            raise ValueError(f"{name} is {a}, but {b} in {where}: give --columns without it")
+        return float(len(value.split())) if isinstance(value, str) else float(value)
+
+
+@dataclass
+class _Sample:
+    """ROWS of what is added, each as likely. Source: Vitter 1985, algorithm R."""
+
+    rng: random.Random
+    seen: int = 0
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        self.seen += 1
+        if len(self.rows) < ROWS:
+            self.rows.append(row)
+        elif (place := self.rng.randrange(self.seen)) < ROWS:
+            self.rows[place] = row
+
+
+def of_mix(mix: Mix, long_from: int | None = None) -> Part:
+    """A mix as what was asked, by its weights; long and short as in the logs."""
+    weights = np.array([prompt.weight for prompt in mix.prompts])
+    rows = [Row(prompt) for prompt in mix.prompts]
+    if long_from is not None:
+        formed = ({**prompt.slices, logs.FORM: logs.form(prompt, long_from)} for prompt in mix.prompts)
+        rows = [Row(row.prompt.changed(slices=slices)) for row, slices in zip(rows, formed, strict=True)]
+    return Part(f"mix {mix.name}", len(rows), rows, None if np.ptp(weights) == 0.0 else weights)
+
+
+def count_lines(path: Path) -> int:
+    """Lines that are not empty. ValueError where there is none, or no file."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: give a log, a JSON mapping a line")
+    with open(path, "rb") as file:
+        lines = sum(1 for line in file if line.strip())
+    if not lines:
+        raise ValueError(f"{path} is empty: look again when requests have been logged")
+    return lines
+
+
+def usual_columns(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Those of USUAL that the first row of every log has."""
+
+    def first(path: Path) -> Any:
+        ignore: Callable[[int], None] = lambda _: None  # noqa: E731
+        return next((content for _, content in json_lines(path, ignore)), {})
+
+    rows = [first(path) for path in paths]
+    return tuple(name for name in USUAL if all(isinstance(row, dict) and name in row for row in rows))

@@ -1,0 +1,138 @@
+"""Whether traffic has changed: a number's distribution, shares of kinds, places in a space; then and now.
+
+# n things then, m now, w the weights of those then (n,), N = n + m, d dimensions, R resamples
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.spatial import distance
+
+from pat.statistics.paired import RESAMPLES, Numbers
+
+ELEMENTS = 1 << 22  # resampled numbers that are held at a time: 32 MB
+EXPECTED = 5.0  # things of a kind, below which chi-square is a poor approximation (Cochran 1954)
+TOLERANCE = 1e-12  # equal sums differ in their last bits
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far apart both are, and how often chance alone takes them so far."""
+
+    statistic: float  # 0: not at all
+    p: float
+    test: str
+
+
+def effective(w: Numbers) -> float:
+    """(sum w)^2 / sum w^2: as many things of equal weight tell as much. Source: Kish 1965."""
+    return float(w.sum() ** 2 / (w @ w))
+
+
+def of_numbers(then: Numbers, now: Numbers, w: Numbers | None = None) -> Drift:
+    """D = max_x |F(x) - G(x)|, F weighted; p: Kolmogorov's distribution at n_eff m / (n_eff + m), as scipy's own
+    asymptotic `ks_2samp`. Of numbers with ties p is too high, so it errs on the quiet side. ValueError for none.
+
+    Source: Smirnov 1939; the effective size of weighted samples is Kish's, as in Monahan 2011, 12.6.
+    """
+    weights = _weights(then, now, w)
+    order = np.argsort(then, kind="stable")
+    values, mass = then[order], np.concatenate([[0.0], np.cumsum(weights[order]) / weights.sum()])
+    at = np.union1d(then, now)
+    f = mass[np.searchsorted(values, at, side="right")]
+    g = np.searchsorted(np.sort(now), at, side="right") / now.size
+    d, n = float(np.abs(f - g).max()), effective(weights)
+    size = max(1, round(n * now.size / (n + now.size)))
+    return Drift(d, float(stats.kstwo.sf(d, size)), "Kolmogorov-Smirnov")
+
+
+def of_shares(then: Mapping[str, float], then_n: float, now: Mapping[str, int]) -> Drift:
+    """Cramer's V of two rows of counts, and chi-square's p; kinds with fewer than EXPECTED things are put together.
+
+    then: weights of each kind; then_n: how many things of equal weight they stand for (first-order correction, Rao &
+    Scott 1981). By scipy. Where one kind is left, nothing can differ and p is 1. ValueError for none.
+    """
+    whole, total = sum(then.values()), sum(now.values())
+    if not (whole > 0.0 and total):
+        raise ValueError("there is nothing to compare: one side has no prompts")
+    names = dict.fromkeys((*then, *now))
+    counts = np.array([(then.get(name, 0.0) / whole * then_n, float(now.get(name, 0))) for name in names])
+    counts = _pooled(counts)
+    if len(counts) < 2:
+        return Drift(0.0, 1.0, "chi-square")
+    found: Any = stats.chi2_contingency(counts.T, correction=False)
+    return Drift(float(np.sqrt(found.statistic / counts.sum())), float(found.pvalue), "chi-square")
+
+
+def of_outcomes(then: Numbers, now: Numbers) -> Drift:
+    """The difference of the shares of 1 among outcomes of 0 and 1, and Fisher's exact p, by scipy. ValueError."""
+    _weights(then, now, None)
+    table = [[int(each.sum()), int(each.size - each.sum())] for each in (then, now)]
+    found: Any = stats.fisher_exact(table)
+    return Drift(abs(float(now.mean() - then.mean())), float(found.pvalue), "Fisher, exact")
+
+
+def of_points(
+    then: Numbers,  # (n, d)
+    now: Numbers,  # (m, d)
+    w: Numbers | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Drift:
+    """MMD, with k(x, y) = exp(-|x - y|^2 / (2 s^2)), s the median distance; p: how often resamples are as far apart.
+
+    MMD^2 = c' K c, c = (w / sum w, -1/m). Of equal weights the labels then and now are permuted, which holds its level
+    for any n (Gretton et al. 2012, JMLR 13, section 5.1). Otherwise things cannot change places: signs e of +-1 give
+    (e c)' K (e c), K centred at the pooled mean (the wild bootstrap; Chwialkowski, Sejdinovic & Gretton 2014,
+    arXiv:1408.5404). p = (k + 1) / (R + 1) (Phipson & Smyth 2010, arXiv:1603.05766). ValueError for none.
+    """
+    weights = _weights(then, now, w)
+    c = np.concatenate([weights / weights.sum(), np.full(len(now), -1.0 / len(now))])
+    kernel = _centred(_kernel(np.concatenate([then, now])), np.abs(c) / 2.0)
+    squared, equal, rng = float(c @ kernel @ c), np.ptp(weights) == 0.0, np.random.default_rng(seed)
+    extreme, left = 0, resamples
+    while left:
+        rows = min(left, max(1, ELEMENTS // c.size))
+        again = np.tile(c, (rows, 1))
+        again = rng.permuted(again, axis=1) if equal else again * rng.choice((-1.0, 1.0), again.shape)
+        extreme += int((((again @ kernel) * again).sum(1) >= squared - TOLERANCE).sum())
+        left -= rows
+    test = "MMD, permutations" if equal else "MMD, wild bootstrap"
+    return Drift(max(squared, 0.0) ** 0.5, (extreme + 1) / (resamples + 1), test)
+
+
+def _weights(then: Numbers, now: Numbers, w: Numbers | None) -> Numbers:
+    if not (len(then) and len(now)):
+        raise ValueError("there is nothing to compare: one side is empty")
+    if not (np.isfinite(then).all() and np.isfinite(now).all()):
+        raise ValueError("there is a number that is not finite: nothing can be compared with it")
+    return np.ones(len(then)) if w is None else np.asarray(w, dtype=np.float64)
+
+
+def _pooled(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(kinds, 2) in which every kind is expected EXPECTED times in both columns: the rarest are put together."""
+    counts = counts[np.argsort(counts.sum(1), kind="stable")]
+    least = EXPECTED * counts.sum() / counts.sum(0).min()  # things of a kind in both columns
+    while len(counts) > 1 and counts[0].sum() < least:
+        counts = np.concatenate([counts[:2].sum(0, keepdims=True), counts[2:]])
+        counts = counts[np.argsort(counts.sum(1), kind="stable")]
+    return counts
+
+
+def _kernel(points: Numbers) -> Numbers:
+    """(N, N)."""
+    squared = distance.squareform(distance.pdist(points, "sqeuclidean"))
+    apart = squared[squared > 0.0]
+    return np.exp(-squared / (2.0 * np.median(apart))) if apart.size else np.ones_like(squared)
+
+
+def _centred(kernel: Numbers, q: Numbers) -> Numbers:
+    """<k(x) - mu, k(y) - mu>, mu the mean of the points with weights q (N,)."""
+    towards = kernel @ q
+    return kernel - towards[:, None] - towards + q @ towards
