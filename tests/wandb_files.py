@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,23 @@ def records(path: Path) -> Iterator[Any]:
             yield record
 
 
+def read_ended(run_dir: Path, patience_s: float = 60.0) -> list[dict[str, Any]]:
+    """Of each start, once wandb's own process has written that all have ended: on a busy machine after `finish`."""
+    end = time.monotonic() + patience_s
+    while True:
+        found = read(run_dir)
+        if all(start["ended"] for start in found):
+            return found
+        assert time.monotonic() < end, "wandb has not written the end of a start"
+        time.sleep(0.1)
+
+
 def read(run_dir: Path) -> list[dict[str, Any]]:
-    """Of each start of a run, in order: group, config, history and alerts."""
+    """Of each start of a run, in order: group, config, history, summary, alerts, and whether it has ended."""
     found = []
     for path in sorted((run_dir / "wandb").glob("offline-run-*/run-*.wandb")):
         start: dict[str, Any] = {"group": "", "config": {}, "history": [], "summary": {}, "alerts": []}
+        start["ended"] = False
         for record in records(path):
             kind = record.WhichOneof("record_type")
             if kind == "run":
@@ -46,6 +59,8 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
                 start["history"].append(_values(record.history.item))
             elif kind == "summary":
                 start["summary"] |= _values(record.summary.update)
+            elif kind == "exit":
+                start["ended"] = True
             elif kind == "alert":
                 start["alerts"].append((record.alert.title, record.alert.text))
         found.append(start)

@@ -68,9 +68,9 @@ def test_sweep(tmp_path: Path) -> None:
             assert member["summary"]["sparsity"] == pytest.approx(0.8, abs=1e-4)
             assert member["latency_ms"] > 0
     assert "resumed at step" in (out / "logs" / f"{first.name}.log").read_text()
-    groups = {start["group"] for m in found.values() for start in wandb_files.read(Path(m["dir"]))}
+    groups = {start["group"] for m in found.values() for start in wandb_files.read_ended(Path(m["dir"]))}
     assert groups == {"sweep"}, "side by side in wandb"
-    ((title, text),) = wandb_files.read(out / "train.max_loss=0.1")[0]["alerts"]
+    ((title, text),) = wandb_files.read_ended(out / "train.max_loss=0.1")[0]["alerts"]
     assert title.endswith("diverged") and text in said
     points = (files.read_json(out / "sweep.json") or {})["points"]
     assert [p["best"] for p in points] == [True]

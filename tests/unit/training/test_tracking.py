@@ -142,7 +142,7 @@ def test_wandb_offline_writes_a_run_that_goes_on_under_the_same_name(tmp_path, m
         t.warn("stalled", "nothing has happened for 15.0 minutes")
         t.close("diverged" if step else "")
     assert identities[0] == identities[1]
-    for step, start in zip((1, 6), wandb_files.read(tmp_path), strict=True):
+    for step, start in zip((1, 6), wandb_files.read_ended(tmp_path), strict=True):
         assert start["group"] == "many" and start["config"]["run"]["recipe"] == "parity"
         (line,) = start["history"]
         assert line["trainer/step"] == step and line["train/loss"] == 1.25 and line["pruning/phase"] == "soft"
