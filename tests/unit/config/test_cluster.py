@@ -103,7 +103,7 @@ def test_dry_run_prints_a_script_and_writes_nothing(tmp_path, capsys):
     asked = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
     assert {"--nodes=2", "--ntasks-per-node=1", "--time=60", "--signal=B:USR1@300", "--requeue"} <= set(asked)
     assert f"--output='{run}/logs/slurm-%j.log'" in asked and not any("gpus" in line for line in asked)
-    assert "\n0 | 2 | 3 | 4 | 5) ;;" in text and "\n85) again=1 ;;" in text
+    assert "\n0 | 2 | 3 | 4 | 5 | 6) ;;" in text and "\n85) again=1 ;;" in text
     assert f"pat train --frozen '{run}' engine.world_size=$ranks \"$@\" &" in text
 
 

@@ -133,7 +133,7 @@ def test_encodings_and_quotes_are_keys(tmp_path: Path) -> None:
         ({"delimiter": ",,"}, "data.delimiter=',,' must be one character"),
         ({"delimiter": '"'}, "must differ"),
         ({"quote_char": "ab"}, "data.quote_char='ab' must be one character"),
-        ({"encoding": "latin-17"}, "data.encoding='latin-17' is no encoding"),
+        ({"encoding": "latin-17"}, "data.encoding='latin-17' is not"),
         ({"source": "json", "delimiter": ";"}, "data.delimiter is ';', but with data.source=json"),
         ({"source": "parquet", "encoding": "utf-16"}, "data.encoding is 'utf-16', but with data.source=parquet"),
     ]:
