@@ -5,13 +5,22 @@
 #
 #   launch/decide.sh [DIR]      results go to DIR (default: runs/decide)
 #
-# DECIDE_STEPS    training steps of the dense model (default: 200)
+# DECIDE_STEPS      training steps of the dense model (default: 200, of the stand-in 60)
+# DECIDE_STAND_IN   yes: a tiny model and made-up reviews instead of the assets (launch/stand_in.py), to see it work in
+#                   a minute; its figures say nothing
 #
 # Interrupted? Run it again: what is done is kept.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out="${1:-runs/decide}"
-steps="${DECIDE_STEPS:-200}"
+mix=reviews
+train=()
+if [ "${DECIDE_STAND_IN:-}" = yes ]; then
+    export PAT_ASSETS="$out/assets"
+    mix="$PAT_ASSETS/mix.jsonl"
+    train=(optim.lr=2e-3 optim.head_lr=2e-3)
+fi
+steps="${DECIDE_STEPS:-$([ "${DECIDE_STAND_IN:-}" = yes ] && echo 60 || echo 200)}"
 assets="${PAT_ASSETS:-assets}"
 began=$SECONDS
 
@@ -20,7 +29,12 @@ show() { printf '$ %s\n' "$*"; "$@"; }
 
 stage "1/8 set-up and assets: a pretrained encoder and rated sentences from film reviews"
 . launch/setup.sh
-python launch/assets.py reviews
+if [ "${DECIDE_STAND_IN:-}" = yes ]; then
+    mkdir -p "$assets"
+    [ -e "$mix" ] || python launch/stand_in.py
+else
+    python launch/assets.py reviews
+fi
 if ! nvidia-smi --list-gpus >/dev/null 2>&1; then
     export DS_ACCELERATOR=cpu
     pat_wait # the op that DeepSpeed's CPU ranks need
@@ -32,7 +46,7 @@ registry=(--dir "$out/registry")
 
 stage "2/8 the dense model, $steps steps"
 if [ ! -e "$out/dense/config.json" ]; then
-    show pat train recipe=reviews_dense "run.dir=$out/run" engine.world_size=1 "train.num_steps=$steps"
+    show pat train recipe=reviews_dense "run.dir=$out/run" engine.world_size=1 "train.num_steps=$steps" "${train[@]}"
     show pat export "$out/run" --out "$out/dense"
 fi
 
@@ -46,7 +60,7 @@ prune broken --sparsity 0.95 --method magnitude
 
 stage "4/8 how fast are they? each beside the dense model, in turn"
 [ -e "$out/profile.json" ] ||
-    show pat profile "$out/dense" "$out/narrow" "$out/sparse" --mix reviews --requests 10 --batch-sizes 1 \
+    show pat profile "$out/dense" "$out/narrow" "$out/sparse" --mix "$mix" --requests 10 --batch-sizes 1 \
         --json "$out/profile.json"
 
 stage "5/8 may they go into production? at most three points of accuracy less than the dense model"
@@ -56,26 +70,38 @@ passed: {drop: 0.1}      # on the prompt mix
 YAML
 for variant in sparse narrow broken; do
     [ -e "$out/$variant.gate.json" ] ||
-        show pat gate "$out/$variant" --against "$out/dense" recipe=reviews_dense --envelope "$out/envelope.yaml" --mix reviews \
+        show pat gate "$out/$variant" --against "$out/dense" recipe=reviews_dense --envelope "$out/envelope.yaml" --mix "$mix" \
             --json "$out/$variant.gate.json" || [ $? = 5 ] # outside of the envelope: said, and no error of this script
 done
 
 stage "6/8 the two that passed, side by side on the prompt mix"
-show pat compare "$out/narrow" "$out/sparse" --mix reviews --json "$out/compare.json"
+show pat compare "$out/narrow" "$out/sparse" --mix "$mix" --json "$out/compare.json"
+# The names of the two, the one that more prompts pass last; on a tie that is the narrow one, which is smaller.
+read -r first better < <(python - "$out/compare.json" <<'PY'
+import json, sys
+outcomes = json.load(open(sys.argv[1]))["outcomes"]
+gain = next(o["overall"]["found"]["difference"] for o in outcomes if o["name"] == "passed")  # sparse - narrow
+print(*("narrow", "sparse") if gain > 0 else ("sparse", "narrow"))
+PY
+)
+echo "better on the prompt mix: $better"
 
 stage "7/8 the registry: the first goes into production, then the better one; the broken one is refused"
 add() { # NAME
     show pat registry add reviews "$out/$1" --gate "$out/$1.gate.json" --profile "$out/profile.json" "${registry[@]}"
 }
-add narrow
+add "$first"
 show pat registry promote reviews 1 --as champion --reason "the first variant inside of the envelope" "${registry[@]}"
-add sparse
+add "$better"
 show pat registry promote reviews 2 --as champion --reason "better on the prompt mix" "${registry[@]}"
 add broken
-if show pat registry promote reviews 3 --as champion --reason "smaller" "${registry[@]}"; then
-    echo "the gate did not hold" >&2
+code=0
+show pat registry promote reviews 3 --as champion --reason "smaller" "${registry[@]}" || code=$?
+if [ "$code" != 4 ]; then # 4: refused, for its gate was not passed
+    echo "the gate did not hold: exit code $code" >&2
     exit 1
 fi
+echo "refused, as it should be: exit code $code"
 show pat registry diff reviews 1 2 "${registry[@]}"
 show pat registry rollback reviews --as champion --reason "complaints about short texts" "${registry[@]}"
 show pat registry verify reviews champion "${registry[@]}"

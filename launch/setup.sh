@@ -7,6 +7,7 @@
 # PAT_VENV      where the environment lives (default: .venv in the repository)
 # PAT_PYTHON    which Python makes it (default: python3; 3.11 or newer)
 # PAT_EXTRAS    optional dependencies (default: dev,demo)
+# PAT_SETUP     active: take the Python environment that is active as it is, and install nothing
 
 pat_setup() {
     local root venv python extras stamp
@@ -16,7 +17,11 @@ pat_setup() {
     extras="${PAT_EXTRAS-dev,demo}"
 
     stamp="$(cat "$root/pyproject.toml" "$root/docker/constraints.txt" <(echo "$root $extras") | sha256sum)"
-    if [ "$stamp" != "$(cat "$venv/pat-setup.stamp" 2>/dev/null)" ]; then
+    if [ "${PAT_SETUP:-}" = active ]; then
+        python -c 'import pat' 2>/dev/null ||
+            { echo "setup: PAT_SETUP=active, but no active Python has pat: activate its environment first." >&2; return 2; }
+        venv="$(python -c 'import sys; print(sys.prefix)')"
+    elif [ "$stamp" != "$(cat "$venv/pat-setup.stamp" 2>/dev/null)" ]; then
         command -v "$python" >/dev/null ||
             { echo "setup: '$python' was not found. Install Python 3.11 or newer, or set PAT_PYTHON to it." >&2; return 2; }
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||

@@ -25,6 +25,10 @@ from pat.training.state import Training
 from pat.zero.engine import set_lr
 
 
+class BeforeTheFirstCut(Exception):
+    """The run is saved where run.until asks it to stop."""
+
+
 class NotEvaluated(RuntimeError):
     """What has been trained is saved, but its evaluation has failed."""
 
@@ -41,6 +45,8 @@ def main(run_dir: Path) -> int:
     try:
         training = setup.build(run_dir)
         fit(training)
+    except BeforeTheFirstCut as stop:
+        message = str(stop)
     except Preempted as stop:
         code, message = ExitCode.PREEMPTED, str(stop)
     except Diverged as stop:
@@ -109,11 +115,14 @@ def prune(training: Training) -> None:
 
 
 def evaluate_dense(training: Training, t: int) -> None:
-    """What the model is worth before step t removes the first of it, unless an earlier start has measured that.
-    Collective."""
+    """What the model is worth before step t removes the first of it, unless an earlier start has measured that; the
+    end of a run.until=first_cut. Collective."""
     progress = training.progress
     if progress.dense_metrics is None:
         progress.dense_metrics, progress.dense_step = evaluate(training, "dense")[0], t
+    if training.config.run.until == "first_cut":
+        save(training)
+        raise BeforeTheFirstCut(f"stopped before the first cut, at step {t}, all saved (run.until=first_cut)")
     if training.guard and training.guard.begin():
         save(training)
 

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     overrides = list(options.overrides)
     if options.recipe:
         overrides.insert(0, f"recipe={options.recipe}")
+    if any(override.startswith("budget=") for override in overrides):
+        return _search(overrides, options)
     environment = rank_environment()
     if environment:
         preemption_flag()  # from here on a signal waits for the first step
@@ -117,6 +119,23 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
             return loop.main(run_dir)
 
     return run_rank(Path(config.run.dir), environment.rank, work, announce=True)
+
+
+def _search(overrides: Sequence[str], options: argparse.Namespace) -> int:
+    """`budget=largest_within_envelope`: `pat search` with the same keys."""
+    from pat.commands import search
+
+    for given in overrides:
+        if given.startswith("budget=") and given != search.BUDGET:
+            raise ValueError(
+                f"{given}: the one value is {search.BUDGET}, a search (pat search); how much a pruner removes is "
+                "pruners.NAME.budget"
+            )
+    for name in ("frozen", "cfg", "package", "multirun", "resolve"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} is of a single run and {search.BUDGET} of a search: leave one of them out")
+    more = ["--config-dir", options.config_dir] if options.config_dir else []
+    return search.main([*overrides, *more, *(["--dry-run"] if options.dry_run else [])])
 
 
 def _describe(config: Any) -> int:

@@ -40,10 +40,11 @@ _KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.\w+=|=\{(?P<w
 _LIMIT = re.compile(r"\+*envelope(?:\.[\w.]+)?=")
 
 
-def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
+def compose(arguments: Sequence[str], use: Callable[[Config], int], guarded: bool = True) -> int:
     """Hydra's command line: composes the config (with `-m` each of several) and calls `use` with it.
 
-    Returns the first exit code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
+    guarded=False: an envelope need not be one that can lead a ramp; another command judges by it. Returns the first
+    exit code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
     """
     _register()
     codes: list[int] = []
@@ -51,7 +52,7 @@ def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
 
     def task(cfg: DictConfig) -> None:
         try:
-            code = use(finish(cfg, list(HydraConfig.get().overrides.task)))
+            code = use(finish(cfg, list(HydraConfig.get().overrides.task), guarded))
         except (ValueError, OSError) as error:  # kept from Hydra, which would print a notice of its own
             errors.append(error)
             code = ExitCode.BAD_INPUT if isinstance(error, ValueError) else ExitCode.ERROR
@@ -72,7 +73,7 @@ def compose(arguments: Sequence[str], use: Callable[[Config], int]) -> int:
     return next((code for code in codes if code), 0)
 
 
-def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
+def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> Config:
     """A composed config as a validated `Config`; ValueError for missing values and for what does not fit."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -83,7 +84,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     _drop_merged(content, overrides)
     _drop_replaced_fields(content["pruners"], overrides)
     config = take_world_size(to_config(content), overrides)
-    validate(config, {override.lstrip("+").partition("=")[0] for override in overrides})
+    validate(config, {override.lstrip("+").partition("=")[0] for override in overrides}, guarded)
     _check_replaced_files(content["data"], overrides)
     return config
 
@@ -121,8 +122,8 @@ def _for_hydra(argument: str) -> str:
 def _drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
     """Hydra merges a mapping into the recipe's; who writes a whole one means that nothing else be in it."""
     for override in overrides:
-        if override == "pruners={}":
-            content["pruners"] = {}
+        if override.lstrip("+") in ("pruners={}", "envelope={}"):
+            content[override.lstrip("+").removesuffix("={}")] = {}
         elif match := _KEEP.match(override):
             if match["whole"]:
                 keep = content["pruners"][match["pruner"]]["budget"]["keep"]

@@ -15,19 +15,21 @@ from pat.pruning.schedules import Ramp, Timeline
 from pat.schema import LATELY, Config, PrunerConfig
 
 
-def validate(config: Config, given: Collection[str] = ()) -> None:
-    """Raises ValueError with the first thing that does not fit; `given`: the keys on the command line."""
-    for problem in _problems(config, given):
+def validate(config: Config, given: Collection[str] = (), guarded: bool = True) -> None:
+    """Raises ValueError with the first thing that does not fit; `given`: the keys on the command line; `guarded`: an
+    envelope leads the ramp, which it must be able to hold."""
+    for problem in _problems(config, given, guarded):
         raise ValueError(problem)
 
 
-def _problems(config: Config, given: Collection[str]) -> Iterator[str]:
+def _problems(config: Config, given: Collection[str], guarded: bool) -> Iterator[str]:
     yield from _task(config)
     yield from _batch(config)
     yield from _training(config)
     yield from _distill(config)
     yield from _peft(config)
-    yield from _envelope(config)
+    yield from _limits(config)
+    yield from _guard(config) if guarded and config.envelope else ()
     for name in config.pruners:
         yield from pruner_problems(config, name)
     yield from ignored.problems(config, _taking, given)
@@ -71,6 +73,8 @@ def _training(config: Config) -> Iterator[str]:
         yield "neither model.path nor model.config.model_type is set: a random model needs one of them"
     if optim.warmup >= 1 and optim.warmup != int(optim.warmup):
         yield f"optim.warmup is {optim.warmup}: steps are whole numbers, a fraction of the run is below 1"
+    if config.run.until == "first_cut" and not config.pruners:
+        yield "run.until is first_cut, but nothing is pruned: leave it out, or name pruners"
     if train.num_steps == 0 and not config.pruners:
         yield "train.num_steps is 0 and nothing is pruned: nothing would happen; give steps, or name pruners"
     if optim.warmup >= 1 and optim.warmup >= train.num_steps > 0:
@@ -125,14 +129,9 @@ def _distill(config: Config) -> Iterator[str]:
         yield str(error)
 
 
-def _envelope(config: Config) -> Iterator[str]:
-    """Whether an envelope can lead this run: metrics, evaluations on the way, schedules that can be held."""
+def _limits(config: Config) -> Iterator[str]:
+    """Whether the task has the metrics of the envelope, and the dense model itself could be inside."""
     if not config.envelope:
-        return
-    train = config.train
-    if not config.pruners or not train.num_steps:
-        what = "nothing is pruned" if not config.pruners else "train.num_steps is 0"
-        yield f"envelope is set, but {what}: it leads a ramp that it can hold; leave it out"
         return
     from pat.tasks import base  # heavy
 
@@ -151,6 +150,15 @@ def _envelope(config: Config) -> Iterator[str]:
                 f"envelope.{metric}.ratio is {limit.ratio:g}, which the dense model itself does not keep: {metric} is "
                 f"better when {_way(higher)}: give at {'most' if higher else 'least'} 1"
             )
+
+
+def _guard(config: Config) -> Iterator[str]:
+    """Whether an envelope can lead this run: evaluations on the way, schedules that can be held."""
+    train = config.train
+    if not config.pruners or not train.num_steps:
+        what = "nothing is pruned" if not config.pruners else "train.num_steps is 0"
+        yield f"envelope is set, but {what}: it leads a ramp that it can hold; leave it out"
+        return
     if config.optim.lr_schedule == "per_cut":
         yield "optim.lr_schedule=per_cut goes by the cuts, which an envelope moves: take linear, cosine or constant"
     lines: list[Timeline] = []

@@ -1,0 +1,40 @@
+"""A run that begins where another one stands: `pat search` forks its candidates from one dense part.
+
+A checkpoint before the first cut holds nothing of how much will be cut: weights, moments, the evidence so far. A start
+in a directory that holds it goes on as after an interruption, under its own config, to the bits of a run that had that
+config from the start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from pat.checkpoint import retention
+from pat.checkpoint.reader import read_manifest
+from pat.common.files import write_atomic
+from pat.run.directory import RunDir
+
+
+def fork(source: RunDir, target: RunDir, step: int) -> None:
+    """Give the run `target` the checkpoint of `step` of `source`, and the lines that were logged until then. Files are
+    hard links where the file system has them: a checkpoint's are never written again. A run that has checkpoints of
+    its own stays as it is."""
+    if target.checkpoints.exists() and retention.steps(target.checkpoints):
+        return
+    folder = retention.of_step(source.checkpoints, step)
+    logged = read_manifest(folder)["trainer"].get("logged_bytes") or 0
+    whole = retention.of_step(target.checkpoints, step)
+    partial = whole.with_name(f"{whole.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder, partial, copy_function=_link)
+    write_atomic(target.metrics, source.metrics.read_bytes()[:logged] if source.metrics.exists() else b"")
+    retention.set_latest(target.checkpoints, whole)  # names nothing yet, which a start passes over
+    os.replace(partial, whole)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)

@@ -1,0 +1,63 @@
+"""The most that can be pruned inside an envelope, by bisection over forks of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pat.commands._help import EXIT_CODES, command_parser
+from pat.launch.environment import rank_environment
+from pat.run.directory import ExitCode
+
+BUDGET = "budget=largest_within_envelope"  # how `pat train` is told
+EXAMPLES = f"""\
+examples:
+  pat search recipe=reviews envelope.accuracy.drop=0.01
+  pat search recipe=sotu envelope.perplexity.ratio=1.3 --from 0.3 --to 0.7 --within 0.05
+  pat search recipe=decoder_narrow model.path=/m data.source=json data.train=t.jsonl envelope.loss.ratio=1.1 --from 0.9
+  pat search recipe=reviews envelope.accuracy.drop=0.01 --dry-run
+  pat train recipe=reviews envelope.accuracy.drop=0.01 {BUDGET}      the same as the first
+
+DIR gets search.json (every run with its sparsity, metrics, verdict and cost), logs/, and a run directory for each
+value; checkpoints are kept of the best run only. Interrupted? The same command goes on, and repeats no finished run.
+docs/search.md says more.
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`pat search`."""
+    parser = command_parser(
+        prog="pat search",
+        usage="pat search recipe=NAME envelope.METRIC.BOUND=value [key=value ...] [options]",
+        description="Find the largest sparsity, or the smallest share of structures to keep, whose run is inside the\n"
+        "envelope. The steps before the first cut are trained once, and every value is a fork of them: to the bit the\n"
+        "run that has the value from the start. The budget of the recipe is the most that is tried.",
+        epilog=EXAMPLES + EXIT_CODES,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, as of `pat train`")
+    parser.add_argument("--pruner", metavar="NAME", help="whose budget is searched (default: the only one)")
+    parser.add_argument(
+        "--from", dest="first", type=float, metavar="X", help="the least to prune (default: a quarter of the budget)"
+    )
+    parser.add_argument("--to", dest="last", type=float, metavar="X", help="the most to prune (default: the budget)")
+    parser.add_argument(
+        "--within", type=float, default=0.02, metavar="X", help="how near the answer must be (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: run.dir, else searches/NAME")
+    parser.add_argument("--keep-all", action="store_true", help="keep the checkpoints of all runs")
+    parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="check, say what would run, and stop")
+    options = parser.parse_intermixed_args(arguments)
+    if rank_environment():
+        raise ValueError("a search starts its runs' ranks itself: call it from a plain shell, not under a launcher")
+    from pat.search import plan
+    from pat.search.search import Search
+
+    overrides = [each for each in options.overrides if each != BUDGET]
+    span = plan.Span(options.pruner, options.first, options.last, options.within)
+    made = plan.make(overrides, options.out, span, options.config_dir)
+    print(made.in_words(), flush=True)
+    if options.dry_run:
+        return ExitCode.DONE
+    return Search(made, ["pat", "search", *arguments], lambda text: print(text, flush=True), options.keep_all).run()

@@ -1,0 +1,150 @@
+"""From a command line to what a search will do: its values, where its runs fork, and each run's own command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from pat.config.compose import compose, run_name
+from pat.schema import Config, TrainConfig
+from pat.search import quantity as quantities
+from pat.search.bisection import most_runs
+from pat.search.quantity import Quantity
+from pat.sweeps.members import Member, quoted
+
+DENSE = "dense"  # the run up to the first cut
+WITHIN = 0.02
+SHOWN = 8  # values in a line
+_OWN = re.compile(r"\+*(?:run\.name|run\.dir|envelope(?:\.[\w.]+)?)=")  # keys that runs get of their own, or do without
+_PLACE = re.compile(r"\+*run\.(name|dir)=(.*)")
+
+
+@dataclass(frozen=True)
+class Span:
+    """What the user says of the values."""
+
+    pruner: str | None = None
+    first: float | None = None
+    last: float | None = None
+    within: float = WITHIN
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a search goes by."""
+
+    out: Path
+    config: Config  # with the envelope
+    given: tuple[str, ...]  # keys of every run
+    options: tuple[str, ...]  # of `pat train`, of every run
+    quantity: Quantity
+    values: Mapping[float, float]  # value -> the sparsity that it comes to, from the least pruned to the most
+    fork_step: int  # of the first cut; 0: every run is one from the start
+
+    @property
+    def order(self) -> list[float]:
+        """The values, from the least pruned to the most."""
+        return list(self.values)
+
+    @property
+    def dense(self) -> Member:
+        """The run that all others fork from."""
+        return self._member(DENSE, self.order[-1], "run.until=first_cut")
+
+    def member(self, value: float) -> Member:
+        """The run with that value."""
+        return self._member(self.quantity.name(value), value)
+
+    def _member(self, name: str, value: float, *more: str) -> Member:
+        run_dir = self.out / name
+        ours = [f"run.dir={quoted(run_dir)}", f"run.name={quoted(name)}", *more, "envelope={}"]
+        if not self.config.logger.group:
+            ours.append(f"logger.group={quoted(self.out.name)}")
+        command = ("train", *self.given, self.quantity.override(value), *ours, *self.options)
+        config = self.quantity.applied(self.config, value).changed(envelope={}, run__dir=str(run_dir), run__name=name)
+        return Member(name, run_dir, dict(quantities.as_keys(self.quantity, value)), command, config)
+
+    def in_words(self) -> str:
+        """What it will do, and how many runs that takes at most."""
+        steps, runs, order = self.config.train.num_steps, most_runs(len(self.values)), self.order
+        lines = [
+            f"search in {self.out}: {self.quantity.override(order[0])} to {order[-1]:g}",
+            f"  envelope  {said(self.config)}",
+            f"  values    {len(order)}: {', '.join(f'{value:g}' for value in order[:SHOWN])}"
+            + (f", ... {order[-1]:g}" if len(order) > SHOWN else ""),
+        ]
+        if self.fork_step:
+            left = steps - self.fork_step
+            lines.append(
+                f"  runs      1 dense part of {self.fork_step} steps, and at most {runs} forks of it with {left} steps "
+                f"each: {self.fork_step + runs * left:,} steps, where {runs} runs from the start have {runs * steps:,}"
+            )
+        else:
+            lines.append(
+                f"  runs      at most {runs} of {steps} steps each, all from the start: the first cut is at step 0"
+            )
+        return "\n".join([*lines, "  order     the most first, then the least, then halves between inside and outside"])
+
+
+def make(overrides: Sequence[str], out: Path | None, span: Span, config_dir: str | None) -> Plan:
+    """Compose and check all that can be checked before a run starts. Raises ValueError."""
+    from pat.training.preflight import prepare  # heavy
+
+    options = ("--config-dir", config_dir) if config_dir else ()
+    composed: list[tuple[Config, list[str]]] = []
+
+    def take(config: Config) -> int:
+        composed.append((config, list(HydraConfig.get().overrides.task)))
+        return 0
+
+    compose([*overrides, *options], take, guarded=False)
+    config, given = composed[0]
+    _check(config)
+    place = out or _place(overrides)
+    quantity = quantities.quantity_of(config, span.pruner)
+    plain = config.changed(envelope={}, run__dir=str(place / DENSE), run__name=DENSE)
+    checked = prepare(plain, place / DENSE)
+    wanted = quantities.asked(config, quantity, checked.pruner)
+    values = quantities.grid(quantity, wanted, span.first, span.last, span.within)
+    found = quantities.realised(plain, quantity, values, checked.model)
+    first = checked.pruner.first_soft_step
+    assert first is not None, "something is pruned"
+    kept = tuple(each for each in given if not _OWN.match(each))
+    return Plan(place.absolute(), config, kept, options, quantity, found, first if config.train.num_steps else 0)
+
+
+def said(config: Config) -> str:
+    """`accuracy.drop 0.01, loss.ratio 1.1`."""
+    return ", ".join(
+        f"{metric}.{bound} {value:g}"
+        for metric, limit in config.envelope.items()
+        for bound, value in limit.bounds().items()
+    )
+
+
+def _check(config: Config) -> None:
+    if not config.envelope:
+        raise ValueError(
+            "no envelope is given, so every sparsity is inside: add a limit, as envelope.accuracy.drop=0.01"
+        )
+    if config.train.envelope_patience != TrainConfig.model_fields["envelope_patience"].default:
+        raise ValueError(
+            "train.envelope_patience is of the guarded ramp, which one run follows, and a search has runs without it: "
+            "leave it out, or the search (`pat train` with an envelope and without budget=largest_within_envelope)"
+        )
+    if config.run.until != "end" or config.run.resume != "auto":
+        raise ValueError("run.until and run.resume are the search's own: leave them out")
+
+
+def _place(overrides: Sequence[str]) -> Path:
+    """Where the search lives: run.dir, else searches/NAME, NAME as of a run."""
+    placed: dict[str, Any] = {
+        match[1]: match[2].strip("'\"") for each in overrides if (match := _PLACE.fullmatch(each))
+    }
+    recipe = next((o.partition("=")[2] for o in overrides if o.startswith("recipe=")), None)
+    return Path(placed.get("dir") or Path("searches") / (placed.get("name") or run_name(overrides, recipe, sweep=True)))

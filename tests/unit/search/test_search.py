@@ -1,0 +1,285 @@
+"""A search: which values it tries, that it is resumed without repeating a run, and what it says in the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pat.commands import search as command
+from pat.commands import train
+from pat.common.files import read_json, write_json
+from pat.config import compose, frozen
+from pat.run.directory import ExitCode, RunDir
+from pat.schema import Config
+from pat.search import bisection, plan, quantity
+from pat.search.plan import Plan, Span
+from pat.search.quantity import Quantity
+from pat.search.search import SEARCH_FILE, Search
+from pat.sweeps import runner
+from pat.sweeps.members import Member
+from tests.fake_run import write_checkpoint
+
+PARITY = ["recipe=parity", "logger=none"]
+LOSS = "envelope.loss.max=2.5"
+FORK, STEPS = 5, 30  # of the recipe
+
+
+# -- which value comes next --------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 200), st.integers(-1, 200))
+def test_bisection_finds_the_last_that_is_inside_with_as_many_runs_as_it_says(number: int, last: int) -> None:
+    known: dict[int, bool] = {}
+    while (index := bisection.upcoming(number, known)) is not None:
+        assert index not in known
+        known[index] = index <= last
+    assert len(known) <= bisection.most_runs(number)
+    assert bisection.best(known) == (min(last, number - 1) if last >= 0 else None)
+
+
+SPARSITY, KEEP = Quantity("weights"), Quantity("narrow", ("ffn",))
+
+
+@pytest.mark.parametrize(
+    "what, arguments, values",
+    [
+        (SPARSITY, (0.8, None, None, 0.2), [0.2, 0.4, 0.6, 0.8]),
+        (SPARSITY, (0.8, 0.5, 0.7, 0.1), [0.5, 0.6, 0.7]),
+        (SPARSITY, (0.8, 0.45, 0.7, 0.1), [0.45, 0.5, 0.6, 0.7]),
+        (KEEP, (0.5, None, None, 0.125), [0.875, 0.75, 0.625, 0.5]),
+        (KEEP, (0.5, 0.95, 0.6, 0.2), [0.95, 0.8, 0.6]),
+    ],
+)
+def test_values_go_from_the_least_pruned_to_the_most(what: Quantity, arguments: Any, values: list[float]) -> None:
+    assert quantity.grid(what, *arguments) == values
+
+
+@pytest.mark.parametrize(
+    "what, arguments",
+    [(SPARSITY, (0.8, 0.9, None, 0.1)), (KEEP, (0.5, 0.4, None, 0.1)), (SPARSITY, (0.8, None, None, 0.0))],
+)
+def test_a_span_that_is_none_is_refused(what: Quantity, arguments: Any) -> None:
+    with pytest.raises(ValueError):
+        quantity.grid(what, *arguments)
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("it's a search, 50%")
+
+
+@pytest.fixture(scope="module")
+def planned(out: Path) -> Plan:
+    return plan.make([*PARITY, LOSS], out / "s", Span(first=0.2, within=0.2), None)
+
+
+def composed(member: Member) -> Config:
+    found: list[Config] = []
+    compose.compose(member.command[1:], lambda config: found.append(config) or 0)
+    return found[0]
+
+
+def test_the_command_of_a_run_composes_to_its_config(planned: Plan) -> None:
+    """Without the envelope, which would lead its ramp; the dense part stops where the others begin."""
+    assert (planned.order, planned.fork_step) == ([0.2, 0.4, 0.6, 0.8], FORK)
+    for member in (planned.member(0.4), planned.dense):
+        config = composed(member)
+        assert not frozen.changed_keys(config, member.config) and config.envelope == {}
+        assert (config.run.dir, config.run.name) == (str(member.dir), member.name)
+        assert config.run.until == ("first_cut" if member.name == "dense" else "end")
+    assert planned.member(0.4).config.pruners["weights"].budget.sparsity == 0.4
+    assert not planned.out.exists(), "to look is not to run"
+
+
+def test_shares_of_structures_that_come_to_the_same_units_are_one_run(planned: Plan, out: Path) -> None:
+    """Of 128 neurons with multiples of 32."""
+    narrow = {
+        "structures": ["ffn"], "gate": {"name": "taylor", "fade": 1},
+        "budget": {"name": "shape", "keep": {"ffn": 32}, "multiple_of": 32},
+        "schedule": {"name": "linear", "start": FORK, "end": 20, "select_every": 5},
+    }  # fmt: skip
+    from pat.training.preflight import prepare
+
+    config = planned.config.changed(envelope={}, pruners={"narrow": narrow})
+    what = quantity.quantity_of(config, None)
+    checked = prepare(config, out / "none")
+    wanted = quantity.asked(config, what, checked.pruner)
+    assert (what.keep, wanted) == (("ffn",), 0.25)
+    values = quantity.realised(config, what, quantity.grid(what, wanted, None, None, 0.02), checked.model)
+    assert len(values) == 3 and sorted(values, reverse=True) == list(values), "96, 64 and 32 neurons"
+    assert sorted(values.values()) == list(values.values())
+    given_ = what.override(0.25)
+    assert what.applied(config, 0.25).pruners["narrow"].budget.keep == {"ffn": 0.25}
+    assert given_ == "pruners.narrow.budget.keep={ffn:0.25}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*PARITY],
+        [*PARITY, LOSS, "train.envelope_patience=1"],
+        [*PARITY, LOSS, "pruners={}"],
+        [*PARITY, LOSS, "run.resume=never"],
+        [*PARITY, "envelope.f1.drop=0.1"],
+        [*PARITY, LOSS, "--pruner", "none"],
+        [*PARITY, LOSS, "--from", "0.9"],
+    ],
+)
+def test_what_is_no_search_is_refused_before_anything_runs(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        command.main([*arguments, "--out", str(tmp_path / "s")])
+    assert not (tmp_path / "s").exists()
+
+
+def test_train_hands_a_search_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[list[str]] = []
+    monkeypatch.setattr(command, "main", lambda arguments: handed.append(list(arguments)) or 7)
+    assert train.main([*PARITY, LOSS, command.BUDGET, "--dry-run"]) == 7
+    assert handed == [[*PARITY, LOSS, command.BUDGET, "--dry-run"]]
+    for wrong in (["budget=smallest"], [command.BUDGET, "-m"], [command.BUDGET, "--cfg", "job"]):
+        with pytest.raises(ValueError):
+            train.main([*PARITY, LOSS, *wrong])
+
+
+# -- the runs ----------------------------------------------------------------------------------------------------------
+
+
+class Fake:
+    """A run that has ended, with the files that one leaves."""
+
+    message = ""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+    def send_signal(self, sig: int, /) -> None:
+        raise AssertionError(sig)
+
+
+class Machine:
+    """Starts runs, and notes which. The loss is ten times what is above 0.5, on 2."""
+
+    def __init__(self, codes: dict[str, int] | None = None) -> None:
+        self.codes, self.started = codes or {}, list[str]()
+
+    def __call__(self, member: Member, log: Path) -> Fake:
+        self.started.append(member.name)
+        code = self.codes.pop(member.name, 0)
+        run = RunDir(member.dir)
+        if member.name == "dense":
+            assert not code
+            self._checkpoint(run, FORK)
+            run.metrics.write_text("before\nafter\n")
+            return Fake(0)
+        assert [p.name for p in run.checkpoints.glob("step-*")] == [f"step-{FORK:08d}"], "forked"
+        assert (run.metrics.read_text(), (run.checkpoints / "latest").read_text()) == ("before\n", f"step-{FORK:08d}")
+        if not code:
+            sparsity = member.config.pruners["weights"].budget.sparsity
+            loss = 2.0 + 10 * max(0.0, sparsity - 0.5)
+            self._checkpoint(run, STEPS, loss)
+            run.config.touch()
+            (run.checkpoints / "best").write_text(f"step-{STEPS:08d}")
+            summary = {"step": STEPS, "sparsity": sparsity, "dense_metrics": {"loss": 2.0}, "metrics": {"loss": 99.0}}
+            write_json(run.summary, summary | {"train_seconds": 1.0})
+        return Fake(code)
+
+    def _checkpoint(self, run: RunDir, step: int, loss: float = 2.0) -> None:
+        folder = run.checkpoints / f"step-{step:08d}"
+        write_checkpoint(folder, nn.Linear(4, 4), ranks=1, prune="-")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["metrics"] = {"loss": loss}
+        manifest["trainer"] |= {"logged_bytes": len("before\n")}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+Searched = Callable[..., tuple[int, Machine, dict[str, Any]]]
+
+
+@pytest.fixture
+def searched(planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Searched:
+    """(exit code, what was started, search.json) of a start of one search, with these values."""
+    monkeypatch.setattr(runner, "POLL_S", 0.001)
+
+    def start(codes: dict[str, int] | None = None, **changed: Any) -> tuple[int, Machine, dict[str, Any]]:
+        made = Plan(**{**planned.__dict__, "out": tmp_path / "s", **changed})
+        machine = Machine(codes)
+        code = Search(made, ["pat", "search"], lambda text: None, start=machine).run()
+        return code, machine, read_json(made.out / SEARCH_FILE) or {}
+
+    return start
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*/checkpoints"))
+
+
+def test_it_finds_the_largest_inside_and_says_what_more_would_cost(searched: Searched, tmp_path: Path) -> None:
+    """Inside are 0.2 and 0.4; at 0.6 the loss is 3."""
+    code, machine, found = searched()
+    assert code == 0
+    assert machine.started == ["dense", "sparsity=0.8", "sparsity=0.2", "sparsity=0.4", "sparsity=0.6"]
+    result = found["result"]
+    assert (result["allowed"], result["asked"], result["runs"]) == (0.4, 0.8, 4)
+    assert result["further"]["value"] == 0.6 and result["further"]["metrics"]["loss"] == pytest.approx(3.0)
+    assert result["steps"] == FORK + 4 * (STEPS - FORK)
+    verdicts = {each["value"]: each["inside"] for each in found["candidates"]}
+    assert verdicts == {0.2: True, 0.4: True, 0.6: False, 0.8: False}
+    assert checkpoints(tmp_path / "s") == ["sparsity=0.4"], "the best run is what is left"
+    assert Path(result["dir"]) == tmp_path / "s" / "sparsity=0.4"
+    assert searched()[1].started == [], "nothing is left to do"
+
+
+def test_all_that_is_asked_for_takes_one_run(searched: Searched, planned: Plan) -> None:
+    config = planned.config.changed(envelope={"loss": {"max": 9.0}})
+    code, machine, found = searched(config=config)
+    assert (code, machine.started) == (0, ["dense", "sparsity=0.8"])
+    assert found["result"]["allowed"] == 0.8 and found["result"]["further"] is None
+
+
+def test_nothing_inside_at_the_lower_end_is_the_gates_exit_code(searched: Searched, planned: Plan) -> None:
+    config = planned.config.changed(envelope={"loss": {"max": 1.0}})
+    code, machine, found = searched(config=config)
+    assert code == ExitCode.OUTSIDE_ENVELOPE and machine.started == ["dense", "sparsity=0.8", "sparsity=0.2"]
+    assert found["result"]["allowed"] is None and found["result"]["further"]["value"] == 0.2
+
+
+@pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.ERROR, -9])
+def test_stopped_in_the_middle_it_goes_on_and_repeats_no_finished_run(searched: Searched, code: int) -> None:
+    """The run that was stopped goes on from its fork, without a second dense part."""
+    left, machine, found = searched({"sparsity=0.4": code})
+    assert left == (code if code > 0 else ExitCode.ERROR) and machine.started[-1] == "sparsity=0.4"
+    assert [each["value"] for each in found["candidates"]] == [0.8, 0.2] and found["result"] is None
+    assert searched()[1].started == ["sparsity=0.4", "sparsity=0.6"]
+
+
+def test_a_run_that_diverges_is_outside(searched: Searched) -> None:
+    code, machine, found = searched({"sparsity=0.4": ExitCode.DIVERGED})
+    assert code == 0 and found["result"]["allowed"] == 0.2
+    assert found["result"]["further"]["code"] == ExitCode.DIVERGED
+
+
+def test_another_search_in_the_same_folder_is_refused(searched: Searched, planned: Plan) -> None:
+    searched()
+    for changed in ({"config": planned.config.changed(seed=1)}, {"values": {0.2: 0.2, 0.8: 0.8}}):
+        with pytest.raises(ValueError):
+            searched(**changed)
+
+
+def test_a_cut_at_step_0_leaves_nothing_to_share(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run is one from the start."""
+    monkeypatch.setattr(Machine, "__call__", lambda self, member, log: self.started.append(member.name) or Fake(85))
+    code, machine, found = searched(fork_step=0)
+    assert (code, machine.started) == (ExitCode.PREEMPTED, ["sparsity=0.8"])
