@@ -144,8 +144,15 @@ class DataConfig(Section, frozen=True):
         only_with=".source=generated|mixture",
     )
     max_length: int = key(MISSING, "longest sequence, in tokens; longer ones are cut", ge=1)
-    max_train_samples: int | None = key(None, "use only the first N training samples", ge=1)
-    max_eval_samples: int | None = key(None, "use only the first N evaluation samples", ge=1)
+    max_train_samples: int | None = key(
+        None,
+        "use at most N training rows, spread evenly and taken before tokenising, and at most N samples",
+        ge=1,
+    )
+    max_eval_samples: int | None = key(None, "use at most N evaluation samples, spread evenly", ge=1)
+    num_proc: int | None = key(
+        None, "processes that tokenise; null: one per core, at most one per 10,000 rows. The samples are the same", ge=1
+    )
     cache_dir: str | None = key(None, "where prepared data is cached; null: $PAT_CACHE, else ~/.cache/pat")
 
 

@@ -39,9 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--verify",
-        choices=("auto", "logits", "weights"),
+        choices=("auto", "logits", "layers", "weights"),
         default="auto",
-        help="every tensor is compared bit for bit; logits: the reloaded model's, too; auto: up to 4 GiB of weights",
+        help="weights: every tensor is compared bit for bit, as always; logits: the reloaded model's logits, too; "
+        "layers: every layer and the logits, one module in memory at a time; auto: logits, or layers from 4 GiB on",
     )
     options = parser.parse_args(arguments)
     from rich.console import Console

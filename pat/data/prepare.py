@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,16 +27,16 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pat.common import files
-from pat.common.progress_bar import progress_bar
 from pat.data import sources
+from pat.data.encode import encode, read
 from pat.data.mixture import Mixture
-from pat.data.rows import content_hashes, encoded, hash_of, held_out
+from pat.data.rows import content_hashes, hash_of, held_out
 from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
 from pat.schema import DataConfig
 from pat.tasks.base import Task
 
-FORMAT = 3  # of a cache entry; another format is another entry
+FORMAT = 4  # of a cache entry; another format is another entry
 SPLITS = ("train", "eval")
 
 
@@ -69,6 +69,7 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
         repr(task),
         task.columns(cfg),
         cfg.max_length,
+        cfg.max_train_samples,
         tokenizer_digest(tokenizer),
         sources.digest(cfg, "train", seed, root / "digests"),
         sources.digest(cfg, "eval", seed, root / "digests") if cfg.eval else cfg.eval_fraction,
@@ -83,8 +84,8 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
                 built = True
     info = json.loads((folder / "info.json").read_text())
     names = info["label_names"]
-    train, held = (Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS)
-    train = _spread(train, cfg.max_train_samples)
+    train, held = (read(folder, split) for split in SPLITS)
+    train = _spread(train, cfg.max_train_samples)  # of so many rows, which may have made more
     return PreparedData(
         train=train,
         eval=_spread(held, cfg.max_eval_samples),
@@ -149,6 +150,9 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
             held = held_out(rows["train"], cfg.eval_fraction)
             numbers = {"train": np.flatnonzero(~held), "eval": np.flatnonzero(held)}
             rows = {split: rows["train"].select(chosen) for split, chosen in numbers.items()}
+        if cfg.max_train_samples is not None and cfg.max_train_samples < len(rows["train"]):
+            few = _evenly(cfg.max_train_samples, len(rows["train"]))
+            numbers["train"], rows["train"] = numbers["train"][few], rows["train"].select(few)
         datasets.disable_progress_bars()  # what follows has one of ours
         for split in SPLITS:
             origin = split if cfg.eval else "train"  # whose rows the numbers count
@@ -177,40 +181,19 @@ def _encode(
     names: list[str] | None,
     place: Callable[[int], str],
 ) -> dict[str, int]:
-    """Write SPLIT.arrow and return its counts."""
+    """Write SPLIT*.arrow and return its counts."""
     fresh = partial(task.encoder, tokenizer, cfg.max_length, names)
-    encoder, done = fresh(), 0
-    with progress_bar(f"tokenising {split}", len(rows)) as advance:
-
-        def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-            nonlocal done
-            made = encoded(encoder, batch, fresh, lambda row: place(done + row))
-            count = len(next(iter(batch.values())))
-            done += count
-            advance(count)
-            return made
-
-        samples = rows.map(
-            encode,
-            batched=True,
-            batch_size=encoder.batch_rows,
-            features=encoder.features(),
-            remove_columns=rows.column_names,
-            cache_file_name=str(staging / f"{split}.arrow"),
-            load_from_cache_file=False,
-            new_fingerprint=f"{staging.name}-{split}",
-        )
+    samples, counts, why_none = encode(rows, split, staging, fresh, place, cfg.num_proc)
     if len(samples) == 0:
         raise ValueError(
             f"The {len(rows)} rows of data.{split} make no sample of data.max_length={cfg.max_length}: "
-            f"{encoder.why_none()}" + (", or a larger eval_fraction." if split == "eval" and not cfg.eval else ".")
+            f"{why_none}" + (", or a larger eval_fraction." if split == "eval" and not cfg.eval else ".")
         )
     return {
         f"{split}_rows": len(rows),
         f"{split}_samples": len(samples),
         f"{split}_tokens": int(token_counts(samples).sum()),
-        f"{split}_tokens_left_over": encoder.left_over(),
-        **{f"{split}_{name}": count for name, count in encoder.counts().items()},
+        **{f"{split}_{name}": count for name, count in counts.items()},
     }
 
 
@@ -223,7 +206,12 @@ def _spread(samples: Dataset, limit: int | None) -> Dataset:
     """At most `limit` samples, spread evenly: data is often sorted by label or by date."""
     if limit is None or limit >= len(samples):
         return samples
-    return samples.select(np.arange(limit) * len(samples) // limit)
+    return samples.select(_evenly(limit, len(samples)))
+
+
+def _evenly(count: int, of: int) -> np.ndarray:
+    """(count,) numbers below `of`, spread evenly."""
+    return np.arange(count) * of // count
 
 
 def _is_whole(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value, load_dataset
 from datasets.arrow_writer import SchemaInferenceError
+from huggingface_hub import constants, snapshot_download
 
 from pat.common import ignored
 from pat.common.text import did_you_mean
@@ -41,7 +42,7 @@ def of_mixture(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
     """(config, weight) of each of data.sources: what it does not say is as in `data`. Raises ValueError."""
     if not cfg.sources:
         raise ValueError("data.source=mixture needs data.sources: {NAME: {source: ..., weight: 1.0}, ...}.")
-    common = ("sources", "generated", "max_length", "cache_dir")  # of all of them
+    common = ("sources", "generated", "max_length", "cache_dir", "num_proc")  # of all of them
     allowed = ["weight", *(key for key in DataConfig.model_fields if key not in common)]
     configs = {}
     for name, given in cfg.sources.items():
@@ -178,7 +179,13 @@ def _hub(cfg: DataConfig, split: Any) -> Dataset:
         raise ValueError(f"There is no folder data.source='{cfg.source}' (seen from {os.getcwd()}).")
     rows: Any
     try:
-        rows = load_dataset(cfg.source, cfg.subset, split=split, revision=cfg.revision)
+        try:
+            rows = load_dataset(cfg.source, cfg.subset, split=split, revision=cfg.revision)
+        except Exception:
+            downloaded = _snapshot(cfg)
+            if downloaded is None:
+                raise
+            rows = load_dataset(downloaded, cfg.subset, split=split)
     except Exception as error:  # a dozen kinds: unknown subset or split, no such data set, no network
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -186,6 +193,16 @@ def _hub(cfg: DataConfig, split: Any) -> Dataset:
             f"data set, a folder, generated, or one of {', '.join(FILES)}: {first}"
         ) from error
     return rows
+
+
+def _snapshot(cfg: DataConfig) -> str | None:
+    """The data set's folder in the local cache of the hub, which `datasets` does not look at by itself when offline."""
+    if os.path.isdir(cfg.source) or not constants.is_offline_mode():
+        return None
+    try:
+        return snapshot_download(cfg.source, repo_type="dataset", revision=cfg.revision, local_files_only=True)
+    except (OSError, ValueError):  # not there, or no name of the hub
+        return None
 
 
 def _file_digest(path: str, memory: Path) -> str:

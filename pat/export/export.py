@@ -5,7 +5,7 @@
     README.md, export.json                                lineage and measured figures
 
 No GPU and no rank is needed, whatever layout the checkpoint has. Peak memory is a few chunks of the largest tensor;
-only the comparison of logits (small models) holds whole models.
+only the comparison of logits holds a whole model, where the weights take less than 4 GiB.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pat.export.card import model_card
 from pat.export.merged import MergedReader
 from pat.export.report import export_json
 from pat.export.source import Stream, specs
+from pat.export.streamed import streamed_logit_diff
 from pat.export.structures import structures
 from pat.export.verify import LOGIT_LIMIT, check_tensors, max_abs_logit_diff
 from pat.export.writer import write_model
@@ -42,7 +43,7 @@ from pat.schema import Config
 from pat.tasks import base
 from pat.zero.checkpoint_files import CheckpointError
 
-VERIFY = ("auto", "logits", "weights")
+VERIFY = ("auto", "logits", "layers", "weights")
 
 
 def export_run(
@@ -56,8 +57,9 @@ def export_run(
     """Write RUN's checkpoint ("best", "last", a step or "sparsity=0.3") to the new folder `out`; returns export.json's.
 
     dtype: fp32, bf16 or fp16, by default the run's. verify: every tensor is always compared bit for bit; "logits" also
-    compares the logits of the folder, loaded by stock code, with a model filled from the checkpoint, "auto" does so
-    below 4 GiB of weights, "weights" does not. Raises ValueError for bad input, CheckpointError where the checkpoint or
+    compares the logits of the folder, loaded by stock code, with a model filled from the checkpoint; "layers" compares
+    every layer and the logits with one module in memory at a time; "auto" is "logits" below 4 GiB of weights and
+    "layers" above; "weights" is neither. Raises ValueError for bad input, CheckpointError where the checkpoint or
     the written folder is not what it must be; then nothing is left behind.
     """
     run, out = directory_of(Path(run_dir)), Path(out)
@@ -120,16 +122,18 @@ def _write(
         bar = progress.add_task("check", total=total)
         check_tensors(reader, folder, content, weight_map, stream.mask_sha256, lambda n: progress.advance(bar, n), left)
     _check_summary(run, reader, stream)
-    difference, reason = None, None
-    weight_bytes = sum(spec.numbytes for spec in content)
+    difference, layer, reason = None, None, None
+    large = sum(spec.numbytes for spec in content) >= LOGIT_LIMIT
+    compared = (reader, folder, auto_model, hf_config, DTYPES[dtype], left, config.peft)
     if verify == "weights":
         reason = "not asked for"
-    elif verify == "auto" and weight_bytes >= LOGIT_LIMIT:
-        reason = f"the weights take {weight_bytes / 2**30:.1f} GiB; logits are compared below {LOGIT_LIMIT >> 30} GiB"
+    elif verify == "layers" or (verify == "auto" and large):
+        difference, layer = streamed_logit_diff(*compared)
     else:
-        difference = max_abs_logit_diff(reader, folder, auto_model, hf_config, DTYPES[dtype], left, config.peft)
+        difference = max_abs_logit_diff(*compared)
     result = export_json(reader, run, config, dtype, content, stream, folder) | {
         "max_abs_logit_diff": difference,
+        "max_layer_diff": layer,
         "max_abs_logit_diff_reason": reason,
     }
     (folder / "README.md").write_text(model_card(config, result))

@@ -121,6 +121,9 @@ def format_report(result: dict[str, Any]) -> Table:
     row("tensors reloaded, bit for bit", "", "equal")
     difference = result["max_abs_logit_diff"]
     row("largest logit difference", "", "not compared" if difference is None else f"{difference:g}")
+    layer = result.get("max_layer_diff")
+    if layer is not None:
+        row("largest difference of a layer", "", f"{layer:.1e} of its change")
     reason = result["max_abs_logit_diff_reason"]
     notes = [before_pruning(lineage), f"logits: {reason}" if reason else ""]
     table.caption = "\n".join(filter(None, notes)) or None

@@ -368,7 +368,7 @@ def digest(trained: Trained) -> dict[str, Any]:
         sha = hashlib.sha256()
         for name, param in sorted(layout.parameters.items()):
             if param.requires_grad:
-                whole = layout.assemble(name, _pieces(trained, kind, name), torch.float32)
+                whole = layout.assemble(name, pieces_of(trained, kind, name), torch.float32)
                 sha.update((whole + 0.0).numpy().tobytes())
         found[kind] = sha.hexdigest()
     for shard in layout.shards:
@@ -380,7 +380,8 @@ def digest(trained: Trained) -> dict[str, Any]:
     return found | {"steps": sorted(found["steps"]), "decay": decay, "sparsity": pruner.totals.sparsity}
 
 
-def _pieces(trained: Trained, kind: str, name: str) -> list[Piece]:
+def pieces_of(trained: Trained, kind: str, name: str) -> list[Piece]:
+    """This rank's part of a parameter's moment, score or dense weight."""
     pruner, layout = trained.pruner, trained.pruner.layout
     if layout.replicated and layout.world.rank:
         return []

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pat.checkpoint.reader import CheckpointReader
+from tests.distributed import cpu_adam_checks
 from tests.distributed.ranks import run_ranks
 from tests.distributed.write_checkpoints import LAYOUTS
 
@@ -32,6 +33,24 @@ def test_reader_equals_the_live_engine_with_deepspeeds_adam(tmp_path):
     run_ranks("tests.distributed.write_checkpoints", 2, str(tmp_path), *COMPILED, timeout_s=1500)  # it compiles an op
     for name in COMPILED:
         check(tmp_path / name)
+
+
+@pytest.mark.slow
+def test_deepspeeds_cpu_adam_steps_with_a_pruner():
+    """Pruned weights and their moments are exactly 0; masks and weights are torch AdamW's, up to rounding."""
+    said = run_ranks("tests.distributed.cpu_adam_checks", 2, timeout_s=1500)
+    assert said.keys() == cpu_adam_checks.PAIRS.keys()
+    for layout, found in said.items():
+        assert found["cpu_adam"]["class"] == "DeepSpeedCPUAdam" and found["adamw"]["class"] == "AdamW", layout
+        for one in (found["cpu_adam"], found["adamw"]):
+            dead = {kind: count for kind, count in one["alive"].items() if not kind.endswith("kept")}
+            assert not any(dead.values()), (layout, one)
+            assert one["alive"]["exp_avg kept"] > 0 and one["sparsity"] == pytest.approx(0.8, abs=1e-4)
+        assert found["same"] > 0.995 and found["gap"] < 5e-3, (
+            layout,
+            found["same"],
+            found["gap"],
+        )  # a step of the rate
 
 
 def check(step_dir):

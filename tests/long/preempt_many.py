@@ -2,9 +2,9 @@
 
     python -m tests.long.preempt_many                   20 preemptions, to results/preempt_many.json; as root on Debian
 
-Each time both nodes are taken away by a job of a higher partition, while the run starts, trains or saves. Slurm puts
-the run's job back into the queue; nobody starts anything again. A job that comes to its end is compared, and the next
-begins.
+Each time both nodes are taken away by a job of a higher partition: within 8 s of a start, or while the run trains or
+saves. Slurm puts the run's job back into the queue; nobody starts anything again. A job that comes to its end is
+compared, and the next begins.
 """
 
 from __future__ import annotations

@@ -63,6 +63,18 @@ def composed(*overrides: str) -> Config:
     return found[0]
 
 
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if "8b" in name or "7b" in name])
+def test_large_recipes_say_where_they_do_not_promise_the_same_bits(recipe: str) -> None:
+    """docs/guarantees.md: without accumulation, eager kernels, an AdamW that cuts of shards do not change."""
+    config = composed(f"recipe={recipe}")
+    train, ranks_there = config.train, config.engine.world_size
+    micro = train.micro_batch_size or train.global_batch_size // ranks_there
+    promised = config.optim.implementation != "fused" and config.engine.kernels == "eager"
+    promised = promised and train.global_batch_size == micro * ranks_there
+    header = (places.conf_dir() / "recipe" / f"{recipe}.yaml").read_text().partition("defaults:")[0]
+    assert ("# same bits  not at every ZeRO stage" in header) == (not promised)
+
+
 def small(config: Config, folder: Path) -> list[str]:
     """Overrides that leave a recipe's methods, patterns, engine and optimizer, and replace what it would load."""
     overrides = [

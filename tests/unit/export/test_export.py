@@ -151,11 +151,12 @@ def test_best_last_and_steps(tmp_path):
     assert "not asked" in steps["best"]["max_abs_logit_diff_reason"]
 
 
-def test_logits_of_large_models_are_left_out(tmp_path, monkeypatch):
+def test_large_models_are_streamed(tmp_path, monkeypatch):
     run, _ = llama(tmp_path)
     monkeypatch.setattr(export, "LOGIT_LIMIT", 1 << 10)
-    assert export_run(run, tmp_path / "a")["max_abs_logit_diff"] is None
-    assert export_run(run, tmp_path / "b", verify="logits")["max_abs_logit_diff"] == 0.0
+    streamed, whole = export_run(run, tmp_path / "a"), export_run(run, tmp_path / "b", verify="logits")
+    assert streamed["max_abs_logit_diff"] == whole["max_abs_logit_diff"] == streamed["max_layer_diff"] == 0.0
+    assert whole["max_layer_diff"] is None
 
 
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):

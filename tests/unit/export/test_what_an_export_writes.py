@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from pat.checkpoint.reader import CheckpointReader
 from pat.export import masks, verify, writer
@@ -154,23 +154,22 @@ def test_other_tensors_than_those_named_are_found(
 
 
 @pytest.mark.parametrize(
-    ("found", "fits"),
-    [([1e4, 5.0], True), ([1e4, 0.5], True), ([1e4, 50.0], False), ([1e-4, 5e-5], False), ([float("nan")] * 2, False)],
-)
-def test_logits_may_differ_by_a_share_of_the_largest(
-    exported: tuple[CheckpointReader, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, found: Any, fits: bool
-) -> None:
-    """(the largest logit, the difference): 5 of 10,000 is rounding, 0.00005 of 0.0001 is another model."""
-    reader, folder, _ = exported
-    largest, difference = found
-    answers = iter([torch.tensor([largest - difference]), torch.tensor([largest])])
-    monkeypatch.setattr(verify, "logits", lambda model, ids: next(answers))
-    arguments: Any = (reader, folder, AutoModelForCausalLM, LLAMA, torch.float32, Structures(), SimpleNamespace(r=None))
+    ("largest", "difference", "rounded", "fits"),
+    [
+        (1e4, 5e-5, False, True), (1e4, 5e-4, False, False), (1e-4, 5e-5, False, True),
+        (1e4, 5.0, True, True), (1e4, 5e3, True, False), (1e-4, 9e-5, True, False),
+        (float("nan"), float("nan"), False, False), (float("nan"), float("nan"), True, False),
+    ],
+)  # fmt: skip
+def test_logits_may_differ_by_so_much(largest: float, difference: float, rounded: bool, fits: bool) -> None:
+    """An absolute tolerance; where weights are rounded anew, a share of the largest logit."""
+    expected = torch.tensor([largest], dtype=torch.float64)
     if fits:
-        assert verify.max_abs_logit_diff(*arguments) == pytest.approx(difference, rel=1e-3)
+        found = verify.tolerated(expected - difference, expected, torch.bfloat16, rounded)
+        assert found == pytest.approx(difference, rel=1e-3)
         return
     with pytest.raises(verify.ExportError, match="logits that differ by"):
-        verify.max_abs_logit_diff(*arguments)
+        verify.tolerated(expected - difference, expected, torch.bfloat16, rounded)
 
 
 # -- gates -------------------------------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def test_where_fp32_cannot_tell_fp64_decides(tmp_path: Path, monkeypatch: pytest
         dtype="fp32", prune="",
     )  # fmt: skip
     dtypes, build = [], verify.model_from_checkpoint
-    monkeypatch.setattr(verify, "CUT_TOLERANCE", 1e-10)
+    monkeypatch.setattr(verify, "TOLERANCE", 1e-9)
     monkeypatch.setattr(verify, "model_from_checkpoint", lambda *given: (dtypes.append(given[3]), build(*given))[1])
     assert export_run(tmp_path / "run", tmp_path / "out", verify="logits")["max_abs_logit_diff"] < 1e-8
     assert dtypes == [torch.float32, torch.float64]
