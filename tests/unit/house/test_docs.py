@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINES = 150  # of the README, at most
 PLACEHOLDERS = {"NAME": "sotu_dense"}  # recipe=NAME stands for any
 FILLED_IN = {"train.num_steps": "200", "data.source": "json", "data.train": "f.jsonl", "model.path": "/m"}  # for ...
-BESIDE = ("cluster.", "engine.hostfile=")  # keys that are no part of a run's config, or name a file that is read
+BESIDE = ("cluster.", "engine.hostfile=", "budget=")  # not of a run's config, or a file that is read
 
 
 def script(name: str) -> Any:
