@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINES = 150  # of the README, at most
 PLACEHOLDERS = {"NAME": "sotu_dense"}  # recipe=NAME stands for any
 FILLED_IN = {"train.num_steps": "200", "data.source": "json", "data.train": "f.jsonl", "model.path": "/m"}  # for ...
-BESIDE = ("cluster.", "engine.hostfile=", "budget=")  # not of a run's config, or a file that is read
+BESIDE = ("cluster.", "engine.hostfile=")  # keys that are no part of a run's config, or name a file that is read
 
 
 def script(name: str) -> Any:
@@ -65,6 +65,8 @@ def composable(words: list[str]) -> list[str]:
     keys = [word for word in rest if re.match(r"[\w./]+=", word) and not word.startswith(BESIDE)]
     recipe = next((key.removeprefix("recipe=") for key in keys if key.startswith("recipe=")), None)
     if command not in ("train", "data") or recipe not in (*places.recipes(), *PLACEHOLDERS):
+        return []
+    if any(word.startswith("budget=") for word in rest):  # a search, of which the run's config is a part
         return []
     given = [f"recipe={PLACEHOLDERS.get(recipe, recipe)}" if key.startswith("recipe=") else key for key in keys]
     if "..." in rest and recipe not in PLACEHOLDERS:
