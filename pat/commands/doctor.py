@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from pat.commands._help import command_parser, exit_codes
 from pat.common import files
-from pat.launch.environment import rank_environment
+from pat.launch.environment import RankEnvironment, rank_environment
 from pat.run.directory import ExitCode
 
 EXAMPLES = """\
@@ -20,6 +22,9 @@ examples:
   pat doctor                                two ranks, on GPUs where there are some
   pat doctor --ranks 8 --dir /scratch/me    all GPUs of a node, and the file system that runs will be on
   pat doctor --device cpu --json doctor.json
+  pat doctor recipe=NAME engine.kernels=compile    that run's model, kernels and engine, a few steps of each stage
+  srun pat doctor --dir /shared             in an allocation, over all its nodes: also links and clocks
+  torchrun --nproc-per-node 8 -m pat.cli doctor --dir /shared
 
 """
 
@@ -33,18 +38,19 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES
         + exit_codes({ExitCode.BROKEN_PROMISE: "a promise does not hold here; a line with a cross says which"}),
     )
-    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="of this machine (default: 2)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="another run than the parity recipe")
+    parser.add_argument("--ranks", type=int, metavar="N", help="of this machine (default: 2)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
     parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
-    options = parser.parse_args(arguments)
-    if options.ranks < 1:
+    options = parser.parse_intermixed_args(arguments)
+    if options.ranks is not None and options.ranks < 1:
         raise ValueError(f"--ranks {options.ranks}: give 1 or more")
     if options.json:
         files.check_writable(options.json, "--json")
-    if rank_environment():
-        raise ValueError("pat doctor starts its ranks itself: start it once, without torchrun, srun or deepspeed")
-    ranks = options.ranks
+    if environment := rank_environment():
+        return _in_allocation(options, environment)
+    ranks = 2 if options.ranks is None else options.ranks
     device = _device(options.device, ranks)
     began = time.monotonic()
     options.dir.mkdir(parents=True, exist_ok=True)
@@ -57,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     from pat.doctor.visit import visit
 
     console, findings = Console(highlight=False), []
-    for check in itertools.chain(machine(device, ranks, folder), visit(folder, ranks)):
+    for check in itertools.chain(machine(device, ranks, folder), visit(folder, ranks, options.overrides)):
         findings.append(check())
         console.print(findings[-1].line(), soft_wrap=True)
     name = _card() if device == "cuda" else "cpu"
@@ -70,6 +76,18 @@ def main(arguments: Sequence[str]) -> int:
         return ExitCode.BROKEN_PROMISE
     shutil.rmtree(folder)
     return ExitCode.DONE
+
+
+def _in_allocation(options: argparse.Namespace, environment: RankEnvironment) -> int:
+    """A launcher has started this process as one of several ranks."""
+    if options.ranks is not None:
+        raise ValueError(f"--ranks {options.ranks}, but the launcher started {environment.world_size}: leave it out")
+    device = _device(options.device, 1)
+    from pat.doctor.allocation import examine
+
+    code = examine(options.dir, device, environment, options.overrides, options.json)
+    sys.stdout.flush()
+    os._exit(int(code))  # other ranks may have left
 
 
 def _device(wanted: str, ranks: int) -> str:

@@ -83,23 +83,41 @@ def saving(folder: Path) -> dict[str, Any]:
 
 def work(folder: Path) -> int:
     """One rank: every check, then the runs. Collective."""
-    from pat import train
     from pat.zero import engine
 
-    config = frozen.load(folder / "config.yaml")
-    engine.init_distributed(config)
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if engine.accelerator() == "cuda" else "cpu"
+    engine.init_distributed(frozen.load(folder / "config.yaml"))
+    measure(folder, own_device())
+    code = train_stages(folder)
+    if dist.get_rank() == 0:
+        write_exit(folder, code)
+    return code
+
+
+def own_device() -> str:
+    """This rank's device, which is the current one from now on."""
+    from pat.zero.engine import accelerator
+
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if accelerator() == "cuda" else "cpu"
     if device != "cpu":
         torch.cuda.set_device(device)
+    return device
+
+
+def measure(folder: Path, device: str) -> None:
+    """What ranks find out before they train, as a file. Collective."""
     measured = {"reductions": reductions(device), "saving": saving(folder)}
     if dist.get_rank() == 0:
         write_json(folder / "ranks.json", measured)
+
+
+def train_stages(folder: Path) -> int:
+    """The runs, one after another; the worst exit code. Collective."""
+    from pat import train
+
     codes = []
     for stage in STAGES:
         codes.append(train.main(stage_dir(folder, stage)))
         gc.collect()  # the engine before: its optimizer's hooks, ZeRO 3's parameters
-    if dist.get_rank() == 0:
-        write_exit(folder, max(codes))
     return max(codes)
 
 

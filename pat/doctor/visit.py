@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pat.config.frozen import freeze
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.doctor.ranks import STAGES, stage_dir
 from pat.launch.single_node import launch
+from pat.pruning import registry
 from pat.run.directory import ExitCode, RunDir, read_exit
 from pat.schema import Config
 from pat.training.preflight import prepare
@@ -27,47 +28,77 @@ SLOW = 100e6  # bytes a second below which checkpoints are felt
 _PROGRAM = ("--module", "pat.doctor.ranks")
 
 
-def configs(folder: Path, ranks: int) -> dict[int, Config]:
-    """The parity recipe at each ZeRO stage, a few steps long, with a checkpoint in its middle."""
+def configs(folder: Path, ranks: int, given: Sequence[str] = ()) -> dict[int, Config]:
+    """A run at each ZeRO stage, a few steps long, with a checkpoint in its middle: the parity recipe, or what is
+    given as keys of `pat train`. Raises ValueError for what no run can be."""
     by_stage: dict[int, Config] = {}
+    parity = [
+        "recipe=parity", "engine.kernels=eager", f"train.global_batch_size={ranks * max(1, 8 // ranks)}",
+        f"data.cache_dir={folder / 'cache'}",
+        "pruners.weights.schedule={start: 1, end: 6, hard_from: 6, select_every: 2}",
+    ]  # fmt: skip
+    own = [*given, *_shortened(given)] if given else parity
     for stage in STAGES:
-        batch = ranks * max(1, 8 // ranks)
         overrides = [
-            "recipe=parity", "logger=none", "logger.progress=none", "engine.kernels=eager",
-            f"engine.world_size={ranks}", f"engine.zero_stage={stage}", f"run.dir={stage_dir(folder, stage)}",
-            f"train.num_steps={STEPS}", f"train.checkpoint_every={HALF}", "train.eval_every=null",
-            f"train.global_batch_size={batch}", f"data.cache_dir={folder / 'cache'}",
-            "pruners.weights.schedule={start: 1, end: 6, hard_from: 6, select_every: 2}",
+            *own, "logger=none", "logger.progress=none", f"engine.world_size={ranks}",
+            f"engine.zero_stage={stage}", f"run.dir={stage_dir(folder, stage)}", f"train.num_steps={STEPS}",
+            f"train.checkpoint_every={HALF}", "train.eval_every=null",
         ]  # fmt: skip
         compose(overrides, lambda config, stage=stage: by_stage.update({stage: config}) or 0)
     return by_stage
 
 
-def start_ranks(folder: Path, ranks: int) -> int:
-    """All that one start of the ranks can find out; their exit code."""
-    made = configs(folder, ranks)
+def _shortened(given: Sequence[str]) -> list[str]:
+    """Keys that fit the schedules of a run into the few steps of a visit."""
+    made: list[Config] = []
+    compose([*given, "logger=none"], lambda config: made.append(config) or 0)
+    keys = ["optim.warmup=0"]
+    for name, pruner in made[0].pruners.items():
+        schedule = registry.build("schedule", pruner.schedule)
+        fitting = {"start": 1, "end": 6, "hard_from": 6, "select_every": 2}
+        if not schedule.needs_end:
+            fitting = {"start": 2 if schedule.start else 0}
+        keys += [f"pruners.{name}.schedule.{key}={step}" for key, step in fitting.items()]
+    return keys
+
+
+def make_ready(made: Mapping[int, Config], folder: Path) -> Config:
+    """Freeze the runs and prepare their data; the config of the visit itself."""
     for config in made.values():
         freeze(config, Path(config.run.dir))
     first = made[STAGES[0]].changed(run__dir=str(folder))
     freeze(first, folder)
     prepare(first, folder)
+    return first
+
+
+def start_ranks(folder: Path, made: Mapping[int, Config]) -> int:
+    """All that one start of the ranks can find out; their exit code."""
+    first = make_ready(made, folder)
     with output_to(folder / "output.txt"):
         return launch(folder, first, _PROGRAM)
 
 
-def go_on(folder: Path, ranks: int) -> int:
-    """A second start: the run at ZeRO 2 again, from the checkpoint in its middle; the ranks' exit code."""
+def half_way(folder: Path, made: Mapping[int, Config]) -> Config:
+    """A copy of the run at ZeRO 2 that has got no further than the checkpoint in its middle."""
     source, target = RunDir(stage_dir(folder, 2)), RunDir(folder / "resumed")
+    shutil.rmtree(target.path, ignore_errors=True)
     shutil.copytree(source.path, target.path)
     for path in (target.summary, target.exit):
         path.unlink(missing_ok=True)
     for path in target.checkpoints.iterdir():
         if path.name != f"step-{HALF:08d}":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    config = configs(folder, ranks)[2].changed(run__dir=str(target.path), run__resume="must")
+    config = made[2].changed(run__dir=str(target.path), run__resume="must")
     freeze(config, target.path)
+    return config
+
+
+def go_on(folder: Path, made: Mapping[int, Config]) -> int:
+    """A second start: the run at ZeRO 2 again, from the checkpoint in its middle; the ranks' exit code."""
+    config = half_way(folder, made)
     with output_to(folder / "output.txt"):
-        return launch(target.path, config)
+        return launch(Path(config.run.dir), config)
 
 
 @contextlib.contextmanager
@@ -131,7 +162,7 @@ def judge_saving(folder: Path) -> Finding:
 def results(run_dir: Path) -> dict[str, Any] | None:
     """The hashes at the end of a run that was finished; None else."""
     summary = read_json(RunDir(run_dir).summary)
-    return {key: summary[key] for key in ("mask_sha256", "weights_sha256")} if summary else None
+    return {key: summary.get(key) for key in ("mask_sha256", "weights_sha256")} if summary else None
 
 
 def judge_stages(folder: Path) -> Finding:
@@ -151,24 +182,25 @@ def judge_stages(folder: Path) -> Finding:
     return Finding("ZeRO 1, 2, 3", WELL, f"masks and weights are equal, bit for bit, after {STEPS} steps", by_stage)
 
 
-def judge_resume(folder: Path, code: int) -> Finding:
-    """A run that goes on from a checkpoint, in new processes, ends with the same bits."""
+def judge_resume(folder: Path, code: int, by: str = "in new processes") -> Finding:
+    """A run that goes on from a checkpoint ends with the same bits."""
     whole, resumed = results(stage_dir(folder, 2)), results(folder / "resumed")
     if code or whole is None or resumed is None:
         said = (read_exit(folder / "resumed") or {}).get("message") or f"the second start left with code {code}"
         return Finding("resume", BROKEN, f"it did not finish: {said}", {"code": code})
     if whole != resumed:
         return Finding("resume", BROKEN, "a run that was interrupted ends with other weights or masks")
-    return Finding("resume", WELL, f"from step {HALF}, in new processes, it ends with the same bits", resumed)
+    return Finding("resume", WELL, f"from step {HALF}, {by}, it ends with the same bits", resumed)
 
 
-def visit(folder: Path, ranks: int) -> Iterator[Callable[[], Finding]]:
+def visit(folder: Path, ranks: int, given: Sequence[str] = ()) -> Iterator[Callable[[], Finding]]:
     """The checks that need ranks, in the order in which they are told."""
-    code = start_ranks(folder, ranks)
+    made = configs(folder, ranks, given)
+    code = start_ranks(folder, made)
     yield lambda: judge_start(folder, code)
     yield lambda: judge_reductions(folder)
     yield lambda: judge_stages(folder)
     if results(stage_dir(folder, 2)):
-        again = go_on(folder, ranks)
+        again = go_on(folder, made)
         yield lambda: judge_resume(folder, again)
     yield lambda: judge_saving(folder)

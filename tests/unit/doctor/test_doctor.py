@@ -16,7 +16,8 @@ import torch
 from pat import cli
 from pat.commands import doctor as command
 from pat.common.files import write_json
-from pat.doctor import BROKEN, MIND, WELL, Finding, machine, ranks, verdict, visit
+from pat.doctor import BROKEN, MIND, WELL, Finding, machine, network, ranks, verdict, visit
+from pat.doctor.allocation import over_nodes
 from pat.pruning.weights.kernels import Pass
 
 
@@ -213,5 +214,28 @@ def test_what_cannot_be_asked_for(
         command._device("auto", 2)
     for key, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(key, value)
-    assert pat() == 2 and "start it once, without torchrun" in capfd.readouterr().err
+    assert pat("--ranks", "3") == 2 and "--ranks 3, but the launcher started 2" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_nodes_say_is_told_once_where_it_is_the_same() -> None:
+    here = [Finding("versions", WELL, "torch 2"), Finding("disk", WELL, "5 GiB", {"free_bytes": 5})]
+    there = [Finding("versions", WELL, "torch 3"), Finding("disk", MIND, "1 GiB", {"free_bytes": 1})]
+    versions, disk = over_nodes({"a": here, "b": there})
+    assert versions.state == BROKEN, "ranks of two versions are one run of neither"
+    assert disk.state == MIND and disk.said == "a: 5 GiB; b: 1 GiB" and disk.figures["b"] == {"free_bytes": 1}
+    (same,) = over_nodes({"a": here[:1], "b": here[:1]})
+    assert same.state == WELL and same.said.count("torch 2") == 1
+
+
+@pytest.mark.parametrize(("rates", "state"), [((9e8, 1e9, 3e8), MIND), ((9e8, 1e9, 8e8), WELL)])
+def test_a_link_far_below_the_others_is_named(rates: tuple[float, ...], state: str) -> None:
+    named = zip(("a - b", "a - c", "b - c"), rates, strict=True)
+    found = network.judge_links([{"link": link, "ranks": 2, "bytes_per_s": rate} for link, rate in named])
+    assert found.state == state and (found.said.startswith("b - c below") == (state == MIND))
+
+
+def test_clocks_that_are_apart() -> None:
+    assert network.judge_clocks({"b": 0.002}).state == WELL
+    apart = network.judge_clocks({"b": 0.002, "c": -3.0})
+    assert apart.state == MIND and "(c)" in apart.said
