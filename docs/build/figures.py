@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->"
 NOT_MEASURED = "not measured"
-HEAD = ["model, data", "what goes", "steps", "dense", "pruned", "the best of other packages"]
+HEAD = ["model, data", "removed", "steps", "dense", "pruned", "the best of other packages"]
 MODELS = {"addresses": "Llama of 135 M, presidents' addresses", "reviews": "MiniLM of 23 M, film reviews"}
 OTHERS = {
     "llmcompressor-sparsegpt": "llmcompressor's SparseGPT",
@@ -29,7 +29,6 @@ OTHERS = {
 ROWS = (
     ("addresses", 0, "50", "alps-reconstructed", "half of the weights"),
     ("addresses", 80, "50", "alps", "half of the weights"),
-    ("addresses", 0, "ffn=0.5", "obs", "half of the neurons"),
     ("addresses", 80, "ffn=0.5", "obs", "half of the neurons"),
     ("reviews", 120, "80", "alps", "80 % of the weights"),
     ("reviews", 120, "ffn=0.5", "obs", "half of the neurons"),
@@ -42,7 +41,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     for data, steps, target, method, goes in ROWS:
         dense = _figure(results, data, steps, "dense", "dense")
         pruned = _figure(results, data, steps, target, method)
-        rows.append([MODELS[data], goes, str(steps), dense, f"**{pruned}**", _best(results, data, steps, target)])
+        bold = pruned if pruned == NOT_MEASURED else f"**{pruned}**"
+        rows.append([MODELS[data], goes, str(steps), dense, bold, _best(results, data, steps, target)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""Whether a variant is inside its envelope: a check a limit, for CI."""
+"""Whether a variant is inside its envelope: one check per limit, for CI."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         "weights of a classifier, else 0)",
     )
     parser.add_argument("--max-length", type=int, metavar="N", help=f"tokens of a sample (default: {MAX_LENGTH})")
-    parser.add_argument("--ranks", type=int, metavar="N", help="processes, one a GPU (default: 1)")
+    parser.add_argument("--ranks", type=int, metavar="N", help="processes, one per GPU (default: 1)")
     parser.add_argument("--dtype", choices=tuple(DTYPES.values()), help="of the result (default: the model's)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist, or be empty")
     options = parser.parse_intermixed_args(arguments)

@@ -17,6 +17,7 @@ MATRIX = 12  # classes up to which the confusion matrix is shown
 def model_card(config: Config, result: dict[str, Any]) -> str:
     """Lineage and figures as Markdown with Hugging Face's YAML head; `result` is what `export.json` holds."""
     lineage = result["lineage"]
+    size = lineage["world_size"]
     base = config.model.path or f"random {config.model.config.get('model_type')}"
     title = Path(base).name if config.model.path and _is_local(base) else base
     pruned = bool(result["prunable_parameters"])
@@ -31,7 +32,7 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
         ("run", config.run.name),
         ("config sha256", f"`{lineage['config_sha256']}`"),
         ("checkpoint", f"step {lineage['step']}, phase {lineage['phase']}"),
-        ("trained on", f"{lineage['world_size']} rank(s), ZeRO {lineage['zero_stage']}, {lineage['dtype']}"),
+        ("trained on", f"{size} rank{'s' * (size > 1)}, ZeRO {lineage['zero_stage']}, {lineage['dtype']}"),
         ("seed", str(lineage["seed"])),
         *([("mask sha256", f"`{result['mask_sha256']}`")] if pruned else []),
         ("weights sha256", f"`{result['weights_sha256']}` (effective weights, fp32)"),

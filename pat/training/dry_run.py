@@ -36,9 +36,10 @@ def attached(config: Config, num_labels: int | None = None) -> tuple[torch.nn.Mo
 
 def describe(config: Config) -> str:
     """A table: per pruner the matrices, weights, units, what is removed, when, and the bytes of state per rank."""
-    model, pruner = attached(config, config.task.num_labels)
+    _, pruner = attached(config, config.task.num_labels)
     ranks = 1 if config.engine.zero_stage == 0 else config.engine.world_size
-    table = Table(title=f"What would be pruned ({config.engine.world_size} ranks, ZeRO {config.engine.zero_stage})")
+    size = config.engine.world_size
+    table = Table(title=f"What would be pruned ({size} rank{'s' * (size > 1)}, ZeRO {config.engine.zero_stage})")
     for column in (
         "pruner",
         "matrices",
@@ -83,13 +84,7 @@ def describe(config: Config) -> str:
             state,
             state,
         )
-    every = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    prunable, target = pruner.totals.numel, pruner.totals.target
-    lines = [
-        f"The model has {every:,} parameters, of which {trained:,} are trained and {prunable:,} can be pruned;",
-        f"{target:.2%} of those, {target * prunable / every:.2%} of all, are removed in the end.",
-    ]
+    lines: list[str] = []
     for each in pruner.weight_pruners:
         names = list(each.shapes)
         lines.append(f"{each.name}: {names[0]} ... {names[-1]}")

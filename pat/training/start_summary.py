@@ -156,17 +156,25 @@ def _schedule(config: Config, pruner: Pruner) -> Iterator[str]:
     if not train.num_steps:
         yield "nothing is trained (train.num_steps=0): the run prunes, evaluates and ends"
     else:
-        yield _steps(train, optim)
+        yield _steps(train, optim, bool(pruner.pruners))
     for one in pruner.pruners:
         yield f"{one.name}: {timetable.in_words(one)}"
 
 
-def _steps(train: TrainConfig, optim: OptimConfig) -> str:
+def _steps(train: TrainConfig, optim: OptimConfig, cuts: bool) -> str:
     warmup = round(optim.warmup * train.num_steps) if optim.warmup < 1 else int(optim.warmup)
     return (
         f"{train.num_steps:,} steps of {train.global_batch_size} sequences; learning rate {optim.lr:g}, "
-        f"{f'{timetable.steps(warmup)} of warm-up, then ' if warmup else ''}{optim.lr_schedule}"
+        f"{f'{timetable.steps(warmup)} of warm-up, then ' if warmup else ''}"
+        f"{_falls(optim.lr_schedule, cuts)}"
     )
+
+
+def _falls(schedule: str, cuts: bool) -> str:
+    """In words, where the name does not say it."""
+    if schedule != "per_cut":
+        return schedule
+    return "linear, up again at each cut (per_cut)" if cuts else "linear (per_cut, without a cut)"
 
 
 def _untested(config: Config) -> Iterator[str]:

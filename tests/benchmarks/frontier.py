@@ -121,7 +121,7 @@ class Runner:
         model, out = f"assets/{subject.model}", str(place / "model")
         if row.target == "dense":
             if row.steps:
-                yield from self._trained(subject, row, model, place, subject.unpruned)
+                yield from self._trained(subject, row, model, place, subject.dense)
                 model = out
             elif subject.kind == "encoder":
                 yield from self._base(subject, row.seed)
@@ -162,7 +162,7 @@ class Runner:
         row = Row(subject.data, DENSE_STEPS, "dense", "dense", seed)
         place = self._base_folder(row.data, seed)
         if not (place / "model" / "config.json").exists():
-            yield from self._trained(subject, row, f"assets/{subject.model}", place, subject.unpruned)
+            yield from self._trained(subject, row, f"assets/{subject.model}", place, subject.dense)
 
     def _by_peer(self, subject: Subject, row: Row, model: str, place: Path) -> Iterator[Command]:
         method = METHODS[row.method]
@@ -172,7 +172,7 @@ class Runner:
         if steps and subject.kind == "encoder":
             before = round(BEFORE_THE_CUT * steps)
             first = Row(row.data, before, "dense", "dense", row.seed)
-            yield from self._trained(subject, first, model, place / "before", subject.unpruned)
+            yield from self._trained(subject, first, model, place / "before", subject.dense)
             model, steps = str(place / "before" / "model"), steps - before
         healed = steps and not method.loops
         samples, cut = str(place / "samples.jsonl"), str(place / ("cut" if healed else "model"))

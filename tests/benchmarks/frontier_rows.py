@@ -41,6 +41,11 @@ class Subject:
         """The recipe's run without its pruner, as keys of `pat train`."""
         return ["pruners={}", *(["optim.lr_schedule=linear"] if self.kind == "encoder" else [])]
 
+    @property
+    def dense(self) -> list[str]:
+        """The same at the rate that is best for the whole model."""
+        return [*self.unpruned, *(["optim.lr=1.5e-4"] if self.kind == "encoder" else [])]
+
     def described(self, steps: int) -> list[str]:
         """Model, data and steps, as keys of `pat train`."""
         train, held_out = self.files
