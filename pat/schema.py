@@ -309,8 +309,10 @@ class OptimConfig(Section, frozen=True):
         ["*"], "name patterns (shell style) of the parameters that train; each must match one, or be `optional:PATTERN`"
     )
     head_lr: Finite | None = key(None, "learning rate of a new classification head; null: lr", gt=0, only_with="task")
-    lr_schedule: Literal["linear", "cosine", "constant", "per_cut"] = key(
-        "linear", "linear or cosine (down to min_lr_ratio) | constant | per_cut (linear, back to lr at every cut)"
+    lr_schedule: str = key(
+        "linear",
+        "after the warm-up: linear or cosine, down to min_lr_ratio; constant; per_cut: linear, back to lr at every cut",
+        names_in="pat.learning_rates",
     )
     warmup: Finite = key(0.0, "warm-up, in steps (1 or more) or as a fraction of the run (below 1)", ge=0)
     min_lr_ratio: float = key(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from importlib.util import find_spec
 
+from pat import learning_rates
 from pat.common import ignored, scan
 from pat.common.text import did_you_mean
 from pat.pruning import registry
@@ -24,6 +25,7 @@ def validate(config: Config, given: Collection[str] = (), guarded: bool = True) 
 
 def _problems(config: Config, given: Collection[str], guarded: bool) -> Iterator[str]:
     yield from _task(config)
+    yield from _named("optim.lr_schedule", config.optim.lr_schedule, "pat.learning_rates")
     yield from _batch(config)
     yield from _training(config)
     yield from _distill(config)
@@ -36,9 +38,14 @@ def _problems(config: Config, given: Collection[str], guarded: bool) -> Iterator
 
 
 def _task(config: Config) -> Iterator[str]:
-    name, names = config.task.name, scan.declared("pat.tasks")
+    yield from _named("task.name", config.task.name, "pat.tasks")
+
+
+def _named(key: str, name: str, package: str) -> Iterator[str]:
+    """Whether a file of the package has that name."""
+    names = scan.declared(package)
     if name not in names:
-        yield f"there is no task.name={name!r}: allowed are {', '.join(names)}{did_you_mean(name, names)}"
+        yield f"there is no {key}={name!r}: allowed are {', '.join(names)}{did_you_mean(name, names)}"
 
 
 def _taking(key: str) -> list[str]:
@@ -159,8 +166,13 @@ def _guard(config: Config) -> Iterator[str]:
         what = "nothing is pruned" if not config.pruners else "train.num_steps is 0"
         yield f"envelope is set, but {what}: it leads a ramp that it can hold; leave it out"
         return
-    if config.optim.lr_schedule == "per_cut":
-        yield "optim.lr_schedule=per_cut goes by the cuts, which an envelope moves: take linear, cosine or constant"
+    schedules = learning_rates.classes()
+    if (found := schedules.get(config.optim.lr_schedule)) and found.follows_cuts:
+        others = [name for name, each in schedules.items() if not each.follows_cuts]
+        yield (
+            f"optim.lr_schedule={config.optim.lr_schedule} goes by the cuts, which an envelope moves: take "
+            f"{', '.join(others[:-1])} or {others[-1]}"
+        )
     lines: list[Timeline] = []
     for name, settings in config.pruners.items():
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pat import learning_rates
 from pat.common import patterns
 from pat.data.prepare import SPLITS, PreparedData
 from pat.pruning import timetable
@@ -162,19 +163,12 @@ def _schedule(config: Config, pruner: Pruner) -> Iterator[str]:
 
 
 def _steps(train: TrainConfig, optim: OptimConfig, cuts: bool) -> str:
-    warmup = round(optim.warmup * train.num_steps) if optim.warmup < 1 else int(optim.warmup)
+    warmup = learning_rates.warmup_steps(optim.warmup, train.num_steps)
     return (
         f"{train.num_steps:,} steps of {train.global_batch_size} sequences; learning rate {optim.lr:g}, "
         f"{f'{timetable.steps(warmup)} of warm-up, then ' if warmup else ''}"
-        f"{_falls(optim.lr_schedule, cuts)}"
+        f"{learning_rates.build(optim.lr_schedule).in_words(cuts)}"
     )
-
-
-def _falls(schedule: str, cuts: bool) -> str:
-    """In words, where the name does not say it."""
-    if schedule != "per_cut":
-        return schedule
-    return "linear, up again at each cut (per_cut)" if cuts else "linear (per_cut, without a cut)"
 
 
 def _untested(config: Config) -> Iterator[str]:

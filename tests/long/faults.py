@@ -108,6 +108,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/export/": EXPORT,
     "pat/zero/engine.py": [unit("test_engine.py"), ORACLE],
     "pat/training/learning_rate.py": [unit("test_engine.py")],
+    "pat/learning_rates/": [unit("test_engine.py")],
     "pat/training/distill.py": [unit("test_distill.py"), ORACLE, unit("test_chunked.py")],
     "pat/training/sampled_kl.py": [unit("test_logit_cache.py")],
     "pat/training/logit_cache": [unit("test_logit_cache.py")],

@@ -207,10 +207,12 @@ REST: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/training/learning_rate.py": [
         ("return (t + 1) / warmup", "return t / warmup", "a first step without a rate"),
-        ("0.5 * (1.0 + math.cos(math.pi * done))", "0.5 * (1.0 - math.cos(math.pi * done))", "a cosine that rises"),
-        ("optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * decayed", "decayed", "the least rate is ignored"),
-        ("done = (t - begin) / max(1, end - begin)", "done = t / num_steps", "decay counted from step 0"),
-        ("cut > warmup", "cut > num_steps", "a rate that no cut begins again"),
+        ("optim.min_lr_ratio + (1.0 - optim.min_lr_ratio) * schedule", "schedule", "the least rate is ignored"),
+    ],
+    "pat/learning_rates/cosine.py": [("(1.0 + math.cos", "(1.0 - math.cos", "a cosine that rises")],
+    "pat/learning_rates/__init__.py": [
+        ("(self.t - begin) / max(1, end - begin)", "self.t / self.num_steps", "decay counted from step 0"),
+        ("cut > self.warmup", "cut > self.num_steps", "a rate that no cut begins again"),
     ],
     "pat/training/distill.py": [
         ("loss = (1.0 - weight) * self.task.loss_of", "loss = self.task.loss_of", "the task keeps its whole weight"),

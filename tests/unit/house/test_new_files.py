@@ -1,4 +1,4 @@
-"""A new task and a new criterion are one new file each: whatever lists, checks or describes them finds it."""
+"""A new task, criterion or learning rate is one new file each: whatever lists, checks or describes them finds it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset
 from hydra.core.config_store import ConfigStore
 
-from pat import tasks
+from pat import learning_rates, tasks
 from pat.commands import train
 from pat.common import scan
 from pat.common.keys import Section, default_of
@@ -22,6 +22,7 @@ from pat.data import sources
 from pat.pruning import criteria, registry
 from pat.schema import Config, DataConfig, TaskConfig
 from pat.tasks import base
+from pat.training.learning_rate import lr_factor
 
 TASK = '''\
 """Texts with a sentence beside each, whose tokens each count by themselves."""
@@ -62,13 +63,28 @@ class Smallest(Magnitude):
     name: str = "smallest"
     power: float = 1.5  # of the magnitude
 '''
+RATE = '''\
+"""Half of the rate, and a quarter after the last cut."""
+
+from dataclasses import dataclass
+
+from pat.learning_rates import LearningRate
+
+
+@dataclass(frozen=True)
+class Halves(LearningRate):
+    name: str = "halves"
+
+    def at(self, moment):
+        return 0.25 if moment.cuts and moment.t >= moment.cuts[-1] else 0.5
+'''
 
 
 @pytest.fixture
 def new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A task and a criterion where their packages find them."""
-    added = ((tasks, "beside", TASK), (criteria, "smallest", CRITERION))
-    caches = (base.classes, registry.classes, registry.settings, task_keys.config_model)
+    """A task, a criterion and a learning rate where their packages find them."""
+    added = ((tasks, "beside", TASK), (criteria, "smallest", CRITERION), (learning_rates, "halves", RATE))
+    caches = (base.classes, registry.classes, registry.settings, task_keys.config_model, learning_rates.classes)
     for package, name, text in added:
         folder = tmp_path / package.__name__
         folder.mkdir()
@@ -156,6 +172,17 @@ def test_a_new_criterion_is_found() -> None:
     assert "smallest" in registry.names("criterion")
     found: Any = composed("pruners.weights.criterion.name=smallest", "pruners.weights.criterion.power=2.0")
     assert (found.pruners["weights"].criterion.name, found.pruners["weights"].criterion.power) == ("smallest", 2.0)
+
+
+@pytest.mark.usefixtures("new_files")
+def test_a_new_learning_rate_is_found() -> None:
+    optim = composed("optim.lr_schedule=halves").optim
+    assert [lr_factor(t, 10, optim, cuts=(4,)) for t in (3, 4)] == [0.5, 0.25]
+    with pytest.raises(ValueError, match=r"no optim.lr_schedule='half': allowed are .*halves.*did you mean halves"):
+        composed("optim.lr_schedule=half")
+    made: Any = reference.json_schema()
+    (names, _) = made["$defs"]["OptimConfig"]["properties"]["lr_schedule"]["anyOf"]
+    assert "halves" in names["enum"]
 
 
 @pytest.mark.usefixtures("new_files")

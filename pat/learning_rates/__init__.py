@@ -1,0 +1,72 @@
+"""Schedules of the learning rate. One file a schedule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar, cast
+
+from pat.common import scan
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a schedule may look at: a step of the run, from the end of the warm-up on."""
+
+    t: int
+    num_steps: int  # of the run
+    warmup: int  # steps of it
+    cuts: tuple[int, ...] = ()  # steps at which something is pruned, rising
+
+    @property
+    def done(self) -> float:
+        """The share of the steps after the warm-up that are behind."""
+        return self._share(self.warmup, self.num_steps)
+
+    @property
+    def done_since_cut(self) -> float:
+        """The share of the steps between the last cut, or the warm-up, and the next, or the end, that are behind."""
+        bounds = [self.warmup, *(cut for cut in self.cuts if cut > self.warmup), self.num_steps]
+        place = bisect_right(bounds, self.t, hi=len(bounds) - 1)
+        return self._share(bounds[place - 1], bounds[place])
+
+    def _share(self, begin: int, end: int) -> float:
+        return (self.t - begin) / max(1, end - begin)
+
+
+@dataclass(frozen=True)
+class LearningRate(ABC):
+    """The contract."""
+
+    name: str
+
+    follows_cuts: ClassVar[bool] = False  # whether it has to know them in advance
+
+    @abstractmethod
+    def at(self, moment: Moment) -> float:
+        """The part of the way from `min_lr_ratio` (0) up to the whole rate (1)."""
+
+    def in_words(self, pruned: bool) -> str:
+        """How it goes after the warm-up, of a run in which something is pruned or not."""
+        return self.name
+
+
+@cache
+def classes() -> Mapping[str, type[LearningRate]]:
+    """Every schedule, by name, sorted."""
+    return cast(Mapping[str, type[LearningRate]], scan.named_classes(__name__, "learning rates"))
+
+
+def build(name: str) -> LearningRate:
+    """The schedule of that name; ValueError where there is none."""
+    if name not in classes():
+        raise ValueError(f"there is no learning rate called {name!r}: allowed are {', '.join(classes())}")
+    return classes()[name](name)
+
+
+def warmup_steps(warmup: float, num_steps: int) -> int:
+    """In steps, of a number of them or a share of the run."""
+    return round(warmup * num_steps) if 0 < warmup < 1 else int(warmup)

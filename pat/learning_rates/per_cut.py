@@ -1,0 +1,28 @@
+"""A straight line to the next cut, and back up there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pat.learning_rates import LearningRate, Moment
+
+
+@dataclass(frozen=True)
+class PerCut(LearningRate):
+    """1 - s, s the share of the steps from the last cut to the next one, or to the end of the run.
+
+    What a cut breaks is healed at a high rate. Sources: oBERT, arXiv:2203.07259; GMP*, arXiv:2210.06384.
+    """
+
+    name: str = "per_cut"
+
+    follows_cuts: ClassVar[bool] = True
+
+    def at(self, moment: Moment) -> float:
+        """1 at each cut and at the end of the warm-up; a cut within the warm-up changes nothing."""
+        return 1.0 - moment.done_since_cut
+
+    def in_words(self, pruned: bool) -> str:
+        """That it goes up again."""
+        return "linear, up again at each cut (per_cut)" if pruned else "linear (per_cut, without a cut)"
