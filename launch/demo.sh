@@ -4,10 +4,19 @@
 #
 #   launch/demo.sh [DIR]      results go to DIR (default: runs/demo)
 #
+# DEMO_STEPS      training steps of each model (default: 200, of the stand-in 60)
+# DEMO_STAND_IN   yes: a tiny model and made-up reviews instead of the assets (launch/stand_in.py), to see it work in a
+#                 minute; its figures say nothing
+#
 # Interrupted? Run it again: what is done is kept, and a training goes on from its last checkpoint.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out="${1:-runs/demo}"
+keys=("train.num_steps=${DEMO_STEPS:-200}")
+if [ "${DEMO_STAND_IN:-}" = yes ]; then
+    export PAT_ASSETS="$out/assets"
+    keys=("train.num_steps=${DEMO_STEPS:-60}" optim.lr=2e-3 optim.head_lr=2e-3)
+fi
 began=$SECONDS
 
 stage() { printf '\n\033[1m[%d:%02d] %s\033[0m\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) "$*"; }
@@ -16,7 +25,12 @@ stage "1/6 set-up: a virtual environment with pat, torch, DeepSpeed and transfor
 . launch/setup.sh
 
 stage "2/6 assets: a pretrained encoder (22.7 M parameters) and 10,600 rated sentences from film reviews"
-python launch/assets.py reviews
+if [ "${DEMO_STAND_IN:-}" = yes ]; then
+    mkdir -p "$PAT_ASSETS"
+    [ -e "$PAT_ASSETS/mix.jsonl" ] || python launch/stand_in.py
+else
+    python launch/assets.py reviews
+fi
 
 # One rank per GPU, at most two; without a GPU two ranks share the CPU.
 gpus="$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)"
@@ -27,7 +41,7 @@ if [ "$gpus" = 0 ]; then
     pat_wait # the op that DeepSpeed's CPU ranks need
 fi
 export WANDB_MODE="${WANDB_MODE:-offline}" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" # nothing here needs the network any more
-train() { pat train "$@" "engine.world_size=$ranks"; }
+train() { pat train "$@" "engine.world_size=$ranks" "${keys[@]}"; }
 
 stage "3/6 the dense model: fine-tuned by $ranks rank(s) under ZeRO 2 ($([ "$gpus" = 0 ] && echo CPU || echo GPU))"
 train recipe=reviews_dense "run.dir=$out/dense"

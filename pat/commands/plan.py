@@ -20,7 +20,7 @@ Only the model's config is read; those of the models that recipes name come with
 stays, and so does the global batch where it is large enough.
 
 """
-WIDTH = 150
+WIDTH = 140
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     def use(config: Any) -> int:
         from rich.console import Console
 
-        from pat.planning.report import report, summary, tables
+        from pat.planning.report import report, summary
+        from pat.planning.tables import tables
 
         needs = report(
             config,

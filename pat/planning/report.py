@@ -1,4 +1,4 @@
-"""What a config needs on many layouts, as a table and as JSON."""
+"""What a config needs on many layouts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
-from pat.common.text import size_in_words
 from pat.planning import checkpoints, memory, traffic
 from pat.planning.activations import Activations, activations
 from pat.planning.architectures import planned
@@ -112,67 +108,13 @@ def _layout(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
     return memory.with_user_keys(layout, deepspeed_config(config)["zero_optimization"]), micro
 
 
-def tables(needs: Report) -> list[Table]:
-    """Memory per rank; then what is sent, selected and saved."""
-    return [_memory_table(needs), _traffic_table(needs)]
-
-
-def _memory_table(needs: Report) -> Table:
-    other = "without" if needs.checkpointing else "with"
-    table = _table("Memory per rank, at most")
-    for column in ("weights", "gradients", "optimizer", "pruner soft", "hard", "activations", "(" + other + " ckpt)"):
-        table.add_column(column, justify="right")
-    shown = [name for name in ("teacher", "host") if any(getattr(row.memory, name) for row in needs.rows)]
-    calibrated = any(row.calibration for row in needs.rows)
-    for column in ("buffers", *shown, *(["calibration"] if calibrated else []), "total soft", "hard"):
-        table.add_column(column, justify="right")
-    for row in needs.rows:
-        each, alternative = row.memory, row.activations.whole if needs.checkpointing else row.activations.checkpointed
-        values = [each.weights, each.gradients, each.optimizer, each.pruner_soft, each.pruner_hard, each.activations]
-        values += [alternative, each.reduction + max(each.gathered, each.step)]
-        values += [getattr(each, name) for name in shown]
-        values += [*([row.calibration] if calibrated else []), row.total_soft, row.total_hard]
-        table.add_row(str(row.layout.stage), f"{row.layout.ranks:,}", *map(size_in_words, values))
-    return table
-
-
-def _traffic_table(needs: Report) -> Table:
-    disk = needs.disk_gb_per_s
-    table = _table("Communication, selection, checkpoints")
-    for column in ("micro-batch", "accumulated", "sent/step/rank", "selection: all-reduced", "read/rank"):
-        table.add_column(column, justify="right")
-    for column in ("checkpoint soft", "hard", *([f"seconds at {disk:g} GB/s", "hard"] if disk else [])):
-        table.add_column(column, justify="right")
-    for row in needs.rows:
-        saved = (row.checkpoint.soft, row.checkpoint.hard)
-        sizes = (row.bytes_per_step, row.selection_bytes, row.selection_read_bytes, *saved)
-        cells = [f"{row.micro_batch}", f"{row.layout.accumulation}", *map(size_in_words, sizes)]
-        cells += [f"{n / (disk * 1e9):,.1f}" for n in saved] if disk else []
-        table.add_row(str(row.layout.stage), f"{row.layout.ranks:,}", *cells)
-    return table
-
-
-def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("ZeRO", "ranks"):
-        table.add_column(column, justify="right")
-    return table
-
-
 def summary(needs: Report) -> str:
     """The model in a sentence, and what the figures are."""
     shapes = needs.shapes
     teacher = f", a teacher of {shapes.teacher:,}" if shapes.teacher else ""
-    kept = "with" if needs.checkpointing else "without"
-    cut = (
-        "Calibration: what a cut takes beside weights and optimizer, when there are no activations.\n"
-        if any(row.calibration for row in needs.rows)
-        else ""
-    )
     return (
         f"{shapes.every:,} parameters, of which {shapes.trained:,} are trained and {shapes.prunable:,} have masks of "
         f"single weights (gates of structures take next to nothing){teacher}.\n"
-        f"The totals are {kept} activation checkpointing, as the config says. Buffers: of the reduction (DeepSpeed's "
-        f"buckets, whatever the model's size),\nand of gathered weights (ZeRO 3) or the step. {cut}By "
-        "arithmetic; what one operation needs for itself, and fragmentation, come on top."
+        "Buffers: of the reduction (DeepSpeed's buckets, whatever the model's size), and of gathered weights (ZeRO 3)\n"
+        "or the step. By arithmetic; what one operation needs for itself, and fragmentation, come on top."
     )

@@ -1,4 +1,4 @@
-"""launch/decide.sh, from nothing to a decision, on a tiny stand-in: what it leaves behind, and that it refuses."""
+"""launch/demo.sh and launch/decide.sh, from nothing to their end, on a tiny stand-in: what they leave behind."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 PATIENCE_S = 900.0
 
 
-@pytest.fixture
-def commands(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a `pat` that is quick to start, for PATH."""
-    folder = tmp_path / "server"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("server")
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.command_server", str(folder)]
     server = subprocess.Popen(command, cwd=ROOT, env=environment)
@@ -47,25 +46,45 @@ def write_stand_in(folder: Path) -> None:
     module.write(folder)
 
 
+def run(script: str, out: Path, *commands: Path, **variables: str) -> str:
+    """What a script of launch/ says, in the environment of the tests; folders of `commands` go before it."""
+    write_stand_in(out / "assets")
+    path = os.pathsep.join([*map(str, commands), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PAT_SETUP": "active", "WANDB_MODE": "offline"} | variables
+    command = ["bash", str(ROOT / "launch" / script), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_demo_trains_both_and_compares_them(tmp_path: Path) -> None:
+    """Two ranks each; the pruned model has lost 90 % of its feed-forward weights, in the file too, and still works."""
+    out = tmp_path / "demo"
+    said = run("demo.sh", out, DEMO_STAND_IN="yes", DEMO_STEPS="40")
+    table = json.loads((out / "table.json").read_text())
+    dense, pruned = table["dense"], table["pruned"]
+    assert pruned["sparsity"] == pytest.approx(0.9, abs=1e-3) and not dense["sparsity"]
+    assert dense["steps"] == pruned["steps"] == 40 and pruned["ranks"] == 2
+    lost = dense["nonzero"] - pruned["nonzero"]
+    assert lost == pytest.approx(0.9 * 2 * 2 * 64 * 128, rel=0.01)  # two layers, two matrices each
+    assert dense["accuracy"] > 0.8, "the words are learned"
+    assert f"{out}/export-pruned" in said and (out / "export-pruned" / "config.json").exists()
+
+
 def test_variants_become_a_decision(commands: Path, tmp_path: Path) -> None:
     """The two that pass are promoted one after the other, the third is refused, and the first is rolled back to."""
     out = tmp_path / "decide"
-    write_stand_in(out / "assets")
-    path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "PAT_SETUP": "active", "DECIDE_STAND_IN": "yes", "WANDB_MODE": "offline"}
-    script = ["bash", str(ROOT / "launch" / "decide.sh"), str(out)]
-    done = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run("decide.sh", out, commands, DECIDE_STAND_IN="yes")
     gates = {name: json.loads((out / f"{name}.gate.json").read_text()) for name in ("sparse", "narrow", "broken")}
     assert {name: gate["passed"] for name, gate in gates.items()} == {"sparse": True, "narrow": True, "broken": False}
 
     command = [str(commands / "pat"), "registry", "show", "reviews", "--dir", str(out / "registry")]
     shown = out / "shown.json"
-    subprocess.run([*command, "--json", str(shown)], check=True, capture_output=True, env=environment)
+    subprocess.run([*command, "--json", str(shown)], check=True, capture_output=True)
     registry = json.loads(shown.read_text())
     assert {each["number"]: each["aliases"] for each in registry["versions"]} == {1: ["champion"], 2: [], 3: []}
     moves = [(each["kind"], each["before"], each["after"]) for each in registry["history"]]
     assert moves == [("promote", None, 1), ("promote", 1, 2), ("rollback", 2, 1)]
     refused = [*command[:2], "promote", "reviews", "3", "--as", "champion", *command[-2:]]
-    assert subprocess.run(refused, capture_output=True, env=environment).returncode == ExitCode.BROKEN_PROMISE
+    assert subprocess.run(refused, capture_output=True).returncode == ExitCode.BROKEN_PROMISE
     assert (out / "report.html").stat().st_size > 0 and (out / "compare.json").exists()

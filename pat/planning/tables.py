@@ -1,0 +1,93 @@
+"""A plan as people read it: one column a layout, a line for each thing that takes memory, is sent or is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from pat.common.text import size_in_words
+
+if TYPE_CHECKING:
+    from pat.planning.report import Report, Row
+
+CARDS = (16, 24, 32, 40, 48, 80, 141, 192)  # GB of memory that accelerators come with
+SPARE = 0.1  # of a card's memory that the plan leaves for what it cannot know
+BESIDE = 6  # layouts in one table
+
+_Line = tuple[str, Callable[["Row"], str]]
+
+
+def tables(needs: Report) -> Iterator[Table]:
+    """Memory per rank; then what a step sends, a selection reads and a checkpoint takes."""
+    parts = {"Memory per rank, at most": _memory(needs), "Steps, selections, checkpoints": _work(needs)}
+    for title, lines in parts.items():
+        for first in range(0, len(needs.rows), BESIDE):
+            rows = needs.rows[first : first + BESIDE]
+            table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+            table.add_column("")
+            for row in rows:
+                ranks = row.layout.ranks
+                table.add_column(f"ZeRO {row.layout.stage}, {ranks:,} rank{'s'[: ranks > 1]}", justify="right")
+            for label, cell in lines:
+                table.add_row(label, *map(cell, rows))
+            yield table
+
+
+def _memory(needs: Report) -> list[_Line]:
+    size = size_in_words
+    kept, other = ("with", "without") if needs.checkpointing else ("without", "with")
+    lines: list[_Line] = [
+        ("weights", lambda row: size(row.memory.weights)),
+        ("gradients", lambda row: size(row.memory.gradients)),
+        ("optimizer state", lambda row: size(row.memory.optimizer)),
+        ("pruner, while masks still move", lambda row: size(row.memory.pruner_soft)),
+        ("pruner, once they are final", lambda row: size(row.memory.pruner_hard)),
+        (f"activations, {kept} checkpointing (as configured)", lambda row: size(row.memory.activations)),
+        (
+            f"(activations, {other} checkpointing)",
+            lambda row: size(row.activations.whole if needs.checkpointing else row.activations.checkpointed),
+        ),
+        ("buffers", lambda row: size(row.memory.reduction + max(row.memory.gathered, row.memory.step))),
+    ]
+    if any(row.memory.teacher for row in needs.rows):
+        lines.append(("teacher", lambda row: size(row.memory.teacher)))
+    if any(row.calibration for row in needs.rows):
+        lines.append(("calibration (when there are no activations)", lambda row: size(row.calibration)))
+    lines += [
+        ("[bold]in all, while masks still move", lambda row: f"[bold]{size(row.total_soft)}"),
+        ("[bold]in all, once they are final", lambda row: f"[bold]{size(row.total_hard)}"),
+        (f"smallest card with {SPARE:.0%} to spare", lambda row: card(row.total_soft)),
+    ]
+    if any(row.memory.host for row in needs.rows):
+        lines.append(("in the memory of the host, beside it", lambda row: size(row.memory.host)))
+    return lines
+
+
+def card(num_bytes: float) -> str:
+    """The smallest accelerator that holds so much and SPARE of its own memory, such as `24 GB`."""
+    fits = (gigabytes for gigabytes in CARDS if num_bytes <= (1 - SPARE) * gigabytes * 1e9)
+    smallest = next(fits, None)
+    return "none: more ranks" if smallest is None else f"{smallest} GB"
+
+
+def _work(needs: Report) -> list[_Line]:
+    size = size_in_words
+    lines: list[_Line] = [
+        ("sequences of a forward (micro-batch)", lambda row: f"{row.micro_batch}"),
+        ("forwards of a step (accumulation)", lambda row: f"{row.layout.accumulation}"),
+        ("sent by a rank in a step", lambda row: size(row.bytes_per_step)),
+        ("all-reduced at a selection of masks", lambda row: size(row.selection_bytes)),
+        ("read by a rank at a selection", lambda row: size(row.selection_read_bytes)),
+        ("checkpoint, while masks still move", lambda row: size(row.checkpoint.soft)),
+        ("checkpoint, once they are final", lambda row: size(row.checkpoint.hard)),
+    ]
+    if disk := needs.disk_gb_per_s:
+        pace = disk * 1e9
+        lines += [
+            (f"seconds of it at {disk:g} GB/s, while masks move", lambda row: f"{row.checkpoint.soft / pace:,.1f}"),
+            (f"seconds of it at {disk:g} GB/s, once final", lambda row: f"{row.checkpoint.hard / pace:,.1f}"),
+        ]
+    return lines
