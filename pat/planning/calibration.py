@@ -39,7 +39,7 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
         own = sum(kind.num_bytes(inputs) for kind in needs.statistics)
         statistics[_layer(name)] = statistics.get(_layer(name), 0) + own
     largest = max(layers[name] for name in statistics)
-    fit = FP32 * ADAM * largest if needs.reconstructs else 0
+    fit = FP32 * ADAM * largest if needs.passes else 0
     copies = 1 + needs.follows  # of a layer: with the weights that it came with
     states = 1 + 2 * needs.follows  # what goes into that copy, and what it gives
     return (

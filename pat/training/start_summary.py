@@ -136,12 +136,19 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
         yield f"{each.name}: leaves {each.target_shape()}, {each.target_weights:,} weights fewer, by {each.method.name}"
     for each in pruner.pruners:
         if needs := each.calibration:
-            yield f"{each.name}: calibrated on the first {needs.num_samples:,} training samples at each cut"
+            yield (
+                f"{each.name}: calibrated at each cut, on the {needs.num_samples:,} samples that training sees first"
+                + (f"; then {_passes(needs.passes)} over them to fit each layer" if needs.passes else "")
+            )
     totals, every = pruner.totals, sum(p.numel() for p in model.parameters())
     yield (
         f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, "
         f"{percent(totals.target * totals.numel / every)} of all parameters"
     )
+
+
+def _passes(count: int) -> str:
+    return "1 pass" if count == 1 else f"{count:,} passes"
 
 
 def _granularity(pruner: WeightPruner) -> str:

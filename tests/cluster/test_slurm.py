@@ -127,6 +127,19 @@ def test_several_jobs_an_array_and_a_run_from_its_folder(lab: Lab, tmp_path: Pat
     assert [runs.result(tmp_path / f"array-{seed}") for seed in (0, 1)] == [first, second]
 
 
+def test_the_doctor_looks_at_every_node_of_an_allocation(lab: Lab, tmp_path: Path) -> None:
+    """By srun, a rank a node: one table of both, with the link between them and how far their clocks are apart."""
+    out = lab.path / "doctor.json"
+    wrap = f"srun {sys.executable} -m pat.cli doctor --device cpu --dir {lab.disk} --json {out}"
+    log = f"--output={lab.path}/doctor.log"
+    lab.call("sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", log, "--wrap", wrap)
+    found = read_json(out)
+    assert found and found["well"] and found["ranks"] == 2, (lab.path / "doctor.log").read_text()
+    figures = {finding["check"]: finding["figures"] for finding in found["findings"]}
+    assert set(figures["disk"]) == {"n1", "n2"} and figures["resume"] == figures["ZeRO 1, 2, 3"]["ZeRO 2"]
+    assert [one["link"] for one in figures["links"]["links"]] == ["n1 - n2", "all ranks"]
+
+
 def test_a_sweep_of_jobs(lab: Lab, tmp_path: Path) -> None:
     """One of them cannot work, which costs only itself; the others end in one table."""
     short = ["train.num_steps=10", "pruners.weights.schedule.end=8", "pruners.weights.schedule.hard_from=8"]

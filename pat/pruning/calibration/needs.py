@@ -19,7 +19,7 @@ class Needs:
     statistics: tuple[type[InputStatistic], ...]  # of each
     cut_bytes: Callable[[int, int], int]  # (outputs, inputs) -> what one cut holds beside the statistics
     follows: bool = False  # whether the model before the cut is walked along
-    reconstructs: bool = False  # whether each layer is then fitted to what it gave there
+    passes: int = 0  # over the samples, in which each layer is then fitted to what it gave there
 
     @property
     def widest(self) -> str:

@@ -111,9 +111,7 @@ class WeightPruner:
         if not isinstance(made, Calibrated):
             return None
         key = f"pruners.{self.name}.criterion"
-        return Needs(
-            key, made.num_samples, self.maps, made.statistics, made.cut_bytes, made.follows, made.reconstruct > 0
-        )
+        return Needs(key, made.num_samples, self.maps, made.statistics, made.cut_bytes, made.follows, made.reconstruct)
 
     def bind(self, layout: ZeroLayout) -> None:
         """Take the shards that hold this pruner's parameters."""
