@@ -74,7 +74,8 @@ def outcome(directory: RunDir) -> str:
     return (
         f"{end} step {written['step']}: {pruned if written['prunable_parameters'] else ''}{now}\n"
         + (
-            f"before pruning began, after {written['dense_step']} of {written['step']} steps: {before}\n"
+            f"before pruning began, after {written['dense_step']} of {written['step']} steps: {before} (a dense model "
+            "that trains as long: the same command with 'pruners={}' and another run.name)\n"
             if before
             else ""
         )

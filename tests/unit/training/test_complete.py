@@ -59,7 +59,7 @@ def test_outcome(finished: RunDir) -> None:
     for words in (
         "90.00% of 1,000",
         "weights removed, accuracy 0.75\n",
-        "\nbefore pruning began, after 5 of 20 steps: accuracy 0.8\n",
+        "\nbefore pruning began, after 5 of 20 steps: accuracy 0.8 (",
         f"pat export {finished.path} --out",
     ):
         assert words in said
