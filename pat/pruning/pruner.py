@@ -27,7 +27,6 @@ from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.clock import Clock
-from pat.pruning.criteria import Calibrated
 from pat.pruning.gates import OF_NO_STEP, CalibratedGate
 from pat.pruning.structures import calibrated
 from pat.pruning.structures.pruner import StructurePruner
@@ -58,7 +57,7 @@ class StepStats:
 def _no_samples(number: int) -> list[Any]:
     raise ValueError(
         "A criterion that looks at what goes into the matrices needs samples to calibrate on, which this trainer does "
-        "not give: take magnitude or movement, or `pat train`"
+        "not give: take magnitude or movement (prior_score=magnitude), or `pat train`"
     )
 
 
@@ -103,7 +102,7 @@ class Pruner:
                 self.owner[param] = name
             self.weight_pruners.append(pruner)
         for weights in self.weight_pruners:
-            if isinstance(weights.criterion, Calibrated):
+            if weights.calibration:
                 self._check_calibrated(weights, model)
             weights.emptied_before = partial(nested.emptied, self.structure_pruners, weights)
             for structures in self.structure_pruners:
@@ -388,8 +387,9 @@ class Pruner:
         """(this rank's tensors, what is the same on every rank)."""
         tensors = {key: value for pruner in self.weight_pruners for key, value in pruner.tensors().items()}
         if self.layout.world.rank == 0:
-            for pruner in self.structure_pruners:
-                tensors |= {state_keys.of_gates(pruner.name, key): value for key, value in pruner.tensors().items()}
+            for pruner in self.pruners:
+                own = pruner.replicated() if isinstance(pruner, WeightPruner) else pruner.tensors()
+                tensors |= {state_keys.of_gates(pruner.name, key): value for key, value in own.items()}
         return tensors, {pruner.name: pruner.shared() for pruner in self.pruners}
 
     def saved(self) -> None:

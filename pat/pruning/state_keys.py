@@ -1,7 +1,7 @@
 """How tensors are called in a rank's file of pruner state, and which kinds there are.
 
 PRUNER|keep|PARAMETER|START      packed flags, score and dense alike: the run of a parameter from element START on
-PRUNER|gate|KEY                  gates, in the file of rank 0: they are the same on every rank
+PRUNER|gate|KEY                  gates, and what a prior knows of inputs, in the file of rank 0: the same on every rank
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def of_mask(pruner: str, kind: str, parameter: str, start: int) -> str:
 
 
 def of_gates(pruner: str, key: str) -> str:
-    """The key of a tensor of a structure pruner."""
+    """The key of a tensor of a pruner that is the same on every rank."""
     return f"{pruner}|{_GATE}|{key}"
 
 

@@ -136,8 +136,9 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
         yield f"{each.name}: leaves {each.target_shape()}, {each.target_weights:,} weights fewer, by {each.method.name}"
     for each in pruner.pruners:
         if needs := each.calibration:
+            when = "before the first selection" if needs.once else "at each cut"
             yield (
-                f"{each.name}: calibrated at each cut, on the {needs.num_samples:,} samples that training sees first"
+                f"{each.name}: calibrated {when}, on the {needs.num_samples:,} samples that training sees first"
                 + (f"; then {_passes(needs.passes)} over them to fit each layer" if needs.passes else "")
             )
     totals, every = pruner.totals, sum(p.numel() for p in model.parameters())

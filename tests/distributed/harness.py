@@ -82,7 +82,11 @@ PRUNERS: dict[str, dict[str, Any]] = {
             "intermediate_size": 41,
         },
     },
-    "block": {"criterion": "movement", "granularity": {"name": "block", "rows": 4, "cols": 8}, "sparsity": 0.5},
+    "block": {
+        "criterion": {"name": "movement", "prior_score": "wanda"},
+        "granularity": {"name": "block", "rows": 4, "cols": 8},
+        "sparsity": 0.5,
+    },
     "taylor": {"criterion": "taylor", "granularity": "weight", "sparsity": 0.6},
     "matrix": {"criterion": "movement", "granularity": "weight", "sparsity": 0.6, "scope": "matrix"},
     "rows": {"criterion": "taylor", "granularity": "weight", "sparsity": 0.6, "scope": "row"},

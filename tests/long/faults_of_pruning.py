@@ -429,6 +429,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "no prior",
         ),
     ],
+    "pat/pruning/weights/prior.py": [
+        ("m[:, None] if name in self.transposed else m)", "m)", "inputs along the wrong dimension of a Conv1D"),
+        ("(means[SquaredNorm] / mean).float()", "means[SquaredNorm].float()", "matrices count by their inputs' size"),
+        ("* self._along(s.name, s.start, state.dense[s.part]).sqrt()", "* 1.0", "the prior's size is the magnitude's"),
+    ],
     "pat/pruning/weights/matrices.py": [
         ("and not patterns.matches(name, exclude)", "", "exclude is ignored"),
         ("if any(name.startswith(stack) for stack in stacks)", "", "all-linear takes what lies outside the layers"),

@@ -48,6 +48,11 @@ class Criterion(ABC):
         """How much W^2 counts beside the rank, each by its own size (see `weights.prior`); 0: not at all."""
         return 0.0
 
+    @property
+    def prior_samples(self) -> int:
+        """Samples on which the inputs are measured by which W^2 counts there; 0: W^2 alone."""
+        return 0
+
     def descent(
         self,
         score: Tensor,  # (n,) fp32

@@ -1,40 +1,111 @@
-"""How much the magnitude counts beside the evidence: rank = S + c W^2, with c from the sizes of both.
+"""What is known of weights before any evidence, beside the evidence: rank = S + c Q.
 
+# o outputs and i inputs of a linear map, x what goes into it on calibration samples
 # G groups that are ranked together: all matrices, or each by itself
 
-    c = weight * RMS(S) / mean(W^2)     over all weights of the group, on all ranks; 1 while S is 0: the magnitude alone
+    Q_oi = W_oi^2 m_i      m = 1: the magnitude; or calibrated, m_i = E[x_i^2] / mean_j E[x_j^2]: Wanda's order
+    c = weight * RMS(S) / mean(Q)      over all weights of the group, on all ranks; 1 while S is 0: Q alone
 
-The mean, because in pretrained encoders a few outliers make up the RMS of W^2, far above what a ranking has to part.
-c is computed at a selection from what a checkpoint holds, so it is no state. Sums of fp64 depend a little on how ranks
-cut the shards: c keeps BITS bits, far fewer than agree, so it is the same number whatever the cut.
+Q is what the map's outputs change by in the mean square when the weight goes, over the mean square of an input; for
+inputs of one size it is W^2. S is in units of the loss, which may be a mean or a sum over tokens, and Q in those of
+squared weights. No constant converts them, so each counts by its own size within what is ranked together. As m is 1 in
+the mean, matrices of one ranking count as they do by magnitude: Wanda does not compare matrices. m is measured once,
+before the first selection; W is that of each selection.
+
+The mean of Q, because in pretrained encoders a few outliers make up its RMS, far above what a ranking has to part.
+c is computed at a selection from what a checkpoint holds, so it is no state; m is. Sums of fp64 depend a little on how
+ranks cut the shards: c keeps BITS bits, far fewer than agree, so it is the same number whatever the cut.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.common.typed import floats
+from pat.pruning.calibration.journal import Journal
+from pat.pruning.calibration.statistics import SquaredNorm
+from pat.pruning.calibration.walk import NotCalibrated, Walk
 from pat.pruning.weights.kernels import masked_sum_of_squares
+from pat.pruning.weights.shard_state import MaskedShard
 
 BITS = 8
 
 
+class Prior:
+    """That of one pruner's matrices."""
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],  # as stored
+        transposed: Collection[str],  # those stored as (i, o)
+        scope: str,
+    ) -> None:
+        self.shapes, self.transposed = shapes, transposed
+        self.group = {name: 0 if scope == "global" else g for g, name in enumerate(shapes)}
+        self.inputs: dict[str, Tensor] = {}  # (i,) fp32 m by matrix, the same on every rank; {}: 1, or not measured yet
+
+    def measure(self, walk: Walk, journal: Journal) -> None:
+        """M of every matrix in the model as it is. ValueError where nothing goes in. Collective."""
+        for layer in walk:
+            if (known := journal.known(layer)) is not None:
+                self.inputs |= dict(known)
+                continue
+            names = [name for name in self.shapes if name.startswith(f"{layer.name}.")]
+            found = layer.collect({name: (SquaredNorm,) for name in names}) if names else {}
+            for name, means in found.items():
+                mean = means[SquaredNorm].mean()
+                if not mean > 0:
+                    raise NotCalibrated(f"{name} cannot be ranked by its inputs: all are 0 on the calibration samples")
+                self.inputs[name] = (means[SquaredNorm] / mean).float()
+                journal.put(name, self.inputs[name])
+            journal.write(layer)
+
+    def squares(self, name: str, start: int, dense: Tensor) -> Tensor:
+        """Q of a run of a matrix's elements from `start` on, (n,) fp32."""
+        return dense * dense * self._along(name, start, dense) if self.inputs else dense * dense
+
+    def coefficients(self, states: Sequence[MaskedShard], weight: float, comm: Comm) -> dict[str, float]:
+        """C of every matrix. Collective."""
+        pieces = [
+            (
+                self.group[s.name],
+                state.score[s.part],
+                state.dense[s.part] * self._along(s.name, s.start, state.dense[s.part]).sqrt()
+                if self.inputs
+                else state.dense[s.part],
+            )
+            for state in states
+            if state.score is not None and state.dense is not None
+            for s in state.shard.segments
+        ]
+        found = coefficients(pieces, len(set(self.group.values())), weight, comm)
+        return {name: found[g] for name, g in self.group.items()}
+
+    def _along(self, name: str, start: int, dense: Tensor) -> Tensor:
+        """(n,) m of each element's input."""
+        rows, columns = self.shapes[name]
+        m = self.inputs[name].to(dense.device)
+        matrix = (m[:, None] if name in self.transposed else m).expand(rows, columns)
+        first, last = start // columns, -(-(start + dense.numel()) // columns)
+        return matrix[first:last].reshape(-1)[start - first * columns :][: dense.numel()]
+
+
 def coefficients(
-    pieces: Sequence[tuple[int, Tensor, Tensor]],  # (group, score (n,) fp32, dense (n,) fp32)
+    pieces: Sequence[tuple[int, Tensor, Tensor]],  # (group, score (n,) fp32, root of Q (n,) fp32)
     num_groups: int,
     weight: float,
     comm: Comm,
 ) -> list[float]:
     """(G,) c of every group. Collective."""
     sums = torch.zeros(3, num_groups, dtype=torch.float64)
-    for g, score, dense in pieces:
+    for g, score, root in pieces:
         sums[0, g] += masked_sum_of_squares(score).cpu()
-        sums[1, g] += masked_sum_of_squares(dense).cpu()
+        sums[1, g] += masked_sum_of_squares(root).cpu()
         sums[2, g] += score.numel()
     of_groups = zip(*(floats(row) for row in comm.sum(sums)), strict=True)
     return [_rounded(weight * math.sqrt(s * n) / w) if s and w else 1.0 for s, w, n in of_groups]

@@ -28,6 +28,7 @@ from pat.common.typed import ints
 from pat.pruning import registry
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
+from pat.pruning.calibration.statistics import SquaredNorm
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import Calibrated
 from pat.pruning.ties import starts_equal
@@ -70,6 +71,7 @@ class WeightPruner:
             self.granularity.select_threshold([], self.criterion.threshold, LOCAL)  # raises where it cannot
         self._check_scope()
         self._check_evidence()
+        self.prior = prior.Prior(self.shapes, self.transposed, config.scope)
         self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
         self.selected_at = -1  # step of the last selection
         self.hardened = False
@@ -106,11 +108,12 @@ class WeightPruner:
 
     @property
     def calibration(self) -> Needs | None:
-        """What has to be measured at a cut; None: the criterion looks at no inputs."""
-        made = self.criterion
+        """What has to be measured at a cut, or once for a prior; None: the criterion looks at no inputs."""
+        made, key = self.criterion, f"pruners.{self.name}.criterion"
+        if made.prior_samples:
+            return Needs(key, made.prior_samples, self.maps, (SquaredNorm,), lambda outputs, inputs: 0, once=True)
         if not isinstance(made, Calibrated):
             return None
-        key = f"pruners.{self.name}.criterion"
         return Needs(key, made.num_samples, self.maps, made.statistics, made.cut_bytes, made.follows, made.reconstruct)
 
     def bind(self, layout: ZeroLayout) -> None:
@@ -181,7 +184,7 @@ class WeightPruner:
                 dense = state.dense[s.part]
                 values = self.criterion.rank_segment(s.name, s.start, score, dense, self.seed)
                 if priors:
-                    values = values + dense * dense * priors[s.name]
+                    values = values + self.prior.squares(s.name, s.start, dense) * priors[s.name]
                 scored.append(state.scored(s, values))
         return scored
 
@@ -201,19 +204,16 @@ class WeightPruner:
         ties.check_matrices(f"pruners.{self.name}", removed, numel, tied, self.config.allow_empty_matrices)
 
     def _priors(self, t: int) -> dict[str, float]:
-        """The coefficient of W^2 in the rank of every matrix; {} where the criterion has no such prior. Collective."""
+        """The coefficient of what is known beforehand in the rank of every matrix; {} where the criterion has no such
+        prior. Collective."""
         weight = self.criterion.prior_weight(t)
         if not weight:
             return {}
-        group = {name: 0 if self.config.scope == "global" else g for g, name in enumerate(self.shapes)}
-        pieces = [
-            (group[s.name], state.score[s.part], state.dense[s.part])
-            for state in self.states
-            if state.score is not None and state.dense is not None
-            for s in state.shard.segments
-        ]
-        coefficients = prior.coefficients(pieces, len(set(group.values())), weight, self.layout.comm)
-        return {name: coefficients[g] for name, g in group.items()}
+        if self.criterion.prior_samples and not self.prior.inputs:
+            assert self.walk is not None, "Pruner.bind gives it"
+            journal = self.journal(t, (self.criterion, list(self.shapes)), "inputs")
+            self.prior.measure(self.walk(False), journal)
+        return self.prior.coefficients(self.states, weight, self.layout.comm)
 
     def _harden(self) -> None:
         for state in self.states:
@@ -222,6 +222,7 @@ class WeightPruner:
         self._clear_moments()
         for state in self.states:
             state.enter_hard()
+        self.prior.inputs = {}
         self.hardened = True
 
     def _clear_moments(self) -> None:
@@ -346,6 +347,10 @@ class WeightPruner:
         """What is saved as tensors, by every rank of its shards."""
         return {key: value for state in self.states for key, value in state.tensors(self.name).items()}
 
+    def replicated(self) -> dict[str, Tensor]:
+        """What is saved as tensors, by one rank for all."""
+        return {name: value.cpu() for name, value in self.prior.inputs.items()}
+
     def shared(self) -> dict[str, Any]:
         """What the manifest holds."""
         return {"selected_at": self.selected_at, "hardened": self.hardened, "num_pruned": self.num_pruned}
@@ -354,6 +359,7 @@ class WeightPruner:
         """Go on from a checkpoint of any layout, also where this pruner has gone further already."""
         self.selected_at, self.hardened = shared["selected_at"], shared["hardened"]
         self.num_pruned = shared["num_pruned"]
+        self.prior.inputs = reader.gates(self.name)
         for state in self.states:
             state.keep = state.dense = None
         self._begin_scores()
