@@ -20,6 +20,16 @@ from pat.pruning.calibration.statistics import InputStatistic
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a piece of a parameter lies, and in which run."""
+
+    name: str  # of the parameter
+    shape: tuple[int, ...]  # of it, as stored
+    start: int  # row-major index in it of the piece's first element
+    seed: int  # of the run
+
+
+@dataclass(frozen=True)
 class Criterion(ABC):
     """The contract, with the defaults of a criterion that needs no history."""
 
@@ -75,13 +85,11 @@ class Criterion(ABC):
     ) -> Tensor:  # (n,) fp32
         """What the selection sorts."""
 
-    def rank_segment(
+    def rank_at(
         self,
-        name: str,  # parameter
-        start: int,  # row-major index in the parameter of the first element
+        place: Place,
         score: Tensor | None,  # (n,) fp32
         dense: Tensor,  # (n,) fp32
-        seed: int,  # of the run
     ) -> Tensor:  # (n,) fp32
         """`rank` of one piece of one parameter, for criteria that depend on where it lies."""
         return self.rank(score, dense)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pat.pruning.criteria import Criterion
+from pat.pruning.criteria import Criterion, Place
 
 CHUNK = 1 << 16  # elements hashed at a time: the 64-bit temporaries stay small
 
@@ -24,15 +24,15 @@ class Random(Criterion):
 
     def rank(self, score: Tensor | None, dense: Tensor) -> Tensor:
         """As if the piece were the whole of an unnamed parameter under seed 0, (n,)."""
-        return self.rank_segment("", 0, score, dense, 0)
+        return self.rank_at(Place("", tuple(dense.shape), 0, 0), score, dense)
 
-    def rank_segment(self, name: str, start: int, score: Tensor | None, dense: Tensor, seed: int) -> Tensor:
+    def rank_at(self, place: Place, score: Tensor | None, dense: Tensor) -> Tensor:
         """Uniform in [0, 1) with 24 bits, (n,)."""
-        key = _splitmix(torch.tensor(seed ^ (zlib.crc32(name.encode()) << 31))).to(dense.device)
+        key = _splitmix(torch.tensor(place.seed ^ (zlib.crc32(place.name.encode()) << 31))).to(dense.device)
         out = torch.empty_like(dense, dtype=torch.float32)
         for at in range(0, dense.numel(), CHUNK):
             stop = min(at + CHUNK, dense.numel())
-            index = torch.arange(start + at, start + stop, device=dense.device)
+            index = torch.arange(place.start + at, place.start + stop, device=dense.device)
             out[at:stop] = (_splitmix(index + key) >> 40 & 0xFFFFFF).float() * 2.0**-24
         return out
 

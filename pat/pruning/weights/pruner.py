@@ -30,7 +30,7 @@ from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.statistics import SquaredNorm
 from pat.pruning.calibration.walk import Walk
-from pat.pruning.criteria import Calibrated
+from pat.pruning.criteria import Calibrated, Place
 from pat.pruning.ties import starts_equal
 from pat.pruning.types import PromiseBroken, ScoredSegment
 from pat.pruning.weights import calibrated, prior, ties, whole
@@ -182,7 +182,8 @@ class WeightPruner:
                 score = None if state.score is None else state.score[s.part]
                 assert state.dense is not None
                 dense = state.dense[s.part]
-                values = self.criterion.rank_segment(s.name, s.start, score, dense, self.seed)
+                place = Place(s.name, self.shapes[s.name], s.start, self.seed)
+                values = self.criterion.rank_at(place, score, dense)
                 if priors:
                     values = values + self.prior.squares(s.name, s.start, dense) * priors[s.name]
                 scored.append(state.scored(s, values))

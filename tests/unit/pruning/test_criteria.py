@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pat.pruning import registry
+from pat.pruning.criteria import Place
 from pat.pruning.criteria.soft_movement import logistic_slope
 from tests import models
 
@@ -31,6 +32,10 @@ def edge_cases() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return score.contiguous(), dense.contiguous(), grad.contiguous()
 
 
+def at(name: str, start: int, seed: int = 0) -> Place:
+    return Place(name, (200_000,), start, seed)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name: str) -> None:
     criterion = registry.build("criterion", name)
@@ -40,7 +45,7 @@ def test_contract(name: str) -> None:
     again = criterion.update(score, dense, grad, COEF)
     ranks = [
         criterion.rank(score if criterion.needs_score else None, dense),
-        criterion.rank_segment("a.weight", 7, score if criterion.needs_score else None, dense, 1),
+        criterion.rank_at(at("a.weight", 7, 1), score if criterion.needs_score else None, dense),
     ]
     assert all(torch.equal(a, b) for a, b in zip(before, (score, dense, grad), strict=True)), "not pure"
     assert torch.equal(updated, again)
@@ -57,7 +62,7 @@ def test_no_nan_at_the_edges(name: str) -> None:
     criterion = registry.build("criterion", name)
     score, dense, grad = edge_cases()
     assert not criterion.update(score, dense, grad, COEF).isnan().any()
-    assert not criterion.rank_segment("a", 0, score if criterion.needs_score else None, dense, 0).isnan().any()
+    assert not criterion.rank_at(at("a", 0), score if criterion.needs_score else None, dense).isnan().any()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,10 +74,10 @@ def test_pieces_equal_the_whole(name: str) -> None:
     for size in (7, 37, 4099):
         pieces = [criterion.update(*part, COEF) for part in zip(*(t.split(size) for t in tensors), strict=True)]
         assert torch.equal(torch.cat(pieces), whole)
-    ranks = criterion.rank_segment("a", 11, score, dense, 5)
+    ranks = criterion.rank_at(at("a", 11, 5), score, dense)
     starts = range(11, 11 + dense.numel(), 37)
     runs = [
-        criterion.rank_segment("a", start, s, d, 5)
+        criterion.rank_at(at("a", start, 5), s, d)
         for start, s, d in zip(starts, score.split(37), dense.split(37), strict=True)
     ]
     assert torch.equal(torch.cat(runs), ranks)
@@ -143,11 +148,11 @@ def test_taylor_is_an_average() -> None:
 def test_random_is_uniform_and_depends_on_seed_parameter_and_index_only() -> None:
     criterion = registry.build("criterion", "random")
     zeros = torch.zeros(200_000)
-    ranks = criterion.rank_segment("a", 0, None, zeros, 1)
+    ranks = criterion.rank_at(at("a", 0, 1), None, zeros)
     assert 0.0 <= float(ranks.min()) and float(ranks.max()) < 1.0
     assert float(torch.histc(ranks, 10, 0, 1).sub(20_000).abs().max()) < 600
-    assert torch.equal(criterion.rank_segment("a", 100_000, None, torch.ones(10), 1), ranks[100_000:100_010])
-    for other in (criterion.rank_segment("b", 0, None, zeros, 1), criterion.rank_segment("a", 0, None, zeros, 2)):
+    assert torch.equal(criterion.rank_at(at("a", 100_000, 1), None, torch.ones(10)), ranks[100_000:100_010])
+    for other in (criterion.rank_at(at("b", 0, 1), None, zeros), criterion.rank_at(at("a", 0, 2), None, zeros)):
         correlation = torch.corrcoef(torch.stack([ranks, other]))[0, 1]
         assert abs(float(correlation)) < 0.01
     lag = torch.corrcoef(torch.stack([ranks[:-1], ranks[1:]]))[0, 1]
