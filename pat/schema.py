@@ -123,6 +123,11 @@ class DataConfig(Section, frozen=True):
     )
     text_pair_column: str | None = key(None, "column with the second text of a pair", only_with="task")
     label_column: str = key("label", "column with the label", only_with="task")
+    slice_column: str | None = key(
+        None,
+        "column of the evaluation data with a slice (domain, language) of each row: figures are also given per slice, "
+        "and `envelope.slices` can limit them",
+    )
     delimiter: str = key(",", "csv: character between values, or tab", only_with=".source=csv")
     quote_char: str | None = key(
         '"',

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from pat.common import seeds
 from pat.pruning.types import PromiseBroken
 from pat.run.directory import ExitCode, RunDir, write_exit
 from pat.run.preemption import Preempted
-from pat.training import setup, summary
+from pat.training import setup, slices, summary
 from pat.training.divergence import Diverged
 from pat.training.going_back import go_back
 from pat.training.learning_rate import lr_factor
@@ -119,7 +119,8 @@ def evaluate_dense(training: Training, t: int) -> None:
     end of a run.until=first_cut. Collective."""
     progress = training.progress
     if progress.dense_metrics is None:
-        progress.dense_metrics, progress.dense_step = evaluate(training, "dense")[0], t
+        found = evaluate(training, "dense")
+        progress.dense_metrics, progress.dense_slices, progress.dense_step = found.metrics, found.slices, t
     if training.config.run.until == "first_cut":
         save(training)
         raise BeforeTheFirstCut(f"stopped before the first cut, at step {t}, all saved (run.until=first_cut)")
@@ -191,17 +192,25 @@ def evaluate_saved(training: Training, reached: dict[str, int]) -> None:
 def evaluate_now(training: Training) -> dict[str, float]:
     """An evaluation that counts as this step's. Collective."""
     progress = training.progress
-    progress.metrics, sums = evaluate(training)
-    progress.details = training.task.details(sums, training.feed.label_names)
+    found = evaluate(training)
+    progress.metrics, progress.slices = found.metrics, found.slices
+    progress.details = training.task.details(found.sums, training.feed.label_names)
     progress.evaluated_step = progress.step
     if training.guard:  # before anything is written: what it decides is in the same checkpoint
         training.guard.judge(training.tracker)
     return progress.metrics
 
 
-def evaluate(training: Training, title: str = "eval") -> tuple[dict[str, float], torch.Tensor]:
-    """(metrics on the held-out split, the sums that they come from), the same on every rank. Collective; a request to
-    stop ends it."""
+class Evaluated(NamedTuple):
+    """What a model is worth on the held-out split."""
+
+    metrics: dict[str, float]
+    sums: torch.Tensor  # that they come from
+    slices: slices.Figures | None
+
+
+def evaluate(training: Training, title: str = "eval") -> Evaluated:
+    """The same on every rank. Collective; a request to stop ends it."""
     started = time.perf_counter()
 
     def batches() -> Iterator[Any]:
@@ -210,15 +219,20 @@ def evaluate(training: Training, title: str = "eval") -> tuple[dict[str, float],
                 leave(training)
             yield batch
 
-    sums = training.world.sum(training.task.evaluate(training.engine, batches(), training.engine.device))
+    where, of_slices = (training.engine, batches(), training.engine.device), None
+    if training.slices is None:
+        sums = training.world.sum(training.task.evaluate(*where))
+    else:
+        sums, of_slices = training.slices.evaluate(*where, training.world)
     metrics = training.task.metrics(sums)
     seconds = time.perf_counter() - started
     training.aside_s += seconds
     line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": seconds}
+    line |= {f"{title}/slices/{name}": one["value"] for name, one in (of_slices or {}).items()}
     training.tracker.log(line, training.progress.step)
     if not all(map(math.isfinite, metrics.values())):
         raise Diverged(f"the evaluation at step {training.progress.step} gave {metrics}")
-    return metrics, sums
+    return Evaluated(metrics, sums, of_slices)
 
 
 def leave(training: Training) -> None:

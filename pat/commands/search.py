@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pat.commands import _models
 from pat.commands._help import EXIT_CODES, command_parser
 from pat.launch.environment import rank_environment
 from pat.run.directory import ExitCode
+
+if TYPE_CHECKING:
+    from pat.search.judged import Measuring
 
 BUDGET = "budget=largest_within_envelope"  # how `pat train` is told
 EXAMPLES = f"""\
@@ -15,6 +21,8 @@ examples:
   pat search recipe=reviews envelope.accuracy.drop=0.01
   pat search recipe=sotu envelope.perplexity.ratio=1.3 --from 0.3 --to 0.7 --within 0.05
   pat search recipe=decoder_narrow model.path=/m data.source=json data.train=t.jsonl envelope.loss.ratio=1.1 --from 0.9
+  pat search recipe=reviews envelope.accuracy.drop=0.01 envelope.slices.drop=0.03 envelope.slices.least=100
+  pat search recipe=decoder_narrow ... envelope.loss.ratio=1.1 envelope.latency_p95.ratio=0.8 --lengths 128:32
   pat search recipe=reviews envelope.accuracy.drop=0.01 --dry-run
   pat train recipe=reviews envelope.accuracy.drop=0.01 {BUDGET}      the same as the first
 
@@ -44,6 +52,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--within", type=float, default=0.02, metavar="X", help="how near the answer must be (default: %(default)s)"
     )
+    parser.add_argument("--mix", metavar="FILE|NAME", help="prompts, for limits on passed, slices, latency_p95, ...")
+    parser.add_argument(
+        "--lengths", metavar="P:O,...", help="prompt and output tokens of latencies (default: the mix's)"
+    )
+    parser.add_argument("--requests", type=int, default=20, help="requests a latency is measured by (default: 20)")
+    parser.add_argument("--price-per-hour", type=float, metavar="X", help="for a limit on cost_per_million_tokens")
+    parser.add_argument("--confident", action="store_true", help="judge by whole intervals, as `pat gate --confident`")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to measure in")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: run.dir, else searches/NAME")
     parser.add_argument("--keep-all", action="store_true", help="keep the checkpoints of all runs")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
@@ -56,8 +72,35 @@ def main(arguments: Sequence[str]) -> int:
 
     overrides = [each for each in options.overrides if each != BUDGET]
     span = plan.Span(options.pruner, options.first, options.last, options.within)
-    made = plan.make(overrides, options.out, span, options.config_dir)
+    made = plan.make(overrides, options.out, span, options.config_dir, _measuring(options, overrides))
     print(made.in_words(), flush=True)
     if options.dry_run:
         return ExitCode.DONE
     return Search(made, ["pat", "search", *arguments], lambda text: print(text, flush=True), options.keep_all).run()
+
+
+def _measuring(options: argparse.Namespace, overrides: Sequence[str]) -> Measuring:
+    """ValueError for what would be ignored: nothing is measured for metrics of the task."""
+    from pat.envelope.figures import PROFILE, others
+    from pat.envelope.spec import SLICES
+    from pat.search.judged import Measuring
+
+    limited = {key.lstrip("+").split(".")[1] for key in overrides if key.lstrip("+").startswith("envelope.")}
+    whole = any(key.lstrip("+").startswith("envelope=") for key in overrides)
+    given = {"mix": options.mix, "lengths": options.lengths, "price-per-hour": options.price_per_hour}
+    given |= {"confident": options.confident, "requests": options.requests != 20, "dtype": options.dtype != "fp32"}
+    measured = whole or any(name == SLICES or name in others() for name in limited)
+    ignored = next((name for name, value in given.items() if value), None)
+    if not measured and ignored:
+        raise ValueError(
+            f"--{ignored} would be ignored: every limit is on a metric of the task, which the runs evaluate themselves"
+        )
+    if options.requests < 6:
+        raise ValueError(f"--requests {options.requests}: give 6 or more")
+    profiled = whole or any(name in others() and PROFILE in others()[name].sources for name in limited)
+    if options.lengths and not profiled:
+        raise ValueError("--lengths would be ignored: no limit is on latency, throughput or memory")
+    return Measuring(
+        options.mix, options.lengths, options.requests, options.price_per_hour, options.dtype, _models.device(None),
+        options.confident,
+    )  # fmt: skip

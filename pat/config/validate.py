@@ -11,9 +11,17 @@ from importlib.util import find_spec
 from pat import learning_rates
 from pat.common import ignored, scan
 from pat.common.text import did_you_mean
+from pat.envelope.figures import MIX, MODEL, PROFILE, others
+from pat.envelope.spec import SLICES
 from pat.pruning import registry
 from pat.pruning.schedules import Ramp, Timeline
 from pat.schema import LATELY, Config, PrunerConfig
+
+_HOW = {
+    PROFILE: "measured by `pat profile`",
+    MIX: "of the prompts of a mix",
+    MODEL: "of the finished model",
+}  # a figure
 
 
 def validate(config: Config, given: Collection[str] = (), guarded: bool = True) -> None:
@@ -30,7 +38,7 @@ def _problems(config: Config, given: Collection[str], guarded: bool) -> Iterator
     yield from _training(config)
     yield from _distill(config)
     yield from _peft(config)
-    yield from _limits(config)
+    yield from _limits(config, guarded)
     yield from _guard(config) if guarded and config.envelope else ()
     for name in config.pruners:
         yield from pruner_problems(config, name)
@@ -136,25 +144,35 @@ def _distill(config: Config) -> Iterator[str]:
         yield str(error)
 
 
-def _limits(config: Config) -> Iterator[str]:
-    """Whether the task has the metrics of the envelope, and the dense model itself could be inside."""
+def _limits(config: Config, guarded: bool) -> Iterator[str]:
+    """Whether the task has the metrics of the envelope, and the dense model itself could be inside; what only a
+    finished model has can be limited where the envelope does not lead the training."""
     if not config.envelope:
         return
     from pat.tasks import base  # heavy
 
     task = base.build(config.task)
     for metric, limit in config.envelope.items():
+        named, known = task.sample_metric if metric == SLICES else metric, others().get(metric)
+        if known is not None and guarded:
+            yield (
+                f"envelope.{metric}: {metric} is {_HOW[known.sources[0]]} and not known while a model trains: leave it "
+                "out here, and judge the run by `pat gate`, or search by it (`pat search`)"
+            )
+            continue
         try:
-            higher = task.higher_is_better(metric)
+            higher = task.higher_is_better(named) if known is None else known.higher_is_better
         except ValueError as error:
             yield f"envelope.{metric}: {error}"
             continue
+        if limit.least is not None and metric != SLICES:
+            yield f"envelope.{metric}.least: only envelope.slices has it; leave it out"
         for wrong, right in (("max", "min"), ("rise", "drop")) if higher else (("min", "max"), ("drop", "rise")):
             if wrong in limit.bounds():
-                yield f"envelope.{metric}.{wrong}: {metric} is better when {_way(higher)}, so give {right} or ratio"
-        if limit.ratio is not None and (limit.ratio > 1.0 if higher else limit.ratio < 1.0):
+                yield f"envelope.{metric}.{wrong}: {named} is better when {_way(higher)}, so give {right} or ratio"
+        if known is None and limit.ratio is not None and (limit.ratio > 1.0 if higher else limit.ratio < 1.0):
             yield (
-                f"envelope.{metric}.ratio is {limit.ratio:g}, which the dense model itself does not keep: {metric} is "
+                f"envelope.{metric}.ratio is {limit.ratio:g}, which the dense model itself does not keep: {named} is "
                 f"better when {_way(higher)}: give at {'most' if higher else 'least'} 1"
             )
 

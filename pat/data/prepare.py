@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +27,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pat.common import files
-from pat.data import sources
+from pat.data import slices, sources
 from pat.data.encode import encode, read
 from pat.data.mixture import Mixture
-from pat.data.rows import content_hashes, hash_of, held_out
+from pat.data.rows import SLICE, content_hashes, hash_of, held_out
 from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
 from pat.schema import DataConfig
@@ -51,6 +51,7 @@ class PreparedData:
     info: dict[str, Any]  # counts of rows, samples and tokens; `cache`, the entry; `built`, whether this call made it
     mixture: Mixture | None = None  # how often each of several sources is seen
     origin: tuple[tuple[str, int], ...] = ()  # of each source: its cache entry's key, training samples taken of it
+    slices: list[tuple[str, ...]] | None = None  # DIMENSION=VALUE of each evaluation sample; None: the data names none
 
 
 def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int = 0) -> PreparedData:
@@ -73,6 +74,7 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
         tokenizer_digest(tokenizer),
         sources.digest(cfg, "train", seed, root / "digests"),
         sources.digest(cfg, "eval", seed, root / "digests") if cfg.eval else cfg.eval_fraction,
+        *([cfg.slice_column] if cfg.slice_column else []),
     )
     folder = root / "data" / key
     built = False
@@ -86,13 +88,16 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     names = info["label_names"]
     train, held = (read(folder, split) for split in SPLITS)
     train = _spread(train, cfg.max_train_samples)  # of so many rows, which may have made more
+    few = _few(len(held), cfg.max_eval_samples)
+    named = slices.of_samples(info["slices"], cfg.slice_column) if cfg.slice_column else None
     return PreparedData(
         train=train,
-        eval=_spread(held, cfg.max_eval_samples),
+        eval=held if few is None else held.select(few),
         num_labels=len(names) if names is not None else None,
         label_names=names,
         info={"built": built, "cache": str(folder), **info["counts"]},
         origin=((key, len(train)),),
+        slices=named if named is None or few is None else [named[i] for i in few],
     )
 
 
@@ -124,7 +129,15 @@ def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed
         },
         mixture=Mixture(tuple(len(one.train) for one in made.values()), tuple(weight for _, weight in mixed.values())),
         origin=tuple(pair for one in made.values() for pair in one.origin),
+        slices=_slices_of_mixture(made),
     )
+
+
+def _slices_of_mixture(made: Mapping[str, PreparedData]) -> list[tuple[str, ...]]:
+    """Each sample's source, and its slices there; where these say its source themselves, only theirs."""
+    named = [(f"source={name}", each) for name, one in made.items() for each in one.slices or [()] * len(one.eval)]
+    theirs = any(each.startswith("source=") for _, all_ in named for each in all_)
+    return [all_ if theirs else (source, *all_) for source, all_ in named]
 
 
 def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> None:
@@ -137,7 +150,10 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
         rows = {}
         for split in SPLITS if cfg.eval else SPLITS[:1]:
             loaded = sources.load(cfg, split, seed, staging / "raw")
-            rows[split] = sources.select_columns(loaded, task.columns_in(cfg, loaded.column_names), cfg, split)
+            columns = task.columns_in(cfg, loaded.column_names)
+            if cfg.slice_column and (split == "eval" or not cfg.eval):
+                columns = {**columns, SLICE: cfg.slice_column}
+            rows[split] = sources.select_columns(loaded, columns, cfg, split)
         rows = task.with_words(rows)
         names = task.label_names(rows["train"])
         counts: dict[str, int] = {}
@@ -154,13 +170,23 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
             few = _evenly(cfg.max_train_samples, len(rows["train"]))
             numbers["train"], rows["train"] = numbers["train"][few], rows["train"].select(few)
         datasets.disable_progress_bars()  # what follows has one of ours
-        for split in SPLITS:
+        held = slices.rows_of(rows["eval"], cfg.slice_column) if cfg.slice_column else {"": None}
+        made: list[tuple[str, int]] = []  # of each slice
+        for split, part in rows.items():
+            part = part.remove_columns(SLICE) if SLICE in part.column_names else part
             origin = split if cfg.eval else "train"  # whose rows the numbers count
-            place = partial(_place, cfg, origin, numbers[split])
-            counts |= _encode(rows[split], split, staging, cfg, tokenizer, task, names, place)
+            for name, chosen in held.items() if split == "eval" else [("", None)]:
+                few, places = (
+                    (part, numbers[split]) if chosen is None else (part.select(chosen), numbers[split][chosen])
+                )
+                file = split if chosen is None else f"{split}.{len(made):04}"
+                place = partial(_place, cfg, origin, places)
+                found = _encode(few, split, file, staging, cfg, tokenizer, task, names, place)
+                counts |= {key: counts.get(key, 0) + count for key, count in found.items()}
+                made += [(name, found["eval_samples"])] if split == "eval" else []
         shutil.rmtree(staging / "raw", ignore_errors=True)
         sizes = {path.name: path.stat().st_size for path in staging.iterdir()}
-        info = {"sizes": sizes, "label_names": names, "counts": counts}
+        info = {"sizes": sizes, "label_names": names, "counts": counts, "slices": made}
         (staging / "info.json").write_text(json.dumps(info, indent=1))
         for path in staging.iterdir():
             _sync(path)
@@ -174,6 +200,7 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
 def _encode(
     rows: Dataset,
     split: str,
+    file: str,
     staging: Path,
     cfg: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -181,9 +208,9 @@ def _encode(
     names: list[str] | None,
     place: Callable[[int], str],
 ) -> dict[str, int]:
-    """Write SPLIT*.arrow and return its counts."""
+    """Write FILE*.arrow and return its counts."""
     fresh = partial(task.encoder, tokenizer, cfg.max_length, names)
-    samples, counts, why_none = encode(rows, split, staging, fresh, place, cfg.num_proc)
+    samples, counts, why_none = encode(rows, file, staging, fresh, place, cfg.num_proc)
     if len(samples) == 0:
         raise ValueError(
             f"The {len(rows)} rows of data.{split} make no sample of data.max_length={cfg.max_length}: "
@@ -204,9 +231,13 @@ def _place(cfg: DataConfig, split: str, numbers: np.ndarray, row: int) -> str:
 
 def _spread(samples: Dataset, limit: int | None) -> Dataset:
     """At most `limit` samples, spread evenly: data is often sorted by label or by date."""
-    if limit is None or limit >= len(samples):
-        return samples
-    return samples.select(_evenly(limit, len(samples)))
+    few = _few(len(samples), limit)
+    return samples if few is None else samples.select(few)
+
+
+def _few(of: int, limit: int | None) -> np.ndarray | None:
+    """The numbers of at most `limit` of so many samples; None: all."""
+    return None if limit is None or limit >= of else _evenly(limit, of)
 
 
 def _evenly(count: int, of: int) -> np.ndarray:

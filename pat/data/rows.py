@@ -12,11 +12,13 @@ from datasets import Dataset
 
 from pat.tasks.base import Encoder
 
+SLICE = "slice"  # the column of data.slice_column, as `sources.select_columns` names it
 TRIED = 20  # rows after a failing first one: if they fail as well, the setting is wrong and not the row
 
 
 def held_out(rows: Dataset, fraction: float) -> np.ndarray:
-    """(rows,) bool: a row is held out when the hash of its content, label aside, is below `fraction` of all hashes.
+    """(rows,) bool: a row is held out when the hash of its content is below `fraction` of all hashes; label and slice
+    are no content.
 
     So equal rows are on the same side, and a row stays on its side whatever the seed and whichever rows are added.
     """
@@ -30,8 +32,8 @@ def held_out(rows: Dataset, fraction: float) -> np.ndarray:
 
 
 def content_hashes(rows: Dataset) -> np.ndarray:
-    """(rows,) uint64: equal for rows that are equal in everything but the label."""
-    columns = [name for name in rows.column_names if name != "label"]
+    """(rows,) uint64: equal for rows that are equal in everything but the label and the slice."""
+    columns = [name for name in rows.column_names if name not in ("label", SLICE)]
     hashes = np.empty(len(rows), dtype=np.uint64)
     done = 0
     batch: Any

@@ -20,9 +20,11 @@ from pat.common import ignored
 from pat.common.text import did_you_mean
 from pat.data import delimited
 from pat.data.generated import generate
+from pat.data.rows import SLICE
 from pat.schema import FILES, DataConfig, GeneratedConfig
 
 MIXTURE = "mixture"  # of the sources in data.sources
+OUR_SLICES = ("label", "form")  # `pat.evaluation.samples.Parts` makes them
 RACY_S = 2.0  # a file younger than this may change again within its time stamp
 
 
@@ -36,6 +38,10 @@ def check(cfg: DataConfig) -> None:
         if not (names and all(isinstance(name, str) and name for name in names)) and (key, given) != ("eval", None):
             raise ValueError(f"data.{key}={given} must be a split, a path, a glob, or a list of paths: give one.")
     delimited.check(cfg)
+    if cfg.slice_column in OUR_SLICES:
+        raise ValueError(
+            f"data.slice_column={cfg.slice_column} is a slice of every data set already: rename the column."
+        )
 
 
 def of_mixture(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
@@ -135,11 +141,11 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
     for name, column in columns.items():
         if name.startswith("text") and not _is_text(rows.features[column]):
             raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
-        if name == "label" and not isinstance(rows.features[column], Value | ClassLabel):
+        if name in ("label", SLICE) and not isinstance(rows.features[column], Value | ClassLabel):
             raise ValueError(
-                f"data.label_column='{column}' holds {rows.features[column]}, not a word or number: name another."
+                f"data.{name}_column='{column}' holds {rows.features[column]}, not a word or number: name another."
             )
-        empty = None if name == "tools" else _first_empty(rows, column, name == "label")
+        empty = None if name == "tools" else _first_empty(rows, column, name in ("label", SLICE))
         if empty is not None:
             raise ValueError(f"The column '{column}' is empty in {place(cfg, split, empty)}: remove such rows.")
     return rows.rename_columns({column: name for name, column in columns.items()})

@@ -19,7 +19,7 @@ class Figure:
     sources: tuple[str, ...]  # the first of them that is asked
 
 
-_OTHERS = {
+_OTHERS: dict[str, Figure] = {
     "calibration_error": Figure(False, (MIX, SAMPLES)),
     "passed": Figure(True, (MIX,)),
     "reference_loss": Figure(False, (MIX,)),
@@ -37,6 +37,11 @@ _OTHERS = {
     "bytes": Figure(False, (MODEL,)),
     "sparsity": Figure(True, (MODEL,)),
 }
+
+
+def others() -> Mapping[str, Figure]:
+    """Those that are no metric of a task: of prompts, of a profile, of the finished model."""
+    return _OTHERS
 
 
 @cache

@@ -35,6 +35,7 @@ class Limit(Section, frozen=True):
     ratio: Finite | None = key(
         None, "of the baseline's: at most this where less is better, at least this where more is", gt=0
     )
+    least: int | None = key(None, "of `slices` only: samples that a slice needs to be judged; null: 1", ge=1)
 
     @model_validator(mode="after")
     def _limits_something(self) -> Limit:
@@ -51,6 +52,12 @@ class Slices(Limit, frozen=True):
     """What the figure of every slice may be: accuracy, the loss or the squared error; of a mix, what passed."""
 
     least: int = key(1, "samples or prompts that a slice needs to be judged", ge=1)
+
+    def of(self, higher_is_better: bool) -> Limit | None:
+        """The bounds that fit a figure of this direction; None: none does."""
+        wrong = ABOVE if higher_is_better else BELOW
+        bounds = {name: value for name, value in self.bounds().items() if name not in wrong}
+        return Limit.model_validate(bounds) if bounds else None
 
 
 class Envelope(Section, frozen=True):
@@ -95,6 +102,8 @@ def parse(value: Any) -> Envelope:
                 f"there is no figure '{name}' to limit; there are {', '.join(named)}{did_you_mean(str(name), named)}"
             )
         limits[name] = limit = _limit(name, bounds, Limit)
+        if limit.least is not None:
+            raise ValueError(f"{name}.least: only {SLICES} have it, for {name} is over all samples: leave it out")
         better = known[name].higher_is_better
         for wrong, right in zip(*((ABOVE, BELOW) if better else (BELOW, ABOVE)), strict=True):
             if wrong in limit.bounds():

@@ -66,21 +66,26 @@ class Rows:
 
 
 class Parts:
-    """Which slices a sample is in: its label, and short or long, parted at the median length."""
+    """Which slices a sample is in: its label, short or long, parted at the median length, and those of the data."""
 
     def __init__(self, task: Task, prepared: PreparedData) -> None:
         self.lengths = token_counts(prepared.eval)
         self.names, self.labelled = prepared.label_names, task.per_sample and task.distribution
         self.median = float(np.median(self.lengths))
         self.parted = bool(self.lengths.min() < self.median or self.lengths.max() > self.median)
+        self.named = prepared.slices
 
     def of(self, batch: Batch, i: int) -> tuple[str, ...]:
         """DIMENSION=VALUE of each."""
-        label = self.name(int(batch["labels"][i])) if self.labelled else None
-        long = self.lengths[int(batch["sample"][i])] > self.median
+        return self.of_sample(int(batch["sample"][i]), int(batch["labels"][i]) if self.labelled else None)
+
+    def of_sample(self, number: int, label: int | None) -> tuple[str, ...]:
+        """The same by its number, and its label where there is one."""
+        long = self.lengths[number] > self.median
         return (
-            *(() if label is None else (f"label={label}",)),
+            *(() if label is None else (f"label={self.name(label)}",)),
             *((f"form={'long' if long else 'short'}",) if self.parted else ()),
+            *(() if self.named is None else self.named[number]),
         )
 
     def name(self, label: int) -> str:

@@ -12,7 +12,7 @@ from pat.common.files import finite
 from pat.envelope import judge
 from pat.envelope.figures import MODEL, PROFILE, SAMPLES, figures
 from pat.envelope.judge import Check, Evidence, Quantity
-from pat.envelope.spec import ABOVE, BELOW, Envelope, Limit
+from pat.envelope.spec import Envelope, Limit
 from pat.evaluation.measures import Measure, Measured, difference, estimate, ratio
 from pat.gate.measure import Facts, check_measured
 from pat.gate.profile import Profile
@@ -96,18 +96,17 @@ class Gate:
             for name in measured.main:
                 v = measured.measures[name]
                 b = None if baseline is None else _measure(name, baseline.sources[source])
-                wrong = ABOVE if v.higher_is_better else BELOW
-                bounds = {key: value for key, value in slices.bounds().items() if key not in wrong}
-                if not bounds:
+                limit = slices.of(v.higher_is_better)
+                if limit is None:
                     continue
-                left -= set(bounds)
+                left -= set(limit.bounds())
                 for slice_, numbers in measured.slices.items():
                     places = v.places(numbers)
                     if places.size >= slices.least:
                         judged = True
-                        known = self._paired(v, b, places, bounds)
+                        known = self._paired(v, b, places, limit.bounds())
                         named = f"{name}[{slice_}]"
-                        yield from judge.judge(named, Limit(**bounds), known, v.higher_is_better, self.confident)
+                        yield from judge.judge(named, limit, known, v.higher_is_better, self.confident)
         main = ", ".join(name for measured in variant.sources.values() for name in measured.main)
         if left:
             raise ValueError(f"slices.{sorted(left)[0]} fits no figure of slices, which are {main}: see docs/gate.md")

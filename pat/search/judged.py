@@ -1,33 +1,203 @@
-"""What a finished run is beside the envelope: its best checkpoint, which is what `pat export` and `pat gate` take."""
+"""What a finished run is beside the envelope: its best checkpoint, which is what `pat export` and `pat gate` take.
+
+Limits on metrics of the task are judged by the evaluations of the runs. With one on anything else (slices, prompts of a
+mix, latencies, sizes) all are judged as `pat gate` does. Pruning more makes latency, memory and size better and quality
+worse: so quality is what the bisection goes by, and the others are looked at where quality is inside.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pat.checkpoint import retention
 from pat.checkpoint.reader import read_manifest
 from pat.common import files
-from pat.envelope import limits
+from pat.common.parameters import DTYPES
+from pat.envelope import limits, spec
+from pat.envelope.figures import MIX, MODEL, PROFILE, figures, others
+from pat.envelope.judge import Check
+from pat.envelope.spec import SLICES, Envelope
+from pat.gate import measure, profile
+from pat.gate.measure import Facts
+from pat.gate.verdict import Gate
+from pat.prompts import reader
 from pat.run.directory import RunDir
 from pat.schema import Config
 from pat.tasks import base
 
+GAINS = (PROFILE, MODEL)  # sources of what pruning makes better
 
-def judged(config: Config, run: RunDir) -> dict[str, Any]:
-    """Plain values: sparsity, metrics, those of the dense model, the limits, and whether the run is inside."""
-    summary: Any = files.read_json(run.summary)
-    dense, metrics = summary["dense_metrics"], _metrics(run) or summary["metrics"]
+
+@dataclass(frozen=True)
+class Measuring:
+    """How it is measured what no training knows."""
+
+    mix: str | None = None
+    lengths: str | None = None  # of a profile; None: the mix's
+    requests: int = 20
+    price_per_hour: float | None = None
+    dtype: str = "fp32"
+    device: str = "cpu"
+    confident: bool = False  # demand that whole intervals are inside
+
+    def plain(self) -> dict[str, Any]:
+        """For search.json."""
+        return asdict(self)
+
+
+def needs_gate(config: Config) -> bool:
+    """Whether a limit is on what the evaluations of a training do not give."""
+    return any(name == SLICES or name in others() for name in config.envelope)
+
+
+def envelope_of(config: Config) -> Envelope:
+    """As the gate has it."""
+    return spec.parse({name: limit.model_dump(exclude_none=True) for name, limit in config.envelope.items()})
+
+
+def parted(envelope: Envelope) -> tuple[Envelope, Envelope]:
+    """(the limits on quality, those on what pruning makes better)."""
+    gains = {name: limit for name, limit in envelope.limits.items() if figures()[name].sources[0] in GAINS}
+    quality = {name: limit for name, limit in envelope.limits.items() if name not in gains}
+    return Envelope(limits=quality, slices=envelope.slices), Envelope(limits=gains)
+
+
+def check(config: Config, measuring: Measuring, with_baseline: bool) -> None:
+    """ValueError for limits that a search cannot judge."""
+    envelope = envelope_of(config)
+    quality, gains = parted(envelope)
+    if not quality.limits and quality.slices is None:
+        raise ValueError(
+            "the envelope limits nothing that pruning makes worse, so the most is the answer: add a limit on quality, "
+            "as envelope.accuracy.drop=0.01"
+        )
+    profiled = [name for name in gains.limits if PROFILE in figures()[name].sources]
+    if "cost_per_million_tokens" in profiled and measuring.price_per_hour is None:
+        raise ValueError("cost_per_million_tokens is limited, but not what an hour costs: give --price-per-hour")
+    if measuring.mix is None and any(figures()[name].sources == (MIX,) for name in envelope.limits):
+        raise ValueError("the envelope limits figures of prompts: give --mix FILE")
+    relative = envelope.relative()
+    if relative and not with_baseline and needs_gate(config):
+        raise ValueError(
+            f"{relative[0]} is against the dense model, of which no run is kept where the first cut is at step 0: let "
+            "schedule.start come later, or give absolute limits (min, max)"
+        )
+
+
+@dataclass
+class Judge:
+    """Judges the runs of one search."""
+
+    config: Config
+    measuring: Measuring
+    dense: Path | None  # the run that ends before the first cut; None: there is none
+    out: Path
+    _facts: dict[Path, Facts] = field(default_factory=dict[Path, Facts])
+
+    def __call__(self, run: RunDir) -> dict[str, Any]:
+        """Plain values: sparsity, metrics, those of the dense model, the limits, and whether the run is inside."""
+        summary: Any = files.read_json(run.summary)
+        metrics = _metrics(run) or summary["metrics"]
+        found = self._by_gate(run) if needs_gate(self.config) else _by_metrics(self.config, summary, metrics)
+        return found | {
+            "metrics": {**metrics, **found["metrics"]},
+            "dense_metrics": {**(summary["dense_metrics"] or {}), **found.get("dense_metrics", {})},
+            "sparsity": summary["sparsity"],
+            "train_seconds": summary["train_seconds"],
+            "steps": summary["step"],
+        }
+
+    # -- by the gate ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _mix(self) -> Any:
+        return reader.read(reader.find(self.measuring.mix)) if self.measuring.mix else None
+
+    @cached_property
+    def _asked(self) -> measure.Asked:
+        said, how = envelope_of(self.config), self.measuring
+        config = self.config if measure.needs_samples(said, how.mix is not None) else None
+        mix = self._mix if measure.needs_mix(said) else None
+        return measure.Asked(config, mix, DTYPES[how.dtype], how.device, batch_size=8)
+
+    def _by_gate(self, run: RunDir) -> dict[str, Any]:
+        quality, gains = parted(envelope_of(self.config))
+        task = base.build(self.config.task)
+        facts = measure.ask(run.path, self._asked, task)
+        dense = None
+        if self.dense is not None:
+            dense = self._facts.get(self.dense) or measure.ask(self.dense, self._asked, task)
+            self._facts[self.dense] = dense
+        how = {"confident": self.measuring.confident}
+        checks = Gate(quality, None, **how).checks(facts, dense)
+        found = _plain(checks)
+        if not found["inside"] or not gains.limits:
+            return found | {"missed": {}}
+        said = None
+        if any(PROFILE in figures()[name].sources for name in gains.limits):
+            said = self._profile(run)
+        more = _plain(Gate(gains, said, **how).checks(facts, dense))
+        return {
+            **{key: {**found[key], **more[key]} for key in ("metrics", "dense_metrics", "limits")},
+            "inside": True,
+            "outside": {},
+            "missed": more["outside"],
+            "checks": found["checks"] + more["checks"],
+        }
+
+    def _profile(self, run: RunDir) -> profile.Profile:
+        """The run beside the dense model; the file is kept."""
+        import torch
+
+        from pat.profiling import plan
+        from pat.profiling.run import Asked
+        from pat.profiling.run import run as measured
+
+        how = self.measuring
+        asked = Asked(
+            backends=("eager",),
+            device=how.device,
+            dtype=how.dtype,
+            requests=how.requests,
+            batch_sizes=(1, 8),
+            lengths=tuple(plan.parse_lengths(how.lengths)) if how.lengths else None,
+            warm_up=1,
+            threads=torch.get_num_threads(),
+            price_per_hour=how.price_per_hour,
+            confidence=0.95,
+            seed=0,
+        )
+        result = measured([*filter(None, [self.dense]), run.path], self._mix, asked)
+        file = self.out / "profiles" / f"{run.path.name}.json"
+        file.parent.mkdir(exist_ok=True)
+        said = {"device": result.device, "dtype": how.dtype, "mix": how.mix, "requests": result.requests}
+        files.write_json(file, said | {"models": [one.plain() for one in result.profiles]})
+        return profile.read(file)
+
+
+def _by_metrics(config: Config, summary: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
     task = base.build(config.task)
     higher = {metric: task.higher_is_better(metric) for metric in config.envelope}
-    found = limits.figures(config.envelope, dense, metrics, higher)
-    return found | {
-        "metrics": metrics,
-        "dense_metrics": dense,
-        "sparsity": summary["sparsity"],
-        "train_seconds": summary["train_seconds"],
-        "steps": summary["step"],
-    }
+    return limits.figures(config.envelope, summary["dense_metrics"], metrics, higher)
+
+
+def _plain(checks: Sequence[Check]) -> dict[str, Any]:
+    """Checks as `limits.figures` has them, by the names of the figures."""
+    found: dict[str, Any] = {"inside": all(check.passed for check in checks), "metrics": {}, "dense_metrics": {}}
+    found |= {"limits": {}, "outside": {}, "checks": [asdict(check) for check in checks]}
+    for check in checks:
+        name = check.name.rpartition(".")[0]
+        found["metrics"][name], found["limits"][name] = check.measured, check.limit
+        if check.baseline is not None:
+            found["dense_metrics"][name] = check.baseline
+        if not check.passed:
+            against = "" if check.baseline is None else f", {check.baseline:.6g}"
+            found["outside"][name] = f"{check.rule}{against}"
+    return found
 
 
 def _metrics(run: RunDir) -> Mapping[str, float] | None:

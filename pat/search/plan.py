@@ -12,8 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 
 from pat.config.compose import compose, run_name
 from pat.schema import Config, TrainConfig
+from pat.search import judged
 from pat.search import quantity as quantities
 from pat.search.bisection import most_runs
+from pat.search.judged import Measuring
 from pat.search.quantity import Quantity
 from pat.sweeps.members import Member, quoted
 
@@ -45,6 +47,7 @@ class Plan:
     quantity: Quantity
     values: Mapping[float, float]  # value -> the sparsity that it comes to, from the least pruned to the most
     fork_step: int  # of the first cut; 0: every run is one from the start
+    measuring: Measuring = Measuring()
 
     @property
     def order(self) -> list[float]:
@@ -91,7 +94,9 @@ class Plan:
         return "\n".join([*lines, "  order     the most first, then the least, then halves between inside and outside"])
 
 
-def make(overrides: Sequence[str], out: Path | None, span: Span, config_dir: str | None) -> Plan:
+def make(
+    overrides: Sequence[str], out: Path | None, span: Span, config_dir: str | None, measuring: Measuring | None = None
+) -> Plan:
     """Compose and check all that can be checked before a run starts. Raises ValueError."""
     from pat.training.preflight import prepare  # heavy
 
@@ -114,8 +119,10 @@ def make(overrides: Sequence[str], out: Path | None, span: Span, config_dir: str
     found = quantities.realised(plain, quantity, values, checked.model)
     first = checked.pruner.first_soft_step
     assert first is not None, "something is pruned"
+    fork_step, measuring = first if config.train.num_steps else 0, measuring or Measuring()
+    judged.check(config, measuring, bool(fork_step))
     kept = tuple(each for each in given if not _OWN.match(each))
-    return Plan(place.absolute(), config, kept, options, quantity, found, first if config.train.num_steps else 0)
+    return Plan(place.absolute(), config, kept, options, quantity, found, fork_step, measuring)
 
 
 def said(config: Config) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pat.common.text import duration
 from pat.envelope.guard import measured
+from pat.envelope.spec import SLICES
 from pat.run.directory import ExitCode
 from pat.search.bisection import best
 from pat.search.plan import DENSE, Plan, said
@@ -25,6 +26,9 @@ def result(plan: Plan, records: Records, seconds: Mapping[str, float]) -> dict[s
     """Plain values: what is allowed, the run that has it, and the nearest one that is outside."""
     inside = {index: record["inside"] for index, record in records.items()}
     allowed = best(inside)
+    missed = {} if allowed is None else records[allowed].get("missed", {})
+    at = None if allowed is None else records[allowed]
+    allowed = None if missed else allowed
     outside = min((index for index, is_inside in inside.items() if not is_inside), default=None)
     return {
         "allowed": None if allowed is None else plan.order[allowed],
@@ -32,6 +36,7 @@ def result(plan: Plan, records: Records, seconds: Mapping[str, float]) -> dict[s
         "sparsity": None if allowed is None else records[allowed]["sparsity"],
         "dir": None if allowed is None else records[allowed]["dir"],
         "further": None if outside is None else records[outside],
+        "missed": at if missed else None,
         "runs": len(records),
         "steps": plan.fork_step + sum(record["steps_run"] for record in records.values()),
         "seconds": round(sum(seconds.values()), 1),
@@ -40,8 +45,13 @@ def result(plan: Plan, records: Records, seconds: Mapping[str, float]) -> dict[s
 
 def in_words(plan: Plan, found: Mapping[str, Any]) -> str:
     """`result` in sentences."""
-    word, allowed, further = plan.quantity.word, found["allowed"], found["further"]
-    if allowed is None:
+    word, allowed, further, missed = plan.quantity.word, found["allowed"], found["further"], found["missed"]
+    if missed is not None:
+        first = (
+            f"envelope: quality allows {word} {missed['value']:g}, but there {_missed(missed)}, and less pruning gains "
+            "less: nothing is inside all limits"
+        )
+    elif allowed is None:
         first = f"envelope: nothing is inside, not even {word} {plan.order[0]:g}: {_cost(further)}"
     elif further is None:
         first = f"envelope: all of the {word} {found['asked']:g} asked for is allowed"
@@ -61,6 +71,7 @@ def in_words(plan: Plan, found: Mapping[str, Any]) -> str:
 def verdict(record: Mapping[str, Any]) -> str:
     """A run in a line, when it has ended."""
     inside = "inside" if record["inside"] else f"outside: {_cost(record)}"
+    inside += f", but {_missed(record)}" if record.get("missed") else ""
     return f"{record['name']}: {inside}, after {duration(record['seconds'])}"
 
 
@@ -73,8 +84,11 @@ def shown(plan: Plan, records: Records) -> str:
         table.add_column(column, justify="right")
     for index in sorted(records):
         record = records[index]
-        metrics = [_figure(record["metrics"].get(metric)) for metric in limited]
-        inside = "yes" if record["inside"] else "diverged" if record["code"] == ExitCode.DIVERGED else "no"
+        metrics = [
+            _slices(record) if metric == SLICES else _figure(record["metrics"].get(metric)) for metric in limited
+        ]
+        gained = "quality only" if record.get("missed") else "yes"
+        inside = gained if record["inside"] else "diverged" if record["code"] == ExitCode.DIVERGED else "no"
         cells = [f"{record['value']:g}", f"{record['sparsity']:.2%}", *metrics, inside]
         table.add_row(*cells, str(record["steps_run"]), duration(record["seconds"]))
     dense = next((record["dense_metrics"] for record in records.values() if record.get("dense_metrics")), None)
@@ -91,6 +105,18 @@ def shown(plan: Plan, records: Records) -> str:
 def _cost(record: Mapping[str, Any]) -> str:
     """What was outside, in words."""
     return measured(record) if record["outside"] else record["message"] or "the run diverged"
+
+
+def _missed(record: Mapping[str, Any]) -> str:
+    """What pruning should have made better, and has not enough."""
+    return measured({**record, "outside": record["missed"]})
+
+
+def _slices(record: Mapping[str, Any]) -> str:
+    """How many of them are outside."""
+    return (
+        f"{sum('[' in name for name in record['outside'])} of {sum('[' in name for name in record['limits'])} outside"
+    )
 
 
 def _figure(value: float | None) -> str:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pat.run import provenance
 from pat.run.directory import ExitCode, RunDir
 from pat.search import report
 from pat.search.bisection import best, upcoming
-from pat.search.judged import judged
+from pat.search.judged import Judge
 from pat.search.plan import Plan, said
 from pat.sweeps.members import Member
 from pat.sweeps.runner import Ended, Runner, Running, start_here
@@ -65,6 +66,12 @@ class Search:
         """Of the values that are known."""
         return {index: record["inside"] for index, record in self.records.items()}
 
+    @cached_property
+    def judge(self) -> Judge:
+        """What says whether a run is inside."""
+        plan = self.plan
+        return Judge(plan.config, plan.measuring, plan.dense.dir if plan.fork_step else None, plan.out)
+
     def log(self, member: Member) -> Path:
         """What a run's command printed in its last start."""
         return self.plan.out / "logs" / f"{member.name}.log"
@@ -87,7 +94,7 @@ class Search:
         record |= {"message": ended.message, "steps_run": plan.config.train.num_steps - plan.fork_step}
         record |= {"seconds": round(self.seconds[member.name], 1)}
         if ended.code == ExitCode.DONE:
-            record |= judged(plan.config, run)
+            record |= self.judge(run)
         else:
             record |= {"inside": False, "outside": {}, "sparsity": plan.values[value], "metrics": {}, "limits": {}}
         self.records[index] = record
@@ -154,8 +161,9 @@ class Search:
         differing = {
             key: (old, new) for key, (old, new) in changed_keys(to_config(written["config"]), plan.config).items()
         }
-        for key, new in (("values", plan.order), ("searched", plan.quantity.override(plan.order[-1]))):
-            if written[key] != new:
+        asked = {"values": plan.order, "searched": plan.quantity.override(plan.order[-1])}
+        for key, new in (asked | {"measuring": plan.measuring.plain()}).items():
+            if written.get(key, new) != new:
                 differing[key] = (written[key], new)
         if differing:
             changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in differing.items())
@@ -174,6 +182,7 @@ class Search:
             "envelope": said(plan.config),
             "values": plan.order,
             "fork_step": plan.fork_step,
+            "measuring": plan.measuring.plain(),
             "candidates": list(self.records.values()),
             "seconds": self.seconds,
             "result": result,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -132,7 +132,13 @@ class Task(ABC):
         """The task, with what it takes from the training data: how often each class is seen. Raises ValueError."""
         return self
 
-    def evaluate(self, model: Any, batches: Iterable[Batch], device: torch.device | str) -> Tensor:
+    def evaluate(
+        self,
+        model: Any,
+        batches: Iterable[Batch],
+        device: torch.device | str,
+        sums: Callable[[Any, Batch], Tensor] | None = None,  # None: `sums`; another also notes what it sees
+    ) -> Tensor:
         """fp64 on `device`: this rank's sums. Every rank must bring the same number of batches (ZeRO 3), at least 1."""
         total = torch.zeros((), dtype=torch.float64, device=device)
         training = model.training
@@ -140,7 +146,7 @@ class Task(ABC):
         try:
             with torch.no_grad():
                 for batch in batches:
-                    total = total + self.sums(model, batch)
+                    total = total + (sums or self.sums)(model, batch)
         finally:
             model.train(training)
         return total

@@ -7,10 +7,12 @@ from typing import Any
 
 from pat.envelope import guard, limits
 from pat.envelope.guard import Look
+from pat.envelope.spec import SLICES
 from pat.pruning.pruner import Pruner
 from pat.pruning.types import PromiseBroken
 from pat.schema import Config
 from pat.tasks.base import Task
+from pat.training import slices
 from pat.training.progress import Progress
 from pat.training.tracking import Tracker
 
@@ -22,17 +24,25 @@ class Guard:
         assert config.train.eval_every and pruner.first_soft_step is not None, "pat.config.validate sees to it"
         self.config, self.progress, self.pruner = config, progress, pruner
         self.every, self.first = config.train.eval_every, pruner.first_soft_step
-        self.higher = {metric: task.higher_is_better(metric) for metric in config.envelope}
+        self.of_slices = task.sample_metric
+        self.higher = task.higher_is_better
 
     @property
     def back(self) -> bool:
         """Whether the run is to go back before it does anything else."""
         return self.progress.envelope.back
 
-    def _figures(self, metrics: Mapping[str, float] | None) -> dict[str, Any]:
-        dense = self.progress.dense_metrics
-        assert dense is not None and metrics is not None, "both are measured"
-        return limits.figures(self.config.envelope, dense, metrics, self.higher)
+    def _figures(self, metrics: Mapping[str, float] | None, of_slices: slices.Figures | None) -> dict[str, Any]:
+        progress, better = self.progress, self.higher
+        assert progress.dense_metrics is not None and metrics is not None, "both are measured"
+        envelope = {name: limit for name, limit in self.config.envelope.items() if name != SLICES}
+        more = slices.limits(self.config.envelope, progress.dense_slices or {}, better(self.of_slices))
+        higher = {name: better(name) for name in envelope} | dict.fromkeys(more, better(self.of_slices))
+        dense, now = (
+            {**whole, **{name: one["value"] for name, one in (parts or {}).items()}}
+            for whole, parts in ((progress.dense_metrics, progress.dense_slices), (metrics, of_slices))
+        )
+        return limits.figures(envelope | more, dense, now, higher)
 
     def looks_before(self, t: int) -> bool:
         """Whether an evaluation decides what step t does: nothing of that step is made ready before."""
@@ -41,7 +51,8 @@ class Guard:
     def begin(self) -> bool:
         """The dense model, just measured, is the first good state; whether that is new. Raises PromiseBroken where the
         dense model is outside itself."""
-        record, found = self.progress.envelope, self._figures(self.progress.dense_metrics)
+        record, progress = self.progress.envelope, self.progress
+        found = self._figures(progress.dense_metrics, progress.dense_slices)
         if record.good is not None:
             return False
         if not found["inside"]:
@@ -59,7 +70,9 @@ class Guard:
         if not self.looks_before(step) and not last:
             return
         record, hard = progress.envelope, self.pruner.phase(step - 1) == "hard"
-        record.see(step, self.pruner.totals.sparsity, self._figures(progress.metrics), not hard or last)
+        record.see(
+            step, self.pruner.totals.sparsity, self._figures(progress.metrics, progress.slices), not hard or last
+        )
         one = record.judged[-1]
         said = self._act(guard.decide(self._look(one["inside"], hard)), step)
         line = {"inside": int(one["inside"]), "sparsity": one["sparsity"], "holds": record.holds}

@@ -21,7 +21,7 @@ from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.schema import Config
 from pat.tasks import base
-from pat.training import dry_run, logit_cache, teacher, tensorboard
+from pat.training import dry_run, logit_cache, slices, teacher, tensorboard
 from pat.training.start_summary import Checked
 from pat.zero import engine
 from pat.zero.checkpoint_files import CheckpointError
@@ -110,6 +110,7 @@ def fitting_data(config: Config) -> PreparedData:
         check_weights(config.model.path, "model.path", config.model.revision)
     if config.distill.teacher:
         teacher.check(config, task, tokenizer, hf_config)
+    slices.of(config, task, prepared)
     if config.distill.cache:
         logit_cache.fitting(config, task, tokenizer, prepared, hf_config)
     return prepared

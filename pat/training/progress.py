@@ -19,8 +19,10 @@ class Progress:
     tokens: float = 0.0  # seen, over all ranks
     train_seconds: float = 0.0
     dense_metrics: dict[str, float] | None = None  # just before the first mask
+    dense_slices: dict[str, dict[str, float]] | None = None  # of the same evaluation, as `pat.training.slices` has them
     dense_step: int | None = None  # how many steps they were trained
     metrics: dict[str, float] | None = None  # of the last evaluation
+    slices: dict[str, dict[str, float]] | None = None  # of the same
     details: dict[str, Any] | None = None  # of the same: what the task says besides
     best: list[float] | None = None  # signed metric of the best checkpoint
     worse: int = 0  # evaluations since then

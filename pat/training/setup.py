@@ -28,7 +28,7 @@ from pat.run import preemption
 from pat.run.directory import RunDir
 from pat.run.preemption import Preempted
 from pat.schema import Config
-from pat.training import logit_cache, teacher
+from pat.training import logit_cache, slices, teacher
 from pat.training.divergence import LossBound
 from pat.training.due import Due
 from pat.training.guarded import Guard
@@ -104,6 +104,7 @@ def build(run_dir: Path) -> Training:
         progress=progress,
         due=Due(config.train, progress, metric, task.higher_is_better(metric)),
         bound=LossBound(config, progress, objective.chance()),
+        slices=slices.of(config, task, prepared),
     )
     pruner.samples, pruner.on_layer = partial(_first_samples, training), _calibrating(training)
     pruner.warn = partial(training.tracker.warn, "few calibration tokens")

@@ -18,6 +18,7 @@ from pat.training.due import Due
 from pat.training.guarded import Guard
 from pat.training.objective import Objective
 from pat.training.progress import Progress
+from pat.training.slices import Sliced
 from pat.training.tracking import Tracker
 from pat.training.watchdog import Watchdog
 
@@ -49,6 +50,7 @@ class Training:
     due: Due
     bound: LossBound
     guard: Guard | None = None  # where there is an envelope
+    slices: Sliced | None = None  # where the data names slices, or the envelope limits them
     watchdog: Watchdog = field(default_factory=Watchdog)
     aside_s: float = 0.0  # that this start has spent in evaluations and saves
 

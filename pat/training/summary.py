@@ -47,6 +47,8 @@ def summary(training: Training) -> dict[str, Any]:
         "dense_metrics": progress.dense_metrics,
         "dense_step": progress.dense_step,
         "metrics": progress.metrics,
+        "dense_slices": progress.dense_slices,
+        "slices": progress.slices,
         "details": progress.details,
         "stopped_early": training.due.early_stop(),
         "envelope": guard.in_short(progress.envelope) if training.guard else None,

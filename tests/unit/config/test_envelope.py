@@ -31,6 +31,11 @@ def test_a_limit_is_given_like_any_key() -> None:
     [
         (["envelope.f1.drop=0.1"], "has no metric 'f1': allowed are loss, perplexity"),
         (["envelope.loss.drop=0.1"], "envelope.loss.drop: loss is better when lower, so give rise or ratio"),
+        (["envelope.slices.drop=0.1"], "envelope.slices.drop: loss is better when lower, so give rise or ratio"),
+        (["envelope.loss.rise=0.1", "envelope.loss.least=9"], "envelope.loss.least: only envelope.slices has it"),
+        (["envelope.latency_p95.ratio=0.7"], "latency_p95 is measured by `pat profile` and not known while a model"),
+        (["envelope.passed.drop=0.1"], "passed is of the prompts of a mix"),
+        (["envelope.sparsity.min=0.5"], "sparsity is of the finished model"),
         (["envelope.loss.ratio=0.9"], "envelope.loss.ratio is 0.9, which the dense model itself does not keep"),
         ([RISE, "train.eval_every=null"], "train.eval_every is null, so that no evaluation"),
         ([RISE, "train.eval_every=25"], "mask at step 5 and the last at step 20"),

@@ -56,14 +56,14 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
             pruner.begin(t + 1)
         training.progress.step = t + 1
 
-    def evaluate(training: Any, title: str = "eval") -> tuple[dict[str, float], None]:
+    def evaluate(training: Any, title: str = "eval") -> Any:
         assert (
             structure_pruner.num_pruned == 0
             and not structure_pruner.hardened
             and bool((structure_pruner.state.z == 1.0).all())
         )
         with torch.no_grad():
-            return {"loss": float(loss(model.eval(), ids))}, None
+            return SimpleNamespace(metrics={"loss": float(loss(model.eval(), ids))}, slices=None)
 
     monkeypatch.setattr(train, "Window", lambda training: None)
     for name, stand_in in (("step", step), ("evaluate", evaluate)):
@@ -119,7 +119,8 @@ def test_a_run_of_no_steps_that_was_stopped_before_it_pruned_prunes_when_it_goes
     done: list[str] = []
     monkeypatch.setattr(train, "Window", lambda training: None)
     monkeypatch.setattr(train, "evaluate_if_due", lambda training: None)
-    monkeypatch.setattr(train, "evaluate", lambda training, title: (done.append(title) or {"loss": 1.0}, None))
+    found = SimpleNamespace(metrics={"loss": 1.0}, slices=None)
+    monkeypatch.setattr(train, "evaluate", lambda training, title: done.append(title) or found)
     monkeypatch.setattr(train, "finish", lambda training: done.append("finish"))
     training: Any = SimpleNamespace(
         config=Config().changed(train__num_steps=0), progress=Progress(saved_step=0), due=None,

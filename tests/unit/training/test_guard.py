@@ -38,6 +38,8 @@ class Mask:
 class Run:
     """The loop of pat.train, without a model: the mask is the last selection's."""
 
+    limited, least = "loss", None
+
     def __init__(self, curve: Curve, patience: int = 1, steps: int = STEPS, **ramp: Any) -> None:
         schedule: Any = {"start": 10, "end": 40, "select_every": 5} | ramp
         self.curve, self.progress, self.mask = curve, Progress(dense_metrics={"loss": 1.0}), Mask()
@@ -51,9 +53,9 @@ class Run:
         )
         config = Config().changed(
             train__num_steps=steps, train__eval_every=EVERY, train__envelope_patience=patience,
-            envelope={"loss": Limit(rise=0.5)},
+            envelope={self.limited: Limit(rise=0.5, least=self.least)},
         )  # fmt: skip
-        task: Any = SimpleNamespace(higher_is_better=lambda metric: False)
+        task: Any = SimpleNamespace(higher_is_better=lambda metric: False, sample_metric="loss")
         self.guard = Guard(config, self.progress, self.pruner, task)
         self.tracker: Any = SimpleNamespace(log=lambda line, step: None, say=self.actions.append)
 
@@ -106,6 +108,20 @@ class Run:
         return guard.in_short(self.progress.envelope)
 
 
+class RunOfSlices(Run):
+    """The loss is that of one slice; over all it stays as it was. Another slice is too small to be judged."""
+
+    limited, least = "slices", 30  # type: ignore[assignment]
+
+    def evaluate(self) -> None:
+        self.progress.dense_slices = self.slices(1.0)
+        self.progress.slices = self.slices(self.loss())
+        super().evaluate()
+
+    def slices(self, loss: float) -> dict[str, dict[str, float]]:
+        return {"loss[domain=a]": {"value": loss, "n": 30}, "loss[domain=b]": {"value": 3.0 * loss**9, "n": 29}}
+
+
 def never(sparsity: float, since: int) -> float:
     return 1.0
 
@@ -143,6 +159,15 @@ def test_a_hold_that_does_not_heal_goes_back_to_the_last_good_mask(patience: int
     assert further["sparsity"] > 0.5 and further["metrics"] == {"loss": 2.0} and further["limits"] == {"loss": 1.5}
     words = guard.in_words(run.found)
     assert "40.00% is allowed of the 80.00% asked for" in words and "loss was 2, limit at most 1.5" in words
+
+
+def test_a_slice_that_is_outside_holds_the_ramp_and_is_named() -> None:
+    """The same decisions as of a metric over all; a slice with fewer samples than `least` has no say."""
+    run, whole = RunOfSlices(from_half_on).train(), Run(from_half_on).train()
+    assert run.actions[-1] == whole.actions[-1] and run.mask == whole.mask
+    further = run.found["further"]
+    assert list(further["outside"]) == list(further["metrics"]) == ["loss[domain=a]"]
+    assert "loss[domain=a] was 2, limit at most 1.5" in guard.in_words(run.found)
 
 
 def test_nothing_may_go_where_the_first_mask_is_outside() -> None:

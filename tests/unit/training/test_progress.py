@@ -70,6 +70,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Any:
         watchdog=SimpleNamespace(beat=lambda: None),
         aside_s=0.0,
         guard=None,
+        slices=None,
         lines=lines,
     )
 

@@ -1,0 +1,103 @@
+"""The figure of every slice of the evaluation samples, while a model trains.
+
+# n evaluation samples; the figure of a slice is the task's `sample_metric` over its samples, as in `pat evaluate`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pat.common.comm import Comm
+from pat.data.prepare import PreparedData
+from pat.envelope.spec import SLICES, Limit, Slices
+from pat.evaluation.samples import Parts
+from pat.schema import Config
+from pat.tasks.base import Batch, Task
+
+Figures = dict[str, dict[str, float]]  # "FIGURE[DIMENSION=VALUE]" -> value, n
+
+
+class Sliced:
+    """Which samples are in which slice."""
+
+    def __init__(self, task: Task, prepared: PreparedData) -> None:
+        parts = Parts(task, prepared)
+        labels = prepared.eval["label"] if parts.labelled and "label" in prepared.eval.column_names else None
+        places: dict[str, list[int]] = {}
+        for number in range(len(prepared.eval)):
+            for name in parts.of_sample(number, None if labels is None else int(labels[number])):
+                places.setdefault(name, []).append(number)
+        self.task, self.n = task, len(prepared.eval)
+        self.places = {name: torch.tensor(numbers) for name, numbers in sorted(places.items())}
+
+    def evaluate(
+        self, model: Any, batches: Iterable[Batch], device: torch.device | str, world: Comm
+    ) -> tuple[Tensor, Figures]:
+        """(the task's sums, the figure of each slice), over all ranks: one forward gives both. Collective."""
+        table = torch.zeros(2, self.n, dtype=torch.float64, device=device)  # value x weight, weight
+
+        def sums(model: Any, batch: Batch) -> Tensor:
+            found, values, weights = self._seen(model, batch)
+            weights = weights * batch["weight"].double()
+            table.index_add_(1, batch["sample"], torch.stack([values * weights, weights]))
+            return found
+
+        total = world.sum(self.task.evaluate(model, batches, device, sums))
+        return total, self._figures(world.sum(table).cpu())
+
+    def _seen(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(sums of the batch, the metric of each sample, its weight)."""
+        task = self.task
+        if task.per_sample:
+            said = SimpleNamespace(logits=task.outputs(model, batch).logits)
+            return task.sums(lambda **_: said, batch), *task.sample_values(said.logits.float(), batch)
+        rows = task.token_sums(model, batch)
+        losses, tokens = rows.unbind(1)
+        weight = batch["weight"].double()
+        total = torch.stack([(losses * weight).sum(), (tokens * weight).sum()])
+        return total, losses / tokens.clamp(min=1.0), tokens
+
+    def _figures(self, table: Tensor) -> Figures:
+        found: Figures = {}
+        for name, numbers in self.places.items():
+            values, weights = table[:, numbers]
+            n = int((weights > 0).sum())
+            if n:
+                found[f"{self.task.sample_metric}[{name}]"] = {"value": float(values.sum() / weights.sum()), "n": n}
+        return found
+
+
+def of(config: Config, task: Task, prepared: PreparedData) -> Sliced | None:
+    """None where neither the data names slices nor a limit is on them. ValueError where none is large enough."""
+    limit = config.envelope.get(SLICES)
+    if prepared.slices is None and limit is None:
+        return None
+    made = Sliced(task, prepared)
+    least = 1 if limit is None else limit.least or 1
+    largest = max(map(len, made.places.values()), default=0)
+    if limit is not None and largest < least:
+        raise ValueError(
+            f"envelope.slices.least is {least}, but the largest slice of the evaluation data has {largest} samples: "
+            "give less, more data, or a data.slice_column"
+        )
+    return made
+
+
+def limits(
+    envelope: Mapping[str, Limit],
+    dense: Figures,  # of the dense model
+    higher_is_better: bool,
+) -> dict[str, Limit]:
+    """That of each slice with enough samples, by the name of its figure."""
+    given = envelope.get(SLICES)
+    if given is None:
+        return {}
+    slices = Slices(**given.model_dump(exclude_none=True))
+    limit = slices.of(higher_is_better)
+    assert limit is not None, "pat.config.validate sees to it"
+    return {name: limit for name, one in dense.items() if one["n"] >= slices.least}
