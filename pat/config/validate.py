@@ -165,8 +165,9 @@ def _limits(config: Config, guarded: bool) -> Iterator[str]:
         except ValueError as error:
             yield f"envelope.{metric}: {error}"
             continue
-        if limit.least is not None and metric != SLICES:
-            yield f"envelope.{metric}.least: only envelope.slices has it; leave it out"
+        for key in ("least", "dimensions") if metric != SLICES else ():
+            if getattr(limit, key) is not None:
+                yield f"envelope.{metric}.{key}: only envelope.slices has it; leave it out"
         for wrong, right in (("max", "min"), ("rise", "drop")) if higher else (("min", "max"), ("drop", "rise")):
             if wrong in limit.bounds():
                 yield f"envelope.{metric}.{wrong}: {named} is better when {_way(higher)}, so give {right} or ratio"

@@ -6,7 +6,7 @@ envelope.limits["accuracy"].drop, envelope.slices.drop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,9 @@ class Limit(Section, frozen=True):
         None, "of the baseline's: at most this where less is better, at least this where more is", gt=0
     )
     least: int | None = key(None, "of `slices` only: samples that a slice needs to be judged; null: 1", ge=1)
+    dimensions: list[str] | None = key(
+        None, "of `slices` only: the dimensions that are judged, as [domain]; null: all, label and form too"
+    )
 
     @model_validator(mode="after")
     def _limits_something(self) -> Limit:
@@ -52,6 +55,20 @@ class Slices(Limit, frozen=True):
     """What the figure of every slice may be: accuracy, the loss or the squared error; of a mix, what passed."""
 
     least: int = key(1, "samples or prompts that a slice needs to be judged", ge=1)
+
+    def judges(self, slice_: str) -> bool:
+        """Whether DIMENSION=VALUE is of a dimension that is judged."""
+        return self.dimensions is None or slice_.partition("=")[0] in self.dimensions
+
+    def check(self, slices: Iterable[str]) -> None:
+        """ValueError where a dimension that is to be judged is not among these DIMENSION=VALUE."""
+        known = sorted({each.partition("=")[0] for each in slices})
+        unknown = next((each for each in self.dimensions or () if each not in known), None)
+        if unknown is not None:
+            raise ValueError(
+                f"slices.dimensions has {unknown}, but there is {' and '.join(known) or 'no slice'}: name these, or give "
+                "data with that slice (data.slice_column, or a mix)"
+            )
 
     def of(self, higher_is_better: bool) -> Limit | None:
         """The bounds that fit a figure of this direction; None: none does."""
@@ -71,6 +88,7 @@ class Envelope(Section, frozen=True):
         made: dict[str, Any] = {name: limit.bounds() for name, limit in self.limits.items()}
         if self.slices is not None:
             made[SLICES] = self.slices.bounds() | ({} if self.slices.least == 1 else {"least": self.slices.least})
+            made[SLICES] |= {} if self.slices.dimensions is None else {"dimensions": self.slices.dimensions}
         return made
 
     def relative(self) -> list[str]:
@@ -102,8 +120,9 @@ def parse(value: Any) -> Envelope:
                 f"there is no figure '{name}' to limit; there are {', '.join(named)}{did_you_mean(str(name), named)}"
             )
         limits[name] = limit = _limit(name, bounds, Limit)
-        if limit.least is not None:
-            raise ValueError(f"{name}.least: only {SLICES} have it, for {name} is over all samples: leave it out")
+        if limit.least is not None or limit.dimensions is not None:
+            which = "dimensions" if limit.least is None else "least"
+            raise ValueError(f"{name}.{which}: only {SLICES} have it, for {name} is over all samples: leave it out")
         better = known[name].higher_is_better
         for wrong, right in zip(*((ABOVE, BELOW) if better else (BELOW, ABOVE)), strict=True):
             if wrong in limit.bounds():

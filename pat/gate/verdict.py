@@ -92,6 +92,7 @@ class Gate:
         slices = self.envelope.slices
         assert slices is not None
         judged, left = False, set(slices.bounds())
+        slices.check(name for measured in variant.sources.values() for name in measured.slices)
         for source, measured in variant.sources.items():
             for name in measured.main:
                 v = measured.measures[name]
@@ -102,7 +103,7 @@ class Gate:
                 left -= set(limit.bounds())
                 for slice_, numbers in measured.slices.items():
                     places = v.places(numbers)
-                    if places.size >= slices.least:
+                    if places.size >= slices.least and slices.judges(slice_):
                         judged = True
                         known = self._paired(v, b, places, limit.bounds())
                         named = f"{name}[{slice_}]"

@@ -195,7 +195,7 @@ def _plain(checks: Sequence[Check]) -> dict[str, Any]:
         if check.baseline is not None:
             found["dense_metrics"][name] = check.baseline
         if not check.passed:
-            against = "" if check.baseline is None else f", {check.baseline:.6g}"
+            against = f", {check.baseline:.6g}" if check.rule.endswith("the baseline") else ""
             found["outside"][name] = f"{check.rule}{against}"
     return found
 

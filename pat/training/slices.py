@@ -78,12 +78,15 @@ def of(config: Config, task: Task, prepared: PreparedData) -> Sliced | None:
     if prepared.slices is None and limit is None:
         return None
     made = Sliced(task, prepared)
-    least = 1 if limit is None else limit.least or 1
-    largest = max(map(len, made.places.values()), default=0)
-    if limit is not None and largest < least:
+    if limit is None:
+        return made
+    slices = _slices(limit)
+    slices.check(made.places)
+    largest = max((len(numbers) for name, numbers in made.places.items() if slices.judges(name)), default=0)
+    if largest < slices.least:
         raise ValueError(
-            f"envelope.slices.least is {least}, but the largest slice of the evaluation data has {largest} samples: "
-            "give less, more data, or a data.slice_column"
+            f"envelope.slices.least is {slices.least}, but the largest slice of the evaluation data has {largest} "
+            "samples: give less, more data, or a data.slice_column"
         )
     return made
 
@@ -97,7 +100,12 @@ def limits(
     given = envelope.get(SLICES)
     if given is None:
         return {}
-    slices = Slices(**given.model_dump(exclude_none=True))
+    slices = _slices(given)
     limit = slices.of(higher_is_better)
     assert limit is not None, "pat.config.validate sees to it"
-    return {name: limit for name, one in dense.items() if one["n"] >= slices.least}
+    enough = {name: name.partition("[")[2] for name, one in dense.items() if one["n"] >= slices.least}
+    return {name: limit for name, slice_ in enough.items() if slices.judges(slice_)}
+
+
+def _slices(limit: Limit) -> Slices:
+    return Slices(**limit.model_dump(exclude_none=True))

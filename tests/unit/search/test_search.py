@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,9 +17,15 @@ from pat.commands import search as command
 from pat.commands import train
 from pat.common.files import read_json, write_json
 from pat.config import compose, frozen
+from pat.evaluation.folders import Size
+from pat.evaluation.measures import of_rows
+from pat.evaluation.samples import Rows
+from pat.gate import profile
+from pat.gate.measure import Facts
 from pat.run.directory import ExitCode, RunDir
 from pat.schema import Config
 from pat.search import bisection, plan, quantity
+from pat.search.judged import Judge
 from pat.search.plan import Plan, Span
 from pat.search.quantity import Quantity
 from pat.search.search import SEARCH_FILE, Search
@@ -131,6 +138,12 @@ def test_shares_of_structures_that_come_to_the_same_units_are_one_run(planned: P
         [*PARITY, LOSS, "pruners={}"],
         [*PARITY, LOSS, "run.resume=never"],
         [*PARITY, "envelope.f1.drop=0.1"],
+        [*PARITY, "envelope.parameters.ratio=0.5"],
+        [*PARITY, LOSS, "envelope.passed.min=0.5"],
+        [*PARITY, LOSS, "envelope.cost_per_million_tokens.max=1"],
+        [*PARITY, LOSS, "envelope.slices.rise=1", "pruners.weights.schedule.start=0"],
+        [*PARITY, LOSS, "--mix", "chats"],
+        [*PARITY, LOSS, "envelope.slices.max=3", "--lengths", "8:2"],
         [*PARITY, LOSS, "--pruner", "none"],
         [*PARITY, LOSS, "--from", "0.9"],
     ],
@@ -254,6 +267,65 @@ def test_nothing_inside_at_the_lower_end_is_the_gates_exit_code(searched: Search
     code, machine, found = searched(config=config)
     assert code == ExitCode.OUTSIDE_ENVELOPE and machine.started == ["dense", "sparsity=0.8", "sparsity=0.2"]
     assert found["result"]["allowed"] is None and found["result"]["further"]["value"] == 0.2
+
+
+class Asks:
+    """What the gate would find: the loss of texts that are long grows with what is gone above 0.5, that of the others
+    stays; p95 is what is left, and a parameter is one in a thousand."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.profiled: list[str] = []
+        patch.setattr("pat.search.judged.measure.ask", self.ask)
+        patch.setattr("pat.search.judged.Judge._profile", lambda judge, run: self.profile(judge, run))
+
+    def sparsity(self, path: Path) -> float:
+        return (read_json(RunDir(path).summary) or {"sparsity": 0.0})["sparsity"]
+
+    def ask(self, path: Path, asked: Any, task: Any) -> Facts:
+        sparsity = self.sparsity(path)
+        losses = [2.0, 2.0 + 10.0 * max(0.0, sparsity - 0.5)] * 10
+        rows = Rows(task, "d", list(range(20)), torch.tensor([[loss, 1.0] for loss in losses]).double(), None,
+                    [("form=short",), ("form=long",)] * 10)  # fmt: skip
+        size = Size(int(1000 * (1.0 - sparsity)), 0, sparsity, 0)
+        return Facts(path, "ab", task, "t", size, {"samples": of_rows(rows)})
+
+    def profile(self, judge: Judge, run: RunDir) -> profile.Profile:
+        self.profiled.append(run.path.name)
+        models = {path: {"latency_p95": 1.0 - self.sparsity(path)} for path in (judge.dense, run.path) if path}
+        return profile.Profile(Path("p"), {path.resolve(): said for path, said in models.items()}, {})
+
+
+def test_slices_and_latencies_are_judged_as_the_gate_does(
+    searched: Searched, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean over all would be inside at 0.6. Would catch: a search that takes what is too slow, though less pruned,
+    for inside; or that goes by latency, which is better the more is gone."""
+    limits = {"loss": {"rise": 0.9}, "slices": {"rise": 0.6, "least": 10}, "latency_p95": {"ratio": 0.7}}
+    asks, config = Asks(monkeypatch), planned.config.changed(envelope=limits)
+    code, machine, found = searched(config=config)
+    assert code == 0 and machine.started == ["dense", "sparsity=0.8", "sparsity=0.2", "sparsity=0.4", "sparsity=0.6"]
+    assert found["result"]["allowed"] == 0.4 and asks.profiled == ["sparsity=0.2", "sparsity=0.4"]
+    further = found["result"]["further"]
+    assert further["value"] == 0.6 and list(further["outside"]) == ["loss[form=long]"]
+    assert further["dense_metrics"]["loss[form=long]"] == pytest.approx(2.0)
+    records = {each["value"]: each for each in found["candidates"]}
+    assert list(records[0.2]["missed"]) == ["latency_p95"] and not records[0.4]["missed"]
+    assert records[0.4]["metrics"]["latency_p95"] == pytest.approx(0.6)
+
+
+def test_the_most_that_quality_allows_may_still_be_too_little(
+    searched: Searched, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = Asks(monkeypatch)
+    limits = {"slices": {"rise": 0.6}, "parameters": {"max": 500}, "sparsity": {"min": 0.3}}
+    code, _, found = searched(config=planned.config.changed(envelope=limits))
+    assert code == ExitCode.OUTSIDE_ENVELOPE and found["result"]["allowed"] is None and not asks.profiled
+    missed = found["result"]["missed"]
+    assert (missed["value"], missed["missed"], missed["metrics"]["parameters"]) == (
+        0.4,
+        {"parameters": "at most 500"},
+        600,
+    )
 
 
 @pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.ERROR, -9])

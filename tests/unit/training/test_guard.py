@@ -38,7 +38,7 @@ class Mask:
 class Run:
     """The loop of pat.train, without a model: the mask is the last selection's."""
 
-    limited, least = "loss", None
+    limited, least, dimensions = "loss", None, None
 
     def __init__(self, curve: Curve, patience: int = 1, steps: int = STEPS, **ramp: Any) -> None:
         schedule: Any = {"start": 10, "end": 40, "select_every": 5} | ramp
@@ -53,7 +53,7 @@ class Run:
         )
         config = Config().changed(
             train__num_steps=steps, train__eval_every=EVERY, train__envelope_patience=patience,
-            envelope={self.limited: Limit(rise=0.5, least=self.least)},
+            envelope={self.limited: Limit(rise=0.5, least=self.least, dimensions=self.dimensions)},
         )  # fmt: skip
         task: Any = SimpleNamespace(higher_is_better=lambda metric: False, sample_metric="loss")
         self.guard = Guard(config, self.progress, self.pruner, task)
@@ -109,9 +109,9 @@ class Run:
 
 
 class RunOfSlices(Run):
-    """The loss is that of one slice; over all it stays as it was. Another slice is too small to be judged."""
+    """The loss is that of one slice. Another slice is too small to be judged, a third is of another dimension."""
 
-    limited, least = "slices", 30  # type: ignore[assignment]
+    limited, least, dimensions = "slices", 30, ["domain"]  # type: ignore[assignment]
 
     def evaluate(self) -> None:
         self.progress.dense_slices = self.slices(1.0)
@@ -119,7 +119,11 @@ class RunOfSlices(Run):
         super().evaluate()
 
     def slices(self, loss: float) -> dict[str, dict[str, float]]:
-        return {"loss[domain=a]": {"value": loss, "n": 30}, "loss[domain=b]": {"value": 3.0 * loss**9, "n": 29}}
+        return {
+            "loss[domain=a]": {"value": loss, "n": 30},
+            "loss[domain=b]": {"value": 3.0 * loss**9, "n": 29},
+            "loss[label=1]": {"value": 3.0 * loss**9, "n": 99},
+        }
 
 
 def never(sparsity: float, since: int) -> float:

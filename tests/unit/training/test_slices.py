@@ -129,13 +129,14 @@ def test_sources_of_a_mixture_are_slices(tmp_path: Path) -> None:
         ({"data__slice_column": "topic"}, "data.slice_column='topic' is not in data.eval"),
         ({"data__slice_column": "label"}, "is a slice of every data set already"),
         ({"data__slice_column": "id"}, "has 120 values"),
+        ({"envelope": {"slices": {"min": 0.1, "dimensions": ["topic"]}}}, "there is domain and form and label"),
         ({"envelope": {"slices": {"min": 0.1, "least": 200}}}, "the largest slice of the evaluation data has"),
     ],
 )
 def test_what_names_no_slices_is_refused_before_the_ranks_start(
     changed: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    path = written(tmp_path, rows(120))
+    path = written(tmp_path, rows(120), "many.jsonl")
     asked = config(tmp_path, "classification").changed(data__train=path, data__eval=path, **changed)
     task = base.build(asked.task)
     with pytest.raises(ValueError, match=words) as error:
