@@ -228,7 +228,8 @@ def evaluate(training: Training, title: str = "eval") -> Evaluated:
     seconds = time.perf_counter() - started
     training.aside_s += seconds
     line = {f"{title}/{k}": v for k, v in metrics.items()} | {f"{title}/seconds": seconds}
-    line |= {f"{title}/slices/{name}": one["value"] for name, one in (of_slices or {}).items()}
+    prefix = "slices" if title == "eval" else f"{title}_slices"
+    line |= {f"{prefix}/{name}": one["value"] for name, one in (of_slices or {}).items()}
     training.tracker.log(line, training.progress.step)
     if not all(map(math.isfinite, metrics.values())):
         raise Diverged(f"the evaluation at step {training.progress.step} gave {metrics}")

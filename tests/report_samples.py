@@ -209,10 +209,29 @@ def profile(path: Path) -> Path:
     return path
 
 
+def evaluation(path: Path, evil: str = "") -> Path:
+    """What `pat evaluate --json` writes of a dense and a pruned model."""
+
+    def figures(accuracy: float, law: float) -> list[dict[str, Any]]:
+        def estimate(n: int, value: float) -> dict[str, Any]:
+            return {"n": n, "value": value, "low": value - 0.05, "high": value + 0.05}
+
+        slices = {f"domain=law.v2{evil}": estimate(40, law), "domain=film": estimate(60, 0.9)}
+        of_all = estimate(100, accuracy)
+        return [{"name": "accuracy", "higher_is_better": True, "overall": of_all, "slices": slices}]
+
+    models = [
+        {"folder": f"dense{evil}", "metrics": {"accuracy": 0.9}, "figures": figures(0.9, 0.88)},
+        {"folder": f"pruned{evil}", "metrics": {"accuracy": 0.8}, "figures": figures(0.8, 0.515)},
+    ]
+    path.write_text(json.dumps({"recipe": "r", "same_data": True, "confidence": 0.9, "models": models}))
+    return path
+
+
 def everything(folder: Path, evil: str = "") -> list[Path]:
     """One of each that belongs to one story: a dense run, a pruned one, its export, and what was measured."""
     dense, pruned = run(folder / "dense", pruned=False, evil=evil), run(folder / "pruned", evil=evil)
     return [
         dense, pruned, variant(folder / "exported", pruned, evil), comparison(folder / "compare.json", evil=evil),
-        gate(folder / "gate.json"), profile(folder / "profile.json"),
+        gate(folder / "gate.json"), profile(folder / "profile.json"), evaluation(folder / "evaluation.json", evil),
     ]  # fmt: skip

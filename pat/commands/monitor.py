@@ -185,23 +185,11 @@ def _model(options: argparse.Namespace) -> tuple[Path, str]:
             f"--against {given}: there is no such folder, and no registry in {options.dir}: give a run, a Hugging Face "
             "folder, or NAME/VERSION of a registry that --dir names"
         )
-    from pat.registry.mlflow_backend import MlflowBackend, address
-    from pat.registry.registry import Registry
+    from pat.registry import named
 
-    uri = address(options.uri, options.dir)
-    registry = Registry(options.dir, lambda new: MlflowBackend(uri, new))
-    name, _, which = given.rpartition("/")
-    if not name:
-        names = registry.names()
-        having = [each for each in names if any(given in version.aliases for version in registry.versions(each))]
-        if len(having) != 1:
-            said = (
-                f"{', '.join(having)} have it: give NAME/{given}" if having else f"it has {', '.join(names) or 'none'}"
-            )
-            raise ValueError(f"--against {given} is not a folder, nor the alias of one name in {options.dir}: {said}")
-        name, which = having[0], given
-    version = registry.version(name, which)
-    return registry.checked(version), f"{name}/{version.number}"
+    registry = named.opened(options.dir, options.uri)
+    version = named.version(registry, given, f"--against {given}")
+    return registry.checked(version), f"{version.name}/{version.number}"
 
 
 def _ask(

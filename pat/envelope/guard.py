@@ -133,7 +133,7 @@ def in_words(found: Mapping[str, Any]) -> str:
     if found["stopped"] == "time":
         said += "; no steps were left to go further: raise train.num_steps"
     last = found["evaluations"][-1] if found["evaluations"] else None
-    if last and not last["inside"]:
+    if last and not last["inside"] and not last.get("undone"):
         said += f"\nthe model at the end is outside: {measured(last)}"
         if found["good_step"] != last["step"]:
             said += f"; inside was step {found['good_step']}: --checkpoint good"

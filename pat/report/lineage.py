@@ -47,7 +47,10 @@ def commands(sources: Sources) -> Section:
         if run.code == 0:
             lines.append(f"pat export {_path(run.path)} --out DIR")
     for variant in sources.variants:
-        if directory := text(variant.export, "lineage.directory"):
+        if label := text(variant.registered, "label"):
+            name, _, version = label.partition(" version ")
+            lines.append(f"pat registry get {shlex.quote(name)} {version} --out DIR    # bit for bit")
+        elif directory := text(variant.export, "lineage.directory"):
             step = text(variant.export, "lineage.step")
             lines.append(f"pat export {shlex.quote(directory)} --out {_path(variant.path)} --checkpoint {step}")
     for written in sources.comparisons:
@@ -104,8 +107,15 @@ def _run(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _variant(variant: Variant) -> Iterator[tuple[str, str]]:
-    export = variant.export
+    export, registered = variant.export, variant.registered
     yield "folder", str(variant.path)
+    if registered:
+        yield (
+            "added to the registry",
+            f"{values.time_of(number(registered, 'added_s'))} by {text(registered, 'added_by')}",
+        )
+        yield "aliases", ", ".join(map(str, sequence(registered, "aliases")))
+        yield "files sha256", text(registered, "variant_sha256")
     yield "architecture", ", ".join(map(str, sequence(variant.model, "architectures")))
     yield from _common(variant.config)
     yield "run", text(export, "lineage.directory")

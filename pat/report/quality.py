@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pat.common.text import plain
-from pat.report import decision, pictures, values
+from pat.report import decision, pictures, slices, values
 from pat.report.page import Block, Bullets, Heading, Picture, Prompt, Prompts, Section, Table, Text
 from pat.report.sources import Run, Sources, Variant
 from pat.report.values import get, mapping, number, sequence, text
@@ -20,12 +20,15 @@ def section(sources: Sources) -> Section:
     blocks: list[Block] = []
     blocks += _gates(sources)
     blocks += _metrics(sources)
+    of_slices = list(slices.blocks(sources))
+    blocks += of_slices
     for number_, written in enumerate(sources.comparisons, 1):
         blocks += _comparison(written.content, number_)
     for written in sources.logs:
         blocks += _logs(written.content)
     if not sources.comparisons and not sources.logs:
-        blocks.append(Text(f"No comparison is given, so nothing is known per slice: {HOW}, and give FILE, too."))
+        unknown = "no difference is tested" if of_slices else "nothing is known per slice"
+        blocks.append(Text(f"No comparison is given, so {unknown}: {HOW}, and give FILE, too."))
     return Section("quality", "Quality", blocks)
 
 
@@ -78,7 +81,8 @@ def _metrics(sources: Sources) -> Iterator[Block]:
             columns.append((model.name, now))
     for written in sources.evaluations:
         for one in sequence(written.content, "models"):
-            columns.append((text(one, "folder", "a model"), values.numbers(mapping(one, "metrics"))))
+            if metrics := values.numbers(mapping(one, "metrics")):
+                columns.append((text(one, "folder", "a model"), metrics))
     names = list(dict.fromkeys(name for _, metrics in columns for name in metrics))
     if not columns:
         yield Text("No run or export that is given was evaluated.")

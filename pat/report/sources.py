@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,12 @@ class Variant:
     path: Path
     export: Mapping[str, Any]
     model: Mapping[str, Any]  # config.json
+    registered: Mapping[str, Any] = field(default_factory=dict[str, Any])  # its version, where the registry has it
 
     @property
     def name(self) -> str:
-        """Of the folder."""
-        return self.path.resolve().name
+        """In the registry, or of the folder."""
+        return text(self.registered, "label") or self.path.resolve().name
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -126,17 +127,34 @@ class Sources:
         return next((one for one in given if one.is_pruned), next(iter(given), None))
 
 
-def read(paths: Sequence[Path]) -> Sources:
-    """Each path by what it holds. ValueError for one that is not there, or that says nothing."""
+def read(paths: Sequence[Path], version: Callable[[str], tuple[Path, Mapping[str, Any]]] | None = None) -> Sources:
+    """Each path by what it holds. ValueError for one that is not there, or that says nothing.
+
+    version: (files, what is registered) of NAME/VERSION, asked where there is no such path; ValueError where it is none.
+    """
     found = Sources()
     for path in paths:
         if path.is_dir():
             _folder(path, found)
         elif path.is_file():
             _file(path, found)
+        elif version is not None and "/" in str(path) and path.suffix != ".json":
+            _version(*version(str(path)), found)
         else:
             raise ValueError(f"there is no {path}: give a run, a sweep, an export, or a JSON file of compare or gate")
     return found
+
+
+def _version(folder: Path, registered: Mapping[str, Any], found: Sources) -> None:
+    """A variant, and what was measured of it when it was added."""
+    export = _required(folder / EXPORT_FILE) if (folder / EXPORT_FILE).is_file() else {}
+    said = _mapping(registered)
+    found.variants.append(Variant(folder, export, _mapping(read_json(folder / "config.json")), said))
+    for kind, content in mapping(said, "evidence").items():
+        if isinstance(content, Mapping):
+            place = {"gate": found.gates, "profile": found.profiles, "metrics": found.evaluations}.get(kind)
+            if place is not None:
+                place.append(Written(Path(f"{text(said, 'label')}: {kind}"), content))
 
 
 def read_run(path: Path) -> Run:
@@ -212,7 +230,7 @@ def _file(path: Path, found: Sources) -> None:
         "comparisons": isinstance(content.get("outcomes"), list) and "a" in content,
         "logs": isinstance(content.get("overall"), dict) and "outcome" in content,
         "sweeps": isinstance(content.get("members"), list),
-        "evaluations": _has_models(content, "metrics"),
+        "evaluations": _has_models(content, "metrics") or _has_models(content, "figures"),
         "profiles": isinstance(content.get("models"), list),
     }
     kind = next((name for name, fits in kinds.items() if fits), None)

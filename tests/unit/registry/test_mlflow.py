@@ -17,6 +17,7 @@ from pat.registry.backend import Backend, BackendError
 from pat.registry.mlflow_backend import FILE, MlflowBackend, address, redacted
 from pat.registry.registry import Registry
 from pat.run.directory import ExitCode
+from tests import models
 from tests.registry_files import FileBackend, killed_everywhere, start
 from tests.unit.registry.test_registry import contents, small
 
@@ -95,6 +96,27 @@ def test_the_commands(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [(each["kind"], each["after"]) for each in history] == [("promote", 1), ("promote", 2), ("rollback", 1)]
     assert json.loads((tmp_path / "list.json").read_text())["demo"][0]["aliases"] == ["champion"]
     assert run("verify", "demo", 1, *there) == ExitCode.BROKEN_PROMISE, "config.json names no class"
+
+
+@slow
+def test_a_monitor_follows_an_alias_that_mlflow_moves(root: Path, tmp_path: Path) -> None:
+    """As MLflow's own page and client move one: the next `pat monitor --against champion` asks the other version."""
+    from mlflow.tracking import MlflowClient
+
+    for number in (1, 2):
+        folder = models.write_llama(tmp_path / str(number))
+        (folder / "note.txt").write_text(str(number))
+        assert opened(root).add("law", folder, {})[0].number == number
+    (tmp_path / "prod.jsonl").write_text("".join(json.dumps({"prompt": "ab " * (1 + i % 3)}) + "\n" for i in range(12)))
+    said, uri = tmp_path / "said.json", address(None, root)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    for number in (1, 2):
+        client.set_registered_model_alias("law", "champion", str(number))
+        with pytest.raises(SystemExit) as stop:
+            given = [tmp_path / "prod.jsonl", "--against", "champion", "--dir", root, "--device", "cpu", "--json", said]
+            cli.main(["monitor", *map(str, given)])
+        assert stop.value.code == 0 and json.loads(said.read_text())["against"] == f"law/{number}"
+    assert [each.kind for each in opened(root).history("law")] == [], "to look is not to note"
 
 
 @pytest.mark.parametrize(

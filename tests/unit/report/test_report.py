@@ -14,14 +14,19 @@ from transformers import AutoModelForCausalLM
 from pat import cli
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
+from pat.registry import mlflow_backend
+from pat.registry.registry import Registry
 from pat.report import build, curves, kept, pictures, sources
 from pat.report.curves import Chart, Phase, Series
 from pat.report.markdown import markdown
 from pat.report.page import Page
 from pat.report.render import html
+from pat.run.directory import ExitCode
 from tests import models as small
 from tests import report_samples as samples
 from tests.fake_run import write_run
+from tests.registry_files import FileBackend
+from tests.unit.registry.test_registry import small as fake_variant
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 SHAPES = {"svg", "g", "path", "defs", "use", "text", "clippath", "rect", "tspan", "image"}  # of matplotlib
@@ -142,6 +147,55 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     )
     assert "| optim.lr | 0.0002 | 0.0001 | 0.0001 |" in text, "the settings that differ"
     assert "pat train --frozen" in text and "git checkout 2818d1ef5ca0" in text
+
+
+def test_figures_per_slice_come_from_evaluations_and_runs(tmp_path: Path) -> None:
+    """A slice's name may have points. Would catch: columns of the wrong model, and an evaluation on a mix, which has no
+    metrics, taken for a profile."""
+    run = samples.run(tmp_path / "run")
+    content = json.loads((run / "summary.json").read_text())
+    content |= {f"{when}slices": {"accuracy[domain=law]": {"value": value, "n": 40}}
+                for when, value in (("dense_", 0.875), ("", 0.625))}  # fmt: skip
+    (run / "summary.json").write_text(json.dumps(content))
+    on_mix = samples.evaluation(tmp_path / "mix.json")
+    models = json.loads(on_mix.read_text())["models"]
+    on_mix.write_text(json.dumps({"models": [{k: v for k, v in one.items() if k != "metrics"} for one in models]}))
+    found = sources.read([run, on_mix])
+    assert found.evaluations and not found.profiles
+    written = markdown(build.page(found))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines()]
+    assert ["domain=law.v2", "40", "0.88 (0.83 to 0.93)", "0.515 (0.465 to 0.565)"] in rows
+    assert ["accuracy\\[domain=law\\]", "40", "0.875", "0.625"] in rows, written
+
+
+def test_a_version_of_the_registry_brings_its_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Would catch: another version than the alias stands for, a decision that leaves its gate out, damaged files."""
+    monkeypatch.setattr(mlflow_backend, "MlflowBackend", lambda uri, new: FileBackend(tmp_path / "backend.json"))
+    registry = Registry(tmp_path / "registry", lambda new: FileBackend(tmp_path / "backend.json"))
+    for number in (1, 2):
+        folder = fake_variant(tmp_path / str(number), number)
+        gate_ = {"passed": True, "checks": [{"name": f"accuracy.min{number}", "passed": True, "measured": 0.8}]}
+        registry.add("reviews", folder, {"gate": gate_, "metrics": json.loads(
+            samples.evaluation(tmp_path / "e.json").read_text())})  # fmt: skip
+    registry.promote("reviews", "2", "champion")
+
+    def report(given: str, *options: str) -> int:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["report", given, "--markdown", str(tmp_path / "r.md"), *options])
+        return int(str(stop.value.code))
+
+    there = ("--dir", str(tmp_path / "registry"))
+    assert report("reviews/champion", *there) == 0
+    written = (tmp_path / "r.md").read_text()
+    assert "accuracy.min2" in written and "accuracy.min1" not in written and "domain=law.v2" in written
+    assert "pat registry get reviews 2 --out DIR" in written and "reviews version 2" in written
+    assert report("reviews/9", *there) == report("reviews/champion", "--dir", str(tmp_path / "no")) == 2
+    assert report(str(tmp_path / "1"), *there) == 2, "--dir would be ignored"
+    next((tmp_path / "registry").rglob("note.txt")).write_text("x")
+    capsys.readouterr()
+    assert {report(f"reviews/{number}", *there) for number in (1, 2)} == {0, ExitCode.BROKEN_PROMISE}
 
 
 def test_sparsity_of_a_run_is_what_its_checkpoint_pruned(tmp_path: Path) -> None:

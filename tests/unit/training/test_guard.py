@@ -80,6 +80,7 @@ class Run:
         record.gone_back(step)
         self.progress.envelope.restore(record.as_dict())
         self.progress.clock.stop(self.progress.step)
+        assert "at the end" not in guard.in_words(self.found), "what was undone is not the end"
         self.actions.append(f"back to {self.progress.step}")
 
     def train(self) -> Run:

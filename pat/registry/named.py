@@ -1,0 +1,30 @@
+"""A version by what a command line calls it: NAME/VERSION, NAME/ALIAS, or an alias that only one name has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pat.registry.registry import Registry, Version
+
+
+def opened(root: Path, uri: str | None) -> Registry:
+    """That in a directory, on MLflow. ValueError for a URI that cannot be one."""
+    from pat.registry import mlflow_backend
+
+    found = mlflow_backend.address(uri, root)
+    return Registry(root, lambda new: mlflow_backend.MlflowBackend(found, new))
+
+
+def version(registry: Registry, given: str, what: str) -> Version:
+    """The version; `what` begins the sentence of a ValueError, as `--against champion`."""
+    name, _, which = given.rpartition("/")
+    if not name:
+        names = registry.names()
+        having = [each for each in names if any(given in one.aliases for one in registry.versions(each))]
+        if len(having) != 1:
+            said = (
+                f"{', '.join(having)} have it: give NAME/{given}" if having else f"it has {', '.join(names) or 'none'}"
+            )
+            raise ValueError(f"{what} is not a folder, nor the alias of one name in {registry.root}: {said}")
+        name, which = having[0], given
+    return registry.version(name, which)

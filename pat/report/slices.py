@@ -1,0 +1,67 @@
+"""Figures per slice: those of `pat evaluate`, with intervals, and those that a run's own evaluations gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pat.common.text import plain
+from pat.report import values
+from pat.report.page import Block, Heading, Table
+from pat.report.sources import Run, Sources
+from pat.report.values import get, mapping, number, sequence, text
+
+
+def blocks(sources: Sources) -> Iterator[Block]:
+    """A table for each figure of each evaluation, and for each run that names slices; nothing where none does."""
+    made = [*(block for written in sources.evaluations for block in _evaluation(written.content)), *_runs(sources)]
+    if made:
+        yield Heading("Per slice")
+        yield from made
+
+
+def _evaluation(content: Mapping[str, Any]) -> Iterator[Block]:
+    models = [one for one in sequence(content, "models") if isinstance(one, Mapping)]
+    each = [
+        {text(figure, "name"): figure for figure in sequence(one, "figures") if isinstance(figure, Mapping)}
+        for one in models
+    ]
+    confidence = number(content, "confidence") or 0.95
+    for name in dict.fromkeys(name for figures in each for name in figures):
+        found = [figures.get(name, {}) for figures in each]
+        slices = list(dict.fromkeys(slice_ for one in found for slice_ in mapping(one, "slices")))
+        if not slices:
+            continue
+        way = "higher is better" if any(get(one, "higher_is_better") for one in found) else "lower is better"
+        rows = []
+        for slice_ in (None, *slices):
+            cells = [mapping(one, "overall") if slice_ is None else _slice(one, slice_) for one in found]
+            n = next((number(cell, "n") for cell in cells if cell), None)
+            rows.append((plain(slice_ or "all"), values.short(n), *map(_with_interval, cells)))
+        head = ("slice", "n", *(text(one, "folder", "a model") for one in models))
+        yield Table(f"{name} ({way}), {confidence:.0%} intervals", head, rows)
+
+
+def _slice(figure: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """By its whole name: it may have points, which `get` would part it at."""
+    found = mapping(figure, "slices").get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _runs(sources: Sources) -> Iterator[Block]:
+    for run in sources.runs:
+        now, before = mapping(run.summary, "slices"), mapping(run.summary, "dense_slices")
+        if now:
+            rows = [_row(name, one, before.get(name)) for name, one in now.items()]
+            yield Table(f"Slices of {run.name}", ("slice", "n", "when pruning began", "at the end"), rows)
+
+
+def _row(name: str, now: Any, before: Any) -> tuple[str, ...]:
+    at_first = number(before, "value") if isinstance(before, Mapping) else None
+    return plain(name), *(values.short(one) for one in (number(now, "n"), at_first, number(now, "value")))
+
+
+def _with_interval(cell: Mapping[str, Any]) -> str:
+    value, low, high = (number(cell, key) for key in ("value", "low", "high"))
+    interval = "" if low is None or high is None else f" ({values.short(low)} to {values.short(high)})"
+    return values.short(value) + interval
