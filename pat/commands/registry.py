@@ -27,6 +27,7 @@ examples:
   pat registry diff reviews 1 champion
   pat registry verify reviews champion
   pat registry get reviews champion --out served
+  pat registry publish reviews --project ours          all versions and aliases, as artifacts of Weights & Biases
 
 VERSION is a number or an alias. docs/registry.md says what is recorded, and how MLflow's page shows it.
 
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         "       pat registry rollback NAME --as ALIAS [--reason TEXT] [--expect VERSION]\n"
         "       pat registry diff NAME A B [--each]\n"
         "       pat registry verify NAME VERSION\n"
-        "       pat registry get NAME VERSION --out DIR",
+        "       pat registry get NAME VERSION --out DIR\n"
+        "       pat registry publish NAME [VERSION] --project PROJECT [--entity ENTITY]",
         description="Variants (what `pat export` and `pat prune` write, or any Hugging Face folder with safetensors)\n"
         "as versions of a name, on MLflow's model registry. Needs the extra: pip install 'pat-deepspeed[registry]'",
         epilog=EXAMPLES
@@ -72,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--each", action="store_true", help="diff: every matrix, not only sums")
     parser.add_argument("--out", type=Path, metavar="DIR", help="get: must not exist, or be empty")
+    parser.add_argument("--project", metavar="NAME", help="publish: of Weights & Biases")
+    parser.add_argument("--entity", metavar="NAME", help="publish: user or team there (default: the key's own)")
     options = parser.parse_intermixed_args(arguments)
     action, words, takes = ACTIONS[options.what]
     if not words[0] <= len(options.words) <= words[1]:
@@ -187,7 +191,20 @@ def _get(registry: Registry, options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-OPTIONS = ("json", *EVIDENCE, "alias", "reason", "expect", "each", "out")
+def _publish(registry: Registry, options: argparse.Namespace) -> int:
+    if not options.project:
+        raise ValueError("--project is missing: give the project of Weights & Biases, such as --project ours")
+    from pat.registry.publish import publish
+    from pat.registry.wandb_mirror import WandbMirror
+
+    name, *which = options.words
+    versions = [registry.version(name, which[0])] if which else registry.versions(name)
+    mirror = WandbMirror(options.project, options.entity)
+    publish(registry, versions, mirror, lambda text: print(text, flush=True))
+    return ExitCode.DONE
+
+
+OPTIONS = ("json", *EVIDENCE, "alias", "reason", "expect", "each", "out", "project", "entity")
 Action = Callable[["Registry", argparse.Namespace], int]
 ACTIONS: Mapping[str, tuple[Action, tuple[int, int], tuple[str, ...]]] = {  # words after it: at least, at most
     "add": (_add, (2, 2), EVIDENCE),
@@ -198,6 +215,7 @@ ACTIONS: Mapping[str, tuple[Action, tuple[int, int], tuple[str, ...]]] = {  # wo
     "diff": (_diff, (3, 3), ("json", "each")),
     "verify": (_verify, (2, 2), ("json",)),
     "get": (_get, (2, 2), ("out",)),
+    "publish": (_publish, (1, 2), ("project", "entity")),
 }
 
 

@@ -19,7 +19,8 @@ examples:
   pat report reviews/champion compare.json --out champion.html
 
 Give what there is: run directories, sweeps, exported folders, and the JSON that pat compare, pat gate, pat profile and
-pat evaluate write; NAME/VERSION or NAME/ALIAS of the registry brings what was measured of it along. The page loads nothing and runs no script. docs/report.md says what is on it.
+pat evaluate write. NAME/VERSION or NAME/ALIAS of the registry brings along what was measured of it. The page loads
+nothing and runs no script. docs/report.md says what is on it.
 
 """
 

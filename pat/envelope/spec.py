@@ -66,8 +66,8 @@ class Slices(Limit, frozen=True):
         unknown = next((each for each in self.dimensions or () if each not in known), None)
         if unknown is not None:
             raise ValueError(
-                f"slices.dimensions has {unknown}, but there is {' and '.join(known) or 'no slice'}: name these, or give "
-                "data with that slice (data.slice_column, or a mix)"
+                f"slices.dimensions has {unknown}, but there is {' and '.join(known) or 'no slice'}: name these, or "
+                "give data with that slice (data.slice_column, or a mix)"
             )
 
     def of(self, higher_is_better: bool) -> Limit | None:

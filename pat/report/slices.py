@@ -8,7 +8,7 @@ from typing import Any
 from pat.common.text import plain
 from pat.report import values
 from pat.report.page import Block, Heading, Table
-from pat.report.sources import Run, Sources
+from pat.report.sources import Sources
 from pat.report.values import get, mapping, number, sequence, text
 
 

@@ -130,7 +130,7 @@ class Sources:
 def read(paths: Sequence[Path], version: Callable[[str], tuple[Path, Mapping[str, Any]]] | None = None) -> Sources:
     """Each path by what it holds. ValueError for one that is not there, or that says nothing.
 
-    version: (files, what is registered) of NAME/VERSION, asked where there is no such path; ValueError where it is none.
+    version: (files, what is registered) of NAME/VERSION, asked where there is no such path; raises ValueError.
     """
     found = Sources()
     for path in paths:

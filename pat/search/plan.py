@@ -98,7 +98,9 @@ def make(
     overrides: Sequence[str], out: Path | None, span: Span, config_dir: str | None, measuring: Measuring | None = None
 ) -> Plan:
     """Compose and check all that can be checked before a run starts. Raises ValueError."""
-    from pat.training.preflight import prepare  # heavy
+    from pat.tasks import base  # heavy
+    from pat.training import slices
+    from pat.training.preflight import prepare
 
     options = ("--config-dir", config_dir) if config_dir else ()
     composed: list[tuple[Config, list[str]]] = []
@@ -121,6 +123,8 @@ def make(
     assert first is not None, "something is pruned"
     fork_step, measuring = first if config.train.num_steps else 0, measuring or Measuring()
     judged.check(config, measuring, bool(fork_step))
+    if measuring.mix is None:  # else a mix may have them
+        slices.of(config, base.build(config.task), checked.prepared)
     kept = tuple(each for each in given if not _OWN.match(each))
     return Plan(place.absolute(), config, kept, options, quantity, found, fork_step, measuring)
 

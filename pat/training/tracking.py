@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import netrc
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlparse
 
 from pat.common.files import write_atomic, write_json
+from pat.common.wandb_key import has_api_key
 from pat.run.directory import RunDir
 from pat.schema import Config, LoggerConfig
 from pat.training.display import view_of
@@ -136,17 +135,6 @@ def wandb_mode(logger: LoggerConfig, environ: Mapping[str, str], has_key: bool) 
     """The user's choice, else wandb's own variable, else online with an API key; never a mode that would ask."""
     mode = logger.mode or environ.get("WANDB_MODE") or ("online" if has_key else "offline")
     return "offline" if mode == "online" and not has_key else mode
-
-
-def has_api_key(environ: Mapping[str, str]) -> bool:
-    """Whether wandb would find credentials without asking."""
-    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class _Wandb:

@@ -142,6 +142,7 @@ def test_shares_of_structures_that_come_to_the_same_units_are_one_run(planned: P
         [*PARITY, LOSS, "envelope.passed.min=0.5"],
         [*PARITY, LOSS, "envelope.cost_per_million_tokens.max=1"],
         [*PARITY, LOSS, "envelope.slices.rise=1", "pruners.weights.schedule.start=0"],
+        [*PARITY, LOSS, "envelope.slices.rise=1"],
         [*PARITY, LOSS, "--mix", "chats"],
         [*PARITY, LOSS, "envelope.slices.max=3", "--lengths", "8:2"],
         [*PARITY, LOSS, "--pruner", "none"],

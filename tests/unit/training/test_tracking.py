@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pat import cli
+from pat.common import wandb_key
 from pat.common.text import duration
 from pat.launch.rank import Log, Tee
 from pat.run.directory import RunDir
@@ -118,13 +119,13 @@ def test_wandb_never_asks(chosen, environ, key, mode):
 
 
 def test_wandb_key_is_found_where_wandb_looks(tmp_path):
-    assert tracking.has_api_key({"WANDB_API_KEY": "x"})
+    assert wandb_key.has_api_key({"WANDB_API_KEY": "x"})
     file = tmp_path / "netrc"
     file.write_text("machine api.wandb.ai login user password x\n")
     file.chmod(0o600)
-    assert tracking.has_api_key({"NETRC": str(file)})
-    assert not tracking.has_api_key({"NETRC": str(file), "WANDB_BASE_URL": "https://wandb.example.org"})
-    assert not tracking.has_api_key({"NETRC": str(tmp_path / "none")})
+    assert wandb_key.has_api_key({"NETRC": str(file)})
+    assert not wandb_key.has_api_key({"NETRC": str(file), "WANDB_BASE_URL": "https://wandb.example.org"})
+    assert not wandb_key.has_api_key({"NETRC": str(tmp_path / "none")})
 
 
 def test_wandb_offline_writes_a_run_that_goes_on_under_the_same_name(tmp_path, monkeypatch):
