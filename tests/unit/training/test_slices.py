@@ -20,7 +20,7 @@ from pat.training import slices
 from tests import models
 
 DOMAINS = {"x": "film", "y": "law", "z": "chat"}  # letter that its texts are made of -> domain
-TOKENIZER = byte_tokenizer()
+TOKENIZER: Any = byte_tokenizer()
 
 
 def rows(number: int = 60) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def test_they_are_those_of_pat_evaluate_on_any_ranks(name: str, tmp_path: Path) 
     of means, and a metric that is not bit for bit what it is without slices."""
     asked = config(tmp_path, name, data__max_eval_samples=37)
     task = base.build(asked.task)
-    auto = {"auto": AutoModelForSequenceClassification} if name == "classification" else {}
+    auto: dict[str, Any] = {"auto": AutoModelForSequenceClassification} if name == "classification" else {}
     model = models.model("bert" if auto else "llama", vocab_size=320, **auto).eval()
     model.config.id2label, model.config.label2id = {0: "0", 1: "1"}, {"0": 0, "1": 1}
     prepared = prepare.prepare(asked.data, TOKENIZER, task)
