@@ -42,9 +42,10 @@ class RunConfig(Section, frozen=True):
         "auto",
         "auto: go on from the newest whole checkpoint, if any | must: fail without one | never: start anew",
     )
-    until: Literal["end", "first_cut"] = key(
+    until: int | Literal["end", "first_cut"] = key(
         "end",
-        "end: all steps | first_cut: stop before the first mask or gate, saved; `pat search` goes on from there",
+        "end: all steps | first_cut: stop before the first mask or gate, saved; `pat search` goes on from there | a "
+        "number: stop before that step, saved and evaluated; `pat sweep --race` goes on from there",
     )
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pat.checkpoint import retention, store
 from pat.common import seeds
 from pat.pruning.types import PromiseBroken
-from pat.run.directory import ExitCode, RunDir, write_exit
+from pat.run.directory import UNTIL, ExitCode, RunDir, write_exit
 from pat.run.preemption import Preempted
 from pat.training import setup, slices, summary
 from pat.training.divergence import Diverged
@@ -25,7 +25,7 @@ from pat.training.state import Training
 from pat.zero.engine import set_lr
 
 
-class BeforeTheFirstCut(Exception):
+class StopsHere(Exception):
     """The run is saved where run.until asks it to stop."""
 
 
@@ -45,7 +45,7 @@ def main(run_dir: Path) -> int:
     try:
         training = setup.build(run_dir)
         fit(training)
-    except BeforeTheFirstCut as stop:
+    except StopsHere as stop:
         message = str(stop)
     except Preempted as stop:
         code, message = ExitCode.PREEMPTED, str(stop)
@@ -92,6 +92,7 @@ def train_on(training: Training) -> None:
             go_back(training)
             window.reset()
         t = progress.step
+        stop_if_asked(training, t)
         if t == pruner.first_soft_step:  # the last look at the dense model: no mask or gate is in force yet
             evaluate_dense(training, t)
         if training.begins(t):
@@ -123,9 +124,19 @@ def evaluate_dense(training: Training, t: int) -> None:
         progress.dense_metrics, progress.dense_slices, progress.dense_step = found.metrics, found.slices, t
     if training.config.run.until == "first_cut":
         save(training)
-        raise BeforeTheFirstCut(f"stopped before the first cut, at step {t}, all saved (run.until=first_cut)")
+        raise StopsHere(f"stopped before the first cut, at step {t}, all saved (run.until=first_cut)")
     if training.guard and training.guard.begin():
         save(training)
+
+
+def stop_if_asked(training: Training, t: int) -> None:
+    """The end of a run.until=STEP. Saved first, so a run that goes on knows nothing of this evaluation. Collective."""
+    until = training.config.run.until
+    if isinstance(until, int) and t >= until:
+        if training.progress.saved_step != t:
+            save(training)
+        evaluate(training, UNTIL)
+        raise StopsHere(f"stopped before step {t}, all saved (run.until={until})")
 
 
 def step(training: Training, window: Window, t: int) -> None:

@@ -14,6 +14,7 @@ from pat.checkpoint import retention
 from pat.checkpoint.reader import read_manifest
 from pat.common.files import write_atomic
 from pat.run.directory import RunDir
+from pat.zero.checkpoint_files import CheckpointError
 
 
 def fork(source: RunDir, target: RunDir, step: int) -> None:
@@ -31,6 +32,14 @@ def fork(source: RunDir, target: RunDir, step: int) -> None:
     write_atomic(target.metrics, source.metrics.read_bytes()[:logged] if source.metrics.exists() else b"")
     retention.set_latest(target.checkpoints, whole)  # names nothing yet, which a start passes over
     os.replace(partial, whole)
+
+
+def is_dense_part(run: RunDir, step: int) -> bool:
+    """Whether a run.until=first_cut has ended at that step: saved, and the dense model's metrics with it."""
+    try:
+        return bool(read_manifest(retention.of_step(run.checkpoints, step))["trainer"].get("dense_metrics"))
+    except CheckpointError:
+        return False  # it is not there yet
 
 
 def _link(source: str, target: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pat.commands._help import EXIT_CODES, command_parser
 from pat.launch.environment import rank_environment
@@ -15,9 +17,12 @@ examples:
   pat sweep recipe=reviews pruners.weights.criterion.name=magnitude,movement seed=0,1,2 --jobs 2 --y accuracy
   pat sweep recipe=reviews_narrow pruners.narrow.budget.keep.ffn=384,768,1152 --x latency --out sweeps/widths
   pat sweep --cluster slurm cluster.gpus_per_node=8 recipe=llama3_8b seed=0,1 --out /shared/sweep     a job each
+  pat sweep recipe=reviews_narrow pruners.narrow.gate.name=taylor,fisher optim.lr=1e-4,3e-4 --race 150
+  pat sweep recipe=encoder ... --race 60 --candidate optim.lr=1e-4 --candidate 'optim.lr=3e-4 optim.lr_schedule=per_cut'
   ... --continue                          the same command again: runs what is missing or has failed
 
-DIR gets sweep.json (members, exit codes, results, points), pareto.png, logs/ and a run directory for each member.
+DIR gets sweep.json (members, exit codes, results, points), pareto.png, logs/ and a run directory for each member; of a
+race race.json, and checkpoints of the winner only.
 Ctrl-C, SIGTERM and SIGUSR1 reach every member: it saves and leaves, and --continue goes on from there. Jobs of a
 cluster are left in its queue (scancel ends them), and --continue watches them again.
 
@@ -35,6 +40,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="a key to sweep or to change")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: 1; on a cluster: all)")
+    parser.add_argument(
+        "--race", type=int, metavar="STEP", help="stop all runs there, and go on with the best only (docs/search.md)"
+    )
+    parser.add_argument(
+        "--candidate",
+        action="append",
+        default=[],
+        metavar="KEYS",
+        help="keys of a run, in place of all combinations of values; once for each run",
+    )
     parser.add_argument("--cluster", metavar="NAME", help="each run is a Slurm job, as of `pat submit --cluster NAME`")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="run what is missing or has failed")
     parser.add_argument(
@@ -50,6 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: give 1 or more")
+    if options.race is not None and (options.cluster or options.x != "sparsity"):
+        raise ValueError("--race runs on this machine and draws no picture: leave --cluster and --x out")
     if rank_environment():
         raise ValueError("a sweep starts its runs' ranks itself: call it from a plain shell, not under a launcher")
     from pat.config import cluster as clusters
@@ -62,14 +79,35 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"{of_cluster[0]} would be ignored without --cluster NAME: give it, or leave the key out")
     cluster = clusters.load(options.cluster, of_cluster, options.config_dir) if options.cluster else None
     out = (options.out or Path("sweeps") / sweep_name(overrides)).absolute()
-    members = members_of(overrides, out, options.config_dir)
-    x, y = results.X_AXES[options.x], results.y_axis(members, options.y)
-    if options.dry_run:
+    members = members_of(overrides, out, options.config_dir, options.candidate)
+    metric = options.y or (members[0].config.train.best_metric if options.race is not None else None)
+    x, y = results.X_AXES[options.x], results.y_axis(members, metric)
+    if options.dry_run and options.race is None:
         wrong = problems(members)
         print(f"{len(members)} runs, in {out}:")
         for member in members:
             print(f"  {member.name}" + (f": {wrong[member.name]}" if member.name in wrong else ""))
         return ExitCode.BAD_INPUT if wrong else ExitCode.DONE
     jobs = options.jobs or (len(members) if cluster else 1)
+    if options.race is not None:
+        return _race(out, ["pat", "sweep", *arguments], members, y, options, jobs)
     given, say = ["pat", "sweep", *arguments], lambda text: print(text, flush=True)
     return Sweep(out, given, members, x, y, jobs, say, cluster).run(options.go_on)
+
+
+def _race(out: Path, command: list[str], members: Sequence[Any], y: Any, options: argparse.Namespace, jobs: int) -> int:
+    from pat.sweeps.heat import heat
+    from pat.sweeps.race import Race
+
+    made = heat(members, options.race)
+    shared = f"{made.shared} steps that all share, then " if made.shared else ""
+    print(
+        f"race in {out}: {shared}{len(members)} runs to step {made.step}, and the one with the best {y.name} to step "
+        f"{members[0].config.train.num_steps}",
+        flush=True,
+    )
+    for member in members:
+        print(f"  {member.name}")
+    if options.dry_run:
+        return ExitCode.DONE
+    return Race(out, command, members, y, made, jobs, lambda text: print(text, flush=True)).run(options.go_on)

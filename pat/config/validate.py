@@ -90,6 +90,8 @@ def _training(config: Config) -> Iterator[str]:
         yield f"optim.warmup is {optim.warmup}: steps are whole numbers, a fraction of the run is below 1"
     if config.run.until == "first_cut" and not config.pruners:
         yield "run.until is first_cut, but nothing is pruned: leave it out, or name pruners"
+    if isinstance(config.run.until, int) and not 0 < config.run.until < train.num_steps:
+        yield f"run.until is {config.run.until}, but must be end or a step before train.num_steps={train.num_steps}"
     if train.num_steps == 0 and not config.pruners:
         yield "train.num_steps is 0 and nothing is pruned: nothing would happen; give steps, or name pruners"
     if optim.warmup >= 1 and optim.warmup >= train.num_steps > 0:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from pat.common.files import read_json, write_json
 
 HOST = socket.gethostname()
+UNTIL = "until"  # how metrics.jsonl calls the evaluation that a run.until=STEP ends with
 
 
 class ExitCode(enum.IntEnum):

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pat.checkpoint import retention
-from pat.checkpoint.fork import fork
-from pat.checkpoint.reader import read_manifest
+from pat.checkpoint.fork import fork, is_dense_part
 from pat.common import files
 from pat.config.frozen import changed_keys, to_config
 from pat.launch.process import only_user_of
@@ -24,7 +23,6 @@ from pat.search.judged import Judge
 from pat.search.plan import Plan, said
 from pat.sweeps.members import Member
 from pat.sweeps.runner import Ended, Runner, Running, start_here
-from pat.zero.checkpoint_files import CheckpointError
 
 SEARCH_FILE = "search.json"
 
@@ -106,12 +104,8 @@ class Search:
     def _dense(self) -> int:
         """The part before the first cut, unless it is there; its exit code if it fails."""
         member = self.plan.dense
-        folder = retention.of_step(RunDir(member.dir).checkpoints, self.plan.fork_step)
-        try:
-            if read_manifest(folder)["trainer"].get("dense_metrics"):
-                return ExitCode.DONE
-        except CheckpointError:
-            pass  # it is not there yet
+        if is_dense_part(RunDir(member.dir), self.plan.fork_step):
+            return ExitCode.DONE
         ended = self._start(member, "[dense part]")
         if ended is None or ended.code != ExitCode.DONE:
             return self._stopped(member, ended)

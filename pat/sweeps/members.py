@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pat.config.compose import compose, run_name
 from pat.schema import Config
 
 _OURS = ("run.dir", "run.name")  # of a sweep's members
+AS_GIVEN = "as-given"  # a member that adds no keys
 _LONGEST = 120  # bytes of a member's name, which is a directory
 
 
@@ -65,9 +67,16 @@ def sweep_name(overrides: Sequence[str]) -> str:
     return run_name(overrides, recipe and recipe.replace(",", "_"), sweep=True)
 
 
-def members_of(overrides: Sequence[str], out: Path, config_dir: str | None = None) -> list[Member]:
-    """Compose every combination that the overrides ask for. ValueError where one of them is no valid run."""
-    for override in overrides:
+def members_of(
+    overrides: Sequence[str],
+    out: Path,
+    config_dir: str | None = None,
+    candidates: Sequence[str] = (),  # keys beside the overrides, a member or more each
+) -> list[Member]:
+    """Compose every combination that the overrides ask for, under each candidate's keys. ValueError where one of them
+    is no valid run."""
+    sets = [[*overrides, *shlex.split(candidate)] for candidate in candidates] or [list(overrides)]
+    for override in {override for given in sets for override in given}:
         if override.lstrip("+").partition("=")[0] in _OURS:
             raise ValueError(f"{override}: the runs of a sweep live in directories of their own below --out")
     options = ["--config-dir", config_dir] if config_dir else []
@@ -77,8 +86,9 @@ def members_of(overrides: Sequence[str], out: Path, config_dir: str | None = Non
         composed.append((list(HydraConfig.get().overrides.task), config))
         return 0
 
-    with tempfile.TemporaryDirectory() as scratch:  # Hydra's record: sweep.json says the same
-        compose([*overrides, f"hydra.sweep.dir={quoted(scratch)}", "--multirun", *options], take)
+    for each in sets:
+        with tempfile.TemporaryDirectory() as scratch:  # Hydra's record: sweep.json says the same
+            compose([*each, f"hydra.sweep.dir={quoted(scratch)}", "--multirun", *options], take)
     if len(composed) < 2:
         raise ValueError("nothing is swept: give a key several values, such as seed=0,1,2, or take `pat train`")
     varied = _varied([given for given, _ in composed])
@@ -107,10 +117,11 @@ def quoted(value: object) -> str:
 
 
 def _varied(overrides: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """Of each member the keys, as the user knows them, that have not one value in all."""
+    """Of each member the keys, as the user knows them, that have not one value in all; "" where it leaves one out."""
     tables = [{_key(o): o.partition("=")[2] for o in given} for given in overrides]
-    keys = [key for key in tables[0] if len({table.get(key) for table in tables}) > 1]
-    return [{key: table[key] for key in keys} for table in tables]
+    named = dict.fromkeys(key for table in tables for key in table)
+    keys = [key for key in named if len({table.get(key) for table in tables}) > 1]
+    return [{key: table.get(key, "") for key in keys} for table in tables]
 
 
 def _key(override: str) -> str:
@@ -119,7 +130,8 @@ def _key(override: str) -> str:
 
 
 def _name(varied: dict[str, str]) -> str:
-    name = ",".join(re.sub(r"[^\w.=+~-]+", "_", f"{key}={value}") for key, value in varied.items())
+    given = [f"{key}={value}" for key, value in varied.items() if value] or [AS_GIVEN]
+    name = ",".join(re.sub(r"[^\w.=+~-]+", "_", each) for each in given)
     if len(name.encode()) > _LONGEST:
         name = name[: _LONGEST - 20] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
     return name

@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from pat.checkpoint.fork import fork
 from pat.config import compose, frozen
-from pat.run.directory import RunDir
+from pat.run.directory import UNTIL, RunDir
 from pat.schema import Config, PrunerConfig
-from pat.train import BeforeTheFirstCut, fit
+from pat.train import StopsHere, fit
 from pat.training import setup
 from tests.distributed.harness import from_rank_0, main
 
@@ -28,6 +28,7 @@ SHORT = (
 )  # fmt: skip
 RAMP = {"start": 4, "end": 7, "hard_from": 8, "select_every": 1}
 MOST, LESS = 0.8, 0.35
+HEAT = 9  # after the last cut
 GATES: dict[str, Any] = {"name": "l0", "lr": 0.1}
 
 
@@ -62,7 +63,7 @@ def run(folder: Path, kind: str, sparsity: float, *overrides: str) -> dict[str, 
     dist.barrier()
     training = setup.build(folder)
     began = training.progress.step
-    with contextlib.suppress(BeforeTheFirstCut):
+    with contextlib.suppress(StopsHere):
         fit(training)
     found = {"began": began, "step": training.progress.step, "hashes": training.pruner.hashes()}
     found |= {"sparsity": training.pruner.totals.sparsity, "metrics": training.progress.metrics}
@@ -85,8 +86,15 @@ def logged(run: RunDir) -> list[dict[str, Any]]:
     return [{key: line[key] for key in ("step", *kept) if key in line} for line in lines if line.keys() & set(kept)]
 
 
+def _until(run: RunDir) -> list[dict[str, Any]]:
+    """The lines of the evaluation that a run.until=STEP ends with."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [line for line in lines if f"{UNTIL}/loss" in line]
+
+
 def checks(arguments: list[str]) -> dict[str, Any]:
-    """KIND,... ZERO: of each kind the dense part, a fork of it, and the run that the fork must equal."""
+    """KIND,... ZERO: of each kind the dense part, a fork of it, which stops on its way as in a race, and the run that
+    the fork must equal."""
     kinds, stage = arguments
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
@@ -98,7 +106,10 @@ def checks(arguments: list[str]) -> dict[str, Any]:
             if dist.get_rank() == 0:
                 fork(RunDir(dense), RunDir(forked), made["dense"]["step"])
             dist.barrier()
+            made["heat"] = run(forked, kind, LESS, zero, f"run.until={HEAT}")
+            made["until"] = from_rank_0(_until(RunDir(forked)))
             made |= {"forked": run(forked, kind, LESS, zero), "plain": run(plain, kind, LESS, zero)}
+            made["left"] = from_rank_0(_until(RunDir(forked)))
             found[kind] = made
     return found
 

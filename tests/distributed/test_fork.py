@@ -14,7 +14,9 @@ def test_a_fork_ends_in_the_bits_of_a_run_that_knew_from_the_start() -> None:
     for made in run_ranks("tests.distributed.fork_checks", 2, "weights,gates", "2", timeout_s=300).values():
         dense, forked, plain = made["dense"], made["forked"], made["plain"]
         assert dense["sparsity"] == 0.0 < plain["sparsity"] < 0.5, "less than the dense part was told"
-        assert (dense["step"], forked["began"], plain["began"]) == (4, 4, 0)
+        assert (dense["step"], made["heat"]["began"], plain["began"]) == (4, 4, 0)
+        assert forked["began"] == made["heat"]["step"] == 9 and made["heat"]["sparsity"] == plain["sparsity"]
+        assert [line["step"] for line in made["until"]] == [9] and made["left"] == [], "the run knows nothing of a race"
         for key in plain.keys() - {"began"}:
             assert forked[key] == plain[key], key
         assert forked["dense"] == dense["dense"] and [line for line in plain["lines"] if "dense/loss" in line]
