@@ -90,7 +90,7 @@ class Machine:
         if until == "end":
             assert (run.checkpoints / f"step-{STEP:08d}").exists(), "it goes on from there"
         frozen.freeze(member.config, run.path)
-        step = {"end": STEPS, "first_cut": FORK}.get(until, until)
+        step = STEPS if until == "end" else FORK if until == "first_cut" else int(until)
         write_checkpoint(run.checkpoints / f"step-{step:08d}", nn.Linear(4, 4), ranks=1, prune="-", step=step)
         (run.checkpoints / "latest").write_text(f"step-{step:08d}")
         loss = self.losses.get(member.name, 9.0)
