@@ -24,7 +24,7 @@ class Schedule(ABC):
     start: int | float = field(kw_only=True)  # first step of the soft phase
     end: int | float | None = field(kw_only=True)  # first step at the full target
     hard_from: int | float | None = field(default=None, kw_only=True)  # first step of the final choice; null: `end`
-    select_every: int = field(default=1, kw_only=True)  # steps between selections
+    select_every: int | float = field(default=1, kw_only=True)  # steps between selections, at least 1
     initial: float = field(default=0.0, kw_only=True)  # sparsity at `start`
 
     needs_end: ClassVar[bool] = True  # whether the ramp takes time
@@ -40,8 +40,11 @@ class Schedule(ABC):
 
     def resolve(self, num_steps: int) -> Timeline:
         """The schedule in the steps of one run; ValueError if it does not fit."""
-        if self.select_every < 1:
-            raise ValueError(f"schedule.select_every is {self.select_every}, but must be at least 1 step.")
+        if self.select_every < 1 if isinstance(self.select_every, int) else not 0 < self.select_every <= 1:
+            raise ValueError(
+                f"schedule.select_every is {self.select_every}, but must be at least 1 step, or a fraction of the run "
+                "above 0.0 and up to 1.0."
+            )
         if not 0.0 <= self.initial < 1.0:
             raise ValueError(f"schedule.initial is {self.initial}, but must be at least 0 and below 1.")
         if self.end is None and self.needs_end:
@@ -74,7 +77,8 @@ class Timeline:
     @property
     def select_every(self) -> int:
         """Steps between selections."""
-        return self.schedule.select_every
+        given = self.schedule.select_every
+        return given if isinstance(given, int) else max(1, part_of(self.num_steps, given))
 
     def phase(self, t: int) -> Literal["dense", "soft", "hard"]:
         """Dense before `start`, soft before `hard_from`, hard from there on, or from where the clock was stopped."""

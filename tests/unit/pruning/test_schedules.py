@@ -92,6 +92,7 @@ def test_fractions_and_steps() -> None:
     assert timeline(start=0.1, end=0.29, num_steps=100).end == 29
     assert timeline(start=1, end=1.0, num_steps=50).end == 49
     assert timeline(start=0.0, end=0.6, num_steps=2).hard_from == 1
+    assert [timeline(select_every=every, num_steps=100).select_every for every in (3, 0.1, 0.001)] == [3, 10, 1]
 
 
 @pytest.mark.parametrize("name", RAMPS)
@@ -106,6 +107,8 @@ def test_fractions_and_steps() -> None:
         ({"end": 1.5}, "schedule.end is 1.5, but must be a whole number"),
         ({"end": None}, "schedule.end is null, but a"),
         ({"select_every": 0}, "schedule.select_every is 0"),
+        ({"select_every": 0.0}, "schedule.select_every is 0.0"),
+        ({"select_every": 1.5}, "schedule.select_every is 1.5"),
         ({"initial": 1.0}, "schedule.initial is 1.0"),
     ],
 )
