@@ -84,7 +84,7 @@ def test_mistakes(given: dict[str, Any], sentence: str) -> None:
 )
 def test_each_bound_on_its_side(bound: str, limit: float, higher: bool, value: float, passes: bool) -> None:
     """Fails if a bound looks the other way, or what is not a number passes. The baseline is 0.8."""
-    (check,) = judge.judge("x", spec.Limit(**{bound: limit}), judge.evidence(value, 0.8), higher)
+    (check,) = judge.judge("x", spec.Limit.model_validate({bound: limit}), judge.evidence(value, 0.8), higher)
     assert check.passed == passes and check.name == f"x.{bound}" and check.baseline == 0.8
 
 
