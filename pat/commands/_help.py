@@ -18,8 +18,10 @@ def _listed(codes: Mapping[ExitCode, str]) -> str:
     return "\n".join(["exit codes:", *(f"  {code:<4} {meaning}" for code, meaning in sorted(codes.items()))])
 
 
-EXIT_CODES = f"""\
-{_listed({code: code.meaning for code in ExitCode})}
+_OF_VERDICTS = (ExitCode.OUTSIDE_ENVELOPE, ExitCode.ALERT)
+EXIT_CODES = _listed({code: code.meaning for code in ExitCode})
+RUN_EXIT_CODES = f"""\
+{_listed({code: code.meaning for code in ExitCode if code not in _OF_VERDICTS})}
   RUN/exit.json holds the same code once ranks have started: launchers such as torchrun replace it with their own."""
 
 

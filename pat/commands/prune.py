@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pat.commands._help import EXIT_CODES, command_parser
+from pat.commands._help import RUN_EXIT_CODES, command_parser
 from pat.commands._overrides import SOURCES, of_file, one_model, quoted, under
 from pat.launch.environment import rank_environment
 from pat.run.directory import RunDir
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         usage="pat prune MODEL --data FILE (--sparsity S | --pattern N:M | --keep UNITS) --out DIR [key=value ...]",
         description="Remove weights or structures of a trained model at once, chosen by what goes into each matrix on\n"
         "calibration samples; those that stay take over from those that go. Nothing is trained.",
-        epilog=EXAMPLES + EXIT_CODES,
+        epilog=EXAMPLES + RUN_EXIT_CODES,
     )
     parser.add_argument("words", nargs="+", metavar="MODEL | key=value", help="a model's folder or name; keys of train")
     parser.add_argument("--data", metavar="FILE", help=f"to calibrate on: {', '.join(SOURCES)}; or data.source=NAME")
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         "--reconstruct",
         type=int,
         metavar="PASSES",
-        help="over the samples, that then fit each layer to what it gave before: better, and slower (default: 2 for "
-        "weights of a classifier, else 0)",
+        help="over the samples, that then fit each layer to what it gave before: better, and slower (default: of "
+        "weights 2 for a classifier and 1 for a language model; of structures 0)",
     )
     parser.add_argument("--max-length", type=int, metavar="N", help=f"tokens of a sample (default: {MAX_LENGTH})")
     parser.add_argument("--ranks", type=int, metavar="N", help="processes, one per GPU (default: 1)")

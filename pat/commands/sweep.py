@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pat.commands._help import EXIT_CODES, command_parser
+from pat.commands._help import RUN_EXIT_CODES, command_parser
 from pat.launch.environment import rank_environment
 from pat.run.directory import ExitCode
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         usage="pat sweep recipe=NAME key=a,b,c [key=value ...] [options]",
         description="Run every combination of the values given, each as a `pat train` of its own, and compare them.\n"
         "Values are swept as Hydra's multirun does: a,b,c or range(0,5) or choice(a,b).",
-        epilog=EXAMPLES + EXIT_CODES,
+        epilog=EXAMPLES + RUN_EXIT_CODES,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="a key to sweep or to change")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: 1; on a cluster: all)")

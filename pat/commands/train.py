@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pat.commands._help import EXIT_CODES, TRAIN_EXAMPLES, TRAIN_HELP, command_parser
+from pat.commands._help import RUN_EXIT_CODES, TRAIN_EXAMPLES, TRAIN_HELP, command_parser
 from pat.common import signals
 from pat.launch.environment import RankEnvironment, rank_environment
 from pat.run import provenance
@@ -203,7 +203,7 @@ def _train_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         prog="pat train",
         usage="pat train recipe=NAME [key=value ...] [options]",
-        epilog=TRAIN_EXAMPLES + EXIT_CODES,
+        epilog=TRAIN_EXAMPLES + RUN_EXIT_CODES,
         add_help=False,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, or GROUP=OPTION")

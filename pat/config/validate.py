@@ -192,7 +192,7 @@ def _guard(config: Config) -> Iterator[str]:
         others = [name for name, each in schedules.items() if not each.follows_cuts]
         yield (
             f"optim.lr_schedule={config.optim.lr_schedule} goes by the cuts, which an envelope moves: take "
-            f"{', '.join(others[:-1])} or {others[-1]}"
+            f"{', '.join(others[:-1])} or {others[-1]}; or `pat search`, a whole run for each value"
         )
     lines: list[Timeline] = []
     for name, settings in config.pruners.items():
@@ -227,7 +227,8 @@ def _guardable(place: str, settings: PrunerConfig, line: Timeline) -> Iterator[s
     if isinstance(gate, CalibratedGate) or line.num_cuts() < 2:
         yield (
             f"{place}.schedule cuts all at once, which leaves an envelope nothing to go back to: take a ramp (cubic, "
-            "linear, stepwise) with an `end` after `start`, and several times `select_every` between them"
+            "linear, stepwise) with an `end` after `start`, and several times `select_every` between them; or "
+            "`pat search`, a whole run for each value"
         )
 
 

@@ -142,7 +142,7 @@ class Runner:
             given += ["--reconstruct", str(method.reconstruct)] if method.reconstruct else []
             given += ["--task", subject.task, "--max-length", str(subject.max_length), "--out", out]
             few = [key for key in subject.keys if key.startswith("data.")]
-            yield [*PAT, "prune", model, *given, *few, "engine.threads_per_rank=1"]
+            yield [*PAT, "prune", model, *given, *few, *method.prune_keys, "engine.threads_per_rank=1"]
         yield out
 
     def _trained(self, subject: Subject, row: Row, model: str, place: Path, keys: Sequence[str]) -> Iterator[Command]:

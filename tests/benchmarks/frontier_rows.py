@@ -119,7 +119,8 @@ class Method:
     keys: tuple[str, ...] = ()  # of pat train
     peer: str | None = None
     option: str = ""  # --method of `pat prune` or of a peer's script; "": the name
-    reconstruct: int = 0  # passes over the calibration samples after each layer's cut
+    reconstruct: int = 0  # passes over the calibration samples after each layer's cut; 0: as the recipe has it
+    prune_keys: tuple[str, ...] = ()  # of pat prune
     loops: bool = False  # a peer's script trains by itself, and is given --steps and their samples
     subjects: tuple[str, ...] = ("decoder", "encoder")
 
@@ -135,7 +136,9 @@ WEIGHTS = ("weights", "pattern")
 METHODS = {
     "dense": Method(("dense",)),
     "alps": Method(WEIGHTS),
-    "alps-reconstructed": Method(WEIGHTS, option="alps", reconstruct=4),
+    "alps-reconstructed": Method(
+        WEIGHTS, option="alps", reconstruct=4, prune_keys=("pruners.weights.criterion.reconstruct_lr=1e-4",)
+    ),
     "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
     "magnitude": Method(
         WEIGHTS, calibrates=False, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))
