@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
+from pat.common.text import did_you_mean
 from pat.pruning.criteria import Criterion
 
 PRIOR_STEPS = 20000.0
 NUM_SAMPLES = 128
+PRIOR_SCORES = ("magnitude", "wanda")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Movement(Criterion):
     name: str = "movement"
     prior: float | None = None  # c, the weight of the magnitude; null: from the sizes of S and W^2
     prior_steps: float = PRIOR_STEPS  # steps of evidence that count as much as the magnitude, where prior is null
-    prior_score: Literal["magnitude", "wanda"] = "magnitude"  # W^2 alone, or by the size of its inputs, too
+    prior_score: str = "magnitude"  # magnitude: W^2 | wanda: W^2 by the size of its inputs
     num_samples: int = NUM_SAMPLES  # calibration samples of prior_score=wanda: the first that training sees
 
     needs_score: ClassVar[bool] = True
@@ -46,6 +48,11 @@ class Movement(Criterion):
             raise ValueError(
                 f"criterion movement has prior {self.prior} and prior_steps {self.prior_steps}, but the first must be "
                 "at least 0 or null, and the second above 0; prior=0 is the method as published."
+            )
+        if self.prior_score not in PRIOR_SCORES:
+            raise ValueError(
+                f"criterion.prior_score is {self.prior_score!r}, but must be {' or '.join(PRIOR_SCORES)}"
+                f"{did_you_mean(self.prior_score, PRIOR_SCORES)}."
             )
         if self.prior_score == "magnitude" and self.num_samples != NUM_SAMPLES:
             raise ValueError(

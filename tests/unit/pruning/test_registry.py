@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from pat.common import scan
 from pat.pruning import registry
@@ -25,6 +26,7 @@ def test_every_class_is_a_documented_frozen_dataclass(kind: str, name: str) -> N
     sourced = re.search(r"arXiv:\d{4}\.\d{4,5}|doi:10\.", cls.__doc__)
     assert sourced or kind not in ("criterion", "schedule", "structure", "gate"), "the docstring names no source"
     assert fields(cls)[0].name == "name" and cls.name == name  # type: ignore[attr-defined]
+    assert OmegaConf.structured(cls), "a trainer's settings hold methods that are built when OmegaConf meets them"
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL)
