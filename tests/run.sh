@@ -25,10 +25,11 @@ trap 'rm -rf "$scratch"' EXIT
 export HF_HOME="$scratch/hf" WANDB_DIR="$scratch"
 
 # Two more at once than there are cores keep them busy: ranks wait for each other, and jobs for Slurm. What takes longest
-# comes first.
+# comes first, and what forks processes before others have left threads in them.
 cores="$(env -u OMP_NUM_THREADS nproc)"  # it would count threads
 [ $# -gt 0 ] || set -- --numprocesses="$((cores < 7 ? cores + 2 : 8))" --dist=loadfile --no-loadscope-reorder \
-    tests/cluster tests/unit/house/test_docker.py tests/distributed tests/browser tests/recipes tests/unit
+    tests/cluster tests/unit/house/test_docker.py tests/unit/house/test_mutants.py tests/distributed tests/browser \
+    tests/recipes tests/unit
 
 status=0
 python -m pytest "${which[@]}" --durations=15 --basetemp="$scratch/pytest" "$@" || status=$?

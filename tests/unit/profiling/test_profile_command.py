@@ -105,6 +105,7 @@ def test_a_model_is_as_fast_as_itself_in_19_of_20_runs(llama: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.real_processes
 def test_fewer_layers_are_faster(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
