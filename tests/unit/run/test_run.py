@@ -96,7 +96,7 @@ def test_exit_codes_are_documented(repository):
 
     page = (repository / "docs" / "checkpoints.md").read_text()
     for code in ExitCode:
-        assert f"\n  {code.value:<4} {code.meaning}\n" in EXIT_CODES
+        assert f"\n  {code.value:<4} {code.meaning}\n" in f"{EXIT_CODES}\n"
         assert f"\n| {code.value} | " in page
 
 
