@@ -27,7 +27,7 @@ OTHERS = {
 }
 # (data, steps, target, our method, what goes)
 ROWS = (
-    ("addresses", 0, "50", "alps-reconstructed", "half of the weights"),
+    ("addresses", 0, "50", "alps-reconstructed", "half of the weights (`--reconstruct 4`)"),
     ("addresses", 80, "50", "alps", "half of the weights"),
     ("addresses", 80, "ffn=0.5", "obs", "half of the neurons"),
     ("reviews", 120, "80", "alps", "80 % of the weights"),
