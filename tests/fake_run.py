@@ -225,3 +225,18 @@ def _write_model_states(
         fragments, name = None, "mp_rank_00_model_states.pt"
     content = {"module": module | buffers, "buffer_names": list(buffers), "frozen_param_fragments": fragments}
     torch.save(content, folder / "deepspeed" / name)
+
+
+class EndedRun:
+    """A run that has ended, for what starts runs and waits for them."""
+
+    message = ""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+    def send_signal(self, sig: int, /) -> None:
+        raise AssertionError(sig)

@@ -31,7 +31,7 @@ from pat.search.quantity import Quantity
 from pat.search.search import SEARCH_FILE, Search
 from pat.sweeps import runner
 from pat.sweeps.members import Member
-from tests.fake_run import write_checkpoint
+from tests.fake_run import EndedRun, write_checkpoint
 
 PARITY = ["recipe=parity", "logger=none"]
 LOSS = "envelope.loss.max=2.5"
@@ -168,28 +168,13 @@ def test_train_hands_a_search_over(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the runs ----------------------------------------------------------------------------------------------------------
 
 
-class Fake:
-    """A run that has ended, with the files that one leaves."""
-
-    message = ""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    def poll(self) -> int:
-        return self.code
-
-    def send_signal(self, sig: int, /) -> None:
-        raise AssertionError(sig)
-
-
 class Machine:
     """Starts runs, and notes which. The loss is ten times what is above 0.5, on 2."""
 
     def __init__(self, codes: dict[str, int] | None = None) -> None:
         self.codes, self.started = codes or {}, list[str]()
 
-    def __call__(self, member: Member, log: Path) -> Fake:
+    def __call__(self, member: Member, log: Path) -> EndedRun:
         self.started.append(member.name)
         code = self.codes.pop(member.name, 0)
         run = RunDir(member.dir)
@@ -197,7 +182,7 @@ class Machine:
             assert not code
             self._checkpoint(run, FORK)
             run.metrics.write_text("before\nafter\n")
-            return Fake(0)
+            return EndedRun(0)
         assert [p.name for p in run.checkpoints.glob("step-*")] == [f"step-{FORK:08d}"], "forked"
         assert (run.metrics.read_text(), (run.checkpoints / "latest").read_text()) == ("before\n", f"step-{FORK:08d}")
         if not code:
@@ -208,7 +193,7 @@ class Machine:
             (run.checkpoints / "best").write_text(f"step-{STEPS:08d}")
             summary = {"step": STEPS, "sparsity": sparsity, "dense_metrics": {"loss": 2.0}, "metrics": {"loss": 99.0}}
             write_json(run.summary, summary | {"train_seconds": 1.0})
-        return Fake(code)
+        return EndedRun(code)
 
     def _checkpoint(self, run: RunDir, step: int, loss: float = 2.0) -> None:
         folder = run.checkpoints / f"step-{step:08d}"
@@ -353,6 +338,6 @@ def test_another_search_in_the_same_folder_is_refused(searched: Searched, planne
 
 def test_a_cut_at_step_0_leaves_nothing_to_share(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run is one from the start."""
-    monkeypatch.setattr(Machine, "__call__", lambda self, member, log: self.started.append(member.name) or Fake(85))
+    monkeypatch.setattr(Machine, "__call__", lambda self, member, log: self.started.append(member.name) or EndedRun(85))
     code, machine, found = searched(fork_step=0)
     assert (code, machine.started) == (ExitCode.PREEMPTED, ["sparsity=0.8"])

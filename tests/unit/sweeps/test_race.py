@@ -20,7 +20,7 @@ from pat.sweeps import results, runner
 from pat.sweeps.heat import Heat, heat
 from pat.sweeps.members import Member, members_of
 from pat.sweeps.race import RACE_FILE, Race
-from tests.fake_run import write_checkpoint
+from tests.fake_run import EndedRun, write_checkpoint
 
 PARITY = ["recipe=parity", "logger=none", "pruners.weights.schedule.hard_from=20"]
 FORK, STEP, STEPS = 5, 25, 30  # the first cut and the steps are the recipe's
@@ -57,21 +57,6 @@ def test_what_comes_before_the_first_cut_is_shared_where_it_is_the_same(members:
 # -- the runs ----------------------------------------------------------------------------------------------------------
 
 
-class Fake:
-    """A run that has ended."""
-
-    message = ""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    def poll(self) -> int:
-        return self.code
-
-    def send_signal(self, sig: int, /) -> None:
-        raise AssertionError(sig)
-
-
 class Machine:
     """Starts runs, which leave the files that real ones leave, and notes where each was told to stop."""
 
@@ -79,13 +64,13 @@ class Machine:
         self.codes, self.losses, self.started = codes, losses, list[tuple[str, Any]]()
         self.commands: dict[str, tuple[str, ...]] = {}
 
-    def __call__(self, member: Member, place: int, jobs: int, log: Path) -> Fake:
+    def __call__(self, member: Member, place: int, jobs: int, log: Path) -> EndedRun:
         until: Any = next((each.partition("=")[2] for each in member.command if each.startswith("run.until=")), "end")
         until = int(until) if until.isdigit() else until
         self.started.append((member.name, until))
         self.commands[member.name] = member.command
         if code := self.codes.pop(member.name, 0):
-            return Fake(code)
+            return EndedRun(code)
         run = RunDir(member.dir)
         if until == "end":
             assert (run.checkpoints / f"step-{STEP:08d}").exists(), "it goes on from there"
@@ -97,7 +82,7 @@ class Machine:
         run.metrics.write_text(json.dumps({"step": step, "until/loss": loss}) + "\n")
         if until == "end":
             write_json(run.summary, {"step": STEPS, "sparsity": 0.8, "metrics": {"loss": loss / 2}})
-        return Fake(0)
+        return EndedRun(0)
 
 
 Raced = Callable[..., tuple[int, Machine, dict[str, Any]]]
