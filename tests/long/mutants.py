@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,11 @@ def lines_of(text: str, fault: Fault) -> range:
     return range(first, first + fault.old.rstrip("\n").count("\n") + 1)
 
 
+_FORKING = threading.Lock()  # one fork at a time: filelock, which libraries import, refuses one while another begins
+    threading.Lock()
+)  # one at a time: filelock, which pat's libraries import, refuses a fork while another begins
+
+
 def run_tests(
     copy: Path, tests: Sequence[str], limit_s: float, only: Sequence[str] | None = None, record: Sequence[str] = ()
 ) -> tuple[str, str, Any]:
@@ -98,7 +104,8 @@ def run_tests(
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_pytest, args=(copy, list(tests), send, only, record))
-    child.start()
+    with _FORKING:
+        child.start()
     send.close()
     found = None
     try:
