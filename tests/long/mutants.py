@@ -90,8 +90,6 @@ def lines_of(text: str, fault: Fault) -> range:
 
 
 _FORKING = threading.Lock()  # one fork at a time: filelock, which libraries import, refuses one while another begins
-    threading.Lock()
-)  # one at a time: filelock, which pat's libraries import, refuses a fork while another begins
 
 
 def run_tests(
