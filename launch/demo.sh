@@ -46,7 +46,7 @@ train() { pat train "$@" "engine.world_size=$ranks" "${keys[@]}"; }
 stage "3/6 the dense model: fine-tuned by $ranks rank(s) under ZeRO 2 ($([ "$gpus" = 0 ] && echo CPU || echo GPU))"
 train recipe=reviews_dense "run.dir=$out/dense"
 
-stage "4/6 the pruned model: the same steps, dense -> soft -> hard, 90 % of the feed-forward weights removed"
+stage "4/6 the pruned model: the same steps; 90 % of the feed-forward weights go in four cuts, and the rest heals"
 train recipe=reviews "run.dir=$out/pruned"
 
 stage "5/6 export: a stock Hugging Face folder, reloaded and proved equal to what was trained"
@@ -67,7 +67,7 @@ In all: $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s. Where thi
 
 What to try next (source ${PAT_VENV:-.venv}/bin/activate first):
   pat train recipe=reviews pruners.weights.budget.sparsity=0.5           another sparsity
-  pat train recipe=reviews pruners.weights.criterion.name=magnitude      another criterion
+  pat train recipe=reviews pruners.weights.criterion.name=wanda          another criterion
   pat train recipe=reviews engine=zero3                                  parameters sharded as well
   pat train recipe=reviews_narrow                                        a physically smaller model: half of the neurons
   pat train --help                                                       everything that can be set

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import re
@@ -29,6 +30,7 @@ from pat.config.places import conf_dir, options
 from pat.config.task_keys import config_model
 from pat.config.validate import validate
 from pat.pruning import registry
+from pat.pruning.calibration.settings import CalibrationSettings
 from pat.run.directory import ExitCode
 from pat.schema import FILES, Config
 
@@ -132,15 +134,26 @@ def _drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _drop_replaced_fields(pruners: dict[str, Any], overrides: Sequence[str]) -> None:
-    """When the command line replaces a method, the recipe's settings that only the old one had go with it."""
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    """When the command line replaces a method, the recipe's name of it and the settings that only it had go with it."""
+    given = {key: value for key, _, value in (override.lstrip("+").partition("=") for override in overrides)}
     for name, settings in pruners.items():
         for kind in registry.OF_WEIGHTS + registry.OF_STRUCTURES + registry.OF_BOTH:
             place = f"pruners.{name}.{kind}"
             method = settings[kind]
-            if method and f"{kind}@{place}" in given and method["name"] in registry.names(kind):
-                own = registry.defaults(kind, method["name"])
-                settings[kind] = {k: v for k, v in method.items() if k in own or f"{place}.{k}" in given}
+            chosen = given.get(f"{kind}@{place}")
+            if method and chosen in registry.names(kind):
+                own = _shared(kind, chosen)
+                kept = {key: value for key, value in method.items() if key in own or f"{place}.{key}" in given}
+                settings[kind] = {**kept, "name": chosen}
+
+
+def _shared(kind: str, name: str) -> set[str]:
+    """The settings of a method that may stay what a recipe made them for another one; a method that is calibrated only
+    if told so has numbers of its own."""
+    own = registry.defaults(kind, name)
+    if issubclass(registry.classes(kind)[name], CalibrationSettings):
+        return set(own)
+    return set(own) - {field.name for field in dataclasses.fields(CalibrationSettings)}
 
 
 def _check_replaced_files(data: Mapping[str, Any], overrides: Sequence[str]) -> None:

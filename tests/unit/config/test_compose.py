@@ -101,6 +101,14 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
     assert composed(*own, "pruners.weights.criterion.name=magnitude").pruners["weights"].criterion == registry.build(
         "criterion", "magnitude"
     )
+    named = recipe.replace("{ tau: 0.3 }", "{ name: soft_movement, tau: 0.3 }")
+    (tmp_path / "recipe" / "mine.yaml").write_text(named)  # the command line's name counts, not the recipe's
+    assert composed(*own, "pruners.weights.criterion.name=taylor").pruners["weights"].criterion.name == "taylor"
+    samples = recipe.replace("soft_movement", "wanda").replace("{ tau: 0.3 }", "{ num_samples: 7 }")
+    (tmp_path / "recipe" / "mine.yaml").write_text(samples)
+    counts = [composed(*own, f"pruners.weights.criterion.name={name}").pruners["weights"].criterion.num_samples
+              for name in ("alps", "movement")]  # fmt: skip
+    assert counts == [7, registry.build("criterion", "movement").num_samples]  # movement calibrates for its prior only
     assert ", mine, " in refused("--config-dir", str(tmp_path), "recipe=yours")
     (tmp_path / "recipe" / "mine.yaml").write_text(recipe + "\n    speed: 3\n")
     assert (
