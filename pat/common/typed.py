@@ -43,6 +43,21 @@ def cholesky(values: Tensor) -> Tensor:
     return untyped(torch).linalg.cholesky(values)
 
 
+def cholesky_(values: Tensor) -> Tensor:
+    """(d, d) upper R with R^T R = values, in place of a positive symmetric one. RuntimeError if it is not positive."""
+    columns = values.T  # as LAPACK stores a matrix; of another order torch makes a copy
+    info = torch.empty((), dtype=torch.int32, device=values.device)
+    untyped(torch).linalg.cholesky_ex(columns, out=(columns, info))
+    if int(info):
+        raise RuntimeError(f"the leading minor of order {int(info)} is not positive")
+    return values
+
+
+def solve_triangular_(factor: Tensor, right: Tensor, upper: bool) -> Tensor:
+    """(o, d) right factor^-1, in `right`, of a triangular (d, d)."""
+    return untyped(torch).linalg.solve_triangular(factor, right, upper=upper, left=False, out=right)
+
+
 def solve(matrix: Tensor, values: Tensor) -> Tensor:
     """(d, n) matrix^-1 values, of (d, d) and (d, n)."""
     return untyped(torch).linalg.solve(matrix, values)

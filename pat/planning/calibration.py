@@ -1,8 +1,11 @@
 """Bytes that a calibrated cut takes on a rank, beside weights and optimizer: of the walk over the layers.
 
-hidden states of the rank's samples, one layer's weights in the forward's dtype, one whole fp32 matrix, the layer's
-statistics (as if no two matrices had the same inputs), and what the criterion holds for its largest matrix; or, where
-that is more, the layer in fp32 with gradients, flags and moments (what its backward keeps is not counted)
+The hidden states of the rank's samples; and the most of
+    measuring   a layer's weights in the forward's dtype, and its statistics, as if no two matrices had the same inputs
+    cutting     these statistics, what the method holds for one matrix, and the others of its rank: as if all matrices
+                with as many inputs had the same ones
+    fitting     the layer's weights and gradients in the forward's dtype, the rank's share of fp32 weights, flags and
+                moments, an fp32 gradient and what Adam makes of it; what the backward keeps is not counted
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from torch import nn
 from pat.common.parameters import DTYPES, logical_numel
 from pat.planning.memory import FP32
 from pat.pruning.calibration.needs import Needs
+from pat.pruning.calibration.reconstruction import shared_out
 from pat.schema import Config
 
-ADAM = 5  # fp32 numbers of a weight while its layer is reconstructed: itself, gradient, flag, two moments
+CUT = 5  # bytes of a weight and its flag, before its matrix is cut or after
+ADAM = 13  # bytes of a weight while it is fitted: fp32 value and two moments, flag
 
 
 def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks: int) -> int:
@@ -31,23 +36,33 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
     itemsize = DTYPES[config.engine.dtype].itemsize
     tokens = math.ceil(needs.num_samples / ranks) * config.data.max_length
     hidden: int = cast(Any, model).config.hidden_size
-    layers: dict[str, int] = {}
+    layers: dict[str, list[int]] = {}
     for name, param in model.named_parameters():
-        layers[_layer(name)] = layers.get(_layer(name), 0) + logical_numel(param)
+        layers.setdefault(_layer(name), []).append(logical_numel(param))
     statistics: dict[str, int] = {}
-    for name, (_, inputs) in needs.shapes.items():
+    pruned: dict[str, list[int]] = {}
+    sharing: dict[tuple[str, int], int] = {}  # weights of matrices that may have the same inputs
+    for name, (outputs, inputs) in needs.shapes.items():
         own = sum(kind.num_bytes(inputs) for kind in needs.statistics)
         statistics[_layer(name)] = statistics.get(_layer(name), 0) + own
-    largest = max(layers[name] for name in statistics)
-    fit = FP32 * ADAM * largest if needs.passes else 0
-    copies = 1 + needs.follows  # of a layer: with the weights that it came with
-    states = 1 + 2 * needs.follows  # what goes into that copy, and what it gives
-    return (
-        tokens * hidden * itemsize * states
-        + itemsize * largest * copies
-        + FP32 * max(map(math.prod, needs.shapes.values()))
-        + max(max(statistics.values()) + max(needs.cut_bytes(*shape) for shape in needs.shapes.values()), fit)
+        pruned.setdefault(_layer(name), []).append(outputs * inputs)
+        sharing[_layer(name), inputs] = sharing.get((_layer(name), inputs), 0) + outputs * inputs
+    largest = max((layers[name] for name in statistics), key=sum)
+    weights, measured = itemsize * sum(largest), max(statistics.values())
+    cutting = max(
+        needs.cut_bytes(*shape) + (0 if needs.layers else CUT * (sharing[_layer(name), shape[1]] - math.prod(shape)))
+        for name, shape in needs.shapes.items()
     )
+    fitting = 0
+    if needs.passes:
+        fitted, shares = largest if needs.layers else max(pruned.values(), key=sum), [0] * ranks
+        for numel, owner in zip(fitted, shared_out(fitted, ranks), strict=True):
+            shares[owner] += numel
+        fitting = max(1, needs.layers) * weights + itemsize * sum(fitted) + ADAM * max(shares) + 3 * FP32 * max(fitted)
+    states = (
+        tokens * hidden * itemsize * (1 + 2 * needs.follows)
+    )  # also what goes into a layer and comes out of it dense
+    return states + max(max(1, needs.layers) * weights + measured, needs.layers * weights + measured + cutting, fitting)
 
 
 def _layer(name: str) -> str:

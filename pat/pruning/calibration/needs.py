@@ -20,6 +20,7 @@ class Needs:
     cut_bytes: Callable[[int, int], int]  # (outputs, inputs) -> what one cut holds beside the statistics
     follows: bool = False  # whether the model before the cut is walked along
     passes: int = 0  # over the samples, in which each layer is then fitted to what it gave there
+    layers: int = 0  # times that a layer's weights are held during its cut
     once: bool = False  # whether it is measured for the first selection only
 
     @property

@@ -19,6 +19,17 @@ class InputStatistic(ABC):
     def of(inputs: Tensor) -> Tensor:
         """The sum over the tokens of (N, d) inputs."""
 
+    @classmethod
+    def add(cls, total: Tensor | None, inputs: Tensor) -> Tensor:
+        """The total with the sum over (N, d) more, in its memory."""
+        value = cls.of(inputs)
+        return value if total is None else total.add_(value)
+
+    @classmethod
+    def completed(cls, total: Tensor) -> Tensor:
+        """The whole sum, where `add` leaves out what follows from the rest; in its memory."""
+        return total
+
     @staticmethod
     @abstractmethod
     def num_bytes(inputs: int) -> int:
@@ -54,15 +65,45 @@ class SquaredNorm(InputStatistic):
 
 
 class Gram(InputStatistic):
-    """sum_n x_n x_n^T, (d, d) fp32."""
+    """sum_n x_n x_n^T, (d, d) fp32: added up on and above the diagonal, in rows of blocks."""
 
     @staticmethod
     def of(inputs: Tensor) -> Tensor:
         """(N, d) -> (d, d)."""
+        return Gram.completed(Gram.add(None, inputs))
+
+    @classmethod
+    def add(cls, total: Tensor | None, inputs: Tensor) -> Tensor:
+        """Above the diagonal, block by block: half of the work, and no second matrix."""
         wide = inputs.float()
-        return torch.mm(wide.T, wide)
+        total = wide.new_zeros(wide.shape[1], wide.shape[1]) if total is None else total
+        for rows in _strips(len(total)):
+            total[rows, rows.start :].add_(torch.mm(wide[:, rows].T, wide[:, rows.start :]))
+        return total
+
+    @classmethod
+    def completed(cls, total: Tensor) -> Tensor:
+        """Below the diagonal what is above it."""
+        for rows in _strips(len(total)):
+            total[rows.stop :, rows] = total[rows, rows.stop :].T
+        return total
 
     @staticmethod
     def num_bytes(inputs: int) -> int:
         """4 d^2."""
         return 4 * inputs * inputs
+
+
+NARROW = 256  # columns of a block, at least,
+STRIPS = 8  # and rows of blocks, at most
+
+
+def _strips(size: int) -> list[slice]:
+    """Rows that are added at a time."""
+    width = max(NARROW, -(-size // STRIPS))
+    return [slice(start, min(start + width, size)) for start in range(0, size, width)]
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no number is infinite or NaN, without another tensor of their size."""
+    return not values.numel() or bool(torch.stack(torch.aminmax(values)).isfinite().all())

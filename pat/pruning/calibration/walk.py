@@ -4,8 +4,8 @@ The walk has a model of its own, which DeepSpeed has never seen: on the meta dev
 brought together from the shards of all ranks. So it works the same at every ZeRO stage, and holds one layer and the
 hidden states of this rank's samples. What is pruned in a layer changes what the next one is calibrated on, and a whole
 walk costs two forwards of the samples, whatever the number of layers. A walk that follows the model as it was before
-costs at least a third: it holds a second copy of the layer, with the weights that it came with, and what that gives is
-measured beside what the layer gives now.
+costs at least a third; where what a layer gave then is wanted beside what it gives now, the walk holds a second copy of
+it, with the weights that it came with.
 
 # B rows of a micro-batch, T tokens, d inputs of a linear map, o outputs
 """
@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
+from pat.pruning.calibration.calls import Call, inputs_of, recording, without_cache
 from pat.pruning.calibration.gap import Gap, GapProbe
-from pat.pruning.calibration.statistics import InputStatistic
+from pat.pruning.calibration.probe import Enough, Probe, Statistics
+from pat.pruning.calibration.statistics import InputStatistic, is_finite
 from pat.tasks import padding
 
 _LAYER = re.compile(r"(.*?)\.(\d+)\..*")
-Statistics = Mapping[str, Sequence[type[InputStatistic]]]  # which, of what goes into each matrix
-SEEN_BY_THE_BASE = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 class NotCalibrated(ValueError):
@@ -57,21 +56,6 @@ def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
             "other"
         )
     return next(iter(stacks))
-
-
-@dataclass(frozen=True)
-class _Call:
-    """How the model calls a layer for one micro-batch; the hidden states are given apart."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    by_name: bool  # the hidden states are a keyword's value
-
-    def __call__(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """The layer's output."""
-        if self.by_name:
-            return _first(layer(*self.args, **self.kwargs | {"hidden_states": hidden}))
-        return _first(layer(hidden, *self.args, **self.kwargs))
 
 
 class Walk:
@@ -108,11 +92,11 @@ class Walk:
                 self.fill(own)
                 here = Layer(self, index)
                 yield here
-                self.fill(own)
-                calls = self.calls[index]
-                self.hidden = [call(layer, hidden) for call, hidden in zip(calls, self.hidden, strict=True)]
                 self.before = here.behind()
-                self._drop(own)
+                self.fill(own)
+                for place, call in enumerate(self.calls[index]):
+                    self.hidden[place] = call(layer, self.hidden[place])
+                self.drop(own)
         self.hidden, self.before = [], []
         self.on_layer(len(self.layers), len(self.layers))
 
@@ -126,12 +110,12 @@ class Walk:
         below = {id(p) for p in base.parameters()}
         outside = [n for n, p in self.skeleton.named_parameters() if id(p) in below and not n.startswith(inside)]
         self.fill(outside)
-        self.calls: list[list[_Call]] = [[] for _ in self.layers]
+        self.calls: list[list[Call]] = [[] for _ in self.layers]
         self.hidden: list[Tensor] = []
-        with _recording(self.layers, self.calls, self.hidden):
+        with recording(self.layers, self.calls, self.hidden):
             for batch in batches:
-                base(**_inputs(batch), **_without_cache(base))
-        self._drop(outside)
+                base(**inputs_of(batch), **without_cache(base))
+        self.drop(outside)
         for index, calls in enumerate(self.calls):
             if len(calls) != len(batches):
                 raise NotCalibrated(f"{self.stack}.{index} is not called once by the model's forward: not calibrated")
@@ -147,7 +131,8 @@ class Walk:
         for name in names:
             self._set(name, self.whole(name).to(self.dtype))
 
-    def _drop(self, names: Sequence[str]) -> None:
+    def drop(self, names: Sequence[str]) -> None:
+        """They take no memory until they are filled again."""
         for name in names:
             self._set(name, torch.empty_like(self.skeleton.get_parameter(name), device="meta"))
 
@@ -162,30 +147,45 @@ class Layer:
     def __init__(self, walk: Walk, index: int) -> None:
         self.walk, self.index = walk, index
         self.name = f"{walk.stack}.{index}"
-        self.twin: Any = copy.deepcopy(walk.layers[index]) if walk.follow else None  # with the weights it came with
-        self._behind: list[Tensor] = []  # what the twin gave
+        self.parameters = walk.parameters(index)
+        self._twin: Any = None  # a copy with the weights that the layer came with, once it is needed
+        self._behind: list[Tensor] = []  # what the layer gave with them
 
     def refresh(self, names: Sequence[str]) -> None:
         """Let what follows see these weights of the layer as they are now. Collective."""
+        if self.walk.follow and len(self._behind) < len(self.walk.before):
+            self.twin()
         self.walk.fill(names)
+
+    def let_go(self) -> None:
+        """Of the layer's weights: what has been measured is all that is needed, up to a `refresh` of them all."""
+        if not self.walk.follow or len(self._behind) == len(self.walk.before):
+            self.walk.drop(self.parameters)
+
+    def twin(self) -> Any:
+        """The layer with the weights that it came with; the first time while it still has them."""
+        self._twin = copy.deepcopy(self.module) if self._twin is None else self._twin
+        return self._twin
 
     def collect(
         self,
         statistics: Statistics,
-        after: Callable[[int], None] = lambda batch: None,  # each micro-batch
+        after: Callable[[int], None] | None = None,  # each micro-batch
     ) -> dict[str, dict[type[InputStatistic], Tensor]]:
         """Means over the tokens of all ranks, by matrix and statistic. An input that several matrices share is measured
         once, and they get the same tensors. Collective."""
         walk = self.walk
-        probe = _Probe(statistics)
+        probe = Probe(statistics, to_the_end=after is not None)
         for name in statistics:
             probe.watch(name, self._module(name))
         try:
             calls = zip(walk.calls[self.index], walk.hidden, walk.real, strict=True)
             for batch, (call, hidden, real) in enumerate(calls):
                 probe.next(real)
-                call(walk.layers[self.index], hidden)
-                after(batch)
+                with suppress(Enough):
+                    call(self.module, hidden)
+                if after is not None:
+                    after(batch)
         finally:
             probe.remove()
         unused = sorted(set(statistics) - set(probe.first))
@@ -194,17 +194,14 @@ class Layer:
                 f"{unused[0]} is not used by the forward as a linear map of its own, so what goes into it cannot be "
                 "measured: exclude it"
             )
-        means = {
-            name: {kind: walk.comm.sum(value) / walk.tokens for kind, value in sums.items()}
-            for name, sums in probe.sums.items()
-        }
+        means = probe.means(walk.comm, walk.tokens)
         for name, kinds in means.items():
-            if not all(bool(torch.isfinite(value).all()) for value in kinds.values()):
+            if not all(is_finite(value) for value in kinds.values()):
                 raise NotCalibrated(
                     f"What goes into {name} is not finite on the calibration samples: the model has diverged, or "
                     "overflows in engine.dtype"
                 )
-        return {name: means[probe.first[name]] for name in statistics}
+        return means
 
     def collect_with_gaps(
         self,
@@ -216,14 +213,15 @@ class Layer:
         walk, added = self.walk, {name: list(summed.get(name, ())) or [name] for name in statistics}
         probes = {name: GapProbe({n: self._module(n) for n in added[name]}, name) for name in statistics}
         gave: dict[str, Tensor] = {}
+        twin = self.twin()
         handles = [
-            self.twin.get_submodule(self._path(name)).register_forward_hook(partial(_note, gave, name))
+            twin.get_submodule(self._path(name)).register_forward_hook(partial(_note, gave, name))
             for name in {n for names in added.values() for n in names}
         ]
         self._behind.clear()
 
         def add(batch: int) -> None:
-            self._behind.append(walk.calls[self.index][batch](self.twin, walk.before[batch]))
+            self._behind.append(walk.calls[self.index][batch](twin, walk.before[batch]))
             for name, probe in probes.items():
                 residual = (walk.before[batch], walk.hidden[batch]) if summed.get(name) else None
                 probe.add({n: gave[n] for n in added[name]}, residual, walk.real[batch])
@@ -236,9 +234,12 @@ class Layer:
         return means, {name: probe.gap(walk.comm, walk.tokens) for name, probe in probes.items()}
 
     def behind(self) -> list[Tensor]:
-        """What the layer gives in the model as it was before, by micro-batch; [] where the walk does not follow it."""
+        """What the layer gives in the model as it was before, by micro-batch; [] where the walk does not follow it.
+        Asked for while the layer has the weights that it came with, it needs no copy of them."""
         left = list(zip(self.walk.calls[self.index], self.walk.before, strict=False))[len(self._behind) :]
-        return self._behind + [call(self.twin, hidden) for call, hidden in left]
+        module = self.module if self._twin is None else self._twin
+        self._behind += [call(module, hidden) for call, hidden in left]
+        return self._behind
 
     @property
     def module(self) -> nn.Module:
@@ -253,46 +254,8 @@ class Layer:
         return name.removeprefix(f"{self.name}.").rpartition(".")[0]
 
 
-class _Probe:
-    """Hooks that sum up what goes into linear maps, each input once."""
-
-    def __init__(self, statistics: Statistics) -> None:
-        self.statistics = statistics
-        self.sums: dict[str, dict[type[InputStatistic], Tensor]] = {}  # by the first matrix that reads an input
-        self.first: dict[str, str] = {}  # which that is, by matrix
-        self.handles: list[Any] = []
-
-    def watch(self, name: str, module: nn.Module) -> None:
-        """Sum up what goes into a matrix's module."""
-        self.handles.append(module.register_forward_pre_hook(lambda _, args: self._see(name, args[0])))
-
-    def next(self, real: Tensor) -> None:
-        """A micro-batch begins, with these tokens (B, T) that are no padding."""
-        self.real, self.seen = real.reshape(-1), list[tuple[Tensor, str]]()
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self.handles:
-            handle.remove()
-
-    def _see(self, name: str, inputs: Tensor) -> None:
-        first = next((other for tensor, other in self.seen if tensor is inputs), name)
-        self.first[name] = first
-        if first == name:
-            self.seen.append((inputs, name))
-            flat, sums = inputs.reshape(-1, inputs.shape[-1])[self.real], self.sums.setdefault(name, {})
-            for kind in self.statistics[name]:
-                value = kind.of(flat)
-                sums[kind] = sums[kind].add_(value) if kind in sums else value
-
-
 def _note(outputs: dict[str, Tensor], name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
     outputs[name] = output
-
-
-def _first(output: Any) -> Tensor:
-    """A layer's hidden states, which may come with more."""
-    return cast(Any, output)[0] if isinstance(output, tuple) else output
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
@@ -306,40 +269,6 @@ def _skeleton(model: nn.Module) -> nn.Module:
         module = skeleton.get_submodule(owner)
         module.register_buffer(leaf, buffer.detach(), persistent=leaf not in module._non_persistent_buffers_set)
     return skeleton.eval()
-
-
-@contextmanager
-def _recording(layers: Sequence[Any], calls: list[list[_Call]], hidden: list[Tensor]) -> Generator[None]:
-    """Inside it a layer returns its hidden states unchanged; how it was called is noted."""
-
-    def stub(index: int) -> Callable[..., Tensor]:
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            by_name = not args
-            states = kwargs.pop("hidden_states") if by_name else args[0]
-            calls[index].append(_Call(args[1:], kwargs, by_name))
-            if index == 0:
-                hidden.append(states)
-            return states
-
-        return forward
-
-    for index, layer in enumerate(layers):
-        layer.forward = stub(index)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What the base model sees. Packed documents are kept apart by their positions, which a mask would undo."""
-    packed = "cu_seq_lens" in batch
-    return {key: batch[key] for key in SEEN_BY_THE_BASE if key in batch and not (packed and key == "attention_mask")}
-
-
-def _without_cache(base: Any) -> dict[str, Any]:
-    return {"use_cache": False} if hasattr(base.config, "use_cache") else {}
 
 
 def _real_tokens(batch: Mapping[str, Any]) -> Tensor:

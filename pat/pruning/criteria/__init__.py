@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -115,19 +115,34 @@ class Calibrated(CalibrationSettings, Criterion):
         """Whether the model as it was before is looked at beside the pruned one."""
         return self.reconstruct > 0
 
+    def prepare(
+        self,
+        inputs: Mapping[type[InputStatistic], Tensor],  # means over the tokens
+    ) -> Any:
+        """What all matrices with these inputs share, once for all of them; the tensors may be changed for it."""
+        return inputs
+
     @abstractmethod
     def cut(
         self,
-        weights: Tensor,  # (o, i) fp32
-        inputs: Mapping[type[InputStatistic], Tensor],  # means over the tokens
+        weights: Tensor,  # (o, i) fp32, which may be changed
+        prepared: Any,  # by `prepare`
         choose: Callable[[Tensor], Tensor],  # scores (o, i) fp32, higher = keep -> flags (o, i) bool, to the target
     ) -> tuple[Tensor, Tensor]:
         """(flags (o, i) bool from `choose`, the weights (o, i) with what was removed at 0)."""
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
-        """What one cut holds at a time beside its statistics, in bytes: about, for `pat plan` and for errors."""
-        return 4 * 4 * outputs * inputs
+        """What one cut holds at a time beside its statistics, in bytes: weights, scores, flags, and a choice's own."""
+        return 9 * outputs * inputs + choice_bytes(outputs, inputs)
 
     def rank(self, score: Tensor | None, dense: Tensor) -> Tensor:
         """There is no rank of single weights without what goes into their matrix."""
         raise NotImplementedError(f"{self.name} ranks whole matrices: see `cut`")
+
+
+CHOICE = 1 << 22  # scores that a choice works on at a time
+
+
+def choice_bytes(outputs: int, inputs: int) -> int:
+    """What `choose` takes beside scores and flags: a part of the scores sorted with their places, or copied."""
+    return 13 * min(CHOICE, outputs * inputs) + outputs * inputs // 4

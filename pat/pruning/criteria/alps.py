@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pat.common.typed import cholesky, eigh
+from pat.common.typed import cholesky_, eigh, solve_triangular_
 from pat.pruning.calibration.statistics import Gram, InputStatistic
-from pat.pruning.criteria import Calibrated
+from pat.pruning.criteria import Calibrated, choice_bytes
 
 FIRST_PENALTY = 0.1  # rho, with inputs scaled to a mean square of 1
 PATIENCE = 2  # iterations between two looks at how much the mask still moves
@@ -50,34 +50,43 @@ class Alps(Calibrated):
         if self.iterations < 1 or self.refinements < 0:
             raise ValueError("alps needs iterations of at least 1 and refinements of at least 0.")
 
-    def cut(
-        self, weights: Tensor, inputs: Mapping[type[InputStatistic], Tensor], choose: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Flags and fitted weights. ValueError where the Gram matrix is not positive."""
-        gram = damped(inputs[Gram], self.damping)
+    def prepare(self, inputs: Mapping[type[InputStatistic], Tensor]) -> Problem:
+        """Of all matrices with these inputs; the Gram matrix becomes the scaled one. ValueError where it is 0."""
+        gram = damped_(inputs[Gram], self.damping)
         scale = gram.diagonal().sqrt()
-        scaled, dense = gram.div_(scale[:, None]).div_(scale), weights * scale
-        sparse, keep = self._admm(dense, scaled, choose)
-        return keep, fitted(dense, scaled, keep, sparse, self.refinements) / scale
+        gram.div_(scale[:, None]).div_(scale)
+        return Problem(gram, scale, eigen_resolvent(gram) if len(gram) <= WIDE else factor_resolvent(gram))
+
+    def cut(self, weights: Tensor, prepared: Problem, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Flags and fitted weights. RuntimeError where the Gram matrix is not positive."""
+        dense = weights.contiguous().mul_(prepared.scale)
+        sparse, keep = self._admm(dense, prepared, choose)
+        return keep, fitted(dense, prepared.gram, keep, sparse, self.refinements).div_(prepared.scale)
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
-        """Weights, target, sparse answer, dual and what they are made of; the Gram matrix, damped, scaled, inverted."""
-        return 4 * (8 * outputs * inputs + 4 * inputs * inputs)
+        """ADMM's five matrices with three sets of flags while it chooses, or a sixth where it solves by eigenvectors;
+        beside them eigenvectors or a factor, or, before, what LAPACK needs to find these."""
+        number, square = outputs * inputs, inputs * inputs
+        choosing = 4 * square + 4 * 5 * number + 3 * number + choice_bytes(outputs, inputs)
+        if inputs > WIDE:
+            return choosing
+        return max(choosing, 4 * square + 4 * 6 * number + 2 * number, 4 * 3 * square + 4 * number)
 
-    def _admm(self, dense: Tensor, gram: Tensor, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        solve = resolvent(gram)
-        target, alive = dense @ gram, (dense != 0).to(dense.dtype)
-        sparse, dual, rho = dense.clone(), torch.zeros_like(dense), FIRST_PENALTY
+    def _admm(self, dense: Tensor, problem: Problem, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(V, its flags). Holds five matrices of the size of `dense`, with it, and what `solve` and `choose` take."""
+        target = dense @ problem.gram
+        sparse, dual, near, rho = dense.clone(), torch.zeros_like(dense), torch.empty_like(dense), FIRST_PENALTY
         keep = before = torch.ones_like(dense, dtype=torch.bool)
         settled = 0
         for iteration in range(self.iterations):
-            near = solve(target + rho * sparse - dual, rho)
-            pulled = near + dual / rho
-            keep = choose(pulled.square() * alive)
-            sparse = pulled * keep
-            dual = dual + rho * (near - sparse)
+            torch.mul(sparse, rho, out=near)
+            near = problem.solve(near.add_(target).sub_(dual), rho)
+            pulled = _pulled(near, dual, rho, out=sparse)
+            keep = choose(pulled.square_().mul_(dense != 0))
+            sparse = _pulled(near, dual, rho, out=sparse).mul_(keep)
+            dual.add_(near.sub_(sparse).mul_(rho))
             if iteration % PATIENCE == PATIENCE - 1:
-                moved = float((keep ^ before).sum()) / max(int(keep.sum()), 1)
+                moved = int(torch.count_nonzero(keep ^ before)) / max(int(torch.count_nonzero(keep)), 1)
                 settled = settled + 1 if moved <= SETTLED else 0
                 if settled == LOOKS:
                     break
@@ -86,39 +95,59 @@ class Alps(Calibrated):
         return sparse, keep
 
 
-def resolvent(gram: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """(R (o, d), rho) -> R (H + rho I)^-1 for the (d, d) Gram matrix H, any number of times.
+@dataclass(frozen=True)
+class Problem:
+    """What the matrices share that read the same inputs."""
 
-    Up to WIDE inputs by H's eigenvectors, once for all rho; above, where these take longer than all the rest, by an
-    inverse that is made anew when rho changes. RuntimeError where H + rho I is not positive.
-    """
-    if len(gram) <= WIDE:
-        values, vectors = eigh(gram)
-        return lambda right, rho: (right @ vectors) / (values + rho) @ vectors.T
-    known: dict[float, Tensor] = {}
+    gram: Tensor  # (i, i) H, damped, with a unit diagonal
+    scale: Tensor  # (i,) D
+    solve: Callable[[Tensor, float], Tensor]  # (R (o, i), rho) -> R (H + rho I)^-1, in R
+
+
+def _pulled(near: Tensor, dual: Tensor, rho: float, out: Tensor) -> Tensor:
+    """B + U / rho."""
+    return torch.div(dual, rho, out=out).add_(near)
+
+
+def eigen_resolvent(gram: Tensor) -> Callable[[Tensor, float], Tensor]:
+    """(R, rho) -> R (H + rho I)^-1, in R: by H's eigenvectors, which serve all rho."""
+    values, vectors = eigh(gram)
 
     def solve(right: Tensor, rho: float) -> Tensor:
-        if rho not in known:
-            known.clear()
-            known[rho] = torch.cholesky_inverse(cholesky(added(gram, rho)))
-        return right @ known[rho]
+        return torch.mm((right @ vectors).div_(values + rho), vectors.T, out=right)
 
     return solve
 
 
-def damped(gram: Tensor, damping: float) -> Tensor:
-    """(d, d) with damping * mean(diag) on the diagonal. ValueError where nothing goes in at all."""
+def factor_resolvent(gram: Tensor) -> Callable[[Tensor, float], Tensor]:
+    """The same by a Cholesky factor for each rho: for many inputs, whose eigenvectors take longer than all the rest.
+
+    RuntimeError where H + rho I is not positive.
+    """
+    factor, known = torch.empty_like(gram), list[float]()
+
+    def solve(right: Tensor, rho: float) -> Tensor:
+        if known != [rho]:
+            known[:] = [rho]
+            cholesky_(added_(factor.copy_(gram), rho))
+        solve_triangular_(factor, right, upper=True)
+        return solve_triangular_(factor.T, right, upper=False)
+
+    return solve
+
+
+def damped_(gram: Tensor, damping: float) -> Tensor:
+    """(d, d) with damping * mean(diag) on the diagonal, in place. ValueError where nothing goes in at all."""
     mean = gram.diagonal().mean()
     if not mean > 0:
         raise ValueError("all inputs are 0 on the calibration samples")
-    return added(gram, damping * mean)
+    return added_(gram, damping * mean)
 
 
-def added(gram: Tensor, value: Tensor | float) -> Tensor:
-    """(d, d) with a value added to the diagonal."""
-    copy = gram.clone()
-    copy.diagonal().add_(value)
-    return copy
+def added_(gram: Tensor, value: Tensor | float) -> Tensor:
+    """(d, d) with a value added to the diagonal, in place."""
+    gram.diagonal().add_(value)
+    return gram
 
 
 def fitted(
@@ -128,18 +157,21 @@ def fitted(
     start: Tensor,  # (o, i)
     iterations: int,
 ) -> Tensor:
-    """Argmin over V on the mask of tr (W - V) H (W - V)^T, row by row at once, by conjugate gradients from `start`."""
-    mask = keep.to(dense.dtype)
-    found = start * mask
-    residual = ((dense - found) @ gram) * mask
-    direction, size = residual, residual.square().sum(1, keepdim=True)
+    """Argmin over V on the mask of tr (W - V) H (W - V)^T, row by row at once, by conjugate gradients from `start`.
+
+    In `start`; `dense` is used up.
+    """
+    found = start.mul_(keep)
+    residual = torch.mm(dense.sub_(found), gram).mul_(keep)
+    direction, moved, term = residual.clone(), torch.empty_like(residual), dense
+    size = torch.square(residual, out=term).sum(1, keepdim=True)
     for _ in range(iterations):
-        moved = (direction @ gram) * mask
-        curvature = (direction * moved).sum(1, keepdim=True)
+        torch.mm(direction, gram, out=moved).mul_(keep)
+        curvature = torch.mul(direction, moved, out=term).sum(1, keepdim=True)
         step = torch.where(curvature > 0, size / curvature, 0.0)
-        found = found + step * direction
-        residual = residual - step * moved
-        new = residual.square().sum(1, keepdim=True)
-        direction = residual + torch.where(size > 0, new / size, 0.0) * direction
+        found.add_(torch.mul(step, direction, out=term))
+        residual.sub_(moved.mul_(step))
+        new = torch.square(residual, out=term).sum(1, keepdim=True)
+        direction.mul_(torch.where(size > 0, new / size, 0.0)).add_(residual)
         size = new
     return found

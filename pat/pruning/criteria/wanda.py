@@ -24,8 +24,8 @@ class Wanda(Calibrated):
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (SquaredNorm,)
 
     def cut(
-        self, weights: Tensor, inputs: Mapping[type[InputStatistic], Tensor], choose: Callable[[Tensor], Tensor]
+        self, weights: Tensor, prepared: Mapping[type[InputStatistic], Tensor], choose: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """The weights as they are where they stay."""
-        keep = choose(weights.abs() * inputs[SquaredNorm].sqrt().float())
-        return keep, weights * keep
+        keep = choose(weights.abs().mul_(prepared[SquaredNorm].sqrt().float()))
+        return keep, weights.mul_(keep)

@@ -121,7 +121,7 @@ class Cutter:
         if self.method.reconstruct and not all(bool(flags.all()) for flags in keep.values()):
             names = [name for name in self._parameters(sites) if self.layout.parameters[name].requires_grad]
             fitted = reconstruct(layer, names, self.method.reconstruct, self.method.reconstruct_lr, self.seed)
-            for name, values in fitted.items():
+            for name, values in fitted:
                 self.layout.write(name, values)
                 journal.put(name, values)
         return keep

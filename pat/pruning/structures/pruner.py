@@ -190,7 +190,8 @@ class StructurePruner:
         made_by = [calibrated.reader(self.anatomy, site) for site in self.sites]
         shapes = {projection.weight: calibrated.as_map(self.anatomy, projection) for projection in made_by}
         key = f"pruners.{self.name}.gate"
-        return Needs(key, made.num_samples, shapes, made.statistics, made.cut_bytes, made.follows, made.reconstruct)
+        settings = made.num_samples, shapes, made.statistics, made.cut_bytes, made.follows, made.reconstruct
+        return Needs(key, *settings, layers=1 + made.follows)
 
     def bind(self, layout: ZeroLayout) -> None:
         """The shards whose weights the gates will be folded into."""

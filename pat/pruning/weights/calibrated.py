@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pat.common.comm import Comm
 from pat.pruning.calibration.journal import KEEP, Journal
 from pat.pruning.calibration.needs import too_large
 from pat.pruning.calibration.reconstruction import reconstruct
+from pat.pruning.calibration.statistics import is_finite
 from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.criteria import Calibrated
 from pat.pruning.weights.whole import WholeMatrices, chooser
@@ -55,6 +57,8 @@ def _cut_layer(method: Method, layer: Layer, matrices: WholeMatrices, journal: J
     names = [name for name in matrices.shapes if name.startswith(f"{layer.name}.")]
     if not names:
         return
+    if criterion.reconstruct:
+        layer.behind()  # while the layer has the weights that it came with, no copy of it is needed
     for name, made in _cuts(method, layer, names, matrices):
         flags, values = (matrices.turned(name, each) for each in made)
         matrices.mark(name, flags)
@@ -62,9 +66,9 @@ def _cut_layer(method: Method, layer: Layer, matrices: WholeMatrices, journal: J
         journal.put(KEEP + name, flags.bool())
         journal.put(name, values)
     if criterion.reconstruct:
-        layer.refresh(names)
+        layer.refresh(layer.parameters)
         settings = criterion.reconstruct, criterion.reconstruct_lr, method.seed
-        for name, fitted in reconstruct(layer, names, *settings).items():
+        for name, fitted in reconstruct(layer, names, *settings):
             matrices.fit(name, fitted)
             journal.put(name, fitted)
 
@@ -74,38 +78,77 @@ def _cuts(
     layer: Layer,
     names: Sequence[str],  # matrices of the layer
     matrices: WholeMatrices,
-) -> Iterable[tuple[str, _Cut]]:
-    """The cut of every matrix of a layer. Each is computed by one rank, and the others get it. Collective."""
+) -> Iterator[tuple[str, _Cut]]:
+    """The cut of every matrix of a layer. Matrices with the same inputs are cut by one rank, which then alone keeps
+    these inputs' statistics; as many ranks work at once as there are different inputs. Collective."""
     comm = layer.walk.comm
     inputs = layer.collect({name: method.criterion.statistics for name in names})
-    mine: dict[str, _Cut | str] = {}
+    layer.let_go()
+    sharing: dict[int, list[str]] = {}
+    for name in names:
+        sharing.setdefault(id(inputs[name]), []).append(name)
+    groups = list(sharing.values())
+    for place, group in enumerate(groups):
+        if place % comm.world_size != comm.rank:
+            for name in group:
+                del inputs[name]
+    for start in range(0, len(groups), comm.world_size):
+        yield from _cuts_at_once(method, groups[start : start + comm.world_size], inputs, matrices, comm)
+
+
+def _cuts_at_once(
+    method: Method,
+    groups: Sequence[Sequence[str]],  # one of each of the first ranks
+    inputs: dict[str, Any],  # of this rank's matrices; those that are cut are taken out
+    matrices: WholeMatrices,
+    comm: Comm,
+) -> Iterator[tuple[str, _Cut]]:
+    """Their cuts: first all matrices are brought together, so that no rank waits for another's work. Collective."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for place, name in enumerate(names):
-        dense = matrices.weights(name)
-        shapes[name] = tuple(dense.shape)
-        if place % comm.world_size == comm.rank:
-            mine[name] = _cut(method, name, dense, inputs[name])
-    refused = [said for each in comm.gather([v for v in mine.values() if isinstance(v, str)]) for said in each]
+    mine: dict[str, Tensor] = {}
+    for rank, group in enumerate(groups):
+        for name in group:
+            dense = matrices.weights(name)
+            shapes[name] = tuple(dense.shape)
+            if rank == comm.rank:
+                mine[name] = dense
+            del dense
+    made, said = _cut_group(method, mine, inputs) if mine else ({}, [])
+    refused = [sentence for each in comm.gather(said) for sentence in each]
     if refused:
         raise ValueError(refused[0])
-    for name in names:
-        flags, values = mine.pop(name, None) or (
-            torch.zeros(shapes[name], dtype=torch.uint8, device=comm.device),
-            torch.zeros(shapes[name], device=comm.device),
+    for name, shape in shapes.items():
+        flags, values = made.pop(name, None) or (
+            torch.zeros(shape, dtype=torch.uint8, device=comm.device),
+            torch.zeros(shape, device=comm.device),
         )
-        assert not isinstance(flags, str) and not isinstance(values, str)
         yield name, (comm.sum(flags), comm.sum(values))
 
 
-def _cut(method: Method, name: str, dense: Tensor, inputs: Mapping[Any, Tensor]) -> _Cut | str:
-    """The cut, or why there is none: the other ranks wait, so an error is told and not raised."""
-    criterion, choose = method.criterion, chooser(name, method.granularity, method.sparsity, method.scope)
+def _cut_group(
+    method: Method,
+    dense: dict[str, Tensor],  # matrices with the same inputs; used up
+    inputs: dict[str, Any],  # those of `dense` are used up
+) -> tuple[dict[str, _Cut], list[str]]:
+    """(cuts, why there are none): the other ranks wait, so an error is told and not raised."""
+    criterion, made = method.criterion, dict[str, _Cut]()
+    name, shape = next((name, each.shape) for name, each in dense.items())
     try:
-        keep, weights = criterion.cut(dense, inputs, choose)
+        prepared = criterion.prepare([inputs.pop(each) for each in dense][0])
+        for name in list(dense):
+            weights = dense.pop(name)
+            shape = weights.shape
+            choose = chooser(name, method.granularity, method.sparsity, method.scope)
+            keep, fitted = criterion.cut(weights, prepared, choose)
+            del weights
+            if not is_finite(fitted):
+                return {}, [
+                    f"{name}: {criterion.name} gives weights that are not finite; raise its damping, or take more "
+                    "samples"
+                ]
+            made[name] = keep.to(torch.uint8).contiguous(), fitted.float().contiguous()
     except (MemoryError, torch.OutOfMemoryError):
-        return too_large(name, criterion.name, criterion.cut_bytes(*dense.shape))
+        return {}, [too_large(name, criterion.name, criterion.cut_bytes(*shape))]
     except (ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
-        return f"{name} cannot be pruned by {criterion.name}: {error}"
-    if not bool(torch.isfinite(weights).all()):
-        return f"{name}: {criterion.name} gives weights that are not finite; raise its damping, or take more samples"
-    return keep.to(torch.uint8).contiguous(), weights.float().contiguous()
+        return {}, [f"{name} cannot be pruned by {criterion.name}: {error}"]
+    return made, []

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pat.common.comm import LOCAL
 from pat.common.rounding import part_of
+from pat.common.typed import split
+from pat.pruning.criteria import CHOICE
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
@@ -25,26 +27,41 @@ def chooser(name: str, granularity: Any, sparsity: float, scope: str) -> Callabl
     """Scores (o, i) -> flags (o, i) bool, exactly to the target within one matrix."""
 
     def choose(scores: Tensor) -> Tensor:
-        if granularity.name == "weight":  # of every row, or of all as one
-            rows = scores if scope == "row" else scores.reshape(1, -1)
-            kept = rows.shape[1] - part_of(rows.shape[1], sparsity)
-            return keep_top_of_rows(rows, kept).view_as(scores)
-        flags = torch.ones(scores.numel(), dtype=torch.uint8, device=scores.device)
-        whole = ScoredSegment(name, tuple(scores.shape), 0, scores.float().contiguous().view(-1), flags)
+        if granularity.name == "weight" and scope == "row":
+            return keep_top_of_rows(scores, scores.shape[1] - part_of(scores.shape[1], sparsity))
+        if granularity.name == "weight" and scores.numel() < SMALL:
+            return keep_top_of_rows(scores.reshape(1, -1), scores.numel() - part_of(scores.numel(), sparsity)).view_as(
+                scores
+            )
+        flags = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+        flat = scores.float().contiguous().view(-1)
+        whole = ScoredSegment(name, tuple(scores.shape), 0, flat, flags.view(torch.uint8))
         granularity.select([whole], sparsity, "matrix", LOCAL)
-        return flags.view_as(scores).bool()
+        return flags.view_as(scores)
 
     return choose
 
 
+SMALL = 1 << 19  # scores that are sorted faster than counted
+
+
 def keep_top_of_rows(scores: Tensor, num_keep: int) -> Tensor:
-    """(o, i) bool: the highest of every row; of equal scores the lower index."""
+    """(o, i) bool: the highest of every row; of equal scores the lower index. About CHOICE scores at a time."""
     if num_keep == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
+    parts = split(scores, max(1, CHOICE // scores.shape[1]))
+    return torch.cat([_keep_top(part, num_keep) for part in parts]) if len(parts) > 1 else _keep_top(scores, num_keep)
+
+
+def _keep_top(scores: Tensor, num_keep: int) -> Tensor:
     last = scores.kthvalue(scores.shape[1] - num_keep + 1, dim=1, keepdim=True).values
-    above, equal = scores > last, scores == last
-    room = num_keep - above.sum(1, keepdim=True)
-    return above | (equal & (equal.cumsum(1) <= room))
+    keep = scores >= last
+    tied = (keep.sum(1) > num_keep).nonzero().squeeze(1)  # rows in which only some of those equal to the last may stay
+    if len(tied):
+        above, equal = scores[tied] > last[tied], scores[tied] == last[tied]
+        room = num_keep - above.sum(1, keepdim=True)
+        keep[tied] = above | (equal & (equal.cumsum(1) <= room))
+    return keep
 
 
 class WholeMatrices:

@@ -250,12 +250,14 @@ def test_calibration_by_hand() -> None:
     pruner = Pruner(config)
     pruner.attach(model)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
-    hidden, gram, cut = 3 * 10 * 16 * 2, 4 * 16 * 16, 4 * (8 * 24 * 16 + 4 * 16 * 16)
-    assert calibration(config, model, pruner.calibrations, 2) == hidden + 2 * layer + 4 * 24 * 16 + gram + cut
+    weights, hidden, gram = 24 * 16, 3 * 10 * 16 * 2, 4 * 16 * 16
+    cut = gram + (4 * 6 + 2) * weights  # eigenvectors, six matrices, two sets of flags
+    choosing = gram + (4 * 5 + 3 + 13) * weights + weights // 4
+    assert choosing > cut and choosing + gram > 2 * layer + gram
+    assert calibration(config, model, pruner.calibrations, 2) == hidden + gram + choosing
     assert calibration(config, model, [], 2) == 0
     fitted = config.changed(pruners__weights__criterion={"name": "alps", "num_samples": 5, "reconstruct": 1})
     again = Pruner(fitted)
     again.attach(model)
-    most = max(gram + cut, 5 * 4 * layer)  # weights, gradients, flags, two moments
-    expected = 3 * hidden + 2 * 2 * layer + 4 * 24 * 16 + most
-    assert calibration(fitted, model, again.calibrations, 2) == expected
+    fit = 2 * layer + (2 + 13 + 3 * 4) * weights  # weights, gradients; fp32 with moments and flags, Adam's own
+    assert calibration(fitted, model, again.calibrations, 2) == 3 * hidden + max(gram + choosing, fit)

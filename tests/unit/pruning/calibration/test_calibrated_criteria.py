@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from pat.pruning import registry
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.criteria import alps
-from pat.pruning.criteria.alps import Alps, damped, fitted
+from pat.pruning.criteria.alps import Alps, damped_, fitted
 from pat.pruning.weights.whole import chooser, keep_top_of_rows
 
 SPARSITY = 0.5
@@ -30,6 +31,14 @@ def choose(
     scope: str = "row", granularity: object = "weight", sparsity: float = SPARSITY
 ) -> Callable[[Tensor], Tensor]:
     return chooser("matrix", registry.build("granularity", granularity), sparsity, scope)
+
+
+def cut(
+    criterion: Any, weights: Tensor, inputs: dict[Any, Tensor], choosing: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The criterion's, which may use up what it is given."""
+    prepared = criterion.prepare({kind: value.clone() for kind, value in inputs.items()})
+    return criterion.cut(weights.clone(), prepared, choosing)
 
 
 def loss(weights: Tensor, found: Tensor, gram: Tensor) -> Tensor:
@@ -50,11 +59,11 @@ def solved(weights: Tensor, gram: Tensor, keep: Tensor) -> Tensor:
 @pytest.mark.parametrize("seed", range(4))
 def test_alps_is_near_the_best_of_all_masks_and_ahead_of_wanda(seed: int) -> None:
     weights, gram = problem(seed)
-    _, found = Alps().cut(weights, {Gram: gram}, choose())
+    _, found = cut(Alps(), weights, {Gram: gram}, choose())
     masks = torch.zeros(70, 8, dtype=torch.bool)
     for i, chosen in enumerate(combinations(range(8), 4)):
         masks[i, list(chosen)] = True
-    within = damped(gram, Alps().damping)
+    within = damped_(gram.clone(), Alps().damping)
     best = torch.stack([loss(weights, solved(weights, within, m.expand_as(weights)), within) for m in masks]).amin(0)
     by_norm = choose()(weights.abs() * gram.diagonal().sqrt())
     wanda_fitted = loss(weights, solved(weights, within, by_norm), within)
@@ -79,8 +88,8 @@ def test_with_inputs_that_do_not_depend_on_each_other_it_is_nearly_wanda(scope: 
     gram = torch.diag(norms)
     for seed in range(40):
         weights, _ = problem(seed)
-        keep, found = Alps(damping=1e-9).cut(weights, {Gram: gram}, choose(scope))
-        _, best = registry.build("criterion", "wanda").cut(weights, {SquaredNorm: norms.double()}, choose(scope))
+        keep, found = cut(Alps(damping=1e-9), weights, {Gram: gram}, choose(scope))
+        _, best = cut(registry.build("criterion", "wanda"), weights, {SquaredNorm: norms.double()}, choose(scope))
         torch.testing.assert_close(found, weights * keep)
         ratios.append(float(loss(weights, found, gram).sum() / loss(weights, best, gram).sum()))
     assert min(ratios) > 1 - 1e-6 and max(ratios) < 1.5 and sum(ratios) / len(ratios) < 1.03
@@ -88,8 +97,11 @@ def test_with_inputs_that_do_not_depend_on_each_other_it_is_nearly_wanda(scope: 
 
 def test_wanda_is_the_papers_rule() -> None:
     weights = torch.tensor([[1.0, -2.0, 3.0, -4.0], [4.0, 3.0, -2.0, 1.0]])
-    keep, kept = registry.build("criterion", "wanda").cut(
-        weights, {SquaredNorm: torch.tensor([100.0, 1.0, 1.0, 0.0], dtype=torch.float64)}, choose()
+    keep, kept = cut(
+        registry.build("criterion", "wanda"),
+        weights,
+        {SquaredNorm: torch.tensor([100.0, 1.0, 1.0, 0.0], dtype=torch.float64)},
+        choose(),
     )
     assert keep.tolist() == [[True, False, True, False], [True, True, False, False]]
     assert torch.equal(kept, weights * keep)
@@ -98,7 +110,7 @@ def test_wanda_is_the_papers_rule() -> None:
 @pytest.mark.parametrize("granularity", [{"name": "n_of_m", "n": 2, "m": 4}, {"name": "block", "rows": 2, "cols": 2}])
 def test_alps_takes_any_granularity(granularity: dict[str, object]) -> None:
     weights, gram = problem(2)
-    keep, found = Alps().cut(weights, {Gram: gram}, choose("matrix", granularity))
+    keep, found = cut(Alps(), weights, {Gram: gram}, choose("matrix", granularity))
     if granularity["name"] == "n_of_m":
         assert (keep.view(-1, 4).sum(1) == 2).all()
     else:
@@ -109,18 +121,18 @@ def test_alps_takes_any_granularity(granularity: dict[str, object]) -> None:
 
 def test_what_an_earlier_cut_removed_stays_removed() -> None:
     weights, gram = problem(3)
-    keep, found = Alps().cut(weights, {Gram: gram}, choose(sparsity=0.25))
-    later, _ = Alps().cut(found, {Gram: gram}, choose())
+    keep, found = cut(Alps(), weights, {Gram: gram}, choose(sparsity=0.25))
+    later, _ = cut(Alps(), found, {Gram: gram}, choose())
     assert not (later & ~keep).any()
 
 
 def test_an_input_that_is_always_zero_goes_first_and_none_at_all_is_refused() -> None:
     weights, gram = problem(4)
     gram[3], gram[:, 3] = 0, 0
-    keep, found = Alps().cut(weights, {Gram: gram}, choose())
+    keep, found = cut(Alps(), weights, {Gram: gram}, choose())
     assert not keep[:, 3].any() and torch.isfinite(found).all()
     with pytest.raises(ValueError, match="all inputs are 0"):
-        Alps().cut(weights, {Gram: torch.zeros_like(gram)}, choose())
+        cut(Alps(), weights, {Gram: torch.zeros_like(gram)}, choose())
 
 
 def test_rows_keep_exactly_their_share_and_of_equals_the_first() -> None:
@@ -146,9 +158,9 @@ def test_settings_out_of_range(wrong: dict[str, float]) -> None:
 
 def test_wide_matrices_are_solved_without_eigenvectors_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, gram = problem(3, 24, 32, 200)
-    keep, found = Alps().cut(weights, {Gram: gram}, choose("matrix"))
+    keep, found = cut(Alps(), weights, {Gram: gram}, choose("matrix"))
     monkeypatch.setattr(alps, "WIDE", 0)
-    again, other = Alps().cut(weights, {Gram: gram}, choose("matrix"))
+    again, other = cut(Alps(), weights, {Gram: gram}, choose("matrix"))
     assert (keep != again).float().mean() < 0.02
-    within = damped(gram, Alps().damping)
+    within = damped_(gram.clone(), Alps().damping)
     assert loss(weights, other, within).sum() == pytest.approx(float(loss(weights, found, within).sum()), rel=0.02)

@@ -45,7 +45,7 @@ def walked(model: Any, passes: int, given: list[dict[str, Tensor]], seed: int = 
             halved(model, name)
         layer.refresh(names)
         if layer.index == INDEX:
-            return reconstruct(layer, names, passes, LR, seed)
+            return dict(reconstruct(layer, names, passes, LR, seed))
     raise AssertionError
 
 
@@ -99,4 +99,4 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
     layer: Layer = next(iter(walk))
     walk.hidden[0] = walk.hidden[0] * torch.inf
     with pytest.raises(NotCalibrated, match="model.layers.0 cannot be reconstructed"):
-        reconstruct(layer, [name for name in matrices(model) if ".0." in name], 1, LR, 0)
+        dict(reconstruct(layer, [name for name in matrices(model) if ".0." in name], 1, LR, 0))

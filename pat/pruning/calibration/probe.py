@@ -1,0 +1,74 @@
+"""Hooks that sum up what goes into linear maps, each input once.
+
+# B rows of a micro-batch, T tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pat.common.comm import Comm
+from pat.pruning.calibration.statistics import InputStatistic
+
+Statistics = Mapping[str, Sequence[type[InputStatistic]]]  # which, of what goes into each matrix
+
+
+class Enough(Exception):
+    """The last input has been seen: the rest of the forward would be thrown away."""
+
+
+class Probe:
+    """Between `next` and the end of a forward, or Enough, every micro-batch adds to the sums."""
+
+    def __init__(
+        self,
+        statistics: Statistics,
+        to_the_end: bool,  # whether somebody wants the rest of the forward, too
+    ) -> None:
+        self.statistics = statistics
+        self.to_the_end = to_the_end
+        self.sums: dict[str, dict[type[InputStatistic], Tensor]] = {}  # by the first matrix that reads an input
+        self.first: dict[str, str] = {}  # which that is, by matrix
+        self.order: list[str] = []  # in which the first micro-batch came to the matrices
+        self.handles: list[Any] = []
+
+    def watch(self, name: str, module: nn.Module) -> None:
+        """Sum up what goes into a matrix's module."""
+        self.handles.append(module.register_forward_pre_hook(lambda _, args: self._see(name, args[0])))
+
+    def next(self, real: Tensor) -> None:
+        """A micro-batch begins, with these tokens (B, T) that are no padding."""
+        once = len(self.order) == len(set(self.order)) == len(self.statistics)
+        self.last = self.order[-1] if self.order and once and not self.to_the_end else None
+        self.noting = not self.order
+        self.real, self.seen = real.reshape(-1), list[tuple[Tensor, str]]()
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+    def means(self, comm: Comm, tokens: int) -> dict[str, dict[type[InputStatistic], Tensor]]:
+        """By matrix, over the tokens of all ranks, in the sums' own memory; matrices with one input get the same ones.
+        Collective."""
+        found = {
+            name: {kind: kind.completed(comm.sum(value)).div_(tokens) for kind, value in sums.items()}
+            for name, sums in self.sums.items()
+        }
+        return {name: found[self.first[name]] for name in self.statistics}
+
+    def _see(self, name: str, inputs: Tensor) -> None:
+        if self.noting:
+            self.order.append(name)
+        first = next((other for tensor, other in self.seen if tensor is inputs), name)
+        self.first[name] = first
+        if first == name:
+            self.seen.append((inputs, name))
+            flat, sums = inputs.reshape(-1, inputs.shape[-1])[self.real], self.sums.setdefault(name, {})
+            for kind in self.statistics[name]:
+                sums[kind] = kind.add(sums.get(kind), flat)
+        if name == self.last:
+            raise Enough
