@@ -49,7 +49,9 @@ def cholesky_(values: Tensor) -> Tensor:
     info = torch.empty((), dtype=torch.int32, device=values.device)
     untyped(torch).linalg.cholesky_ex(columns, out=(columns, info))
     if int(info):
-        raise RuntimeError(f"the leading minor of order {int(info)} is not positive")
+        raise RuntimeError(
+            f"the input is not positive-definite: its leading minor of order {int(info)} is not positive"
+        )
     return values
 
 

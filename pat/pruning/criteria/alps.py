@@ -110,8 +110,13 @@ def _pulled(near: Tensor, dual: Tensor, rho: float, out: Tensor) -> Tensor:
 
 
 def eigen_resolvent(gram: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """(R, rho) -> R (H + rho I)^-1, in R: by H's eigenvectors, which serve all rho."""
+    """(R, rho) -> R (H + rho I)^-1, in R: by H's eigenvectors, which serve all rho.
+
+    RuntimeError where H + rho I is not positive for all of them.
+    """
     values, vectors = eigh(gram)
+    if not values[0] > -FIRST_PENALTY:
+        raise RuntimeError("the input is not positive-definite")
 
     def solve(right: Tensor, rho: float) -> Tensor:
         return torch.mm((right @ vectors).div_(values + rho), vectors.T, out=right)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pat.common.typed import cholesky, solve
+from pat.common.typed import cholesky_, solve, solve_triangular_
 from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.statistics import Gram, InputStatistic, Mean
 from pat.pruning.gates import CalibratedGate, Fit
@@ -50,17 +50,18 @@ class Obs(CalibratedGate):
         return self.repair > 0.0 or super().follows
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
-        """In fp64: the weights, the fit, what is missing and a copy; Gram and inverse, W^T W and their next values."""
-        return 8 * (4 * outputs * inputs + 6 * inputs * inputs)
+        """The weights, in fp64 these and what is missing; in fp64 H^-1, W^T W, STRIP rows of both, and columns."""
+        return (4 + 8 * 2) * outputs * inputs + 8 * inputs * (2 * inputs + 2 * min(STRIP, inputs) + 4 * CHUNK)
 
     def costs(
         self, weights: Tensor, features: int, inputs: Mapping[type[InputStatistic], Tensor], bias: bool
     ) -> Tensor:
         """Of removing all units, each by what was left when it went: (u,) shares of E||W (x - m)||^2."""
-        gram, _ = self._problem(inputs, bias)
-        wide = weights.double()
-        order, costs = removals(wide, gram, features, wide.shape[1] // features)
-        return torch.zeros_like(costs).scatter_(0, order, costs) / ((wide @ gram) * wide).sum().clamp(min=TINY)
+        problem = Problem.of(inputs, bias, self.damping)
+        wide, gram = weights.double(), problem.whole()
+        size = ((wide @ gram) * wide).sum().clamp(min=TINY)
+        order, costs = removals(wide, inverted_(cholesky_(gram)), features, wide.shape[1] // features)
+        return torch.zeros_like(costs).scatter_(0, order, costs) / size
 
     def cut(
         self,
@@ -72,32 +73,82 @@ class Obs(CalibratedGate):
         count: int,
     ) -> Fit:
         """The `count` units that stay, and what reads them. RuntimeError where H is not positive."""
-        gram, mean = self._problem(inputs, bias is not None)
-        wide, shift = weights.double(), None if bias is None else bias.double()
+        problem = Problem.of(inputs, bias is not None, self.damping)
+        wide, shift = weights.to(torch.float64, copy=True), None if bias is None else bias.double()
+        factor = cholesky_(problem.whole())
         if gap is not None:
-            cross = gap.cross.double()
+            missing = gap.cross.double()
             if shift is not None:
-                cross, shift = cross - torch.outer(gap.mean, mean), shift + self.repair * gap.mean
-            wide = wide + self.repair * torch.cholesky_solve(cross.T, cholesky(gram)).T
+                missing, shift = missing - torch.outer(gap.mean, problem.mean), shift + self.repair * gap.mean
+            wide.add_(solved_(factor, missing.clone()).mul_(self.repair))
+            del missing
         units = wide.shape[1] // features
-        order, _ = removals(wide, gram, features, units - count)
+        order, _ = removals(wide, inverted_(factor), features, units - count)
+        del factor
         keep = torch.ones(units, dtype=torch.bool)
         keep[order] = False
-        fitted = refitted(wide, gram, keep.repeat_interleave(features))
+        fitted = refitted(wide, problem, keep.repeat_interleave(features))
         if bias is None or shift is None:
             return Fit(keep, fitted.to(weights.dtype), None)
         # The bias of W x + b is b + (W - V) m, whatever W has become.
-        return Fit(keep, fitted.to(weights.dtype), (shift + (weights.double() - fitted) @ mean).to(bias.dtype))
+        return Fit(keep, fitted.to(weights.dtype), (shift + (weights.double() - fitted) @ problem.mean).to(bias.dtype))
 
-    def _problem(self, inputs: Mapping[type[InputStatistic], Tensor], bias: bool) -> tuple[Tensor, Tensor]:
-        """(H, m) in fp64."""
-        gram, mean = inputs[Gram].double(), inputs[Mean].double()
-        if bias:
-            gram = gram - torch.outer(mean, mean)
-        size = gram.diagonal().mean()
+
+@dataclass(frozen=True)
+class Problem:
+    """H in parts: E[x x^T] in fp32, as measured, and what makes it H in fp64."""
+
+    gram: Tensor  # (i, i) fp32, E[x x^T]
+    mean: Tensor  # (i,) fp64, m
+    centred: bool  # whether H is of x - m
+    damping: Tensor  # () fp64, what the diagonal gets
+
+    @staticmethod
+    def of(inputs: Mapping[type[InputStatistic], Tensor], centred: bool, damping: float) -> Problem:
+        """ValueError where nothing goes in."""
+        gram, mean = inputs[Gram], inputs[Mean].double()
+        diagonal = gram.diagonal().double()
+        size = (diagonal - mean.square() if centred else diagonal).mean()
         if not size > 0:
             raise ValueError("all inputs are 0 on the calibration samples")
-        return gram + self.damping * size * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), mean
+        return Problem(gram, mean, centred, damping * size)
+
+    def rows(self, on: Tensor) -> Tensor:
+        """(n, i) fp64 of H, for the (n,) indices."""
+        found = self.gram[on].double()
+        if self.centred:
+            found.sub_(torch.outer(self.mean[on], self.mean))
+        found[torch.arange(len(on), device=on.device), on] += self.damping
+        return found
+
+    def whole(self) -> Tensor:
+        """(i, i) fp64 H."""
+        found = torch.empty_like(self.gram, dtype=torch.float64)
+        for rows in strips(len(found)):
+            found[rows] = self.rows(torch.arange(rows.start, rows.stop, device=found.device))
+        return found
+
+
+STRIP = 512  # rows of a matrix with as many rows as columns that are worked on at a time
+
+
+def strips(size: int) -> list[slice]:
+    """Runs of rows."""
+    return [slice(start, min(start + STRIP, size)) for start in range(0, size, STRIP)]
+
+
+def solved_(
+    factor: Tensor,  # (i, i) upper R with R^T R = H
+    right: Tensor,  # (o, i)
+) -> Tensor:
+    """(o, i) right H^-1, in `right`."""
+    solve_triangular_(factor, right, upper=True)
+    return solve_triangular_(factor.T, right, upper=False)
+
+
+def inverted_(factor: Tensor) -> Tensor:
+    """(i, i) H^-1, in the memory of H's upper factor."""
+    return torch.cholesky_inverse(factor.T, out=factor.T)
 
 
 TINY = 1e-300  # of an output that is 0
@@ -106,12 +157,11 @@ CHUNK = 64  # removals between two updates of whole matrices
 
 def removals(
     weights: Tensor,  # (o, i) fp64
-    gram: Tensor,  # (i, i) fp64, positive
+    inverse: Tensor,  # (i, i) fp64, H^-1; used up
     features: int,  # inputs of a unit
     number: int,  # of units to remove
 ) -> tuple[Tensor, Tensor]:
     """(number,) units in the order in which they go, and (number,) what the going of each costs."""
-    inverse = torch.cholesky_inverse(cholesky(gram))
     if features == 1:
         return _one_by_one(weights.T @ weights, inverse, number)
     return _as_groups(weights, inverse, features, number)
@@ -119,7 +169,7 @@ def removals(
 
 def _as_groups(weights: Tensor, inverse: Tensor, features: int, number: int) -> tuple[Tensor, Tensor]:
     """As the formulas say."""
-    inverse, weights = inverse.clone(), weights.clone()
+    weights = weights.clone()
     units = weights.shape[1] // features
     alive, order, costs = list(range(units)), list[int](), list[float]()
     for _ in range(number):
@@ -146,7 +196,7 @@ def _one_by_one(products: Tensor, inverse: Tensor, number: int) -> tuple[Tensor,
 
     With L and U so that A - L L^T and W - U L^T are what A and W have become, and M = W^T U, S = U^T U, a removal reads
     only columns of Q and A: l = (A_:u - L L_u) / r, W^T u' = (Q_:u - M L_u) / r and U^T u' = (M_u - S L_u) / r with
-    r^2 = A_uu. Then A - L L^T and Q - M L^T - L M^T + L S L^T are taken, without the units that are gone.
+    r^2 = A_uu. Then A - L L^T and Q - M L^T - L M^T + L S L^T are taken, without the units that are gone, in place.
     """
     left = torch.arange(len(inverse), device=inverse.device)
     order, costs = list[int](), list[float]()
@@ -172,16 +222,29 @@ def _one_by_one(products: Tensor, inverse: Tensor, number: int) -> tuple[Tensor,
             costs.append(float(each[unit]))
         stay = (~gone).nonzero().squeeze(1)
         factor, seen, left = factor[stay], seen[stay], left[stay]
-        inverse = inverse[stay][:, stay] - factor @ factor.T
-        mixed = (seen - factor @ own / 2.0) @ factor.T
-        products = products[stay][:, stay] - mixed - mixed.T
+        inverse, products = _among_(inverse, stay), _among_(products, stay)
+        half = seen - factor @ own / 2.0
+        for rows in strips(len(stay)):
+            inverse[rows].sub_(factor[rows] @ factor.T)
+            products[rows].sub_(half[rows] @ factor.T).sub_(factor[rows] @ half.T)
     return torch.tensor(order, dtype=torch.int64), torch.tensor(costs, dtype=torch.float64)
 
 
-def refitted(weights: Tensor, gram: Tensor, keep: Tensor) -> Tensor:
+def _among_(matrix: Tensor, stay: Tensor) -> Tensor:
+    """(n, n) the rows and columns of rising indices (n,), moved up and left within the memory of the matrix."""
+    for rows in strips(len(stay)):
+        matrix[rows, : len(stay)] = matrix[stay[rows]][:, stay]
+    return matrix[: len(stay), : len(stay)]
+
+
+def refitted(weights: Tensor, problem: Problem, keep: Tensor) -> Tensor:
     """(o, i) V = W H_:K H_KK^-1 on the inputs K whose flag, of (i,) bool, is up, and 0 elsewhere."""
-    on = keep.nonzero().squeeze(1)
-    factor = cholesky(gram[on][:, on])
+    on = keep.nonzero().squeeze(1).to(weights.device)
+    within, right = weights.new_empty(len(on), len(on)), weights.new_empty(len(weights), len(on))
+    for rows in strips(len(on)):
+        part = problem.rows(on[rows])
+        within[rows] = part[:, on]
+        right[:, rows] = weights @ part.T
     fitted = torch.zeros_like(weights)
-    fitted[:, on] = torch.cholesky_solve(gram[on] @ weights.T, factor).T
+    fitted[:, on] = solved_(cholesky_(within), right)
     return fitted

@@ -110,7 +110,7 @@ def test_each_unit_that_goes_is_the_one_that_costs_least_then(features: int) -> 
     """ZipLM's greedy order, with every cost taken anew by least squares; the costs add up to the error. The first
     units of one input are taken out by columns of a Cholesky factor, those of several as the formula says."""
     weights, _, x = problem(1)
-    order, costs = removals(weights, measured(x)[Gram], features, 8 // features)
+    order, costs = removals(weights, torch.linalg.inv(measured(x)[Gram].double()), features, 8 // features)
     whole = float((x @ weights.T).square().sum(1).mean())
     left, before = list(range(8 // features)), 0.0
     for unit, cost in zip(order.tolist(), costs.tolist(), strict=True):
@@ -362,7 +362,7 @@ def test_inputs_that_are_not_finite_and_fits_that_fail_name_the_matrix(monkeypat
     model = models.model("llama")
     _, pruner = one_rank.build(config(["ffn"], shape(ffn=64), {"name": "one_shot", "start": 1}), model)
     pruner.samples = lambda number: batches()
-    monkeypatch.setattr(torch.linalg, "cholesky", _not_positive)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", _not_positive)
     with pytest.raises(ValueError, match="layers.0.mlp.down_proj.weight cannot be cut by obs: .*not positive-definite"):
         pruner.begin(1)
     monkeypatch.undo()
@@ -371,5 +371,19 @@ def test_inputs_that_are_not_finite_and_fits_that_fail_name_the_matrix(monkeypat
         pruner.begin(1)
 
 
-def _not_positive(_: Tensor) -> Tensor:
+def test_a_matrix_that_does_not_fit_says_how_much_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Obs, "cut", full)
+    _, pruner = one_rank.build(config(["ffn"], shape(ffn=64), {"name": "one_shot", "start": 1}), models.model("llama"))
+    pruner.samples = lambda number: batches()
+    with pytest.raises(
+        ValueError, match=r"layers.0.mlp.down_proj.* about .* [KM]iB .*engine.offload_optimizer"
+    ) as said:
+        pruner.begin(1)
+    assert "\n" not in str(said.value)
+
+
+def _not_positive(_: Tensor, **__: Any) -> Tensor:
     raise RuntimeError("the input is not positive-definite")

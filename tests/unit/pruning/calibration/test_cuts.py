@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pat.pruning.calibration.probe import Probe
+from pat.pruning.calibration.statistics import Gram
 from pat.pruning.calibration.walk import NotCalibrated
+from pat.pruning.criteria import alps
 from pat.pruning.criteria.alps import Alps
 from pat.pruning.pruner import Pruner
 from pat.schema import Config, MaskedGradConfig, PrunerConfig
@@ -180,6 +183,24 @@ def test_a_matrix_that_does_not_fit_says_how_much_it_needs_and_what_to_change(mo
     with pytest.raises(ValueError, match=r"layers.0.*q_proj.* about 9\d.\d KiB .*engine.offload_optimizer") as said:
         trained(config("alps", "matrix"))
     assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("wide", [0, 4096], ids=["factor", "eigenvectors"])
+def test_a_gram_matrix_that_is_not_positive_names_the_matrix(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the second layer: the sums of the first are as they should be."""
+    monkeypatch.setattr(alps, "WIDE", wide)
+    measured, sums = Probe.means, list[Any]()
+
+    def spoilt(self: Probe, *of: Any) -> Any:
+        means = measured(self, *of)
+        sums.append(means)
+        for kinds in means.values() if len(sums) == 2 else ():
+            kinds[Gram][0, 1] = kinds[Gram][1, 0] = 9.0 * kinds[Gram].diagonal().max()
+        return means
+
+    monkeypatch.setattr(Probe, "means", spoilt)
+    with pytest.raises(ValueError, match="layers.1.*cannot be pruned by alps: .*not positive-definite"):
+        trained(config("alps", "matrix"))
 
 
 def test_fewer_tokens_than_inputs_are_said_once_a_cut_where_a_gram_matrix_is_measured() -> None:

@@ -95,8 +95,9 @@ def test_a_whole_cut_holds_what_the_plan_says(fields: dict[str, Any], tmp_path: 
         "schedule": {"name": "one_shot", "start": at},
     }
     config = Config().changed(
-        train__num_steps=2, data__max_length=TOKENS, engine__zero_stage=0, engine__dtype="fp32", engine__kernels="eager",
-        optim__lr=1e-3, optim__implementation="loop", pruners__one=PrunerConfig(**(common | fields)),
+        train__num_steps=2, data__max_length=TOKENS, engine__zero_stage=0, engine__dtype="fp32",
+        engine__kernels="eager", optim__lr=1e-3, optim__implementation="loop",
+        pruners__one=PrunerConfig(**(common | fields)),
     )  # fmt: skip
     _, pruner = one_rank.build(config, model)
     pruner.samples, pruner.warn = lambda number: batches(), lambda text: None
