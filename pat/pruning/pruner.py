@@ -22,20 +22,17 @@ from torch import Tensor
 
 from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES
-from pat.pruning import nested, state_keys, timetable
+from pat.pruning import compatibility, nested, state_keys, timetable
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.clock import Clock
-from pat.pruning.gates import OF_NO_STEP, CalibratedGate
-from pat.pruning.structures import calibrated
+from pat.pruning.seam import Seam
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
-from pat.pruning.weights.kernels import SumOfSquares
 from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.pruner import WeightPruner
-from pat.pruning.weights.shard_state import MaskedShard
 from pat.schema import Config
 from pat.zero.layouts import Piece, layout_of
 from pat.zero.stage_parity import compute_as_everywhere
@@ -85,99 +82,26 @@ class Pruner:
         for name, settings in config.pruners.items():
             if settings.structures:
                 structures = StructurePruner(name, settings, model, config.train.num_steps, config.seed)
-                self._attach_structures(structures, frozen)
+                compatibility.check_structures(structures, self.structure_pruners, frozen)
+                self.structure_pruners.append(structures)
                 continue
             pruner = WeightPruner(name, settings, matrices, config.train.num_steps, config.seed, config.engine.kernels)
-            for param in pruner.shapes:
-                if param in self.owner:
-                    raise ValueError(
-                        f"pruners.{name} and pruners.{self.owner[param]} both take {param}; narrow params or exclude "
-                        "of one"
-                    )
-                if param in frozen:
-                    raise ValueError(
-                        f"pruners.{name} takes {param}, which optim.trainable leaves frozen: a mask needs its "
-                        "gradient; let it train or exclude it"
-                    )
-                self.owner[param] = name
+            compatibility.check_weights(pruner, self.owner, frozen)
+            self.owner |= dict.fromkeys(pruner.shapes, name)
             self.weight_pruners.append(pruner)
-        for weights in self.weight_pruners:
-            if weights.calibration:
-                self._check_calibrated(weights, model)
-            weights.emptied_before = partial(nested.emptied, self.structure_pruners, weights)
-            for structures in self.structure_pruners:
-                nested.check(structures, weights)
-        for structures in self.structure_pruners:
-            if isinstance(structures.method, CalibratedGate):
-                self._check_calibrated_gates(structures, model)
-
-    def _check_calibrated(self, pruner: WeightPruner, model: torch.nn.Module) -> None:
-        stack_of(model, list(pruner.shapes))
-        for gates in self.structure_pruners:
-            if pruner.timeline.start < gates.timeline.hard_from:
-                raise ValueError(
-                    f"pruners.{pruner.name} is calibrated from step {pruner.timeline.start} on, when the gates of "
-                    f"pruners.{gates.name} still move, until step {gates.timeline.hard_from}: set "
-                    f"pruners.{pruner.name}.schedule.start to that step or later"
-                )
-
-    def _attach_structures(self, pruner: StructurePruner, frozen: set[str]) -> None:
-        if pruner.adapted and pruner.needs in OF_NO_STEP:
-            raise ValueError(
-                f"pruners.{pruner.name}.gate={pruner.method.name} works on trained weights, but with peft the "
-                "model is frozen: take a method that learns, or ranks by gradients or activations: l0, taylor, "
-                "activation, ..."
-            )
-        for param in sorted(pruner.units.parameters & frozen if not pruner.adapted else ()):
-            raise ValueError(
-                f"pruners.{pruner.name} prunes units of {param}, which optim.trainable leaves frozen: let it train, "
-                "choose other structures, or train adapters instead (peft=lora)"
-            )
-        if pruner.target_weights == 0:
-            raise ValueError(f"pruners.{pruner.name}.budget removes nothing: it leaves {pruner.target_shape()}")
-        for other in self.structure_pruners:
-            for structure in set(pruner.config.structures) & set(other.config.structures):
-                raise ValueError(f"pruners.{pruner.name} and pruners.{other.name} both have gates on {structure}")
-            for param in sorted(pruner.units.parameters & other.units.parameters):
-                raise ValueError(
-                    f"pruners.{pruner.name} and pruners.{other.name} both prune units of {param}: name their "
-                    "structures in one pruner, so that what goes is counted once"
-                )
-        self.structure_pruners.append(pruner)
-
-    def _check_calibrated_gates(self, pruner: StructurePruner, model: torch.nn.Module) -> None:
-        stack_of(model, calibrated.readers(pruner.anatomy, pruner.sites))
-        for site in pruner.sites:
-            bias = calibrated.reader(pruner.anatomy, site).bias
-            if bias is not None and not model.get_parameter(bias).requires_grad:
-                raise ValueError(
-                    f"pruners.{pruner.name}.gate={pruner.method.name} fits {bias}, which optim.trainable leaves "
-                    "frozen: let it train"
-                )
-        at = pruner.timeline.start
-        for other in self.structure_pruners:
-            if other is not pruner and other.timeline.start <= at < other.timeline.hard_from:
-                raise ValueError(
-                    f"pruners.{pruner.name} is calibrated at step {at}, when the gates of pruners.{other.name} still "
-                    f"move, until step {other.timeline.hard_from}: set pruners.{pruner.name}.schedule.start to that "
-                    "step or later"
-                )
+        compatibility.check_together(self.weight_pruners, self.structure_pruners, model)
+        for pruner in self.weight_pruners:
+            pruner.emptied_before = partial(nested.emptied, self.structure_pruners, pruner)
 
     # -- after DeepSpeed -------------------------------------------------------------------------------------------
 
     def bind(self, engine: Any) -> None:
         """Find this rank's shards and install the hooks. Without pruners DeepSpeed stays exactly as it is."""
         self.engine, self.layout = engine, layout_of(engine)
-        self._pending, self._t, self._finite = False, 0, True
-        self._states: dict[int, tuple[WeightPruner, MaskedShard]] = {}
-        for pruner in self.structure_pruners:
+        self._finite = True
+        for pruner in self.pruners:
             pruner.bind(self.layout)
-        for pruner in self.weight_pruners:
-            pruner.bind(self.layout)
-            for state in pruner.states:
-                self._states[id(state.shard.flat)] = (pruner, state)
-        largest = max((shard.flat.numel() for shard in self.layout.shards), default=0)
-        self._sum_of_squares = SumOfSquares(self.config.engine.kernels, largest)
+        self.seam = Seam(self.layout, self.weight_pruners, self.config.engine.kernels)
         if self.pruners:
             self.layout.replace_norm(self.masked_norm, lambda: self._finite)
             compute_as_everywhere(engine.module, self.layout.partitioned)
@@ -186,8 +110,7 @@ class Pruner:
                 pruner.walk = partial(self._walk, needs)
                 pruner.journal = partial(self._journal, pruner.name)
         if self.weight_pruners:
-            self.layout.base.register_step_pre_hook(self._before)
-            self.layout.base.register_step_post_hook(self._after)
+            self.seam.install()
 
     def _walk(self, needs: Needs, follow: bool = False) -> Walk:
         """Over the layers with a pruner's matrices, on this rank's calibration samples. Collective."""
@@ -225,19 +148,18 @@ class Pruner:
 
         begin_next=False leaves the gates as they are: the caller looks at the model and then calls `begin(t + 1)`.
         """
-        self._pending, self._t = True, t
+        self.seam.expect(t)
         scale = self.layout.loss_scale if self.structure_pruners else 1.0
         self._finite = all([pruner.gather(scale) for pruner in self.structure_pruners])
         alive = True
         if self.pruners:
             alive = self.layout.clip_before_step(self.masked_norm, self.config.engine.gradient_clipping)
         self.engine.step()
-        skipped = self._pending if self.weight_pruners else not getattr(self.engine, "_step_applied", True)
-        self._pending = False
+        stepped = self.seam.has_stepped() if self.weight_pruners else getattr(self.engine, "_step_applied", True)
         figures: dict[str, float] = {}
         warnings: list[str] = []
         for pruner in self.structure_pruners:
-            learned = pruner.learn(t, skipped or not alive or not self._finite)
+            learned = pruner.learn(t, not stepped or not alive or not self._finite)
             figures |= {f"{pruner.name}/{key}": value for key, value in learned.items()}
             hardened = pruner.hardened
             if begin_next:
@@ -246,7 +168,7 @@ class Pruner:
                 warnings.append(sentence)
         self.peak_bytes = max(self.peak_bytes, self.state_bytes())
         return StepStats(
-            skipped=skipped or not alive,
+            skipped=not stepped or not alive,
             norm=self.engine.get_global_grad_norm(),
             phase={p.name: p.timeline.phase(t) for p in self.pruners},
             target={p.name: p.target(t) for p in self.pruners},
@@ -256,47 +178,14 @@ class Pruner:
         )
 
     def masked_norm(self) -> Tensor:
-        """0-dim fp32: sqrt(sum (G * M)^2), summed in fp64 and rounded once, of the still scaled gradient. Collective.
+        """0-dim fp32: the norm of the still scaled gradient without that of pruned weights (`Seam.norm`). Collective.
 
-        M is the mask that the forward used: pruned weights have a gradient, but no share in the norm that clips the
-        living ones. The fp64 sum makes the result the same however ZeRO cuts the shards. Infinite where the evidence
-        of gates is not finite, which in fp16 overflows before any weight's gradient: DeepSpeed then skips the step.
+        Infinite where the evidence of gates is not finite, which in fp16 overflows before any weight's gradient:
+        DeepSpeed then skips the step.
         """
         if not self._finite:
             return torch.full((), torch.inf, device=self.layout.device)
-        total = torch.zeros((), dtype=torch.float64, device=self.layout.device)
-        for shard in self.layout.shards:
-            owner = self._states.get(id(shard.flat))
-            keep = None if owner is None else owner[1].keep
-            for piece in self.layout.pending_gradients(shard):
-                end = piece.start + piece.data.numel()
-                for s in shard.segments:
-                    low, high = max(s.offset, piece.start), min(s.offset + s.numel, end)
-                    if low < high:
-                        grad = piece.data[low - piece.start : high - piece.start]
-                        flags = None if keep is None else keep[low:high]
-                        total += self._sum_of_squares(grad, flags).to(total.device)
-        return self.layout.comm.sum(total).sqrt().float()
-
-    @torch.no_grad()
-    def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        stepped = [(p, g) for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        if self._pending and stepped:
-            self._pending = False
-            for pruner in self.weight_pruners:
-                pruner.begin(self._t)
-        for param, group in stepped:
-            if id(param) in self._states:
-                pruner, state = self._states[id(param)]
-                pruner.before(state, param, group, self._t)
-
-    @torch.no_grad()
-    def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for param in group["params"]:
-                if id(param) in self._states:
-                    pruner, state = self._states[id(param)]
-                    pruner.after(state, param)
+        return self.seam.norm()
 
     # -- figures ---------------------------------------------------------------------------------------------------
 

@@ -449,13 +449,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("if part.start % m or part.per_unit % m:", "if part.start % m:", "gates that cut groups"),
     ],
-    "pat/pruning/pruner.py": [
-        ("            pruner.begin(t + 1)\n", "            pruner.begin(t)\n", "gates a step late"),
-        (
-            "scale = self.layout.loss_scale if self.structure_pruners else 1.0",
-            "scale = 1.0",
-            "the loss scale in the evidence",
-        ),
+    "pat/pruning/compatibility.py": [
+        ("if pruner.target_weights == 0:", "if pruner.target_weights < 0:", "a budget that removes nothing"),
+        ("        if param in owner:", "        if False:", "two pruners on one matrix"),
+    ],
+    "pat/pruning/seam.py": [
         ("flags = None if keep is None else keep[low:high]", "flags = None", "the norm counts masked weights"),
         (
             "grad = piece.data[low - piece.start : high - piece.start]",
@@ -463,6 +461,14 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "the norm of the wrong elements",
         ),
         ("return self.layout.comm.sum(total).sqrt().float()", "return total.sqrt().float()", "the norm of this rank"),
+    ],
+    "pat/pruning/pruner.py": [
+        ("            pruner.begin(t + 1)\n", "            pruner.begin(t)\n", "gates a step late"),
+        (
+            "scale = self.layout.loss_scale if self.structure_pruners else 1.0",
+            "scale = 1.0",
+            "the loss scale in the evidence",
+        ),
         ("self.masked_norm, self.config.engine.gradient_clipping)", "self.masked_norm, 0.0)", "fp32 is not clipped"),
         (
             "        for pruner in self.structure_pruners:\n            pruner.check()",
@@ -470,12 +476,10 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "gates are not checked",
         ),
         ("            if not pruner.hardened:", "            if False:", "a run that never hardened is fine"),
-        ("if pruner.target_weights == 0:", "if pruner.target_weights < 0:", "a budget that removes nothing"),
-        ("                if param in self.owner:", "                if False:", "two pruners on one matrix"),
         ("pruner.load(reader.gates(pruner.name), shared.get(pruner.name, {}))", "pass", "gates are not restored"),
         ("return min(phases, key=order.index)", "return max(phases, key=order.index)", "the phase of the fastest"),
         (
-            "pruner.learn(t, skipped or not alive or not self._finite)",
+            "pruner.learn(t, not stepped or not alive or not self._finite)",
             "pruner.learn(t, False)",
             "skipped steps are evidence",
         ),

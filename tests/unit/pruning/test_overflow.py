@@ -11,6 +11,7 @@ import torch
 
 from pat.common.comm import LOCAL
 from pat.pruning.pruner import Pruner
+from pat.pruning.seam import Seam
 from pat.pruning.structures.hooks import GatedForward
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.structures.sites import Site
@@ -83,6 +84,7 @@ def test_the_norm_is_infinite_and_zero_0_sees_an_overflow() -> None:
     comm: Any = SimpleNamespace(sum=lambda total: total)
     fields: Any = {"shards": [], "device": torch.device("cpu"), "comm": comm}
     pruner.layout = SimpleNamespace(**fields)  # type: ignore[assignment]
+    pruner.seam = Seam(pruner.layout, [], "eager")
     for finite, norm in ((True, 0.0), (False, float("inf"))):
         pruner._finite = finite
         assert float(pruner.masked_norm()) == norm

@@ -1,0 +1,99 @@
+"""Whether pruners can work on a model, and beside one another. Checked before DeepSpeed wraps the model.
+
+Every function raises ValueError with a sentence that names the keys to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import nn
+
+from pat.pruning import nested
+from pat.pruning.calibration.walk import stack_of
+from pat.pruning.gates import OF_NO_STEP, CalibratedGate
+from pat.pruning.structures import calibrated
+from pat.pruning.structures.pruner import StructurePruner
+from pat.pruning.weights.pruner import WeightPruner
+
+
+def check_weights(
+    pruner: WeightPruner,
+    owner: Mapping[str, str],  # parameter -> the weight pruner before this one that takes it
+    frozen: Collection[str],
+) -> None:
+    """Whether the matrices of a weight pruner train, and are no other's."""
+    for param in pruner.shapes:
+        if param in owner:
+            raise ValueError(
+                f"pruners.{pruner.name} and pruners.{owner[param]} both take {param}; narrow params or exclude of one"
+            )
+        if param in frozen:
+            raise ValueError(
+                f"pruners.{pruner.name} takes {param}, which optim.trainable leaves frozen: a mask needs its "
+                "gradient; let it train or exclude it"
+            )
+
+
+def check_structures(pruner: StructurePruner, before: Sequence[StructurePruner], frozen: Collection[str]) -> None:
+    """Whether the units of a structure pruner can go, and those before it have no gates on the same parameters."""
+    if pruner.adapted and pruner.needs in OF_NO_STEP:
+        raise ValueError(
+            f"pruners.{pruner.name}.gate={pruner.method.name} works on trained weights, but with peft the "
+            "model is frozen: take a method that learns, or ranks by gradients or activations: l0, taylor, "
+            "activation, ..."
+        )
+    for param in sorted(pruner.units.parameters.intersection(frozen) if not pruner.adapted else ()):
+        raise ValueError(
+            f"pruners.{pruner.name} prunes units of {param}, which optim.trainable leaves frozen: let it train, "
+            "choose other structures, or train adapters instead (peft=lora)"
+        )
+    if pruner.target_weights == 0:
+        raise ValueError(f"pruners.{pruner.name}.budget removes nothing: it leaves {pruner.target_shape()}")
+    for other in before:
+        for structure in set(pruner.config.structures) & set(other.config.structures):
+            raise ValueError(f"pruners.{pruner.name} and pruners.{other.name} both have gates on {structure}")
+        for param in sorted(pruner.units.parameters & other.units.parameters):
+            raise ValueError(
+                f"pruners.{pruner.name} and pruners.{other.name} both prune units of {param}: name their "
+                "structures in one pruner, so that what goes is counted once"
+            )
+
+
+def check_together(
+    weight_pruners: Sequence[WeightPruner], structure_pruners: Sequence[StructurePruner], model: nn.Module
+) -> None:
+    """Whether weight and structure pruners go together, and calibrated ones find a model that stands still."""
+    for weights in weight_pruners:
+        if weights.calibration:
+            stack_of(model, list(weights.shapes))
+            for gates in structure_pruners:
+                if weights.timeline.start < gates.timeline.hard_from:
+                    _refuse_moving_gates(weights, f"from step {weights.timeline.start} on", gates)
+        for structures in structure_pruners:
+            nested.check(structures, weights)
+    for structures in structure_pruners:
+        if isinstance(structures.method, CalibratedGate):
+            _check_calibrated_gates(structures, structure_pruners, model)
+
+
+def _check_calibrated_gates(pruner: StructurePruner, others: Sequence[StructurePruner], model: nn.Module) -> None:
+    stack_of(model, calibrated.readers(pruner.anatomy, pruner.sites))
+    for site in pruner.sites:
+        bias = calibrated.reader(pruner.anatomy, site).bias
+        if bias is not None and not model.get_parameter(bias).requires_grad:
+            raise ValueError(
+                f"pruners.{pruner.name}.gate={pruner.method.name} fits {bias}, which optim.trainable leaves "
+                "frozen: let it train"
+            )
+    at = pruner.timeline.start
+    for other in others:
+        if other is not pruner and other.timeline.start <= at < other.timeline.hard_from:
+            _refuse_moving_gates(pruner, f"at step {at}", other)
+
+
+def _refuse_moving_gates(pruner: WeightPruner | StructurePruner, when: str, gates: StructurePruner) -> None:
+    raise ValueError(
+        f"pruners.{pruner.name} is calibrated {when}, when the gates of pruners.{gates.name} still move, until step "
+        f"{gates.timeline.hard_from}: set pruners.{pruner.name}.schedule.start to that step or later"
+    )
