@@ -75,7 +75,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/weights/prior.py": [unit("test_prior.py"), unit("test_calibrated_prior.py")],
     "pat/pruning/weights/kernels.py": [unit("test_kernels.py"), *MASKS],
     "pat/pruning/weights/pruner.py": [*MASKS, unit("test_pruner.py")],
-    "pat/pruning/weights/shard_state.py": MASKS,
+    "pat/pruning/weights/shard_state.py": [*MASKS, unit("test_pruner.py")],
     "pat/pruning/pruner.py": [
         *MASKS,
         *WIRED,

@@ -387,6 +387,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pat/pruning/weights/shard_state.py": [
+        (
+            "for weights in (self.shard.view[s.part], layout.forward_segment(s)):",
+            "for weights in (self.shard.view[s.part],):",
+            "forward copies are not checked",
+        ),
         ("self.dense = self.score = None", "self.score = None", "the dense shadow is not freed"),
         ("self.dense = self.shard.view.clone()", "self.dense = self.shard.view", "the shadow is the shard itself"),
         ("self.keep[segment.part]", "self.keep[: segment.numel]", "the first segment's flags"),
@@ -411,11 +416,6 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ('group["lr"] * decay, group["lr"])', 'decay, group["lr"])', "decay without the learning rate"),
         ("state.buffer = param.data\n", "state.buffer = state.dense\n", "the shard is not given back"),
-        (
-            "for weights in (state.shard.view[s.part], self.layout.forward_segment(s)):",
-            "for weights in (state.shard.view[s.part],):",
-            "forward copies are not checked",
-        ),
         ("        if self.num_pruned != expected:", "        if self.num_pruned > expected:", "too few pruned is fine"),
         ('self.num_pruned = shared["num_pruned"]', "pass", "the count of pruned weights not restored"),
         (

@@ -14,14 +14,33 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.pruning.calibration.journal import KEEP, Journal
-from pat.pruning.calibration.needs import too_large
+from pat.pruning.calibration.needs import Needs, too_large
 from pat.pruning.calibration.reconstruction import reconstruct
-from pat.pruning.calibration.statistics import is_finite
+from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import Layer, Walk
-from pat.pruning.criteria import Calibrated
+from pat.pruning.criteria import Calibrated, Criterion
 from pat.pruning.weights.whole import WholeMatrices, chooser
 
 _Cut = tuple[Tensor, Tensor]  # flags (o, i) uint8, weights (o, i) fp32
+
+
+def check(place: str, criterion: Criterion, masked_grad: str) -> None:
+    """ValueError where weights could come back that a cut has settled; `place` is pruners.NAME."""
+    if isinstance(criterion, Calibrated) and masked_grad != "zero":
+        raise ValueError(
+            f"{place}.criterion={criterion.name} fits the weights that stay, so its zeros are final: set "
+            "masked_grad.name: zero"
+        )
+
+
+def needs(key: str, criterion: Criterion, maps: Mapping[str, tuple[int, ...]]) -> Needs | None:
+    """What has to be measured at a cut, or once for a prior; None where the criterion looks at no inputs."""
+    if criterion.prior_samples:
+        return Needs(key, criterion.prior_samples, maps, (SquaredNorm,), lambda outputs, inputs: 0, once=True)
+    if not isinstance(criterion, Calibrated):
+        return None
+    made = criterion
+    return Needs(key, made.num_samples, maps, made.statistics, made.cut_bytes, made.follows, made.reconstruct)
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,10 @@ from pat.common.typed import ints
 from pat.pruning import registry
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
-from pat.pruning.calibration.statistics import SquaredNorm
 from pat.pruning.calibration.walk import Walk
-from pat.pruning.criteria import Calibrated, Place
-from pat.pruning.ties import starts_equal
-from pat.pruning.types import PromiseBroken, ScoredSegment
-from pat.pruning.weights import calibrated, prior, ties, whole
-from pat.pruning.weights.arrays import array, module
+from pat.pruning.criteria import Calibrated
+from pat.pruning.types import PromiseBroken
+from pat.pruning.weights import calibrated, prior, ranking, ties, whole
 from pat.pruning.weights.kernels import make_kernels
 from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.shard_state import MaskedShard
@@ -46,13 +43,7 @@ class WeightPruner:
     """Prunes the matrices that its patterns name."""
 
     def __init__(
-        self,
-        name: str,
-        config: PrunerConfig,
-        matrices: Matrices,
-        num_steps: int,
-        seed: int,
-        kernels: str = "auto",
+        self, name: str, config: PrunerConfig, matrices: Matrices, num_steps: int, seed: int, kernels: str = "auto"
     ) -> None:
         self.name, self.config, self.seed = name, config, seed
         self.criterion = registry.build("criterion", config.criterion)
@@ -69,8 +60,10 @@ class WeightPruner:
         self.timeline.target(0, self.budget.sparsity)  # raises where the schedule starts above the budget
         if self.criterion.threshold is not None:
             self.granularity.select_threshold([], self.criterion.threshold, LOCAL)  # raises where it cannot
-        self._check_scope()
-        self._check_evidence()
+        place = f"pruners.{name}"
+        ranking.check_scope(place, config.scope, self.granularity, self.criterion, self.transposed)
+        ties.check_first_choice(place, self.criterion, self.timeline, self.budget.sparsity)
+        calibrated.check(place, self.criterion, config.masked_grad.name)
         self.prior = prior.Prior(self.shapes, self.transposed, config.scope)
         self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
         self.selected_at = -1  # step of the last selection
@@ -91,10 +84,11 @@ class WeightPruner:
     @property
     def target_weights(self) -> int:
         """Weights that the budget removes in the end: whole units, over all ranks."""
-        return self._units(self.budget.sparsity) * self.granularity.weights_per_unit
+        return self._weights(self.budget.sparsity)
 
-    def _units(self, sparsity: float) -> int:
-        return self.granularity.pruned_units(list(self.maps.values()), sparsity, self.config.scope)
+    def _weights(self, sparsity: float) -> int:
+        units = self.granularity.pruned_units(list(self.maps.values()), sparsity, self.config.scope)
+        return units * self.granularity.weights_per_unit
 
     def target(self, t: int) -> float:
         """Fraction that is to be removed at a step; once the schedule is stopped, that of the last selection."""
@@ -109,12 +103,7 @@ class WeightPruner:
     @property
     def calibration(self) -> Needs | None:
         """What has to be measured at a cut, or once for a prior; None: the criterion looks at no inputs."""
-        made, key = self.criterion, f"pruners.{self.name}.criterion"
-        if made.prior_samples:
-            return Needs(key, made.prior_samples, self.maps, (SquaredNorm,), lambda outputs, inputs: 0, once=True)
-        if not isinstance(made, Calibrated):
-            return None
-        return Needs(key, made.num_samples, self.maps, made.statistics, made.cut_bytes, made.follows, made.reconstruct)
+        return calibrated.needs(f"pruners.{self.name}.criterion", self.criterion, self.maps)
 
     def bind(self, layout: ZeroLayout) -> None:
         """Take the shards that hold this pruner's parameters."""
@@ -156,10 +145,10 @@ class WeightPruner:
         comm = self.layout.comm
         target = self.timeline.target(t, self.budget.sparsity)
         if isinstance(self.criterion, Calibrated):
-            if self._units(target) * self.granularity.weights_per_unit != self.num_pruned:
+            if self._weights(target) != self.num_pruned:
                 self._cut(t, self.criterion, target)
             return
-        scored = self._scored(t)
+        scored = ranking.scored(self.states, self.criterion, self.seed, self.prior, self._coefficients(t))
         if self.criterion.threshold is not None and self.timeline.phase(t) != "hard":
             self.granularity.select_threshold(scored, self.criterion.threshold, comm)
         elif self.config.scope == "row":
@@ -167,27 +156,10 @@ class WeightPruner:
         else:
             self.granularity.select(scored, target, self.config.scope, comm)
         removed = self._count_removed()
-        self.num_pruned = sum(removed.values())
         if self.num_pruned:
             tied = ties.tied_matrices(scored, list(self.shapes), comm)
             tied = tied - self.emptied_before() if tied else tied
             self._check_matrices(removed, tied)
-
-    def _scored(self, t: int) -> list[ScoredSegment]:
-        """This rank's weights with their ranks. Collective."""
-        priors = self._priors(t)
-        scored: list[ScoredSegment] = []
-        for state in self.states:
-            for s in state.shard.segments:
-                score = None if state.score is None else state.score[s.part]
-                assert state.dense is not None
-                dense = state.dense[s.part]
-                place = Place(s.name, self.shapes[s.name], s.start, self.seed)
-                values = self.criterion.rank_at(place, score, dense)
-                if priors:
-                    values = values + self.prior.squares(s.name, s.start, dense) * priors[s.name]
-                scored.append(state.scored(s, values))
-        return scored
 
     def _cut(self, t: int, criterion: Calibrated, target: float) -> None:
         """Layer by layer: choose by what goes into its matrices, and let the survivors take over. Collective."""
@@ -196,7 +168,6 @@ class WeightPruner:
         journal = self.journal(t, (method, list(self.shapes)))
         calibrated.cut(method, self.walk(criterion.follows), self.matrices, journal)
         removed = self._count_removed()
-        self.num_pruned = sum(removed.values())
         self._check_matrices(removed, set())
         self._clear_moments()
 
@@ -204,17 +175,15 @@ class WeightPruner:
         numel = {name: math.prod(shape) for name, shape in self.shapes.items()}
         ties.check_matrices(f"pruners.{self.name}", removed, numel, tied, self.config.allow_empty_matrices)
 
-    def _priors(self, t: int) -> dict[str, float]:
-        """The coefficient of what is known beforehand in the rank of every matrix; {} where the criterion has no such
-        prior. Collective."""
+    def _coefficients(self, t: int) -> dict[str, float]:
+        """The coefficient of the prior in the rank of every matrix (`weights.prior`); {} where the criterion has none.
+        Collective."""
         weight = self.criterion.prior_weight(t)
-        if not weight:
-            return {}
-        if self.criterion.prior_samples and not self.prior.inputs:
+        if weight and self.criterion.prior_samples and not self.prior.inputs:
             assert self.walk is not None, "Pruner.bind gives it"
             journal = self.journal(t, (self.criterion, list(self.shapes)), "inputs")
             self.prior.measure(self.walk(False), journal)
-        return self.prior.coefficients(self.states, weight, self.layout.comm)
+        return self.prior.coefficients(self.states, weight, self.layout.comm) if weight else {}
 
     def _harden(self) -> None:
         for state in self.states:
@@ -262,56 +231,19 @@ class WeightPruner:
     # -- what holds ------------------------------------------------------------------------------------------------
 
     def _count_removed(self) -> dict[str, int]:
-        """Weights of each matrix whose flag is down, over all ranks. Collective."""
+        """Count the weights of each matrix whose flag is down, over all ranks. Collective."""
         mine = dict.fromkeys(self.shapes, 0)
         for state in self.states:
-            for s in state.shard.segments if state.keep is not None else ():
-                assert state.keep is not None
-                keep = state.keep[s.part]
-                mine[s.name] += s.numel - int(module(keep).count_nonzero(array(keep.view(torch.bool))))
+            for name, count in state.removed():
+                mine[name] += count
         total = self.layout.comm.sum(torch.tensor(list(mine.values()), dtype=torch.int64))
+        self.num_pruned = int(total.sum())
         return dict(zip(mine, ints(total), strict=True))
-
-    def _check_scope(self) -> None:
-        """ValueError where the criterion or the granularity cannot rank in that scope."""
-        scope, place = self.config.scope, f"pruners.{self.name}"
-        if scope == "row" and self.granularity.name != "weight":
-            raise ValueError(
-                f"{place}.scope=row ranks single weights within an output, and granularity {self.granularity.name} has "
-                "units of its own: set scope: matrix"
-            )
-        if self.transposed and self.granularity.oriented and not isinstance(self.criterion, Calibrated):
-            raise ValueError(
-                f"{place} takes {min(self.transposed)}, a Conv1D that stores (in, out): {self.granularity.name} would "
-                "run along the wrong dimension; set granularity: weight, or a criterion that sees whole matrices (alps)"
-            )
-        if isinstance(self.criterion, Calibrated):
-            if scope == "global" and self.granularity.name != "n_of_m":
-                raise ValueError(
-                    f"{place}.criterion={self.criterion.name} compares weights of one matrix by their inputs, which "
-                    "says nothing across matrices: set scope: matrix, or row"
-                )
-            if self.config.masked_grad.name != "zero":
-                raise ValueError(
-                    f"{place}.criterion={self.criterion.name} fits the weights that stay, so its zeros are final: set "
-                    "masked_grad.name: zero"
-                )
-
-    def _check_evidence(self) -> None:
-        """ValueError where the first weights would go before a step has given evidence."""
-        line, by_threshold = self.timeline, self.criterion.threshold is not None
-        at_once = line.hard_from == 0 if by_threshold else line.start == 0 and self.target(0) > 0.0
-        if at_once and not isinstance(self.criterion, Calibrated) and starts_equal(self.criterion):
-            raise ValueError(
-                f"pruners.{self.name} removes weights at step 0, when {self.criterion.name} has seen no gradient and "
-                "all scores are equal: set schedule.start to some steps or a fraction of the run, or take a criterion "
-                "that looks at the weights (magnitude)"
-            )
 
     def _check_target(self, t: int) -> None:
         """At the hard step t: exactly what the budget asks for, or what was allowed where the schedule was stopped."""
         target = self.target(t)
-        expected = self._units(target) * self.granularity.weights_per_unit
+        expected = self._weights(target)
         if self.num_pruned != expected:
             raise PromiseBroken(
                 f"pruner {self.name} removed {self.num_pruned} weights and not the {expected} that its budget of "
@@ -321,13 +253,7 @@ class WeightPruner:
     @torch.no_grad()
     def check_zeros(self) -> None:
         """Hard phase: every pruned weight is exactly zero, in the fp32 shard and in the forward copy. Collective."""
-        broken = 0
-        for state in self.states if self.hardened else ():
-            assert state.keep is not None
-            for s in state.shard.segments:
-                dead = 1 - state.keep[s.part]
-                for weights in (state.shard.view[s.part], self.layout.forward_segment(s)):
-                    broken += int(torch.count_nonzero(weights * dead.to(weights.device)))
+        broken = sum(state.revived(self.layout) for state in self.states) if self.hardened else 0
         total = int(self.layout.world.sum(torch.tensor(broken, dtype=torch.int64)))
         if total:
             raise PromiseBroken(f"pruner {self.name}: {total} pruned weights are not zero in the hard phase")

@@ -16,7 +16,8 @@ from pat.common.hashing import pack_keep
 from pat.common.typed import of_numpy
 from pat.pruning import state_keys
 from pat.pruning.types import ScoredSegment
-from pat.zero.layouts import Piece, Segment, Shard
+from pat.pruning.weights.arrays import array, module
+from pat.zero.layouts import Piece, Segment, Shard, ZeroLayout
 
 
 @dataclass
@@ -49,6 +50,23 @@ class MaskedShard:
             if s.name == name:
                 flags = torch.ones(s.numel, dtype=torch.uint8) if self.keep is None else self.keep[s.part]
                 yield Piece(s.start, flags)
+
+    def removed(self) -> Iterator[tuple[str, int]]:
+        """(parameter, weights whose flag is down) of every segment."""
+        for s in self.shard.segments if self.keep is not None else ():
+            assert self.keep is not None
+            keep = self.keep[s.part]
+            yield s.name, s.numel - int(module(keep).count_nonzero(array(keep.view(torch.bool))))
+
+    def revived(self, layout: ZeroLayout) -> int:
+        """Weights whose flag is down but that are not zero, in the fp32 shard and in the forward copy."""
+        assert self.keep is not None
+        count = 0
+        for s in self.shard.segments:
+            dead = 1 - self.keep[s.part]
+            for weights in (self.shard.view[s.part], layout.forward_segment(s)):
+                count += int(torch.count_nonzero(weights * dead.to(weights.device)))
+        return count
 
     def state_bytes(self) -> int:
         """Bytes that pruning holds beside this shard."""

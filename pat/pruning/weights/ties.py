@@ -11,8 +11,30 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pat.common.comm import Comm
+from pat.pruning.criteria import Calibrated, Criterion
+from pat.pruning.schedules import Timeline
+from pat.pruning.ties import starts_equal
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.arrays import array, chunks, module
+
+
+def check_first_choice(
+    place: str,  # pruners.NAME
+    criterion: Criterion,
+    line: Timeline,
+    sparsity: float,  # of the budget
+) -> None:
+    """ValueError where the first weights would go before a step has given evidence."""
+    if isinstance(criterion, Calibrated):
+        return
+    by_threshold = criterion.threshold is not None
+    at_once = line.hard_from == 0 if by_threshold else line.start == 0 and line.target(0, sparsity) > 0.0
+    if at_once and starts_equal(criterion):
+        raise ValueError(
+            f"{place} removes weights at step 0, when {criterion.name} has seen no gradient and all scores are equal: "
+            "set schedule.start to some steps or a fraction of the run, or take a criterion that looks at the weights "
+            "(magnitude)"
+        )
 
 
 def tied_matrices(segments: Sequence[ScoredSegment], names: Sequence[str], comm: Comm) -> set[str]:

@@ -112,7 +112,7 @@ def test_matrices_that_are_ranked_together_share_a_coefficient(scope: str) -> No
     scores["b"] *= 1e3
     pruner = bound(weight_pruner("movement", SOFT, scope=scope), normal(0), scores)
     pruner._enter_soft()
-    c = pruner._priors(3)
+    c = pruner._coefficients(3)
     assert (c["a"] == c["b"]) == (scope == "global")
     if scope == "matrix":
         assert 300 < c["b"] / c["a"] < 3000

@@ -1,0 +1,60 @@
+"""What is ranked together, and by what: the scope of a ranking, and the ranks of this rank's weights.
+
+rank = the criterion's, of score and dense weight      + c Q, where it has a prior (`weights.prior`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pat.pruning.criteria import Calibrated, Criterion, Place
+from pat.pruning.types import ScoredSegment
+from pat.pruning.weights.prior import Prior
+from pat.pruning.weights.shard_state import MaskedShard
+
+
+def check_scope(
+    place: str,  # pruners.NAME
+    scope: str,
+    granularity: Any,
+    criterion: Criterion,
+    transposed: Collection[str],  # matrices that are stored as (inputs, outputs)
+) -> None:
+    """ValueError where the criterion or the granularity cannot rank in that scope."""
+    if scope == "row" and granularity.name != "weight":
+        raise ValueError(
+            f"{place}.scope=row ranks single weights within an output, and granularity {granularity.name} has units of "
+            "its own: set scope: matrix"
+        )
+    if transposed and granularity.oriented and not isinstance(criterion, Calibrated):
+        raise ValueError(
+            f"{place} takes {min(transposed)}, a Conv1D that stores (in, out): {granularity.name} would run along the "
+            "wrong dimension; set granularity: weight, or a criterion that sees whole matrices (alps)"
+        )
+    if isinstance(criterion, Calibrated) and scope == "global" and granularity.name != "n_of_m":
+        raise ValueError(
+            f"{place}.criterion={criterion.name} compares weights of one matrix by their inputs, which says nothing "
+            "across matrices: set scope: matrix, or row"
+        )
+
+
+def scored(
+    states: Sequence[MaskedShard],
+    criterion: Criterion,
+    seed: int,
+    prior: Prior,
+    coefficients: Mapping[str, float],  # c by matrix; {}: no prior
+) -> list[ScoredSegment]:
+    """This rank's weights with their ranks."""
+    found: list[ScoredSegment] = []
+    for state in states:
+        for s in state.shard.segments:
+            score = None if state.score is None else state.score[s.part]
+            assert state.dense is not None
+            dense = state.dense[s.part]
+            values = criterion.rank_at(Place(s.name, s.shape, s.start, seed), score, dense)
+            if coefficients:
+                values = values + prior.squares(s.name, s.start, dense) * coefficients[s.name]
+            found.append(state.scored(s, values))
+    return found
