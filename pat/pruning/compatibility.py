@@ -49,7 +49,7 @@ def check_structures(pruner: StructurePruner, before: Sequence[StructurePruner],
             "choose other structures, or train adapters instead (peft=lora)"
         )
     if pruner.target_weights == 0:
-        raise ValueError(f"pruners.{pruner.name}.budget removes nothing: it leaves {pruner.target_shape()}")
+        raise ValueError(f"pruners.{pruner.name}.budget removes nothing: it leaves {pruner.goal.in_words()}")
     for other in before:
         for structure in set(pruner.config.structures) & set(other.config.structures):
             raise ValueError(f"pruners.{pruner.name} and pruners.{other.name} both have gates on {structure}")

@@ -71,5 +71,5 @@ def num_pruned(structures: StructurePruner, weights: WeightPruner) -> int:
 
 def target_weights(structures: StructurePruner, weights: WeightPruner) -> int:
     """Weights that both prune in the end."""
-    gone = structures.units.removed_from(structures.final_of_a_tie, shared(structures, weights.shapes))
+    gone = structures.units.removed_from(structures.goal.keep, shared(structures, weights.shapes))
     return gone * weights.target_weights // weights.numel

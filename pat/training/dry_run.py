@@ -88,7 +88,7 @@ def describe(config: Config) -> str:
     for each in pruner.weight_pruners:
         names = list(each.shapes)
         lines.append(f"{each.name}: {names[0]} ... {names[-1]}")
-    lines += [f"{each.name} leaves {each.target_shape()}" for each in pruner.structure_pruners]
+    lines += [f"{each.name} leaves {each.goal.in_words()}" for each in pruner.structure_pruners]
     console = Console(width=150)
     with console.capture() as captured:
         console.print(table)

@@ -133,7 +133,8 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
         )
         yield f"{each.name}: {patterns.in_patterns(list(each.shapes))}"
     for each in pruner.structure_pruners:
-        yield f"{each.name}: leaves {each.target_shape()}, {each.target_weights:,} weights fewer, by {each.method.name}"
+        left, fewer = each.goal.in_words(), f"{each.target_weights:,} weights fewer"
+        yield f"{each.name}: leaves {left}, {fewer}, by {each.method.name}"
     for each in pruner.pruners:
         if needs := each.calibration:
             when = "before the first selection" if needs.once else "at each cut"

@@ -32,6 +32,7 @@ BUDGETS = [unit("test_structure_budgets.py"), unit("test_structure_costs.py"), u
 TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick ones that should see its faults, in order
     "pat/pruning/gates/": [RIGHT, unit("test_gates.py"), unit("test_structure_refusals.py"), ORACLE],
     "pat/pruning/structures/gate_training.py": [RIGHT, unit("test_learned_gates.py"), ORACLE],
+    "pat/pruning/structures/gate_state.py": [unit("test_resume.py"), ORACLE],
     "pat/pruning/structures/lagrangian.py": [RIGHT, unit("test_learned_gates.py"), unit("test_resume.py"), ORACLE],
     "pat/pruning/structures/pruner.py": [
         RIGHT,

@@ -172,6 +172,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("(1.0 - beta) / (1.0 - beta**self.steps)", "(1.0 - beta)", "means without bias correction"),
         ("        self.steps += 1\n", "        pass\n", "steps are not counted"),
     ],
+    "pat/pruning/structures/gate_state.py": [
+        (
+            'cls(tensors["z"], flags, tensors["score"]',
+            'cls(tensors["z"], flags, tensors["z"]',
+            "scores not restored",
+        ),
+    ],
     "pat/pruning/structures/gate_training.py": [
         (".clamp(-step, step)).clamp(0.0, 1.0)", ").clamp(0.0, 1.0)", "gates close at once"),
         ("step = 1.0 / self.method.fade", "step = 1.0 / (self.method.fade + 1)", "fade off by one"),
@@ -602,12 +609,6 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "units never come back",
         ),
         ("self.num_pruned = self.units.removed(self.state.keep)", "pass", "pruned parameters not counted"),
-        ("        if alive_again:", "        if False:", "the zeros are not checked"),
-        (
-            'tensors["z"], tensors["keep"].bool(), tensors["score"]',
-            'tensors["z"], tensors["keep"].bool(), tensors["z"]',
-            "scores not restored",
-        ),
         ("        self.training.load(tensors)", "        pass", "multipliers and moments not restored"),
         ("            self._set_leaves(self.state.begun)", "            pass", "no gates after a resume"),
         ("if self.state.hardened or skipped:", "if self.state.hardened:", "a skipped step is evidence"),
@@ -616,7 +617,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "wanted = self.needs not in BY_GRADIENT and",
             "no gate gradient in the dense phase",
         ),
-        ("return self.due(t) * self.target_sparsity", "return self.target_sparsity", "the target does not ramp"),
+        ("return self.due(t) * self.goal.sparsity", "return self.goal.sparsity", "the target does not ramp"),
         (
             'self.num_pruned, self.kept_gates = shared["num_pruned"]',
             "self.num_pruned, self.kept_gates = 0",
@@ -671,6 +672,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("lr * left", "lr", "the rate of a reconstruction does not fall"),
     ],
     "pat/pruning/structures/folding.py": [
+        ("    if alive_again:", "    if False:", "the zeros are not checked"),
         ("units.split(z), shapes, gated=True", "units.split(z), shapes, gated=False", "z folded into every slice"),
         ("    layout.refresh_forward()", "    pass", "the forward keeps the old weights"),
         ("        slices.multiply(layout, staying, moment)\n", "", "moments of dead units stay"),

@@ -16,11 +16,11 @@ from torch import Tensor
 from pat.models.anatomy import Anatomy, Projection
 from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.journal import KEEP, Journal
-from pat.pruning.calibration.needs import too_large
+from pat.pruning.calibration.needs import Needs, too_large
 from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.statistics import InputStatistic
 from pat.pruning.calibration.walk import Layer, Walk
-from pat.pruning.gates import CalibratedGate
+from pat.pruning.gates import CalibratedGate, GateMethod
 from pat.pruning.schedules import Timeline
 from pat.pruning.structures.sites import Site
 from pat.zero.layouts import ZeroLayout
@@ -67,6 +67,16 @@ def check(name: str, method: CalibratedGate, anatomy: Anatomy, sites: Sequence[S
             f"{gate} cuts once and for good, but pruners.{name}.schedule is soft from step {line.start} to step "
             f"{line.hard_from}: take schedule.name=one_shot with hard_from=null"
         )
+
+
+def needs(key: str, method: GateMethod, anatomy: Anatomy, sites: Sequence[Site]) -> Needs | None:
+    """What has to be measured at the cut; None: the gate looks at no inputs."""
+    if not isinstance(method, CalibratedGate):
+        return None
+    made = [reader(anatomy, site) for site in sites]
+    shapes = {projection.weight: as_map(anatomy, projection) for projection in made}
+    settings = method.num_samples, shapes, method.statistics, method.cut_bytes, method.follows, method.reconstruct
+    return Needs(key, *settings, layers=1 + method.follows)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pat.pruning.structures.gate_history import GateHistory
 from pat.pruning.structures.sites import Site
 from pat.pruning.structures.slices import Factors
 from pat.pruning.structures.units import Inventory
+from pat.pruning.types import PromiseBroken
 from pat.zero.layouts import ZeroLayout
 
 
@@ -44,3 +45,10 @@ def fold(
 def alive(sites: Sequence[Site], units: Inventory, keep: Tensor) -> Factors:
     """1 for elements of what is kept by (U,) bool, 0 for those of what is gone."""
     return slices.factors(sites, units.split(keep.float()), units.anatomy.shapes, gated=False)
+
+
+def check(pruner: str, layout: ZeroLayout, sites: Sequence[Site], units: Inventory, keep: Tensor) -> None:
+    """Whether all weights of removed units, by (U,) bool, are exactly 0. Raises PromiseBroken. Collective."""
+    alive_again = slices.count_nonzero(layout, alive(sites, units, keep))
+    if alive_again:
+        raise PromiseBroken(f"{alive_again} weights of units that pruner {pruner} has removed are not zero")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,9 +17,11 @@ from torch import Tensor
 from pat.models.anatomy import Anatomy
 from pat.pruning.gates import CalibratedGate, GateMethod, Learned, Ranked
 from pat.pruning.schedules import Timeline
+from pat.pruning.structures.gate_state import GateState
 from pat.pruning.structures.lagrangian import Lagrangian
 from pat.pruning.structures.sites import Site
 
+FAR = 0.05  # share of kept gates below 0.9 that a user should know of
 CLOSING = 0.25  # the share of the soft phase, its last, in which learned gates are driven to 0 or 1
 
 
@@ -38,18 +40,6 @@ class Moment:
         length = max(1, round(CLOSING * (line.hard_from - line.start)))
         closing = min(max((t + 1 - (line.hard_from - length)) / length, 0.0), 1.0)
         return cls(t, line.phase(t), ramp, closing)
-
-
-@dataclass
-class GateState:
-    """All that a resume needs besides the weights."""
-
-    z: Tensor  # (U,) fp32, of the coming step where the method ranks
-    keep: Tensor  # (U,) bool
-    score: Tensor  # (U,) fp32: evidence, or the learned a
-    begun: int = -1  # the last step that was made ready
-    hardened: bool = False
-    folded: bool = False  # z is in the weights
 
 
 class GateTraining(ABC):
@@ -256,6 +246,17 @@ class LearnedTraining(GateTraining):
 
     def _logit(self, state: GateState, now: Moment) -> Tensor:
         return state.score / self._temperature(now)
+
+
+def far_from_1(pruner: str, spread: Mapping[str, float]) -> str | None:
+    """A sentence where too many gates of the kept units ended far from 1; None where they did not."""
+    if spread["share_below_0.9"] <= FAR:
+        return None
+    return (
+        f"pruner {pruner}: {spread['share_below_0.9']:.0%} of the kept gates ended below 0.9 (median "
+        f"{spread['median']:.2f}, lowest {spread['lowest']:.2f}), so that what is kept is scaled down: lengthen "
+        f"the soft phase (pruners.{pruner}.schedule.hard_from), or lower pruners.{pruner}.gate.temperature"
+    )
 
 
 def noise_seed(seed: int, name: str, t: int) -> int:

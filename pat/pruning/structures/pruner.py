@@ -6,9 +6,8 @@
                dense  z = 1
                soft   ranked: z moves towards the keep flags by 1 / fade; learned: z is sampled from a
                hard   once: the budget chooses the final flags, or a calibrated cut does, which also fits the consuming
-                      weights; z is folded into them; what is gone is
-                      zeroed, its moments too; the hooks come off. Dead units compute 0 and have no gradient: the
-                      forward and the step are the plain ones from here on.
+                      weights. z is folded into the weights, what is gone is zeroed with its moments, and the hooks come
+                      off. Removed units compute 0 and have no gradient: forward and step are plain from here on.
                       Under adapters (peft) the weights are frozen and in no shard: the hooks stay and multiply by the
                       final z, and the export folds it into the merged weights
     forward    the consuming module's input x z (fp32 -> the engine's dtype), or as it is while a site's gates are all
@@ -21,7 +20,7 @@ State is replicated: every rank computes the same from the same sums. It is in r
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,18 +35,16 @@ from pat.pruning.calibration.walk import Walk
 from pat.pruning.gates import BY_GRADIENT, OF_NO_STEP, CalibratedGate
 from pat.pruning.structures import calibrated, folding, slices, ties
 from pat.pruning.structures.agreement import check_agreement
-from pat.pruning.structures.choose import Choice
 from pat.pruning.structures.gate_history import GateHistory
-from pat.pruning.structures.gate_training import GateState, Moment, gate_training
+from pat.pruning.structures.gate_state import GateState
+from pat.pruning.structures.gate_training import Moment, far_from_1, gate_training
+from pat.pruning.structures.goal import Goal
 from pat.pruning.structures.hooks import GatedForward
 from pat.pruning.structures.sites import find_sites
 from pat.pruning.structures.units import Inventory
 from pat.pruning.types import PromiseBroken
 from pat.schema import PrunerConfig
 from pat.zero.layouts import ZeroLayout
-
-FAR = 0.05  # share of kept gates below 0.9 that a user should know of
-SHARE_DIGITS = 12  # of a share of the budget: 0.15 / 0.3 is a half, whatever the last bit of the quotient says
 
 
 class StructurePruner:
@@ -68,6 +65,7 @@ class StructurePruner:
                 f"gate method {self.method.name} ranks whole layers only: structures=[layers], or another method"
             )
         self.budget.check(self.anatomy, self.sites)
+        self.goal = Goal(self.budget, self.units)
         self.needs = self.method.needs
         self.forward = GatedForward(self.sites, model, self.needs)
         self.training = gate_training(self.method, self.budget, self.anatomy, self.sites, name, seed)
@@ -93,38 +91,18 @@ class StructurePruner:
         """Prunable parameters: those that would go with all units."""
         return self.units.numel
 
-    @cached_property
+    @property
     def target_weights(self) -> int:
         """Parameters that the budget removes in the end; where widths may differ by layer, of a tie of all scores."""
-        return self.units.removed(self.final_of_a_tie)
-
-    @property
-    def final_of_a_tie(self) -> Tensor:
-        """(U,) bool: what the budget leaves where all scores are equal."""
-        return self.units.join(self._final_of_a_tie.keep)
-
-    @cached_property
-    def _final_of_a_tie(self) -> Choice:
-        return self.budget.choose(self.anatomy, self.sites, self.units.split(0.0 * self.units.ones()))
-
-    @property
-    def target_sparsity(self) -> float:
-        """Fraction of the prunable parameters that the budget removes in the end."""
-        return self.target_weights / self.numel
-
-    @cached_property
-    def final_sparsity(self) -> float:
-        """Where the schedule ends: the budget's own sparsity, or the share of prunable parameters a shape removes."""
-        return self.target_sparsity if self.budget.sparsity is None else self.budget.sparsity
+        return self.goal.weights
 
     def due(self, t: int) -> float:
-        """Share of the budget that is to be removed at a step, 0 to 1: the schedule's sparsity over its last one."""
-        final = self.final_sparsity
-        return round(self.timeline.target(t, final) / final, SHARE_DIGITS) if final else 0.0
+        """Share of the budget that is to be removed at a step, 0 to 1."""
+        return self.goal.due(self.timeline, t)
 
     def target(self, t: int) -> float:
         """Fraction that is to be removed at a step."""
-        return self.due(t) * self.target_sparsity
+        return self.due(t) * self.goal.sparsity
 
     @property
     def hardened(self) -> bool:
@@ -147,14 +125,7 @@ class StructurePruner:
 
     def warning(self) -> str | None:
         """A sentence where the gates of what stays ended far from 1; None: they did not, or there are none yet."""
-        spread = self.kept_gates
-        if spread is None or spread["share_below_0.9"] <= FAR:
-            return None
-        return (
-            f"pruner {self.name}: {spread['share_below_0.9']:.0%} of the kept gates ended below 0.9 (median "
-            f"{spread['median']:.2f}, lowest {spread['lowest']:.2f}), so that what is kept is scaled down: lengthen "
-            f"the soft phase (pruners.{self.name}.schedule.hard_from), or lower pruners.{self.name}.gate.temperature"
-        )
+        return far_from_1(self.name, self.kept_gates) if self.kept_gates else None
 
     def counts(self) -> dict[str, list[int]]:
         """Per structure: the units that each site keeps."""
@@ -171,10 +142,6 @@ class StructurePruner:
             z = self.training.evaluated(state, self._moment(state.begun))
         return self.units.split(z)
 
-    def target_shape(self) -> str:
-        """What the budget leaves, in words; where widths may differ by layer, of a tie."""
-        return self.units.in_words(self._final_of_a_tie.counts)
-
     def state_bytes(self) -> int:
         """Bytes of gate state on this rank."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
@@ -184,14 +151,7 @@ class StructurePruner:
     @property
     def calibration(self) -> Needs | None:
         """What has to be measured at the cut; None: the gate looks at no inputs."""
-        made = self.method
-        if not isinstance(made, CalibratedGate):
-            return None
-        made_by = [calibrated.reader(self.anatomy, site) for site in self.sites]
-        shapes = {projection.weight: calibrated.as_map(self.anatomy, projection) for projection in made_by}
-        key = f"pruners.{self.name}.gate"
-        settings = made.num_samples, shapes, made.statistics, made.cut_bytes, made.follows, made.reconstruct
-        return Needs(key, *settings, layers=1 + made.follows)
+        return calibrated.needs(f"pruners.{self.name}.gate", self.method, self.anatomy, self.sites)
 
     def bind(self, layout: ZeroLayout) -> None:
         """The shards whose weights the gates will be folded into."""
@@ -240,7 +200,7 @@ class StructurePruner:
         """The final flags by what goes into the consuming matrices, which are fitted. Collective."""
         assert self.walk is not None, "Pruner.bind gives it"
         cutter = calibrated.Cutter(method, self.anatomy, self.sites, self.layout, self.seed)
-        counts = self._final_of_a_tie
+        counts = self.goal.choice
         if self.budget.sparsity is not None:  # else the shape says how many units stay
             costs = cutter.costs(self.walk(False), self.journal(t, (method, list(counts.keep)), "costs"))
             counts = self.budget.choose(self.anatomy, self.sites, costs, comparable=method.comparable)
@@ -306,49 +266,25 @@ class StructurePruner:
         """All ranks agree; in the hard phase what is gone is exactly 0: weights, or gates. Raises PromiseBroken.
         Collective."""
         self._check_agreement()
-        if not self.state.hardened:
-            return
-        if not self.state.folded:
-            opened = self.forward.opened(self.state.keep)
-            if opened:
-                raise PromiseBroken(f"the gates of {opened}, which pruner {self.name} has closed, are open")
-            return
-        alive_again = slices.count_nonzero(self.layout, folding.alive(self.sites, self.units, self.state.keep))
-        if alive_again:
-            raise PromiseBroken(f"{alive_again} weights of units that pruner {self.name} has removed are not zero")
+        if self.state.folded:
+            folding.check(self.name, self.layout, self.sites, self.units, self.state.keep)
+        elif self.state.hardened and (opened := self.forward.opened(self.state.keep)):
+            raise PromiseBroken(f"the gates of {opened}, which pruner {self.name} has closed, are open")
 
     # -- state -----------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved as tensors, by one rank for all."""
-        state = self.state
-        return {"z": state.z, "keep": state.keep.to(torch.uint8), "score": state.score} | (
-            self.history.tensors() | self.training.tensors()
-        )
+        return self.state.tensors() | self.history.tensors() | self.training.tensors()
 
     def shared(self) -> dict[str, Any]:
         """What the manifest holds."""
-        return {
-            "hardened": self.state.hardened,
-            "folded": self.state.folded,
-            "begun": self.state.begun,
-            "num_pruned": self.num_pruned,
-            "kept_gates": self.kept_gates,
-            "steps": self.history.steps,
-        }
+        own = {"num_pruned": self.num_pruned, "kept_gates": self.kept_gates, "steps": self.history.steps}
+        return self.state.shared() | own
 
     def restore(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
         """The state of a checkpoint, whatever its layout. ValueError where it is of other structures."""
-        now = sum(self.units.sizes)
-        if "keep" not in tensors or tensors["keep"].numel() != now:
-            raise ValueError(
-                f"the checkpoint has no gates of pruner {self.name} for {now} units: it was made with other "
-                "structures; use another run.dir or run.resume=never"
-            )
-        self.state = GateState(
-            tensors["z"], tensors["keep"].bool(), tensors["score"], shared["begun"], shared["hardened"],
-            shared.get("folded", shared["hardened"]),  # checkpoints from before there were adapters
-        )  # fmt: skip
+        self.state = GateState.of(tensors, shared, self.name, sum(self.units.sizes))
         self.num_pruned, self.kept_gates = shared["num_pruned"], shared.get("kept_gates")
         self.history.load(tensors, shared)
         self.training.load(tensors)

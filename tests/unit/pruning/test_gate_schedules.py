@@ -43,7 +43,7 @@ def test_every_schedule_runs_from_dense_to_the_budget(schedule: str, budget: dic
         pruner = structure_pruner(gate, budget, LINES[schedule])
         due = [pruner.due(t) for t in range(STEPS)]
         assert due == sorted(due) and set(due[:START]) == {0.0} and set(due[END:]) == {1.0}
-        assert pruner.target(STEPS - 1) == pruner.target_sparsity
+        assert pruner.target(STEPS - 1) == pruner.goal.sparsity
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: budget["name"])
@@ -52,9 +52,9 @@ def test_initial_is_a_sparsity_for_gates_as_for_masks(schedule: str, budget: dic
     """At `start` so much is to be removed as `initial` says, of what the budget counts; and never half of the half."""
     line = LINES[schedule] | {"initial": 0.1}
     pruner = structure_pruner("taylor", budget, line)
-    final = budget.get("sparsity", pruner.target_sparsity)
+    final = budget.get("sparsity", pruner.goal.sparsity)
     assert pruner.due(START) * final == pytest.approx(0.1)
-    assert pruner.target(START) == pytest.approx(0.1 / final * pruner.target_sparsity)
+    assert pruner.target(START) == pytest.approx(0.1 / final * pruner.goal.sparsity)
     weight_pruner = WeightPruner(
         "weights",
         PrunerConfig(

@@ -16,7 +16,8 @@ from pat.models.anatomy import Anatomy
 from pat.pruning import registry
 from pat.pruning.gates import Learned
 from pat.pruning.structures.costs import dense_widths, widths
-from pat.pruning.structures.gate_training import GateState, LearnedTraining, Moment, noise_seed
+from pat.pruning.structures.gate_state import GateState
+from pat.pruning.structures.gate_training import LearnedTraining, Moment, noise_seed
 from pat.pruning.structures.lagrangian import Lagrangian
 from tests import models as small
 from tests.sets import thinned

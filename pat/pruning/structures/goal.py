@@ -1,0 +1,59 @@
+"""Where a structure pruner is going: what its budget leaves in the end, and how much of that is due at a step.
+
+# U units over all sites of the pruner
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from pat.pruning.schedules import Timeline
+from pat.pruning.structures.choose import Choice
+from pat.pruning.structures.units import Inventory
+
+SHARE_DIGITS = 12  # of a share of the budget: 0.15 / 0.3 is a half, whatever the last bit of the quotient says
+
+
+class Goal:
+    """The budget's final choice where all scores are equal, which scores change only where layers may differ."""
+
+    def __init__(self, budget: Any, units: Inventory) -> None:
+        self.budget, self.units = budget, units
+
+    @cached_property
+    def choice(self) -> Choice:
+        """What stays, and how many units of each site."""
+        units = self.units
+        return self.budget.choose(units.anatomy, units.sites, units.split(0.0 * units.ones()))
+
+    @property
+    def keep(self) -> Tensor:
+        """(U,) bool: what stays."""
+        return self.units.join(self.choice.keep)
+
+    @cached_property
+    def weights(self) -> int:
+        """Parameters that go."""
+        return self.units.removed(self.keep)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable parameters that goes."""
+        return self.weights / self.units.numel
+
+    @cached_property
+    def scheduled(self) -> float:
+        """Where the schedule ends: the budget's own sparsity, or the share of prunable parameters a shape removes."""
+        return self.sparsity if self.budget.sparsity is None else self.budget.sparsity
+
+    def due(self, line: Timeline, t: int) -> float:
+        """Share of the goal that is to be reached at a step, 0 to 1: the schedule's sparsity then, over its last."""
+        final = self.scheduled
+        return round(line.target(t, final) / final, SHARE_DIGITS) if final else 0.0
+
+    def in_words(self) -> str:
+        """What stays; where widths may differ by layer, after a tie."""
+        return self.units.in_words(self.choice.counts)
