@@ -17,6 +17,7 @@ from pat.common import ignored
 from pat.common.annotations import choices, words
 from pat.common.keys import MISSING, Section, default_of
 from pat.config import compose, places, reference
+from pat.config.reference import keys
 from pat.pruning import registry
 from pat.schema import Config, DataConfig, OptimConfig, PrunerConfig, TrainConfig
 from tests.sets import thinned
@@ -73,7 +74,7 @@ def test_the_base_config_has_each_key_with_its_default() -> None:
             default: Any = content
             for part in f"{place}{name}".split("."):
                 default = default[part]
-            if not isinstance(default, dict) and "composed" not in reference._extra(info):
+            if not isinstance(default, dict) and "composed" not in keys.extra(info):
                 assert default == default_of(info), place + name
 
 

@@ -1,0 +1,140 @@
+"""config.md and prompts.md in docs/reference: a table for each section, method and check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic.fields import FieldInfo
+
+from pat.common import ignored, scan
+from pat.common.annotations import choices, words
+from pat.common.keys import Method, Section, default_of
+from pat.config.reference.keys import MAPPINGS, as_yaml, extra, first_line
+from pat.config.task_keys import config_model
+from pat.envelope.spec import Limit
+from pat.prompts import checks
+from pat.prompts.mix import Head, Prompt, Suite
+from pat.pruning import registry
+from pat.schema import Config, PrunerConfig
+from pat.tasks import base
+
+_BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
+_INTRO = """\
+# Every key of the config
+
+Made from `pat/schema.py` and the dataclasses of pruners' methods by `python -m pat.config.reference`. A key with the
+default `???` must be given. *only with*: elsewhere the key would be ignored, and a value other than its default is an
+error.
+
+Editors with the YAML language server check a recipe and complete its keys when its first line is
+
+    # yaml-language-server: $schema=PATH/docs/reference/config.schema.json
+
+"""
+_PROMPTS = """\
+# Every key of a prompt mix
+
+Made from `pat/prompts/` by `python -m pat.config.reference`. [compare.md](../compare.md) shows a mix. A key with the
+default `???` must be given.
+
+"""
+
+
+def config_md() -> str:
+    """A table for each section, and for each method of a pruner."""
+    blocks = [_INTRO, _table("Top", "", config_model())]
+    for name, info in config_model().model_fields.items():
+        value = default_of(info)
+        if isinstance(value, Section):
+            blocks.append(_table(f"`{name}`", first_line(type(value)), type(value)))
+    blocks.append(_table("`envelope.METRIC`", first_line(Limit), Limit))
+    blocks.append(_table("`pruners.NAME`", first_line(PrunerConfig), PrunerConfig))
+    for kind in registry.PACKAGES:
+        if kind == "structure":
+            listed = "".join(f"- `{name}`: {first_line(cls)}\n" for name, cls in registry.classes(kind).items())
+            blocks.append(f"## `pruners.NAME.structures`\n\n{listed}\n")
+            continue
+        blocks.append(f"## `pruners.NAME.{kind}`\n\n")
+        for name in registry.names(kind):
+            blocks.append(
+                _table(f"`{name}`", first_line(registry.classes(kind)[name]), registry.settings(kind, name), 3)
+            )
+    return "".join(blocks).rstrip() + "\n"
+
+
+def prompts_md() -> str:
+    """A table for the settings of a prompt mix, for a prompt, and for each check."""
+    blocks = [_PROMPTS, _table("`mix`", first_line(Head), Head), _table("A prompt", first_line(Prompt), Prompt)]
+    blocks.append(_table("A suite", first_line(Suite), Suite))
+    blocks.append("## `checks`\n\n")
+    for name, cls in checks.classes().items():
+        blocks.append(_table(f"`{name}`", first_line(cls), cls, 3))
+    return "".join(blocks).rstrip() + "\n"
+
+
+def _table(title: str, intro: str, model: type[Section], level: int = 2) -> str:
+    """A heading, what the section is for, and a row a key."""
+    rows = list(_rows(model, ""))
+    head = f"{'#' * level} {title}\n\n" + (f"{intro}\n\n" if intro else "")
+    if not rows:
+        return head
+    head += "| key | type | default | allowed | what it does |\n| --- | --- | --- | --- | --- |\n"
+    return (
+        head + "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows) + "\n"
+    )
+
+
+def _rows(model: type[Section], prefix: str) -> Iterator[tuple[str, str, str, str, str]]:
+    for name, info in model.model_fields.items():
+        value, top = default_of(info), issubclass(model, Config)
+        if isinstance(value, Section):
+            if not top:
+                yield from _rows(type(value), f"{prefix}{name}.")
+        elif not (top and name in MAPPINGS) and not (name == "name" and _fixed(model)):
+            yield (
+                f"`{prefix}{info.alias or name}`",
+                _type(info),
+                f"`{as_yaml(info)}`",
+                _allowed(info),
+                (info.description or "") + _only_with(info, f"{_section_of(model)}.{name}"),
+            )
+
+
+def _fixed(model: type[Section]) -> bool:
+    """Whether the key `name` says which method or check it is: the heading has it."""
+    return bool(model.__name__.count(".")) or issubclass(model, checks.Check)
+
+
+def _type(info: FieldInfo) -> str:
+    """The type in words; of a choice, of what."""
+    method = next((item for item in info.metadata if isinstance(item, Method)), None)
+    if method:
+        return "a name, or a mapping with it"
+    if named := choices(info.annotation):
+        return ("a whole number" if isinstance(named[0], int) else "text") + (" or null" if None in named else "")
+    return words(info.annotation).replace(" [a, b]", "").replace(" {key: value}", "")
+
+
+def _allowed(info: FieldInfo) -> str:
+    method = next((item for item in info.metadata if isinstance(item, Method)), None)
+    if method:
+        return ", ".join(registry.names(method.kind))
+    if package := extra(info).get("names_in"):
+        return ", ".join(scan.declared(str(package)))
+    if named := choices(info.annotation):
+        return ", ".join("null" if value is None else str(value) for value in named)
+    bounds = [
+        (word, getattr(item, name)) for item in info.metadata for name, word in _BOUNDS.items() if hasattr(item, name)
+    ]
+    return ", ".join(word.format(int(bound) if bound == int(bound) else bound) for word, bound in bounds)
+
+
+def _only_with(info: FieldInfo, place: str) -> str:
+    """The conditions of a key, without the point that stands for the same section."""
+    conditions = ignored.resolved(str(extra(info).get("only_with", "")), place, base.taking)
+    return f"; *only with* `{', '.join(map(ignored.shown, conditions))}`" if any(conditions) else ""
+
+
+def _section_of(model: type[Section]) -> str | None:
+    """The name of a section of the config; None for what is no section of its own."""
+    return next((name for name, info in config_model().model_fields.items() if type(default_of(info)) is model), None)
