@@ -34,4 +34,4 @@ data = Dataset.from_dict({"input_ids": rows.tolist(), "labels": rows.tolist()})
 pruning = PruningCallback(Path(__file__).with_name("pruning.yaml"))  # pat
 trainer = Trainer(LlamaForCausalLM(SHAPE), args, train_dataset=data, callbacks=[pruning])  # pat
 trainer.train()
-trainer.save_model(sys.argv[-1])  # with exact zeros; `pat export` slices away what is gone, too
+trainer.save_model(sys.argv[-1])  # with exact zeros; `pat export` takes out what is gone, too

@@ -43,9 +43,9 @@ def batch_indices(
     seed: int,
     mixture: Mixture | None = None,
 ) -> list[int]:
-    """(micro,) the samples of one rank's forward: a contiguous slice of the global batch of `world * micro * accum`.
+    """(micro,) the samples of one rank's forward: a contiguous run of the global batch of `world * micro * accum`.
 
-    The slices are in the order of (accumulation_index, rank): micro-batches are the same on any number of ranks.
+    The runs are in the order of (accumulation_index, rank): micro-batches are the same on any number of ranks.
     """
     assert 0 <= accumulation_index < accum and 0 <= rank < world, "no such micro-batch"
     first = step * world * micro * accum + (accumulation_index * world + rank) * micro

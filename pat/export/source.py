@@ -13,7 +13,7 @@ from pat.checkpoint.reader import CheckpointReader
 from pat.common.hashing import MaskHash, WeightsHash
 from pat.export.masks import CHUNK, keep_chunk, masked
 from pat.export.merged import MergedReader
-from pat.export.slicing import Slicing
+from pat.export.narrowing import Narrowing
 from pat.export.structures import Structures
 from pat.export.writer import Spec
 from pat.zero.checkpoint_files import CheckpointError
@@ -29,7 +29,7 @@ def weight_chunks(reader: CheckpointReader, name: str) -> Iterator[tuple[int, Te
         yield start, reader.read("weight", name, start, n) if whole is None else whole[start : start + n].float()
 
 
-def specs(reader: CheckpointReader, dtype: torch.dtype, cut: Slicing | None = None) -> list[Spec]:
+def specs(reader: CheckpointReader, dtype: torch.dtype, cut: Narrowing | None = None) -> list[Spec]:
     """What a model folder holds: parameters in `dtype`, tied ones once, cut, and persistent buffers as they are."""
     parameters = []
     for name, parameter in reader.parameters.items():

@@ -1,7 +1,7 @@
 """The proof of logits where two models do not fit into memory: both run with one module's weights at a time.
 
 The trained model has its full shape and the gates in its forward, as in training; the exported one is what its
-config.json describes. Nothing here knows what was sliced. The input of each exported layer is compared with what the
+config.json describes. Nothing here knows what was narrowed. The input of each exported layer is compared with what the
 trained model had there and then replaced by it, so that a fault shows in its own layer, against that layer's rounding
 only. All is computed in fp64.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.checkpoint.reader import CheckpointReader
-from pat.export.slicing import Slicing, slicing
+from pat.export.narrowing import Narrowing, narrowing
 from pat.pruning.structures.hooks import install
 from pat.pruning.structures.pruner import StructurePruner
 from pat.schema import Config
@@ -22,7 +22,7 @@ class Structures:
     """The structure pruners of a checkpoint, and what they make of the model."""
 
     pruners: Sequence[StructurePruner] = ()
-    cut: Slicing | None = None  # None: nothing is sliced
+    cut: Narrowing | None = None  # None: nothing is narrowed
     z: dict[str, Tensor] = field(default_factory=dict)  # per site: what multiplied in the forward
 
     @property
@@ -32,7 +32,7 @@ class Structures:
 
     @property
     def parameters(self) -> set[str]:
-        """All of which a unit owns a slice."""
+        """All of which a unit owns a part."""
         return {name for pruner in self.pruners for name in pruner.units.parameters}
 
     @property
@@ -65,8 +65,8 @@ class Structures:
 def structures(reader: CheckpointReader, config: Config, hf_config: Any, model: nn.Module) -> Structures:
     """The structure pruners of a run at a checkpoint; `model` has the full shape, on the meta device.
 
-    In the hard phase the gates are folded already and the model is sliced. Before, the shape is still the full one, and
-    the gates of the coming step's evaluation are folded into it.
+    In the hard phase the gates are folded already and the model is narrowed. Before, the shape is still the full one,
+    and the gates of the coming step's evaluation are folded into it.
     """
     pruners = []
     for name, settings in config.pruners.items():
@@ -88,4 +88,4 @@ def structures(reader: CheckpointReader, config: Config, hf_config: Any, model: 
     stock = all(pruner.budget.hf_compatible for pruner in pruners)
     keep = {site: flag.bool() for site, flag in flags.items()}
     folded = {site: torch.where(keep[site], value, torch.ones_like(value)) for site, value in z.items()}
-    return Structures(pruners, slicing(hf_config, pruners[0].anatomy, sites, keep, folded, stock), z)
+    return Structures(pruners, narrowing(hf_config, pruners[0].anatomy, sites, keep, folded, stock), z)

@@ -5,7 +5,7 @@
     trainer.train()
 
 Checkpoints get a `pat` folder, `train(resume_from_checkpoint=...)` goes on from it, and the final model has exact
-zeros; `export_pruned`, or `pat export OUT/checkpoint-N --out DIR`, slices away what is gone.
+zeros; `export_pruned`, or `pat export OUT/checkpoint-N --out DIR`, takes out what is gone.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class PruningCallback(TrainerCallback):
 def export_pruned(
     checkpoint: str | Path, out: str | Path, dtype: str | None = None, verify: str = "auto"
 ) -> dict[str, Any]:
-    """Write a trainer's checkpoint (OUT/checkpoint-N) as a stock Hugging Face folder, sliced and proven equal.
+    """Write a trainer's checkpoint (OUT/checkpoint-N) as a stock Hugging Face folder, narrowed and proven equal.
 
     Without ranks or a GPU; the same as `pat export CHECKPOINT --out OUT`. Returns what `export.json` holds.
     """

@@ -1,7 +1,7 @@
 """Masks inside what gates leave: for instance KV groups and neurons by L0, then 2:4 in the rows that stay.
 
 Both may name the same parameter where their order and the units make that exact: the gates are folded before the masks
-begin, and every N:M group is either gone as a whole or left as a whole, so it is N:M in the sliced matrix too.
+begin, and every N:M group is either gone as a whole or left as a whole, so it is N:M in the narrowed matrix, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check(structures: StructurePruner, weights: WeightPruner) -> None:
             f"count what they remove; exclude {first} and its like from the masks"
         )
     m = weights.granularity.m
-    for part in (part for site in structures.sites for part in site.slices):
+    for part in (part for site in structures.sites for part in site.parts):
         if part.parameter in both and part.dim == len(weights.shapes[part.parameter]) - 1:
             if part.start % m or part.per_unit % m:
                 raise ValueError(
@@ -43,7 +43,7 @@ def check(structures: StructurePruner, weights: WeightPruner) -> None:
 
 
 def shared(structures: StructurePruner, names: Iterable[str]) -> set[str]:
-    """The parameters among these of which a unit owns a slice."""
+    """The parameters among these of which a unit owns a part."""
     return structures.units.parameters & set(names)
 
 

@@ -9,11 +9,11 @@ from pat.pruning.criteria import Criterion
 
 
 def starts_equal(criterion: Criterion) -> bool:
-    """Whether different weights have equal ranks before the first step's evidence."""
+    """Whether different weights have equal standings before the first step's evidence."""
     weights = torch.tensor([-2.0, -0.5, 1.0, 3.0])
     score = criterion.initial(weights) if criterion.needs_score else None
-    ranks = criterion.rank(score, weights) + criterion.prior_weight(0) * weights.square()
-    return all_equal(ranks)
+    standings = criterion.rank(score, weights) + criterion.prior_weight(0) * weights.square()
+    return all_equal(standings)
 
 
 def all_equal(scores: Tensor) -> bool:

@@ -55,11 +55,11 @@ def _loaded(model: Any, report: Mapping[str, Any]) -> Check:
 
 
 def _zeros(folder: Path, model: Any) -> Check:
-    """Whether every weight that the masks prune is 0. In a sliced model matrices have other names and shapes than their
-    masks: there only the count of what is not 0 speaks."""
+    """Whether every weight that the masks prune is 0. In a narrowed model, matrices have other names and shapes than
+    their masks, so zeros are only counted."""
     flags = masks.names(folder)
     if any(":" in name for name in flags):
-        return Check("zeros", True, f"sliced: {len(flags)} sites and masks, of which none is left to compare")
+        return Check("zeros", True, f"narrowed: {len(flags)} sites and masks, of which none is left to compare")
     parameters, alive, pruned = dict(model.named_parameters()), [], 0
     for name, keep in masks.read_masks(folder) if flags else ():
         gone = keep == 0

@@ -131,7 +131,7 @@ def keep_largest(scores: Tensor, removed: int) -> Tensor:
 def unit_magnitude(site: Site, parameters: Mapping[str, Tensor]) -> Tensor:
     """(units,) fp32: sum w^2 / n over the n weights that a unit owns, as `gate.name=magnitude` ranks them."""
     total, count = torch.zeros(site.num_units, dtype=torch.float64), 0
-    for part in site.slices:
+    for part in site.parts:
         moved = parameters[part.parameter].detach().movedim(part.dim, 0)
         own = moved[part.start : part.start + site.num_units * part.per_unit]
         squares = own.float().square().reshape(len(own), -1).sum(1, dtype=torch.float64).cpu()

@@ -163,7 +163,7 @@ def sum_per_block(logits: Tensor, labels: Tensor) -> Tensor:
     if last <= width:
         return _chunk(logits[:, :-1], labels[:, 1:])
     total = logits.new_zeros(logits.shape[0], dtype=torch.float32)
-    # Of a split all gradients are written in one pass; of slices, one as long as the logits for each.
+    # torch.split writes all gradients in one pass; indexing would write one as long as the logits for each chunk.
     chunks = zip(logits[:, :-1].split(width, 1), labels[:, 1:].split(width, 1), strict=True)
     for chunk, targets in chunks:
         total = total + checkpoint(_chunk, chunk, targets, use_reentrant=False, preserve_rng_state=False)

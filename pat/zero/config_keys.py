@@ -69,7 +69,7 @@ BREAKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("zero_optimization.zenflow", bool, _OUTSIDE),
     ("zero_optimization.zero_hpz_partition_size", lambda v: int(v) > 1, "keeps second shards of unpruned weights"),
     ("zero_optimization.mics_shard_size", lambda v: int(v) > 0, "shards over other ranks than pat counts"),
-    ("zero_optimization.elastic_checkpoint", bool, "writes files that pat does not read; it re-slices its own"),
+    ("zero_optimization.elastic_checkpoint", bool, "writes files that pat does not read; it re-shards its own"),
     ("data_types.grad_accum_dtype", bool, "makes DeepSpeed use an optimizer wrapper that pat does not know"),
     ("optimizer", bool, "belongs to pat: set optim.*"),
     ("scheduler", bool, "belongs to pat: set optim.lr_schedule and optim.warmup"),

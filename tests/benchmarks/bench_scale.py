@@ -5,9 +5,9 @@ Each rank is a thread with its own shards, cut as ZeRO 2 and ZeRO 3 cut them; ti
 
     selection    keep the highest scores of all ranks, exactly
     mask update  the passes before and after the optimizer's step in the soft phase
-    re-slice     reading a rank's weights and moments from a checkpoint that 8 ranks wrote
+    re-shard     reading a rank's weights and moments from a checkpoint that 8 ranks wrote
 
-Masks, updated weights and re-sliced state are compared bit for bit with those of one rank.
+Masks, updated weights and re-sharded state are compared bit for bit with those of one rank.
 
     python tests/benchmarks/bench_scale.py --json results/scale.json
 """
@@ -40,7 +40,7 @@ from tests.fake_run import write_checkpoint
 
 SPARSITY = 0.8
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-TIMED = 16  # ranks whose mask update and re-slicing are timed; all are done and compared
+TIMED = 16  # ranks whose mask update and re-sharding are timed; all are done and compared
 LAYOUTS = ("zero12", "zero3")
 WRITERS = 8
 

@@ -63,7 +63,7 @@ def test_other_layouts_gates_and_trainers_equal_our_loop_bit_for_bit(case: str) 
     said = results(*SLOW)[case]
     check(said)
     found = exported(said)
-    if case.startswith("l0"):  # what is gone is sliced away
+    if case.startswith("l0"):  # what is gone is taken out
         assert found["after"]["parameters"] < found["before"]["parameters"]
 
 

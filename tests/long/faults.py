@@ -49,7 +49,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
         unit("test_overflow.py"),
         ORACLE,
     ],
-    "pat/pruning/structures/slices.py": [unit("test_gates.py"), RIGHT, ORACLE],
+    "pat/pruning/structures/parts.py": [unit("test_gates.py"), RIGHT, ORACLE],
     "pat/pruning/structures/example_gradients.py": [ORACLE, unit("test_evidence.py")],
     "pat/pruning/structures/gate_history.py": [unit("test_fold.py"), unit("test_resume.py")],
     "pat/pruning/calibration/journal.py": [unit("test_journal.py")],

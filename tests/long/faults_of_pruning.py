@@ -49,13 +49,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "units counted from the end",
         ),
         (
-            "(-ranks[group.sites[i].name][0][0], i))[:count]",
-            "(ranks[group.sites[i].name][0][0], i))[:count]",
+            "(-best_first[group.sites[i].name][0][0], i))[:count]",
+            "(best_first[group.sites[i].name][0][0], i))[:count]",
             "the worst layers stay",
         ),
         (
-            "flags[[unit for _, unit in ranks[site.name][:count]]] = True",
-            "flags[[unit for _, unit in ranks[site.name][: count - 1]]] = True",
+            "flags[[unit for _, unit in best_first[site.name][:count]]] = True",
+            "flags[[unit for _, unit in best_first[site.name][: count - 1]]] = True",
             "a unit too few",
         ),
         (
@@ -563,11 +563,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/structures/sites.py": [
         (
-            "read = Slice(reader.weight, reader.in_dim, 0, features)",
-            "read = Slice(reader.weight, 0, 0, features)",
+            "read = Part(reader.weight, reader.in_dim, 0, features)",
+            "read = Part(reader.weight, 0, 0, features)",
             "the wrong dimension of the consumer",
         ),
-        ("reader.module, features, (read,),", "reader.module, features, (*slices, read),", "producers gated too"),
+        ("reader.module, features, (read,),", "reader.module, features, (*parts, read),", "producers gated too"),
         ("return (weights,) if made.bias is None else", "return (weights,) if True else", "biases of dead units stay"),
         (
             "made.out_dim, made.first_output, per_unit)\n    return",
@@ -673,10 +673,10 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/structures/folding.py": [
         ("    if alive_again:", "    if False:", "the zeros are not checked"),
-        ("units.split(z), shapes, gated=True", "units.split(z), shapes, gated=False", "z folded into every slice"),
+        ("units.split(z), shapes, gated=True", "units.split(z), shapes, gated=False", "z folded into every part"),
         ("    layout.refresh_forward()", "    pass", "the forward keeps the old weights"),
-        ("        slices.multiply(layout, staying, moment)\n", "", "moments of dead units stay"),
-        ("    slices.multiply(layout, staying)\n", "", "dead producers stay"),
+        ("        parts.multiply(layout, staying, moment)\n", "", "moments of dead units stay"),
+        ("    parts.multiply(layout, staying)\n", "", "dead producers stay"),
     ],
     "pat/pruning/structures/ties.py": [
         ("    if all_equal(score) and not any(", "    if False and not any(", "a choice without evidence"),
@@ -692,7 +692,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("return weights / self.numel if self._all else 0.0", "return weights / self.numel", "no pruners, no fraction"),
     ],
-    "pat/pruning/structures/slices.py": [
+    "pat/pruning/structures/parts.py": [
         (
             "inner = math.prod(segment.shape[self.dim + 1 :])",
             "inner = math.prod(segment.shape[self.dim :])",
@@ -705,7 +705,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("part.start + num_units * part.per_unit)", "part.start + num_units * part.per_unit - 1)", "a unit too short"),
         ("value.repeat_interleave(part.per_unit)", "value.repeat(part.per_unit)", "interleaved units"),
-        ("for part in site.gated if gated else site.slices:", "for part in site.slices:", "every slice is gated"),
+        ("for part in site.gated if gated else site.parts:", "for part in site.parts:", "every part is gated"),
         (".double() ** 2", ".double().abs()", "mean absolute weight"),
         (
             "return (layout.comm.sum(sums)[:total] / counts).float()",

@@ -109,7 +109,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ),
         ('    dtype = dtype or reader.manifest["dtype"]', '    dtype = dtype or "fp32"', "always fp32"),
     ],
-    "pat/export/slicing.py": [
+    "pat/export/narrowing.py": [
         ("&= z.repeat_interleave(part.per_unit)", "&= z.repeat(part.per_unit)", "interleaved units are cut"),
         ("&= z.repeat_interleave(part.per_unit)", "&= (~z).repeat_interleave(part.per_unit)", "keeps what is pruned"),
         ("*= gates[site.name].float().cpu().repeat_interleave(part.per_unit)", "*= 1.0", "gates are not folded"),

@@ -55,7 +55,7 @@ class Criterion(ABC):
         self,
         num_steps: int,  # of evidence that the score holds
     ) -> float:
-        """How much W^2 counts beside the rank, each by its own size (see `weights.prior`); 0: not at all."""
+        """How much W^2 counts beside the standing, each by its own size (see `weights.prior`); 0: not at all."""
         return 0.0
 
     @property
@@ -83,7 +83,7 @@ class Criterion(ABC):
         score: Tensor | None,  # (n,) fp32; None unless `needs_score`
         dense: Tensor,  # (n,) fp32
     ) -> Tensor:  # (n,) fp32
-        """What the selection sorts."""
+        """The standing of each weight, by which the selection sorts."""
 
     def rank_at(
         self,
@@ -136,7 +136,7 @@ class Calibrated(CalibrationSettings, Criterion):
         return 9 * outputs * inputs + choice_bytes(outputs, inputs)
 
     def rank(self, score: Tensor | None, dense: Tensor) -> Tensor:
-        """There is no rank of single weights without what goes into their matrix."""
+        """Single weights have no standing without what goes into their matrix."""
         raise NotImplementedError(f"{self.name} ranks whole matrices: see `cut`")
 
 

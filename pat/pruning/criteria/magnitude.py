@@ -11,7 +11,7 @@ from pat.pruning.criteria import Criterion
 
 @dataclass(frozen=True)
 class Magnitude(Criterion):
-    """rank = |W|. Source: Han et al. 2015, arXiv:1506.02626."""
+    """standing = |W|. Source: Han et al. 2015, arXiv:1506.02626."""
 
     name: str = "magnitude"
 

@@ -18,7 +18,7 @@ PRIOR_SCORES = ("magnitude", "wanda")
 
 @dataclass(frozen=True)
 class Movement(Criterion):
-    """S <- S - W * dL/dW', W' = W * M, at masked weights too; rank = S + c W^2, top-v by the budget.
+    """S <- S - W * dL/dW', W' = W * M, at masked weights too; standing = S + c W^2, top-v by the budget.
 
     This is gradient descent on S through the straight-through mask, dL/dS = dL/dW' * W, at rate 1; the rate does not
     change the order. S of a few hundred steps is mostly noise, and sensitive weights have large scores of either sign,

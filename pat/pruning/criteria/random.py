@@ -15,7 +15,7 @@ CHUNK = 1 << 16  # elements hashed at a time: the 64-bit temporaries stay small
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """rank = hash(seed, parameter, index) in [0, 1): fixed for a run, whatever the ranks and the cuts of the shards.
+    """standing = hash(seed, parameter, index) in [0, 1): fixed for a run, however ranks cut the shards.
 
     Mixing function: SplitMix64, Steele et al. 2014, doi:10.1145/2660193.2660195. As a baseline: arXiv:2003.03033.
     """

@@ -18,7 +18,7 @@ class SoftMovement(Criterion):
     lambda(t) = final_lambda * progress ** ramp, so the penalty's gradient grows from 0 over the schedule. S starts at
     0, sigma(S) = 1/2: everything is kept until the penalty outweighs the evidence. A score drifts by up to lambda / 4
     a step; tau = 0.1 lies 2.2 below the start. W * dL/dW' of one weight is tiny (1e-6 is usual), so `rate` brings it to
-    the scale of sigma. The final selection is by the budget, with rank S.
+    the scale of sigma. The final selection is by the budget, with standing S.
     Source: Sanh et al. 2020, arXiv:2005.07683, section 4 (there S has an Adam of its own; here plain descent).
     """
 

@@ -12,7 +12,7 @@ from pat.pruning.criteria import Criterion
 
 @dataclass(frozen=True)
 class Taylor(Criterion):
-    """S <- S - (1 - decay) * (S - |W * dL/dW'|), rank = S: the first-order change of the loss, averaged over steps.
+    """S <- S - (1 - decay) * (S - |W * dL/dW'|), standing = S: the first-order change of the loss, averaged over steps.
 
     Source: Molchanov et al. 2016, arXiv:1611.06440; Molchanov et al. 2019, arXiv:1906.10771.
     """

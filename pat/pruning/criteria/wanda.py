@@ -14,7 +14,7 @@ from pat.pruning.criteria import Calibrated
 
 @dataclass(frozen=True)
 class Wanda(Calibrated):
-    """rank = |W_oi| sqrt(mean_n x_ni^2), x the inputs on calibration samples; what stays is not changed.
+    """standing = |W_oi| sqrt(mean_n x_ni^2), x the inputs on calibration samples; what stays is not changed.
 
     The paper ranks within each output: scope=row. Source: Sun et al. 2023, arXiv:2306.11695.
     """

@@ -63,14 +63,14 @@ def keep_counts(groups: Sequence[Group], counts: Sequence[int], scores: Mapping[
     """Keep so many units of every group, the highest scores; equal scores: the lower index."""
     keep: dict[str, Tensor] = {}
     for group, count in zip(groups, counts, strict=True):
-        ranks = ranked(group.sites, scores)
+        best_first = ranked(group.sites, scores)
         if group.pooled:
-            best = sorted(range(len(group.sites)), key=lambda i: (-ranks[group.sites[i].name][0][0], i))[:count]
+            best = sorted(range(len(group.sites)), key=lambda i: (-best_first[group.sites[i].name][0][0], i))[:count]
             keep |= {site.name: torch.tensor([i in best]) for i, site in enumerate(group.sites)}
             continue
         for site in group.sites:
             flags = torch.zeros(site.num_units, dtype=torch.bool)
-            flags[[unit for _, unit in ranks[site.name][:count]]] = True
+            flags[[unit for _, unit in best_first[site.name][:count]]] = True
             keep[site.name] = flags
     return keep
 
@@ -181,9 +181,9 @@ class _State:
     def __init__(self, groups: Sequence[Group], scores: Mapping[str, Tensor], cost: Cost, anatomy: Anatomy) -> None:
         self.groups, self.cost = groups, cost
         self.step = [len(group.counts) - 1 for group in groups]  # index into the group's counts
-        self.ranks = ranked([site for group in groups for site in group.sites], scores)
+        self.best_first = ranked([site for group in groups for site in group.sites], scores)
         self.order = {  # the sites of a pooled group, best first
-            g: sorted(group.sites, key=lambda site: -self.ranks[site.name][0][0])
+            g: sorted(group.sites, key=lambda site: -self.best_first[site.name][0][0])
             for g, group in enumerate(groups)
             if group.pooled
         }
@@ -208,10 +208,10 @@ class _State:
         for g, (group, step) in enumerate(zip(self.groups, self.step, strict=True)):
             count = group.counts[step]
             if group.pooled:
-                total += sum(self.ranks[site.name][0][0] for site in self.order[g][:count])
+                total += sum(self.best_first[site.name][0][0] for site in self.order[g][:count])
             else:
                 open_sites = [site for site in group.sites if self._open(site)]
-                total += sum(value for site in open_sites for value, _ in self.ranks[site.name][:count])
+                total += sum(value for site in open_sites for value, _ in self.best_first[site.name][:count])
         return total
 
     @property
@@ -235,11 +235,11 @@ class _State:
         low, high = sorted((group.counts[here], group.counts[here + direction]))
         if group.pooled:
             gone = self.order[g][low:high]
-            return sum(self.ranks[site.name][0][0] for site in gone), sum(map(self._whole, gone))
+            return sum(self.best_first[site.name][0][0] for site in gone), sum(map(self._whole, gone))
         score, cost = 0.0, 0
         for site in group.sites:
             if self._open(site):
-                score += sum(value for value, _ in self.ranks[site.name][low:high])
+                score += sum(value for value, _ in self.best_first[site.name][low:high])
                 cost += (high - low) * self._sublayer(site)[1]
         return score, cost
 

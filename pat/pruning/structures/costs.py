@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from pat.models.anatomy import Anatomy, Attention
-from pat.pruning.structures.sites import Site, Slice, inner_site
+from pat.pruning.structures.sites import Part, Site, inner_site
 
 Number = Any  # int, or a 0-dim fp32 tensor where gates are probabilities
 _Each = tuple[int, int]  # of a sublayer: (fixed, per unit)
@@ -109,7 +109,7 @@ def parameters(anatomy: Anatomy) -> Cost:
         own = anatomy.numel(anatomy.under([layer.name]))
         inside += own
         for j, sublayer in enumerate(layer.sublayers):
-            unit = sum(_numel(anatomy, part) for part in inner_site("", i, j, sublayer).slices)
+            unit = sum(_numel(anatomy, part) for part in inner_site("", i, j, sublayer).parts)
             size = anatomy.numel(anatomy.sublayer_parameters(sublayer))
             row.append((size - unit * sublayer.num_units, unit))
             own -= size
@@ -118,7 +118,7 @@ def parameters(anatomy: Anatomy) -> Cost:
     return Cost(anatomy.numel(list(anatomy.shapes)) - inside, tuple(layers), tuple(sublayers))
 
 
-def _numel(anatomy: Anatomy, part: Slice) -> int:
+def _numel(anatomy: Anatomy, part: Part) -> int:
     """Elements of a parameter that one unit owns."""
     shape = anatomy.shapes[part.parameter]
     return math.prod(shape) // shape[part.dim] * part.per_unit

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pat.pruning.structures import slices
+from pat.pruning.structures import parts
 from pat.pruning.structures.gate_history import GateHistory
+from pat.pruning.structures.parts import Factors
 from pat.pruning.structures.sites import Site
-from pat.pruning.structures.slices import Factors
 from pat.pruning.structures.units import Inventory
 from pat.pruning.types import PromiseBroken
 from pat.zero.layouts import ZeroLayout
@@ -31,24 +31,24 @@ def fold(
     Collective.
     """
     shapes, staying = units.anatomy.shapes, alive(sites, units, keep)
-    slices.multiply(layout, slices.factors(sites, units.split(z), shapes, gated=True))
-    slices.multiply(layout, staying)
+    parts.multiply(layout, parts.factors(sites, units.split(z), shapes, gated=True))
+    parts.multiply(layout, staying)
     blocks = [site for site in sites if site.sublayer is None]
     for moment, factor in history.factors().items():
         by = units.split(factor)
-        slices.multiply(layout, slices.factors(sites, by, shapes, gated=True), moment)
-        slices.multiply(layout, slices.factors(blocks, by, shapes, gated=False), moment)
-        slices.multiply(layout, staying, moment)
+        parts.multiply(layout, parts.factors(sites, by, shapes, gated=True), moment)
+        parts.multiply(layout, parts.factors(blocks, by, shapes, gated=False), moment)
+        parts.multiply(layout, staying, moment)
     layout.refresh_forward()
 
 
 def alive(sites: Sequence[Site], units: Inventory, keep: Tensor) -> Factors:
     """1 for elements of what is kept by (U,) bool, 0 for those of what is gone."""
-    return slices.factors(sites, units.split(keep.float()), units.anatomy.shapes, gated=False)
+    return parts.factors(sites, units.split(keep.float()), units.anatomy.shapes, gated=False)
 
 
 def check(pruner: str, layout: ZeroLayout, sites: Sequence[Site], units: Inventory, keep: Tensor) -> None:
     """Whether all weights of removed units, by (U,) bool, are exactly 0. Raises PromiseBroken. Collective."""
-    alive_again = slices.count_nonzero(layout, alive(sites, units, keep))
+    alive_again = parts.count_nonzero(layout, alive(sites, units, keep))
     if alive_again:
         raise PromiseBroken(f"{alive_again} weights of units that pruner {pruner} has removed are not zero")

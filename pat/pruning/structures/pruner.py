@@ -33,7 +33,7 @@ from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.gates import BY_GRADIENT, OF_NO_STEP, CalibratedGate
-from pat.pruning.structures import calibrated, folding, slices, ties
+from pat.pruning.structures import calibrated, folding, parts, ties
 from pat.pruning.structures.agreement import check_agreement
 from pat.pruning.structures.gate_history import GateHistory
 from pat.pruning.structures.gate_state import GateState
@@ -185,7 +185,7 @@ class StructurePruner:
     def _select(self, t: int, progress: float) -> None:
         """The keep flags under `progress` of the budget. Collective."""
         if self.needs == "weights":
-            evidence = slices.mean_square(self.layout, self.sites, self.anatomy.shapes)
+            evidence = parts.mean_square(self.layout, self.sites, self.anatomy.shapes)
             self.training.learn(self.state, evidence, self._moment(t))
         scores = self.units.split(self.training.scores(self.state))
         chosen = self.budget.choose(

@@ -1,4 +1,4 @@
-"""Sites: the units of one structure at one place of a model, and the slices of the parameters that each unit owns."""
+"""Sites: the units of one structure at one place of a model, and the parts of the parameters that each unit owns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pat.models.anatomy import Anatomy, Attention, Projection, Sublayer
 
 
 @dataclass(frozen=True)
-class Slice:
+class Part:
     """Unit u owns [start + u * per_unit, start + (u + 1) * per_unit) of a dimension of a parameter."""
 
     parameter: str
@@ -35,10 +35,10 @@ class Site:
     layer: int  # index in the anatomy's layers
     sublayer: int | None  # index in the layer's sublayers; None: the whole layer
     num_units: int
-    slices: tuple[Slice, ...]  # all that goes with a unit
+    parts: tuple[Part, ...]  # all that goes with a unit
     consumer: str  # module
     features: int
-    gated: tuple[Slice, ...]  # the slices whose weights z multiplies: where the export folds it; () for a layer
+    gated: tuple[Part, ...]  # the parts whose weights z multiplies: where the export folds it; () for a layer
 
 
 class Structure(Protocol):
@@ -70,11 +70,11 @@ def find_sites(anatomy: Anatomy, structures: Sequence[Structure]) -> list[Site]:
 def inner_site(structure: str, layer: int, index: int, sublayer: Sublayer) -> Site:
     """The units inside a sublayer: neurons, heads, KV groups."""
     reader, features = sublayer.consumer
-    read = Slice(reader.weight, reader.in_dim, 0, features)
-    slices = [each for made, outputs in sublayer.producers for each in _outputs(made, outputs)]
+    read = Part(reader.weight, reader.in_dim, 0, features)
+    parts = [each for made, outputs in sublayer.producers for each in _outputs(made, outputs)]
     return Site(
         f"{structure}:{sublayer.name}", structure, layer, index, sublayer.num_units,
-        (*slices, read), reader.module, features, (read,),
+        (*parts, read), reader.module, features, (read,),
     )  # fmt: skip
 
 
@@ -83,20 +83,20 @@ def sublayer_site(structure: str, layer: int, index: int, sublayer: Sublayer, an
     reader, norm = sublayer.output, sublayer.post_norm
     module, gated = reader.module, _outputs(reader, reader.num_outputs)
     if norm is not None:
-        module, gated = norm.module, (Slice(norm.weight, 0, 0, anatomy.shapes[norm.weight][0], norm.origin),)
-    slices = whole(anatomy, anatomy.sublayer_parameters(sublayer))
-    return Site(f"{structure}:{sublayer.name}", structure, layer, index, 1, slices, module, 0, gated)
+        module, gated = norm.module, (Part(norm.weight, 0, 0, anatomy.shapes[norm.weight][0], norm.origin),)
+    parts = whole(anatomy, anatomy.sublayer_parameters(sublayer))
+    return Site(f"{structure}:{sublayer.name}", structure, layer, index, 1, parts, module, 0, gated)
 
 
-def whole(anatomy: Anatomy, names: Sequence[str]) -> tuple[Slice, ...]:
-    """These parameters, as slices of one unit."""
-    return tuple(Slice(name, 0, 0, anatomy.shapes[name][0]) for name in names)
+def whole(anatomy: Anatomy, names: Sequence[str]) -> tuple[Part, ...]:
+    """These parameters, as parts of one unit."""
+    return tuple(Part(name, 0, 0, anatomy.shapes[name][0]) for name in names)
 
 
-def _outputs(made: Projection, per_unit: int) -> tuple[Slice, ...]:
-    """The slices of a weight and its bias that make a unit's outputs."""
-    weights = Slice(made.weight, made.out_dim, made.first_output, per_unit)
-    return (weights,) if made.bias is None else (weights, Slice(made.bias, 0, made.first_output, per_unit))
+def _outputs(made: Projection, per_unit: int) -> tuple[Part, ...]:
+    """The parts of a weight and its bias that make a unit's outputs."""
+    weights = Part(made.weight, made.out_dim, made.first_output, per_unit)
+    return (weights,) if made.bias is None else (weights, Part(made.bias, 0, made.first_output, per_unit))
 
 
 def of_kind(anatomy: Anatomy, kind: type) -> Iterator[tuple[int, int, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pat.common.typed import split
 from pat.models.anatomy import Anatomy
-from pat.pruning.structures import costs, slices
+from pat.pruning.structures import costs, parts
 from pat.pruning.structures.sites import Site
 
 
@@ -45,8 +45,8 @@ class Inventory:
 
     @cached_property
     def parameters(self) -> set[str]:
-        """All parameters of which a unit owns a slice."""
-        return {part.parameter for site in self.sites for part in site.slices}
+        """All parameters of which a unit owns a part."""
+        return {part.parameter for site in self.sites for part in site.parts}
 
     @cached_property
     def numel(self) -> int:
@@ -61,7 +61,7 @@ class Inventory:
     def removed_from(self, keep: Tensor, names: Iterable[str]) -> int:
         """Elements of the named parameters that go with the units whose flag, of (U,) bool, is down."""
         shapes = self.anatomy.shapes
-        alive = slices.factors(self.sites, self.split(keep.float()), shapes, gated=False)
+        alive = parts.factors(self.sites, self.split(keep.float()), shapes, gated=False)
         gone = 0
         for name in names:
             left = {f.dim: int(f.values.count_nonzero()) for f in alive.get(name, ())}

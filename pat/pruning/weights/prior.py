@@ -1,4 +1,4 @@
-"""What is known of weights before any evidence, beside the evidence: rank = S + c Q.
+"""What is known of weights before any evidence, beside the evidence: standing = S + c Q.
 
 # o outputs and i inputs of a linear map, x what goes into it on calibration samples
 # G groups that are ranked together: all matrices, or each by itself

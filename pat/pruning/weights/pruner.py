@@ -176,8 +176,7 @@ class WeightPruner:
         ties.check_matrices(f"pruners.{self.name}", removed, numel, tied, self.config.allow_empty_matrices)
 
     def _coefficients(self, t: int) -> dict[str, float]:
-        """The coefficient of the prior in the rank of every matrix (`weights.prior`); {} where the criterion has none.
-        Collective."""
+        """Of the prior, in the standings in each matrix (`weights.prior`); {} where there is none. Collective."""
         weight = self.criterion.prior_weight(t)
         if weight and self.criterion.prior_samples and not self.prior.inputs:
             assert self.walk is not None, "Pruner.bind gives it"

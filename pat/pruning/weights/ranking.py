@@ -1,6 +1,6 @@
-"""What is ranked together, and by what: the scope of a ranking, and the ranks of this rank's weights.
+"""What is ranked together, and by what: the scope of a ranking, and the standing of each of this rank's weights.
 
-rank = the criterion's, of score and dense weight      + c Q, where it has a prior (`weights.prior`)
+standing = what the criterion's `rank` makes of score and dense weight, + c Q where it has a prior (`weights.prior`)
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def scored(
     prior: Prior,
     coefficients: Mapping[str, float],  # c by matrix; {}: no prior
 ) -> list[ScoredSegment]:
-    """This rank's weights with their ranks."""
+    """This rank's weights with their standings."""
     found: list[ScoredSegment] = []
     for state in states:
         for s in state.shard.segments:

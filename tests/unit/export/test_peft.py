@@ -1,4 +1,4 @@
-"""Adapters: the model that is exported, merged, folded and sliced, is the one that was trained with gates and LoRA."""
+"""Adapters: the exported model, merged, folded and narrowed, is the one that was trained with gates and LoRA."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_merge_is_pefts_own(tmp_path: Path) -> None:
 
 
 def test_without_pruners_the_export_is_the_merged_model(tmp_path: Path) -> None:
-    """LoRA alone: nothing is sliced, all is merged, and the hash is that of what was trained."""
+    """LoRA alone: nothing is taken out, all is merged, and the hash is that of what was trained."""
     model = adapted("llama", PeftConfig(r=2, alpha=4.0, target_modules=["q_proj", "down_proj"]))
     settings = {"peft": {"r": 2, "alpha": 4.0, "target_modules": ["q_proj", "down_proj"]}}
     write_run(tmp_path / "run", model, byte_tokenizer(), "causal_lm", settings=settings, dtype="fp32", prune="")

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from pat.checkpoint.reader import CheckpointReader
 from pat.export import masks, verify, writer
 from pat.export.export import export_run
-from pat.export.slicing import Cut, Slicing
+from pat.export.narrowing import Cut, Narrowing
 from pat.export.source import Stream, specs
 from pat.export.structures import Structures
 from pat.export.writer import Spec, write_safetensors
@@ -178,7 +178,7 @@ def test_logits_may_differ_by_so_much(largest: float, difference: float, rounded
 def test_a_cut_keeps_the_dtype_and_multiplies_in_fp32() -> None:
     factor = torch.tensor([0.3, 0.7])
     cut = Cut("a", {0: torch.tensor([0, 2])}, {0: factor})
-    whole: Any = Slicing(None, None, {"a": (2, 4)}, {"a": cut})  # type: ignore[arg-type]
+    whole: Any = Narrowing(None, None, {"a": (2, 4)}, {"a": cut})  # type: ignore[arg-type]
     weight = torch.randn(3, 4)
     for dtype in (torch.float32, torch.bfloat16):
         given = weight.to(dtype)

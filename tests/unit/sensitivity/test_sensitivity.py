@@ -69,7 +69,7 @@ def without_smallest(weight: Tensor, count: int) -> Tensor:
 
 @pytest.mark.parametrize(("model_type", "variant"), thinned(CASES, 4))
 def test_every_cell_is_the_loss_of_a_model_with_these_weights_zeroed_by_hand(model_type: str, variant: str) -> None:
-    """Catches a wrong slice, a hook that stays, weights that are not put back, and a prefix of another batch."""
+    """Catches a wrong part, a hook that stays, weights that are not put back, and a prefix of another batch."""
     model = small(model_type, variant)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = grid(model, [0.5])
@@ -149,7 +149,7 @@ def test_magnitudes_are_those_of_the_units_whole_slices() -> None:
     (site, *_) = (site for site in grid(model, [0.5]).sites.values() if site.structure == "heads")
     parameters = dict(model.named_parameters())
     owned: list[list[Tensor]] = [[] for _ in range(site.num_units)]
-    for part in site.slices:
+    for part in site.parts:
         for unit in range(site.num_units):
             piece = parameters[part.parameter].narrow(part.dim, part.start + unit * part.per_unit, part.per_unit)
             owned[unit].append(piece.flatten())

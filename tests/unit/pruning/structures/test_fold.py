@@ -53,7 +53,7 @@ def made(structure: str, gate: Any) -> tuple[Any, StructurePruner, torch.optim.A
 def along(pruner: StructurePruner, z: Tensor, name: str) -> Tensor:
     """What the gates multiply a parameter's gradient by, of its shape or broadcast to it."""
     for site, values in zip(pruner.sites, z.split(pruner.units.sizes), strict=True):
-        for part in site.slices if site.sublayer is None else site.gated:
+        for part in site.parts if site.sublayer is None else site.gated:
             if part.parameter == name:
                 shape = [1, 1]
                 shape[part.dim] = -1

@@ -14,7 +14,7 @@ from pat.common.comm import LOCAL
 from pat.models import families
 from pat.pruning import registry
 from pat.pruning.gates import Ranked
-from pat.pruning.structures import slices
+from pat.pruning.structures import parts
 from pat.pruning.structures.hooks import GatedForward, SiteHooks, install
 from pat.zero.layouts import Segment, Shard
 from tests import models as small
@@ -165,8 +165,8 @@ def test_folded_weights_are_gated_ones(model_type: str, structures: tuple[str, .
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     alive = {name: flags.float() for name, flags in keep.items()}
     for by in (
-        slices.factors(sites, z, shapes, gated=True),
-        slices.factors(sites, alive, shapes, gated=False),
+        parts.factors(sites, z, shapes, gated=True),
+        parts.factors(sites, alive, shapes, gated=False),
     ):
         for name, found in by.items():
             flat = model.get_parameter(name).data.view(-1)
@@ -216,7 +216,7 @@ def test_folding_into_cut_shards(model_type: str, structure: str) -> None:
     before = torch.nn.utils.parameters_to_vector(model.parameters())
     flats = []
     for layout in cut_flat(model, 3):
-        slices.multiply(layout, slices.factors(sites, z, shapes, gated=True))
+        parts.multiply(layout, parts.factors(sites, z, shapes, gated=True))
         flats.append(layout.shards[0].view)
     after = torch.cat(flats)
     gated_weights = sum(math.prod(shapes[part.parameter]) for site in (sites[0], sites[2]) for part in site.gated)
@@ -228,17 +228,17 @@ def test_folding_into_cut_shards(model_type: str, structure: str) -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_mean_square_and_zeros_over_cut_shards(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Per unit against its slices taken one by one; three ranks know the whole, whatever a boundary cuts."""
-    monkeypatch.setattr(slices, "CHUNK", 1000)
+    """Per unit against its parts taken one by one; three ranks know the whole, whatever a boundary cuts."""
+    monkeypatch.setattr(parts, "CHUNK", 1000)
     model = small.model(model_type)
     sites = small.sites(families.anatomy(model), "ffn", "kv_groups")
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     keep = small.random_keep(sites, seed=5, uniform=False)
-    dead = slices.factors(sites, {name: flags.float() for name, flags in keep.items()}, shapes, gated=False)
+    dead = parts.factors(sites, {name: flags.float() for name, flags in keep.items()}, shapes, gated=False)
     expected, gone = [], {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
     for site in sites:
         for unit in range(site.num_units):
-            places = [(s.parameter, s.dim, s.start + unit * s.per_unit, s.per_unit) for s in site.slices]
+            places = [(s.parameter, s.dim, s.start + unit * s.per_unit, s.per_unit) for s in site.parts]
             owned = [model.get_parameter(name).detach().narrow(*place).flatten() for name, *place in places]
             expected.append(torch.cat(owned).double().square().mean())
             for name, *place in places if not keep[site.name][unit] else ():
@@ -247,9 +247,9 @@ def test_mean_square_and_zeros_over_cut_shards(model_type: str, monkeypatch: pyt
 
     def work(comm: Any) -> tuple[Tensor, list[int]]:
         layout: Any = SimpleNamespace(comm=comm, shards=cut_flat(model, 3)[comm.rank].shards)
-        square, before = slices.mean_square(layout, sites, shapes), slices.count_nonzero(layout, dead)
-        slices.multiply(layout, dead)
-        return square, [before, slices.count_nonzero(layout, dead)]
+        square, before = parts.mean_square(layout, sites, shapes), parts.count_nonzero(layout, dead)
+        parts.multiply(layout, dead)
+        return square, [before, parts.count_nonzero(layout, dead)]
 
     for square, counts in run_ranks(3, work)[0]:
         torch.testing.assert_close(square.double(), torch.stack(expected), rtol=1e-5, atol=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pat.export import loader
-from pat.export.slicing import slicing
+from pat.export.narrowing import narrowing
 from pat.models import families
 from pat.pruning import registry
 from pat.pruning.pruner import Pruner
@@ -179,14 +179,14 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
 
 
 def cut(structure: str, change: Any, model_type: str = "llama") -> Any:
-    """A slicing with its keep flags and gates changed."""
+    """A narrowing with its keep flags and gates changed."""
     model = small.model(model_type)
     anatomy = families.anatomy(model)
     sites = small.sites(anatomy, structure)
     keep = {site.name: torch.ones(site.num_units, dtype=torch.bool) for site in sites}
     gates = {site.name: torch.ones(site.num_units) for site in sites}
     change(sites[1].name, keep, gates)
-    return slicing(model.config, anatomy, sites, keep, gates)
+    return narrowing(model.config, anatomy, sites, keep, gates)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_units_of_a_layer_that_is_gone_do_not_matter() -> None:
     anatomy = families.anatomy(model)
     sites = small.sites(anatomy, "ffn", "layers")
     keep = {site.name: torch.full((site.num_units,), site.layer != 1) for site in sites}
-    found = slicing(model.config, anatomy, sites, keep)
+    found = narrowing(model.config, anatomy, sites, keep)
     assert found.config.num_hidden_layers == 2 and found.config.intermediate_size == 128
     assert found.rename("model.layers.1.mlp.up_proj.weight") is None
     assert found.rename("model.layers.2.mlp.up_proj.weight") == "model.layers.1.mlp.up_proj.weight"
@@ -230,7 +230,7 @@ def test_gates_are_folded_in_fp32() -> None:
     gates = {site.name: torch.linspace(0.5, 1.0, 128) for site in sites}
     keep = {site.name: torch.ones(128, dtype=torch.bool) for site in sites}
     weight = model.model.layers[0].mlp.down_proj.weight.detach().bfloat16()
-    got = slicing(model.config, anatomy, sites, keep, gates).cut("model.layers.0.mlp.down_proj.weight", weight)
+    got = narrowing(model.config, anatomy, sites, keep, gates).cut("model.layers.0.mlp.down_proj.weight", weight)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, (weight.float() * gates[sites[0].name]).bfloat16())
     assert not torch.equal(got, weight * gates[sites[0].name].bfloat16())

@@ -1,4 +1,4 @@
-"""Every family x every structure: the sliced model is the gated model, and costs what was counted."""
+"""Every family x every structure: the narrowed model is the gated model, and costs what was counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pat.export import loader, verify
 from pat.export.export import export_run
-from pat.export.slicing import Slicing, slicing
+from pat.export.narrowing import Narrowing, narrowing
 from pat.models import families
 from pat.models.tokenizers import byte_tokenizer
 from pat.pruning import registry
@@ -38,7 +38,7 @@ CHOICES = [
 TOLERANCE = 2e-5  # of logits of about 10
 
 
-def write(model: Any, cut: Slicing, folder: Path) -> None:
+def write(model: Any, cut: Narrowing, folder: Path) -> None:
     """The smaller model's folder, tensor by tensor."""
     cut.config.architectures = [type(model).__name__]
     cut.config.save_pretrained(folder)
@@ -71,10 +71,10 @@ def is_stock(anatomy: Any, found: list[Site], uniform: bool) -> bool:
     ("model_type", "variant", "structures", "uniform"),
     thinned([(*case, *choice.values) for case in CASES for choice in CHOICES], 5),
 )
-def test_sliced_equals_gated(
+def test_narrowed_equals_gated(
     model_type: str, variant: str, structures: tuple[str, ...], uniform: bool, tmp_path: Path
 ) -> None:
-    """Would catch: a wrong slice, bias, gate, name or config field, a tied or fused weight cut twice, a wrong count."""
+    """Would catch: a wrong part, bias, gate, name or config field, a tied or fused weight cut twice, a wrong count."""
     model = small.model(model_type, variant)
     anatomy = families.anatomy(model)
     if "heads" in structures and anatomy.layers[0].sublayers[0].group > 1:  # type: ignore[union-attr]
@@ -89,8 +89,8 @@ def test_sliced_equals_gated(
         with pytest.raises(
             ValueError, match="set hf_compatible=false and load the exported model with pat.export.load"
         ):
-            slicing(model.config, anatomy, found, keep, gates, stock=True)
-    cut = slicing(model.config, anatomy, found, keep, gates, stock=stock)
+            narrowing(model.config, anatomy, found, keep, gates, stock=True)
+    cut = narrowing(model.config, anatomy, found, keep, gates, stock=stock)
     assert stock == (getattr(cut.config, "pat_widths", None) is None)
     write(model, cut, tmp_path / "cut")
     stock_class = type(model)
@@ -134,7 +134,7 @@ def test_generation_without_the_attention_of_a_layer(model_type: str, gone: int,
     anatomy = families.anatomy(model)
     found = small.sites(anatomy, "attention_layers")
     keep = {site.name: torch.tensor([site.layer != gone]) for site in found}
-    write(model, slicing(model.config, anatomy, found, keep, stock=False), tmp_path)
+    write(model, narrowing(model.config, anatomy, found, keep, stock=False), tmp_path)
     ids, smaller = small.tokens(), loader.load(tmp_path)
     with torch.no_grad(), small.gated(model, found, {name: flag.float() for name, flag in keep.items()}):
         expected, logits = generate(model, ids, use_cache=False), model(ids).logits

@@ -1,4 +1,4 @@
-"""Simulated ranks: the same masks, updates and re-sliced state on any number of them."""
+"""Simulated ranks: the same masks, updates and re-sharded state on any number of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Units in the optimizer's shards: scaling, clearing and measuring the slices that a unit owns, on flat pieces.
+"""Units in the optimizer's shards: scaling, clearing and measuring the parts that a unit owns, on flat pieces.
 
 # U units over all sites; a factor is a vector over one dimension of one parameter
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pat.pruning.structures.sites import Site, Slice
+from pat.pruning.structures.sites import Part, Site
 from pat.zero.layouts import Segment, Shard, ZeroLayout
 
 CHUNK = 1 << 20  # elements worked on at a time
@@ -44,7 +44,7 @@ def factors(
     sites: Sequence[Site],
     values: Mapping[str, Tensor],  # per site (num_units,)
     shapes: Mapping[str, tuple[int, ...]],
-    gated: bool,  # only the slices that a gate multiplies
+    gated: bool,  # only the parts that a gate multiplies
     fill: float = 1.0,  # where no unit is
 ) -> dict[str, list[Factor]]:
     """What each unit's value means for the elements of the parameters."""
@@ -52,7 +52,7 @@ def factors(
     origins: dict[str, float] = {}
     for site in sites:
         value = values[site.name]
-        for part in site.gated if gated else site.slices:
+        for part in site.gated if gated else site.parts:
             vectors = by_dim.setdefault(part.parameter, {})
             size = shapes[part.parameter][part.dim]
             vector = vectors.setdefault(part.dim, torch.full((size,), fill, dtype=value.dtype, device=value.device))
@@ -61,7 +61,7 @@ def factors(
     return {name: [Factor(dim, v, origins[name]) for dim, v in vectors.items()] for name, vectors in by_dim.items()}
 
 
-def _span(part: Slice, num_units: int) -> slice:
+def _span(part: Part, num_units: int) -> slice:
     return slice(part.start, part.start + num_units * part.per_unit)
 
 
@@ -112,7 +112,7 @@ def mean_square(layout: ZeroLayout, sites: Sequence[Site], shapes: Mapping[str, 
     owners: dict[str, list[Factor]] = {}
     first = 0
     for site in sites:
-        for part in site.slices:
+        for part in site.parts:
             size = shapes[part.parameter][part.dim]
             vector = torch.full((size,), total)
             own = torch.arange(first, first + site.num_units).repeat_interleave(part.per_unit)

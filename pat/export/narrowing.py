@@ -17,8 +17,8 @@ from torch import Tensor
 from pat.models import families
 from pat.models.anatomy import Anatomy
 from pat.pruning.structures.costs import Widths, widths
+from pat.pruning.structures.parts import Factor
 from pat.pruning.structures.sites import Site
-from pat.pruning.structures.slices import Factor
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Slicing:
+class Narrowing:
     """A smaller model as a function of the larger one's parameters."""
 
     config: Any  # the Hugging Face config of the smaller model
@@ -73,14 +73,14 @@ class Slicing:
         return tensor.to(dtype)
 
 
-def slicing(
+def narrowing(
     config: Any,  # the Hugging Face config of the larger model
     anatomy: Anatomy,
     sites: Sequence[Site],
     keep: Mapping[str, Tensor],  # per site (num_units,) bool
     gates: Mapping[str, Tensor] | None = None,  # per site (num_units,) fp32, what is pruned does not count; None: 1
     stock: bool = True,  # stock from_pretrained must load it; False: it may be one for pat.export.load only
-) -> Slicing:
+) -> Narrowing:
     """The smaller model. ValueError where it does not exist, or not as a stock model."""
     gates = gates or {site.name: torch.ones(site.num_units) for site in sites}
     left = widths(anatomy, sites, keep)
@@ -99,7 +99,7 @@ def slicing(
     origins: dict[str, float] = {}
     for site in sites:
         z = keep[site.name].cpu()
-        for part in site.slices:
+        for part in site.parts:
             flags[part.parameter][part.dim][_range(part, site)] &= z.repeat_interleave(part.per_unit)
         for part in site.gated:
             size = anatomy.shapes[part.parameter][part.dim]
@@ -124,7 +124,7 @@ def slicing(
         for name, cut in cuts.items()
         if cut is not None
     }
-    return Slicing(smaller, left, shapes, cuts)
+    return Narrowing(smaller, left, shapes, cuts)
 
 
 def _range(part: Any, site: Site) -> slice:
