@@ -1,4 +1,4 @@
-"""The `pat` command: finds the command asked for, and turns what goes wrong into a sentence and an exit code."""
+"""The `pat` command: finds the command asked for, and turns errors into a sentence and an exit code."""
 
 from __future__ import annotations
 

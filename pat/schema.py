@@ -1,8 +1,8 @@
 """The one source of everything a user can set: each key with its type, default, bounds, choices and what it does.
 
 `python -m pat.config.reference` makes conf/config.yaml, docs/reference/config.md and the JSON schema of it. Criteria,
-granularities, gates, budgets and schedules are dataclasses beside their code (`pat.pruning.registry`); what relates
-several keys is checked in `pat.config.validate`. How a key is declared: `pat.common.keys`.
+granularities, gates, budgets and schedules are dataclasses beside their code (`pat.pruning.registry`); relations
+between keys are checked in `pat.config.validate`. How a key is declared: `pat.common.keys`.
 """
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ class DistillConfig(Section, frozen=True):
 
     teacher: str | None = key(
         None,
-        "hub name or folder of a dense model that was trained on the task, with the same tokenizer; null: no teacher",
+        "hub name or folder of a dense model trained on the task, with the same tokenizer; null: no teacher",
     )
     revision: str | None = key(None, "branch, tag or commit of the teacher on the hub", only_with=".teacher")
     cache: str | None = key(

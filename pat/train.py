@@ -110,7 +110,7 @@ def train_on(training: Training) -> None:
 
 
 def prune(training: Training) -> None:
-    """A run of no steps: all that is to go goes at once; after a start that has done so nothing is left. Collective."""
+    """A run of no steps: remove everything at once, unless an earlier start has done so. Collective."""
     evaluate_dense(training, 0)
     training.pruner.prune()
 
@@ -207,7 +207,7 @@ def evaluate_now(training: Training) -> dict[str, float]:
     progress.metrics, progress.slices = found.metrics, found.slices
     progress.details = training.task.details(found.sums, training.feed.label_names)
     progress.evaluated_step = progress.step
-    if training.guard:  # before anything is written: what it decides is in the same checkpoint
+    if training.guard:  # before anything is written, so that the decision is in the same checkpoint
         training.guard.judge(training.tracker)
     return progress.metrics
 
@@ -291,6 +291,6 @@ def finish(training: Training) -> None:
     if learned_nothing:
         training.tracker.warn("no better than chance", learned_nothing)
     training.tracker.summary(summary.summary(training))
-    if training.world.rank == 0:  # who has written the summary
+    if training.world.rank == 0:  # rank 0 has written the summary
         training.pruner.journals.remove()
         training.tracker.say(summary.outcome(training.run))

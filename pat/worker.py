@@ -30,7 +30,7 @@ def main() -> None:
     code = run_rank(run_dir, environment.rank, work)
     sys.stdout.flush()
     # Not through interpreter shutdown: a collective's or a logger's thread must not keep a finished rank alive.
-    # To the launcher it is a good end, or it would end the others in their last save.
+    # The launcher must see success, or it would end the others during their last save.
     os._exit(0 if code.agreed else int(code))
 
 

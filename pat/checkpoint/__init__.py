@@ -1,1 +1,1 @@
-"""Checkpoints: written whole, checked when read, as many as are wanted."""
+"""Checkpoints: written whole, checked when read, and kept as configured."""

@@ -1,8 +1,8 @@
 """A run that begins where another one stands: `pat search` forks its candidates from one dense part.
 
-A checkpoint before the first cut holds nothing of how much will be cut: weights, moments, the evidence so far. A start
-in a directory that holds it goes on as after an interruption, under its own config, to the bits of a run that had that
-config from the start.
+A checkpoint before the first cut holds weights, moments and the evidence so far, and does not depend on how much will
+be cut. A start in a directory that holds it goes on as after an interruption, under its own config, and ends with the
+bits of a run that had that config from the start.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def fork(source: RunDir, target: RunDir, step: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(folder, partial, copy_function=_link)
     write_atomic(target.metrics, source.metrics.read_bytes()[:logged] if source.metrics.exists() else b"")
-    retention.set_latest(target.checkpoints, whole)  # names nothing yet, which a start passes over
+    retention.set_latest(target.checkpoints, whole)  # it points to nothing yet, which a start ignores
     os.replace(partial, whole)
 
 

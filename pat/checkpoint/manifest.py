@@ -1,4 +1,4 @@
-"""What a checkpoint's manifest says besides its hashes: of which model it is, its layout, the state of the engine."""
+"""What a checkpoint's manifest says besides its hashes: the model, its layout, the state of the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def rank_layout(layout: ZeroLayout, rank: int, pruner_file: str) -> dict[str, Any]:
-    """Where this rank's file has which run of which parameter."""
+    """Where each run of a parameter lies in this rank's file."""
     return {
         "rank": rank,
         "pruner_file": pruner_file,
@@ -59,7 +59,7 @@ def _engine_state(engine: Any) -> dict[str, Any]:
 
 
 def _phase(pruner: WeightPruner | StructurePruner, step: int) -> str:
-    """That of the last step; a run of none has pruned, or is about to."""
+    """The phase of the last step; a run without steps has pruned, or is about to."""
     return pruner.timeline.phase(step - 1) if step else "hard" if pruner.hardened else "dense"
 
 
@@ -76,7 +76,7 @@ def _scaler(engine: Any) -> Any:
 
 
 def describe_parameters(model: torch.nn.Module, pruner: Pruner) -> list[dict[str, Any]]:
-    """Name, shape, dtype, trainable, pruner of every parameter: what makes two checkpoints of the same kind."""
+    """Name, shape, dtype, trainable, pruner of every parameter: two checkpoints of one model have these in common."""
     return [
         {
             "name": name,

@@ -44,9 +44,10 @@ def set_best(root: Path, step_dir: Path) -> None:
 def keep(
     root: Path, step_dir: Path, best: bool, reached: dict[str, int], keep_last: int, good: int | None = None
 ) -> None:
-    """After a save or an evaluation of `step_dir`: the names point where they should, and what nothing holds goes.
+    """After a save or an evaluation of `step_dir`: update the names, and remove checkpoints that nothing holds.
 
-    good: the step of the last checkpoint inside the envelope; its name is written again each time, as those `reached`.
+    good: the step of the last checkpoint inside the envelope; its name is written again each time, as are those in
+    `reached`.
     """
     if best:
         set_best(root, step_dir)
@@ -57,7 +58,8 @@ def keep(
 
 
 def mark(root: Path, reached: dict[str, int]) -> None:
-    """Point `sparsity=0.3` at the checkpoint that reached it. At every save again: a kill may have come between."""
+    """Point `sparsity=0.3` at the checkpoint that reached it. Repeated at every save, as a kill may have prevented
+    it."""
     for value, step in reached.items():
         if (root / f"step-{step:08d}").is_dir():
             write_atomic(root / f"{REACHED}{value}", f"step-{step:08d}")
@@ -69,7 +71,7 @@ def of_step(root: Path, step: int) -> Path:
 
 
 def undo(root: Path, step_dir: Path) -> None:
-    """`latest` is that checkpoint, and what came after it goes, the names that point there first."""
+    """Make that checkpoint `latest`, and remove later ones, first the names that point at them."""
     set_latest(root, step_dir)
     paths = list(root.iterdir())
     for path in sorted(paths, key=Path.is_dir):

@@ -7,7 +7,7 @@
 
 A checkpoint is *finished* when it holds a manifest, which is written last, before the directory gets its name. It is
 *whole* while every file still has the size and the sha256 that the manifest says: disks and people damage what was
-finished, so wholeness is found out anew by `find`, `open_whole` and CheckpointReader(verify=True). A checkpoint is read
+finished, so wholeness is checked anew by `find`, `open_whole` and CheckpointReader(verify=True). A checkpoint is read
 through the manifest's segments (parameter name, logical start, numel), never through DeepSpeed's loader, so that one
 code restores the same layout and any other number of ranks or ZeRO stage.
 """
@@ -109,7 +109,7 @@ def save(
 
 
 def note(root: Path, step: int, trainer: dict[str, Any], metrics: dict[str, float]) -> Path:
-    """Put what was found out after the checkpoint of `step` was written into its manifest. One rank only."""
+    """Add facts to the manifest of the checkpoint of `step` that were not known when it was written. One rank only."""
     folder = root / f"step-{step:08d}"
     manifest = read_manifest(folder)
     manifest |= {"metrics": metrics, "trainer": manifest["trainer"] | trainer}
@@ -118,7 +118,7 @@ def note(root: Path, step: int, trainer: dict[str, Any], metrics: dict[str, floa
 
 
 def _write_deepspeed(engine: Any, folder: Path, attempt: Callable[[Callable[[], Any]], Any]) -> None:
-    """DeepSpeed's own files, each write of which is an attempt; without its recovery scripts, which know no masks.
+    """DeepSpeed's own files, each written as an attempt, without its recovery scripts, which know nothing of masks.
     Collective."""
     writer = engine.checkpoint_engine
     save, makedirs = writer.save, writer.makedirs
@@ -197,7 +197,7 @@ def load(engine: Any, pruner: Pruner, reader: CheckpointReader) -> dict[str, Any
             for kind, moment in moments.items():
                 if step:
                     moment[s.part].copy_(reader.read(kind, s.name, s.start, s.numel))
-                else:  # before its first step Adam has none; here it may have stepped
+                else:  # before its first step Adam has none, but this engine may have stepped
                     moment[s.part].zero_()
         _set_optimizer_step(layout, shard, step)
     for name, param in layout.parameters.items():

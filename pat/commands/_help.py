@@ -1,4 +1,4 @@
-"""What `--help` says of the commands."""
+"""The parts of `--help` that commands share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUN_EXIT_CODES = f"""\
 
 
 def exit_codes(more: Mapping[ExitCode, str] | None = None) -> str:
-    """Those of a command that trains nothing, and what `more` of them mean there."""
+    """The exit codes of a command that trains nothing; `more` adds those that only it has."""
     codes = {
         ExitCode.DONE: ExitCode.DONE.meaning,
         ExitCode.ERROR: "unexpected error",

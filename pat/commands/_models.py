@@ -44,7 +44,7 @@ def show(blocks: Iterable[Any]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # a log has no columns that it must fit
+    if not console.is_terminal:  # a log has no width to fit
         console.width = max(console.width, WIDTH)
     for block in blocks:
         console.print(block)

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _in_allocation(options: argparse.Namespace, environment: RankEnvironment) -> int:
-    """A launcher has started this process as one of several ranks."""
+    """Whether a launcher has started this process as one of several ranks."""
     if options.ranks is not None:
         raise ValueError(f"--ranks {options.ranks}, but the launcher started {environment.world_size}: leave it out")
     device = _device(options.device, 1)
@@ -91,7 +91,7 @@ def _in_allocation(options: argparse.Namespace, environment: RankEnvironment) ->
 
 
 def _device(wanted: str, ranks: int) -> str:
-    """The device, cpu or cuda; this process and its children see no other. ValueError for what is not there."""
+    """The device, cpu or cuda; this process and its children see no other. ValueError for one that is not there."""
     if wanted == "cpu":
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # before torch looks
     import torch

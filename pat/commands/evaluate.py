@@ -173,7 +173,7 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
     difference = differing_data(configs)
     out, table = Console(), _table(evaluations, comparable=difference is None)
     needed = out.measure(table, options=out.options.update(max_width=1000))
-    if not out.is_terminal:  # a log has no columns that it must fit
+    if not out.is_terminal:  # a log has no width to fit
         out.width = max(out.width, _models.WIDTH, needed.maximum)
     out.width = max(out.width, needed.minimum)
     out.print(table)
@@ -193,7 +193,7 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
 
 
 def _table(evaluations: Sequence[Any], comparable: bool) -> Any:
-    """A line a model; behind a metric, what it is more than the first model's."""
+    """A line for each model; each metric is followed by its difference from the first model's."""
     from rich import box
     from rich.table import Table
 

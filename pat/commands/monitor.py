@@ -166,7 +166,7 @@ def _monitor(options: argparse.Namespace) -> Monitored:
 
 
 def _parts(source: Reader, has_mix: bool, options: argparse.Namespace) -> tuple[Part | None, Part]:
-    """(older rows, where something is compared with them; rows of now)."""
+    """(older rows, if anything is compared with them; current rows)."""
     if options.reference:
         return source.read(options.reference)[0], source.read(options.log)[0]
     if has_mix and not source.columns.numbers:
@@ -176,7 +176,7 @@ def _parts(source: Reader, has_mix: bool, options: argparse.Namespace) -> tuple[
 
 
 def _model(options: argparse.Namespace) -> tuple[Path, str]:
-    """(the folder of the model in production, what it is called): of the registry, once its files are known whole."""
+    """(folder, name) of the model in production; one of the registry only after its files have been verified."""
     given = options.against
     if Path(given).is_dir():
         return Path(given), given
@@ -196,7 +196,7 @@ def _ask(
     folder: Path, name: str, parts: tuple[Part, Part], dimensions: list[str], mix: Mix | None, source: Reader,
     options: argparse.Namespace,
 ) -> tuple[list[Check], list[Check], Replayed | None]:  # fmt: skip
-    """(checks of prompts, checks of the replay, what came of it)."""
+    """(checks of the prompts, checks of the replay, the answers)."""
     from rich.console import Console
     from transformers.utils import logging
 

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _numbers(option: str, text: str | None, low: int, high: int) -> list[int]:
-    """`8,64` as numbers; ValueError for what is none, or out of bounds."""
+    """`8,64` as numbers. ValueError for anything else, or out of bounds."""
     try:
         numbers = [int(part) for part in text.split(",")] if text else []
     except ValueError:

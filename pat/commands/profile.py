@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """ValueError for what is out of bounds, or would be ignored."""
+    """ValueError for options that are out of bounds, or that would be ignored."""
     if options.mix and options.lengths:
         raise ValueError("--mix and --lengths are given: the lengths come from one of them, so leave the other out")
     if not 0.5 <= options.confidence < 1.0:
@@ -112,7 +112,7 @@ def _profile(options: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     result = run(paths, mix, asked, table=options.table is not None)
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # a log has no columns that it must fit
+    if not console.is_terminal:  # a log has no width to fit
         console.width = max(console.width, WIDTH)
     for block in report.blocks(result.profiles, result.device, result.requests, options.confidence):
         console.print(block)

@@ -14,7 +14,7 @@ from pat.commands._overrides import SOURCES, of_file, one_model, quoted, under
 from pat.launch.environment import rank_environment
 from pat.run.directory import RunDir
 
-MAX_LENGTH = 512  # tokens of a calibration sample, where the model takes as many
+MAX_LENGTH = 512  # tokens of a calibration sample, unless the model takes fewer
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 EXAMPLES = """\
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     written = [str(run), "--out", str(options.out), "--checkpoint", "last", *(["--dtype", dtype] if dtype else [])]
     code = export.main(written)
     if not code:
-        shutil.rmtree(RunDir(run).checkpoints)  # what is in them is in DIR, and an optimizer that has not stepped
+        shutil.rmtree(RunDir(run).checkpoints)  # their content is in DIR, but for an optimizer that has not stepped
     return code
 
 

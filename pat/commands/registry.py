@@ -206,7 +206,7 @@ def _publish(registry: Registry, options: argparse.Namespace) -> int:
 
 OPTIONS = ("json", *EVIDENCE, "alias", "reason", "expect", "each", "out", "project", "entity")
 Action = Callable[["Registry", argparse.Namespace], int]
-ACTIONS: Mapping[str, tuple[Action, tuple[int, int], tuple[str, ...]]] = {  # words after it: at least, at most
+ACTIONS: Mapping[str, tuple[Action, tuple[int, int], tuple[str, ...]]] = {  # fewest and most words after it
     "add": (_add, (2, 2), EVIDENCE),
     "list": (_list, (0, 0), ("json",)),
     "show": (_show, (1, 2), ("json",)),
@@ -229,7 +229,7 @@ def _print(*blocks: Any) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # a log has no columns that it must fit
+    if not console.is_terminal:  # a log has no width to fit
         console.width = max(console.width, WIDTH)
     for block in blocks:
         console.print(block)

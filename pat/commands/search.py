@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _measuring(options: argparse.Namespace, overrides: Sequence[str]) -> Measuring:
-    """ValueError for what would be ignored: nothing is measured for metrics of the task."""
+    """ValueError for options of a measurement when only metrics of the task are limited: they would be ignored."""
     from pat.envelope.figures import PROFILE, others
     from pat.envelope.spec import SLICES
     from pat.search.judged import Measuring

@@ -1,4 +1,4 @@
-"""What a model can do without: the loss with one part after the other removed, before any training."""
+"""What a model can do without: its loss with each part removed in turn, before any training."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    """Keys for Hydra. Without a recipe, what only training would need gets any value."""
+    """Keys for Hydra. Without a recipe, keys that only training needs get arbitrary values."""
     model, keys = one_model(options.words)
     overrides = [f"model.path={quoted(model)}"] if model else []
     if options.data:

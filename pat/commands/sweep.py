@@ -1,4 +1,4 @@
-"""Many runs of one recipe, with a table and a picture of what they come to."""
+"""Many runs of one recipe, with a table and a picture of their results."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def _start_ranks(config: Any) -> int:
 
         said = start_summary(config, prepare(config, run_dir))
         print(said, flush=True)
-        freeze(config, run_dir)  # once all is accepted: a refused command leaves nothing behind
+        freeze(config, run_dir)  # only now: a refused command leaves nothing behind
         append_to_log(run_dir, said)
         _say_that_it_starts(run_dir, config.engine.world_size)
         return (multi_node if several else single_node).launch(run_dir, config)
@@ -139,7 +139,7 @@ def _search(overrides: Sequence[str], options: argparse.Namespace) -> int:
 
 
 def _describe(config: Any) -> int:
-    """`--dry-run`: all that a start refuses is refused; the data last, since it may be long or not be there."""
+    """`--dry-run`: refuse all that a start would refuse. Data comes last: it may be long, or missing."""
     from pat.config.frozen import check_same_run
     from pat.training.dry_run import describe
     from pat.training.logit_cache import LogitCache

@@ -55,7 +55,7 @@ def _on_terminal(options: argparse.Namespace) -> int:
     from pat.run.directory import RunDir
 
     for run in options.given:
-        view(run, Followed(RunDir(run).metrics))  # what cannot be read is said now
+        view(run, Followed(RunDir(run).metrics))  # so that unreadable files are reported now
     if not sys.stdout.isatty():
         raise ValueError("--tui needs a terminal, and the output goes elsewhere: `pat status` prints lines")
     Watch(options.given, options.every or 2).run()
@@ -67,7 +67,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     host, port = options.host or "127.0.0.1", options.port or 0
     live = Live(options.given, options.every or 10)
-    live.page()  # what cannot be read is said now
+    live.page()  # so that unreadable files are reported now
     try:
         server = Server(live, host, port)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""What everything else stands on: files, hashes, collectives, text. Imports nothing of ours."""
+"""What everything else stands on: files, hashes, collectives, text. Imports nothing else of pat."""

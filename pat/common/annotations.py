@@ -1,4 +1,4 @@
-"""What an annotation allows: its members, its choices, itself in words."""
+"""What an annotation allows: its members, its choices, and how to say it in words."""
 
 from __future__ import annotations
 

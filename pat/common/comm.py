@@ -24,7 +24,7 @@ class Comm:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")  # where the backend reduces
+    device: torch.device = torch.device("cpu")  # the device on which the backend reduces
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, on the tensor's own device."""

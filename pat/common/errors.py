@@ -1,4 +1,4 @@
-"""pydantic's errors in one sentence: what was given, what is allowed there."""
+"""Pydantic's errors as one sentence: what was given, and what is allowed there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def invalid(error: ValidationError, model: type[BaseModel] | None = None, within
 
 
 def located(error: ValidationError, model: type[BaseModel]) -> ValidationError:
-    """The same errors with sentences of ours, to be raised within another model: the place is filled in at last."""
+    """The same errors in our words, to be raised within another model, which completes the place."""
     return ValidationError.from_exception_data(error.title, [_detail(item, model) for item in error.errors()])
 
 

@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole, and directories that can be written to."""
+"""Writes files that a crash leaves whole, and checks that directories are writable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def make(path: Path, key: str) -> list[Path]:
-    """Make a folder and those above it that are missing; returns what was made, outermost first. ValueError says what
+    """Make a folder and those above it that are missing; returns the new ones, outermost first. ValueError says what
     is in the way of `key`."""
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)][::-1]
     try:
@@ -55,7 +55,7 @@ def taken_away(path: Path, made: list[Path], kept: Callable[[], bool] = lambda: 
 
 
 def check_writable(file: Path, key: str) -> None:
-    """ValueError where the file could not be written: before the work whose result it is to hold, not after."""
+    """ValueError where the file could not be written: called before the work whose result it will hold."""
     if file.is_dir():
         raise ValueError(f"{key} {file} is a folder: give the name of a file")
     if not file.parent.is_dir():
@@ -71,7 +71,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
 
 
 def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
-    """The same of what `write` makes of a file's name."""
+    """The same for a file that `write` writes, given its name."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -100,7 +100,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same with null where a number is infinite or none: JSON has no other."""
+    """The same with null for NaN and infinite numbers, which JSON lacks."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

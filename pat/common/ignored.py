@@ -1,6 +1,7 @@
 """Keys that have no effect beside another: an error, unless they keep their default.
 
-A key declares it where it stands (`only_with` of `pat.common.keys.key`): all conditions, parted by commas, must hold.
+A key declares it where it stands (`only_with` of `pat.common.keys.key`): all conditions, separated by commas, must
+hold.
 
     engine.dtype=bf16|fp16    one of these values       .source!=json|csv    none of them; of the same section
     distill.teacher           set: not null, 0 or empty
@@ -34,7 +35,7 @@ def of_section(section: Section, place: str) -> Iterator[str]:
 
 
 def holds(condition: str, section: Any, whole: Any) -> bool:
-    """Whether a condition does; where it names a key that is not there, it does."""
+    """Whether a condition holds; it does where it names a key that does not exist."""
     if OR in condition:
         return any(holds(one, section, whole) for one in condition.split(OR))
     name, unless, allowed = _read(condition)

@@ -1,10 +1,10 @@
-"""How `pat.schema` declares a key: default, description, bounds, and beside what it has no effect.
+"""How `pat.schema` declares a key: default, description, bounds, and the conditions under which it has an effect.
 
     num_steps: int = key(MISSING, "optimizer steps", ge=1)
     head_lr: float | None = key(None, "of a new head; null: lr", gt=0, only_with="task")
 
 Hydra merges recipes and the command line in typed nodes (`structured`): they know which keys exist, also in a pruner
-that a recipe only names in part, and take "4" from an environment variable for 4. What comes out is validated by the
+that a recipe only names in part, and take "4" from an environment variable for 4. The result is validated by the
 models: types again, without any conversion, bounds, choices, and the settings of pruners' methods.
 """
 
@@ -53,7 +53,8 @@ def key(
 
 
 class Section(BaseModel, frozen=True):
-    """Keys that belong together, never assigned to. Nothing is converted but whole numbers where any number will do.
+    """Keys that belong together, never assigned to. Nothing is converted, except whole numbers where any number will
+    do.
 
     A subclass says `frozen=True`, too: a type checker then reports an assignment before it raises.
     """
@@ -115,12 +116,13 @@ class Method:
         return {"x-method": self.kind}
 
     def parse(self, value: Any) -> Any:
-        """The method that a mapping or a name describes; what is not set is taken as it is."""
+        """The method that a mapping or a name describes; null and missing values are returned unchanged."""
         return value if value is None or value == MISSING else _read(self.kind, value)
 
 
 def read_methods_by(reader: Callable[[str, Any], Any]) -> None:
-    """`reader(kind, value)` is the method from now on. Who knows the methods says so when it is imported."""
+    """`reader(kind, value)` is the method from now on. The module that knows the methods calls this when it is
+    imported."""
     global _read
     _read = reader
 

@@ -1,4 +1,4 @@
-"""Lines of a log that libraries write where nothing is wrong."""
+"""Lines that libraries log although nothing is wrong."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ _NOISE = re.compile(
 
 
 def telling(text: str, number: int) -> list[str]:
-    """The last lines that say something: not empty, and not there whenever all is well."""
+    """The last meaningful lines: not empty, and not logged in every healthy run."""
     lines = [line.rstrip() for line in text.splitlines()]
     return [line for line in lines if line and not _NOISE.search(line)][-number:]

@@ -1,4 +1,4 @@
-"""What a parameter is outside of DeepSpeed: its dtype by name, its logical shape, which way round it is."""
+"""A parameter as it is without DeepSpeed: its dtype by name, its logical shape and its orientation."""
 
 from __future__ import annotations
 

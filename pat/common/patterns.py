@@ -1,4 +1,4 @@
-"""Lists of name patterns: each must match something, or say that it may not, so that a typing error cannot pass.
+"""Lists of name patterns: each must match something or be marked optional, so that typing errors are found.
 
 *.mlp.*             shell style; must match
 optional:*.router   may match nothing, as in a recipe for several models
@@ -39,7 +39,8 @@ def check(
     what: str = "parameter",  # a word for one of them
     fits: Fits = fnmatchcase,
 ) -> None:
-    """Raises ValueError for the first pattern that matches nothing and is not `optional:`, with what was meant."""
+    """Raises ValueError for the first pattern that matches nothing and is not `optional:`, with the likely intended
+    name."""
     for pattern in patterns:
         if not pattern.startswith(OPTIONAL) and not any(fits(name, pattern) for name in names):
             meant = " or ".join(map(repr, _close(pattern, names, fits)))
@@ -67,7 +68,7 @@ def _close(pattern: str, names: Sequence[str], fits: Fits) -> list[str]:
 
 
 def _repaired(pattern: str, names: Sequence[str]) -> Iterator[str]:
-    """The pattern with each component that no name has replaced by the closest that there is, and left more open."""
+    """The pattern with each unknown component replaced by the closest known one, and made more general."""
     there = list(dict.fromkeys(part for name in names for part in name.split(".")))
     known = ".".join(_known(part, there) for part in pattern.split("."))
     yield from (known, f"*.{known}", f"{known}.*", f"*.{known}.*")

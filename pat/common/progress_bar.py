@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a long piece of work: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Advance = Callable[[int], None]
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, done: int = 0, every_s: float = EVERY_S) -> Iterator[Advance]:
-    """Yields what is to be called with the number of pieces done since the last call. `done` were there before."""
+    """Yields a function to call with the number of pieces done since the last call. `done` were there before."""
     if sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""What is found by scanning a package: a new method, task, family or command is one new file and no edit elsewhere."""
+"""Finds what a package holds by scanning it: a new method, task, family or command is one new file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def declared_mappings(package: str, attribute: str) -> dict[str, Any]:
 
 
 def comments(cls: type) -> dict[str, str]:
-    """What follows each field of a dataclass on its line, also of the classes above."""
+    """The comment behind each field of a dataclass, base classes included."""
     said: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if is_dataclass(base):
@@ -97,7 +97,7 @@ def _mappings(path: Path) -> dict[str, dict[str, Any]]:
             if isinstance(item.value, ast.Dict):
                 try:
                     content = ast.literal_eval(item.value)
-                except ValueError:  # of more than constants
+                except ValueError:  # not a mapping of constants only
                     continue
                 found.setdefault(item.target.id, {}).update(content)
     return found

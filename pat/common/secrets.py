@@ -1,4 +1,4 @@
-"""Keys, tokens and passwords are taken out of whatever is shown or passed on."""
+"""Removes keys, tokens and passwords from whatever is shown or passed on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from functools import cache
 from typing import Any
 
 HIDDEN = "[hidden]"
-SHORTEST = 8  # characters from which on a variable of the environment is a key, and no word of the text
+SHORTEST = 8  # characters from which an environment variable counts as a key, and not as a word of the text
 
 _NAME = (
     r"(?:[\w.-]*[_.-])?(?:api[_-]?keys?|access[_-]?keys?|private[_-]?keys?|secret(?:[_-]?\w+)?|passw(?:or)?d|passphrase"
     r"|credentials?|authorization|token)"
 )
 _IS_SECRET = re.compile(_NAME, re.IGNORECASE)
-# What keys look like that are known by their form, wherever they stand.
+# Keys that can be recognised by their form, wherever they stand.
 _FORMS = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|\bsk-[A-Za-z0-9_-]{20,}"  # OpenAI and others
@@ -42,7 +42,7 @@ def is_secret(name: str) -> bool:
 
 
 def hide(text: str) -> str:
-    """The text without what looks like a key, is named as one, or is the value of such a variable of this process."""
+    """The text without what looks like a key, is named like one, or is the value of such an environment variable."""
     text = _FORMS.sub(HIDDEN, text)
     text = _IN_URL.sub(HIDDEN, text)
     text = _BEARER.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN}", text)

@@ -1,4 +1,4 @@
-"""Seeds: one number of several, the same on every machine; and the generators that take it."""
+"""Seeds: mixes several numbers into one, the same on every machine; and seeds the generators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 
 def seed_everything(seed: int) -> None:
-    """The same seed on every rank: what must differ by rank says so where it is used."""
+    """The same seed on every rank; code that must differ by rank mixes it in itself."""
     import numpy
     import torch
 
@@ -23,7 +23,7 @@ _MERSENNE = (1 << 61) - 1
 def mixed(*numbers: int) -> int:
     """A seed in [0, 2^63) that depends on all numbers and their order.
 
-    xxHash64's rounds, one a number, modulo 2^64, x <<< b being x rotated to the left by b bits:
+    xxHash64's rounds, one for each number, modulo 2^64, x <<< b being x rotated to the left by b bits:
 
         a_0 = P5,  a_i = ((a_(i-1) + x_i P2) <<< 31) P1,  a = a_n + (n xor P5 xor 3527539)
 

@@ -7,8 +7,8 @@ import signal
 from collections.abc import Callable, Collection, Generator
 from types import FrameType
 
-# Received -> sent to the ranks. Ctrl-C goes on as SIGTERM: a second SIGINT would end a rank at once, and who passes
-# signals on counts the Ctrl-Cs itself.
+# Received -> sent to the ranks. Ctrl-C is passed on as SIGTERM: a second SIGINT would end a rank at once, and whoever
+# passes signals on counts the Ctrl-Cs itself.
 PASSED_ON = {signal.SIGUSR1: signal.SIGUSR1, signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGTERM}
 TO_STOP = tuple(PASSED_ON)
 BY_OTHERS = tuple(number for number in TO_STOP if number != signal.SIGINT)  # all but Ctrl-C

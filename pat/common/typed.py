@@ -1,4 +1,4 @@
-"""What torch's annotations and isinstance leave open, with types: the values are the same, bit for bit."""
+"""Typed wrappers where torch's annotations and isinstance leave types open. Values are unchanged, bit for bit."""
 
 from __future__ import annotations
 
@@ -91,5 +91,5 @@ def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def untyped(value: Any) -> Any:
-    """The same without a type: what is asked of it is annotated here instead."""
+    """The same object without a type, whose results are annotated by the caller."""
     return value

@@ -1,1 +1,1 @@
-"""Two models on the same prompts: what differs, whether by chance, and which prompts were right before."""
+"""Two models on the same prompts: what differs, whether by chance, and which prompts became wrong."""

@@ -21,7 +21,7 @@ EFFECT = 0.05  # of outcomes that are yes or no, where no other is given
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the logs have what; a dotted name leads into mappings."""
+    """The logs' columns; a dotted name leads into mappings."""
 
     outcome: str
     key: str | None = None  # the same in both logs: pairs
@@ -52,7 +52,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class LogComparison:
-    """What is known so far."""
+    """The result so far."""
 
     a: str
     b: str
@@ -67,7 +67,7 @@ class LogComparison:
     regressions: list[dict[str, Any]]  # of pairs: right in A, wrong in B
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it; null where a bound is infinite."""
+        """Plain values for JSON; null where a bound is infinite."""
         return finite(asdict(self))
 
 
@@ -110,9 +110,9 @@ def compare(a: Path, b: Path, columns: Columns, effect: float | None = None, con
 
 
 def _look(rows: Sequence[list[Row]], name: str | None, effect: float, confidence: float, paired: bool) -> Look | None:
-    """Of one slice; None where one log has none of it."""
+    """One slice, or None where one of the logs has no row of it."""
     a, b = rows
-    if paired:  # a pair's slices are those that A says
+    if paired:  # a pair has the slices of A's row
         chosen = [i for i, row in enumerate(a) if name is None or name in row.slices]
         a, b = [a[i] for i in chosen], [b[i] for i in chosen]
     elif name is not None:

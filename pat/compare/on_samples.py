@@ -56,13 +56,13 @@ def ask(config: Config, a: Loaded, b: Loaded, device: str) -> Asked:
 
 
 class _Samples:
-    """What is said of a sample besides its outcome."""
+    """What is recorded of a sample besides its outcome."""
 
     def __init__(self, task: Task, tokenizer: Any, parts: Parts) -> None:
         self.task, self.tokenizer, self.parts = task, tokenizer, parts
 
     def pairs(self, batch: Batch, logits: list[Tensor], weights: Tensor) -> list[Pair]:
-        """One a sample."""
+        """One pair for each sample."""
         make = self._of_label if self.task.per_sample else self._of_tokens
         return [make(batch, logits, i, float(weights[i])) for i in range(len(batch["sample"]))]
 

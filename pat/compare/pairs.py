@@ -15,7 +15,7 @@ class Pair:
     b: str
     slices: tuple[str, ...] = ()  # DIMENSION=VALUE
     weight: float = 1.0
-    agreement: float | None = None  # share of equal outputs: of a prompt 0 or 1, of many tokens in between
+    agreement: float | None = None  # share of equal outputs: 0 or 1 for one answer, in between for many tokens
     kl: float | None = None  # KL(A || B) in nats, mean over positions
     first_difference: int | None = None  # the first token, from 0, in which the outputs differ; None: in none
     why: str | None = None  # B's is not right
@@ -34,7 +34,7 @@ class Outcome:
     harm: list[float] = field(default_factory=list)  # how much worse B is, where the outcomes alone do not say
 
     def add(self, position: int, a: float, b: float, weight: float, harm: float | None = None) -> None:
-        """One pair's."""
+        """Add the outcome of one pair."""
         worse = a - b if self.higher_is_better else b - a
         self.positions.append(position)
         self.a.append(a)

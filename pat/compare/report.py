@@ -15,7 +15,7 @@ FLOOR = 1e-4  # p-values below it are printed as that
 
 
 def blocks(found: Comparison, worst: int) -> Iterator[Any]:
-    """What rich prints, in order."""
+    """The parts that rich prints, in order."""
     from rich.text import Text
 
     yield Text(f"A: {found.a}\nB: {found.b}\n{found.prompts:,} prompts, {found.data}")
@@ -35,7 +35,7 @@ def blocks(found: Comparison, worst: int) -> Iterator[Any]:
 
 
 def log_blocks(found: LogComparison, worst: int) -> Iterator[Any]:
-    """The same of logs."""
+    """The same for logs."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""From what was measured to what can be said: differences, slices, regressive prompts."""
+"""From measurements to conclusions: differences, slices, regressive prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Slice:
 
 @dataclass(frozen=True)
 class Regression:
-    """A prompt that was right before and is wrong now; of an outcome that is no yes or no, one that became worse."""
+    """A prompt that was right before and is wrong now; for other outcomes than right or wrong, one that became
+    worse."""
 
     pair: Pair
     a: float
@@ -62,7 +63,7 @@ class Comparison:
     notes: list[str]
 
     def plain(self) -> dict[str, object]:
-        """As JSON has it."""
+        """Plain values for JSON."""
         return asdict(self)
 
 

@@ -89,7 +89,7 @@ def names(config_dir: str | None = None) -> list[str]:
 
 
 def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(those of the cluster, the rest)."""
+    """(overrides of the cluster, all others)."""
     ours = [item for item in overrides if item.lstrip("+").startswith(PREFIX)]
     return ours, [item for item in overrides if item not in ours]
 
@@ -108,7 +108,7 @@ def _find(name: str, config_dir: str | None) -> Path:
 
 
 def _parse(overrides: Sequence[str]) -> dict[str, Any]:
-    """Hydra's syntax of values, so that lists and quotes are written as everywhere."""
+    """Values in Hydra's syntax, so that lists and quotes are written as everywhere else."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:

@@ -45,7 +45,7 @@ _LIMIT = re.compile(r"\+*envelope(?:\.[\w.]+)?=")
 def compose(arguments: Sequence[str], use: Callable[[Config], int], guarded: bool = True) -> int:
     """Hydra's command line: composes the config (with `-m` each of several) and calls `use` with it.
 
-    guarded=False: an envelope need not be one that can lead a ramp; another command judges by it. Returns the first
+    guarded=False: the envelope need not be able to lead a ramp, because another command judges by it. Returns the first
     exit code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
     """
     _register()
@@ -60,7 +60,7 @@ def compose(arguments: Sequence[str], use: Callable[[Config], int], guarded: boo
             code = ExitCode.BAD_INPUT if isinstance(error, ValueError) else ExitCode.ERROR
         codes.append(code)
         if code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
-            raise SystemExit(code)  # a sweep's other members would be, too
+            raise SystemExit(code)  # it would be printed for every member of a sweep
 
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     with _hydra_process([_for_hydra(argument) for argument in arguments]):
@@ -92,7 +92,8 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
 
 
 def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
-    """Recipe and overrides that change the result: the same command finds its run, a sweep's members differ."""
+    """From the recipe and the overrides that change the result: the same command finds its run, and members of a
+    sweep differ."""
     kept = []
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
@@ -122,7 +123,7 @@ def _for_hydra(argument: str) -> str:
 
 
 def _drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Hydra merges a mapping into the recipe's; who writes a whole one means that nothing else be in it."""
+    """Hydra merges a mapping into the recipe's, but a user who writes a whole mapping wants nothing else in it."""
     for override in overrides:
         if override.lstrip("+") in ("pruners={}", "envelope={}"):
             content[override.lstrip("+").removesuffix("={}")] = {}

@@ -43,14 +43,14 @@ ELASTIC = (
     "train.keep_last",
     "data.cache_dir",
 )
-# What a run that diverged may go on with besides.
+# Keys that may also differ when a run goes on after it diverged.
 AFTER_DIVERGENCE = (
     "optim.lr", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss", "train.max_skipped",
 )  # fmt: skip
 
 
 def to_config(content: Mapping[str, Any]) -> Config:
-    """Plain nested mappings as a typed `Config`, with methods of pruners as what they are; ValueError."""
+    """Plain nested mappings as a typed `Config`, with the methods of pruners as objects. ValueError."""
     try:
         merged = OmegaConf.merge(_unset(config_model()), dict(content))
         missing = sorted(OmegaConf.missing_keys(merged))
@@ -67,7 +67,7 @@ def to_config(content: Mapping[str, Any]) -> Config:
 
 @cache
 def _unset(model: type[Config]) -> DictConfig:
-    """The typed nodes of a schema with their defaults. Not to be changed: `merge` copies them."""
+    """The typed nodes of a schema with their defaults. Never modified: `merge` copies them."""
     return OmegaConf.structured(structured(model))
 
 
@@ -115,7 +115,8 @@ def check_same_run(config: Config, run_dir: Path) -> None:
 
 
 def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> None:
-    """For ranks other than the first: until config.yaml says what this rank composed (an older one may, too)."""
+    """For ranks other than the first: until config.yaml matches what this rank composed; that of an earlier start may
+    match already."""
     path, end = RunDir(run_dir).config, time.monotonic() + timeout_s
     while True:
         with contextlib.suppress(OSError, ValueError):

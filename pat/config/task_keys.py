@@ -2,7 +2,7 @@
 
     window: int = 4  # tokens on either side        task.window, a whole number or null, only with this task
 
-What is not set is null, and the field's default holds: whether a key was given is told from null, for every task.
+A key that is not set is null, and the field's default holds: null tells every task that the key was not given.
 """
 
 from __future__ import annotations
@@ -46,6 +46,6 @@ def config_model() -> type[Config]:
 
 
 def _default(f: Field[Any]) -> str:
-    """What null stands for."""
+    """What null stands for: the field's default, in words."""
     value = f.default if f.default_factory is MISSING else f.default_factory()
     return "" if value is None or value is MISSING else f"; null: {value}"

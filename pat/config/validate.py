@@ -1,4 +1,4 @@
-"""What relates several keys of a config, checked before anything is read, built or started: one sentence each.
+"""Relations between keys of a config, checked before anything is read, built or started: a sentence for each problem.
 
 Values of one key are checked by `pat.schema`, keys that another one makes void by `pat.common.ignored`, and those of an
 envelope by `pat.config.envelope_keys`.
@@ -108,7 +108,7 @@ def _training(config: Config) -> Iterator[str]:
 
 
 def _metric(config: Config) -> Iterator[str]:
-    """A task declares its metrics; that of a wrong name would be missed at the first evaluation only."""
+    """A task declares its metrics. A wrong name would otherwise only fail at the first evaluation."""
     from pat.tasks import base  # heavy
 
     try:

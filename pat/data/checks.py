@@ -1,4 +1,4 @@
-"""What is strange about a run's data: an error where nothing could be learned from it, else a warning each."""
+"""What is strange about a run's data: an error where nothing could be learned from it, otherwise a warning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datasets import Dataset
 from pat.data.prepare import PreparedData
 from pat.tasks.base import Task
 
-FEW_ROWS = 20  # with fewer, a label in every row proves nothing
+FEW_ROWS = 20  # with fewer rows, one label in all of them proves nothing
 ROWS_PER_LABEL = 5  # on average; below it, most labels are hardly seen
 DOMINANT = 0.9  # share of one label from which accuracy says little
 SHOWN = 8
@@ -62,7 +62,7 @@ def _refuse(prepared: PreparedData, names: list[str], task: Task) -> None:
 
 
 def _names(names: list[str]) -> Iterator[str]:
-    """Labels with spaces around them, and labels that differ in nothing else, or in case."""
+    """Labels with surrounding spaces, and labels that differ only in spaces or case."""
     spaced = [name for name in names if name != name.strip()]
     if spaced:
         yield f"labels with spaces around them: {_few(spaced)}"
@@ -91,7 +91,7 @@ def _counts(prepared: PreparedData, names: list[str]) -> Iterator[str]:
 
 
 def _refuse_targets(prepared: PreparedData) -> None:
-    """Of a regression."""
+    """ValueError for targets that no regression can learn."""
     if "label" in prepared.train.column_names:
         values: Any = prepared.train.with_format("numpy", columns=["label"])["label"][:]
         if values.min() == values.max():
@@ -109,7 +109,7 @@ def _both_sides(prepared: PreparedData) -> Iterator[str]:
 
 
 def _rows(prepared: PreparedData) -> int:
-    """Among which the labels were counted: where evaluation rows were held out, these, too."""
+    """The rows in which labels were counted, including held-out evaluation rows."""
     info = prepared.info
     return info["train_rows"] + (0 if "eval_rows_in_train" in info else info["eval_rows"])
 

@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 
 def check(cfg: DataConfig) -> None:
-    """ValueError for a delimiter, a quotation mark or an encoding that there is not."""
+    """ValueError for an invalid delimiter, quotation mark or encoding."""
     for key, given, value in (
         ("delimiter", cfg.delimiter, _delimiter(cfg)),
         ("quote_char", cfg.quote_char, cfg.quote_char),
@@ -58,7 +58,7 @@ def check(cfg: DataConfig) -> None:
 
 
 def load(paths: Sequence[str], cfg: DataConfig, target: Path) -> Dataset:
-    """All rows of the files, one behind the other, memory-mapped from the file `target`. Raises ValueError."""
+    """All rows of the files in order, memory-mapped from the file `target`. Raises ValueError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     columns, whole, numbers = _columns(paths, cfg), True, True
     schema = pa.schema([(name, pa.string()) for name in columns])
@@ -129,7 +129,7 @@ def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
 def _raw(path: str, cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
     """The records of a file, the header first, without empty lines. Raises ValueError."""
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the module's 128 KiB
-    encoding = "utf-8-sig" if codecs.lookup(cfg.encoding).name == "utf-8" else cfg.encoding  # with or without a mark
+    encoding = "utf-8-sig" if codecs.lookup(cfg.encoding).name == "utf-8" else cfg.encoding  # a mark may come first
     quoting: dict[str, Any] = {"quotechar": cfg.quote_char} if cfg.quote_char else {"quoting": csv.QUOTE_NONE}
     with fsspec.open(path, "rt", encoding=encoding, newline="", compression="infer") as file:
         reader, line = csv.reader(file, delimiter=_delimiter(cfg), strict=True, **quoting), 1
@@ -150,7 +150,7 @@ def _raw(path: str, cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
 
 
 def _undecodable(path: str, cfg: DataConfig, line: int) -> Place:
-    """The line that is not of the encoding. The decoder works in blocks, so it was met some lines before."""
+    """The line that the encoding does not fit. The decoder works in blocks, so it failed some lines earlier."""
     with fsspec.open(path, "rb", compression="infer") as file:
         for number, content in enumerate(file, 1):
             try:

@@ -24,11 +24,12 @@ from pat.data.rows import encoded, hash_of
 from pat.tasks.base import Encoder
 
 SHARD_ROWS = 10_000  # rows of a shard
-POLL_S = 0.5  # between two looks at how far the processes are
+POLL_S = 0.5  # between two looks at the progress of the processes
 
 
 def processes(wanted: int | None, rows: int) -> int:
-    """How many tokenise: as many as wanted (None: the cores that this process may use), but one per shard at most."""
+    """How many processes tokenise: as many as wanted (None: the cores that this process may use), at most one per
+    shard."""
     return max(1, min(wanted or len(os.sched_getaffinity(0)), -(-rows // SHARD_ROWS)))
 
 
@@ -36,12 +37,12 @@ def encode(
     rows: Dataset,
     split: str,  # names the files: SPLIT*.arrow
     folder: Path,
-    fresh: Callable[[], Encoder],  # an encoder that has seen nothing
+    fresh: Callable[[], Encoder],  # makes a new encoder
     place: Callable[[int], str],  # where a row is, for errors
     num_proc: int | None = None,
 ) -> tuple[Dataset, Counter[str], str]:
-    """The samples of all rows, in order, memory-mapped from files in `folder`; the encoders' counts, added up; and why
-    there are no samples, if there are none."""
+    """The samples of all rows, in order, memory-mapped from files in `folder`; the encoders' summed counts; and, if
+    there are no samples, why."""
     shards = Dataset.from_dict({"shard": list(range(-(-len(rows) // SHARD_ROWS)))})
     count, work = processes(num_proc, len(rows)), _Shard(rows, folder / f"{split}.counts", fresh, place)
     work.notes.mkdir()

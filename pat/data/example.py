@@ -38,7 +38,7 @@ class Example:
         return text.append_text(coloured(self.runs)).append(rest(self.left_out))
 
     def show(self) -> None:
-        """To the terminal in colours where it is one; plain elsewhere, and to this rank's log."""
+        """Print in colours on a terminal and plain elsewhere; also into this rank's log."""
         terminal = getattr(sys.stdout, "terminal", sys.stdout)
         if not terminal.isatty():
             print(self.plain(), flush=True)
@@ -80,12 +80,12 @@ def coloured(runs: Runs) -> Text:
 
 
 def rest(left_out: int) -> str:
-    """That tokens are not shown, where some are not."""
+    """A note on tokens that are not shown, if any."""
     return f" ... ({left_out:,} more tokens)" if left_out else ""
 
 
 def _notes(info: dict[str, Any], cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, last: int) -> str:
-    """What the reader could not see in the config."""
+    """Facts that the config does not show."""
     notes = [f"{info['train_rows']:,} training rows make {info['train_samples']:,} samples"]
     wordings = {
         "rows_cut": f"{{:,}} were cut to {cfg.max_length} tokens",

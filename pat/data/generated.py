@@ -1,4 +1,4 @@
-"""Pseudo-text with enough structure that a small model learns it quickly: for checks, nothing to download."""
+"""Pseudo-text with enough structure that a small model learns it quickly: for checks without a download."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pat.schema import Config
 
 CHUNK = 10_000  # samples whose flags are in memory at a time
 
-# What a line of the table says, in this order; what is not there, or 0 of both, is left out.
+# The lines of the table, in this order; lines that are missing or 0 in both splits are left out.
 WORDINGS = {
     "rows": "rows",
     "rows_cut": "rows cut to data.max_length",

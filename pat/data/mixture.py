@@ -21,7 +21,7 @@ def permutation(key: str, n: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Sources one behind the other in a data set. An epoch draws m_k samples of source k, all sources shuffled.
+    """Concatenated sources in one data set. An epoch draws m_k samples of source k, all sources shuffled.
 
     Over the epochs a source is drawn from without replacement: the next epoch goes on where the last one stopped, and
     it is shuffled anew when all of it was drawn. So with weight 2 an epoch has each sample twice, with weight 0.5 two

@@ -57,7 +57,7 @@ class PreparedData:
 def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int = 0) -> PreparedData:
     """The samples that `cfg` describes, from the cache or put there now. `seed` makes generated text, nothing else.
 
-    No collective: every rank may call it at any time; one of them builds, the others wait for its lock.
+    Not collective: every rank may call it at any time; one builds, the others wait for its lock.
     """
     sources.check(cfg)
     if cfg.source == sources.MIXTURE:
@@ -87,7 +87,7 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     info = json.loads((folder / "info.json").read_text())
     names = info["label_names"]
     train, held = (read(folder, split) for split in SPLITS)
-    train = _spread(train, cfg.max_train_samples)  # of so many rows, which may have made more
+    train = _spread(train, cfg.max_train_samples)  # of that many rows, which may have made more samples
     few = _few(len(held), cfg.max_eval_samples)
     named = slices.of_samples(info["slices"], cfg.slice_column) if cfg.slice_column else None
     return PreparedData(
@@ -102,7 +102,7 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
 
 
 def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> PreparedData:
-    """Each of data.sources by itself, one behind the other."""
+    """Each of data.sources, prepared by itself and concatenated."""
     mixed = sources.of_mixture(cfg)
     made: dict[str, PreparedData] = {}
     for name, (part, _) in mixed.items():
@@ -134,7 +134,7 @@ def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed
 
 
 def _slices_of_mixture(made: Mapping[str, PreparedData]) -> list[tuple[str, ...]]:
-    """Each sample's source, and its slices there; where these say its source themselves, only theirs."""
+    """Each sample's source, and its slices there; where those name the source themselves, only they are used."""
     named = [(f"source={name}", each) for name, one in made.items() for each in one.slices or [()] * len(one.eval)]
     theirs = any(each.startswith("source=") for _, all_ in named for each in all_)
     return [all_ if theirs else (source, *all_) for source, all_ in named]
@@ -169,7 +169,7 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
         if cfg.max_train_samples is not None and cfg.max_train_samples < len(rows["train"]):
             few = _evenly(cfg.max_train_samples, len(rows["train"]))
             numbers["train"], rows["train"] = numbers["train"][few], rows["train"].select(few)
-        datasets.disable_progress_bars()  # what follows has one of ours
+        datasets.disable_progress_bars()  # what follows has its own bar
         held = slices.rows_of(rows["eval"], cfg.slice_column) if cfg.slice_column else {"": None}
         made: list[tuple[str, int]] = []  # of each slice
         for split, part in rows.items():
@@ -190,7 +190,7 @@ def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ta
         (staging / "info.json").write_text(json.dumps(info, indent=1))
         for path in staging.iterdir():
             _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)  # torn, or it would have been used
+        shutil.rmtree(folder, ignore_errors=True)  # torn, otherwise it would have been used
         staging.rename(folder)
         _sync(folder.parent)
     finally:
@@ -225,7 +225,7 @@ def _encode(
 
 
 def _place(cfg: DataConfig, split: str, numbers: np.ndarray, row: int) -> str:
-    """Where in data.train or data.eval a row is that was number `numbers[row]` there."""
+    """The place in data.train or data.eval of the row that was number `numbers[row]` there."""
     return sources.place(cfg, split, int(numbers[row]))
 
 
@@ -236,7 +236,7 @@ def _spread(samples: Dataset, limit: int | None) -> Dataset:
 
 
 def _few(of: int, limit: int | None) -> np.ndarray | None:
-    """The numbers of at most `limit` of so many samples; None: all."""
+    """The numbers of at most `limit` of `total` samples; None: all."""
     return None if limit is None or limit >= of else _evenly(limit, of)
 
 

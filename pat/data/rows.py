@@ -18,13 +18,13 @@ TRIED = 20  # rows after a failing first one: if they fail as well, the setting 
 
 def held_out(rows: Dataset, fraction: float) -> np.ndarray:
     """(rows,) bool: a row is held out when the hash of its content is below `fraction` of all hashes; label and slice
-    are no content.
+    do not belong to the content.
 
     So equal rows are on the same side, and a row stays on its side whatever the seed and whichever rows are added.
     """
     hashes = content_hashes(rows)
     held = hashes < np.uint64(fraction * 2.0**64)
-    if held.all() or not held.any():  # few rows: one content at least on either side
+    if held.all() or not held.any():  # few rows: at least one distinct row on either side
         held = hashes == hashes.min() if not held.any() else hashes != hashes.max()
     if held.all() or not held.any():
         raise ValueError(f"All {len(rows)} rows of data.train are equal, so none can be held out: give data.eval.")

@@ -58,7 +58,7 @@ def batch_indices(
 
 
 class BatchLoader:
-    """Random access to a rank's batches; those of the next step are made ready in a thread."""
+    """Random access to a rank's batches; a thread prepares those of the next step."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class BatchLoader:
     ) -> None:
         """The batch sizes and the seed are the config's; of several sources, `mixture` says how often each is seen.
 
-        `more` adds to a batch what is known of its samples besides, by their numbers in the data set.
+        `more` adds further tensors to a batch, by its samples' numbers in the data set.
         """
         self.mixture, self.more = mixture, more
         self.samples, self.task, self.tokenizer = samples, task, tokenizer

@@ -1,6 +1,6 @@
 """Slices of the evaluation data, as a column of the rows names them: `data.slice_column`.
 
-Each slice makes its samples by itself, so that every sample is of one slice: also blocks of text, and packed rows.
+Each slice is made into samples by itself, so that every sample, even a block of text or packed rows, has one slice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset
 
 from pat.data.rows import SLICE
 
-MOST = 100  # values: of more, the column is rather a name of the row
+MOST = 100  # values: a column with more is probably a name of each row
 
 
 def rows_of(rows: Dataset, column: str) -> dict[str, np.ndarray | None]:

@@ -45,7 +45,7 @@ def check(cfg: DataConfig) -> None:
 
 
 def of_mixture(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
-    """(config, weight) of each of data.sources: what it does not say is as in `data`. Raises ValueError."""
+    """(config, weight) of each of data.sources: keys that it does not set are those of `data`. Raises ValueError."""
     if not cfg.sources:
         raise ValueError("data.source=mixture needs data.sources: {NAME: {source: ..., weight: 1.0}, ...}.")
     common = ("sources", "generated", "max_length", "cache_dir", "num_proc")  # of all of them
@@ -70,7 +70,7 @@ def of_mixture(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
 
 
 def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
-    """What identifies the rows of data.train or data.eval (`split`): contents, not names or dates of files.
+    """A digest of the rows of data.train or data.eval (`split`), from contents, not names or dates of files.
 
     `memory` is a folder in which the digests of files are remembered by their size and time of change.
     """
@@ -152,7 +152,7 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
 
 
 def place(cfg: DataConfig, split: str, row: int) -> str:
-    """Where row number `row` (from 0) of a split is, for the eye: file and line, or the row's number from 1."""
+    """Where row number `row` (from 0) of a split is, for people: file and line, or the row's number from 1."""
     if cfg.source == "csv":
         return str(delimited.place(files(cfg, split), cfg, row))
     return f"row {row + 1} of data.{split}"

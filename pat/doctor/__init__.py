@@ -2,9 +2,9 @@
 
     machine.py   checks without ranks: devices, compiler, disk, shared memory, locks
     ranks.py     what the ranks do: reductions, saving, and the parity run at ZeRO 1, 2 and 3
-    visit.py     starts them, and judges what they left
+    visit.py     starts them, and judges their results
 
-A check is a function that returns a `Finding`; none raises for what it finds.
+A check is a function that returns a `Finding`; none raises because of a finding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.text import Text
 
-WELL, MIND, BROKEN = "well", "mind", "broken"  # mind: slower or tighter than it could be, but nothing is wrong
+WELL, MIND, BROKEN = "well", "mind", "broken"  # mind: slower or tighter than it could be, but not wrong
 _MARKS = {WELL: ("✓", "green"), MIND: ("!", "yellow"), BROKEN: ("✗", "bold red")}
 
 

@@ -1,7 +1,7 @@
 """The doctor inside an allocation: torchrun, srun or deepspeed have started its ranks, on all nodes.
 
-What needs no ranks is looked at once on every node. Then all ranks reduce, time the links, write, train at each ZeRO
-stage, and go on from a checkpoint. Rank 0 tells what was found.
+Checks without ranks run once on every node. Then all ranks reduce, time the links, write, train at each ZeRO stage, and
+go on from a checkpoint. Rank 0 reports the findings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WORST = (BROKEN, MIND, WELL)
 
 
 def folder_of(parent: Path, environment: RankEnvironment) -> Path:
-    """One folder for all ranks of this start, without a word between them."""
+    """The folder of this start, which every rank finds without communication."""
     job, step = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_STEP_ID")
     name = f"{job}.{step}" if job and step else f"{environment.master_addr}-{environment.master_port}"
     return (parent / f"doctor-{name}").resolve()
@@ -112,7 +112,7 @@ def over_nodes(by_node: dict[str, list[Finding]]) -> list[Finding]:
 
 
 def _from_first(value: Any) -> Any:
-    """What rank 0 has. Collective."""
+    """The value that rank 0 has. Collective."""
     every = [value]
     dist.broadcast_object_list(every, 0)
     return every[0]
@@ -120,7 +120,7 @@ def _from_first(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What runs print goes to this rank's log only."""
+    """Send the output of runs to this rank's log only."""
     kept = sys.stdout, sys.stderr
     sys.stdout = sys.stderr = getattr(sys.stdout, "log", sys.stdout)
     try:

@@ -1,4 +1,4 @@
-"""What can be found out about a machine without starting ranks."""
+"""Checks of a machine that need no ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pat.pruning.weights.kernels import Pass
 from pat.run.provenance import versions
 
 SHM_PER_RANK = 66 << 20  # bytes that DeepSpeed's CPU communication maps
-SHM_GPU = 1 << 30  # what NCCL and data workers are comfortable with
+SHM_GPU = 1 << 30  # enough for NCCL and data workers
 DISK = 10 << 30  # bytes below which a checkpoint of a model of some size may not fit
 
 

@@ -1,4 +1,4 @@
-"""What lies between the nodes of an allocation: the rate of an all-reduce over each link, and how far clocks are apart.
+"""The network of an allocation: the rate of an all-reduce over each link, and the skew of the clocks.
 
 # n ranks of a group, B bytes of a tensor, t seconds of an all-reduce
 """
@@ -23,11 +23,11 @@ REPEATS = 3
 PINGS = 20
 ALL_PAIRS = 8  # nodes; of more, only neighbours are measured
 SLOW_LINK = 0.5  # of the median of the links between nodes
-SKEW_S = 0.1  # from here on logs of two nodes cannot be laid side by side
+SKEW_S = 0.1  # from here on, logs of two nodes cannot be compared by time
 
 
 def node() -> str:
-    """What this node is called."""
+    """The name of this node."""
     return os.environ.get("SLURMD_NODENAME") or HOST
 
 
@@ -66,7 +66,7 @@ def links(by_node: dict[str, list[int]], device: str) -> list[dict[str, Any]]:
 
 
 def _rate(ranks: Sequence[int], device: str) -> float | None:
-    """Of this group; None on other ranks. Collective over all ranks, for the group is made here."""
+    """The rate of one group; None on other ranks. Collective over all ranks, as the group is created here."""
     group: Any = dist.new_group(list(ranks))
     if dist.get_rank() not in ranks:
         return None
@@ -85,7 +85,7 @@ def _rate(ranks: Sequence[int], device: str) -> float | None:
 
 
 def clocks(by_node: dict[str, list[int]]) -> dict[str, float]:
-    """Seconds by which each node's clock is ahead of rank 0's, of the quickest of some round trips. Collective.
+    """Seconds by which each node's clock is ahead of rank 0's, from the quickest of several round trips. Collective.
 
     With t0, t2 rank 0's times around a trip and t1 the other's: t1 - (t0 + t2) / 2, off by at most (t2 - t0) / 2.
     """

@@ -20,7 +20,7 @@ from pat.launch.environment import rank_environment
 from pat.launch.rank import run_rank
 from pat.run.directory import write_exit
 
-NUMEL = 1_000_003  # of a reduced tensor: odd, so that no two ranks' parts are alike
+NUMEL = 1_000_003  # of a reduced tensor: odd, so that ranks' parts differ in size
 REPEATS = 5
 WRITTEN = 64 << 20  # bytes of each rank
 STAGES = (1, 2, 3)
@@ -104,7 +104,7 @@ def own_device() -> str:
 
 
 def measure(folder: Path, device: str) -> None:
-    """What ranks find out before they train, as a file. Collective."""
+    """Measure what needs no training, and write it to a file. Collective."""
     measured = {"reductions": reductions(device), "saving": saving(folder)}
     if dist.get_rank() == 0:
         write_json(folder / "ranks.json", measured)
@@ -117,7 +117,7 @@ def train_stages(folder: Path) -> int:
     codes = []
     for stage in STAGES:
         codes.append(train.main(stage_dir(folder, stage)))
-        gc.collect()  # the engine before: its optimizer's hooks, ZeRO 3's parameters
+        gc.collect()  # removes the previous engine, with its optimizer's hooks and ZeRO 3's parameters
     return max(codes)
 
 

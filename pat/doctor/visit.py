@@ -1,4 +1,4 @@
-"""A visit: starts real ranks, here and now, and judges what they left in the visit's folder."""
+"""A visit: starts real ranks on this machine, and judges the results in the visit's folder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pat.schema import Config
 from pat.training.preflight import prepare
 
 STEPS, HALF = 8, 4
-SLOW = 100e6  # bytes a second below which checkpoints are felt
+SLOW = 100e6  # bytes per second below which checkpoints slow a run noticeably
 
 _PROGRAM = ("--module", "pat.doctor.ranks")
 
 
 def configs(folder: Path, ranks: int, given: Sequence[str] = ()) -> dict[int, Config]:
-    """A run at each ZeRO stage, a few steps long, with a checkpoint in its middle: the parity recipe, or what is
-    given as keys of `pat train`. Raises ValueError for what no run can be."""
+    """A run at each ZeRO stage, a few steps long, with a checkpoint halfway: the parity recipe, or the given
+    keys of `pat train`. Raises ValueError for keys of no possible run."""
     by_stage: dict[int, Config] = {}
     parity = [
         "recipe=parity", "engine.kernels=eager", f"train.global_batch_size={ranks * max(1, 8 // ranks)}",
@@ -73,7 +73,7 @@ def make_ready(made: Mapping[int, Config], folder: Path) -> Config:
 
 
 def start_ranks(folder: Path, made: Mapping[int, Config]) -> int:
-    """All that one start of the ranks can find out; their exit code."""
+    """Start the ranks once, for all checks of one start; returns their exit code."""
     first = make_ready(made, folder)
     with output_to(folder / "output.txt"):
         return launch(folder, first, _PROGRAM)
@@ -103,7 +103,7 @@ def go_on(folder: Path, made: Mapping[int, Config]) -> int:
 
 @contextlib.contextmanager
 def output_to(file: Path) -> Iterator[None]:
-    """What this process and those it starts print goes to a file."""
+    """Redirect the output of this process and its children to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]

@@ -13,10 +13,10 @@ SAMPLES, MIX, PROFILE, MODEL = "samples", "mix", "profile", "model"  # sources
 
 @dataclass(frozen=True)
 class Figure:
-    """What can be limited."""
+    """A figure that can be limited."""
 
     higher_is_better: bool
-    sources: tuple[str, ...]  # the first of them that is asked
+    sources: tuple[str, ...]  # the first one asked counts
 
 
 _OTHERS: dict[str, Figure] = {
@@ -40,7 +40,7 @@ _OTHERS: dict[str, Figure] = {
 
 
 def others() -> Mapping[str, Figure]:
-    """Those that are no metric of a task: of prompts, of a profile, of the finished model."""
+    """Figures other than a task's metrics: of prompts, of a profile, of the finished model."""
     return _OTHERS
 
 

@@ -24,9 +24,9 @@ class Look:
     inside: bool
     hard: bool  # everything is permanent
     outside: int  # evaluations in a row that were outside, with this one
-    patience: int  # so many of them after the first are waited for
+    patience: int  # how many of them after the first are tolerated
     last: bool  # the run ends before the next one
-    in_time: bool  # going on from here, everything is permanent before the run ends
+    in_time: bool  # a ramp that goes on from here becomes permanent before the run ends
 
 
 def decide(now: Look) -> Action:
@@ -47,12 +47,12 @@ class Record:
     holds: int = 0
     good: dict[str, Any] | None = None  # step and sparsity of the last good state, which a checkpoint holds
     asked: float = 0.0  # the sparsity that the budgets ask for
-    back: bool = False  # going back is decided, and not done yet
-    undone: int | None = None  # the step from which it was gone back
+    back: bool = False  # going back is decided, but not done yet
+    undone: int | None = None  # the step from which the run went back
     stopped: str | None = None  # why the schedules were stopped
 
     def copy(self) -> Record:
-        """Another one, that shares nothing."""
+        """An independent copy."""
         return Record(**self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Record:
         return asdict(self)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """As a checkpoint has it."""
+        """Take the state of a checkpoint."""
         for each in fields(self):
             if each.name in saved:
                 setattr(self, each.name, saved[each.name])
@@ -79,7 +79,7 @@ class Record:
             self.back = self.good["sparsity"] < sparsity
 
     def gone_back(self, step: int) -> None:
-        """The state is that of `good` again, from that of `step`."""
+        """Note that the run has gone back from `step` to the good state."""
         self.back, self.outside, self.undone, self.stopped = False, 0, step, "outside"
         for one in self.judged:
             if self.good and one["step"] > self.good["step"]:

@@ -23,7 +23,7 @@ class Quantity:
     high: float | None = None
 
     def negated(self) -> Quantity:
-        """Of the number with the other sign."""
+        """The quantity with the opposite sign."""
         if self.low is None or self.high is None:
             return Quantity(-self.value)
         return Quantity(-self.value, -self.high, -self.low)
@@ -31,7 +31,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a figure."""
+    """The measurements of a figure."""
 
     measured: Quantity
     baseline: float | None = None
@@ -54,7 +54,7 @@ class Check:
 
 
 def evidence(value: float, baseline: float | None = None) -> Evidence:
-    """Of figures without intervals, as a training has them."""
+    """From figures without intervals, as they come from a training."""
     if baseline is None:
         return Evidence(Quantity(value))
     ratio = value / baseline if baseline else math.nan
@@ -62,7 +62,7 @@ def evidence(value: float, baseline: float | None = None) -> Evidence:
 
 
 def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, confident: bool = False) -> list[Check]:
-    """A check a bound. It passes when q is inside; `confident`: when q's whole interval is, where it has one.
+    """A check for each bound. It passes when q is inside; `confident`: when q's whole interval is, where it has one.
 
     Raises ValueError where a bound needs a baseline that is not known, or a ratio to 0.
     """
@@ -105,7 +105,7 @@ def _quantities(known: Evidence) -> Mapping[str, Quantity | None]:
 
 
 def _inside(q: float, limit: float, at_least: bool) -> bool:
-    """Whether q is on the right side of the limit, or on it; what is not a number is outside."""
+    """Whether q is on the right side of the limit, or on it; NaN is outside."""
     close = math.isclose(q, limit, rel_tol=TOLERANCE, abs_tol=1e-12)
     return close or (q > limit if at_least else q < limit)
 

@@ -1,4 +1,4 @@
-"""What an evaluation of a training comes to beside the limits of its envelope. The baseline is its dense model."""
+"""Judges the evaluations of a training by its envelope. The baseline is its dense model."""
 
 from __future__ import annotations
 

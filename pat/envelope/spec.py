@@ -20,7 +20,7 @@ from pat.envelope.figures import figures
 
 SLICES = "slices"
 BOUNDS = ("min", "max", "drop", "rise", "ratio")
-BELOW = ("min", "drop")  # bounds of figures of which more is better; the others' are max and rise
+BELOW = ("min", "drop")  # bounds of figures that are better when higher; the others have max and rise
 ABOVE = ("max", "rise")
 AnyLimit = TypeVar("AnyLimit", bound="Limit")
 
@@ -47,7 +47,7 @@ class Limit(Section, frozen=True):
         return self
 
     def bounds(self) -> dict[str, float]:
-        """Those that are given."""
+        """The bounds that are given."""
         return {name: value for name in BOUNDS if (value := getattr(self, name)) is not None}
 
 
@@ -84,7 +84,7 @@ class Envelope(Section, frozen=True):
     slices: Slices | None = key(None, "of every slice")
 
     def said(self) -> dict[str, Any]:
-        """As it is written in a file: `parse` makes the same of it."""
+        """As plain values, from which `parse` makes an equal envelope."""
         made: dict[str, Any] = {name: limit.bounds() for name, limit in self.limits.items()}
         if self.slices is not None:
             made[SLICES] = self.slices.bounds() | ({} if self.slices.least == 1 else {"least": self.slices.least})

@@ -10,7 +10,7 @@ from pat.statistics.estimates import Estimate
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure."""
+    """A measure with its intervals."""
 
     name: str
     higher_is_better: bool

@@ -1,4 +1,4 @@
-"""What models reach on held-out data, and what they cost: an export, a run, the dense model it came from, any other."""
+"""The quality and the size of models on held-out data: of an export, a run, a dense model, or any other."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def evaluate(config: Config, folder: Path, model: Any, device: str = "cpu") -> d
 
 
 def size_of(one: Loaded) -> Size:
-    """Counted in the model that is open, but for what its folder says."""
+    """Counted in the loaded model; sparsity is as its folder says."""
     parameters = list(one.model.parameters())
     return Size(
         parameters=sum(p.numel() for p in parameters),

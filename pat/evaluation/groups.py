@@ -1,4 +1,4 @@
-"""Bias: prompts that differ in one group term, and whether a model does worse by one of the groups."""
+"""Bias: prompts that differ in one group term, and whether a model treats one of the groups worse."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Bias:
 def bias(mix: Mix, measured: Measured, confidence: float = 0.95, seed: int = 0) -> list[Bias]:
     """Every two groups of every dimension, for each measure that is a mean over prompts.
 
-    A pair weighs the mean of its two prompts' weights. The test is that of `pat compare`: McNemar's where prompts pass
-    or fail and weigh alike, else the paired randomisation test.
+    The weight of a pair is the mean of its prompts' weights. The test is that of `pat compare`: McNemar's where
+    prompts pass or fail and weigh alike, else the paired randomisation test.
     """
     pairs = groups(mix.prompts)
     made: list[Bias] = []

@@ -21,7 +21,7 @@ from pat.evaluation.models import Loaded
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the harness is asked for."""
+    """What the harness is asked to measure."""
 
     tasks: tuple[str, ...]
     include_path: Path | None = None  # a folder of the user's tasks in YAML
@@ -95,7 +95,7 @@ def table(found: Any) -> str:
 
 
 def _save(tracker: Any, found: dict[str, Any], output: Path) -> None:
-    """Its own files. It only warns where it cannot write, so whether they are there is looked up."""
+    """Its own files. The harness only warns where it cannot write, so their presence is checked."""
     output.mkdir(parents=True, exist_ok=True)
     samples = found.pop("samples")
     tracker.save_results_aggregated(results=found, samples=samples)
@@ -107,7 +107,7 @@ def _save(tracker: Any, found: dict[str, Any], output: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without its log and bars: what counts is in its results."""
+    """Without its log and its bars; everything of interest is in its results."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)

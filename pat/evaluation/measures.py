@@ -33,10 +33,10 @@ class Measure:
     of: Callable[[Places], float]  # the figure of those at these places of `items`, each as often as it is named
     values: Numbers | None = None  # (m,) where it is their mean by `weights`
     weights: Numbers | None = None  # (m,)
-    interval: bool = True  # whether resamples tell how far it may be off
+    interval: bool = True  # whether resampling gives an interval
 
     def places(self, slice_: Sequence[int] | None = None) -> Places:
-        """Of the items that are in a slice, or of all."""
+        """The places of the items that are in a slice, or of all."""
         return np.flatnonzero(np.ones(len(self.items)) if slice_ is None else np.isin(self.items, slice_))
 
 
@@ -131,7 +131,7 @@ def estimate(measure: Measure, places: Places, confidence: float = 0.95, seed: i
 
 
 def difference(a: Measure, b: Measure, places: Places, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """What b has more than a, on the same samples: paired. Both measures are of the same items."""
+    """The difference b - a on the same samples, paired. Both measures are of the same items."""
     whole = b.of(places) - a.of(places)
     if not math.isfinite(whole):
         return Estimate(places.size, whole)

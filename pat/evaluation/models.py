@@ -1,4 +1,4 @@
-"""Opens a model to be asked: a run, an export or any Hugging Face folder."""
+"""Opens a model for evaluation: of a run, an export or any Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Loaded:
     """A model, ready to be asked."""
 
     path: Path  # what the user gave
-    folder: Path  # the Hugging Face folder that was made of it, or is it
+    folder: Path  # the Hugging Face folder made from it, or itself
     said: Mapping[str, Any]  # what export.json says
     task: Task  # that it is for
     model: Any

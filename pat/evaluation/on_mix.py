@@ -1,4 +1,4 @@
-"""A mix asked of one model: what passes per slice, which groups fare worse, and what failed."""
+"""One model's answers to a mix: what passes per slice, which groups fare worse, and what failed."""
 
 from __future__ import annotations
 

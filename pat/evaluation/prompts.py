@@ -38,7 +38,7 @@ def generative(one: Loaded) -> bool:
 
 
 def ask(mix: Mix, one: Loaded, device: str, batch_size: int = 8) -> list[Answer]:
-    """An answer a prompt. Raises ValueError for prompts that this model cannot be asked."""
+    """An answer to each prompt. Raises ValueError for prompts that this model cannot be asked."""
     with torch.inference_mode():
         return _generated(mix, one, device, batch_size) if generative(one) else _classified(mix, one, device)
 
@@ -163,7 +163,7 @@ def forced(one: Loaded, asked: list[int], answer: list[int], device: str) -> Ten
 
 
 def _forward(one: Loaded) -> Callable[[Tensor, int], Tensor]:
-    """The last logits only, where the model can: a vocabulary is large."""
+    """Only the last logits, where the model supports it: vocabularies are large."""
     few = "logits_to_keep" in inspect.signature(one.model.forward).parameters
 
     def forward(ids: Tensor, last: int) -> Tensor:

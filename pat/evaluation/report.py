@@ -15,7 +15,8 @@ SHOWN = 200  # characters of a prompt or an output
 
 
 def per_slice(models: Sequence[tuple[str, Sequence[Figure]]], confidence: float, whole: bool) -> Iterator[Any]:
-    """A table a figure: a line a slice, a column a model. `whole`: also over all, and for figures without slices."""
+    """A table for each figure, with a line for each slice and a column for each model. `whole`: also the figure over
+    all."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -47,7 +48,7 @@ def per_slice(models: Sequence[tuple[str, Sequence[Figure]]], confidence: float,
 
 
 def mix_blocks(found: Sequence[MixEvaluation], confidence: float, worst: int) -> Iterator[Any]:
-    """What rich prints, in order."""
+    """The parts that rich prints, in order."""
     from rich.text import Text
 
     yield Text(f"{found[0].prompts:,} prompts, {plain(found[0].data)}")

@@ -1,4 +1,4 @@
-"""What one model makes of a recipe's evaluation samples, kept so that every metric is known over any of them.
+"""One model's answers to a recipe's evaluation samples, kept so that metrics can be taken over any subset.
 
 # n samples, c classes or outputs
 """
@@ -130,12 +130,13 @@ def ask(config: Config, model: Any, tokenizer: Any, name: str, device: str) -> t
 
 
 def said_of(config: Config) -> str:
-    """Which data it is."""
+    """The name of the data."""
     return f"{config.data.source}: {config.data.eval or 'held out of ' + str(config.data.train)}"
 
 
 class _Clock:
-    """Times the forwards of an evaluation but for the first, which makes room and compiles; the only one counts."""
+    """Times the forwards of an evaluation but for the first, which allocates and compiles; if there is only one, it
+    counts."""
 
     def __init__(self, device: str) -> None:
         self.device = device

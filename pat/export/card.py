@@ -57,7 +57,7 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
 
 
 def _loading(result: dict[str, Any]) -> str:
-    """How the folder is read, and what became of what was pruned."""
+    """How to load the folder, and what became of the pruned weights."""
     if not result["stock"]:
         return (
             "Its layers have widths of their own (`pat_widths` in config.json): load it with `pat.export.load`; "
@@ -85,7 +85,7 @@ def _figures(result: dict[str, Any]) -> str:
 
 
 def before_pruning(lineage: dict[str, Any]) -> str:
-    """What the run had when pruning began, in a sentence of its own: it had trained for less than what is exported."""
+    """The metrics when pruning began, in a separate sentence, because that model had trained for fewer steps."""
     then = ", ".join(f"{name} {value}" for name, value in figures(lineage["dense_metrics"]))
     if not then:
         return ""
@@ -101,7 +101,7 @@ def before_pruning(lineage: dict[str, Any]) -> str:
 
 
 def _envelope(lineage: dict[str, Any]) -> str:
-    """What it allowed, and what going further would have cost."""
+    """What the envelope allowed, and what going further would have cost."""
     found = lineage.get("envelope")
     return f"{guard.in_words(found).replace(chr(10), '. ')}." if found else ""
 

@@ -70,7 +70,7 @@ def _resize(module: Any, dim: int, size: int, bias: bool) -> None:
 
 
 def _remove(model: Any, sublayer: Sublayer) -> None:
-    """Put modules without weights where a sublayer was; the last projection's weight stays, with no element."""
+    """Put modules without weights in the place of a sublayer; the last projection's weight stays, without elements."""
     reader = sublayer.output
     for made, _ in sublayer.producers:
         model.set_submodule(made.module, NoOutputs())

@@ -13,7 +13,7 @@ from pat.schema import PeftConfig
 
 
 class MergedReader(CheckpointReader):
-    """What a CheckpointReader is, by stock names. An adapted weight counts as frozen: it is computed whole, in fp32."""
+    """A CheckpointReader by stock names. An adapted weight counts as frozen: it is computed whole, in fp32."""
 
     def __init__(self, trained: CheckpointReader, cfg: PeftConfig, stock: nn.Module) -> None:
         """`trained`: the checkpoint itself; `stock`: the model without adapters, on the meta device."""

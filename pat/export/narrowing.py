@@ -155,7 +155,7 @@ def _check(sites: Sequence[Site], keep: Mapping[str, Tensor], gates: Mapping[str
 
 
 def _there(site: Site, left: Widths) -> bool:
-    """Whether the layer and the sublayer that hold the site's units are left."""
+    """Whether the layer and the sublayer that hold the site's units stay."""
     i, j = site.layer, site.sublayer
     return bool(left.layers[i]) and (j is None or site.features == 0 or bool(left.sublayers[i][j]))
 
@@ -192,7 +192,7 @@ def _new_names(anatomy: Anatomy, kept: Sequence[int]) -> Any:
 def _markers(anatomy: Anatomy, left: Widths) -> dict[str, int]:
     """Last weights of sublayers that are gone from layers that stay, and the dimension in which they are empty.
 
-    They stay in the file with no element: a stock class then refuses the file instead of drawing new weights.
+    They stay in the file without elements: a stock class then refuses the file instead of drawing new weights.
     """
     return {
         sublayer.output.weight: sublayer.output.in_dim

@@ -1,4 +1,4 @@
-"""What a run directory or an export says of the data that its model was made for, and the model that is in it."""
+"""The data that a run's or an export's model was made for, and the model itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pat.config.validate import validate
 from pat.run.directory import RunDir
 from pat.schema import Config
 
-# Of a config, what decides on which samples, and how, a model is evaluated.
+# The keys of a config that decide on which samples, and how, a model is evaluated.
 DECIDES = ("data.", "task.", "seed", "train.eval_batch_size")
 
 
@@ -36,7 +36,7 @@ def config_of(path: Path) -> Config | None:
 
 
 def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
-    """Each model's own config with the keys given; a folder that has none takes that of the first that has one.
+    """Each model's own config with the given keys; a folder without one takes that of the first folder that has one.
 
     ValueError where none has, and for a key that would be ignored.
     """

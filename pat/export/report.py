@@ -1,4 +1,4 @@
-"""What an export says of itself: the content of export.json, and its figures as a table."""
+"""The record of an export: the content of export.json, and its figures as a table."""
 
 from __future__ import annotations
 

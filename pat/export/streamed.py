@@ -33,7 +33,7 @@ from pat.schema import PeftConfig
 
 DTYPE = torch.float64
 # The norm of a difference over that of what the layer changes: at the worst position; where weights are rounded anew,
-# at the median one, as a few positions are much worse than the others. For the figures see verify.py.
+# at the median one, as some positions are much worse than the others. For the figures see verify.py.
 LAYER_TOLERANCE = 1e-5
 ROUNDED_LAYER_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 FLOOR = 1e-3  # of the state itself: the least change that rounding is compared with
@@ -109,7 +109,7 @@ class _Exported:
         kept: Sequence[int],  # which of the trained model each is
         names: Sequence[str],  # of all layers of the trained model
         states: Sequence[Tensor],
-        rounded: torch.dtype | None,  # what some weights were rounded to anew; None: none was
+        rounded: torch.dtype | None,  # the dtype that some weights were rounded to; None: none was
     ) -> None:
         self.names, self.states, self.rounded = names, states, rounded
         self.limit = LAYER_TOLERANCE if rounded is None else ROUNDED_LAYER_TOLERANCE[rounded]
@@ -205,7 +205,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _same_names(model: nn.Module, where: dict[str, Path]) -> None:
-    """Stock code would draw what is not in the files, and leave what it does not know."""
+    """Stock code would draw weights that are not in the files, and ignore tensors that it does not know."""
     wanted = {name for name, _ in [*model.named_parameters(), *_persistent(model)]}
     if wanted != where.keys():
         raise ExportError(f"config.json describes a model with other tensors: {sorted(wanted ^ where.keys())[:3]}.")

@@ -1,4 +1,4 @@
-"""What a run with gates leaves: the smaller model as a function of its checkpoint."""
+"""The smaller model that a run with gates leaves, as a function of its checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Structures:
 
     pruners: Sequence[StructurePruner] = ()
     cut: Narrowing | None = None  # None: nothing is narrowed
-    z: dict[str, Tensor] = field(default_factory=dict)  # per site: what multiplied in the forward
+    z: dict[str, Tensor] = field(default_factory=dict)  # per site: the gates of the forward
 
     @property
     def flags(self) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ class Structures:
         return self.cut is None or getattr(self.cut.config, "pat_widths", None) is None
 
     def describe(self) -> list[str]:
-        """Per structure what is left, for tables."""
+        """What is left of each structure, for tables."""
         return [pruner.units.in_words(pruner.counts()) for pruner in self.pruners]
 
     def gate_forward(self, model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from pat.schema import PeftConfig
 from pat.zero.checkpoint_files import CheckpointError
 
 LOGIT_LIMIT = 4 << 30  # bytes of weights up to which "auto" compares logits: two models are built for it
-TOLERANCE = 1e-4  # of logits, absolute, in fp32; where its rounding is larger, fp64 decides
+TOLERANCE = 1e-4  # absolute difference of logits in fp32; where fp32 rounds more than that, fp64 decides
 # Of the largest logit, where gates are folded or adapters merged: then weights are rounded that the trained model does
 # not have. `python tests/benchmarks/bench_rounding.py assets/minilm assets/smollm2` measured at most 3.0e-6, 1.2e-2 and
 # 1.9e-3, and of a layer (streamed.py) 9.7e-8, 4.9e-3 and 6.1e-4.
@@ -97,8 +97,8 @@ def max_abs_logit_diff(
     """Largest difference between the folder, loaded by stock code, and a model filled from the checkpoint, on text.
 
     Both compute in fp32 on weights of the written dtype. With structures the second is the gated model of the full
-    shape; with adapters it has them, unmerged. Where sums of other lengths differ too much in fp32, as in a model that
-    training has left with huge activations, fp64 decides. Raises ExportError above a tolerance: then the config, a
+    shape; with adapters it has them, unmerged. Where sums of different lengths round too differently in fp32, as with
+    huge activations, fp64 decides. Raises ExportError above a tolerance: then the config, a
     buffer, a cut or a merge is wrong.
     """
     ids, error = probe(folder, config), None

@@ -1,4 +1,4 @@
-"""What the gate asks a model, one model after the other."""
+"""What the gate measures, one model after another."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Facts:
     task: Task
     tokenizer: str  # its digest
     size: Size
-    sources: dict[str, Measured]  # of SAMPLES and MIX those that were asked
+    sources: dict[str, Measured]  # of SAMPLES and MIX, those that were measured
 
 
 def needs_samples(envelope: Envelope, with_mix: bool) -> bool:

@@ -1,4 +1,4 @@
-"""What a profile says of models: latencies, throughput, memory. docs/gate.md has the shape of the file."""
+"""A profile's figures of models: latencies, throughput, memory. docs/gate.md has the shape of the file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Profile:
     ratios: dict[tuple[Path, Path], Mapping[str, Any]]
 
     def evidence(self, name: str, variant: Path, baseline: Path | None) -> Evidence:
-        """What it says of a figure. Raises ValueError where it says nothing."""
+        """The profile's value of a figure. Raises ValueError where it has none."""
         measured = self._quantity(self._model(variant), name, str(variant))
         if baseline is None:
             return Evidence(measured)

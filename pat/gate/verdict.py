@@ -34,7 +34,7 @@ class Verdict:
     seconds: float
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Plain values for JSON."""
         return finite(asdict(self))
 
 
@@ -75,7 +75,7 @@ class Gate:
         return self._paired(of_variant, of_baseline, of_variant.places(), limit.bounds())
 
     def _paired(self, v: Measure, b: Measure | None, places: Places, bounds: Collection[str]) -> Evidence:
-        """Only what the bounds are about: resampling takes a while."""
+        """Only the quantities that the bounds need: resampling takes a while."""
         how = (places, self.confidence, self.seed)
         measured = _quantity(estimate(v, *how)) if {"min", "max"} & set(bounds) else Quantity(v.of(places))
         if b is None:
@@ -119,7 +119,7 @@ class Gate:
 
 
 def said_of(facts: Facts) -> dict[str, str]:
-    """Which model it is."""
+    """How the model is named in a verdict."""
     return {"folder": str(facts.folder), "weights_sha256": facts.weights_sha256}
 
 

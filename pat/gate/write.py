@@ -1,4 +1,5 @@
-"""A verdict for CI: JUnit XML, a summary in Markdown. What models and mixes are called is text there, never markup."""
+"""A verdict for CI: JUnit XML, a summary in Markdown. Names of models and mixes are written as text, never as
+markup."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
 
 
 def junit(verdict: Verdict, now: float | None = None) -> bytes:
-    """One test suite, a test case a check; elements and attributes of the schema that Jenkins and GitLab read.
+    """One test suite with a test case for each check; elements and attributes of the schema that Jenkins and GitLab
+    read.
 
     Source: github.com/jenkinsci/xunit-plugin, junit-10.xsd.
     """
@@ -61,7 +63,7 @@ def markdown(verdict: Verdict) -> str:
 
 
 def sentence(check: Check) -> str:
-    """What a check found."""
+    """The result of a check as a sentence."""
     measured, baseline, quantity, interval = numbers(check)
     against = f" against {baseline}" if check.baseline is not None else ""
     judged = f", judged {quantity}" if check.quantity != check.measured else ""

@@ -1,8 +1,8 @@
 """The same pruner on a DeepSpeed engine that somebody else builds, steps, saves and loads.
 
     attach(model, settings, num_steps=1000)   before deepspeed.initialize, or what calls it (Accelerate, HF Trainer)
-    deepspeed.initialize(...)                 as ever: prunable weights get param groups of their own, which follow the
-                                              schedulers there are, and the pruner binds
+    deepspeed.initialize(...)                 as ever: prunable weights get param groups of their own, which existing
+                                              schedulers drive, and the pruner binds
     engine.step()                             as ever: the pruner's step, at the boundary of accumulation
     engine.save_checkpoint(DIR), load_checkpoint(DIR)   as ever: the pruner's state is in DIR/pat
 
@@ -99,7 +99,7 @@ class Pruning:
     # -- after DeepSpeed -------------------------------------------------------------------------------------------
 
     def took(self, engine: Any) -> None:
-        """The model has its engine: its step, save and load are the pruner's, too."""
+        """Take the model's engine, and add the pruner to its step, save and load."""
         self.engine = engine
         _check_optimizer(engine.basic_optimizer)
         for group in engine.basic_optimizer.param_groups:
@@ -110,7 +110,7 @@ class Pruning:
             self.start(self.num_steps)
 
     def start(self, num_steps: int) -> None:
-        """Bind the pruner, for a run of so many optimizer steps; go on from what was loaded. Collective."""
+        """Bind the pruner for a run of `num_steps` optimizer steps, and go on from a loaded state. Collective."""
         engine = self.engine
         self.num_steps = num_steps
         facts = saved.facts(engine, self.clipping)
@@ -136,7 +136,7 @@ class Pruning:
             raise ValueError("the pruner does not know the number of steps: give attach num_steps, or call start")
         assert not args and not kwargs, "the pruner's step takes no arguments"
         follow(engine.basic_optimizer.param_groups, self._origins)
-        engine.step = self._plain["step"]  # which the pruner calls in its own
+        engine.step = self._plain["step"]  # the original step, which the pruner calls in its own
         try:
             self.stats = self.pruner.step(engine.global_steps)
         finally:

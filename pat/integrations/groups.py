@@ -1,8 +1,8 @@
 """Param groups by pruner, and the learning-rate schedulers that were made when there were fewer of them.
 
-A dense shadow is as long as the shard that it belongs to, so prunable weights get groups of their own. What is split
-off a group comes after all groups that were given. Those keep their numbers, so that a scheduler writes to the right
-ones also where it leaves out the rest in silence; since torch 2.13 it refuses groups for which it has no value.
+A dense shadow is as long as the shard that it belongs to, so prunable weights get groups of their own. Groups that
+are split off come after all given ones, which keep their numbers. So a scheduler writes to the right groups even where
+it silently skips the rest; since torch 2.13 it refuses groups for which it has no value.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def split_groups(groups: Groups, of_param: dict[int, str]) -> tuple[Groups, list
 
 
 def extend_schedulers(optimizer: torch.optim.Optimizer, origins: Sequence[int]) -> None:
-    """Give every scheduler of the optimizer, wherever the user holds it, its values of the groups that are new."""
+    """Give every scheduler of the optimizer, wherever the user holds it, its values for the new groups."""
     given = len(set(origins))
     for scheduler in gc.get_objects():
         if issubclass(type(scheduler), LRScheduler) and getattr(scheduler, "optimizer", None) is optimizer:
@@ -49,7 +49,7 @@ def extend_schedulers(optimizer: torch.optim.Optimizer, origins: Sequence[int]) 
 
 
 def follow(groups: Groups, origins: Sequence[int]) -> None:
-    """Groups that were split off take the rate that a scheduler has set where they came from."""
+    """Groups that were split off take the rate that a scheduler has set for their origin."""
     for group, number in zip(groups, origins, strict=True):
         for name in _FOLLOWED:
             if name in groups[number]:

@@ -1,6 +1,6 @@
 """The pruner's state beside a DeepSpeed checkpoint that another trainer wrote.
 
-    DIR/global_step200/...           DeepSpeed's files, where the trainer wants them
+    DIR/global_step200/...           DeepSpeed's files, where the trainer puts them
     DIR/pat/config.yaml model/ tokenizer/ checkpoints/step-00000200/   what a run directory of `pat train` holds
 
 The manifest there vouches for DeepSpeed's files, too; so `pat export DIR` reads it like a run of our own.
@@ -31,7 +31,7 @@ def directory(save_dir: Path) -> RunDir:
 
 
 def facts(engine: Any, clipping: float) -> dict[str, dict[str, Any]]:
-    """What the trainer has decided, for the config that is saved with the state."""
+    """The trainer's decisions, for the config that is saved with the state."""
     dtype = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else "fp32"
     hf_config = getattr(engine.module, "config", None)
     return {

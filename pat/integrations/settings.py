@@ -16,7 +16,7 @@ from pat.schema import Config
 
 KEYS = ("pruners", "seed", "kernels", "keep_last")
 KEEP_LAST = 2  # states of the pruner in one folder, by default
-_NOT_OURS = "another trainer's"  # what belongs to the trainer and has no place in its settings here
+_NOT_OURS = "another trainer's"  # keys that belong to the trainer and are refused here
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Settings:
     def config(self, num_steps: int | None = None, **facts: Any) -> Config:
         """The typed config of a run of `num_steps` optimizer steps; `facts`: sections of what the trainer decides.
 
-        Without `num_steps` only keys and types are checked, with it all that a pruner's settings must fit together.
+        Without `num_steps` only keys and types are checked, with it also that a pruner's settings fit together.
         """
         base: dict[str, Any] = {
             "seed": self.content.get("seed", 0),

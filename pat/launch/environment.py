@@ -1,4 +1,4 @@
-"""Which rank this process is, of how many, and where they meet: as torchrun, deepspeed, srun or mpirun have told it."""
+"""Which rank this process is, of how many, and where they meet: as torchrun, deepspeed, srun or mpirun tell it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RankEnvironment:
     launcher: str  # torch (deepspeed, torchrun or alike) | slurm | openmpi
 
     def export(self) -> None:
-        """Put it where torch.distributed and DeepSpeed look."""
+        """Set the variables that torch.distributed and DeepSpeed read."""
         os.environ.update(
             RANK=str(self.rank),
             WORLD_SIZE=str(self.world_size),
@@ -35,7 +35,7 @@ class RankEnvironment:
         )
 
 
-# How a launcher of one task per rank is called, and what it sets.
+# The name of a launcher of one task per rank, and the variables that it sets.
 _NAMES = {
     "slurm": ("srun", "SLURM_PROCID and SLURM_NTASKS"),
     "openmpi": ("mpirun", "OMPI_COMM_WORLD_RANK and OMPI_COMM_WORLD_SIZE"),
@@ -113,7 +113,8 @@ PORTS = range(18000, 32000)  # below those that the system gives to any connecti
 
 
 def _port(job: str) -> int:
-    """Where the ranks of a job meet: all of them find it, and jobs that share a machine hardly ever the same."""
+    """Where the ranks of a job meet: all of them compute the same port, and jobs that share a machine hardly ever
+    do."""
     return PORTS[zlib.crc32(job.encode()) % len(PORTS)]
 
 
@@ -127,7 +128,7 @@ def free_port() -> int:
 
 
 def _position(env: Mapping[str, str], rank_key: str, size_key: str) -> tuple[int, int]:
-    """(rank, size), which must fit each other."""
+    """(rank, size), after checking that they fit each other."""
     rank, size = _number(env, rank_key), _number(env, size_key)
     if not 0 <= rank < size:
         raise ValueError(f"{rank_key}={rank} does not fit {size_key}={size}: ranks count from 0 to {size - 1}")

@@ -40,7 +40,7 @@ def last_lines(path: Path, number: int | None) -> tuple[str, int]:
 def follow(run: Path, path: Path, position: int, out: IO[str], pause_s: float = 0.5) -> None:
     """Print what is added to a log until the run has ended for good."""
     while True:
-        over = _over(run)  # before reading: what a run says last is not lost
+        over = _over(run)  # checked before reading, so that the last lines are not lost
         with open(path, "rb") as file:
             file.seek(position)
             added = file.read()
@@ -53,7 +53,7 @@ def follow(run: Path, path: Path, position: int, out: IO[str], pause_s: float = 
 
 
 def _over(run: Path) -> bool:
-    """Whether nobody works on a run now, and no job of it waits."""
+    """Whether nothing works on the run now, and none of its jobs waits."""
     records = rank_records(run)
     if any(record.process.host == HOST and record.process.alive for record in records):
         return False

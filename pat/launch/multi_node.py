@@ -1,8 +1,8 @@
 """Several machines by a hostfile: pdsh starts `pat.launch.node_agent` on each, which starts DeepSpeed's launcher there.
 
-What pdsh runs is a script in the run directory, which all machines share: the environment is in it, so that no key is
-on a command line. Signals go to the hosts through a file beside it, and what becomes of the ranks comes back through
-the run directory. Each host notices on its standard input when this process, or pdsh, or another host is lost.
+Pdsh runs a script in the run directory, which all machines share. The environment is in that script, so that no key is
+on a command line. Signals go to the hosts through a file beside it, and the fate of the ranks comes back through the
+run directory. Each host notices on its standard input when this process, pdsh or another host is lost.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pat.schema import Config
 
 CHECK_TIMEOUT_S = 300.0  # ranks that an earlier start left behind have two minutes to save
 _SSH = "-o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
-# Of a machine or of a session, not of the run.
+# Variables of a machine or of a session, not of the run.
 _NOT_SENT = re.compile(
     r"(HOME|USER|LOGNAME|MAIL|SHELL|PWD|OLDPWD|SHLVL|_|TMPDIR|TMP|TEMP|HOST|HOSTNAME|DISPLAY|XAUTHORITY|TERM|"
     r"CUDA_VISIBLE_DEVICES|RANK|LOCAL_RANK|WORLD_SIZE)|(SSH|XDG_RUNTIME|XDG_SESSION|DBUS|PDSH|TERM)_.*"
@@ -41,7 +41,7 @@ _NOT_SENT = re.compile(
 
 
 def check(run_dir: Path, config: Config) -> None:
-    """Raises ValueError unless each host answers, sees the run directory and has the same packages; ends what an
+    """Raises ValueError unless each host answers, sees the run directory and has the same packages; ends ranks that an
     earlier start of this run has left there."""
     file = config.engine.hostfile
     assert file
@@ -111,7 +111,8 @@ def _pdsh(hosts: Mapping[str, int], script: Path, action: str, *options: str) ->
 
 @contextlib.contextmanager
 def _script(run_dir: Path, config: Config, rank_program: Sequence[str] = ()) -> Iterator[Path]:
-    """What each host runs, as long as it is needed: `sh start.sh NODE ACTION`, with this process's environment."""
+    """The script that each host runs, for as long as it is needed: `sh start.sh NODE ACTION`, with this process's
+    environment."""
     folder = RunDir(run_dir.resolve()).signals.parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     assert config.engine.hostfile
@@ -133,7 +134,7 @@ def _script(run_dir: Path, config: Config, rank_program: Sequence[str] = ()) -> 
     try:
         with open(os.open(script, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write("\n".join(lines) + "\n")
-        write_json(RunDir(run_dir).signals, [])  # there before the first: file systems cache what is not
+        write_json(RunDir(run_dir).signals, [])  # before the first signal: file systems cache absence
         yield script
     finally:
         script.unlink(missing_ok=True)
@@ -151,25 +152,25 @@ class _AllHosts(Supervisor):
         self.look_at = 0.0
 
     def records(self) -> list[RankRecord]:
-        """None that this process could send a signal to."""
+        """None: this process can send no signal to ranks elsewhere."""
         return []
 
     def forward(self, living: list[RankRecord]) -> None:
-        """Into the file that each host reads."""
+        """Write signals into the file that each host reads."""
         self.announce()
         if len(self.signals) > self.told:
             self.told = len(self.signals)
             write_json(RunDir(self.run_dir).signals, list(map(int, self.signals[: self.told])))
 
     def lost(self, gone: list[RankRecord]) -> list[RankRecord]:
-        """By what the hosts and the ranks have written."""
+        """The lost ranks, according to what hosts and ranks have written."""
         if time.monotonic() < self.look_at:
             return []
         self.look_at = time.monotonic() + 2.0
         return failures(process.rank_records(self.run_dir))
 
     def kill(self, living: list[RankRecord]) -> None:
-        """The hosts have been told; without pdsh they end their ranks, too."""
+        """Give pdsh some seconds, as the hosts have been told, then end it; without it they end their ranks."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.launcher.wait(10)
         super().kill(living)

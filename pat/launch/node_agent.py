@@ -25,21 +25,21 @@ class _OneHost(Supervisor):
     def __init__(self, run_dir: Path, launcher: subprocess.Popen[bytes], mine: range) -> None:
         super().__init__(run_dir, launcher)
         self.mine = mine
-        self.poll_s = 0.5  # by way of a file server
+        self.poll_s = 0.5  # over a file server
         self.told = 0
         self.look_at = 0.0
         self.left_alone = False
         self.everywhere: list[RankRecord] = []
 
     def records(self) -> list[RankRecord]:
-        """This host's."""
+        """The records of this host's ranks."""
         return process.rank_records(self.run_dir, self.mine)
 
     def announce(self) -> None:
-        """The front end does."""
+        """Nothing: the front end announces."""
 
     def listen(self) -> None:
-        """Take the front end's signals; its end is one, too."""
+        """Take the front end's signals; its end counts as one."""
         told = files.read_json(RunDir(self.run_dir).signals) or []
         self.signals += told[self.told :]
         self.told = max(self.told, len(told))
@@ -49,7 +49,7 @@ class _OneHost(Supervisor):
             self.deadline = self.deadline or time.monotonic() + ORPHAN_GRACE_S
 
     def lost(self, gone: list[RankRecord]) -> list[RankRecord]:
-        """Of all hosts; a rank that died here is not seen to by anybody else."""
+        """The lost ranks of all hosts; a rank that died here is noticed by nobody else."""
         dead = [as_dead(rank, f" on {directory.HOST}") for rank in gone if rank.code is None]
         for rank in dead:
             rank.write(self.run_dir)
@@ -59,7 +59,7 @@ class _OneHost(Supervisor):
         return dead or failures(self.everywhere)
 
     def result(self) -> int:
-        """0 unless this host is of no use: pdsh ends the others then."""
+        """0, unless this host has failed: then pdsh ends the others."""
         if self.records():
             return ExitCode.DONE
         print(f"pat: {directory.HOST}: the launcher died before its ranks began", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Processes of a run: who they are, whether they live, and that none outlives its parent (Linux)."""
+"""Processes of a run: their identity, whether they live, and a guard that none outlives its parent (Linux)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be importe
 
 @dataclass(frozen=True)
 class Process:
-    """A process that a recycled pid cannot be taken for."""
+    """A process, with its start time, so that a recycled pid is not mistaken for it."""
 
     pid: int
     start: int  # clock ticks since boot
@@ -54,14 +54,14 @@ class Process:
 
 @dataclass(frozen=True)
 class RankRecord:
-    """`ranks/rank-N.json`: what a rank says about itself."""
+    """`ranks/rank-N.json`: a rank's own record."""
 
     rank: int
     process: Process
     code: int | None = None  # how it left, by itself; a rank that died never says
     message: str = ""
     time: float = 0.0  # of leaving
-    died: bool = False  # somebody else says so
+    died: bool = False  # recorded by somebody else
 
     def write(self, run_dir: Path) -> None:
         """Atomically, so that a reader never sees half of it."""
@@ -90,7 +90,7 @@ def die_with_parent(number: int) -> Callable[[], None]:
 
 
 def leave_with_parent(number: int) -> None:
-    """The same for this very process."""
+    """The same for this process itself."""
     _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
@@ -98,7 +98,7 @@ def leave_with_parent(number: int) -> None:
 def only_user_of(run_dir: Path, key: str = "run.dir", holds: str = "config.yaml") -> Iterator[None]:
     """Hold a run directory, which `key` names, for one start; ValueError while another holds it.
 
-    A directory that was made here is removed again when the start fails before there is a file `holds` in it.
+    A directory that was created here is removed again if the start fails before the file `holds` is in it.
     """
     run = RunDir(run_dir)
     made = files.make(run.path, key)
@@ -176,7 +176,7 @@ ORPHAN_GRACE_S = 120.0  # to save, once the parent is dead
 
 
 def restore_terminal(terminal: IO[str]) -> None:
-    """A progress bar that was cut off has hidden the cursor."""
+    """Show the cursor, which an interrupted progress bar has hidden."""
     if terminal.isatty():
         terminal.write("\x1b[?25h")
         terminal.flush()

@@ -1,4 +1,4 @@
-"""One rank: what it does around `pat.train.main` so that it is seen, heard and never left behind."""
+"""One rank: what it does around `pat.train.main` so that it is supervised, logged and never left behind."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pat.run.directory import ExitCode
 
 
 class Log(io.TextIOWrapper):
-    """A rank's log. What a full disk does not take is lost: it must neither end the rank nor hide why it leaves."""
+    """A rank's log. On a full disk lines are lost: that must neither end the rank nor hide why it leaves."""
 
     def write(self, text: str, /) -> int:
-        """As a text file, but raises no OSError."""
+        """Like a text file's, but raises no OSError."""
         with contextlib.suppress(OSError):
             super().write(text)
         return len(text)
 
     def flush(self) -> None:
-        """As a text file, but raises no OSError."""
+        """Like a text file's, but raises no OSError."""
         with contextlib.suppress(OSError):
             super().flush()
 

@@ -1,6 +1,6 @@
 """Start the ranks of one machine through DeepSpeed's launcher: the environment they need, the command that starts them.
 
-What becomes of them afterwards is `pat.launch.supervisor`'s; several machines are `pat.launch.multi_node`'.
+`pat.launch.supervisor` watches them afterwards; `pat.launch.multi_node` starts those of several machines.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def rank_variables(config: Config) -> dict[str, str]:
 
 
 def package_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Ranks run the package that runs here, not a folder called `pat` where the user happens to stand."""
+    """Ranks run the package that runs here, not a folder called `pat` in the current directory."""
     root = Path(pat.__file__).resolve().parent.parent
     if root.name in ("site-packages", "dist-packages"):
         return {"PYTHONSAFEPATH": "1"}
@@ -87,7 +87,7 @@ def _threads(environment: Mapping[str, str], world_size: int) -> int:
 
 
 def extensions_dir(environment: Mapping[str, str]) -> Path:
-    """Where DeepSpeed's compiled operations go: two versions in one directory break each other's."""
+    """Where DeepSpeed's compiled operations go: two versions of DeepSpeed in one directory would break each other's."""
     parts = [sys.prefix, environment.get("DS_ACCELERATOR", "")]
     parts += [importlib.metadata.version(name) for name in ("deepspeed", "torch")]
     cache = Path(environment.get("PAT_CACHE") or "~/.cache/pat").expanduser()

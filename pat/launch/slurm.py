@@ -33,7 +33,7 @@ OVER = (
     "BOOT_FAIL",
     "DEADLINE",
 )
-SILENT = "SILENT"  # ours: the controller gave no answer, so nobody knows
+SILENT = "SILENT"  # ours: the controller gave no answer, so the state is unknown
 ANSWER_S = 30.0  # to wait for one
 _OFFLINE = ("HF_HUB_OFFLINE=1", "HF_DATASETS_OFFLINE=1", "WANDB_MODE=offline")
 
@@ -101,7 +101,7 @@ def _setup(cluster: ClusterConfig, lead: int) -> list[str]:
 
 
 def _srun(cluster: ClusterConfig, run: Path, here: Path) -> list[str]:
-    """What follows srun's own options: a container where there is one, and the rank's command."""
+    """The arguments after srun's own options: a container, if there is one, and the rank's command."""
     rank = [cluster.command, "train", "--frozen", shlex.quote(str(run))]
     mounts = [
         item if ":" in item else f"{item}:{item}" for item in (*map(str, dict.fromkeys([here, run])), *cluster.mounts)
@@ -150,7 +150,7 @@ def lead_s(cluster: ClusterConfig, run: Path) -> int:
 
 
 def short_lead(run: Path, environ: Mapping[str, str] = os.environ) -> str | None:
-    """A sentence, where this job will be asked to save too late for what saves of this run have taken."""
+    """A sentence where this job will be asked to save too late, given how long saves of this run have taken."""
     needed, lead = needed_lead_s(run), int(environ.get(LEAD, "0"))
     if not lead or needed is None or needed <= lead:
         return None
@@ -189,7 +189,7 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
             said = " ".join(done.stderr.split())
             raise ValueError(f"sbatch refuses the job of {run.path}, which --dry-run prints: {said}")
     number = done.stdout.strip().partition(";")[0]
-    if (read_json(run.job) or {}).get("job_id") != number:  # it may run by now and have said so itself
+    if (read_json(run.job) or {}).get("job_id") != number:  # it may run by now and have written its own state
         write_json(run.job, {"job_id": number, "restarts": 0, "nodes": ""})
     return number
 
@@ -199,7 +199,7 @@ def states(jobs: Sequence[str]) -> dict[str, str]:
     if not jobs or not shutil.which("squeue"):
         return {}
     state_of = {}
-    for job in jobs:  # squeue refuses a whole list for one job that it has forgotten
+    for job in jobs:  # squeue refuses a whole list if it has forgotten one of the jobs
         command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)

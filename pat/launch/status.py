@@ -1,4 +1,4 @@
-"""How runs stand, from what they left in their directories and what Slurm says; nothing of theirs is touched."""
+"""The state of runs, from the files in their directories and from Slurm; read-only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Status:
     """A run in a line."""
 
     run: Path
-    state: str  # how it ended, or what it does; and its job's state where it has one
+    state: str  # how it ended, or what it is doing; and the state of its job, if it has one
     step: int
     num_steps: int | None
     phase: str | None
@@ -43,7 +43,7 @@ class Status:
 
 
 def statuses(runs: Sequence[Path]) -> list[Status]:
-    """Of each run directory; ValueError for a directory that is none."""
+    """The status of each run directory; ValueError for another directory."""
     for run in runs:
         if not RunDir(run).config.exists():
             raise ValueError(
@@ -55,7 +55,7 @@ def statuses(runs: Sequence[Path]) -> list[Status]:
 
 
 def status(run: Path, job_state: str | None = None) -> Status:
-    """Of one run, whose Slurm job is in this state."""
+    """The status of one run, whose Slurm job is in this state."""
     directory = RunDir(run)
     exit_ = read_exit(run)
     seen = last_values(directory.metrics, ("step", "time", "pruning/phase", "pruning/sparsity"))
@@ -119,7 +119,7 @@ def _state(run: Path, exit_: dict[str, Any] | None, job_state: str | None) -> st
     here = [record for record in records if record.process.host == HOST]
     if any(record.process.alive for record in here):
         return "running"
-    if len(here) < len(records):  # nobody can ask another machine's processes from here
+    if len(here) < len(records):  # processes of another machine cannot be asked from here
         return f"unknown, last on {next(r.process.host for r in records if r not in here)}"
     return "died" if records or provenance.read(run) else "not started"
 

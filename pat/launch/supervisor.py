@@ -1,4 +1,4 @@
-"""Answer for the ranks of one start until the last has left: pass signals on, notice who is lost, end the rest.
+"""Supervises the ranks of one start until the last has left: passes signals on, notices lost ranks, ends the rest.
 
 DeepSpeed's launcher does not pass signals on (SIGUSR1 kills it and orphans the ranks, SIGTERM gives them 30 s one
 after another) and returns 1 whatever the ranks returned. So signals go from here to each rank, never to the launcher,
@@ -31,7 +31,7 @@ ALONE = {code for code in ExitCode if not code.agreed}  # a rank leaves with the
 
 
 class Supervisor:
-    """The ranks of one start: forwards signals, notices who is lost, ends the rest, finds the exit code."""
+    """The ranks of one start: forwards signals, notices lost ranks, ends the rest, finds the exit code."""
 
     def __init__(self, run_dir: Path, launcher: subprocess.Popen[bytes]) -> None:
         self.run_dir = run_dir
@@ -53,7 +53,7 @@ class Supervisor:
                     self.listen()
                     ranks = self.records()
                     living = [rank for rank in ranks if rank.process.alive]
-                    if len(living) < len(ranks):  # what a rank says last, it may have said after it was read above
+                    if len(living) < len(ranks):  # a rank's last record may be newer than what was read above
                         gone = {rank.rank for rank in ranks} - {rank.rank for rank in living}
                         ranks = [rank for rank in self.records() if rank.rank in gone] + living
                     if over and not living:
@@ -77,12 +77,12 @@ class Supervisor:
         """Take signals from elsewhere."""
 
     def lost(self, gone: list[RankRecord]) -> list[RankRecord]:
-        """Those because of whom the others cannot go on, the likely cause first."""
+        """Ranks without which the others cannot go on, the likely cause first."""
         return failures([as_dead(rank) if rank.code is None else rank for rank in gone])
 
     @contextlib.contextmanager
     def _handlers(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():  # whoever owns that one forwards
+        if threading.current_thread() is not threading.main_thread():  # the owner of the main thread forwards
             yield
             return
         with signals.handled(lambda received, _frame: self.signals.append(received)):
@@ -165,18 +165,18 @@ class Supervisor:
         return code
 
     def why_nobody_said(self) -> str:
-        """No exit.json, and no rank that failed."""
+        """A sentence where there is neither an exit.json nor a failed rank."""
         if self.records():
             return "no rank said how it ended: the launcher died"
         return "the launcher died before the ranks began"
 
     def _goes_on(self) -> str:
-        """What the same command does next."""
+        """What happens when the command is repeated."""
         saved = retention.steps(RunDir(self.run_dir).checkpoints)
         return f"the same command goes on from {saved[-1].name}" if saved else "no checkpoint had been saved"
 
     def _show_logs(self, rank: int) -> None:
-        """The telling end of what a rank has logged in this start, and how far the run was by rank 0's log."""
+        """The last meaningful lines of a rank's log in this start, and the run's progress by rank 0's log."""
         ends = {rank: self._end_of_log(rank, 12)} | ({0: self._end_of_log(0, 3)} if rank != 0 else {})
         for number, lines in ends.items():
             if lines:
@@ -201,7 +201,7 @@ def failures(ranks: Sequence[RankRecord]) -> list[RankRecord]:
 
 
 def as_dead(rank: RankRecord, where: str = "") -> RankRecord:
-    """The record of a rank that is gone and did not say how it left."""
+    """The record of a rank that is gone without a record of how it left."""
     message = f"died{where} (pid {rank.process.pid}, killed or crashed)"
     return replace(rank, code=int(ExitCode.ERROR), message=message, time=time.time(), died=True)
 

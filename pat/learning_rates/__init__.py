@@ -14,7 +14,7 @@ from pat.common import scan
 
 @dataclass(frozen=True)
 class Moment:
-    """What a schedule may look at: a step of the run, from the end of the warm-up on."""
+    """What a schedule may look at, at a step after the warm-up."""
 
     t: int
     num_steps: int  # of the run
@@ -43,14 +43,14 @@ class LearningRate(ABC):
 
     name: str
 
-    follows_cuts: ClassVar[bool] = False  # whether it has to know them in advance
+    follows_cuts: ClassVar[bool] = False  # whether it must know the cuts in advance
 
     @abstractmethod
     def at(self, moment: Moment) -> float:
         """The part of the way from `min_lr_ratio` (0) up to the whole rate (1)."""
 
     def in_words(self, pruned: bool) -> str:
-        """How it goes after the warm-up, of a run in which something is pruned or not."""
+        """How the rate goes after the warm-up, with or without pruning."""
         return self.name
 
 
@@ -68,5 +68,5 @@ def build(name: str) -> LearningRate:
 
 
 def warmup_steps(warmup: float, num_steps: int) -> int:
-    """In steps, of a number of them or a share of the run."""
+    """The warm-up in steps, from a number of steps or a share of the run."""
     return round(warmup * num_steps) if 0 < warmup < 1 else int(warmup)

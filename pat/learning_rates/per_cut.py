@@ -12,7 +12,7 @@ from pat.learning_rates import LearningRate, Moment
 class PerCut(LearningRate):
     """1 - s, s the share of the steps from the last cut to the next one, or to the end of the run.
 
-    What a cut breaks is healed at a high rate. Sources: oBERT, arXiv:2203.07259; GMP*, arXiv:2210.06384.
+    A high rate heals what a cut breaks. Sources: oBERT, arXiv:2203.07259; GMP*, arXiv:2210.06384.
     """
 
     name: str = "per_cut"
@@ -24,5 +24,5 @@ class PerCut(LearningRate):
         return 1.0 - moment.done_since_cut
 
     def in_words(self, pruned: bool) -> str:
-        """That it goes up again."""
+        """The line, and that it goes up again at each cut."""
         return "linear, up again at each cut (per_cut)" if pruned else "linear (per_cut, without a cut)"

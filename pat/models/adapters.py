@@ -49,7 +49,7 @@ def inject(
     )
     torch.manual_seed(seed)
     try:
-        with warnings.catch_warnings():  # of Conv1D, which peft sees by itself, and of ties, which are refused below
+        with warnings.catch_warnings():  # on Conv1D, which peft detects, and ties, refused below
             warnings.simplefilter("ignore", UserWarning)
             inject_adapter_in_model(lora, model, adapter_name=_NAME)
     except ValueError as error:
@@ -94,7 +94,7 @@ def _check_linear(model: nn.Module, cfg: PeftConfig) -> None:
 
 
 def present(model: nn.Module) -> bool:
-    """Whether `inject` was here."""
+    """Whether the model has adapters."""
     return any(f".{_A}." in name for name, _ in model.named_parameters())
 
 

@@ -38,7 +38,7 @@ class Projection:
 class PostNorm:
     """A norm between a sublayer's last projection and the residual: x / rms(x) * (origin + weight).
 
-    It divides away what multiplies the projection's output as a whole, so a gate on the sublayer has its place here.
+    It cancels any factor on the whole output of the projection, so a gate on the sublayer belongs behind it.
     """
 
     module: str

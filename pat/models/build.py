@@ -73,7 +73,7 @@ def build_config(
 
 
 def head_note(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> str | None:
-    """What becomes of the head of model.path in the model with this config, for the start; None where it is clear.
+    """A sentence on what becomes of the head of model.path, for the start; None where that is obvious.
 
     ValueError where model.replace_head would be ignored.
     """
@@ -230,7 +230,7 @@ def _pretrained(
             config=config,
             revision=cfg.revision,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, where the sizes can be said
+            ignore_mismatched_sizes=True,  # refused below, with the sizes
             **heads.without_head(cfg),
             **options,
         )
@@ -269,7 +269,7 @@ def _pretrained(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' table and bar of loaded weights, which every rank would print."""
+    """Hide transformers' table and bar of loaded weights, which every rank would print."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -287,7 +287,7 @@ def _unknown_fields(config: PretrainedConfig, unknown: list[str]) -> ValueError:
 
 
 def unfit(config: PretrainedConfig, task: Task, error: Exception) -> ValueError:
-    """What transformers, building a model of this config for the task, has raised."""
+    """A ValueError for what transformers raised while it built a model of this config for the task."""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return ValueError(f"A '{config.model_type}' cannot be built for task.name='{task.name}': {kind}{_sentence(error)}")
 

@@ -1,4 +1,4 @@
-"""The head of a classifier: whether the one that comes with the weights goes with the data's labels."""
+"""The head of a classifier: whether the one among the weights fits the data's labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pat.models.adapters import HEADS
 from pat.schema import ModelConfig
 
 SHOWN = 8
-DROPPED = "replaced_head."  # what the old head's weights are called while the others load: a name that no model has
+DROPPED = "replaced_head."  # the name of the old head's weights while the others load; no model uses it
 
 
 def labels_of(config: PretrainedConfig) -> list[str] | None:
@@ -46,7 +46,7 @@ def check(cfg: ModelConfig, theirs: Sequence[str] | None, ours: Sequence[str]) -
 
 
 def note(cfg: ModelConfig, theirs: Sequence[str], ours: Sequence[str]) -> str | None:
-    """What becomes of the head, in a sentence for the start; None where nothing has to be said."""
+    """A sentence on what becomes of the head, for the start; None where nothing changes."""
     if cfg.replace_head:
         return f"the head of {cfg.path} ({_few(theirs)}) is replaced by a new one ({_few(ours)})"
     if _plain(theirs) == _plain(ours) or all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):

@@ -33,7 +33,7 @@ def check(model_type: str) -> None:
 def apply(model: PreTrainedModel) -> None:
     """Let the modules of this model compute by Liger's kernels. ValueError as `check`."""
     check(model.config.model_type)
-    # What transformers' Trainer calls.
+    # The function that transformers' Trainer calls.
     from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
         _apply_liger_kernel_to_instance as patch,
     )

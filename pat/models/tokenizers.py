@@ -36,7 +36,7 @@ def build_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
             f"No tokenizer could be loaded from '{name}' (misspelt, offline, or a folder without tokenizer files?): "
             "set model.tokenizer to a hub name, a folder or 'byte'."
         ) from error
-    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # what transformers makes of no file
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # transformers returns it without a file
         raise ValueError(
             f"'{name}' holds no tokenizer (tokenizer.json, or a vocabulary): set model.tokenizer to a hub name, a "
             f"folder or '{BYTE}'."
@@ -72,7 +72,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of all that decides which ids a text or a chat becomes, whatever the tokenizer was used for before."""
+    """sha256 of everything that decides the ids of a text or a chat, regardless of the tokenizer's earlier use."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         content: dict[str, Any] = {"vocab": tokenizer.get_vocab()}

@@ -10,7 +10,8 @@ from pat.schema import Config
 
 
 def choose_trainable(model: nn.Module, config: Config) -> None:
-    """Freeze what does not train; with `peft` all but adapters, which are put in here. Raises ValueError."""
+    """Freeze what does not train. With `peft` that is all but the adapters, which are inserted here. Raises
+    ValueError."""
     if config.peft.r is None:
         freeze(model, config.optim.trainable)
     else:

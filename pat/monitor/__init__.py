@@ -1,1 +1,1 @@
-"""Production beside a reference: has the traffic drifted, have outputs, and which prompts became worse."""
+"""Production against a reference: has the traffic drifted, have outputs, and which prompts became worse."""

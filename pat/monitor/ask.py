@@ -1,4 +1,4 @@
-"""Asks models: where prompts are in the space of one, and what two of them make of the same prompts."""
+"""Asks models: the embeddings of prompts in one model, and the answers of two models to the same prompts."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def places(prompts: Sequence[Prompt], one: Loaded) -> Places:
 def chosen(
     prompts: Sequence[Prompt], n: int, models: Sequence[Loaded], output_tokens: int, mix: Mix | None, seed: int = 0
 ) -> tuple[list[Prompt], int]:
-    """(at most n different prompts at random, how many had no room for an answer); those that a mix has, too, get its
-    checks."""
+    """(at most n different prompts at random, how many had no room for an answer); prompts that are also in a mix get
+    its checks."""
     known = {content_id(prompt): prompt.checks for prompt in mix.prompts} if mix else {}
     different = {content_id(prompt): prompt for prompt in prompts}
     some = random.Random(seed).sample(sorted(different), min(n, len(different)))
@@ -54,7 +54,7 @@ def chosen(
 def replay(
     prompts: Sequence[Prompt], dense: Loaded, pruned: Loaded, device: str, batch_size: int, output_tokens: int
 ) -> tuple[Replayed, list[Check]]:
-    """Both models on the prompts; a check where prompts say what is right, which speaks up only if B is worse."""
+    """Both models on the prompts; a check where prompts define what is right, which alerts only if B is worse."""
     head = Head(output_tokens=output_tokens)
     asked = on_prompts.ask(Mix(head, Path("log"), tuple(prompts)), dense, pruned, device, batch_size)
     found = result.compare(asked, str(dense.path), str(pruned.path))
@@ -77,7 +77,7 @@ def replay(
 
 
 def agreement(replayed: Replayed, least: float) -> Check:
-    """Whether the outputs of fewer prompts agree than are asked for: the exact binomial test, one-sided, by scipy."""
+    """Whether fewer prompts than required have equal outputs: the exact binomial test, one-sided, by scipy."""
     share = replayed.agreement or 0.0
     p = stats.binomtest(round(share * replayed.prompts), replayed.prompts, least, alternative="less").pvalue
     return Check(REPLAY, AGREEMENT, Drift(max(0.0, least - share), float(p), "binomial, exact"),

@@ -1,4 +1,4 @@
-"""Tests of two parts of the traffic: lengths, slices and places of prompts; whatever was logged of outputs."""
+"""Tests of two parts of the traffic: lengths, slices and places of prompts; and all logged columns of outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NONE = "none"  # the value of a prompt without a slice of the dimension
 
 @dataclass(frozen=True)
 class Places:
-    """Where the prompts of a part are for a model."""
+    """The embeddings of the prompts of a part, in a model."""
 
     lengths: Numbers  # (n,) tokens
     means: Numbers  # (n, d): of a prompt the mean of its tokens' input embeddings
@@ -35,7 +35,8 @@ def of_prompts(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Iterator[Check]:
-    """Lengths, the shares of slices in each dimension, and embeddings. ValueError for a dimension that one has not."""
+    """Lengths, the shares of slices in each dimension, and embeddings. ValueError for a dimension that one part
+    lacks."""
     then_at, now_at = places
     w = reference.weights
     found = drift.of_numbers(then_at.lengths, now_at.lengths, w)
@@ -90,7 +91,7 @@ def _slices(reference: Part, now: Part, dimension: str) -> Check:
 
 
 def _some(n: int, rng: np.random.Generator) -> np.ndarray:
-    """At most POINTS places, each as likely."""
+    """At most POINTS places, drawn with equal probability."""
     return rng.permutation(n)[:POINTS]
 
 

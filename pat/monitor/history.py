@@ -29,7 +29,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def added(runs: Sequence[Mapping[str, Any]], found: Monitored, keep: int) -> list[dict[str, Any]]:
-    """With this run, and without those before the last `keep`."""
+    """The history with this run, cut to the last `keep`."""
     replayed = found.replayed
     said = {
         "time_s": found.time_s,
@@ -44,7 +44,7 @@ def added(runs: Sequence[Mapping[str, Any]], found: Monitored, keep: int) -> lis
 
 
 def write(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    """A reader, or a crash, sees the runs before or these."""
+    """Atomically: a reader, or a crash, sees either the old runs or the new ones."""
     write_json(path, {"format": FORMAT, "runs": list(runs)})
 
 

@@ -1,4 +1,4 @@
-"""The rolling page: what the last run found, and how the runs before it went."""
+"""The rolling page: the last run's findings, and the results of the runs before."""
 
 from __future__ import annotations
 

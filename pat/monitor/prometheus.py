@@ -1,4 +1,4 @@
-"""What a monitor found as gauges in Prometheus' text format, for node_exporter's textfile collector."""
+"""A monitor's findings as gauges in Prometheus' text format, for node_exporter's textfile collector."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ HOW_TO_GET = "--prometheus needs prometheus-client: pip install 'pat-deepspeed[m
 
 
 def check_installed() -> None:
-    """ValueError where prometheus-client is not."""
+    """ValueError where prometheus-client is missing."""
     try:
         import prometheus_client as _  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a monitor found: tests with p-values that are corrected for their number, and what is an alert."""
+"""A monitor's findings: tests with p-values corrected for their number, and which are alerts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Check:
 
     @property
     def change(self) -> tuple[str, float, float] | None:
-        """The figure that is changed most, of shares; else the first."""
+        """The share that has changed most, or else the first figure."""
         if not self.figures:
             return None
         of = self.figures
@@ -56,7 +56,7 @@ class Replayed:
 
     dense: str
     prompts: int
-    checked: int  # of them say what a right answer is
+    checked: int  # how many of them define a right answer
     agreement: float | None
     kl: float | None
     regressive: int
@@ -85,7 +85,7 @@ class Monitored:
         return sorted((check for check in self.checks if check.alert), key=lambda check: check.p_adjusted)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Plain values for JSON."""
         return finite({"alerts": len(self.alerts)} | asdict(self))
 
 

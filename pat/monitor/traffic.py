@@ -1,4 +1,4 @@
-"""What a model was asked: a mix, a log, or a part of a log. Of long logs a random sample of rows is kept."""
+"""The requests to a model: a mix, a log, or part of a log. Of long logs a random sample of rows is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USUAL = ("outcome", "latency_ms", "output_tokens", "output")  # columns that are
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a log has what; a dotted name leads into mappings."""
+    """A log's columns; a dotted name leads into mappings."""
 
     prompt: str = "prompt"
     slices: tuple[str, ...] = ()
@@ -46,12 +46,12 @@ class Part:
 
     name: str
     total: int  # rows that it has
-    rows: Sequence[Row]  # at most ROWS of them, each as likely
+    rows: Sequence[Row]  # at most ROWS of them, drawn with equal probability
     weights: Numbers | None = None  # of a mix; None: each counts the same
 
     @property
     def prompts(self) -> list[Prompt]:
-        """Of each row."""
+        """The prompt of each row."""
         return [row.prompt for row in self.rows]
 
     def number(self, position: int) -> Numbers:
@@ -70,7 +70,7 @@ class Reader:
     kinds: dict[str, tuple[bool, str]] = field(default_factory=dict)  # of a column: whether it holds texts, and where
 
     def read(self, path: Path, share: float | None = None) -> list[Part]:
-        """The log as one part, or as two of which the first has so large a share of its rows. ValueError."""
+        """The log as one part, or as two of which the first has the given share of its rows. ValueError."""
         lines = count_lines(path)
         cut = 0 if share is None else round(lines * share)
         parts = [_Sample(random.Random(self.seed + i)) for i in range(2)]
@@ -120,7 +120,7 @@ class Reader:
 
 @dataclass
 class _Sample:
-    """ROWS of what is added, each as likely. Source: Vitter 1985, algorithm R."""
+    """Keeps ROWS of the added rows, drawn with equal probability. Source: Vitter 1985, algorithm R."""
 
     rng: random.Random
     seen: int = 0
@@ -135,7 +135,7 @@ class _Sample:
 
 
 def of_mix(mix: Mix, long_from: int | None = None) -> Part:
-    """A mix as what was asked, by its weights; long and short as in the logs."""
+    """A mix as a part, with its weights; long and short as in the logs."""
     weights = np.array([prompt.weight for prompt in mix.prompts])
     rows = [Row(prompt) for prompt in mix.prompts]
     if long_from is not None:

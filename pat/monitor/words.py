@@ -19,7 +19,7 @@ ABOUT = (
 
 
 def row(check: Check) -> tuple[str, ...]:
-    """A line of a table."""
+    """A line of the table of checks."""
     change = check.change
     name, *both = change if change else ("", None, None)
     show = values.percent if check.share else values.short
@@ -45,7 +45,7 @@ def p(value: float) -> str:
 
 
 def sentence(check: Check) -> str:
-    """What an alert is about."""
+    """An alert in a sentence."""
     change = check.change
     if change is None:
         return f"{title(check)}: further apart than chance explains, {_p(check)}"
@@ -62,7 +62,7 @@ def _p(check: Check) -> str:
 
 
 def blocks(found: Monitored, worst: int) -> Iterator[Any]:
-    """What rich prints, in order. What logs contain is printed as it is, never as markup or control codes."""
+    """The parts that rich prints, in order. What logs contain is printed as it is, never as markup or control codes."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -91,13 +91,13 @@ def blocks(found: Monitored, worst: int) -> Iterator[Any]:
 
 
 def about(found: Monitored) -> str:
-    """What was compared with what."""
+    """A sentence on what was compared."""
     then = "" if found.then is None or found.then == found.reference else f"\noutputs then: {found.then}"
     return f"now: {found.now} ({found.rows:,} rows)\nreference: {found.reference}{then}\nmodel: {found.against}"
 
 
 def replayed(found: Monitored) -> str:
-    """What came of the replay, in sentences."""
+    """The result of the replay, in sentences."""
     of = found.replayed
     assert of is not None
     parts = [f"{of.prompts:,} prompts were replayed on {of.dense} (A) and {found.against} (B)"]

@@ -1,13 +1,14 @@
 """What the forward keeps for the backward, found by running the model's own code on tensors without storage.
 
-Counted as Korthikanti et al. 2022 (arXiv:2205.05198) count it, each tensor that autograd saves once and no parameter;
-but from the code and not by their formula, which is that of one architecture:
+Counted as by Korthikanti et al. 2022 (arXiv:2205.05198): each tensor that autograd saves once, without parameters. But
+it is counted by running the code and not by their formula, which holds for one architecture:
 
     s b h (34 + 5 a s / h) bytes a layer     GPT with dropout, 16 bits; s tokens, b sequences, h hidden size, a heads
     the sum over layers                      without checkpointing
     the layers' inputs, and one whole layer  with it (their 2 s b h L, and what is computed again)
 
-Both, with what is outside the layers: embeddings, logits, loss. Memory that lives for an operation only is not in it.
+Both include what is outside the layers: embeddings, logits, loss. Memory that lives only during an operation is left
+out.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class _Saved:
         self.layer = -1  # outside of all
         self.inputs: list[int] = []
         self.bytes: dict[int, int] = {}
-        self.alive: list[Any] = []  # a storage that is freed would lend its address to another
+        self.alive: list[Any] = []  # the address of a freed storage could be reused
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.register_forward_pre_hook(self._enter)
@@ -56,7 +57,7 @@ class _Saved:
         self.layer = -1
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Of `saved_tensors_hooks`."""
+        """The pack hook of `saved_tensors_hooks`."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self.known:
             self.known.add(storage._cdata)
@@ -66,7 +67,7 @@ class _Saved:
 
 
 def activations(config: Config, task: Task, hf_config: Any, micro_batch: int) -> Activations:
-    """Of `micro_batch` full sequences. sdpa counts as a fused kernel: without its s x s scores."""
+    """Those of `micro_batch` full sequences. sdpa counts as a fused kernel: without its s x s scores."""
     dtype, options = DTYPES[config.engine.dtype], {}
     if config.model.attn_implementation is not None and "flash" not in config.model.attn_implementation:
         options["attn_implementation"] = config.model.attn_implementation
@@ -78,7 +79,7 @@ def activations(config: Config, task: Task, hf_config: Any, micro_batch: int) ->
 
 
 def measure(model: nn.Module, task: Task, batch: dict[str, torch.Tensor]) -> Activations:
-    """Of a training forward of this batch; the model may be real or without storage."""
+    """Measure a training forward of this batch; the model may be real or without storage."""
     saved = _Saved(model)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         task.loss(model, batch)

@@ -12,7 +12,7 @@ from pat.schema import Config
 
 
 def planned(config: Config) -> Config:
-    """The same config with a model whose architecture is known here as a folder; a revision is looked up as it is."""
+    """The same config, with a known model replaced by its folder; one with a revision is left unchanged."""
     path = config.model.path
     if path is None or config.model.revision or Path(path).exists():
         return config

@@ -1,4 +1,4 @@
-"""Bytes that a calibrated cut takes on a rank, beside weights and optimizer: of the walk over the layers.
+"""Bytes that a calibrated cut takes on a rank for its walk over the layers, besides weights and optimizer.
 
 The hidden states of the rank's samples; and the most of
     measuring   a layer's weights in the forward's dtype, and its statistics, as if no two matrices had the same inputs
@@ -28,7 +28,7 @@ ADAM = 13  # bytes of a weight while it is fitted: fp32 value and two moments, f
 
 
 def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks: int) -> int:
-    """At most, on a rank that holds most samples; 0 where nothing is calibrated."""
+    """The most bytes on the rank with most samples; 0 where nothing is calibrated."""
     return max((_of(config, model, each, ranks) for each in needs), default=0)
 
 

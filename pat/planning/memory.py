@@ -61,7 +61,7 @@ def with_user_keys(base: Layout, zero: dict[str, Any]) -> Layout:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on the rank that holds most; `host` is beside it, in the CPU's memory."""
+    """Bytes on the rank that holds most; `host` bytes are in the CPU's memory and not included."""
 
     weights: int
     gradients: int
@@ -76,7 +76,7 @@ class RankMemory:
     activations: int = 0
 
     def total(self, soft: bool = True) -> int:
-        """At most, in the fuller of a step's moments: the backward, or the optimizer's step."""
+        """The peak: the larger of the backward and the optimizer's step."""
         state = self.weights + self.optimizer + self.teacher + (self.pruner_soft if soft else self.pruner_hard)
         return state + self.gradients + self.reduction + max(self.activations + self.gathered, self.step)
 
@@ -134,7 +134,7 @@ def _gradients(shapes: Shapes, layout: Layout, shard: int) -> int:
 
 
 def touched(shapes: Shapes, layout: Layout, rank: int) -> int:
-    """Elements of the parameters of which some lie in this rank's shards, at ZeRO 1 and 2."""
+    """Elements of all parameters that lie at least partly in this rank's shards, at ZeRO 1 and 2."""
     numel = 0
     for group, width in zip(shapes.groups, shard_numels(shapes, layout), strict=True):
         low, high, start = rank * width, (rank + 1) * width, 0

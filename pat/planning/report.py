@@ -31,7 +31,7 @@ class Row:
     selection_bytes: int
     selection_read_bytes: float
     checkpoint: checkpoints.CheckpointSize
-    calibration: int  # beside weights and optimizer, while a calibrated cut is made; 0: there is none
+    calibration: int  # besides weights and optimizer, during a calibrated cut; 0: there is none
     total_soft: int
     total_hard: int
 
@@ -92,7 +92,8 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
 
 
 def _layout(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
-    """The layout of a config on so many ranks, and sequences per forward; the global batch stays where it can."""
+    """The layout of a config on that many ranks, and sequences per forward; the global batch stays if it can be
+    shared."""
     train, engine = config.train, config.engine
     config = config.changed(engine__world_size=ranks, engine__zero_stage=stage)
     micro = train.micro_batch_size or max(1, train.global_batch_size // ranks)

@@ -1,4 +1,5 @@
-"""A plan as people read it: one column a layout, a line for each thing that takes memory, is sent or is written."""
+"""A plan as people read it: a column for each layout, a line for each thing that takes memory, is sent or is
+written."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from pat.common.text import size_in_words
 if TYPE_CHECKING:
     from pat.planning.report import Report, Row
 
-CARDS = (16, 24, 32, 40, 48, 80, 141, 192)  # GB of memory that accelerators come with
-SPARE = 0.1  # of a card's memory that the plan leaves for what it cannot know
+CARDS = (16, 24, 32, 40, 48, 80, 141, 192)  # GB of memory of common accelerators
+SPARE = 0.1  # share of a card's memory that the plan leaves for unknown uses
 BESIDE = 6  # layouts in one table
 
 _Line = tuple[str, Callable[["Row"], str]]
@@ -67,7 +68,7 @@ def _memory(needs: Report) -> list[_Line]:
 
 
 def card(num_bytes: float) -> str:
-    """The smallest accelerator that holds so much and SPARE of its own memory, such as `24 GB`."""
+    """The smallest accelerator that holds that much and leaves SPARE of its memory free, such as `24 GB`."""
     fits = (gigabytes for gigabytes in CARDS if num_bytes <= (1 - SPARE) * gigabytes * 1e9)
     smallest = next(fits, None)
     return "none: more ranks" if smallest is None else f"{smallest} GB"

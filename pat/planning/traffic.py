@@ -42,7 +42,7 @@ def bytes_per_selection(
 ) -> int:
     """The size of all that one exact selection all-reduces, on each rank; little of it depends on the model.
 
-    8 bytes a matrix, of counts of what is held, are left out; the rest is
+    The 8 bytes per matrix for counts of held scores are left out; the rest is
     sizes (N, G), sample (m), tally (4, G) and counts (G, 2^11 + 2^11 + 2^10), kept (G), all int64 but for the sample.
     """
     if ranks == 1:

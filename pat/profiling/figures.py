@@ -18,7 +18,7 @@ FEW = 100  # requests, below which p99 is nearly the slowest
 
 @dataclass(frozen=True)
 class Throughput:
-    """At one point of the grid."""
+    """The throughput at one point of the grid."""
 
     batch_size: int
     prompt_tokens: int
@@ -48,7 +48,7 @@ class Profile:
     decode_p50: float | None = None  # of a token after the first
     decode_p95: float | None = None
     decode_p99: float | None = None
-    peak_memory_bytes: int | None = None  # with activations and cache; None: the backend's memory is not seen
+    peak_memory_bytes: int | None = None  # with activations and cache; None: the backend's memory cannot be measured
     memory_bytes: int | None = None  # weights and buffers
     bytes_on_disk: int = 0
     flops: int | None = None  # of the forward of one prompt of flops_tokens tokens; None: not counted
@@ -58,13 +58,13 @@ class Profile:
     ratio: dict[str, dict[str, float | None]] = field(default_factory=dict)  # to the first model; {} for the first
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model without timing it."""
+    """Facts about a model that need no timing."""
 
     folder: str
     backend: str
@@ -122,7 +122,7 @@ def profile(
 def _ratios(
     asked: list[int], generative: bool, a: Samples, b: Samples, confidence: float, seed: int
 ) -> dict[str, Ratio]:
-    """Of paired requests, and of the percentiles of latency."""
+    """Ratios of paired requests, and of the percentiles of latency."""
     found = {"latency": ratio.paired(a.whole(asked), b.whole(asked), confidence)}
     if generative:
         found["prefill"] = ratio.paired(a.prompt(asked), b.prompt(asked), confidence)

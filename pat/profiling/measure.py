@@ -1,4 +1,4 @@
-"""Asks all models the plan's work, in turn."""
+"""Gives all models the plan's work, in turn."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def measure(
     models: Sequence[Runs],
     seed: int,
     warm_up: int,
-    advance: Callable[[int], None] = lambda count: None,  # told of calls that are done
+    advance: Callable[[int], None] = lambda count: None,  # called with the number of finished calls
 ) -> list[Samples]:
     """The times of every model: all the work `warm_up` times, which does not count, then the plan's blocks."""
     for _ in range(warm_up):

@@ -15,7 +15,8 @@ from pat.pruning.structures import costs
 
 
 def flops(folder: Path, tokens: int) -> int | None:
-    """Of the forward of one prompt, matrix products only, 2 per multiply-add; None for a model that neither can count.
+    """Of the forward of one prompt, matrix products only, 2 per multiply-add; None for a model that neither method can
+    count.
 
     Attention counts as full products (eager), as in pat.pruning.structures.costs.flops.
     """

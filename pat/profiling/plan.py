@@ -1,4 +1,4 @@
-"""What is asked of the models, and in which order: pure functions of a seed.
+"""The work for the models, and its order: pure functions of a seed.
 
 A *block* asks every model the same twice, first in a random order, then in its reverse (A B B A, or B A A B): drift of
 the machine cancels, and a coin decides who begins, on which the intervals of pat/statistics/ratio.py rest.
@@ -15,7 +15,7 @@ import numpy as np
 from pat.prompts.mix import Mix
 
 LEAST = 6  # blocks: with fewer there is no 95 % interval of a paired ratio
-DEFAULT_LENGTHS = ((128, 32),)  # where there is neither a mix nor --lengths
+DEFAULT_LENGTHS = ((128, 32),)  # used where there is neither a mix nor --lengths
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """Requests are single sequences, of which latencies are; the grid is for throughput."""
+    """Requests are single sequences, for latency; the grid is for throughput."""
 
     requests: tuple[Work, ...]  # one a block
     grid: tuple[Work, ...]  # of each `grid_blocks`
@@ -66,11 +66,11 @@ class Plan:
 
     @property
     def grid_only(self) -> list[Work]:
-        """What is asked for throughput alone; the rest are requests anyway."""
+        """The part of the grid that is not among the requests."""
         return [work for work in self.grid if work not in self.requests]
 
     def blocks(self, models: int, seed: int) -> list[Block]:
-        """All blocks in a random order, so that no kind of work has one stretch of the machine's time to itself."""
+        """All blocks in a random order, so that no kind of work is measured in one stretch of time."""
         rng = random.Random(seed)
         works = [*self.requests, *(work for work in self.grid_only for _ in range(self.grid_blocks))]
         rng.shuffle(works)

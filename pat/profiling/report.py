@@ -16,7 +16,7 @@ NAME = 32  # columns that a model's name may fill before it is folded
 
 
 def blocks(profiles: Sequence[Profile], device: str, requests: int, confidence: float) -> Iterator[Any]:
-    """What rich prints, in order."""
+    """The parts that rich prints, in order."""
     yield Text(f"device: {device}; {requests} requests of each model, one at a time, in turn")
     yield _latencies(profiles)
     yield _ratios(profiles, confidence)
@@ -91,7 +91,7 @@ def _width(profiles: Sequence[Profile]) -> int:
 
 
 def _number(value: float) -> str:
-    """Three digits, or all that are before the point."""
+    """Three digits, or all those before the point."""
     return f"{value:,.0f}" if value >= 100.0 else f"{value:.3g}"
 
 

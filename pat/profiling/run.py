@@ -39,7 +39,7 @@ Contender = Worker | Server
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user wants."""
+    """The user's options."""
 
     backends: tuple[str, ...]
     device: str
@@ -76,7 +76,7 @@ class Result:
 
 
 def run(paths: Sequence[Path], mix: Mix | None, asked: Asked, table: bool = False) -> Result:
-    """Profiles of all models on all backends; the first is what the others are compared with. Raises ValueError.
+    """Profiles of all models on all backends; the first is the baseline of the others. Raises ValueError.
 
     table: also the seconds of the first model's layers by their widths, for one prompt of the median length.
     """
@@ -84,13 +84,13 @@ def run(paths: Sequence[Path], mix: Mix | None, asked: Asked, table: bool = Fals
     with contextlib.ExitStack() as stack:
         models = [stack.enter_context(_opened(path, mix)) for path in paths]
         made = _plan(models, mix, asked)
-        if table:  # what cannot be done is said before the models are measured
+        if table:  # refuse impossible requests before the models are measured
             latency.check(models[0].folder, models[0].name)
         _check_positions(models, made)
         named = device_name(asked.device, asked.threads)
         contenders = [(model, backend) for backend in asked.backends for model in models]
         workers, ready = list[Contender](), list[Message]()
-        for model, backend in contenders:  # one after the other, or their load times would be of both
+        for model, backend in contenders:  # one after another, so that each load time is that of one model
             with Console(stderr=True).status(f"loading {escape(model.name)} ({backend})"):
                 workers.append(stack.enter_context(_contender(model, backend, made, asked, len(contenders))))
                 ready.append(workers[-1].ready())
@@ -116,7 +116,7 @@ def profiles(facts: Sequence[Facts], made: Plan, samples: Sequence[Samples], ask
 
 
 def device_name(device: str, threads: int) -> str:
-    """What the figures were measured on."""
+    """The name of the device that the figures were measured on."""
     if torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(torch.device(device))}, torch {torch.__version__}"
     return f"{cpu_name() if device == 'cpu' else device}, {threads} threads, torch {torch.__version__}"
@@ -202,7 +202,7 @@ def _check_positions(models: Sequence[Model], made: Plan) -> None:
 
 @contextlib.contextmanager
 def _contender(model: Model, backend: str, made: Plan, asked: Asked, others: int) -> Iterator[Contender]:
-    """A process with the model; of a backend with files of its own, after these are made."""
+    """A process with the model; for a backend with its own files, after they are written."""
     if backend == "vllm":
         with Server(model.folder, model.name, model.generative, asked.device, asked.dtype, others) as server:
             yield server
@@ -224,7 +224,7 @@ def _contender(model: Model, backend: str, made: Plan, asked: Asked, others: int
 
 
 def _read(folder: Path) -> None:
-    """Once through all files, so that every model is loaded from the system's cache, the first one, too."""
+    """Read all files once, so that every model, including the first, is loaded from the system's cache."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with open(path, "rb") as file:

@@ -96,7 +96,7 @@ def _full(anatomy: Anatomy) -> Widths | None:
 
 
 def widths(full: Widths) -> list[Widths]:
-    """What is timed: each structure at up to POINTS widths with the other one whole, none at all, and everything."""
+    """The timed widths: each structure at up to POINTS widths with the other whole, nothing at all, and everything."""
     heads, neurons = (_grid(count) for count in full)
     return list(dict.fromkeys([full, (0, 0), *((a, full[1]) for a in heads), *((full[0], m) for m in neurons)]))
 
@@ -125,7 +125,7 @@ def _runs(
         model = narrowed(stock)(own).to(DTYPES[dtype]).to(device).eval().requires_grad_(False)
         if embeddings is None:
             embeddings = model.get_input_embeddings(), model.get_output_embeddings()
-        else:  # they are large, and the same in all
+        else:  # they are large and equal in all of them
             model.set_input_embeddings(embeddings[0])
             if embeddings[1] is not None:
                 model.set_output_embeddings(embeddings[1])

@@ -1,7 +1,7 @@
 """vLLM: its own server (`vllm serve`), asked by its own benchmark client (`vllm bench serve`).
 
-It is a program with an environment of its own, found on PATH. The client starts anew for every call; what it measures
-does not include its start. Prompts are random tokens of the mix's lengths. Not run by the tests, which have a stand-in
+It is a program with an environment of its own, found on PATH. The client is started for every call; its times do not
+include that start. Prompts are random tokens of the mix's lengths. Not run by the tests, which have a stand-in
 for the program: vLLM needs other versions than pat.
 """
 
@@ -88,7 +88,7 @@ class Server:
         return laps(said, work)
 
     def close(self) -> dict[str, Any]:
-        """Nothing more is known: vLLM reserves its memory beforehand."""
+        """No peak is known: vLLM reserves its memory beforehand."""
         return {}
 
     def __enter__(self) -> Server:

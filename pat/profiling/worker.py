@@ -1,4 +1,4 @@
-"""One model in a process of its own, so that its memory is its own and no other model's threads are in its way.
+"""One model in a process of its own, so that its memory is its own and other models' threads do not disturb it.
 
 The parent sends work and gets times; the process sleeps in between.
 """
@@ -84,7 +84,7 @@ def export(backend: str, settings: Settings, out: Path) -> None:
 
 def _serve(connection: Connection, backend: str, settings: Settings, prompts: Sequence[Sequence[int]]) -> None:
     """The process's main."""
-    os.dup2(2, 1)  # what libraries print is no output of the command
+    os.dup2(2, 1)  # output of libraries must not be the command's
     torch.set_num_threads(settings.threads)
     logging.disable_progress_bar()
     try:
@@ -95,11 +95,11 @@ def _serve(connection: Connection, backend: str, settings: Settings, prompts: Se
             connection.send({})
             return
         _measure(connection, backend, settings, prompts)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent has gone, or says so itself
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent has gone, or asks for the end
         return
     except ValueError as error:
         connection.send({"error": str(error)})
-    except Exception as error:  # of somebody's model, or of a backend
+    except Exception as error:  # from a foreign model or a backend
         traceback.print_exc()
         said = (str(error).strip().splitlines() or [""])[0]
         connection.send(
@@ -139,7 +139,8 @@ def _vocabulary(folder: str) -> int:
 
 
 def _peak(device: str, backend: str, before: int) -> int | None:
-    """Of the model: on a device by torch's allocator (None where another library allocates), else of the process."""
+    """The model's peak memory: on a device from torch's allocator (None where another library allocates), else of the
+    process."""
     there = torch.device(device)
     if there.type == "cpu":
         return _resident("VmHWM") - before

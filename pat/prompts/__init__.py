@@ -1,1 +1,1 @@
-"""A prompt mix: what a model is asked in production, how often, and what a right answer is."""
+"""A prompt mix: the prompts of production, how frequent they are, and which answers are right."""

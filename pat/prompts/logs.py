@@ -1,4 +1,5 @@
-"""From production logs to a mix: a sample in which every stratum has prompts, with weights that say how often."""
+"""From production logs to a mix: a sample in which every stratum has prompts, with weights for how frequent they
+are."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from pat.prompts.mix import Head, Prompt, content_id
 from pat.prompts.reader import json_lines, parsed
 
 STRATIFIED, RANDOM = "stratified", "random"
-FORM = "form"  # the dimension that is made of lengths
+FORM = "form"  # the dimension derived from lengths
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a log has what; a dotted name leads into mappings, as request.messages."""
+    """A log's columns; a dotted name leads into mappings, as request.messages."""
 
     prompt: str = "prompt"  # a text, or a list of messages
     reference: str | None = None
@@ -36,7 +37,7 @@ class _Stratum:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A mix made of logs, and what was read."""
+    """A mix sampled from logs, and the numbers of rows."""
 
     head: Head
     prompts: list[Prompt]
@@ -108,7 +109,7 @@ def allotted(sizes: Sequence[int], n: int) -> list[int]:
 
 
 def _merged(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """One of those that ask the same in the same slices, with the sum of their weights."""
+    """One prompt for all equal ones in equal slices, with the sum of their weights."""
     found: dict[Any, Prompt] = {}
     for prompt in prompts:
         key = content_id(prompt), *prompt.slice_names
@@ -124,7 +125,7 @@ def _merged(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def prompt_of(row: Any, columns: Columns, long_from: int | None = None) -> Prompt:
-    """What a row of a log asks, in its slices. ValueError says which column does not hold what it should."""
+    """The prompt of a row of a log, with its slices. ValueError names a column with unexpected content."""
     asked = value(row, columns.prompt)
     slices: dict[str, str] = {}
     for column in columns.slices:
@@ -153,7 +154,7 @@ def form(prompt: Prompt, long_from: int) -> str:
 
 
 def value(row: Any, column: str) -> Any:
-    """What a row has at a dotted name. ValueError where it has nothing there."""
+    """The value of a row at a dotted name. ValueError where it has none."""
     if isinstance(row, Mapping) and column in row:
         return row[column]
     found = row

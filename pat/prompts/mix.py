@@ -68,7 +68,7 @@ class Prompt(Section, frozen=True):
 
     @property
     def text(self) -> str:
-        """What is asked, for people; of messages all, with their roles."""
+        """The prompt as text for people; all messages with their roles."""
         if self.messages is None:
             return str(self.prompt) + ("" if self.text_pair is None else f"\n{self.text_pair}")
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
@@ -92,7 +92,7 @@ class Suite(Section, frozen=True):
 
 
 class Head(Section, frozen=True):
-    """What is said once: the key `mix` of a YAML file, or of the first line of a JSONL file."""
+    """Settings of the whole mix: the key `mix` of a YAML file, or of the first line of a JSONL file."""
 
     format: Literal[1] = key(1, "of the file")
     name: str = key("", "of the mix; empty: the file's")
@@ -129,7 +129,7 @@ class Mix:
 
 
 def content_id(prompt: Prompt) -> str:
-    """12 hexadecimal digits of the hash of what is asked."""
+    """12 hexadecimal digits of the hash of the prompt."""
     asked = json.dumps([prompt.prompt, prompt.text_pair, prompt.messages], ensure_ascii=False)
     return hashlib.sha256(asked.encode()).hexdigest()[:12]
 

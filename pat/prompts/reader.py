@@ -75,7 +75,7 @@ def read(path: Path, allow_code: bool = False) -> Mix:
 
 
 def write(path: Path, head: Head, prompts: Sequence[Prompt]) -> None:
-    """A JSONL file; what is as by default is left out."""
+    """A JSONL file; defaults are left out."""
     lines = [{"mix": {"format": head.format, **_said(head)}}, *map(_said, prompts)]
     write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
@@ -83,7 +83,7 @@ def write(path: Path, head: Head, prompts: Sequence[Prompt]) -> None:
 def json_lines(path: Path, torn: Callable[[int], None] | None = None) -> Iterator[tuple[int, Any]]:
     """(line number from 1, what it holds) of each line that is not empty. Raises ValueError.
 
-    torn: is told of a last line that is not JSON and does not end, as in a log that is being written: then no error.
+    torn: called instead of an error for an incomplete last line, as in a log that is being written.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -99,7 +99,7 @@ def json_lines(path: Path, torn: Callable[[int], None] | None = None) -> Iterato
 
 
 def parsed(item: Any, model: type[AnySection]) -> AnySection:
-    """A prompt, or a mix's settings, of plain values. Raises ValueError."""
+    """A prompt, or a mix's settings, from plain values. Raises ValueError."""
     if not isinstance(item, Mapping):
         raise ValueError(f"{str(item)[:60]!r} must be a mapping of keys")
     try:
@@ -142,6 +142,6 @@ def _try_checks(prompt: Prompt, folder: Path, allow_code: bool) -> None:
 
 
 def _said(section: Section) -> dict[str, Any]:
-    """Without what is empty or as by default."""
+    """Plain values without empty ones and defaults."""
     said = section.model_dump(exclude_defaults=True, warnings=False)
     return {key: value for key, value in said.items() if value != []}

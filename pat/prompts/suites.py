@@ -1,4 +1,4 @@
-"""What a mix asks for a purpose: suites with prefixes, and pairs of prompts that differ in a group."""
+"""Prompts with a purpose: suites with prefixes, and pairs of prompts that differ in a group."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def groups(prompts: Sequence[Prompt]) -> list[tuple[str, dict[str, int]]]:
 
 
 def _before(prompt: Prompt, text: str) -> Prompt:
-    """With a text before what the user says, or says last."""
+    """The prompt with a text before the user's only or last message."""
     if prompt.messages is None:
         return prompt.changed(prompt=text + str(prompt.prompt))
     last = prompt.messages[-1]

@@ -1,4 +1,4 @@
-"""What a mix holds, for people and as plain values; and what is strange about it."""
+"""The content of a mix, for people and as plain values, with warnings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _warnings(mix: Mix) -> list[str]:
 
 
 def table(summary: dict[str, Any]) -> Any:
-    """A line a slice."""
+    """A table with a line for each slice."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

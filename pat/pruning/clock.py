@@ -13,7 +13,7 @@ class Clock:
 
     c(t) = |{u <= t: u in no pause and before the stop}| - 1    the step of a schedule that is in force in step t
 
-    In a pause, and after the stop, that is the step before it. All of it is in every checkpoint.
+    In a pause and after the stop, c stays at the step before. All of this is in every checkpoint.
     """
 
     pauses: list[list[int]] = field(default_factory=list[list[int]])  # [first step, first after it]; open: [first step]
@@ -41,12 +41,12 @@ class Clock:
         return bool(self.pauses) and len(self.pauses[-1]) == 1
 
     def hold(self, t: int) -> None:
-        """From step t on schedules stand still; where they do already, nothing."""
+        """Schedules stand still from step t on. No effect if they already do."""
         if not self.holds:
             self.pauses.append([t])
 
     def go_on(self, t: int) -> None:
-        """From step t on they move; where they do already, nothing."""
+        """Schedules move from step t on. No effect if they already do."""
         if self.holds:
             self.pauses[-1].append(t)
 
@@ -56,6 +56,6 @@ class Clock:
         self.stopped = t
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """As a checkpoint has it."""
+        """Take the state of a checkpoint."""
         self.pauses = [list(pause) for pause in saved.get("pauses", [])]
         self.stopped = saved.get("stopped")

@@ -67,9 +67,9 @@ class Pruner:
         self.structure_pruners: list[StructurePruner] = []
         self.peak_bytes = 0
         self.samples: Callable[[int], list[Any]] = _no_samples  # how many -> this rank's batches to calibrate on
-        self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called in a walk over the layers
-        self.warn: Callable[[str], None] = lambda message: None  # of what a user should know and nothing refuses
-        self.journals = Journals()  # what cuts have come to so far
+        self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called at each layer of a walk
+        self.warn: Callable[[str], None] = lambda message: None  # for what is no error but should be known
+        self.journals = Journals()  # results of cuts that are not in a checkpoint yet
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
 
@@ -130,13 +130,13 @@ class Pruner:
             pruner.timeline = replace(pruner.timeline, clock=clock)
 
     def begin(self, t: int) -> None:
-        """Before the first forward of a start, which is that of step `t`. Collective."""
+        """Prepare the first forward of a start, which is that of step `t`. Collective."""
         for pruner in self.structure_pruners:
             pruner.begin(t)
 
     @torch.no_grad()
     def prune(self) -> None:
-        """All that step 0 removes, without the step: for a run that only prunes. Collective."""
+        """Remove what step 0 removes, without taking the step: for a run that only prunes. Collective."""
         self.begin(0)
         for pruner in self.weight_pruners:
             pruner.begin(0)
@@ -200,14 +200,14 @@ class Pruner:
         return [needs for pruner in self.pruners if (needs := pruner.calibration)]
 
     def phase(self, t: int) -> str:
-        """The phase of the run at a step: that of the pruner that is least far."""
+        """The phase of the run at a step: that of the pruner that has come least far."""
         order = ["dense", "soft", "hard"]
         phases = [p.timeline.phase(t) for p in self.pruners]
         return min(phases, key=order.index) if phases else "dense"
 
     @cached_property
     def cuts(self) -> tuple[int, ...]:
-        """The steps at which more is pruned than before, rising."""
+        """The steps at which more is pruned than before, in increasing order."""
         return tuple(sorted({t for pruner in self.pruners for t, _ in timetable.moves(pruner)}))
 
     @property

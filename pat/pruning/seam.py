@@ -39,7 +39,7 @@ class Seam:
         self._t, self._pending = t, True
 
     def has_stepped(self) -> bool:
-        """Whether the expected step has come; no longer expected if not."""
+        """Whether the expected step has come. If it has not, it is no longer expected."""
         stepped, self._pending = not self._pending, False
         return stepped
 

@@ -1,7 +1,7 @@
-"""How tensors are called in a rank's file of pruner state, and which kinds there are.
+"""The names of the tensors in a rank's file of pruner state, and their kinds.
 
 PRUNER|keep|PARAMETER|START      packed flags, score and dense alike: the run of a parameter from element START on
-PRUNER|gate|KEY                  gates, and what a prior knows of inputs, in the file of rank 0: the same on every rank
+PRUNER|gate|KEY                  gates and a prior's means of inputs, which every rank has: in rank 0's file
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _GATE = "gate"
 
 
 def of_mask(pruner: str, kind: str, parameter: str, start: int) -> str:
-    """The key of a kind of state of a run of a parameter's elements."""
+    """The key of one kind of state, for a run of a parameter's elements."""
     return f"{pruner}|{kind}|{parameter}|{start}"
 
 

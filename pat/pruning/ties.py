@@ -1,4 +1,4 @@
-"""Whether scores say anything: of equal scores the index decides, for no reason."""
+"""Whether scores say anything: among equal scores the index decides, for no reason."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def starts_equal(criterion: Criterion) -> bool:
 
 
 def all_equal(scores: Tensor) -> bool:
-    """Whether there are several scores, and all are one."""
+    """Whether there are several scores, all equal."""
     return scores.numel() > 1 and bool((scores == scores.flatten()[0]).all())

@@ -1,4 +1,4 @@
-"""A pruner's schedule in the steps of its run, in plain words, and what about it is likely to cost quality."""
+"""A pruner's schedule in the steps of its run, in plain words, with warnings of what is likely to cost quality."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def percent(share: float) -> str:
 
 
 def _is_calibrated(pruner: WeightPruner | StructurePruner) -> bool:
-    """Whether it sees what a cut will do to the outputs, so that it may take all at once."""
+    """Whether the method sees how a cut changes outputs, so that it may remove all at once."""
     if isinstance(pruner, WeightPruner):
         return isinstance(pruner.criterion, Calibrated)
     return isinstance(pruner.method, CalibratedGate)
@@ -104,7 +104,7 @@ def _continuous(pruner: WeightPruner | StructurePruner) -> bool:
 
 
 def _rises_by(pruner: WeightPruner | StructurePruner, share: float) -> bool:
-    """Whether so little can go at a time: of 2:4 it cannot, so that nobody need be warned of what must be."""
+    """Whether a smaller rise is possible at all: with 2:4 it is not, so a warning would be pointless."""
     try:
         if isinstance(pruner, WeightPruner):
             pruner.granularity.validate_target(share)

@@ -12,7 +12,7 @@ from pat.pruning.weights.pruner import WeightPruner
 
 @dataclass(frozen=True)
 class Totals:
-    """Counted when asked, of what the pruners say then. Without pruners all are 0."""
+    """Computed on demand from the pruners' current state. Without pruners all are 0."""
 
     weight_pruners: Sequence[WeightPruner]
     structure_pruners: Sequence[StructurePruner]
@@ -39,7 +39,7 @@ class Totals:
         return self._fraction(sum(p.target_weights for p in self._all) - both)
 
     def target_now(self, targets: Mapping[str, float]) -> float:
-        """Fraction of all prunable weights that is to be removed at a step, of every pruner's own target then."""
+        """Fraction of all prunable weights that is to be removed at a step, from every pruner's own target then."""
         both = sum(
             nested.target_weights(structures, weights) * targets[weights.name] * weights.numel / weights.target_weights
             for structures, weights in self._pairs

@@ -1,4 +1,4 @@
-"""What the registry needs of whatever keeps names, versions and aliases: MLflow's model registry is one."""
+"""What the registry needs of a backend for names, versions and aliases, such as MLflow's model registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pat.run.directory import ExitCode
 
 
 class BackendError(ValueError):
-    """The database or the server did not do what it was asked; nothing of ours was wrong."""
+    """The database or the server failed; the request itself was valid."""
 
     exit_code = ExitCode.ERROR
 
@@ -25,7 +25,7 @@ class Entry:
 
 
 class Backend(Protocol):
-    """Each call is one transaction: it has happened, or it has not. Raises BackendError."""
+    """Each call is one transaction, which happens as a whole or not at all. Raises BackendError."""
 
     def names(self) -> list[str]:
         """All names, sorted."""

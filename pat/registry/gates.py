@@ -21,7 +21,7 @@ class RefusedError(ValueError):
 
 
 def read(file: Path, option: str) -> dict[str, Any]:
-    """A result in JSON. ValueError where it is none."""
+    """A gate's result in JSON. ValueError for anything else."""
     try:
         if file.stat().st_size > LIMIT:
             raise ValueError(
@@ -50,7 +50,8 @@ def sha256(gate: Mapping[str, Any]) -> str:
 
 
 def check(gate: Mapping[str, Any], record: Mapping[str, Any], which: str) -> None:
-    """RefusedError where the gate did not pass, or was another variant's. ValueError for what is no gate's result."""
+    """RefusedError where the gate did not pass, or was another variant's. ValueError for anything else than a gate's
+    result."""
     check_weights(gate, record, which)
     if not gate["passed"]:
         checks = gate.get("checks")
@@ -60,7 +61,7 @@ def check(gate: Mapping[str, Any], record: Mapping[str, Any], which: str) -> Non
 
 
 def check_weights(gate: Mapping[str, Any], record: Mapping[str, Any], which: str) -> None:
-    """RefusedError where the gate names other weights than these. ValueError for what is no gate's result."""
+    """RefusedError where the gate names other weights than these. ValueError for anything else than a gate's result."""
     if not isinstance(gate.get("passed"), bool):
         raise ValueError(f"the gate's result does not say whether {which} passed: give what `pat gate --json` wrote")
     asked = gate.get("variant")

@@ -1,4 +1,4 @@
-"""Where the masks of two versions differ: matrix by matrix, and summed by layer and by what is pruned.
+"""Where the masks of two versions differ: matrix by matrix, and summed by layer and by kind of unit.
 
 Read from masks.safetensors, one entry at a time: keep flags of the weights of a prunable matrix, or of a site's units.
 """
@@ -26,7 +26,7 @@ class Row:
     layer: int | None  # None: outside of the layers, or of several
     part: str  # the matrix within its layer, or the structure
     units: bool  # of a structure; else single weights
-    total: int  # 0: the two have other shapes, and are not compared
+    total: int  # 0: the shapes differ, so nothing is compared
     both: int  # pruned in both
     only_a: int
     only_b: int

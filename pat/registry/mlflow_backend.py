@@ -27,7 +27,7 @@ VARIABLES = ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI")
 
 
 def address(given: str | None, directory: Path) -> str:
-    """The URI: the one that is given, the environment's, or that of an SQLite file in the directory. ValueError."""
+    """The URI: the given one, the environment's, or that of an SQLite file in the directory. ValueError."""
     uri = next(filter(None, [given, *map(os.environ.get, VARIABLES)]), None)
     if uri is None:
         if "?" in str(directory.resolve()):
@@ -42,7 +42,7 @@ def address(given: str | None, directory: Path) -> str:
 
 
 def redacted(uri: str) -> str:
-    """The URI without what stands before its host."""
+    """The URI without credentials."""
     return re.sub(r"(?<=://)[^/@]*@", "***@", uri)
 
 
@@ -59,7 +59,7 @@ class MlflowBackend:
         except ImportError as error:
             raise ValueError(f"pat registry needs mlflow: pip install 'pat-deepspeed[registry]' ({error})") from error
         self._failure: type[Exception] = MlflowException
-        for name in ("mlflow", "alembic"):  # pages of a trace; what matters of it is said once, by `_said`
+        for name in ("mlflow", "alembic"):  # long traces; `_said` reports the important part once
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if uri.startswith("sqlite:///"):
             self._require(Path(uri.removeprefix("sqlite:///")), MlflowClient, new)
@@ -67,7 +67,7 @@ class MlflowBackend:
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def _require(self, file: Path, client: Any, new: bool) -> None:
-        """The database is made beside its place and renamed: a kill leaves all its tables, or no file."""
+        """The database is created beside its place and renamed: a kill leaves either all its tables or no file."""
         if file.exists():
             return
         if not new:
@@ -141,7 +141,7 @@ class MlflowBackend:
 
     @contextlib.contextmanager
     def _said(self, passed_over: str = "") -> Iterator[None]:
-        """MLflow's and the database's errors in a line, but for the code that is `passed_over`."""
+        """Turn errors of MLflow and the database into one line, except the code that is `passed_over`."""
         try:
             yield
         except self._failure as error:

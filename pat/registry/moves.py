@@ -1,4 +1,4 @@
-"""How an alias moves: announced, moved, then in the history; whoever comes next finishes what a kill has stopped.
+"""How an alias moves: announced, moved, then in the history; the next command finishes a move that a kill has stopped.
 
     pat.pending.ALIAS           a move that is being made
     pat.history.ALIAS.NUMBER    one that is done
@@ -36,7 +36,7 @@ class Promotion:
 
 
 def past(backend: Backend, name: str, alias: str) -> tuple[list[Promotion], int | None]:
-    """(the alias's moves, oldest first, what it stands for); a move that pat has not made is noted first."""
+    """(the alias's moves, oldest first; what it stands for). A move that pat has not made is noted first."""
     moves = [each for each in history(backend.notes(name)) if each.alias == alias]
     now = backend.aliases(name).get(alias)
     known = moves[-1].after if moves else None
@@ -62,7 +62,7 @@ def move(backend: Backend, name: str, promotion: Promotion) -> Promotion:
     backend.note(name, f"{PENDING}.{promotion.alias}", _text(promotion))
     try:
         _complete(backend, name, promotion)
-    except BackendError:  # it is not done behind the back of who was told that it failed
+    except BackendError:  # a move that was reported as failed must not be completed later
         if backend.aliases(name).get(promotion.alias) != promotion.after:
             backend.note(name, f"{PENDING}.{promotion.alias}", None)
         raise
@@ -70,7 +70,7 @@ def move(backend: Backend, name: str, promotion: Promotion) -> Promotion:
 
 
 def finish(backend: Backend, name: str) -> list[Promotion]:
-    """Complete the moves that a kill or a full disk has stopped half way; those moves."""
+    """Complete moves that a kill or a full disk has stopped halfway; returns them."""
     pending = [_read(text) for key, text in backend.notes(name).items() if key.startswith(f"{PENDING}.")]
     numbers = [entry.number for entry in backend.versions(name)] if pending else []
     for promotion in pending:
@@ -82,7 +82,7 @@ def finish(backend: Backend, name: str) -> list[Promotion]:
 
 
 def standing(moves: Sequence[Promotion]) -> list[int | None]:
-    """What the alias stands for, last, and what a rollback would bring, before it."""
+    """What the alias stands for, after what a rollback would restore."""
     stack: list[int | None] = []
     for each in moves:
         if each.kind == "rollback":
@@ -93,7 +93,7 @@ def standing(moves: Sequence[Promotion]) -> list[int | None]:
 
 
 def _complete(backend: Backend, name: str, promotion: Promotion) -> None:
-    """All of a move but its announcement; the same again changes nothing."""
+    """Do all of a move but its announcement. Repeating it changes nothing."""
     assert promotion.after is not None
     backend.set_alias(name, promotion.alias, promotion.after)
     _note(backend, name, promotion)

@@ -1,4 +1,4 @@
-"""A version by what a command line calls it: NAME/VERSION, NAME/ALIAS, or an alias that only one name has."""
+"""A version by its name on the command line: NAME/VERSION, NAME/ALIAS, or an alias that only one name has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pat.registry.registry import Registry, Version
 
 
 def opened(root: Path, uri: str | None) -> Registry:
-    """That in a directory, on MLflow. ValueError for a URI that cannot be one."""
+    """The registry in a directory, on MLflow. ValueError for an invalid URI."""
     from pat.registry import mlflow_backend
 
     found = mlflow_backend.address(uri, root)

@@ -1,4 +1,4 @@
-"""Versions and aliases in a second place, which others look at: the registry stays the one that counts."""
+"""Copies versions and aliases to a second place, for others to see. The registry itself stays authoritative."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pat.registry.registry import Registry, Version
 
 
 class Mirror(Protocol):
-    """What `publish` needs of that place: W&B's artifacts are one. Each call raises BackendError."""
+    """What `publish` needs of that place, such as W&B's artifacts. Each call raises BackendError."""
 
     def has(self, name: str, number: int) -> bool:
         """Whether it has that version, whole."""
         ...
 
     def put(self, name: str, number: int, folder: Path, said: Mapping[str, str]) -> None:
-        """A version's files, and what is known of it; when this returns they are there."""
+        """Store a version's files and record; they are complete when this returns."""
         ...
 
     def point(self, name: str, number: int, aliases: Collection[str]) -> None:
@@ -26,7 +26,7 @@ class Mirror(Protocol):
 
 
 def publish(registry: Registry, versions: Sequence[Version], mirror: Mirror, say: Callable[[str], None]) -> None:
-    """What is not there yet, then the aliases: the same again changes nothing, and completes what was interrupted.
+    """Copy missing versions, then the aliases. Repeating it changes nothing, and completes an interrupted call.
 
     Raises DamagedError for a version whose files are not what was added, BackendError where the mirror fails.
     """
@@ -44,7 +44,7 @@ def publish(registry: Registry, versions: Sequence[Version], mirror: Mirror, say
 
 
 def _said(version: Version) -> dict[str, str]:
-    """Of the lineage, flat: hashes, sparsity, and who added it when."""
+    """The lineage as flat values: hashes, sparsity, and who added it when."""
     origin = version.record["lineage"]
     shown = {
         "version": version.number,

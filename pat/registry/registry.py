@@ -50,13 +50,14 @@ class Registry:
     def __init__(
         self,
         root: Path,
-        connect: Callable[[bool], Backend],  # True: make what is not there yet. Called alone in the registry
+        connect: Callable[[bool], Backend],  # True: create the files of a new registry. Called alone in the registry
     ) -> None:
         self.root, self.store = root, Store(root)
         self._connect, self._backend = connect, None
 
     def add(self, name: str, folder: Path, evidence: Mapping[str, Any]) -> tuple[Version, bool]:
-        """A folder as a new version, and True; the same one with the same evidence again: its version, and False."""
+        """A folder as a new version, and True; if it is there already with the same evidence: its version, and
+        False."""
         _check_name(name)
         names = variant.listed(folder)
         files.make(self.root, "--dir")
@@ -121,8 +122,8 @@ class Registry:
     ) -> Promotion:
         """Let an alias stand for a version whose files are whole and whose gate, if there is one, passed.
 
-        `expected`: what it stands for now (a number, or none), else RefusedError. Where it stands for the version
-        already, its last move.
+        `expected`: what it must stand for now (a number, or none), else RefusedError. Where it already stands for the
+        version, returns its last move.
         """
         _check_alias(alias, reason)
         version = self.version(name, which)
@@ -179,7 +180,7 @@ class Registry:
         return self.store.variant(version.variant_sha256)
 
     def checked(self, version: Version, only: Sequence[str] | None = None) -> Path:
-        """The same, once its files, or `only` some of them, are known to be what was added. Raises DamagedError."""
+        """The same, after checking that its files, or `only` some of them, are unchanged. Raises DamagedError."""
         wrong = faults(self.folder(version), version.record["files"], only)
         if wrong:
             raise DamagedError(
@@ -230,7 +231,7 @@ class Registry:
 
 
 def _tags(record: Mapping[str, Any]) -> dict[str, str]:
-    """What MLflow's page shows of a version; the record holds all of it."""
+    """The tags of a version on MLflow's page; the record holds everything."""
     origin, figures = record["lineage"], record["figures"]
     code = origin["code"]["trained"] or {}
     shown = {

@@ -1,4 +1,4 @@
-"""What the registry holds, as tables for the terminal and as plain values."""
+"""The content of the registry, as tables for the terminal and as plain values."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def history_table(history: Sequence[Promotion]) -> Table:
 
 
 def version_table(version: Version) -> Table:
-    """Everything that is recorded of a version, a line each."""
+    """The whole record of a version, one fact per line."""
     origin, figures, evidence = (version.record[key] for key in ("lineage", "figures", "evidence"))
     title = f"{version.name} version {version.number}"
     table = Table(title=title, title_justify="left", show_header=False)
@@ -110,7 +110,7 @@ def diff_blocks(a: Version, b: Version, rows: Sequence[Row], every: bool) -> Ite
 
 
 def checks_table(version: Version, checks: Sequence[Check]) -> Table:
-    """What `verify` looked at."""
+    """The checks of `verify`."""
     table = Table(title=f"{version.name} version {version.number}", title_justify="left", show_header=False)
     for check in checks:
         table.add_row(check.name, "passed" if check.passed else "FAILED", check.said)

@@ -1,11 +1,11 @@
-"""The files of variants and what is recorded of them, by the hash of their content, in the registry's directory.
+"""The files of variants and their records, by the hash of their content, in the registry's directory.
 
     .lock                   held by whoever reads or changes the registry, for moments
     adding/N/, N.lock       a variant on its way in; its lock is held as long as its process lives
     variants/SHA256/        a variant's files, as they were given; SHA256 is that of `manifest_sha256`
     records/SHA256.json     a version: hashes of its files, lineage, figures; SHA256 is the file's own
 
-Nothing appears under its final name before it is whole and on disk, and nothing that has one is changed.
+Nothing gets its final name before it is whole and on disk, and nothing that has one is ever changed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Store:
         target = self.variant(sha256)
         target.parent.mkdir(exist_ok=True)
         there = target.exists()
-        if there and faults(target, manifest):  # damaged since: what is given now takes its place
+        if there and faults(target, manifest):  # damaged since: the new files take its place
             os.rename(target, staged.with_name(f"{staged.name}-damaged"))
             os.rename(staged, target)
         elif not there:
@@ -92,7 +92,7 @@ class Store:
             raise
 
     def record(self, content: Mapping[str, Any]) -> str:
-        """Keep what is known of a version; the hash by which it is found."""
+        """Keep the record of a version; returns the hash by which it is found."""
         text = json.dumps(content, indent=1, sort_keys=True) + "\n"
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         folder = self.root / "records"
@@ -120,7 +120,7 @@ class Store:
         return record
 
     def _sweep(self, adding: Path) -> None:
-        """Remove what processes that died have left."""
+        """Remove leftovers of processes that died."""
         for lock in adding.glob("*.lock"):
             with open(lock, "w") as file:
                 try:
@@ -131,7 +131,7 @@ class Store:
 
 
 def copy_in(source: Path, target: Path) -> dict[str, Any]:
-    """Copy a file, whole and on disk when this returns; its sha256 and bytes, of what was written."""
+    """Copy a file, whole and on disk when this returns; returns sha256 and bytes of what was written."""
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
     with open(source, "rb") as given, open(target, "wb") as taken:
@@ -205,7 +205,7 @@ def _clear(lock: Path) -> None:
 
 
 def _hex(sha256: str) -> str:
-    """A hash that is only a hash: it becomes part of a path. Raises DamagedError."""
+    """Check that a text is a hash, because it becomes part of a path. Raises DamagedError."""
     if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
         raise DamagedError(f"{sha256!r} in the registry is not a sha256: the entry was not made by pat, or was changed")
     return sha256

@@ -1,4 +1,4 @@
-"""What may go into the registry, and what a variant's folder says of where it comes from.
+"""Checks what may go into the registry, and reads a variant's lineage from its folder.
 
 A variant is a Hugging Face folder with safetensors. `pat export` leaves an export.json in it, with lineage; of any
 other folder only the hashes of its files are known.
@@ -23,7 +23,8 @@ STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
 def listed(folder: Path) -> list[str]:
-    """The paths of a variant's files, hidden ones left out. ValueError for what is no variant, or could run code."""
+    """The paths of a variant's files, hidden ones left out. ValueError for a folder that is not a variant, or could run
+    code."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: give what `pat export` or `pat prune` has written")
     if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
@@ -89,7 +90,7 @@ def check_whole(folder: Path, manifest: Manifest) -> None:
 
 
 def read_export(folder: Path) -> dict[str, Any]:
-    """export.json's content; nothing where there is none. ValueError where it is not readable."""
+    """export.json's content; empty where there is none. ValueError where it is not readable."""
     try:
         content = json.loads((folder / EXPORT).read_text())
     except FileNotFoundError:
@@ -128,14 +129,14 @@ def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def weights_sha256(manifest: Manifest) -> str:
-    """What `pat.models.weight_files` says of a folder, from hashes that are known."""
+    """The hash of `pat.models.weight_files` for a folder, from known file hashes."""
     files = {name: said["sha256"] for name, said in manifest.items() if "/" not in name}
     lines = [f"{sha256}  {name}\n" for name, sha256 in files.items() if name.endswith(".safetensors")]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def figures(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """What the folder says that it costs and reaches."""
+    """The figures of cost and quality in the folder's export.json."""
     exported = read_export(folder)
     after = exported.get("after") or {}
     return {
@@ -151,7 +152,7 @@ def figures(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def own_hashes(record: Mapping[str, Any]) -> set[str]:
-    """All by which a result may name a version's weights."""
+    """All hashes by which a result may name a version's weights."""
     weights = record["lineage"]["weights"]
     files = [said["sha256"] for name, said in record["files"].items() if name.endswith(".safetensors")]
     return {sha for sha in (*weights.values(), *files) if sha}

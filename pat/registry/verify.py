@@ -19,7 +19,7 @@ from pat.registry import store
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     passed: bool
@@ -27,7 +27,7 @@ class Check:
 
 
 def verify(folder: Path, record: Mapping[str, Any]) -> list[Check]:
-    """All checks of a version; of files that are not those that were added nothing is loaded."""
+    """All checks of a version. Nothing is loaded from files that have changed since they were added."""
     wrong = store.faults(folder, record["files"])
     size = sum(said["bytes"] for said in record["files"].values())
     said = f"{len(record['files'])} files, {size:,} bytes: sha256 as recorded"
@@ -73,7 +73,7 @@ def _zeros(folder: Path, model: Any) -> Check:
 
 
 def _finite(folder: Path, model: Any) -> Check:
-    """Whether a text is answered with finite numbers."""
+    """Whether the model's logits on a text are finite."""
     out = logits(model.float(), probe(folder, model.config))
     finite = bool(torch.isfinite(out).all())
     return Check("logits", finite, f"{tuple(out.shape)}, {'' if finite else 'not '}all finite")

@@ -24,7 +24,7 @@ class WandbMirror:
     """A `Mirror` in one project."""
 
     def __init__(self, project: str, entity: str | None = None, mode: str = "online") -> None:
-        """ValueError where wandb may not go online, or has no key. mode: `offline`, as a test has it, only puts."""
+        """ValueError where wandb may not go online, or has no key. mode `offline`, which tests use, can only put."""
         said = os.environ.get("WANDB_MODE", "online")
         if mode == "online" and said != "online":
             raise ValueError(f"WANDB_MODE is {said}, and artifacts are published online: unset it")
@@ -41,7 +41,7 @@ class WandbMirror:
                 self._api = wandb.Api(overrides={key: value for key, value in self._place.items() if value})
 
     def has(self, name: str, number: int) -> bool:
-        """Whether there is such an artifact; one that was not logged whole has no alias."""
+        """Whether the artifact exists; one that was not logged completely has no alias."""
         with self._said():
             return bool(self._api.artifact_exists(_path(name, number), type=TYPE))
         raise AssertionError
@@ -66,7 +66,7 @@ class WandbMirror:
                 run.finish(exit_code=code)
 
     def point(self, name: str, number: int, aliases: Collection[str]) -> None:
-        """W&B takes an alias away from the version that had it."""
+        """Set aliases; W&B removes each from the version that had it."""
         with self._said():
             artifact = self._api.artifact(_path(name, number), type=TYPE)
             missing = [alias for alias in aliases if alias not in artifact.aliases]

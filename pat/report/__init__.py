@@ -1,1 +1,1 @@
-"""A report of runs, sweeps, exports and comparisons: one page that needs nothing else, for those who decide."""
+"""A report of runs, sweeps, exports and comparisons: one self-contained page for those who decide."""

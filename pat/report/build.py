@@ -1,4 +1,4 @@
-"""From what was given to a page: the decision, key figures, and sections in the order of the questions."""
+"""From the sources to a page: the decision, key figures, and sections in the order of the questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latency, size and cost: from export.json, from a run's summary, and from what `pat profile` measured."""
+"""Latency, size and cost: from export.json, from a run's summary, and from measurements of `pat profile`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _profile(content: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _measured(content: Mapping[str, Any], caption: str) -> Iterator[Block]:
-    """A row a figure, a column a model; the last column is the last model over the first."""
+    """A row for each figure, a column for each model; the last column is the last model over the first."""
     models = [one for one in sequence(content, "models") if isinstance(one, Mapping)]
     names = [name_of(one) for one in models]
     found = [_figures(one) for one in models]
@@ -122,7 +122,7 @@ def with_unit(key: str, value: float | None) -> str:
 
 
 def name_of(model: Mapping[str, Any]) -> str:
-    """What a measured model is called."""
+    """The name of a measured model."""
     return text(model, "folder") or text(model, "name") or text(model, "model") or "a model"
 
 
@@ -164,7 +164,7 @@ def latency(profiles: Sequence[Written]) -> tuple[str, str, str] | None:
 
 
 def ratio(before: float | None, after: float | None) -> str:
-    """`0.49 x`; nothing where one of both is not known."""
+    """`0.49 x`; empty where either is unknown."""
     return values.NONE if not before or after is None else f"{after / before:.3g} x"
 
 

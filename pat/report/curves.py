@@ -8,7 +8,7 @@ from typing import Any
 
 from pat.report.values import finite, number
 
-POINTS = 300  # of a series that are drawn; more are averaged in groups
+POINTS = 300  # points drawn of a series; more are averaged in groups
 ASIDE = ("loss", "seconds")  # of an evaluation: drawn elsewhere, or not at all
 
 
@@ -73,7 +73,7 @@ def series(lines: Lines, key: str, name: str, dashed: bool = False, dots: bool =
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
-    """At most so many, each the mean of its neighbours; the last stays as it is."""
+    """At most `most` points, each the mean of its neighbours; the last stays unchanged."""
     if len(points) <= most:
         return list(points)
     width = -(-len(points) // most)
@@ -83,7 +83,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[t
 
 
 def phases(lines: Lines) -> list[Phase]:
-    """From the words in the log: each begins where the one before was last seen."""
+    """From the log: each phase begins where the one before was last seen."""
     seen = [(float(line["step"]), str(line["pruning/phase"])) for line in lines if line.get("pruning/phase")]
     found: list[Phase] = []
     before = 0.0

@@ -1,4 +1,4 @@
-"""The top of a report: whether what it is about is good enough, in a sentence that says where the answer comes from."""
+"""The top of a report: whether the model is good enough, in a sentence that says where the answer comes from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 8  # reasons that are listed
 
 
 def decide(sources: Sources) -> Decision:
-    """By the gate where there is one; else by the comparison; else what is known of the run, the export, the sweep."""
+    """By the gate if there is one, else by the comparison, else by the facts of the run, the export or the sweep."""
     if sources.gates:
         return _of_gates(sources.gates)
     if sources.comparisons:
@@ -107,7 +107,7 @@ def _of_logs(content: Mapping[str, Any]) -> Decision:
 
 
 def of_run(run: Run) -> Decision:
-    """How a run stands, or ended."""
+    """The state of a run, or how it ended."""
     code, name = run.code, run.name
     if code is None:
         steps, last = get(run.config, "train.num_steps"), run.lines[-1]["step"] if run.lines else 0
@@ -173,7 +173,7 @@ def _of_sweep(content: Mapping[str, Any]) -> Decision:
 
 
 def shown(value: Any) -> str:
-    """A measured value, a limit or an interval, whatever form it has."""
+    """A measured value, a limit or an interval, in whatever form it comes."""
     found = values.finite(value)
     if found is not None:
         return values.short(found)

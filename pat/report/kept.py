@@ -10,7 +10,7 @@ from pathlib import Path
 from pat.report.sources import Run, Variant
 
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
-OUTSIDE = "other"  # what is in no layer
+OUTSIDE = "other"  # outside of all layers
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Count:
 
 
 def counts(source: Run | Variant) -> list[Count]:
-    """By layer and kind; empty where nothing was pruned, or nothing says what. ValueError for torn files."""
+    """By layer and kind; empty where nothing was pruned, or there are no records of it. ValueError for torn files."""
     flags = _of_folder(source.path) if isinstance(source, Variant) else _of_run(source.path)
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for name, removed, total in flags:
@@ -51,7 +51,7 @@ def place(name: str) -> tuple[str, str]:
 
 
 def layers(found: Sequence[Count]) -> list[str]:
-    """In order, what is in no layer last."""
+    """In order, outside of all layers last."""
     names = {count.layer for count in found}
     return sorted(names - {OUTSIDE}, key=int) + [OUTSIDE] * (OUTSIDE in names)
 

@@ -18,7 +18,7 @@ MANY = 60  # settings that differ which are listed
 
 
 def lineage(sources: Sources) -> Section:
-    """Of every run and export, and in which settings they differ."""
+    """The lineage of every run and export, and the settings in which they differ."""
     blocks: list[Block] = []
     for model in sources.models:
         blocks.append(Heading(model.name))
@@ -35,7 +35,7 @@ def lineage(sources: Sources) -> Section:
 
 
 def commands(sources: Sources) -> Section:
-    """What to type to get the same again."""
+    """The commands that give the same again."""
     lines: list[str] = []
     commits = {text(_versions(model), "git") for model in sources.models} - {""}
     for commit in sorted(commits):
@@ -68,7 +68,7 @@ def commands(sources: Sources) -> Section:
 
 
 def what(sources: Sources) -> str:
-    """What the report is about, in a sentence."""
+    """The subject of the report, in a sentence."""
     subject = sources.subject
     if subject is not None and subject.config:
         model = text(subject.config, "model.path") or f"a random {text(subject.config, 'model.config.model_type')}"
@@ -140,14 +140,14 @@ def _common(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _hashes(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Of base weights, data, config, masks, weights: whatever is there."""
+    """Of base weights, data, config, masks, weights: as far as they are recorded."""
     for key, value in content.items():
         if key.endswith("_sha256") and isinstance(value, str):
             yield key.replace("_", " "), value
 
 
 def _differences(sources: Sources) -> Iterator[Block]:
-    """The settings in which the models that have some differ."""
+    """The settings that differ between models with a config."""
     models = [model for model in sources.models if model.config]
     if len(models) < 2:
         return

@@ -24,7 +24,7 @@ HEADERS = {
 
 
 class Live:
-    """The page of some sources, made again when it is asked for and older than `every_s`."""
+    """The page of some sources, built again when it is requested and older than `every_s`."""
 
     def __init__(self, paths: Sequence[Path], every_s: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.paths, self.every_s, self.clock = paths, every_s, clock
@@ -32,8 +32,8 @@ class Live:
         self.made: tuple[float, bytes] | None = None
 
     def page(self) -> bytes:
-        """HTML; the one before where a file is just being written. ValueError where there was none."""
-        with self.lock:  # one reader makes it, the others wait for the same
+        """HTML; the previous page while a file is being written. ValueError where there was none."""
+        with self.lock:  # one reader builds it, the others wait for it
             if self.made is None or self.clock() - self.made[0] >= self.every_s:
                 try:
                     self.made = (self.clock(), self._make())
@@ -59,7 +59,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """What a browser needs."""
+        """The URL for a browser."""
         host, port = self.server_address[:2]
         return f"http://{str(host)}:{port}{self.path}"
 
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def do_HEAD(self) -> None:
-        """Its headers."""
+        """Send only the headers."""
         self._answer(with_body=False)
 
     def _answer(self, with_body: bool) -> None:

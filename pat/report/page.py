@@ -1,4 +1,4 @@
-"""What a report consists of, before it is HTML or Markdown: a decision, key figures, and sections of blocks."""
+"""The parts of a report, before it is HTML or Markdown: a decision, key figures, and sections of blocks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Of each column, whether it is set to the right: every cell is a number or empty."""
+        """For each column, whether it is right-aligned: every cell is a number or empty."""
         return [i > 0 and all(_NUMBER.fullmatch(row[i]) for row in self.rows) for i in range(len(self.head))]
 
 
@@ -52,7 +52,7 @@ class Picture:
     name: str  # for ids, unique on the page
     title: str
     alt: str
-    svg: str | None  # None: nothing to draw with
+    svg: str | None  # None: matplotlib is missing
     numbers: Table | None = None
     wide: bool = False
     kind: ClassVar[str] = "picture"
@@ -91,7 +91,7 @@ class Prompt:
 class Prompts:
     """Regressive prompts, the worst first."""
 
-    a: str  # what A is
+    a: str  # the name of A
     b: str
     items: Sequence[Prompt]
     kind: ClassVar[str] = "prompts"

@@ -45,12 +45,12 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "text.parse_math": False,  # a name is a name
+    "text.parse_math": False,  # names are not parsed as mathematics
 }
 SHADES = {"soft": 0.08, "hard": 0.18}  # opacity of a phase; dense has none
 DEEPEST = 0.5  # opacity of a cell at 100 %: text on it stays readable
 NAME = 24  # characters of a label
-ROWS = 30  # of a picture with a line a name
+ROWS = 30  # of a picture with a line for each name
 
 
 def available() -> bool:
@@ -59,7 +59,7 @@ def available() -> bool:
 
 
 def curves(chart: Chart, phases: Sequence[Phase], over: str = "step") -> str | None:
-    """A line a series over the steps, or what else is counted; phases shaded and named."""
+    """A line for each series over the steps or another count; phases are shaded and named."""
 
     def draw(figure: Figure) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -119,7 +119,7 @@ def heat_map(found: Sequence[Count], name: str) -> str | None:
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float, str]], unit: str, name: str) -> str | None:
-    """Differences with their intervals, a line a slice: (name, low, difference, high, verdict)."""
+    """Differences with their intervals, a line for each slice: (name, low, difference, high, verdict)."""
     rows = rows[:ROWS]
     colours = {"worse": BAD, "better": GOOD}
 
@@ -186,7 +186,7 @@ def _legend(figure: Figure) -> None:
 
 
 def _svg(name: str, draw: Any, height: float) -> str | None:
-    """What `draw` puts on a figure, ready to stand in a page; None without matplotlib."""
+    """The figure that `draw` fills, as SVG for a page; None without matplotlib."""
     if not available():
         return None
     import matplotlib
@@ -216,7 +216,7 @@ def themed(svg: str, name: str) -> str:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)  # it would hold for the whole page
+    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)  # it would apply to the whole page
     opening = svg[: svg.index(">")]
     box = re.search(r'viewBox="[^"]*"', opening)
     assert box
@@ -237,5 +237,5 @@ def shortest(kinds: Sequence[str]) -> list[str]:
 
 
 def _cut(label: str) -> str:
-    """A label that leaves room for the picture; no control characters get here."""
+    """A label shortened to leave room for the picture, without control characters."""
     return label if len(label) <= NAME else f"{label[: NAME - 1]}\u2026"

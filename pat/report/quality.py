@@ -71,7 +71,7 @@ def _gates(sources: Sources) -> Iterator[Block]:
 
 
 def _metrics(sources: Sources) -> Iterator[Block]:
-    """A row a metric, a column a model: of runs, exports and `pat evaluate`."""
+    """A row for each metric, a column for each model: of runs, exports and `pat evaluate`."""
     columns: list[tuple[str, dict[str, float]]] = []
     for model in sources.models:
         before, now = values.numbers(model.before), values.numbers(model.metrics)
@@ -218,7 +218,7 @@ def _p(p: float | None) -> str:
 
 
 def headline(model: Run | Variant | None) -> tuple[str, float, float | None] | None:
-    """(name, value, value when pruning began) of the metric that a run is judged by; else of the first."""
+    """(name, value, value when pruning began) of the metric by which a run is judged, or else of the first."""
     if model is None:
         return None
     metrics, before = values.numbers(model.metrics), values.numbers(model.before)

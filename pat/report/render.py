@@ -1,4 +1,4 @@
-"""A page as HTML: one file that loads nothing and runs no script. What models, logs and prompts hold is escaped."""
+"""A page as HTML: one file that loads nothing and runs no script. Content of models, logs and prompts is escaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOW_TO_GET = "this needs jinja2: pip install jinja2"
 
 
 def html(page: Page, refresh_s: int | None = None) -> str:
-    """The file's content; with `refresh_s` browsers load it again after so many seconds."""
+    """The file's content; with `refresh_s`, browsers reload it after that many seconds."""
     from markupsafe import Markup
 
     drawn = [
@@ -28,7 +28,7 @@ def html(page: Page, refresh_s: int | None = None) -> str:
 
 
 def safe(value: Any) -> Any:
-    """What every expression of a template passes: no keys, no control characters. Escaping comes after it."""
+    """Applied to every expression of a template: removes keys and control characters. Escaping comes after it."""
     from markupsafe import Markup
 
     return value if isinstance(value, Markup) or not isinstance(value, str) else plain(secrets.hide(value))

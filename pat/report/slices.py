@@ -43,7 +43,7 @@ def _evaluation(content: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _slice(figure: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """By its whole name: it may have points, which `get` would part it at."""
+    """A slice by its whole name, which may have points, at which `get` would split it."""
     found = mapping(figure, "slices").get(name)
     return found if isinstance(found, Mapping) else {}
 

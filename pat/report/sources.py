@@ -1,4 +1,4 @@
-"""What a report is made of: runs, exports, sweeps, and JSON of other commands. Keys are hidden on reading."""
+"""The sources of a report: runs, exports, sweeps, and JSON of other commands. Keys are hidden on reading."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """As the user called it."""
+        """The name that the user gave."""
         return text(self.config, "run.name") or self.path.name
 
     @property
@@ -45,12 +45,12 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Of the last evaluation."""
+        """The metrics of the last evaluation."""
         return mapping(self.summary, "metrics") or evaluated(self.lines, "eval/")
 
     @property
     def before(self) -> dict[str, Any]:
-        """When pruning began."""
+        """The metrics when pruning began."""
         return mapping(self.summary, "dense_metrics") or evaluated(self.lines, "dense/")
 
     @property
@@ -70,22 +70,22 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """In the registry, or of the folder."""
+        """The name in the registry, or that of the folder."""
         return text(self.registered, "label") or self.path.resolve().name
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of the run that made it."""
+        """The config of the run that made it."""
         return mapping(self.export, "config")
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Of the checkpoint that was exported."""
+        """The metrics of the exported checkpoint."""
         return mapping(self.export, "lineage.metrics")
 
     @property
     def before(self) -> dict[str, Any]:
-        """When pruning began."""
+        """The metrics when pruning began."""
         return mapping(self.export, "lineage.dense_metrics")
 
     @property
@@ -128,9 +128,9 @@ class Sources:
 
 
 def read(paths: Sequence[Path], version: Callable[[str], tuple[Path, Mapping[str, Any]]] | None = None) -> Sources:
-    """Each path by what it holds. ValueError for one that is not there, or that says nothing.
+    """Each path, by its content. ValueError for one that does not exist or holds nothing known.
 
-    version: (files, what is registered) of NAME/VERSION, asked where there is no such path; raises ValueError.
+    version: (files, what is registered) of NAME/VERSION, called where there is no such path; raises ValueError.
     """
     found = Sources()
     for path in paths:
@@ -146,7 +146,7 @@ def read(paths: Sequence[Path], version: Callable[[str], tuple[Path, Mapping[str
 
 
 def _version(folder: Path, registered: Mapping[str, Any], found: Sources) -> None:
-    """A variant, and what was measured of it when it was added."""
+    """A variant, and the measurements recorded when it was added."""
     export = _required(folder / EXPORT_FILE) if (folder / EXPORT_FILE).is_file() else {}
     said = _mapping(registered)
     found.variants.append(Variant(folder, export, _mapping(read_json(folder / "config.json")), said))
@@ -205,7 +205,7 @@ def evaluated(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Any]
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config by dotted keys, without where it ran."""
+    """A config by dotted keys, without those that only say where it ran."""
     return {key: value for key, value in flat(config) if not key.startswith(("run.", "logger."))}
 
 

@@ -79,7 +79,7 @@ class View:
     updated_s: float | None  # since 1970
 
     def facts(self, now_s: float) -> str:
-        """In lines."""
+        """The facts as lines."""
         of = f" of {self.num_steps:,}" if self.num_steps else ""
         left = "" if self.left_s is None else f"   left {duration(self.left_s)}"
         target = "" if self.target is None else f" (target {values.percent(self.target)})"
@@ -94,7 +94,7 @@ class View:
         return plain(secrets.hide("\n".join(lines)))
 
     def loss(self) -> str:
-        """What the curve shows, in words."""
+        """The curve in words."""
         if not self.losses:
             return "no loss is logged yet"
         low, high = min(self.losses), max(self.losses)
@@ -102,7 +102,7 @@ class View:
 
 
 def view(run: Path, followed: Followed) -> View:
-    """What the files of a run say now. ValueError where its config cannot be read."""
+    """The current state of a run, from its files. ValueError where its config cannot be read."""
     try:
         config = yaml.safe_load(RunDir(run).config.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -165,7 +165,7 @@ class RunPanel(Vertical):
         self.show()
 
     def show(self) -> None:
-        """Read the run's files again; what cannot be read just now stays as it was."""
+        """Read the run's files again; keep the old state where they cannot be read just now."""
         try:
             found = view(self.path, self.followed)
         except ValueError:
@@ -188,12 +188,12 @@ class Watch(App[None]):
         self.runs, self.every_s = runs, every_s
 
     def compose(self) -> ComposeResult:
-        """A panel a run."""
+        """A panel for each run."""
         yield VerticalScroll(*map(RunPanel, self.runs))
         yield Footer()
 
     def on_mount(self) -> None:
-        """From now on every so many seconds."""
+        """Update every few seconds from now on."""
         self.set_interval(self.every_s, self.show)
 
     def show(self) -> None:

@@ -36,7 +36,7 @@ def training(sources: Sources) -> Section:
 
 
 def sparsity(sources: Sources) -> Section:
-    """Where the removed weights and units are."""
+    """The sparsity per layer and kind."""
     blocks: list[Block] = []
     models = [one for one in sources.models if one.is_pruned]
     for i, model in enumerate(models):

@@ -1,4 +1,4 @@
-"""What a report reads from files that others wrote: leniently, and numbers as people read them."""
+"""Reads values from files of other commands leniently, and formats numbers for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NONE = "-"
 
 
 def get(content: Any, path: str) -> Any:
-    """What is at a dotted path of nested mappings; None where something on the way is missing."""
+    """The value at a dotted path of nested mappings; None where something on the way is missing."""
     for name in path.split("."):
         content = content.get(name) if isinstance(content, Mapping) else None
     return content
@@ -41,7 +41,7 @@ def number(content: Any, path: str) -> float | None:
 
 
 def finite(value: Any) -> float | None:
-    """The value if it is a finite number, no yes or no."""
+    """The value if it is a finite number, and not a boolean."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
@@ -90,7 +90,7 @@ def size(value: float | None) -> str:
 
 
 def time_of(seconds: float | None) -> str:
-    """Of seconds since the epoch, in UTC."""
+    """Seconds since the epoch as a time in UTC."""
     if seconds is None:
         return NONE
     try:
@@ -100,12 +100,12 @@ def time_of(seconds: float | None) -> str:
 
 
 def last(path: str) -> str:
-    """A local folder by its last part; a hub name as it is."""
+    """The last part of a local folder; a hub name unchanged."""
     parts = [part for part in path.split("/") if part not in ("", ".", "..", "~")]
     return parts[-1] if parts and (path.startswith((".", "/", "~")) or len(parts) > 2) else path
 
 
 def both(content: Any) -> tuple[str, str]:
-    """What the two sides of a comparison are called: the ends of their paths, where these differ."""
+    """The names of the two sides of a comparison: the ends of their paths, where these differ."""
     a, b = text(content, "a", "A"), text(content, "b", "B")
     return (last(a), last(b)) if last(a) != last(b) else (a, b)

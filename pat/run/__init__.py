@@ -1,1 +1,1 @@
-"""What a run owns outside the model: its directory, where it came from, and the request to stop."""
+"""What a run has besides the model: its directory, where it came from, and the request to stop."""

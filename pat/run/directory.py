@@ -12,11 +12,11 @@ from typing import Any, Self
 from pat.common.files import read_json, write_json
 
 HOST = socket.gethostname()
-UNTIL = "until"  # how metrics.jsonl calls the evaluation that a run.until=STEP ends with
+UNTIL = "until"  # the name in metrics.jsonl of the evaluation at the end of a run.until=STEP
 
 
 class ExitCode(enum.IntEnum):
-    """What the shell sees; written to `exit.json` by rank 0, because launchers replace the ranks' own codes."""
+    """The command's exit code; rank 0 writes it to `exit.json`, because launchers replace the ranks' own codes."""
 
     meaning: str  # for help texts
 
@@ -46,7 +46,7 @@ class ExitCode(enum.IntEnum):
 
     @property
     def final(self) -> bool:
-        """Whether the same start again would end the same way: a job does not go back into the queue."""
+        """Whether the same start again would end the same way: then a job does not go back into the queue."""
         return self in (
             ExitCode.DONE,
             ExitCode.BAD_INPUT,
@@ -78,16 +78,16 @@ class RunDir:
     lock = property(lambda self: self.path / ".lock")
 
     def log(self, rank: int) -> Path:
-        """What this rank printed."""
+        """The file with this rank's output."""
         return self.logs / f"rank-{rank}.log"
 
     def rank(self, rank: int) -> Path:
-        """Who this rank is: pid, host, start time."""
+        """The file with this rank's identity: pid, host, start time."""
         return self.ranks / f"rank-{rank}.json"
 
 
 def write_exit(run_dir: str | Path, code: int, message: str = "") -> None:
-    """Say how the run ended; rank 0 only, after everything else is on disk."""
+    """Record how the run ended; rank 0 only, after everything else is on disk."""
     content = {"code": int(code), "meaning": ExitCode(code).name.lower(), "message": message, "time": time.time()}
     write_json(RunDir(Path(run_dir)).exit, content)
 

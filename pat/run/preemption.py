@@ -29,7 +29,7 @@ class PreemptionFlag:
         return self.signal is not None
 
     def _handle(self, number: int, _frame: Any) -> None:
-        if os.getpid() != self._pid:  # a forked data worker: the flag is not read there
+        if os.getpid() != self._pid:  # a forked data worker, where nothing reads the flag
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif number == signal.SIGINT and self.signal == signal.SIGINT:

@@ -18,7 +18,7 @@ from pat.run.directory import HOST, RunDir
 
 
 def versions() -> dict[str, str]:
-    """The code that runs: package, git commit where there is one, and what the numbers depend on."""
+    """The code that runs: package, git commit if there is one, and the packages that results depend on."""
     installed = {"pat": pat.__version__}
     for name in ("torch", "deepspeed", "transformers", "datasets", "numpy"):
         try:
@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def code_sha256() -> str:
-    """sha256 over the names and contents of this package's sources: a commit does not say what was edited since."""
+    """sha256 over the names and contents of this package's sources: a commit does not show later edits."""
     root, digest = Path(pat.__file__).resolve().parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -62,7 +62,7 @@ def latest_step(run_dir: Path) -> int:
 
 
 def record(run_dir: Path, ranks: int) -> None:
-    """Say that the run starts now; whoever holds the run directory."""
+    """Record that the run starts now; called by the holder of the run directory."""
     line: dict[str, Any] = {"time": round(time.time(), 3), "host": HOST, "ranks": ranks, "step": latest_step(run_dir)}
     if "SLURM_JOB_ID" in os.environ:
         line |= {"job_id": os.environ["SLURM_JOB_ID"], "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0)}

@@ -2,8 +2,8 @@
 
 quantity     what is searched, and the values of it that the model can have
 bisection    which of them comes next
-plan         from a command line to all of that, and to the command of every run
-judged       what a finished run is beside the envelope
+plan         builds all of that, and the command of every run, from a command line
+judged       judges a finished run by the envelope
 search       the runs, one after another, and their record
-report       the table, and what it says
+report       the table and the answer
 """

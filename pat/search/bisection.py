@@ -1,6 +1,6 @@
 """Which value comes next: the most first, then the least, then halves between the best inside and the first outside.
 
-Taken for granted: where less is pruned, no metric is worse. What training adds as noise decides near the limit.
+Assumes that no metric is worse where less is pruned. Near the limit the noise of training decides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ def upcoming(
     number: int,  # of values, from the least pruned to the most
     inside: Mapping[int, bool],  # of those that are known
 ) -> int | None:
-    """The index of the value to try; None: nothing is left to find out."""
+    """The index of the value to try; None: the answer is known."""
     most = number - 1
     if most not in inside:
         return most

@@ -1,8 +1,8 @@
-"""What a finished run is beside the envelope: its best checkpoint, which is what `pat export` and `pat gate` take.
+"""Judges a finished run by the envelope: its best checkpoint, which `pat export` and `pat gate` take, too.
 
-Limits on metrics of the task are judged by the evaluations of the runs. With one on anything else (slices, prompts of a
-mix, latencies, sizes) all are judged as `pat gate` does. Pruning more makes latency, memory and size better and quality
-worse: so quality is what the bisection goes by, and the others are looked at where quality is inside.
+Limits on metrics of the task are judged by the evaluations of the runs. If one is on anything else (slices, prompts of
+a mix, latencies, sizes), all are judged as by `pat gate`. Pruning more makes latency, memory and size better and
+quality worse: so the bisection goes by quality, and the others are checked where quality is inside.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pat.run.directory import RunDir
 from pat.schema import Config
 from pat.tasks import base
 
-GAINS = (PROFILE, MODEL)  # sources of what pruning makes better
+GAINS = (PROFILE, MODEL)  # sources of figures that pruning improves
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """How it is measured what no training knows."""
+    """How to measure figures that no training knows."""
 
     mix: str | None = None
     lengths: str | None = None  # of a profile; None: the mix's
@@ -45,22 +45,22 @@ class Measuring:
     confident: bool = False  # demand that whole intervals are inside
 
     def plain(self) -> dict[str, Any]:
-        """For search.json."""
+        """Plain values for search.json."""
         return asdict(self)
 
 
 def needs_gate(config: Config) -> bool:
-    """Whether a limit is on what the evaluations of a training do not give."""
+    """Whether a limit is on a figure that the evaluations of a training do not give."""
     return any(name == SLICES or name in others() for name in config.envelope)
 
 
 def envelope_of(config: Config) -> Envelope:
-    """As the gate has it."""
+    """The envelope in the gate's form."""
     return spec.parse({name: limit.model_dump(exclude_none=True) for name, limit in config.envelope.items()})
 
 
 def parted(envelope: Envelope) -> tuple[Envelope, Envelope]:
-    """(the limits on quality, those on what pruning makes better)."""
+    """(the limits on quality, those on figures that pruning improves)."""
     gains = {name: limit for name, limit in envelope.limits.items() if figures()[name].sources[0] in GAINS}
     quality = {name: limit for name, limit in envelope.limits.items() if name not in gains}
     return Envelope(limits=quality, slices=envelope.slices), Envelope(limits=gains)
@@ -150,7 +150,7 @@ class Judge:
         }
 
     def _profile(self, run: RunDir) -> profile.Profile:
-        """The run beside the dense model; the file is kept."""
+        """Profile the run beside the dense model, in a file that is kept."""
         import torch
 
         from pat.profiling import plan

@@ -1,4 +1,4 @@
-"""From a command line to what a search will do: its values, where its runs fork, and each run's own command."""
+"""Plans a search from a command line: its values, where its runs fork, and each run's own command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLACE = re.compile(r"\+*run\.(name|dir)=(.*)")
 
 @dataclass(frozen=True)
 class Span:
-    """What the user says of the values."""
+    """The user's options for the values."""
 
     pruner: str | None = None
     first: float | None = None
@@ -38,7 +38,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a search goes by."""
+    """Everything that defines a search."""
 
     out: Path
     config: Config  # with the envelope
@@ -73,7 +73,7 @@ class Plan:
         return Member(name, run_dir, dict(quantities.as_keys(self.quantity, value)), command, config)
 
     def in_words(self) -> str:
-        """What it will do, and how many runs that takes at most."""
+        """The plan in words, with the largest number of runs."""
         steps, runs, order = self.config.train.num_steps, most_runs(len(self.values)), self.order
         lines = [
             f"search in {self.out}: {self.quantity.override(order[0])} to {order[-1]:g}",
@@ -123,7 +123,7 @@ def make(
     assert first is not None, "something is pruned"
     fork_step, measuring = first if config.train.num_steps else 0, measuring or Measuring()
     judged.check(config, measuring, bool(fork_step))
-    if measuring.mix is None:  # else a mix may have them
+    if measuring.mix is None:  # otherwise a mix may have slices
         slices.of(config, base.build(config.task), checked.prepared)
     kept = tuple(each for each in given if not _OWN.match(each))
     return Plan(place.absolute(), config, kept, options, quantity, found, fork_step, measuring)
@@ -153,7 +153,7 @@ def _check(config: Config) -> None:
 
 
 def _place(overrides: Sequence[str]) -> Path:
-    """Where the search lives: run.dir, else searches/NAME, NAME as of a run."""
+    """The search's folder: run.dir, or searches/NAME, with a NAME like a run's."""
     placed: dict[str, Any] = {
         match[1]: match[2].strip("'\"") for each in overrides if (match := _PLACE.fullmatch(each))
     }

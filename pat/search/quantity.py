@@ -1,4 +1,4 @@
-"""What is searched: the sparsity of a pruner's budget, or the share of its structures that a shape keeps."""
+"""The searched quantity: the sparsity of a pruner's budget, or the share of its structures that a shape keeps."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Quantity:
 
     @property
     def word(self) -> str:
-        """How it is called."""
+        """Its name in sentences."""
         return "keep" if self.keep else "sparsity"
 
     def name(self, value: float) -> str:
-        """Of the run with that value."""
+        """The name of the run with that value."""
         return f"{self.word}={value:g}"
 
     def override(self, value: float) -> str:
@@ -41,14 +41,14 @@ class Quantity:
         return f"pruners.{self.pruner}.budget.keep={{{','.join(f'{name}:{value:g}' for name in self.keep)}}}"
 
     def applied(self, config: Config, value: float) -> Config:
-        """A config with that value. ValueError where it is none."""
+        """A config with that value. ValueError where it is invalid."""
         budget: Any = config.pruners[self.pruner].budget
         field = {"keep": dict.fromkeys(self.keep, value)} if self.keep else {"sparsity": value}
         return config.changed(**{f"pruners__{self.pruner}__budget": dataclasses.asdict(budget) | field})
 
 
 def quantity_of(config: Config, pruner: str | None) -> Quantity:
-    """That of the pruner, which need not be named where it is the only one. Raises ValueError."""
+    """The quantity of a pruner, which need not be named if it is the only one. Raises ValueError."""
     names = list(config.pruners)
     if not names:
         raise ValueError("nothing is pruned, so there is nothing to search: name a pruner, or take another recipe")
@@ -64,7 +64,7 @@ def quantity_of(config: Config, pruner: str | None) -> Quantity:
 
 
 def asked(config: Config, quantity: Quantity, pruner: Pruner) -> float:
-    """What the config's own budget comes to: its sparsity, or the share that it keeps. Raises ValueError."""
+    """The value in the config's own budget: its sparsity, or the share that it keeps. Raises ValueError."""
     budget: Any = config.pruners[quantity.pruner].budget
     if not quantity.keep:
         return budget.sparsity

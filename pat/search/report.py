@@ -1,4 +1,4 @@
-"""What a search came to: a table of its runs, and a sentence on what the envelope allows and what more would cost."""
+"""The result of a search: a table of its runs, and a sentence on what the envelope allows and what more would cost."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def verdict(record: Mapping[str, Any]) -> str:
 
 
 def shown(plan: Plan, records: Records) -> str:
-    """A line a run, from the least pruned to the most."""
+    """A line for each run, from the least pruned to the most."""
     title = f"search {plan.out.name}: {plan.quantity.word} with {said(plan.config)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     limited = list(plan.config.envelope)
@@ -103,12 +103,12 @@ def shown(plan: Plan, records: Records) -> str:
 
 
 def _cost(record: Mapping[str, Any]) -> str:
-    """What was outside, in words."""
+    """The figures outside the envelope, in words."""
     return measured(record) if record["outside"] else record["message"] or "the run diverged"
 
 
 def _missed(record: Mapping[str, Any]) -> str:
-    """What pruning should have made better, and has not enough."""
+    """Figures that pruning should have improved, but not enough."""
     return measured({**record, "outside": record["missed"]})
 
 

@@ -1,4 +1,4 @@
-"""A search from its first run to its answer. What is done is in search.json after every run, and is not done again."""
+"""A search from its first run to its answer. Finished runs are recorded in search.json and not repeated."""
 
 from __future__ import annotations
 
@@ -66,18 +66,18 @@ class Search:
 
     @cached_property
     def judge(self) -> Judge:
-        """What says whether a run is inside."""
+        """The judge of whether a run is inside."""
         plan = self.plan
         return Judge(plan.config, plan.measuring, plan.dense.dir if plan.fork_step else None, plan.out)
 
     def log(self, member: Member) -> Path:
-        """What a run's command printed in its last start."""
+        """The output of a run's command in its last start."""
         return self.plan.out / "logs" / f"{member.name}.log"
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
     def _candidate(self, index: int) -> int:
-        """One of them, to its end and into the record; its exit code where that is none of a result."""
+        """Run one candidate to its end and record it; returns its exit code if it has no result."""
         plan, value = self.plan, self.plan.order[index]
         member = plan.member(value)
         run = RunDir(member.dir)
@@ -147,7 +147,7 @@ class Search:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _go_on(self) -> None:
-        """What earlier starts of the same search have found out. ValueError where the folder holds another."""
+        """The results of earlier starts of the same search. ValueError where the folder holds another."""
         written = files.read_json(self.plan.out / SEARCH_FILE)
         if written is None:
             return

@@ -31,20 +31,20 @@ class Cell:
 
     target: str  # a parameter, or a site
     layer: str  # module, as model.layers.3
-    kind: str  # what all layers have: mlp.down_proj, ffn, layers
+    kind: str  # the same in all layers: mlp.down_proj, ffn, layers
     fraction: float  # asked for
     removed: int
     units: int
 
     @property
     def key(self) -> tuple[str, float]:
-        """By which it is known on disk."""
+        """Its key on disk."""
         return self.target, self.fraction
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All cells of a model, by layer, and what they need to be measured."""
+    """All cells of a model, by layer, and what their measurement needs."""
 
     cells: list[Cell]
     sites: dict[str, Site]

@@ -1,4 +1,4 @@
-"""Finished cells, a line each: what is on disk is not measured again."""
+"""Finished cells, one per line, which are not measured again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SAME = 1e-3  # relative difference of two losses of one model on two machines, a
 
 
 class Journal:
-    """`cells.jsonl`: a head that says what was measured, then a line per finished cell."""
+    """`cells.jsonl`: a head with what is measured, then a line per finished cell."""
 
     def __init__(self, path: Path, identity: dict[str, Any], baseline: Metrics) -> None:
-        """Opens or begins it; a torn last line is dropped. ValueError where it is about something else."""
+        """Opens or begins it; a torn last line is dropped. ValueError where it belongs to another measurement."""
         self.path = path
         self.measured: dict[tuple[str, float], Metrics] = {}
         head = {"identity": identity, "baseline": baseline}
@@ -48,7 +48,7 @@ class Journal:
         os.fsync(self.file.fileno())
 
     def _lines(self) -> list[Any]:
-        """All whole lines; what stands behind the last of them is cut off."""
+        """All whole lines; a torn one at the end is cut off."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:

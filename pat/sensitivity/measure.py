@@ -1,7 +1,7 @@
 """The loss of a model with a part of it removed, on held-out batches.
 
-A cell changes nothing before its layer. So what enters a layer is recorded once, and every cell of that layer starts
-from it: the layers before are passed through. The result is the same, bit for bit, in about half of the time.
+A cell changes nothing before its layer. So the inputs of a layer are recorded once, and every cell of that layer starts
+from them, skipping the layers before. The result is the same, bit for bit, in about half of the time.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def removed(model: nn.Module, parameters: Mapping[str, Tensor], grid: Grid, cell
 
 
 def record(model: nn.Module, layer: str, forward: Callable[[], Any]) -> list[tuple[Tensor, Any]]:
-    """What enters a layer in each call of a forward, and what it puts out beside the hidden states (None: a tensor)."""
+    """Record a layer's inputs in each call of a forward, and its outputs besides the hidden states (None: a tensor)."""
     calls: list[tuple[Tensor, Any]] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -87,7 +87,7 @@ def record(model: nn.Module, layer: str, forward: Callable[[], Any]) -> list[tup
 
 @contextlib.contextmanager
 def starting_at(model: nn.Module, layer: str, entering: Sequence[tuple[Tensor, Any]]) -> Iterator[None]:
-    """Forwards, of the recorded batches in their order, in which the layers before this one are passed through."""
+    """Forwards, of the recorded batches in their order, in which the layers before this one are skipped."""
     stack, _, position = layer.rpartition(".")
     earlier: list[Any] = [model.get_submodule(f"{stack}.{i}") for i in range(int(position))]
     if not earlier:

@@ -1,4 +1,4 @@
-"""Measured cells as JSON, CSV and a table; what is shown is by how much the loss rises."""
+"""Measured cells as JSON, CSV and a table; they show by how much the loss rises."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 
 def rows(grid: Grid, measured: Mapping[tuple[str, float], Metrics], baseline: Metrics) -> Rows:
-    """One flat mapping a cell; `increase` is loss - baseline loss, in nats."""
+    """One flat mapping for each cell; `increase` is loss - baseline loss, in nats."""
     return [
         {
             "layer": cell.layer,
@@ -32,7 +32,7 @@ def rows(grid: Grid, measured: Mapping[tuple[str, float], Metrics], baseline: Me
 
 
 def write_csv(path: Path, cells: Rows) -> None:
-    """A line a cell."""
+    """A line for each cell."""
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(cells[0]))
         writer.writeheader()

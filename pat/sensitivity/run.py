@@ -27,7 +27,8 @@ from pat.zero.engine import accelerator
 
 
 def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: Path) -> dict[str, Any]:
-    """Measure what is not in `out` yet, and write sensitivity.json, .csv and .png there; returns the JSON's content.
+    """Measure cells that are not in `out` yet, and write sensitivity.json, .csv and .png there; returns the JSON's
+    content.
 
     ValueError for a model that was not trained on the task, for kinds that it does not have, and where `out` is about
     something else.

@@ -1,1 +1,1 @@
-"""Whether a difference is one: paired, per slice, and while data still comes in. Arrays in, numbers out."""
+"""Whether a difference is real: paired, per slice, and while data still comes in. Arrays in, numbers out."""

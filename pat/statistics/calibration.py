@@ -1,4 +1,4 @@
-"""Whether a classifier is right as often as it says.
+"""Whether a classifier is right as often as its confidence says.
 
 # n samples, M bins
 """

@@ -23,7 +23,7 @@ TOLERANCE = 1e-12  # equal sums differ in their last bits
 
 @dataclass(frozen=True)
 class Drift:
-    """How far apart both are, and how often chance alone takes them so far."""
+    """How far apart both are, and how often chance alone moves them that far."""
 
     statistic: float  # 0: not at all
     p: float
@@ -37,7 +37,7 @@ def effective(w: Numbers) -> float:
 
 def of_numbers(then: Numbers, now: Numbers, w: Numbers | None = None) -> Drift:
     """D = max_x |F(x) - G(x)|, F weighted; p: Kolmogorov's distribution at n_eff m / (n_eff + m), as scipy's own
-    asymptotic `ks_2samp`. Of numbers with ties p is too high, so it errs on the quiet side. ValueError for none.
+    asymptotic `ks_2samp`. With ties p is too high, so it errs towards no alert. ValueError for none.
 
     Source: Smirnov 1939; the effective size of weighted samples is Kish's, as in Monahan 2011, 12.6.
     """

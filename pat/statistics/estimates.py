@@ -22,7 +22,7 @@ Places = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure; without an interval where resamples would not tell it."""
+    """A figure; without an interval where resampling gives none."""
 
     n: int
     value: float

@@ -23,7 +23,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """What B has more than A, in the mean over the prompts, with an interval and a p-value."""
+    """The mean of B - A over the prompts, with an interval and a p-value."""
 
     n: int
     a: float

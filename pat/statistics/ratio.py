@@ -1,7 +1,7 @@
-"""How many times as long B takes as A, on a machine that does other things meanwhile.
+"""How many times as long as A does B take, on a machine that does other things meanwhile.
 
-A and B take turns, and a coin says who begins. So if both take equally long, each block would have come out with A and
-B exchanged as often as it came out as it did, whatever the noise: drift, bursts and heavy tails included. Both
+A and B take turns, and a coin says who begins. So if both take equally long, each block is as likely as the same block
+with A and B exchanged, whatever the noise: drift, bursts and heavy tails included. Both
 intervals here rest on that alone, and hold for a ratio r in place of 1 where noise is proportional to the time.
 
 # n blocks, m measurements of each in a block, R resamples
@@ -32,11 +32,11 @@ class Ratio:
     high: float
 
     def plain(self) -> dict[str, float | None]:
-        """For JSON, which knows no infinity: null where there is no bound."""
+        """Plain values for JSON, which has no infinity: null where there is no bound."""
         return {"value": self.value, "low": self.low or None, "high": None if math.isinf(self.high) else self.high}
 
     def inverse(self) -> Ratio:
-        """Of what is the larger, the less time it takes."""
+        """The ratio of a figure that is larger the less time it takes."""
         return Ratio(1.0 / self.value, 1.0 / self.high, 1.0 / self.low if self.low else math.inf)
 
 

@@ -33,7 +33,7 @@ class Member:
 
 
 def check_one(members: Sequence[Member]) -> None:
-    """The first member's ValueError where none would be accepted: a mistake that all share is said once, before any
+    """The first member's ValueError where none would be accepted: a mistake that all share is reported once, before any
     directory is made. A mistake of one member costs only that one."""
     from pat.training.preflight import prepare  # heavy
 
@@ -49,7 +49,7 @@ def check_one(members: Sequence[Member]) -> None:
 
 
 def problems(members: Sequence[Member]) -> dict[str, str]:
-    """What the start of each member would refuse, by its name; {} where all would start."""
+    """The error with which each member's start would fail, by its name; {} where all would start."""
     from pat.training.preflight import prepare  # heavy
 
     said: dict[str, str] = {}
@@ -87,7 +87,7 @@ def members_of(
         return 0
 
     for each in sets:
-        with tempfile.TemporaryDirectory() as scratch:  # Hydra's record: sweep.json says the same
+        with tempfile.TemporaryDirectory() as scratch:  # Hydra's own record, which sweep.json replaces
             compose([*each, f"hydra.sweep.dir={quoted(scratch)}", "--multirun", *options], take)
     if len(composed) < 2:
         raise ValueError("nothing is swept: give a key several values, such as seed=0,1,2, or take `pat train`")
@@ -95,7 +95,7 @@ def members_of(
     names = [_name(differing) for differing in varied]
     members = []
     for (given, config), differing, name in zip(composed, varied, names, strict=True):
-        if names.count(name) > 1:  # values that differ in signs which no directory should have
+        if names.count(name) > 1:  # values that differ only in characters that directory names should not have
             name += "-" + hashlib.sha256(repr(differing).encode()).hexdigest()[:8]
         run_dir = out / name
         ours = [f"run.dir={quoted(run_dir)}", f"run.name={quoted(name)}"]
@@ -106,18 +106,18 @@ def members_of(
 
 
 def python_command(member: Member) -> list[str]:
-    """What starts a member on this machine."""
+    """The command that starts a member on this machine."""
     return [sys.executable, "-m", "pat.cli", *member.command]
 
 
 def quoted(value: object) -> str:
-    """A value as Hydra's grammar takes it, whatever signs it has."""
+    """A value quoted for Hydra's grammar, whatever characters it has."""
     text = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
 
 
 def _varied(overrides: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """Of each member the keys, as the user knows them, that have not one value in all; "" where it leaves one out."""
+    """The keys of each member, as the user knows them, whose values differ between members; "" where one is missing."""
     tables = [{_key(o): o.partition("=")[2] for o in given} for given in overrides]
     named = dict.fromkeys(key for table in tables for key in table)
     keys = [key for key in named if len({table.get(key) for table in tables}) > 1]

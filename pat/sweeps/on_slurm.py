@@ -46,7 +46,7 @@ class Job:
         return code or ExitCode.ERROR  # a job that failed, or that Slurm has forgotten
 
     def send_signal(self, sig: int, /) -> None:
-        """The sweep is asked to stop: the job is not."""
+        """Do nothing: the sweep is asked to stop, but not its jobs."""
         self.left, self.message = True, f"job {self.number} was left to itself"
 
 
@@ -64,7 +64,7 @@ def start(member: Member, group: str, cluster: ClusterConfig) -> Job:
 
 
 def config_of(member: Member, group: str, cluster: ClusterConfig) -> Config:
-    """What its job is to train: in its directory, under the sweep's name, with the ranks of the cluster."""
+    """The config of its job: in its directory, under the sweep's name, with the ranks of the cluster."""
     given = member.config
     config = given.changed(run__dir=str(member.dir), run__name=member.name, logger__group=given.logger.group or group)
     return slurm.fit_ranks(config, cluster)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HOW_TO_GET = "pip install 'pat-deepspeed[plot]' (matplotlib), then run the same command with --continue"
-PALE = 0.3  # opacity of what another point beats
+PALE = 0.3  # opacity of points that another one beats
 LOG_FROM = 20.0  # highest / lowest value from which on an axis is logarithmic
 _MARKERS = "osD^vP*X<>"
 

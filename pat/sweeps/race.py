@@ -1,7 +1,7 @@
 """A race: all members of a sweep to one step, and only the best of them to the end. One round of successive halving.
 
-Every member is the run that it would be by itself, stopped at that step (run.until), so the winner ends in the bits of
-a run without a race. Where nothing before the first cut depends on what the members differ in, these steps are trained
+Every member is the same run as by itself, stopped at that step (run.until), so the winner ends with the bits of a run
+without a race. Where nothing before the first cut depends on what the members differ in, these steps are trained
 once, and each member is a fork of them. Source: Jamieson & Talwalkar 2016, arXiv:1502.07943, there with more rounds.
 """
 
@@ -41,8 +41,8 @@ DENSE = "dense"  # the run that the members fork from
 
 @dataclass
 class Race:
-    """The members of a race and what is known of each. What is done is in race.json after every run, and is not done
-    again."""
+    """The members of a race and what is known of each. Finished runs are recorded in race.json and not
+    repeated."""
 
     out: Path
     command: Sequence[str]
@@ -51,7 +51,7 @@ class Race:
     heat: Heat
     jobs: int
     say: Callable[[str], None]
-    start: Callable[[Member, int, int, Path], Running] = start_here  # a run, its place, of so many, and its log
+    start: Callable[[Member, int, int, Path], Running] = start_here  # (run, its number, how many, its log)
     records: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # by member
     ended: dict[str, Ended] = field(default_factory=dict[str, Ended])  # of this start
 
@@ -80,11 +80,11 @@ class Race:
         return next((member for member in self.members if member.name == name), None)
 
     def log(self, member: Member) -> Path:
-        """What a run's command printed in its last start."""
+        """The output of a run's command in its last start."""
         return self.out / "logs" / f"{member.name}.log"
 
     def shown(self) -> str:
-        """The table: who was out, and when."""
+        """The table: which runs were out, and when."""
         table = Table(title=f"race {self.out.name}", title_justify="left", box=box.SIMPLE_HEAD)
         keys, steps = list(self.members[0].varied), self.members[0].config.train.num_steps
         ends = [key.rpartition(".")[2] for key in keys]
@@ -107,7 +107,7 @@ class Race:
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def _heats(self) -> int:
-        """All that are missing, to the step; an exit code where the winner is not known then."""
+        """Run all missing heats to the step; returns an exit code if the winner is not known then."""
         left = [member for member in self.members if not self.records[member.name]["ended"]]
         if left and self.heat.shared and (code := self._share(left)):
             return code
@@ -117,13 +117,13 @@ class Race:
         return next((code for code in codes if code not in (ExitCode.DONE, ExitCode.DIVERGED)), ExitCode.DONE)
 
     def _is_over(self, member: Member, how: Ended) -> None:
-        """A heat is, unless it has failed."""
+        """Whether a heat is over; a failed one is not."""
         if how.code in (ExitCode.DONE, ExitCode.DIVERGED):
             value = None if how.code else self._value(member)
             self.records[member.name] |= {"ended": True, "value": value, "out": "diverged" if how.code else None}
 
     def _finish(self) -> int:
-        """The winner's rest; the checkpoints of the others go."""
+        """Train the winner to the end, and remove the checkpoints of the others."""
         winner = self.winner
         if winner is None:
             return ExitCode.DIVERGED
@@ -180,7 +180,7 @@ class Race:
         return Runner(self.jobs, start, self.log, begun, ended).run(members)
 
     def _value(self, member: Member) -> float:
-        """What a heat's last evaluation says; of a run that has ended before it, its own."""
+        """The metric at the end of a heat; of a run that ended earlier, its final one."""
         run = RunDir(member.dir)
         if summary := files.read_json(run.summary):
             return summary["metrics"][self.y.name]
@@ -250,6 +250,6 @@ def _with(member: Member, override: str) -> Member:
 
 
 def _drop(run: RunDir) -> None:
-    """The checkpoints of a run that is out; what it has logged stays."""
+    """Remove the checkpoints of a run that is out; its logs stay."""
     for folder in (run.checkpoints, run.calibration):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""What a sweep came to: sweep.json, a table, and which points no other point beats.
+"""The results of a sweep: sweep.json, a table, and the points that no other point beats.
 
-A point is what its seeds have in common: the means over the members that differ in nothing but `seed`.
+A point is the mean over members that differ only in `seed`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOT_RUN = "not run"
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the picture: what `value` of a summary is drawn, and which way it improves."""
+    """One axis of the picture: which value of a summary is drawn, and in which direction it improves."""
 
     name: str
     label: str  # with its unit
@@ -35,7 +35,7 @@ class Axis:
     scale: float = 1.0  # from the value's unit to the label's
 
     def value(self, record: Mapping[str, Any]) -> float | None:
-        """Of a member's record in sweep.json; None where it has none."""
+        """The value in a member's record in sweep.json; None where it has none."""
         summary = record.get("summary") or {}
         if self.name == "latency":
             return record.get("latency_ms")
@@ -98,7 +98,7 @@ def record_of(member: Member, ended: Ended | None, earlier: Mapping[str, Any] | 
 
 
 def meaning(code: int) -> str:
-    """An exit code in a word."""
+    """An exit code as a word."""
     return ExitCode(code).name.lower() if code in list(ExitCode) else f"exit code {code}"
 
 
@@ -144,7 +144,7 @@ def write(out: Path, command: Sequence[str], records: Sequence[Mapping[str, Any]
 
 
 def table(records: Sequence[Mapping[str, Any]], x: Axis, y: Axis, title: str) -> Table:
-    """One line a member; a star where its point is on the Pareto front."""
+    """One line for each member; a star where its point is on the Pareto front."""
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     keys = list(records[0]["varied"])
     ends = [key.rpartition(".")[2] for key in keys]

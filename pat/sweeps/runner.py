@@ -1,7 +1,7 @@
-"""Runs the members of a sweep, so many at once, and answers for them until the last has left.
+"""Runs the members of a sweep, several at once, and supervises them until the last has left.
 
-A member that fails costs only itself. Ctrl-C, SIGTERM and SIGUSR1 go to all that run, which save and leave; no other is
-started. How a member is started is the caller's: on this machine `start_here`, or a function that submits a job.
+A failing member affects no other. Ctrl-C, SIGTERM and SIGUSR1 go to all running members, which save and leave; no more
+are started. The caller says how to start a member: `start_here` on this machine, or a function that submits a job.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Runner:
     def _ended(self, member: Member, started: Running, code: int, seconds: float) -> Ended:
         if code == ExitCode.DONE:
             return Ended(code, seconds)
-        if code < 0 and self.signals:  # before `pat train` had its handlers in place, so nothing was to be saved
+        if code < 0 and self.signals:  # before `pat train` had installed its handlers, so there was nothing to save
             return Ended(ExitCode.PREEMPTED, seconds, "asked to stop before it began")
         said = started.message or last_sentence(self.log(member))
         if code < 0:
@@ -98,7 +98,7 @@ class Runner:
             for each in running:
                 each.send_signal(signals.PASSED_ON[signal.Signals(self.signals[0])])
         elif self.signals.count(signal.SIGINT) > 1:
-            self.signals = [signal.SIGTERM]  # heard; the members end at once
+            self.signals = [signal.SIGTERM]  # caught; the members end at once
             for _ in range(2):
                 for each in running:
                     each.send_signal(signal.SIGINT)
@@ -127,7 +127,7 @@ def start_here(member: Member, place: int, jobs: int, log: Path) -> Here:
 
 
 def environment(member: Member, place: int, jobs: int) -> dict[str, str]:
-    """Of a member: its share of the cores and, of the GPUs, those of its place."""
+    """The environment of a member: its share of the cores, and the GPUs of its place."""
     from pat.launch.single_node import rank_variables
 
     engine = member.config.engine
@@ -162,7 +162,7 @@ def check_places(members: Sequence[Member], jobs: int, devices: Sequence[str]) -
 
 
 def last_sentence(log: Path) -> str:
-    """What a member said last: its own sentence if there is one, else its last line."""
+    """The last message of a member: its own sentence if there is one, else its last line."""
     try:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:

@@ -69,7 +69,7 @@ class Sweep:
         return ExitCode.PREEMPTED if stopped else next((code for code in codes if code), ExitCode.DONE)
 
     def log(self, member: Member) -> Path:
-        """What a member's command printed in its last start here, or rank 0 of its job."""
+        """The output of a member's command in its last start here, or of rank 0 of its job."""
         if self.cluster is not None:
             return directory.RunDir(member.dir).logs / "rank-0.log"
         return self.out / "logs" / f"{member.name}.log"
@@ -120,7 +120,7 @@ class Sweep:
     def _report(self) -> None:
         records = list(self.records.values())
         console = Console()
-        console.width = max(console.width, WIDTH)  # a log is no terminal of 80 columns
+        console.width = max(console.width, WIDTH)  # a log has no width of 80 columns
         console.print(results.table(records, self.x, self.y, f"sweep {self.out.name}"))
         for record in records:
             if record["code"]:
@@ -137,7 +137,7 @@ class Sweep:
 
 
 def is_done(member: Member) -> bool:
-    """Whether its last checkpoint is whole and its summary there, of this very config."""
+    """Whether its last checkpoint is whole and its summary exists, both with this very config."""
     from pat.config.frozen import changed_keys, load
     from pat.training.preflight import is_complete
 

@@ -1,1 +1,1 @@
-"""What a model is trained for: the loss, the samples and the metrics, one file a task."""
+"""What a model is trained for: the loss, the samples and the metrics, one file for each task."""

@@ -1,4 +1,5 @@
-"""What a model is trained for: how rows become tokens, the loss, the metrics. One file a task, found by its name."""
+"""What a model is trained for: how rows become tokens, the loss, the metrics. One file for each task, found by its
+name."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ Batch = dict[
 # What `pat.training.logit_cache` adds to a training batch: a teacher's draws, how much each counts, its entropy.
 DRAWN_IDS, DRAWN_WEIGHTS, ENTROPY = "drawn_ids", "drawn_weights", "teacher_entropy"
 NOT_INPUTS = ("labels", "weight", "sample", "num_samples", DRAWN_IDS, DRAWN_WEIGHTS, ENTROPY)
-MULTIPLE = 8  # batches are padded to whole multiples of so many tokens: few shapes, aligned matrices
+MULTIPLE = 8  # batches are padded to a multiple of this many tokens: few shapes, aligned matrices
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Task(ABC):
     name: str
     auto_model: ClassVar[Any]  # a transformers AutoModelFor... class
     labelled: ClassVar[bool] = False  # whether the model has one output per class
-    per_sample: ClassVar[bool] = False  # whether a sample has one label, and not one a token
+    per_sample: ClassVar[bool] = False  # whether a sample has one label, instead of one for each token
     distribution: ClassVar[bool] = True  # whether softmax(logits) means something
     directions: ClassVar[Mapping[str, bool]]  # metric -> whether higher is better
     best_metric: ClassVar[str]  # by which the best checkpoint is chosen
     headline: ClassVar[str]  # the metric to show
     sample_metric: ClassVar[str]  # the metric that is a weighted mean over samples, see `sample_values`
-    uneven: ClassVar[bool] = False  # whether batches of as many samples may have more or fewer answers
+    uneven: ClassVar[bool] = False  # whether batches of equal size may differ in their number of answers
     options: ClassVar[Mapping[str, Any]] = {}  # of the model's forward
     keys: ClassVar[tuple[str, ...]] = ()  # of the config's other sections, those that only some tasks take
 
@@ -69,7 +70,7 @@ class Task(ABC):
         """The classes in the training rows, in the order of their numbers; None without classes. Raises ValueError."""
 
     def set_head(self, config: PretrainedConfig, names: Sequence[str]) -> bool:
-        """Give the model's head the outputs that the task needs, one a class; whether it has a head and they are known.
+        """Give the model's head the outputs that the task needs, one for each class. Returns whether that was possible.
 
         Without `names` the classes are not known yet.
         """
@@ -79,10 +80,10 @@ class Task(ABC):
     def encoder(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
     ) -> Encoder:
-        """What turns rows into samples; new for every split."""
+        """A new encoder of rows into samples, for one split."""
 
     def check_model(self, config: PretrainedConfig) -> None:
-        """ValueError where the task asks for what this model cannot do."""
+        """ValueError where this model cannot do what the task needs."""
         return None
 
     @abstractmethod
@@ -90,7 +91,7 @@ class Task(ABC):
         """Samples (column -> values) as tensors of one shape."""
 
     def outputs(self, model: Any, batch: Batch, **options: Any) -> Any:
-        """What a module or a DeepSpeed engine makes of a batch of its device."""
+        """The outputs of a module or a DeepSpeed engine for a batch on its device."""
         return model(**inputs(batch), **self.options, **options)
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
@@ -129,7 +130,7 @@ class Task(ABC):
         return None
 
     def fitted(self, shares: Sequence[float]) -> Task:
-        """The task, with what it takes from the training data: how often each class is seen. Raises ValueError."""
+        """The task, with facts from the training data: how often each class is seen. Raises ValueError."""
         return self
 
     def evaluate(
@@ -152,7 +153,7 @@ class Task(ABC):
         return total
 
     def chance_loss(self, config: PretrainedConfig) -> float:
-        """The loss of a model that knows nothing, in nats: ln(classes or vocabulary)."""
+        """The loss of a model that guesses, in nats: ln(classes or vocabulary)."""
         choices: Any = config.num_labels if self.labelled else config.get_text_config().vocab_size
         return math.log(choices)
 
@@ -166,7 +167,7 @@ class Task(ABC):
 
 
 class Encoder(ABC):
-    """Rows in, samples out, in order; called with one batch of rows after the other."""
+    """Rows in, samples out, in order; called with one batch of rows after another."""
 
     @abstractmethod
     def features(self) -> Features:
@@ -183,7 +184,7 @@ class Encoder(ABC):
         return 0
 
     def counts(self) -> dict[str, int]:
-        """What else happened to the rows, by a name each."""
+        """What else happened to the rows: counts by name."""
         return {}
 
     def why_none(self) -> str:
@@ -192,12 +193,12 @@ class Encoder(ABC):
 
 
 def inputs(batch: Batch) -> Batch:
-    """What of a batch the model's forward takes."""
+    """The part of a batch that the model's forward takes."""
     return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
 
 
 def padded_width(longest: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """`longest` rounded up, not beyond what the model has positions for: the tokenizer knows where there is a limit."""
+    """`longest` rounded up, but not beyond the model's positions, whose number the tokenizer knows."""
     return max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, tokenizer.model_max_length))
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CHUNK_ELEMENTS = 1 << 26  # logits that are held in fp32 at a time: 256 MB
 IGNORED = -100  # the label of a token that is not supervised
-LOG_MAX = 700.0  # exp of more is not a float
+LOG_MAX = 700.0  # exp of more overflows
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CausalLM(Task):
     best_metric: ClassVar[str] = "loss"
     headline: ClassVar[str] = "perplexity"
     sample_metric: ClassVar[str] = "loss"
-    options: ClassVar[Mapping[str, Any]] = {"use_cache": False}  # `use_cache` in the config stays as the model came
+    options: ClassVar[Mapping[str, Any]] = {"use_cache": False}  # `use_cache` in the model's config stays unchanged
 
     def __post_init__(self) -> None:
         """Raises ValueError for a chunk without tokens."""
@@ -187,7 +187,7 @@ class _Blocks(Encoder):
         return Features({"input_ids": List(Value("int32"))})
 
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        texts = [text for text in rows["text"] if text]  # an empty line is no document
+        texts = [text for text in rows["text"] if text]  # an empty line is not a document
         eos: Any = self.tokenizer.eos_token_id
         stream = self.rest
         for ids in self.tokenizer(texts, verbose=False)["input_ids"] if texts else []:

@@ -31,7 +31,7 @@ CHOICES = {
     "empty_rows": ("error", "drop"),
     "packing": ("none", "best_fit"),
 }
-# Model types of which a test has shown that packed documents stay apart. Others may attend across them in silence.
+# Model types for which a test has shown that packed documents stay apart. Others may attend across them in silence.
 PACKABLE = (
     "cohere", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
     "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
@@ -42,7 +42,7 @@ PACKABLE = (
 class Chat(CausalLM):
     """Cross-entropy of each supervised token given those before it in its document, mean per supervised token.
 
-    A row is what `pat.tasks.formats` knows, as text what the tokenizer's chat template makes of it.
+    A row is one of the formats of `pat.tasks.formats`; the tokenizer's chat template makes it text.
     Raises ValueError for an option that is not allowed.
     """
 
@@ -50,7 +50,7 @@ class Chat(CausalLM):
     # answers: of the assistant, and the ends of their turns | completion: those after the prompt | all; null: answers
     # of messages, the completion of a prompt, all of a text
     loss_on: str | None = None
-    truncation_side: str = "right"  # what a row loses beyond data.max_length: its right or left end
+    truncation_side: str = "right"  # which end is cut from a row longer than data.max_length
     empty_rows: str = "error"  # a row without a supervised token: error | drop, and count
     packing: str = "none"  # none: one row a sample, padded | best_fit: as many as fit into data.max_length
     template_options: Mapping[str, Any] = field(default_factory=dict)  # for the chat template, e.g. enable_thinking
@@ -78,7 +78,7 @@ class Chat(CausalLM):
         return _Documents(self, tokenizer, max_length)
 
     def check_model(self, config: PretrainedConfig) -> None:
-        """Packing is for model types of which it was shown that documents stay apart. Raises ValueError."""
+        """Packing is for model types for which a test has shown that documents stay apart. Raises ValueError."""
         super().check_model(config)
         if self.packing != "none" and config.model_type not in PACKABLE:
             raise ValueError(
@@ -121,7 +121,7 @@ class Chat(CausalLM):
             return model(**given, **self.options, **options)
         mask = given.pop("attention_mask")
         if "flash" in getattr(model, "module", model).config._attn_implementation:
-            longest = given["input_ids"].shape[1]  # a bound is enough, and known without a wait for the device
+            longest = given["input_ids"].shape[1]  # an upper bound is enough, and known without waiting for the device
             given |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
             options = options | {"max_length_q": longest, "max_length_k": longest}
         with padding.withheld(mask):
@@ -161,7 +161,7 @@ class _Documents(Encoder):
         return {"rows_cut": self.cut, "rows_dropped": self.dropped, "system_prompts_dropped": lost}
 
     def why_none(self) -> str:
-        """They had nothing to learn."""
+        """Because no row has a token to learn."""
         return f"none has a supervised token ({self.cut} were cut): check the roles, or give a larger data.max_length"
 
     def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -222,7 +222,7 @@ class _Documents(Encoder):
         return [bos] * begins + ids + [eos] * ends, [False] * begins + flags + [True] * ends  # pyright: ignore
 
     def _fitting(self, ids: list[int], flags: list[bool]) -> tuple[list[int], list[bool]]:
-        """At most max_length tokens; the first is predicted by none."""
+        """At most max_length tokens; nothing predicts the first."""
         if len(ids) > self.max_length:
             self.cut += 1
             part = slice(self.max_length) if self.task.truncation_side == "right" else slice(-self.max_length, None)

@@ -1,12 +1,12 @@
-"""A language model's loss in chunks of tokens: the logits of all tokens never exist, in no dtype.
+"""A language model's loss in chunks of tokens: the logits of all tokens never exist at once, in any dtype.
 
-For the time of a call of the model its output head runs another forward, which goes through the hidden states chunk by
+During a call of the model, its output head runs another forward, which goes through the hidden states chunk by
 chunk: logits, loss, and at once the loss's gradients with respect to the hidden states and the head. The backward only
 scales these, so that nothing is computed twice and a chunk's logits are gone before the next.
 
 It happens inside the head's own call, so ZeRO 3 gathers the head's weight once in the forward and once in the backward,
-whatever the number of chunks: ranks whose batches have other lengths stay in step. Sums, not means, are differentiated:
-their gradients are of the size of 1, and fp16 does not lose them.
+whatever the number of chunks: so ranks with batches of different lengths stay in step. Sums, not means, are
+differentiated: their gradients are of the size of 1, and fp16 does not lose them.
 
 The gradient in the forward is that of Liger-Kernel's fused linear cross-entropy, Hsu et al. 2024, arXiv:2410.10989;
 here any loss of a row can be summed, on any device.
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 Rows = Callable[[Tensor, slice], Tensor]  # logits (m, v) of a chunk, which of the n rows these are -> (m, k) fp32
 
-# Model types of which a test has shown that their logits are what the head puts out, neither capped nor scaled.
+# Model types for which a test has shown that their logits are what the head puts out, neither capped nor scaled.
 PLAIN_HEADS = (
     "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
     "starcoder2",

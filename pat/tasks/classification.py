@@ -89,7 +89,7 @@ class Classification(Task):
             return rows
         labels = train.unique("label")
         whole = all(isinstance(value, int) for value in labels)
-        many = 2 * len(labels) > len(train)  # rather an id than a label
+        many = 2 * len(labels) > len(train)  # more likely an id than a label
         if not whole or many or self.num_labels not in (None, len(labels)) or set(labels) <= set(range(len(labels))):
             return rows
         return {split: part.cast_column("label", Value("string")) for split, part in rows.items()}
@@ -251,7 +251,7 @@ def _number(numbers: Mapping[str, int], label: Any) -> int:
 
 @cache
 def _on(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """(c,) fp32 on a device: copied once, so that no step waits."""
+    """(c,) fp32 on a device: copied only once, so that no step waits."""
     return torch.tensor(weights, dtype=torch.float32, device=device)
 
 

@@ -1,4 +1,4 @@
-"""What a classifier confuses: counts that add up over batches and ranks, and the metrics that follow from them."""
+"""Which classes a classifier confuses: counts that add up over batches and ranks, and metrics computed from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 # c classes; M[i, j] samples of class i that were taken for class j
 
-MATRIX = 64  # classes up to which the whole matrix is kept: of more, nobody reads it
+MATRIX = 64  # classes up to which the whole matrix is kept; nobody reads a larger one
 
 
 def counted(
@@ -53,7 +53,7 @@ def macro_f1(counts: Tensor) -> float:
 
 
 def table(counts: Tensor, names: list[str]) -> dict[str, Any]:
-    """Plain values for summary.json: a mapping a class, and the matrix where it was kept."""
+    """Plain values for summary.json: a mapping for each class, and the matrix where it was kept."""
     scores = by_class(counts)
     classes = {
         name: {

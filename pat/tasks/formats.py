@@ -1,4 +1,5 @@
-"""How rows hold conversations: `text`, `messages` or `prompt` and `completion`, as in TRL, made one internal form.
+"""How rows hold conversations: `text`, `messages` or `prompt` and `completion`, as in TRL, turned into one internal
+form.
 
     text                     {"text": "..."}
     messages                 {"messages": [{"role": ..., "content": ...}, ...]}, or the same as `conversations`

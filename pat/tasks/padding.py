@@ -1,7 +1,7 @@
-"""Padding of a batch that the model itself is not told of.
+"""Padding of a batch that is hidden from the model itself.
 
-Packed documents are kept apart by their positions, and an attention mask would undo that. Who takes the mask away says
-here where the padding is, for those who count tokens.
+Packed documents are kept apart by their positions, and an attention mask would undo that. Code that withholds
+the mask records the padding here, for code that counts tokens.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Regression(Task):
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """(3, N) fp64: p, y and 1 where the sample is in the batch, elsewhere 0.
 
-        So a sum over batches and ranks is every answer, exactly and in one order: ranks (Spearman's) are no sums.
+        So a sum over batches and processes holds every answer, exactly and in one order: Spearman's rho is not a sum.
         """
         answers = self.outputs(model, batch).logits[:, 0].double()  # (b,)
         counts = batch["weight"] > 0
@@ -88,7 +88,7 @@ class Regression(Task):
         return errors, torch.ones_like(errors)
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """Mean squared error, Pearson's r, and Spearman's rho: r of the ranks. 0 where one of both is constant."""
+        """Mean squared error, Pearson's r, and Spearman's rho: r of the places in order. 0 where either is constant."""
         p, y = sums[:2, sums[2] > 0]
         return {
             "mse": float((p - y).square().mean()),

@@ -1,6 +1,6 @@
-"""Chat templates: a conversation as text, and which of its characters the model is to write itself.
+"""Chat templates: a conversation as text, and which of its characters the model must learn to write.
 
-A template that marks them with `{% generation %}` is believed. Else they are found by rendering alone, with no
+If a template marks them with `{% generation %}`, its marks are used. Otherwise they are found by rendering, without
 knowledge of any template. Let T(c) be the rendered conversation c, and a mark a string put into a message's content:
 
     m_j   where message j stands: T(c with a mark in message j) must be T(c) with the mark in one place, m_j
@@ -31,7 +31,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from pat.tasks.formats import Conversation, Message
 
-MARK = "\ue123mark\ue123"  # private use: in nobody's text
+MARK = "\ue123mark\ue123"  # private use: it occurs in no text
 TODAY = date(2024, 7, 26)  # for templates that write the date: data must not depend on the day; it is Llama 3.1's own
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")

@@ -49,7 +49,7 @@ class Remaining:
                 (self.saves if name == "checkpoint/seconds" else self.evaluations).append(seconds)
 
     def seconds(self, step: int) -> float:
-        """From here to the end; evaluations and saves count once one has been timed."""
+        """Until the end; evaluations and saves count once one of them has been timed."""
         train, left = self.train, self.train.num_steps - step
         training_s = left * self.step_s / max(1, self.steps)
         saves = _due(step, train.num_steps, train.checkpoint_every)
@@ -60,7 +60,7 @@ class Remaining:
 
 
 def _due(step: int, num_steps: int, every: int | None) -> int:
-    """How often something is done after `step`: every so many steps, and at the end."""
+    """How often something is still done after `step`, if it is done every N steps and at the end."""
     return 1 + ((num_steps - 1) // every - step // every if every and step < num_steps else 0)
 
 
@@ -143,7 +143,7 @@ class Bar(Lines):
             log.write(line + "\n")
 
     def _above(self, text: str) -> None:
-        """Whole lines above the bar."""
+        """Print whole lines above the bar."""
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -172,7 +172,8 @@ def status(values: Mapping[str, Any]) -> list[str]:
         words.append(f"{values['pruning/phase']}")
     if values.get("pruning/sparsity") is not None:
         now, target = values["pruning/sparsity"], values.get("pruning/target", values["pruning/sparsity"])
-        # Learned gates are random until the hard phase: what they do on average follows the target, what is off lags.
+        # Learned gates are random until the hard phase: their mean follows the target, and the number of closed ones
+        # lags.
         words.append(f"sparsity {now:.3f}" + (f" of {target:.3f}" if abs(now - target) > 0.0005 else ""))
     words.append(f"loss {_number(values['train/loss'])}")
     if values.get("train/skipped_steps"):

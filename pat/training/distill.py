@@ -31,7 +31,7 @@ CHUNK_ELEMENTS = 1 << 24  # logits of each model that are held in fp32 at a time
 
 
 class Distiller:
-    """Adds a teacher's answers to a task's loss. All that it keeps is what it sums up for the next logged line."""
+    """Adds a teacher's answers to a task's loss. It keeps nothing but sums for the next logged line."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class Distiller:
     def loss(self, model: Any, batch: Batch, t: int, shares: Shares = (1.0, 1.0)) -> Tensor:
         """The combined loss of step t, fp32; the task's alone while the ramp is 0. Collective at ZeRO 3.
 
-        `shares`: of the global batch, for what is a mean over answers, and over tokens. The teacher goes first: the
-        student's activations are not there yet when its own are at their peak.
+        `shares`: of the global batch, for what is a mean over answers, and over tokens. The teacher goes first, so that
+        its activations peak before the student has any.
         """
         self._factor = self.ramp(t)
         if self._factor == 0.0:
@@ -79,7 +79,7 @@ class Distiller:
         )  # fmt: skip
 
     def _whole(self, loss: Tensor, kl: Tensor, hidden: Tensor, shares: Shares) -> Tensor:
-        """Both parts by their shares of the global batch; what is logged, too."""
+        """Both parts, weighted by their shares of the global batch; also notes them for the log."""
         loss, kl, hidden = loss * shares[0], kl * shares[0], hidden * shares[1]
         self._sums = self._sums.to(kl.device) + torch.stack([kl, hidden, torch.ones_like(kl)]).detach()
         return loss + self.hidden_weight * self._factor * hidden if self.hidden_weight else loss
@@ -213,10 +213,10 @@ def hidden_loss(
 ) -> Tensor:
     """Mean over the student's layers i of the MSE between its layer i and the teacher's layer map[i], fp32.
 
-    A layer whose gate is closed hands on what the layer before it puts out, which would be pulled towards two layers of
-    the teacher at once. As in CoFi (Xia et al. 2022, arXiv:2204.00408) and Minitron (Muralidharan et al. 2024,
-    arXiv:2407.14679) only layers that remain are compared. Recomputed in the backward: the fp32 difference exists for
-    one layer at a time.
+    A layer whose gate is closed passes on the output of the layer before it, which would then be pulled towards two
+    layers of the teacher at once. As in CoFi (Xia et al. 2022, arXiv:2204.00408) and Minitron (Muralidharan et al.
+    2024, arXiv:2407.14679) only layers that remain are compared. Recomputed in the backward: the fp32 difference
+    exists for one layer at a time.
     """
     pairs = [(i, j) for i, j in enumerate(layer_map) if i not in dropped]
     total = torch.zeros((), dtype=torch.float32, device=counts.device)

@@ -1,4 +1,4 @@
-"""When a run counts as diverged: by its loss, and by the steps that had no finite gradient."""
+"""When a run counts as diverged: by its loss, and by its steps without a finite gradient."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class LossBound:
         return self.progress.initial_loss is None or self.progress.step - 1 == self.starts > 0
 
     def measure(self, loss: float) -> str | None:
-        """Take the mean loss of such a step; returns what to say of it."""
+        """Take the mean loss of such a step; returns a sentence about it."""
         if not math.isfinite(loss):
             return None
         self.progress.initial_loss = max(loss, self.progress.initial_loss or loss)

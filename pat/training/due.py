@@ -24,8 +24,8 @@ class Due:
     def checkpoint(self) -> bool:
         """By steps, or by this rank's clock.
 
-        A skipped step has changed nothing, but may follow one that has gone wrong: its checkpoint waits for the next
-        step, so that bad ones do not push the last good one out."""
+        A skipped step changes nothing, but may follow one that went wrong, so its checkpoint waits for the next
+        step: bad checkpoints must not push out the last good one."""
         every, minutes, progress = self.train.checkpoint_every, self.train.checkpoint_every_minutes, self.progress
         if progress.step in progress.skipped_lately:
             return False
@@ -45,9 +45,9 @@ class Due:
     def variants(self, totals: Totals) -> dict[str, int]:
         """Of train.export_at: the sparsities that are reached now and were not before, with this step."""
         reached = self.progress.reached
-        if len(reached) == len(self.train.export_at):  # as in most runs, at every step: none
+        if len(reached) == len(self.train.export_at):  # the usual case: the key is empty
             return {}
-        now, end = totals.sparsity, totals.target  # units are whole: the end may lie a little below what was written
+        now, end = totals.sparsity, totals.target  # units are whole, so the end may lie a little below the key's value
         values = {f"{value:g}": value for value in self.train.export_at}
         new = [name for name, value in values.items() if name not in reached and now >= min(value, end)]
         return dict.fromkeys(new, self.progress.step)

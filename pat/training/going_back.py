@@ -11,8 +11,8 @@ from pat.zero.checkpoint_files import CheckpointError
 def go_back(training: Training) -> None:
     """To the last good checkpoint in full, as a resume would; there everything becomes permanent. Collective.
 
-    Each thing that is written leaves the run where it has been before: at the good checkpoint, from which it would come
-    here again, or, after the last one, at the good checkpoint with its schedules stopped. So a kill changes no bit.
+    Every write leaves the run in a state it was in before: at the good checkpoint, from which it would come here again,
+    or, after the last write, at the good checkpoint with its schedules stopped. So a kill changes no bit.
     """
     progress, tracker, root, world = training.progress, training.tracker, training.run.checkpoints, training.world
     record, undone = progress.envelope.copy(), progress.step

@@ -1,4 +1,4 @@
-"""The envelope of a run at work: evaluations are judged, schedules are held, stopped and let go on."""
+"""The envelope at work in a run: evaluations are judged; schedules are held, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pat.training.tracking import Tracker
 
 
 class Guard:
-    """What the envelope asks of one run. All that it remembers is in the run's progress."""
+    """What the envelope asks of one run. Its memory is in the run's progress."""
 
     def __init__(self, config: Config, progress: Progress, pruner: Pruner, task: Task) -> None:
         assert config.train.eval_every and pruner.first_soft_step is not None, "pat.config.validate sees to it"
@@ -45,7 +45,7 @@ class Guard:
         return limits.figures(envelope | more, dense, now, higher)
 
     def looks_before(self, t: int) -> bool:
-        """Whether an evaluation decides what step t does: nothing of that step is made ready before."""
+        """Whether an evaluation decides what step t does, so that nothing of that step may be prepared before it."""
         return self.first < t < self.config.train.num_steps and t % self.every == 0
 
     def begin(self) -> bool:

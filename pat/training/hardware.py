@@ -47,7 +47,7 @@ def peak_flops(device: str, dtype: str) -> float | None:
 
 
 def flops_per_token(model: Any, length: int) -> float:
-    """6 N + 12 L H S: forward and backward of one token in a sequence of S tokens; all weights learn.
+    """6 N + 12 L H S: forward and backward of one token in a sequence of S tokens, when all weights train.
 
     N weights that multiply (the input embedding does not, unless it is tied to the output), L layers, H hidden size.
     Pruned weights count: they are multiplied as zeros. PaLM, Chowdhery et al. 2022, appendix B, arXiv:2204.02311.
@@ -62,6 +62,7 @@ def flops_per_token(model: Any, length: int) -> float:
 
 
 def mfu(tokens_per_s: float, token_flops: float, device: str, dtype: str, devices: int) -> float | None:
-    """Model FLOPs utilisation in [0, 1]: what the tokens ask for, over the peak of all devices; None without a peak."""
+    """Model FLOPs utilisation in [0, 1]: the FLOPs that the tokens need, over the peak of all devices; None without a
+    peak."""
     peak = peak_flops(device, dtype)
     return None if peak is None else tokens_per_s * token_flops / (peak * devices)

@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 MAX_DRAWS = 255  # of a row: a count is a byte
 OPEN_SHARDS = 64  # that a rank keeps mapped
 
-# What must be the same in a run that learns from a cache, and what is said where it is not.
+# What must be the same in a run that learns from a cache, and the words of the error where it is not.
 _DIFFERENCES = {
     "format": "has the format {old}, and this version of pat reads {new}",
     "task": "was made for {old}, and this run's task is {new}",
@@ -118,7 +118,7 @@ class LogitCache:
         return sum(shard["bytes"] for shard in self.manifest["shards"]) / self.manifest["rows"]
 
     def identity(self) -> dict[str, str]:
-        """Whose answers these are, and which draws: what a run keeps for its summary and for its resume."""
+        """The teacher and the draws, as a run records them for its summary and its resume."""
         teacher = self.manifest["teacher"]
         drawn = {"cache": str(self.folder), "cache_sha256": self.sha256}
         return {"path": teacher["path"], "sha256": teacher["sha256"]} | drawn
@@ -151,7 +151,7 @@ class LogitCache:
         )
 
     def more(self, task: Task, samples: Sequence[int], batch: Batch) -> Batch:
-        """What a batch of these samples gets besides: token ids (b, s, u) int32, their weights p^ and the entropies
+        """What is added to a batch of these samples: token ids (b, s, u) int32, their weights p^ and the entropies
         (b, s), fp32; 0 where the loss does not count."""
         counts = task.supervised(batch)
         places = counts.flatten().nonzero()[:, 0]  # of the n = b s rows, those that the cache has

@@ -152,7 +152,7 @@ def _fill(folder: Path, manifest: dict[str, Any], source: Source) -> None:
 
 
 def drawn(source: Source, samples: range, advance: Callable[[int], None]) -> list[Rows]:
-    """The rows of each of these samples, in order. The longest go through the teacher first: little padding."""
+    """The rows of each of these samples, in order. The teacher gets them sorted by length, which saves padding."""
     lengths = token_counts(source.prepared.train.select(samples))
     order = [samples[int(place)] for place in np.argsort(-lengths, kind="stable")]
     found: dict[int, Rows] = {}

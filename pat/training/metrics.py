@@ -98,7 +98,7 @@ class Window:
         self.reset()
 
     def _ranks(self, tokens_per_s: float) -> dict[str, Any]:
-        """What differs between ranks: own compute of the last step, memory. Collective."""
+        """Figures that differ between ranks: compute time of the last step, memory. Collective."""
         world, tracker = self.world, self.training.tracker
         mine = torch.zeros(2, world.world_size, dtype=torch.float64)
         mine[:, world.rank] = torch.tensor([self.pace.stop(), hardware.peak_memory_bytes()], dtype=torch.float64)

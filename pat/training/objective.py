@@ -30,19 +30,19 @@ class Objective:
         self.weighs = global_mean and (task.uneven or (distiller is not None and distiller.hidden_weight > 0))
 
     def shares(self, batches: Sequence[Batch]) -> Sequence[Shares]:
-        """What each of a step's losses counts for: its share of the global batch. Collective unless all are equal."""
+        """The weight of each of a step's losses: its share of the global batch. Collective unless all are equal."""
         if not self.weighs:
             return [WHOLE] * len(batches)
         return [(row[0], row[1]) for row in shares(self.task, batches, self.world)]
 
     def loss(self, batch: Batch, t: int, shares: Shares = WHOLE) -> torch.Tensor:
-        """The loss of a micro-batch of step t; averaged over micro-batches and ranks, that of the global batch."""
+        """The loss of a micro-batch of step t. Its average over micro-batches and ranks is that of the global batch."""
         if self.distiller:
             return self.distiller.loss(self.engine, batch, t, shares)
         return self.task.loss(self.engine, batch) * shares[0]
 
     def chance(self) -> float:
-        """The task's loss of a model that knows nothing: ln(classes or vocabulary)."""
+        """The task's loss of a model that guesses: ln(classes or vocabulary)."""
         return self.task.chance_loss(self.engine.module.config)
 
     def logged(self) -> dict[str, float]:

@@ -26,7 +26,7 @@ from pat.training.start_summary import Checked
 from pat.zero import engine
 from pat.zero.checkpoint_files import CheckpointError
 
-UNITS = 0.005  # by which a target may lie below a budget's sparsity, for units are whole
+UNITS = 0.005  # how far a target may lie below a budget's sparsity, as units are whole
 
 
 def check_data(config: Config) -> str:
@@ -53,7 +53,7 @@ def data_in_words(config: Config, prepared: PreparedData) -> str:
 def prepare(config: Config, run_dir: Path, here: bool = True) -> Checked:
     """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError.
 
-    here=False: the ranks will run on other machines, with devices of their own.
+    here=False: the ranks will run on other machines, so devices are not checked.
     """
     if here:
         engine.check_accelerator(config)
@@ -70,7 +70,7 @@ def prepare(config: Config, run_dir: Path, here: bool = True) -> Checked:
 
 
 def _strange(config: Config, prepared: PreparedData) -> tuple[list[str], list[str]]:
-    """(what becomes of a pretrained head, what looks wrong in the data), in sentences. Raises ValueError."""
+    """Sentences: (what becomes of a pretrained head, what looks wrong in the data). Raises ValueError."""
     task = base.build(config.task)
     hf_config = build.build_config(config.model, task, prepared.num_labels, label_names=prepared.label_names)
     note = build.head_note(config.model, task, hf_config)
@@ -88,7 +88,7 @@ def _check_export_at(values: list[float], pruner: Pruner) -> None:
 
 
 def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Pruner) -> None:
-    """What the ranks would find out only when the model is built."""
+    """Refuse now what the ranks would only refuse once the model is built."""
     saved = retention.steps(root)
     if mode == "must" and not saved:
         raise ValueError(f"run.resume=must, but {root} holds no checkpoint: check run.dir, or take run.resume=auto")
@@ -96,7 +96,7 @@ def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Prun
         try:
             manifest = read_manifest(saved[-1])
         except CheckpointError:
-            return  # torn: the ranks look for an older one
+            return  # torn: ranks will look for an older one
         check_same_model(manifest, describe_parameters(model, pruner))
 
 

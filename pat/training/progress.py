@@ -23,7 +23,7 @@ class Progress:
     dense_step: int | None = None  # how many steps they were trained
     metrics: dict[str, float] | None = None  # of the last evaluation
     slices: dict[str, dict[str, float]] | None = None  # of the same
-    details: dict[str, Any] | None = None  # of the same: what the task says besides
+    details: dict[str, Any] | None = None  # of the same: further figures of the task
     best: list[float] | None = None  # signed metric of the best checkpoint
     worse: int = 0  # evaluations since then
     initial_loss: float | None = None  # before the first step
@@ -46,9 +46,9 @@ class Progress:
         return dataclasses.asdict(self)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from a manifest's values; keys of another version of pat are passed over."""
+        """Go on from a manifest's values; keys that this version of pat does not know are ignored."""
         for each in dataclasses.fields(self):
-            if each.name in ("clock", "envelope"):  # others hold them, too
+            if each.name in ("clock", "envelope"):  # others hold the same list
                 getattr(self, each.name).restore(saved.get(each.name) or {})
             elif each.name in saved:
                 setattr(self, each.name, saved[each.name])

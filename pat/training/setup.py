@@ -121,7 +121,7 @@ def build(run_dir: Path) -> Training:
 
 
 def _cache(config: Config, world: Comm, cache: logit_cache.LogitCache) -> logit_cache.LogitCache:
-    """The cache, once its files are known to be what was written, and of the teacher that is named. Collective."""
+    """The cache, after checking that its files are intact and come from the named teacher. Collective."""
     cache.check_hashes(world)
     if config.distill.teacher:
         cache.check_teacher(teacher.identity(config, world))
@@ -129,7 +129,7 @@ def _cache(config: Config, world: Comm, cache: logit_cache.LogitCache) -> logit_
 
 
 def _first_samples(training: Training, number: int) -> list[Any]:
-    """This rank's micro-batches of the first steps, until there are so many samples over all ranks."""
+    """This rank's micro-batches of the first steps, until all ranks together have enough samples."""
     steps = math.ceil(number / training.config.train.global_batch_size)
     return [batch for t in range(steps) for batch in training.feed.batches(t)]
 
@@ -160,7 +160,8 @@ def _calibrating(training: Training) -> Callable[[int, int], None]:
 
 
 def _better_now(training: Training, seconds: float, index: int, number: int) -> bool:
-    """Whether a stop now loses less than the rest of a cut takes: the steps since the last checkpoint are repeated."""
+    """Whether stopping now costs less time than finishing the cut, given that steps since the last checkpoint are
+    lost."""
     progress, lost = training.progress, 0.0
     if progress.step > max(progress.saved_step, 0):
         lost = time.monotonic() - training.due.last_save
@@ -168,7 +169,7 @@ def _better_now(training: Training, seconds: float, index: int, number: int) -> 
 
 
 def _start_watchdog(training: Training, minutes: float) -> None:
-    """End this rank when it has waited so long."""
+    """End this rank when it has waited for longer than engine.timeout_min."""
     training.watchdog.start(
         60 * minutes,
         bite=lambda: end_rank(training.run.path, training.world.rank, minutes),
@@ -191,7 +192,7 @@ def _resume(training: Training) -> None:
         return
     manifest = reader.manifest
     teacher.check_same(manifest["trainer"].get("teacher"), progress.teacher)
-    progress.restore(manifest["trainer"])  # first: the clock says in which phase the pruners are
+    progress.restore(manifest["trainer"])  # first, because the clock decides in which phase the pruners are
     store.load(training.engine, training.pruner, reader)
     if training.guard and training.world.rank == 0:
         retention.undo(training.run.checkpoints, reader.dir)  # a kill may have come before

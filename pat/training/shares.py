@@ -1,4 +1,4 @@
-"""What a micro-batch counts for, so that the loss of a step is a mean over its whole global batch.
+"""The weight of each micro-batch, so that the loss of a step is a mean over its whole global batch.
 
 DeepSpeed averages the losses of A micro-batches on R ranks. Those are means over n_m answers each, so that an answer in
 a micro-batch with few of them would count for more than another. With the share n_m A R / N of each loss,

@@ -73,7 +73,8 @@ class Sliced:
 
 
 def of(config: Config, task: Task, prepared: PreparedData) -> Sliced | None:
-    """None where neither the data names slices nor a limit is on them. ValueError where none is large enough."""
+    """None where neither the data names slices nor the envelope limits them. ValueError where no slice is large
+    enough."""
     limit = config.envelope.get(SLICES)
     if prepared.slices is None and limit is None:
         return None

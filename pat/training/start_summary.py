@@ -1,4 +1,4 @@
-"""What `pat train` says before it trains: the data, what of the model trains, what is pruned when, what looks wrong."""
+"""What `pat train` says before it trains: the data, what trains, what is pruned when, and what looks wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WIDTH = 10  # of the first column
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known once all checks before the start have passed: nothing of it has to be made again."""
+    """Everything built by the checks before a start, so that nothing is built twice."""
 
     prepared: PreparedData
     model: torch.nn.Module  # on the meta device
@@ -54,7 +54,7 @@ def start_summary(config: Config, checked: Checked) -> str:
 
 
 def warnings(config: Config, checked: Checked) -> list[str]:
-    """What to look at before the run takes its time: the one place where such sentences are gathered."""
+    """What to look at before the run starts; the only place where such sentences are gathered."""
     return [
         *checked.strange,
         *_useless_excludes(checked),
@@ -91,7 +91,7 @@ def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
 
 
 def _samples(prepared: PreparedData, split: str) -> str:
-    """How many, and of how many: to count the tokens of a part would mean to read it."""
+    """How many, and of how many. Tokens of a part are not counted: that would mean reading it."""
     used, made = len(getattr(prepared, split)), prepared.info[f"{split}_samples"]
     return f"{used:,} samples " + (f"({prepared.info[f'{split}_tokens']:,} tokens)" if used == made else f"of {made:,}")
 
@@ -109,7 +109,7 @@ def _labels(prepared: PreparedData) -> Iterator[str]:
 
 
 def _shown(label: str) -> str:
-    """Quoted where it has spaces at an end, which nobody sees."""
+    """Quoted where it begins or ends with spaces, which nobody would see."""
     return label if label == label.strip() else repr(label)
 
 
@@ -195,7 +195,7 @@ def _useless_excludes(checked: Checked) -> Iterator[str]:
 
 
 def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
-    """Calibration on less than it takes to tell the inputs of a matrix apart."""
+    """Warnings of calibration on fewer tokens than a matrix has inputs."""
     there = len(checked.prepared.train)
     for each in checked.pruner.pruners:
         needs = each.calibration

@@ -61,8 +61,8 @@ class Training:
         return bool(flags[0]), bool(flags[1])
 
     def begins(self, t: int) -> bool:
-        """Whether the loop itself begins step t, after an evaluation that nothing of that step may be in force in: of
-        the dense model, or one that the envelope goes by."""
+        """Whether the loop itself begins step t, because an evaluation comes first in which nothing of that step may
+        be in force: that of the dense model, or one that the envelope judges."""
         return t == self.pruner.first_soft_step or (self.guard is not None and self.guard.looks_before(t))
 
     @property

@@ -1,4 +1,4 @@
-"""Which rank is slow: each rank's own compute, without what it waits for.
+"""Which rank is slow: each rank's own compute time, without its waiting for others.
 
 In a step every rank waits for the slowest, so all steps take equally long. What differs is the forward of the leaf
 modules: no collective runs inside them (at ZeRO 3 a weight is gathered before its module begins). It is timed in the
@@ -73,7 +73,7 @@ class SlowRanks:
         self.named: set[int] = set()
 
     def seen(self, seconds: Sequence[float]) -> list[str]:
-        """A sentence for each rank that is found slow now. `seconds`: (N,) own compute of one step."""
+        """A sentence for each rank that is found to be slow. `seconds`: (N,) own compute of one step."""
         median = statistics.median(seconds)
         said = []
         for rank, own in enumerate(seconds):

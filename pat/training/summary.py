@@ -1,4 +1,4 @@
-"""What a finished run says of itself: summary.json, and a sentence."""
+"""The result of a finished run: summary.json, and a sentence."""
 
 from __future__ import annotations
 

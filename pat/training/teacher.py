@@ -84,7 +84,7 @@ def build(
 
 
 def ramp(config: Config) -> Ramp:
-    """From which step on the teacher counts how much. Raises ValueError."""
+    """How the teacher's weight rises over the steps. Raises ValueError."""
     return Ramp.of("distill", config.distill.start, config.distill.end, config.train.num_steps)
 
 
@@ -113,7 +113,7 @@ def layer_map(config: Config, student: PretrainedConfig, teacher: PretrainedConf
 
 
 def vocabulary_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) -> str | None:
-    """The first token, by our numbers, that is another one there; None where both are equal."""
+    """The first token number that stands for different tokens in the two vocabularies; None where they are equal."""
     for token, number in sorted(ours.items(), key=lambda item: item[1]):
         if theirs.get(token) != number:
             there = f"number {theirs[token]}" if token in theirs else "missing"
@@ -158,7 +158,7 @@ def check_same(saved: dict[str, str] | None, ours: dict[str, str] | None) -> Non
 
 
 def describe(config: Config) -> str:
-    """Two lines for `--dry-run`: which teacher, bytes per rank, and from when it counts how much."""
+    """Two lines for `--dry-run`: which teacher, bytes per rank, and how its weight rises."""
     distill, numel = config.distill, num_parameters(config)
     sharded = config.engine.zero_stage == 3
     ranks = config.engine.world_size if sharded else 1
@@ -206,7 +206,7 @@ def _check_head(name: str, task: Task, teacher: PretrainedConfig) -> None:
 
 
 def _check_labels(name: str, teacher: PretrainedConfig, student: PretrainedConfig) -> None:
-    """As many classes, and the same ones in the same order where both have names."""
+    """ValueError unless the teacher has as many classes, in the same order where both have names."""
     ours, theirs = _classes(student), _classes(teacher)
     if len(ours) != len(theirs):
         raise ValueError(f"{name} has {len(theirs)} classes, but the data has {len(ours)}: it answers another question")

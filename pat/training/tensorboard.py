@@ -1,6 +1,6 @@
 """metrics.jsonl as TensorBoard's events, in RUN/tensorboard. Rank 0 only.
 
-metrics.jsonl is what counts: a start, and going back to a checkpoint, cut it; events are written anew from the rest.
+metrics.jsonl is authoritative: when a start or a return to a checkpoint cuts it, events are written anew from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_installed(logger: LoggerConfig) -> None:
 
 
 class TensorBoard:
-    """The events of a run, or nothing. What goes wrong here is said once and never ends a run."""
+    """The events of a run, or nothing. Errors here are logged once and never end a run."""
 
     def __init__(self, logger: LoggerConfig, run: RunDir, say: Callable[[str], None]) -> None:
         self.wanted, self.run, self.say = logger.name == NAME, run, say
@@ -59,7 +59,7 @@ class TensorBoard:
         folder = self.run.path / FOLDER
         for events in folder.glob(EVENTS):
             events.unlink()
-        # purge_step: a TensorBoard that has read the files of before forgets them.
+        # purge_step makes a TensorBoard that has read the earlier files forget them.
         self.writer = SummaryWriter(str(folder), purge_step=0)
         for line in _lines(self.run.metrics):
             self._add(line)

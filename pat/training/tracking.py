@@ -68,7 +68,8 @@ class Tracker:
             self.view.log(values, step)
 
     def _append(self, line: bytes) -> None:
-        """A whole line of metrics.jsonl, or none where the disk is full: the next checkpoint will end the run."""
+        """Append a whole line to metrics.jsonl, or none where the disk is full: then the next checkpoint ends the
+        run."""
         size = self.file.tell()
         with contextlib.suppress(OSError):
             if self.file.write(line) == len(line):
@@ -95,7 +96,7 @@ class Tracker:
             self.wandb.alert(title, text)
 
     def warn(self, title: str, text: str) -> None:
-        """What somebody should look at while the run goes on: a sentence, and an alert."""
+        """A sentence and an alert, for a problem that does not stop the run."""
         self.say(text)
         self.alert(title, text)
 
@@ -138,7 +139,7 @@ def wandb_mode(logger: LoggerConfig, environ: Mapping[str, str], has_key: bool) 
 
 
 class _Wandb:
-    """wandb, or nothing. What goes wrong here is said once and never ends a run."""
+    """wandb, or nothing. Errors here are logged once and never end a run."""
 
     def __init__(self, config: Config, run: RunDir, say: Callable[[str], None]) -> None:
         self.config, self.dir, self.say = config, run, say

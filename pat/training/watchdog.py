@@ -1,7 +1,7 @@
-"""A rank ends itself when nothing has happened for too long: another hangs, or this one.
+"""A rank ends itself when nothing has happened for too long, because it hangs or another rank does.
 
-A collective's own timeout does not do: DeepSpeed's groups have torch's default, whatever the first group was given, and
-what hangs may be no collective at all.
+Collective timeouts are not enough: DeepSpeed's groups have torch's default, whatever the first group was given, and a
+rank may hang outside of any collective.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Watchdog:
         self.stopped = threading.Event()
 
     def start(self, patience_s: float, bite: Callable[[], object], bark: Callable[[float], object]) -> None:
-        """Call `bite`, once, from a thread, when there was no beat for `patience_s` seconds.
+        """Call `bite` once, from a thread, when there has been no beat for `patience_s` seconds.
 
-        Half of that time before it, `bark` is called with the seconds so far: there is still somebody to be told. Time
-        in which this whole process stood still (a suspended job) does not count.
+        Half of that time earlier, `bark` is called with the seconds so far, while the run can still report it. Time in
+        which the whole process stood still (a suspended job) does not count.
         """
 
         def guard() -> None:

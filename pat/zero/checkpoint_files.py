@@ -26,7 +26,7 @@ class CheckpointError(ValueError):
 
 
 class _Inert:
-    """Stands for a class of DeepSpeed's in a pickle: holds attributes, does nothing."""
+    """Stands for a class of DeepSpeed's in a pickle: it holds attributes and does nothing."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args

@@ -1,8 +1,8 @@
 """Which of DeepSpeed's keys a user may set: an allow-list of what was tested under pruning.
 
-DeepSpeed itself ignores a key that it does not know, and many that it knows change what the optimizer steps. So what no
-test has seen is refused, until the user insists with engine.deepspeed_untested; what is known to prune the wrong
-weights is refused always. Keys are written with dots: `zero_optimization.reduce_bucket_size`.
+DeepSpeed itself ignores a key that it does not know, and many that it knows change what the optimizer steps. So an
+untested key is refused until the user insists with engine.deepspeed_untested, and one that is known to prune the wrong
+weights is always refused. Keys are written with dots: `zero_optimization.reduce_bucket_size`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TESTED = (
     "zero_optimization.sub_group_size",
 )
 
-# Of a trainer that is not pat's: what pat sets in its own loop, and others set for themselves.
+# Keys that pat sets in its own loop and other trainers set for themselves.
 OF_THE_CALLER = (
     "bf16.enabled",
     "communication_data_type",
@@ -112,7 +112,7 @@ def untested(theirs: Mapping[str, Any], own: Collection[str] = ()) -> list[str]:
 
 
 def leaves(mapping: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(key with dots, value) of every value that is no mapping, and of empty mappings."""
+    """(key with dots, value) of every value that is not a mapping, and of empty mappings."""
     for key, value in mapping.items():
         if is_mapping(value) and value:
             yield from leaves(value, f"{path}{key}.")

@@ -60,7 +60,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 
 
 def micro_batch_size(config: Config) -> int:
-    """Sequences per forward and rank; not given: the global batch without accumulation."""
+    """Sequences per forward and rank; by default the global batch without accumulation."""
     train = config.train
     return train.micro_batch_size or max(1, train.global_batch_size // config.engine.world_size)
 
@@ -108,7 +108,7 @@ def check_accelerator(config: Config) -> None:
 
 
 def init_distributed(config: Config) -> None:
-    """Meet the other ranks."""
+    """Join the other ranks."""
     # This environment's ninja first: another version of it would find DeepSpeed's op out of date and compile it again.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     import deepspeed  # pyright: ignore[reportMissingTypeStubs]
@@ -123,7 +123,7 @@ def init_distributed(config: Config) -> None:
 
 
 def _unlink_shared_memory() -> None:
-    """Take away the name of this rank's buffer in /dev/shm, 66 MB that DeepSpeed's CPU op would leave there for ever.
+    """Unlink this rank's buffer in /dev/shm, 66 MB that DeepSpeed's CPU op would leave there forever.
 
     All ranks have mapped it by now; the memory goes with the last of them, however they end. Collective.
     """

@@ -1,4 +1,4 @@
-"""What DeepSpeed's ZeRO 3 computes otherwise than stages 0 to 2, so that the same bits come out of every stage.
+"""Evens out what ZeRO 3 computes differently from stages 0 to 2, so that every stage gives the same bits.
 
 1. A linear map with a bias. On inputs of more than two dimensions ZeRO 3's memory-saving one (zero/linear.py,
    LinearFunctionForZeroStage3.forward) rounds x W^T before it adds the bias; torch's rounds once. Here it does, too.
@@ -24,7 +24,7 @@ _USE_ONCE = (nn.Linear, nn.Embedding, nn.Dropout, nn.Identity)  # modules that u
 
 
 def compute_as_everywhere(model: nn.Module, partitioned: bool) -> None:
-    """To be called once the engine stands; `partitioned`: ZeRO 3."""
+    """Call once the engine exists; `partitioned`: ZeRO 3."""
     if not partitioned:
         for module in model.modules():
             if type(module) not in _USE_ONCE:

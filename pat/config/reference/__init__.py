@@ -1,4 +1,4 @@
-"""Writes what is made of the schema: conf/config.yaml, and config.md, its JSON schema and prompts.md in docs/reference.
+"""Writes the files generated from the schema: conf/config.yaml, and config.md, prompts.md and the JSON schema of docs/.
 
 python -m pat.config.reference          after a change of pat/schema.py or of a method's fields
 """

@@ -73,7 +73,7 @@ def prompts_md() -> str:
 
 
 def _table(title: str, intro: str, model: type[Section], level: int = 2) -> str:
-    """A heading, what the section is for, and a row a key."""
+    """A heading, what the section is for, and a row for each key."""
     rows = list(_rows(model, ""))
     head = f"{'#' * level} {title}\n\n" + (f"{intro}\n\n" if intro else "")
     if not rows:
@@ -106,7 +106,7 @@ def _fixed(model: type[Section]) -> bool:
 
 
 def _type(info: FieldInfo) -> str:
-    """The type in words; of a choice, of what."""
+    """The type in words; of a choice, the type of its values."""
     method = next((item for item in info.metadata if isinstance(item, Method)), None)
     if method:
         return "a name, or a mapping with it"

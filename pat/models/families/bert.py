@@ -48,7 +48,7 @@ def narrow(config: Any, kv_heads: int, neurons: int) -> None:
 
 
 def resize(model: Any, attention: Attention, kv_heads: int) -> None:
-    """The number of heads, for those who read it: the forward takes it from the projections."""
+    """The number of heads, for code that reads it: the forward takes it from the projections."""
     module = model.get_submodule(attention.name)
     module.num_attention_heads = kv_heads
     module.all_head_size = kv_heads * attention.head_dim

@@ -43,5 +43,5 @@ def narrow(config: Any, kv_heads: int, neurons: int) -> None:
 
 
 def resize(model: Any, attention: Attention, kv_heads: int) -> None:
-    """The number of heads, for those who read it: the forward takes it from the projections."""
+    """The number of heads, for code that reads it: the forward takes it from the projections."""
     model.get_submodule(attention.name).n_heads = kv_heads

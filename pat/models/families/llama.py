@@ -46,7 +46,7 @@ def drop_layers(config: Any, kept: Sequence[int]) -> None:
 
 
 def narrow(config: Any, kv_heads: int, neurons: int) -> None:
-    """The head dimension becomes explicit: hidden_size / num_attention_heads is another one now."""
+    """Set the head dimension explicitly, because hidden_size / num_attention_heads changes."""
     config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     config.num_attention_heads = config.num_attention_heads // config.num_key_value_heads * kv_heads
     config.num_key_value_heads = kv_heads

@@ -1,8 +1,8 @@
-"""What runs a model in its worker: a file makes a `Runner` of a folder (`open_runner`).
+"""Backends, which run a model in its worker: each file turns a folder into a `Runner` (`open_runner`).
 
 A runner is called with ids (b, s) and the number of new tokens, and returns seconds since the call: when the forward of
-the prompt was done, and when each new token was known to the host. A GPU is waited for at every one of them, as a
-server does that streams its tokens.
+the prompt was done, and when each new token was known to the host. At each of them the GPU is waited for, as by a
+server that streams its tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is told."""
+    """The settings of a worker."""
 
     folder: str  # with the model as the backend reads it
     name: str  # what the user gave, for messages
@@ -79,7 +79,7 @@ def open_runner(name: str, settings: Settings) -> Runner:
 
 
 class Stopwatch:
-    """Seconds since it was made, of work that has been done; on a GPU that is waited for."""
+    """Seconds since it was made, up to the end of the work; a GPU is waited for."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
@@ -89,7 +89,7 @@ class Stopwatch:
         self._began = time.perf_counter()
 
     def lap(self) -> None:
-        """One more."""
+        """Note one more time."""
         self._module.synchronize(self._device)
         self.laps.append(time.perf_counter() - self._began)
 
@@ -101,7 +101,7 @@ def decode(step: Any, ids: Tensor, new: int, device: str) -> list[float]:
     watch.lap()
     for done in range(1, new + 1):
         chosen = logits[:, -1:].argmax(-1)
-        chosen.tolist()  # a token is there when the host has it
+        chosen.tolist()  # a token counts as known when the host has it
         watch.lap()
         if done < new:
             logits = step(chosen)

@@ -53,7 +53,7 @@ class _Torch:
         return decode(step, ids, new, self.settings.device)
 
     def _cache(self, batch_size: int) -> Any:
-        """An empty one; compiled code needs one that does not grow."""
+        """An empty cache; compiled code needs one that does not grow."""
         if not self.compiled:
             return DynamicCache(config=self.model.config)
         if batch_size not in self.caches:

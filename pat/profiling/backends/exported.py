@@ -31,7 +31,7 @@ def write(name: str, settings: Settings, out: Path) -> None:
     from transformers.exporters.utils import decompose_for_generation
 
     model = load_model(Path(settings.folder), Path(settings.name), DTYPES[settings.dtype], use_safetensors=True).eval()
-    exporter = get_exporter_class(FORMATS[name])  # imports only what this one needs
+    exporter = get_exporter_class(FORMATS[name])  # imports only the packages of this backend
     ids = torch.ones(TRACED, dtype=torch.long)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     caches: list[Any] = []
@@ -44,7 +44,7 @@ def write(name: str, settings: Settings, out: Path) -> None:
                 caches = [[list(layer.keys.shape), list(layer.values.shape)] for layer in layers]
             config: Any = {"dynamic": True}
             exporter().export(model, copy.deepcopy(dict(inputs)), config).save_pretrained(out)
-    except Exception as error:  # whatever a tracer meets in somebody's model
+    except Exception as error:  # a tracer may raise anything in a foreign model
         said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{settings.name} cannot be exported for {name}: {said[0][:300]}") from error
     write_json(out / CACHES, caches)
@@ -100,7 +100,7 @@ class _Exported(ABC):
 
     @abstractmethod
     def logits(self, **inputs: Tensor) -> Tensor:
-        """Of one call."""
+        """The logits of one call."""
 
 
 class _Onnx(_Exported):

@@ -24,15 +24,15 @@ class Check(Section, ABC, frozen=True):
     name: str
 
     def said(self) -> dict[str, Any]:
-        """Its keys as a mix has them, without those that are as by default."""
+        """Its keys as in a mix, without those at their defaults."""
         return self.model_dump(exclude_defaults=True, by_alias=True, warnings=False)
 
     def ready(self, folder: Path, allow_code: bool) -> None:
-        """Whatever can only be checked beside the mix's file, which is in `folder`. Raises ValueError."""
+        """Check and load what depends on the folder of the mix's file. Raises ValueError."""
 
     @abstractmethod
     def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:
-        """Why the output is not right; None where it is. `prompt`: its keys as they stand in the mix."""
+        """Why the output is not right; None where it is. `prompt`: the prompt's keys as in the mix."""
 
 
 @cache
@@ -60,7 +60,7 @@ def parse(value: Any) -> Check:
 
 
 def shown(text: str, most: int = 60) -> str:
-    """A text in quotes, on one line, cut in the middle of a sentence of ours."""
+    """A text in quotes, on one line, shortened to fit into a sentence."""
     text = re.sub(r"\s+", " ", text).strip()
     return repr(text if len(text) <= most else f"{text[: most - 3]}...")
 

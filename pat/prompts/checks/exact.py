@@ -17,7 +17,7 @@ class Exact(Check, frozen=True):
     ignore_case: bool = key(False, "whether Yes and yes are equal")
 
     def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:
-        """Both without spaces around them."""
+        """Whether they differ, both without surrounding spaces."""
         given, wanted = output.strip(), self.text.strip()
         if given == wanted or (self.ignore_case and given.casefold() == wanted.casefold()):
             return None

@@ -38,7 +38,7 @@ class JsonSchema(Check, frozen=True):
         return schema
 
     def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:
-        """What is no JSON, or where the schema does not accept it."""
+        """Why it is not JSON, or where the schema rejects it."""
         text = output.strip()
         fenced = _FENCED.match(text)
         try:

@@ -1,11 +1,12 @@
-"""What a sparsity counts, and what it leaves. One file a budget.
+"""What a sparsity counts, and what it leaves. One file for each budget.
 
 Of weights (`of_weights`): the fraction of single weights. Of structures:
 
     check(anatomy, sites)                        ValueError, one sentence, for what cannot be reached
     choose(anatomy, sites, scores, ...)          the keep flags of what a budget allows, from one score per unit
-    expected_sparsity(anatomy, sites, open)      (K,) differentiable: what gates that are open with these probabilities
-    target_sparsity(anatomy, sites)              (K,) remove, in expectation, and what they should
+    expected_sparsity(anatomy, sites, open)      (K,) differentiable: what gates with these probabilities of being open
+                                                 remove on average, for each of K constraints
+    target_sparsity(anatomy, sites)              (K,) what they should remove
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class StructureBudget(ABC):
 
 
 def _with_full(on_the_grid: Sequence[Group], progress: float) -> list[Group]:
-    """On the way to the target a group may still be as wide as it was, whatever its grid is."""
+    """On the way to the target a group may keep its full width, even off the grid."""
     if progress >= 1.0:
         return list(on_the_grid)
     return [

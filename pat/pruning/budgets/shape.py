@@ -34,10 +34,10 @@ class Shape:
 
     of_weights: ClassVar[bool] = False
     ties_sites: ClassVar[bool] = False  # each site has a constraint of its own
-    sparsity: ClassVar[float | None] = None  # a shape is no fraction
+    sparsity: ClassVar[float | None] = None  # a shape is not a fraction
 
     def __post_init__(self) -> None:
-        """Refuse what is no shape."""
+        """Refuse what is not a shape."""
         Limits(self.multiple_of, self.tensor_parallel, self.hf_compatible)
         given: Any = self.keep  # of a shape that no schema has seen
         if not is_mapping(given) or not given:
@@ -103,7 +103,7 @@ class Shape:
         return [gone[own[0].structure] for own in _narrowed_alike(sites)]
 
     def _left(self, group: Group) -> int:
-        """The units, or layers, that stay; of two that are as near to a share the larger one."""
+        """The units, or layers, that stay; of two counts equally near to a share, the larger."""
         wanted = self.keep[group.structure]
         if isinstance(wanted, int):
             return wanted

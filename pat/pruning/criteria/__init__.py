@@ -1,4 +1,4 @@
-"""Criteria: evidence -> one fp32 score per weight, higher = keep. One file a criterion.
+"""Criteria: evidence -> one fp32 score per weight, higher = keep. One file for each criterion.
 
 All methods are pure and elementwise over a flat shard (or any piece of one), so that `weights.kernels` can fuse
 them, run them chunk by chunk, and get the same bits either way. That also asks for operations that IEEE 754 rounds
@@ -40,7 +40,7 @@ class Criterion(ABC):
 
     @property
     def threshold(self) -> float | None:
-        """In the soft phase keep = rank > threshold; None: the budget's share with the highest ranks."""
+        """In the soft phase keep = standing > threshold; None: the budget's share with the highest standings."""
         return None
 
     def coefficient(self, progress: float) -> float:
@@ -55,12 +55,12 @@ class Criterion(ABC):
         self,
         num_steps: int,  # of evidence that the score holds
     ) -> float:
-        """How much W^2 counts beside the standing, each by its own size (see `weights.prior`); 0: not at all."""
+        """How much W^2 adds to the standing, relative to the score's size (see `weights.prior`); 0: nothing."""
         return 0.0
 
     @property
     def prior_samples(self) -> int:
-        """Samples on which the inputs are measured by which W^2 counts there; 0: W^2 alone."""
+        """Samples on which to measure the inputs that weight W^2 in the prior; 0: W^2 alone."""
         return 0
 
     def descent(
@@ -112,7 +112,7 @@ class Calibrated(CalibrationSettings, Criterion):
 
     @property
     def follows(self) -> bool:
-        """Whether the model as it was before is looked at beside the pruned one."""
+        """Whether the walk also runs the model as it was before the cut."""
         return self.reconstruct > 0
 
     def prepare(
@@ -132,7 +132,7 @@ class Calibrated(CalibrationSettings, Criterion):
         """(flags (o, i) bool from `choose`, the weights (o, i) with what was removed at 0)."""
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
-        """What one cut holds at a time beside its statistics, in bytes: weights, scores, flags, and a choice's own."""
+        """Bytes that one cut holds besides its statistics: weights, scores, flags, and those of the choice."""
         return 9 * outputs * inputs + choice_bytes(outputs, inputs)
 
     def rank(self, score: Tensor | None, dense: Tensor) -> Tensor:

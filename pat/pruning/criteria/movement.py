@@ -38,7 +38,7 @@ class Movement(Criterion):
     needs_score: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse a prior that is none, and a length that a constant would ignore."""
+        """Refuse an invalid prior, and a prior_steps that a constant prior would ignore."""
         if self.prior is not None and self.prior_steps != PRIOR_STEPS:
             raise ValueError(
                 f"criterion.prior is {self.prior}, a constant, but then criterion.prior_steps={self.prior_steps} would "

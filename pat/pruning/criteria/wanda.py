@@ -14,7 +14,8 @@ from pat.pruning.criteria import Calibrated
 
 @dataclass(frozen=True)
 class Wanda(Calibrated):
-    """standing = |W_oi| sqrt(mean_n x_ni^2), x the inputs on calibration samples; what stays is not changed.
+    """standing = |W_oi| sqrt(mean_n x_ni^2), x the inputs on calibration samples; the weights that stay are not
+    changed.
 
     The paper ranks within each output: scope=row. Source: Sun et al. 2023, arXiv:2306.11695.
     """
@@ -26,6 +27,6 @@ class Wanda(Calibrated):
     def cut(
         self, weights: Tensor, prepared: Mapping[type[InputStatistic], Tensor], choose: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The weights as they are where they stay."""
+        """Remove the lowest; the weights that stay are unchanged."""
         keep = choose(weights.abs().mul_(prepared[SquaredNorm].sqrt().float()))
         return keep, weights.mul_(keep)

@@ -1,4 +1,4 @@
-"""Gates: how the factors on structures (heads, KV groups, neurons, layers) come to be 0 or 1. One file a method.
+"""Gates: how the factors on structures (heads, KV groups, neurons, layers) come to be 0 or 1. One file for each method.
 
 A `Ranked` method turns evidence into a score per unit; the budget's flags follow from the scores, and gates fade
 towards them. A `Learned` method trains the keep probability of every unit on the surface where the expected cost of the
@@ -53,7 +53,7 @@ class Ranked(GateMethod, ABC):
     fade: int = field(default=10, kw_only=True)  # steps over which a gate moves from 1 to 0, or back
 
     def __post_init__(self) -> None:
-        """Refuse a fade that is none."""
+        """Refuse a fade of less than one step."""
         if self.fade < 1:
             raise ValueError(f"gate.fade is {self.fade}, but must be at least 1: 1 closes a gate at once.")
 
@@ -82,7 +82,7 @@ class Learned(GateMethod, ABC):
     needs: ClassVar[Evidence] = "gradient_and_size"
 
     def __post_init__(self) -> None:
-        """Refuse a rate that moves nothing, and a temperature that is none."""
+        """Refuse a rate that moves nothing, and an invalid temperature."""
         if not self.lr > 0:
             raise ValueError(f"gate.lr is {self.lr}, but must be above 0.")
         if self.spread < 0:
@@ -109,7 +109,7 @@ class Learned(GateMethod, ABC):
 
 @dataclass(frozen=True)
 class Fit:
-    """What becomes of a site."""
+    """What a cut makes of a site."""
 
     keep: Tensor  # (u,) bool
     weights: Tensor  # (o, i), 0 at the inputs of what is gone
@@ -121,7 +121,7 @@ class CalibratedGate(CalibrationSettings, GateMethod, ABC):
     """Chooses the units of a site and fits the weights that read them, from what goes into the consuming matrix."""
 
     needs: ClassVar[Evidence] = "inputs"
-    comparable: ClassVar[bool] = False  # of a head's outputs another share matters than of a neuron's
+    comparable: ClassVar[bool] = False  # scores of heads and of neurons are not on one scale
     statistics: ClassVar[tuple[type[InputStatistic], ...]]  # of what goes into each consuming matrix
 
     def __post_init__(self) -> None:
@@ -129,12 +129,12 @@ class CalibratedGate(CalibrationSettings, GateMethod, ABC):
         self.check("gate")
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
-        """What one cut holds at a time beside its statistics, in bytes: about, for `pat plan` and for errors."""
+        """About how many bytes one cut holds besides its statistics, for `pat plan` and for errors."""
         return 4 * 4 * outputs * inputs
 
     @property
     def follows(self) -> bool:
-        """Whether what the model gave before it was pruned is looked at."""
+        """Whether the walk also runs the model as it was before the cut."""
         return self.reconstruct > 0
 
     @abstractmethod
@@ -161,7 +161,7 @@ class CalibratedGate(CalibrationSettings, GateMethod, ABC):
 
 
 def moving_average(score: Tensor, evidence: Tensor, decay: float) -> Tensor:
-    """Decay * S + (1 - decay) * E, (U,)."""
+    """(U,) decay * S + (1 - decay) * E."""
     return torch.lerp(evidence, score, decay)
 
 

@@ -21,7 +21,7 @@ class Activation(Ranked):
     decay: float = 0.9  # of the running mean, per step; 0: only the current step counts
 
     needs: ClassVar[Evidence] = "activations"
-    comparable: ClassVar[bool] = False  # a head has other weights and outputs than a neuron
+    comparable: ClassVar[bool] = False  # scores of heads and of neurons are not on one scale
 
     def __post_init__(self) -> None:
         """Refuse a decay that forgets nothing."""

@@ -31,11 +31,11 @@ class L0(Learned):
     name: str = "l0"
 
     def sample(self, logit: Tensor, noise: Tensor) -> Tensor:
-        """Z of a step, (U,)."""
+        """(U,) the sampled gates of a step."""
         return stretched(torch.sigmoid((noise.log() - (-noise).log1p() + logit) / BETA))
 
     def mean(self, logit: Tensor) -> Tensor:
-        """Z without noise, (U,)."""
+        """(U,) the gates without noise."""
         return stretched(torch.sigmoid(logit))
 
     def open(self, logit: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class Magnitude(Ranked):
     name: str = "magnitude"
 
     needs: ClassVar[Evidence] = "weights"
-    comparable: ClassVar[bool] = False  # a head has other weights and outputs than a neuron
+    comparable: ClassVar[bool] = False  # scores of heads and of neurons are not on one scale
 
     def update(self, score: Tensor, evidence: Tensor) -> Tensor:
         """The mean square of the weights now, (U,)."""

@@ -1,4 +1,4 @@
-"""OBS: units go whose outputs the others can take over, and the others take them over."""
+"""OBS: removes the units whose work the others can take over, and lets them take it over."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Obs(CalibratedGate):
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (Gram, Mean)
 
     def __post_init__(self) -> None:
-        """Refuse a damping that is none."""
+        """Refuse a damping that is not positive."""
         super().__post_init__()
         if not self.damping > 0:
             raise ValueError(f"gate.damping is {self.damping}, but must be above 0: 0.01 is usual.")
@@ -46,7 +46,7 @@ class Obs(CalibratedGate):
 
     @property
     def follows(self) -> bool:
-        """Whether the dense model is looked at beside the pruned one."""
+        """Whether the walk also runs the model as it was before the cut."""
         return self.repair > 0.0 or super().follows
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
@@ -56,7 +56,7 @@ class Obs(CalibratedGate):
     def costs(
         self, weights: Tensor, features: int, inputs: Mapping[type[InputStatistic], Tensor], bias: bool
     ) -> Tensor:
-        """Of removing all units, each by what was left when it went: (u,) shares of E||W (x - m)||^2."""
+        """(u,) what removing each unit costs, given those removed before it, as a share of E||W (x - m)||^2."""
         problem = Problem.of(inputs, bias, self.damping)
         wide, gram = weights.double(), problem.whole()
         size = ((wide @ gram) * wide).sum().clamp(min=TINY)

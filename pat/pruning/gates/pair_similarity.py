@@ -1,4 +1,4 @@
-"""Pair similarity: layers go whose pairs with a neighbour hardly change what passes through them."""
+"""Pair similarity: removes layers that, paired with a neighbour, hardly change what passes through them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class PairSimilarity(Similarity):
     """S_i <- decay S_i + (1 - decay) mean of d_{i-1} and d_i, d_i = mean over tokens of 1 - cos(input of layer i,
     output of layer i + 1); the first and the last layer have one pair. For `layers` only, of three or more.
 
-    A layer that undoes a part of what its neighbour does looks important alone, and is not. Source: the distance over
+    A layer that undoes part of what its neighbour does looks important by itself, and is not. Source: the distance over
     several layers of Gromov et al. 2024, arXiv:2403.17887, over two and for each layer.
     """
 

@@ -1,4 +1,4 @@
-"""Similarity: layers whose output is hardly another one than their input go."""
+"""Similarity: removes layers whose output hardly differs from their input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Smooth: a gate without sampling, what is trained is what is evaluated."""
+"""Smooth: a gate without sampling, so that training and evaluation use the same gate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taylor: units without which the loss would hardly change go."""
+"""Taylor: removes units without which the loss would hardly change."""
 
 from __future__ import annotations
 

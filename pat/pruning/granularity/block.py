@@ -25,9 +25,9 @@ MAX_WEIGHTS = 1 << 18  # of a block: the exact sum then resolves the highest sco
 class Block:
     """rows x cols weights live or die together, by the sum of their scores.
 
-    The sum is exact, so that it does not depend on who holds which weight: a score counts as a whole number of 2^-b
-    of the highest finite magnitude (rounded up to a power of two), with b as large as int64 allows: 41 for 32 x 32.
-    An infinite score counts for more than a block of finite ones; one +inf cancels one -inf.
+    The sum is exact, so that it does not depend on which rank holds which weight: a score counts as a whole number of
+    2^-b of the highest finite magnitude (rounded up to a power of two), with b as large as int64 allows: 41 for 32 x
+    32. An infinite score counts for more than a block of finite ones; one +inf cancels one -inf.
     Source: Lagunas et al. 2021, arXiv:2109.04838.
     """
 
@@ -161,7 +161,7 @@ class _Strips:
         )
 
     def write_units(self, units: Sequence[ScoredSegment]) -> None:
-        """Write the keep flags of owned blocks, to whoever holds their weights. Collective."""
+        """Write the keep flags of owned blocks on every rank that holds some of their weights. Collective."""
         keep: list[Tensor] = []
         for segment, unit in zip(self.segments, units, strict=True):
             flags = unit.keep.new_zeros(self._num_strips(segment), self.blocks(segment.shape))

@@ -1,9 +1,9 @@
-"""Schedules: pure functions of the step. When the masks move, when they freeze, and how much is pruned until then.
+"""Schedules: pure functions of the step. When masks move, when they freeze, and how much is pruned by then.
 
 step   0 ......... start ................ end ..... hard_from ......... num_steps
 phase  dense       soft: s(t) rises       soft: s_f    hard: recovery
 
-A run with an envelope may hold its schedules or stop them: then these are steps that its clock counts.
+A run with an envelope may hold or stop its schedules: these steps are then those that its clock counts.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Ramp:
 def absolute_step(key: str, value: int | float, num_steps: int) -> int:
     """A step as given, or the fraction of the run rounded half up; a fraction never leaves the run.
 
-    A run of no steps has one moment, in which all happens: 0."""
+    In a run of no steps everything happens at step 0."""
     if num_steps == 0:
         num_steps, value = 1, value if isinstance(value, float) else min(value, 0)
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Whether what every rank holds whole is the same on all of them: one all-reduce of a hash."""
+"""Whether replicated tensors are equal on all ranks: one all-reduce of a hash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The cut of a calibrated gate: sublayer by sublayer in a walk over the layers, each on what the cut ones below give.
+"""The cut of a calibrated gate: sublayer by sublayer in a walk over the layers, each on the outputs of the pruned
+layers below.
 
 # u units of a site, whose consuming matrix has o outputs and i inputs
 """
@@ -81,7 +82,7 @@ def needs(key: str, method: GateMethod, anatomy: Anatomy, sites: Sequence[Site])
 
 @dataclass(frozen=True)
 class Cutter:
-    """What a calibrated cut works on."""
+    """Cuts sites by what goes into the matrices that read their units."""
 
     method: CalibratedGate
     anatomy: Anatomy
@@ -107,7 +108,7 @@ class Cutter:
         return found
 
     def cut(self, walk: Walk, counts: Mapping[str, int], journal: Journal) -> dict[str, Tensor]:
-        """Flags (u,) bool by site, as many up as asked for; the fits are in the fp32 shards then. Collective."""
+        """Flags (u,) bool by site, `counts` of them up. Writes the fitted weights into the fp32 shards. Collective."""
         keep: dict[str, Tensor] = {}
         for layer in walk:
             if (known := journal.known(layer)) is None:
@@ -122,7 +123,7 @@ class Cutter:
         return keep
 
     def _cut_layer(self, layer: Layer, counts: Mapping[str, int], journal: Journal) -> dict[str, Tensor]:
-        """The flags of its sites; what is fitted goes into the shards and the journal. Collective."""
+        """The flags of the layer's sites. Fitted weights go into the shards and the journal. Collective."""
         keep: dict[str, Tensor] = {}
         sites = self._of(layer)
         for site in sites:
@@ -137,7 +138,7 @@ class Cutter:
         return keep
 
     def _cut_site(self, layer: Layer, site: Site, count: int, journal: Journal) -> Tensor:
-        """Its flags; what reads the units is fitted, and the layer refreshed. Collective."""
+        """The flags of a site. Fits the weights that read its units, and refreshes the layer. Collective."""
         if count == site.num_units:
             return torch.ones(count, dtype=torch.bool)
         made = reader(self.anatomy, site)
@@ -155,7 +156,7 @@ class Cutter:
         return flags.bool().cpu()
 
     def _parameters(self, sites: Sequence[Site]) -> list[str]:
-        """What computes and what reads the units of sites."""
+        """The parameters that compute or read the units of these sites."""
         names: dict[str, None] = {}
         for site in sites:
             assert site.sublayer is not None
@@ -165,7 +166,7 @@ class Cutter:
         return list(names)
 
     def _measure(self, layer: Layer, site: Site, made: Projection) -> tuple[Mapping[Any, Tensor], Gap | None]:
-        """What goes into a matrix, and what is missing behind it. Collective."""
+        """Statistics of a matrix's inputs, and the gap behind it. Collective."""
         wanted = {made.weight: self.method.statistics}
         if not self.method.follows:
             return layer.collect(wanted)[made.weight], None
@@ -187,7 +188,7 @@ class Cutter:
     ) -> list[Tensor]:
         """The fp32 tensors of these shapes that `work` gives on one rank, on all. Collective.
 
-        The other ranks wait, so an error is told and raised on all: ValueError.
+        An error on that rank is raised on all, as the others wait for it: ValueError.
         """
         world, said = self.layout.world, list[str]()
         found = [torch.zeros(shape, device=self.layout.device) for shape in shapes]
@@ -212,7 +213,7 @@ class Cutter:
 
 
 def _turned(made: Projection, weights: Tensor) -> Tensor:
-    """From as a weight is stored to outputs first, or back."""
+    """Between the stored orientation and outputs first, either way."""
     return weights if made.out_dim == 0 else weights.T
 
 

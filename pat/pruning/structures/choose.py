@@ -2,16 +2,16 @@
 
 A move narrows one group by one step of its grid, the lowest scores first (equal scores: the higher index first).
 
-    far     the move that loses the least score per cost that it saves, while it does not save more than is needed
-    near    then, of the moves that do not, the same; where none is left, the one that saves the least or,
-            unless `widest`, loses the least score
-    over    or the move at which `far` has ended, after all: it saves more than is needed
-    back    whatever still fits within the limit grows, the most score per cost first
+    far     again and again the move with the least score lost per cost saved, until one would save too much
+    near    then the same among moves that do not save too much; where none is left, the one that saves the least
+            or, unless `widest`, loses the least score
+    over    or, instead of `near`, the move at which `far` ended, although it saves more than is needed
+    back    groups that still fit within the limit grow again, the most score per cost first
 
-Of `near` and `over` the one after which more score stays is taken: a KV group costs as much as a dozen neurons, which
-must not all go because the worst group saves a little more than is needed. So no group can be wider within the limit,
-and with one group, or groups of equal cost per unit, the result is the widest model that the limit allows. Costs are
-whole numbers and counted exactly.
+Of `near` and `over`, the one that leaves more score is taken: a KV group costs as much as a dozen neurons, and they
+must not all go only because removing the worst group saves a little too much. So no group can be wider within the
+limit, and with one group, or groups of equal cost per unit, the result is the widest model that the limit allows.
+Costs are whole numbers and counted exactly.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def ranked(sites: Sequence[Site], scores: Mapping[str, Tensor]) -> dict[str, lis
 
 
 def keep_counts(groups: Sequence[Group], counts: Sequence[int], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keep so many units of every group, the highest scores; equal scores: the lower index."""
+    """Keep the given number of units of every group: the highest scores, and of equal ones the lower index."""
     keep: dict[str, Tensor] = {}
     for group, count in zip(groups, counts, strict=True):
         best_first = ranked(group.sites, scores)
@@ -99,7 +99,7 @@ def within(
 
 
 def _near(state: _State, limit: int, widest: bool) -> bool:
-    """Moves until the model fits, as small ones as will do; whether it does."""
+    """Make the smallest moves that make the model fit. Returns whether it fits."""
 
     def last(move: tuple[float, int, int]) -> tuple[float, float, int]:
         ratio, saved, g = move
@@ -116,7 +116,7 @@ def _near(state: _State, limit: int, widest: bool) -> bool:
 
 
 def _back(state: _State, limit: int) -> None:
-    """Whatever still fits grows."""
+    """Let groups grow again where they still fit."""
     while wider := [(-state.ratio(g, +1), g) for g in range(len(state.groups)) if state.fits(g, limit)]:
         state.move(min(wider)[1], +1)
 
@@ -134,7 +134,7 @@ def _far(state: _State, limit: int) -> int | None:
             return g
         state.move(g, -1)
         if state.groups[g].pooled:
-            heap = state.moves()  # what is in a dropped layer saves nothing any more
+            heap = state.moves()  # units of a dropped layer save nothing more
         else:
             heapq.heappop(heap)
             if state.step[g] > 0:

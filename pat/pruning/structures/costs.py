@@ -74,7 +74,7 @@ class Cost:
 
 
 def dense_widths(anatomy: Anatomy) -> Widths:
-    """Nothing is removed."""
+    """The widths of the dense model."""
     rows = [layer.sublayers for layer in anatomy.layers]
     return Widths(
         (1,) * len(rows), tuple((1,) * len(row) for row in rows), tuple(tuple(x.num_units for x in row) for row in rows)

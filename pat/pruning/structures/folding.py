@@ -1,4 +1,4 @@
-"""Gates into the weights that they multiply, for good: weights, and Adam's moments of them.
+"""Folds gates for good into the weights that they multiply, and into Adam's moments of them.
 
 # U units over all sites of a pruner
 """
@@ -26,7 +26,7 @@ def fold(
     keep: Tensor,  # (U,) bool
     history: GateHistory,
 ) -> None:
-    """Multiply by z, and the moments by what the past of z makes of them; what is gone becomes 0 with its moments.
+    """Multiply weights by z, and moments as the history of z demands; removed units become 0 with their moments.
 
     Collective.
     """

@@ -1,4 +1,4 @@
-"""What gates have multiplied by, averaged as Adam averages gradients: how its moments change when gates are folded.
+"""The past of the gates, averaged as Adam averages gradients: how its moments change when gates are folded.
 
 loss(w') with w' = z w:  dL/dw = z dL/dw'.  Folded, the parameter is w' and its gradient dL/dw', so the moments
 of w, sums over the steps of z G and of z^2 G^2, become those of w':
@@ -38,7 +38,7 @@ class GateHistory:
         return {"z_mean": self.mean, "z_square": self.square}
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
-        """Go on from what was saved; a checkpoint from before there was a history counts as one of open gates."""
+        """Go on from what was saved; checkpoints from before there was a history count as having had open gates."""
         if "z_mean" in tensors:
             self.mean, self.square = tensors["z_mean"].clone(), tensors["z_square"].clone()
         self.steps = shared.get("steps", max(0, shared["begun"]))

@@ -17,10 +17,10 @@ from torch import Tensor
 class GateState:
     """All that a resume needs besides the weights."""
 
-    z: Tensor  # (U,) fp32, of the coming step where the method ranks
+    z: Tensor  # (U,) fp32, for a ranked method, those of the coming step
     keep: Tensor  # (U,) bool
     score: Tensor  # (U,) fp32: evidence, or the learned a
-    begun: int = -1  # the last step that was made ready
+    begun: int = -1  # the last step whose forward was prepared
     hardened: bool = False
     folded: bool = False  # z is in the weights
 

@@ -36,14 +36,14 @@ class Moment:
 
     @classmethod
     def of(cls, line: Timeline, t: int, ramp: float) -> Moment:
-        """A function of the step."""
+        """The moment of step t, when `ramp` of the budget is due."""
         length = max(1, round(CLOSING * (line.hard_from - line.start)))
         closing = min(max((t + 1 - (line.hard_from - length)) / length, 0.0), 1.0)
         return cls(t, line.phase(t), ramp, closing)
 
 
 class GateTraining(ABC):
-    """What differs between the kinds of methods, on a state that the pruner holds."""
+    """How one kind of method moves gates. The state itself is held by the pruner."""
 
     per_cost: ClassVar[bool] = False  # scores are per cost: the budget must not divide them by what a unit costs
 
@@ -61,7 +61,7 @@ class GateTraining(ABC):
 
     @abstractmethod
     def gates(self, state: GateState, now: Moment) -> tuple[Tensor, Tensor]:
-        """(U,) twice: what multiplies in a soft step, and in an evaluation then."""
+        """(U,) twice: the gates of a soft step, and of an evaluation then."""
 
     @abstractmethod
     def evaluated(self, state: GateState, now: Moment) -> Tensor:
@@ -103,11 +103,11 @@ class RankedTraining(GateTraining):
         self.method = method
 
     def initial(self, ones: Tensor) -> Tensor:
-        """No evidence."""
+        """0: there is no evidence yet."""
         return torch.zeros_like(ones)
 
     def learns(self, phase: str) -> bool:
-        """From the first step on."""
+        """Every step before the hard phase."""
         return phase != "hard"
 
     def advance(self, state: GateState, now: Moment, select: Callable[[], None] | None) -> None:
@@ -118,11 +118,11 @@ class RankedTraining(GateTraining):
         state.z = (state.z + (state.keep.float() - state.z).clamp(-step, step)).clamp(0.0, 1.0)
 
     def gates(self, state: GateState, now: Moment) -> tuple[Tensor, Tensor]:
-        """Z for both."""
+        """(U,) z, in both."""
         return state.z, state.z
 
     def evaluated(self, state: GateState, now: Moment) -> Tensor:
-        """Z."""
+        """(U,) z."""
         return state.z
 
     def learn(self, state: GateState, evidence: Tensor, now: Moment) -> dict[str, float]:
@@ -143,15 +143,15 @@ class RankedTraining(GateTraining):
         return torch.ones_like(state.z)
 
     def spread(self, state: GateState) -> dict[str, float] | None:
-        """None: they are 1."""
+        """None: kept gates are 1."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """None."""
+        """No more than the state."""
         return {}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing."""
+        """There is no more than the state."""
 
 
 class CutTraining(RankedTraining):
@@ -161,7 +161,7 @@ class CutTraining(RankedTraining):
         """There is no soft phase to fade in."""
 
     def learns(self, phase: str) -> bool:
-        """From no step."""
+        """No step does."""
         return False
 
 
@@ -174,7 +174,7 @@ class LearnedTraining(GateTraining):
         self.method, self.lagrangian, self.name, self.seed = method, lagrangian, name, seed
 
     def initial(self, ones: Tensor) -> Tensor:
-        """As the method says."""
+        """The method's initial logit."""
         return ones * self.method.initial
 
     def learns(self, phase: str) -> bool:
@@ -193,7 +193,7 @@ class LearnedTraining(GateTraining):
         return self.method.sample(self._logit(state, now), noise), self.evaluated(state, now)
 
     def evaluated(self, state: GateState, now: Moment) -> Tensor:
-        """The mean."""
+        """The method's mean."""
         return self.method.mean(self._logit(state, now))
 
     def learn(self, state: GateState, evidence: Tensor, now: Moment) -> dict[str, float]:
@@ -220,7 +220,7 @@ class LearnedTraining(GateTraining):
         return torch.where(mean > 0.0, mean, 1.0)
 
     def spread(self, state: GateState) -> dict[str, float] | None:
-        """Of the means, also where a unit is opened that ended closed."""
+        """Of the means, including units that ended closed and are opened by the budget."""
         kept = self._ended(state)[state.keep]
         return {
             "median": float(kept.median()),
@@ -229,11 +229,11 @@ class LearnedTraining(GateTraining):
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """The Lagrangian's."""
+        """Those of the Lagrangian."""
         return self.lagrangian.tensors()
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """The Lagrangian's."""
+        """Those of the Lagrangian."""
         self.lagrangian.load(tensors)
 
     def _ended(self, state: GateState) -> Tensor:
@@ -260,14 +260,14 @@ def far_from_1(pruner: str, spread: Mapping[str, float]) -> str | None:
 
 
 def noise_seed(seed: int, name: str, t: int) -> int:
-    """Of the noise of a pruner's step t: a hash of the run's seed, the pruner's name and t."""
+    """The seed of a pruner's noise in step t: a hash of the run's seed, the pruner's name and t."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name} {t}".encode()).digest()[:8], "little") >> 1
 
 
 def gate_training(
     method: GateMethod, budget: Any, anatomy: Anatomy, sites: Sequence[Site], name: str, seed: int
 ) -> GateTraining:
-    """The kind that a method is of, for the pruner of that name."""
+    """The training that suits a method, for the pruner of that name."""
     if isinstance(method, Learned):
         return LearnedTraining(method, Lagrangian(method, budget, anatomy, sites), name, seed)
     if isinstance(method, CalibratedGate):

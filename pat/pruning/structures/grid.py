@@ -61,12 +61,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Group:
-    """Sites that are narrowed together: they keep the same number of units, or, pooled, so many of the sites stay."""
+    """Sites that are narrowed together: all keep the same number of units or, if pooled, a number of the sites
+    stays."""
 
     structure: str
     sites: tuple[Site, ...]
     pooled: bool
-    counts: tuple[int, ...]  # what may be left, ascending; the last is the most
+    counts: tuple[int, ...]  # allowed counts, ascending; the last is the dense one
 
     @property
     def full(self) -> int:

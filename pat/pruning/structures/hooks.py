@@ -1,4 +1,4 @@
-"""Gates in the forward: hooks that multiply by z where a site says, and that take statistics there.
+"""Gates in the forward: hooks that multiply by z at a site, and take statistics there.
 
 `SiteHooks` are those of one site; `GatedForward` is the forward of a model as vectors over the units of all its sites.
 
@@ -103,7 +103,7 @@ class SiteHooks:
         return (mixed, *outputs[1:]) if isinstance(output, tuple) else mixed
 
     def _gated(self, x: Tensor, z: Tensor) -> Tensor:
-        """X times the gates, (B, T, n)."""
+        """(B, T, n): x times the gates."""
         by_example, is_open = self.needs in example_gradients.SUMMED and z.requires_grad, self.open and z is self.z
         factor = (z.detach() if by_example else z).to(x.dtype).repeat_interleave(self.site.features or 1)
         if by_example:
@@ -159,7 +159,7 @@ def install(
 
 
 class GatedForward:
-    """What multiplies at all sites, and the evidence that is found there."""
+    """The gates at all sites, and the evidence that is collected there."""
 
     def __init__(self, sites: list[Site], model: nn.Module, needs: Evidence | None) -> None:
         self.needs: Evidence | None = needs
@@ -172,12 +172,12 @@ class GatedForward:
         self.hooks = install(self.sites, self.model, self.needs, self.tokens)
 
     def install_again(self) -> None:
-        """As at first, after `settle` took hooks off: for a run that goes back to its soft phase."""
+        """Undo `settle`, which took hooks off: for a run that goes back to its soft phase."""
         self.remove()
         self._install()
 
     def set(self, z: Tensor | None, evaluated: Tensor | None, device: torch.device) -> None:
-        """(U,) what multiplies in training and in evaluation; None: nothing, and what multiplies in training."""
+        """(U,) the gates in training and in evaluation. None: no gates in training; those of training in evaluation."""
         gates, means = self._split(z), self._split(evaluated)
         for hook, part, mean in zip(self.hooks, gates, means, strict=True):
             by_gradient = self.needs in BY_GRADIENT
@@ -186,7 +186,8 @@ class GatedForward:
             hook.z_eval = None if mean is None else mean.to(device)
 
     def settle(self, z: Tensor, device: torch.device) -> None:
-        """(U,) what multiplies for good: a site whose gates are all 1 loses its hooks, and none takes evidence."""
+        """(U,) what multiplies for good: sites whose gates are all 1 lose their hooks, and evidence is no longer
+        taken."""
         self._see_no_more()
         for hook, mine in zip(self.hooks, split(z, self.sizes), strict=True):
             if bool((mine == 1).all()):
@@ -209,7 +210,8 @@ class GatedForward:
         return None
 
     def evidence(self, world: Comm, scale: float) -> Tensor | None:
-        """(U,) or (k, U) of this step and all ranks, and forgotten here; None where the method takes none from here.
+        """(U,) or (k, U): the evidence of this step, over all ranks; it is then reset. None where the method needs
+        none.
 
         `scale`: of the loss. Collective.
         """
@@ -225,7 +227,8 @@ class GatedForward:
         return (world.sum(torch.cat(gradients)) / (world.world_size * scale)).cpu()
 
     def _means(self, world: Comm, scale: float, needs: Evidence) -> Tensor:
-        """Sums and counts are added over ranks before they are divided: ranks may have seen different numbers."""
+        """Sums and counts are added over ranks before they are divided: ranks may have seen different numbers of
+        tokens."""
         by_example = needs in example_gradients.SUMMED
         lines_each = len(example_gradients.SUMMED[needs]) if by_example else 1
         lengths = [lines_each * n + 1 for n in self.sizes]

@@ -13,10 +13,10 @@ E[L | z_i = 1] - E[L | z_i = 0], and g_i is a sample of that:
 
 with the l_k under which the constraints hold afterwards, found by Newton's method: one step of exponentiated gradient
 descent on p, projected in the Kullback-Leibler divergence. No unit has a scale of its own: where Adam divides every
-gradient by its own size, units rank by the signal-to-noise ratio of their gradient and not by what they are worth.
+gradient by its own size, units are ordered by the signal-to-noise ratio of their gradient, not by their worth.
 
-A step's g is mostly noise, and its mean over few steps hardly says which units the loss needs. What does, from the
-first step on, is the size of the gradient example by example. A part of a follows it (Molchanov et al. 2019,
+A step's g is mostly noise, and its mean over few steps hardly says which units the loss needs. The size of each
+example's gradient says so from the first step on. A part of a follows it (Molchanov et al. 2019,
 arXiv:1906.10771), in the soft phase, too, where other units are closed:
 
     a_i = spread (x_i - mean x) / deviation of x + what the steps have moved
@@ -42,7 +42,7 @@ from pat.pruning.gates import Learned
 from pat.pruning.structures.sites import Site
 
 DECAY = 0.999  # of the mean square of g
-MOST = 1.0  # that a Newton step moves a logit a / T: gates that are all but open or closed have no slope
+MOST = 1.0  # the most that a Newton step moves a logit a / T, as nearly open or closed gates have no slope
 FLAT = 1e-3  # dp/da of a gate that is all but open or closed
 ROUNDS = 8  # Newton steps at most, for each multiplier
 CLOSE = 1e-4  # a gap of a constraint that needs no further step
@@ -171,7 +171,7 @@ class Lagrangian:
             (slope,) = torch.autograd.grad(-sparsity.sum(), a)
             move = cost / scale  # (U,) per unit of lr l
             rise = self._per_constraint(slope * move).clamp(min=1e-20)  # (K,) ds / d(lr l)
-            undecided = slope > FLAT * cost  # dp/da: what is open or closed for good must not hold up the others
+            undecided = slope > FLAT * cost  # dp/da: gates that are open or closed for good must not hold up the others
             most = self._per_constraint(torch.where(undecided, move, 0.0), "amax")
             limit = MOST * temperature / torch.where(most > 0.0, most, self._per_constraint(move, "amax"))
             shift = (gap / rise).clamp(-limit, limit)
@@ -233,5 +233,5 @@ class Lagrangian:
 
 
 def _per_unit(values: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    """(U,) a site's value at each of its units."""
+    """(U,) each site's value, repeated for its units."""
     return torch.tensor(list(values)).repeat_interleave(torch.tensor(sizes))

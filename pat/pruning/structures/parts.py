@@ -24,7 +24,7 @@ class Factor:
 
     dim: int
     values: Tensor  # (size of the dimension,)
-    origin: float = 0.0  # what is multiplied is origin + parameter
+    origin: float = 0.0  # the factor multiplies origin + parameter
 
     def along(self, segment: Segment, start: int, stop: int) -> Tensor:
         """(stop - start,) the values at elements [start, stop) of a segment."""
@@ -92,7 +92,7 @@ def multiply(layout: ZeroLayout, by: Factors, moment: str | None = None) -> None
 
 @torch.no_grad()
 def count_nonzero(layout: ZeroLayout, where: Factors) -> int:
-    """Weights that are not 0 although a factor is, over all ranks. Collective."""
+    """Number of nonzero weights whose factor is 0, over all ranks. Collective."""
     mine = 0
     for shard, segment, start, stop in pieces(layout, where):
         weight = shard.view[segment.offset + start : segment.offset + stop]

@@ -56,7 +56,7 @@ class StructurePruner:
         self.budget = registry.build("budget", config.budget)
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
         structures = [registry.build("structure", structure) for structure in config.structures]
-        self.adapted = adapters.present(model)  # then the weights are frozen
+        self.adapted = adapters.present(model)  # with adapters the weights are frozen
         self.anatomy = anatomy_of(adapters.stock(model))
         self.sites = find_sites(self.anatomy, structures)
         self.units = Inventory(self.anatomy, self.sites)
@@ -72,13 +72,13 @@ class StructurePruner:
         ones = self.units.ones()
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
         self.history = GateHistory(ones)
-        self.multiplied: Tensor | None = None  # (U,) z of the soft step that was made ready
+        self.multiplied: Tensor | None = None  # (U,) z of the prepared soft step
         self._evidence: Tensor | None = None  # (U,) of the step that is being applied
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
         self.due(0)  # raises where the schedule starts above the budget
-        self.walk: Callable[[bool], Walk] | None = None  # over the layers, also as they were; for calibrated methods
-        self.journal: Callable[..., Journal] = partial(Journals().open, name)  # of (step, settings)
+        self.walk: Callable[[bool], Walk] | None = None  # walks over the layers, for calibrated methods
+        self.journal: Callable[..., Journal] = partial(Journals().open, name)  # from (step, settings)
         if isinstance(self.method, CalibratedGate):
             calibrated.check(name, self.method, self.anatomy, self.sites, self.timeline)
         if self.needs not in OF_NO_STEP:
@@ -158,7 +158,7 @@ class StructurePruner:
         self.layout = layout
 
     def begin(self, t: int) -> None:
-        """Make the forward of step `t` ready. Collective where flags are chosen."""
+        """Prepare the forward of step `t`. Collective where flags are chosen."""
         state, line = self.state, self.timeline
         if t > state.begun and line.phase(t) != "dense" and not state.hardened:
             if line.phase(t) == "hard":
@@ -210,7 +210,7 @@ class StructurePruner:
         self._count()
 
     def _count(self) -> None:
-        """What the flags remove, on every rank the same. Collective."""
+        """Count what the flags remove, and check that all ranks agree. Collective."""
         self.num_pruned = self.units.removed(self.state.keep)
         self._check_agreement()
 
@@ -245,7 +245,7 @@ class StructurePruner:
         return self._evidence is None or bool(self._evidence.isfinite().all())
 
     def learn(self, t: int, skipped: bool) -> dict[str, float]:
-        """What the step has shown. Returns figures for the log."""
+        """Learn from the step's evidence. Returns figures for the log."""
         evidence, self._evidence = self._evidence, None
         if self.state.hardened or skipped:
             return {}
@@ -290,7 +290,7 @@ class StructurePruner:
         self.training.load(tensors)
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
-        """Go on from a checkpoint, also where this pruner has gone further already."""
+        """Go on from a checkpoint, even if this pruner is already past it."""
         if self.state.hardened:
             self.forward.install_again()
         self.restore(tensors, shared)

@@ -1,7 +1,7 @@
-"""Which tokens of the micro-batch in the forward are no padding: only these count in statistics.
+"""Which tokens of the current micro-batch are not padding: only these count in statistics.
 
-The attention mask is read where every loop hands it over, at the base model's forward, which all heads and trainers
-call. A batch without a mask has no padding, unless `pat.tasks.padding` says where it is.
+The attention mask is read at the base model's forward, which all heads and trainers call. A batch without a mask has
+no padding, unless `pat.tasks.padding` says where it is.
 
 # B rows of a micro-batch, T tokens
 """

@@ -1,4 +1,4 @@
-"""Sites whose scores are all equal: a tie deletes units, or whole layers, by index, for no reason. That is an error,
+"""Sites whose scores are all equal: units, or whole layers, would go by index, for no reason. That is an error, raised
 before training where the config shows it.
 
 # U units of a site

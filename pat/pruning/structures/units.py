@@ -1,4 +1,4 @@
-"""All units of a pruner as one vector: how it splits into sites, what it counts, what it is worth in parameters.
+"""All units of a pruner as one vector: how it splits into sites, and what it costs in parameters.
 
 # U units, over all sites, in the order of the sites
 """

@@ -1,4 +1,5 @@
-"""The cut of a calibrated criterion: matrix by matrix in a walk over the layers, each on what the cut ones below give.
+"""The cut of a calibrated criterion: matrix by matrix in a walk over the layers, each on the outputs of the pruned
+layers below.
 
 # o outputs and i inputs of a linear map
 """
@@ -25,7 +26,7 @@ _Cut = tuple[Tensor, Tensor]  # flags (o, i) uint8, weights (o, i) fp32
 
 
 def check(place: str, criterion: Criterion, masked_grad: str) -> None:
-    """ValueError where weights could come back that a cut has settled; `place` is pruners.NAME."""
+    """ValueError where weights that a cut has removed could come back; `place` is pruners.NAME."""
     if isinstance(criterion, Calibrated) and masked_grad != "zero":
         raise ValueError(
             f"{place}.criterion={criterion.name} fits the weights that stay, so its zeros are final: set "
@@ -45,7 +46,7 @@ def needs(key: str, criterion: Criterion, maps: Mapping[str, tuple[int, ...]]) -
 
 @dataclass(frozen=True)
 class Method:
-    """What decides, with the inputs, on what a cut gives."""
+    """All settings that decide the result of a cut, besides the inputs."""
 
     criterion: Calibrated
     granularity: Any
@@ -55,8 +56,8 @@ class Method:
 
 
 def cut(method: Method, walk: Walk, matrices: WholeMatrices, journal: Journal) -> None:
-    """Layer by layer: choose by what goes into its matrices, and let the survivors take over; what an earlier start
-    has cut is taken over. Flags and weights are in the shards then. Collective."""
+    """Layer by layer, choose weights by the inputs of their matrices and let the survivors take over. Layers in the
+    journal of an earlier start are read from it. Writes flags and weights into the shards. Collective."""
     for layer in walk:
         known = journal.known(layer)
         if known is None:
@@ -149,7 +150,7 @@ def _cut_group(
     dense: dict[str, Tensor],  # matrices with the same inputs; used up
     inputs: dict[str, Any],  # those of `dense` are used up
 ) -> tuple[dict[str, _Cut], list[str]]:
-    """(cuts, why there are none): the other ranks wait, so an error is told and not raised."""
+    """(cuts, sentences why there are none): the other ranks wait, so errors must not be raised here."""
     criterion, made = method.criterion, dict[str, _Cut]()
     name, shape = next((name, each.shape) for name, each in dense.items())
     try:

@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 MODES = ("auto", "compile", "eager")
 CHUNK = {"cpu": 1 << 18}  # elements a thread works on at a time: they fit its caches, and hide the cost of calls
 SUM_CHUNK = 1 << 14  # a sum this short never splits over threads
-CHUNK_ACCELERATOR = 1 << 26  # where launches are dear, and the temporaries only have to fit
-AUTO_COMPILE_FROM = 1 << 23  # elements from which some hundred steps win back the seconds of compiling
+CHUNK_ACCELERATOR = 1 << 26  # launches are expensive, and temporaries only have to fit
+AUTO_COMPILE_FROM = 1 << 23  # elements from which compiling pays off within some hundred steps
 OPTIONS = {
     "cpp.enable_floating_point_contract_flag": "off",
-    "cpp.dynamic_threads": True,  # the number of threads is asked for at each call, not built in
+    "cpp.dynamic_threads": True,  # the number of threads is read at each call, not built in
     "emulate_precision_casts": True,  # accelerators: no contraction either
 }
 

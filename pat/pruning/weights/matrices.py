@@ -11,7 +11,7 @@ from pat.common import patterns
 from pat.common.parameters import is_conv1d, logical_shape
 from pat.common.typed import named_modules
 
-ALL_LINEAR = "all-linear"  # as in peft's target_modules: embeddings, heads and what lies outside the layers stay dense
+ALL_LINEAR = "all-linear"  # as in peft's target_modules: embeddings, heads and everything outside the layers stay dense
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Matrices:
 
     @classmethod
     def of(cls, model: nn.Module) -> Matrices:
-        """Those of a model, whole or sharded."""
+        """The matrices of a model, whole or sharded."""
         shapes = {name: logical_shape(param) for name, param in model.named_parameters()}
         stacks = [f"{name}." for name, module in named_modules(model) if isinstance(module, nn.ModuleList)]
         transposed = {f"{name}.weight" for name, module in named_modules(model) if is_conv1d(module)}

@@ -1,4 +1,4 @@
-"""What is known of weights before any evidence, beside the evidence: standing = S + c Q.
+"""What is known of weights before any evidence, added to the evidence: standing = S + c Q.
 
 # o outputs and i inputs of a linear map, x what goes into it on calibration samples
 # G groups that are ranked together: all matrices, or each by itself
@@ -6,15 +6,15 @@
     Q_oi = W_oi^2 m_i      m = 1: the magnitude; or calibrated, m_i = E[x_i^2] / mean_j E[x_j^2]: Wanda's order
     c = weight * RMS(S) / mean(Q)      over all weights of the group, on all ranks; 1 while S is 0: Q alone
 
-Q is what the map's outputs change by in the mean square when the weight goes, over the mean square of an input; for
-inputs of one size it is W^2. S is in units of the loss, which may be a mean or a sum over tokens, and Q in those of
+Q is the mean squared change of the map's outputs when the weight goes, over the mean square of an input; if all
+inputs have one size, it is W^2. S is in units of the loss, which may be a mean or a sum over tokens, and Q in those of
 squared weights. No constant converts them, so each counts by its own size within what is ranked together. As m is 1 in
 the mean, matrices of one ranking count as they do by magnitude: Wanda does not compare matrices. m is measured once,
 before the first selection; W is that of each selection.
 
-The mean of Q, because in pretrained encoders a few outliers make up its RMS, far above what a ranking has to part.
-c is computed at a selection from what a checkpoint holds, so it is no state; m is. Sums of fp64 depend a little on how
-ranks cut the shards: c keeps BITS bits, far fewer than agree, so it is the same number whatever the cut.
+The mean of Q is taken because in pretrained encoders a few outliers dominate its RMS. c is computed at a selection from
+what a checkpoint holds, so it is no state; m is. Sums of fp64 depend slightly on how ranks cut the shards: c keeps BITS
+bits, far fewer than agree, so it is the same number for any cut.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BITS = 8
 
 
 class Prior:
-    """That of one pruner's matrices."""
+    """The prior of one pruner's matrices."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Prior:
         self.inputs: dict[str, Tensor] = {}  # (i,) fp32 m by matrix, the same on every rank; {}: 1, or not measured yet
 
     def measure(self, walk: Walk, journal: Journal) -> None:
-        """M of every matrix in the model as it is. ValueError where nothing goes in. Collective."""
+        """Measure m of every matrix, in the model as it is. ValueError where all inputs are 0. Collective."""
         for layer in walk:
             if (known := journal.known(layer)) is not None:
                 self.inputs |= dict(known)
@@ -70,7 +70,7 @@ class Prior:
         return dense * dense * self._along(name, start, dense) if self.inputs else dense * dense
 
     def coefficients(self, states: Sequence[MaskedShard], weight: float, comm: Comm) -> dict[str, float]:
-        """C of every matrix. Collective."""
+        """{matrix: c}. Collective."""
         pieces = [
             (
                 self.group[s.name],
@@ -112,7 +112,7 @@ def coefficients(
 
 
 def _rounded(c: float) -> float:
-    """To BITS bits, a number that fp32 holds."""
+    """Rounded to BITS bits, so that fp32 holds it."""
     if not math.isfinite(c):
         return c
     mantissa, exponent = math.frexp(c)

@@ -70,8 +70,8 @@ class WeightPruner:
         self.hardened = False
         self.num_pruned = 0  # weights, over all ranks
         self.emptied_before: Callable[[], set[str]] = set  # matrices that gates have removed whole
-        self.walk: Callable[[bool], Walk] | None = None  # over the layers, also as they were; for calibrated criteria
-        self.journal: Callable[..., Journal] = partial(Journals().open, name)  # of (step, settings)
+        self.walk: Callable[[bool], Walk] | None = None  # walks over the layers, for calibrated criteria
+        self.journal: Callable[..., Journal] = partial(Journals().open, name)  # from (step, settings)
         self.states: list[MaskedShard] = []
 
     # -- wiring ----------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class WeightPruner:
     # -- the step --------------------------------------------------------------------------------------------------
 
     def begin(self, t: int) -> None:
-        """The keep flags of step `t`, which is certain and of which nothing has been applied. Collective."""
+        """Choose the keep flags of step `t`, once it is certain and before any of it is applied. Collective."""
         line = self.timeline
         if self.hardened or line.phase(t) == "dense":
             return
@@ -176,7 +176,7 @@ class WeightPruner:
         ties.check_matrices(f"pruners.{self.name}", removed, numel, tied, self.config.allow_empty_matrices)
 
     def _coefficients(self, t: int) -> dict[str, float]:
-        """Of the prior, in the standings in each matrix (`weights.prior`); {} where there is none. Collective."""
+        """{matrix: c}, the coefficients of the prior (`weights.prior`); {} where there is none. Collective."""
         weight = self.criterion.prior_weight(t)
         if weight and self.criterion.prior_samples and not self.prior.inputs:
             assert self.walk is not None, "Pruner.bind gives it"
@@ -195,7 +195,7 @@ class WeightPruner:
         self.hardened = True
 
     def _clear_moments(self) -> None:
-        """Nothing of what is pruned stays in the optimizer, which would revive it."""
+        """Zero the moments of pruned weights, which would revive them."""
         for state in self.states:
             for key in ("exp_avg", "exp_avg_sq"):
                 moment = self.layout.base.state[state.shard.flat].get(key)
@@ -282,7 +282,7 @@ class WeightPruner:
         return {"selected_at": self.selected_at, "hardened": self.hardened, "num_pruned": self.num_pruned}
 
     def load(self, reader: Any, shared: dict[str, Any]) -> None:
-        """Go on from a checkpoint of any layout, also where this pruner has gone further already."""
+        """Go on from a checkpoint of any layout, even if this pruner is already past it."""
         self.selected_at, self.hardened = shared["selected_at"], shared["hardened"]
         self.num_pruned = shared["num_pruned"]
         self.prior.inputs = reader.gates(self.name)

@@ -1,4 +1,4 @@
-"""Exact "keep the k highest", over the scores of all ranks, without gathering them.
+"""Keeps exactly the k highest scores of all ranks, without gathering them.
 
 # G groups, each with its own k (one group in all, or one per matrix); W ranks; a segment: see `ScoredSegment`
 
@@ -197,7 +197,7 @@ def _kth_score(
     ranks: Tensor,  # (G,) counted from 1; 0: the group has no pieces
     comm: Comm,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(G,) fp64 the ranks-th highest score, (G,) its own rank among its equals, (G,) its equals. Collective."""
+    """(G,) fp64 the ranks-th highest score, (G,) its place among equal scores, (G,) their number. Collective."""
     prefix, left = torch.zeros_like(ranks), ranks.clone()
     equal = torch.zeros_like(ranks)
     for shift, bits in DIGITS:
@@ -217,7 +217,7 @@ def _kth_score(
 
 
 def _ordered_key(scores: Tensor) -> Tensor:
-    """int64 in [0, 2^32), rising with the score; one key for both zeros."""
+    """int64 in [0, 2^32), increasing with the score; both zeros have one key."""
     bits = (scores.detach() + 0.0).view(torch.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64) + (1 << 31)
 

@@ -40,7 +40,7 @@ def gather_spans(segments: Sequence[ScoredSegment], comm: Comm) -> list[Span]:
 
 
 def first_pieces(segments: Sequence[ScoredSegment], comm: Comm) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of all ranks, in name order, said by the one rank that holds its first element.
+    """Shape of every parameter of all ranks, in name order, sent by the rank that holds its first element.
 
     At ZeRO 3 every rank holds a piece of every parameter: `gather_spans` has ranks x parameters entries, which each
     rank would sort. Collective.

@@ -1,5 +1,5 @@
-"""Matrices whose scores are all equal: a tie of a whole matrix deletes a part of it by index, for no reason. That is an
-error, before training where the config shows it.
+"""Matrices whose scores are all equal: part of such a matrix would go by index, for no reason. That is an error,
+raised before training where the config shows it.
 
 # G matrices
 """
@@ -50,7 +50,7 @@ def tied_matrices(segments: Sequence[ScoredSegment], names: Sequence[str], comm:
 
 
 def _only_value(segment: ScoredSegment) -> float | None:
-    """The score of all weights of a segment; None where two differ, which the first chunk says as a rule."""
+    """The score of all weights of a segment; None where two differ, which the first chunk usually shows."""
     xp, scores = module(segment.scores), array(segment.scores)
     first = float(scores[0])
     for part in chunks(segment.scores):

@@ -1,6 +1,6 @@
 """Selections that need whole matrices: within each output, and to a target within one matrix.
 
-A matrix is brought together from the shards of all ranks, one at a time; what is chosen goes back into the shards.
+Matrices are assembled from the shards of all ranks, one at a time; the choice is written back into the shards.
 
 # o outputs and i inputs of a linear map, r its number of weights
 """
@@ -65,7 +65,7 @@ def _keep_top(scores: Tensor, num_keep: int) -> Tensor:
 
 
 class WholeMatrices:
-    """The matrices of a pruner, brought together from the shards of all ranks one at a time, and written back."""
+    """The matrices of a pruner, assembled from the shards of all ranks one at a time, and written back."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class WholeMatrices:
         return self.turned(name, self.layout.whole(name))
 
     def turned(self, name: str, matrix: Tensor) -> Tensor:
-        """From as it is stored to outputs first, or back."""
+        """Between the stored orientation and outputs first, either way."""
         return matrix.T if name in self.transposed else matrix
 
     def select_in_rows(self, scored: Sequence[ScoredSegment], granularity: Any, sparsity: float) -> None:
@@ -95,14 +95,14 @@ class WholeMatrices:
             self.mark(name, self.turned(name, chooser(name, granularity, sparsity, "row")(scores)))
 
     def mark(self, name: str, flags: Tensor) -> None:
-        """This rank's part of a matrix's flags, from all as they are stored."""
+        """Write this rank's part of a matrix's flags, given all of them as stored."""
         flat = flags.reshape(-1)
         for state, s in self._segments(name):
             assert state.keep is not None
             state.keep[s.part].copy_(flat[s.start : s.start + s.numel])
 
     def fit(self, name: str, values: Tensor) -> None:
-        """This rank's part of a matrix's weights, from all as they are stored."""
+        """Write this rank's part of a matrix's weights, given all of them as stored."""
         self.layout.write(name, values)
         for state, s in self._segments(name):
             assert state.dense is not None

@@ -54,7 +54,7 @@ Held = tuple[Any, int, int, int]  # (parameter, first element in it, numel, offs
 
 @dataclass(frozen=True)
 class Piece:
-    """Some elements, and the index of the first of them in the parameter or shard that they are a part of."""
+    """Some elements of a parameter or shard, and the index of the first of them in it."""
 
     start: int
     data: Tensor  # (n,)
@@ -166,7 +166,7 @@ class ZeroLayout(ABC):
         return self.assemble(name, self.pieces(name), torch.float32).view(logical_shape(self.parameters[name]))
 
     def write(self, name: str, values: Tensor) -> None:
-        """This rank's part of a parameter into its fp32 shards, from the whole of it."""
+        """Write this rank's part of a parameter into its fp32 shards, given the whole parameter."""
         flat = values.reshape(-1)
         for shard, s in self._places.get(name, ()):
             shard.view[s.part].copy_(flat[s.start : s.start + s.numel])
