@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     of_logs.add_argument("--from-logs", nargs=2, type=Path, metavar=("A", "B"), help="JSONL with an outcome a row")
     of_logs.add_argument("--outcome", metavar="COLUMN", help="true, false or a number; null: not known yet")
     of_logs.add_argument("--key", metavar="COLUMN", help="rows with the same key in both logs are pairs")
-    of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="what the traffic is parted by")
+    of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="columns that divide the traffic")
     of_logs.add_argument("--effect", type=float, metavar="D", help="the difference to find soonest (yes or no: 0.05)")
     of_logs.add_argument("--prompt", metavar="COLUMN", help="to show regressive prompts of pairs")
     of_logs.add_argument("--output", metavar="COLUMN", help="to show their outputs")

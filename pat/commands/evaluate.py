@@ -40,9 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         "       pat evaluate FOLDER [...] --mix FILE|NAME [options]\n"
         "       pat evaluate FOLDER [...] --tasks NAME[,NAME] [--include-path DIR] [options]",
         description="Metrics, sparsity, size and speed of models on held-out data, side by side, and per slice with\n"
-        "intervals. Runs and exports know their data and data.max_length; a Hugging Face folder that does not takes\n"
-        "those of the first that does. recipe=NAME, or keys such as data.eval=FILE, say otherwise. The first model is\n"
-        "what the others are compared with. Of a run, the best checkpoint counts. --mix asks the prompts of a mix\n"
+        "intervals. Runs and exports know their data and data.max_length; a Hugging Face folder takes those of\n"
+        "the first model that knows them. recipe=NAME, or keys such as data.eval=FILE, override them. The first model\n"
+        "is the baseline of the others. Of a run, the best checkpoint counts. --mix asks the prompts of a mix\n"
         "instead, --tasks is lm-evaluation-harness.",
         epilog=EXAMPLES + exit_codes(),
     )

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of samples and resamples (default: 0)")
     of_logs = parser.add_argument_group("of logs")
     of_logs.add_argument("--prompt", default="prompt", metavar="COLUMN", help="texts or messages (default: prompt)")
-    of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="what the traffic is parted by")
+    of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="columns that divide the traffic")
     of_logs.add_argument("--long-from", type=int, metavar="WORDS", help="also by length: form=short and form=long")
     of_logs.add_argument("--answer", metavar="COLUMN", help="right answers, for the replay")
     of_logs.add_argument(

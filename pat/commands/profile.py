@@ -37,8 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         "or Hugging Face folders; each is loaded in a process of its own, and they are asked in turn.",
         epilog=EXAMPLES + exit_codes(),
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="folders, the first to compare with")
-    parser.add_argument("--mix", metavar="FILE|NAME", help="prompts of that traffic (pat prompts --help)")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="folders; the first is the baseline")
+    parser.add_argument("--mix", metavar="FILE|NAME", help="prompts of the traffic (pat prompts --help)")
     parser.add_argument("--lengths", metavar="P:O,...", help="prompt and output tokens instead (default: 128:32)")
     parser.add_argument("--batch-sizes", default="1,8", metavar="N,...", help="for throughput (default: 1,8)")
     parser.add_argument("--backend", default="eager", metavar="NAME,...", help="eager (default), compile, onnxruntime, "

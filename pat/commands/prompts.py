@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     of_logs.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     of_logs.add_argument("--prompt", default="prompt", metavar="COLUMN", help="texts or messages (default: prompt)")
     of_logs.add_argument("--reference", metavar="COLUMN", help="right answers")
-    of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="what the traffic is parted by")
+    of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="columns that divide the traffic")
     of_logs.add_argument("--long-from", type=int, metavar="WORDS", help="also by length: form=short and form=long")
     of_logs.add_argument("--prompt-tokens", metavar="COLUMN", help="lengths of prompts")
     of_logs.add_argument("--output-tokens", metavar="COLUMN", help="lengths of outputs")

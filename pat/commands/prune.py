@@ -37,8 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser(
         prog="pat prune",
         usage="pat prune MODEL --data FILE (--sparsity S | --pattern N:M | --keep UNITS) --out DIR [key=value ...]",
-        description="Remove weights or structures of a trained model at once, chosen by what goes into each matrix on\n"
-        "calibration samples; those that stay take over from those that go. Nothing is trained.",
+        description="Remove weights or structures of a trained model at once, chosen by the inputs of each matrix on\n"
+        "calibration samples; the rest is fitted to make up for them. Nothing is trained.",
         epilog=EXAMPLES + RUN_EXIT_CODES,
     )
     parser.add_argument("words", nargs="+", metavar="MODEL | key=value", help="a model's folder or name; keys of train")
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         "--reconstruct",
         type=int,
         metavar="PASSES",
-        help="over the samples, that then fit each layer to what it gave before: better, and slower (default: of "
-        "weights 2 for a classifier and 1 for a language model; of structures 0)",
+        help="over the samples after each cut, to fit the layer to its earlier outputs: better, but slower (default: "
+        "of weights 2 for a classifier and 1 for a language model; of structures 0)",
     )
     parser.add_argument("--max-length", type=int, metavar="N", help=f"tokens of a sample (default: {MAX_LENGTH})")
     parser.add_argument("--ranks", type=int, metavar="N", help="processes, one per GPU (default: 1)")

@@ -39,11 +39,11 @@ def main(arguments: Sequence[str]) -> int:
         prog="pat search",
         usage="pat search recipe=NAME envelope.METRIC.BOUND=value [key=value ...] [options]",
         description="Find the largest sparsity, or the smallest share of structures to keep, whose run is inside the\n"
-        "envelope. The steps before the first cut are trained once, and every value is a fork of them: to the bit the\n"
-        "run that has the value from the start. The budget of the recipe is the most that is tried.",
+        "envelope. The steps before the first cut are trained once, and every value is a fork of them, with the\n"
+        "bits of a run that has that value from the start. The recipe's budget is the largest value that is tried.",
         epilog=EXAMPLES + EXIT_CODES,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, as of `pat train`")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, as in `pat train`")
     parser.add_argument("--pruner", metavar="NAME", help="whose budget is searched (default: the only one)")
     parser.add_argument(
         "--from", dest="first", type=float, metavar="X", help="the least to prune (default: a quarter of the budget)"

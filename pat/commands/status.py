@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     """`pat status`: a table, a line a run."""
     parser = command_parser(
         prog="pat status",
-        description="A table of runs: step, phase, sparsity, state, restarts and when they last said something. It\n"
+        description="A table of runs: step, phase, sparsity, state, restarts and when they last logged something. It\n"
         "reads their directories, and asks Slurm for those that were submitted.",
         epilog="examples:\n  pat status                               all runs in ./runs, and of sweeps in ./sweeps\n"
         "  pat status /shared/first runs/parity\n",

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=a,b", help="a key to sweep or to change")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: 1; on a cluster: all)")
     parser.add_argument(
-        "--race", type=int, metavar="STEP", help="stop all runs there, and go on with the best only (docs/search.md)"
+        "--race", type=int, metavar="STEP", help="stop all runs at that step, and finish only the best (docs/search.md)"
     )
     parser.add_argument(
         "--candidate",
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="KEYS",
         help="keys of a run, in place of all combinations of values; once for each run",
     )
-    parser.add_argument("--cluster", metavar="NAME", help="each run is a Slurm job, as of `pat submit --cluster NAME`")
+    parser.add_argument("--cluster", metavar="NAME", help="each run is a Slurm job, as in `pat submit --cluster NAME`")
     parser.add_argument("--continue", dest="go_on", action="store_true", help="run what is missing or has failed")
     parser.add_argument(
         "--x",

@@ -28,12 +28,12 @@ AnyLimit = TypeVar("AnyLimit", bound="Limit")
 class Limit(Section, frozen=True):
     """What one figure may be; all bounds that are given must hold."""
 
-    min: Finite | None = key(None, "at least this; of a figure of which more is better")
-    max: Finite | None = key(None, "at most this; of a figure of which less is better")
-    drop: Finite | None = key(None, "at most this much below the baseline's; more is better", ge=0)
-    rise: Finite | None = key(None, "at most this much above the baseline's; less is better", ge=0)
+    min: Finite | None = key(None, "at least this, where higher is better")
+    max: Finite | None = key(None, "at most this, where lower is better")
+    drop: Finite | None = key(None, "at most this much below the baseline, where higher is better", ge=0)
+    rise: Finite | None = key(None, "at most this much above the baseline, where lower is better", ge=0)
     ratio: Finite | None = key(
-        None, "of the baseline's: at most this where less is better, at least this where more is", gt=0
+        None, "share of the baseline: at most this where lower is better, at least this where higher is", gt=0
     )
     least: int | None = key(None, "of `slices` only: samples that a slice needs to be judged; null: 1", ge=1)
     dimensions: list[str] | None = key(

@@ -120,7 +120,7 @@ def _classes(details: dict[str, Any] | None) -> str:
     if matrix and len(matrix) <= MATRIX:
         names = list(details["classes"])
         counts = [(name, *map(str, row)) for name, row in zip(names, matrix, strict=True)]
-        sections += ["Rows are labels, columns what the model answered:", _table(("", *names), counts)]
+        sections += ["Rows are labels, columns the model's answers:", _table(("", *names), counts)]
     return "\n\n".join(sections)
 
 

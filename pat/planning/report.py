@@ -117,5 +117,5 @@ def summary(needs: Report) -> str:
         f"{shapes.every:,} parameters, of which {shapes.trained:,} are trained and {shapes.prunable:,} have masks of "
         f"single weights (gates of structures take next to nothing){teacher}.\n"
         "Buffers: of the reduction (DeepSpeed's buckets, whatever the model's size), and of gathered weights (ZeRO 3)\n"
-        "or the step. By arithmetic; what one operation needs for itself, and fragmentation, come on top."
+        "or the step. Computed, without the temporary memory of single operations and without fragmentation."
     )

@@ -66,7 +66,7 @@ def read(path: Path, allow_code: bool = False) -> Mix:
         except ValueError as error:
             raise ValueError(f"{path}, {place}: {error}") from None
     if not prompts:
-        raise ValueError(f'{path} has no prompts: write one a line, as {{"prompt": "..."}}')
+        raise ValueError(f'{path} has no prompts: write one per line, as {{"prompt": "..."}}')
     try:
         groups(prompts)
         return Mix(head, path, tuple(shared(prompts, head.weights)))

@@ -53,7 +53,7 @@ class StepStats:
 
 def _no_samples(number: int) -> list[Any]:
     raise ValueError(
-        "A criterion that looks at what goes into the matrices needs samples to calibrate on, which this trainer does "
+        "A criterion that looks at the inputs of matrices needs calibration samples, which this trainer does "
         "not give: take magnitude or movement (prior_score=magnitude), or `pat train`"
     )
 

@@ -83,7 +83,7 @@ def _of_comparison(content: Mapping[str, Any]) -> Decision:
     return Decision(
         "open",
         "No difference found",
-        f"Chance explains what differs between {a} and {b} {on}. The intervals say how large a difference can be.",
+        f"Chance explains the differences between {a} and {b} {on}. The intervals say how large a difference can be.",
         _first(whole[""]),
     )
 

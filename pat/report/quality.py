@@ -91,7 +91,7 @@ def _metrics(sources: Sources) -> Iterator[Block]:
     yield Table("Metrics on held-out data", ("metric", *(name for name, _ in columns)), rows)
     if columns[0][0] == "when pruning began":
         yield Text(
-            "What the run had when pruning began had trained for fewer steps: for what pruning costs, compare with a "
+            "When pruning began, the run had trained for fewer steps: for what pruning costs, compare with a "
             "run of as many steps that prunes nothing."
         )
     if any(get(written.content, "same_data") is False for written in sources.evaluations):

@@ -29,7 +29,7 @@ class ExitCode(enum.IntEnum):
     )
     BROKEN_PROMISE = 4, "a promise could not be kept: target missed, invariant broken, checkpoint unreadable"
     OUTSIDE_ENVELOPE = 5, "a variant is outside its envelope; the checks that failed are named"
-    ALERT = 6, "a monitor raised an alert: drift, or prompts that became worse; what it is about is named"
+    ALERT = 6, "a monitor raised an alert: drift, or prompts that became worse; its cause is named"
     PREEMPTED = 85, "preempted (SIGUSR1, SIGTERM, Ctrl-C): the state is saved, run the same command again"
     INTERRUPTED = 130, "Ctrl-C twice: ended at once"
 

@@ -22,7 +22,7 @@ class MustRefuse(Check, frozen=True):
     """The output declines: one of the phrases is in it, whatever its case. Those of `phrases`, or English ones."""
 
     name: Literal["must_refuse"] = "must_refuse"
-    phrases: list[str] = key([], "what a refusal says; empty: what is usual in English")
+    phrases: list[str] = key([], "phrases of a refusal; empty: the usual English ones")
 
     def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:
         """No phrase is in it."""
@@ -33,7 +33,7 @@ class MustAnswer(Check, frozen=True):
     """The output is not empty and does not decline."""
 
     name: Literal["must_answer"] = "must_answer"
-    phrases: list[str] = key([], "what a refusal says; empty: what is usual in English")
+    phrases: list[str] = key([], "phrases of a refusal; empty: the usual English ones")
 
     def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:
         """A phrase is in it, or nothing is."""
