@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pat.common import scan
 from pat.common.keys import structured
+from pat.config import auto
 from pat.config.errors import explain
 from pat.config.frozen import ELASTIC, to_config
 from pat.config.hostfile import take_world_size
@@ -85,6 +86,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_merged(content, overrides)
     _drop_replaced_fields(content["pruners"], overrides)
+    auto.choose(content["pruners"])
     config = take_world_size(to_config(content), overrides)
     validate(config, {override.lstrip("+").partition("=")[0] for override in overrides}, guarded)
     _check_replaced_files(content["data"], overrides)
@@ -196,6 +198,7 @@ def _register() -> None:
     for kind in registry.PACKAGES:
         for name in registry.names(kind):
             store.store(group=kind, name=name, node=registry.defaults(kind, name))
+    store.store(group="schedule", name=auto.NAME, node=auto.OPEN)
     for name in set(scan.declared("pat.tasks")) - set(options("task")):
         store.store(group="task", name=name, node={"name": name})
     OmegaConf.register_new_resolver("pat.run_name", _resolve_run_name, replace=True)

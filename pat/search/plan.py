@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from pat.config import auto
 from pat.config.compose import compose, run_name
 from pat.schema import Config, TrainConfig
 from pat.search import judged
@@ -103,14 +104,15 @@ def make(
     from pat.training.preflight import prepare
 
     options = ("--config-dir", config_dir) if config_dir else ()
-    composed: list[tuple[Config, list[str]]] = []
+    composed: list[tuple[Config, list[str], dict[str, Any]]] = []
 
     def take(config: Config) -> int:
-        composed.append((config, list(HydraConfig.get().overrides.task)))
+        cfg = HydraConfig.get()
+        composed.append((config, list(cfg.overrides.task), dict(cfg.runtime.choices)))
         return 0
 
     compose([*overrides, *options], take, guarded=False)
-    config, given = composed[0]
+    config, given, choices = composed[0]
     _check(config)
     place = out or _place(overrides)
     quantity = quantities.quantity_of(config, span.pruner)
@@ -118,6 +120,12 @@ def make(
     checked = prepare(plain, place / DENSE)
     wanted = quantities.asked(config, quantity, checked.pruner)
     values = quantities.grid(quantity, wanted, span.first, span.last, span.within)
+    if not quantity.keep and auto.changes(choices, quantity.pruner, min(values), max(values)):
+        schedule = f"pruners.{quantity.pruner}.schedule"
+        raise ValueError(
+            f"{schedule}=auto has several cuts above {auto.MUCH:g} and one below, but the runs of a search share the "
+            f"steps before the first: give --from above {auto.MUCH:g}, or {schedule}.name=one_shot {schedule}.start=0.3"
+        )
     found = quantities.realised(plain, quantity, values, checked.model)
     first = checked.pruner.first_soft_step
     assert first is not None, "something is pruned"

@@ -115,7 +115,7 @@ class Timeline:
 
     def num_cuts(self) -> int:
         """Selections that may remove more than the one before, where the clock counts every step."""
-        regular, final = range(self.start, self.hard_from + 1, self.select_every), max(0.5, self.schedule.initial)
+        regular, final = range(self.start, self.hard_from + 1, self.select_every), (1 + self.schedule.initial) / 2
         return len({self.target(t, final) for t in (*regular, self.end, self.hard_from)} - {0.0})
 
     def _last_selection(self, at: int) -> int:

@@ -16,6 +16,7 @@ from pat.commands import train
 from pat.config import compose, frozen, places
 from pat.launch.environment import RankEnvironment
 from pat.pruning import registry
+from pat.pruning.schedules import Schedule
 from pat.run.directory import ExitCode, RunDir, write_exit
 from pat.schema import FILES, Config
 from pat.tasks import base
@@ -386,3 +387,19 @@ def test_a_shape_that_is_written_whole_is_the_shape():
         ("pruners.narrow.budget.keep.kv_groups=2", {"ffn": 0.5, "kv_groups": 2}),
     ):
         assert composed(*recipe, given).pruners["narrow"].budget.keep == keep
+
+
+def test_auto_cuts_once_or_several_times_by_how_much_goes():
+    own = ("recipe=encoder", "task=classification", "model.path=m", "data=csv", "data.train=t", "train.num_steps=9")
+    place = "pruners.weights.schedule"
+
+    def schedule(*overrides: str) -> Schedule:
+        return composed(*own, *overrides).pruners["weights"].schedule
+
+    once, many = schedule(), schedule("pruners.weights.budget.sparsity=0.95")
+    assert (once.name, once.start) == ("one_shot", 0.3)
+    assert (many.name, many.start, many.end, many.initial) == ("exponential", 0.15, 0.65, 0.7)
+    assert many.resolve(100).num_cuts() == 6
+    assert schedule(f"{place}.start=0.4").start == 0.4  # what is given stays
+    assert schedule(f"{place}.name=cubic", f"{place}.start=0", f"{place}.end=0.5").name == "cubic"
+    assert f"{place}=auto" in refused("recipe=parity", f"{place}.name=auto", "pruners.weights.budget.sparsity=null")

@@ -108,6 +108,14 @@ def test_the_command_of_a_run_composes_to_its_config(planned: Plan) -> None:
     assert not planned.out.exists(), "to look is not to run"
 
 
+def test_runs_that_share_a_dense_part_have_one_schedule(out: Path) -> None:
+    much = [*PARITY, LOSS, "pruners.weights.schedule.name=auto", "pruners.weights.budget.sparsity=0.96"]
+    with pytest.raises(ValueError, match=r"pruners.weights.schedule.name=one_shot"):
+        plan.make(much, out / "auto", Span(first=0.5, within=0.2), None)
+    planned = plan.make(much, out / "auto", Span(first=0.92, within=0.02), None)
+    assert composed(planned.member(0.92)).pruners["weights"].schedule == planned.config.pruners["weights"].schedule
+
+
 def test_shares_of_structures_that_come_to_the_same_units_are_one_run(planned: Plan, out: Path) -> None:
     """Of 128 neurons with multiples of 32."""
     narrow = {
