@@ -638,12 +638,20 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("bool(self._evidence.isfinite().all())", "True", "infinite evidence enters the scores"),
     ],
     "pat/pruning/gates/obs.py": [
-        ("gram = gram - torch.outer(mean, mean)", "pass", "inputs are not centred where a bias takes their mean"),
+        (
+            "found.sub_(torch.outer(self.mean[on], self.mean))",
+            "pass",
+            "inputs are not centred where a bias takes their mean",
+        ),
         ("masked_fill(gone, torch.inf)", "masked_fill(gone, 0.0)", "a unit goes twice"),
         ("inverse -= inverse[:, own] @ taken", "pass", "the costs of groups forget what has gone"),
-        ("products = products[stay][:, stay] - mixed - mixed.T", "products = products[stay][:, stay]", "W stays dense"),
-        ("wide = wide + self.repair * ", "wide = wide + ", "all of the gap is made up for, whatever the key says"),
-        ("(weights.double() - fitted) @ mean", "(wide - fitted) @ mean", "the gap's mean counts twice in the bias"),
+        ("products[rows].sub_(half[rows] @ factor.T).sub_(factor[rows] @ half.T)", "pass", "W stays dense"),
+        (".mul_(self.repair))", ")", "all of the gap is made up for, whatever the key says"),
+        (
+            "(weights.double() - fitted) @ problem.mean",
+            "(wide - fitted) @ problem.mean",
+            "the gap's mean counts twice in the bias",
+        ),
     ],
     "pat/pruning/calibration/journal.py": [
         (
@@ -667,7 +675,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("            raise ValueError(refused[0])", "            pass", "a fit that fails leaves zeros"),
     ],
     "pat/pruning/calibration/reconstruction.py": [
-        ("whole if flags is None else whole * flags", "whole", "what is pruned comes back while its layer is fitted"),
+        (
+            "gradient if self.alive is None else gradient.mul_(self.alive)",
+            "gradient",
+            "what is pruned comes back while its layer is fitted",
+        ),
         ("[walk.real[batch]]", "", "padding counts in what a layer is fitted to"),
         ("lr * left", "lr", "the rate of a reconstruction does not fall"),
     ],
