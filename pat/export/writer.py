@@ -88,7 +88,10 @@ def split(specs: Iterable[Spec], limit: int) -> list[list[Spec]]:
 def write_model(
     folder: Path, specs: Iterable[Spec], chunks: Callable[[Spec], Iterable[Tensor]]
 ) -> dict[str, str]:  # the file of each tensor
-    """`model.safetensors`, or several files and their index; parameters of one dtype are written in name order."""
+    """`model.safetensors`, or several files, and their index; parameters of one dtype are written in name order.
+
+    Servers such as vLLM read every *.safetensors of a folder that has no index, masks.safetensors too, and fail.
+    """
     files = split(specs, SHARD_BYTES)
     names = ["model.safetensors"]
     if len(files) > 1:
@@ -97,8 +100,7 @@ def write_model(
     for name, content in zip(names, files, strict=True):
         write_safetensors(folder / name, content, {"format": "pt"}, chunks)
         weight_map |= {spec.name: name for spec in content}
-    if len(files) > 1:
-        total = sum(spec.numbytes for content in files for spec in content)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    total = sum(spec.numbytes for content in files for spec in content)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return weight_map

@@ -29,7 +29,7 @@ from pat.profiling.backends import EXPORTED, Settings
 from pat.profiling.figures import Facts, Profile, profile
 from pat.profiling.measure import Samples, calls, measure
 from pat.profiling.plan import Plan, Work
-from pat.profiling.vllm import Server
+from pat.profiling.vllm import MARGIN, Server
 from pat.profiling.worker import Message, Worker, export
 from pat.prompts.mix import Mix
 from pat.schema import ModelConfig
@@ -203,14 +203,17 @@ def _check_positions(models: Sequence[Model], made: Plan) -> None:
 @contextlib.contextmanager
 def _contender(model: Model, backend: str, made: Plan, asked: Asked, others: int) -> Iterator[Contender]:
     """A process with the model; for a backend with its own files, after they are written."""
-    if backend == "vllm":
-        with Server(model.folder, model.name, model.generative, asked.device, asked.dtype, others) as server:
-            yield server
-        return
     longest: dict[int, int] = {}
     for work in made.distinct:
         prompt = work.prompt_tokens if work.prompt is None else len(model.prompts[work.prompt])
         longest[work.batch_size] = max(longest.get(work.batch_size, 0), prompt + work.output_tokens)
+    if backend == "vllm":
+        most = max(longest.values()) + MARGIN
+        most = most if model.positions is None else min(most, model.positions)
+        how = (asked.device, asked.dtype, asked.threads, most, others)
+        with Server(model.folder, model.name, model.generative, *how) as server:
+            yield server
+        return
     settings = Settings(
         str(model.folder), model.name, model.generative, asked.device, asked.dtype, asked.threads, longest
     )

@@ -1,12 +1,14 @@
 """vLLM: its own server (`vllm serve`), asked by its own benchmark client (`vllm bench serve`).
 
 It is a program with an environment of its own, found on PATH. The client is started for every call; its times do not
-include that start. Prompts are random tokens of the mix's lengths. Not run by the tests, which have a stand-in
-for the program: vLLM needs other versions than pat.
+include that start. Prompts are random tokens of the mix's lengths. The tests have a stand-in for the program:
+vLLM needs other versions than pat.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,7 +28,10 @@ MISSING = (
     "that environment's bin folder to PATH"
 )
 TIMEOUT_S = 1800.0  # until a server is ready
-MEMORY = 0.9  # of the GPU, for all servers together
+MEMORY = 0.9  # of the GPU's or the machine's, for all servers together
+MARGIN = 64  # tokens beyond the longest prompt and its answer: the client makes some prompts a little longer
+_ERROR = re.compile(r"\b[A-Za-z.]*(?:Error|Exception): .*")
+_IN_TURN = ("Engine core initialization failed", "WorkerProc initialization failed")  # which names no cause
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -39,7 +44,17 @@ def check_installed() -> None:
 class Server:
     """A model behind vLLM's server, called like a worker. A context manager: the server ends with it."""
 
-    def __init__(self, folder: Path, name: str, generative: bool, device: str, dtype: str, servers: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        generative: bool,
+        device: str,
+        dtype: str,
+        threads: int,
+        longest: int,  # tokens of a prompt and its answer, at most
+        servers: int,
+    ) -> None:
         check_installed()
         if not generative:
             raise ValueError(f"--backend vllm: {name} is a classifier; give language models, or leave vllm out")
@@ -48,10 +63,13 @@ class Server:
         self.work = tempfile.TemporaryDirectory(prefix="pat-vllm-")
         self.log: IO[bytes] = open(Path(self.work.name) / "server.log", "wb")
         self.began = time.monotonic()
-        memory = ["--gpu-memory-utilization", f"{MEMORY / servers:.3f}"] if device.startswith("cuda") else []
+        self.environment = dict(os.environ)
+        if device == "cpu":  # else every server takes the same cores for itself, and as many as it likes
+            self.environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
         self.process = self._start(
             "serve", str(folder), "--host", "127.0.0.1", "--port", str(self.port), "--dtype", DTYPES[dtype],
-            "--no-enable-prefix-caching", *memory,
+            "--no-enable-prefix-caching", "--gpu-memory-utilization", f"{MEMORY / servers:.3f}",
+            "--max-model-len", str(longest),
         )  # fmt: skip
 
     def ready(self) -> dict[str, Any]:
@@ -63,7 +81,7 @@ class Server:
             except (urllib.error.URLError, OSError):
                 pass
             if self.process.poll() is not None or time.monotonic() - self.began > TIMEOUT_S:
-                raise ValueError(f"vLLM does not serve {self.name}: {self._last_line()}")
+                raise ValueError(f"vLLM does not serve {self.name}: {self._why()}")
             time.sleep(0.5)
 
     def __call__(self, work: Work) -> list[float]:
@@ -79,7 +97,7 @@ class Server:
         result = Path(self.work.name) / "result.json"
         try:
             if client.wait(TIMEOUT_S) != 0 or not (said := read_json(result)):
-                raise ValueError(f"vLLM's client could not ask {self.name}: {self._last_line()}")
+                raise ValueError(f"vLLM's client could not ask {self.name}: {self._why()}")
         except subprocess.TimeoutExpired:
             client.kill()
             raise ValueError(f"vLLM's client took more than {TIMEOUT_S:.0f} s with {self.name}") from None
@@ -105,11 +123,20 @@ class Server:
         self.work.cleanup()
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([PROGRAM, *words], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        return subprocess.Popen(
+            [PROGRAM, *words], env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+        )
 
-    def _last_line(self) -> str:
-        lines = Path(self.log.name).read_text(errors="replace").strip().splitlines()
-        return lines[-1].strip()[:300] if lines else "it said nothing"
+    def _why(self) -> str:
+        return why(Path(self.log.name).read_text(errors="replace"))
+
+
+def why(log: str) -> str:
+    """The first error of a log that says a cause, else its last line: vLLM's processes fail one after another."""
+    lines = [line.strip() for line in log.strip().splitlines()]
+    errors = (match[0] for line in lines if (match := _ERROR.search(line)))
+    cause = next((error for error in errors if not any(known in error for known in _IN_TURN)), None)
+    return (cause or (lines or ["it said nothing"])[-1])[:300]
 
 
 def laps(said: dict[str, Any], work: Work) -> list[float]:

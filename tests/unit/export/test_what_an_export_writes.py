@@ -67,12 +67,17 @@ def test_data_and_every_tensor_begin_at_a_multiple_of_their_size(tmp_path: Path)
         assert all(torch.equal(load_file(path)[name], value) for name, value in tensors.items())
 
 
-def test_the_index_says_how_many_bytes_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "SHARD_BYTES", 64)
+@pytest.mark.parametrize("files, limit", [(3, 64), (1, 1000)])
+def test_the_index_names_the_files_with_weights_and_how_many_bytes_they_hold(
+    files: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one file, too: vLLM reads masks.safetensors as weights where no index says which files have them."""
+    monkeypatch.setattr(writer, "SHARD_BYTES", limit)
     content = [Spec(name, (10,), torch.float32) for name in "abc"]
     weight_map = writer.write_model(tmp_path, content, lambda spec: [torch.ones(10)])
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert index == {"metadata": {"total_size": 120}, "weight_map": weight_map} and len(set(weight_map.values())) == 3
+    assert index == {"metadata": {"total_size": 120}, "weight_map": weight_map}
+    assert len(set(weight_map.values())) == files and masks.FILE not in weight_map.values()
 
 
 # -- what is counted ---------------------------------------------------------------------------------------------------

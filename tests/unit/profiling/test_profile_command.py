@@ -173,10 +173,12 @@ def tokens_of(runner: Any, ids: torch.Tensor) -> list[list[int]]:
 
 
 PROGRAM = """#!{python}
-import http.server, json, sys, time
+import http.server, json, os, sys, time
 def value(name):
     return sys.argv[sys.argv.index(name) + 1]
 if sys.argv[1] == "serve":
+    assert int(value("--max-model-len")) >= 8 + 4 and os.environ["OMP_NUM_THREADS"] == "1"
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200); self.end_headers()

@@ -189,6 +189,16 @@ def test_the_result_of_vllms_client() -> None:
         vllm.laps({"ttfts": [0.0], "itls": [[]], "errors": ["refused"]}, Work(1, 8, 3))
 
 
+def test_of_many_errors_of_vllms_processes_the_first_that_names_a_cause_is_said() -> None:
+    log = """(Worker pid=5) ERROR 11-27 17:24:02 [x.py:953] ValueError: There is no module or parameter named 'ffn'
+(EngineCore pid=4) ERROR [core.py:1510] Exception: WorkerProc initialization failed due to an exception
+RuntimeError: Engine core initialization failed. See root cause above.
+nanobind: this is likely caused by a reference counting issue"""
+    assert vllm.why(log) == "ValueError: There is no module or parameter named 'ffn'"
+    assert vllm.why("\n".join(log.splitlines()[1:3])).startswith("RuntimeError: Engine core")
+    assert vllm.why("a\nb\n") == "b" and vllm.why("")
+
+
 def test_the_table_is_of_models_that_are_really_narrower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With FLOPs for a clock: what the budget reads out of the table is what `costs.flops` counts."""
     model = models.model("llama", num_hidden_layers=4)
