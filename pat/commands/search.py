@@ -23,6 +23,7 @@ examples:
   pat search recipe=decoder_narrow model.path=/m data.source=json data.train=t.jsonl envelope.loss.ratio=1.1 --from 0.9
   pat search recipe=reviews envelope.accuracy.drop=0.01 envelope.slices.drop=0.03 envelope.slices.least=100
   pat search recipe=decoder_narrow ... envelope.loss.ratio=1.1 envelope.latency_p95.ratio=0.8 --lengths 128:32
+  pat search recipe=reviews envelope.accuracy.drop=0.01 --jobs 4       four runs at once: more of them, in fewer rounds
   pat search recipe=reviews envelope.accuracy.drop=0.01 --dry-run
   pat train recipe=reviews envelope.accuracy.drop=0.01 {BUDGET}      the same as the first
 
@@ -60,11 +61,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--price-per-hour", type=float, metavar="X", help="for a limit on cost_per_million_tokens")
     parser.add_argument("--confident", action="store_true", help="judge by whole intervals, as `pat gate --confident`")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to measure in")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: run.dir, else searches/NAME")
     parser.add_argument("--keep-all", action="store_true", help="keep the checkpoints of all runs")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     parser.add_argument("--dry-run", action="store_true", help="check, say what would run, and stop")
     options = parser.parse_intermixed_args(arguments)
+    if options.jobs < 1:
+        raise ValueError(f"--jobs {options.jobs}: give 1 or more")
     if rank_environment():
         raise ValueError("a search starts its runs' ranks itself: call it from a plain shell, not under a launcher")
     from pat.search import plan
@@ -73,10 +77,15 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [each for each in options.overrides if each != BUDGET]
     span = plan.Span(options.pruner, options.first, options.last, options.within)
     made = plan.make(overrides, options.out, span, options.config_dir, _measuring(options, overrides))
-    print(made.in_words(), flush=True)
+    if options.jobs > 1 and made.config.engine.hostfile:
+        raise ValueError(
+            f"--jobs {options.jobs}: all runs would take the hosts of engine.hostfile: leave one of them out"
+        )
+    print(made.in_words(options.jobs), flush=True)
     if options.dry_run:
         return ExitCode.DONE
-    return Search(made, ["pat", "search", *arguments], lambda text: print(text, flush=True), options.keep_all).run()
+    given, say = ["pat", "search", *arguments], lambda text: print(text, flush=True)
+    return Search(made, given, say, options.keep_all, options.jobs).run()
 
 
 def _measuring(options: argparse.Namespace, overrides: Sequence[str]) -> Measuring:

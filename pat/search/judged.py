@@ -111,6 +111,11 @@ class Judge:
             "steps": summary["step"],
         }
 
+    @property
+    def needs_silence(self) -> bool:
+        """Whether times are measured, which no run may train beside."""
+        return any(name in figures() and PROFILE in figures()[name].sources for name in self.config.envelope)
+
     # -- by the gate ---------------------------------------------------------------------------------------------
 
     @cached_property

@@ -15,7 +15,7 @@ from pat.config.compose import compose, run_name
 from pat.schema import Config, TrainConfig
 from pat.search import judged
 from pat.search import quantity as quantities
-from pat.search.bisection import most_runs
+from pat.search.bisection import at_most
 from pat.search.judged import Measuring
 from pat.search.quantity import Quantity
 from pat.sweeps.members import Member, quoted
@@ -73,9 +73,10 @@ class Plan:
         config = self.quantity.applied(self.config, value).changed(envelope={}, run__dir=str(run_dir), run__name=name)
         return Member(name, run_dir, dict(quantities.as_keys(self.quantity, value)), command, config)
 
-    def in_words(self) -> str:
+    def in_words(self, at_once: int = 1) -> str:
         """The plan in words, with the largest number of runs."""
-        steps, runs, order = self.config.train.num_steps, most_runs(len(self.values)), self.order
+        steps, order = self.config.train.num_steps, self.order
+        runs, rounds = at_most(len(self.values), at_once)
         lines = [
             f"search in {self.out}: {self.quantity.override(order[0])} to {order[-1]:g}",
             f"  envelope  {said(self.config)}",
@@ -91,6 +92,11 @@ class Plan:
         else:
             lines.append(
                 f"  runs      at most {runs} of {steps} steps each, all from the start: the first cut is at step 0"
+            )
+        if at_once > 1:
+            lines.append(f"  at once   {at_once}, in at most {rounds} rounds")
+            return "\n".join(
+                [*lines, "  order     both ends and some between, then equal parts between inside and outside"]
             )
         return "\n".join([*lines, "  order     the most first, then the least, then halves between inside and outside"])
 

@@ -16,6 +16,7 @@ from pat.envelope.guard import measured
 from pat.envelope.spec import SLICES
 from pat.run.directory import ExitCode
 from pat.search.bisection import best
+from pat.search.bisection import outside as first_outside
 from pat.search.plan import DENSE, Plan, said
 
 WIDTH = 110  # of the table, at least
@@ -29,7 +30,7 @@ def result(plan: Plan, records: Records, seconds: Mapping[str, float]) -> dict[s
     missed = {} if allowed is None else records[allowed].get("missed", {})
     at = None if allowed is None else records[allowed]
     allowed = None if missed else allowed
-    outside = min((index for index, is_inside in inside.items() if not is_inside), default=None)
+    outside = first_outside(inside)
     return {
         "allowed": None if allowed is None else plan.order[allowed],
         "asked": plan.order[-1],

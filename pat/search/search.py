@@ -22,13 +22,10 @@ from pat.search.bisection import best, upcoming
 from pat.search.judged import Judge
 from pat.search.plan import Plan, said
 from pat.sweeps.members import Member
-from pat.sweeps.runner import Ended, Runner, Running, start_here
+from pat.sweeps.runner import Ended, Runner, Running, check_places, start_here, visible_devices
+from pat.sweeps.sweep import is_done
 
 SEARCH_FILE = "search.json"
-
-
-def _here(member: Member, log: Path) -> Running:
-    return start_here(member, 0, 1, log)
 
 
 @dataclass
@@ -39,18 +36,23 @@ class Search:
     command: Sequence[str]
     say: Callable[[str], None]
     keep_all: bool = False  # the checkpoints of runs that are not the best, too
-    start: Callable[[Member, Path], Running] = _here  # a run, and where what it prints goes
+    jobs: int = 1  # runs at once
+    start: Callable[[Member, int, int, Path], Running] = start_here  # a run, its place, of so many, and its log
     records: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])  # by index of the value
     seconds: dict[str, float] = field(default_factory=dict[str, float])  # of all starts that ended, by run
+    round: list[float] = field(default_factory=list[float])  # the values that were last begun
 
     def run(self) -> int:
         """Run what is missing; returns the exit code of `pat search`."""
         plan = self.plan
+        check_places([plan.dense], self.jobs, visible_devices())
         with only_user_of(plan.out, "--out", SEARCH_FILE):
             self._go_on()
             self._write()
-            while (index := upcoming(len(plan.values), self.inside)) is not None:
-                if code := self._candidate(index):
+            while upcoming(len(plan.values), self.inside):
+                if not self._left():
+                    self.round = [plan.order[i] for i in upcoming(len(plan.values), self.inside, self.jobs)]
+                if code := self._round(self._left()):
                     self._write()
                     return code
             self._tidy(ended=True)
@@ -76,55 +78,83 @@ class Search:
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
-    def _candidate(self, index: int) -> int:
-        """Run one candidate to its end and record it; returns its exit code if it has no result."""
-        plan, value = self.plan, self.plan.order[index]
-        member = plan.member(value)
-        run = RunDir(member.dir)
-        if plan.fork_step and not (run.checkpoints.exists() and retention.steps(run.checkpoints)):
-            if code := self._dense():
-                return code
-            fork(RunDir(plan.dense.dir), run, plan.fork_step)
-        ended = self._start(member, f"[{len(self.records) + 1}]")
-        if ended is None or ended.code not in (ExitCode.DONE, ExitCode.DIVERGED):
-            return self._stopped(member, ended)
-        record: dict[str, Any] = {"name": member.name, "value": value, "dir": str(member.dir), "code": ended.code}
-        record |= {"message": ended.message, "steps_run": plan.config.train.num_steps - plan.fork_step}
-        record |= {"seconds": round(self.seconds[member.name], 1)}
-        if ended.code == ExitCode.DONE:
+    def _left(self) -> list[float]:
+        """Values of the last round that have no record yet."""
+        return [value for value in self.round if self.plan.order.index(value) not in self.records]
+
+    def _round(self, values: Sequence[float]) -> int:
+        """Run these values to their ends and record them; returns an exit code if one has no result."""
+        plan, members = self.plan, [self.plan.member(value) for value in values]
+        waiting = [member for member in members if plan.fork_step and not _has_checkpoints(member)]
+        if waiting and (code := self._dense()):
+            return code
+        for member in waiting:
+            fork(RunDir(plan.dense.dir), RunDir(member.dir), plan.fork_step)
+        self._write()
+        codes, judged_later = dict[str, Ended](), list[tuple[Member, Ended]]()
+
+        def ended(member: Member, how: Ended) -> None:
+            codes[member.name] = how
+            if _is_result(how):
+                if self.judge.needs_silence:
+                    judged_later.append((member, how))
+                else:
+                    self._record(member, values[members.index(member)], how)
+            self._write()
+
+        left = [member for member in members if not is_done(member)]
+        for member in members:  # an earlier start ended before it was judged
+            if member not in left:
+                ended(member, Ended(ExitCode.DONE, 0.0))
+        stopped = self._run(left, ended)
+        for member, how in judged_later if not stopped else ():  # later, then: they are done
+            self._record(member, values[members.index(member)], how)
+        failed = next((m for m in members if m.name in codes and not _is_result(codes[m.name])), None)
+        if stopped or (failed and codes[failed.name].code == ExitCode.PREEMPTED):
+            return self._stopped(members[0], None)
+        return self._stopped(failed, codes[failed.name]) if failed else ExitCode.DONE
+
+    def _record(self, member: Member, value: float, how: Ended) -> None:
+        """Judge a run that has ended, and record it."""
+        plan, run = self.plan, RunDir(member.dir)
+        record: dict[str, Any] = {"name": member.name, "value": value, "dir": str(member.dir), "code": how.code}
+        record |= {"message": how.message, "steps_run": plan.config.train.num_steps - plan.fork_step}
+        record |= {"seconds": round(self.seconds.get(member.name, 0.0), 1)}
+        if how.code == ExitCode.DONE:
             record |= self.judge(run)
         else:
             record |= {"inside": False, "outside": {}, "sparsity": plan.values[value], "metrics": {}, "limits": {}}
-        self.records[index] = record
+        self.records[plan.order.index(value)] = record
         self._write()
         self.say(f"[{len(self.records)}] {report.verdict(record)}")
         self._tidy()
-        return ExitCode.DONE
 
     def _dense(self) -> int:
         """The part before the first cut, unless it is there; its exit code if it fails."""
         member = self.plan.dense
         if is_dense_part(RunDir(member.dir), self.plan.fork_step):
             return ExitCode.DONE
-        ended = self._start(member, "[dense part]")
-        if ended is None or ended.code != ExitCode.DONE:
-            return self._stopped(member, ended)
+        found: list[Ended] = []
+        self._run([member], lambda _, how: found.append(how))
+        if not found or found[0].code != ExitCode.DONE:
+            return self._stopped(member, found[0] if found else None)
         self._write()
         return ExitCode.DONE
 
-    def _start(self, member: Member, number: str) -> Ended | None:
-        """Start a run and wait for it; None: asked to stop before."""
-        found: list[Ended] = []
+    def _run(self, members: Sequence[Member], then: Callable[[Member, Ended], None]) -> bool:
+        """Start runs and wait for them; whether it was asked to stop."""
 
         def begun(member: Member) -> None:
-            self.say(f"{number} {member.name}: started (tail -f {shlex.quote(str(self.log(member)))})")
+            self.say(f"{member.name}: started (tail -f {shlex.quote(str(self.log(member)))})")
 
         def ended(member: Member, how: Ended) -> None:
             self.seconds[member.name] = self.seconds.get(member.name, 0.0) + how.seconds
-            found.append(how)
+            then(member, how)
 
-        Runner(1, lambda each, _: self.start(each, self.log(each)), self.log, begun, ended).run([member])
-        return found[0] if found else None
+        def start(member: Member, place: int) -> Running:
+            return self.start(member, place, self.jobs, self.log(member))
+
+        return Runner(self.jobs, start, self.log, begun, ended).run(members)
 
     def _stopped(self, member: Member, ended: Ended | None) -> int:
         if ended is None or ended.code == ExitCode.PREEMPTED:
@@ -163,7 +193,7 @@ class Search:
             changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in differing.items())
             raise ValueError(f"{plan.out} holds another search ({changes}): give another --out, or the old values")
         self.records = {plan.order.index(each["value"]): each for each in written["candidates"]}
-        self.seconds = written["seconds"]
+        self.seconds, self.round = written["seconds"], written.get("round", [])
         if self.records:
             self.say(f"done already: {', '.join(each['name'] for each in self.records.values())}")
 
@@ -177,6 +207,7 @@ class Search:
             "values": plan.order,
             "fork_step": plan.fork_step,
             "measuring": plan.measuring.plain(),
+            "round": self.round,
             "candidates": list(self.records.values()),
             "seconds": self.seconds,
             "result": result,
@@ -184,3 +215,12 @@ class Search:
             "config": plan.config.plain(),
         }
         files.write_json(plan.out / SEARCH_FILE, content)
+
+
+def _is_result(how: Ended) -> bool:
+    return how.code in (ExitCode.DONE, ExitCode.DIVERGED)
+
+
+def _has_checkpoints(member: Member) -> bool:
+    folder = RunDir(member.dir).checkpoints
+    return folder.exists() and bool(retention.steps(folder))

@@ -41,14 +41,37 @@ FORK, STEPS = 5, 30  # of the recipe
 # -- which value comes next --------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 200), st.integers(-1, 200))
-def test_bisection_finds_the_last_that_is_inside_with_as_many_runs_as_it_says(number: int, last: int) -> None:
+@given(st.integers(1, 200), st.integers(-1, 200), st.integers(1, 8))
+def test_bisection_finds_the_last_that_is_inside_in_as_many_runs_and_rounds_as_it_says(
+    number: int, last: int, at_once: int
+) -> None:
+    """However many run at once: what one at a time finds."""
     known: dict[int, bool] = {}
-    while (index := bisection.upcoming(number, known)) is not None:
-        assert index not in known
-        known[index] = index <= last
-    assert len(known) <= bisection.most_runs(number)
+    rounds = 0
+    while batch := bisection.upcoming(number, known, at_once):
+        assert len(set(batch)) == len(batch) <= at_once and not known.keys() & set(batch)
+        known |= {index: index <= last for index in batch}
+        rounds += 1
     assert bisection.best(known) == (min(last, number - 1) if last >= 0 else None)
+    if 0 <= last < number - 1:
+        assert bisection.outside(known) == last + 1
+    if at_once == 1:
+        assert rounds <= min(number, 2 + max(number - 2, 0).bit_length())
+
+
+@pytest.mark.parametrize("at_once, found", [(1, (8, 8)), (2, (10, 5)), (4, (12, 3)), (8, (16, 2))])
+def test_more_at_once_take_fewer_rounds(at_once: int, found: tuple[int, int]) -> None:
+    assert bisection.at_most(64, at_once) == found
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 6))
+def test_what_noise_makes_of_the_order_still_ends(inside: list[bool], at_once: int) -> None:
+    known: dict[int, bool] = {}
+    while batch := bisection.upcoming(len(inside), known, at_once):
+        assert not known.keys() & set(batch)
+        known |= {index: inside[index] for index in batch}
+    low = bisection.best(known)
+    assert low in (None, len(inside) - 1) or known[low + 1] is False
 
 
 SPARSITY, KEEP = Quantity("weights"), Quantity("narrow", ("ffn",))
@@ -180,10 +203,11 @@ class Machine:
     """Starts runs, and notes which. The loss is ten times what is above 0.5, on 2."""
 
     def __init__(self, codes: dict[str, int] | None = None) -> None:
-        self.codes, self.started = codes or {}, list[str]()
+        self.codes, self.started, self.places = codes or {}, list[str](), list[int]()
 
-    def __call__(self, member: Member, log: Path) -> EndedRun:
+    def __call__(self, member: Member, place: int, jobs: int, log: Path) -> EndedRun:
         self.started.append(member.name)
+        self.places.append(place)
         code = self.codes.pop(member.name, 0)
         run = RunDir(member.dir)
         if member.name == "dense":
@@ -197,7 +221,7 @@ class Machine:
             sparsity = member.config.pruners["weights"].budget.sparsity
             loss = 2.0 + 10 * max(0.0, sparsity - 0.5)
             self._checkpoint(run, STEPS, loss)
-            run.config.touch()
+            frozen.freeze(member.config, run.path)
             (run.checkpoints / "best").write_text(f"step-{STEPS:08d}")
             summary = {"step": STEPS, "sparsity": sparsity, "dense_metrics": {"loss": 2.0}, "metrics": {"loss": 99.0}}
             write_json(run.summary, summary | {"train_seconds": 1.0})
@@ -205,7 +229,7 @@ class Machine:
 
     def _checkpoint(self, run: RunDir, step: int, loss: float = 2.0) -> None:
         folder = run.checkpoints / f"step-{step:08d}"
-        write_checkpoint(folder, nn.Linear(4, 4), ranks=1, prune="-")
+        write_checkpoint(folder, nn.Linear(4, 4), ranks=1, prune="-", step=step)
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["metrics"] = {"loss": loss}
         manifest["trainer"] |= {"logged_bytes": len("before\n")}
@@ -220,10 +244,12 @@ def searched(planned: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """(exit code, what was started, search.json) of a start of one search, with these values."""
     monkeypatch.setattr(runner, "POLL_S", 0.001)
 
-    def start(codes: dict[str, int] | None = None, **changed: Any) -> tuple[int, Machine, dict[str, Any]]:
+    def start(
+        codes: dict[str, int] | None = None, jobs: int = 1, **changed: Any
+    ) -> tuple[int, Machine, dict[str, Any]]:
         made = Plan(**{**planned.__dict__, "out": tmp_path / "s", **changed})
         machine = Machine(codes)
-        code = Search(made, ["pat", "search"], lambda text: None, start=machine).run()
+        code = Search(made, ["pat", "search"], lambda text: None, jobs=jobs, start=machine).run()
         return code, machine, read_json(made.out / SEARCH_FILE) or {}
 
     return start
@@ -331,6 +357,36 @@ def test_stopped_in_the_middle_it_goes_on_and_repeats_no_finished_run(searched: 
     assert searched()[1].started == ["sparsity=0.4", "sparsity=0.6"]
 
 
+def test_several_at_once_find_the_same_in_fewer_rounds(searched: Searched, tmp_path: Path) -> None:
+    """Both ends and one between; then what is left. Each has a place of its own."""
+    code, machine, found = searched(jobs=3)
+    assert code == 0 and machine.started == ["dense", "sparsity=0.8", "sparsity=0.2", "sparsity=0.4", "sparsity=0.6"]
+    assert machine.places == [0, 0, 1, 2, 0] and found["round"] == [0.6]
+    result = found["result"]
+    assert (result["allowed"], result["further"]["value"], result["runs"]) == (0.4, 0.6, 4)
+    assert checkpoints(tmp_path / "s") == ["sparsity=0.4"]
+    assert searched(jobs=3)[1].started == [] and searched()[1].started == []
+
+
+@pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.ERROR, -9])
+def test_stopped_in_a_round_it_ends_that_round_first(searched: Searched, code: int) -> None:
+    """The others of the round are on record; another number at once begins no other values before."""
+    left, machine, found = searched({"sparsity=0.2": code}, jobs=3)
+    assert left == (code if code > 0 else ExitCode.ERROR)
+    assert [each["value"] for each in found["candidates"]] == [0.8, 0.4] and found["result"] is None
+    assert searched(jobs=2)[1].started == ["sparsity=0.2", "sparsity=0.6"]
+
+
+def test_a_run_that_ended_before_it_was_judged_is_not_run_again(
+    searched: Searched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill between its end and its record."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Judge, "__call__", lambda self, run: (_ for _ in ()).throw(KeyboardInterrupt))
+        searched()
+    assert searched()[1].started == ["sparsity=0.2", "sparsity=0.4", "sparsity=0.6"]
+
+
 def test_a_run_that_diverges_is_outside(searched: Searched) -> None:
     code, machine, found = searched({"sparsity=0.4": ExitCode.DIVERGED})
     assert code == 0 and found["result"]["allowed"] == 0.2
@@ -346,6 +402,6 @@ def test_another_search_in_the_same_folder_is_refused(searched: Searched, planne
 
 def test_a_cut_at_step_0_leaves_nothing_to_share(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run is one from the start."""
-    monkeypatch.setattr(Machine, "__call__", lambda self, member, log: self.started.append(member.name) or EndedRun(85))
+    monkeypatch.setattr(Machine, "__call__", lambda self, member, *_: self.started.append(member.name) or EndedRun(85))
     code, machine, found = searched(fork_step=0)
     assert (code, machine.started) == (ExitCode.PREEMPTED, ["sparsity=0.8"])
