@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ SHORT = (
     "train.eval_every=2", "train.log_every=5", "train.checkpoint_every=3", "train.keep_last=1", "data.max_length=16",
     "data.max_eval_samples=4", "envelope.loss.ratio=1.5", "train.envelope_patience=1",
 )  # fmt: skip
+EVALUATED = 12  # rows of `heals`, four of each slice
 RAMP = {"start": 6, "end": 14, "hard_from": 14, "select_every": 2}
 PRUNERS: dict[str, dict[str, Any]] = {
     "weights": {},
@@ -220,6 +222,40 @@ def nothing(root: Path, *overrides: str) -> dict[str, Any]:
     return {"result": case.result(), "masks": case.masks}
 
 
+class Heals(Case):
+    """One of three slices is outside once more than 30 % are gone, and inside again at the next evaluation."""
+
+    ill: int | None = None  # the step
+
+    def loss(self, training: Training) -> float:
+        return 1.0
+
+    def evaluate(self, plain: Any, training: Training, title: str = "eval") -> Any:
+        found = super().evaluate(plain, training, title)
+        assert found.slices is not None
+        assert sum(one["n"] for one in found.slices.values()) == EVALUATED, "of both ranks"
+        if self.ill is None and training.pruner.totals.sparsity > 0.3:
+            self.ill = training.progress.step
+        if training.progress.step != self.ill:
+            return found
+        of_law = found.slices["loss[domain=law]"]
+        return found._replace(slices={**found.slices, "loss[domain=law]": {**of_law, "value": of_law["value"] + 3.0}})
+
+
+def heals(root: Path, *overrides: str) -> dict[str, Any]:
+    """Is held by a slice, and goes on."""
+    data = root.with_name("rows.jsonl")
+    rows = [{"text": "abcdefgh"[i % 8] * 12, "domain": ("film", "law", "chat")[i % 3]} for i in range(24)]
+    if dist.get_rank() == 0:
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dist.barrier()
+    more = ("data=json", f"data.train={data}", f"data.eval={data}", "data.slice_column=domain", "data.max_length=16",
+            f"data.max_eval_samples={EVALUATED}", "envelope.slices.rise=1", "envelope.slices.least=2")  # fmt: skip
+    case = Heals(root, *overrides, *more)
+    assert case.start()
+    return {"result": case.result(), "masks": case.masks}
+
+
 def checks(arguments: list[str]) -> dict[str, Any]:
     """`killed EVERY`, or a name of a check with overrides."""
     name, *more = arguments
@@ -227,7 +263,7 @@ def checks(arguments: list[str]) -> dict[str, Any]:
         root = Path(from_rank_0(folder)) / "run"
         if name == "killed":
             return killed(root, int(more[0]))
-        ways: dict[str, Any] = {"back": on_layout, "end": from_the_hard_phase, "nothing": nothing}
+        ways: dict[str, Any] = {"back": on_layout, "end": from_the_hard_phase, "nothing": nothing, "heals": heals}
         found: dict[str, Any] = {}
         for way in name.split(","):
             for kind in more[0].split(","):

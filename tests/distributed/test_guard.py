@@ -65,6 +65,21 @@ def test_two_ranks_decide_the_same_at_zero_2_and_3(way: str, kind: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_slice_holds_the_ramp_of_two_ranks_which_then_goes_on_to_the_end() -> None:
+    """Nothing is undone, no mask changes while it is held, and all that was asked for goes; at ZeRO 2 and 3 alike."""
+    two, three = (ran(2, "heals", "weights", "2,3")[f"heals-weights-{stage}"] for stage in (2, 3))
+    assert two["result"]["hashes"] == three["result"]["hashes"] and two["masks"] == three["masks"]
+    said, clock = two["result"]["summary"]["envelope"], two["result"]["manifest"]["clock"]
+    assert said["holds"] == 1 and said["inside"] and said["went_back_from"] is None and said["further"] is None
+    assert said["allowed_sparsity"] == said["asked_sparsity"] == two["result"]["summary"]["sparsity"]
+    assert len(clock["pauses"]) == 1 and clock["stopped"] is None
+    (held,) = (one for one in said["evaluations"] if not one["inside"])
+    assert list(held["outside"]) == ["loss[domain=law]"] and len(held["limits"]) == 4, "the loss, and three slices"
+    masks = [two["masks"][str(held["step"] + later)] for later in (0, 2, 4)]
+    assert masks[0] == masks[1] != masks[2]
+
+
+@pytest.mark.slow
 def test_a_kill_at_any_write_of_going_back_ends_in_the_same_bits() -> None:
     """Before and after each: the name `latest`, each name and each checkpoint that is undone, metrics.jsonl, and the
     manifest that says where it was stopped; and those of the save of the last good checkpoint."""
