@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ examples:
   pat sweep recipe=reviews_narrow pruners.narrow.budget.keep.ffn=384,768,1152 --x latency --out sweeps/widths
   pat sweep --cluster slurm cluster.gpus_per_node=8 recipe=llama3_8b seed=0,1 --out /shared/sweep     a job each
   pat sweep recipe=reviews_narrow pruners.narrow.gate.name=taylor,fisher optim.lr=1e-4,3e-4 --race 150
+  pat sweep --cluster slurm cluster.gpus_per_node=8 recipe=llama3_8b optim.lr=1e-5,3e-5 --race 500 --out /shared/race
   pat sweep recipe=encoder ... --race 60 --candidate optim.lr=1e-4 --candidate 'optim.lr=3e-4 optim.lr_schedule=per_cut'
   ... --continue                          the same command again: runs what is missing or has failed
 
@@ -65,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: give 1 or more")
-    if options.race is not None and (options.cluster or options.x != "sparsity"):
-        raise ValueError("--race runs on this machine and draws no picture: leave --cluster and --x out")
+    if options.race is not None and options.x != "sparsity":
+        raise ValueError("--race draws no picture: leave --x out")
     if rank_environment():
         raise ValueError("a sweep starts its runs' ranks itself: call it from a plain shell, not under a launcher")
     from pat.config import cluster as clusters
@@ -90,15 +92,26 @@ def main(arguments: Sequence[str]) -> int:
         return ExitCode.BAD_INPUT if wrong else ExitCode.DONE
     jobs = options.jobs or (len(members) if cluster else 1)
     if options.race is not None:
-        return _race(out, ["pat", "sweep", *arguments], members, y, options, jobs)
+        return _race(out, ["pat", "sweep", *arguments], members, y, options, jobs, cluster)
     given, say = ["pat", "sweep", *arguments], lambda text: print(text, flush=True)
     return Sweep(out, given, members, x, y, jobs, say, cluster).run(options.go_on)
 
 
-def _race(out: Path, command: list[str], members: Sequence[Any], y: Any, options: argparse.Namespace, jobs: int) -> int:
+def _race(
+    out: Path,
+    command: list[str],
+    members: Sequence[Any],
+    y: Any,
+    options: argparse.Namespace,
+    jobs: int,
+    cluster: Any,  # None: on this machine
+) -> int:
+    from pat.sweeps import on_slurm
     from pat.sweeps.heat import heat
     from pat.sweeps.race import Race
 
+    if cluster is not None:  # with the ranks that they will have
+        members = [replace(member, config=on_slurm.config_of(member, out.name, cluster)) for member in members]
     made = heat(members, options.race)
     shared = f"{made.shared} steps that all share, then " if made.shared else ""
     print(
@@ -110,4 +123,5 @@ def _race(out: Path, command: list[str], members: Sequence[Any], y: Any, options
         print(f"  {member.name}")
     if options.dry_run:
         return ExitCode.DONE
-    return Race(out, command, members, y, made, jobs, lambda text: print(text, flush=True)).run(options.go_on)
+    race = Race(out, command, members, y, made, jobs, lambda text: print(text, flush=True), cluster=cluster)
+    return race.run(options.go_on)

@@ -24,11 +24,12 @@ from rich.table import Table
 from pat.checkpoint import retention
 from pat.checkpoint.fork import fork, is_dense_part
 from pat.common import files
+from pat.config.cluster import ClusterConfig
 from pat.config.frozen import changed_keys, load
 from pat.launch.process import only_user_of
 from pat.run import provenance
 from pat.run.directory import UNTIL, ExitCode, RunDir
-from pat.sweeps import results
+from pat.sweeps import on_slurm, results
 from pat.sweeps.heat import Heat
 from pat.sweeps.members import Member, quoted
 from pat.sweeps.results import Axis
@@ -52,12 +53,14 @@ class Race:
     jobs: int
     say: Callable[[str], None]
     start: Callable[[Member, int, int, Path], Running] = start_here  # (run, its number, how many, its log)
+    cluster: ClusterConfig | None = None  # None: on this machine
     records: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # by member
     ended: dict[str, Ended] = field(default_factory=dict[str, Ended])  # of this start
 
     def run(self, go_on: bool) -> int:
         """Run what is missing; returns the exit code of `pat sweep`."""
-        check_places(self.members, self.jobs, visible_devices())
+        if self.cluster is None:
+            check_places(self.members, self.jobs, visible_devices())
         earlier = self._earlier(go_on)
         with only_user_of(self.out, "--out", RACE_FILE):
             self.records = {member.name: self._known(member, earlier.get(member.name)) for member in self.members}
@@ -80,7 +83,9 @@ class Race:
         return next((member for member in self.members if member.name == name), None)
 
     def log(self, member: Member) -> Path:
-        """The output of a run's command in its last start."""
+        """The output of a run's command in its last start, or of rank 0 of its job."""
+        if self.cluster is not None:
+            return RunDir(member.dir).logs / "rank-0.log"
         return self.out / "logs" / f"{member.name}.log"
 
     def shown(self) -> str:
@@ -111,7 +116,7 @@ class Race:
         left = [member for member in self.members if not self.records[member.name]["ended"]]
         if left and self.heat.shared and (code := self._share(left)):
             return code
-        if self._run([_with(member, f"run.until={self.heat.step}") for member in left]):
+        if self._run([_until(member, self.heat.step) for member in left]):
             return ExitCode.PREEMPTED
         codes = [self.ended[member.name].code for member in left]
         return next((code for code in codes if code not in (ExitCode.DONE, ExitCode.DIVERGED)), ExitCode.DONE)
@@ -149,9 +154,9 @@ class Race:
             return ExitCode.DONE
         if not is_dense_part(source, self.heat.shared):
             config = waiting[0].config.changed(run__dir=str(source.path), run__name=DENSE)
-            place = (f"run.dir={quoted(source.path)}", f"run.name={DENSE}", "run.until=first_cut")
+            place = (f"run.dir={quoted(source.path)}", f"run.name={DENSE}")
             kept = (each for each in waiting[0].command[1:] if not each.startswith(("run.dir=", "run.name=")))
-            if self._run([Member(DENSE, source.path, {}, ("train", *place, *kept), config)]):
+            if self._run([_until(Member(DENSE, source.path, {}, ("train", *place, *kept), config), "first_cut")]):
                 return ExitCode.PREEMPTED
             if code := self.ended[DENSE].code:
                 return code
@@ -163,7 +168,8 @@ class Race:
         """Whether it was asked to stop."""
 
         def begun(member: Member) -> None:
-            self.say(f"{member.name}: started (tail -f {shlex.quote(str(self.log(member)))})")
+            if self.cluster is None:
+                self.say(f"{member.name}: started (tail -f {shlex.quote(str(self.log(member)))})")
 
         def ended(member: Member, how: Ended) -> None:
             self.ended[member.name] = how
@@ -175,7 +181,11 @@ class Race:
             self.say(f"{member.name}: {results.meaning(how.code)} after {how.seconds:.0f} s {how.message}".rstrip())
 
         def start(member: Member, place: int) -> Running:
-            return self.start(member, place, self.jobs, self.log(member))
+            if self.cluster is None:
+                return self.start(member, place, self.jobs, self.log(member))
+            job = on_slurm.start(member, self.out.name, self.cluster)
+            self.say(f"{member.name}: job {job.number} (pat logs {shlex.quote(str(member.dir))})")
+            return job
 
         return Runner(self.jobs, start, self.log, begun, ended).run(members)
 
@@ -245,8 +255,10 @@ def best(values: Mapping[str, float | None], higher_is_better: bool) -> str | No
     return (max if higher_is_better else min)(known, key=lambda name: known[name]) if known else None
 
 
-def _with(member: Member, override: str) -> Member:
-    return dataclasses.replace(member, command=(member.command[0], override, *member.command[1:]))
+def _until(member: Member, until: int | str) -> Member:
+    """The run that stops there; a job is submitted by its config, a process here by its command."""
+    command = (member.command[0], f"run.until={until}", *member.command[1:])
+    return dataclasses.replace(member, command=command, config=member.config.changed(run__until=until))
 
 
 def _drop(run: RunDir) -> None:

@@ -151,3 +151,19 @@ def test_a_sweep_of_jobs(lab: Lab, tmp_path: Path) -> None:
     assert all(member["summary"]["step"] == 10 for member in found["members"][:2])
     jobs = [read_json(RunDir(tmp_path / "s" / member["name"]).job) for member in found["members"]]
     assert len({job["job_id"] for job in jobs if job}) == 3
+
+
+def test_a_race_of_jobs(lab: Lab, tmp_path: Path) -> None:
+    """The steps before the first cut, a heat for each, and the rest of the winner: four jobs, the forks with the
+    checkpoint of another."""
+    short = ["train.num_steps=10", "pruners.weights.schedule.end=6", "pruners.weights.schedule.hard_from=6"]
+    budgets = "pruners.weights.budget.sparsity=0.5,0.9"
+    command = ["sweep", "--cluster", str(lab.settings()), "cluster.nodes=1", *RUN, *short, budgets, "--race", "8"]
+    done = lab.run("-m", "pat.cli", *command, "train.eval_every=null", "train.log_every=1", f"--out={tmp_path / 'r'}")
+    found = read_json(tmp_path / "r" / "race.json")
+    assert found and done.returncode == 0, done.stdout + done.stderr
+    assert found["shared_steps"] > 0 and found["winner"] and all(member["ended"] for member in found["members"])
+    summaries = {m["name"]: read_json(RunDir(tmp_path / "r" / m["name"]).summary) for m in found["members"]}
+    assert [name for name, summary in summaries.items() if summary] == [found["winner"]]
+    assert summaries[found["winner"]]["step"] == 10
+    assert read_json(RunDir(tmp_path / "r" / "dense").job), "it was a job, too"

@@ -14,9 +14,11 @@ from torch import nn
 from pat.commands import sweep as command
 from pat.common.files import read_json, write_json
 from pat.config import compose, frozen
-from pat.run.directory import ExitCode, RunDir
+from pat.config.cluster import ClusterConfig
+from pat.launch import slurm
+from pat.run.directory import ExitCode, RunDir, write_exit
 from pat.schema import Config
-from pat.sweeps import results, runner
+from pat.sweeps import on_slurm, results, runner
 from pat.sweeps.heat import Heat, heat
 from pat.sweeps.members import Member, members_of
 from pat.sweeps.race import RACE_FILE, Race
@@ -63,6 +65,7 @@ class Machine:
     def __init__(self, codes: dict[str, int], losses: dict[str, float]) -> None:
         self.codes, self.losses, self.started = codes, losses, list[tuple[str, Any]]()
         self.commands: dict[str, tuple[str, ...]] = {}
+        self.ranks: list[int] = []
 
     def __call__(self, member: Member, place: int, jobs: int, log: Path) -> EndedRun:
         until: Any = next((each.partition("=")[2] for each in member.command if each.startswith("run.until=")), "end")
@@ -84,6 +87,16 @@ class Machine:
             write_json(run.summary, {"step": STEPS, "sparsity": 0.8, "metrics": {"loss": loss / 2}})
         return EndedRun(0)
 
+    def job(self, config: Config) -> str:
+        """A job has a config only; its exit code is in the run's directory."""
+        run = RunDir(Path(config.run.dir))
+        member = Member(config.run.name, run.path, {}, ("train", f"run.until={config.run.until}"), config)
+        run.path.mkdir(parents=True, exist_ok=True)
+        self.ranks.append(config.engine.world_size)
+        write_exit(run.path, ExitCode(self(member, 0, 1, run.logs).code))
+        write_json(run.job, {"job_id": str(len(self.started))})
+        return str(len(self.started))
+
 
 Raced = Callable[..., tuple[int, Machine, dict[str, Any]]]
 
@@ -92,16 +105,19 @@ Raced = Callable[..., tuple[int, Machine, dict[str, Any]]]
 def raced(members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Raced:
     """(exit code, the machine, race.json) of a start of one race, with these exit codes."""
     monkeypatch.setattr(runner, "POLL_S", 0.001)
+    monkeypatch.setattr(on_slurm, "LOOK_S", 0.0)
     losses = dict(zip((member.name for member in members), RATES.values(), strict=True))
 
     def start(
-        codes: dict[str, int] | None = None, step: int = STEP, shared: int = 0, go_on: bool = True
+        codes: dict[str, int] | None = None, step: int = STEP, shared: int = 0, go_on: bool = True, **more: Any
     ) -> tuple[int, Machine, dict[str, Any]]:
         out, machine = tmp_path / "r", Machine(codes or {}, losses)
         moved = [replace(member, dir=out / member.name) for member in members]
-        race = Race(
-            out, ["pat"], moved, results.y_axis(members, "loss"), Heat(step, shared), 1, lambda text: None, machine
-        )
+        y, heat = results.y_axis(members, "loss"), Heat(step, shared)
+        race = Race(out, ["pat"], moved, y, heat, 1, lambda text: None, machine, **more)
+        if "cluster" in more:  # what sbatch and squeue would do, and the job
+            monkeypatch.setattr(slurm, "submit", lambda config, _: machine.job(config))
+            monkeypatch.setattr(slurm, "states", lambda jobs: dict.fromkeys(jobs, "COMPLETED"))
         return race.run(go_on), machine, read_json(out / RACE_FILE) or {}
 
     return start
@@ -142,6 +158,19 @@ def test_steps_that_all_share_are_run_once(raced: Raced) -> None:
     )
 
 
+def test_heats_and_the_rest_of_the_winner_are_jobs_of_a_cluster(raced: Raced) -> None:
+    """Each with its own end in the config that the job freezes, and the ranks of the cluster; a job that failed is
+    submitted again."""
+    more = {"shared": FORK, "cluster": ClusterConfig(ranks_per_node=2)}
+    code, machine, found = raced({NAMES[2]: ExitCode.ERROR}, **more)
+    heats = [("dense", "first_cut"), *((name, STEP) for name in NAMES)]
+    assert (code, machine.started, found["winner"]) == (ExitCode.ERROR, heats, None)
+    assert set(machine.ranks) == {2}
+    code, machine, found = raced(**more)
+    assert (code, machine.started) == (0, [(NAMES[2], STEP), (NAMES[1], "end")]) and found["winner"] == NAMES[1]
+    assert [member["out"] is None for member in found["members"]] == [False, True, False, False]
+
+
 @pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.ERROR, -9])
 def test_stopped_it_goes_on_and_repeats_no_heat(raced: Raced, code: int) -> None:
     """In the third heat, and then in the winner's rest. No winner is chosen while a heat is missing."""
@@ -169,6 +198,6 @@ def test_the_command_says_what_it_would_run(tmp_path: Path, capsys: pytest.Captu
     given = [*PARITY, "pruners.weights.budget.sparsity=0.5,0.8", "--out", str(tmp_path / "s"), "--race"]
     assert command.main([*given, str(STEP), "--dry-run"]) == 0
     assert f"{FORK} steps" in capsys.readouterr().out and not (tmp_path / "s").exists()
-    for wrong in (["20"], [str(STEP), "--cluster", "slurm"], [str(STEP), "run.until=3"]):
+    for wrong in (["20"], [str(STEP), "--x", "latency"], [str(STEP), "run.until=3"]):
         with pytest.raises(ValueError):
             command.main([*given, *wrong])
