@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pat.common.files import write_atomic
+from pat.common.files import read_json, write_atomic
 from pat.run.directory import RunDir
 
 REACHED = "sparsity="  # the name of a checkpoint of train.export_at begins with it
@@ -109,7 +109,7 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
             raise ValueError(
                 f"{run.path} has no good checkpoint: it was trained without an envelope; take one of {listed}"
             )
-        if checkpoint == "best":
+        if checkpoint == "best" and (read_json(run.summary) or {}).get("step") != 0:  # that run has one, evaluated
             raise ValueError(
                 f"{run.path} has no best checkpoint yet: take --checkpoint last, or one of the steps {listed}"
             )

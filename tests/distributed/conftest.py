@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.distributed import runs
+from pat.launch import single_node
+from pat.run.directory import read_exit
+from pat.schema import Config
+from tests.distributed import ranks, runs
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -41,3 +44,17 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "stopped",
         lambda run_dir: runs.preempted(run_dir, "rank 0", signal.SIGUSR1, 2, launched=False),
     )
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks without DeepSpeed's launcher, a third of the work; the slow set starts them as users do."""
+
+    def launch(run_dir: Path, config: Config) -> int:
+        logs = [run_dir.with_suffix(f".{rank}.out") for rank in range(config.engine.world_size)]
+        codes = ranks.exit_codes(ranks.fork_ranks("pat.worker", [str(run_dir)], logs), 600)
+        left = read_exit(run_dir)
+        assert left is not None, (codes, logs[0].read_text(errors="replace")[-6000:])
+        return left["code"]
+
+    monkeypatch.setattr(single_node, "launch", launch)

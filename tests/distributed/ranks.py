@@ -32,8 +32,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(PRELOADED)
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(PRELOADED)
 _fresh = multiprocessing.get_context("spawn")
 
 
@@ -46,7 +46,7 @@ def fork_ranks(
     world = {"WORLD_SIZE": str(len(logs)), "LOCAL_SIZE": str(len(logs)), "MASTER_ADDR": "127.0.0.1"}
     environment = os.environ | world | {"MASTER_PORT": str(free_port())}
     ranks: list[BaseProcess] = []
-    context = _fresh if fresh else _server
+    context = _fresh if fresh else server
     for rank, log in enumerate(logs):
         log.touch()
         its = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -13,11 +13,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from pat import cli
-from pat.launch import single_node
-from pat.run.directory import ExitCode, read_exit
-from pat.schema import Config
+from pat.run.directory import ExitCode
 from tests import models
-from tests.distributed import ranks
 
 pytestmark = pytest.mark.distributed
 SPARSITY = 0.5
@@ -33,20 +30,6 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ]
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "model", folder / "texts.jsonl"
-
-
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks without DeepSpeed's launcher, a third of the work; the slow set starts them as users do."""
-
-    def launch(run_dir: Path, config: Config) -> int:
-        logs = [run_dir.with_suffix(f".{rank}.out") for rank in range(config.engine.world_size)]
-        codes = ranks.exit_codes(ranks.fork_ranks("pat.worker", [str(run_dir)], logs), 600)
-        left = read_exit(run_dir)
-        assert left is not None, (codes, logs[0].read_text(errors="replace")[-6000:])
-        return left["code"]
-
-    monkeypatch.setattr(single_node, "launch", launch)
 
 
 def prune(given: tuple[Path, Path], out: Path, *more: str) -> int:

@@ -139,6 +139,8 @@ def test_best_and_last_are_what_the_pointers_say_and_without_one_last_is_the_new
     assert retention.find_checkpoint(run, "last").name == "step-00000030"
     with pytest.raises(ValueError, match="no best checkpoint yet: take --checkpoint last, or one of the steps 10, 20"):
         retention.find_checkpoint(run, "best")
+    files.write_json(run.summary, {"step": 0})
+    assert retention.find_checkpoint(run, "best").name == "step-00000030", "of a run of no steps the only one is it"
     retention.set_latest(run.checkpoints, run.checkpoints / "step-00000020")
     retention.set_best(run.checkpoints, run.checkpoints / "step-00000010")
     assert [retention.find_checkpoint(run, name).name for name in ("best", "last", 30)] == [
