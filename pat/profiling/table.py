@@ -5,12 +5,14 @@ Small models with the first few layers are built at every width, without trained
 
     attention(a) = median of (T(a, all) - T(0, all)) / k,   mlp(m) = median of (T(all, m) - T(all, 0)) / k,
 
-and base = T(0, 0), embeddings and head. Source: the latency tables of ZipLM, Kurtic et al. 2023, arXiv:2302.04089.
+and base = T(0, 0), embeddings and head; of a language model the head sees the last token only, as for a prompt.
+Source: the latency tables of ZipLM, Kurtic et al. 2023, arXiv:2302.04089.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,13 +137,14 @@ def _runs(
 
 def _forward(model: Any, device: str) -> Callable[[Work], list[float]]:
     vocabulary = int(model.config.get_text_config().vocab_size)
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
     @torch.inference_mode()
     def run(work: Work) -> list[float]:
         generator = torch.Generator().manual_seed(work.prompt_tokens)
         ids = torch.randint(0, vocabulary, (work.batch_size, work.prompt_tokens), generator=generator).to(device)
         watch = Stopwatch(device)
-        model(input_ids=ids)
+        model(input_ids=ids, **last_only)
         watch.lap()
         return watch.laps
 

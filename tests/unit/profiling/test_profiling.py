@@ -199,6 +199,13 @@ nanobind: this is likely caused by a reference counting issue"""
     assert vllm.why("a\nb\n") == "b" and vllm.why("")
 
 
+def test_the_head_of_a_timed_model_sees_the_last_token_only() -> None:
+    """As in a request that `pat profile` measures, or a budget of the table would count time that no prompt takes."""
+    model, seen = models.model("llama"), list[int]()
+    model.lm_head.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    assert len(table._forward(model, "cpu")(Work(1, 12, 0))) == 1 and seen == [1]
+
+
 def test_the_table_is_of_models_that_are_really_narrower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With FLOPs for a clock: what the budget reads out of the table is what `costs.flops` counts."""
     model = models.model("llama", num_hidden_layers=4)
