@@ -65,7 +65,7 @@ SUBJECTS = {
     "addresses": _llama("sotu", "causal_lm", "sotu_dense", eval_samples=32),
     "chats": _llama("chats", "chat", "smollm2_chat", eval_samples=160),
     "reviews": Subject(
-        "encoder", "minilm", "reviews", "classification", "accuracy", ("recipe=reviews_dense",), 128, samples=512
+        "encoder", "minilm", "reviews", "classification", "accuracy", ("recipe=reviews_dense",), 128, samples=2048
     ),
 }
 
