@@ -43,7 +43,7 @@ from tests.benchmarks.peers import HERE, PEERS, Peer
 VERSIONS = ("torch", "transformers", "deepspeed")
 DENSE_STEPS = 100  # of the encoder that rows without steps cut
 BEFORE_THE_CUT = 0.3  # of an encoder's steps, see recipes/encoder.yaml
-LOG = "last_command.log"  # in the folder of the runs: what the running command says
+LOG = "last_command.log"  # in the folder of the row: what the running command says
 Command = list[str]
 
 
@@ -66,6 +66,7 @@ class Runner:
 
     def __init__(self, folder: Path, execute: Callable[..., Any] = subprocess.run) -> None:
         self.folder, self.execute = folder, execute
+        self.log = folder / LOG
 
     def measure(self, row: Row) -> Measured:
         """All commands of a row, and the figures of the last."""
@@ -75,6 +76,7 @@ class Runner:
         measured = Measured(subject.metric)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
+        self.log = place / LOG
         try:
             if method.peer:
                 self.install(PEERS[method.peer], measured)
@@ -109,11 +111,10 @@ class Runner:
         if command[0] != sys.executable:
             own.pop("PYTHONPATH", None)  # ours, which is no part of a peer's environment
         self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / LOG
-        with log.open("w") as output:
+        with self.log.open("w") as output:
             done = self.execute(command, cwd=ROOT, env=own, stdout=output, stderr=subprocess.STDOUT)
         if done.returncode:
-            raise Failed(tidy(log.read_text()[-SHOWN:]))
+            raise Failed(tidy(self.log.read_text()[-SHOWN:]))
 
     def commands(self, row: Row, place: Path) -> Iterator[Command | str]:
         """The commands, and last the folder that they made."""
