@@ -107,19 +107,18 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
             return root / pointer.read_text().strip()
         if checkpoint == "good":
             raise ValueError(
-                f"{run.path} has no good checkpoint: it was trained without an envelope; take one of {listed}"
+                f"{run.path} has no good checkpoint: it was trained without an envelope; take a step: {listed}"
             )
         if checkpoint == "best" and (read_json(run.summary) or {}).get("step") != 0:  # that run has one, evaluated
             raise ValueError(
-                f"{run.path} has no best checkpoint yet: take --checkpoint last, or one of the steps {listed}"
+                f"{run.path} has no best checkpoint yet, for none was evaluated: take --checkpoint last, or a step: "
+                f"{listed}"
             )
         return by_step[max(by_step)]
     if str(checkpoint).startswith(REACHED):
         return _reached(run, str(checkpoint))
     if not str(checkpoint).isdigit() or int(checkpoint) not in by_step:
-        raise ValueError(
-            f"{run.path} has no checkpoint {checkpoint!r}: take best, last, good, or one of the steps {listed}"
-        )
+        raise ValueError(f"{run.path} has no checkpoint {checkpoint!r}: take best, last, good, or a step: {listed}")
     return by_step[int(checkpoint)]
 
 

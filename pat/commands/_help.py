@@ -58,7 +58,8 @@ recipes (recipes/NAME.yaml):
 groups (GROUP=OPTION picks a set of keys):
 {groups}
 
-methods of a pruner (pruners.NAME.KIND.name=METHOD; of weights: criterion, granularity; of structures: gate):
+methods of a pruner: pruners.NAME.KIND.name=METHOD, such as pruners.weights.schedule.name=cubic
+(criterion and granularity are of single weights, gate is of structures):
 {methods}
 
 structures (pruners.NAME.structures=[...]):

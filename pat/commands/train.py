@@ -227,6 +227,7 @@ def _train_parser() -> argparse.ArgumentParser:
 
 def _train_help(parser: argparse.ArgumentParser) -> str:
     from pat.common import scan
+    from pat.config import auto
     from pat.config.places import conf_dir, recipes
     from pat.pruning import registry
 
@@ -242,7 +243,9 @@ def _train_help(parser: argparse.ArgumentParser) -> str:
         recipes=", ".join(recipes()),
         groups="\n".join(f"  {name:<8} {items}" for name, items in options.items()),
         methods="\n".join(
-            f"  {kind:<12} {', '.join(registry.names(kind))}" for kind in registry.PACKAGES if kind != "structure"
+            f"  {kind:<12} {', '.join([*registry.names(kind), *([auto.NAME] if kind == 'schedule' else [])])}"
+            for kind in registry.PACKAGES
+            if kind != "structure"
         ),
         structures=", ".join(registry.names("structure")),
     )

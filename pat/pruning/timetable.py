@@ -44,7 +44,7 @@ def in_words(pruner: WeightPruner | StructurePruner) -> str:
         how = f"all at once: {told}"
     else:
         every = f" every {line.select_every} steps" if line.select_every > 1 and not _continuous(pruner) else ""
-        how = f"{len(rises)} rises{every}: {told}"
+        how = f"{len(rises)} rises{every} ({line.schedule.name}): {told}"
     left = line.num_steps - line.hard_from
     return f"{steps(line.start)} dense; {how}; permanent from step {line.hard_from}, {steps(left)} left to recover"
 

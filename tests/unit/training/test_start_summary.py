@@ -75,8 +75,8 @@ def test_warnings_of_a_schedule(schedule: dict[str, Any], more: dict[str, Any], 
 def test_a_schedule_in_words() -> None:
     (pruner,) = attached({"name": "linear", "start": 20, "end": 140, "select_every": 30}).pruners
     assert timetable.in_words(pruner) == (
-        "20 steps dense; 4 rises every 30 steps: 20 % at step 50, 40 % at step 80, 60 % at step 110, 80 % at step 140; "
-        "permanent from step 140, 60 steps left to recover"
+        "20 steps dense; 4 rises every 30 steps (linear): 20 % at step 50, 40 % at step 80, 60 % at step 110, 80 % at "
+        "step 140; permanent from step 140, 60 steps left to recover"
     )
 
 
