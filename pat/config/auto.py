@@ -32,7 +32,7 @@ def choose(pruners: Mapping[str, dict[str, Any]]) -> None:
         if schedule["name"] != NAME:
             continue
         sparsity = (settings["budget"] or {}).get("sparsity")
-        if not isinstance(sparsity, float):
+        if not isinstance(sparsity, int | float):
             raise ValueError(
                 f"pruners.{name}.schedule=auto chooses by budget.sparsity, which this budget has not: take one_shot, "
                 "cubic, linear, exponential or stepwise"
