@@ -301,6 +301,9 @@ class OptimConfig(Section, frozen=True):
         only_with=".name=adamw",
     )
     lr: Finite = key(MISSING, "highest learning rate", gt=0)
+    base_width: int | None = key(
+        None, "hidden size that lr is meant for: a wider model takes lr * base_width / its hidden size; null: lr", ge=1
+    )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = key(
         [0.9, 0.999], "decay rates of Adam's two moments"
     )

@@ -1,12 +1,13 @@
-"""What `schedule.name=auto` of a pruner of weights becomes: one cut or several, by how much is to go.
+"""What a recipe leaves open: the schedule, by how much is to go, and the learning rate, by the model's width.
 
 A cut takes what a layer can make up for; where little stays, several cuts, with steps between them that heal, end
-better. Measured on two data sets (docs/frontier.md).
+better. Measured on two data sets (docs/frontier.md). The rate is lowered where the width is known
+(`learning_rates.highest`); here it is only seen that nobody's own rate is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 NAME = "auto"
@@ -39,6 +40,12 @@ def choose(pruners: Mapping[str, dict[str, Any]]) -> None:
             )
         given = {key: value for key, value in schedule.items() if value is not None and key != "name"}
         settings["schedule"] = {**(SIX_CUTS if sparsity > MUCH else ONE_CUT), **given}
+
+
+def keep_given_rate(optim: dict[str, Any], given: Collection[str]) -> None:
+    """A rate of the command line is the rate at any width: the recipe's base_width belongs to the recipe's rate."""
+    if "optim.lr" in given and "optim.base_width" not in given:
+        optim["base_width"] = None
 
 
 def changes(choices: Mapping[str, Any], pruner: str, least: float, most: float) -> bool:

@@ -83,12 +83,14 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
         chosen = any(override.lstrip("+").startswith("recipe=") for override in overrides)
         hint = "" if chosen else "; recipe=NAME gives them all, `pat train --help` lists the recipes"
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}{hint}")
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_merged(content, overrides)
     _drop_replaced_fields(content["pruners"], overrides)
     auto.choose(content["pruners"])
+    auto.keep_given_rate(content["optim"], given)
     config = take_world_size(to_config(content), overrides)
-    validate(config, {override.lstrip("+").partition("=")[0] for override in overrides}, guarded)
+    validate(config, given, guarded)
     _check_replaced_files(content["data"], overrides)
     return config
 

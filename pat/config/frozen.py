@@ -45,7 +45,8 @@ ELASTIC = (
 )
 # Keys that may also differ when a run goes on after it diverged.
 AFTER_DIVERGENCE = (
-    "optim.lr", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss", "train.max_skipped",
+    "optim.lr", "optim.base_width", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss",
+    "train.max_skipped",
 )  # fmt: skip
 
 

@@ -7,9 +7,10 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from pat.common import scan
+from pat.schema import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,24 @@ def build(name: str) -> LearningRate:
     if name not in classes():
         raise ValueError(f"there is no learning rate called {name!r}: allowed are {', '.join(classes())}")
     return classes()[name](name)
+
+
+def highest(optim: OptimConfig, model: Any) -> float:
+    """The rate of a model's weights after the warm-up: lr * min(1, base_width / hidden size), or lr.
+
+    Adam moves each weight by about the rate, whatever the gradient, so a map of more inputs moves its outputs further:
+    the rate that suits a model falls as 1 / width. ValueError where base_width is given and the model's config has no
+    hidden_size. Source: Yang et al. 2022 (muP), arXiv:2203.03466, where all else is scaled, too.
+    """
+    if optim.base_width is None:
+        return optim.lr
+    hidden = getattr(model.config.get_text_config(), "hidden_size", None)
+    if not hidden:
+        raise ValueError(
+            f"optim.base_width={optim.base_width} lowers the learning rate of wider models, but the config of this "
+            f"one has no hidden_size: give a rate of your own, optim.lr={optim.lr:g}, which takes base_width away"
+        )
+    return optim.lr * min(1.0, optim.base_width / hidden)
 
 
 def warmup_steps(warmup: float, num_steps: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pat import learning_rates
 from pat.run.directory import HOST
 from pat.training import divergence, hardware
 from pat.training.learning_rate import lr_factor
@@ -24,6 +25,7 @@ class Window:
         self.training, self.progress, self.world = training, training.progress, training.world
         module, config = training.engine.module, training.config
         self.pace, self.slow_ranks = Pace(module), SlowRanks(self.world.gather(HOST))
+        self.highest_lr = learning_rates.highest(config.optim, module)
         self.token_flops = hardware.flops_per_token(module, config.data.max_length)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         self.devices = (device, config.engine.dtype, config.engine.world_size)
@@ -77,7 +79,7 @@ class Window:
         line = {
             "train/loss": loss,
             "train/grad_norm": float(stats.norm) if stats.norm is not None else None,
-            "train/lr": config.optim.lr
+            "train/lr": self.highest_lr
             * lr_factor(progress.step - 1, config.train.num_steps, config.optim, pruner.cuts),
             "train/tokens_per_s": tokens / seconds,
             "train/mfu": hardware.mfu(tokens / seconds, self.token_flops, *self.devices),

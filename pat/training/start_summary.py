@@ -43,7 +43,7 @@ def start_summary(config: Config, checked: Checked) -> str:
     lines += [("labels", text) for text in _labels(prepared)]
     lines += [("model", text) for text in [*_model(model), *checked.head]]
     lines += [("pruning", text) for text in _pruning(model, pruner)]
-    lines += [("schedule", text) for text in _schedule(config, pruner)]
+    lines += [("schedule", text) for text in _schedule(config, model, pruner)]
     lines += [("deepspeed", text) for text in _untested(config)]
     lines += [("warning", text) for text in warnings(config, checked)]
     shown, last = ["What this run does"], ""
@@ -161,20 +161,21 @@ def _granularity(pruner: WeightPruner) -> str:
     return f"granularity {unit.name}, scope {pruner.config.scope}"
 
 
-def _schedule(config: Config, pruner: Pruner) -> Iterator[str]:
+def _schedule(config: Config, model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
     train, optim = config.train, config.optim
     if not train.num_steps:
         yield "nothing is trained (train.num_steps=0): the run prunes, evaluates and ends"
     else:
-        yield _steps(train, optim, bool(pruner.pruners))
+        yield _steps(train, optim, model, bool(pruner.pruners))
     for one in pruner.pruners:
         yield f"{one.name}: {timetable.in_words(one)}"
 
 
-def _steps(train: TrainConfig, optim: OptimConfig, cuts: bool) -> str:
-    warmup = learning_rates.warmup_steps(optim.warmup, train.num_steps)
+def _steps(train: TrainConfig, optim: OptimConfig, model: torch.nn.Module, cuts: bool) -> str:
+    warmup, rate = learning_rates.warmup_steps(optim.warmup, train.num_steps), learning_rates.highest(optim, model)
+    lowered = f" ({optim.lr:g} is meant for hidden size {optim.base_width})" if rate != optim.lr else ""
     return (
-        f"{train.num_steps:,} steps of {train.global_batch_size} sequences; learning rate {optim.lr:g}, "
+        f"{train.num_steps:,} steps of {train.global_batch_size} sequences; learning rate {rate:g}{lowered}, "
         f"{f'{timetable.steps(warmup)} of warm-up, then ' if warmup else ''}"
         f"{learning_rates.build(optim.lr_schedule).in_words(cuts)}"
     )

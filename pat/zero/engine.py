@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pat import learning_rates
 from pat.common import patterns
 from pat.common.comm import barrier
 from pat.common.parameters import logical_shape
@@ -150,6 +151,7 @@ def model_construction(config: Config, ds_config: dict[str, Any]) -> Generator[N
 def param_groups(model: nn.Module, optim: OptimConfig, owner: Mapping[str, str]) -> list[dict[str, Any]]:
     """Groups by (owner, decay, head): a dense shadow is as long as its shard, so prunable weights have their own."""
     groups: dict[tuple[str, bool, bool], dict[str, Any]] = {}
+    rate = learning_rates.highest(optim, model)
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
@@ -157,7 +159,7 @@ def param_groups(model: nn.Module, optim: OptimConfig, owner: Mapping[str, str])
         head = optim.head_lr is not None and name.split(".")[0] in adapters.HEADS
         key = (owner.get(name, ""), decay, head)
         if key not in groups:
-            lr, wd = optim.head_lr if head else optim.lr, optim.weight_decay if decay else 0.0
+            lr, wd = optim.head_lr if head else rate, optim.weight_decay if decay else 0.0
             # lr 0 until the first step sets it: DeepSpeed's ZeRO 0 wrapper steps once at construction
             groups[key] = {"params": [], "lr": 0.0, "base_lr": lr, "weight_decay": wd, "base_weight_decay": wd}
         groups[key]["params"].append(param)

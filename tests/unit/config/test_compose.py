@@ -389,6 +389,12 @@ def test_a_shape_that_is_written_whole_is_the_shape():
         assert composed(*recipe, given).pruners["narrow"].budget.keep == keep
 
 
+def test_a_rate_of_the_command_line_is_the_rate_at_any_width():
+    own = ("recipe=encoder", "task=classification", "model.path=m", "data=csv", "data.train=t", "train.num_steps=9")
+    optim = [composed(*own, *given).optim for given in ((), ("optim.lr=1e-4",), ("optim.lr=1e-4", "optim.base_width=768"))]
+    assert [(each.lr, each.base_width) for each in optim] == [(3e-4, 384), (1e-4, None), (1e-4, 768)]
+
+
 def test_auto_cuts_once_or_several_times_by_how_much_goes():
     own = ("recipe=encoder", "task=classification", "model.path=m", "data=csv", "data.train=t", "train.num_steps=9")
     place = "pruners.weights.schedule"

@@ -101,6 +101,8 @@ def test_figures_and_warnings(config: Config, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("pat.training.dry_run.attached", None)
     assert "never tested" not in start_summary(config, checked)
     said = start_summary(config.changed(engine__deepspeed_untested=["fp16.loss_scale"]), checked)
+    lowered = start_summary(config.changed(optim__base_width=16), checked)
+    assert "learning rate 0.00075 (0.003 is meant for hidden size 16), 3 steps" in lowered
     every = sum(p.numel() for p in checked.model.parameters())
     for words in (
         "40 samples (", "for training, seen 6 times; 32 samples of 40 for",

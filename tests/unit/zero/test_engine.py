@@ -170,6 +170,20 @@ def test_prunable_weights_have_groups_of_their_own() -> None:
     assert of["classifier.bias"]["weight_decay"] == 0.0 and of[query]["weight_decay"] == 0.1
 
 
+def test_a_wider_model_takes_a_lower_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, query = bert(), "bert.encoder.layer.0.attention.self.query.weight"  # hidden size 16
+    rates = {}
+    for width in (None, 4, 16, 32):
+        optim = OptimConfig(lr=1.0, base_width=width, head_lr=2.0)
+        of = {id(p): g["base_lr"] for g in engine.param_groups(model, optim, {}) for p in g["params"]}
+        rates[width] = (of[id(model.get_parameter(query))], of[id(model.classifier.weight)])
+    assert rates == {None: (1.0, 2.0), 4: (0.25, 2.0), 16: (1.0, 2.0), 32: (1.0, 2.0)}
+    monkeypatch.delattr(BertConfig, "hidden_size")
+    del model.config.hidden_size
+    with pytest.raises(ValueError, match=r"has no hidden_size: give a rate of your own, optim.lr=1, which"):
+        engine.param_groups(model, OptimConfig(lr=1.0, base_width=4), {})
+
+
 @pytest.mark.parametrize("implementation", ["foreach", "loop"])
 def test_the_optimizer_has_the_settings_of_the_config(implementation: Any) -> None:
     model = torch.nn.Linear(2, 2)
