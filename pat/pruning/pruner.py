@@ -68,7 +68,7 @@ class Pruner:
         self.peak_bytes = 0
         self.samples: Callable[[int], list[Any]] = _no_samples  # how many -> this rank's batches to calibrate on
         self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called at each layer of a walk
-        self.warn: Callable[[str], None] = lambda message: None  # for what is no error but should be known
+        self.warn: Callable[[str, str], None] = lambda title, text: None  # for what is no error but should be known
         self.journals = Journals()  # results of cuts that are not in a checkpoint yet
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
@@ -116,9 +116,9 @@ class Pruner:
         """Over the layers with a pruner's matrices, on this rank's calibration samples. Collective."""
         module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
         batches, stack = self.samples(needs.num_samples), stack_of(module, list(needs.shapes))
-        walk = Walk(module, layout.whole, stack, batches, dtype, layout.world, self.on_layer, follow)
+        walk = Walk(module, layout.whole, stack, batches, dtype, layout.world, self.on_layer, follow, self.warn)
         if said := needs.too_few(walk.tokens):
-            self.warn(said)
+            self.warn("few calibration tokens", said)
         return walk
 
     def _journal(self, name: str, *cut: Any) -> Journal:

@@ -107,7 +107,7 @@ def build(run_dir: Path) -> Training:
         slices=slices.of(config, task, prepared),
     )
     pruner.samples, pruner.on_layer = partial(_first_samples, training), _calibrating(training)
-    pruner.warn = partial(training.tracker.warn, "few calibration tokens")
+    pruner.warn = training.tracker.warn
     say, warn = training.tracker.say, partial(training.tracker.warn, "cut not kept")
     pruner.journals = Journals(directory.calibration, world, say, warn)
     if config.envelope:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from pat.pruning.calibration.walk import Layer, NotCalibrated
 
 BETAS = (0.9, 0.95)  # of Adam: few steps, so a short memory
 EPSILON = 1e-8
+TRIES = 3  # rates at which a layer is fitted, each a quarter of the one before, until it ends nearer
+LOOKS = 4  # micro-batches of a rank on which that is seen
 
 
 def reconstruct(
@@ -26,7 +29,8 @@ def reconstruct(
     lr: float,
     seed: int,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The fitted parameters, whole, fp32, as stored, one at a time: what is 0 in a matrix stays 0. Collective.
+    """The fitted parameters, whole, fp32, as stored, one at a time: what is 0 in a matrix stays 0. A layer that ends no
+    nearer at any of TRIES rates stays as it is, and a warning says so. Collective.
 
     min over W of sum_n ||f_W(x_n) - y_n||^2 / (T H), f the layer, x_n its input in the model that is pruned below and
     y_n its output in the model as it was, by Adam with a rate that falls linearly from lr to 0. A step takes a
@@ -34,26 +38,52 @@ def reconstruct(
     shared out among the ranks, each parameter to one. Raises NotCalibrated where the outputs are not finite. Source:
     Guo et al. 2024 (EBFT), arXiv:2402.12419, with the mask as it is.
     """
-    comm, module = layer.walk.comm, layer.module
-    targets = layer.behind()
-    params = [module.get_parameter(name.removeprefix(f"{layer.name}.")) for name in names]
+    walk, before = layer.walk, _distance(layer)
+    if not math.isfinite(before):
+        raise NotCalibrated(f"{layer.name} cannot be reconstructed: its outputs are not finite")
+    rates = [lr / 4**tried for tried in range(TRIES)]
+    for rate in rates:
+        fits = _fit(layer, names, passes, rate, seed)
+        if _distance(layer) < before:
+            for name, fit in zip(names, fits, strict=True):
+                yield name, fit.told(torch.float32, walk.comm)
+            return
+        del fits
+        walk.fill(names)
+    walk.warn(
+        "layer not fitted",
+        f"warning: {layer.name} stays as it was cut: fitting it ended no nearer to what it gave before, at "
+        f"reconstruct_lr={lr:g} and down to {rates[-1]:g}. Give a lower one, or reconstruct=0",
+    )
+
+
+def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int) -> list[_Fit]:
+    """The parameters after all steps, or up to the first loss that is not finite; they are the layer's. Collective."""
+    walk, comm, targets = layer.walk, layer.walk.comm, layer.behind()
+    params = [layer.module.get_parameter(name.removeprefix(f"{layer.name}.")) for name in names]
     owners = shared_out([param.numel() for param in params], comm.world_size)
-    fits = [_Fit.of(layer.walk.whole(name), owner == comm.rank) for name, owner in zip(names, owners, strict=True)]
+    fits = [_Fit.of(walk.whole(name), owner == comm.rank) for name, owner in zip(names, owners, strict=True)]
     for batch, left in _steps(passes, len(targets), seed + layer.index):
         loss, count, gradients = _missing(layer, params, batch, targets[batch])
         loss, number = comm.sum(loss), comm.sum(count)
         if not bool(torch.isfinite(loss)):
-            raise NotCalibrated(
-                f"{layer.name} cannot be reconstructed: its outputs are not finite; lower criterion.reconstruct_lr"
-            )
+            break
         while gradients:
             place = len(gradients) - 1
             whole = comm.sum(gradients.pop().float())
             fits[place].step(whole.div_(number), lr * left)
             with torch.no_grad():
                 params[place].copy_(fits[place].told(params[place].dtype, comm))
-    for name, fit in zip(names, fits, strict=True):
-        yield name, fit.told(torch.float32, comm)
+    return fits
+
+
+@torch.no_grad()
+def _distance(layer: Layer) -> float:
+    """How far the layer is from what it gave before, on a few micro-batches: a sum of squares. Collective."""
+    targets = layer.behind()
+    looks = range(0, len(targets), max(1, len(targets) // LOOKS))
+    missing = [_difference(layer, batch, targets[batch]).square().sum(dtype=torch.float64) for batch in looks]
+    return float(layer.walk.comm.sum(torch.stack(missing).sum()))
 
 
 def shared_out(
@@ -117,14 +147,19 @@ def _missing(
     layer: Layer, params: Sequence[nn.Parameter], batch: int, target: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The sum of squares that this rank's tokens lack, fp64, of how many numbers, and its gradients."""
-    walk = layer.walk
     for param in params:
         param.requires_grad_(True)
     with torch.enable_grad():
-        output = walk.calls[layer.index][batch](layer.module, walk.hidden[batch])
-        missing = (output.float() - target.float())[walk.real[batch]]
+        missing = _difference(layer, batch, target)
         loss = missing.square().sum()
         gradients = list(torch.autograd.grad(loss, list(params)))
     for param in params:
         param.requires_grad_(False)
     return loss.detach().double(), torch.tensor(missing.numel(), device=loss.device), gradients
+
+
+def _difference(layer: Layer, batch: int, target: Tensor) -> Tensor:
+    """(tokens, H) what the layer gives now, less the target, where there is no padding."""
+    walk = layer.walk
+    output = walk.calls[layer.index][batch](layer.module, walk.hidden[batch])
+    return (output.float() - target.float())[walk.real[batch]]

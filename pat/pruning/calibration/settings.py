@@ -14,7 +14,7 @@ class CalibrationSettings:
 
     num_samples: int = field(default=128, kw_only=True)  # calibration samples: the first that training sees
     reconstruct: int = field(default=0, kw_only=True)  # passes over the samples that refit each cut layer; 0: none
-    reconstruct_lr: float = field(default=RECONSTRUCT_LR, kw_only=True)  # learning rate of these passes, falling to 0
+    reconstruct_lr: float = field(default=RECONSTRUCT_LR, kw_only=True)  # learning rate; lowered where it does not help
 
     def check(
         self,

@@ -71,8 +71,10 @@ class Walk:
         comm: Comm = LOCAL,
         on_layer: Callable[[int, int], None] = lambda index, number: None,  # told before each layer, and at the end
         follow: bool = False,  # also the model as it is now, for `Layer.behind` and what is missing
+        warn: Callable[[str, str], None] = lambda title, text: None,
     ) -> None:
-        self.whole, self.stack, self.dtype, self.comm, self.on_layer = whole, stack, dtype, comm, on_layer
+        self.whole, self.stack, self.dtype, self.comm = whole, stack, dtype, comm
+        self.on_layer, self.warn = on_layer, warn
         self.skeleton = _skeleton(model)
         self.layers: Any = self.skeleton.get_submodule(stack)
         self.real = [_real_tokens(batch) for batch in batches]

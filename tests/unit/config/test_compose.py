@@ -391,7 +391,9 @@ def test_a_shape_that_is_written_whole_is_the_shape():
 
 def test_a_rate_of_the_command_line_is_the_rate_at_any_width():
     own = ("recipe=encoder", "task=classification", "model.path=m", "data=csv", "data.train=t", "train.num_steps=9")
-    optim = [composed(*own, *given).optim for given in ((), ("optim.lr=1e-4",), ("optim.lr=1e-4", "optim.base_width=768"))]
+    optim = [
+        composed(*own, *given).optim for given in ((), ("optim.lr=1e-4",), ("optim.lr=1e-4", "optim.base_width=768"))
+    ]
     assert [(each.lr, each.base_width) for each in optim] == [(3e-4, 384), (1e-4, None), (1e-4, 768)]
 
 

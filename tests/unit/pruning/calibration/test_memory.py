@@ -100,7 +100,7 @@ def test_a_whole_cut_holds_what_the_plan_says(fields: dict[str, Any], tmp_path: 
         pruners__one=PrunerConfig(**(common | fields)),
     )  # fmt: skip
     _, pruner = one_rank.build(config, model)
-    pruner.samples, pruner.warn = lambda number: batches(), lambda text: None
+    pruner.samples, pruner.warn = lambda number: batches(), lambda title, text: None
     (needs,) = pruner.calibrations
     needed = calibration(config, model, [replace(needs, num_samples=len(batches()))], 1)
     masks = MASKS * sum(each.numel for each in pruner.weight_pruners)

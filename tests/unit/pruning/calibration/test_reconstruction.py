@@ -36,16 +36,21 @@ def gives(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return found[0]
 
 
-def walked(model: Any, passes: int, given: list[dict[str, Tensor]], seed: int = 0) -> dict[str, Tensor]:
+def walked(
+    model: Any, passes: int, given: list[dict[str, Tensor]], seed: int = 0, lr: float = LR, warned: Any = None
+) -> dict[str, Tensor]:
     """The fit of the layer after the matrices of all layers up to it have been halved, each in its turn."""
     walk = Walk(model, whole(model), "model.layers", given, torch.float32, follow=True)
+    walk.warn = lambda title, text: warned.append(text)
     for layer in walk:
         names = [name for name in matrices(model) if name.startswith(f"{layer.name}.")]
         for name in names:
             halved(model, name)
         layer.refresh(names)
         if layer.index == INDEX:
-            return dict(reconstruct(layer, names, passes, LR, seed))
+            fitted = dict(reconstruct(layer, names, passes, lr, seed))
+            assert fitted or all(torch.equal(layer.walk.skeleton.get_parameter(n), whole(model)(n)) for n in names)
+            return fitted
     raise AssertionError
 
 
@@ -91,6 +96,17 @@ def test_the_layer_comes_nearer_to_what_it_gave_before() -> None:
         cut.get_parameter(name).data.copy_(value)
     after = error()
     assert after < 0.75 * before
+
+
+def test_a_rate_that_is_too_high_is_lowered_until_the_layer_comes_nearer() -> None:
+    """A quarter of it twice, to the same bits as if that had been given; then the layer stays as it was cut."""
+    dense, given, warned = models.model("llama"), batches(), list[str]()
+    fitted = walked(copy.deepcopy(dense), 5, given, lr=4**2 * 0.1, warned=warned)
+    expected = walked(copy.deepcopy(dense), 5, given, lr=0.1)
+    assert not warned and all(torch.equal(fitted[name], value) for name, value in expected.items())
+    assert walked(copy.deepcopy(dense), 5, given, lr=1e8, warned=warned) == {}
+    assert len(warned) == 1 and f"model.layers.{INDEX} stays as it was cut" in warned[0]
+    assert "reconstruct_lr=1e+08 and down to 6.25e+06" in warned[0]
 
 
 def test_outputs_that_are_not_finite_are_refused() -> None:
