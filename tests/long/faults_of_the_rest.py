@@ -211,6 +211,8 @@ REST: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/learning_rates/cosine.py": [("(1.0 + math.cos", "(1.0 - math.cos", "a cosine that rises")],
     "pat/learning_rates/__init__.py": [
+        ("min(1.0, optim.base_width / hidden)", "optim.base_width / hidden", "narrower models take a higher rate"),
+        ("optim.lr * min(1.0,", "optim.lr / min(1.0,", "wider models take a higher rate"),
         ("(self.t - begin) / max(1, end - begin)", "self.t / self.num_steps", "decay counted from step 0"),
         ("cut > self.warmup", "cut > self.num_steps", "a rate that no cut begins again"),
     ],
