@@ -27,6 +27,13 @@ EXPORT = [unit("test_export.py"), unit("test_structures.py"), unit("test_export_
 READER = [unit("test_checkpoint_reader.py"), unit("test_export.py")]
 MASKS = [unit("test_mask_oracle.py"), unit("test_kernels.py"), unit("test_criteria.py"), unit("test_resume.py")]
 WIRED = [unit("test_pruner.py"), unit("test_overflow.py"), unit("test_resume.py")]
+CALIBRATED = [
+    unit("test_calibrated_criteria.py"),
+    unit("test_calibrated_gates.py"),
+    unit("test_cuts.py"),
+    unit("test_walk.py"),
+    unit("test_reconstruction.py"),
+]
 BUDGETS = [unit("test_structure_budgets.py"), unit("test_structure_costs.py"), unit("test_structure_refusals.py")]
 
 TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick ones that should see its faults, in order
@@ -52,7 +59,14 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/structures/parts.py": [unit("test_gates.py"), RIGHT, ORACLE],
     "pat/pruning/structures/example_gradients.py": [ORACLE, unit("test_evidence.py")],
     "pat/pruning/structures/gate_history.py": [unit("test_fold.py"), unit("test_resume.py")],
+    "pat/pruning/calibration/": CALIBRATED,
     "pat/pruning/calibration/journal.py": [unit("test_journal.py")],
+    "pat/pruning/criteria/alps.py": CALIBRATED,
+    "pat/pruning/criteria/wanda.py": CALIBRATED,
+    "pat/pruning/gates/obs.py": CALIBRATED,
+    "pat/pruning/structures/calibrated.py": CALIBRATED,
+    "pat/pruning/weights/calibrated.py": CALIBRATED,
+    "pat/pruning/weights/whole.py": [*CALIBRATED, unit("test_selection.py")],
     "pat/pruning/structures/folding.py": [unit("test_fold.py"), RIGHT, unit("test_pruner.py"), ORACLE],
     "pat/common/rounding.py": [unit("test_rounding.py"), unit("test_schedules.py")],
     "pat/pruning/structures/sites.py": [

@@ -674,6 +674,31 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("added_up(self.anatomy, layer.name)", "{}", "what the layers below lack is not made up for"),
         ("            raise ValueError(refused[0])", "            pass", "a fit that fails leaves zeros"),
     ],
+    "pat/pruning/criteria/alps.py": [
+        ("dual.add_(near.sub_(sparse)", "dual.sub_(near.sub_(sparse)", "the dual points away"),
+        ("keep = choose(pulled.square_()", "keep = choose(pulled", "large negative weights go"),
+        (".mul_(dense != 0))", ")", "what is gone comes back"),
+        ("self.refinements).div_(prepared.scale)", "self.refinements)", "the answer stays in scaled weights"),
+        (
+            "residual = torch.mm(dense.sub_(found), gram).mul_(keep)",
+            "residual = torch.mm(dense.sub_(found), gram)",
+            "survivors are fitted off the mask",
+        ),
+        ("added_(gram, damping * mean)", "gram", "no damping"),
+    ],
+    "pat/pruning/criteria/wanda.py": [
+        ("prepared[SquaredNorm].sqrt().float()", "prepared[SquaredNorm].float()", "inputs count by their squares"),
+    ],
+    "pat/pruning/calibration/walk.py": [
+        (
+            "                self.before = here.behind()\n                self.fill(own)\n",
+            "                self.before = here.behind()\n",
+            "the next layer is calibrated on what the uncut one gave",
+        ),
+    ],
+    "pat/pruning/weights/calibrated.py": [
+        ("        layer.refresh(layer.parameters)\n", "", "the uncut layer is fitted"),
+    ],
     "pat/pruning/calibration/reconstruction.py": [
         (
             "gradient if self.alive is None else gradient.mul_(self.alive)",
