@@ -24,7 +24,7 @@ from pat.schema import PeftConfig
 
 HEADS = ("classifier", "score", "pre_classifier")  # of sequence classifiers: new, so trained whole
 _NAME = "default"  # of the adapter
-_BASE, _A, _B = "base_layer", f"lora_A.{_NAME}", f"lora_B.{_NAME}"
+BASE, _A, _B = "base_layer", f"lora_A.{_NAME}", f"lora_B.{_NAME}"
 
 
 def inject(
@@ -112,10 +112,10 @@ def stock_name(name: str) -> str | None:
     """The parameter in the model without adapters; None for an adapter's own."""
     if f".{_A}." in name or f".{_B}." in name:
         return None
-    return name.replace(f".{_BASE}.", ".")
+    return name.replace(f".{BASE}.", ".")
 
 
 def factors(stock_weight: str) -> tuple[str, str, str]:
     """The names of W, A and B of an adapted weight."""
     module = stock_weight.removesuffix(".weight")
-    return f"{module}.{_BASE}.weight", f"{module}.{_A}.weight", f"{module}.{_B}.weight"
+    return f"{module}.{BASE}.weight", f"{module}.{_A}.weight", f"{module}.{_B}.weight"

@@ -32,6 +32,7 @@ from pat.training import logit_cache, slices, teacher
 from pat.training.divergence import LossBound
 from pat.training.due import Due
 from pat.training.guarded import Guard
+from pat.training.lost_zeros import lost_zeros
 from pat.training.objective import Objective
 from pat.training.preflight import _data
 from pat.training.progress import Progress
@@ -108,6 +109,8 @@ def build(run_dir: Path) -> Training:
     )
     pruner.samples, pruner.on_layer = partial(_first_samples, training), _calibrating(training)
     pruner.warn = training.tracker.warn
+    if said := lost_zeros(model, config, pruner.owner, world):
+        training.tracker.warn("zeros not kept", said)
     say, warn = training.tracker.say, partial(training.tracker.warn, "cut not kept")
     pruner.journals = Journals(directory.calibration, world, say, warn)
     if config.envelope:

@@ -175,7 +175,7 @@ def _steps(train: TrainConfig, optim: OptimConfig, model: torch.nn.Module, cuts:
     warmup, rate = learning_rates.warmup_steps(optim.warmup, train.num_steps), learning_rates.highest(optim, model)
     lowered = f" ({optim.lr:g} is meant for hidden size {optim.base_width})" if rate != optim.lr else ""
     return (
-        f"{train.num_steps:,} steps of {train.global_batch_size} sequences; learning rate {rate:g}{lowered}, "
+        f"{timetable.steps(train.num_steps)} of {train.global_batch_size} sequences; learning rate {rate:g}{lowered}, "
         f"{f'{timetable.steps(warmup)} of warm-up, then ' if warmup else ''}"
         f"{learning_rates.build(optim.lr_schedule).in_words(cuts)}"
     )

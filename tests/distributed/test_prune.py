@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from pat import cli
-from pat.run.directory import ExitCode
+from pat.run.directory import ExitCode, RunDir
+from pat.training.lost_zeros import KEEPS
 from tests import models
 
 pytestmark = pytest.mark.distributed
@@ -44,6 +45,22 @@ def prune(given: tuple[Path, Path], out: Path, *more: str) -> int:
     return int(stopped.value.code or 0)
 
 
+def log_of_training(model: Path, texts: Path, *more: str) -> str:
+    """What a step of training from this folder says."""
+    run = model.parent / "again"
+    RunDir(run).log(0).unlink(missing_ok=True)
+    keys = [
+        f"model.path={model}", "model.tokenizer=byte", "data.source=json", f"data.train={texts}", "data.max_length=32",
+        f"data.cache_dir={model.parent / 'data'}", f"run.dir={run}", "run.resume=never",
+        "train.num_steps=1", "train.global_batch_size=4", "engine.world_size=1", "engine.kernels=eager",
+        "engine.threads_per_rank=1", "engine.dtype=fp32", "logger=none",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "recipe=decoder", *keys, *more])
+    assert not stopped.value.code
+    return RunDir(run).log(0).read_text()
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -69,6 +86,9 @@ def test_by_magnitude_the_smallest_half_of_every_matrix_is_gone_and_nothing_else
     assert summary["step"] == 0 and summary["phase"] == "hard" and summary["sparsity"] == SPARSITY
     assert summary["dense_metrics"]["loss"] != summary["metrics"]["loss"]
     assert not (tmp_path / "pruned.run" / "checkpoints").exists()
+    zeros = "50 % of the weights in the layers' linear maps are 0"
+    assert zeros in log_of_training(out, given[1], "pruners={}")
+    assert zeros not in log_of_training(out, given[1], *KEEPS)
     capsys.readouterr()
     assert prune(given, out, "--sparsity", "0.5") == ExitCode.BAD_INPUT  # what is there is never written over
     assert str(out) in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""A model that comes pruned is not filled again in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pat.common.comm import LOCAL
+from pat.models import adapters
+from pat.pruning.weights.matrices import Matrices
+from pat.schema import Config
+from pat.training.lost_zeros import KEEPS, lost_zeros
+from tests import models
+
+
+def sparse(share: float) -> Any:
+    """Tiny Llama with this share of each linear map inside its layers at 0."""
+    model = models.model("llama")
+    for name in Matrices.of(model).linear:
+        weight = model.get_parameter(name).data.view(-1)
+        weight[: round(share * len(weight))] = 0.0
+    return model
+
+
+def config(**given: Any) -> Config:
+    return Config().changed(model__path="m", train__num_steps=10, **given)
+
+
+def test_zeros_that_nothing_keeps_are_named_with_the_pruner_that_would() -> None:
+    said = lost_zeros(sparse(0.5), config(), (), LOCAL)
+    assert said is not None and "50 % of the weights" in said and "0 in m, and" in said
+    assert f"{' '.join(KEEPS)} pruners.weights.budget.sparsity=0.5000" in said
+
+
+def test_nothing_is_said_where_nothing_is_lost() -> None:
+    model = sparse(0.5)
+    assert lost_zeros(sparse(0.05), config(), (), LOCAL) is None
+    assert lost_zeros(model, config(), Matrices.of(model).linear, LOCAL) is None  # a pruner's own
+    assert lost_zeros(model, config().changed(train__num_steps=0), (), LOCAL) is None
+    for param in model.parameters():
+        param.requires_grad_(False)
+    assert lost_zeros(model, config(), (), LOCAL) is None
+
+
+def test_adapters_would_fill_a_frozen_model_when_they_are_merged() -> None:
+    pytest.importorskip("peft")
+    made, model = config(peft__r=4), sparse(0.5)
+    adapters.inject(model, made.peft, seed=0)
+    assert not any(p.requires_grad for n, p in model.named_parameters() if adapters.BASE in n)
+    said = lost_zeros(model, made, (), LOCAL)
+    assert said is not None and "50 % of" in said and "merging the adapters will fill them" in said
+    torch.manual_seed(0)
+    assert lost_zeros(adapted(0.0, made), made, (), LOCAL) is None
+
+
+def adapted(share: float, made: Config) -> Any:
+    model = sparse(share)
+    adapters.inject(model, made.peft, seed=0)
+    return model
