@@ -21,6 +21,15 @@ from pat.common.files import write_json
 from tests.benchmarks.commands import PAT, ROOT, SHOWN, shown
 
 PARITY = ("recipe=parity", "logger=none", "engine.kernels=eager")
+# Neurons by L0 gates beside the masks, which may not share a parameter with them.
+GATES = (
+    "pruners.weights.params=[*self_attn*_proj.weight]",
+    "+pruner@pruners.narrow=l0",
+    "pruners.narrow.structures=[ffn]",
+    "pruners.narrow.budget.keep={ffn:64}",
+    "pruners.narrow.schedule.start=5",
+    "pruners.narrow.schedule.end=20",
+)
 # About 0.6 B parameters, in the shape of a Llama.
 SHAPE = {
     "hidden_size": 1536,
@@ -90,12 +99,12 @@ def compiled_kernels(bench: Bench) -> str:
 
 
 def fp16_overflows(bench: Bench) -> str:
-    """fp16 skips the steps that overflow, and the targets are met all the same."""
+    """fp16 skips the steps that overflow, with masks and with learned gates, and the targets are met all the same."""
     keys = (
         "engine.deepspeed={fp16: {initial_scale_power: 24}}",
         "engine.deepspeed_untested=[fp16.initial_scale_power]",
     )
-    summary = bench.train("fp16", *PARITY, "engine.dtype=fp16", *keys, "train.num_steps=60")
+    summary = bench.train("fp16", *PARITY, "engine.dtype=fp16", *keys, *GATES, "train.num_steps=60")
     if not summary["skipped_steps"]:
         raise Failed("no step overflowed, so nothing was shown: raise the first loss scale")
     met = f"sparsity {summary['sparsity']:.4f} of {summary['target_sparsity']:.4f}"
@@ -148,6 +157,15 @@ def step_ratio(bench: Bench) -> str:
     return said
 
 
+def demo(bench: Bench) -> str:
+    """The demo, on its tiny stand-in, which needs no network: two models trained, one pruned, exported and compared."""
+    folder = bench.folder / "demo"
+    bench.run("env", "DEMO_STAND_IN=yes", "PAT_SETUP=active", "bash", "launch/demo.sh", str(folder))
+    table = json.loads((folder / "table.json").read_text())
+    said = ", ".join(f"{name} {table[name]['accuracy']:.1%} right" for name in ("dense", "pruned"))
+    return f"{said}, {table['pruned']['sparsity']:.1%} of the feed-forward weights gone; on {table['pruned']['device']}"
+
+
 def doctor(bench: Bench) -> str:
     """`pat doctor` finds nothing wrong."""
     bench.run(*PAT, "doctor", "--ranks", str(bench.ranks), "--dir", str(bench.folder))
@@ -155,7 +173,7 @@ def doctor(bench: Bench) -> str:
 
 
 CHECKS = (
-    same_bits, compiled_kernels, fp16_overflows, fused_adam, flash_packing, liger, step_ratio, doctor,
+    same_bits, compiled_kernels, fp16_overflows, fused_adam, flash_packing, liger, step_ratio, demo, doctor,
 )  # fmt: skip
 
 

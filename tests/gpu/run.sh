@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs what only a GPU can show, in under ten minutes: parity of ZeRO stages over NCCL, fp16, FusedAdam, packing with
-# flash-attention, Liger, compiled kernels, step time and memory on a model of 0.6 B parameters, and `pat doctor`.
+# flash-attention, Liger, compiled kernels, step time and memory on a model of 0.6 B parameters, the demo on its
+# stand-in, and `pat doctor`.
 #
 #   tests/gpu/run.sh [FILE]      figures go to FILE (default: results/gpu.json), with the card's name
 #

@@ -19,6 +19,7 @@ GOOD = {
     "mask_sha256": "a" * 64, "weights_sha256": "b" * 64, "skipped_steps": 3, "sparsity": 0.8, "target_sparsity": 0.8,
     "metrics": {"loss": 2.0}, "initial_loss": 4.0, "tokens_per_s": 1000.0, "peak_memory_bytes": 1 << 30,
 }  # fmt: skip
+TABLE = {"accuracy": 0.9, "sparsity": 0.9, "device": "cuda"}
 
 
 class StandIn:
@@ -35,6 +36,9 @@ class StandIn:
             directory = Path(next(a for a in arguments if a.startswith("run.dir=")).removeprefix("run.dir="))
             directory.mkdir(parents=True)
             (directory / "summary.json").write_text(json.dumps(GOOD | self.bad.get(directory.name, {})))
+        if "launch/demo.sh" in command:
+            (out := Path(arguments[-1])).mkdir(parents=True)
+            (out / "table.json").write_text(json.dumps({"dense": TABLE, "pruned": TABLE}))
         return SimpleNamespace(returncode=self.code, stdout="what it said", stderr="")
 
 
@@ -72,6 +76,14 @@ def test_a_command_that_fails_is_told_with_its_end_and_the_others_go_on(tmp_path
     assert [o.passed for o in found.values()] == [False, False] and "what it said" in found["doctor"].said
     assert checks.report(iter(found.values()), "a card", tmp_path / "gpu.json") == 1
     assert json.loads((tmp_path / "gpu.json").read_text())["device"] == "a card"
+
+
+def test_without_a_card_one_sentence_and_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert checks.main(str(tmp_path / "gpu.json")) == 0 and not list(tmp_path.iterdir())
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_a_package_that_is_missing_skips_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
