@@ -20,6 +20,7 @@ def _listed(codes: Mapping[ExitCode, str]) -> str:
 
 _OF_VERDICTS = (ExitCode.OUTSIDE_ENVELOPE, ExitCode.ALERT)
 EXIT_CODES = _listed({code: code.meaning for code in ExitCode})
+SEARCH_EXIT_CODES = _listed({code: code.meaning for code in ExitCode if code != ExitCode.ALERT})
 RUN_EXIT_CODES = f"""\
 {_listed({code: code.meaning for code in ExitCode if code not in _OF_VERDICTS})}
   RUN/exit.json holds the same code once ranks have started: launchers such as torchrun replace it with their own."""

@@ -52,13 +52,18 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--method", metavar="NAME", help="alps (default), wanda, magnitude; of structures: obs")
     parser.add_argument("--task", help="causal_lm, chat, classification (default: what the model's head is for)")
-    parser.add_argument("--samples", type=int, metavar="N", help="to calibrate on (default: 128)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="to calibrate on (default: 128; of a classifier 2,048, or 512 with --keep)",
+    )
     parser.add_argument(
         "--reconstruct",
         type=int,
         metavar="PASSES",
         help="over the samples after each cut, to fit the layer to its earlier outputs: better, but slower (default: "
-        "of weights 2 for a classifier and 1 for a language model; of structures 0)",
+        "of weights 1, of structures 0)",
     )
     parser.add_argument("--max-length", type=int, metavar="N", help=f"tokens of a sample (default: {MAX_LENGTH})")
     parser.add_argument("--ranks", type=int, metavar="N", help="processes, one per GPU (default: 1)")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pat.commands import _models
-from pat.commands._help import EXIT_CODES, command_parser
+from pat.commands._help import SEARCH_EXIT_CODES, command_parser
 from pat.launch.environment import rank_environment
 from pat.run.directory import ExitCode
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         description="Find the largest sparsity, or the smallest share of structures to keep, whose run is inside the\n"
         "envelope. The steps before the first cut are trained once, and every value is a fork of them, with the\n"
         "bits of a run that has that value from the start. The recipe's budget is the largest value that is tried.",
-        epilog=EXAMPLES + EXIT_CODES,
+        epilog=EXAMPLES + SEARCH_EXIT_CODES,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, as in `pat train`")
     parser.add_argument("--pruner", metavar="NAME", help="whose budget is searched (default: the only one)")

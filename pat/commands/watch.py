@@ -18,7 +18,7 @@ examples:
   pat watch runs/pruned --tui             on the terminal: phase, step, sparsity, loss, time left; q ends it
   ssh -L 8000:localhost:8000 HOST pat watch runs/pruned --port 8000       of a run on another machine
 
-The page is read-only. Its address holds a token: only only those who have it see the page.
+The page is read-only. Its address holds a token: only those who have it see the page.
 
 """
 

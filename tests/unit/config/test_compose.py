@@ -354,6 +354,13 @@ def test_help_lists_no_exit_code_of_training_where_nothing_is_trained(command, c
     )
 
 
+def test_help_of_a_search_lists_the_verdict_of_envelopes_but_no_alert(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["search", "--help"])
+    listed = capsys.readouterr().out.partition("exit codes:")[2]
+    assert [int(line.split()[0]) for line in listed.strip().splitlines()] == [0, 1, 2, 3, 4, 5, 85, 130]
+
+
 def test_errors_exit_with_2_and_one_line(capsys):
     done = run_pat("train", "recipe=nope")
     assert (done.returncode, done.stdout) == (2, "")
