@@ -1,10 +1,14 @@
-"""Writes the README's table of results from the results file: python docs/build/figures.py
+"""Writes the README's figures from the files in results/: python docs/build/figures.py
 
-A row names what is compared and where its figures are in results/frontier.json; what is not there is "not measured".
+A row of the table names what is compared and where its figures are in frontier.json; what is not there is "not
+measured". What the demo prints at its end is made of demo.json (DIR/table.json of launch/demo.sh), and the cost of a
+step is that of step.json.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +16,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from rich.console import Console
+
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->"
+DEMO, END_OF_DEMO = "<!-- demo -->\n```text\n", "```\n<!-- end of demo -->"
+WIDTH = 76  # of the demo's table
 NOT_MEASURED = "not measured"
 HEAD = ["model, data", "removed", "steps", "dense", "pruned", "the best of other packages"]
 MODELS = {"addresses": "Llama of 135 M, presidents' addresses", "reviews": "MiniLM of 23 M, film reviews"}
@@ -29,6 +37,7 @@ OTHERS = {
 ROWS = (
     ("addresses", 0, "50", "alps-reconstructed", "half of the weights (`--reconstruct 4`)"),
     ("addresses", 80, "50", "alps", "half of the weights"),
+    ("addresses", 80, "2:4", "alps", "two of every four weights (2:4)"),
     ("addresses", 80, "ffn=0.5", "obs", "half of the neurons"),
     ("reviews", 120, "80", "alps", "80 % of the weights"),
     ("reviews", 120, "ffn=0.5", "obs", "half of the neurons"),
@@ -79,15 +88,37 @@ def into(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     return re.sub(f"{BEGIN}.*?{END}", lambda _: BEGIN + table(results) + END, page, flags=re.DOTALL)
 
 
-def rows_file() -> Mapping[str, Mapping[str, Any]]:
-    """The rows of the frontier, by name."""
-    return json.loads((ROOT / "results" / "frontier.json").read_text())["rows"]
+def with_demo(page: str, models: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page with what the demo prints, between its marks."""
+    spec = importlib.util.spec_from_file_location("demo_table", ROOT / "launch" / "demo_table.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    Console(file=(said := io.StringIO()), width=WIDTH).print(module.table(**models))
+    lines = "".join(f"{line.rstrip()}\n" for line in said.getvalue().splitlines())
+    return re.sub(f"{DEMO}.*?{END_OF_DEMO}", lambda _: DEMO + lines + END_OF_DEMO, page, flags=re.DOTALL)
+
+
+def with_step(page: str, step: Mapping[str, Any]) -> str:
+    """The page with what a step costs, over one without pruning."""
+    soft, hard = (step[phase]["step_ratio"] for phase in ("soft", "hard"))
+    return re.sub(r"[\d.]+ \(soft\) and \[[\d.]+ \(hard\)\]", f"{soft:.2f} (soft) and [{hard:.2f} (hard)]", page)
+
+
+def result(name: str) -> Any:
+    """A file of results/."""
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def written(page: str) -> str:
+    """The page with today's figures."""
+    return with_step(with_demo(into(page, result("frontier")["rows"]), result("demo")), result("step"))
 
 
 def main() -> None:
-    """Replace the table in the README."""
+    """Replace the figures in the README."""
     readme = ROOT / "README.md"
-    readme.write_text(into(readme.read_text(), rows_file()))
+    readme.write_text(written(readme.read_text()))
 
 
 if __name__ == "__main__":

@@ -99,10 +99,14 @@ def test_every_page_is_in_the_menu() -> None:
         assert f": {page.relative_to(ROOT / 'docs')}\n" in menu, page
 
 
-def test_the_readme_is_short_and_its_figures_are_those_of_the_results_file() -> None:
+def test_the_readme_is_short_and_its_figures_are_those_of_the_results_files() -> None:
     figures, readme = script("figures"), (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= LINES
-    assert figures.into(readme, figures.rows_file()) == readme, "run python docs/build/figures.py"
+    assert figures.written(readme) == readme, "run python docs/build/figures.py"
+    demo, step = figures.result("demo"), {phase: {"step_ratio": 9.0} for phase in ("soft", "hard")}
+    demo["pruned"]["accuracy"] = 0.125
+    assert "12.5%" in figures.with_demo(readme, demo) and "9.00 (hard)" in figures.with_step(readme, step)
+    assert figures.into(readme, {}) != readme, "each figure has its place in the page"
 
 
 def test_a_figure_that_is_missing_is_said_and_seeds_are_averaged() -> None:
