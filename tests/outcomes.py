@@ -21,7 +21,7 @@ from _pytest.runner import runtestprotocol
 MARK = "real_processes"
 ONCE_MORE = "run once more"  # the outcome of a first failure, and its word in pytest's last line
 LAST_LINES = 8  # of what a test failed with
-NEEDS_ROOT = ("tests/cluster/", "tests/distributed/")
+NEEDS_ROOT = ("tests/cluster/", "tests/distributed/", "tests/unit/registry/test_mlflow.py")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -92,6 +92,24 @@ def test_links_lead_to_files(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+MADE = {"results/gpu.json", "results/mutants.jsonl"}  # by running something
+EXAMPLES = {
+    "pat/pruning/criteria/gradient.py",
+    "pat/pruning/gates/sensitivity.py",
+}  # of CONTRIBUTING, of files to write
+FOLDERS = "pat|tests|docs|launch|conf|recipes|results|docker"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_tests_that_are_named_exist(page: Path) -> None:
+    """A promise names its test: one that was renamed or removed proves nothing."""
+    text = page.read_text()
+    for path in set(re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w/.*-]*\w)", text)) - MADE - EXAMPLES:
+        assert list(ROOT.glob(path)) or list(ROOT.glob(f"{path}*")), path
+    for name in re.findall(r"`(\w+\.py)`", text):
+        assert any(ROOT.glob(f"{folder}/**/{name}") for folder in ("pat", "tests")), name
+
+
 def test_every_page_is_in_the_menu() -> None:
     """A link to a page outside of docs/ is one that the site does not have; mkdocs itself refuses those."""
     menu = (ROOT / "mkdocs.yml").read_text()
