@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+import torch
+from matplotlib.colors import LinearSegmentedColormap
+from torch import Tensor
 
+from pat.common.comm import LOCAL
+from pat.pruning.criteria.magnitude import Magnitude
+from pat.pruning.granularity.block import Block
+from pat.pruning.granularity.n_of_m import NOfM
+from pat.pruning.granularity.weight import Weight
 from pat.pruning.schedules.ramps import Cubic, Linear, OneShot
+from pat.pruning.types import ScoredSegment
 
 STEPS = 100
 FINAL = 0.8
 PHASES = (("dense", 0, 10, "#dfe7f3"), ("soft", 10, 70, "#fbe8cf"), ("hard", 70, STEPS, "#dcefe0"))
 
 
+SIDE = 16  # of the matrix in the picture of masks
+STAYS, GONE = "#3f66a5", "#eef1f6"
+GATES = (1.0, 1.0, 0.0, 1.0, 0.4, 1.0, 0.0, 1.0)  # of the neurons in the picture of gates; one is on its way down
+
+
 def main() -> None:
-    """Sparsity over the steps for three schedules, with the phases behind them."""
+    """All pictures."""
     plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "pat", "font.family": "sans-serif"}
+    phases()
+    masks()
+    gates()
+
+
+def phases() -> None:
+    """Sparsity over the steps for three schedules, with the phases behind them."""
     figure, axes = plt.subplots(figsize=(8, 3.2))
     for name, low, high, colour in PHASES:
         axes.axvspan(low, high, color=colour, lw=0)
@@ -32,9 +54,58 @@ def main() -> None:
         axes.step(range(STEPS), [line.target(t, FINAL) for t in range(STEPS)], where="post", label=schedule.name)
     axes.set(xlim=(0, STEPS), ylim=(0, 1), xlabel="per cent of the run", ylabel="sparsity that is due")
     axes.legend(loc="lower right", frameon=False)
+    _save(figure, "phases")
+
+
+def masks() -> None:
+    """Half of one random matrix, by magnitude, in each granularity: what stays is dark."""
+    weight = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    kinds = {"weight": Weight(name="weight"), "block, 4 x 4": Block(rows=4, cols=4), "n_of_m, 2:4": NOfM(n=2, m=4)}
+    figure, places = plt.subplots(1, len(kinds), figsize=(8, 2.9))
+    for axes, (name, granularity) in zip(places, kinds.items(), strict=True):
+        _matrix(axes, _kept(weight, granularity), name)
+    places[0].set_ylabel("outputs")
+    places[0].set_xlabel("inputs")
+    _save(figure, "masks")
+
+
+def _kept(weight: Tensor, granularity: Weight | Block | NOfM) -> Tensor:
+    scores, keep = (
+        Magnitude(name="magnitude").rank(None, weight.flatten()),
+        torch.ones(weight.numel(), dtype=torch.uint8),
+    )
+    segment = ScoredSegment("weight", tuple(weight.shape), 0, scores, keep)
+    granularity.select([segment], 0.5, "global", LOCAL)
+    return keep.view(weight.shape)
+
+
+def gates() -> None:
+    """A feed-forward block under gates: a neuron is a row of one matrix and a column of the other."""
+    gate = torch.tensor(GATES)
+    hidden, neurons = 6, len(GATES)
+    figure, (up, middle, down) = plt.subplots(1, 3, figsize=(8, 2.9), width_ratios=(hidden, 2, neurons))
+    _matrix(up, (gate > 0)[:, None].expand(neurons, hidden), "up_proj: one row per neuron")
+    _matrix(middle, gate[:, None], "gates")
+    for neuron, value in enumerate(GATES):
+        middle.text(0, neuron, f"{value:g}", ha="center", va="center", color="white" if value > 0.5 else "#333333")
+    _matrix(down, gate[None, :].expand(hidden, neurons), "down_proj: one column per neuron")
+    _save(figure, "gates")
+
+
+def _matrix(axes: Any, values: Tensor, title: str) -> None:
+    axes.imshow(values.float(), cmap=LinearSegmentedColormap.from_list("kept", (GONE, STAYS)), vmin=0, vmax=1)
+    axes.set_title(title, fontsize=11)
+    axes.set_xticks(torch.arange(values.shape[1]) - 0.5, labels=[])
+    axes.set_yticks(torch.arange(values.shape[0]) - 0.5, labels=[])
+    axes.grid(color="white", linewidth=1.2)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _save(figure: Any, name: str) -> None:
     figure.patch.set_facecolor("white")
     figure.tight_layout()
-    figure.savefig(Path(__file__).parents[1] / "pictures" / "phases.svg", metadata={"Date": None})
+    figure.savefig(Path(__file__).parents[1] / "pictures" / f"{name}.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
