@@ -1,7 +1,7 @@
-"""Masks inside what gates leave: for instance KV groups and neurons by L0, then 2:4 in the rows that stay.
+"""Masks and gates on one parameter: for instance KV groups and neurons by L0, then 2:4 in the rows that stay.
 
-Both may name the same parameter where their order and the units make that exact: the gates are folded before the masks
-begin, and every N:M group is either gone as a whole or left as a whole, so it is N:M in the narrowed matrix, too.
+That is exact where the gates are folded before the masks begin, and where every N:M group is either gone as a whole or
+left as a whole: then it is N:M in the narrowed matrix, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pat.pruning.weights.pruner import WeightPruner
 
 
 def check(structures: StructurePruner, weights: WeightPruner) -> None:
-    """ValueError where the masks would not be exact in what the gates leave."""
+    """ValueError where the masks would not be exact in the narrowed model."""
     both = shared(structures, weights.shapes)
     if not both:
         return
@@ -23,8 +23,9 @@ def check(structures: StructurePruner, weights: WeightPruner) -> None:
     pair = f"pruners.{structures.name} has gates on units of {first}, and pruners.{weights.name} masks it"
     if not isinstance(weights.granularity, NOfM):
         raise ValueError(
-            f"{pair}: only n_of_m is exact inside what gates leave, as the budget of {weights.granularity.name} would "
-            f"count what they remove; exclude {first} and its like from the masks"
+            f"{pair}: masks that share a parameter with gates must have granularity n_of_m, because the budget of "
+            f"{weights.granularity.name} would count weights that the gates remove; exclude {first} and its like from "
+            "the masks"
         )
     m = weights.granularity.m
     for part in (part for site in structures.sites for part in site.parts):

@@ -1,4 +1,4 @@
-"""Weights over all pruners of a run, each counted once, also where a mask lies inside what gates leave."""
+"""Weights over all pruners of a run, each counted once, also where masks and gates share a parameter."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class StructurePruner:
 
     @property
     def target_weights(self) -> int:
-        """Parameters that the budget removes in the end; where widths may differ by layer, of a tie of all scores."""
+        """Parameters that the budget removes in the end. With per-layer widths, assumes that all scores are equal."""
         return self.goal.weights
 
     def due(self, t: int) -> float:

@@ -245,7 +245,10 @@ def test_load_needs_a_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("masks", "sentence"),
     [
-        ({"granularity": "weight"}, "and pruners.two_four masks it: only n_of_m is exact inside what gates leave"),
+        (
+            {"granularity": "weight"},
+            "and pruners.two_four masks it: masks that share a parameter with gates must have granularity n_of_m",
+        ),
         ({"start": 7}, "the gates are hard only at step 8: set pruners.two_four.schedule.start to 8 or later"),
         ({"params": ["*.down_proj.weight"]}, "takes 1 of the inputs of .*down_proj.* which cuts the groups of 4"),
         ({}, None),
