@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from pat.pruning import criteria, gates, registry
 
@@ -56,3 +57,11 @@ def test_only_the_files_that_it_names_import_deepspeed(repository: Path) -> None
         if re.search(r"^\s*(?:import|from) deepspeed\b", path.read_text(), re.MULTILINE)
     }
     assert found == set(re.findall(r"`(.*?)`", named))
+
+
+def test_hooks_before_a_commit_are_the_checks_of_ci(repository: Path) -> None:
+    """Fails where one of them knows a check that the other has not; the tests are CI's alone."""
+    hooks = yaml.safe_load((repository / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    checks = re.findall(r"^check (?!tests/)(.+?)(?: \.| --pythonpath .*)?$", (repository / ".ci/run").read_text(), re.M)
+    assert [hook["entry"] for hook in hooks] == checks
+    assert "run: sudo -E env" in (repository / ".github/workflows/ci.yml").read_text(), "the workflow calls .ci/run"
