@@ -64,7 +64,7 @@ def composable(words: list[str]) -> list[str]:
     command, *rest = words
     keys = [word for word in rest if re.match(r"[\w./]+=", word) and not word.startswith(BESIDE)]
     recipe = next((key.removeprefix("recipe=") for key in keys if key.startswith("recipe=")), None)
-    if command not in ("train", "data") or recipe not in (*places.recipes(), *PLACEHOLDERS):
+    if command not in ("train", "data", "plan") or recipe not in (*places.recipes(), *PLACEHOLDERS):
         return []
     if any(word.startswith("budget=") for word in rest):  # a search, of which the run's config is a part
         return []
