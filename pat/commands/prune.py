@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     code = train.main(_overrides(options, config, run))
     if code:
         return code
-    print(f"pat: exporting it to {options.out}; its checkpoint goes then", flush=True)
+    print(f"pat: exporting the result to {options.out}; the run's checkpoint is removed afterwards", flush=True)
     dtype = options.dtype or DTYPES.get(str(getattr(config, "dtype", None)).removeprefix("torch."))
     written = [str(run), "--out", str(options.out), "--checkpoint", "last", *(["--dtype", dtype] if dtype else [])]
     code = export.main(written)

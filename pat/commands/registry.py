@@ -109,7 +109,7 @@ def _add(registry: Registry, options: argparse.Namespace) -> int:
     given = {kind: getattr(options, kind) for kind in EVIDENCE if getattr(options, kind)}
     evidence = {kind: gates.read(file, f"--{kind}") for kind, file in given.items()}
     version, new = registry.add(name, Path(folder), evidence)
-    print(f"{name} version {version.number}{'' if new else ' is this already'}: files {version.variant_sha256[:12]}")
+    print(f"{name} version {version.number}{'' if new else ' holds this already'}: files {version.variant_sha256[:12]}")
     return ExitCode.DONE
 
 
