@@ -447,7 +447,7 @@ class PrunerConfig(Section, frozen=True):
     gate: Annotated[Any, Method("gate")] = key(None, "how structures are chosen")
     budget: Annotated[Any, Method("budget")] = key(MISSING, "how much is removed")
     schedule: Annotated[Any, Method("schedule")] = key(
-        MISSING, "when it is removed; auto: weights at once, or in six cuts where more than 90 % are to go"
+        MISSING, "when it is removed; auto: weights at once, or in six cuts where more than 85 % are to go"
     )
     masked_grad: MaskedGradConfig = key(
         MaskedGradConfig(), "what happens to the gradient of a masked weight in the soft phase"

@@ -20,7 +20,7 @@ OPEN: dict[str, Any] = {
     "initial": None,
 }
 
-MUCH = 0.9  # above this target one cut is too much at once
+MUCH = 0.85  # above this target one cut is too much at once
 ONE_CUT: dict[str, Any] = {"name": "one_shot", "start": 0.3}
 SIX_CUTS: dict[str, Any] = {"name": "exponential", "initial": 0.7, "start": 0.15, "end": 0.65, "select_every": 0.1}
 

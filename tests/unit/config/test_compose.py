@@ -411,7 +411,7 @@ def test_auto_cuts_once_or_several_times_by_how_much_goes():
     def schedule(*overrides: str) -> Schedule:
         return composed(*own, *overrides).pruners["weights"].schedule
 
-    once, many = schedule(), schedule("pruners.weights.budget.sparsity=0.95")
+    once, many = (schedule(f"pruners.weights.budget.sparsity={share}") for share in (0.85, 0.9))
     assert (once.name, once.start) == ("one_shot", 0.3)
     assert (many.name, many.start, many.end, many.initial) == ("exponential", 0.15, 0.65, 0.7)
     assert many.resolve(100).num_cuts() == 6
