@@ -18,10 +18,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pat.common.files import write_json
 from pat.export import streamed, verify
 from pat.export.export import export_run
 from pat.models import adapters
@@ -34,13 +36,15 @@ DTYPES = ("fp32", "bf16", "fp16")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--gates", default="ffn")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("results/rounding.json"))
     options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
     for folder in options.folders:
         for kind in options.kinds.split(","):
             for seed in range(options.seeds):
@@ -49,9 +53,21 @@ def main() -> None:
                     make(folder, run, kind, options.gates.split(","), seed)
                     for dtype in DTYPES:
                         logits, layer = shares(run, Path(scratch) / dtype, dtype)
+                        rows.append(
+                            {
+                                "model": folder.name,
+                                "kind": kind,
+                                "seed": seed,
+                                "dtype": dtype,
+                                "logits": logits,
+                                "layer": layer,
+                            }
+                        )
                         print(
                             f"{folder.name} {kind} {seed} {dtype}: logits {logits:.1e}, layer {layer:.1e}", flush=True
                         )
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    write_json(options.out, {"command": " ".join(sys.argv), "versions": versions, "rows": rows})
 
 
 def make(folder: Path, run: Path, kind: str, structures: list[str], seed: int) -> None:
