@@ -98,7 +98,7 @@ def _model_config(options: argparse.Namespace) -> Any:
     if model is None:
         raise ValueError("no model is given: pat prune MODEL --data FILE ...")
     try:
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{model} is neither a model's folder nor its name: {str(error).splitlines()[0]}") from error
 

@@ -82,7 +82,7 @@ def model_config(folder: Path) -> PretrainedConfig:
             f"{folder} holds no config.json: give a run directory, or a folder such as `pat export` writes"
         )
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, *UNFIT) as error:
         raise ValueError(f"{folder}/config.json cannot be read: {str(error).strip().splitlines()[0]}") from error
 

@@ -18,7 +18,7 @@ def load(folder: str | Path, **options: Any) -> Any:
     The stock class is built and its layers are narrowed before the weights are read. The result is not servable
     everywhere: other tools build the stock class and refuse the weights.
     """
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     names = getattr(config, "architectures", None) or []
     stock = getattr(transformers, names[0], None) if names else None
     if stock is None:

@@ -156,7 +156,7 @@ def _config_from_path(cfg: ModelConfig, fields: dict[str, Any]) -> PretrainedCon
     unused: Any
     try:
         config, unused = AutoConfig.from_pretrained(
-            cfg.path, revision=cfg.revision, return_unused_kwargs=True, **fields
+            cfg.path, revision=cfg.revision, return_unused_kwargs=True, trust_remote_code=False, **fields
         )
     except OSError as error:
         raise ValueError(

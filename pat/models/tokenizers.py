@@ -30,11 +30,11 @@ def build_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     require_reachable(name, "model.tokenizer" if cfg.tokenizer else "model.path")
     revision = cfg.revision if name == cfg.path else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(
-            f"No tokenizer could be loaded from '{name}' (misspelt, offline, or a folder without tokenizer files?): "
-            "set model.tokenizer to a hub name, a folder or 'byte'."
+            f"No tokenizer could be loaded from '{name}' (misspelt, offline, a folder without tokenizer files, or one "
+            "with code of its own, which is not run?): set model.tokenizer to a hub name, a folder or 'byte'."
         ) from error
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # transformers returns it without a file
         raise ValueError(
