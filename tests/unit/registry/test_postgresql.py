@@ -26,6 +26,7 @@ from tests.registry_files import in_process, killed_at, start
 from tests.unit.registry.test_registry import small
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_processes]
+MIGRATING = 300  # statements and file operations after which MLflow migrates tables that it has just made
 FOLDERS = [os.environ.get("PATH", ""), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)]
 
 
@@ -104,12 +105,32 @@ def chain(registry: Registry) -> list[int | None]:
     return [each.after for each in moves]
 
 
+def tables(server: Server) -> set[str]:
+    import psycopg
+
+    with psycopg.connect(server.uri.replace("+psycopg", "")) as connection:
+        return {name for (name,) in connection.execute("select tablename from pg_tables where schemaname = 'public'")}
+
+
 def test_nothing_is_lost(server: Server, tmp_path: Path) -> None:
     """One test, for the tables of MLflow take seconds to make. Would catch: two promotions that both begin at the same
-    version, an alias that was moved and has no history, and a move that a kill leaves half done for ever."""
+    version, an alias that was moved and has no history, a move that a kill leaves half done for ever, and tables that a
+    kill leaves half made so that no later command makes the others."""
+    import sqlalchemy  # before the kill, which looks where it is
+
     root = tmp_path / "registry"
-    for number in (1, 2, 3):
-        assert opened(root, server).add("demo", small(tmp_path / str(number), number), {})[0].number == number
+    folders = [small(tmp_path / str(number), number) for number in (1, 2, 3)]
+    assert sqlalchemy and tables(server) == set()
+
+    def first() -> None:
+        with killed_at(MIGRATING):
+            opened(root, server).add("demo", folders[0], {})
+
+    assert in_process(first) == -signal.SIGKILL
+    assert "model_versions" not in tables(server) and tables(server), "in the middle of MLflow's migrations"
+
+    for number, folder in enumerate(folders, 1):
+        assert opened(root, server).add("demo", folder, {})[0].number == number
     opened(root, server).promote("demo", "1", "champion")
 
     apart()
