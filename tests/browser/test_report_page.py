@@ -144,6 +144,28 @@ def test_the_keyboard_gets_everywhere_and_its_place_is_seen(browser: Any, page: 
     assert opened == (1 if closed else 0)
 
 
+@pytest.mark.parametrize("width", [WIDTHS[0], WIDTHS[-1]])
+def test_every_link_and_fold_can_be_clicked(browser: Any, page: tuple[str, Path], width: int) -> None:
+    """With a mouse or a finger: a click that something else would get is an error of the driver's."""
+    look(browser, width)
+    browser.get(page[1].as_uri())
+    links = browser.find_elements("css selector", "nav a")
+    for link in links:
+        link.click()
+        shown = browser.execute_script(
+            "const e = document.querySelector(':target'), b = e.getBoundingClientRect();"
+            "return e.id && b.top >= -1 && b.top < innerHeight ? e.id : null"
+        )
+        assert shown and link.get_attribute("href").endswith(f"#{shown}")
+    folds = browser.find_elements("tag name", "summary")
+    for fold in folds:
+        fold.click()
+        box = "return arguments[0].parentElement.open && arguments[0].nextElementSibling.getBoundingClientRect().height"
+        assert browser.execute_script(box, fold) > 0
+    assert browser.execute_script(OVERFLOWING) == [], "unfolded, too"
+    assert len(links) > 1 and (len(folds) > 3 or page[0] != "everything")
+
+
 def test_it_prints(browser: Any, page: tuple[str, Path], tmp_path: Path) -> None:
     """All of it, also what is wide, and light whatever the screen is."""
     look(browser, 1280, "dark")
