@@ -107,7 +107,7 @@ show pat registry rollback reviews --as champion --reason "complaints about shor
 show pat registry verify reviews champion "${registry[@]}"
 show pat registry show reviews "${registry[@]}"
 
-stage "8/8 a report that a manager can read"
-show pat report "$out/compare.json" "$out/sparse" "$out/sparse.gate.json" "$out/profile.json" --out "$out/report.html"
+stage "8/8 a report that a manager can read: of what serves now, with its gate and profile, and beside the other"
+show pat report reviews/champion "$out/compare.json" --out "$out/report.html" --markdown "$out/report.md" "${registry[@]}"
 
 printf '\nIn all: %d min %d s. Open %s/report.html\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) "$out"
