@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from pat.report import cost, decision, lineage, quality, sweep, training, values
 from pat.report.page import Card, Page
@@ -66,5 +67,7 @@ def _cards(sources: Sources) -> Iterator[Card]:
         before, after = (number(variant.export, f"{when}.bytes") for when in ("before", "after"))
         if before and after is not None:
             yield Card("size", values.size(after), f"{cost.ratio(before, after)} of {values.size(before)}")
-    if found := cost.latency(sources.profiles):
+    named = [subject.path] if subject is not None else []
+    named += [Path(folder) for gate in sources.gates[:1] if (folder := text(gate.content, "variant.folder"))]
+    if found := cost.latency(sources.profiles, named):
         yield Card(*found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pat.report import values
@@ -82,18 +83,21 @@ def _profile(content: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _measured(content: Mapping[str, Any], caption: str) -> Iterator[Block]:
-    """A row for each figure, a column for each model; the last column is the last model over the first."""
+    """A row for each figure, a column for each model, and one for its ratio to the first."""
     models = [one for one in sequence(content, "models") if isinstance(one, Mapping)]
-    names = [name_of(one) for one in models]
     found = [_figures(one) for one in models]
-    keys = list(dict.fromkeys(key for one in found for key in one))
-    rows = []
-    for key in keys:
-        each = [one.get(key) for one in found]
-        over = _measured_ratio(models[-1], key) or ratio(each[0], each[-1])
-        rows.append((label(key), *(with_unit(key, value) for value in each), *([over] if len(each) == 2 else [])))
+    head: list[str] = []
+    for i, model in enumerate(models):
+        over = "ratio" if len(models) == 2 else f"ratio of {Path(name_of(model)).name}"
+        head += [name_of(model), *([over] if i else [])]
+    rows: list[list[str]] = []
+    for key in dict.fromkeys(key for one in found for key in one):
+        rows.append([label(key)])
+        for i, (model, figures) in enumerate(zip(models, found, strict=True)):
+            over = _measured_ratio(model, key) or ratio(found[0].get(key), figures.get(key))
+            rows[-1] += [with_unit(key, figures.get(key)), *([over] if i else [])]
     if rows:
-        yield Table(caption, ("", *names, *(["ratio"] if len(models) == 2 else [])), rows)
+        yield Table(caption, ("", *head), rows)
     else:
         yield Text(f"{caption}: the file has no figure.")
 
@@ -147,19 +151,29 @@ def _training(runs: Sequence[Run]) -> Iterator[Block]:
         yield Table("What training took", ("run", "minutes", "tokens/s", "peak memory", "ranks"), rows)
 
 
-def latency(profiles: Sequence[Written]) -> tuple[str, str, str] | None:
-    """(name, ratio, both in words) of the p95 of a profile, or of another latency that it has."""
+def latency(profiles: Sequence[Written], folders: Sequence[Path]) -> tuple[str, str, str] | None:
+    """(name, ratio, its interval and both times in words) of the p95 of a profile, or of another latency that it has.
+
+    It is of the model in one of `folders`, or else the last, over the first. The ratio is the paired one where the
+    profile has it: the quotient of two percentiles swings with whatever else the machine did.
+    """
+    places = {folder.resolve() for folder in folders}
     for profile in profiles:
-        models = [_figures(one) for one in sequence(profile.content, "models") if isinstance(one, Mapping)]
-        if len(models) >= 2:
-            keys = sorted(
-                (key for key in models[0] if "p95" in key or "latency" in key),
-                key=lambda k: (k != "latency_p95", "p95" not in k),
-            )
-            for key in keys:
-                if key in models[-1]:
-                    first, last = models[0][key], models[-1][key]
-                    return label(key), ratio(first, last), f"{with_unit(key, last)}, was {with_unit(key, first)}"
+        models = [one for one in sequence(profile.content, "models") if isinstance(one, Mapping)]
+        if len(models) < 2:
+            continue
+        model = next((one for one in models[1:] if Path(name_of(one)).resolve() in places), models[-1])
+        before, after = _figures(models[0]), _figures(model)
+        keys = sorted(
+            (key for key in before if "p95" in key or "latency" in key),
+            key=lambda k: (k != "latency_p95", "p95" not in k),
+        )
+        for key in filter(after.__contains__, keys):
+            over = _measured_ratio(model, key) or ratio(before[key], after[key])
+            value, _, interval = over.partition(" (")
+            said = f"{with_unit(key, after[key])}, was {with_unit(key, before[key])}"
+            whose = f"{Path(name_of(model)).name}: " if len(models) > 2 else ""
+            return label(key), value, whose + (f"{interval.rstrip(')')}; {said}" if interval else said)
     return None
 
 

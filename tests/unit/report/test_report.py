@@ -149,6 +149,24 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     assert "pat train --frozen" in text and "git checkout 2818d1ef5ca0" in text
 
 
+def test_of_several_profiled_models_the_latency_is_the_subjects(tmp_path: Path) -> None:
+    """The middle one's, paired and with its interval. Would catch: the last model's, or a quotient of percentiles."""
+    gate, profile = samples.gate(tmp_path / "gate.json"), samples.profile(tmp_path / "profile.json")
+    measured, judged = json.loads(profile.read_text()), json.loads(gate.read_text())
+    other = {"folder": "exports/other", "latency_p95": 0.0062, "ratio": {"latency_p95": {"value": 0.4, "low": 0.3}}}
+    profile.write_text(json.dumps(measured | {"models": [*measured["models"], other]}))
+    gate.write_text(json.dumps(judged | {"variant": {"folder": str(Path("exports/pruned").absolute())}}))
+    for given, value, said in (
+        ([gate, profile], "0.71 x", "pruned: 0.69 to 0.74; 8.8 ms, was 12.4 ms"),
+        ([profile], "0.4 x", "other: 6.2 ms, was 12.4 ms"),
+    ):
+        page = build.page(sources.read(given))
+        (card,) = [card for card in page.cards if card.label == "latency p95"]
+        assert (card.value, card.note) == (value, said)
+    (row,) = [line for line in markdown(page).splitlines() if line.startswith("| latency p95 | 12.4 ms")]
+    assert row == "| latency p95 | 12.4 ms | 8.8 ms | 0.71 x (0.69 to 0.74) | 6.2 ms | 0.4 x |"
+
+
 def test_figures_per_slice_come_from_evaluations_and_runs(tmp_path: Path) -> None:
     """A slice's name may have points. Would catch: columns of the wrong model, and an evaluation on a mix, which has no
     metrics, taken for a profile."""
