@@ -23,6 +23,9 @@ from pat.registry.backend import BackendError, Entry
 
 FILE = "registry.db"
 PAGE = 1000
+RETRIES = (
+    "3"  # of a request to a server that does not answer, 13 seconds in all; MLflow's 7 are four minutes of silence
+)
 VARIABLES = ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI")
 
 
@@ -53,6 +56,7 @@ class MlflowBackend:
         """`new`: make an SQLite file that is not there yet; otherwise that is a ValueError."""
         self.uri = uri
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # nothing is sent anywhere but to the URI
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
         try:
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient

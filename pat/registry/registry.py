@@ -61,8 +61,8 @@ class Registry:
         _check_name(name)
         names = variant.listed(folder)
         files.make(self.root, "--dir")
-        with self._alone(new=True):
-            pass  # a database that cannot be reached is noticed before much is copied
+        with self._alone(new=True) as backend:
+            backend.aliases(name)  # a database or server that cannot be reached is noticed before much is copied
         with self.store.staging() as staged:
             manifest = {each: copy_in(folder / each, staged / each) for each in names}
             sync_folders(staged)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,6 +169,27 @@ def test_a_password_is_in_no_message(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr()
     assert code == ExitCode.ERROR and "secret" not in said.err + said.out, said.err
     assert said.err.startswith("pat: the registry at mysql+nodriver://***@localhost/x failed")
+    assert not (tmp_path / "registry" / "variants").exists(), "nothing was copied"
+
+
+@slow
+def test_a_server_that_is_gone_is_said_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch: MLflow's own patience of four minutes, without a word and with the registry locked."""
+    retries = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        uri = f"http://someone:secret@127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv(retries, "")
+        monkeypatch.delenv(retries)
+        MlflowBackend(uri)
+        assert int(os.environ[retries]) <= 3
+        monkeypatch.setenv(retries, "0")
+        code = run("add", "demo", small(tmp_path / "one"), "--dir", tmp_path / "registry", "--uri", uri)
+    said = capsys.readouterr().err
+    assert code == ExitCode.ERROR and said.count("\n") == 1 and "secret" not in said, said
+    assert os.environ[retries] == "0", "what the user sets is left as it is"
     assert not (tmp_path / "registry" / "variants").exists(), "nothing was copied"
 
 
