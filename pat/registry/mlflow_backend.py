@@ -23,9 +23,7 @@ from pat.registry.backend import BackendError, Entry
 
 FILE = "registry.db"
 PAGE = 1000
-RETRIES = (
-    "3"  # of a request to a server that does not answer, 13 seconds in all; MLflow's 7 are four minutes of silence
-)
+RETRIES = "3"  # of a request that is not answered, 13 seconds in all; MLflow's 7 are four minutes of silence
 VARIABLES = ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI")
 
 

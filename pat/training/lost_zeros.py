@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pat.common.comm import Comm
+from pat.common.parameters import logical_numel
 from pat.models import adapters
 from pat.pruning.timetable import percent
 from pat.pruning.weights.matrices import Matrices
@@ -32,11 +34,10 @@ def lost_zeros(
         return None
     found = [name for name in sorted(Matrices.of(model).linear) if name not in kept and ".lora_" not in name]
     changed = [name for name in found if model.get_parameter(name).requires_grad or adapters.BASE in name]
-    counts = torch.zeros(2, dtype=torch.int64)
-    for param in map(model.get_parameter, changed):
-        here = getattr(param, "ds_tensor", param)
-        counts += torch.tensor([int(torch.count_nonzero(here == 0)), here.numel()])
-    zero, every = comm.sum(counts.to(comm.device)).tolist()
+    params = [model.get_parameter(name) for name in changed]
+    counts = sum(int(torch.count_nonzero(_share(param, comm) == 0)) for param in params)
+    zero = int(comm.sum(torch.tensor(counts, device=comm.device)))
+    every = sum(map(logical_numel, params))
     if not every or zero / every < LEAST:
         return None
     share = percent(zero / every)
@@ -45,5 +46,13 @@ def lost_zeros(
         return f"{said} merging the adapters will fill them: train without peft, or prune after training"
     return (
         f"{said} nothing in this run keeps them so: training fills them. A pruner of recipe=encoder or recipe=decoder "
-        f"keeps them: {' '.join(KEEPS)} pruners.weights.budget.sparsity={zero / every:.4f}"
+        f"keeps them: {' '.join(KEEPS)} pruners.weights.budget.sparsity={zero / every!r}"
     )
+
+
+def _share(param: Any, comm: Comm) -> Tensor:
+    """What this rank counts of a parameter: its part without the padding, or, where all have it whole, rank 0 all."""
+    if not hasattr(param, "ds_tensor"):
+        return param if comm.rank == 0 else param.new_empty(0)
+    part = param.ds_tensor.view(-1)
+    return part[: max(0, logical_numel(param) - comm.rank * part.numel())]

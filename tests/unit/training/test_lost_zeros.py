@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pat.common.comm import LOCAL
 from pat.models import adapters
 from pat.pruning.weights.matrices import Matrices
 from pat.schema import Config
-from pat.training.lost_zeros import KEEPS, lost_zeros
+from pat.training.lost_zeros import KEEPS, _share, lost_zeros
 from tests import models
 
 
@@ -31,7 +32,15 @@ def config(**given: Any) -> Config:
 def test_zeros_that_nothing_keeps_are_named_with_the_pruner_that_would() -> None:
     said = lost_zeros(sparse(0.5), config(), (), LOCAL)
     assert said is not None and "50 % of the weights" in said and "0 in m, and" in said
-    assert f"{' '.join(KEEPS)} pruners.weights.budget.sparsity=0.5000" in said
+    assert f"{' '.join(KEEPS)} pruners.weights.budget.sparsity=0.5" in said
+
+
+def test_the_padding_of_a_partitioned_parameter_does_not_count() -> None:
+    param: Any = torch.nn.Parameter(torch.empty(0))
+    param.ds_numel, param.ds_tensor = 5, torch.tensor([1.0, 0.0, 9.0])  # the last of rank 1's three is padding
+    assert [_share(param, replace(LOCAL, rank=rank)).tolist() for rank in (0, 1)] == [[1.0, 0.0, 9.0], [1.0, 0.0]]
+    whole = torch.nn.Parameter(torch.ones(2))
+    assert [_share(whole, replace(LOCAL, rank=rank)).numel() for rank in (0, 1)] == [2, 0]
 
 
 def test_nothing_is_said_where_nothing_is_lost() -> None:
