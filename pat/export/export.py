@@ -122,19 +122,20 @@ def _write(
         bar = progress.add_task("check", total=total)
         check_tensors(reader, folder, content, weight_map, stream.mask_sha256, lambda n: progress.advance(bar, n), left)
     _check_summary(run, reader, stream)
-    difference, layer, reason = None, None, None
+    difference, layer, reason, logits = None, None, None, None
     large = sum(spec.numbytes for spec in content) >= LOGIT_LIMIT
     compared = (reader, folder, auto_model, hf_config, DTYPES[dtype], left, config.peft)
     if verify == "weights":
         reason = "not asked for"
     elif verify == "layers" or (verify == "auto" and large):
-        difference, layer = streamed_logit_diff(*compared)
+        difference, layer, logits = streamed_logit_diff(*compared)
     else:
-        difference = max_abs_logit_diff(*compared)
+        difference, logits = max_abs_logit_diff(*compared)
     result = export_json(reader, run, config, dtype, content, stream, folder) | {
         "max_abs_logit_diff": difference,
         "max_layer_diff": layer,
         "max_abs_logit_diff_reason": reason,
+        "logits": logits,
     }
     (folder / "README.md").write_text(model_card(config, result))
     write_json(folder / "export.json", result)

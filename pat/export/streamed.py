@@ -25,6 +25,7 @@ from transformers.initialization import no_init_weights
 from pat.checkpoint.reader import CheckpointReader
 from pat.export.loader import narrowed
 from pat.export.merged import MergedReader
+from pat.export.recorded import recorded
 from pat.export.structures import Structures
 from pat.export.verify import ExportError, probe, scaled, tolerated
 from pat.models import adapters, families
@@ -49,11 +50,11 @@ def streamed_logit_diff(
     dtype: torch.dtype,  # that was written
     structures: Structures,
     peft: PeftConfig,
-) -> tuple[float, float]:
-    """The largest difference of the logits, and that of a layer as a share of what it changes.
+) -> tuple[float, float, dict[str, Any]]:
+    """(largest difference of the logits, that of a layer as a share of what it changes, record of the folder's logits).
 
-    Both are measured from the trained model's states before the layer. ExportError, which names the layer, where either
-    is too large.
+    Both differences are measured from the trained model's states before the layer. ExportError, which names the layer,
+    where either is too large.
     """
     ids = probe(folder, config).reshape(1, -1)
     ids = ids[:, : getattr(config.get_text_config(), "max_position_embeddings", None) or ids.numel()]
@@ -79,7 +80,7 @@ def streamed_logit_diff(
     where = _files(folder)
     _same_names(exported, where)
     found = _run(exported, ids, lambda name: _written(where, name), [n for n, _ in _persistent(exported)])
-    return tolerated(found, expected, dtype, rounded), check.worst
+    return tolerated(found, expected, dtype, rounded), check.worst, recorded(ids, found)
 
 
 class _Trained:

@@ -18,6 +18,7 @@ from pat.checkpoint.reader import CheckpointReader
 from pat.export import masks
 from pat.export.loader import load
 from pat.export.merged import MergedReader
+from pat.export.recorded import recorded
 from pat.export.source import weight_chunks
 from pat.export.structures import Structures
 from pat.export.writer import Spec
@@ -93,8 +94,9 @@ def max_abs_logit_diff(
     dtype: torch.dtype,
     structures: Structures,
     peft: PeftConfig,
-) -> float:
-    """Largest difference between the folder, loaded by stock code, and a model filled from the checkpoint, on text.
+) -> tuple[float, dict[str, Any]]:
+    """Largest difference between the folder, loaded by stock code, and a model filled from the checkpoint, on text; and
+    the record of the folder's logits.
 
     Both compute in fp32 on weights of the written dtype. With structures the second is the gated model of the full
     shape; with adapters it has them, unmerged. Where sums of different lengths round too differently in fp32, as with
@@ -110,7 +112,7 @@ def max_abs_logit_diff(
         expected = logits(model, ids)
         del model
         try:
-            return tolerated(exported, expected, dtype, scaled(reader, structures))
+            return tolerated(exported, expected, dtype, scaled(reader, structures)), recorded(ids, exported)
         except ExportError as too_large:
             error = too_large
     assert error is not None

@@ -1,4 +1,5 @@
-"""Proof that a version is what was added: its files' hashes, a load by stock code, finite logits, zeros under masks."""
+"""Proof that a version is what was added: its files' hashes, a load by stock code, the export's logits, zeros under
+masks."""
 
 from __future__ import annotations
 
@@ -9,12 +10,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from pat.export import masks
 from pat.export.loader import load
+from pat.export.recorded import difference, token_ids
 from pat.export.verify import logits, probe
 from pat.models.build import UNFIT
 from pat.registry import store
+from pat.registry.variant import EXPORT, read_export
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def verify(folder: Path, record: Mapping[str, Any]) -> list[Check]:
     if counted is not None:
         found = sum(int(torch.count_nonzero(p)) for p in model.parameters())
         checks.append(Check("count", found == counted, f"{found:,} weights are not 0, the export counted {counted:,}"))
-    return [*checks, _finite(folder, model)]
+    return [*checks, _logits(folder, model)]
 
 
 def _loaded(model: Any, report: Mapping[str, Any]) -> Check:
@@ -72,8 +76,27 @@ def _zeros(folder: Path, model: Any) -> Check:
     return Check("zeros", not alive, "; ".join(alive[:3]) or f"{pruned:,} pruned weights are 0")
 
 
-def _finite(folder: Path, model: Any) -> Check:
-    """Whether the model's logits on a text are finite."""
-    out = logits(model.float(), probe(folder, model.config))
+def _logits(folder: Path, model: Any) -> Check:
+    """Whether the model gives the logits that the export recorded; where it recorded none, whether they are finite."""
+    record = read_export(folder).get("logits")
+    if record is None:
+        return _finite(logits(model.float(), probe(folder, model.config)), "nothing to compare with: none are recorded")
+    try:
+        ids = token_ids(record)
+        found = logits(model.float(), ids)
+        apart, allowed = difference(record, found)
+        if not apart <= allowed:  # NaN, too. Where fp32 rounds too much, fp64 decides
+            found = logits(model.double(), ids)
+            apart, allowed = difference(record, found)
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        return Check("logits", False, f"{EXPORT} has no readable record of them: {error}")
+    if not apart <= allowed:
+        finite = _finite(found, "")
+        said = f"up to {apart:g} from those of the export, where {allowed:g} is allowed: the libraries here compute"
+        return Check("logits", False, f"{said} another model from the same files" if finite.passed else finite.said)
+    return Check("logits", True, f"{tuple(found.shape)}, as the export recorded: at most {apart:.1e} apart")
+
+
+def _finite(out: Tensor, more: str) -> Check:
     finite = bool(torch.isfinite(out).all())
-    return Check("logits", finite, f"{tuple(out.shape)}, {'' if finite else 'not '}all finite")
+    return Check("logits", finite, f"{tuple(out.shape)}, {'' if finite else 'not '}all finite{more and '; '}{more}")

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pat.common.hashing import WeightsHash
 from pat.export.export import export_run
@@ -300,6 +301,36 @@ def test_verify_loads_and_looks(
     version, _ = registry.add("demo", folder, {})
     checks = verify(registry.folder(version), version.record)
     assert [check.name for check in checks if not check.passed] == [failed]
+
+
+def test_verify_tells_a_library_that_computes_another_model(
+    exports: Exports, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files are what they were, so only the logits that the export recorded can tell."""
+    folder = tmp_path / "variant"
+    exported = export_run(exports[0] / "run", folder, checkpoint=20, verify="logits")
+    version, _ = registry.add("demo", folder, {})
+
+    def said() -> tuple[bool, str]:
+        check = verify(registry.folder(version), version.record)[-1]
+        return check.passed, check.said
+
+    assert said() == (True, "(4, 32, 320), as the export recorded: at most 0.0e+00 apart")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids, where = torch.tensor(exported["logits"]["ids"]), torch.tensor(exported["logits"]["classes"])
+    expected = model(ids).logits[:, -1].sort(descending=True)
+    assert torch.equal(where, expected.indices[:, :8])
+    torch.testing.assert_close(torch.tensor(exported["logits"]["values"]), expected.values[:, :8], atol=1e-5, rtol=0)
+
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: self.down_proj(self.up_proj(x)))
+    passed, reason = said()
+    assert not passed and "from those of the export" in reason and "another model from the same files" in reason
+    export = json.loads((folder / "export.json").read_text())
+    whole = export["logits"]
+    for damaged in ({"ids": [[1, 2]]}, {**whole, "classes": [[0]]}, {**whole, "ids": [[999] * 4]}):
+        (folder / "export.json").write_text(json.dumps({**export, "logits": damaged}))
+        version, _ = registry.add("demo", folder, {})
+        assert said()[0] is False and "no readable record" in said()[1]
 
 
 def test_masks_differ_as_the_checkpoints_do(exports: Exports) -> None:
