@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -164,5 +165,10 @@ def test_the_mixes_that_come_with_pat_are_whole() -> None:
     """Their references pass their own checks, or reading would fail."""
     assert reader.shipped() == ["chats", "reviews"]
     chats, reviews = (reader.read(reader.find(name)) for name in reader.shipped())
-    assert {"label", "json_schema", "numeric", "must_refuse", "must_answer"} == {str(c.name) for c in chats.checks()}
+    named = {"label", "json_schema", "numeric", "contains", "must_refuse", "must_answer"}
+    assert {str(check.name) for check in chats.checks()} == named
+    harmful = Counter(p.slices["prefix"] for p in chats.prompts if p.slices.get("suite") == "harmful")
+    assert harmful == {"none": 6, "role": 6, "opening": 6}
+    spoken = Counter(p.slices["language"] for p in chats.prompts if "language" in p.slices)
+    assert len(spoken) == 4 and set(spoken.values()) == {3}
     assert len(reviews.prompts) == 120 and all(isinstance(one, Prompt) for one in chats.prompts)
