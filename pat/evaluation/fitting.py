@@ -22,11 +22,22 @@ from pat.tasks.base import Batch, Task
 
 
 def load_model(folder: Path, path: Path, dtype: torch.dtype, **options: Any) -> Any:
-    """The model in a folder that was made of what the user gave, `path`; options go to from_pretrained. ValueError."""
+    """The model in a folder that was made of what the user gave, `path`; options go to from_pretrained.
+
+    Raises ValueError, also where transformers would go on with weights made up for those that the files lack.
+    """
     try:
-        return load(folder, dtype=dtype, **options)
+        model, report = load(folder, dtype=dtype, output_loading_info=True, **options)
     except (OSError, SafetensorError, RuntimeError, *UNFIT) as error:
         raise ValueError(f"the model in {path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    lacking = sorted(map(str, report["missing_keys"]))
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise ValueError(
+            f"the model in {path} has no weights for {', '.join(lacking[:3])}{more}: its files are not whole, or not "
+            f"of the {type(model).__name__} that config.json names"
+        )
+    return model
 
 
 def check_labels(prepared: PreparedData, model: Any, name: str) -> None:
