@@ -132,6 +132,16 @@ class Method:
         return [*scoped, *passes, *target.keys()]
 
 
+def _weights(criterion: str) -> Method:
+    """A criterion that learns while it trains."""
+    return Method(WEIGHTS, at_once=False, keys=(f"pruners.weights.criterion.name={criterion}", *_gradual("weights")))
+
+
+def _structures(gate: str) -> Method:
+    """A gate that learns while it trains."""
+    return Method(("structures",), at_once=False, keys=(f"pruners.narrow.gate.name={gate}", *_gradual("narrow")))
+
+
 WEIGHTS = ("weights", "pattern")
 METHODS = {
     "dense": Method(("dense",)),
@@ -143,14 +153,18 @@ METHODS = {
     "magnitude": Method(
         WEIGHTS, calibrates=False, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))
     ),
-    "movement": Method(WEIGHTS, at_once=False, keys=("pruners.weights.criterion.name=movement", *_gradual("weights"))),
+    "movement": _weights("movement"),
+    "soft-movement": _weights("soft_movement"),
+    "taylor-weights": _weights("taylor"),
     "obs": Method(("structures",)),
     "obs-reconstructed": Method(("structures",), option="obs", reconstruct=4),
-    "taylor": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=taylor", *_gradual("narrow"))),
-    "l0": Method(("structures",), at_once=False, keys=("pruners.narrow.gate.name=l0", *_gradual("narrow"))),
-    "activation": Method(
-        ("structures",), at_once=False, keys=("pruners.narrow.gate.name=activation", *_gradual("narrow"))
-    ),
+    "taylor": _structures("taylor"),
+    "l0": _structures("l0"),
+    "smooth": _structures("smooth"),
+    "fisher": _structures("fisher"),
+    "activation": _structures("activation"),
+    "movement-gate": _structures("movement"),
+    "magnitude-gate": _structures("magnitude"),
     "similarity": Method(("layers",), at_once=False, keys=_once("similarity")),
     "pair-similarity": Method(("layers",), at_once=False, keys=_once("pair_similarity")),
     "llmcompressor-sparsegpt": Method(WEIGHTS, peer="llmcompressor", option="sparsegpt"),
