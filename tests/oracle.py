@@ -38,7 +38,7 @@ class Settings:
     eps: float = 1e-8
     weight_decay: float = 0.0  # of matrices
     max_norm: float = 0.0  # 0: no clipping
-    prior: float | None = 0.0  # of movement: a constant times W^2, or from the sizes of W^2 and S
+    prior: float | None = 0.0  # of both movements: a constant times W^2, or from the sizes of W^2 and S
     prior_steps: float = 20_000.0  # of the latter
     rate: float = 1.0  # of soft movement's evidence
     tau: float = 0.1  # soft movement's threshold
@@ -216,11 +216,12 @@ def _select(
     ranks = {
         n: params[n].detach().abs() if settings.criterion == "magnitude" else s.detach() for n, s in scores.items()
     }
-    if settings.criterion == "movement" and settings.prior is None:
+    by_threshold = settings.criterion == "soft_movement" and t < timeline.hard_from
+    if settings.criterion in ("movement", "soft_movement") and settings.prior is None and not by_threshold:
         groups = [list(ranks)] if settings.scope == "global" else [[n] for n in ranks]
         for names in groups:
             _add_prior(ranks, {n: params[n].detach().square() for n in names}, settings.prior_steps / t)
-    if settings.criterion == "soft_movement" and t < timeline.hard_from:
+    if by_threshold:
         return {n: (torch.sigmoid(r) > settings.tau).to(r.dtype) for n, r in ranks.items()}
     target = timeline.target(t, settings.sparsity)
     groups = [list(ranks)] if settings.scope == "global" else [[n] for n in ranks]

@@ -125,6 +125,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     "pat/pruning/criteria/movement.py": [
         ("return dense * grad\n", "return -dense * grad\n", "movement of the wrong sign"),
         ("return dense * grad\n", "return grad\n", "movement without the weight"),
+    ],
+    "pat/pruning/criteria/evidence.py": [
         ("return dense * dense * (self.prior or 0.0)", "return dense.abs() * (self.prior or 0.0)", "prior as |W|"),
         ("return self.prior_steps / max(num_steps, 1)", "return self.prior_steps", "the prior does not decay"),
     ],
@@ -411,9 +413,14 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ('        if line.phase(t) == "hard":\n', '        if line.phase(t - 1) == "hard":\n', "hard a step late"),
         (
-            'if self.criterion.threshold is not None and self.timeline.phase(t) != "hard":',
-            "if self.criterion.threshold is not None:",
+            'threshold = self.criterion.threshold if self.timeline.phase(t) != "hard" else None',
+            "threshold = self.criterion.threshold",
             "the final selection by the threshold",
+        ),
+        (
+            "self._coefficients(t) if threshold is None else {}",
+            "self._coefficients(t)",
+            "a threshold on S and the prior",
         ),
         ("moment = self.layout.base.state[state.shard.flat].get(key)", "moment = None", "moments of dead weights stay"),
         (

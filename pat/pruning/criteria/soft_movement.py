@@ -8,17 +8,18 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pat.pruning.criteria import Criterion
+from pat.pruning.criteria.evidence import Evidence
 
 
 @dataclass(frozen=True)
-class SoftMovement(Criterion):
+class SoftMovement(Evidence):
     """S <- S - rate * W * dL/dW' - lambda(t) * sigma'(S), keep = sigma(S) > tau; sigma the logistic function.
 
     lambda(t) = final_lambda * progress ** ramp, so the penalty's gradient grows from 0 over the schedule. S starts at
     0, sigma(S) = 1/2: everything is kept until the penalty outweighs the evidence. A score drifts by up to lambda / 4
     a step; tau = 0.1 lies 2.2 below the start. W * dL/dW' of one weight is tiny (1e-6 is usual), so `rate` brings it to
-    the scale of sigma. The final selection is by the budget, with standing S.
+    the scale of sigma. The final selection is by the budget, with standing
+    S + c W^2: see `Evidence`.
     Source: Sanh et al. 2020, arXiv:2005.07683, section 4 (there S has an Adam of its own; here plain descent).
     """
 
@@ -31,7 +32,8 @@ class SoftMovement(Criterion):
     needs_score: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse settings that prune everything at once or nothing ever."""
+        """Refuse settings that prune everything at once or nothing ever, and an invalid prior."""
+        super().__post_init__()
         if not 0.0 < self.tau < 0.5:
             raise ValueError(
                 f"criterion.tau is {self.tau}, but must lie between 0 and 0.5: scores start at sigma(S) = 0.5."

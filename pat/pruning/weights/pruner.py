@@ -148,9 +148,11 @@ class WeightPruner:
             if self._weights(target) != self.num_pruned:
                 self._cut(t, self.criterion, target)
             return
-        scored = ranking.scored(self.states, self.criterion, self.seed, self.prior, self._coefficients(t))
-        if self.criterion.threshold is not None and self.timeline.phase(t) != "hard":
-            self.granularity.select_threshold(scored, self.criterion.threshold, comm)
+        threshold = self.criterion.threshold if self.timeline.phase(t) != "hard" else None
+        prior = self._coefficients(t) if threshold is None else {}  # the threshold is on the score
+        scored = ranking.scored(self.states, self.criterion, self.seed, self.prior, prior)
+        if threshold is not None:
+            self.granularity.select_threshold(scored, threshold, comm)
         elif self.config.scope == "row":
             self.matrices.select_in_rows(scored, self.granularity, target)
         else:

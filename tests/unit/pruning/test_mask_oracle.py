@@ -20,7 +20,7 @@ CRITERIA: dict[str, dict[str, Any]] = {
     "movement": {"prior": 0.05},
     "magnitude": {},
     "taylor": {"decay": 0.7},
-    "soft_movement": {"rate": 50.0, "final_lambda": 4.0},
+    "soft_movement": {"rate": 500.0, "final_lambda": 4.0, "prior": None},
 }
 
 
