@@ -126,7 +126,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("return dense * grad\n", "return -dense * grad\n", "movement of the wrong sign"),
         ("return dense * grad\n", "return grad\n", "movement without the weight"),
     ],
-    "pat/pruning/criteria/evidence.py": [
+    "pat/pruning/criteria/_evidence.py": [
         ("return dense * dense * (self.prior or 0.0)", "return dense.abs() * (self.prior or 0.0)", "prior as |W|"),
         ("return self.prior_steps / max(num_steps, 1)", "return self.prior_steps", "the prior does not decay"),
     ],

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pat.pruning.criteria.evidence import Evidence
+from pat.pruning.criteria._evidence import Evidence
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,14 @@ LLAMA_405B = {
 @pytest.mark.slow
 def test_405_billion_parameters_on_1024_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_405B))
-    arguments = ["recipe=llama3_8b", f"model.path={tmp_path}", "model.tokenizer=byte", "data.max_length=2048"]
+    arguments = [
+        "recipe=llama3_8b",
+        "pruners.weights.criterion.name=movement",
+        "pruners.weights.scope=global",
+        f"model.path={tmp_path}",
+        "model.tokenizer=byte",
+        "data.max_length=2048",
+    ]
     arguments += ["train.global_batch_size=1024", "train.micro_batch_size=1", "--disk-gb-per-s", "50"]
     assert command.main([*arguments, "--ranks", "1024", "--stages", "3", "--json", str(tmp_path / "p.json")]) == 0
     found = json.loads((tmp_path / "p.json").read_text())
