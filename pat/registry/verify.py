@@ -89,7 +89,7 @@ def _logits(folder: Path, model: Any) -> Check:
             found = logits(model.double(), ids)
             apart, allowed = difference(record, found)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        return Check("logits", False, f"{EXPORT} has no readable record of them: {error}")
+        return Check("logits", False, f"they cannot be compared with the record in {EXPORT}: {error}")
     if not apart <= allowed:
         finite = _finite(found, "")
         said = f"up to {apart:g} from those of the export, where {allowed:g} is allowed: the libraries here compute"

@@ -330,7 +330,7 @@ def test_verify_tells_a_library_that_computes_another_model(
     for damaged in ({"ids": [[1, 2]]}, {**whole, "classes": [[0]]}, {**whole, "ids": [[999] * 4]}):
         (folder / "export.json").write_text(json.dumps({**export, "logits": damaged}))
         version, _ = registry.add("demo", folder, {})
-        assert said()[0] is False and "no readable record" in said()[1]
+        assert said()[0] is False and "cannot be compared" in said()[1]
 
 
 def test_masks_differ_as_the_checkpoints_do(exports: Exports) -> None:
