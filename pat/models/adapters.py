@@ -115,7 +115,13 @@ def stock_name(name: str) -> str | None:
     return name.replace(f".{BASE}.", ".")
 
 
+def adapted_name(stock: str) -> str:
+    """The parameter in the model with an adapter on its module: X.base_layer.weight of X.weight."""
+    module, _, leaf = stock.rpartition(".")
+    return f"{module}.{BASE}.{leaf}"
+
+
 def factors(stock_weight: str) -> tuple[str, str, str]:
     """The names of W, A and B of an adapted weight."""
     module = stock_weight.removesuffix(".weight")
-    return f"{module}.{BASE}.weight", f"{module}.{_A}.weight", f"{module}.{_B}.weight"
+    return adapted_name(stock_weight), f"{module}.{_A}.weight", f"{module}.{_B}.weight"

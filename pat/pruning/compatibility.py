@@ -11,7 +11,7 @@ from torch import nn
 
 from pat.pruning import nested
 from pat.pruning.calibration.walk import stack_of
-from pat.pruning.gates import OF_NO_STEP, CalibratedGate
+from pat.pruning.gates import CalibratedGate
 from pat.pruning.structures import calibrated
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.weights.pruner import WeightPruner
@@ -37,11 +37,10 @@ def check_weights(
 
 def check_structures(pruner: StructurePruner, before: Sequence[StructurePruner], frozen: Collection[str]) -> None:
     """Whether the units of a structure pruner can go, and those before it have no gates on the same parameters."""
-    if pruner.adapted and pruner.needs in OF_NO_STEP:
+    if pruner.adapted and pruner.needs == "weights":
         raise ValueError(
-            f"pruners.{pruner.name}.gate={pruner.method.name} works on trained weights, but with peft the "
-            "model is frozen: take a method that learns, or ranks by gradients or activations: l0, taylor, "
-            "activation, ..."
+            f"pruners.{pruner.name}.gate={pruner.method.name} ranks by trained weights, but with peft the model is "
+            "frozen: take one that looks at inputs or gradients: obs, l0, taylor, activation, ..."
         )
     for param in sorted(pruner.units.parameters.intersection(frozen) if not pruner.adapted else ()):
         raise ValueError(

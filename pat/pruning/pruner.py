@@ -22,12 +22,14 @@ from torch import Tensor
 
 from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES
+from pat.models import adapters
 from pat.pruning import compatibility, nested, state_keys, timetable
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.clock import Clock
 from pat.pruning.seam import Seam
+from pat.pruning.structures.fitted import fitted_weights
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
@@ -76,7 +78,7 @@ class Pruner:
     def attach(self, model: torch.nn.Module) -> None:
         """Match the patterns to the model's trainable parameters. Raises ValueError for what cannot be pruned."""
         config = self.config
-        matrices = Matrices.of(model)
+        matrices, self.stock = Matrices.of(model), adapters.stock(model)
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
         self.owner: dict[str, str] = {}
         for name, settings in config.pruners.items():
@@ -89,7 +91,7 @@ class Pruner:
             compatibility.check_weights(pruner, self.owner, frozen)
             self.owner |= dict.fromkeys(pruner.shapes, name)
             self.weight_pruners.append(pruner)
-        compatibility.check_together(self.weight_pruners, self.structure_pruners, model)
+        compatibility.check_together(self.weight_pruners, self.structure_pruners, self.stock)
         for pruner in self.weight_pruners:
             pruner.emptied_before = partial(nested.emptied, self.structure_pruners, pruner)
 
@@ -99,6 +101,7 @@ class Pruner:
         """Find this rank's shards and install the hooks. Without pruners DeepSpeed stays exactly as it is."""
         self.engine, self.layout = engine, layout_of(engine)
         self._finite = True
+        self.weights = fitted_weights(self.layout, self.config.peft, self.stock)
         for pruner in self.pruners:
             pruner.bind(self.layout)
         self.seam = Seam(self.layout, self.weight_pruners, self.config.engine.kernels)
@@ -109,14 +112,16 @@ class Pruner:
             if needs := pruner.calibration:
                 pruner.walk = partial(self._walk, needs)
                 pruner.journal = partial(self._journal, pruner.name)
+        for structures in self.structure_pruners:
+            structures.weights = self.weights
         if self.weight_pruners:
             self.seam.install()
 
     def _walk(self, needs: Needs, follow: bool = False) -> Walk:
         """Over the layers with a pruner's matrices, on this rank's calibration samples. Collective."""
         module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
-        batches, stack = self.samples(needs.num_samples), stack_of(module, list(needs.shapes))
-        walk = Walk(module, layout.whole, stack, batches, dtype, layout.world, self.on_layer, follow, self.warn)
+        batches, stack = self.samples(needs.num_samples), stack_of(self.stock, list(needs.shapes))
+        walk = Walk(module, self.weights.whole, stack, batches, dtype, layout.world, self.on_layer, follow, self.warn)
         if said := needs.too_few(walk.tokens):
             self.warn("few calibration tokens", said)
         return walk

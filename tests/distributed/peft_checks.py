@@ -72,9 +72,9 @@ def parity(kinds: list[str], stages: tuple[str, ...] = STAGES) -> dict[str, Any]
     return said
 
 
-def interrupted(layouts: list[str]) -> dict[str, Any]:
-    """{layout: [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end, of L0."""
-    return {layout: undisturbed_and_interrupted(partial(adapted, "l0", layout), (1, 5, 10)) for layout in layouts}
+def interrupted(cases: list[str]) -> dict[str, Any]:
+    """{"GATE/LAYOUT": [undisturbed, interrupted in the dense, soft and hard phase]} digests at the end."""
+    return {case: undisturbed_and_interrupted(partial(adapted, *case.split("/")), (1, 5, 10)) for case in cases}
 
 
 def moved_to_another_stage(_: list[str]) -> dict[str, Any]:

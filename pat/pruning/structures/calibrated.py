@@ -23,8 +23,8 @@ from pat.pruning.calibration.statistics import InputStatistic
 from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.gates import CalibratedGate, GateMethod
 from pat.pruning.schedules import Timeline
+from pat.pruning.structures.fitted import FittedWeights
 from pat.pruning.structures.sites import Site
-from pat.zero.layouts import ZeroLayout
 
 
 def reader(anatomy: Anatomy, site: Site) -> Projection:
@@ -87,7 +87,7 @@ class Cutter:
     method: CalibratedGate
     anatomy: Anatomy
     sites: Sequence[Site]
-    layout: ZeroLayout
+    weights: FittedWeights
     seed: int
 
     def costs(self, walk: Walk, journal: Journal) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ class Cutter:
         return found
 
     def cut(self, walk: Walk, counts: Mapping[str, int], journal: Journal) -> dict[str, Tensor]:
-        """Flags (u,) bool by site, `counts` of them up. Writes the fitted weights into the fp32 shards. Collective."""
+        """Flags (u,) bool by site, `counts` of them up. Writes the fitted weights. Collective."""
         keep: dict[str, Tensor] = {}
         for layer in walk:
             if (known := journal.known(layer)) is None:
@@ -119,21 +119,21 @@ class Cutter:
                 if name.startswith(KEEP):
                     keep[name.removeprefix(KEEP)] = values.cpu()
                 else:
-                    self.layout.write(name, values)
+                    self.weights.write(name, values)
         return keep
 
     def _cut_layer(self, layer: Layer, counts: Mapping[str, int], journal: Journal) -> dict[str, Tensor]:
-        """The flags of the layer's sites. Fitted weights go into the shards and the journal. Collective."""
+        """The flags of the layer's sites. Fitted weights are written, and go into the journal. Collective."""
         keep: dict[str, Tensor] = {}
         sites = self._of(layer)
         for site in sites:
             keep[site.name] = self._cut_site(layer, site, counts[site.name], journal)
             journal.put(KEEP + site.name, keep[site.name])
         if self.method.reconstruct and not all(bool(flags.all()) for flags in keep.values()):
-            names = [name for name in self._parameters(sites) if self.layout.parameters[name].requires_grad]
+            names = [name for name in self._parameters(sites) if self.weights.can_be_fitted(name)]
             fitted = reconstruct(layer, names, self.method.reconstruct, self.method.reconstruct_lr, self.seed)
             for name, values in fitted:
-                self.layout.write(name, values)
+                self.weights.write(name, values)
                 journal.put(name, values)
         return keep
 
@@ -150,7 +150,7 @@ class Cutter:
         flags, *fitted = self._on_one_rank(site, made, work, shapes)
         fitted[0] = _turned(made, fitted[0])
         for name, values in zip(names, fitted, strict=True):
-            self.layout.write(name, values)
+            self.weights.write(name, values)
             journal.put(name, values)
         layer.refresh(names)
         return flags.bool().cpu()
@@ -180,7 +180,7 @@ class Cutter:
 
     def _reader(self, made: Projection) -> tuple[Tensor, Tensor | None]:
         """The fp32 weights (o, i) and bias (o,), whole. Collective."""
-        whole = self.layout.whole
+        whole = self.weights.whole
         return _turned(made, whole(made.weight)), None if made.bias is None else whole(made.bias)
 
     def _on_one_rank(
@@ -190,8 +190,9 @@ class Cutter:
 
         An error on that rank is raised on all, as the others wait for it: ValueError.
         """
-        world, said = self.layout.world, list[str]()
-        found = [torch.zeros(shape, device=self.layout.device) for shape in shapes]
+        layout, said = self.weights.layout, list[str]()
+        world = layout.world
+        found = [torch.zeros(shape, device=layout.device) for shape in shapes]
         if site.layer % world.world_size == world.rank:
             try:
                 found = [each.float().contiguous() for each in work()]

@@ -9,7 +9,7 @@
                       weights. z is folded into the weights, what is gone is zeroed with its moments, and the hooks come
                       off. Removed units compute 0 and have no gradient: forward and step are plain from here on.
                       Under adapters (peft) the weights are frozen and in no shard: the hooks stay and multiply by the
-                      final z, and the export folds it into the merged weights
+                      final z, and the export folds it into the merged weights; a calibrated cut fits the frozen ones
     forward    the consuming module's input x z (fp32 -> the engine's dtype), or as it is while a site's gates are all
                1; backward leaves dL/dz, summed over micro-batches
     learn(t)   after the optimizer's step, unless it was skipped: the evidence of all ranks moves scores or a
@@ -35,6 +35,7 @@ from pat.pruning.calibration.walk import Walk
 from pat.pruning.gates import BY_GRADIENT, OF_NO_STEP, CalibratedGate
 from pat.pruning.structures import calibrated, folding, parts, ties
 from pat.pruning.structures.agreement import check_agreement
+from pat.pruning.structures.fitted import FittedWeights
 from pat.pruning.structures.gate_history import GateHistory
 from pat.pruning.structures.gate_state import GateState
 from pat.pruning.structures.gate_training import Moment, far_from_1, gate_training
@@ -77,7 +78,8 @@ class StructurePruner:
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
         self.due(0)  # raises where the schedule starts above the budget
-        self.walk: Callable[[bool], Walk] | None = None  # walks over the layers, for calibrated methods
+        self.walk: Callable[[bool], Walk] | None = None  # walks over the layers, for calibrated methods,
+        self.weights: FittedWeights | None = None  # and what these fit
         self.journal: Callable[..., Journal] = partial(Journals().open, name)  # from (step, settings)
         if isinstance(self.method, CalibratedGate):
             calibrated.check(name, self.method, self.anatomy, self.sites, self.timeline)
@@ -198,8 +200,8 @@ class StructurePruner:
     @torch.no_grad()
     def _cut(self, t: int, method: CalibratedGate) -> None:
         """The final flags by what goes into the consuming matrices, which are fitted. Collective."""
-        assert self.walk is not None, "Pruner.bind gives it"
-        cutter = calibrated.Cutter(method, self.anatomy, self.sites, self.layout, self.seed)
+        assert self.walk is not None and self.weights is not None, "Pruner.bind gives them"
+        cutter = calibrated.Cutter(method, self.anatomy, self.sites, self.weights, self.seed)
         counts = self.goal.choice
         if self.budget.sparsity is not None:  # else the shape says how many units stay
             costs = cutter.costs(self.walk(False), self.journal(t, (method, list(counts.keep)), "costs"))
@@ -207,6 +209,8 @@ class StructurePruner:
         kept = {name: int(flags.sum()) for name, flags in counts.keep.items()}
         journal = self.journal(t, (method, kept, self.seed))
         self.state.keep = self.units.join(cutter.cut(self.walk(method.follows), kept, journal))
+        if self.adapted:  # else gates are folded next, which does this
+            self.layout.refresh_forward()
         self._count()
 
     def _count(self) -> None:

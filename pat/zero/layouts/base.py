@@ -135,7 +135,7 @@ class ZeroLayout(ABC):
 
     def fill_frozen(self, name: str, whole: Tensor) -> None:
         """Set a frozen parameter, which is in no shard, from all of its elements."""
-        self.parameters[name].data.view(-1).copy_(whole.view(-1))
+        self.parameters[name].data.view(-1).copy_(whole.reshape(-1))
 
     # -- whole parameters, one at a time ---------------------------------------------------------------------------
 

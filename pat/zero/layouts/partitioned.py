@@ -115,7 +115,7 @@ class Zero3(ZeroLayout):
         """See ZeroLayout."""
         param = self.parameters[name]
         start, numel = self._own_part(param)
-        param.ds_tensor.data.view(-1)[:numel].copy_(whole.view(-1)[start : start + numel])
+        param.ds_tensor.data.view(-1)[:numel].copy_(whole.reshape(-1)[start : start + numel])
 
     def _frozen_pieces(self, param: Any) -> list[Piece]:
         start, numel = self._own_part(param)

@@ -238,7 +238,7 @@ def test_a_gate_that_ranks_by_weights_is_refused() -> None:
     adapters.inject(model, PeftConfig(r=2), seed=0)
     config = Config(peft=PeftConfig(r=2), pruners={"narrow": PrunerConfig(**pruner_of("ffn", "magnitude"))})
     config = config.changed(train__num_steps=20)
-    with pytest.raises(ValueError, match="pruners.narrow.gate=magnitude works on trained weights, but with peft"):
+    with pytest.raises(ValueError, match="pruners.narrow.gate=magnitude ranks by trained weights, but with peft"):
         Pruner(config).attach(model)
 
 

@@ -21,7 +21,7 @@ from pat.pruning.gates.obs import Obs, removals
 from pat.pruning.pruner import Pruner
 from pat.pruning.structures import calibrated
 from pat.pruning.structures.sites import Site
-from pat.schema import Config, PrunerConfig
+from pat.schema import Config, PeftConfig, PrunerConfig
 from tests import models, one_rank
 from tests.unit.pruning.calibration.test_walk import batches
 
@@ -352,10 +352,61 @@ def test_a_frozen_bias_is_refused() -> None:
         Pruner(config(["ffn"], shape(ffn=64))).attach(model)
 
 
-def test_adapters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "present", lambda model: True)
-    with pytest.raises(ValueError, match="works on trained weights, but with peft the model is frozen"):
-        Pruner(config(["ffn"], shape(ffn=64))).attach(models.model("llama"))
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("gate", ["obs", {"name": "obs", "reconstruct": 2}])
+def test_under_adapters_the_cut_is_that_of_the_merged_model(model_type: str, gate: Any) -> None:
+    """The same units go, and the same weights are fitted, as in a plain model that peft's own merge has made. The
+    fit is in the frozen weights: adapters stay as they are."""
+    made = config(["ffn"], shape(ffn=64), {"name": "one_shot", "start": 1}, gate)
+    adapted, merged = with_adapters(model_type), merged_by_peft(with_adapters(model_type))
+    lora = made.changed(peft__r=3, peft__alpha=6.0)
+    _, by_adapters = one_rank.build(lora, adapted)
+    _, plain = one_rank.build(made, merged)
+    names = calibrated.readers(plain.structure_pruners[0].anatomy, plain.structure_pruners[0].sites)
+    own = {name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad}
+    for pruner in (by_adapters, plain):
+        pruner.samples = lambda number: batches()
+        pruner.begin(1)
+        pruner.check()
+    flags = plain.structure_pruners[0].keep_flags()
+    assert flags.keys() == by_adapters.structure_pruners[0].keep_flags().keys()
+    for site, keep in flags.items():
+        assert torch.equal(keep, by_adapters.structure_pruners[0].keep_flags()[site]) and 0 < keep.sum() < len(keep)
+    for name in names:
+        fitted = merged.get_parameter(name).detach()
+        assert (by_adapters.weights.whole(name) - fitted).norm() < 2e-3 * fitted.norm(), name  # of few tokens: 1e-3
+    assert own and all(torch.equal(adapted.get_parameter(name), value) for name, value in own.items())
+    inputs = {key: value for key, value in batches()[0].items() if key != "labels"}
+    with torch.no_grad():
+        found, expected = (next(iter(model.eval()(**inputs).values())) for model in (adapted, merged))
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-3, atol=1e-3)
+
+
+def with_adapters(model_type: str) -> Any:
+    """A model whose adapters give something."""
+    model = models.model(model_type)
+    adapters.inject(model, PeftConfig(r=3, alpha=6.0), seed=3)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if "lora_" in name:
+                param.copy_(torch.randn(param.shape, generator=generator) * 0.2)
+    return model
+
+
+def merged_by_peft(model: Any) -> Any:
+    """The model without adapters, from peft's own merge."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    plain = type(model)(copy.deepcopy(model.config))
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            layer: Any = module
+            layer.merge()
+    saved = {adapters.stock_name(name): p for name, p in model.named_parameters()}
+    plain.load_state_dict({name: p for name, p in saved.items() if name is not None}, strict=False)
+    return plain
 
 
 def test_inputs_that_are_not_finite_and_fits_that_fail_name_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
