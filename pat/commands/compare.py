@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ examples:
   pat compare runs/a runs/b --mix mix.jsonl --json figures.json
   pat compare assets/smollm2 pruned --mix chats                 a mix that comes with pat
   pat compare --from-logs a.jsonl b.jsonl --outcome accepted --slices domain --effect 0.02
+  pat compare --from-logs a.jsonl b.jsonl --outcome accepted,seconds --effect seconds=0.2
 
 Both models are held at once. docs/compare.md says what each figure is and which test a p-value comes from.
 
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="pat compare",
         usage="pat compare A B [recipe=NAME] [key=value ...] [options]\n"
         "       pat compare A B --mix FILE|NAME [options]\n"
-        "       pat compare --from-logs A.jsonl B.jsonl --outcome COLUMN [options]",
+        "       pat compare --from-logs A.jsonl B.jsonl --outcome COLUMN,... [options]",
         description="B beside A on the same prompts: differences with intervals over all and per slice, agreement of\n"
         "outputs, KL, the first differing token, and the prompts that were right before and are wrong now.",
         epilog=EXAMPLES + exit_codes(),
@@ -44,10 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     _models.add_options(parser)
     of_logs = parser.add_argument_group("of logs")
     of_logs.add_argument("--from-logs", nargs=2, type=Path, metavar=("A", "B"), help="JSONL with an outcome a row")
-    of_logs.add_argument("--outcome", metavar="COLUMN", help="true, false or a number; null: not known yet")
+    of_logs.add_argument("--outcome", metavar="COLUMN,...", help="true, false or a number; null: not known yet")
     of_logs.add_argument("--key", metavar="COLUMN", help="rows with the same key in both logs are pairs")
     of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="columns that divide the traffic")
-    of_logs.add_argument("--effect", type=float, metavar="D", help="the difference to find soonest (yes or no: 0.05)")
+    of_logs.add_argument(
+        "--effect", default="", metavar="D|COLUMN=D,...", help="the difference to find soonest (yes or no: 0.05)"
+    )
     of_logs.add_argument("--prompt", metavar="COLUMN", help="to show regressive prompts of pairs")
     of_logs.add_argument("--output", metavar="COLUMN", help="to show their outputs")
     options = parser.parse_intermixed_args(arguments)
@@ -86,8 +90,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"{(options.given or ['--mix'])[0]} would be ignored: --from-logs asks no model")
     if options.from_logs is not None and not options.outcome:
         raise ValueError("--outcome is missing: give the column that says whether an output was good")
-    if options.effect is not None and not options.effect > 0.0:
-        raise ValueError(f"--effect {options.effect}: give a number above 0, the difference that is worth finding")
+    _effects(options.effect)
     if options.allow_code and not options.mix:
         raise ValueError("--allow-code would be ignored: only a mix has checks")
     if options.json:
@@ -139,13 +142,27 @@ def _say(asked: Any, paths: list[Path], options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def _effects(given: str) -> dict[str, float]:
+    """`0.02,seconds=0.2` by column; "" is the others'. ValueError."""
+    found = dict[str, float]()
+    for item in filter(None, given.split(",")):
+        column, _, size = item.rpartition("=")
+        try:
+            found[column] = float(size)
+        except ValueError:
+            found[column] = 0.0
+        if not 0.0 < found[column] < math.inf:
+            raise ValueError(f"--effect {item}: give a number above 0, the difference that is worth finding")
+    return found
+
+
 def _logs(options: argparse.Namespace) -> int:
     from pat.compare import on_logs, report
 
-    slices = tuple(filter(None, options.slices.split(",")))
-    columns = on_logs.Columns(options.outcome, options.key, slices, options.prompt, options.output)
+    outcomes, slices = (tuple(filter(None, each.split(","))) for each in (options.outcome, options.slices))
+    columns = on_logs.Columns(outcomes, options.key, slices, options.prompt, options.output)
     a, b = options.from_logs
-    found = on_logs.compare(a, b, columns, options.effect, options.confidence)
+    found = on_logs.compare(a, b, columns, _effects(options.effect), options.confidence)
     _models.show(report.log_blocks(found, options.worst))
     if options.json:
         files.write_json(options.json, found.plain())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ EFFECT = 0.05  # of outcomes that are yes or no, where no other is given
 class Columns:
     """The logs' columns; a dotted name leads into mappings."""
 
-    outcome: str
+    outcomes: tuple[str, ...]
     key: str | None = None  # the same in both logs: pairs
     slices: tuple[str, ...] = ()
     prompt: str | None = None
@@ -46,8 +46,21 @@ class Watched:
 
     name: str
     look: Look
-    p_adjusted: float  # Holm's, over the slices
+    p_adjusted: float  # Holm's: over the outcomes, or over the slices of all outcomes
     verdict: str  # higher, lower, or nothing yet
+
+
+@dataclass(frozen=True)
+class OutcomeSoFar:
+    """A column of both logs."""
+
+    name: str
+    effect: float
+    waiting: tuple[int, int]  # rows without an outcome yet
+    unmatched: int  # keys that only one log has, among those with an outcome
+    overall: Watched
+    slices: list[Watched]
+    regressions: list[dict[str, Any]]  # of pairs: right in A, wrong in B
 
 
 @dataclass(frozen=True)
@@ -56,57 +69,83 @@ class LogComparison:
 
     a: str
     b: str
-    outcome: str
-    effect: float
     confidence: float
     paired: bool
-    waiting: tuple[int, int]  # rows without an outcome yet
-    unmatched: int  # keys that only one log has
-    overall: Watched
-    slices: list[Watched]
-    regressions: list[dict[str, Any]]  # of pairs: right in A, wrong in B
+    watched: list[OutcomeSoFar]
 
     def plain(self) -> dict[str, Any]:
         """Plain values for JSON; null where a bound is infinite."""
         return finite(asdict(self))
 
 
-def compare(a: Path, b: Path, columns: Columns, effect: float | None = None, confidence: float = 0.95) -> LogComparison:
-    """mean(b) - mean(a) so far, over all and per slice. ValueError for what cannot be read, or an effect not given."""
-    (first, waiting_a), (second, waiting_b) = (_read(path, columns) for path in (a, b))
+def compare(
+    a: Path,
+    b: Path,
+    columns: Columns,
+    effects: Mapping[str, float] | None = None,  # by outcome; "": of those that have none of their own
+    confidence: float = 0.95,
+) -> LogComparison:
+    """mean(b) - mean(a) so far of each outcome, over all and per slice. ValueError for what cannot be read, or an
+    effect not given."""
+    given, paired = effects or {}, columns.key is not None
+    if unknown := sorted(given.keys() - {"", *columns.outcomes}):
+        raise ValueError(f"--effect is given for {unknown[0]}, which is not among the outcomes: add it to --outcome")
+    found = [
+        _outcome((a, b), name, columns, given.get(name, given.get("")), confidence)
+        for name in dict.fromkeys(columns.outcomes)
+    ]
+    return LogComparison(str(a), str(b), confidence, paired, _adjusted(found, confidence))
+
+
+def _outcome(
+    logs: tuple[Path, Path], name: str, columns: Columns, effect: float | None, confidence: float
+) -> OutcomeSoFar:
+    """One column, its p-values not adjusted yet."""
+    (first, waiting_a), (second, waiting_b) = (_read(path, name, columns) for path in logs)
     rows, unmatched, paired = [list(first.values()), list(second.values())], 0, columns.key is not None
     if paired:
         common = [key for key in first if key in second]
         if not common:
-            raise ValueError(f"{a} and {b} have no {columns.key} in common: give another --key, or none")
+            raise ValueError(
+                f"{' and '.join(map(str, logs))} have no {columns.key} in common: give another --key, or none"
+            )
         unmatched = len(first) + len(second) - 2 * len(common)
         rows = [[first[key] for key in common], [second[key] for key in common]]
     binary = all(row.outcome in (0.0, 1.0) for each in rows for row in each)
     if effect is None and not binary:
-        raise ValueError(f"{columns.outcome} is not a yes or no: give --effect, the difference that is worth finding")
+        raise ValueError(f"{name} is not a yes or no: give --effect, the difference that is worth finding")
     size = EFFECT if effect is None else effect
-    names = list(dict.fromkeys(name for each in rows for row in each for name in row.slices))
-    looks = {name: _look(rows, name, size, confidence, paired) for name in names}
-    looks = {name: one for name, one in looks.items() if one is not None}
+    names = list(dict.fromkeys(one for each in rows for row in each for one in row.slices))
+    looks = {one: _look(rows, one, size, confidence, paired) for one in names}
     whole = _look(rows, None, size, confidence, paired)
     assert whole is not None
-    adjusted = holm([one.p for one in looks.values()])
-    return LogComparison(
-        a=str(a),
-        b=str(b),
-        outcome=columns.outcome,
+    return OutcomeSoFar(
+        name,
         effect=size,
-        confidence=confidence,
-        paired=paired,
         waiting=(waiting_a, waiting_b),
         unmatched=unmatched,
-        overall=Watched("all", whole, whole.p, _verdict(whole, whole.p, confidence)),
-        slices=[
-            Watched(name, one, p, _verdict(one, p, confidence))
-            for (name, one), p in zip(looks.items(), adjusted, strict=True)
-        ],
+        overall=Watched("all", whole, whole.p, ""),
+        slices=[Watched(one, at, at.p, "") for one, at in looks.items() if at is not None],
         regressions=_regressions(rows) if paired and binary else [],
     )
+
+
+def _adjusted(found: Sequence[OutcomeSoFar], confidence: float) -> list[OutcomeSoFar]:
+    """With verdicts by p-values that are adjusted for the number of outcomes, or of their slices."""
+
+    def judged(each: Sequence[Watched]) -> list[Watched]:
+        adjusted = holm([one.look.p for one in each])
+        return [
+            replace(one, p_adjusted=p, verdict=_verdict(one.look, p, confidence))
+            for one, p in zip(each, adjusted, strict=True)
+        ]
+
+    whole, parts = judged([one.overall for one in found]), judged([one for each in found for one in each.slices])
+    rest = iter(parts)
+    return [
+        replace(one, overall=overall, slices=[next(rest) for _ in one.slices])
+        for one, overall in zip(found, whole, strict=True)
+    ]
 
 
 def _look(rows: Sequence[list[Row]], name: str | None, effect: float, confidence: float, paired: bool) -> Look | None:
@@ -123,31 +162,31 @@ def _look(rows: Sequence[list[Row]], name: str | None, effect: float, confidence
     return look(first, second, effect, confidence, paired)
 
 
-def _read(path: Path, columns: Columns) -> tuple[dict[str, Row], int]:
+def _read(path: Path, name: str, columns: Columns) -> tuple[dict[str, Row], int]:
     """(rows by their key, or by their number; how many have no outcome yet). Raises ValueError."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}: give a log, a JSON mapping a line")
     rows, waiting = dict[str, Row](), 0
     for number, content in json_lines(path):
         try:
-            outcome = value(content, columns.outcome)
+            outcome = value(content, name)
             if outcome is None:
                 waiting += 1
                 continue
             if not isinstance(outcome, bool | int | float) or not math.isfinite(outcome):
-                raise ValueError(f"{columns.outcome} is {outcome!r}, but must be true, false, a number or null")
+                raise ValueError(f"{name} is {outcome!r}, but must be true, false, a number or null")
             key = str(number) if columns.key is None else str(value(content, columns.key))
             if key in rows:
                 raise ValueError(f"{columns.key} {key} is there a second time: give a key that is unique, or none")
-            slices = tuple(f"{name.rpartition('.')[2]}={value(content, name)}" for name in columns.slices)
+            slices = tuple(f"{one.rpartition('.')[2]}={value(content, one)}" for one in columns.slices)
             prompt, output = (
-                "" if name is None else str(value(content, name)) for name in (columns.prompt, columns.output)
+                "" if one is None else str(value(content, one)) for one in (columns.prompt, columns.output)
             )
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         rows[key] = Row(float(outcome), slices, prompt, output)
     if not rows:
-        raise ValueError(f"{path} has no row with an outcome yet ({waiting} are waiting for theirs)")
+        raise ValueError(f"{path} has no row with a value of {name} yet ({waiting} are waiting for theirs)")
     return rows, waiting
 
 

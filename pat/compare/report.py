@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pat.common.text import plain
-from pat.compare.on_logs import LogComparison
+from pat.compare.on_logs import LogComparison, OutcomeSoFar
 from pat.compare.result import Compared, Comparison
 
 SHOWN = 400  # characters of a prompt or an output
@@ -36,19 +36,27 @@ def blocks(found: Comparison, worst: int) -> Iterator[Any]:
 
 def log_blocks(found: LogComparison, worst: int) -> Iterator[Any]:
     """The same for logs."""
+    from rich.text import Text
+
+    yield Text(f"A: {found.a}\nB: {found.b}")
+    for outcome in found.watched:
+        yield from _so_far(outcome, found, worst)
+
+
+def _so_far(outcome: OutcomeSoFar, found: LogComparison, worst: int) -> Iterator[Any]:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    pairs = f", paired, {found.unmatched:,} without a partner" if found.paired else ""
-    yield Text(
-        f"A: {found.a}\nB: {found.b}\n{found.outcome}{pairs}; without an outcome yet: {found.waiting[0]:,} and "
-        f"{found.waiting[1]:,}"
-    )
-    table = Table(box=box.SIMPLE_HEAD, caption=f"valid at every look; effect to find soonest: {found.effect:g}")
+    pairs = f", paired, {outcome.unmatched:,} without a partner" if found.paired else ""
+    waiting = " and ".join(f"{number:,}" for number in outcome.waiting)
+    yield Text(f"\n{plain(outcome.name)}{pairs}; without a value yet: {waiting}")
+    adjusted = "p: of outcomes and of slices adjusted for their number (Holm)"
+    said = f"valid at every look; effect to find soonest: {outcome.effect:g}; {adjusted}"
+    table = Table(box=box.SIMPLE_HEAD, caption=said, caption_justify="left")
     for column in ("slice", "rows A", "rows B", "A", "B", "B - A", f"{found.confidence:.0%} sequence", "p", ""):
         table.add_column(column, justify="left" if column in ("slice", "") else "right", no_wrap=column != "slice")
-    for one in (found.overall, *found.slices):
+    for one in (outcome.overall, *outcome.slices):
         at = one.look
         table.add_row(
             Text(plain(one.name)),
@@ -62,9 +70,9 @@ def log_blocks(found: LogComparison, worst: int) -> Iterator[Any]:
             one.verdict,
         )
     yield table
-    if found.regressions:
-        yield Text(f"Right in A and wrong in B: {len(found.regressions):,}")
-    for one in found.regressions[:worst]:
+    if outcome.regressions:
+        yield Text(f"Right in A and wrong in B: {len(outcome.regressions):,}")
+    for one in outcome.regressions[:worst]:
         yield _both(", ".join(one["slices"]), one["prompt"], one["a"], one["b"])
 
 

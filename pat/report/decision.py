@@ -96,14 +96,19 @@ def _difference(name: str, one: Mapping[str, Any]) -> str:
 
 
 def _of_logs(content: Mapping[str, Any]) -> Decision:
-    verdict = text(content, "overall.verdict")
-    look = mapping(content, "overall.look")
-    names, (a, b) = values.both(content), (values.short(number(look, key)) for key in "ab")
-    outcome = text(content, "outcome", "the outcome")
-    said = f"{outcome} is {a} in {names[0]} and {b} in {names[1]}"
-    if verdict not in ("higher", "lower"):
-        return Decision("open", "Not decided yet", f"The logs say nothing certain so far: {said}.")
-    return Decision("open", f"{names[1]} is {verdict}", f"By the sequential test on the logs {said}.")
+    names, said, verdicts = values.both(content), list[str](), list[str]()
+    for one in sequence(content, "watched"):
+        name, look = text(one, "name", "the outcome"), mapping(one, "overall.look")
+        a, b = (values.short(number(look, key)) for key in "ab")
+        said.append(f"{name} is {a} in {names[0]} and {b} in {names[1]}")
+        verdict = text(one, "overall.verdict")
+        if verdict in ("higher", "lower"):
+            verdicts.append(f"{name} {verdict}")
+    together = "; ".join(said)
+    if not verdicts:
+        return Decision("open", "Not decided yet", f"The logs say nothing certain so far: {together}.")
+    title = f"{names[1]}: {', '.join(verdicts)}"
+    return Decision("open", title, f"By the sequential test on the logs {together}.")
 
 
 def of_run(run: Run) -> Decision:

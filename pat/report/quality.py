@@ -39,10 +39,12 @@ def regressions(sources: Sources, worst: int) -> Section:
         for outcome in sequence(written.content, "outcomes"):
             blocks += _regressions(written.content, outcome, worst)
     for written in sources.logs:
-        rows = [one for one in sequence(written.content, "regressions") if isinstance(one, Mapping)][:worst]
-        if rows:
-            items = [_prompt("", one, _slices(one), text(one, "prompt")) for one in rows]
-            blocks.append(Prompts(*values.both(written.content), items))
+        for outcome in sequence(written.content, "watched"):
+            rows = [one for one in sequence(outcome, "regressions") if isinstance(one, Mapping)][:worst]
+            if rows:
+                blocks.append(Heading(f"{text(outcome, 'name', 'the outcome')}: right in A and wrong in B"))
+                items = [_prompt("", one, _slices(one), text(one, "prompt")) for one in rows]
+                blocks.append(Prompts(*values.both(written.content), items))
     if not blocks:
         given = sources.comparisons or sources.logs
         said = "The comparison has no prompt that became worse." if given else f"No comparison is given: {HOW}."
@@ -162,16 +164,21 @@ def _outcome(outcome: Any, confidence: float, name: str) -> Iterator[Block]:
 def _logs(content: Mapping[str, Any]) -> Iterator[Block]:
     yield Heading("Compared in production")
     a, b = text(content, "a", "?"), text(content, "b", "?")
-    yield Text(f"A is {a}, B is {b}; the outcome is {text(content, 'outcome')}. The test may be looked at every day.")
+    yield Text(f"A is {a}, B is {b}. The test may be looked at every day.")
+    for outcome in sequence(content, "watched"):
+        yield _watched(outcome)
+
+
+def _watched(outcome: Any) -> Table:
     rows = []
-    for one in [mapping(content, "overall"), *sequence(content, "slices")]:
+    for one in [mapping(outcome, "overall"), *sequence(outcome, "slices")]:
         low, high = number(one, "look.low"), number(one, "look.high")
         interval = "too few yet" if low is None else f"{values.signed(low)} to {values.signed(high)}"
         cells = (values.short(number(one, f"look.{key}")) for key in ("a_n", "b_n", "a", "b"))
         by, p = values.signed(number(one, "look.difference")), _p(number(one, "p_adjusted"))
         rows.append((text(one, "name", "all"), *cells, by, interval, p, text(one, "verdict") or "nothing yet"))
     head = ("slice", "rows A", "rows B", "A", "B", "B - A", "confidence sequence", "p", "verdict")
-    yield Table(f"{text(content, 'outcome')} per slice", head, rows)
+    return Table(f"{text(outcome, 'name', 'the outcome')} per slice", head, rows)
 
 
 def _regressions(content: Mapping[str, Any], outcome: Any, worst: int) -> Iterator[Block]:

@@ -228,7 +228,7 @@ def _file(path: Path, found: Sources) -> None:
     kinds = {
         "gates": "passed" in content and isinstance(content.get("checks"), list),
         "comparisons": isinstance(content.get("outcomes"), list) and "a" in content,
-        "logs": isinstance(content.get("overall"), dict) and "outcome" in content,
+        "logs": isinstance(content.get("watched"), list) and "a" in content,
         "sweeps": isinstance(content.get("members"), list),
         "evaluations": _has_models(content, "metrics") or _has_models(content, "figures"),
         "profiles": isinstance(content.get("models"), list),

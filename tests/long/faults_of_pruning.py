@@ -553,8 +553,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "every rank has the first part of a parameter",
         ),
         (
-            "ds_tensor.data.view(-1)[:numel].copy_(whole.view(-1)[start : start + numel])",
-            "ds_tensor.data.view(-1)[:numel].copy_(whole.view(-1)[:numel])",
+            "ds_tensor.data.view(-1)[:numel].copy_(whole.reshape(-1)[start : start + numel])",
+            "ds_tensor.data.view(-1)[:numel].copy_(whole.reshape(-1)[:numel])",
             "every rank gets the first frozen part",
         ),
     ],
@@ -680,6 +680,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("        layer.refresh(names)", "        pass", "an MLP does not see the cut attention of its layer"),
         ("added_up(self.anatomy, layer.name)", "{}", "what the layers below lack is not made up for"),
         ("            raise ValueError(refused[0])", "            pass", "a fit that fails leaves zeros"),
+    ],
+    "pat/pruning/structures/fitted.py": [
+        ("values if added is None else values - added", "values", "adapters are in the fitted weights, and on top"),
+        ("self.layout.whole(saved) + added", "self.layout.whole(saved)", "a cut does not see the adapters"),
+        ("delta.T if name in self.transposed else delta", "delta", "adapters of transposed matrices lie the wrong way"),
     ],
     "pat/pruning/criteria/alps.py": [
         ("dual.add_(near.sub_(sparse)", "dual.sub_(near.sub_(sparse)", "the dual points away"),

@@ -149,7 +149,11 @@ def test_classifiers_on_a_mix_and_on_data(classifiers: list[Path], tmp_path: Pat
         (["--from-logs", "a", "b"], "--outcome is missing"),
         (["--from-logs", "a", "b", "--outcome", "ok"], "there is no file a"),
         (["--from-logs", "a", "b", "--outcome", "ok", "--mix", "chats"], "--mix would be ignored"),
-        (["--from-logs", "a", "b", "--outcome", "ok", "--effect", "-1"], "--effect -1.0"),
+        (["--from-logs", "a", "b", "--outcome", "ok", "--effect", "-1"], "--effect -1: give a number"),
+        (
+            ["--from-logs", "a", "b", "--outcome", "ok", "--effect", "s=1"],
+            "--effect is given for s, which is not among",
+        ),
     ],
 )
 def test_mistakes(arguments: list[str], sentence: str, capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:

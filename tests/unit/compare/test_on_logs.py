@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from pat import cli
+from pat.report import build, sources
+from pat.report.markdown import markdown
 from pat.statistics.sequential import look
 
 
@@ -39,18 +41,49 @@ def test_pairs_and_slices(both: tuple[Path, Path], tmp_path: Path, capsys: Any) 
     """Fails if rows are paired by their place, a slice has another's rows, or a row without an outcome counts."""
     options = ["--outcome", "ok", "--slices", "domain", "--json", tmp_path / "f.json"]
     assert run(*both, *options, "--key", "id", "--prompt", "q", "--output", "out") == 0
-    found, said = json.loads((tmp_path / "f.json").read_text()), capsys.readouterr().out
+    (found,), said = json.loads((tmp_path / "f.json").read_text())["watched"], capsys.readouterr().out
     assert (found["waiting"], found["unmatched"], found["overall"]["look"]["a_n"]) == ([0, 1], 1, 399)
     verdicts = {one["name"]: one["verdict"] for one in found["slices"]}
     assert verdicts == {"domain=films": "", "domain=law": "lower"} and found["overall"]["verdict"] == "lower"
     assert len(found["regressions"]) == 100 and "Right in A and wrong in B: 100" in said and "\x1b" not in said
     assert found["regressions"][0] == {"prompt": "q1", "slices": ["domain=law"], "a": "fine", "b": "\x1b[2J1"}
     assert run(*both, *options) == 0
-    unpaired = json.loads((tmp_path / "f.json").read_text())["overall"]["look"]
+    unpaired = json.loads((tmp_path / "f.json").read_text())["watched"][0]["overall"]["look"]
     a, b = ([row["ok"] for row in map(json.loads, path.read_text().splitlines())] for path in both)
     b = [value for value in b if value is not None]
     expected = look(np.array(a, dtype=float), np.array(b, dtype=float), 0.05)
     assert (unpaired["p"], unpaired["low"], unpaired["b_n"]) == (expected.p, expected.low, 399)
+
+
+def test_several_outcomes_are_one_family(tmp_path: Path, capsys: Any) -> None:
+    """Fails if p-values are not adjusted for the number of columns, an effect is another column's, or a row that lacks
+    one outcome is left out of the other."""
+    rng = np.random.default_rng(0)
+
+    def rows(right: float, slow: float) -> list[dict[str, Any]]:
+        found = [{"ok": bool(rng.random() < right), "s": float(rng.normal(slow, 1.0))} for _ in range(300)]
+        return [{**row, "s": None if i < 7 else row["s"], "kind": i % 2} for i, row in enumerate(found)]
+
+    logs = write(tmp_path / "a.jsonl", rows(0.9, 1.0)), write(tmp_path / "b.jsonl", rows(0.8, 1.5))
+    options = ["--effect", "0.1,s=0.3", "--slices", "kind", "--json", tmp_path / "f.json"]
+    assert run(*logs, "--outcome", "ok,s", *options) == 0
+    ok, s = json.loads((tmp_path / "f.json").read_text())["watched"]
+    assert (ok["name"], ok["effect"], s["name"], s["effect"]) == ("ok", 0.1, "s", 0.3)
+    assert ok["waiting"] == [0, 0] and s["waiting"] == [7, 7] and ok["overall"]["look"]["a_n"] == 300
+    for each in ([ok["overall"], s["overall"]], [*ok["slices"], *s["slices"]]):
+        assert [one["p_adjusted"] for one in each] == pytest.approx(by_holm([one["look"]["p"] for one in each]))
+        assert any(one["p_adjusted"] > one["look"]["p"] for one in each)
+    said = capsys.readouterr().out
+    assert "ok; without a value yet: 0 and 0" in said and "s; without a value yet: 7 and 7" in said
+    shown = build.page(sources.read([tmp_path / "f.json"]))
+    assert shown.decision.word.endswith(": ok lower, s higher")
+    assert all(f"{name} per slice" in markdown(shown) for name in ("ok", "s"))
+
+
+def by_holm(p: list[float]) -> list[float]:
+    """Holm 1979, as its definition says: with k hypotheses, max over the i smallest of (k - i + 1) p, at most 1."""
+    order = sorted(p)
+    return [min(1.0, max((len(p) - i) * order[i] for i in range(order.index(one) + 1))) for one in p]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +92,7 @@ def test_pairs_and_slices(both: tuple[Path, Path], tmp_path: Path, capsys: Any) 
         ([{"x": 1}], [], "line 1: there is no column ok; there are x"),
         ([{"ok": "yes"}], [], "must be true, false, a number or null"),
         ([{"ok": 0.5}], [], "give --effect"),
-        ([{"ok": None}], [], "no row with an outcome yet"),
+        ([{"ok": None}], [], "no row with a value of ok yet"),
         ([{"ok": 1, "id": 1}] * 2, ["--key", "id"], "id 1 is there a second time"),
         ([{"ok": 1, "id": 1}], ["--key", "ok"], "have no ok in common"),
     ],
