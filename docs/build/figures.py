@@ -101,8 +101,11 @@ def with_demo(page: str, models: Mapping[str, Mapping[str, Any]]) -> str:
 
 def with_step(page: str, step: Mapping[str, Any]) -> str:
     """The page with what a step costs, over one without pruning."""
-    soft, hard = (step[phase]["step_ratio"] for phase in ("soft", "hard"))
-    return re.sub(r"[\d.]+ \(soft\) and \[[\d.]+ \(hard\)\]", f"{soft:.2f} (soft) and [{hard:.2f} (hard)]", page)
+    soft, hard = step["soft"], step["hard"]
+    said = f"{soft['step_ratio']:.2f} (soft) and [{hard['step_ratio']:.2f} (hard)]"
+    page = re.sub(r"[\d.]+ \(soft\) and \[[\d.]+ \(hard\)\]", said, page)
+    paired = f"neighbouring steps {soft['step_ratio_paired']:.2f} and {hard['step_ratio_paired']:.2f}"
+    return re.sub(r"neighbouring steps [\d.]+ and [\d.]+\b", paired, page)
 
 
 def result(name: str) -> Any:
