@@ -15,6 +15,7 @@ from pat.pruning.gates import CalibratedGate
 from pat.pruning.structures import calibrated
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.weights.pruner import WeightPruner
+from pat.schema import PeftConfig
 
 
 def check_weights(
@@ -35,12 +36,19 @@ def check_weights(
             )
 
 
-def check_structures(pruner: StructurePruner, before: Sequence[StructurePruner], frozen: Collection[str]) -> None:
+def check_structures(
+    pruner: StructurePruner, before: Sequence[StructurePruner], frozen: Collection[str], peft: PeftConfig
+) -> None:
     """Whether the units of a structure pruner can go, and those before it have no gates on the same parameters."""
     if pruner.adapted and pruner.needs == "weights":
         raise ValueError(
             f"pruners.{pruner.name}.gate={pruner.method.name} ranks by trained weights, but with peft the model is "
             "frozen: take one that looks at inputs or gradients: obs, l0, taylor, activation, ..."
+        )
+    if pruner.adapted and pruner.needs == "inputs" and peft.r is None:
+        raise ValueError(
+            f"pruners.{pruner.name}.gate={pruner.method.name} fits weights under adapters, of which it must know alpha "
+            "and rank: let pat make them (peft=lora), or take a gate that fits nothing: l0, taylor, activation, ..."
         )
     for param in sorted(pruner.units.parameters.intersection(frozen) if not pruner.adapted else ()):
         raise ValueError(

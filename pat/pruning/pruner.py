@@ -78,13 +78,14 @@ class Pruner:
     def attach(self, model: torch.nn.Module) -> None:
         """Match the patterns to the model's trainable parameters. Raises ValueError for what cannot be pruned."""
         config = self.config
-        matrices, self.stock = Matrices.of(model), adapters.stock(model)
+        matrices = Matrices.of(model)
+        self.stock = model if config.peft.r is None else adapters.stock(model)
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
         self.owner: dict[str, str] = {}
         for name, settings in config.pruners.items():
             if settings.structures:
                 structures = StructurePruner(name, settings, model, config.train.num_steps, config.seed)
-                compatibility.check_structures(structures, self.structure_pruners, frozen)
+                compatibility.check_structures(structures, self.structure_pruners, frozen, config.peft)
                 self.structure_pruners.append(structures)
                 continue
             pruner = WeightPruner(name, settings, matrices, config.train.num_steps, config.seed, config.engine.kernels)

@@ -233,12 +233,20 @@ def test_refusals_of_modules(fields: dict[str, Any], words: str) -> None:
         adapters.inject(model, PeftConfig(r=2, **fields), seed=0)
 
 
-def test_a_gate_that_ranks_by_weights_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("gate", "r", "words"),
+    [
+        ("magnitude", 2, "pruners.narrow.gate=magnitude ranks by trained weights, but with peft"),
+        ("obs", None, "pruners.narrow.gate=obs fits weights under adapters, of which it must know alpha"),
+    ],
+)
+def test_a_gate_that_cannot_work_on_adapters_is_refused(gate: str, r: int | None, words: str) -> None:
+    """The second: adapters that another library has made, in a trainer that is not pat's."""
     model = small.model("llama")
     adapters.inject(model, PeftConfig(r=2), seed=0)
-    config = Config(peft=PeftConfig(r=2), pruners={"narrow": PrunerConfig(**pruner_of("ffn", "magnitude"))})
-    config = config.changed(train__num_steps=20)
-    with pytest.raises(ValueError, match="pruners.narrow.gate=magnitude ranks by trained weights, but with peft"):
+    settings = pruner_of("ffn", gate) | ({"schedule": {"name": "one_shot", "start": 2}} if gate == "obs" else {})
+    config = Config(peft=PeftConfig(r=r), pruners={"narrow": PrunerConfig(**settings)}).changed(train__num_steps=20)
+    with pytest.raises(ValueError, match=words):
         Pruner(config).attach(model)
 
 
