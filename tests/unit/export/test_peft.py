@@ -244,7 +244,9 @@ def test_a_gate_that_cannot_work_on_adapters_is_refused(gate: str, r: int | None
     """The second: adapters that another library has made, in a trainer that is not pat's."""
     model = small.model("llama")
     adapters.inject(model, PeftConfig(r=2), seed=0)
-    settings = pruner_of("ffn", gate) | ({"schedule": {"name": "one_shot", "start": 2}} if gate == "obs" else {})
+    settings = pruner_of("ffn", gate)
+    if gate == "obs":
+        settings["schedule"] = {"name": "one_shot", "start": 2}
     config = Config(peft=PeftConfig(r=r), pruners={"narrow": PrunerConfig(**settings)}).changed(train__num_steps=20)
     with pytest.raises(ValueError, match=words):
         Pruner(config).attach(model)
