@@ -10,11 +10,13 @@ from typing import Any
 
 from pat.sensitivity.plot import available
 from tests.benchmarks.commands import spread
+from tests.benchmarks.frontier_rows import METHODS
 
 HIGHER_IS_BETTER = ("accuracy",)
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"  # marks in the page
-BUDGETS = (0, 10, 100, 1000)  # ticks of the picture, steps
 PANEL = (4.6, 3.4)  # inches
+MARKERS = "osDPX*"  # of our methods, so that ten colours are enough; a peer's point down
+PEERS = "v^<>"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,18 @@ def _figure(value: float, metric: str) -> str:
     return f"{value:.4f}" if metric in HIGHER_IS_BETTER else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
+def _styles() -> dict[str, dict[str, Any]]:
+    """A colour and a marker for each method, always the same."""
+    ours = [method for method, known in METHODS.items() if known.peer is None and method != "dense"]
+    peers = [method for method, known in METHODS.items() if known.peer is not None]
+    found: dict[str, dict[str, Any]] = {"dense": {"color": "black", "linestyle": "--", "marker": "o"}}
+    for place, method in enumerate(ours):
+        found[method] = {"color": f"C{place % 10}", "linestyle": "-", "marker": MARKERS[place // 10]}
+    for place, method in enumerate(peers):
+        found[method] = {"color": f"C{(place + 4) % 10}", "linestyle": ":", "marker": PEERS[place % len(PEERS)]}
+    return found
+
+
 def picture(table: Sequence[Line], path: Path) -> None:
     """Quality over training steps, one line a method, a panel for each data set and target; PNG."""
     if not available():
@@ -102,11 +116,11 @@ def picture(table: Sequence[Line], path: Path) -> None:
         return
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
-    points = [line for line in table if line.mean is not None]
+    points, style = [line for line in table if line.mean is not None], _styles()
     panels = list(dict.fromkeys((line.data, line.target) for line in points if line.target != "dense"))
     if not panels:
         return
-    methods = list(dict.fromkeys(line.method for line in sorted(points, key=lambda line: line.method)))
+    methods = [method for method in METHODS if any(line.method == method for line in points)]
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure = Figure((PANEL[0] * across, PANEL[1] * down), dpi=90, layout="constrained")
@@ -116,18 +130,20 @@ def picture(table: Sequence[Line], path: Path) -> None:
             own = [line for line in points if line.data == data and line.method == method]
             own = sorted((line for line in own if line.target in (target, "dense")), key=lambda line: line.steps)
             if own:
-                colour = "black" if method == "dense" else f"C{methods.index(method)}"
-                style = {"color": colour, "linestyle": "--" if method == "dense" else "-", "marker": "o"}
-                panel.plot([line.steps for line in own], [line.mean for line in own], label=method, **style)
+                panel.plot([line.steps for line in own], [line.mean for line in own], label=method, **style[method])
         first = next(line for line in points if line.data == data)
-        panel.set_xscale("symlog", linthresh=BUDGETS[1])
-        panel.set_xlim(-2, 1.5 * BUDGETS[-1])
-        panel.set_xticks(BUDGETS, map(str, BUDGETS))
+        budgets = sorted({line.steps for line in points if line.data == data and line.target in (target, "dense")})
+        panel.set_xscale("symlog", linthresh=10)
+        panel.set_xlim(-2 if budgets[0] == 0 else budgets[0] / 1.5, 1.5 * budgets[-1])
+        panel.set_xticks(budgets, map(str, budgets))
+        panel.minorticks_off()
         if first.metric not in HIGHER_IS_BETTER:
             panel.set_yscale("log")
             panel.yaxis.set_major_formatter("{x:g}")
             panel.yaxis.set_minor_formatter("{x:g}")
-        panel.set_title(f"{data}, {_target(next(line for line in points if line.target == target))}", fontsize=9)
+        better = "higher" if first.metric in HIGHER_IS_BETTER else "lower"
+        title = f"{data}, {_target(next(line for line in points if line.target == target))} ({better} is better)"
+        panel.set_title(title, fontsize=9)
         panel.set_xlabel("training steps", fontsize=8)
         panel.set_ylabel(first.metric, fontsize=8)
         panel.tick_params(labelsize=7, which="both")
