@@ -39,6 +39,7 @@ def measure(out: Path, run: str) -> dict[str, Any]:
         "bytes": size,
         "compressed_bytes": compressed,
         "train_seconds": summary["train_seconds"],
+        "calibration_seconds": summary["calibration_seconds"],
         "steps": summary["step"],
         "ranks": summary["world_size"],
         "device": summary["device"],
@@ -63,6 +64,7 @@ def table(dense: dict[str, Any], pruned: dict[str, Any]) -> Table:
         "size on disk": lambda m: f"{m['bytes'] / MEGA:.1f} MB",
         "size on disk, deflated": lambda m: f"{m['compressed_bytes'] / MEGA:.1f} MB",
         "training time": lambda m: f"{m['train_seconds']:.0f} s, {m['steps']} steps",
+        "time of the cuts": lambda m: f"{m['calibration_seconds']:.0f} s",
     }
     result = Table("", "dense", "pruned", title=f"Film reviews, {dense['ranks']} rank(s), {dense['device']}")
     for label, cell in rows.items():

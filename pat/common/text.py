@@ -13,12 +13,30 @@ RENAMED = {
     "hard": "hard_from",
     "stock": "hf_compatible",
 }
+ELSEWHERE = {  # names of the same in other trainers
+    "learning_rate": "lr",
+    "max_steps": "num_steps",
+    "batch_size": "global_batch_size",
+    "per_device_train_batch_size": "micro_batch_size",
+    "train_batch_size": "global_batch_size",
+    "max_grad_norm": "gradient_clipping",
+    "max_seq_length": "max_length",
+    "block_size": "max_length",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
+    "lr_scheduler_type": "lr_schedule",
+    "save_steps": "checkpoint_every",
+    "eval_steps": "eval_every",
+    "logging_steps": "log_every",
+}
 
 
 def did_you_mean(given: str, allowed: Sequence[str]) -> str:
     """`; did you mean NAME?`, or that it has a new name, or nothing where no name is close."""
     if RENAMED.get(given) in allowed:
         return f"; {given} is called {RENAMED[given]} now"
+    if ELSEWHERE.get(given) in allowed:
+        return f"; did you mean {ELSEWHERE[given]}?"
     close = difflib.get_close_matches(given, allowed, 1)
     return f"; did you mean {close[0]}?" if close else ""
 

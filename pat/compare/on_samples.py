@@ -90,7 +90,6 @@ class _Samples:
             weight=weight,
             agreement=kind,
             kl=apart,
-            first_difference=0 if kind == 0.0 else None,
         )
 
     def _of_tokens(self, batch: Batch, logits: list[Tensor], i: int, weight: float) -> Pair:

@@ -51,11 +51,13 @@ def _so_far(outcome: OutcomeSoFar, found: LogComparison, worst: int) -> Iterator
     pairs = f", paired, {outcome.unmatched:,} without a partner" if found.paired else ""
     waiting = " and ".join(f"{number:,}" for number in outcome.waiting)
     yield Text(f"\n{plain(outcome.name)}{pairs}; without a value yet: {waiting}")
-    adjusted = "p: of outcomes and of slices adjusted for their number (Holm)"
+    adjusted = "p, unlike the sequences, is adjusted for the number of outcomes or of slices (Holm)"
     said = f"valid at every look; effect to find soonest: {outcome.effect:g}; {adjusted}"
     table = Table(box=box.SIMPLE_HEAD, caption=said, caption_justify="left")
-    for column in ("slice", "rows A", "rows B", "A", "B", "B - A", f"{found.confidence:.0%} sequence", "p", ""):
-        table.add_column(column, justify="left" if column in ("slice", "") else "right", no_wrap=column != "slice")
+    for column in ("slice", "rows A", "rows B", "A", "B", "B - A", f"{found.confidence:.0%} sequence", "p", "verdict"):
+        table.add_column(
+            column, justify="left" if column in ("slice", "verdict") else "right", no_wrap=column != "slice"
+        )
     for one in (outcome.overall, *outcome.slices):
         at = one.look
         table.add_row(
@@ -67,7 +69,7 @@ def _so_far(outcome: OutcomeSoFar, found: LogComparison, worst: int) -> Iterator
             f"{at.difference:+.4g}",
             "too few yet" if math.isinf(at.low) else f"{at.low:+.4g} to {at.high:+.4g}",
             _p(one.p_adjusted),
-            one.verdict,
+            one.verdict or "nothing yet",
         )
     yield table
     if outcome.regressions:

@@ -108,6 +108,8 @@ def check_same_run(config: Config, run_dir: Path) -> None:
         diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
         differing = changed_keys(load(run.config), config, AFTER_DIVERGENCE if diverged else ())
         if differing:
+            if "optim.lr" in differing and differing.get("optim.base_width", (None, 0))[1] is None:
+                del differing["optim.base_width"]  # a rate that is given is taken as it is
             changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in differing.items())
             raise ValueError(
                 f"{run_dir} holds a run with another config ({changes}): go on with the old values, choose another "

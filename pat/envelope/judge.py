@@ -51,6 +51,7 @@ class Check:
     quantity: float  # q
     interval: tuple[float, float] | None  # of q
     passed: bool
+    edge: str = ""  # what of the interval must be inside, too, and is not
 
 
 def evidence(value: float, baseline: float | None = None) -> Evidence:
@@ -75,9 +76,9 @@ def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, conf
             raise ValueError(f"{name}.ratio: the baseline's {name} is 0, so there is no ratio: give another bound")
         at_least = bound == "min" or (bound == "ratio" and higher_is_better)
         edge = q.low if at_least else q.high
-        inside = _inside(q.value, value, at_least)
-        if confident and edge is not None:
-            inside = inside and _inside(edge, value, at_least)
+        inside, said = _inside(q.value, value, at_least), ""
+        if confident and edge is not None and inside and not _inside(edge, value, at_least):
+            inside, said = False, f", and so must be the {'lower' if at_least else 'upper'} end of its interval"
         made.append(
             Check(
                 name=f"{name}.{bound}",
@@ -88,6 +89,7 @@ def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, conf
                 quantity=q.value,
                 interval=None if q.low is None or q.high is None else (q.low, q.high),
                 passed=inside,
+                edge=said,
             )
         )
     return made

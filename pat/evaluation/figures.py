@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pat.evaluation.measures import Measured, estimate
+from pat.evaluation.samples import OF_LABEL
 from pat.statistics.estimates import Estimate
 
 
@@ -22,7 +23,11 @@ def figures(measured: Measured, confidence: float = 0.95, seed: int = 0) -> list
     """Every measure of a model."""
     made = []
     for measure in measured.measures.values():
-        places = {name: measure.places(numbers) for name, numbers in measured.slices.items()}
+        places = {
+            name: measure.places(numbers)
+            for name, numbers in measured.slices.items()
+            if not (measure.over_classes and name.startswith(OF_LABEL))
+        }
         made.append(
             Figure(
                 measure.name,

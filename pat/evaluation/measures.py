@@ -21,6 +21,7 @@ from pat.statistics.estimates import Estimate, Places
 from pat.statistics.paired import Numbers
 
 CALIBRATION = "calibration_error"
+OVER_CLASSES = ("macro_f1",)  # means over classes
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Measure:
     values: Numbers | None = None  # (m,) where it is their mean by `weights`
     weights: Numbers | None = None  # (m,)
     interval: bool = True  # whether resampling gives an interval
+    over_classes: bool = False  # a mean over classes, which says nothing of samples that are all of one
 
     def places(self, slice_: Sequence[int] | None = None) -> Places:
         """The places of the items that are in a slice, or of all."""
@@ -82,6 +84,7 @@ def of_rows(rows: Rows) -> Measured:
                 task.directions[name],
                 np.asarray(rows.numbers, dtype=np.intp),
                 lambda places, name=name: rows.metrics(places)[name],
+                over_classes=name in OVER_CLASSES,
             )
     said = rows.confidences()
     if said is not None:

@@ -29,9 +29,10 @@ def per_slice(models: Sequence[tuple[str, Sequence[Figure]]], confidence: float,
         if not (slices or whole):
             continue
         way = "higher is better" if known[0].higher_is_better else "lower is better"
+        any_interval = any(cell.low is not None for one in known for cell in (one.overall, *one.slices.values()))
         table = Table(
             box=box.SIMPLE_HEAD,
-            title=f"{name} ({way}), {confidence:.0%} intervals",
+            title=f"{name} ({way}), {confidence:.0%} intervals" if any_interval else f"{name} ({way})",
             title_justify="left",
         )
         table.add_column("slice")

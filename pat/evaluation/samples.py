@@ -65,6 +65,9 @@ class Rows:
         return most, (chosen == self.labels).double()
 
 
+OF_LABEL = "label="  # how the slices of one class begin
+
+
 class Parts:
     """Which slices a sample is in: its label, short or long, parted at the median length, and those of the data."""
 
@@ -83,7 +86,7 @@ class Parts:
         """The same by its number, and its label where there is one."""
         long = self.lengths[number] > self.median
         return (
-            *(() if label is None else (f"label={self.name(label)}",)),
+            *(() if label is None else (f"{OF_LABEL}{self.name(label)}",)),
             *((f"form={'long' if long else 'short'}",) if self.parted else ()),
             *(() if self.named is None else self.named[number]),
         )

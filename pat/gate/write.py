@@ -68,7 +68,7 @@ def sentence(check: Check) -> str:
     against = f" against {baseline}" if check.baseline is not None else ""
     judged = f", judged {quantity}" if check.quantity != check.measured else ""
     spread = f" (interval {interval})" if check.interval is not None else ""
-    return f"{check.name}: {measured}{against}{judged}{spread}, must be {check.rule}"
+    return f"{check.name}: {measured}{against}{judged}{spread}, must be {check.rule}{check.edge}"
 
 
 def numbers(check: Check) -> tuple[str, str, str, str]:
@@ -85,8 +85,11 @@ def table(verdict: Verdict) -> Any:
     from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD)
-    for column in ("", "check", "rule", "measured", "baseline", "judged", f"{verdict.confidence:.0%} interval"):
-        made.add_column(column, justify="left" if column in ("", "check", "rule") else "right", no_wrap=True)
+    made.add_column("", no_wrap=True, min_width=len("FAIL"))
+    for column in ("check", "rule"):
+        made.add_column(column, overflow="fold")
+    for column in ("measured", "baseline", "judged", f"{verdict.confidence:.0%} interval"):
+        made.add_column(column, justify="right", overflow="fold")
     for check in verdict.checks:
         made.add_row("pass" if check.passed else "FAIL", Text(plain(check.name)), check.rule, *numbers(check))
     return made

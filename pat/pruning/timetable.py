@@ -12,7 +12,7 @@ from pat.pruning.weights.pruner import WeightPruner
 JUMP = 0.20  # sparsity that may go at once
 FEW = 4  # selections on the way to a target that is more than one jump away
 RECOVERY = 0.05  # of the run, after the last selection
-SHOWN = 5  # targets in a sentence
+SHOWN = 6  # targets in a sentence
 
 Moves = Sequence[tuple[int, float]]  # (step, sparsity from there on)
 
@@ -38,6 +38,7 @@ def in_words(pruner: WeightPruner | StructurePruner) -> str:
     if not line.num_steps:
         return f"{percent(pruner.target(0))} at once, without training"
     told = ", ".join(f"{percent(target)} at step {t}" for t, target in shown)
+    told += f" ({len(shown)} of them)" if len(shown) < len(rises) else ""
     if _by_threshold(pruner):
         how = f"a threshold decides from step {line.start} on, the budget at step {line.hard_from}: {told}"
     elif len(rises) == 1:

@@ -86,7 +86,7 @@ def version_table(version: Version) -> Table:
         ("files sha256", version.variant_sha256),
         ("size", f"{size_in_words(figures['bytes'])}, {figures['dtype'] or UNKNOWN}"),
         ("metrics", _metrics(figures["metrics"])),
-        *((name, f"given, {len(content)} keys") for name, content in evidence.items() if name != "gate"),
+        *((f"{name} file", _entries(content)) for name, content in evidence.items() if name != "gate"),
         ("gate", gates.word(evidence.get("gate")) or "none"),
     ]
     for label, value in rows:
@@ -139,6 +139,13 @@ def _diff_table(title: str, rows: Sequence[Row], named: tuple[str, str]) -> Tabl
 def _metrics(metrics: Mapping[str, Any] | None) -> str:
     numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
     return ", ".join(f"{name} {value:.4g}" for name, value in sorted(numbers.items()))
+
+
+def _entries(content: Any) -> str:
+    """What a JSON that came along says of itself."""
+    models = content.get("models") if isinstance(content, Mapping) else None
+    named = [str(one.get("folder") or one.get("name")) for one in models or [] if isinstance(one, Mapping)]
+    return f"kept, of {', '.join(named)}" if named else "kept"
 
 
 def _versions(versions: Mapping[str, str] | None) -> str | None:

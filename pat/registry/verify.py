@@ -63,7 +63,7 @@ def _zeros(folder: Path, model: Any) -> Check:
     their masks, so zeros are only counted."""
     flags = masks.names(folder)
     if any(":" in name for name in flags):
-        return Check("zeros", True, f"narrowed: {len(flags)} sites and masks, of which none is left to compare")
+        return Check("zeros", True, f"not applicable: what the {len(flags)} masks remove is not in the files any more")
     parameters, alive, pruned = dict(model.named_parameters()), [], 0
     for name, keep in masks.read_masks(folder) if flags else ():
         gone = keep == 0

@@ -47,7 +47,11 @@ def _cards(sources: Sources) -> Iterator[Card]:
     subject = sources.subject
     if subject is not None and (found := quality.headline(subject)):
         name, value, before = found
-        yield Card(name, values.short(value), "" if before is None else f"{values.short(before)} when pruning began")
+        dense = next((one for one in sources.models if not one.is_pruned and name in one.metrics), None)
+        beside = "" if before is None else f"{values.short(before)} when pruning began"
+        if dense is not None and dense is not subject:
+            beside = f"{values.short(number(dense.metrics, name))} in {sources.label(dense)}, not pruned"
+        yield Card(name, values.short(value), beside)
     for written in sources.comparisons[:1]:
         for outcome in sequence(written.content, "outcomes")[:2]:
             overall = mapping(outcome, "overall")

@@ -28,6 +28,7 @@ _LABELS = {
 }
 _NESTED = ("metrics.", "ratio.")  # shown elsewhere
 _TIME = re.compile(r".*_p\d\d")  # percentiles are times, in seconds
+_NO_RATIO = ("load_seconds",)  # the first one that is loaded pays for more than its weights
 _SKIP = ("seed", "flops_tokens", "step", "max_length", "repeats", "warmup")
 
 
@@ -94,7 +95,9 @@ def _measured(content: Mapping[str, Any], caption: str) -> Iterator[Block]:
     for key in dict.fromkeys(key for one in found for key in one):
         rows.append([label(key)])
         for i, (model, figures) in enumerate(zip(models, found, strict=True)):
-            over = _measured_ratio(model, key) or ratio(found[0].get(key), figures.get(key))
+            over = _measured_ratio(model, key)
+            if not over and key not in _NO_RATIO:
+                over = ratio(found[0].get(key), figures.get(key))
             rows[-1] += [with_unit(key, figures.get(key)), *([over] if i else [])]
     if rows:
         yield Table(caption, ("", *head), rows)
@@ -140,6 +143,7 @@ def _training(runs: Sequence[Run]) -> Iterator[Block]:
         (
             run.name,
             _minutes(number(run.summary, "train_seconds")),
+            _minutes(number(run.summary, "calibration_seconds")),
             values.short(_rounded(number(run.summary, "tokens_per_s"))),
             values.size(number(run.summary, "peak_memory_bytes")),
             f"{text(run.summary, 'world_size', '?')} x {text(run.summary, 'device', '?')}",
@@ -148,7 +152,9 @@ def _training(runs: Sequence[Run]) -> Iterator[Block]:
         if run.summary
     ]
     if rows:
-        yield Table("What training took", ("run", "minutes", "tokens/s", "peak memory", "ranks"), rows)
+        yield Table(
+            "What training took", ("run", "steps, minutes", "cuts, minutes", "tokens/s", "peak memory", "ranks"), rows
+        )
 
 
 def latency(profiles: Sequence[Written], folders: Sequence[Path]) -> tuple[str, str, str] | None:

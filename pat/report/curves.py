@@ -83,7 +83,9 @@ def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[t
 
 
 def phases(lines: Lines) -> list[Phase]:
-    """From the log: each phase begins where the one before was last seen."""
+    """From the log: each phase begins where the one before was last seen, or at the cut or the evaluation of the dense
+    model in between."""
+    marks = [float(line["step"]) for line in lines if any(key.startswith(("dense/", "calibration/")) for key in line)]
     seen = [(float(line["step"]), str(line["pruning/phase"])) for line in lines if line.get("pruning/phase")]
     found: list[Phase] = []
     before = 0.0
@@ -91,6 +93,9 @@ def phases(lines: Lines) -> list[Phase]:
         if found and found[-1].name == name:
             found[-1] = Phase(name, found[-1].start, step)
         else:
-            found.append(Phase(name, before, step))
+            began = next((mark for mark in marks if before <= mark <= step), before)
+            if found:
+                found[-1] = Phase(found[-1].name, found[-1].start, began)
+            found.append(Phase(name, began if found else 0.0, step))
         before = step
     return found

@@ -21,7 +21,7 @@ def lineage(sources: Sources) -> Section:
     """The lineage of every run and export, and the settings in which they differ."""
     blocks: list[Block] = []
     for model in sources.models:
-        blocks.append(Heading(model.name))
+        blocks.append(Heading(sources.label(model)))
         rows = _run(model) if isinstance(model, Run) else _variant(model)
         blocks.append(Facts([(name, value) for name, value in rows if value]))
     for gate in sources.gates:
@@ -52,7 +52,9 @@ def commands(sources: Sources) -> Section:
             lines.append(f"pat registry get {shlex.quote(name)} {version} --out DIR    # bit for bit")
         elif directory := text(variant.export, "lineage.directory"):
             step = text(variant.export, "lineage.step")
-            lines.append(f"pat export {shlex.quote(directory)} --out {_path(variant.path)} --checkpoint {step}")
+            run = next((_path(run.path) for run in sources.runs if run.path.name == directory), None)
+            said = "" if run else f"    # RUN: where the run {plain(directory)} is"
+            lines.append(f"pat export {run or 'RUN'} --out DIR --checkpoint {step}{said}")
     for written in sources.comparisons:
         a, b, data = (text(written.content, key) for key in ("a", "b", "data"))
         mix = f" --mix {shlex.quote(data.removeprefix('mix '))}" if data.startswith("mix ") else ""
@@ -162,7 +164,7 @@ def _differences(sources: Sources) -> Iterator[Block]:
         yield Text("None, but for where they ran and what they logged.")
         return
     rows = [(key, *("" if key not in one else str(one[key]) for one in each)) for key in keys[:MANY]]
-    yield Table("Settings that differ", ("key", *(model.name for model in models)), rows)
+    yield Table("Settings that differ", ("key", *map(sources.label, models)), rows)
     if len(keys) > MANY:
         yield Text(f"and {len(keys) - MANY} more.")
 

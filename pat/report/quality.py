@@ -48,6 +48,8 @@ def regressions(sources: Sources, worst: int) -> Section:
     if not blocks:
         given = sources.comparisons or sources.logs
         said = "The comparison has no prompt that became worse." if given else f"No comparison is given: {HOW}."
+        if sources.logs and not any(get(written.content, "paired") for written in sources.logs):
+            said = "Not known: the rows of the logs are not paired (pat compare --from-logs ... --key COLUMN)."
         blocks.append(Text(said))
     return Section("regressions", "Prompts that became worse", blocks)
 
@@ -80,7 +82,7 @@ def _metrics(sources: Sources) -> Iterator[Block]:
         if before and now and len(sources.models) == 1:
             columns.append(("when pruning began", before))
         if now:
-            columns.append((model.name, now))
+            columns.append((sources.label(model), now))
     for written in sources.evaluations:
         for one in sequence(written.content, "models"):
             if metrics := values.numbers(mapping(one, "metrics")):
@@ -164,7 +166,10 @@ def _outcome(outcome: Any, confidence: float, name: str) -> Iterator[Block]:
 def _logs(content: Mapping[str, Any]) -> Iterator[Block]:
     yield Heading("Compared in production")
     a, b = text(content, "a", "?"), text(content, "b", "?")
-    yield Text(f"A is {a}, B is {b}. The test may be looked at every day.")
+    yield Text(
+        f"A is {a}, B is {b}. The test may be looked at every day. p is adjusted for the number of outcomes, or of "
+        f"their slices (Holm); the {number(content, 'confidence') or 0.95:.0%} confidence sequences are not."
+    )
     for outcome in sequence(content, "watched"):
         yield _watched(outcome)
 

@@ -120,6 +120,12 @@ class Sources:
         """Runs and folders, the dense ones first."""
         return sorted([*self.runs, *self.variants], key=lambda one: one.is_pruned)
 
+    def label(self, model: Run | Variant) -> str:
+        """Its name, with what it is where another one is called so, too."""
+        if sum(one.name == model.name for one in self.models) == 1:
+            return model.name
+        return f"{model.name} ({'run' if isinstance(model, Run) else 'export'})"
+
     @property
     def subject(self) -> Run | Variant | None:
         """What the report is about: the first folder or run that is pruned, or else the first."""

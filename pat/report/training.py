@@ -53,15 +53,19 @@ def sparsity(sources: Sources) -> Section:
 def _curve(run: Run, chart: Chart, position: int) -> Picture:
     name = f"{chart.name}-{position}"
     drawn = Chart(name, chart.title, chart.series, chart.share)
-    ends = "; ".join(
-        f"{one.name} from {_value(chart, one.points[0][1])} at step {one.points[0][0]:.0f} to "
-        f"{_value(chart, one.points[-1][1])} at step {one.points[-1][0]:.0f}"
-        for one in chart.series
-    )
+    ends = "; ".join(_ends(chart, one) for one in chart.series)
     phases = ", ".join(f"{phase.name} until {phase.end:.0f}" for phase in curves.phases(run.lines))
     alt = f"{chart.title} of {run.name} over the steps: {ends}." + (f" Phases: {phases}." if phases else "")
     svg = pictures.curves(drawn, curves.phases(run.lines))
     return Picture(name, chart.title, alt, svg, _numbers(chart, f"{chart.title}, {run.name}"))
+
+
+def _ends(chart: Chart, one: curves.Series) -> str:
+    """`training from 0.7 at step 10 to 0.2 at step 60`."""
+    (first, began), (last, ended) = one.points[0], one.points[-1]
+    if len(one.points) == 1:
+        return f"{one.name} {_value(chart, ended)} at step {last:.0f}"
+    return f"{one.name} from {_value(chart, began)} at step {first:.0f} to {_value(chart, ended)} at step {last:.0f}"
 
 
 def _numbers(chart: Chart, caption: str) -> Table:
@@ -102,11 +106,13 @@ def _heat_map(name: str, counts: Sequence[kept.Count], position: int) -> Iterato
     ]
     total, removed = sum(c.total for c in counts), sum(c.removed for c in counts)
     most, least = max(counts, key=lambda c: c.sparsity), min(counts, key=lambda c: c.sparsity)
-    alt = (
-        f"Share removed of each kind in each layer of {name}, in percent: most in {most.kind} of layer {most.layer} "
-        f"({values.percent(most.sparsity)}), least in {least.kind} of layer {least.layer} "
-        f"({values.percent(least.sparsity)}); {removed:,} of {total:,} in all."
+    ends = (
+        f"most in {most.kind} of layer {most.layer} ({values.percent(most.sparsity)}), least in {least.kind} of layer "
+        f"{least.layer} ({values.percent(least.sparsity)})"
     )
+    if most.sparsity == least.sparsity:
+        ends = f"{values.percent(most.sparsity)} everywhere"
+    alt = f"Share removed of each kind in each layer of {name}, in percent: {ends}; {removed:,} of {total:,} in all."
     shown = [kept.Count(plain(c.kind), c.layer, c.removed, c.total) for c in counts]
     svg = pictures.heat_map(shown, str(position)) if len(layers) <= LAYERS else None
     numbers = Table(f"Share removed in {name}", ("layer", *kinds), rows)

@@ -37,6 +37,8 @@ def attached(config: Config, num_labels: int | None = None) -> tuple[torch.nn.Mo
 def describe(config: Config) -> str:
     """A table: per pruner the matrices, weights, units, what is removed, when, and the bytes of state per rank."""
     _, pruner = attached(config, config.task.num_labels)
+    if not pruner.pruners:
+        return "Nothing would be pruned: there are no pruners."
     ranks = 1 if config.engine.zero_stage == 0 else config.engine.world_size
     size = config.engine.world_size
     table = Table(title=f"What would be pruned ({size} rank{'s' * (size > 1)}, ZeRO {config.engine.zero_stage})")

@@ -17,7 +17,8 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     tokens: float = 0.0  # seen, over all ranks
-    train_seconds: float = 0.0
+    train_seconds: float = 0.0  # in steps alone
+    calibration_seconds: float = 0.0  # in calibrated cuts
     dense_metrics: dict[str, float] | None = None  # just before the first mask
     dense_slices: dict[str, dict[str, float]] | None = None  # of the same evaluation, as `pat.training.slices` has them
     dense_step: int | None = None  # how many steps they were trained

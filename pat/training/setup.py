@@ -155,6 +155,7 @@ def _calibrating(training: Training) -> Callable[[int, int], None]:
             )
         if index == number:
             training.aside_s += seconds
+            training.progress.calibration_seconds += seconds
             training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
         elif index % max(1, number // 4) == 0:
             training.tracker.say(f"calibrating and pruning layer {index + 1} of {number}")

@@ -55,6 +55,7 @@ def summary(training: Training) -> dict[str, Any]:
         "reached": progress.reached,
         "tokens_per_s": progress.tokens / progress.train_seconds if progress.train_seconds else None,
         "train_seconds": progress.train_seconds,
+        "calibration_seconds": progress.calibration_seconds,
         "peak_memory_bytes": int(training.world.max(torch.tensor(peak_memory_bytes(), dtype=torch.int64))),
         "pruner_state_bytes_per_rank": progress.peak_pruner_bytes,
         "checkpoint_seconds": progress.save_seconds,
