@@ -125,6 +125,7 @@ def test_calibrated_it_is_the_same_at_every_zero_stage_and_goes_on_from_what_is_
             if ".layers." in name and weight.dim() == 2:
                 assert (weight.view(-1, 4).count_nonzero(1) == 2).all(), name
         run = json.loads((tmp_path / f"zero{stage}.run" / "summary.json").read_text())
+        assert 0.0 == run["train_seconds"] < run["calibration_seconds"]
         hashes.append((run["mask_sha256"], run["weights_sha256"], run["metrics"]["loss"]))
     assert len({each[:2] for each in hashes}) == 1 and max(h[2] for h in hashes) - min(h[2] for h in hashes) < 1e-3
 

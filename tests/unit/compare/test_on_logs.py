@@ -78,6 +78,7 @@ def test_several_outcomes_are_one_family(tmp_path: Path, capsys: Any) -> None:
     shown = build.page(sources.read([tmp_path / "f.json"]))
     assert shown.decision.word.endswith(": ok lower, s higher")
     assert all(f"{name} per slice" in markdown(shown) for name in ("ok", "s"))
+    assert "Not known: the rows of the logs are not paired" in markdown(shown)
 
 
 def by_holm(p: list[float]) -> list[float]:

@@ -97,6 +97,10 @@ def test_confident_is_about_the_bad_end_of_the_interval() -> None:
     low, drop, ratio = judge.judge("x", limits, known, True, confident=True)
     assert (low.passed, drop.passed, ratio.passed) == (False, False, True)
     assert drop.interval == (-0.01, 0.02) and drop.quantity == 0.005
+    ends = [one.edge.rpartition("must be ")[2] for one in (low, drop, ratio)]
+    assert ends == ["the lower end of its interval", "the upper end of its interval", ""]
+    (outside,) = judge.judge("x", spec.Limit(drop=0.001), known, True, confident=True)
+    assert not outside.passed and not outside.edge, "the figure itself is outside"
     with pytest.raises(ValueError, match="x.drop is against a baseline"):
         judge.judge("x", limits, judge.evidence(0.8), True)
     with pytest.raises(ValueError, match="the baseline's x is 0"):

@@ -73,6 +73,10 @@ def test_figures_of_a_recipes_data_and_of_a_mix_are_those_by_hand(
     gaps = abs(right - np.max(said, axis=1))  # fewer samples than bins: each is a bin of its own
     assert figures["calibration_error"]["overall"]["value"] == pytest.approx(gaps.mean(), rel=1e-4)
     assert figures["calibration_error"]["overall"]["low"] is None
+    in_slices = {name: {each.partition("=")[0] for each in one["slices"]} for name, one in figures.items()}
+    assert "label" in in_slices["accuracy"] and "label" not in in_slices["macro_f1"], (
+        "one class has no mean over classes"
+    )
     assert "label=good" in capsys.readouterr().out
     checks = [[{"name": "label", "label": ["bad", "good"][i % 2]}] for i in range(12)]
     prompts = [{"prompt": t, "slices": {"n": str(i % 2)}, "checks": checks[i]} for i, t in enumerate(texts)]

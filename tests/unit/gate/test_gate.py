@@ -73,6 +73,8 @@ def test_a_planted_regression_is_named(folder: Path, tmp_path: Path, capsys: Any
     slices = [name for name in checks if name.startswith("accuracy[label=")]
     assert slices and all(checks[name]["passed"] for name in slices), "0 below 1 is on the limit"
     assert "accuracy.drop: 0.0416667 against 0.958333, judged 0.9167" in said and "outside its envelope" in said
+    table, _, _ = said.partition("accuracy.drop: ")
+    assert table.count("FAIL") == 1 and table.count("pass ") == len(checks) - 1 and "…" not in table
     root = ET.fromstring(files["junit"].read_bytes())
     (suite,) = root.findall("testsuite")
     assert root.tag == "testsuites" and set(suite.attrib) == SUITE and suite[0].tag == "properties"

@@ -272,6 +272,20 @@ def test_the_decision(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"{word}: " in html(page)
 
 
+def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path: Path, monkeypatch: Any) -> None:
+    """The run and its export have one name here; the headline is about what a dense run has, if one is given."""
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    dense, half = samples.run(tmp_path / "dense", pruned=False), samples.run(tmp_path / "half")
+    name = sources.read([half]).runs[0].name
+    export = samples.variant(tmp_path / "out" / name, half)
+    alone, beside = (build.page(sources.read(given)) for given in ([half, export], [dense, half, export]))
+    assert "when pruning began" in alone.cards[0].note
+    assert "0.818 in" in beside.cards[0].note and "not pruned" in beside.cards[0].note
+    text = markdown(beside)
+    assert f"{name} (run)" in text and f"{name} (export)" in text
+    assert "--checkpoint" in text and f"pat export {half}" in text
+
+
 def test_a_report_without_data_says_so(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "config.yaml").write_text("run: {name: nothing yet}\n")
@@ -313,6 +327,10 @@ def test_curves_and_phases() -> None:
     assert len(line.points) <= curves.POINTS + 1 and line.points[-1] == (900.0, 900.0)
     assert all(abs(x - y) < 1e-9 for x, y in line.points), "means of neighbours, of both"
     assert curves.phases(lines) == [Phase("dense", 0.0, 40.0), Phase("hard", 40.0, 900.0)]
+    seldom = [line for line in lines if line["step"] % 30 == 0]  # logged at 30 and 60, and the cut in between
+    assert curves.phases(seldom)[1] == Phase("hard", 30.0, 900.0)
+    with_cut = [*seldom[:1], {"step": 41, "calibration/seconds": 2.0}, *seldom[1:]]
+    assert curves.phases(with_cut) == [Phase("dense", 0.0, 41.0), Phase("hard", 41.0, 900.0)]
 
 
 @pytest.mark.parametrize(
