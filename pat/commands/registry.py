@@ -51,7 +51,10 @@ def main(arguments: Sequence[str]) -> int:
         "as versions of a name, on MLflow's model registry. Needs the extra: pip install 'pat-deepspeed[registry]'",
         epilog=EXAMPLES
         + exit_codes(
-            {ExitCode.BROKEN_PROMISE: "a version is damaged, did not pass its gate, or the gate is another's"}
+            {
+                ExitCode.BROKEN_PROMISE: "a version is damaged or did not pass its gate, the gate is another's, or "
+                "--expect says otherwise"
+            }
         ),
     )
     parser.add_argument("what", choices=tuple(ACTIONS), help="what to do")
@@ -143,7 +146,7 @@ def _promote(registry: Registry, options: argparse.Namespace) -> int:
     name, which = options.words
     gate = gates.read(options.gate, "--gate") if options.gate else None
     moved = registry.promote(name, which, options.alias, options.reason or "", gate, options.expect)
-    print(f"{report.move(moved, name)}{'' if moved.gate != 'none' else ' (no gate was asked)'}")
+    print(f"{report.move(moved, name)} ({'no gate was asked' if moved.gate == 'none' else f'gate {moved.gate}'})")
     return ExitCode.DONE
 
 

@@ -117,7 +117,7 @@ def format_report(result: dict[str, Any]) -> Table:
     if result["mask_sha256"]:
         row("masks", "", f"{after['mask_bytes']:,} B")
         row("mask sha256", "", result["mask_sha256"][:16])
-    row("weights sha256", "", result["weights_sha256"][:16])
+    row("trained weights sha256", "", result["weights_sha256"][:16])
     row("tensors reloaded, bit for bit", "", "equal")
     difference = result["max_abs_logit_diff"]
     row("largest logit difference", "", "not compared" if difference is None else f"{difference:g}")

@@ -97,7 +97,7 @@ def table(verdict: Verdict) -> Any:
 
 def _properties(verdict: Verdict) -> list[tuple[str, str]]:
     models = [("variant", verdict.variant), ("baseline", verdict.baseline)]
-    said = [(name, f"{one['folder']} (weights {one['weights_sha256'][:16]})") for name, one in models if one]
+    said = [(name, f"{one['folder']} (stored weights {one['weights_sha256'][:16]})") for name, one in models if one]
     whole = "the whole interval must be inside" if verdict.confident else "the figure must be inside"
     return [
         *said,
