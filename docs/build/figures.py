@@ -2,7 +2,7 @@
 
 A row of the table names what is compared and where its figures are in frontier.json; what is not there is "not
 measured". What the demo prints at its end is made of demo.json (DIR/table.json of launch/demo.sh), and the cost of a
-step is that of step.json.
+step is that of step.json. demo_prune.json is what `pat prune` makes of the demo's dense model.
 """
 
 from __future__ import annotations
@@ -108,6 +108,11 @@ def with_step(page: str, step: Mapping[str, Any]) -> str:
     return re.sub(r"neighbouring steps [\d.]+ and [\d.]+\b", paired, page)
 
 
+def with_prune(page: str, prune: Mapping[str, Any]) -> str:
+    """The page with what the demo's dense model has after `pat prune`."""
+    return re.sub(r"has [\d.]+ % \(\[results\]", f"has {100 * prune['accuracy']:.1f} % ([results]", page)
+
+
 def result(name: str) -> Any:
     """A file of results/."""
     return json.loads((ROOT / "results" / f"{name}.json").read_text())
@@ -115,7 +120,8 @@ def result(name: str) -> Any:
 
 def written(page: str) -> str:
     """The page with today's figures."""
-    return with_step(with_demo(into(page, result("frontier")["rows"]), result("demo")), result("step"))
+    page = with_demo(into(page, result("frontier")["rows"]), result("demo"))
+    return with_prune(with_step(page, result("step")), result("demo_prune"))
 
 
 def main() -> None:

@@ -128,6 +128,7 @@ def test_the_readme_is_short_and_its_figures_are_those_of_the_results_files() ->
     demo["pruned"]["accuracy"] = 0.125
     assert "12.5%" in figures.with_demo(readme, demo)
     assert "9.00 (hard)" in figures.with_step(readme, step) and "8.00 and 8.00 |" in figures.with_step(readme, step)
+    assert "has 12.5 % ([results]" in figures.with_prune(readme, {"accuracy": 0.125})
     assert figures.into(readme, {}) != readme, "each figure has its place in the page"
 
 
