@@ -16,7 +16,8 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from pat.integrations import samples as samples_
 from pat.integrations import saved
 from pat.integrations.groups import extend_schedulers, follow, split_groups
 from pat.integrations.settings import Settings
@@ -34,22 +36,30 @@ from pat.zero import config_keys
 
 
 def attach(
-    model: nn.Module, settings: Mapping[str, Any] | str | Path, num_steps: int, tokenizer: Any = None
+    model: nn.Module,
+    settings: Mapping[str, Any] | str | Path,
+    num_steps: int,
+    tokenizer: Any = None,
+    samples: Iterable[samples_.Batch] | None = None,
 ) -> Pruning:
     """Prune `model` in the DeepSpeed engine that it gets next, over `num_steps` optimizer steps.
 
     settings: a mapping or a YAML file {pruners: {NAME: ...}, seed, kernels} as conf/config.yaml describes it, and
     `keep_last`, how many states of the pruner one folder keeps (2; null: all). The tokenizer is only needed to export a
-    checkpoint with it.
+    checkpoint with it. `samples`: this rank's batches, as the model takes them, for methods that are calibrated (alps,
+    wanda, obs, ...); on all ranks as many, of one size.
     """
-    return Pruning(settings).attach(model, tokenizer, num_steps)
+    return Pruning(settings, samples).attach(model, tokenizer, num_steps)
 
 
 class Pruning:
     """A pruner and its place in a foreign trainer."""
 
-    def __init__(self, settings: Mapping[str, Any] | str | Path) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any] | str | Path, samples: Iterable[samples_.Batch] | None = None
+    ) -> None:
         self.settings = Settings.read(settings)
+        self.samples: Iterable[samples_.Batch] | None = None if samples is None else list(samples)
         self.model: nn.Module | None = None
         self.engine: Any = None
         self.pruner: Pruner | None = None
@@ -118,6 +128,13 @@ class Pruning:
         self.pruner = Pruner(self.config)
         self.pruner.attach(engine.module)
         self.pruner.bind(engine)
+        for needs in self.pruner.calibrations:
+            if self.samples is None:
+                raise ValueError(
+                    f"{needs.key} is calibrated on samples: give attach `samples`, some batches of this rank"
+                )
+            self.pruner.samples = partial(samples_.taken, self.samples, world=self.pruner.layout.world)
+            self.pruner.samples(needs.num_samples)  # now, and not in the middle of the run, it says what is wrong
         if self._loaded is not None:
             saved.load(self._loaded, engine, self.pruner, self.config)
         elif engine.global_steps:

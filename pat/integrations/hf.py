@@ -10,7 +10,7 @@ zeros; `export_pruned`, or `pat export OUT/checkpoint-N --out DIR`, takes out wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,20 @@ from transformers.integrations import deepspeed as hf_deepspeed
 
 from pat.export.export import export_run
 from pat.integrations.attach import Pruning
+from pat.integrations.samples import RowsOf
 
 
 class PruningCallback(TrainerCallback):
-    """Prunes the trainer's model while it trains. Settings: a mapping or YAML file, see `pat.integrations.attach`."""
+    """Prunes the trainer's model while it trains. Settings: a mapping or YAML file, see `pat.integrations.attach`.
 
-    def __init__(self, settings: Mapping[str, Any] | str | Path) -> None:
-        self.pruning = Pruning(settings)
+    Methods that are calibrated (alps, wanda, obs, ...) take `samples`, this rank's batches, or else the first rows of
+    the training data, as the trainer collates them.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any] | str | Path, samples: Iterable[Mapping[str, Any]] | None = None
+    ) -> None:
+        self.pruning = Pruning(settings, samples)
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The trainer has its model: wait for its DeepSpeed engine."""
@@ -52,6 +59,9 @@ class PruningCallback(TrainerCallback):
             )
         if self.pruning.pruner is not None:
             raise ValueError("a PruningCallback prunes one training: make a new model, trainer and callback")
+        if self.pruning.samples is None and (loader := kwargs.get("train_dataloader")) is not None:
+            size = args.per_device_train_batch_size
+            self.pruning.samples = RowsOf(loader, size, args.process_index, args.world_size)
         self.pruning.start(state.max_steps)
 
     def on_log(

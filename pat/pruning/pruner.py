@@ -55,8 +55,8 @@ class StepStats:
 
 def _no_samples(number: int) -> list[Any]:
     raise ValueError(
-        "A criterion that looks at the inputs of matrices needs calibration samples, which this trainer does "
-        "not give: take magnitude or movement (prior_score=magnitude), or `pat train`"
+        "A method that looks at the inputs of matrices needs calibration samples, and nothing gave the pruner any: see "
+        "`samples` of attach and PruningCallback"
     )
 
 

@@ -23,6 +23,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from pat.integrations import attach
 from pat.integrations.attach import Pruning
 from pat.integrations.hf import PruningCallback, export_pruned
+from pat.schema import PrunerConfig
 from pat.training import learning_rate
 from pat.zero import engine as ds
 from tests.distributed import hf_on_cpu
@@ -36,11 +37,19 @@ from tests.distributed.harness import (
     inputs,
     main,
     make_config,
+    pruner_config,
     settings,
     text,
 )
 
 SAVED = 5  # a step of the soft phase
+
+
+def _calibrated(num_samples: int) -> PrunerConfig:
+    made = pruner_config("alps")
+    return made.model_copy(update={"criterion": {"name": "alps", "reconstruct": 1, "num_samples": num_samples}})
+
+
 CASES = {
     "movement zero2": ("movement", {"engine__zero_stage": 2}),
     "movement zero2 in SFTTrainer": ("movement", {"engine__zero_stage": 2}),
@@ -57,6 +66,7 @@ CASES = {
     "activation zero2": ("activation", {"engine__zero_stage": 2}),
     "activation zero3 on Accelerate": ("activation", {"engine__zero_stage": 3}),
     "l0 zero3": ("l0", {"engine__zero_stage": 3}),
+    "alps zero2": ("alps", {"engine__zero_stage": 2, "pruners__weights": _calibrated(32)}),
 }
 OPTIM = {"optim__implementation": "loop", "optim__lr_schedule": "constant"}
 
@@ -165,10 +175,18 @@ def our_loop(case: str) -> tuple[Any, dict[str, Any]]:
     kind, overrides = CASES[case]
     config = make_config(kind, **OPTIM | overrides)
     ours = build(config)
+    ours.pruner.samples = lambda number: first_rows(config, number)
     ours.run(0, STEPS)
     said = {"ours": digest(ours), "target": ours.pruner.totals.target}
     ours.engine.destroy()
     return config, said
+
+
+def first_rows(config: Any, number: int) -> list[dict[str, torch.Tensor]]:
+    """This rank's batches of the first rows, which go to the ranks in turn."""
+    size, world = config.train.micro_batch_size, dist.get_world_size()
+    mine = Rows(config).rows[:number][dist.get_rank() :: world]
+    return [inputs(each, config) for each in mine.split(size)]
 
 
 def accelerate_case(case: str, folder: Path) -> dict[str, Any]:

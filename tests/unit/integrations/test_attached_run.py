@@ -16,7 +16,18 @@ from pat.integrations.attach import Pruning
 from pat.pruning.types import PromiseBroken
 from pat.zero import engine as ds
 from tests import one_rank
-from tests.distributed.harness import STEPS, Trained, batch, build, build_model, digest, discard, make_config, settings
+from tests.distributed.harness import (
+    STEPS,
+    Trained,
+    batch,
+    build,
+    build_model,
+    digest,
+    discard,
+    inputs,
+    make_config,
+    settings,
+)
 
 SAVED = 5  # completed steps: in the soft phase
 MODEL = {"optim__implementation": "loop", "optim__lr_schedule": "constant", "engine__zero_stage": 1}
@@ -32,10 +43,10 @@ def config_of(kind: str = "movement") -> Any:
     return make_config(kind, **MODEL)
 
 
-def attached(config: Any, num_steps: int | None = STEPS, **changes: Any) -> Pruning:
+def attached(config: Any, num_steps: int | None = STEPS, samples: Any = None, **changes: Any) -> Pruning:
     """On an engine as a user makes it."""
     model = build_model(config)
-    pruning = Pruning(settings(config) | changes).attach(model, num_steps=num_steps)
+    pruning = Pruning(settings(config) | changes, samples).attach(model, num_steps=num_steps)
     groups = [group | {"lr": config.optim.lr} for group in ds.param_groups(model, config.optim, {})]
     for group in groups:
         del group["base_weight_decay"]  # which is pat's own
@@ -113,6 +124,34 @@ def test_interrupted_it_is_the_run_of_pats_own_loop(folders: dict[str, Path], ki
     with pytest.raises(PromiseBroken, match="not zero"):
         again.check()
     free(again)
+
+
+@pytest.mark.parametrize("kind", ["alps", "obs"])
+def test_calibrated_it_is_the_run_of_pats_own_loop(kind: str) -> None:
+    """On the same samples. The first batches that are enough are taken, and again at every cut."""
+    config = config_of(kind)
+    ours = build(config)
+    ours.pruner.samples = lambda number: some_batches(config, number)
+    ours.run(0, STEPS)
+    expected = digest(ours)
+    discard(ours)
+    theirs = attached(config, samples=iter(some_batches(config, 2 * 128)))
+    run(theirs, config, 0, STEPS)
+    assert found(theirs) == expected
+    theirs.check()
+    free(theirs)
+
+
+def some_batches(config: Any, number: int) -> list[dict[str, torch.Tensor]]:
+    return [inputs(batch(-1 - i, 0, config), config) for i in range(number // 8)]
+
+
+def test_calibrated_without_enough_samples_is_said_at_the_start() -> None:
+    config = config_of("obs")
+    with pytest.raises(ValueError, match="gate is calibrated on samples: give attach `samples`"):
+        attached(config)
+    with pytest.raises(ValueError, match="calibrated on .* samples, .* of each rank, but a rank has 8: give more"):
+        attached(config, samples=some_batches(config, 8))
 
 
 def test_a_run_that_ends_before_the_hard_phase_is_a_broken_promise() -> None:
