@@ -16,6 +16,7 @@ from pat.integrations import saved
 from pat.integrations.attach import Pruning
 from pat.integrations.groups import split_groups
 from pat.integrations.hf import PruningCallback
+from pat.integrations.samples import RowsOf, taken
 from pat.integrations.settings import Settings
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights.matrices import Matrices
@@ -187,3 +188,22 @@ def test_untested_keys_of_deepspeed_are_warned_of_in_an_engine_of_the_callers_ow
         pruning.prepare({"config": plain | {"compile": {"deepcompile": True}}, "optimizer": optimizer})
     with pytest.raises(ValueError, match="the DeepSpeed config sets zero_optimization.zenflow="):
         pruning.prepare({"config": {"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "optimizer": optimizer})
+
+
+def test_calibration_rows_of_a_loader_are_shared_out_and_leave_random_numbers_alone() -> None:
+    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor(rows)[:, None], "noise": torch.rand(1)}
+
+    loader = torch.utils.data.DataLoader(list(range(10)), batch_size=4, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    for rank, rows in ((0, [[0, 2], [4, 6], [8]]), (1, [[1, 3], [5, 7], [9]])):
+        own = RowsOf(loader, 2, rank, 2)
+        for _ in range(2):  # at every cut from the first row
+            assert [batch["input_ids"][:, 0].tolist() for batch in own] == rows
+    assert torch.equal(torch.rand(2), expected)
+    (taken_,) = taken(RowsOf(loader, 2, 0, 1), 2, LOCAL)
+    assert taken_["input_ids"].tolist() == [[0], [1]]
+    with pytest.raises(ValueError, match="the training data is a stream: give PruningCallback `samples`"):
+        next(iter(RowsOf(SimpleNamespace(dataset=iter([1]), collate_fn=collate), 2, 0, 1)))
