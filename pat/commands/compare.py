@@ -161,6 +161,8 @@ def _logs(options: argparse.Namespace) -> int:
 
     outcomes, slices = (tuple(filter(None, each.split(","))) for each in (options.outcome, options.slices))
     columns = on_logs.Columns(outcomes, options.key, slices, options.prompt, options.output)
+    if not outcomes:
+        raise ValueError(f"--outcome {options.outcome}: give the column that says whether an output was good")
     a, b = options.from_logs
     found = on_logs.compare(a, b, columns, _effects(options.effect), options.confidence)
     _models.show(report.log_blocks(found, options.worst))

@@ -128,13 +128,6 @@ class Pruning:
         self.pruner = Pruner(self.config)
         self.pruner.attach(engine.module)
         self.pruner.bind(engine)
-        for needs in self.pruner.calibrations:
-            if self.samples is None:
-                raise ValueError(
-                    f"{needs.key} is calibrated on samples: give attach `samples`, some batches of this rank"
-                )
-            self.pruner.samples = partial(samples_.taken, self.samples, world=self.pruner.layout.world)
-            self.pruner.samples(needs.num_samples)  # now, and not in the middle of the run, it says what is wrong
         if self._loaded is not None:
             saved.load(self._loaded, engine, self.pruner, self.config)
         elif engine.global_steps:
@@ -142,7 +135,21 @@ class Pruning:
                 f"DeepSpeed's engine stands at step {engine.global_steps} without the pruner's state: attach before "
                 "its first step, and load a checkpoint that has a `pat` folder"
             )
+        self._take_samples(self.pruner)
         self.pruner.begin(engine.global_steps)
+
+    def _take_samples(self, pruner: Pruner) -> None:
+        """For the cuts that are still to come; what is wrong with them is said now. ValueError. Collective."""
+        if self.samples is not None:
+            pruner.samples = partial(samples_.taken, self.samples, world=pruner.layout.world)
+        for each in pruner.pruners:
+            if each.hardened or not (needs := each.calibration):
+                continue
+            if self.samples is None:
+                raise ValueError(
+                    f"{needs.key} is calibrated on samples: give attach `samples`, some batches of this rank"
+                )
+            pruner.samples(needs.num_samples)
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         engine = self.engine

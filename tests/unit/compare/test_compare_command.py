@@ -147,6 +147,7 @@ def test_classifiers_on_a_mix_and_on_data(classifiers: list[Path], tmp_path: Pat
         ([".", ".", "--mix", "reviews"], "holds no config.json"),
         ([".", ".", "--allow-code"], "--allow-code would be ignored"),
         (["--from-logs", "a", "b"], "--outcome is missing"),
+        (["--from-logs", "a", "b", "--outcome", ","], "--outcome ,: give the column"),
         (["--from-logs", "a", "b", "--outcome", "ok"], "there is no file a"),
         (["--from-logs", "a", "b", "--outcome", "ok", "--mix", "chats"], "--mix would be ignored"),
         (["--from-logs", "a", "b", "--outcome", "ok", "--effect", "-1"], "--effect -1: give a number"),

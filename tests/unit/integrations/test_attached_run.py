@@ -127,8 +127,9 @@ def test_interrupted_it_is_the_run_of_pats_own_loop(folders: dict[str, Path], ki
 
 
 @pytest.mark.parametrize("kind", ["alps", "obs"])
-def test_calibrated_it_is_the_run_of_pats_own_loop(kind: str) -> None:
-    """On the same samples. The first batches that are enough are taken, and again at every cut."""
+def test_calibrated_it_is_the_run_of_pats_own_loop(kind: str, tmp_path: Path) -> None:
+    """On the same samples. The first batches that are enough are taken, and again at every cut; after the last nobody
+    needs any."""
     config = config_of(kind)
     ours = build(config)
     ours.pruner.samples = lambda number: some_batches(config, number)
@@ -136,10 +137,16 @@ def test_calibrated_it_is_the_run_of_pats_own_loop(kind: str) -> None:
     expected = digest(ours)
     discard(ours)
     theirs = attached(config, samples=iter(some_batches(config, 2 * 128)))
-    run(theirs, config, 0, STEPS)
-    assert found(theirs) == expected
-    theirs.check()
+    run(theirs, config, 0, STEPS - 1)
+    theirs.engine.save_checkpoint(str(tmp_path))
     free(theirs)
+    again = attached(config, num_steps=None)
+    again.engine.load_checkpoint(str(tmp_path))
+    again.start(STEPS)
+    run(again, config, STEPS - 1, STEPS)
+    assert found(again) == expected
+    again.check()
+    free(again)
 
 
 def some_batches(config: Any, number: int) -> list[dict[str, torch.Tensor]]:
