@@ -3,7 +3,7 @@
 The hidden states of the rank's samples; and the most of
     measuring   a layer's weights in the forward's dtype, and its statistics, as if no two matrices had the same inputs
     cutting     these statistics, what the method holds for one matrix, and the others of its rank: as if all matrices
-                with as many inputs had the same ones
+                with as many inputs had the same ones; of structures the layer's weights, unless no cut of it follows
     fitting     the layer's weights and gradients in the forward's dtype, the rank's share of fp32 weights, flags and
                 moments, an fp32 gradient and what Adam makes of it; what the backward keeps is not counted
 """
@@ -49,8 +49,11 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
         sharing[_layer(name), inputs] = sharing.get((_layer(name), inputs), 0) + outputs * inputs
     largest = max((layers[name] for name in statistics), key=sum)
     weights, measured = itemsize * sum(largest), max(statistics.values())
+    last = {_layer(name): name for name in needs.shapes}
     cutting = max(
-        needs.cut_bytes(*shape) + (0 if needs.layers else CUT * (sharing[_layer(name), shape[1]] - math.prod(shape)))
+        needs.cut_bytes(*shape)
+        + (0 if needs.layers else CUT * (sharing[_layer(name), shape[1]] - math.prod(shape)))
+        + (0 if name == last[_layer(name)] else needs.layers * weights)
         for name, shape in needs.shapes.items()
     )
     fitting = 0
@@ -58,11 +61,11 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
         fitted, shares = largest if needs.layers else max(pruned.values(), key=sum), [0] * ranks
         for numel, owner in zip(fitted, shared_out(fitted, ranks), strict=True):
             shares[owner] += numel
-        fitting = max(1, needs.layers) * weights + itemsize * sum(fitted) + ADAM * max(shares) + 3 * FP32 * max(fitted)
+        fitting = weights + itemsize * sum(fitted) + ADAM * max(shares) + 3 * FP32 * max(fitted)
     states = (
         tokens * hidden * itemsize * (1 + 2 * needs.follows)
     )  # also what goes into a layer and comes out of it dense
-    return states + max(max(1, needs.layers) * weights + measured, needs.layers * weights + measured + cutting, fitting)
+    return states + max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)
 
 
 def _layer(name: str) -> str:

@@ -652,13 +652,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("masked_fill(gone, torch.inf)", "masked_fill(gone, 0.0)", "a unit goes twice"),
         ("inverse -= inverse[:, own] @ taken", "pass", "the costs of groups forget what has gone"),
-        ("products[rows].sub_(half[rows] @ factor.T).sub_(factor[rows] @ half.T)", "pass", "W stays dense"),
-        (".mul_(self.repair))", ")", "all of the gap is made up for, whatever the key says"),
-        (
-            "(weights.double() - fitted) @ problem.mean",
-            "(wide - fitted) @ problem.mean",
-            "the gap's mean counts twice in the bias",
-        ),
+        (" - factor[:, :t] @ (mine @ taken[:, :t])", "", "costs in a chunk are of W as it was when the chunk began"),
+        ("now[rows, : len(stay)].sub_(taken[rows] @ factor.T)", "pass", "W stays dense"),
+        ("inverse[rows, : len(stay)].sub_(factor[rows] @ factor.T)", "pass", "H^-1 forgets the chunks before"),
+        (".mul_(self.repair)", "", "all of the gap is made up for, whatever the key says"),
+        ("wide.addr_(gap.mean, problem.mean, alpha=-1.0)", "pass", "the gap's mean counts twice in the bias"),
     ],
     "pat/pruning/calibration/journal.py": [
         (

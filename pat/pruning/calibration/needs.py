@@ -15,12 +15,12 @@ class Needs:
 
     key: str  # of its method: pruners.NAME.criterion
     num_samples: int
-    shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the matrices whose inputs are measured
+    shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the matrices whose inputs are measured, in their order
     statistics: tuple[type[InputStatistic], ...]  # of each
     cut_bytes: Callable[[int, int], int]  # (outputs, inputs) -> what one cut holds beside the statistics
     follows: bool = False  # whether the model before the cut is walked along
     passes: int = 0  # over the samples, in which each layer is then fitted to what it gave there
-    layers: int = 0  # times that a layer's weights are held during its cut
+    layers: int = 0  # times that a layer's weights are held during its cuts, up to the last of them
     once: bool = False  # whether it is measured for the first selection only
 
     @property

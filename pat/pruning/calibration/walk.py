@@ -160,8 +160,10 @@ class Layer:
         self.walk.fill(names)
 
     def let_go(self) -> None:
-        """Of the layer's weights: what has been measured is all that is needed, up to a `refresh` of them all."""
+        """Of the layer's weights, and of those that it came with: what has been measured is all that is needed, up to a
+        `refresh` of them all."""
         if not self.walk.follow or len(self._behind) == len(self.walk.before):
+            self._twin = None
             self.walk.drop(self.parameters)
 
     def twin(self) -> Any:

@@ -154,7 +154,7 @@ class CalibratedGate(CalibrationSettings, GateMethod, ABC):
         bias: Tensor | None,  # (o,) fp32
         features: int,
         inputs: Mapping[type[InputStatistic], Tensor],
-        gap: Gap | None,  # what is missing behind the matrix by now; None unless `follows`
+        gap: Gap | None,  # what is missing behind the matrix by now, used up; None unless `follows`
         count: int,  # of units that stay
     ) -> Fit:
         """The units that stay, and the weights and the bias that read them. ValueError where there is no such fit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -26,8 +27,9 @@ class Obs(CalibratedGate):
 
         cost_u = tr(W_u A_uu^-1 W_u^T),  W <- W - W_u A_uu^-1 A_u,  A <- A - A_:u A_uu^-1 A_u:
 
-    In the end V = W H_:K H_KK^-1, and the bias gets (W - V) E[x] + repair E[e]. Source: Kurtic et al. 2023 (ZipLM),
-    arXiv:2302.04089; the bias: An et al. 2023 (FLAP), arXiv:2312.11983; e: ours.
+    What W ends as is V, which is W H_:K H_KK^-1 of the W that it began as. The bias gets (W - V) E[x] + repair E[e],
+    with the matrix's own W. Source: Kurtic et al. 2023 (ZipLM), arXiv:2302.04089; the bias: An et al. 2023 (FLAP),
+    arXiv:2312.11983; e: ours.
     """
 
     name: str = "obs"
@@ -50,8 +52,9 @@ class Obs(CalibratedGate):
         return self.repair > 0.0 or super().follows
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
-        """The weights, in fp64 these and what is missing; in fp64 H^-1, W^T W, STRIP rows of both, and columns."""
-        return (4 + 8 * 2) * outputs * inputs + 8 * inputs * (2 * inputs + 2 * min(STRIP, inputs) + 4 * CHUNK)
+        """The weights, in fp64 W, which is in the memory of the gap, H^-1 and STRIP rows of it, and columns."""
+        square = inputs * (inputs + 2 * min(STRIP, inputs))
+        return (4 + 8) * outputs * inputs + 8 * (square + 2 * CHUNK * (inputs + outputs))
 
     def costs(
         self, weights: Tensor, features: int, inputs: Mapping[type[InputStatistic], Tensor], bias: bool
@@ -59,9 +62,9 @@ class Obs(CalibratedGate):
         """(u,) what removing each unit costs, given those removed before it, as a share of E||W (x - m)||^2."""
         problem = Problem.of(inputs, bias, self.damping)
         wide, gram = weights.double(), problem.whole()
-        size = ((wide @ gram) * wide).sum().clamp(min=TINY)
-        order, costs = removals(wide, inverted_(cholesky_(gram)), features, wide.shape[1] // features)
-        return torch.zeros_like(costs).scatter_(0, order, costs) / size
+        size = sum(((wide[rows] @ gram) * wide[rows]).sum() for rows in strips(len(wide)))
+        order, costs = removals_(wide, inverted_(cholesky_(gram)), features, wide.shape[1] // features)
+        return torch.zeros_like(costs).scatter_(0, order, costs) / max(float(size), TINY)
 
     def cut(
         self,
@@ -74,24 +77,24 @@ class Obs(CalibratedGate):
     ) -> Fit:
         """The `count` units that stay, and what reads them. RuntimeError where H is not positive."""
         problem = Problem.of(inputs, bias is not None, self.damping)
-        wide, shift = weights.to(torch.float64, copy=True), None if bias is None else bias.double()
+        shift = None if bias is None else bias.double() + weights.double() @ problem.mean
         factor = cholesky_(problem.whole())
-        if gap is not None:
-            missing = gap.cross.double()
+        if gap is None:
+            wide = weights.to(torch.float64, copy=True)
+        else:
+            wide = gap.cross.double()
             if shift is not None:
-                missing, shift = missing - torch.outer(gap.mean, problem.mean), shift + self.repair * gap.mean
-            wide.add_(solved_(factor, missing.clone()).mul_(self.repair))
-            del missing
+                wide.addr_(gap.mean, problem.mean, alpha=-1.0)
+                shift += self.repair * gap.mean
+            solved_(factor, wide).mul_(self.repair).add_(weights)
         units = wide.shape[1] // features
-        order, _ = removals(wide, inverted_(factor), features, units - count)
+        order, _ = removals_(wide, inverted_(factor), features, units - count)
         del factor
         keep = torch.ones(units, dtype=torch.bool)
         keep[order] = False
-        fitted = refitted(wide, problem, keep.repeat_interleave(features))
         if bias is None or shift is None:
-            return Fit(keep, fitted.to(weights.dtype), None)
-        # The bias of W x + b is b + (W - V) m, whatever W has become.
-        return Fit(keep, fitted.to(weights.dtype), (shift + (weights.double() - fitted) @ problem.mean).to(bias.dtype))
+            return Fit(keep, wide.to(weights.dtype), None)
+        return Fit(keep, wide.to(weights.dtype), (shift - wide @ problem.mean).to(bias.dtype))
 
 
 @dataclass(frozen=True)
@@ -155,23 +158,20 @@ TINY = 1e-300  # of an output that is 0
 CHUNK = 64  # removals between two updates of whole matrices
 
 
-def removals(
-    weights: Tensor,  # (o, i) fp64
+def removals_(
+    weights: Tensor,  # (o, i) fp64, W; becomes V
     inverse: Tensor,  # (i, i) fp64, H^-1; used up
     features: int,  # inputs of a unit
     number: int,  # of units to remove
 ) -> tuple[Tensor, Tensor]:
     """(number,) units in the order in which they go, and (number,) what the going of each costs."""
-    if features == 1:
-        return _one_by_one(weights.T @ weights, inverse, number)
-    return _as_groups(weights, inverse, features, number)
+    order, costs = (_one_by_one if features == 1 else partial(_as_groups, features))(weights, inverse, number)
+    return torch.tensor(order, dtype=torch.int64), torch.tensor(costs, dtype=torch.float64)
 
 
-def _as_groups(weights: Tensor, inverse: Tensor, features: int, number: int) -> tuple[Tensor, Tensor]:
+def _as_groups(features: int, weights: Tensor, inverse: Tensor, number: int) -> tuple[list[int], list[float]]:
     """As the formulas say."""
-    weights = weights.clone()
-    units = weights.shape[1] // features
-    alive, order, costs = list(range(units)), list[int](), list[float]()
+    alive, order, costs = list(range(weights.shape[1] // features)), list[int](), list[float]()
     for _ in range(number):
         each = {u: _group_cost(weights, inverse, u, features) for u in alive}
         unit = min(alive, key=lambda u: each[u])
@@ -182,7 +182,8 @@ def _as_groups(weights: Tensor, inverse: Tensor, features: int, number: int) -> 
         alive.remove(unit)
         order.append(unit)
         costs.append(each[unit])
-    return torch.tensor(order, dtype=torch.int64), torch.tensor(costs, dtype=torch.float64)
+    weights.unflatten(1, (-1, features))[:, order] = 0.0  # which it is but for rounding
+    return order, costs
 
 
 def _group_cost(weights: Tensor, inverse: Tensor, unit: int, features: int) -> float:
@@ -191,60 +192,54 @@ def _group_cost(weights: Tensor, inverse: Tensor, unit: int, features: int) -> f
     return float((solve(inverse[own, own], mine.T).T * mine).sum())
 
 
-def _one_by_one(products: Tensor, inverse: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The same for units of one input, from Q = W^T W and A: CHUNK removals at a time are kept as columns.
+def _one_by_one(weights: Tensor, inverse: Tensor, number: int) -> tuple[list[int], list[float]]:
+    """The same for units of one input: CHUNK removals at a time are kept as columns L and U, so that A - L L^T and
+    W - U L^T are what A and W have become.
 
-    With L and U so that A - L L^T and W - U L^T are what A and W have become, and M = W^T U, S = U^T U, a removal reads
-    only columns of Q and A: l = (A_:u - L L_u) / r, W^T u' = (Q_:u - M L_u) / r and U^T u' = (M_u - S L_u) / r with
-    r^2 = A_uu. Then A - L L^T and Q - M L^T - L M^T + L S L^T are taken, without the units that are gone, in place.
+    With r^2 = A_uu of now, a removal adds l = (A_:u - L L_u) / r to L and v = (W_:u - U L_u) / r to U. By it the
+    squares of W's columns lose 2 l (W^T v - L U^T v) - l^2 |v|^2, and A's diagonal loses l^2. In the end of a chunk A
+    and W become what they are now, in place and without the units that are gone.
     """
-    left = torch.arange(len(inverse), device=inverse.device)
+    size = len(inverse)
+    left = torch.arange(size, device=inverse.device)
+    now = weights  # (o, n) of the units that are left, in the memory of `weights`
     order, costs = list[int](), list[float]()
     while len(order) < number:
         width = min(CHUNK, number - len(order))
-        factor, seen = inverse.new_zeros(len(left), width), inverse.new_zeros(len(left), width)  # L, M
-        own = inverse.new_zeros(width, width)  # S
-        norms, diagonal = products.diagonal().clone(), inverse.diagonal().clone()
+        factor, taken = inverse.new_zeros(len(left), width), inverse.new_zeros(len(now), width)  # L, U
+        squares, diagonal = column_squares(now), inverse.diagonal().clone()
         gone = torch.zeros(len(left), dtype=torch.bool, device=inverse.device)
         for t in range(width):
-            each = (norms.clamp(min=0.0) / diagonal).masked_fill(gone, torch.inf)
+            each = (squares.clamp(min=0.0) / diagonal).masked_fill(gone, torch.inf)
             unit = int(each.argmin())
             root, before = diagonal[unit].sqrt(), factor[unit, :t].clone()
             column = (inverse[:, unit] - factor[:, :t] @ before) / root
-            product = (products[:, unit] - seen[:, :t] @ before) / root
-            among = (seen[unit, :t] - own[:t, :t] @ before) / root
-            square = norms[unit] / diagonal[unit]
-            norms = norms - 2.0 * (product - factor[:, :t] @ among) * column + square * column.square()
+            mine = (now[:, unit] - taken[:, :t] @ before) / root
+            along = mine @ now - factor[:, :t] @ (mine @ taken[:, :t])
+            squares = squares - 2.0 * along * column + mine.square().sum() * column.square()
             diagonal = diagonal - column.square()
-            factor[:, t], seen[:, t], gone[unit] = column, product, True
-            own[t, :t], own[:t, t], own[t, t] = among, among, square
+            factor[:, t], taken[:, t], gone[unit] = column, mine, True
             order.append(int(left[unit]))
             costs.append(float(each[unit]))
         stay = (~gone).nonzero().squeeze(1)
-        factor, seen, left = factor[stay], seen[stay], left[stay]
-        inverse, products = _among_(inverse, stay), _among_(products, stay)
-        half = seen - factor @ own / 2.0
+        factor, left = factor[stay], left[stay]
         for rows in strips(len(stay)):
-            inverse[rows].sub_(factor[rows] @ factor.T)
-            products[rows].sub_(half[rows] @ factor.T).sub_(factor[rows] @ half.T)
-    return torch.tensor(order, dtype=torch.int64), torch.tensor(costs, dtype=torch.float64)
+            inverse[rows, : len(stay)] = inverse[stay[rows]][:, stay]
+            inverse[rows, : len(stay)].sub_(factor[rows] @ factor.T)
+        for rows in strips(len(now)):
+            now[rows, : len(stay)] = now[rows][:, stay]
+            now[rows, : len(stay)].sub_(taken[rows] @ factor.T)
+        inverse, now = inverse[: len(stay), : len(stay)], now[:, : len(stay)]
+    for rows in strips(len(weights)):
+        fitted = now[rows].clone()
+        weights[rows] = 0.0
+        weights[rows.start : rows.stop, left] = fitted
+    return order, costs
 
 
-def _among_(matrix: Tensor, stay: Tensor) -> Tensor:
-    """(n, n) the rows and columns of rising indices (n,), moved up and left within the memory of the matrix."""
-    for rows in strips(len(stay)):
-        matrix[rows, : len(stay)] = matrix[stay[rows]][:, stay]
-    return matrix[: len(stay), : len(stay)]
-
-
-def refitted(weights: Tensor, problem: Problem, keep: Tensor) -> Tensor:
-    """(o, i) V = W H_:K H_KK^-1 on the inputs K whose flag, of (i,) bool, is up, and 0 elsewhere."""
-    on = keep.nonzero().squeeze(1).to(weights.device)
-    within, right = weights.new_empty(len(on), len(on)), weights.new_empty(len(weights), len(on))
-    for rows in strips(len(on)):
-        part = problem.rows(on[rows])
-        within[rows] = part[:, on]
-        right[:, rows] = weights @ part.T
-    fitted = torch.zeros_like(weights)
-    fitted[:, on] = solved_(cholesky_(within), right)
-    return fitted
+def column_squares(matrix: Tensor) -> Tensor:
+    """(n,) the sums of squares of an (o, n) matrix's columns."""
+    found = matrix.new_zeros(matrix.shape[1])
+    for rows in strips(len(matrix)):
+        found += matrix[rows].square().sum(0)
+    return found

@@ -74,7 +74,7 @@ def needs(key: str, method: GateMethod, anatomy: Anatomy, sites: Sequence[Site])
     """What has to be measured at the cut; None: the gate looks at no inputs."""
     if not isinstance(method, CalibratedGate):
         return None
-    made = [reader(anatomy, site) for site in sites]
+    made = [reader(anatomy, site) for site in sorted(sites, key=lambda site: (site.layer, site.sublayer or 0))]
     shapes = {projection.weight: as_map(anatomy, projection) for projection in made}
     settings = method.num_samples, shapes, method.statistics, method.cut_bytes, method.follows, method.reconstruct
     return Needs(key, *settings, layers=1 + method.follows)
@@ -97,9 +97,11 @@ class Cutter:
             if (known := journal.known(layer)) is not None:
                 found |= dict(known)
                 continue
-            for site in self._of(layer):
+            for site in (sites := self._of(layer)):
                 made = reader(self.anatomy, site)
                 inputs = layer.collect({made.weight: self.method.statistics})[made.weight]
+                if site is sites[-1]:
+                    layer.let_go()
                 weights, bias = self._reader(made)
                 work = partial(_costs, self.method, weights, bias is not None, site.features, inputs)
                 (found[site.name],) = self._on_one_rank(site, made, work, [(site.num_units,)])
@@ -127,7 +129,7 @@ class Cutter:
         keep: dict[str, Tensor] = {}
         sites = self._of(layer)
         for site in sites:
-            keep[site.name] = self._cut_site(layer, site, counts[site.name], journal)
+            keep[site.name] = self._cut_site(layer, site, counts[site.name], journal, last=site is sites[-1])
             journal.put(KEEP + site.name, keep[site.name])
         if self.method.reconstruct and not all(bool(flags.all()) for flags in keep.values()):
             names = [name for name in self._parameters(sites) if self.weights.can_be_fitted(name)]
@@ -137,12 +139,14 @@ class Cutter:
                 journal.put(name, values)
         return keep
 
-    def _cut_site(self, layer: Layer, site: Site, count: int, journal: Journal) -> Tensor:
+    def _cut_site(self, layer: Layer, site: Site, count: int, journal: Journal, last: bool) -> Tensor:
         """The flags of a site. Fits the weights that read its units, and refreshes the layer. Collective."""
         if count == site.num_units:
             return torch.ones(count, dtype=torch.bool)
         made = reader(self.anatomy, site)
         inputs, gap = self._measure(layer, site, made)
+        if last:
+            layer.let_go()
         weights, bias = self._reader(made)
         work = partial(_cut, self.method, weights, bias, site.features, inputs, gap, count)
         names = [name for name in (made.weight, made.bias) if name is not None]
@@ -152,7 +156,8 @@ class Cutter:
         for name, values in zip(names, fitted, strict=True):
             self.weights.write(name, values)
             journal.put(name, values)
-        layer.refresh(names)
+        if not last or self.method.reconstruct:  # else the walk does
+            layer.refresh(layer.parameters if last else names)
         return flags.bool().cpu()
 
     def _parameters(self, sites: Sequence[Site]) -> list[str]:
@@ -192,7 +197,7 @@ class Cutter:
         """
         layout, said = self.weights.layout, list[str]()
         world = layout.world
-        found = [torch.zeros(shape, device=layout.device) for shape in shapes]
+        found: list[Tensor] = []
         if site.layer % world.world_size == world.rank:
             try:
                 found = [each.float().contiguous() for each in work()]
@@ -210,7 +215,7 @@ class Cutter:
         refused = [sentence for each in world.gather(said) for sentence in each]
         if refused:
             raise ValueError(refused[0])
-        return [world.sum(each) for each in found]
+        return [world.sum(each) for each in found or [torch.zeros(shape, device=layout.device) for shape in shapes]]
 
 
 def _turned(made: Projection, weights: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from pat.pruning import registry
 from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.statistics import Gram, Mean
 from pat.pruning.calibration.walk import NotCalibrated
-from pat.pruning.gates.obs import Obs, removals
+from pat.pruning.gates import obs
+from pat.pruning.gates.obs import Obs, removals_
 from pat.pruning.pruner import Pruner
 from pat.pruning.structures import calibrated
 from pat.pruning.structures.sites import Site
@@ -54,8 +55,11 @@ def least_squares(weights: Tensor, bias: Tensor | None, x: Tensor, on: list[int]
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("features", [1, 2])
-def test_survivors_and_bias_solve_the_normal_equations(features: int, with_bias: bool) -> None:
+@pytest.mark.parametrize(("features", "chunk"), [(1, 64), (1, 3), (2, 64)])
+def test_survivors_and_bias_solve_the_normal_equations(
+    features: int, chunk: int, with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(obs, "CHUNK", chunk)
     weights, bias, x = problem(0)
     given = bias if with_bias else None
     fit = Obs(damping=TINY).cut(weights, given, features, measured(x), None, 8 // features // 2)
@@ -105,12 +109,15 @@ def test_what_stays_is_near_the_best_of_all_subsets(features: int, seed: int) ->
     assert mine <= 1.3 * ranked[0] or mine <= ranked[len(ranked) // 20], (mine, ranked[:4])
 
 
-@pytest.mark.parametrize("features", [1, 2])
-def test_each_unit_that_goes_is_the_one_that_costs_least_then(features: int) -> None:
-    """ZipLM's greedy order, with every cost taken anew by least squares; the costs add up to the error. The first
-    units of one input are taken out by columns of a Cholesky factor, those of several as the formula says."""
+@pytest.mark.parametrize(("features", "chunk"), [(1, 64), (1, 3), (2, 64)])
+def test_each_unit_that_goes_is_the_one_that_costs_least_then(
+    features: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZipLM's greedy order, with every cost taken anew by least squares; the costs add up to the error. Units of one
+    input are taken out by columns of a Cholesky factor, those of several as the formula says."""
+    monkeypatch.setattr(obs, "CHUNK", chunk)
     weights, _, x = problem(1)
-    order, costs = removals(weights, torch.linalg.inv(measured(x)[Gram].double()), features, 8 // features)
+    order, costs = removals_(weights.clone(), torch.linalg.inv(measured(x)[Gram].double()), features, 8 // features)
     whole = float((x @ weights.T).square().sum(1).mean())
     left, before = list(range(8 // features)), 0.0
     for unit, cost in zip(order.tolist(), costs.tolist(), strict=True):
@@ -386,13 +393,18 @@ def test_under_adapters_the_cut_is_that_of_the_merged_model(model_type: str, gat
 def with_adapters(model_type: str) -> Any:
     """A model whose adapters give something."""
     model = models.model(model_type)
+    adapt(model)
+    return model
+
+
+def adapt(model: Any) -> None:
+    """Give it adapters as after some training."""
     adapters.inject(model, PeftConfig(r=3, alpha=6.0), seed=3)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, param in model.named_parameters():
             if "lora_" in name:
                 param.copy_(torch.randn(param.shape, generator=generator) * 0.2)
-    return model
 
 
 def merged_by_peft(model: Any) -> Any:
