@@ -57,6 +57,17 @@ def gates() -> Config:
     return test_calibrated_gates.config(["ffn", "kv_groups"], budget, ONCE, gate)
 
 
+def under_adapters() -> Config:
+    """What is fitted is frozen, and not what a cut is told."""
+    gate = {"name": "obs", "reconstruct": 1}
+    made = test_calibrated_gates.config(["ffn"], test_calibrated_gates.shape(ffn=64), ONCE, gate)
+    return made.changed(peft__r=3, peft__alpha=6.0)
+
+
+def nothing(model: Any) -> None:
+    """The model stays as it is."""
+
+
 @dataclass
 class Start:
     """One start of a cut, and what it did."""
@@ -73,7 +84,7 @@ def start(
     root: Path | None,
     stop_after: int | None = None,  # layers, over all walks
     family: str = "llama",
-    change: Callable[[Any], None] = lambda model: None,
+    change: Callable[[Any], None] = nothing,
     samples: list[dict[str, Tensor]] | None = None,
 ) -> Start:
     """Cut, or be killed in it."""
@@ -122,23 +133,25 @@ L = models.LAYERS
 
 
 @pytest.mark.parametrize(
-    ("family", "made", "killed", "walks"),
+    ("family", "made", "killed", "walks", "change"),
     [
-        ("gpt2", weights("wanda"), [1], 1),
+        ("gpt2", weights("wanda"), [1], 1, nothing),
         pytest.param(
-            "llama", weights({"name": "alps", "iterations": 4, "reconstruct": 2}), [1, 2], 1, marks=pytest.mark.slow
+            "llama", weights({"name": "alps", "iterations": 4, "reconstruct": 2}), [1, 2], 1, nothing,
+            marks=pytest.mark.slow,
         ),
-        ("llama", gates(), [2, L + 2], 2),
+        ("llama", gates(), [2, L + 2], 2, nothing),
+        ("gpt2", under_adapters(), [2], 1, test_calibrated_gates.adapt),
     ],
-    ids=["stored inputs first", "reconstructed", "structures after a walk for costs"],
-)
+    ids=["stored inputs first", "reconstructed", "structures after a walk for costs", "under adapters"],
+)  # fmt: skip
 def test_killed_and_started_again_it_ends_with_the_same_bits_and_measures_what_is_left(
-    family: str, made: Config, killed: list[int], walks: int, tmp_path: Path
+    family: str, made: Config, killed: list[int], walks: int, change: Any, tmp_path: Path
 ) -> None:
-    undisturbed = start(made, None, family=family)
+    undisturbed = start(made, None, family=family, change=change)
     for layers in killed:
-        start(made, tmp_path / "calibration", layers, family)
-    last = start(made, tmp_path / "calibration", family=family)
+        start(made, tmp_path / "calibration", layers, family, change)
+    last = start(made, tmp_path / "calibration", family=family, change=change)
     assert same(last, undisturbed)
     places = [layer for _ in range(walks) for layer in range(L)][killed[-1] :]
     assert sorted(set(last.measured)) == sorted(set(places))
