@@ -13,9 +13,9 @@ from pat.commands import _models
 from pat.commands._help import command_parser, exit_codes
 from pat.common import files
 from pat.common.files import write_json
+from pat.common.text import file_size
 from pat.run.directory import ExitCode
 
-MEGA = 1e6
 NAME = 32  # columns that a model's name may fill before it is folded
 
 
@@ -218,7 +218,7 @@ def _table(evaluations: Sequence[Any], comparable: bool) -> Any:
             "-" if item.sparsity is None else f"{item.sparsity:.2%}",
             f"{item.parameters:,}",
             f"{item.nonzero_parameters:,}",
-            f"{item.bytes / MEGA:.2f} MB",
+            file_size(item.bytes),
             f"{item.tokens_per_s:,.0f}",
         )
     return table

@@ -47,8 +47,17 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
+def file_size(n: float) -> str:
+    """Bytes of files in decimal units, as disks and hubs count them; memory is in `size_in_words`."""
+    for unit in ("B", "kB", "MB"):
+        if abs(n) < 1000:
+            return f"{n:.4g} {unit}"
+        n /= 1000
+    return f"{n:.4g} GB"
+
+
 def size_in_words(n: float) -> str:
-    """Bytes with the unit that suits them."""
+    """Bytes with the binary unit that suits them, as memory is counted."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if n < 1024 or unit == "GiB":
             break

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pat.common.text import size_in_words
+from pat.common.text import file_size, size_in_words
 from pat.profiling.figures import FEW, Profile
 
 NAME = 32  # columns that a model's name may fill before it is folded
@@ -63,7 +63,7 @@ def _sizes(profiles: Sequence[Profile]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for one in profiles:
         cells = [
-            size_in_words(one.bytes_on_disk),
+            file_size(one.bytes_on_disk),
             "-" if one.memory_bytes is None else size_in_words(one.memory_bytes),
             "-" if one.peak_memory_bytes is None else size_in_words(one.peak_memory_bytes),
             "-" if one.flops is None else f"{one.flops / 1e9:.3g} @ {one.flops_tokens}",
@@ -76,13 +76,15 @@ def _sizes(profiles: Sequence[Profile]) -> Table:
 def _throughput(profiles: Sequence[Profile]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="tokens per second (ratio)", title_justify="left")
     table.add_column("batch size", justify="right")
-    table.add_column("prompt + output", justify="right", no_wrap=True)
+    generates = any(point.output_tokens for one in profiles for point in one.throughput)
+    table.add_column("prompt + output" if generates else "tokens", justify="right", no_wrap=True)
     for one in profiles:
         table.add_column(Text(f"{one.folder} ({one.backend})"), justify="right", overflow="fold")
     for points in zip(*(one.throughput for one in profiles), strict=True):
         cells = [_number(p.tokens_per_s) + ("" if p.ratio is None else f"  {_ratio(p.ratio)}") for p in points]
         first = points[0]
-        table.add_row(f"{first.batch_size}", f"{first.prompt_tokens} + {first.output_tokens}", *cells)
+        length = f"{first.prompt_tokens}" + (f" + {first.output_tokens}" if generates else "")
+        table.add_row(f"{first.batch_size}", length, *cells)
     return table
 
 

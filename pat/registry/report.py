@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pat.common.text import size_in_words
+from pat.common.text import file_size
 from pat.registry import gates
 from pat.registry.maskdiff import Row, by_layer, by_part
 from pat.registry.registry import Promotion, Version
@@ -38,7 +38,7 @@ def versions_table(name: str, versions: Sequence[Version]) -> Table:
             _metrics(figures["metrics"]),
             gates.word(each.record["evidence"].get("gate")) or "none",
             (origin["weights"]["trained_sha256"] or origin["weights"]["files_sha256"])[:12],
-            size_in_words(figures["bytes"]),
+            file_size(figures["bytes"]),
             f"{_when(each.added_s)} by {each.added_by}",
         )
     return table
@@ -84,7 +84,7 @@ def version_table(version: Version) -> Table:
         ("stored weights sha256", origin["weights"]["stored_sha256"]),
         ("weight files sha256", origin["weights"]["files_sha256"]),
         ("files sha256", version.variant_sha256),
-        ("size", f"{size_in_words(figures['bytes'])}, {figures['dtype'] or UNKNOWN}"),
+        ("size", f"{file_size(figures['bytes'])}, {figures['dtype'] or UNKNOWN}"),
         ("metrics", _metrics(figures["metrics"])),
         *((f"{name} file", _entries(content)) for name, content in evidence.items() if name != "gate"),
         ("gate", gates.word(evidence.get("gate")) or "none"),

@@ -125,7 +125,9 @@ def with_unit(key: str, value: float | None) -> str:
     """Bytes by their size, percentiles of times in milliseconds."""
     if value is not None and _TIME.fullmatch(key):
         return f"{1000 * value:.4g} ms"
-    return values.size(value) if "bytes" in key else values.short(value)
+    if "bytes" not in key:
+        return values.short(value)
+    return values.memory(value) if "memory" in key else values.size(value)
 
 
 def name_of(model: Mapping[str, Any]) -> str:
@@ -145,7 +147,7 @@ def _training(runs: Sequence[Run]) -> Iterator[Block]:
             _minutes(number(run.summary, "train_seconds")),
             _minutes(number(run.summary, "calibration_seconds")),
             values.short(_rounded(number(run.summary, "tokens_per_s"))),
-            values.size(number(run.summary, "peak_memory_bytes")),
+            values.memory(number(run.summary, "peak_memory_bytes")),
             f"{text(run.summary, 'world_size', '?')} x {text(run.summary, 'device', '?')}",
         )
         for run in runs

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pat.common.text import file_size, size_in_words
+
 NONE = "-"
 
 
@@ -79,14 +81,13 @@ def percent(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes in decimal units, as files are sold and shown by `pat evaluate`."""
-    if value is None:
-        return NONE
-    for unit in ("B", "kB", "MB"):
-        if abs(value) < 1000:
-            return f"{value:.4g} {unit}"
-        value /= 1000
-    return f"{value:.4g} GB"
+    """Bytes of files."""
+    return NONE if value is None else file_size(value)
+
+
+def memory(value: float | None) -> str:
+    """Bytes of memory."""
+    return NONE if value is None else size_in_words(value)
 
 
 def time_of(seconds: float | None) -> str:

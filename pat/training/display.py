@@ -89,7 +89,8 @@ class Lines(Silent):
         words = [f"step {step}/{self.num_steps}"]
         if "train/loss" in values:
             words += status(values)
-            words.append(f"left {duration(self.remaining.seconds(step))}")
+            what = " to evaluate and save" if step == self.num_steps else ""
+            words.append(f"left {duration(self.remaining.seconds(step))}{what}")
         else:
             words += [f"{key} {_number(value)}" for key, value in values.items()]
         return "  ".join(words)
