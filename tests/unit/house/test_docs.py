@@ -32,13 +32,18 @@ def script(name: str) -> Any:
     return module
 
 
-def commands_in(text: str) -> Iterator[list[str]]:
-    """The words of every line of code that calls pat, without comments and what explains it at the right."""
+def lines_in(text: str) -> Iterator[str]:
+    """What follows `pat` in every line of code that calls it, without what explains it at the right."""
     blocks = re.findall(r"(?:^    [^\n]*\n|^\n)+|```.*?```", text, re.MULTILINE | re.DOTALL)
     for line in re.sub(r"\\\n\s*", " ", "".join(blocks)).splitlines():
         called = re.match(r"\s*(?:srun \S+ \S+ )?pat (.*)", re.split(r"\s{3,}", line.strip())[0])
         if called:
-            yield shlex.split(called[1], comments=True)
+            yield called[1]
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The words of these lines, without comments."""
+    return (shlex.split(line, comments=True) for line in lines_in(text))
 
 
 WRITTEN = [words for page in PAGES for words in commands_in(page.read_text())]
