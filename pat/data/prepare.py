@@ -38,6 +38,7 @@ from pat.tasks.base import Task
 
 FORMAT = 4  # of a cache entry; another format is another entry
 SPLITS = ("train", "eval")
+IN_STEP = 8  # rows by which numbers that are spread evenly get out of step with a period of the data, at least
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,15 @@ def _few(of: int, limit: int | None) -> np.ndarray | None:
 
 
 def _evenly(count: int, of: int) -> np.ndarray:
-    """(count,) numbers below `of`, spread evenly."""
-    return np.arange(count) * of // count
+    """(count,) rising numbers below `of`, spread evenly.
+
+    At a distance that is a whole number, or nearly, they would be in step with rows that repeat: labels that take
+    turns, the answers to one question. There each number is drawn from its stretch.
+    """
+    first = np.arange(count) * of // count
+    if min(of % count, -of % count) >= min(IN_STEP, count // 4):
+        return first
+    return np.random.default_rng([count, of]).integers(first, np.append(first[1:], of))
 
 
 def _is_whole(folder: Path) -> bool:

@@ -138,6 +138,19 @@ def test_limits_take_samples_from_all_over(tmp_path: Path) -> None:
     assert len({text[:15] for text in texts}) == 4
 
 
+@pytest.mark.parametrize("limit", [20, 60, 100])
+@pytest.mark.parametrize("surplus", [-1, 0, 1])
+def test_limits_are_not_in_step_with_labels_that_take_turns(limit: int, surplus: int, tmp_path: Path) -> None:
+    """Would catch: every second row of data with two labels in turn, which is one label."""
+    held = write_json(tmp_path / "eval.jsonl", reviews(2 * limit + surplus))
+    config = json_config(
+        tmp_path, reviews(2 * limit + surplus), eval=held, max_train_samples=limit, max_eval_samples=limit
+    )
+    made = prepare.prepare(config, TOKENIZER, CLASSES)
+    for samples in (made.train, made.eval):
+        assert len(samples) == limit and 0.2 * limit < sum(samples["label"]) < 0.8 * limit
+
+
 def test_language_model_blocks_are_full_and_the_rest_is_counted(tmp_path: Path) -> None:
     # More than one batch of `map`, the first without a whole block.
     texts = [""] * 1000 + [f"document {i} " * (1 + i % 3) for i in range(1500)]
