@@ -25,7 +25,8 @@ class RunConfig(Section, frozen=True):
 
     name: str = key(
         MISSING,
-        "name of the run; by default from the recipe and the overrides, so that the same command finds its run again",
+        "name of the run; by default that of run.dir's folder where one is given, else from the recipe and the "
+        "overrides, so that the same command finds its run again",
         composed="${pat.run_name:}",
         min_length=1,
     )

@@ -271,7 +271,9 @@ def save(training: Training, best: bool = False) -> None:
     training.world.barrier()
     training.watchdog.beat()
     training.aside_s += time.perf_counter() - started
-    training.tracker.log({"checkpoint/seconds": seconds, "checkpoint/bytes": size}, progress.step)
+    pruner, line = training.pruner, {"checkpoint/seconds": seconds, "checkpoint/bytes": size}
+    line |= {"pruning/phase": pruner.phase(progress.step - 1), "pruning/sparsity": pruner.totals.sparsity}
+    training.tracker.log(line, progress.step)
 
 
 def finish(training: Training) -> None:

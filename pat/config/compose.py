@@ -96,8 +96,11 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
 
 
 def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
-    """From the recipe and the overrides that change the result: the same command finds its run, and members of a
-    sweep differ."""
+    """The name of the folder that run.dir gives. Else from the recipe and the overrides that change the result: the
+    same command finds its run, and members of a sweep differ."""
+    folders = [value for key, _, value in (override.partition("=") for override in overrides) if key == "run.dir"]
+    if folders and not sweep and "$" not in folders[-1] and (name := Path(folders[-1].strip("'\"")).name):
+        return name
     kept = []
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]

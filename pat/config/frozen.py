@@ -110,11 +110,25 @@ def check_same_run(config: Config, run_dir: Path) -> None:
         if differing:
             if "optim.lr" in differing and differing.get("optim.base_width", (None, 0))[1] is None:
                 del differing["optim.base_width"]  # a rate that is given is taken as it is
-            changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in differing.items())
             raise ValueError(
-                f"{run_dir} holds a run with another config ({changes}): go on with the old values, choose another "
-                "run.dir, or start over with run.resume=never"
+                f"{run_dir} holds a run with another config ({'; '.join(_changes(differing))}): go on with the old "
+                "values, choose another run.dir, or start over with run.resume=never"
             )
+
+
+def _changes(differing: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """In words; a pruner that one of the two does not have is one change."""
+    said: dict[str, None] = {}
+    for key, (old, new) in differing.items():
+        pruner = ".".join(key.split(".")[:2])
+        keys = [each for each in differing if each.startswith(f"{pruner}.")]
+        if key.startswith("pruners.") and all(differing[each][1] is None for each in keys):
+            said[f"{pruner} is gone"] = None
+        elif key.startswith("pruners.") and all(differing[each][0] is None for each in keys):
+            said[f"{pruner} is new"] = None
+        elif key != "pruners":
+            said[f"{key} was {old}, now {new}"] = None
+    return list(said)
 
 
 def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> None:

@@ -64,12 +64,13 @@ def of_mean(name: str, higher_is_better: bool, items: Sequence[int], values: Num
 
 
 def of_confidences(items: Sequence[int], confidences: Numbers, right: Numbers) -> Measure:
-    """The expected calibration error."""
+    """The expected calibration error. Of the samples of one label it would say nothing: a model that is right about how
+    sure it is need not be so among those."""
 
     def error(places: Places) -> float:
         return expected_calibration_error(confidences[places], right[places])
 
-    return Measure(CALIBRATION, False, np.asarray(items, dtype=np.intp), error, interval=False)
+    return Measure(CALIBRATION, False, np.asarray(items, dtype=np.intp), error, interval=False, over_classes=True)
 
 
 def of_rows(rows: Rows) -> Measured:

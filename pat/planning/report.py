@@ -116,6 +116,8 @@ def summary(needs: Report) -> str:
     return (
         f"{shapes.every:,} parameters, of which {shapes.trained:,} are trained and {shapes.prunable:,} have masks of "
         f"single weights (gates of structures take next to nothing){teacher}.\n"
-        "Buffers: of the reduction (DeepSpeed's buckets, whatever the model's size), and of gathered weights (ZeRO 3)\n"
-        "or the step. Computed, without the temporary memory of single operations and without fragmentation."
+        "In all: the most at any one moment, less than the sum of the lines, as activations are gone when the\n"
+        "optimizer's step needs its buffers, or a calibrated cut its memory. Buffers: DeepSpeed's buckets for the\n"
+        "reduction, whatever the model's size, and the larger of gathered weights (ZeRO 3) and what the step needs.\n"
+        "Computed, without the temporary memory of single operations and without fragmentation."
     )

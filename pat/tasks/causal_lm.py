@@ -75,7 +75,10 @@ class CausalLM(Task):
     ) -> Encoder:
         """Documents, each ended by the end-of-text token, cut into blocks of exactly `max_length` tokens."""
         if tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has no end-of-text token to part documents: set its eos_token.")
+            raise ValueError(
+                "The tokenizer has no end-of-text token to part documents: is it an encoder's? Take a decoder, or "
+                "recipe=encoder for a classifier; else set its eos_token."
+            )
         if max_length < 2:
             raise ValueError(f"data.max_length={max_length}: a block needs 2 tokens or more to predict one.")
         return _Blocks(tokenizer, max_length)

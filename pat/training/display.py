@@ -45,7 +45,7 @@ class Remaining:
                 step,
             )
         for name, seconds in values.items():
-            if name.endswith("/seconds"):
+            if name.endswith("/seconds") and name != "calibration/seconds":  # a cut that is done takes no more time
                 (self.saves if name == "checkpoint/seconds" else self.evaluations).append(seconds)
 
     def seconds(self, step: int) -> float:
@@ -92,7 +92,7 @@ class Lines(Silent):
             what = " to evaluate and save" if step == self.num_steps else ""
             words.append(f"left {duration(self.remaining.seconds(step))}{what}")
         else:
-            words += [f"{key} {_number(value)}" for key, value in values.items()]
+            words += [f"{key} {_number(value)}" for key, value in values.items() if not key.startswith("pruning/")]
         return "  ".join(words)
 
 

@@ -140,18 +140,24 @@ def _first_samples(training: Training, number: int) -> list[Any]:
 def _calibrating(training: Training) -> Callable[[int, int], None]:
     """What a walk over the layers calls: no rank hangs, the user sees where it is, and at its end what it took; a
     request to stop ends it between two layers. Collective."""
-    started = 0.0
+    started, announced = 0.0, False
 
     def on_layer(index: int, number: int) -> None:
-        nonlocal started
+        nonlocal started, announced
         if index == 0:
-            started = time.perf_counter()
+            started, announced = time.perf_counter(), False
         seconds = time.perf_counter() - started
         asked, better_now = training.agree(_better_now(training, seconds, index, number))
         if asked and better_now and training.pruner.journals.kept:
             raise Preempted(
                 f"stopped on request in the cut at step {training.progress.step}, after {index} of {number} layers, "
                 "which are kept: run the same command to go on"
+            )
+        if asked and not announced and index < number:
+            announced = True
+            training.tracker.say(
+                f"stopping after the cut, of which {number - index} of {number} layers are left: that takes less time "
+                "than to repeat the steps since the last checkpoint"
             )
         if index == number:
             training.aside_s += seconds

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pat import learning_rates
+from pat.checkpoint import retention
 from pat.common import patterns
 from pat.data.prepare import SPLITS, PreparedData
 from pat.pruning import timetable
@@ -39,7 +40,8 @@ class Checked:
 def start_summary(config: Config, checked: Checked) -> str:
     """A few lines, the warnings last."""
     prepared, model, pruner = checked.prepared, checked.model, checked.pruner
-    lines = [("data", text) for text in _data(config, prepared)]
+    lines = [("resume", text) for text in _resume(config)]
+    lines += [("data", text) for text in _data(config, prepared)]
     lines += [("labels", text) for text in _labels(prepared)]
     lines += [("model", text) for text in [*_model(model), *checked.head]]
     lines += [("pruning", text) for text in _pruning(model, pruner)]
@@ -71,12 +73,21 @@ def append_to_log(run_dir: Path, text: str) -> None:
         file.write(f"{text}\n")
 
 
+def _resume(config: Config) -> Iterator[str]:
+    """Where an earlier start has left off."""
+    if config.run.resume == "never" or config.run.dir is None:
+        return
+    for name in retention.to_resume(RunDir(Path(config.run.dir)).checkpoints)[:1]:
+        yield f"goes on at step {int(name.removeprefix('step-'))} of {config.train.num_steps}, if {name} is whole"
+
+
 def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
     info = prepared.info
     drawn = sum(prepared.mixture.draws) if prepared.mixture else len(prepared.train)
     seen = config.train.num_steps * config.train.global_batch_size / drawn
     trained, held = (_samples(prepared, split) for split in SPLITS)
-    yield f"{trained} for training, seen {seen:.3g} times; {held} for evaluation"
+    taken = ", held out of data.train" if config.data.train and not config.data.eval else ""
+    yield f"{trained} for training, seen {seen:.3g} times; {held} for evaluation{taken}"
     for split in SPLITS:
         rows = info[f"{split}_rows"]
         for name, words in (

@@ -78,7 +78,8 @@ def outcome(directory: RunDir) -> str:
         f"{end} step {written['step']}: {pruned if written['prunable_parameters'] else ''}{now}\n"
         + (
             f"before pruning began, after {written['dense_step']} of {written['step']} steps: {before} (a dense model "
-            "that trains as long: the same command with 'pruners={}' and another run.name)\n"
+            "that trains as long: the same command with 'pruners={}' and another run.dir, at this rate and at half of "
+            "it: its best may be another)\n"
             if before
             else ""
         )

@@ -675,7 +675,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("self.journals.forget(self.pruner, self.t - 1)", "pass", "a copy of the model for every cut of a schedule"),
     ],
     "pat/pruning/structures/calibrated.py": [
-        ("        layer.refresh(names)", "        pass", "an MLP does not see the cut attention of its layer"),
+        (
+            "            layer.refresh(layer.parameters if last else names)",
+            "            pass",
+            "an MLP does not see the cut attention of its layer",
+        ),
         ("added_up(self.anatomy, layer.name)", "{}", "what the layers below lack is not made up for"),
         ("            raise ValueError(refused[0])", "            pass", "a fit that fails leaves zeros"),
     ],

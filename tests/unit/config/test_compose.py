@@ -235,6 +235,8 @@ def test_names_are_those_of_what_changes_the_result():
     assert name("recipe=r") == name("recipe=r", "run.resume=must", "logger=none", "engine.world_size=4") == "r"
     assert name("seed=1", "optim.lr=1e-3") == name("optim.lr=1e-3", "seed=1") == "r,optim.lr=1e-3,seed=1"
     assert name("engine.zero_stage=3", sweep=True) == "r,engine.zero_stage=3"
+    assert name("seed=1", "run.dir='out/my run/'") == "my run"
+    assert name("seed=1", "run.dir=out/${.name}") == name("seed=1", "run.dir=out", sweep=True) == "r,seed=1"
     assert name("pruners.w.params=[a/b,'c d']") == "r,w.params=_a_b_c_d_"
     long = [f"+model.config.key{i}={i}" for i in range(30)]
     assert len(name(*long)) < 200 and name(*long) != name(*long[1:])
@@ -249,6 +251,8 @@ def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
     run.checkpoints.mkdir()
     with pytest.raises(ValueError, match=r"another config \(seed was 7, now 0\): .*run.dir, .* run.resume=never"):
         frozen.freeze(config, run.path)
+    with pytest.raises(ValueError, match=r"another config \(pruners.weights is gone\): go on with the old values"):
+        frozen.freeze(changed.changed(pruners={}), run.path)
     elastic = changed.changed(engine__world_size=4, engine__zero_stage=3, engine__offload_optimizer=True)
     elastic = elastic.changed(logger__tags=["x"], run__resume="must")
     frozen.freeze(elastic, run.path)

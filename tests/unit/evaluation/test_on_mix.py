@@ -77,6 +77,7 @@ def test_figures_of_a_recipes_data_and_of_a_mix_are_those_by_hand(
     assert "label" in in_slices["accuracy"] and "label" not in in_slices["macro_f1"], (
         "one class has no mean over classes"
     )
+    assert in_slices["calibration_error"] == in_slices["macro_f1"]
     assert "label=good" in capsys.readouterr().out
     checks = [[{"name": "label", "label": ["bad", "good"][i % 2]}] for i in range(12)]
     prompts = [{"prompt": t, "slices": {"n": str(i % 2)}, "checks": checks[i]} for i, t in enumerate(texts)]

@@ -113,6 +113,7 @@ def test_time_left_counts_evaluations_and_saves(settings: dict[str, Any], step: 
     left.log({"eval/loss": 1.0, "eval/seconds": 20.0}, 20)
     left.log({"dense/loss": 1.0, "dense/seconds": 40.0}, 20)
     left.log({"checkpoint/seconds": 7.0, "checkpoint/bytes": 1}, 20)
+    left.log({"calibration/seconds": 500.0}, 20)  # over and done
     assert left.seconds(step) == pytest.approx(seconds)
 
 

@@ -158,13 +158,18 @@ def test_a_dry_run_refuses_another_runs_directory(
     config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen.freeze(config, Path("run"))
-    RunDir(Path("run")).checkpoints.mkdir()
+    finished = RunDir(Path("run")).checkpoints / "step-00000002"
+    finished.mkdir(parents=True)
+    (finished / "manifest.json").touch()
+    assert train._describe(config) == 0
+    assert "  resume    goes on at step 2 of " in capsys.readouterr().out
     config = config.changed(seed=7)
     with pytest.raises(ValueError, match="holds a run with another config"):
         train._describe(config)
     assert train._describe(config.changed(run__resume="never")) == 0
     assert RunDir(Path("run")).checkpoints.exists(), "a dry run changes nothing"
-    assert "What this run does" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "What this run does" in said and "  resume " not in said
 
 
 def test_a_dry_run_needs_no_directory(capsys: pytest.CaptureFixture[str]) -> None:

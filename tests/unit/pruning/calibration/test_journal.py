@@ -315,12 +315,12 @@ def test_ranks_agree_and_get_the_same_bits_from_rank_0(tmp_path: Path) -> None:
 def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_the_rest_of_the_cut_takes(
     step: int, saved: int, trained_s: float, kept: bool, leaves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = [time.perf_counter()]
+    clock, said = [time.perf_counter()], list[str]()
     monkeypatch.setattr(setup.time, "perf_counter", lambda: clock[0])
     training: Any = SimpleNamespace(
         progress=Progress(step=step, saved_step=saved), due=SimpleNamespace(last_save=time.monotonic() - trained_s),
         pruner=SimpleNamespace(journals=SimpleNamespace(kept=kept)), agree=lambda due: (asked[0], due),
-        tracker=SimpleNamespace(say=lambda text: None, log=lambda *_: None), aside_s=0.0,
+        tracker=SimpleNamespace(say=said.append, log=lambda *_: None), aside_s=0.0,
     )  # fmt: skip
     asked, on_layer = [False], setup._calibrating(training)
     on_layer(0, 3)
@@ -331,4 +331,6 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
             on_layer(1, 3)
     else:
         on_layer(1, 3)
+        on_layer(2, 3)
+        assert sum("stopping after the cut, of which 2 of 3 layers are left" in text for text in said) == 1
     on_layer(3, 3)  # the loop saves and leaves
