@@ -134,6 +134,8 @@ class Runner:
             model = str(self._base_folder(row.data, row.seed) / "model")
         if method.peer:
             yield from self._by_peer(subject, row, model, place)
+        elif row.steps and method.taught:
+            yield from self._taught(subject, row, model, place)
         elif row.steps:
             yield from self._trained(subject, row, model, place, method.keys_of(target))
         else:
@@ -154,6 +156,17 @@ class Runner:
         shutil.rmtree(out, ignore_errors=True)
         yield [*PAT, "export", str(run), "--out", str(out), "--checkpoint", "last", "--dtype", "bf16"]
         shutil.rmtree(run, ignore_errors=True)
+
+    def _taught(self, subject: Subject, row: Row, model: str, place: Path) -> Iterator[Command]:
+        """A whole model for some of the steps; in the rest it is pruned, and learns from what it was. The rest has
+        another seed: it sees other samples first."""
+        method, teacher = METHODS[row.method], place / "teacher"
+        first = Row(row.data, round(method.taught * row.steps), "dense", "dense", row.seed)
+        yield from self._trained(subject, first, model, teacher, subject.dense)
+        dense = str(teacher / "model")
+        keys = [*method.keys_of(Target(row.target)), "distill=dense", f"distill.teacher={dense}", "distill.weight=0.8"]
+        rest = Row(row.data, row.steps - first.steps, row.target, row.method, row.seed + 1)
+        yield from self._trained(subject, rest, dense, place, keys)
 
     def _base_folder(self, data: str, seed: int) -> Path:
         return self.folder / folder_of(Row(data, DENSE_STEPS, "dense", "dense", seed))

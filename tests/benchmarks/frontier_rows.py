@@ -121,6 +121,9 @@ class Method:
     option: str = ""  # --method of `pat prune` or of a peer's script; "": the name
     reconstruct: int = 0  # passes over the calibration samples after each layer's cut; 0: as the recipe has it
     prune_keys: tuple[str, ...] = ()  # of pat prune
+    taught: float = (
+        0.0  # share of the steps that train the whole model first: the rest starts from it and learns from it
+    )
     loops: bool = False  # a peer's script trains by itself, and is given --steps and their samples
     subjects: tuple[str, ...] = ("decoder", "encoder")
 
@@ -149,6 +152,7 @@ METHODS = {
     "alps-reconstructed": Method(
         WEIGHTS, option="alps", reconstruct=4, prune_keys=("pruners.weights.criterion.reconstruct_lr=1e-4",)
     ),
+    "alps-taught": Method(WEIGHTS, at_once=False, taught=0.24, subjects=("decoder",)),
     "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
     "magnitude": Method(
         WEIGHTS, calibrates=False, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))

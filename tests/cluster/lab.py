@@ -103,6 +103,15 @@ class Lab:
         self.pat("submit", "--cluster", str(self.settings()), *RUN, f"run.dir={run_dir}", *overrides)
         return Job(self, directory.RunDir(run_dir))
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Jobs are queued, and none begins."""
+        self.call("scontrol", "update", "PartitionName=main", "State=DOWN")
+        try:
+            yield
+        finally:
+            self.call("scontrol", "update", "PartitionName=main", "State=UP")
+
     def preempt(self, seconds: int = 1) -> None:
         """Take both nodes away for a while; returns when that is over."""
         self.call(

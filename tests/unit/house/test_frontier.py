@@ -120,6 +120,15 @@ def test_a_peers_cut_is_trained_with_exactly_its_zeros(tmp_path: Path) -> None:
     assert measured.versions["llmcompressor: llmcompressor"] == "1"
 
 
+def test_a_taught_model_has_no_more_steps_and_starts_from_its_teacher(tmp_path: Path) -> None:
+    machine = Machine()
+    assert Runner(tmp_path, machine).measure(Row("addresses", 1000, "50", "alps-taught", 0)).error is None
+    dense, taught = (command for command in machine.commands if "train" in command)
+    assert "train.num_steps=240" in dense and "pruners={}" in dense and "train.num_steps=760" in taught
+    out = machine.commands[1][machine.commands[1].index("--out") + 1]
+    assert f"model.path={out}" in taught and f"distill.teacher={out}" in taught and "seed=1" in taught
+
+
 @pytest.mark.usefixtures("peers")
 def test_ours_and_peers_are_given_the_same_samples_and_judged_by_the_same_command(tmp_path: Path) -> None:
     ours, theirs = Machine(), Machine()
