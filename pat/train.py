@@ -272,7 +272,7 @@ def save(training: Training, best: bool = False) -> None:
     training.watchdog.beat()
     training.aside_s += time.perf_counter() - started
     pruner, line = training.pruner, {"checkpoint/seconds": seconds, "checkpoint/bytes": size}
-    line |= {"pruning/phase": pruner.phase(progress.step - 1), "pruning/sparsity": pruner.totals.sparsity}
+    line |= {"pruning/phase": pruner.phase(max(0, progress.step - 1)), "pruning/sparsity": pruner.totals.sparsity}
     training.tracker.log(line, progress.step)
 
 

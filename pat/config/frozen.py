@@ -106,29 +106,25 @@ def check_same_run(config: Config, run_dir: Path) -> None:
     run = RunDir(run_dir)
     if config.run.resume != "never" and run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
         diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
-        differing = changed_keys(load(run.config), config, AFTER_DIVERGENCE if diverged else ())
+        earlier = load(run.config)
+        differing = changed_keys(earlier, config, AFTER_DIVERGENCE if diverged else ())
         if differing:
             if "optim.lr" in differing and differing.get("optim.base_width", (None, 0))[1] is None:
                 del differing["optim.base_width"]  # a rate that is given is taken as it is
+            changes = "; ".join(_changes(differing, earlier, config))
             raise ValueError(
-                f"{run_dir} holds a run with another config ({'; '.join(_changes(differing))}): go on with the old "
-                "values, choose another run.dir, or start over with run.resume=never"
+                f"{run_dir} holds a run with another config ({changes}): go on with the old values, choose another "
+                "run.dir, or start over with run.resume=never"
             )
 
 
-def _changes(differing: Mapping[str, tuple[Any, Any]]) -> list[str]:
+def _changes(differing: Mapping[str, tuple[Any, Any]], earlier: Config, config: Config) -> list[str]:
     """In words; a pruner that one of the two does not have is one change."""
-    said: dict[str, None] = {}
-    for key, (old, new) in differing.items():
-        pruner = ".".join(key.split(".")[:2])
-        keys = [each for each in differing if each.startswith(f"{pruner}.")]
-        if key.startswith("pruners.") and all(differing[each][1] is None for each in keys):
-            said[f"{pruner} is gone"] = None
-        elif key.startswith("pruners.") and all(differing[each][0] is None for each in keys):
-            said[f"{pruner} is new"] = None
-        elif key != "pruners":
-            said[f"{key} was {old}, now {new}"] = None
-    return list(said)
+    gone, new = earlier.pruners.keys() - config.pruners.keys(), config.pruners.keys() - earlier.pruners.keys()
+    whole = tuple(f"pruners.{name}." for name in gone | new)
+    said = [f"pruners.{name} is gone" for name in sorted(gone)] + [f"pruners.{name} is new" for name in sorted(new)]
+    kept = {key: values for key, values in differing.items() if key != "pruners" and not key.startswith(whole)}
+    return said + [f"{key} was {was}, now {now}" for key, (was, now) in kept.items()]
 
 
 def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> None:

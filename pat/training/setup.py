@@ -155,10 +155,7 @@ def _calibrating(training: Training) -> Callable[[int, int], None]:
             )
         if asked and not announced and index < number:
             announced = True
-            training.tracker.say(
-                f"stopping after the cut, of which {number - index} of {number} layers are left: that takes less time "
-                "than to repeat the steps since the last checkpoint"
-            )
+            training.tracker.say(f"stopping after the cut, of which {number - index} of {number} layers are left")
         if index == number:
             training.aside_s += seconds
             training.progress.calibration_seconds += seconds

@@ -78,7 +78,8 @@ def _resume(config: Config) -> Iterator[str]:
     if config.run.resume == "never" or config.run.dir is None:
         return
     for name in retention.to_resume(RunDir(Path(config.run.dir)).checkpoints)[:1]:
-        yield f"goes on at step {int(name.removeprefix('step-'))} of {config.train.num_steps}, if {name} is whole"
+        step = int(name.removeprefix("step-").partition(".")[0])  # of step-00000002.replaced, too
+        yield f"goes on at step {step} of {config.train.num_steps}, if {name} is whole"
 
 
 def _data(config: Config, prepared: PreparedData) -> Iterator[str]:

@@ -646,7 +646,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/gates/obs.py": [
         (
-            "found.sub_(torch.outer(self.mean[on], self.mean))",
+            "found.addr_(self.mean, self.mean, alpha=-1.0)",
             "pass",
             "inputs are not centred where a bias takes their mean",
         ),

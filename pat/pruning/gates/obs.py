@@ -116,19 +116,12 @@ class Problem:
             raise ValueError("all inputs are 0 on the calibration samples")
         return Problem(gram, mean, centred, damping * size)
 
-    def rows(self, on: Tensor) -> Tensor:
-        """(n, i) fp64 of H, for the (n,) indices."""
-        found = self.gram[on].double()
-        if self.centred:
-            found.sub_(torch.outer(self.mean[on], self.mean))
-        found[torch.arange(len(on), device=on.device), on] += self.damping
-        return found
-
     def whole(self) -> Tensor:
         """(i, i) fp64 H."""
-        found = torch.empty_like(self.gram, dtype=torch.float64)
-        for rows in strips(len(found)):
-            found[rows] = self.rows(torch.arange(rows.start, rows.stop, device=found.device))
+        found = self.gram.to(torch.float64, copy=True)
+        if self.centred:
+            found.addr_(self.mean, self.mean, alpha=-1.0)
+        found.diagonal().add_(self.damping)
         return found
 
 

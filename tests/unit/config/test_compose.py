@@ -253,6 +253,9 @@ def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
         frozen.freeze(config, run.path)
     with pytest.raises(ValueError, match=r"another config \(pruners.weights is gone\): go on with the old values"):
         frozen.freeze(changed.changed(pruners={}), run.path)
+    ends = changed.changed(pruners__weights__schedule={**changed.pruners["weights"].plain()["schedule"], "end": None})
+    with pytest.raises(ValueError, match=r"pruners.weights.schedule.end was .*, now None"):
+        frozen.freeze(ends, run.path)
     elastic = changed.changed(engine__world_size=4, engine__zero_stage=3, engine__offload_optimizer=True)
     elastic = elastic.changed(logger__tags=["x"], run__resume="must")
     frozen.freeze(elastic, run.path)

@@ -131,22 +131,8 @@ def _files(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(text)
     own = ["recipe=reviews_dense"]
     assert pat(["evaluate", "exports/half", *own, "--json", "metrics.json"]) == 0
-    assert (
-        pat(
-            [
-                "gate",
-                "exports/half",
-                "--against",
-                "exports/dense",
-                "--envelope",
-                "gate.yaml",
-                *own,
-                "--json",
-                "gate.json",
-            ]
-        )
-        == 0
-    )
+    judged = ["exports/half", "--against", "exports/dense", "--envelope", "gate.yaml"]
+    assert pat(["gate", *judged, *own, "--json", "gate.json"]) == 0
     assert pat(["compare", "dense", "pruned", "--mix", "mix.jsonl", "--json", "compare.json"]) == 0
     assert pat(["profile", "dense", "pruned", "--mix", "mix.jsonl", "--requests", "6", "--json", "profile.json"]) == 0
 

@@ -163,6 +163,10 @@ def test_a_dry_run_refuses_another_runs_directory(
     (finished / "manifest.json").touch()
     assert train._describe(config) == 0
     assert "  resume    goes on at step 2 of " in capsys.readouterr().out
+    aside = finished.with_name("step-00000002.replaced")  # a kill left nothing else
+    finished.rename(aside)
+    assert train._describe(config) == 0
+    assert "goes on at step 2 of " in capsys.readouterr().out
     config = config.changed(seed=7)
     with pytest.raises(ValueError, match="holds a run with another config"):
         train._describe(config)
