@@ -144,7 +144,8 @@ def _weights(options: argparse.Namespace) -> list[str]:
         keys = [f"{place}.budget.sparsity={options.sparsity!r}"]
     if options.method:
         keys += [f"{place}.criterion.name={options.method}"]
-        keys += [f"{place}.scope=row"] if options.method == "wanda" and not options.pattern else []
+        if options.method != "alps" and not options.pattern:
+            keys += [f"{place}.scope={'row' if options.method == 'wanda' else 'matrix'}"]
     return [*keys, *_calibration(options, "criterion", f"{place}.criterion")]
 
 

@@ -4,6 +4,8 @@ The hidden states of the rank's samples; and the most of
     measuring   a layer's weights in the forward's dtype, and its statistics, as if no two matrices had the same inputs
     cutting     these statistics, what the method holds for one matrix, and the others of its rank: as if all matrices
                 with as many inputs had the same ones; of structures the layer's weights, unless no cut of it follows
+    going back  before all this, what goes into each layer and out of the last one, for the samples whose gradients are
+                taken; the weights of a layer, or of all that stands outside of them, logits not counted
     fitting     the layer's weights and gradients in the forward's dtype, the rank's share of fp32 weights, flags and
                 moments, an fp32 gradient and what Adam makes of it; what the backward keeps is not counted
 """
@@ -62,10 +64,14 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
         for numel, owner in zip(fitted, shared_out(fitted, ranks), strict=True):
             shares[owner] += numel
         fitting = weights + itemsize * sum(fitted) + ADAM * max(shares) + 3 * FP32 * max(fitted)
-    states = (
-        tokens * hidden * itemsize * (1 + 2 * needs.follows)
-    )  # also what goes into a layer and comes out of it dense
-    return states + max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)
+    state = hidden * itemsize  # of a token
+    states = tokens * state * (1 + 2 * needs.follows)  # also what goes into a layer and comes out of it dense
+    stack = len(layers.keys() - {""})
+    back = math.ceil(needs.back / ranks) * config.data.max_length * state * (stack + 1)
+    back += max(weights, itemsize * sum(layers.get("", [])))
+    return max(
+        back if needs.back else 0, states + max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)
+    )
 
 
 def _layer(name: str) -> str:

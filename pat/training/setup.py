@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from pat.checkpoint import retention, store
@@ -28,6 +29,7 @@ from pat.run import preemption
 from pat.run.directory import RunDir
 from pat.run.preemption import Preempted
 from pat.schema import Config
+from pat.tasks.base import Batch, Task
 from pat.training import logit_cache, slices, teacher
 from pat.training.divergence import LossBound
 from pat.training.due import Due
@@ -108,7 +110,7 @@ def build(run_dir: Path) -> Training:
         slices=slices.of(config, task, prepared),
     )
     pruner.samples, pruner.on_layer = partial(_first_samples, training), _calibrating(training)
-    pruner.warn = training.tracker.warn
+    pruner.warn, pruner.loss = training.tracker.warn, partial(_summed_loss, task)
     if said := lost_zeros(model, config, pruner.owner, world):
         training.tracker.warn("zeros not kept", said)
     say, warn = training.tracker.say, partial(training.tracker.warn, "cut not kept")
@@ -135,6 +137,11 @@ def _first_samples(training: Training, number: int) -> list[Any]:
     """This rank's micro-batches of the first steps, until all ranks together have enough samples."""
     steps = math.ceil(number / training.config.train.global_batch_size)
     return [batch for t in range(steps) for batch in training.feed.batches(t)]
+
+
+def _summed_loss(task: Task, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Over what the task's loss counts in a micro-batch."""
+    return task.loss(model, batch) * task.supervised(batch).sum()
 
 
 def _calibrating(training: Training) -> Callable[[int, int], None]:

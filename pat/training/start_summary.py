@@ -152,6 +152,7 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
             when = "before the first selection" if needs.once else "at each cut"
             yield (
                 f"{each.name}: calibrated {when}, on the {needs.num_samples:,} samples that training sees first"
+                + (f", the loss's gradients on {needs.back:,} of them" if needs.back else "")
                 + (f"; then {_passes(needs.passes)} over them to fit each layer" if needs.passes else "")
             )
     totals, every = pruner.totals, sum(p.numel() for p in model.parameters())

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 
 def _gradual(pruner: str) -> list[str]:
-    """The schedule of what needs no calibration, when it trains."""
+    """The schedule of what needs no calibration, when it trains; weights are ranked within their matrix."""
     schedule = ("name=cubic", "start=0.1", "end=0.6", "select_every=5")
-    return [f"pruners.{pruner}.schedule.{key}" for key in schedule]
+    scope = ["pruners.weights.scope=matrix"] if pruner == "weights" else []
+    return [*scope, *(f"pruners.{pruner}.schedule.{key}" for key in schedule)]
 
 
 def _once(gate: str) -> tuple[str, ...]:
@@ -146,13 +147,19 @@ def _structures(gate: str) -> Method:
 
 
 WEIGHTS = ("weights", "pattern")
+ALIKE = (  # each matrix meets the target by itself, and all of its outputs count alike
+    "pruners.weights.scope=matrix",
+    "pruners.weights.criterion.gradient_samples=0",
+)
 METHODS = {
     "dense": Method(("dense",)),
     "alps": Method(WEIGHTS),
+    "alps-matrix": Method(("weights",), option="alps", keys=ALIKE, prune_keys=ALIKE),
     "alps-reconstructed": Method(
-        WEIGHTS, option="alps", reconstruct=4, prune_keys=("pruners.weights.criterion.reconstruct_lr=1e-4",)
+        WEIGHTS, option="alps", reconstruct=4, prune_keys=("pruners.weights.criterion.reconstruct_lr=1e-4", *ALIKE)
     ),
     "alps-taught": Method(WEIGHTS, at_once=False, taught=0.24, subjects=("decoder",)),
+    "alps-matrix-taught": Method(("weights",), at_once=False, keys=ALIKE, taught=0.24, subjects=("decoder",)),
     "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
     "magnitude": Method(
         WEIGHTS, calibrates=False, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))

@@ -92,10 +92,9 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "rows": {"criterion": "taylor", "granularity": "weight", "sparsity": 0.6, "scope": "row"},
     "wanda": {"criterion": "wanda", "granularity": "weight", "sparsity": 0.5, "scope": "row"},
     "alps": {
-        "criterion": {"name": "alps", "reconstruct": 1},
+        "criterion": {"name": "alps", "reconstruct": 1, "gradient_samples": 8},
         "granularity": "weight",
         "sparsity": 0.5,
-        "scope": "matrix",
     },
     "soft_movement": {
         "criterion": {"name": "soft_movement", "final_lambda": 4.0},
@@ -315,7 +314,7 @@ def build(config: Config, reference: Any = None) -> Trained:
     pruner.attach(model)
     engine = ds.build_engine(config, model, pruner.owner, ds.deepspeed_config(config))
     pruner.bind(engine)
-    pruner.samples = lambda number: [inputs(batch(-1 - i, 0, config), config) for i in range(number // 64)]
+    pruner.samples = lambda number: [inputs(batch(-1 - i, 0, config), config) for i in range(max(1, number // 64))]
     trained = Trained(config, engine, pruner)
     pruner.begin(0)
     return trained

@@ -47,7 +47,8 @@ SAVED = 5  # a step of the soft phase
 
 def _calibrated(num_samples: int) -> PrunerConfig:
     made = pruner_config("alps")
-    return made.model_copy(update={"criterion": {"name": "alps", "reconstruct": 1, "num_samples": num_samples}})
+    criterion = {"name": "alps", "reconstruct": 1, "num_samples": num_samples, "gradient_samples": 8}
+    return made.model_copy(update={"criterion": criterion})
 
 
 CASES = {

@@ -13,7 +13,12 @@ from tests.distributed import ranks, runs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-ALPS = {"criterion.name": "alps", "criterion.num_samples": 16, "criterion.reconstruct": 1, "scope": "matrix"}
+ALPS = {
+    "criterion.name": "alps",
+    "criterion.num_samples": 16,
+    "criterion.reconstruct": 1,
+    "criterion.gradient_samples": 8,
+}
 AT_STEP_1 = {"name": "one_shot", "start": 1, "end": "null", "hard_from": 1, "select_every": 1}
 KEYS = [
     "recipe=parity", "logger=none", "engine.kernels=eager", "train.num_steps=2", "train.checkpoint_every=1",

@@ -28,6 +28,7 @@ READER = [unit("test_checkpoint_reader.py"), unit("test_export.py")]
 MASKS = [unit("test_mask_oracle.py"), unit("test_kernels.py"), unit("test_criteria.py"), unit("test_resume.py")]
 WIRED = [unit("test_pruner.py"), unit("test_overflow.py"), unit("test_resume.py")]
 CALIBRATED = [
+    unit("test_back.py"),
     unit("test_calibrated_criteria.py"),
     unit("test_calibrated_gates.py"),
     unit("test_cuts.py"),
@@ -67,6 +68,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/structures/calibrated.py": CALIBRATED,
     "pat/pruning/structures/fitted.py": CALIBRATED,
     "pat/pruning/weights/calibrated.py": [*CALIBRATED, unit("test_memory.py")],
+    "pat/pruning/weights/allocation.py": [unit("test_allocation.py"), *CALIBRATED],
     "pat/pruning/weights/whole.py": [*CALIBRATED, unit("test_selection.py")],
     "pat/pruning/structures/folding.py": [unit("test_fold.py"), RIGHT, unit("test_pruner.py"), ORACLE],
     "pat/common/rounding.py": [unit("test_rounding.py"), unit("test_schedules.py")],

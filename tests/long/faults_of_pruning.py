@@ -703,6 +703,31 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     "pat/pruning/criteria/wanda.py": [
         ("prepared[SquaredNorm].sqrt().float()", "prepared[SquaredNorm].float()", "inputs count by their squares"),
     ],
+    "pat/pruning/calibration/back.py": [
+        (
+            "gradients[place] = torch.autograd.grad(",
+            "torch.autograd.grad(",
+            "every layer sees the last one's gradients",
+        ),
+        (".reshape(-1, values.shape[-1])[real])", ".reshape(-1, values.shape[-1]))", "padding counts in the gradients"),
+        ("        kept.append([call(layer, h)", "        kept.append([h", "every layer sees what goes into the first"),
+        (".div_(walk.tokens)", "", "sums in place of means"),
+        (
+            "    walk.fill(outside)\n    model.tie_weights()\n",
+            "    walk.fill(outside)\n",
+            "a tied head has no weights",
+        ),
+    ],
+    "pat/pruning/weights/allocation.py": [
+        ("(part.square() * x)", "(part.abs() * x)", "weights count by their size and not its square"),
+        (".mul_(each[:, None])", "", "matrices are compared without the loss"),
+        ("gradients / gradients.mean() + FLOOR", "gradients / gradients.mean()", "outputs may count nothing"),
+        (".sqrt().float()", ".float()", "outputs count by the square"),
+        ("torch.minimum(torch.maximum(dead, low), most)", "low", "what is gone counts as there"),
+        ("    if int(least.sum()) > wanted:", "    if False:", "more zeros than are asked for"),
+        ("(1.0 - sparsity) / 2, ", "", "matrices are emptied"),
+        (" // unit  # (BINS", "  # (BINS", "weights are counted as blocks"),
+    ],
     "pat/pruning/calibration/walk.py": [
         (
             "                self.before = here.behind()\n                self.fill(own)\n",
@@ -711,6 +736,9 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pat/pruning/weights/calibrated.py": [
+        ("weights = weights.mul_(scale[:, None])", "pass", "all outputs count alike"),
+        ("fitted = fitted.div_(scale[:, None])", "pass", "what is fitted stays multiplied"),
+        ("weighing.shares.get(name, method.sparsity)", "method.sparsity", "each matrix meets the target by itself"),
         ("        layer.refresh(layer.parameters)\n", "", "the uncut layer is fitted"),
     ],
     "pat/pruning/calibration/reconstruction.py": [

@@ -21,6 +21,7 @@ class Needs:
     follows: bool = False  # whether the model before the cut is walked along
     passes: int = 0  # over the samples, in which each layer is then fitted to what it gave there
     layers: int = 0  # times that a layer's weights are held during its cuts, up to the last of them
+    back: int = 0  # samples through which the loss's gradients go back, layer by layer
     once: bool = False  # whether it is measured for the first selection only
 
     @property

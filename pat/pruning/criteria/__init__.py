@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -104,11 +104,17 @@ class Calibrated(CalibrationSettings, Criterion):
 
     A cut sees the weights that are in force, so what an earlier cut removed is 0 and stays so."""
 
+    gradient_samples: int = field(default=0, kw_only=True)  # at most; they say how much the loss feels each output
+
     statistics: ClassVar[tuple[type[InputStatistic], ...]]  # of what goes into each matrix
 
     def __post_init__(self) -> None:
         """Refuse to calibrate on nothing."""
         self.check("criterion")
+        if self.gradient_samples < 0:
+            raise ValueError(
+                f"criterion.gradient_samples is {self.gradient_samples}, but must be at least 0, for none."
+            )
 
     @property
     def follows(self) -> bool:

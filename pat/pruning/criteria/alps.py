@@ -32,7 +32,9 @@ class Alps(Calibrated):
         U = U + rho (B - V)
 
     rho grows while the mask still moves; once it has settled the survivors are fitted by preconditioned conjugate
-    gradients on the mask. Any granularity and scope. Source: Meng et al. 2024, arXiv:2406.07831.
+    gradients on the mask. Any granularity and scope. With `gradient_samples` the rows of W are first multiplied by how
+    much the loss feels their output (`weights.allocation`), and divided afterwards. Source: Meng et al. 2024,
+    arXiv:2406.07831.
     """
 
     name: str = "alps"

@@ -20,6 +20,7 @@ from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.criteria import Calibrated, Criterion
+from pat.pruning.weights.allocation import Weighing
 from pat.pruning.weights.whole import WholeMatrices, chooser
 
 _Cut = tuple[Tensor, Tensor]  # flags (o, i) uint8, weights (o, i) fp32
@@ -34,14 +35,21 @@ def check(place: str, criterion: Criterion, masked_grad: str) -> None:
         )
 
 
-def needs(key: str, criterion: Criterion, maps: Mapping[str, tuple[int, ...]]) -> Needs | None:
+def needs(
+    key: str,
+    criterion: Criterion,
+    maps: Mapping[str, tuple[int, ...]],
+    back: int,  # samples through which the loss's gradients go back
+) -> Needs | None:
     """What has to be measured at a cut, or once for a prior; None where the criterion looks at no inputs."""
     if criterion.prior_samples:
         return Needs(key, criterion.prior_samples, maps, (SquaredNorm,), lambda outputs, inputs: 0, once=True)
     if not isinstance(criterion, Calibrated):
         return None
     made = criterion
-    return Needs(key, made.num_samples, maps, made.statistics, made.cut_bytes, made.follows, made.reconstruct)
+    return Needs(
+        key, made.num_samples, maps, made.statistics, made.cut_bytes, made.follows, made.reconstruct, back=back
+    )
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,13 @@ class Method:
     seed: int
 
 
-def cut(method: Method, walk: Walk, matrices: WholeMatrices, journal: Journal) -> None:
+def cut(method: Method, weighing: Weighing, walk: Walk, matrices: WholeMatrices, journal: Journal) -> None:
     """Layer by layer, choose weights by the inputs of their matrices and let the survivors take over. Layers in the
     journal of an earlier start are read from it. Writes flags and weights into the shards. Collective."""
     for layer in walk:
         known = journal.known(layer)
         if known is None:
-            _cut_layer(method, layer, matrices, journal)
+            _cut_layer(method, weighing, layer, matrices, journal)
             journal.write(layer)
             continue
         for name, values in known:
@@ -71,7 +79,7 @@ def cut(method: Method, walk: Walk, matrices: WholeMatrices, journal: Journal) -
                 matrices.fit(name, values)
 
 
-def _cut_layer(method: Method, layer: Layer, matrices: WholeMatrices, journal: Journal) -> None:
+def _cut_layer(method: Method, weighing: Weighing, layer: Layer, matrices: WholeMatrices, journal: Journal) -> None:
     """Into the shards and the journal. Collective."""
     criterion = method.criterion
     names = [name for name in matrices.shapes if name.startswith(f"{layer.name}.")]
@@ -79,7 +87,7 @@ def _cut_layer(method: Method, layer: Layer, matrices: WholeMatrices, journal: J
         return
     if criterion.reconstruct:
         layer.behind()  # while the layer has the weights that it came with, no copy of it is needed
-    for name, made in _cuts(method, layer, names, matrices):
+    for name, made in _cuts(method, weighing, layer, names, matrices):
         flags, values = (matrices.turned(name, each) for each in made)
         matrices.mark(name, flags)
         matrices.fit(name, values)
@@ -95,6 +103,7 @@ def _cut_layer(method: Method, layer: Layer, matrices: WholeMatrices, journal: J
 
 def _cuts(
     method: Method,
+    weighing: Weighing,
     layer: Layer,
     names: Sequence[str],  # matrices of the layer
     matrices: WholeMatrices,
@@ -113,11 +122,12 @@ def _cuts(
             for name in group:
                 del inputs[name]
     for start in range(0, len(groups), comm.world_size):
-        yield from _cuts_at_once(method, groups[start : start + comm.world_size], inputs, matrices, comm)
+        yield from _cuts_at_once(method, weighing, groups[start : start + comm.world_size], inputs, matrices, comm)
 
 
 def _cuts_at_once(
     method: Method,
+    weighing: Weighing,
     groups: Sequence[Sequence[str]],  # one of each of the first ranks
     inputs: dict[str, Any],  # of this rank's matrices; those that are cut are taken out
     matrices: WholeMatrices,
@@ -133,7 +143,7 @@ def _cuts_at_once(
             if rank == comm.rank:
                 mine[name] = dense
             del dense
-    made, said = _cut_group(method, mine, inputs) if mine else ({}, [])
+    made, said = _cut_group(method, weighing, mine, inputs) if mine else ({}, [])
     refused = [sentence for each in comm.gather(said) for sentence in each]
     if refused:
         raise ValueError(refused[0])
@@ -147,6 +157,7 @@ def _cuts_at_once(
 
 def _cut_group(
     method: Method,
+    weighing: Weighing,
     dense: dict[str, Tensor],  # matrices with the same inputs; used up
     inputs: dict[str, Any],  # those of `dense` are used up
 ) -> tuple[dict[str, _Cut], list[str]]:
@@ -158,8 +169,14 @@ def _cut_group(
         for name in list(dense):
             weights = dense.pop(name)
             shape = weights.shape
-            choose = chooser(name, method.granularity, method.sparsity, method.scope)
+            share = weighing.shares.get(name, method.sparsity)
+            choose = chooser(name, method.granularity, share, method.scope)
+            scale = weighing.outputs.get(name)
+            if scale is not None:
+                weights = weights.mul_(scale[:, None])
             keep, fitted = criterion.cut(weights, prepared, choose)
+            if scale is not None:
+                fitted = fitted.div_(scale[:, None])
             del weights
             if not is_finite(fitted):
                 return {}, [

@@ -26,12 +26,14 @@ from torch import Tensor
 from pat.common.comm import LOCAL
 from pat.common.typed import ints
 from pat.pruning import registry
+from pat.pruning.calibration.back import Loss
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import Calibrated
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights import calibrated, prior, ranking, ties, whole
+from pat.pruning.weights.allocation import Weighing, weigh
 from pat.pruning.weights.kernels import make_kernels
 from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.shard_state import MaskedShard
@@ -71,6 +73,7 @@ class WeightPruner:
         self.num_pruned = 0  # weights, over all ranks
         self.emptied_before: Callable[[], set[str]] = set  # matrices that gates have removed whole
         self.walk: Callable[[bool], Walk] | None = None  # walks over the layers, for calibrated criteria
+        self.back: Callable[[], tuple[Walk, list[Any], Loss]] | None = None  # what the loss goes back through
         self.journal: Callable[..., Journal] = partial(Journals().open, name)  # from (step, settings)
         self.states: list[MaskedShard] = []
 
@@ -103,7 +106,8 @@ class WeightPruner:
     @property
     def calibration(self) -> Needs | None:
         """What has to be measured at a cut, or once for a prior; None: the criterion looks at no inputs."""
-        return calibrated.needs(f"pruners.{self.name}.criterion", self.criterion, self.maps)
+        back = ranking.weighs(self.granularity, self.config.scope, self.criterion)
+        return calibrated.needs(f"pruners.{self.name}.criterion", self.criterion, self.maps, back)
 
     def bind(self, layout: ZeroLayout) -> None:
         """Take the shards that hold this pruner's parameters."""
@@ -167,11 +171,21 @@ class WeightPruner:
         """Layer by layer: choose by what goes into its matrices, and let the survivors take over. Collective."""
         assert self.walk is not None, "Pruner.bind gives it"
         method = calibrated.Method(criterion, self.granularity, target, self.config.scope, self.seed)
-        journal = self.journal(t, (method, list(self.shapes)))
-        calibrated.cut(method, self.walk(criterion.follows), self.matrices, journal)
+        weighing = self._weigh(target)
+        journal = self.journal(t, (method, list(self.shapes), weighing.digest))
+        calibrated.cut(method, weighing, self.walk(criterion.follows), self.matrices, journal)
         removed = self._count_removed()
         self._check_matrices(removed, set())
         self._clear_moments()
+
+    def _weigh(self, target: float) -> Weighing:
+        """What the loss's gradients say before a cut, where the criterion asks. Collective."""
+        if not ranking.weighs(self.granularity, self.config.scope, self.criterion):
+            return Weighing()
+        assert self.back is not None, "Pruner.bind gives it"
+        weights = {name: partial(self.matrices.weights, name) for name in self.shapes}
+        unit = self.granularity.weights_per_unit if self.config.scope == "global" else None
+        return weigh(*self.back(), weights, target, unit)
 
     def _check_matrices(self, removed: dict[str, int], tied: set[str]) -> None:
         numel = {name: math.prod(shape) for name, shape in self.shapes.items()}

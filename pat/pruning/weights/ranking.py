@@ -32,11 +32,19 @@ def check_scope(
             f"{place} takes {min(transposed)}, a Conv1D that stores (in, out): {granularity.name} would run along the "
             "wrong dimension; set granularity: weight, or a criterion that sees whole matrices (alps)"
         )
-    if isinstance(criterion, Calibrated) and scope == "global" and granularity.name != "n_of_m":
+    across = scope == "global" and granularity.name != "n_of_m"
+    if isinstance(criterion, Calibrated) and across and not criterion.gradient_samples:
         raise ValueError(
             f"{place}.criterion={criterion.name} compares weights of one matrix by their inputs, which says nothing "
-            "across matrices: set scope: matrix, or row"
+            "across matrices: set criterion.gradient_samples: 16 for example, or scope: matrix, or row"
         )
+
+
+def weighs(granularity: Any, scope: str, criterion: Criterion) -> int:
+    """On how many samples the loss's gradients are taken: none, where no outputs or matrices compete."""
+    if not isinstance(criterion, Calibrated) or granularity.name == "n_of_m" or scope == "row":
+        return 0
+    return min(criterion.gradient_samples, criterion.num_samples)
 
 
 def scored(

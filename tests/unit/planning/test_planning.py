@@ -263,6 +263,12 @@ def test_calibration_by_hand() -> None:
     assert choosing > cut and choosing + gram > 2 * layer + gram
     assert calibration(config, model, pruner.calibrations, 2) == hidden + gram + choosing
     assert calibration(config, model, [], 2) == 0
+    felt = config.changed(pruners__weights__criterion={"name": "alps", "num_samples": 5, "gradient_samples": 3})
+    going = Pruner(felt)
+    going.attach(model)
+    outside = sum(p.numel() for p in model.parameters()) - 2 * layer
+    back = 3 * 2 * 10 * 16 * 2 + 2 * max(layer, outside)  # 2 samples of a rank: into 2 layers and out of them
+    assert calibration(felt, model, going.calibrations, 2) == max(back, hidden + gram + choosing)
     fitted = config.changed(pruners__weights__criterion={"name": "alps", "num_samples": 5, "reconstruct": 1})
     again = Pruner(fitted)
     again.attach(model)

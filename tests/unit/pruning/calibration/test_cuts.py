@@ -18,6 +18,7 @@ from pat.pruning.criteria.alps import Alps
 from pat.pruning.pruner import Pruner
 from pat.schema import Config, MaskedGradConfig, PrunerConfig
 from tests import models, one_rank
+from tests.unit.pruning.calibration.test_back import naive as backward
 from tests.unit.pruning.calibration.test_walk import batches, matrices, naive
 
 STEPS = 6
@@ -75,6 +76,55 @@ def test_wanda_removes_what_the_paper_removes_layer_by_layer(family: str) -> Non
         assert torch.equal(after[-1][name] == 0, gone), "what is cut stays cut"
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_matrices_and_outputs_that_the_loss_feels_least_give_up_most(family: str) -> None:
+    """scope=global: how many weights of each matrix against LeCun's saliencies of the dense model in fp64, and which by
+    Wanda's score times the root of the output's mean squared gradient, a layer's inputs from the pruned ones below."""
+    criterion = {"name": "wanda", "gradient_samples": 6}
+    made = config(criterion, "global", {"name": "one_shot", "start": 0}, params=["all-linear"]).changed(
+        train__num_steps=0
+    )
+    model, dense = models.model(family), models.model(family).eval()
+    _, pruner = one_rank.build(made, model)
+    pruner.samples = lambda number: batches()
+    pruner.prune()
+    pruner.check_finished()
+    names, turned = matrices(dense), family == "gpt2"
+    weights = {
+        name: dense.get_parameter(name).detach().T if turned else dense.get_parameter(name).detach() for name in names
+    }
+    felt = backward(dense, batches(), names)
+    saliency = {n: w.double() ** 2 * felt[n].inputs * felt[n].gradients[:, None] for n, w in weights.items()}
+    gone = {name: model.get_parameter(name).detach() == 0 for name in names}
+    gone = {name: each.T if turned else each for name, each in gone.items()}
+    shares = {name: float(each.double().mean()) for name, each in gone.items()}
+    assert sum(int(each.sum()) for each in gone.values()) == sum(w.numel() for w in weights.values()) // 2
+    assert len(set(shares.values())) > 3, "not every matrix has the same share"
+    low, high = 0.0, max(float(each.max()) for each in saliency.values())
+    for _ in range(60):  # the threshold with which shares within reach meet the target
+        theta = (low + high) / 2
+        expected = {n: min(max(float((a < theta).double().mean()), 0.35), 0.65) for n, a in saliency.items()}
+        total = sum(share * weights[n].numel() for n, share in expected.items()) / sum(
+            w.numel() for w in weights.values()
+        )
+        low, high = (theta, high) if total < 0.5 else (low, theta)
+    assert shares == pytest.approx(expected, abs=0.02)
+    for layer in range(models.LAYERS):
+        grams = naive(dense, batches())
+        for name in names:
+            if f".{layer}." in name:
+                g = felt[name].gradients
+                score = (
+                    weights[name].abs()
+                    * grams[name].diagonal().sqrt().float()
+                    * (g / g.mean() + 0.05).sqrt()[:, None].float()
+                )
+                order = score.flatten().argsort()[: int(gone[name].sum())]
+                wanted = torch.zeros(score.numel(), dtype=torch.bool).index_fill_(0, order, True).view_as(score)
+                assert torch.equal(gone[name], wanted), name
+                weights[name][wanted] = 0.0  # in the dense model, too
+
+
 def test_rows_lose_their_smallest_weights_by_any_criterion() -> None:
     """Would catch: a ranking over the matrix, or along the inputs' dimension."""
     model, pruner, after = trained(config("magnitude"))
@@ -96,6 +146,20 @@ def test_targets_are_met_exactly_within_each_row_or_matrix(criterion: str, scope
     pruner.check()
     pruner.check_finished()
     assert pruner.totals.sparsity == 0.5
+
+
+def test_blocks_of_all_matrices_meet_their_target_together() -> None:
+    """The target in whole blocks over all matrices; no block is cut in part."""
+    blocks = {"name": "block", "rows": 4, "cols": 4}
+    criterion = {"name": "alps", "gradient_samples": 6}
+    _, pruner, after = trained(config(criterion, "global", granularity=blocks))
+    pruner.check_finished()
+    shares = set[float]()
+    for name in pruner.weight_pruners[0].shapes:
+        zeros = (after[-1][name] == 0).unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).sum((1, 3))
+        assert set(zeros.flatten().tolist()) <= {0, 16}, name
+        shares.add(float((zeros == 16).double().mean()))
+    assert len(shares) > 3
 
 
 def test_survivors_of_alps_take_over_from_what_goes() -> None:
@@ -136,12 +200,17 @@ def test_moments_of_what_a_cut_removes_are_cleared() -> None:
 @pytest.mark.parametrize(
     "made, said",
     [
-        (config("wanda", "global"), "scope: matrix, or row"),
+        (config("wanda", "global"), "gradient_samples: 16 .*scope: matrix, or row"),
         (config("magnitude", "row", granularity={"name": "block", "rows": 2, "cols": 2}), "scope: matrix"),
         (config("alps", masked_grad=MaskedGradConfig(name="straight_through")), "masked_grad.name: zero"),
         (config("alps", params=["lm_head.weight"]), "exclude it"),
     ],
-    ids=["a ranking over all matrices", "rows of blocks", "zeros that come back", "outside of the layers"],
+    ids=[
+        "a ranking over all matrices",
+        "rows of blocks",
+        "zeros that come back",
+        "outside of the layers",
+    ],
 )
 def test_settings_that_are_refused(made: Config, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -1,0 +1,142 @@
+"""The layers of a model from the last to the first: how much the loss feels what each linear map gives.
+
+The walk's own model runs forward once, keeping what goes into each layer, then the loss goes back through one layer
+after another, whose forward is repeated for it. No weight has a gradient, and one layer is held at a time, so this is
+the same at every ZeRO stage.
+
+# N tokens (padding left out), o outputs and i inputs of a linear map
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pat.pruning.calibration.statistics import SquaredNorm, is_finite
+from pat.pruning.calibration.walk import NotCalibrated, Walk
+
+Loss = Callable[[nn.Module, Any], Tensor]  # of a model for a micro-batch, summed over what it counts
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Of one linear map, y = W x: means over the tokens of all ranks."""
+
+    inputs: Tensor  # (i,) fp64: of x^2
+    gradients: Tensor  # (o,) fp64: of (dL/dy)^2
+
+
+def squares(
+    walk: Walk,  # that has not begun; its layers are used up
+    batches: Sequence[Any],  # the walk's samples, as the loss takes them
+    loss: Loss,
+    matrices: Sequence[str],
+) -> Iterator[tuple[str, Squares]]:
+    """Of each matrix, while its layer is filled: those of the last layer come first. Collective.
+
+    The gradients are those of the labels in the data, as in the empirical Fisher information. Raises NotCalibrated
+    where they are not finite, or 0 throughout.
+    """
+    inputs = _forward(walk)
+    gradients = _of_the_top(walk, batches, inputs.pop(), loss)
+    for index in reversed(range(len(walk.layers))):
+        own = walk.parameters(index)
+        walk.fill(own)
+        names = [name for name in matrices if name.startswith(f"{walk.stack}.{index}.")]
+        yield from _of_layer(walk, index, names, inputs.pop(), gradients)
+        walk.drop(own)
+
+
+@torch.no_grad()
+def _forward(walk: Walk) -> list[list[Tensor]]:
+    """What goes into each layer, and what comes out of the last, by micro-batch. Collective."""
+    kept = [walk.hidden]
+    for index, layer in enumerate(walk.layers):
+        own = walk.parameters(index)
+        walk.fill(own)
+        kept.append([call(layer, h) for call, h in zip(walk.calls[index], kept[-1], strict=True)])
+        walk.drop(own)
+    return kept
+
+
+def _of_the_top(walk: Walk, batches: Sequence[Any], outputs: Sequence[Tensor], loss: Loss) -> list[Tensor]:
+    """The loss's gradients of what the last layer gives. Collective."""
+    model: Any = walk.skeleton
+    model.tie_weights()  # which filling and dropping undo
+    outside = [name for name, _ in walk.skeleton.named_parameters() if not name.startswith(f"{walk.stack}.")]
+    walk.fill(outside)
+    model.tie_weights()
+    found: list[Tensor] = []
+    for batch, given in zip(batches, outputs, strict=True):
+        last = given.detach().requires_grad_()
+        with torch.enable_grad(), _ending_in(walk.layers, last):
+            found += torch.autograd.grad(loss(walk.skeleton, batch), [last])
+    walk.drop(outside)
+    model.tie_weights()
+    return found
+
+
+def _of_layer(
+    walk: Walk,
+    index: int,
+    names: Sequence[str],
+    inputs: Sequence[Tensor],
+    gradients: list[Tensor],  # of what the layer gives; becomes that of what goes into it
+) -> Iterator[tuple[str, Squares]]:
+    """Collective."""
+    layer, sums = walk.layers[index], dict[str, dict[str, Tensor]]()
+    for place, call in enumerate(walk.calls[index]):
+        handles = [_watch(walk, place, name, sums.setdefault(name, {})) for name in names]
+        entering = inputs[place].detach().requires_grad_()
+        try:
+            with torch.enable_grad():
+                gradients[place] = torch.autograd.grad(call(layer, entering), [entering], [gradients[place]])[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+    for name in names:
+        if len(sums[name]) < 2:
+            raise NotCalibrated(f"{name} is not used by the forward as a linear map of its own: exclude it")
+        x, g = (walk.comm.sum(sums[name][key]).div_(walk.tokens) for key in ("inputs", "gradients"))
+        if not is_finite(x) or not is_finite(g) or not bool((g > 0).any()):
+            raise NotCalibrated(
+                f"The loss's gradient of what {name} gives is {'0' if is_finite(g) else 'not finite'} on the samples "
+                "that say how much each output counts: set criterion.gradient_samples: 0 and scope: matrix"
+            )
+        yield name, Squares(x, g)
+
+
+def _watch(walk: Walk, place: int, name: str, sums: dict[str, Tensor]) -> Any:
+    """Add up what a matrix's module sees of a micro-batch, forward and back."""
+    real = walk.real[place].reshape(-1)
+
+    def add(key: str, values: Tensor) -> None:
+        sums[key] = SquaredNorm.add(sums.get(key), values.detach().reshape(-1, values.shape[-1])[real])
+
+    def forward(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        add("inputs", args[0])
+        output.register_hook(partial(add, "gradients"))
+
+    return walk.skeleton.get_submodule(name.rpartition(".")[0]).register_forward_hook(forward)
+
+
+@contextmanager
+def _ending_in(layers: Sequence[Any], last: Tensor) -> Generator[None]:
+    """Inside it the layers do nothing, and the last one gives `last`."""
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return last
+
+    for layer in layers:
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -1,0 +1,74 @@
+"""What the way back measures against one backward of the whole model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pat.pruning.calibration.back import Squares, squares
+from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
+from pat.pruning.pruner import _own_loss
+from tests import models
+from tests.sets import thinned
+from tests.unit.pruning.calibration.test_walk import batches, matrices, weight_of
+
+
+def naive(model: Any, given: list[dict[str, Tensor]], names: list[str]) -> dict[str, Squares]:
+    """Hooks on the model itself, and one backward for each batch."""
+    sums: dict[str, list[Any]] = {name: [0, 0] for name in names}
+    tokens = 0
+    for batch in given:
+        real = batch["attention_mask"].bool().reshape(-1)
+        tokens += int(real.sum())
+
+        def see(name: str, real: Tensor = real) -> Any:
+            def forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                def back(gradient: Tensor) -> None:
+                    sums[name][1] += gradient.reshape(-1, gradient.shape[-1])[real].double().square().sum(0)
+
+                sums[name][0] += args[0].detach().reshape(-1, args[0].shape[-1])[real].double().square().sum(0)
+                output.register_hook(back)
+
+            return forward
+
+        handles = [model.get_submodule(n.removesuffix(".weight")).register_forward_hook(see(n)) for n in names]
+        _own_loss(model, batch).backward()
+        for handle in handles:
+            handle.remove()
+    return {name: Squares(x / tokens, g / tokens) for name, (x, g) in sums.items()}
+
+
+@pytest.mark.parametrize("family, variant", thinned(models.cases(), 3))
+def test_it_measures_what_one_backward_of_the_whole_model_gives(family: str, variant: str) -> None:
+    model, given = models.model(family, variant).eval(), batches()
+    names = matrices(model)
+    walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
+    found = dict(squares(walk, given, _own_loss, names))
+    expected = naive(model, given, names)
+    assert found.keys() == expected.keys()
+    for name, measured in found.items():
+        for key in ("inputs", "gradients"):
+            wanted = getattr(expected[name], key)
+            near: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-5 * float(wanted.max())}
+            torch.testing.assert_close(getattr(measured, key), wanted, msg=lambda m, n=name: f"{n}: {m}", **near)
+    meta = [n for n, p in walk.skeleton.named_parameters() if not p.is_meta]
+    assert not meta, "weights are held after the last layer"
+
+
+def test_a_loss_that_does_not_depend_on_the_layers_is_refused() -> None:
+    model, given = models.model("llama"), batches()
+    names = matrices(model)
+    walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
+    with pytest.raises(NotCalibrated, match="is 0 on the samples"):
+        list(squares(walk, given, lambda model, batch: _own_loss(model, batch) * 0.0, names))
+
+
+def test_samples_without_labels_are_refused() -> None:
+    model, given = models.model("llama"), [{k: v for k, v in b.items() if k != "labels"} for b in batches()]
+    names = matrices(model)
+    walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
+    with pytest.raises(ValueError, match="have no labels"):
+        list(squares(walk, given, _own_loss, names))
