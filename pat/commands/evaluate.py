@@ -211,7 +211,7 @@ def _table(evaluations: Sequence[Any], comparable: bool) -> Any:
         for name in names:
             value = item.metrics.get(name)
             compared = item is not evaluations[0] and comparable and value is not None
-            cells.append("-" if value is None else f"{value:.4g}" + (f" ({value - first[name]:+.4g})" * compared))
+            cells.append("-" if value is None else f"{value:.4g}" + (f" ({value - first[name]:+z.4g})" * compared))
         table.add_row(
             item.folder,
             *cells,

@@ -66,8 +66,8 @@ def _so_far(outcome: OutcomeSoFar, found: LogComparison, worst: int) -> Iterator
             f"{at.b_n:,}",
             f"{at.a:.4g}",
             f"{at.b:.4g}",
-            f"{at.difference:+.4g}",
-            "too few yet" if math.isinf(at.low) else f"{at.low:+.4g} to {at.high:+.4g}",
+            f"{at.difference:+z.4g}",
+            "too few yet" if math.isinf(at.low) else f"{at.low:+z.4g} to {at.high:+z.4g}",
             _p(one.p_adjusted),
             one.verdict or "nothing yet",
         )
@@ -101,8 +101,8 @@ def _table(compared: Compared, confidence: float) -> Any:
             f"{found.n:,}",
             f"{found.a:.4g}",
             f"{found.b:.4g}",
-            f"{found.difference:+.4g}",
-            f"{found.low:+.4g} to {found.high:+.4g}",
+            f"{found.difference:+z.4g}",
+            f"{found.low:+z.4g} to {found.high:+z.4g}",
             _p(one.p_adjusted),
             one.verdict,
         )

@@ -97,8 +97,8 @@ def _bias(folder: str, found: Sequence[Bias], confidence: float) -> Any:
             f"{one.found.n:,}",
             f"{one.found.a:.4g}",
             f"{one.found.b:.4g}",
-            f"{one.found.difference:+.4g}",
-            f"{one.found.low:+.4g} to {one.found.high:+.4g}",
+            f"{one.found.difference:+z.4g}",
+            f"{one.found.low:+z.4g} to {one.found.high:+z.4g}",
             f"{one.p_adjusted:.2g}",
             Text(plain(f"{one.worse} fares worse" if one.worse else "")),
         )

@@ -72,7 +72,7 @@ def short(value: float | None) -> str:
 
 def signed(value: float | None) -> str:
     """The same with its sign."""
-    return NONE if value is None else f"{value:+.3g}" if value else "0"
+    return NONE if value is None else f"{value:+z.3g}" if value else "0"
 
 
 def percent(value: float | None) -> str:

@@ -104,10 +104,15 @@ def _of_layer(
         if len(sums[name]) < 2:
             raise NotCalibrated(f"{name} is not used by the forward as a linear map of its own: exclude it")
         x, g = (walk.comm.sum(sums[name][key]).div_(walk.tokens) for key in ("inputs", "gradients"))
-        if not is_finite(x) or not is_finite(g) or not bool((g > 0).any()):
+        if not is_finite(x) or not is_finite(g):
             raise NotCalibrated(
-                f"The loss's gradient of what {name} gives is {'0' if is_finite(g) else 'not finite'} on the samples "
-                "that say how much each output counts: set criterion.gradient_samples: 0 and scope: matrix"
+                f"The loss's gradient of what {name} gives is not finite on the calibration samples: the model has "
+                "diverged, or overflows in engine.dtype"
+            )
+        if not bool((g > 0).any()):
+            raise NotCalibrated(
+                f"The loss does not depend on what {name} gives, on the samples whose gradients were taken: take more "
+                "(criterion.gradient_samples), or none (0, and scope: matrix)"
             )
         yield name, Squares(x, g)
 

@@ -52,8 +52,7 @@ def weigh(
     loss: Loss,
     weights: Mapping[str, Callable[[], Tensor]],  # by matrix: (o, i) fp32 as it is now. Collective
     sparsity: float,
-    unit: int
-    | None,  # weights that are pruned as one, where the matrices meet the target together; None: each by itself
+    unit: int | None,  # weights pruned as one, if the matrices meet the target together; None: each by itself
 ) -> Weighing:
     """Once through the layers and back. Raises NotCalibrated. Collective."""
     outputs: dict[str, Tensor] = {}

@@ -62,8 +62,17 @@ def test_a_loss_that_does_not_depend_on_the_layers_is_refused() -> None:
     model, given = models.model("llama"), batches()
     names = matrices(model)
     walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
-    with pytest.raises(NotCalibrated, match="is 0 on the samples"):
+    with pytest.raises(NotCalibrated, match="does not depend on what .* gives"):
         list(squares(walk, given, lambda model, batch: _own_loss(model, batch) * 0.0, names))
+
+
+def test_gradients_that_are_not_finite_name_the_matrix() -> None:
+    model, given = models.model("llama"), batches()
+    names = matrices(model)
+    model.get_parameter("model.layers.2.mlp.down_proj.weight").data[0, 0] = torch.inf
+    walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
+    with pytest.raises(NotCalibrated, match=r"layers\.2\..* is not finite .*: the model has diverged"):
+        list(squares(walk, given, _own_loss, names))
 
 
 def test_samples_without_labels_are_refused() -> None:
