@@ -57,16 +57,14 @@ def weigh(
     """Once through the layers and back. Raises NotCalibrated. Collective."""
     outputs: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
-    gone: dict[str, int] = {}
     for name, measured in squares(walk, batches, loss, list(weights)):
         outputs[name] = output_weights(measured.gradients)
         if unit:
-            dense = weights[name]()
-            found[name], gone[name] = histogram(dense, measured), int((dense == 0).sum())
+            found[name] = histogram(weights[name](), measured)
     ordered = {name: outputs[name] for name in weights}
     if not unit:
         return Weighing(ordered)
-    counts = walk.comm.gather(allotted({n: found[n] for n in weights}, gone, sparsity, unit))[0]  # so all have the same
+    counts = walk.comm.gather(allotted({n: found[n] for n in weights}, sparsity, unit))[0]  # so all have the same
     return Weighing(ordered, {name: count / (int(found[name].sum()) // unit) for name, count in counts.items()})
 
 
@@ -94,24 +92,22 @@ def histogram(
 
 def allotted(
     histograms: Mapping[str, Tensor],  # by matrix (BINS,)
-    gone: Mapping[str, int],  # weights that are removed already, and stay so
     sparsity: float,
     unit: int = 1,  # weights that are pruned as one
 ) -> dict[str, int]:
-    """How many units each matrix gives up, to exactly the target over all of them."""
+    """How many units each matrix gives up, to exactly the target over all of them.
+
+    What is 0 already is in the first bin, so no matrix gives up less than at an earlier cut, to a lower target.
+    """
     below = torch.stack([each.cumsum(0) for each in histograms.values()], 1) // unit  # (BINS, matrices)
     sizes = ints(below[-1])
     wanted = part_of(sum(sizes), sparsity)
     reach = min(REACH, (1.0 - sparsity) / 2, sparsity)
     low = torch.tensor([math.floor((sparsity - reach) * size) for size in sizes])
     most = torch.tensor([math.ceil((sparsity + reach) * size) for size in sizes])
-    dead = torch.tensor([gone[name] // unit for name in histograms])
-    least = torch.minimum(torch.maximum(dead, low), most)
-    if int(least.sum()) > wanted:  # the model came with more zeros than are asked for
-        least = low
-    taken = torch.minimum(torch.maximum(below, least), most)
+    taken = torch.minimum(torch.maximum(below, low), most)  # (BINS, matrices), of a theta at the end of each bin
     last = int(torch.searchsorted(taken.sum(1).contiguous(), wanted))  # the first bin with which it is enough
-    base = taken[last - 1] if last else least
+    base = taken[last - 1] if last else low
     return dict(zip(histograms, _filled(ints(base), ints(taken[last] - base), wanted), strict=True))
 
 

@@ -39,7 +39,7 @@ def saliencies(weights: dict[str, Tensor], measured: dict[str, Squares]) -> dict
 @pytest.mark.parametrize("scales", [[1.0, 1.0], [1.0, 4.0, 0.3], [1e-9, 1.0, 1e9, 2.0]])
 def test_exactly_the_target_within_reach_and_the_least_felt_first(scales: list[float], sparsity: float) -> None:
     weights, measured = made(1, scales)
-    counts = allotted({n: histogram(w, measured[n]) for n, w in weights.items()}, dict.fromkeys(weights, 0), sparsity)
+    counts = allotted({n: histogram(w, measured[n]) for n, w in weights.items()}, sparsity)
     assert sum(counts.values()) == part_of(sum(w.numel() for w in weights.values()), sparsity)
     reach = min(allocation.REACH, (1 - sparsity) / 2, sparsity)
     sorted_ = {name: a.flatten().sort().values for name, a in saliencies(weights, measured).items()}
@@ -59,7 +59,7 @@ def test_matrices_that_are_felt_alike_get_the_target_itself() -> None:
     random = torch.Generator().manual_seed(0)
     same = torch.randn(64, 64, generator=random)
     one = Squares(torch.ones(64, dtype=torch.float64), torch.ones(64, dtype=torch.float64))
-    counts = allotted({name: histogram(same, one) for name in "ab"}, {"a": 0, "b": 0}, 0.5)
+    counts = allotted({name: histogram(same, one) for name in "ab"}, 0.5)
     assert counts == {"a": 2048, "b": 2048}
 
 
@@ -72,7 +72,7 @@ def test_what_is_gone_stays_gone_in_later_cuts() -> None:
             _, measured = made(
                 seed + 10 * cut, [scale * 10.0 ** ((3 - cut) * (i % 2)) for i, scale in enumerate(scales)]
             )
-            counts = allotted({n: histogram(w, measured[n]) for n, w in weights.items()}, gone, sparsity)
+            counts = allotted({n: histogram(w, measured[n]) for n, w in weights.items()}, sparsity)
             assert all(counts[name] >= gone[name] for name in weights)
             assert sum(counts.values()) == part_of(sum(w.numel() for w in weights.values()), sparsity)
             for name, matrix in weights.items():
@@ -85,8 +85,7 @@ def test_a_model_that_came_with_more_zeros_than_are_asked_for_is_allotted_the_ta
     weights, measured = made(0, [1.0, 2.0, 3.0])
     for matrix in weights.values():
         matrix.flatten()[: int(0.6 * matrix.numel())] = 0.0
-    gone = {name: int((w == 0).sum()) for name, w in weights.items()}
-    counts = allotted({n: histogram(w, measured[n]) for n, w in weights.items()}, gone, 0.5)
+    counts = allotted({n: histogram(w, measured[n]) for n, w in weights.items()}, 0.5)
     assert sum(counts.values()) == part_of(sum(w.numel() for w in weights.values()), 0.5)
 
 
