@@ -1,4 +1,5 @@
-"""What the inputs of linear maps look like on calibration samples: the evidence of criteria that need no gradient.
+"""What linear maps see on calibration samples, without a training step: their inputs, and what the loss feels of their
+outputs.
 
 statistics.py   what is summed over tokens; one class a statistic
 calls.py        how a model calls its layers
@@ -6,4 +7,5 @@ probe.py        hooks that sum up, each input once
 gap.py          what a pruned model lacks behind a linear map
 needs.py        what a calibrated pruner measures
 walk.py         the layers one after another, each on what the layers before it now give
+back.py         the layers from the last to the first: the loss's gradients
 """
