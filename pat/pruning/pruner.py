@@ -25,7 +25,7 @@ from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES
 from pat.models import adapters
 from pat.pruning import compatibility, nested, state_keys, timetable
-from pat.pruning.calibration.back import Loss
+from pat.pruning.calibration.back import Loss, own_loss
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk, stack_of
@@ -40,8 +40,6 @@ from pat.pruning.weights.pruner import WeightPruner
 from pat.schema import Config
 from pat.zero.layouts import Piece, layout_of
 from pat.zero.stage_parity import compute_as_everywhere
-
-UNSUPERVISED = -100  # a label that transformers' losses leave out
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,6 @@ def _no_samples(number: int) -> list[Any]:
     )
 
 
-def _own_loss(model: Any, batch: Any) -> Tensor:
-    """The model's own loss, summed over its labels."""
-    loss = model(**batch).loss if "labels" in batch else None
-    if loss is None:
-        raise ValueError(
-            "criterion.gradient_samples asks for the loss of calibration samples, and these have no labels: see "
-            "`samples` of attach and PruningCallback, or set criterion.gradient_samples: 0 and scope: matrix"
-        )
-    return loss * (batch["labels"] != UNSUPERVISED).sum()
-
-
 class Pruner:
     """All pruners of a run."""
 
@@ -84,7 +71,7 @@ class Pruner:
         self.structure_pruners: list[StructurePruner] = []
         self.peak_bytes = 0
         self.samples: Callable[[int], list[Any]] = _no_samples  # how many -> this rank's batches to calibrate on
-        self.loss: Loss = _own_loss  # of a model for a batch, summed over what it counts
+        self.loss: Loss = own_loss  # of a model for a batch, summed over what it counts
         self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called at each layer of a walk
         self.warn: Callable[[str, str], None] = lambda title, text: None  # for what is no error but should be known
         self.journals = Journals()  # results of cuts that are not in a checkpoint yet
@@ -149,8 +136,9 @@ class Pruner:
         """The layers and samples through which the loss's gradients go back. Collective."""
         module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
         batches, stack = self.samples(needs.back), stack_of(self.stock, list(needs.shapes))
-        rows = layout.world.world_size * max((len(batch["input_ids"]) for batch in batches), default=1)
-        batches = batches[: math.ceil(needs.back / rows)]  # of those of whole steps
+        rows = max((len(batch["input_ids"]) for batch in batches), default=1)
+        together = int(layout.world.sum(torch.tensor(rows)))
+        batches = batches[: math.ceil(needs.back / together)]  # of those of whole steps
         return Walk(module, self.weights.whole, stack, batches, dtype, layout.world), batches, self.loss
 
     def _journal(self, name: str, *cut: Any) -> Journal:

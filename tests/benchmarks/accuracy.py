@@ -21,8 +21,11 @@ from typing import Any
 
 from tests.benchmarks.commands import ONE_THREAD, ROOT, pat, spread
 
-GRADUAL = [f"pruners.weights.schedule.{key}" for key in ("name=cubic", "start=0.1", "end=0.6", "select_every=5")]
+SCOPE = "pruners.weights.scope=matrix"
+GRADUAL = [SCOPE, *(f"pruners.weights.schedule.{k}" for k in ("name=cubic", "start=0.1", "end=0.6", "select_every=5"))]
 ONE_CUT = [  # of a calibrated criterion: the dense model learns for a third of the steps, the rest heal
+    SCOPE,
+    "pruners.weights.criterion.gradient_samples=0",
     "pruners.weights.criterion.num_samples=512",
     "pruners.weights.schedule.name=one_shot",
     "pruners.weights.schedule.start=0.3",

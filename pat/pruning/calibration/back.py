@@ -22,6 +22,18 @@ from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import NotCalibrated, Walk
 
 Loss = Callable[[nn.Module, Any], Tensor]  # of a model for a micro-batch, summed over what it counts
+UNSUPERVISED = -100  # a label that transformers' losses leave out
+
+
+def own_loss(model: Any, batch: Any) -> Tensor:
+    """The model's own loss, summed over its labels."""
+    loss = model(**batch).loss if "labels" in batch else None
+    if loss is None:
+        raise ValueError(
+            "criterion.gradient_samples asks for the loss of calibration samples, and these have no labels: see "
+            "`samples` of attach and PruningCallback, or set criterion.gradient_samples: 0 and scope: matrix"
+        )
+    return loss * (batch["labels"] != UNSUPERVISED).sum()
 
 
 @dataclass(frozen=True)

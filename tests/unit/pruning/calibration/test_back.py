@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pat.pruning.calibration.back import Squares, squares
+from pat.pruning.calibration.back import Squares, own_loss, squares
 from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
-from pat.pruning.pruner import _own_loss
 from tests import models
 from tests.sets import thinned
 from tests.unit.pruning.calibration.test_walk import batches, matrices, weight_of
@@ -35,7 +34,7 @@ def naive(model: Any, given: list[dict[str, Tensor]], names: list[str]) -> dict[
             return forward
 
         handles = [model.get_submodule(n.removesuffix(".weight")).register_forward_hook(see(n)) for n in names]
-        _own_loss(model, batch).backward()
+        own_loss(model, batch).backward()
         for handle in handles:
             handle.remove()
     return {name: Squares(x / tokens, g / tokens) for name, (x, g) in sums.items()}
@@ -46,7 +45,7 @@ def test_it_measures_what_one_backward_of_the_whole_model_gives(family: str, var
     model, given = models.model(family, variant).eval(), batches()
     names = matrices(model)
     walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
-    found = dict(squares(walk, given, _own_loss, names))
+    found = dict(squares(walk, given, own_loss, names))
     expected = naive(model, given, names)
     assert found.keys() == expected.keys()
     for name, measured in found.items():
@@ -63,7 +62,7 @@ def test_a_loss_that_does_not_depend_on_the_layers_is_refused() -> None:
     names = matrices(model)
     walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
     with pytest.raises(NotCalibrated, match="does not depend on what .* gives"):
-        list(squares(walk, given, lambda model, batch: _own_loss(model, batch) * 0.0, names))
+        list(squares(walk, given, lambda model, batch: own_loss(model, batch) * 0.0, names))
 
 
 def test_gradients_that_are_not_finite_name_the_matrix() -> None:
@@ -72,7 +71,7 @@ def test_gradients_that_are_not_finite_name_the_matrix() -> None:
     model.get_parameter("model.layers.2.mlp.down_proj.weight").data[0, 0] = torch.inf
     walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
     with pytest.raises(NotCalibrated, match=r"layers\.2\..* is not finite .*: the model has diverged"):
-        list(squares(walk, given, _own_loss, names))
+        list(squares(walk, given, own_loss, names))
 
 
 def test_samples_without_labels_are_refused() -> None:
@@ -80,4 +79,4 @@ def test_samples_without_labels_are_refused() -> None:
     names = matrices(model)
     walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
     with pytest.raises(ValueError, match="have no labels"):
-        list(squares(walk, given, _own_loss, names))
+        list(squares(walk, given, own_loss, names))
