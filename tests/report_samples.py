@@ -61,7 +61,8 @@ def run(folder: Path, pruned: bool = True, done: bool = True, name: str | None =
     torn = '{"step": 61, "train/lo'
     (folder / "metrics.jsonl").write_text("\n".join([*map(json.dumps, lines), torn]) + "\n")
     starts = [{"time": 1795744053.0, "host": "a", "ranks": 2, "step": 0}]
-    starts += [{"time": 1795744353.0, "host": f"b{evil}", "ranks": 2, "step": 30}]
+    warned = {"warnings": [f"all 9 evaluation rows are in the training data, too{evil}"]}
+    starts += [{"time": 1795744353.0, "host": f"b{evil}", "ranks": 2, "step": 30, **(warned if pruned else {})}]
     (folder / "starts.jsonl").write_text("\n".join(map(json.dumps, starts)) + "\n")
     (folder / "version.json").write_text(
         json.dumps({"pat": "0.1.0", "from": "https://me:hunter2secret@example.org", "git": "2818d1ef5ca0"})
@@ -171,14 +172,16 @@ def gate(path: Path, passed: bool = False) -> Path:
     """What `pat gate --json` writes."""
     checks = [
         {"name": "accuracy.drop", "limit": 0.01, "rule": "at most 0.01 below the baseline", "measured": 0.79,
-         "baseline": 0.818, "quantity": -0.028, "interval": [-0.045, -0.01],
+         "baseline": 0.818, "quantity": -0.028, "interval": [-0.045, -0.01], "n": 120,
          "passed": passed},
         {"name": "latency_p95.ratio", "limit": 0.8, "measured": 0.0088, "baseline": 0.0124, "quantity": 0.71,
          "interval": [0.69, 0.74],
          "passed": True},
         {"name": "slices.min", "limit": 0.7, "measured": 0.74, "baseline": None, "interval": None, "passed": True},
     ]  # fmt: skip
-    content = {"passed": passed, "checks": checks, "variant": {"folder": "exports/pruned", "weights_sha256": "cd" * 32}}
+    variant = {"folder": "exports/pruned", "weights_sha256": "cd" * 32}
+    command = ["pat", "gate", "exports/a pruned one", "--against", "exports/dense"]
+    content = {"passed": passed, "checks": checks, "variant": variant, "command": command, "directory": "/srv/gates"}
     path.write_text(json.dumps(content))
     return path
 

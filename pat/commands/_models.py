@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pat.common import files
 
 WIDTH = 120  # of tables, at least
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """--device, --dtype, --config-dir, --json."""
+    keep_words(parser, arguments)
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
+
+
+def keep_words(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Into the options, for `write_json`."""
+    parser.set_defaults(typed=[*parser.prog.split(), *arguments])
 
 
 def add_mix_options(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +57,12 @@ def show(blocks: Iterable[Any]) -> None:
         console.width = max(console.width, WIDTH)
     for block in blocks:
         console.print(block)
+
+
+def write_json(options: argparse.Namespace, content: Mapping[str, Any]) -> None:
+    """What was found, where --json asks for it, with the command that finds it again and the folder it ran in."""
+    if options.json:
+        files.write_json(options.json, {**content, "command": options.typed, "directory": os.getcwd()})
 
 
 def folders_and_keys(given: Sequence[str]) -> tuple[list[Path], list[str]]:

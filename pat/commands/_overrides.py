@@ -19,8 +19,8 @@ def of_file(option: str, file: str) -> list[str]:
 
 def one_model(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """(the model, the keys) among a command's words. Raises ValueError for two models."""
-    keys = [word for word in words if "=" in word]
-    models = [word for word in words if "=" not in word]
+    keys = [word for word in words if "=" in word or word.startswith("~")]
+    models = [word for word in words if word not in keys]
     if len(models) > 1:
         raise ValueError(f"{' and '.join(models)} are {len(models)} models: give one")
     return next(iter(models), None), keys
@@ -28,7 +28,7 @@ def one_model(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def under(defaults: Sequence[str], keys: Sequence[str]) -> list[str]:
     """The defaults that no key replaces, then the keys."""
-    given = {key.lstrip("+").partition("=")[0] for key in keys}
+    given = {key.lstrip("+").partition("=")[0] for key in keys if not key.startswith("~")}
     return [*(each for each in defaults if each.partition("=")[0] not in given), *keys]
 
 

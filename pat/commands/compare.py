@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     _models.add_mix_options(parser)
     _models.add_statistics_options(parser)
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="regressive prompts to show (default: 5)")
-    _models.add_options(parser)
+    _models.add_options(parser, arguments)
     of_logs = parser.add_argument_group("of logs")
     of_logs.add_argument("--from-logs", nargs=2, type=Path, metavar=("A", "B"), help="JSONL with an outcome a row")
     of_logs.add_argument("--outcome", metavar="COLUMN,...", help="true, false or a number; null: not known yet")
@@ -137,8 +137,7 @@ def _say(asked: Any, paths: list[Path], options: argparse.Namespace) -> int:
 
     found = result.compare(asked, str(paths[0]), str(paths[1]), options.confidence, options.seed)
     _models.show(report.blocks(found, options.worst))
-    if options.json:
-        files.write_json(options.json, found.plain())
+    _models.write_json(options, found.plain())
     return ExitCode.DONE
 
 
@@ -166,6 +165,5 @@ def _logs(options: argparse.Namespace) -> int:
     a, b = options.from_logs
     found = on_logs.compare(a, b, columns, _effects(options.effect), options.confidence)
     _models.show(report.log_blocks(found, options.worst))
-    if options.json:
-        files.write_json(options.json, found.plain())
+    _models.write_json(options, found.plain())
     return ExitCode.DONE

@@ -12,7 +12,6 @@ from typing import Any
 from pat.commands import _models
 from pat.commands._help import command_parser, exit_codes
 from pat.common import files
-from pat.common.files import write_json
 from pat.common.text import file_size
 from pat.run.directory import ExitCode
 
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     _models.add_mix_options(parser)
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="failed prompts to show (default: 5)")
     _models.add_statistics_options(parser)
-    _models.add_options(parser)
+    _models.add_options(parser, arguments)
     of_tasks = parser.add_argument_group("of lm-evaluation-harness")
     of_tasks.add_argument("--tasks", default="", metavar="NAME,...", help="its tasks, of local data or of its cache")
     of_tasks.add_argument("--include-path", type=Path, metavar="DIR", help="your tasks in YAML; needs --allow-code")
@@ -125,9 +124,8 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
         with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
             found.append(on_mix.evaluate(mix, one, device, options.batch_size, options.confidence, options.seed))
     _models.show(report.mix_blocks(found, options.confidence, options.worst))
-    if options.json:
-        models = [dataclasses.asdict(item) for item in found]
-        write_json(options.json, files.finite({"confidence": options.confidence, "models": models}))
+    models = [dataclasses.asdict(item) for item in found]
+    _models.write_json(options, files.finite({"confidence": options.confidence, "models": models}))
     return ExitCode.DONE
 
 
@@ -150,8 +148,7 @@ def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
             results = harness.evaluate(wanted, tasks, one, device, output)
         _models.show([str(path), harness.table(results)])
         found.append({"folder": str(path), "output": str(output or "") or None, "results": results["results"]})
-    if options.json:
-        write_json(options.json, files.finite({"tasks": names, "models": found}))
+    _models.write_json(options, files.finite({"tasks": names, "models": found}))
     return ExitCode.DONE
 
 
@@ -185,10 +182,9 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         )
     named = [(item.folder, item.figures) for item in evaluations]
     _models.show(report.per_slice(named, options.confidence, whole=False))
-    if options.json:
-        models = [dataclasses.asdict(item) for item in evaluations]
-        said = {"recipe": configs[0].run.recipe, "same_data": difference is None, "confidence": options.confidence}
-        write_json(options.json, files.finite({**said, "models": models}))
+    models = [dataclasses.asdict(item) for item in evaluations]
+    said = {"recipe": configs[0].run.recipe, "same_data": difference is None, "confidence": options.confidence}
+    _models.write_json(options, files.finite({**said, "models": models}))
     return ExitCode.DONE
 
 

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     _models.add_statistics_options(parser)
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the checks as JUnit XML")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a summary for people")
-    _models.add_options(parser)
+    _models.add_options(parser, arguments)
     options = parser.parse_intermixed_args(arguments)
     _models.check_statistics_options(options)
     for name in ("json", "junit", "markdown"):
@@ -158,8 +158,7 @@ def _judge(variant: Path, config: Any, mix: Any, profile: Any, envelope: Any, op
     failed = [write.sentence(check) for check in checks if not check.passed]
     ending = "inside its envelope" if verdict.passed else "outside its envelope:\n  " + "\n  ".join(failed)
     _models.show([write.table(verdict), f"{variant} is {ending}"])
-    if options.json:
-        files.write_json(options.json, verdict.plain())
+    _models.write_json(options, verdict.plain())
     if options.junit:
         files.write_atomic(options.junit, write.junit(verdict))
     if options.markdown:

@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
 
     from pat.config.compose import compose
 
-    return compose([*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])], use)
+    more = ["--config-dir", options.config_dir] if options.config_dir else []
+    return compose([*options.overrides, *more], use, data_is_read=False)
 
 
 def _numbers(option: str, text: str | None, low: int, high: int) -> list[int]:

@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
     parser.add_argument("--table", type=Path, metavar="FILE", help="also time the first model's layers at every width, "
                         "for budget.name=latency")  # fmt: skip
+    _models.keep_words(parser, arguments)
     options = parser.parse_args(arguments)
     _check(options)
     return _profile(options)
@@ -119,8 +120,7 @@ def _profile(options: argparse.Namespace) -> int:
     if options.table:
         files.write_json(options.table, result.table)
         console.print(f"latency table of {paths[0]}: {options.table}; pat train ... budget.table={options.table}")
-    if options.json:
-        files.write_json(options.json, _plain(result, options, versions()))
+    _models.write_json(options, _plain(result, options, versions()))
     return ExitCode.DONE
 
 

@@ -69,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--ranks", type=int, metavar="N", help="processes, one per GPU (default: 1)")
     parser.add_argument("--dtype", choices=tuple(DTYPES.values()), help="of the result (default: the model's)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist, or be empty")
+    parser.add_argument("--dry-run", action="store_true", help="check all that a start checks, say what it does, stop")
     options = parser.parse_intermixed_args(arguments)
     if rank_environment():
         raise ValueError("pat prune starts its ranks itself (--ranks N): call it from a plain shell")
@@ -78,8 +79,11 @@ def main(arguments: Sequence[str]) -> int:
 
     run = Path(f"{options.out}.run")
     config = _model_config(options)
-    code = train.main(_overrides(options, config, run))
+    code = train.main([*_overrides(options, config, run), *(["--dry-run"] if options.dry_run else [])])
     if code:
+        return code
+    if options.dry_run:
+        print(f"pat: nothing was pruned; without --dry-run the result would be exported to {options.out}")
         return code
     print(f"pat: exporting the result to {options.out}; the run's checkpoint is removed afterwards", flush=True)
     dtype = options.dtype or DTYPES.get(str(getattr(config, "dtype", None)).removeprefix("torch."))

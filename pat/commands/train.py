@@ -57,7 +57,7 @@ def _start_ranks(config: Any) -> int:
     from pat.launch import multi_node, single_node
     from pat.launch.process import clear_ranks, only_user_of
     from pat.training.preflight import is_complete, prepare
-    from pat.training.start_summary import append_to_log, start_summary
+    from pat.training.start_summary import append_to_log, start_summary, warnings
     from pat.training.summary import outcome
 
     run_dir = Path(config.run.dir)
@@ -73,11 +73,12 @@ def _start_ranks(config: Any) -> int:
             print(f"{outcome(RunDir(run_dir))}\nnothing is left to do; run.resume=never starts it over", flush=True)
             return ExitCode.DONE
 
-        said = start_summary(config, prepare(config, run_dir))
+        checked = prepare(config, run_dir)
+        said = start_summary(config, checked)
         print(said, flush=True)
         freeze(config, run_dir)  # only now: a refused command leaves nothing behind
         append_to_log(run_dir, said)
-        _say_that_it_starts(run_dir, config.engine.world_size)
+        _say_that_it_starts(run_dir, config.engine.world_size, warnings(config, checked))
         return (multi_node if several else single_node).launch(run_dir, config)
 
 
@@ -102,7 +103,7 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
 
         from pat import train as loop
         from pat.training import preflight
-        from pat.training.start_summary import start_summary
+        from pat.training.start_summary import start_summary, warnings
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the variable before it was set
         with only_user_of(run_dir) if environment.rank == 0 else contextlib.nullcontext():
@@ -110,12 +111,12 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
                 freeze(config, run_dir)
                 RunDir(run_dir).exit.unlink(missing_ok=True)
                 forget_ranks_from(run_dir, environment.world_size)
-                _say_that_it_starts(run_dir, environment.world_size)
             else:
                 wait_for_frozen(config, run_dir)
             checked = preflight.prepare(config, run_dir)
             if environment.rank == 0:
                 print(start_summary(config, checked), flush=True)
+                _say_that_it_starts(run_dir, environment.world_size, warnings(config, checked))
             return loop.main(run_dir)
 
     return run_rank(Path(config.run.dir), environment.rank, work, announce=True)
@@ -139,8 +140,9 @@ def _search(overrides: Sequence[str], options: argparse.Namespace) -> int:
 
 
 def _describe(config: Any) -> int:
-    """`--dry-run`: refuse all that a start would refuse. Data comes last: it may be long, or missing."""
+    """`--dry-run`: refuse all that a start would refuse. Reading the data comes last: it may take long."""
     from pat.config.frozen import check_same_run
+    from pat.data import sources
     from pat.training.dry_run import describe
     from pat.training.logit_cache import LogitCache
     from pat.training.preflight import data_in_words, prepare
@@ -149,6 +151,7 @@ def _describe(config: Any) -> int:
 
     run_dir = Path(config.run.dir)
     check_same_run(config, run_dir)
+    sources.check_files(config.data)
     print(describe(config), flush=True)
     if config.distill.live:
         print(describe_teacher(config))
@@ -160,10 +163,10 @@ def _describe(config: Any) -> int:
     return ExitCode.DONE
 
 
-def _say_that_it_starts(run_dir: Path, ranks: int) -> None:
+def _say_that_it_starts(run_dir: Path, ranks: int, warnings: Sequence[str]) -> None:
     from pat.launch import slurm
 
-    provenance.record(run_dir, ranks)
+    provenance.record(run_dir, ranks, warnings)
     if warning := slurm.short_lead(run_dir):
         print(f"pat: {warning}", flush=True)
 

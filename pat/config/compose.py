@@ -43,11 +43,14 @@ _KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.\w+=|=\{(?P<w
 _LIMIT = re.compile(r"\+*envelope(?:\.[\w.]+)?=")
 
 
-def compose(arguments: Sequence[str], use: Callable[[Config], int], guarded: bool = True) -> int:
+def compose(
+    arguments: Sequence[str], use: Callable[[Config], int], guarded: bool = True, data_is_read: bool = True
+) -> int:
     """Hydra's command line: composes the config (with `-m` each of several) and calls `use` with it.
 
-    guarded=False: the envelope need not be able to lead a ramp, because another command judges by it. Returns the first
-    exit code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
+    guarded=False: the envelope need not be able to lead a ramp, because another command judges by it.
+    data_is_read=False: the data may be left open. Returns the first exit code that is not 0. Raises ValueError, in one
+    sentence, for what cannot be composed.
     """
     _register()
     codes: list[int] = []
@@ -55,6 +58,8 @@ def compose(arguments: Sequence[str], use: Callable[[Config], int], guarded: boo
 
     def task(cfg: DictConfig) -> None:
         try:
+            if not data_is_read and OmegaConf.is_missing(cfg.data, "source"):
+                cfg.data.source = FILES[0]
             code = use(finish(cfg, list(HydraConfig.get().overrides.task), guarded))
         except (ValueError, OSError) as error:  # kept from Hydra, which would print a notice of its own
             errors.append(error)

@@ -124,6 +124,14 @@ def files(cfg: DataConfig, split: str) -> list[str]:
     return named
 
 
+def check_files(cfg: DataConfig) -> None:
+    """ValueError for a file that is not there, of any source: at once, before anything is read."""
+    for each, _ in of_mixture(cfg).values() if cfg.source == MIXTURE else [(cfg, 1.0)]:
+        for split in ("train", "eval"):
+            if each.source in FILES and getattr(each, split) is not None:
+                files(each, split)
+
+
 def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, split: str) -> Dataset:
     """The rows with the task's columns under the task's names; a wrong column or none of the rows is a ValueError."""
     for name, column in columns.items():

@@ -37,6 +37,7 @@ class Evidence:
     baseline: float | None = None
     change: Quantity | None = None  # v - b
     ratio: Quantity | None = None  # v / b
+    n: int | None = None  # samples or prompts
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Check:
     interval: tuple[float, float] | None  # of q
     passed: bool
     edge: str = ""  # what of the interval must be inside, too, and is not
+    n: int | None = None  # samples or prompts
 
 
 def evidence(value: float, baseline: float | None = None) -> Evidence:
@@ -90,6 +92,7 @@ def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, conf
                 interval=None if q.low is None or q.high is None else (q.low, q.high),
                 passed=inside,
                 edge=said,
+                n=known.n,
             )
         )
     return made

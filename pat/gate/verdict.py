@@ -79,12 +79,13 @@ class Gate:
         how = (places, self.confidence, self.seed)
         measured = _quantity(estimate(v, *how)) if {"min", "max"} & set(bounds) else Quantity(v.of(places))
         if b is None:
-            return Evidence(measured)
+            return Evidence(measured, n=places.size)
         return Evidence(
             measured,
             b.of(places),
             _quantity(difference(b, v, *how)) if {"drop", "rise"} & set(bounds) else None,
             _quantity(ratio(b, v, *how)) if "ratio" in bounds else None,
+            places.size,
         )
 
     def _slices(self, variant: Facts, baseline: Facts | None) -> Iterator[Check]:

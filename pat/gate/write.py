@@ -55,9 +55,12 @@ def markdown(verdict: Verdict) -> str:
     head = "passed" if verdict.passed else f"failed: {failed} of {len(verdict.checks)} checks"
     lines = [f"## pat gate {head}", ""]
     lines += [f"- {name}: {_escaped(value)}" for name, value in _properties(verdict)]
-    lines += ["", "| | check | rule | measured | baseline | judged | interval |", "| --- |" + " --- |" * 6]
+    lines += ["", "| | check | n | rule | measured | baseline | judged | interval |", "| --- |" + " --- |" * 7]
     for check in sorted(verdict.checks, key=lambda check: check.passed):
-        cells = ("pass" if check.passed else "**FAIL**", _escaped(check.name), _escaped(check.rule), *numbers(check))
+        cells = (
+            "pass" if check.passed else "**FAIL**", _escaped(check.name), count(check), _escaped(check.rule),
+            *numbers(check),
+        )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -69,6 +72,11 @@ def sentence(check: Check) -> str:
     judged = f", judged {quantity}" if check.quantity != check.measured else ""
     spread = f" (interval {interval})" if check.interval is not None else ""
     return f"{check.name}: {measured}{against}{judged}{spread}, must be {check.rule}{check.edge}"
+
+
+def count(check: Check) -> str:
+    """The samples or prompts of a check; - where it is of the model itself, or of a profile."""
+    return "-" if check.n is None else f"{check.n:,}"
 
 
 def numbers(check: Check) -> tuple[str, str, str, str]:
@@ -86,12 +94,14 @@ def table(verdict: Verdict) -> Any:
 
     made = Table(box=box.SIMPLE_HEAD)
     made.add_column("", no_wrap=True, min_width=len("FAIL"))
-    for column in ("check", "rule"):
-        made.add_column(column, overflow="fold")
+    made.add_column("check", overflow="fold")
+    made.add_column("n", justify="right")
+    made.add_column("rule", overflow="fold")
     for column in ("measured", "baseline", "judged", f"{verdict.confidence:.0%} interval"):
         made.add_column(column, justify="right", overflow="fold")
     for check in verdict.checks:
-        made.add_row("pass" if check.passed else "FAIL", Text(plain(check.name)), check.rule, *numbers(check))
+        passed = "pass" if check.passed else "FAIL"
+        made.add_row(passed, Text(plain(check.name)), count(check), check.rule, *numbers(check))
     return made
 
 

@@ -35,38 +35,42 @@ def lineage(sources: Sources) -> Section:
 
 
 def commands(sources: Sources) -> Section:
-    """The commands that give the same again."""
-    lines: list[str] = []
+    """The commands that give the same again, by the folder that their paths start in."""
     commits = {text(_versions(model), "git") for model in sources.models} - {""}
-    for commit in sorted(commits):
-        lines.append(f"git checkout {shlex.quote(commit.removesuffix('-dirty'))}    # the code")
+    code = [f"git checkout {shlex.quote(commit.removesuffix('-dirty'))}    # the code" for commit in sorted(commits)]
+    here = str(Path.cwd())
+    lines: dict[str, list[str]] = {here: [*code, *_of_models(sources)]}
+    for kind in (sources.evaluations, sources.comparisons, sources.logs, sources.gates, sources.profiles):
+        for written in kind:
+            if words := sequence(written.content, "command"):
+                lines.setdefault(text(written.content, "directory", here), []).append(shlex.join(map(str, words)))
+    blocks: list[Block] = [
+        Code("In a shell, from the folder that this report was made in" if place == here else f"In {plain(place)}", own)
+        for place, own in lines.items()
+        if own
+    ]
+    if any(commit.endswith("-dirty") for commit in commits):
+        blocks.append(Text("The checkout had been edited, so the commit alone does not give the same code."))
+    return Section("commands", "Reproduce", blocks or [Text("Nothing that is given says how it was made.")])
+
+
+def _of_models(sources: Sources) -> Iterator[str]:
+    """Of sweeps, runs and exports."""
     for sweep in sources.sweeps:
-        lines.append(shlex.join(map(str, sequence(sweep.content, "command"))))
+        yield shlex.join(map(str, sequence(sweep.content, "command")))
     for run in sources.runs:
-        lines.append(f"pat train --frozen {_path(run.path)} run.resume=never    # starts {_path(run.path)} over")
+        yield f"pat train --frozen {_path(run.path)} run.resume=never    # starts {_path(run.path)} over"
         if run.code == 0:
-            lines.append(f"pat export {_path(run.path)} --out DIR")
+            yield f"pat export {_path(run.path)} --out DIR"
     for variant in sources.variants:
         if label := text(variant.registered, "label"):
             name, _, version = label.partition(" version ")
-            lines.append(f"pat registry get {shlex.quote(name)} {version} --out DIR    # bit for bit")
+            yield f"pat registry get {shlex.quote(name)} {version} --out DIR    # bit for bit"
         elif directory := text(variant.export, "lineage.directory"):
             step = text(variant.export, "lineage.step")
             run = next((_path(run.path) for run in sources.runs if run.path.name == directory), None)
             said = "" if run else f"    # RUN: where the run {plain(directory)} is"
-            lines.append(f"pat export {run or 'RUN'} --out DIR --checkpoint {step}{said}")
-    for written in sources.comparisons:
-        a, b, data = (text(written.content, key) for key in ("a", "b", "data"))
-        mix = f" --mix {shlex.quote(data.removeprefix('mix '))}" if data.startswith("mix ") else ""
-        lines.append(f"pat compare {shlex.quote(a)} {shlex.quote(b)}{mix} --json {_path(written.path)}")
-    for kind in (sources.gates, sources.profiles):
-        for written in kind:
-            if command := get(written.content, "command"):
-                lines.append(command if isinstance(command, str) else shlex.join(map(str, command)))
-    blocks: list[Block] = [Code("In a shell, from the folder that the paths start in", lines)] if lines else []
-    if any(commit.endswith("-dirty") for commit in commits):
-        blocks.append(Text("The checkout had been edited, so the commit alone does not give the same code."))
-    return Section("commands", "Reproduce", blocks or [Text("Nothing that is given says how it was made.")])
+            yield f"pat export {run or 'RUN'} --out DIR --checkpoint {step}{said}"
 
 
 def what(sources: Sources) -> str:

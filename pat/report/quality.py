@@ -60,6 +60,7 @@ def _gates(sources: Sources) -> Iterator[Block]:
         rows = [
             (
                 text(check, "name", "a check"),
+                values.short(number(check, "n")),
                 *(decision.shown(get(check, key)) for key in ("baseline", "measured")),
                 text(check, "rule") or f"limit {decision.shown(get(check, 'limit'))}",
                 decision.shown(get(check, "quantity")),
@@ -69,17 +70,16 @@ def _gates(sources: Sources) -> Iterator[Block]:
             for check in checks
         ]
         if rows:
-            yield Table(
-                "The checks of the gate", ("check", "baseline", "measured", "must be", "is", "interval", ""), rows
-            )
+            caption = "The checks of the gate (FIGURE.BOUND as in the envelope; n: samples or prompts)"
+            yield Table(caption, ("check", "n", "baseline", "measured", "must be", "is", "interval", ""), rows)
 
 
 def _metrics(sources: Sources) -> Iterator[Block]:
     """A row for each metric, a column for each model: of runs, exports and `pat evaluate`."""
     columns: list[tuple[str, dict[str, float]]] = []
-    for model in sources.models:
+    for model in sources.measured:
         before, now = values.numbers(model.before), values.numbers(model.metrics)
-        if before and now and len(sources.models) == 1:
+        if before and now and len(sources.measured) == 1:
             columns.append(("when pruning began", before))
         if now:
             columns.append((sources.label(model), now))
@@ -87,6 +87,9 @@ def _metrics(sources: Sources) -> Iterator[Block]:
         for one in sequence(written.content, "models"):
             if metrics := values.numbers(mapping(one, "metrics")):
                 columns.append((text(one, "folder", "a model"), metrics))
+    strange = [f"{run.name} warned when it started: {said}" for run in sources.runs for said in run.warnings]
+    if strange:
+        yield Bullets(strange)
     names = list(dict.fromkeys(name for _, metrics in columns for name in metrics))
     if not columns:
         yield Text("No run or export that is given was evaluated.")
@@ -143,7 +146,7 @@ def _outcome(outcome: Any, confidence: float, name: str) -> Iterator[Block]:
         )
         for one in slices
     ]
-    numbers = Table(f"{title} ({way}); p of slices is adjusted for their number", head, rows)
+    numbers = Table(f"{title} ({way}); slices as they come in the data, p adjusted for their number", head, rows)
     drawn = [
         (plain(text(one, "name", "all")), *bounds, text(one, "verdict"))
         for one in slices

@@ -12,7 +12,7 @@ import yaml
 
 from pat.common import secrets
 from pat.common.files import read_json
-from pat.report.values import flat, get, mapping, number, text
+from pat.report.values import flat, get, mapping, number, sequence, text
 from pat.run import provenance
 from pat.run.directory import RunDir
 
@@ -52,6 +52,19 @@ class Run:
     def before(self) -> dict[str, Any]:
         """The metrics when pruning began."""
         return mapping(self.summary, "dense_metrics") or evaluated(self.lines, "dense/")
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the last start warned of."""
+        return [str(sentence) for sentence in sequence(self.starts[-1], "warnings")] if self.starts else []
+
+    def became(self, variant: Variant) -> bool:
+        """Whether the export is of this run's last checkpoint."""
+        weights, directory = text(self.summary, "weights_sha256"), text(variant.export, "lineage.directory")
+        return bool(weights) and (text(variant.export, "weights_sha256"), directory) == (
+            weights,
+            self.path.resolve().name,
+        )
 
     @property
     def is_pruned(self) -> bool:
@@ -119,6 +132,11 @@ class Sources:
     def models(self) -> list[Run | Variant]:
         """Runs and folders, the dense ones first."""
         return sorted([*self.runs, *self.variants], key=lambda one: one.is_pruned)
+
+    @property
+    def measured(self) -> list[Run | Variant]:
+        """The models, without a run whose last checkpoint is given as an export, too."""
+        return [one for one in self.models if not (isinstance(one, Run) and any(map(one.became, self.variants)))]
 
     def label(self, model: Run | Variant) -> str:
         """Its name, with what it is where another one is called so, too."""

@@ -38,7 +38,7 @@ def training(sources: Sources) -> Section:
 def sparsity(sources: Sources) -> Section:
     """The sparsity per layer and kind."""
     blocks: list[Block] = []
-    models = [one for one in sources.models if one.is_pruned]
+    models = [one for one in sources.measured if one.is_pruned]
     for i, model in enumerate(models):
         found = list(_where(model, i))
         blocks += [Heading(model.name), *found] if found and len(models) > 1 else found

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,10 @@ def latest_step(run_dir: Path) -> int:
         return 0
 
 
-def record(run_dir: Path, ranks: int) -> None:
-    """Record that the run starts now; called by the holder of the run directory."""
+def record(run_dir: Path, ranks: int, warnings: Sequence[str] = ()) -> None:
+    """Record that the run starts now, and what it warned of; called by the holder of the run directory."""
     line: dict[str, Any] = {"time": round(time.time(), 3), "host": HOST, "ranks": ranks, "step": latest_step(run_dir)}
+    line |= {"warnings": list(warnings)} if warnings else {}
     if "SLURM_JOB_ID" in os.environ:
         line |= {"job_id": os.environ["SLURM_JOB_ID"], "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0)}
     with open(RunDir(run_dir).starts, "a") as file:

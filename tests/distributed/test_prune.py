@@ -145,3 +145,16 @@ def test_what_cannot_be_pruned_is_one_sentence(
         said = capsys.readouterr().err
         assert word in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_what_would_go_by_the_keys_that_are_left_and_writes_nothing(
+    given: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a key that is taken away (~key) and is read as a second model."""
+    keys = ["~pruners.weights.criterion.gradient_samples", "pruners.weights.scope=matrix"]
+    assert prune(given, tmp_path / "out", "--sparsity", "0.5", *keys, "--dry-run") == ExitCode.DONE
+    said = capsys.readouterr().out
+    assert "What would be pruned" in said and "gradients" not in said and str(tmp_path / "out") in said
+    assert not {"out", "out.run"} & {path.name for path in tmp_path.iterdir()}
+    assert prune(given, tmp_path / "out", "--sparsity", "0.5", "--dry-run") == ExitCode.DONE
+    assert "gradients" in capsys.readouterr().out

@@ -93,7 +93,10 @@ def test_pruned_beside_quantised(tmp_path: Path) -> None:
     sparse, figures = pruned(tmp_path / "sparse", dense), dict[str, object]()
     for name, make in (("int8", quantised), ("same", dequantised)):
         assert compare(sparse, make(tmp_path / name, dense), tmp_path) == 0
-        figures[name] = json.loads((tmp_path / f"{name}.json").read_text()) | {"b": "one model in two forms"}
+        said = json.loads((tmp_path / f"{name}.json").read_text())
+        assert said.pop("command")[:4] == ["pat", "compare", str(sparse), str(tmp_path / name)]
+        assert said.pop("directory") == str(Path.cwd())
+        figures[name] = said | {"b": "one model in two forms"}
     assert figures["int8"] == figures["same"]
 
 

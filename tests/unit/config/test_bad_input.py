@@ -190,6 +190,11 @@ def test_a_dry_run_looks_at_the_data(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert stop.value.code == code and words in said.out.splitlines()[-1] + said.err
         assert "What would be pruned" in said.out and ("What this run does" in said.out) == (code == 0)
     assert not (tmp_path / "run").exists()
+    file.unlink()
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    said = capsys.readouterr()
+    assert "no file matches" in said.err and not said.out, "a file that is not there is said before anything else"
 
 
 @pytest.fixture

@@ -22,6 +22,6 @@ def test_markup_stays_text_and_no_number_is_null() -> None:
     assert case.attrib["name"] == NAME.replace("\x1b", "\ufffd") and suite.attrib["timestamp"] == "1970-01-01T00:00:00"
     text = write.markdown(verdict)
     row = text.splitlines()[-1]
-    assert "<" not in text and "\x1b" not in text and row.replace("\\|", "").count("|") == 8
+    assert "<" not in text and "\x1b" not in text and row.replace("\\|", "").count("|") == 9
     said = json.loads(json.dumps(verdict.plain(), allow_nan=False))["checks"][0]
     assert (said["measured"], said["interval"]) == (None, [None, None])

@@ -238,6 +238,16 @@ def test_wrong_options_are_one_sentence(arguments: list[str], words: str) -> Non
         command.main(["recipe=parity", *arguments])
 
 
+def test_data_and_its_source_may_be_left_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({"model_type": "llama", **LLAMA, "num_hidden_layers": 2})
+    )
+    keys = [f"model.path={tmp_path / 'model'}", "train.num_steps=5", "pruners.weights.budget.sparsity=0.5"]
+    assert command.main(["recipe=decoder", *keys]) == 0
+    assert "have masks of single weights" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["recipe=parity", "--ranks", "2,64", "--stages", "2,3"]) == 0
     said = capsys.readouterr().out

@@ -147,6 +147,11 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     )
     assert "| optim.lr | 0.0002 | 0.0001 | 0.0001 |" in text, "the settings that differ"
     assert "pat train --frozen" in text and "git checkout 2818d1ef5ca0" in text
+    by_folder = dict(re.findall(r"^(In .*?)\n+```[^\n]*\n(.*?)```", text, re.MULTILINE | re.DOTALL))
+    here, there = by_folder.values()
+    assert "pat gate" not in here and there.splitlines() == ["pat gate 'exports/a pruned one' --against exports/dense"]
+    assert "In /srv/gates:" in by_folder and "| 120 |" in text
+    assert "warned when it started: all 9 evaluation rows are in the training data" in text
 
 
 def test_of_several_profiled_models_the_latency_is_the_subjects(tmp_path: Path) -> None:
@@ -283,6 +288,8 @@ def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path:
     assert "0.818 in" in beside.cards[0].note and "not pruned" in beside.cards[0].note
     text = markdown(beside)
     assert f"{name} (run)" in text and f"{name} (export)" in text
+    (heads,) = re.findall(r"^\| metric \|.*$", text, re.MULTILINE)
+    assert heads == f"| metric | dense | {name} (export) |", "a run and its export are one model: measured once"
     assert "--checkpoint" in text and f"pat export {half}" in text
 
 
