@@ -35,7 +35,7 @@ OTHERS = {
 }
 # (data, steps, target, our method, what goes)
 ROWS = (
-    ("addresses", 0, "50", "alps-matrix", "half of the weights (`pat prune`, each matrix by itself)"),
+    ("addresses", 0, "50", "alps", "half of the weights (`pat prune`)"),
     ("addresses", 80, "50", "alps", "half of the weights"),
     ("addresses", 80, "2:4", "alps", "two of every four weights (2:4)"),
     ("addresses", 80, "ffn=0.5", "obs", "half of the neurons"),
