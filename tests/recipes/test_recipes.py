@@ -5,62 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from pat.config import compose, frozen, places
+from pat.config import frozen, places
 from pat.export.export import export_run
-from pat.pruning import registry
-from pat.pruning.gates import CalibratedGate
 from pat.pruning.weights.matrices import Matrices
-from pat.schema import Config
-from tests.distributed import ranks
 from tests.open_recipes import of
+from tests.small_recipes import composed, small, start
 
-# Two layers with the heads of the real model; hidden width and vocabulary are small.
-LARGE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
-HEADS_8B = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}
-STAND_INS: dict[str, dict[str, object]] = {
-    "minilm": {
-        "model_type": "bert",
-        "num_hidden_layers": 2,
-        "hidden_size": 48,
-        "intermediate_size": 128,
-        "num_attention_heads": 12,
-        "vocab_size": 30522,
-    },
-    "smollm2": {
-        **LARGE,
-        "model_type": "llama",
-        "hidden_size": 72,  # Llama wants a multiple of the heads, also where head_dim is given
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "head_dim": 64,
-        "vocab_size": 4096,
-        "tie_word_embeddings": True,
-    },
-    "Llama-3.1-8B": {**LARGE, **HEADS_8B, "model_type": "llama", "vocab_size": 4096},
-    "Qwen3-8B-Base": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 4096},
-    "Llama-3.1-8B-Instruct": {**LARGE, **HEADS_8B, "model_type": "llama", "vocab_size": 4096},
-    "Qwen3-8B": {**LARGE, **HEADS_8B, "model_type": "qwen3", "vocab_size": 4096},
-    "Mistral-7B-v0.3": {**LARGE, **HEADS_8B, "model_type": "mistral", "vocab_size": 4096},
-}
 RECIPES = places.recipes()
 Started = tuple[Path, tuple[int | None, str]]  # its folder; the exit code and what it says
 # A classifier; the slow set starts every recipe.
 QUICK = ["reviews"]
-
-
-@cache
-def composed(*overrides: str) -> Config:
-    """The config that a command line comes to."""
-    found: list[Config] = []
-    assert compose.compose(overrides, lambda config: found.append(config) or 0) == 0
-    return found[0]
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if "8b" in name or "7b" in name])
@@ -73,46 +33,6 @@ def test_large_recipes_say_where_they_do_not_promise_the_same_bits(recipe: str) 
     promised = promised and train.global_batch_size == micro * ranks_there
     header = (places.conf_dir() / "recipe" / f"{recipe}.yaml").read_text().partition("defaults:")[0]
     assert ("# same bits  not at every ZeRO stage" in header) == (not promised)
-
-
-def small(config: Config, folder: Path) -> list[str]:
-    """Overrides that leave a recipe's methods, patterns, engine and optimizer, and replace what it would load."""
-    overrides = [
-        f"run.dir={folder / 'run'}",
-        "train.num_steps=2",
-        "train.global_batch_size=4",
-        "train.micro_batch_size=2",
-        "train.eval_batch_size=4",
-        "optim.warmup=0.0",
-        "data.max_length=32",
-        "data.max_train_samples=16",
-        "data.max_eval_samples=4",
-        f"data.cache_dir={folder / 'data'}",
-        "engine.world_size=1",
-        "engine.kernels=eager",  # compiling has its own tests
-        "logger.name=none",
-    ]
-    for name, pruner in config.pruners.items():
-        schedule = f"pruners.{name}.schedule"
-        after_gates = not pruner.structures and any(other.structures for other in config.pruners.values())
-        at_once = bool(pruner.structures) and isinstance(registry.build("gate", pruner.gate), CalibratedGate)
-        overrides += [f"{schedule}.start={int(after_gates or at_once)}", f"{schedule}.hard_from=1"]
-        overrides += [f"{schedule}.select_every=1"]
-        if config.pruners[name].schedule.end is not None:
-            overrides.append(f"{schedule}.end=1")
-        if "ffn" in getattr(config.pruners[name].budget, "keep", {}):
-            overrides.append(f"pruners.{name}.budget.keep.ffn=64")  # of the 128 that each stand-in has
-    if config.model.path is not None:
-        stand_in = STAND_INS[Path(config.model.path).name]
-        overrides += ["model.path=null", "model.init=random", "model.tokenizer=byte"]
-        overrides += [f"++model.config.{key}={json.dumps(value)}" for key, value in stand_in.items()]
-    if config.data.source != "generated":
-        file = folder / "text.jsonl"
-        rows = [{"text": f"Sentence {i} is about the weather in May. " * 4, "label": i % 2} for i in range(40)]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        overrides += ["data.source=json", "data.subset=null", f"data.train={file}", "data.eval=null"]
-        overrides += ["data.eval_fraction=0.25"]
-    return overrides
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -132,13 +52,6 @@ def test_header_says_how_to_run_it(recipe: str, repository: Path) -> None:
         assert word in header
     config = composed(*of(recipe))
     assert (config.engine.world_size > 2) == ("NOT YET RUN" in header)
-
-
-def start(folder: Path, overrides: list[str]) -> tuple[int | None, str]:
-    """The command that a user would give, as the one rank of a launcher; its exit code and what it says."""
-    log = folder / "output"
-    (code,) = ranks.exit_codes(ranks.fork_ranks("pat.cli", ["train", *overrides], [log], cwd=folder), 600)
-    return code, log.read_text(errors="replace")
 
 
 @pytest.fixture(scope="module")
