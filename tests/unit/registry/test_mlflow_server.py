@@ -1,5 +1,6 @@
 """The registry on a real `mlflow server`: the commands, two promotions at once, and a server that is killed and comes
-back. It is mlflow-skinny's, with what the whole package would add for REST calls; the web page is not in it."""
+back. It is mlflow-skinny's, with what the whole package would add for REST calls; the web page, which is not in it, is
+looked at in tests/browser/test_mlflow_page.py."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Server:
 
     folder: Path
     port: int
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])  # beside this process's
     process: Any = field(init=False)
 
     @property
@@ -41,7 +43,8 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers=1", f"--port={self.port}"]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {**os.environ, **quiet, **self.environment}
         log = self.folder / "server.log"
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -65,12 +68,16 @@ class Server:
         self.process.wait()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def free_port() -> int:
+    """That nothing listens on."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    made = Server(tmp_path, port)
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path, free_port())
     try:
         made.start()
         yield made
