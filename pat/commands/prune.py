@@ -112,6 +112,8 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
     from pat.zero.engine import accelerator
 
     model, keys = one_model(options.words)
+    if not options.data and not any(key.startswith(("data=", "data.source=")) for key in keys):
+        raise ValueError("no --data FILE is given: the texts or rows that the model is calibrated on")
     if any(key.startswith("run.dir=") for key in keys):
         raise ValueError(f"run.dir cannot be given here: the run stands beside --out, in {run}")
     task = options.task or _task(model, config)

@@ -83,11 +83,12 @@ def compose(
 
 def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> Config:
     """A composed config as a validated `Config`; ValueError for missing values and for what does not fit."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = OmegaConf.missing_keys(cfg)
     if missing:
+        missing |= {"model.path"} if cfg.model.path is None and cfg.model.init == "pretrained" else set()
         chosen = any(override.lstrip("+").startswith("recipe=") for override in overrides)
         hint = "" if chosen else "; recipe=NAME gives them all, `pat train --help` lists the recipes"
-        raise ValueError(f"no value for {', '.join(map(_how_to_choose, missing))}{hint}")
+        raise ValueError(f"no value for {', '.join(map(_how_to_choose, sorted(missing)))}{hint}")
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_merged(content, overrides)
@@ -120,7 +121,12 @@ def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
 
 
 def _how_to_choose(key: str) -> str:
-    return f"{key} (task={' or task='.join(scan.declared('pat.tasks'))})" if key == "task.name" else key
+    how = {
+        "task.name": f"task={' or task='.join(scan.declared('pat.tasks'))}",
+        "model.path": "a folder, or a name on the Hugging Face hub",
+        "data.source": f"{', '.join(FILES)} with data.train=FILE, or the name of a data set",
+    }
+    return f"{key} ({how[key]})" if key in how else key
 
 
 def _for_hydra(argument: str) -> str:

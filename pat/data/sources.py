@@ -118,6 +118,8 @@ def files(cfg: DataConfig, split: str) -> list[str]:
         expanded = os.path.expanduser(pattern)
         # A name with [brackets] is a file first and a glob second.
         paths = [expanded] if os.path.isfile(expanded) else sorted(filter(os.path.isfile, glob.glob(expanded)))
+        if not paths and split == pattern == DataConfig.model_fields["train"].default:
+            raise ValueError(f"data.train is not given: data.source={cfg.source} needs data.train=FILE.")
         if not paths:
             raise ValueError(f"data.{split}: no file matches '{pattern}' (seen from {os.getcwd()}).")
         named += paths

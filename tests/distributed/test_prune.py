@@ -133,6 +133,9 @@ def test_calibrated_it_is_the_same_at_every_zero_stage_and_goes_on_from_what_is_
 def test_what_cannot_be_pruned_is_one_sentence(
     given: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["prune", str(given[0]), "--sparsity", "0.5", "--out", str(tmp_path / "out")])
+    assert "no --data FILE is given" in capsys.readouterr().err
     for more, word in (
         (["--pattern", "4:2"], "--pattern 4:2"),
         (["--keep", "ffn=half"], "--keep ffn=half"),

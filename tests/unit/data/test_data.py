@@ -232,6 +232,7 @@ def test_labels_become_numbers(tmp_path: Path, labels: list[Any], names: list[st
         ({"text_column": "txt"}, "data.text_column='txt' is not in data.train: the columns are text, label"),
         ({"label_column": "stars"}, "data.label_column='stars' is not in data.train: the columns are text, label"),
         ({"text_pair_column": "other"}, "data.text_pair_column='other' is not in"),
+        ({"train": "train"}, r"data.train is not given: data.source=json needs data.train=FILE"),
         ({"train": "nowhere/*.json"}, r"data.train: no file matches 'nowhere/\*.json'"),
         ({"eval": "nowhere.json"}, "data.eval: no file matches"),
         ({"eval_fraction": 0.0}, "eval_fraction is 0.0, but must be above 0"),
