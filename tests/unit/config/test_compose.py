@@ -161,7 +161,10 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} pruners.weights.granularity.name=n_of_m", "no value for pruners.weights.granularity.m"),
             (f"{PARITY} seed=1,2", "add -m for one run each"),
             (f"{PARITY} nonsense", "cannot read 'nonsense': write key=value"),
-            ("task=causal_lm", "with data.train=FILE, or the name of a data set), model.path (a folder, or a name on the Hugging Face hub)"),
+            (
+                "task=causal_lm",
+                "with data.train=FILE, or the name of a data set), model.path (a folder, or a name on the Hugging Face hub)",
+            ),
             (
                 PARITY + " task.name=???",
                 f"task.name (task={' or task='.join(base.names())})",
