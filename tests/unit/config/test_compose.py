@@ -163,7 +163,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} nonsense", "cannot read 'nonsense': write key=value"),
             (
                 "task=causal_lm",
-                "with data.train=FILE, or the name of a data set), model.path (a folder, or a name on the Hugging Face hub)",
+                "the name of a data set), model.path (a folder, or a name on the Hugging Face hub)",
             ),
             (
                 PARITY + " task.name=???",
