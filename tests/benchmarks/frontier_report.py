@@ -94,7 +94,8 @@ def _target(line: Line) -> str:
 
 
 def _figure(value: float, metric: str) -> str:
-    return f"{value:.4f}" if metric in HIGHER_IS_BETTER else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    digits = 4 if metric in HIGHER_IS_BETTER else 3 if value < 10 else 2 if value < 100 else 0
+    return f"{value:.{digits}f}"
 
 
 def _styles() -> dict[str, dict[str, Any]]:
