@@ -76,7 +76,7 @@ def markdown(table: Sequence[Line]) -> list[str]:
     for line in table:
         quality = "does not run" if line.mean is None else f"{line.metric} {_figure(line.mean, line.metric)}"
         several = len(line.values) > 1
-        seeds = f"{_figure(spread(list(line.values)), line.metric)} ({len(line.values)})" if several else "-"
+        seeds = f"{_figure(spread(list(line.values)), line.metric, line.mean)} ({len(line.values)})" if several else "-"
         size = "-" if line.nonzero_parameters is None else f"{line.nonzero_parameters / 1e6:.1f} M"
         minutes = "-" if line.cpu_seconds is None else f"{line.cpu_seconds / 60:.1f}"
         cells.append([line.data, _target(line), str(line.steps), line.method, quality, seeds, size, minutes])
@@ -93,8 +93,10 @@ def _target(line: Line) -> str:
     return f"{line.target} %" if line.target.replace(".", "", 1).isdigit() else line.target
 
 
-def _figure(value: float, metric: str) -> str:
-    digits = 4 if metric in HIGHER_IS_BETTER else 3 if value < 10 else 2 if value < 100 else 0
+def _figure(value: float, metric: str, beside: float | None = None) -> str:
+    """With the digits of what it stands beside: of a mean its spread."""
+    size = value if beside is None else beside
+    digits = 4 if metric in HIGHER_IS_BETTER else 3 if size < 10 else 2 if size < 100 else 0
     return f"{value:.{digits}f}"
 
 
