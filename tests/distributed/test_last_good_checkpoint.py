@@ -60,7 +60,8 @@ def test_full_disk(small_disk: Path, undisturbed: dict[str, Any]) -> None:
 def test_an_exploding_run_keeps_its_last_good_checkpoint(stopped: Path, tmp_path: Path) -> None:
     """Noticed before the next checkpoint, though the next line is far: no second bad one pushes the good one out.
 
-    By its loss, or, where that stays in bounds, by the steps that are skipped, none of which is saved."""
+    By its loss, or, where that stays in bounds, by the steps that are skipped, none of which is saved; those between
+    them are, as nothing tells them from good ones."""
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
     write_exit(run_dir, ExitCode.DIVERGED)  # or another learning rate would be refused
@@ -73,6 +74,6 @@ def test_an_exploding_run_keeps_its_last_good_checkpoint(stopped: Path, tmp_path
     by_its_loss = f" at step {good + 2}," in last
     assert by_its_loss or "steps were skipped" in last, "the loss shows what the step before it has done"
     reader = CheckpointReader(retention.steps(run_dir / "checkpoints")[0])
-    assert reader.manifest["step"] == good
+    assert reader.manifest["step"] == good or not by_its_loss
     assert all(torch.isfinite(reader.read("weight", name)).all() for name in reader.parameters)
     assert not (run_dir / "summary.json").exists()
