@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pat.common import files
+from pat.common import files, secrets
 
 WIDTH = 120  # of tables, at least
 
@@ -60,9 +60,11 @@ def show(blocks: Iterable[Any]) -> None:
 
 
 def write_json(options: argparse.Namespace, content: Mapping[str, Any]) -> None:
-    """What was found, where --json asks for it, with the command that finds it again and the folder it ran in."""
+    """What was found, where --json asks for it, with the command that finds it again, without its keys, and the folder
+    it ran in."""
     if options.json:
-        files.write_json(options.json, {**content, "command": options.typed, "directory": os.getcwd()})
+        command = secrets.hidden(options.typed)
+        files.write_json(options.json, {**content, "command": command, "directory": os.getcwd()})
 
 
 def folders_and_keys(given: Sequence[str]) -> tuple[list[Path], list[str]]:

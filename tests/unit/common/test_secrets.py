@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 
+from pat.commands import _models
 from pat.common.secrets import HIDDEN, hidden, hide, is_secret
 
 LONG = "ThisIsNoRealTokenAtAll0123456789"
@@ -59,3 +63,10 @@ def test_by_name_in_mappings_and_by_this_processes_own_keys(monkeypatch: pytest.
         "hub_token": HIDDEN, "max_tokens": 3, "inner": [{"password": HIDDEN}, f"say {HIDDEN}"], "token": None,
     }  # fmt: skip
     assert is_secret("AWS_SECRET_ACCESS_KEY") and not is_secret("tokenizer") and not is_secret("keys")
+
+
+def test_the_command_in_a_result_has_no_keys(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    typed = ["pat", "evaluate", "model", "data.hub_token=hf_" + "a" * 30, "--json", str(file)]
+    _models.write_json(argparse.Namespace(json=file, typed=typed), {"models": []})
+    assert "hf_a" not in file.read_text() and f"data.hub_token={HIDDEN}" in file.read_text()
