@@ -128,10 +128,14 @@ def files(cfg: DataConfig, split: str) -> list[str]:
 
 def check_files(cfg: DataConfig) -> None:
     """ValueError for a file that is not there, of any source: at once, before anything is read."""
-    for each, _ in of_mixture(cfg).values() if cfg.source == MIXTURE else [(cfg, 1.0)]:
-        for split in ("train", "eval"):
-            if each.source in FILES and getattr(each, split) is not None:
-                files(each, split)
+    for name, (each, _) in of_mixture(cfg).items() if cfg.source == MIXTURE else ():
+        try:
+            check_files(each)
+        except ValueError as error:
+            raise ValueError(f"data.sources.{name}: {error}") from error
+    for split in ("train", "eval") if cfg.source in FILES else ():
+        if getattr(cfg, split) is not None:
+            files(cfg, split)
 
 
 def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, split: str) -> Dataset:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pat.data import prepare, sampler
+from pat.data import prepare, sampler, sources
 from pat.data.mixture import Mixture
 from pat.models import tokenizers
 from pat.schema import Config, DataConfig
@@ -119,6 +119,12 @@ def test_sources_are_prepared_each_by_itself_and_drawn_by_weight(tmp_path: Path)
 def test_what_is_wrong_with_a_source_is_said_with_its_name(tmp_path: Path, changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepare.prepare(mixed(tmp_path, **changes), TOKENIZER, CHAT)
+
+
+def test_a_missing_file_is_said_with_its_source_before_anything_is_read(tmp_path: Path) -> None:
+    sources.check_files(mixed(tmp_path))
+    with pytest.raises(ValueError, match="data.sources.pairs: data.eval: no file matches 'nowhere.jsonl'"):
+        sources.check_files(mixed(tmp_path, pairs={"eval": "nowhere.jsonl"}))
 
 
 def test_sources_need_a_mixture_and_a_mixture_needs_sources(tmp_path: Path) -> None:
