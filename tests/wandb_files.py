@@ -12,8 +12,19 @@ from typing import Any
 _BLOCK = 32768  # LevelDB's log format: records in fragments of (crc, length, kind), none across a block's end
 
 
+def ended_records(path: Path, patience_s: float = 60.0) -> list[Any]:
+    """All records of a file, once wandb's own process has written the last: on a busy machine after `finish`."""
+    end = time.monotonic() + patience_s
+    while True:
+        found = list(records(path))
+        if any(each.WhichOneof("record_type") == "exit" for each in found):
+            return found
+        assert time.monotonic() < end, f"wandb has not written the end of {path}"
+        time.sleep(0.1)
+
+
 def records(path: Path) -> Iterator[Any]:
-    """The records of a file, as wandb defines them."""
+    """The records that a file has by now, as wandb defines them."""
     from wandb.proto import wandb_internal_pb2  # heavy, and every process that collects tests imports this file
 
     data, at, whole = path.read_bytes(), 7, b""  # after ":W&B", a number and a version
@@ -22,6 +33,8 @@ def records(path: Path) -> Iterator[Any]:
         if not kind:  # the rest of a block is empty
             at += _BLOCK - at % _BLOCK
             continue
+        if len(data) < at + 7 + length:  # still being written
+            return
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if _BLOCK - at % _BLOCK < 7:
@@ -33,24 +46,12 @@ def records(path: Path) -> Iterator[Any]:
             yield record
 
 
-def read_ended(run_dir: Path, patience_s: float = 60.0) -> list[dict[str, Any]]:
-    """Of each start, once wandb's own process has written that all have ended: on a busy machine after `finish`."""
-    end = time.monotonic() + patience_s
-    while True:
-        found = read(run_dir)
-        if all(start["ended"] for start in found):
-            return found
-        assert time.monotonic() < end, "wandb has not written the end of a start"
-        time.sleep(0.1)
-
-
-def read(run_dir: Path) -> list[dict[str, Any]]:
-    """Of each start of a run, in order: group, config, history, summary, alerts, and whether it has ended."""
+def read_ended(run_dir: Path) -> list[dict[str, Any]]:
+    """Of each start of a run, in order: group, config, history, summary and alerts."""
     found = []
     for path in sorted((run_dir / "wandb").glob("offline-run-*/run-*.wandb")):
         start: dict[str, Any] = {"group": "", "config": {}, "history": [], "summary": {}, "alerts": []}
-        start["ended"] = False
-        for record in records(path):
+        for record in ended_records(path):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 start["group"] = record.run.run_group or start["group"]  # a later record may only update the run
@@ -59,8 +60,6 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
                 start["history"].append(_values(record.history.item))
             elif kind == "summary":
                 start["summary"] |= _values(record.summary.update)
-            elif kind == "exit":
-                start["ended"] = True
             elif kind == "alert":
                 start["alerts"].append((record.alert.title, record.alert.text))
         found.append(start)

@@ -144,7 +144,8 @@ def test_the_library_takes_what_it_is_given(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(mirror, "_wandb", SimpleNamespace(**{**vars(mirror._wandb), "init": init}))
     mirror.put("reviews", 3, folder, {"pat.sparsity": "0.5"})
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    (artifact,) = [each.artifact for each in wandb_files.records(file) if each.WhichOneof("record_type") == "artifact"]
+    records = wandb_files.ended_records(file)
+    (artifact,) = [each.artifact for each in records if each.WhichOneof("record_type") == "artifact"]
     assert (artifact.name, artifact.type, set(artifact.aliases)) == ("reviews", "model", {"pat-3", "latest"})
     assert json.loads(artifact.metadata) == {"pat.sparsity": "0.5"}
     digests = {each.path: each.digest for each in artifact.manifest.contents}
