@@ -74,7 +74,7 @@ examples:
   pat train recipe=parity pruners.weights.criterion.name=magnitude --dry-run
   pat train -m recipe=parity seed=0,1,2                 one run after another
   pat train recipe=NAME engine.hostfile=FILE            several machines by ssh: lines `HOST slots=N`
-  torchrun --nproc-per-node 8 -m pat.cli train recipe=parity     each process becomes a rank; so with
+  torchrun --nproc-per-node 8 -m pat train recipe=parity     each process becomes a rank; so with
   srun pat train recipe=parity                          deepspeed and srun, on several machines
 
 The run directory is runs/NAME, NAME made of the recipe and the changed keys, unless run.dir or run.name say

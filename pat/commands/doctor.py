@@ -24,7 +24,7 @@ examples:
   pat doctor --device cpu --json doctor.json
   pat doctor recipe=NAME engine.kernels=compile    that run's model, kernels and engine, a few steps of each stage
   srun pat doctor --dir /shared             in an allocation, over all its nodes: also links and clocks
-  torchrun --nproc-per-node 8 -m pat.cli doctor --dir /shared
+  torchrun --nproc-per-node 8 -m pat doctor --dir /shared
 
 """
 

@@ -29,7 +29,7 @@ def test_the_wheel_trains(repository: Path, tmp_path: Path) -> None:
     here = {"PYTHONPATH": str(installed)}
     place = run(sys.executable, "-c", "import pat, pat.config.places as p; print(pat.__file__, p.conf_dir())", **here)
     assert place.split() == [str(installed / "pat" / "__init__.py"), str(installed / "pat" / "conf")]
-    pat = (sys.executable, "-m", "pat.cli")
+    pat = (sys.executable, "-m", "pat")
     run(*pat, "train", *KEYS, "run.dir=run", **here)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["sparsity"] == pytest.approx(0.8, abs=1e-4)
     run(*pat, "export", "run", "--out", "exported", **here)
