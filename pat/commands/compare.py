@@ -60,7 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         return _logs(options)
     paths, overrides = _models.folders_and_keys(options.given)
     if len(paths) != 2:
-        raise ValueError(f"{len(paths)} folders are given: give two, A and B, such as runs or what `pat export` writes")
+        are = "is 1" if len(paths) == 1 else f"are {len(paths)}"
+        raise ValueError(f"give two folders, A and B, such as runs or what `pat export` writes: there {are}")
     if options.mix:
         if overrides or options.config_dir:
             raise ValueError(f"{(overrides or ['--config-dir'])[0]} would be ignored: the prompts are --mix's")

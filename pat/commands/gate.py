@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
             files.check_writable(getattr(options, name), f"--{name}")
     paths, keys = _models.folders_and_keys(options.given)
     if len(paths) != 1:
-        raise ValueError(f"{len(paths)} folders are given: give one variant, and its baseline by --against")
+        raise ValueError(f"give the folder of one variant, and its baseline by --against: there are {len(paths)}")
     if options.against is not None and not options.against.is_dir():
         raise ValueError(f"--against {options.against}: there is no such folder; give a run or a Hugging Face folder")
     return _gate(paths[0], [key for key in keys if not key.startswith(PREFIX)], _envelope(keys, options), options)

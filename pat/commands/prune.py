@@ -11,10 +11,11 @@ from typing import Any
 
 from pat.commands._help import RUN_EXIT_CODES, command_parser
 from pat.commands._overrides import SOURCES, of_file, one_model, quoted, under
+from pat.common.files import read_json
 from pat.launch.environment import rank_environment
 from pat.run.directory import RunDir
 
-MAX_LENGTH = 512  # tokens of a calibration sample, unless the model takes fewer
+MAX_LENGTH = 512  # tokens of a calibration sample, unless the model takes fewer or was exported by pat
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 EXAMPLES = """\
@@ -65,7 +66,12 @@ def main(arguments: Sequence[str]) -> int:
         help="over the samples after each cut, to fit the layer to its earlier outputs: better, but slower (default: "
         "of weights 1, of structures 0)",
     )
-    parser.add_argument("--max-length", type=int, metavar="N", help=f"tokens of a sample (default: {MAX_LENGTH})")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help=f"tokens of a sample (default: {MAX_LENGTH}; of an export, what it was trained with)",
+    )
     parser.add_argument("--ranks", type=int, metavar="N", help="processes, one per GPU (default: 1)")
     parser.add_argument("--dtype", choices=tuple(DTYPES.values()), help="of the result (default: the model's)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist, or be empty")
@@ -91,6 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     code = export.main(written)
     if not code:
         shutil.rmtree(RunDir(run).checkpoints)  # their content is in DIR, but for an optimizer that has not stepped
+        print(f"pat: {run} keeps the log, the settings and the figures of the cut (pat report, pat status)")
     return code
 
 
@@ -120,13 +127,14 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
     classifies = task not in ("causal_lm", "chat")
     recipe = f"{'encoder' if classifies else 'decoder'}{'_narrow' if options.keep else ''}"
     positions = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
+    length = options.max_length or _exported_length(Path(str(model))) or min(MAX_LENGTH, positions)
     defaults = [
         f"recipe={recipe}",
         f"task={task}",
         f"model.path={quoted(str(model))}",
         *(of_file("--data", options.data) if options.data else []),
         f"data.eval={quoted(options.eval) if options.eval else 'null'}",
-        f"data.max_length={options.max_length or min(MAX_LENGTH, positions)}",
+        f"data.max_length={length}",
         f"run.dir={quoted(str(run))}",
         "train.num_steps=0",
         f"engine.world_size={options.ranks or 1}",
@@ -135,6 +143,12 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
         *(_structures(options) if options.keep else _weights(options)),
     ]
     return under(defaults, keys)
+
+
+def _exported_length(model: Path) -> int | None:
+    """data.max_length of the run that an export is of, so that both are evaluated on the same samples."""
+    found = (read_json(model / "export.json") or {}).get("config") or {}
+    return (found.get("data") or {}).get("max_length")
 
 
 def _weights(options: argparse.Namespace) -> list[str]:

@@ -134,7 +134,9 @@ def ask(config: Config, model: Any, tokenizer: Any, name: str, device: str) -> t
 
 def said_of(config: Config) -> str:
     """The name of the data."""
-    return f"{config.data.source}: {config.data.eval or 'held out of ' + str(config.data.train)}"
+    most = config.data.max_eval_samples
+    some = f", at most {most:,} samples (data.max_eval_samples)" if most else ""
+    return f"{config.data.source}: {config.data.eval or 'held out of ' + str(config.data.train)}{some}"
 
 
 class _Clock:

@@ -69,17 +69,22 @@ def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
 def one_config(paths: Sequence[Path], overrides: Sequence[str]) -> Config:
     """The config by which all are evaluated. ValueError where they would be on different samples."""
     own = configs(paths, overrides)
-    difference = differing_data(own)
-    if difference:
+    if differing := _differing(own):
+        key, values = next(iter(differing.items()))
         raise ValueError(
-            f"the two were evaluated on different samples, so they cannot be paired: {difference}; give these keys, "
-            "recipe=NAME or --mix"
+            f"the two were evaluated on different samples, so they cannot be paired: {differing_data(own)}; give "
+            f"such a key for both, as in {key}={values[0]}, or recipe=NAME, or --mix"
         )
     return own[0]
 
 
 def differing_data(configs: Sequence[Config]) -> str | None:
     """The keys by which these configs are evaluated on different samples, with their values."""
+    return ", ".join(f"{key} is {' and '.join(each)}" for key, each in _differing(configs).items()) or None
+
+
+def _differing(configs: Sequence[Config]) -> dict[str, list[str]]:
+    """The values of these keys."""
     flat = [
         {
             f"{section}.{key}": value
@@ -90,8 +95,7 @@ def differing_data(configs: Sequence[Config]) -> str | None:
     ]
     ignored = ("data.cache_dir", "data.max_train_samples")
     values = {key: list(dict.fromkeys(repr(one[key]) for one in flat)) for key in flat[0] if key not in ignored}
-    differing = [f"{key} is {' and '.join(each)}" for key, each in values.items() if len(each) > 1]
-    return ", ".join(differing) or None
+    return {key: each for key, each in values.items() if len(each) > 1}
 
 
 @contextlib.contextmanager

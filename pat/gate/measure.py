@@ -59,15 +59,18 @@ def needs_mix(envelope: Envelope) -> bool:
 def check_measured(envelope: Envelope, given: Collection[str], with_baseline: bool) -> None:
     """ValueError for a limit that nothing measures; `given`: SAMPLES, MIX and PROFILE as far as they are asked."""
     options = {SAMPLES: "recipe=NAME", MIX: "--mix FILE", PROFILE: "--profile FILE"}
+    missing: list[str] = []
     for name in envelope.limits:
         sources = figures()[name].sources
         if MODEL not in sources and not set(sources) & set(given):
-            raise ValueError(
+            missing.append(
                 f"{name} is limited, but not measured: give {' or '.join(options[each] for each in sources)}"
             )
     relative = envelope.relative()
     if relative and not with_baseline:
-        raise ValueError(f"{relative[0]} is against a baseline: give --against FOLDER")
+        missing.append(f"{relative[0]} is against a baseline: give --against FOLDER")
+    if missing:
+        raise ValueError("; ".join(missing))
 
 
 def ask(path: Path, asked: Asked, task: Task | None = None) -> Facts:

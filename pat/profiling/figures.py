@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -109,6 +110,8 @@ def profile(
         ratios = {name: one.plain() for name, one in of.items()}
         ratios["tokens_per_s"] = grid[best].ratio or {}
     cost = None if price_per_hour is None else price_per_hour / 3600.0 / grid[best].tokens_per_s * 1e6
+    if cost is not None and ratios.get("tokens_per_s"):
+        ratios["cost_per_million_tokens"] = _inverse(ratios["tokens_per_s"])
     return Profile(
         **asdict(facts),
         **found,
@@ -117,6 +120,12 @@ def profile(
         cost_per_million_tokens=cost,
         ratio=ratios,
     )
+
+
+def _inverse(found: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The ratio of a figure that falls as another rises."""
+    turned = {name: 1.0 / value if value else None for name, value in found.items()}
+    return {"value": turned["value"], "low": turned["high"], "high": turned["low"]}
 
 
 def _ratios(

@@ -74,7 +74,11 @@ def _sizes(profiles: Sequence[Profile]) -> Table:
 
 
 def _throughput(profiles: Sequence[Profile]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="tokens per second (ratio)", title_justify="left")
+    several = (
+        "" if len(profiles) < 2 else " (ratio of batches that ran in turn, which need not be that of these medians)"
+    )
+    title = f"tokens per second, over the median time of a batch{several}"
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left")
     table.add_column("batch size", justify="right")
     generates = any(point.output_tokens for one in profiles for point in one.throughput)
     table.add_column("prompt + output" if generates else "tokens", justify="right", no_wrap=True)

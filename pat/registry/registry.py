@@ -128,9 +128,11 @@ class Registry:
         _check_alias(alias, reason)
         version = self.version(name, which)
         label = f"{name} version {version.number}"
-        said = gate if gate is not None else version.record["evidence"].get("gate")
-        if said is not None:
-            gates.check(said, version.record, label)
+        recorded = version.record["evidence"].get("gate")
+        said = gate if gate is not None else recorded
+        for each in (recorded, said):  # another gate does not undo that of the record
+            if each is not None:
+                gates.check(each, version.record, label)
         self.checked(version)
         with self._alone() as backend:
             moves.finish(backend, name)

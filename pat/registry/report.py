@@ -104,6 +104,8 @@ def diff_blocks(a: Version, b: Version, rows: Sequence[Row], every: bool) -> Ite
     yield _diff_table("by matrix and structure", by_part(list(rows)), named)
     if every:
         yield _diff_table("each", rows, named)
+    if len({row.units for row in rows}) == 2:
+        yield "weights: what a mask removes; rows and columns that went with units count as units only"
     strange = [row.name for row in rows if not row.total]
     if strange:
         yield f"not compared, of other shapes: {', '.join(strange[:5])}{' ...' if len(strange) > 5 else ''}"

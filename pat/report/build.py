@@ -47,11 +47,8 @@ def _cards(sources: Sources) -> Iterator[Card]:
     subject = sources.subject
     if subject is not None and (found := quality.headline(subject)):
         name, value, before = found
-        dense = next((one for one in sources.models if not one.is_pruned and name in one.metrics), None)
-        beside = "" if before is None else f"{values.short(before)} when pruning began"
-        if dense is not None and dense is not subject:
-            beside = f"{values.short(number(dense.metrics, name))} in {sources.label(dense)}, not pruned"
-        yield Card(name, values.short(value), beside)
+        began = "" if before is None else f"{values.short(before)} {subject.began}"
+        yield Card(name, values.short(value), quality.dense(sources, name) or began)
     for written in sources.comparisons[:1]:
         for outcome in sequence(written.content, "outcomes")[:2]:
             overall = mapping(outcome, "overall")
@@ -67,7 +64,9 @@ def _cards(sources: Sources) -> Iterator[Card]:
         prunable, sparsity = number(content, "prunable_parameters"), number(content, "sparsity")
         if prunable and sparsity is not None:
             yield Card("sparsity", values.percent(sparsity), f"of {prunable:,.0f} prunable weights")
-    for variant in sources.variants[-1:]:
+    for variant in (
+        one for one in sources.variants if one is subject or (isinstance(subject, Run) and subject.became(one))
+    ):
         before, after = (number(variant.export, f"{when}.bytes") for when in ("before", "after"))
         if before and after is not None:
             yield Card("size", values.size(after), f"{cost.ratio(before, after)} of {values.size(before)}")

@@ -77,7 +77,7 @@ def _size(variant: Variant) -> Iterator[Block]:
 
 
 def _profile(content: Mapping[str, Any]) -> Iterator[Block]:
-    yield from _measured(content, "Measured by pat profile")
+    yield from _measured(content, "Measured by pat profile; ratios with an interval are of requests in turn")
     for name in ("machine", "device", "backend", "mix", "data", "note"):
         if isinstance(get(content, name), str):
             yield Text(f"{name[0].upper()}{name[1:]}: {get(content, name)}.")

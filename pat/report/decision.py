@@ -149,7 +149,7 @@ def _quality(one: Run | Variant) -> str:
     before = _figures(one.before)
     if not shown:
         return "it was not evaluated"
-    return shown + (f"; when pruning began {before}" if before else "")
+    return shown + (f"; {one.began}: {before}" if before else "")
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:

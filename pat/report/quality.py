@@ -146,7 +146,9 @@ def _outcome(outcome: Any, confidence: float, name: str) -> Iterator[Block]:
         )
         for one in slices
     ]
-    numbers = Table(f"{title} ({way}); slices as they come in the data, p adjusted for their number", head, rows)
+    numbers = Table(
+        f"{title} ({way}); slices as they come in the data; the verdict is p's, adjusted for their number", head, rows
+    )
     drawn = [
         (plain(text(one, "name", "all")), *bounds, text(one, "verdict"))
         for one in slices
@@ -230,6 +232,21 @@ def _interval(one: Mapping[str, Any]) -> str:
 
 def _p(p: float | None) -> str:
     return values.NONE if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def dense(sources: Sources, metric: str) -> str | None:
+    """What a model has that was not pruned: one that is given, or else a gate's baseline."""
+    for one in sources.models:
+        if not one.is_pruned and one is not sources.subject and metric in one.metrics:
+            return f"{values.short(number(one.metrics, metric))} in {sources.label(one)}, not pruned"
+    for gate in sources.gates:
+        for check in sequence(gate.content, "checks"):
+            baseline = number(check, "baseline")
+            if text(check, "name").partition(".")[0] == metric and baseline is not None:
+                return (
+                    f"{values.short(baseline)} in {values.last(text(gate.content, 'baseline.folder', 'the baseline'))}"
+                )
+    return None
 
 
 def headline(model: Run | Variant | None) -> tuple[str, float, float | None] | None:

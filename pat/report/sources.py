@@ -54,6 +54,11 @@ class Run:
         return mapping(self.summary, "dense_metrics") or evaluated(self.lines, "dense/")
 
     @property
+    def began(self) -> str:
+        """When that was, in words."""
+        return _began(number(self.summary, "dense_step"))
+
+    @property
     def warnings(self) -> list[str]:
         """What the last start warned of."""
         return [str(sentence) for sentence in sequence(self.starts[-1], "warnings")] if self.starts else []
@@ -100,6 +105,11 @@ class Variant:
     def before(self) -> dict[str, Any]:
         """The metrics when pruning began."""
         return mapping(self.export, "lineage.dense_metrics")
+
+    @property
+    def began(self) -> str:
+        """When that was, in words."""
+        return _began(number(self.export, "lineage.dense_step"))
 
     @property
     def is_pruned(self) -> bool:
@@ -226,6 +236,10 @@ def evaluated(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Any]
         if found:
             return {name: value for name, value in found.items() if name != "seconds"}
     return {}
+
+
+def _began(step: float | None) -> str:
+    return f"when pruning began, after {step:,.0f} steps" if step else "when pruning began"
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,16 +74,18 @@ def outcome(directory: RunDir) -> str:
     variants = ", ".join(f"--checkpoint sparsity={value} (of step {step})" for value, step in reached)
     end = "done, stopped early at" if written.get("stopped_early") else "done,"
     pruned = f"{written['sparsity']:.2%} of {written['prunable_parameters']:,} prunable weights removed, "
+    dense = (
+        f"before pruning began, after {written['dense_step']} of {written['step']} steps: {before} (a dense model that "
+        "trains as long: the same command with 'pruners={}' and another run.dir, at this rate and at half of it: its "
+        "best may be another)"
+        if written["step"]
+        else f"before it was pruned: {before}; nothing was trained"
+    )
     return (
         f"{end} step {written['step']}: {pruned if written['prunable_parameters'] else ''}{now}\n"
-        + (
-            f"before pruning began, after {written['dense_step']} of {written['step']} steps: {before} (a dense model "
-            "that trains as long: the same command with 'pruners={}' and another run.dir, at this rate and at half of "
-            "it: its best may be another)\n"
-            if before
-            else ""
-        )
+        + (f"{dense}\n" if before else "")
         + f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
+        + ("" if written["step"] else " (pat prune does so itself)")
         + (f"\nor what it was on the way: {variants}" if variants else "")
         + (f"\n{guard.in_words(written['envelope'])}" if written.get("envelope") else "")
     )

@@ -73,7 +73,11 @@ def smallest_go(dense: Tensor) -> Tensor:
 
 
 def test_by_magnitude_the_smallest_half_of_every_matrix_is_gone_and_nothing_else_moves(
-    given: tuple[Path, Path], forked: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: tuple[Path, Path],
+    forked: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "pruned"
     assert prune(given, out, "--sparsity", str(SPARSITY), "--method", "magnitude") == ExitCode.DONE
@@ -86,6 +90,14 @@ def test_by_magnitude_the_smallest_half_of_every_matrix_is_gone_and_nothing_else
     assert summary["step"] == 0 and summary["phase"] == "hard" and summary["sparsity"] == SPARSITY
     assert summary["dense_metrics"]["loss"] != summary["metrics"]["loss"]
     assert not (tmp_path / "pruned.run" / "checkpoints").exists()
+    given_keys: list[str] = []
+    with monkeypatch.context() as patched:  # an export is pruned again on the samples of its own run
+        patched.setattr("pat.commands.train.main", lambda keys: given_keys.extend(keys) or ExitCode.ERROR)
+        with pytest.raises(SystemExit):
+            cli.main(
+                ["prune", str(out), "--data", str(given[1]), "--sparsity", "0.5", "--out", str(tmp_path / "twice")]
+            )
+    assert "data.max_length=32" in given_keys
     zeros = "50 % of the weights in the layers' linear maps are 0"
     assert zeros in log_of_training(out, given[1], "pruners={}")
     assert zeros not in log_of_training(out, given[1], *KEEPS)

@@ -55,7 +55,8 @@ class Shape:
         own = by_structure(sites)
         if set(own) != set(self.keep):
             raise ValueError(
-                f"budget.keep names {', '.join(self.keep)}, and the structures are {', '.join(own)}: name each of them."
+                f"budget.keep must name the structures and nothing else: it has {', '.join(self.keep)}, and structures "
+                f"are {', '.join(own)}."
             )
         for group in self._groups(anatomy, sites):
             count, word = self._left(group), WORDS.get(group.structure, group.structure)

@@ -139,7 +139,7 @@ def test_classifiers_on_a_mix_and_on_data(classifiers: list[Path], tmp_path: Pat
     ("arguments", "sentence"),
     [
         (["a"], "there is no folder a"),
-        ([".", *PARITY], "1 folders are given"),
+        ([".", *PARITY], "writes: there is 1"),
         ([".", ".", "--mix", "nowhere"], "there is no file nowhere, and no mix of that name"),
         ([".", ".", "--mix", "chats", "seed=1"], "seed=1 would be ignored"),
         ([".", ".", "--outcome", "ok"], "--outcome would be ignored"),

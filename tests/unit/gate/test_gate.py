@@ -142,7 +142,7 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["dense"], "the envelope is empty"),
-        (["dense", "dense"], "2 folders are given"),
+        (["dense", "dense"], "give the folder of one variant, and its baseline by --against: there are 2"),
         (["dense", "envelope.acuracy.min=1"], "did you mean accuracy"),
         (["dense", "envelope.latency_p95.max=1"], "latency_p95 is limited, but not measured: give --profile FILE"),
         (["dense", "envelope.passed.min=1"], "passed is limited, but not measured: give --mix FILE"),

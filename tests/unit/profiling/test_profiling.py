@@ -90,12 +90,15 @@ def test_percentiles_are_numpys() -> None:
 
 def test_ratios_are_of_pairs() -> None:
     made = plan.of_lengths([(8, 4), (16, 2)], [1, 4], 12)
-    same, half = profiled(made, [1.0, 1.0, 0.5])[1:]
+    same, half = profiled(made, [1.0, 1.0, 0.5], price=2.0)[1:]
     for name in ("latency", "prefill", "time_to_first_token", "decode", "latency_p95"):
         for found, true in ((same, 1.0), (half, 0.5)):
             value, low, high = (found.ratio[name][key] or 0.0 for key in ("value", "low", "high"))
             assert low <= value <= high and value == pytest.approx(true, rel=0.02), name
     assert half.ratio["tokens_per_s"]["value"] == pytest.approx(2.0, rel=0.02)
+    rates, costs = (half.ratio[name] for name in ("tokens_per_s", "cost_per_million_tokens"))
+    for cost, rate in (("value", "value"), ("low", "high"), ("high", "low")):
+        assert (costs[cost] or 0.0) * (rates[rate] or 0.0) == pytest.approx(1.0)
     assert [p.batch_size for p in half.throughput] == [1, 1, 4, 4]
     assert max(p.tokens_per_s for p in half.throughput) == half.tokens_per_s
 

@@ -212,7 +212,7 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
         return registry.promote("demo", "1", "champion", gate=gate)
 
     for gate, words in (
-        ({"passed": False, "checks": failing, "variant": {"weights_sha256": ours}}, "gate: latency_p95$"),
+        ({"passed": False, "checks": failing, "variant": {"weights_sha256": ours}}, "gate: latency_p95; "),
         ({"passed": True, "variant": {"weights_sha256": other}}, "of other weights"),
     ):
         with pytest.raises(RefusedError, match=words):
@@ -223,8 +223,9 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
     with pytest.raises(RefusedError, match="of other weights"):
         registry.add("demo", exports[0] / "20", {"gate": {"passed": True, "variant": {"weights_sha256": other}}})
     registry.add("demo", exports[0] / "20", {"gate": {"passed": False}})
-    with pytest.raises(RefusedError, match="did not pass"):
-        registry.promote("demo", "2", "champion")
+    for asked in (None, {"passed": True, "variant": {"weights_sha256": ours}}):  # a weaker gate, asked afterwards
+        with pytest.raises(RefusedError, match="did not pass.*a version of its own"):
+            registry.promote("demo", "2", "champion", gate=asked)
     assert registry.history("demo") == []
     for which, alias in (("trained", "champion"), ("stored", "canary")):
         sha256 = version.record["lineage"]["weights"][f"{which}_sha256"]

@@ -16,7 +16,7 @@ from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.registry import mlflow_backend
 from pat.registry.registry import Registry
-from pat.report import build, curves, kept, pictures, sources
+from pat.report import build, curves, kept, pictures, sources, values
 from pat.report.curves import Chart, Phase, Series
 from pat.report.markdown import markdown
 from pat.report.page import Page
@@ -286,11 +286,27 @@ def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path:
     alone, beside = (build.page(sources.read(given)) for given in ([half, export], [dense, half, export]))
     assert "when pruning began" in alone.cards[0].note
     assert "0.818 in" in beside.cards[0].note and "not pruned" in beside.cards[0].note
+    gated = build.page(sources.read([half, export, samples.gate(tmp_path / "gate.json")]))
+    assert gated.cards[0].note == "0.818 in the baseline", "a gate knows a dense model, too"
     text = markdown(beside)
     assert f"{name} (run)" in text and f"{name} (export)" in text
     (heads,) = re.findall(r"^\| metric \|.*$", text, re.MULTILINE)
     assert heads == f"| metric | dense | {name} (export) |", "a run and its export are one model: measured once"
     assert "--checkpoint" in text and f"pat export {half}" in text
+
+
+@pytest.mark.parametrize("first", ["half", "dense"])
+def test_the_size_is_that_of_the_model_in_the_title(first: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    exports = {
+        name: samples.variant(tmp_path / name, samples.run(tmp_path / f"{name}-run")) for name in ("half", "dense")
+    }
+    for name, content in (("half", {"after": {"bytes": 45_000_000}}), ("dense", {"prunable_parameters": 0})):
+        file = exports[name] / "export.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | content))
+    page = build.page(sources.read([exports[first], *(each for name, each in exports.items() if name != first)]))
+    assert page.title == "half"
+    assert [card.value for card in page.cards if card.label == "size"] == [values.size(45_000_000)]
 
 
 def test_a_report_without_data_says_so(tmp_path: Path) -> None:
