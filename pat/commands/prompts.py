@@ -17,6 +17,7 @@ examples:
   pat prompts check mix.jsonl
   pat prompts check mix.yaml --allow-code --json summary.json
   pat prompts from-logs prod.jsonl --prompt request.messages --slices domain,language --out mix.jsonl
+  pat prompts from-logs rows.jsonl --prompt text --label label --slices label --out mix.jsonl      a classifier's rows
   pat prompts from-logs prod.jsonl --sample stratified --long-from 64 --n 500 --out mix.jsonl
 
 The format is described in docs/compare.md. Logs hold what users wrote: remove what is private before a mix is shared.
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     of_logs.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     of_logs.add_argument("--prompt", default="prompt", metavar="COLUMN", help="texts or messages (default: prompt)")
     of_logs.add_argument("--reference", metavar="COLUMN", help="right answers")
+    of_logs.add_argument("--label", metavar="COLUMN", help="right labels of a classifier: each prompt checks its own")
     of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="columns that divide the traffic")
     of_logs.add_argument("--long-from", type=int, metavar="WORDS", help="also by length: form=short and form=long")
     of_logs.add_argument("--prompt-tokens", metavar="COLUMN", help="lengths of prompts")
@@ -92,6 +94,7 @@ def _from_logs(options: argparse.Namespace) -> int:
     columns = logs.Columns(
         prompt=options.prompt,
         reference=options.reference,
+        label=options.label,
         slices=tuple(filter(None, options.slices.split(","))),
         prompt_tokens=options.prompt_tokens,
         output_tokens=options.output_tokens,

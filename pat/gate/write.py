@@ -14,6 +14,7 @@ from pat.envelope.judge import Check
 from pat.gate.verdict import Verdict
 
 SUITE = "pat gate"
+NAME = 32  # characters of a check that are on one line, however narrow the terminal
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
 
 
@@ -81,9 +82,14 @@ def count(check: Check) -> str:
 
 def numbers(check: Check) -> tuple[str, str, str, str]:
     """Measured, baseline, judged quantity and interval, as people read them; - where there is none."""
-    interval = "-" if check.interval is None else f"{check.interval[0]:.4g} to {check.interval[1]:.4g}"
-    baseline = "-" if check.baseline is None else f"{check.baseline:.6g}"
-    return f"{check.measured:.6g}", baseline, f"{check.quantity:.4g}", interval
+    interval = "-" if check.interval is None else " to ".join(f"{end:z.4g}" for end in check.interval)
+    return _measured(check.measured), _measured(check.baseline), f"{check.quantity:z.4g}", interval
+
+
+def _measured(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:z.6g}"
 
 
 def table(verdict: Verdict) -> Any:
@@ -94,7 +100,8 @@ def table(verdict: Verdict) -> Any:
 
     made = Table(box=box.SIMPLE_HEAD)
     made.add_column("", no_wrap=True, min_width=len("FAIL"))
-    made.add_column("check", overflow="fold")
+    longest = max((len(plain(check.name)) for check in verdict.checks), default=0)
+    made.add_column("check", overflow="fold", min_width=min(longest, NAME))
     made.add_column("n", justify="right")
     made.add_column("rule", overflow="fold")
     for column in ("measured", "baseline", "judged", f"{verdict.confidence:.0%} interval"):

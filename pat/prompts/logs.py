@@ -24,6 +24,7 @@ class Columns:
 
     prompt: str = "prompt"  # a text, or a list of messages
     reference: str | None = None
+    label: str | None = None  # of a classifier's right answers: a word or a whole number
     slices: tuple[str, ...] = ()
     prompt_tokens: str | None = None
     output_tokens: str | None = None
@@ -124,16 +125,22 @@ def _merged(prompts: Sequence[Prompt]) -> list[Prompt]:
     return made
 
 
+def _word(row: Any, column: str, what: str) -> str:
+    found = value(row, column)
+    if not isinstance(found, str | int | bool) or found == "":
+        raise ValueError(f"{column} is {found!r}, but {what} is a word or a whole number")
+    return str(found)
+
+
 def prompt_of(row: Any, columns: Columns, long_from: int | None = None) -> Prompt:
     """The prompt of a row of a log, with its slices. ValueError names a column with unexpected content."""
     asked = value(row, columns.prompt)
     slices: dict[str, str] = {}
     for column in columns.slices:
-        of = value(row, column)
-        if not isinstance(of, str | int | bool) or of == "":
-            raise ValueError(f"{column} is {of!r}, but a slice is a word or a whole number")
-        slices[column.rpartition(".")[2]] = str(of)
+        slices[column.rpartition(".")[2]] = _word(row, column, "a slice")
     given: dict[str, Any] = {"slices": slices}
+    if columns.label is not None:
+        given["checks"] = [{"name": "label", "label": _word(row, columns.label, "a label")}]
     if isinstance(asked, str):
         given["prompt"] = asked
     elif isinstance(asked, list):

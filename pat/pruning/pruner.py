@@ -230,6 +230,11 @@ class Pruner:
         """The steps at which more is pruned than before, in increasing order."""
         return tuple(sorted({t for pruner in self.pruners for t, _ in timetable.moves(pruner)}))
 
+    def cuts_from(self, t: int) -> int:
+        """How many calibrated cuts there are from step t on, by the schedules."""
+        calibrated = (pruner for pruner in self.pruners if (needs := pruner.calibration) and not needs.once)
+        return sum(step >= t for pruner in calibrated for step, _ in timetable.moves(pruner))
+
     @property
     def first_soft_step(self) -> int | None:
         """The step at which the first mask or gate may appear."""

@@ -56,18 +56,14 @@ def _size(variant: Variant) -> Iterator[Block]:
         return
     before, after = mapping(export, "before"), mapping(export, "after")
     rows = [
-        (
-            name,
-            shown(was := number(before, first)),
-            shown(now := number(after, key)),
-            ratio(was, now),
-        )
-        for name, first, key, shown in (
-            ("parameters", "parameters", "parameters", values.short),
-            ("parameters that are not zero", "parameters", "nonzero_parameters", values.short),
-            (f"weights ({text(export, 'dtype', '?')})", "bytes", "bytes", values.size),
+        (name, shown(was := number(before, key)), shown(now := number(after, key)), ratio(was, now))
+        for name, key, shown in (
+            ("parameters", "parameters", values.short),
+            (f"weights ({text(export, 'dtype', '?')})", "bytes", values.size),
         )
     ]
+    every, left = number(before, "parameters"), number(after, "nonzero_parameters")
+    rows.insert(1, ("parameters that are not zero", values.NONE, values.short(left), f"{ratio(every, left)} of all"))
     yield Table(f"Size of {variant.name}", ("", "unpruned", "exported", "ratio"), rows)
     left = [str(words) for words in sequence(export, "structures")]
     if left:

@@ -60,7 +60,7 @@ def _of_models(sources: Sources) -> Iterator[str]:
         yield shlex.join(map(str, sequence(sweep.content, "command")))
     for run in sources.runs:
         yield f"pat train --frozen {_path(run.path)} run.resume=never    # starts {_path(run.path)} over"
-        if run.code == 0:
+        if run.code == 0 and not any(map(run.became, sources.variants)):
             yield f"pat export {_path(run.path)} --out DIR"
     for variant in sources.variants:
         if label := text(variant.registered, "label"):
@@ -70,7 +70,8 @@ def _of_models(sources: Sources) -> Iterator[str]:
             step = text(variant.export, "lineage.step")
             run = next((_path(run.path) for run in sources.runs if run.path.name == directory), None)
             said = "" if run else f"    # RUN: where the run {plain(directory)} is"
-            yield f"pat export {run or 'RUN'} --out DIR --checkpoint {step}{said}"
+            out = _path(Path(variant.path.resolve().name))
+            yield f"pat export {run or 'RUN'} --out {out} --checkpoint {step}{said}"
 
 
 def what(sources: Sources) -> str:

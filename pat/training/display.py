@@ -17,7 +17,7 @@ from pat.schema import Config, TrainConfig
 class Silent:
     """No terminal output."""
 
-    def start(self, step: int) -> None: ...
+    def start(self, step: int, cuts: int) -> None: ...
 
     def advance(self, step: int) -> None: ...
 
@@ -27,13 +27,15 @@ class Silent:
 
 
 class Remaining:
-    """How long a run will still take, by what its steps, evaluations and saves have taken in this start."""
+    """How long a run will still take, by what its steps, evaluations, saves and cuts have taken in this start."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.train = train
         self.step, self.steps, self.step_s = 0, 0, 0.0  # where the last line was; steps timed, and their seconds
         self.evaluations: list[float] = []  # seconds each
         self.saves: list[float] = []
+        self.cuts = 0  # calibrated ones that this start will do
+        self.calibrations: list[float] = []
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Take the times of a line."""
@@ -45,18 +47,31 @@ class Remaining:
                 step,
             )
         for name, seconds in values.items():
-            if name.endswith("/seconds") and name != "calibration/seconds":  # a cut that is done takes no more time
-                (self.saves if name == "checkpoint/seconds" else self.evaluations).append(seconds)
+            if name.endswith("/seconds"):
+                special = {"checkpoint/seconds": self.saves, "calibration/seconds": self.calibrations}
+                special.get(name, self.evaluations).append(seconds)
 
     def seconds(self, step: int) -> float:
-        """Until the end; evaluations and saves count once one of them has been timed."""
+        """Until the end; evaluations, saves and cuts count once one of them has been timed."""
         train, left = self.train, self.train.num_steps - step
         training_s = left * self.step_s / max(1, self.steps)
         saves = _due(step, train.num_steps, train.checkpoint_every)
         if train.checkpoint_every_minutes is not None:
             saves += int(training_s / (60 * train.checkpoint_every_minutes))
         evaluations = _due(step, train.num_steps, train.eval_every)
-        return training_s + saves * _mean(self.saves) + evaluations * _mean(self.evaluations)
+        aside_s = saves * _mean(self.saves) + self.cuts_left * _mean(self.calibrations)
+        return training_s + aside_s + evaluations * _mean(self.evaluations)
+
+    @property
+    def cuts_left(self) -> int:
+        """Of this start."""
+        return max(0, self.cuts - len(self.calibrations))
+
+    def in_words(self, step: int) -> str:
+        """`0:01:20`, and what nothing is known of yet: ` and 2 cuts`."""
+        number = 0 if self.calibrations else self.cuts_left
+        cuts = f" and {'a cut' if number == 1 else f'{number} cuts'}" if number else ""
+        return duration(self.seconds(step)) + cuts
 
 
 def _due(step: int, num_steps: int, every: int | None) -> int:
@@ -75,8 +90,8 @@ class Lines(Silent):
         self.num_steps = train.num_steps
         self.remaining = Remaining(train)
 
-    def start(self, step: int) -> None:
-        self.remaining.step = step
+    def start(self, step: int, cuts: int) -> None:
+        self.remaining.step, self.remaining.cuts = step, cuts + len(self.remaining.calibrations)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self.remaining.log(values, step)
@@ -90,7 +105,7 @@ class Lines(Silent):
         if "train/loss" in values:
             words += status(values)
             what = " to evaluate and save" if step == self.num_steps else ""
-            words.append(f"left {duration(self.remaining.seconds(step))}{what}")
+            words.append(f"left {self.remaining.in_words(step)}{what}")
         else:
             words += [f"{key} {_number(value)}" for key, value in values.items() if not key.startswith("pruning/")]
         return "  ".join(words)
@@ -117,8 +132,8 @@ class Bar(Lines):
         self.title = title
         self.task: TaskID | None = None
 
-    def start(self, step: int) -> None:
-        super().start(step)
+    def start(self, step: int, cuts: int) -> None:
+        super().start(step, cuts)
         self.task = self.bar.add_task(self.title, total=self.num_steps, completed=step, status="", left="-")
         if hasattr(self.stdout, "sink"):
             self.stdout.sink = self._above
@@ -132,7 +147,7 @@ class Bar(Lines):
         self.advance(step)
         self.remaining.log(values, step)
         if self.task is not None and "train/loss" in values:
-            left = duration(self.remaining.seconds(step))
+            left = self.remaining.in_words(step)
             self.bar.update(self.task, status=" ".join(status(values)), left=left)
         elif self.task is not None:
             self._above(self._line(values, step) + "\n")

@@ -36,7 +36,7 @@ def go_back(training: Training) -> None:
     progress.clock.stop(progress.step)
     training.objective.logged()  # of steps that are undone
     training.watchdog.beat()
-    tracker.rewind(progress.step, progress.logged_bytes)
+    tracker.rewind(progress.step, progress.logged_bytes, training.pruner.cuts_from(progress.step))
     tracker.say(f"went back from step {undone} to step {progress.step}; {guard.in_words(guard.in_short(record))}")
     tracker.log(
         {"envelope/went_back_from": undone, "envelope/allowed_sparsity": record.good["sparsity"]}, progress.step

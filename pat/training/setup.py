@@ -202,7 +202,7 @@ def _resume(training: Training) -> None:
         model = training.config.model
         path = model.path if model.init == "pretrained" else None
         progress.base = weight_files.identity(path, model.revision, training.world)
-        tracker.start(0)
+        tracker.start(0, cuts=training.pruner.cuts_from(0))
         return
     manifest = reader.manifest
     teacher.check_same(manifest["trainer"].get("teacher"), progress.teacher)
@@ -210,5 +210,5 @@ def _resume(training: Training) -> None:
     store.load(training.engine, training.pruner, reader)
     if training.guard and training.world.rank == 0:
         retention.undo(training.run.checkpoints, reader.dir)  # a kill may have come before
-    tracker.start(progress.step, progress.logged_bytes)
+    tracker.start(progress.step, progress.logged_bytes, training.pruner.cuts_from(progress.step))
     tracker.say(f"resumed at step {progress.step} from {manifest['world_size']} ranks at ZeRO {manifest['zero_stage']}")

@@ -35,23 +35,23 @@ class Tracker:
             self.wandb = _Wandb(config, run, self.say)
             self.board = TensorBoard(config.logger, run, self.say)
 
-    def start(self, step: int, logged_bytes: int | None = None) -> None:
-        """The run begins, or goes on from a checkpoint: forget what was logged after it."""
+    def start(self, step: int, logged_bytes: int | None = None, cuts: int = 0) -> None:
+        """The run begins, or goes on from a checkpoint: forget what was logged after it. `cuts`: calibrated, ahead."""
         if self.active:
             keep_until(self.run, step, logged_bytes)
             self.file = open(self.run.metrics, "ab", buffering=0)  # noqa: SIM115
             self.wandb.start()
             self.board.start()
-            self.view.start(step)
+            self.view.start(step, cuts)
 
-    def rewind(self, step: int, logged_bytes: int | None) -> None:
+    def rewind(self, step: int, logged_bytes: int | None, cuts: int = 0) -> None:
         """The run goes back to a checkpoint: as if it had just gone on from there."""
         if self.active:
             self.file.close()
             keep_until(self.run, step, logged_bytes)
             self.file = open(self.run.metrics, "ab", buffering=0)  # noqa: SIM115
             self.board.start()
-            self.view.start(step)
+            self.view.start(step, cuts)
 
     def advance(self, step: int) -> None:
         """One more step is done."""

@@ -50,6 +50,20 @@ def test_a_stratified_sample_stands_for_the_traffic(log: Path, tmp_path: Path, c
     assert summary["slices"][0]["prompts"] == 60 and "few prompts" in capsys.readouterr().out
 
 
+def test_labelled_rows_check_their_own_label(tmp_path: Path, capsys: Any) -> None:
+    path, out = tmp_path / "rows.jsonl", tmp_path / "mix.jsonl"
+    rows = [{"text": f"row {i}", "label": i % 2} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("from-logs", path, "--prompt", "text", "--label", "label", "--slices", "label", "--out", out) == 0
+    for prompt in reader.read(out).prompts:
+        right = int(str(prompt.prompt).split()[1]) % 2
+        (check,) = prompt.checks
+        assert prompt.slices == {"label": str(right)}
+        assert check.failure(str(right), {}) is None and check.failure(str(1 - right), {}) is not None
+    assert run("from-logs", path, "--prompt", "text", "--label", "gone", "--out", tmp_path / "no.jsonl") == 2
+    assert "gone" in capsys.readouterr().err
+
+
 def test_every_row_is_as_likely(tmp_path: Path) -> None:
     """Fails if the reservoir prefers the log's beginning or end."""
     path = tmp_path / "prod.jsonl"

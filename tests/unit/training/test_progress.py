@@ -113,8 +113,13 @@ def test_time_left_counts_evaluations_and_saves(settings: dict[str, Any], step: 
     left.log({"eval/loss": 1.0, "eval/seconds": 20.0}, 20)
     left.log({"dense/loss": 1.0, "dense/seconds": 40.0}, 20)
     left.log({"checkpoint/seconds": 7.0, "checkpoint/bytes": 1}, 20)
-    left.log({"calibration/seconds": 500.0}, 20)  # over and done
-    assert left.seconds(step) == pytest.approx(seconds)
+    left.cuts = 1
+    assert left.in_words(step).endswith(" and a cut"), "nothing is known of how long it takes"
+    left.log({"calibration/seconds": 500.0}, 20)
+    assert left.seconds(step) == pytest.approx(seconds), "it is over and done"
+    left.cuts = 3
+    assert left.seconds(step) == pytest.approx(seconds + 1000.0)
+    assert "cut" not in left.in_words(step)
 
 
 def test_a_resumed_run_counts_its_own_steps() -> None:
