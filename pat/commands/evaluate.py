@@ -196,7 +196,9 @@ def _table(evaluations: Sequence[Any], comparable: bool) -> Any:
     first = evaluations[0].metrics
     names = [name for name, value in first.items() if isinstance(value, float)]
     table = Table(
-        box=box.SIMPLE_HEAD, caption="tokens/s: one pass over the data, beside whatever else this machine was doing"
+        box=box.SIMPLE_HEAD,
+        caption="sparsity: of what could be pruned. tokens/s: one pass over the data, beside whatever else this "
+        "machine was doing",
     )
     longest = max(len(item.folder) for item in evaluations)
     table.add_column("model", overflow="fold", min_width=min(longest, NAME))

@@ -25,7 +25,8 @@ def plain(version: Version) -> dict[str, Any]:
 
 def versions_table(name: str, versions: Sequence[Version]) -> Table:
     """A line each, the newest last."""
-    table = Table(title=name, title_justify="left")
+    said = "sparsity: of what could be pruned; weights: the hash of the trained ones (a gate names the stored ones)"
+    table = Table(title=name, title_justify="left", caption=said, caption_justify="left")
     for head in ("version", "aliases", "sparsity", "metrics", "gate", "weights", "size", "added"):
         table.add_column(head, justify="right" if head in ("version", "sparsity", "size") else "left")
     for each in versions:
