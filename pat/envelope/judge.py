@@ -54,6 +54,7 @@ class Check:
     passed: bool
     edge: str = ""  # what of the interval must be inside, too, and is not
     n: int | None = None  # samples or prompts
+    certain: bool = True  # whether the whole interval is on the side that q is on
 
 
 def evidence(value: float, baseline: float | None = None) -> Evidence:
@@ -79,7 +80,9 @@ def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, conf
         at_least = bound == "min" or (bound == "ratio" and higher_is_better)
         edge = q.low if at_least else q.high
         inside, said = _inside(q.value, value, at_least), ""
-        if confident and edge is not None and inside and not _inside(edge, value, at_least):
+        ends = [end for end in (q.low, q.high) if end is not None]
+        certain = all(_inside(end, value, at_least) is inside for end in ends)
+        if confident and inside and edge is not None and not _inside(edge, value, at_least):
             inside, said = False, f", and so must be the {'lower' if at_least else 'upper'} end of its interval"
         made.append(
             Check(
@@ -93,6 +96,7 @@ def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, conf
                 passed=inside,
                 edge=said,
                 n=known.n,
+                certain=certain,
             )
         )
     return made

@@ -63,7 +63,14 @@ def markdown(verdict: Verdict) -> str:
             *numbers(check),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", _escaped(said)] if (said := uncertain(verdict)) else []
     return "\n".join(lines) + "\n"
+
+
+def uncertain(verdict: Verdict) -> str:
+    """What passes or fails by its figure alone; "" for none."""
+    names = ", ".join(check.name for check in verdict.checks if not check.certain)
+    return f"not certain, as the limit lies within the interval: {names}" if names else ""
 
 
 def sentence(check: Check) -> str:
@@ -98,7 +105,7 @@ def table(verdict: Verdict) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD)
+    made = Table(box=box.SIMPLE_HEAD, caption=Text(plain(uncertain(verdict))) or None, caption_justify="left")
     made.add_column("", no_wrap=True, min_width=len("FAIL"))
     longest = max((len(plain(check.name)) for check in verdict.checks), default=0)
     made.add_column("check", overflow="fold", min_width=min(longest, NAME))

@@ -93,7 +93,8 @@ def test_confident_is_about_the_bad_end_of_the_interval() -> None:
     change = Quantity(-0.005, -0.02, 0.01)
     known = Evidence(Quantity(0.795, 0.7, 0.9), 0.8, change, Quantity(0.99, 0.97, 1.01))
     limits = spec.Limit(min=0.75, drop=0.015, ratio=0.96)
-    assert [check.passed for check in judge.judge("x", limits, known, True)] == [True] * 3
+    by_figure = judge.judge("x", limits, known, True)
+    assert [(check.passed, check.certain) for check in by_figure] == [(True, False), (True, False), (True, True)]
     low, drop, ratio = judge.judge("x", limits, known, True, confident=True)
     assert (low.passed, drop.passed, ratio.passed) == (False, False, True)
     assert drop.interval == (-0.01, 0.02) and drop.quantity == 0.005
@@ -101,6 +102,7 @@ def test_confident_is_about_the_bad_end_of_the_interval() -> None:
     assert ends == ["the lower end of its interval", "the upper end of its interval", ""]
     (outside,) = judge.judge("x", spec.Limit(drop=0.001), known, True, confident=True)
     assert not outside.passed and not outside.edge, "the figure itself is outside"
+    assert not outside.certain, "and its interval reaches inside"
     with pytest.raises(ValueError, match="x.drop is against a baseline"):
         judge.judge("x", limits, judge.evidence(0.8), True)
     with pytest.raises(ValueError, match="the baseline's x is 0"):

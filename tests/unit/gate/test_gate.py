@@ -116,7 +116,8 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
     profile.write_text(json.dumps(content))
     options = [folder / "pruned", "--profile", profile, "--json", tmp_path / "g.json"]
     against = ["--against", folder / "dense", "envelope.latency_p95.ratio=0.75"]
-    assert run(*options, "envelope.latency_p95.max=0.085") == 0
+    assert run(*options, "envelope.latency_p95.max=0.085", "--markdown", tmp_path / "g.md") == 0
+    assert "not certain, as the limit lies within the interval: latency" in (tmp_path / "g.md").read_text()
     assert run(*options, "envelope.latency_p95.max=0.085", "--confident") == 5
     assert run(*options, *against) == 5
     (check,) = json.loads((tmp_path / "g.json").read_text())["checks"]
