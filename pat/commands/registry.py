@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser(
         prog="pat registry",
         usage="pat registry add NAME FOLDER [--metrics FILE] [--profile FILE] [--gate FILE]\n"
-        "       pat registry list\n"
+        "       pat registry list [NAME]\n"
         "       pat registry show NAME [VERSION]\n"
         "       pat registry promote NAME VERSION --as ALIAS [--gate FILE] [--reason TEXT] [--expect VERSION]\n"
         "       pat registry rollback NAME --as ALIAS [--reason TEXT] [--expect VERSION]\n"
@@ -119,7 +119,7 @@ def _add(registry: Registry, options: argparse.Namespace) -> int:
 def _list(registry: Registry, options: argparse.Namespace) -> int:
     from pat.registry import report
 
-    every = {name: registry.versions(name) for name in registry.names()}
+    every = {name: registry.versions(name) for name in options.words or registry.names()}
     _print(*(report.versions_table(name, versions) for name, versions in every.items()))
     if not every:
         print("nothing is registered yet")
@@ -211,7 +211,7 @@ OPTIONS = ("json", *EVIDENCE, "alias", "reason", "expect", "each", "out", "proje
 Action = Callable[["Registry", argparse.Namespace], int]
 ACTIONS: Mapping[str, tuple[Action, tuple[int, int], tuple[str, ...]]] = {  # fewest and most words after it
     "add": (_add, (2, 2), EVIDENCE),
-    "list": (_list, (0, 0), ("json",)),
+    "list": (_list, (0, 1), ("json",)),
     "show": (_show, (1, 2), ("json",)),
     "promote": (_promote, (2, 2), ("gate", "alias", "reason", "expect")),
     "rollback": (_rollback, (1, 1), ("alias", "reason", "expect")),

@@ -88,7 +88,8 @@ def test_the_commands(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run("rollback", "demo", "--as", "champion", *there) == 0
     assert run("get", "demo", "champion", "--out", tmp_path / "out", *there) == 0
     assert contents(tmp_path / "out") == contents(one)
-    assert run("list", "--json", tmp_path / "list.json", *there) == 0
+    assert run("list", "--json", tmp_path / "list.json", *there) == run("list", "demo", *there) == 0
+    assert run("list", "other", *there) == ExitCode.BAD_INPUT and "it has demo" in capsys.readouterr().err
     assert run("show", "demo", "--json", tmp_path / "show.json", *there) == 0
     assert run("show", "demo", 1, *there) == 0
     assert run("diff", "demo", 1, 2, *there) == 0
