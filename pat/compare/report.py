@@ -89,7 +89,7 @@ def _table(compared: Compared, confidence: float) -> Any:
         box=box.SIMPLE_HEAD,
         title=f"{compared.name} ({way})",
         title_justify="left",
-        caption=f"p: {', '.join(tests)}; of slices (as they come in the data) adjusted for their number (Holm). "
+        caption=f"p: {', '.join(tests)}; of slices adjusted for their number (Holm). "
         "The verdict is p's; intervals are of each slice alone",
         caption_justify="left",
     )

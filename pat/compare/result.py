@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from pat.common import slices
 from pat.compare.pairs import Asked, Outcome, Pair
 from pat.statistics.paired import Difference, difference, holm
 
@@ -87,10 +88,7 @@ def compare(asked: Asked, a: str, b: str, confidence: float = 0.95, seed: int = 
 
 def _compared(outcome: Outcome, pairs: Sequence[Pair], confidence: float, seed: int) -> Compared:
     a, b, w = (np.asarray(values, dtype=np.float64) for values in (outcome.a, outcome.b, outcome.weights))
-    where: dict[str, list[int]] = {}
-    for i, position in enumerate(outcome.positions):
-        for name in pairs[position].slices:
-            where.setdefault(name, []).append(i)
+    where = slices.places((i, pairs[position].slices) for i, position in enumerate(outcome.positions))
     found = [difference(a[i], b[i], w[i], confidence, seed) for i in where.values()]
     adjusted = holm([one.p for one in found])
     whole, alpha = difference(a, b, w, confidence, seed), 1.0 - confidence

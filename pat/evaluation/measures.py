@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pat.common import slices
 from pat.evaluation.prompts import PASSED, REFERENCE, Answer
 from pat.evaluation.samples import Rows
 from pat.prompts.checks.label import Label
@@ -90,11 +91,8 @@ def of_rows(rows: Rows) -> Measured:
     said = rows.confidences()
     if said is not None:
         made[CALIBRATION] = of_confidences(rows.numbers, said[0].numpy(), said[1].numpy())
-    slices: dict[str, list[int]] = {}
-    for number, names in zip(rows.numbers, rows.slices, strict=True):
-        for name in names:
-            slices.setdefault(name, []).append(number)
-    return Measured(rows.data, len(rows.numbers), slices, made, (main,))
+    where = slices.places(zip(rows.numbers, rows.slices, strict=True))
+    return Measured(rows.data, len(rows.numbers), where, made, (main,))
 
 
 def of_answers(mix: Mix, answers: Sequence[Answer]) -> Measured:

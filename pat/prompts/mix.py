@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, PlainSerializer, model_validator
 
+from pat.common import slices
 from pat.common.keys import Finite, Section, key
 from pat.prompts.checks import Check
 from pat.prompts.checks import parse as parse_check
@@ -116,12 +117,8 @@ class Mix:
         return self.head.name or self.path.stem
 
     def slices(self) -> dict[str, list[int]]:
-        """Positions of the prompts of each slice, in the order in which slices appear."""
-        found: dict[str, list[int]] = {}
-        for i, prompt in enumerate(self.prompts):
-            for name in prompt.slice_names:
-                found.setdefault(name, []).append(i)
-        return found
+        """Positions of the prompts of each slice."""
+        return slices.places((i, prompt.slice_names) for i, prompt in enumerate(self.prompts))
 
     def checks(self) -> Iterator[Check]:
         """Every check of every prompt."""

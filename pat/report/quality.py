@@ -146,9 +146,7 @@ def _outcome(outcome: Any, confidence: float, name: str) -> Iterator[Block]:
         )
         for one in slices
     ]
-    numbers = Table(
-        f"{title} ({way}); slices as they come in the data; the verdict is p's, adjusted for their number", head, rows
-    )
+    numbers = Table(f"{title} ({way}); the verdict is p's, which is adjusted for the number of slices", head, rows)
     drawn = [
         (plain(text(one, "name", "all")), *bounds, text(one, "verdict"))
         for one in slices

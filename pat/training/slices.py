@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
+from pat.common.slices import places
 from pat.data.prepare import PreparedData
 from pat.envelope.spec import SLICES, Limit, Slices
 from pat.evaluation.samples import Parts
@@ -28,12 +29,9 @@ class Sliced:
     def __init__(self, task: Task, prepared: PreparedData) -> None:
         parts = Parts(task, prepared)
         labels = prepared.eval["label"] if parts.labelled and "label" in prepared.eval.column_names else None
-        places: dict[str, list[int]] = {}
-        for number in range(len(prepared.eval)):
-            for name in parts.of_sample(number, None if labels is None else int(labels[number])):
-                places.setdefault(name, []).append(number)
         self.task, self.n = task, len(prepared.eval)
-        self.places = {name: torch.tensor(numbers) for name, numbers in sorted(places.items())}
+        named = ((i, parts.of_sample(i, None if labels is None else int(labels[i]))) for i in range(self.n))
+        self.places = {name: torch.tensor(numbers) for name, numbers in places(named).items()}
 
     def evaluate(
         self, model: Any, batches: Iterable[Batch], device: torch.device | str, world: Comm
