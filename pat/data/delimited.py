@@ -114,7 +114,7 @@ def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
     headers: list[list[str]] = []
     for path in paths:
         _, header = next(_raw(path, cfg), (None, []))
-        if header and header[0].lstrip().startswith(("{", "[")):
+        if header and header[0].lstrip().startswith(('{"', "[{")):
             raise ValueError(f"{path} holds JSON, not a header with columns: set data.source=json.")
         twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
         if twice is not None:
