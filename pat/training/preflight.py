@@ -70,11 +70,11 @@ def prepare(config: Config, run_dir: Path, here: bool = True) -> Checked:
 
 
 def _strange(config: Config, prepared: PreparedData) -> tuple[list[str], list[str]]:
-    """Sentences: (what becomes of a pretrained head, what looks wrong in the data). Raises ValueError."""
+    """Sentences: (what becomes of a pretrained head, and is new; what looks wrong in the data). Raises ValueError."""
     task = base.build(config.task)
     hf_config = build.build_config(config.model, task, prepared.num_labels, label_names=prepared.label_names)
-    note = build.head_note(config.model, task, hf_config)
-    return [note] if note else [], data_warnings(prepared, task)
+    notes = build.head_note(config.model, task, hf_config), build.new_note(config.model, task, hf_config)
+    return [note for note in notes if note], data_warnings(prepared, task)
 
 
 def _check_export_at(values: list[float], pruner: Pruner) -> None:

@@ -107,7 +107,7 @@ def test_only_labels_are_numbers_and_only_where_all_are(tmp_path: Path) -> None:
         ("text,label\na,pos\nb,neg,\n", "data.delimiter"),
         ('text,label\na,pos\n"b" or c,neg\n', "data.quote_char=null"),
         ("text,text,label\na,b,pos\n", "rows.csv has two columns 'text'"),
-        ('{"text": "a, b", "label": 1}\n{"text": "c", "label": 0}\n', "rows.csv holds JSON, not a header with columns: set data.source=json"),
+        ('{"text": "a, b", "label": 1}\n', "rows.csv holds JSON, not a header with columns: set data.source=json"),
         ("text,label\na,pos\nb,\nc,neg\n", "rows.csv, line 3: remove such rows"),
         ("text,label\na,pos\n\n\"b\n\",neg\n  ,neg\n", "rows.csv, line 6: A text has no tokens"),
         ("text,label\na,pos\nb,1\n", None),

@@ -77,6 +77,25 @@ def test_what_becomes_of_the_head_is_said(folder: Path) -> None:
     assert "(neg, neutral, pos) is replaced by a new one (a, b)" in (note(["a", "b"], replace_head=True) or "")
 
 
+def test_what_a_start_makes_anew_is_said_before_it(folder: Path, tmp_path: Path) -> None:
+    """By the names alone: the same that the loaded model's own report has."""
+
+    def note(path: Path, names: list[str], **fields: Any) -> str | None:
+        cfg = ModelConfig(path=str(path), **fields)
+        return build.new_note(cfg, TASK, build.build_config(cfg, TASK, len(names), label_names=names))
+
+    assert note(folder, ["neg", "neutral", "pos"]) is None
+    assert note(folder, ["a", "b"], replace_head=True) is None, "that has a sentence of its own"
+    models.model("bert").save_pretrained(tmp_path / "body")
+    _, loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "body", output_loading_info=True)
+    said = note(tmp_path / "body", ["a", "b"]) or ""
+    assert said.endswith(f"has no weights for them: {', '.join(sorted(loaded['missing_keys']))}")
+    assert "classifier.weight" in said
+    assert note(tmp_path / "body", ["a", "b"], init="random") is None
+    (tmp_path / "body" / "model.safetensors").unlink()
+    assert note(tmp_path / "body", ["a", "b"]) is None, "the start refuses that"
+
+
 def test_a_head_that_is_not_there_cannot_be_replaced(folder: Path, tmp_path: Path) -> None:
     models.model("bert").save_pretrained(tmp_path)
     encoder = ModelConfig(path=str(tmp_path), replace_head=True)
