@@ -85,7 +85,8 @@ def _metrics(sources: Sources) -> Iterator[Block]:
             columns.append((sources.label(model), now))
     for written in sources.evaluations:
         for one in sequence(written.content, "models"):
-            if metrics := values.numbers(mapping(one, "metrics")):
+            metrics = values.numbers(mapping(one, "metrics"))
+            if metrics and not any(_same(metrics, known) for _, known in columns):
                 columns.append((text(one, "folder", "a model"), metrics))
     strange = [f"{run.name} warned when it started: {said}" for run in sources.runs for said in run.warnings]
     if strange:
@@ -103,6 +104,11 @@ def _metrics(sources: Sources) -> Iterator[Block]:
         )
     if any(get(written.content, "same_data") is False for written in sources.evaluations):
         yield Text("These models were evaluated on different data, so their figures do not compare.")
+
+
+def _same(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+    """Whether a column of a would look like that of b: the same model, named by its run or by its export."""
+    return all(name in b and values.short(value) == values.short(b[name]) for name, value in a.items())
 
 
 def _comparison(content: Mapping[str, Any], position: int) -> Iterator[Block]:

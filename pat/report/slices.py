@@ -39,7 +39,8 @@ def _evaluation(content: Mapping[str, Any]) -> Iterator[Block]:
             n = next((number(cell, "n") for cell in cells if cell), None)
             rows.append((plain(slice_ or "all"), values.short(n), *map(_with_interval, cells)))
         head = ("slice", "n", *(text(one, "folder", "a model") for one in models))
-        yield Table(f"{name} ({way}), {confidence:.0%} intervals", head, rows)
+        with_intervals = f", {confidence:.0%} intervals" * any(" to " in cell for row in rows for cell in row[2:])
+        yield Table(f"{name} ({way}){with_intervals}", head, rows)
 
 
 def _slice(figure: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -292,6 +292,10 @@ def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path:
     assert f"{name} (run)" in text and f"{name} (export)" in text
     (heads,) = re.findall(r"^\| metric \|.*$", text, re.MULTILINE)
     assert heads == f"| metric | dense | {name} (export) |", "a run and its export are one model: measured once"
+    again = {"folder": str(half), "metrics": sources.read([export]).variants[0].metrics}
+    (tmp_path / "eval.json").write_text(json.dumps({"models": [again]}))
+    repeated = markdown(build.page(sources.read([dense, half, export, tmp_path / "eval.json"])))
+    assert re.findall(r"^\| metric \|.*$", repeated, re.MULTILINE) == [heads], "the same figures stand once"
     assert "--checkpoint" in text and f"pat export {half}" in text
 
 
