@@ -68,12 +68,12 @@ def test_fields_are_refused(fields: dict[str, Any], sentence: str) -> None:
             {"name": "shape", "keep": {"layers": 4}},
             "keep.layers=4 is more than the 3 layers the model has",
         ),
-        ("llama", ["ffn"], {"name": "shape", "keep": {"heads": 2}}, "keep names heads, and the structures are ffn"),
+        ("llama", ["ffn"], {"name": "shape", "keep": {"heads": 2}}, "it has heads, and structures are ffn"),
         (
             "llama",
             ["ffn", "layers"],
             {"name": "shape", "keep": {"ffn": 64}},
-            "the structures are ffn, layers: name each",
+            "it has ffn, and structures are ffn, layers",
         ),
         (
             "llama",
