@@ -44,7 +44,6 @@ SIZES = (
 )  # of the Hugging Face config: a model with none of these has no layers, or cannot be built
 # What constructors raise for fields of the config that do not fit.
 UNFIT = (ValueError, TypeError, ImportError, ArithmeticError, AttributeError, LookupError, AssertionError)
-SHOWN_NEW = 6  # names of weights that a start makes anew
 
 
 def build_config(
@@ -88,32 +87,6 @@ def head_note(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> str | N
     return heads.note(cfg, theirs, _outputs(config)) if theirs else None
 
 
-def new_note(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> str | None:
-    """A sentence on the weights that a start makes anew, as model.path has none for them; None where there are none,
-    and where the files are not safetensors on this machine. Only their headers are read."""
-    if cfg.path is None or cfg.init != "pretrained":
-        return None
-    with _quiet():
-        try:
-            _, report = task.auto_model.from_pretrained(
-                cfg.path,
-                config=config,
-                revision=cfg.revision,
-                device_map="meta",
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **heads.without_head(cfg),
-            )
-        except (OSError, SafetensorError, RuntimeError, *UNFIT):  # the start says it, in a sentence of its own
-            return None
-    renewed = adapters.HEADS if cfg.replace_head else ()
-    names = sorted(name for name in report["missing_keys"] if name.split(".")[0] not in renewed)
-    more = f" and {len(names) - SHOWN_NEW} more" if len(names) > SHOWN_NEW else ""
-    return f"new, as {cfg.path} has no weights for them: {', '.join(names[:SHOWN_NEW])}{more}" if names else None
-
-
 def _outputs(config: PretrainedConfig) -> list[str]:
     return heads.names_of(config)
 
@@ -138,7 +111,7 @@ def build_model(
     options: dict[str, Any] = {"dtype": dtype}
     if cfg.attn_implementation is not None:
         options["attn_implementation"] = cfg.attn_implementation
-    with _quiet():
+    with quiet():
         if cfg.init == "random":
             model = _random(task, config, options)
         else:
@@ -295,7 +268,7 @@ def _pretrained(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide transformers' table and bar of loaded weights, which every rank would print."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

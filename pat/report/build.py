@@ -64,9 +64,8 @@ def _cards(sources: Sources) -> Iterator[Card]:
         prunable, sparsity = number(content, "prunable_parameters"), number(content, "sparsity")
         if prunable and sparsity is not None:
             yield Card("sparsity", values.percent(sparsity), f"of {prunable:,.0f} prunable weights")
-    for variant in (
-        one for one in sources.variants if one is subject or (isinstance(subject, Run) and subject.became(one))
-    ):
+    own = [one for one in sources.variants if one is subject or (isinstance(subject, Run) and subject.became(one))]
+    for variant in own[:1]:
         before, after = (number(variant.export, f"{when}.bytes") for when in ("before", "after"))
         if before and after is not None:
             yield Card("size", values.size(after), f"{cost.ratio(before, after)} of {values.size(before)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pat.common.text import plain
@@ -85,9 +86,9 @@ def _metrics(sources: Sources) -> Iterator[Block]:
             columns.append((sources.label(model), now))
     for written in sources.evaluations:
         for one in sequence(written.content, "models"):
-            metrics = values.numbers(mapping(one, "metrics"))
-            if metrics and not any(_same(metrics, known) for _, known in columns):
-                columns.append((text(one, "folder", "a model"), metrics))
+            metrics, folder = values.numbers(mapping(one, "metrics")), text(one, "folder", "a model")
+            if metrics and not any(_same(folder, metrics, model) for model in sources.measured):
+                columns.append((folder, metrics))
     strange = [f"{run.name} warned when it started: {said}" for run in sources.runs for said in run.warnings]
     if strange:
         yield Bullets(strange)
@@ -106,9 +107,14 @@ def _metrics(sources: Sources) -> Iterator[Block]:
         yield Text("These models were evaluated on different data, so their figures do not compare.")
 
 
-def _same(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
-    """Whether a column of a would look like that of b: the same model, named by its run or by its export."""
-    return all(name in b and values.short(value) == values.short(b[name]) for name, value in a.items())
+def _same(folder: str, metrics: Mapping[str, float], model: Run | Variant) -> bool:
+    """Whether a model that was evaluated is this one, or the run that it is of, with the same figures to read."""
+    known = values.numbers(model.metrics)
+    run = text(model.export, "lineage.directory") if isinstance(model, Variant) else ""
+    is_it = Path(folder).resolve() == model.path.resolve() or Path(folder).name == run
+    return is_it and all(
+        name in known and values.short(value) == values.short(known[name]) for name, value in metrics.items()
+    )
 
 
 def _comparison(content: Mapping[str, Any], position: int) -> Iterator[Block]:

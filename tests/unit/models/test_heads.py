@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from pat.models import build
+from pat.models import build, new_weights
 from pat.schema import ModelConfig
 from pat.tasks import base
 from tests import models
@@ -82,7 +82,7 @@ def test_what_a_start_makes_anew_is_said_before_it(folder: Path, tmp_path: Path)
 
     def note(path: Path, names: list[str], **fields: Any) -> str | None:
         cfg = ModelConfig(path=str(path), **fields)
-        return build.new_note(cfg, TASK, build.build_config(cfg, TASK, len(names), label_names=names))
+        return new_weights.note(cfg, TASK, build.build_config(cfg, TASK, len(names), label_names=names))
 
     assert note(folder, ["neg", "neutral", "pos"]) is None
     assert note(folder, ["a", "b"], replace_head=True) is None, "that has a sentence of its own"

@@ -296,6 +296,9 @@ def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path:
     (tmp_path / "eval.json").write_text(json.dumps({"models": [again]}))
     repeated = markdown(build.page(sources.read([dense, half, export, tmp_path / "eval.json"])))
     assert re.findall(r"^\| metric \|.*$", repeated, re.MULTILINE) == [heads], "the same figures stand once"
+    (tmp_path / "eval.json").write_text(json.dumps({"models": [again | {"folder": "exports/other"}]}))
+    other = markdown(build.page(sources.read([dense, half, export, tmp_path / "eval.json"])))
+    assert f"{heads} exports/other |" in other, "another model with the same figures is there, too"
     assert "--checkpoint" in text and f"pat export {half}" in text
 
 
