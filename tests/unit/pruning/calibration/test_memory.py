@@ -39,10 +39,16 @@ def peak(work: Callable[[], object], folder: Path) -> int:
         work()
     trace = folder / "trace.json"
     seen.export_chrome_trace(str(trace))
-    events = [each for each in json.loads(trace.read_text())["traceEvents"] if each["name"] == "[memory]"]
+    events = [each["args"] for each in json.loads(trace.read_text())["traceEvents"] if each["name"] == "[memory]"]
+    live: dict[int, int] = {}
     held = most = 0
-    for event in sorted(events, key=lambda each: each["ts"]):
-        held += event["args"]["Bytes"]
+    for event in sorted(events, key=lambda each: each["Ev Idx"]):
+        address, size = event["Addr"], event["Bytes"]
+        if size > 0:
+            live[address] = size
+        elif live.pop(address, None) is None:
+            continue  # from before: an earlier profile knew something at this address, and this is that one's size
+        held += size
         most = max(most, held)
     return most
 
