@@ -35,14 +35,15 @@ def test_same_bits_at_each_zero_stage() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GATES)
 def test_same_bits_on_every_zero_stage(kind: str) -> None:
-    """Flags and weights at ZeRO 1, 2, 3, in sub-groups, with offload; the shape is the budget's exactly."""
-    _same(parity(2, *GATES)[kind], kind, gate_checks.PARITY)
+    """Flags and weights at ZeRO 1, 2 and 3, some gates also in one group and with offload; the shape is the budget's
+    exactly."""
+    _same(parity(2, *GATES)[kind], kind, gate_checks.names(kind, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["l0", "structured_movement"])
 def test_same_bits_on_four_ranks(kind: str) -> None:
-    _same(parity(4, kind)[kind], kind, gate_checks.PARITY)
+    _same(parity(4, kind)[kind], kind, gate_checks.names(kind, 4))
 
 
 def _same(results: dict[str, Any], kind: str, layouts: Iterable[str]) -> None:
