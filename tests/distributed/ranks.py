@@ -23,7 +23,7 @@ from pat.launch.environment import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 # DeepSpeed imports the second when it builds its first engine, and torch's compiler with it.
-PRELOADED = ["tests.distributed.harness", "deepspeed.runtime.zero.muon.muon_optimizer"]
+PRELOADED = ["tests.distributed.harness", "deepspeed.runtime.zero.muon.muon_optimizer", "tests.distributed.frozen"]
 
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
