@@ -181,8 +181,8 @@ METHODS = {
     "llmcompressor-sparsegpt": Method(WEIGHTS, peer="llmcompressor", option="sparsegpt"),
     "llmcompressor-wanda": Method(WEIGHTS, peer="llmcompressor", option="wanda"),
     "modelopt-sparsegpt": Method(("pattern",), peer="modelopt", option="sparsegpt"),
-    "torch-pruning-magnitude": Method(("structures",), peer="torch-pruning", option="magnitude", subjects=("decoder",)),
-    "torch-pruning-taylor": Method(("structures",), peer="torch-pruning", option="taylor", subjects=("decoder",)),
+    "torch-pruning-magnitude": Method(("structures",), peer="torch-pruning", option="magnitude"),
+    "torch-pruning-taylor": Method(("structures",), peer="torch-pruning", option="taylor"),
     "torchao-pat": Method(("weights",), at_once=False, peer="torchao", option="pat", loops=True, subjects=("decoder",)),
 }
 

@@ -22,7 +22,12 @@ def load(folder: str) -> tuple[Any, torch.dtype]:
 
 def read_samples(file: str) -> list[list[int]]:
     """The tokens of each sample."""
-    return [json.loads(line)["input_ids"] for line in Path(file).read_text().splitlines()]
+    return [row["input_ids"] for row in read_rows(file)]
+
+
+def read_rows(file: str) -> list[dict[str, Any]]:
+    """Each sample, with its `label` where the task has one."""
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
 
 
 def save(model: Any, source: str, out: str, dtype: torch.dtype) -> None:

@@ -9,9 +9,10 @@ import argparse
 
 import torch
 import torch_pruning as tp  # pyright: ignore[reportMissingImports]
-from folders import load, read_samples, save
+from folders import load, read_rows, save
 
 METHODS = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
+INTO = ("mlp.gate_proj", "mlp.up_proj", "intermediate.dense")  # whose outputs are the neurons: of a Llama, of a BERT
 
 
 def main() -> None:
@@ -27,16 +28,17 @@ def main() -> None:
         raise SystemExit(f"--keep {options.keep}: only ffn=SHARE")
     model, dtype = load(options.model)
     model.config.use_cache = False
-    samples = read_samples(options.samples)
+    samples = read_rows(options.samples)
     if options.method == "taylor":  # its gradients add up
-        for ids in samples:
-            tokens = torch.tensor([ids])
-            model(input_ids=tokens, labels=tokens).loss.backward()
-    into = [module for name, module in model.named_modules() if name.endswith(("mlp.gate_proj", "mlp.up_proj"))]
+        for sample in samples:
+            tokens = torch.tensor([sample["input_ids"]])
+            labels = torch.tensor([sample["label"]]) if "label" in sample else tokens
+            model(input_ids=tokens, labels=labels).loss.backward()
+    into = [module for name, module in model.named_modules() if name.endswith(INTO)]
     others = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module not in into]
     pruner = tp.pruner.BasePruner(
         model,
-        {"input_ids": torch.tensor([samples[0]])},
+        {"input_ids": torch.tensor([samples[0]["input_ids"]])},
         importance=METHODS[options.method](),
         pruning_ratio=1 - float(share),
         ignored_layers=[module for module in others if module not in into],
