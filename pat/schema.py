@@ -316,7 +316,9 @@ class OptimConfig(Section, frozen=True):
         only_with=".weight_decay",
     )
     trainable: list[str] = key(
-        ["*"], "name patterns (shell style) of the parameters that train; each must match one, or be `optional:PATTERN`"
+        ["*"],
+        "name patterns (shell style) of the parameters that train; each must match one, or be `optional:PATTERN`; "
+        "all-but-embeddings: all but the tables of tokens and positions and a language model's output matrix",
     )
     head_lr: Finite | None = key(None, "learning rate of a new classification head; null: lr", gt=0, only_with="task")
     lr_schedule: str = key(

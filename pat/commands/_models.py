@@ -10,7 +10,7 @@ from typing import Any
 
 from pat.common import files, secrets
 
-WIDTH = 120  # of tables, at least
+WIDEST = 1_000  # columns of a table where no terminal limits them
 
 
 def add_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
@@ -49,12 +49,15 @@ def check_statistics_options(options: argparse.Namespace) -> None:
 
 
 def show(blocks: Iterable[Any]) -> None:
-    """Print texts and tables; where there is no terminal, on wide lines."""
+    """Print texts and tables; where there is no terminal, on lines as wide as they need."""
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # a log has no width to fit
-        console.width = max(console.width, WIDTH)
+    blocks = list(blocks)
+    if not console.is_terminal:  # a log has no width to fit: nothing is folded or cut
+        wide = console.options.update_width(WIDEST)
+        console.width = max([console.width, *(Measurement.get(console, wide, block).maximum for block in blocks)])
     for block in blocks:
         console.print(block)
 

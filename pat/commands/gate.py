@@ -154,6 +154,7 @@ def _judge(variant: Path, config: Any, mix: Any, profile: Any, envelope: Any, op
         confidence=options.confidence,
         confident=options.confident,
         seconds=time.monotonic() - started,
+        left_out=gate.left_out(facts),
     )
     failed = [write.sentence(check) for check in checks if not check.passed]
     ending = "inside its envelope" if verdict.passed else "outside its envelope:\n  " + "\n  ".join(failed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -28,6 +29,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override!r}: write key=value, with quotes around what the shell or Hydra would split"
+            + (f", such as {_quoted(error.override)}" if error.override and "=" in error.override else "")
         )
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         file = re.match(r"In '([^']+)'", str(error))
@@ -49,6 +51,16 @@ def explain(error: Exception) -> str:
     return re.sub(r"\s*(Set the environment|To append to your config).*", "", text) or type(error).__name__
 
 
+def _quoted(override: str) -> str:
+    """The override as the shell and Hydra take it whatever is in its value."""
+    key, _, value = override.partition("=")
+    inner = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{inner}"')
+
+
+OF_GENERAL_RECIPES = "recipes encoder and decoder have `weights`, encoder_narrow and decoder_narrow `narrow`"
+
+
 def _explain_key(error: OmegaConfBaseException) -> str:
     key, message = str(error.full_key), (error.msg or str(error)).splitlines()[0]
     node = error.parent_node
@@ -56,9 +68,8 @@ def _explain_key(error: OmegaConfBaseException) -> str:
         allowed = sorted(str(key) for key in node if key != "hydra")
         last = key.rpartition(".")[2]
         place = key.rpartition(".")[0]
-        return (
-            f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}"
-            + did_you_mean(last, allowed)
+        return f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}" + (
+            f"; {OF_GENERAL_RECIPES}" if place == "pruners" else did_you_mean(last, allowed)
         )
     words = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
     wrong = re.match(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
@@ -73,5 +84,7 @@ def _explain_key(error: OmegaConfBaseException) -> str:
         from pat.schema import PrunerConfig
 
         keys = ", ".join(sorted(PrunerConfig.model_fields))
+        if of_pruner[2] == "{}":
+            return f"the recipe has no pruner called {key!r}: {OF_GENERAL_RECIPES}"
         return f"{of_pruner[2]} is not a pruner: pruners.NAME is a mapping with keys out of {keys}"
     return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"

@@ -22,6 +22,7 @@ from pat.data import delimited
 from pat.data.generated import generate
 from pat.data.rows import SLICE
 from pat.schema import FILES, DataConfig, GeneratedConfig
+from pat.tasks.formats import CONVERSATIONS
 
 MIXTURE = "mixture"  # of the sources in data.sources
 OUR_SLICES = ("label", "form")  # `pat.evaluation.samples.Parts` makes them
@@ -142,8 +143,10 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
     """The rows with the task's columns under the task's names; a wrong column or none of the rows is a ValueError."""
     for name, column in columns.items():
         if column not in rows.column_names:
+            chats = {*CONVERSATIONS, "completion"} & set(rows.column_names)
             raise ValueError(
                 f"data.{name}_column='{column}' is not in data.{split}: the columns are {', '.join(rows.column_names)}."
+                + (" These rows are chats: take task=chat (pat prune: --task chat)." if chats else "")
             )
     for name, column in columns.items():
         other = next(first for first, value in columns.items() if value == column)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Verdict:
     confidence: float
     confident: bool  # whether whole intervals had to be inside
     seconds: float
+    left_out: dict[str, int] = field(default_factory=dict)  # slices too small to be judged, and their samples
 
     def plain(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -61,6 +62,14 @@ class Gate:
         if self.envelope.slices is not None:
             made += self._slices(variant, baseline)
         return made
+
+    def left_out(self, variant: Facts) -> dict[str, int]:
+        """The slices that the limits are meant for and that have fewer samples or prompts than `slices.least`."""
+        slices = self.envelope.slices
+        if slices is None:
+            return {}
+        counted = {slice_: len(n) for measured in variant.sources.values() for slice_, n in measured.slices.items()}
+        return {slice_: n for slice_, n in counted.items() if n < slices.least and slices.judges(slice_)}
 
     def _evidence(self, name: str, limit: Limit, variant: Facts, baseline: Facts | None) -> Evidence:
         sources = figures()[name].sources

@@ -11,6 +11,7 @@ from typing import Any
 
 from pat.common.text import plain
 from pat.envelope.judge import Check
+from pat.envelope.spec import SLICES
 from pat.gate.verdict import Verdict
 
 SUITE = "pat gate"
@@ -63,7 +64,8 @@ def markdown(verdict: Verdict) -> str:
             *numbers(check),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", _escaped(said)] if (said := uncertain(verdict)) else []
+    for said in notes(verdict):
+        lines += ["", _escaped(said)]
     return "\n".join(lines) + "\n"
 
 
@@ -71,6 +73,14 @@ def uncertain(verdict: Verdict) -> str:
     """What passes or fails by its figure alone; "" for none."""
     names = ", ".join(check.name for check in verdict.checks if not check.certain)
     return f"not certain, as the limit lies within the interval: {names}" if names else ""
+
+
+def notes(verdict: Verdict) -> list[str]:
+    """What the table does not say: the checks that are not certain, the slices that are not judged."""
+    least = verdict.envelope.get(SLICES, {}).get("least")
+    slices = ", ".join(f"{name} ({n})" for name, n in verdict.left_out.items())
+    few = f"not judged, with fewer than {least} samples or prompts (slices.least): {slices}"
+    return [*filter(None, [uncertain(verdict)]), *([few] if slices else [])]
 
 
 def sentence(check: Check) -> str:
@@ -105,7 +115,7 @@ def table(verdict: Verdict) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, caption=Text(plain(uncertain(verdict))) or None, caption_justify="left")
+    made = Table(box=box.SIMPLE_HEAD, caption=Text(plain("\n".join(notes(verdict)))) or None, caption_justify="left")
     made.add_column("", no_wrap=True, min_width=len("FAIL"))
     longest = max((len(plain(check.name)) for check in verdict.checks), default=0)
     made.add_column("check", overflow="fold", min_width=min(longest, NAME))

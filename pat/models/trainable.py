@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
+
+from torch import Tensor, nn
 
 from pat.common import patterns
 from pat.models import adapters
 from pat.schema import Config
+
+ALL_BUT_EMBEDDINGS = "all-but-embeddings"
 
 
 def choose_trainable(model: nn.Module, config: Config) -> None:
@@ -22,8 +26,20 @@ def choose_trainable(model: nn.Module, config: Config) -> None:
 def freeze(model: nn.Module, trainable: list[str]) -> None:
     """Leave only the parameters that a pattern names trainable. ValueError for a pattern that names none."""
     names = [n for n, _ in model.named_parameters()]
-    patterns.check("optim.trainable", trainable, names)
+    patterns.check("optim.trainable", [each for each in trainable if each != ALL_BUT_EMBEDDINGS], names)
+    embeddings = {id(param) for param in embedding_parameters(model)}
+    others = ALL_BUT_EMBEDDINGS in trainable
     for name, param in model.named_parameters():
-        param.requires_grad_(patterns.matches(name, trainable))
+        param.requires_grad_(patterns.matches(name, trainable) or (others and id(param) not in embeddings))
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"optim.trainable={trainable} matches no parameter; it has {patterns.in_patterns(names)}")
+
+
+def embedding_parameters(model: nn.Module) -> Iterator[Tensor]:
+    """The tables of tokens, positions and segments, and the output matrix of a language model."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield module.weight
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    if isinstance(output, nn.Module):
+        yield from output.parameters()

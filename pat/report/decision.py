@@ -39,7 +39,9 @@ def _of_gates(gates: list[Written]) -> Decision:
         return Decision("open", "Not decided", "The gate has no check.")
     if all(gate.content.get("passed") is True for gate in gates):
         many = f"all {len(checks)} checks of the gate pass" if len(checks) != 1 else "the one check of the gate passes"
-        return Decision("good", "Good enough", f"{many[0].upper()}{many[1:]}.")
+        doubtful = [text(check, "name") for check in checks if check.get("certain") is False]
+        doubt = f"; not certain, as the limit lies within the interval: {', '.join(doubtful)}" if doubtful else ""
+        return Decision("good", "Good enough", f"{many[0].upper()}{many[1:]}{doubt}.")
     verb = "fails" if len(failed) == 1 else "fail"
     what = f"{len(failed)} of {len(checks)} checks {verb}" if failed else "The gate says so without naming a check"
     reasons = [check_in_words(check) for check in failed]

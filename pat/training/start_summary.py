@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from datasets import Dataset
 
 from pat import learning_rates
 from pat.checkpoint import retention
@@ -23,6 +25,7 @@ from pat.run.directory import RunDir
 from pat.schema import Config, OptimConfig, TrainConfig
 
 SHOWN_LABELS = 8
+FEW = 30  # samples for evaluation below which a start warns
 WIDTH = 10  # of the first column
 
 
@@ -61,6 +64,7 @@ def warnings(config: Config, checked: Checked) -> list[str]:
         *checked.strange,
         *_useless_excludes(checked),
         *_few_samples(config, checked),
+        *_small_evaluation(checked.prepared),
         *(sentence for pruner in checked.pruner.pruners for sentence in timetable.warnings(pruner)),
     ]
 
@@ -111,13 +115,34 @@ def _samples(prepared: PreparedData, split: str) -> str:
 def _labels(prepared: PreparedData) -> Iterator[str]:
     if prepared.label_names is None:
         return
-    column: Any = prepared.train.select_columns("label").with_format("arrow")[:]
-    counts = np.bincount(column["label"].to_numpy(), minlength=len(prepared.label_names))
+    counts = _counts(prepared.train, prepared.label_names)
     most = sorted(zip(prepared.label_names, counts.tolist(), strict=True), key=lambda one: -one[1])
     named = ", ".join(
         f"{_shown(name)} {count:,} ({percent(count / counts.sum())})" for name, count in most[:SHOWN_LABELS]
     )
     yield f"{len(most)}: {named}{', ...' if len(most) > SHOWN_LABELS else ''}"
+
+
+def _counts(rows: Dataset, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Samples of each label."""
+    column: Any = rows.select_columns("label").with_format("arrow")[:]
+    return np.bincount(column["label"].to_numpy(), minlength=len(names))
+
+
+def _small_evaluation(prepared: PreparedData) -> Iterator[str]:
+    """Where the samples for evaluation cannot show what pruning does."""
+    if prepared.label_names is None or not (held := len(prepared.eval)):
+        return
+    if held < FEW:
+        yield (
+            f"{held} samples for evaluation: each is {percent(1 / held)} of the accuracy; give data.eval, or a larger "
+            "data.eval_fraction"
+        )
+    counts = _counts(prepared.eval, prepared.label_names)
+    missing = [_shown(name) for name, count in zip(prepared.label_names, counts, strict=True) if not count]
+    if missing:
+        named = f"{', '.join(missing[:SHOWN_LABELS])}{', ...' if len(missing) > SHOWN_LABELS else ''}"
+        yield f"no sample for evaluation has the label {named}: what becomes of it is not measured"
 
 
 def _shown(label: str) -> str:

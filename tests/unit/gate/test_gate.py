@@ -104,6 +104,18 @@ def test_a_model_beside_itself_is_inside_unless_it_must_be_certain(folder: Path,
     assert "passed[half=1].min" in failed and "calibration_error.max" not in failed
 
 
+def test_a_slice_too_small_to_be_judged_is_named(folder: Path, tmp_path: Path) -> None:
+    """Fails if a rare slice is left out in silence; the halves have 12 prompts each, and one of them is judged."""
+    lines = [json.loads(line) for line in (folder / "mix.jsonl").read_text().splitlines()]
+    moved = next(line for line in lines if line.get("slices") == {"half": "0"})
+    moved["slices"] = {"half": "1"}
+    (tmp_path / "mix.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = [folder / "dense", "--mix", tmp_path / "mix.jsonl", "envelope.slices={min: 0.1, least: 12}"]
+    assert run(*options, "--json", tmp_path / "g.json", "--markdown", tmp_path / "g.md") == 0
+    assert json.loads((tmp_path / "g.json").read_text())["left_out"] == {"half=0": 11}
+    assert "fewer than 12 samples or prompts" in (tmp_path / "g.md").read_text()
+
+
 def test_a_profile(folder: Path, tmp_path: Path) -> None:
     """Fails if a ratio is turned round, or one measured side by side is not preferred to that of two figures."""
     profile = tmp_path / "p.json"
