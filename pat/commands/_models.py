@@ -49,15 +49,15 @@ def check_statistics_options(options: argparse.Namespace) -> None:
 
 
 def show(blocks: Iterable[Any]) -> None:
-    """Print texts and tables; where there is no terminal, on lines as wide as they need."""
+    """Print texts and tables, on lines as wide as they need: where there is no terminal, nothing is folded."""
     from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console(highlight=False, markup=False)
-    blocks = list(blocks)
-    if not console.is_terminal:  # a log has no width to fit: nothing is folded or cut
-        wide = console.options.update_width(WIDEST)
-        console.width = max([console.width, *(Measurement.get(console, wide, block).maximum for block in blocks)])
+    console, blocks = Console(highlight=False, markup=False), list(blocks)
+    wide = console.options.update_width(WIDEST)
+    needed = [Measurement.get(console, wide, block) for block in blocks]
+    widths = [each.minimum if console.is_terminal else each.maximum for each in needed]
+    console.width = max([console.width, *widths])
     for block in blocks:
         console.print(block)
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
     overrides = [*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])]
     work = _prepare if options.what == "prepare" else _show
-    return compose(overrides, lambda config: work(config, options))
+    return compose(overrides, lambda config: work(config, options), steps_are_made=False)
 
 
 def _prepare(config: Any, options: argparse.Namespace) -> int:

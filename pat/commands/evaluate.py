@@ -168,12 +168,7 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         with console.status(f"evaluating {path}"):
             evaluations.append(evaluate_folder(config, path, dtype, device, options.confidence, options.seed))
     difference = differing_data(configs)
-    out, table = Console(), _table(evaluations, comparable=difference is None)
-    needed = out.measure(table, options=out.options.update(max_width=1000))
-    if not out.is_terminal:  # a log has no width to fit
-        out.width = max(out.width, _models.WIDTH, needed.maximum)
-    out.width = max(out.width, needed.minimum)
-    out.print(table)
+    _models.show([_table(evaluations, comparable=difference is None)])
     if difference:
         print(
             f"pat: each is measured on its own data, so the figures do not compare: {difference}. Give these keys to "

@@ -108,6 +108,8 @@ def _model_config(options: argparse.Namespace) -> Any:
     model, _ = one_model(options.words)
     if model is None:
         raise ValueError("no model is given: pat prune MODEL --data FILE ...")
+    if RunDir(Path(model)).config.is_file():
+        raise ValueError(f"{model} is a run: make a model of it with pat export {model} --out DIR, and prune that")
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 WIDTH = 140  # of tables, at least
 DIRECTORY = Path("runs/registry")
 EVIDENCE = ("metrics", "profile", "gate")
+OTHERS = {"checks": "pat gate", "outcomes": "pat compare"}  # what else may be given by mistake, by a field of it
 
 EXAMPLES = """\
 examples:
@@ -111,6 +113,11 @@ def _add(registry: Registry, options: argparse.Namespace) -> int:
     name, folder = options.words
     given = {kind: getattr(options, kind) for kind in EVIDENCE if getattr(options, kind)}
     evidence = {kind: gates.read(file, f"--{kind}") for kind, file in given.items()}
+    for kind, content in evidence.items():
+        wrong = next((command for field, command in OTHERS.items() if field in content and kind != "gate"), None)
+        if wrong:
+            right = "pat evaluate --json" if kind == "metrics" else "pat profile --json"
+            raise ValueError(f"--{kind} {given[kind]} is what `{wrong} --json` wrote: give what `{right}` wrote")
     version, new = registry.add(name, Path(folder), evidence)
     print(f"{name} version {version.number}{'' if new else ' holds this already'}: files {version.variant_sha256[:12]}")
     return ExitCode.DONE
@@ -145,8 +152,12 @@ def _promote(registry: Registry, options: argparse.Namespace) -> int:
 
     name, which = options.words
     gate = gates.read(options.gate, "--gate") if options.gate else None
+    asked = time.time()
     moved = registry.promote(name, which, options.alias, options.reason or "", gate, options.expect)
-    print(f"{report.move(moved, name)} ({'no gate was asked' if moved.gate == 'none' else f'gate {moved.gate}'})")
+    if moved.when_s < asked:
+        print(f"{moved.alias} of {name} is version {moved.after} already: nothing has moved")
+    else:
+        print(f"{report.move(moved, name)} ({'no gate was asked' if moved.gate == 'none' else f'gate {moved.gate}'})")
     return ExitCode.DONE
 
 

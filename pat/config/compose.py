@@ -42,15 +42,21 @@ _KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.\w+=|=\{(?P<w
 
 _LIMIT = re.compile(r"\+*envelope(?:\.[\w.]+)?=")
 
+ANY_STEPS = 1_000  # for commands that make none
+
 
 def compose(
-    arguments: Sequence[str], use: Callable[[Config], int], guarded: bool = True, data_is_read: bool = True
+    arguments: Sequence[str],
+    use: Callable[[Config], int],
+    guarded: bool = True,
+    data_is_read: bool = True,
+    steps_are_made: bool = True,
 ) -> int:
     """Hydra's command line: composes the config (with `-m` each of several) and calls `use` with it.
 
     guarded=False: the envelope need not be able to lead a ramp, because another command judges by it.
-    data_is_read=False: the data may be left open. Returns the first exit code that is not 0. Raises ValueError, in one
-    sentence, for what cannot be composed.
+    data_is_read=False: the data may be left open. steps_are_made=False: their number may be. Returns the first exit
+    code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
     """
     _register()
     codes: list[int] = []
@@ -60,6 +66,8 @@ def compose(
         try:
             if not data_is_read and OmegaConf.is_missing(cfg.data, "source"):
                 cfg.data.source = FILES[0]
+            if not steps_are_made and OmegaConf.is_missing(cfg.train, "num_steps"):
+                cfg.train.num_steps = ANY_STEPS
             code = use(finish(cfg, list(HydraConfig.get().overrides.task), guarded))
         except (ValueError, OSError) as error:  # kept from Hydra, which would print a notice of its own
             errors.append(error)

@@ -162,9 +162,10 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
             raise ValueError(
                 f"data.{name}_column='{column}' holds {rows.features[column]}, not a word or number: name another."
             )
-        empty = None if name == "tools" else _first_empty(rows, column, name in ("label", SLICE))
-        if empty is not None:
-            raise ValueError(f"The column '{column}' is empty in {place(cfg, split, empty)}: remove such rows.")
+        first, others = (0, -1) if name == "tools" else _empty_rows(rows, column, name in ("label", SLICE))
+        if others >= 0:
+            more = f" and in {others:,} more rows" if others else ""
+            raise ValueError(f"The column '{column}' is empty in {place(cfg, split, first)}{more}: remove such rows.")
     return rows.rename_columns({column: name for name, column in columns.items()})
 
 
@@ -175,14 +176,14 @@ def place(cfg: DataConfig, split: str, row: int) -> str:
     return f"row {row + 1} of data.{split}"
 
 
-def _first_empty(rows: Dataset, column: str, is_label: bool) -> int | None:
-    """The first row without a value; a label may not be an empty text either."""
+def _empty_rows(rows: Dataset, column: str, is_label: bool) -> tuple[int, int]:
+    """(first row without a value, how many others there are; -1: not even the first); a label may not be an empty text
+    either."""
     values = rows.data.column(column)
     empty = pc.is_null(values)  # pyright: ignore
     if is_label and _is_text(rows.features[column]):
         empty = pc.or_kleene(empty, pc.equal(values, ""))  # pyright: ignore
-    first = pc.index(empty, True).as_py()  # pyright: ignore
-    return first if first >= 0 else None
+    return pc.index(empty, True).as_py(), pc.sum(empty).as_py() - 1  # pyright: ignore
 
 
 def _is_text(feature: Any) -> bool:

@@ -72,7 +72,12 @@ def check_folder(folder: Path, task: Task) -> None:
     saved = (config.architectures or [""])[0]
     if saved and saved not in _classes(task, config):
         fitting = tasks_of(config)
-        of = f", which is for task.name={' or '.join(fitting)}" if fitting else ""
+        of = f", which is for task.name={' or '.join(fitting)}"
+        if not fitting:
+            raise ValueError(
+                f"{folder} holds a {saved}, which has not learned the task {task.name}: train it first (the whole "
+                "model: pat train ... 'pruners={}')"
+            )
         raise ValueError(
             f"{folder} holds a {saved}{of}, and the task is {task.name}: give a recipe of the model's task, or leave "
             "recipe out for a run or an export, which know their own"

@@ -179,7 +179,8 @@ class _Documents(Encoder):
             else:
                 raise ValueError(
                     f"A row has no supervised token within data.max_length={self.max_length}: {str(document)[:300]}; "
-                    "remove such rows, give a larger max_length, or take task.empty_rows=drop."
+                    f"{formats.without_answer(document) or 'give a larger max_length'}, remove such rows, or take "
+                    "task.empty_rows=drop."
                 )
         bins = [[i] for i in range(len(kept))]
         if self.task.packing == "best_fit":

@@ -57,6 +57,14 @@ def columns_in(present: Sequence[str], text_column: str) -> dict[str, str]:
     )
 
 
+def without_answer(document: Document) -> str:
+    """Why nothing of a conversation can be learned, where that is its roles; "" else."""
+    if isinstance(document, Text) or any(message["role"] == "assistant" for message in document.messages):
+        return ""
+    roles = ", ".join(dict.fromkeys(message["role"] for message in document.messages))
+    return f"its roles are {roles}, and answers are those of `assistant`: rename them"
+
+
 def documents(rows: Mapping[str, list[Any]]) -> Iterator[Document]:
     """The rows of a batch (column -> values) in the internal form. ValueError where a row is not of its format."""
     for i in range(len(next(iter(rows.values())))):

@@ -163,6 +163,11 @@ def test_two_pruners_of_one_parameter(tmp_path: Path) -> None:
                 ["task=classification", "data.label_column=stars"],
                 "data.label_column='stars' is not in data.train",
             ),
+            (
+                [{"messages": [{"role": "user", "content": "What?"}]}],
+                ["task=causal_lm"],
+                "the columns are messages. These rows are chats: take task=chat",
+            ),
             ([], [], "has no rows"),
             (ROWS[:1], [], "none can be held out"),
             (None, [], "no file matches"),

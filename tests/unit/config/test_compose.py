@@ -145,6 +145,10 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
                 "{'speed': 3} is not a pruner: pruners.NAME is a mapping with keys out of",
             ),
             (
+                "recipe=encoder pruners.narrow.budget.keep.ffn=0.5",
+                "no pruner called 'narrow': recipes encoder and decoder have `weights`, encoder_narrow",
+            ),
+            (
                 f"{PARITY} pruners.weights.criterion.name=nope",
                 "there is no criterion called 'nope'; allowed: alps, magnitude",
             ),
@@ -152,7 +156,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
                 f"{PARITY} pruners.weights.schedule.last=3",
                 "allowed in pruners.weights.schedule: end, hard_from, initial",
             ),
-            (f"{PARITY} pruners.other.scope=matrix", "there is no key 'pruners.other'; allowed in pruners: weights"),
+            (f"{PARITY} pruners.other.scope=matrix", "in pruners: weights; recipes encoder and decoder"),
             (f"{PARITY} criterion@pruners.x.criterion=taylor", "did you mean criterion@pruners.weights.criterion"),
             (
                 "criterion@pruners.x.criterion=taylor",
@@ -161,6 +165,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} pruners.weights.granularity.name=n_of_m", "no value for pruners.weights.granularity.m"),
             (f"{PARITY} seed=1,2", "add -m for one run each"),
             (f"{PARITY} nonsense", "cannot read 'nonsense': write key=value"),
+            (f"{PARITY} data.delimiter=;", """would split, such as 'data.delimiter=";"'"""),
             (
                 "task=causal_lm",
                 "the name of a data set), model.path (a folder, or a name on the Hugging Face hub)",

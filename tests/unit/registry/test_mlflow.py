@@ -85,6 +85,10 @@ def test_the_commands(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run("promote", "demo", 2, "--as", "champion", "--gate", bad, *there) == ExitCode.BROKEN_PROMISE
     assert "did not pass its gate: accuracy" in capsys.readouterr().err
     assert run("promote", "demo", 2, "--as", "champion", "--expect", 1, *there) == 0
+    assert run("promote", "demo", 2, "--as", "champion", *there) == 0
+    assert "champion of demo is version 2 already: nothing has moved" in capsys.readouterr().out
+    assert run("add", "demo", two, "--metrics", bad, *there) == ExitCode.BAD_INPUT
+    assert "is what `pat gate --json` wrote: give what `pat evaluate --json` wrote" in capsys.readouterr().err
     assert run("rollback", "demo", "--as", "champion", *there) == 0
     assert run("get", "demo", "champion", "--out", tmp_path / "out", *there) == 0
     assert contents(tmp_path / "out") == contents(one)

@@ -250,7 +250,10 @@ def counted(folder: Path) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 DECISIONS = {
-    "gate passes": (lambda at: samples.gate(at / "g.json", True), "good", "Good enough", "All 3 checks of the gate pass; not certain, as the limit lies within the interval: latency_p95.ratio."),
+    "gate passes": (
+        lambda at: samples.gate(at / "g.json", True), "good", "Good enough",
+        "All 3 checks of the gate pass; not certain, as the limit lies within the interval: latency_p95.ratio.",
+    ),
     "gate fails": (lambda at: samples.gate(at / "g.json"), "bad", "Not good enough", "1 of 3 checks fails"),
     "worse": (lambda at: samples.comparison(at / "c.json"), "bad", "Worse", "pruned is worse than runs/dense"),
     "worse in a slice": (

@@ -19,7 +19,7 @@ from pat.data.example import example
 from pat.launch.rank import Tee
 from pat.models import tokenizers
 from pat.schema import Config, DataConfig, TaskConfig
-from pat.tasks import base, causal_lm
+from pat.tasks import base, causal_lm, formats
 from pat.tasks.chat import PACKABLE
 from pat.tasks.packing import best_fit
 from pat.training.distill import mean_kl
@@ -101,6 +101,12 @@ def test_long_rows_lose_the_chosen_end_and_are_counted(side: str, ids: list[int]
     assert samples["input_ids"] == [ids, [*b"ab", EOS]]
     assert supervised(samples) == [*learned, b"b$"]
     assert encoder.counts()["rows_cut"] == 1
+
+
+def test_a_row_without_an_answer_says_its_roles() -> None:
+    strange = [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}]
+    assert formats.without_answer(formats.Conversation(strange)).startswith("its roles are user, bot, and answers")
+    assert not formats.without_answer(formats.Conversation([{"role": "assistant", "content": "a"}]))
 
 
 def test_rows_without_a_supervised_token_are_an_error_or_dropped_and_counted() -> None:

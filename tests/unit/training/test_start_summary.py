@@ -120,6 +120,16 @@ def test_figures_and_warnings(config: Config, monkeypatch: pytest.MonkeyPatch) -
     assert said.rindex("  warning") > said.rindex("  schedule"), "warnings come last"
 
 
+def test_an_evaluation_that_shows_nothing_is_said(config: Config) -> None:
+    """Of 40 rows every fourth is `bad`: the first three for evaluation are of the other label."""
+    rows = Path("rows.jsonl").read_text().splitlines(keepends=True)
+    Path("few.jsonl").write_text("".join(rows[1:4]))
+    few = config.changed(data__eval="few.jsonl")
+    said = start_summary(few, preflight.prepare(few, Path("run")))
+    assert "3 samples for evaluation: each is 33.3 % of the accuracy" in said
+    assert "no sample for evaluation has the label bad: " in said
+
+
 def test_calibration_on_too_little_is_said(config: Config) -> None:
     """Of 40 samples of at most 32 tokens, for the 128 inputs of down_proj."""
     for num_samples, words in ((100, "there are 40 training samples"), (2, "at most 64 tokens for the"), (40, "")):
