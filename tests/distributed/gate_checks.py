@@ -28,7 +28,7 @@ ELSEWHERE = layouts("zero0 fp32", "zero0", "zero2 accumulation", "zero3 accumula
 STAGES = ("zero1", "zero2", "zero3")
 PARITY = {name: LAYOUTS[name] for name in ("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero2 offload")}
 QUICK = ("zero1", "zero3 in sub-groups", "zero2 offload")  # of PARITY
-EVERYWHERE = ("l0", "structured_movement", "obs")  # on all of PARITY, at two ranks: learned, ranked, cut with an update
+EVERYWHERE = ("l0", "structured_movement", "obs")  # on all of PARITY: learned, ranked, cut with an update
 Cases = list[tuple[str, str]]  # (gate, layout)
 PHASES = (1, 5, 10)  # steps in the dense, soft and hard phase
 WHOLE = ("structured_movement", "smooth", "obs")  # of a fade, a multiplier, a cut at once; the others in the soft one
@@ -50,16 +50,16 @@ OVERFLOWED: dict[str, Cases] = {
 TOGETHER = {"quick": [("inside", ("zero1", "zero3"))], "slow": [("beside", STAGES), ("inside", STAGES)]}
 
 
-def names(kind: str, world_size: int) -> Iterable[str]:
+def names(kind: str) -> Iterable[str]:
     """The layouts of a gate in the slow set."""
-    return PARITY if kind in EVERYWHERE and world_size == 2 else parity_checks.STAGES
+    return PARITY if kind in EVERYWHERE else parity_checks.STAGES
 
 
 def parity(kinds: Sequence[str], among: Iterable[str] | None = None) -> dict[str, Any]:
     """{gate: {layout: hashes and shape}}."""
     said: dict[str, Any] = {}
     for kind in kinds:
-        for layout in among or names(kind, dist.get_world_size()):
+        for layout in among or names(kind):
             trained = build(make_config(kind, **PARITY[layout]))
             trained.run(0, STEPS)
             trained.pruner.check()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch.distributed as dist
-
 from tests.distributed.harness import build, discard, main, make_config
 from tests.distributed.layouts import layouts
 
@@ -43,19 +41,18 @@ def on_layouts(kinds: Sequence[str], among: Iterable[str]) -> dict[str, Any]:
     return results
 
 
-EVERYWHERE = ("movement", "n_of_m", "alps")  # on all layouts, at two ranks: single weights, groups, whole matrices
+EVERYWHERE = ("movement", "n_of_m", "alps")  # on all layouts: single weights, groups, whole matrices
 STAGES = ("zero1", "zero2", "zero3 in sub-groups")
 
 
-def names(kind: str, world_size: int) -> Sequence[str]:
+def names(kind: str) -> Sequence[str]:
     """The layouts of a pruner in the slow set."""
-    return list(LAYOUTS) if kind in EVERYWHERE and world_size == 2 else STAGES
+    return list(LAYOUTS) if kind in EVERYWHERE else STAGES
 
 
 def checks(kinds: list[str]) -> dict[str, Any]:
     """Each on its layouts."""
-    ranks = dist.get_world_size()
-    return {kind: found for one in kinds for kind, found in on_layouts([one], names(one, ranks)).items()}
+    return {kind: found for one in kinds for kind, found in on_layouts([one], names(one)).items()}
 
 
 if __name__ == "__main__":

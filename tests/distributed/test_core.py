@@ -69,7 +69,7 @@ def _same_bits(results: dict[str, Any], layouts: Iterable[str]) -> None:
 def test_same_bits_on_every_zero_stage(case: tuple[int, str]) -> None:
     """Masks and weights at ZeRO 1, 2 and 3; some pruners also with offload, DeepSpeed's keys and no sub-groups."""
     world_size, kind = case
-    layouts = parity_checks.names(kind, world_size)
+    layouts = parity_checks.names(kind)
     results = parity(world_size, *PARITY[world_size])[kind]
     _same_bits(results, layouts)
     if kind == "n_of_m":

@@ -37,13 +37,13 @@ def test_same_bits_at_each_zero_stage() -> None:
 def test_same_bits_on_every_zero_stage(kind: str) -> None:
     """Flags and weights at ZeRO 1, 2 and 3, some gates also in one group and with offload; the shape is the budget's
     exactly."""
-    _same(parity(2, *GATES)[kind], kind, gate_checks.names(kind, 2))
+    _same(parity(2, *GATES)[kind], kind, gate_checks.names(kind))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["l0", "structured_movement"])
 def test_same_bits_on_four_ranks(kind: str) -> None:
-    _same(parity(4, kind)[kind], kind, gate_checks.names(kind, 4))
+    _same(parity(4, kind)[kind], kind, gate_checks.names(kind))
 
 
 def _same(results: dict[str, Any], kind: str, layouts: Iterable[str]) -> None:
