@@ -68,8 +68,8 @@ class Gate:
         slices = self.envelope.slices
         if slices is None:
             return {}
-        counted = {slice_: len(n) for measured in variant.sources.values() for slice_, n in measured.slices.items()}
-        return {slice_: n for slice_, n in counted.items() if n < slices.least and slices.judges(slice_)}
+        every = (slice_ for measured in variant.sources.values() for slice_ in measured.slices.items())
+        return {name: len(n) for name, n in every if len(n) < slices.least and slices.judges(name)}
 
     def _evidence(self, name: str, limit: Limit, variant: Facts, baseline: Facts | None) -> Evidence:
         sources = figures()[name].sources
