@@ -49,7 +49,8 @@ examples:
 TRAIN_HELP = """\
 Fine-tune a model and prune it while it trains.
 
-A recipe is a complete run; key=value changes parts of it. Every key is described in
+A recipe is a complete run; key=value changes parts of it. `pat train --keys WORD` describes
+keys and methods, as --keys lr, --keys alps, --keys pruners.NAME.schedule; the general ones stand in
 {config}
 
 recipes (recipes/NAME.yaml):

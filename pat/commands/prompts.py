@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
         usage="pat prompts check FILE|NAME [options]\n       pat prompts from-logs FILE --out FILE [options]",
         description="check      read a mix (JSONL, YAML, or the name of one that comes with pat), try its references\n"
         "           on its own checks, and sum it up\n"
-        "from-logs  a mix of the prompts in a JSONL log, with weights that say how often each kind is asked",
+        "from-logs  a mix of the prompts in a log (JSONL, .csv, .tsv), with weights that say how often each kind is\n"
+        "           asked",
         epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument("what", choices=("check", "from-logs"), help="what to do")
@@ -90,7 +91,7 @@ def _from_logs(options: argparse.Namespace) -> int:
     if options.n < 1:
         raise ValueError(f"--n {options.n}: give 1 or more")
     if not Path(options.file).is_file():
-        raise ValueError(f"there is no file {options.file}: give a log, a JSON mapping a line")
+        raise ValueError(f"there is no file {options.file}: give a log, a JSON mapping a line, or .csv")
     columns = logs.Columns(
         prompt=options.prompt,
         reference=options.reference,

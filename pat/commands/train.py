@@ -25,6 +25,8 @@ def main(arguments: Sequence[str]) -> int:
         print(_train_help(parser), end="")
         return ExitCode.DONE
     options = parser.parse_intermixed_args(arguments)
+    if options.keys:
+        return _print_keys(options.keys)
     overrides = list(options.overrides)
     if options.recipe:
         overrides.insert(0, f"recipe={options.recipe}")
@@ -217,6 +219,7 @@ def _train_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check all that a start checks, say what the run would do, and stop (--cfg job prints its whole config)",
     )
+    parser.add_argument("--keys", metavar="WORD", help="print the keys with WORD in their name, or of the method WORD")
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed config, and stop")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
     parser.add_argument("--package", "-p", metavar="KEY", help="with --cfg: only this part")
@@ -226,6 +229,17 @@ def _train_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--help", "-h", action="store_true", help="this text")
     return parser
+
+
+def _print_keys(word: str) -> int:
+    from pat.config.reference import keys_about
+
+    found = keys_about(word)
+    if not found:
+        raise ValueError(f"--keys {word}: no key and no method has this in its name; --keys . prints all keys")
+    for key, what in found:
+        print(f"{key}\n    {what}")
+    return ExitCode.DONE
 
 
 def _train_help(parser: argparse.ArgumentParser) -> str:

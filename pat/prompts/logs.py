@@ -3,9 +3,10 @@ are."""
 
 from __future__ import annotations
 
+import csv
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pat.prompts.mix import Head, Prompt, content_id
 from pat.prompts.reader import json_lines, parsed
 
 STRATIFIED, RANDOM = "stratified", "random"
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FORM = "form"  # the dimension derived from lengths
 
 
@@ -56,14 +58,14 @@ def sample(
     long_from: int | None = None,
     skip_bad: bool = False,
 ) -> Sampled:
-    """At most `n` prompts of a JSONL log, in one pass, with at most n rows of a stratum in memory. Raises ValueError.
+    """At most `n` prompts of a log (JSONL, .csv, .tsv), in one pass, with at most n rows of a stratum in memory.
 
     A stratum is a combination of slices. stratified: each has a share of n, see `allotted`; random: all rows are one.
     A prompt weighs (rows of its stratum) / (prompts sampled of it), so weighted means estimate those of the traffic
-    (Horvitz & Thompson 1952). long_from: words from which the slice `form` is long.
+    (Horvitz & Thompson 1952). long_from: words from which the slice `form` is long. Raises ValueError.
     """
     rng, strata, rows, skipped = random.Random(seed), dict[str, _Stratum](), 0, 0
-    for number, row in json_lines(path):
+    for number, row in _rows(path):
         try:
             prompt = prompt_of(row, columns, long_from)
         except ValueError as error:
@@ -97,6 +99,26 @@ def sample(
         skipped,
         {name or "all": stratum.seen for name, stratum in strata.items()},
     )
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number of its last line from 1, row). A table names its columns in the first line; an empty value is none."""
+    separator = SEPARATORS.get(path.suffix)
+    if separator is None:
+        yield from json_lines(path)
+        return
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file, delimiter=separator, strict=True)
+        try:
+            for row in table:
+                if None in row or None in row.values():  # too many values, or too few
+                    columns = len(table.fieldnames or ())
+                    raise ValueError(f"{path}, line {table.line_num} has not the {columns} values that line 1 names")
+                yield table.line_num, {column: value or None for column, value in row.items()}
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {table.line_num}: {error}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8: convert the file") from None
 
 
 def allotted(sizes: Sequence[int], n: int) -> list[int]:
@@ -150,7 +172,9 @@ def prompt_of(row: Any, columns: Columns, long_from: int | None = None) -> Promp
     for name in ("reference", "prompt_tokens", "output_tokens"):
         column = getattr(columns, name)
         if column is not None:
-            given[name] = value(row, column)
+            found = value(row, column)
+            counted = name != "reference" and isinstance(found, str) and found.isdecimal()  # of a .csv
+            given[name] = int(found) if counted else found
     prompt = parsed(given, Prompt)
     return prompt if long_from is None else prompt.changed(slices={FORM: form(prompt, long_from), **prompt.slices})
 

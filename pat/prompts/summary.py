@@ -67,7 +67,7 @@ def table(summary: dict[str, Any]) -> Any:
 
     made = Table(box=box.SIMPLE_HEAD)
     made.add_column("slice", overflow="fold")
-    for column in ("prompts", "share", "checked", "reference", "words, half", "95 %", "output tokens"):
+    for column in ("prompts", "share", "checked", "reference", "words, half", "95 %", "output tokens, if generated"):
         made.add_column(column, justify="right", no_wrap=True)
     for row in summary["slices"]:
         made.add_row(

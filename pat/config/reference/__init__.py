@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 
 from pat.config.reference.editors import json_schema
-from pat.config.reference.pages import config_md, prompts_md
+from pat.config.reference.pages import config_md, keys_about, prompts_md
 from pat.config.reference.primary import config_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
-__all__ = ["ROOT", "config_md", "config_yaml", "files", "json_schema", "prompts_md", "write"]
+__all__ = ["ROOT", "config_md", "config_yaml", "files", "json_schema", "keys_about", "prompts_md", "write"]
 
 
 def files() -> dict[Path, str]:

@@ -43,23 +43,51 @@ default `???` must be given.
 def config_md() -> str:
     """A table for each section, and for each method of a pruner."""
     blocks = [_INTRO, _table("Top", "", config_model())]
-    for name, info in config_model().model_fields.items():
-        value = default_of(info)
-        if isinstance(value, Section):
-            blocks.append(_table(f"`{name}`", first_line(type(value)), type(value)))
-    blocks.append(_table("`envelope.METRIC`", first_line(Limit), Limit))
-    blocks.append(_table("`pruners.NAME`", first_line(PrunerConfig), PrunerConfig))
+    for name, model in _sections():
+        blocks.append(_table(f"`{name}`", first_line(model), model))
     for kind in registry.PACKAGES:
         if kind == "structure":
             listed = "".join(f"- `{name}`: {first_line(cls)}\n" for name, cls in registry.classes(kind).items())
             blocks.append(f"## `pruners.NAME.structures`\n\n{listed}\n")
             continue
         blocks.append(f"## `pruners.NAME.{kind}`\n\n")
-        for name in registry.names(kind):
-            blocks.append(
-                _table(f"`{name}`", first_line(registry.classes(kind)[name]), registry.settings(kind, name), 3)
-            )
+        for name, cls in registry.classes(kind).items():
+            blocks.append(_table(f"`{name}`", first_line(cls), registry.settings(kind, name), 3))
     return "".join(blocks).rstrip() + "\n"
+
+
+def keys_about(word: str) -> list[tuple[str, str]]:
+    """(key=default, what it does) of every key with this word in its name, and of the method of this name."""
+    found = []
+    for prefix, method, (key, _, default, allowed, what) in _every_key():
+        name = prefix + key.strip("`")
+        if word in name or (method and word in (method, f"{prefix.split('.')[-2]}.{method}")):
+            given = f"{name}={default.strip('`')}" + (f"   of {method}" if method else "")
+            among = f" [{allowed}]" if allowed else ""
+            found.append((given, what.replace("*", "").replace("`", "") + among))
+    return found
+
+
+def _every_key() -> Iterator[tuple[str, str, tuple[str, str, str, str, str]]]:
+    """(what stands before the key, the method it is of or "", its row in the tables)."""
+    yield from (("", "", row) for row in _rows(config_model(), ""))
+    for name, model in _sections():
+        yield from ((f"{name}.", "", row) for row in _rows(model, ""))
+    for kind in registry.PACKAGES:
+        if kind != "structure":
+            for method in registry.names(kind):
+                rows = _rows(registry.settings(kind, method), "")
+                yield from ((f"pruners.NAME.{kind}.", method, row) for row in rows)
+
+
+def _sections() -> Iterator[tuple[str, type[Section]]]:
+    """Every section of the config, by its place."""
+    for name, info in config_model().model_fields.items():
+        value = default_of(info)
+        if isinstance(value, Section):
+            yield name, type(value)
+    yield "envelope.METRIC", Limit
+    yield "pruners.NAME", PrunerConfig
 
 
 def prompts_md() -> str:

@@ -359,6 +359,25 @@ def test_help(arguments, words, capsys):
     assert all(word in out for word in words)
 
 
+@pytest.mark.parametrize(
+    "word, expected",
+    [
+        ("alps", ["pruners.NAME.criterion.iterations=60   of alps", "of ADMM, at most"]),
+        ("schedule.cubic", ["pruners.NAME.schedule.initial=0.0   of cubic"]),
+        ("optim.lr", ["optim.lr=???", "optim.lr_schedule=linear", "[constant, cosine, linear, per_cut]"]),
+    ],
+)
+def test_keys_are_described(word, expected, capsys):
+    assert train.main(["--keys", word]) == 0
+    out = capsys.readouterr().out
+    assert all(line in out for line in expected) and "optim.betas" not in out
+
+
+def test_an_unknown_key_is_no_empty_answer():
+    with pytest.raises(ValueError, match="--keys x9"):
+        train.main(["--keys", "x9"])
+
+
 @pytest.mark.parametrize("command", ["data", "doctor", "evaluate", "export", "plan", "sensitivity"])
 def test_help_lists_no_exit_code_of_training_where_nothing_is_trained(command, capsys):
     with pytest.raises(SystemExit):

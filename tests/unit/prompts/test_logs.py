@@ -64,6 +64,27 @@ def test_labelled_rows_check_their_own_label(tmp_path: Path, capsys: Any) -> Non
     assert "gone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending, separator", [(".csv", ","), (".tsv", "\t")])
+def test_tables_are_logs_too(ending: str, separator: str, tmp_path: Path, capsys: Any) -> None:
+    """Fails if a table's rows differ from the same in JSONL, or a wrong line is not named."""
+    path, out = tmp_path / f"prod{ending}", tmp_path / "mix.jsonl"
+    rows = [("text", "kind", "tokens"), ('"a long, one"', "films", "7"), ("short", "law", "12"), ("more", "films", "")]
+    path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    options = ["--prompt", "text", "--slices", "kind", "--output-tokens", "tokens", "--out", out]
+    assert run("from-logs", path, *options) == 0
+    found = {prompt.prompt: (prompt.slices["kind"], prompt.output_tokens) for prompt in reader.read(out).prompts}
+    assert found == {"a long, one": ("films", 7), "short": ("law", 12), "more": ("films", None)}
+    path.write_text(path.read_text() + separator.join(("text", "kind", "many")) + "\n")
+    assert run("from-logs", path, *options) == 2
+    assert "line 5: output_tokens" in capsys.readouterr().err
+    path.write_text(path.read_text().replace("many", f"1{separator}2"))
+    assert run("from-logs", path, *options) == 2
+    assert "line 5 has not the 3 values that line 1 names" in capsys.readouterr().err
+    path.write_bytes(b"text\n\xff\n")
+    assert run("from-logs", path, *options) == 2
+    assert "is not UTF-8" in capsys.readouterr().err
+
+
 def test_every_row_is_as_likely(tmp_path: Path) -> None:
     """Fails if the reservoir prefers the log's beginning or end."""
     path = tmp_path / "prod.jsonl"
