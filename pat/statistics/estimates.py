@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads its parts when they are first used
 from numpy.typing import NDArray
-from scipy import stats
 
 from pat.statistics.paired import Numbers, interval
 
@@ -50,7 +50,7 @@ def mean(
     value = float(w @ x / w.sum())
     if np.ptp(x) == 0.0 and x[0] in (0.0, 1.0):
         n = max(1, int(w.sum() ** 2 / (w @ w) + 1e-9))
-        exact = stats.binomtest(n * int(x[0]), n).proportion_ci(confidence)
+        exact = scipy.stats.binomtest(n * int(x[0]), n).proportion_ci(confidence)
         return Estimate(x.size, value, float(exact.low), float(exact.high))
     if x.size < 2:
         return Estimate(x.size, value)
@@ -73,7 +73,7 @@ def of_places(
         return Estimate(places.size, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = stats.bootstrap(
+        found = scipy.stats.bootstrap(
             (places,),
             figure,
             vectorized=False,

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads its parts when they are first used
 from numpy.typing import NDArray
-from scipy import special, stats
 
 RESAMPLES = 9999  # of a bootstrap: R + 1 divides by 20 and by 100, so quantiles are order statistics
 ELEMENTS = 1 << 22  # resampled numbers that are held at a time: 32 MB
@@ -79,7 +79,7 @@ def mcnemar(wins: int, losses: int) -> float:
 
     Twice the smaller tail, by scipy. Source: McNemar 1947; exact as in Agresti, Categorical Data Analysis, 11.1.
     """
-    return min(1.0, 2.0 * float(special.bdtr(min(wins, losses), wins + losses, 0.5)))
+    return min(1.0, 2.0 * float(scipy.special.bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
 def sign_flips(d: Numbers, seed: int = 0) -> float:
@@ -116,7 +116,7 @@ def interval(
     for method in ("BCa", "percentile") if d.size <= JACKKNIFE else ("percentile",):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # BCa where nearly all are equal
-            found = stats.bootstrap(
+            found = scipy.stats.bootstrap(
                 (d, w),
                 _weighted_mean,
                 paired=True,
