@@ -14,6 +14,7 @@ from pydantic import Field
 from pat.common.keys import MISSING, Finite, Method, Section, key
 from pat.envelope.spec import Limit
 
+ALL_BUT_EMBEDDINGS = "all-but-embeddings"
 LATELY = 50  # steps in which train.max_skipped of them may be skipped
 
 
@@ -318,7 +319,8 @@ class OptimConfig(Section, frozen=True):
     trainable: list[str] = key(
         ["*"],
         "name patterns (shell style) of the parameters that train; each must match one, or be `optional:PATTERN`; "
-        "all-but-embeddings: all but the tables of tokens and positions and a language model's output matrix",
+        "all-but-embeddings: all but the tables of tokens and positions and a language model's output matrix; auto: "
+        "that for task=causal_lm, else all",
     )
     head_lr: Finite | None = key(None, "learning rate of a new classification head; null: lr", gt=0, only_with="task")
     lr_schedule: str = key(

@@ -102,6 +102,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
     _drop_merged(content, overrides)
     _drop_replaced_fields(content["pruners"], overrides)
     auto.choose(content["pruners"])
+    auto.choose_trainable(content)
     auto.keep_given_rate(content["optim"], given)
     config = take_world_size(to_config(content), overrides)
     validate(config, given, guarded)

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from pat.common import patterns
 from pat.models import adapters
-from pat.schema import Config
-
-ALL_BUT_EMBEDDINGS = "all-but-embeddings"
+from pat.schema import ALL_BUT_EMBEDDINGS, Config
 
 
 def choose_trainable(model: nn.Module, config: Config) -> None:

@@ -2,7 +2,8 @@
 
     PYTHON with_torchao.py MODEL SAMPLES OUT --method pat --sparsity S --steps N
 
-The samples are those of N steps. Batch, optimizer, rate, warm-up and clipping are those of `pat train recipe=decoder`.
+The samples are those of N steps. What trains, batch, optimizer, rate, warm-up and clipping are those of `pat train
+recipe=decoder`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def main() -> None:
     samples = [json.loads(line) for line in Path(options.samples).read_text().splitlines()]
     inside = [p for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2]
     chosen = {id(p) for p in inside}
+    for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+        embedding.requires_grad_(False)  # as the recipe has it for running text
     pruned = {
         "params": inside,
         "group_type": "KElementGrouper",
@@ -41,7 +44,7 @@ def main() -> None:
         "min_sparsity": options.sparsity,
         "min_sparsity_schedule": True,
     }
-    others = {"params": [p for p in model.parameters() if id(p) not in chosen]}
+    others = {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]}
     base = torch.optim.AdamW([pruned, others], lr=RATE, weight_decay=0.0, fused=True)
     start, healing = round(START * options.steps), round(END * options.steps)
     optimizer = build_prune_optimizer(base, 0.0, prune_warmup_steps=start, prune_healing_start_step=healing)
