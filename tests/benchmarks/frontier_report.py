@@ -14,6 +14,7 @@ from tests.benchmarks.frontier_rows import METHODS
 
 HIGHER_IS_BETTER = ("accuracy",)
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"  # marks in the page
+MARK = " †"  # see the page
 PANEL = (4.6, 3.4)  # inches
 MARKERS = "osDPX*"  # of our methods, so that ten colours are enough; a peer's point down
 PEERS = "v^<>"
@@ -32,6 +33,7 @@ class Line:
     nonzero_parameters: int | None
     cpu_seconds: float | None
     error: str | None  # of a seed that was not
+    noted: bool = False  # a row of the results has a note: the table marks it
 
     @property
     def mean(self) -> float | None:
@@ -59,6 +61,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> list[Line]:
                 done[0]["nonzero_parameters"] if done else None,
                 statistics.mean(times) if times else None,
                 next((row["error"] for row in seeds if row["error"]), None),
+                any(row.get("note") for row in seeds),
             )
         )
     return sorted(found, key=_place)
@@ -79,7 +82,9 @@ def markdown(table: Sequence[Line]) -> list[str]:
         seeds = f"{_figure(spread(list(line.values)), line.metric, line.mean)} ({len(line.values)})" if several else "-"
         size = "-" if line.nonzero_parameters is None else f"{line.nonzero_parameters / 1e6:.1f} M"
         minutes = "-" if line.cpu_seconds is None else f"{line.cpu_seconds / 60:.1f}"
-        cells.append([line.data, _target(line), str(line.steps), line.method, quality, seeds, size, minutes])
+        cells.append(
+            [line.data, _target(line), str(line.steps), line.method + MARK * line.noted, quality, seeds, size, minutes]
+        )
     return [f"| {' | '.join(row)} |" for row in cells]
 
 

@@ -360,6 +360,26 @@ def test_help(arguments, words, capsys):
 
 
 @pytest.mark.parametrize(
+    "keys, expected",
+    [
+        ([], ["all-but-embeddings"]),
+        (["task=chat"], ["*"]),
+        (["peft=lora", "pruners={}"], ["*"]),
+        (["optim.trainable=[*]"], ["*"]),
+        (["optim.trainable=[model.layers.*]"], ["model.layers.*"]),
+    ],
+)
+def test_embeddings_of_a_general_decoder_train_on_chats_only(keys, expected):
+    """Fails if a recipe's `auto` reaches a run, or wins over what is given."""
+    given = ["recipe=decoder", "model.path=x", "data.source=json", "data.train=x.jsonl", "train.num_steps=9", *keys]
+    assert composed(*given).optim.trainable == expected
+
+
+def test_auto_stands_by_itself():
+    assert "auto stands by itself" in refused(PARITY, "optim.trainable=[auto,model.norm.*]")
+
+
+@pytest.mark.parametrize(
     "word, expected",
     [
         ("alps", ["pruners.NAME.criterion.iterations=60   of alps", "of ADMM, at most"]),

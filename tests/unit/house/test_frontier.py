@@ -179,6 +179,7 @@ def test_the_table_has_means_over_seeds_the_best_first_and_what_does_not_run_las
     assert [(line.method, line.mean) for line in table] == [("alps", 41.0), ("wanda", 58.0), ("peer", None)]
     text = markdown(table)
     assert "| alps | perplexity 41.00 | 2.00 (2) |" in text[2] and "does not run" in text[-1]
+    assert "| alps † |" in markdown(lines([_row("alps", 40.0) | {"note": "measured otherwise"}]))[2]
     accuracies = lines([_row("a", 0.8, data="reviews"), _row("b", 0.9, data="reviews")])
     assert [line.method for line in accuracies] == ["b", "a"]
 
