@@ -151,6 +151,7 @@ ALIKE = (  # each matrix meets the target by itself, and all of its outputs coun
     "pruners.weights.scope=matrix",
     "pruners.weights.criterion.gradient_samples=0",
 )
+ALL = ("optim.trainable=[*]",)  # embeddings, too
 METHODS = {
     "dense": Method(("dense",)),
     "alps": Method(WEIGHTS),
@@ -160,6 +161,8 @@ METHODS = {
     ),
     "alps-taught": Method(WEIGHTS, at_once=False, taught=0.24, subjects=("decoder",)),
     "alps-matrix-taught": Method(("weights",), at_once=False, keys=ALIKE, taught=0.24, subjects=("decoder",)),
+    "alps-all": Method(("weights",), at_once=False, keys=ALL, subjects=("decoder",)),
+    "obs-all": Method(("structures",), at_once=False, keys=ALL, subjects=("decoder",)),
     "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
     "magnitude": Method(
         WEIGHTS, calibrates=False, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))
