@@ -168,7 +168,8 @@ def _calibrating(training: Training) -> Callable[[int, int], None]:
             training.progress.calibration_seconds += seconds
             training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
         elif index % max(1, number // 4) == 0:
-            training.tracker.say(f"calibrating and pruning layer {index + 1} of {number}")
+            at = f"step {training.progress.step}: " if training.config.train.num_steps else ""
+            training.tracker.say(f"{at}calibrating and pruning layer {index + 1} of {number}")
 
     return on_layer
 
