@@ -320,7 +320,7 @@ class OptimConfig(Section, frozen=True):
         ["*"],
         "name patterns (shell style) of the parameters that train; each must match one, or be `optional:PATTERN`; "
         "all-but-embeddings: all but the tables of tokens and positions and a language model's output matrix; auto: "
-        "that for task=causal_lm, else all",
+        "that for a pretrained model and task=causal_lm, else all",
     )
     head_lr: Finite | None = key(None, "learning rate of a new classification head; null: lr", gt=0, only_with="task")
     lr_schedule: str = key(

@@ -47,13 +47,15 @@ def choose(pruners: Mapping[str, dict[str, Any]]) -> None:
 
 
 def choose_trainable(content: Mapping[str, Any]) -> None:
-    """What trains where the config says `auto`: of running text all but embeddings; else, and with adapters, all."""
+    """What trains where the config says `auto`: all; of a pretrained model on running text all but embeddings, unless
+    adapters train."""
     optim = content["optim"]
     if NAME in optim["trainable"]:
         if len(optim["trainable"]) > 1:
             raise ValueError(f"optim.trainable={optim['trainable']}: auto stands by itself, or name what trains")
-        on_text = content["task"]["name"] == "causal_lm" and content["peft"]["r"] is None
-        optim["trainable"] = [ALL_BUT_EMBEDDINGS if on_text else "*"]
+        learned = content["model"]["init"] == "pretrained" and content["peft"]["r"] is None
+        keep = learned and content["task"]["name"] == "causal_lm"
+        optim["trainable"] = [ALL_BUT_EMBEDDINGS if keep else "*"]
 
 
 def keep_given_rate(optim: dict[str, Any], given: Collection[str]) -> None:

@@ -113,7 +113,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
             for row in table:
                 if None in row or None in row.values():  # too many values, or too few
                     columns = len(table.fieldnames or ())
-                    raise ValueError(f"{path}, line {table.line_num} has not the {columns} values that line 1 names")
+                    raise ValueError(
+                        f"{path}, line {table.line_num} does not have the {columns} values that line 1 names"
+                    )
                 yield table.line_num, {column: value or None for column, value in row.items()}
         except csv.Error as error:
             raise ValueError(f"{path}, line {table.line_num}: {error}") from None

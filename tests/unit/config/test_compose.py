@@ -365,6 +365,7 @@ def test_help(arguments, words, capsys):
         ([], ["all-but-embeddings"]),
         (["task=chat"], ["*"]),
         (["peft=lora", "pruners={}"], ["*"]),
+        (["model.init=random"], ["*"]),
         (["optim.trainable=[*]"], ["*"]),
         (["optim.trainable=[model.layers.*]"], ["model.layers.*"]),
     ],

@@ -79,7 +79,7 @@ def test_tables_are_logs_too(ending: str, separator: str, tmp_path: Path, capsys
     assert "line 5: output_tokens" in capsys.readouterr().err
     path.write_text(path.read_text().replace("many", f"1{separator}2"))
     assert run("from-logs", path, *options) == 2
-    assert "line 5 has not the 3 values that line 1 names" in capsys.readouterr().err
+    assert "line 5 does not have the 3 values that line 1 names" in capsys.readouterr().err
     path.write_bytes(b"text\n\xff\n")
     assert run("from-logs", path, *options) == 2
     assert "is not UTF-8" in capsys.readouterr().err
