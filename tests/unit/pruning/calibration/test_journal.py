@@ -321,6 +321,7 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
         progress=Progress(step=step, saved_step=saved), due=SimpleNamespace(last_save=time.monotonic() - trained_s),
         pruner=SimpleNamespace(journals=SimpleNamespace(kept=kept)), agree=lambda due: (asked[0], due),
         tracker=SimpleNamespace(say=said.append, log=lambda *_: None), aside_s=0.0,
+        config=SimpleNamespace(train=SimpleNamespace(num_steps=10)),
     )  # fmt: skip
     asked, on_layer = [False], setup._calibrating(training)
     on_layer(0, 3)
