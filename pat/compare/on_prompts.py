@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pat.compare.divergence import first_difference, kl
-from pat.compare.pairs import Asked, Outcome, Pair
+from pat.compare.pairs import Asked, Outcome, Pair, check_finite
 from pat.evaluation import prompts
 from pat.evaluation.fitting import labels
 from pat.evaluation.models import Loaded, same_tokens
@@ -16,6 +16,9 @@ from pat.prompts.mix import Mix, Prompt
 def ask(mix: Mix, a: Loaded, b: Loaded, device: str, batch_size: int = 8) -> Asked:
     """Outcomes: whether all checks pass, and of language models the loss of the references. Raises ValueError."""
     answers = [prompts.ask(mix, one, device, batch_size) for one in (a, b)]
+    for one, made in zip((a, b), answers, strict=True):
+        for prompt, answer in zip(mix.prompts, made, strict=True):
+            check_finite(answer.finite, one.path, f"the prompt {prompt.id}")
     with torch.inference_mode():
         if prompts.generative(a):
             return _generated(mix, a, b, answers, device)

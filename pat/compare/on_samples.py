@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pat.compare.divergence import kl
-from pat.compare.pairs import Asked, Outcome, Pair
+from pat.compare.pairs import Asked, Outcome, Pair, check_finite
 from pat.data import prepare
 from pat.evaluation.fitting import check_labels, eval_batches
 from pat.evaluation.models import Loaded, same_tokens
@@ -47,6 +48,8 @@ def ask(config: Config, a: Loaded, b: Loaded, device: str) -> Asked:
             made, harms = sample.pairs(batch, logits, weights), sample.harms(batch, logits)
             for i, number in enumerate(batch["sample"].tolist()):
                 if batch["weight"][i] > 0 and weights[i] > 0:
+                    for one, value in ((a, of_a[i]), (b, of_b[i])):
+                        check_finite(math.isfinite(value), one.path, f"sample {number}")
                     outcome.add(number, float(of_a[i]), float(of_b[i]), float(weights[i]), harms[i])
                     pairs[number] = made[i]
     numbers = sorted(pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class Outcome:
         self.b.append(b)
         self.weights.append(weight)
         self.harm.append(worse if harm is None else harm)
+
+
+def check_finite(finite: bool, model: str | Path, item: str) -> None:
+    """ValueError for a model that has diverged: whatever token has its highest logit by chance, it compares nothing."""
+    if not finite:
+        raise ValueError(
+            f"{model} gives logits that are not finite for {item}: it has diverged, so there is nothing to compare"
+        )
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from pat.evaluation.fitting import labels
 from pat.evaluation.models import Loaded
 from pat.prompts.mix import Mix, Prompt
 
 PASSED, REFERENCE = "passed", "reference_loss"  # what is measured: all checks pass; nats a token of the reference
+DIVERGED = "the model's logits are not finite"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Answer:
     asked: tuple[int, ...] = ()  # a language model's tokens: of the prompt
     ids: tuple[int, ...] = ()  # of the answer, without the one that ends it
     reference_loss: float | None = None  # nats a token
+    finite: bool = True  # whether all logits are; else no check passes, whatever token has the highest one by chance
 
 
 def generative(one: Loaded) -> bool:
@@ -47,8 +49,8 @@ def _classified(mix: Mix, one: Loaded, device: str) -> list[Answer]:
     names = labels(one.model)
     made = []
     for prompt, logits in zip(mix.prompts, _class_logits(mix, one, device), strict=True):
-        output = _answer(names, logits)
-        made.append(Answer(output, prompt.failure(output), logits))
+        output, finite = _answer(names, logits), bool(logits.isfinite().all())
+        made.append(Answer(output, prompt.failure(output) if finite else DIVERGED, logits, finite=finite))
     return made
 
 
@@ -57,10 +59,12 @@ def _generated(mix: Mix, one: Loaded, device: str, batch_size: int) -> list[Answ
     most = [prompt.output_tokens or mix.head.output_tokens for prompt in mix.prompts]
     _check_positions(mix, one, asked, most)
     made = []
-    for prompt, before, ids in zip(mix.prompts, asked, _answers(one, asked, most, device, batch_size), strict=True):
+    found = _answers(one, asked, most, device, batch_size)
+    for prompt, before, (ids, finite) in zip(mix.prompts, asked, found, strict=True):
         output = one.tokenizer.decode(ids, skip_special_tokens=True)
+        failure = prompt.failure(output) if finite else DIVERGED
         loss = None if prompt.reference is None else _loss(one, before, prompt.reference, device)
-        made.append(Answer(output, prompt.failure(output), asked=tuple(before), ids=tuple(ids), reference_loss=loss))
+        made.append(Answer(output, failure, asked=tuple(before), ids=tuple(ids), reference_loss=loss, finite=finite))
     return made
 
 
@@ -127,10 +131,24 @@ def _positions(one: Loaded) -> int | None:
     return getattr(one.model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _answers(one: Loaded, asked: list[list[int]], most: list[int], device: str, batch_size: int) -> list[list[int]]:
-    """Each prompt's new tokens without the one that ends them; both models are asked in the same batches."""
+class _Finite(LogitsProcessor):
+    """Remembers which sequences of a batch had a logit that is not a number, or is infinite."""
+
+    def __init__(self) -> None:
+        self.failed: Tensor | bool = False  # (b,)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.failed |= ~(scores < torch.inf).all(-1)  # -inf is how other processors exclude a token
+        return scores
+
+
+def _answers(
+    one: Loaded, asked: list[list[int]], most: list[int], device: str, batch_size: int
+) -> list[tuple[list[int], bool]]:
+    """Each prompt's new tokens without the one that ends them, and whether all logits were finite; both models are
+    asked in the same batches."""
     ends = _ends(one)
-    found: list[list[int]] = [[] for _ in asked]
+    found: list[tuple[list[int], bool]] = [([], True) for _ in asked]
     order = sorted(range(len(asked)), key=lambda i: (most[i], len(asked[i])), reverse=True)
     pad = int(one.tokenizer.pad_token_id)
     for start in range(0, len(order), batch_size):
@@ -141,10 +159,15 @@ def _answers(one: Loaded, asked: list[list[int]], most: list[int], device: str, 
         settings = GenerationConfig(
             max_new_tokens=max(most[i] for i in chosen), do_sample=False, pad_token_id=pad, eos_token_id=ends or None
         )
-        made = one.model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
-        for i, row in zip(chosen, made[:, width:].tolist(), strict=True):
+        seen = _Finite()
+        made = one.model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings,
+            logits_processor=LogitsProcessorList([seen]),
+        )  # fmt: skip
+        failed = torch.as_tensor(seen.failed).tolist()
+        for i, row, wrong in zip(chosen, made[:, width:].tolist(), failed, strict=True):
             row = row[: most[i]]
-            found[i] = row[: next((at for at, token in enumerate(row) if token in ends), len(row))]
+            found[i] = row[: next((at for at, token in enumerate(row) if token in ends), len(row))], not wrong
     return found
 
 

@@ -152,13 +152,17 @@ class Classification(Task):
         return torch.cat([first, confusion.counted(labels, logits.argmax(-1), weight, logits.shape[1])])
 
     def sample_values(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Whether each sample's label has the highest logit; all count alike."""
+        """Whether each sample's label has the highest logit, NaN where one is not finite; all count alike."""
         right = (logits.argmax(-1) == batch["labels"]).double()
+        right = right.masked_fill(~logits.isfinite().all(-1), math.nan)
         return right, torch.ones_like(right)
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """Accuracy in [0, 1], mean F1 of the classes, and mean loss without class weights."""
+        """Accuracy in [0, 1], mean F1 of the classes, and mean loss without class weights. All are NaN where a logit is
+        not finite: the first class would have the highest one, by chance."""
         loss, samples = sums[0, :2].tolist()
+        if not math.isfinite(loss):
+            return dict.fromkeys(("accuracy", "macro_f1", "loss"), math.nan)
         right = float(confusion.by_class(sums[1:])["right"].sum())
         return {"accuracy": right / samples, "macro_f1": confusion.macro_f1(sums[1:]), "loss": loss / samples}
 

@@ -6,6 +6,7 @@ as the one before it would have.
 
 from __future__ import annotations
 
+import math
 import time
 
 from pat.pruning.totals import Totals
@@ -53,11 +54,12 @@ class Due:
         return dict.fromkeys(new, self.progress.step)
 
     def is_best(self, metrics: dict[str, float], final: bool) -> bool:
-        """Whether these metrics make a best checkpoint; only models in their last phase count, so never a dense one."""
+        """Whether these metrics make a best checkpoint; only models in their last phase count, so never a dense one,
+        and never one whose metric is NaN."""
         if not final:
             return False
-        value = self.sign * metrics[self.metric]
-        if self.progress.best is not None and value <= self.progress.best[0]:
+        value, best = self.sign * metrics[self.metric], self.progress.best
+        if math.isnan(value) or (best is not None and value <= best[0]):
             self.progress.worse += 1
             return False
         self.progress.best, self.progress.worse = [value], 0

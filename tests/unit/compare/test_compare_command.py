@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from pat import cli
+from pat.evaluation import prompts
+from pat.evaluation.models import opened
 from pat.models.tokenizers import byte_tokenizer
+from pat.prompts import reader
 from tests import models
 
 PARITY = ["recipe=parity", "data.max_eval_samples=6", "data.max_length=32"]
@@ -162,6 +166,23 @@ def test_mistakes(arguments: list[str], sentence: str, capsys: Any, tmp_path: Pa
     assert run(*arguments) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
+
+
+def test_a_model_that_has_diverged_is_not_compared(llamas: list[Path], tmp_path: Path, capsys: Any) -> None:
+    """Fails if whatever token has the highest of logits that are all NaN passes a check that any answer passes."""
+    model = LlamaForCausalLM.from_pretrained(llamas[1])
+    with torch.no_grad():
+        model.get_parameter("model.norm.weight").fill_(math.nan)
+    model.save_pretrained(tmp_path / "nan")
+    byte_tokenizer().save_pretrained(tmp_path / "nan")
+    checks = [{"name": "must_answer"}]
+    mix = write_mix(tmp_path / "mix.jsonl", {"id": "x", "prompt": "ab", "output_tokens": 4, "checks": checks})
+    for given, item in ((["--mix", mix], "the prompt x"), (PARITY, "sample 0")):
+        assert run(llamas[0], tmp_path / "nan", *given, "--device", "cpu") == 2
+        assert f"{tmp_path / 'nan'} gives logits that are not finite for {item}" in capsys.readouterr().err
+    with opened(tmp_path / "nan", None, torch.float32, "cpu") as one:
+        (answer,) = prompts.ask(reader.read(mix), one, "cpu")
+    assert answer.failure == prompts.DIVERGED
 
 
 def test_what_cannot_be_asked(llamas: list[Path], classifiers: list[Path], tmp_path: Path, capsys: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +58,7 @@ def test_best_counts_only_in_the_final_phase() -> None:
     assert made.is_best({"accuracy": 0.7, "loss": 0.1}, final=True)
     assert not made.is_best({"accuracy": 0.6, "loss": 0.0}, final=True)
     assert made.is_best({"accuracy": 0.8, "loss": 9.0}, final=True)
+    assert not made.is_best({"accuracy": math.nan, "loss": math.nan}, final=True), "it has diverged"
     by_loss = due("loss", higher_is_better=False)
     assert by_loss.is_best({"accuracy": 0.7, "loss": 0.5}, True) and by_loss.is_best(
         {"accuracy": 0.1, "loss": 0.4}, True
