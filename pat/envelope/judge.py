@@ -75,8 +75,11 @@ def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, conf
         q = _quantities(known).get(bound)
         if q is None:
             raise ValueError(f"{name}.{bound} is against a baseline: give --against FOLDER")
-        if bound == "ratio" and known.baseline == 0.0:
-            raise ValueError(f"{name}.ratio: the baseline's {name} is 0, so there is no ratio: give another bound")
+        if bound == "ratio" and known.baseline is not None and known.baseline <= 0.0:
+            raise ValueError(
+                f"{name}.ratio: the baseline's {name} is {known.baseline:g}, and a ratio is to something above 0: give "
+                "another bound"
+            )
         at_least = bound == "min" or (bound == "ratio" and higher_is_better)
         edge = q.low if at_least else q.high
         inside, said = _inside(q.value, value, at_least), ""

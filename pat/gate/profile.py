@@ -13,6 +13,7 @@ from pat.common.text import did_you_mean
 from pat.envelope.judge import Evidence, Quantity
 
 INTERVALS = "intervals"
+UNBOUNDED = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,10 @@ class Profile:
     path: Path
     models: dict[Path, Mapping[str, Any]]
     ratios: dict[tuple[Path, Path], Mapping[str, Any]]
+    confidence: float | None = None  # of its intervals; None: it does not say
 
-    def evidence(self, name: str, variant: Path, baseline: Path | None) -> Evidence:
-        """The profile's value of a figure. Raises ValueError where it has none."""
+    def evidence(self, name: str, variant: Path, baseline: Path | None, confidence: float) -> Evidence:
+        """The profile's value of a figure. Raises ValueError where it has none, or an interval of another level."""
         measured = self._quantity(self._model(variant), name, str(variant))
         if baseline is None:
             return Evidence(measured)
@@ -32,9 +34,17 @@ class Profile:
         said = self.ratios.get((variant.resolve(), baseline.resolve()), {})
         if name in said:
             ratio = self._quantity(said, name, f"{variant} against {baseline}")
+            self._check_confidence(ratio, confidence)
         else:
             ratio = Quantity(measured.value / before if before else math.nan)
         return Evidence(measured, before, Quantity(measured.value - before), ratio)
+
+    def _check_confidence(self, found: Quantity, confidence: float) -> None:
+        if found.low is not None and self.confidence not in (None, confidence):
+            raise ValueError(
+                f"the intervals of {self.path} are of {self.confidence:.4g}, and the gate's of {confidence:.4g}: give "
+                f"--confidence {self.confidence:g}, or profile with --confidence {confidence:g}"
+            )
 
     def _model(self, folder: Path) -> Mapping[str, Any]:
         if folder.resolve() not in self.models:
@@ -56,9 +66,13 @@ class Profile:
             raise ValueError(f"{self.path}: {name} of {whose} is {value!r}, but must be a finite number")
         if interval is None:
             return Quantity(float(value))
-        if not (isinstance(interval, list) and len(interval) == 2 and all(map(_number, interval))):
-            raise ValueError(f"{self.path}: the interval of {name} of {whose} is {interval!r}, but must be [low, high]")
-        return Quantity(float(value), float(interval[0]), float(interval[1]))
+        if not (isinstance(interval, list) and len(interval) == 2 and all(x is None or _number(x) for x in interval)):
+            raise ValueError(
+                f"{self.path}: the interval of {name} of {whose} is {interval!r}, but must be [low, high], null where "
+                "there is no bound"
+            )
+        low, high = (end if given is None else float(given) for given, end in zip(interval, UNBOUNDED, strict=True))
+        return Quantity(float(value), low, high)
 
 
 def read(path: Path) -> Profile:
@@ -82,14 +96,15 @@ def read(path: Path) -> Profile:
         raise ValueError(f"{path} has {twice} more than once: profile each model once, with one --backend")
     found = {(folder, folders[0]): _beside_the_first(row) for folder, row in zip(folders, models, strict=True)}
     found |= {(Path(row["folder"]).resolve(), Path(row["against"]).resolve()): row for row in ratios}
-    return Profile(path, dict(zip(folders, models, strict=True)), found)
+    confidence = content.get("confidence")
+    return Profile(path, dict(zip(folders, models, strict=True)), found, confidence if _number(confidence) else None)
 
 
 def _beside_the_first(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """A model's `ratio` to the first one, {figure: {value, low, high}}, as a row of `ratios`."""
     said = row.get("ratio")
     known = {name: one for name, one in said.items() if isinstance(one, Mapping)} if isinstance(said, Mapping) else {}
-    bounded = {name: one for name, one in known.items() if one.get("low") is not None and one.get("high") is not None}
+    bounded = {name: one for name, one in known.items() if {"low", "high"} <= one.keys()}
     values = {name: one.get("value") for name, one in known.items()}
     return {**values, INTERVALS: {name: [one["low"], one["high"]] for name, one in bounded.items()}}
 

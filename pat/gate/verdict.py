@@ -64,12 +64,20 @@ class Gate:
         return made
 
     def left_out(self, variant: Facts) -> dict[str, int]:
-        """The slices that the limits are meant for and that have fewer samples or prompts than `slices.least`."""
-        slices = self.envelope.slices
+        """The slices that the limits are meant for, and that have fewer samples or prompts with a limited figure than
+        `slices.least`: a prompt without checks has none of `passed`."""
+        slices, found = self.envelope.slices, dict[str, int]()
         if slices is None:
-            return {}
-        every = (slice_ for measured in variant.sources.values() for slice_ in measured.slices.items())
-        return {name: len(n) for name, n in every if len(n) < slices.least and slices.judges(name)}
+            return found
+        for measured in variant.sources.values():
+            mains = [measured.measures[name] for name in measured.main]
+            limited = [each for each in mains if slices.of(each.higher_is_better) is not None]
+            for name, numbers in measured.slices.items():
+                sizes = [each.places(numbers).size for each in limited]
+                few = [size for size in sizes if 0 < size < slices.least] or ([] if any(sizes) else [0])
+                if slices.judges(name) and few:
+                    found[name] = min(few)
+        return found
 
     def _evidence(self, name: str, limit: Limit, variant: Facts, baseline: Facts | None) -> Evidence:
         sources = figures()[name].sources
@@ -77,7 +85,8 @@ class Gate:
             return _of_model(name, variant, baseline)
         if PROFILE in sources:
             assert self.profile is not None
-            return self.profile.evidence(name, variant.folder, None if baseline is None else baseline.folder)
+            against = None if baseline is None else baseline.folder
+            return self.profile.evidence(name, variant.folder, against, self.confidence)
         source = next(each for each in sources if each in variant.sources)
         of_variant = _measure(name, variant.sources[source])
         of_baseline = None if baseline is None else _measure(name, baseline.sources[source])

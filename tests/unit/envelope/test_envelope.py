@@ -107,3 +107,5 @@ def test_confident_is_about_the_bad_end_of_the_interval() -> None:
         judge.judge("x", limits, judge.evidence(0.8), True)
     with pytest.raises(ValueError, match="the baseline's x is 0"):
         judge.judge("x", spec.Limit(ratio=1.0), judge.evidence(0.8, 0.0), True)
+    with pytest.raises(ValueError, match="is -0.02, and a ratio is to something above 0"):
+        judge.judge("x", spec.Limit(ratio=0.95), judge.evidence(-0.5, -0.02), True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,21 @@ def test_a_model_beside_itself_is_inside_unless_it_must_be_certain(folder: Path,
     assert "passed[half=1].min" in failed and "calibration_error.max" not in failed
 
 
+def test_a_model_that_has_diverged_is_outside(folder: Path, tmp_path: Path) -> None:
+    """Fails if the class that has the highest of logits that are all NaN, the first one, counts as an answer."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "dense")
+    with torch.no_grad():
+        model.classifier.weight.fill_(math.nan)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    options = ["--json", tmp_path / "g.json", "envelope.slices={min: 0, least: 1}"]
+    assert run(tmp_path, *data(folder), "envelope.accuracy.min=0", *options) == 5
+    checks = json.loads((tmp_path / "g.json").read_text())["checks"]
+    assert {(check["measured"], check["passed"]) for check in checks} == {(None, False)}
+    assert run(tmp_path, "--mix", folder / "mix.jsonl", "envelope.passed.min=0.01", *options) == 5
+    assert json.loads((tmp_path / "g.json").read_text())["checks"][0]["measured"] == 0.0
+
+
 def test_a_slice_too_small_to_be_judged_is_named(folder: Path, tmp_path: Path) -> None:
     """Fails if a rare slice is left out in silence; the halves have 12 prompts each, and one of them is judged."""
     lines = [json.loads(line) for line in (folder / "mix.jsonl").read_text().splitlines()]
@@ -114,6 +130,12 @@ def test_a_slice_too_small_to_be_judged_is_named(folder: Path, tmp_path: Path) -
     assert run(*options, "--json", tmp_path / "g.json", "--markdown", tmp_path / "g.md") == 0
     assert json.loads((tmp_path / "g.json").read_text())["left_out"] == {"half=0": 11}
     assert "fewer than 12 samples or prompts" in (tmp_path / "g.md").read_text()
+    for line in [line for line in lines if line.get("slices") == {"half": "1"}][:3]:
+        del line["checks"]  # 13 prompts, of which 10 are checked
+    (tmp_path / "mix.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options[-1] = "envelope.slices={min: 0, least: 11}"
+    assert run(*options, "--json", tmp_path / "g.json") == 0
+    assert json.loads((tmp_path / "g.json").read_text())["left_out"] == {"half=1": 10}
 
 
 def test_a_profile(folder: Path, tmp_path: Path) -> None:
@@ -146,6 +168,11 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
     assert run(*options, *against, "--confident") == 5
     (check,) = json.loads((tmp_path / "g.json").read_text())["checks"]
     assert check["quantity"] == 0.74 and check["interval"] == [0.7, 0.76]
+    content["models"][1]["ratio"]["latency_p95"]["high"] = None  # too few blocks bound nothing
+    profile.write_text(json.dumps(content))
+    assert run(*options, *against) == 0 and run(*options, *against, "--confident") == 5
+    profile.write_text(json.dumps(content | {"confidence": 0.9}))
+    assert run(*options, *against) == 2 and run(*options, *against, "--confidence", "0.9") == 0
     content["models"].append(content["models"][0])
     profile.write_text(json.dumps(content))
     assert run(*options, *against) == 2, "which of the two backends?"
