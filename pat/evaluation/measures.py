@@ -64,12 +64,15 @@ def of_mean(name: str, higher_is_better: bool, items: Sequence[int], values: Num
     return Measure(name, higher_is_better, np.asarray(items, dtype=np.intp), mean, values, weights)
 
 
-def of_confidences(items: Sequence[int], confidences: Numbers, right: Numbers) -> Measure:
+def of_confidences(
+    items: Sequence[int], confidences: Numbers, right: Numbers, weights: Numbers | None = None
+) -> Measure:
     """The expected calibration error. Of the samples of one label it would say nothing: a model that is right about how
     sure it is need not be so among those."""
 
     def error(places: Places) -> float:
-        return expected_calibration_error(confidences[places], right[places])
+        of = None if weights is None else weights[places]
+        return expected_calibration_error(confidences[places], right[places], of)
 
     return Measure(CALIBRATION, False, np.asarray(items, dtype=np.intp), error, interval=False, over_classes=True)
 
@@ -115,7 +118,8 @@ def of_answers(mix: Mix, answers: Sequence[Answer]) -> Measured:
     said = [(i, float(each.double().softmax(-1).max())) for i, each in classes if each is not None and len(each) > 1]
     if said:
         right = np.array([float(answers[i].failure is None) for i, _ in said])
-        made[CALIBRATION] = of_confidences([i for i, _ in said], np.array([most for _, most in said]), right)
+        at = [i for i, _ in said]
+        made[CALIBRATION] = of_confidences(at, np.array([most for _, most in said]), right, weights[at])
     if not made:
         raise ValueError(f"no prompt of the mix {mix.name} has checks or a reference, so there is nothing to measure")
     return Measured(f"mix {mix.name}", len(mix.prompts), mix.slices(), made, tuple(n for n in made if n != CALIBRATION))

@@ -56,6 +56,13 @@ def test_calibration_by_hand() -> None:
     assert expected_calibration_error(confidences[turned], right[turned], bins=2) == pytest.approx(expected)
     assert expected_calibration_error(np.full(4, 0.75), np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(0.0)
     assert expected_calibration_error(np.ones(8), np.zeros(8)) == 1.0
+    w = np.array([1.0, 2.0, 3.0, 1.0, 2.0, 3.0])  # as if each sample were there so often
+    often = [np.repeat(each, w.astype(int)) for each in (confidences, right)]
+    assert expected_calibration_error(confidences, right, w, bins=2) == pytest.approx(
+        expected_calibration_error(*often, bins=2)
+    )
+    rare = expected_calibration_error(np.array([0.99, 0.9]), np.array([1.0, 0.0]), np.array([0.99, 0.01]))
+    assert rare <= 0.99 * 0.01 + 0.01 * 0.9 + 1e-12, "a slice of 1 % of the traffic"
     rng = np.random.default_rng(2)
     honest = rng.uniform(0.5, 1.0, 20_000)
     assert expected_calibration_error(honest, (rng.random(20_000) < honest).astype(float)) < 0.02
