@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -108,7 +108,7 @@ def profile(
     if baseline is not None:
         of = _ratios(asked, generative, baseline, samples, confidence, seed)
         ratios = {name: one.plain() for name, one in of.items()}
-        ratios["tokens_per_s"] = grid[best].ratio or {}
+        ratios["tokens_per_s"] = _best_ratio(plan.grid, samples, baseline, confidence).plain()
     cost = None if price_per_hour is None else price_per_hour / 3600.0 / grid[best].tokens_per_s * 1e6
     if cost is not None and ratios.get("tokens_per_s"):
         ratios["cost_per_million_tokens"] = _inverse(ratios["tokens_per_s"])
@@ -120,6 +120,22 @@ def profile(
         cost_per_million_tokens=cost,
         ratio=ratios,
     )
+
+
+def _best_ratio(grid: Sequence[Work], samples: Samples, baseline: Samples, confidence: float) -> Ratio:
+    """The model's best throughput on the grid over the first model's best, with a_i, b_i those of the first and of this
+    one at point i: b_j / a_i where each is best.
+
+    The blocks of two points are not exchangeable, but at one point they are, and b_i / a_i <= b_j / a_i <= b_j / a_j:
+    the interval is from the lower end at the first model's best point to the upper end at this one's.
+    """
+    speeds = [[_speed(work, of) for work in grid] for of in (baseline, samples)]
+    i, j = (max(range(len(grid)), key=each.__getitem__) for each in speeds)
+    at_i, at_j = (_speed_ratio(grid[k], samples, baseline, confidence) for k in (i, j))
+    if i == j:
+        return at_i
+    value = speeds[1][j] / speeds[0][i]
+    return Ratio(value, min(at_i.low, value), max(at_j.high, value))
 
 
 def _inverse(found: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -145,10 +161,15 @@ def _ratios(
 
 
 def _throughput(work: Work, samples: Samples, baseline: Samples | None, confidence: float) -> Throughput:
+    compared = None if baseline is None else _speed_ratio(work, samples, baseline, confidence).plain()
+    return Throughput(*work.shape, _speed(work, samples), compared)
+
+
+def _speed(work: Work, samples: Samples) -> float:
     """Tokens over the median time of a batch."""
+    return work.tokens / float(np.median(samples.whole(samples.requests([work]))))
+
+
+def _speed_ratio(work: Work, samples: Samples, baseline: Samples, confidence: float) -> Ratio:
     blocks = samples.requests([work])
-    seconds = samples.whole(blocks)
-    compared = None
-    if baseline is not None:
-        compared = ratio.paired(baseline.whole(blocks), seconds, confidence).inverse().plain()
-    return Throughput(*work.shape, work.tokens / float(np.median(seconds)), compared)
+    return ratio.paired(baseline.whole(blocks), samples.whole(blocks), confidence).inverse()

@@ -103,6 +103,21 @@ def test_ratios_are_of_pairs() -> None:
     assert max(p.tokens_per_s for p in half.throughput) == half.tokens_per_s
 
 
+def test_the_ratio_of_throughputs_is_of_each_models_best() -> None:
+    """Fails if a model that is fastest in batches seems to be ten times as fast as one that is so without them."""
+    made = plan.of_lengths([(8, 4)], [1, 8], 12)
+
+    def of(seconds: dict[int, float]) -> Any:  # by batch size
+        return lambda work: [seconds[work.batch_size] * (i + 1) / 5 for i in range(5)]
+
+    first, second = measure(made, [of({1: 0.04, 8: 3.0}), of({1: 0.4, 8: 0.3})], seed=0, warm_up=1)
+    found = profile(FACTS, made, second, first, 2.0, 0.95, seed=0)
+    true = (8 * 4 / 0.3) / (4 / 0.04)
+    rate, cost = (found.ratio[name] for name in ("tokens_per_s", "cost_per_million_tokens"))
+    assert rate == pytest.approx({"value": true, "low": 0.04 / 0.4, "high": 3.0 / 0.3})
+    assert cost["value"] == pytest.approx(1.0 / true)
+
+
 def test_slow_models_fit_into_the_tables() -> None:
     """Would catch: a column that is pushed out, markup of a name that is taken as such."""
     made = plan.of_lengths([(128, 4)], [1, 8], 6)
