@@ -70,15 +70,18 @@ def move(backend: Backend, name: str, promotion: Promotion) -> Promotion:
 
 
 def finish(backend: Backend, name: str) -> list[Promotion]:
-    """Complete moves that a kill or a full disk has stopped halfway; returns them."""
+    """Complete moves that a kill or a full disk has stopped halfway; returns them. Dropped are those whose version was
+    deleted since, or whose alias stands for a third one since, both outside of pat."""
     pending = [_read(text) for key, text in backend.notes(name).items() if key.startswith(f"{PENDING}.")]
     numbers = [entry.number for entry in backend.versions(name)] if pending else []
+    aliases, done = (backend.aliases(name) if pending else {}), list[Promotion]()
     for promotion in pending:
-        if promotion.after in numbers:
+        if promotion.after in numbers and aliases.get(promotion.alias) in (promotion.before, promotion.after):
             _complete(backend, name, promotion)
-        else:  # the version was deleted outside of pat
+            done.append(promotion)
+        else:
             backend.note(name, f"{PENDING}.{promotion.alias}", None)
-    return [each for each in pending if each.after in numbers]
+    return done
 
 
 def standing(moves: Sequence[Promotion]) -> list[int | None]:

@@ -168,7 +168,8 @@ def faults(folder: Path, manifest: Manifest, only: Sequence[str] | None = None) 
     """What is wrong with a variant's files, or with `only` some of them, a sentence each."""
     from pat.common.hashing import file_sha256  # which takes torch along
 
-    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    there = {path.relative_to(folder).as_posix(): path for path in files}
     if only is not None:
         there = {name: path for name, path in there.items() if name in only}
         manifest = {name: said for name, said in manifest.items() if name in only}

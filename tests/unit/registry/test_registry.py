@@ -119,6 +119,19 @@ def test_what_the_run_knows_of_its_base_and_data_comes_along(
     assert "ab" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_safetensors_file_may_begin_as_a_pickle_does(registry: Registry, tmp_path: Path) -> None:
+    """Its first bytes are the length of its header: 640 is what protocol 2 begins with."""
+    folder = small(tmp_path / "variant")
+    for n in range(64):
+        tensors = {f"{i:0{6 + n // 8}}": torch.zeros(1) for i in range(10)}
+        save_file(tensors, folder / "more.safetensors", {"format": "pt", "n": "x" * n})
+        if (folder / "more.safetensors").read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+            break
+    else:
+        pytest.fail("no header of such a length")
+    registry.add("demo", folder, {})
+
+
 def link(target: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "linked.json").symlink_to(target)
 
@@ -202,9 +215,27 @@ def test_an_alias_that_was_moved_elsewhere_is_noted_before_it_moves_again(regist
     assert registry.rollback("demo", "champion").after == 2
 
 
+def test_a_stopped_move_is_dropped_where_the_alias_was_moved_elsewhere_since(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """Fails if reading the history moves the champion back over a move that was made on MLflow's page."""
+    for n in (1, 2, 3):
+        registry.add("demo", small(tmp_path / str(n), n), {})
+    registry.promote("demo", "1", "champion")
+    backend = FileBackend(registry.root / "backend.json")
+    stopped = dataclasses.replace(registry.history("demo")[0], number=2, before=1, after=2)
+    backend.note("demo", "pat.pending.champion", json.dumps(dataclasses.asdict(stopped)))
+    backend.set_alias("demo", "champion", 3)
+    assert [each.after for each in registry.history("demo")] == [1]
+    assert backend.aliases("demo") == {"champion": 3} and "pat.pending.champion" not in backend.notes("demo")
+    registry.promote("demo", "1", "champion")
+    assert [(each.kind, each.after) for each in registry.history("demo")][1:] == [("outside", 3), ("promote", 1)]
+
+
 def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) -> None:
     version, _ = registry.add("demo", exports[0] / "20", {})
-    ours = version.record["lineage"]["weights"]["trained_sha256"]
+    weights = version.record["lineage"]["weights"]
+    ours, trained = weights["stored_sha256"], weights["trained_sha256"]
     other = json.loads((exports[0] / "10" / "export.json").read_text())["weights_sha256"]
     failing = [{"name": "latency_p95", "passed": False}, {"name": "accuracy", "passed": True}]
 
@@ -214,6 +245,7 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
     for gate, words in (
         ({"passed": False, "checks": failing, "variant": {"weights_sha256": ours}}, "gate: latency_p95; "),
         ({"passed": True, "variant": {"weights_sha256": other}}, "of other weights"),
+        ({"passed": True, "variant": {"weights_sha256": trained}}, "of other weights"),  # before it was narrowed
     ):
         with pytest.raises(RefusedError, match=words):
             promote(gate)
@@ -227,9 +259,8 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
         with pytest.raises(RefusedError, match="did not pass.*a version of its own"):
             registry.promote("demo", "2", "champion", gate=asked)
     assert registry.history("demo") == []
-    for which, alias in (("trained", "champion"), ("stored", "canary")):
-        sha256 = version.record["lineage"]["weights"][f"{which}_sha256"]
-        gate = {"passed": True, "variant": {"weights_sha256": sha256}}
+    for which, alias in (("files", "champion"), ("stored", "canary")):
+        gate = {"passed": True, "variant": {"weights_sha256": weights[f"{which}_sha256"]}}
         assert registry.promote("demo", "1", alias, gate=gate).gate.startswith("passed ")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match="no JSON mapping"):
@@ -243,6 +274,9 @@ def test_what_was_changed_is_refused_until_it_is_added_again(
         registry.add("demo", exports[0] / step, {})
         registry.promote("demo", "1" if step == "10" else "2", "champion")
     first = registry.version("demo", "1")
+    (registry.folder(first) / "templates").symlink_to(tmp_path)
+    assert store.faults(registry.folder(first), first.record["files"]) == ["templates is there and was not added"]
+    (registry.folder(first) / "templates").unlink()
     flip(registry.folder(first) / "model.safetensors")
     for refused in (
         lambda: registry.promote("demo", "1", "canary"),
