@@ -18,6 +18,7 @@ from pat.statistics.paired import RESAMPLES, Numbers
 
 ELEMENTS = 1 << 22  # resampled numbers that are held at a time: 32 MB
 EXPECTED = 5.0  # things of a kind, below which chi-square is a poor approximation (Cochran 1954)
+LEAST_EFFECTIVE = 25.0  # things of unequal weight, below which the wild bootstrap finds too much
 TOLERANCE = 1e-12  # equal sums differ in their last bits
 
 
@@ -90,12 +91,15 @@ def of_points(
     MMD^2 = c' K c, c = (w / sum w, -1/m). Of equal weights the labels then and now are permuted, which holds its level
     for any n (Gretton et al. 2012, JMLR 13, section 5.1). Otherwise things cannot change places: signs e of +-1 give
     (e c)' K (e c), K centred at the pooled mean (the wild bootstrap; Chwialkowski, Sejdinovic & Gretton 2014,
-    arXiv:1408.5404). p = (k + 1) / (R + 1) (Phipson & Smyth 2010, arXiv:1603.05766). ValueError for none.
+    arXiv:1408.5404). It finds too much where few things carry most of the weight: below LEAST_EFFECTIVE effective ones
+    nothing is tested, and p is 1. p = (k + 1) / (R + 1) (Phipson & Smyth 2010, arXiv:1603.05766). ValueError for none.
     """
     weights = _weights(then, now, w)
     c = np.concatenate([weights / weights.sum(), np.full(len(now), -1.0 / len(now))])
     kernel = _centred(_kernel(np.concatenate([then, now])), np.abs(c) / 2.0)
     squared, equal, rng = float(c @ kernel @ c), np.ptp(weights) == 0.0, np.random.default_rng(seed)
+    if not equal and effective(weights) < LEAST_EFFECTIVE:
+        return Drift(max(squared, 0.0) ** 0.5, 1.0, f"none: fewer than {LEAST_EFFECTIVE:.0f} effective prompts")
     extreme, left = 0, resamples
     while left:
         rows = min(left, max(1, ELEMENTS // c.size))

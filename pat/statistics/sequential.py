@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 LEAST = 50  # outcomes of each stream before anything is said: means must be nearly normal
+COCHRAN = 25.0  # times the squared skewness: as many must there be of numbers, for the same reason (Cochran 1977, 2.15)
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def look(a: Numbers, b: Numbers, effect: float, confidence: float = 0.95, paired
         half = sqrt(V (V + tau^2) / tau^2 (2 log(1/alpha) + log((V + tau^2) / V)))
 
     L is a martingale in information time 1/V where there is no difference, so by Ville's inequality it passes 1/alpha
-    with a probability of at most alpha, whenever and however often one looks. V is estimated, hence LEAST. `effect`
-    must be chosen before the data are seen: the size that one wants to find soonest; any other is found later.
+    with a probability of at most alpha, whenever and however often one looks. V is estimated, hence LEAST, and COCHRAN
+    where a few large numbers decide. `effect` must be chosen before the data are seen: the size that one wants to find
+    soonest; any other is found later.
     Source: Robbins 1970; Johari, Pekelis & Walsh 2015, arXiv:1512.04922, equations 2 and 9. Raises ValueError.
     """
     if not effect > 0.0:
@@ -48,7 +50,7 @@ def look(a: Numbers, b: Numbers, effect: float, confidence: float = 0.95, paired
         raise ValueError("one of the streams has no outcomes yet: look again when both have some")
     alpha, delta = 1.0 - confidence, float(b.mean() - a.mean())
     counts = (a.size, b.size, float(a.mean()), float(b.mean()), delta)
-    if min(a.size, b.size) < LEAST:
+    if not (_enough(b - a) if paired else _enough(a) and _enough(b)):
         return Look(*counts, -math.inf, math.inf, 1.0)
     variance = _variance(b - a) / a.size if paired else _variance(a) / a.size + _variance(b) / b.size
     tau2 = effect * effect
@@ -60,6 +62,15 @@ def look(a: Numbers, b: Numbers, effect: float, confidence: float = 0.95, paired
     spread = 2.0 * math.log(1.0 / alpha) + math.log((variance + tau2) / variance)
     half = math.sqrt(variance * (variance + tau2) / tau2 * spread)
     return Look(*counts, delta - half, delta + half, math.exp(-max(0.0, log_ratio)))
+
+
+def _enough(values: Numbers) -> bool:
+    """Whether their mean is nearly normal."""
+    if values.size < LEAST:
+        return False
+    centred, scale = values - values.mean(), float(values.std())
+    binary = bool(np.isin(values, (-1.0, 0.0, 1.0)).all())  # whose variance `_variance` corrects
+    return binary or scale == 0.0 or values.size >= COCHRAN * float((centred**3).mean() / scale**3) ** 2
 
 
 def _variance(values: Numbers) -> float:

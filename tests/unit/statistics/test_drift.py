@@ -79,6 +79,17 @@ def test_false_alarms_stay_at_their_level_and_shifts_are_found(name: str) -> Non
     assert alarms["shifted"] >= 18 and alarms["weights ignored"] >= 16, alarms
 
 
+def test_few_points_of_unequal_weight_are_not_tested() -> None:
+    """Fails if the wild bootstrap is asked where it raises twice as many alarms as it says."""
+    rng = np.random.default_rng(0)
+    then, now = rng.normal(size=(30, 4)), rng.normal(3.0, size=(300, 4))
+    few, enough = (np.concatenate([np.full(10, high), np.full(20, 1.0)]) for high in (20.0, 2.0))
+    assert drift.effective(few) < drift.LEAST_EFFECTIVE < drift.effective(enough)
+    found = drift.of_points(then, now, few)
+    assert found.p == 1.0 and "effective" in found.test and found.statistic > 0.5
+    assert drift.of_points(then, now, enough).p < 0.01
+
+
 def test_points_are_further_apart_than_all_permutations() -> None:
     """Fails if the statistic is not MMD's: sqrt(mean k(x, x') + mean k(y, y') - 2 mean k(x, y)) by hand."""
     x, y = np.array([[0.0], [1.0], [2.0]]), np.array([[3.0], [5.0]])

@@ -58,6 +58,18 @@ def test_the_ratio_is_the_mixture() -> None:
     assert at_bound.p == pytest.approx(0.05, rel=1e-6)
 
 
+def test_skewed_numbers_wait_until_their_mean_is_nearly_normal() -> None:
+    """Heavy tails in a small canary: 30 looks at 50 and 500 a day raised 10 % false alarms where 50 were enough."""
+    found = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        a, b = rng.lognormal(0.0, 1.5, 30 * 50), rng.lognormal(0.0, 1.5, 30 * 500)
+        found += any(look(a[: 50 * day], b[: 500 * day], 0.2).p <= 0.05 for day in range(1, 31))
+    assert found <= 9, found
+    mild = np.random.default_rng(0).exponential(1.0, 400)  # its skewness is 2: 100 are enough
+    assert look(mild, mild + 1.0, 0.5).p < 0.001
+
+
 def test_too_few_and_bad_input() -> None:
     few, ones = np.ones(LEAST - 1), np.ones(LEAST)
     assert (look(few, 0 * ones, 0.1).p, look(few, 0 * ones, 0.1).low) == (1.0, -math.inf)
