@@ -148,6 +148,10 @@ def _monitor(options: argparse.Namespace) -> Monitored:
     folder, name = _model(options)
     of_prompts, of_replay, replayed = _ask(folder, name, (reference, now), dimensions, mix, source, options)
     of_outputs = list(drift.of_outputs(then, now, columns.numbers)) if then is not None else []
+    if then is not None:
+        compared = {check.name for check in of_outputs}
+        unknown = [column for column in columns.numbers if column not in compared]
+        source.notes += [f"{column} is not compared: one side has no values of it" for column in unknown]
     if not columns.numbers:
         source.notes.append(f"outputs are not compared: the log has none of {', '.join(traffic.USUAL)}; see --columns")
     return result.Monitored(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pat.common.files import finite
-from pat.prompts.logs import value
+from pat.prompts.logs import is_number, value
 from pat.prompts.reader import json_lines
 from pat.statistics.paired import holm
 from pat.statistics.sequential import Look, look
@@ -173,8 +172,8 @@ def _read(path: Path, name: str, columns: Columns) -> tuple[dict[str, Row], int]
             if outcome is None:
                 waiting += 1
                 continue
-            if not isinstance(outcome, bool | int | float) or not math.isfinite(outcome):
-                raise ValueError(f"{name} is {outcome!r}, but must be true, false, a number or null")
+            if not is_number(outcome):
+                raise ValueError(f"{name} is {str(outcome)[:60]!r}, but must be true, false, a number or null")
             key = str(number) if columns.key is None else str(value(content, columns.key))
             if key in rows:
                 raise ValueError(f"{columns.key} {key} is there a second time: give a key that is unique, or none")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -109,7 +108,7 @@ class Reader:
         if value is None:
             return None
         is_text = isinstance(value, str)
-        if not is_text and not (isinstance(value, bool | int | float) and math.isfinite(value)):
+        if not is_text and not logs.is_number(value):
             raise ValueError(f"{name} is {str(value)[:60]!r}, but must be true, false, a number, a text or null")
         before, where = self.kinds.setdefault(name, (is_text, place))
         if before != is_text:

@@ -134,10 +134,10 @@ def allotted(sizes: Sequence[int], n: int) -> list[int]:
 
 
 def _merged(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """One prompt for all equal ones in equal slices, with the sum of their weights."""
+    """One prompt for all equal ones in equal slices and with the same label, with the sum of their weights."""
     found: dict[Any, Prompt] = {}
     for prompt in prompts:
-        key = content_id(prompt), *prompt.slice_names
+        key = content_id(prompt), *prompt.slice_names, *(str(check.said()) for check in prompt.checks)
         before = found.get(key)
         found[key] = prompt if before is None else before.changed(weight=before.weight + prompt.weight)
     named: dict[str, int] = {}
@@ -147,6 +147,14 @@ def _merged(prompts: Sequence[Prompt]) -> list[Prompt]:
         named[own] = named.get(own, 0) + 1
         made.append(prompt.changed(id=own if named[own] == 1 else f"{own}-{named[own]}"))
     return made
+
+
+def is_number(given: Any) -> bool:
+    """Whether it is true, false or a finite number, also as fp64."""
+    try:
+        return isinstance(given, bool | int | float) and math.isfinite(given)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _word(row: Any, column: str, what: str) -> str:

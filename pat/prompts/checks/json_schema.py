@@ -49,4 +49,8 @@ class JsonSchema(Check, frozen=True):
             error = best_match(Draft202012Validator(self.schema_, registry=Registry()).iter_errors(value))
         except Unresolvable as missing:
             raise ValueError(f"the schema refers to {missing.ref}, which is not in it: put it under $defs") from None
+        except RecursionError:
+            raise ValueError(
+                "the schema refers to itself without end, or the output is nested too deeply for it"
+            ) from None
         return None if error is None else f"{error.json_path}: {shown(error.message)}"

@@ -148,6 +148,9 @@ def test_a_log_is_parted_and_a_mix_is_its_reference(llama: Path, tmp_path: Path)
     assert checks["slices of kind"]["figures"] == {"x": [0.9, 1.0], "y": [pytest.approx(0.1), 0.0]}
     assert checks["tokens"]["figures"]["median"] == [2.0, 2.0] and not checks["tokens"]["alert"]
     assert checks["said"]["figures"]["median"] == [1.0, 3.0] and checks["said"]["alert"]
+    write(log, [row | ({"said": None} if i > 9 else {}) for i, row in enumerate(content)])
+    run(log, *options, "--json", out, "--device", "cpu")
+    assert "said is not compared: one side has no values of it" in json.loads(out.read_text())["notes"]
 
 
 def test_replayed_prompts(tmp_path: Path) -> None:
@@ -208,6 +211,11 @@ def test_the_model_of_an_alias(llama: Path, tmp_path: Path, monkeypatch: Any, ca
         ('{"prompt": "a", "d": "x"}\n' * 2, ["--slices", "d", "--mix", "{plain}"], "has no slices, so shares of d"),
         ('{"prompt": "a", "t": 1}\n{"prompt": "a", "t": "b"}\n', ["--columns", "t"], "t is a text, but a number in"),
         ('{"prompt": "a", "t": 1}\n{"prompt": "a"}\n', ["--columns", "t"], "line 2: there is no column t"),
+        (
+            '{"prompt": "a", "t": 1}\n{"prompt": "a", "t": 1%s}\n' % ("0" * 400),
+            ["--columns", "t"],
+            "must be true, false",
+        ),
         ('{"prompt": "a"}\n', ["--alpha", "5"], "--alpha 5.0"),
         ('{"prompt": "a"}\n', ["--answer", "q"], "--answer would be ignored"),
         ('{"prompt": "a"}\n' * 2, ["--against", "champion"], "no registry in"),

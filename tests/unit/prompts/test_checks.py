@@ -98,6 +98,7 @@ def test_what_passes_and_what_does_not(name: str, tmp_path: Path) -> None:
         (prompt(checks=[{"name": "contains"}]), "needs all, any or none"),
         (prompt(checks=[{"name": "json_schema", "schema": {"type": "objct"}}]), "JSON schema"),
         (prompt(checks=[{"name": "json_schema", "schema": {"$ref": "http://x.y/z"}}], reference="1"), "is not in it"),
+        (prompt(checks=[{"name": "json_schema", "schema": {"$ref": "#"}}], reference="1"), "to itself without end"),
         (prompt(checks=[{"name": "label", "label": "q", "labels": ["a"]}]), "is not one of labels"),
         (prompt(checks=[{"name": "numeric", "value": "3"}]), "value is '3', but must be a number"),
         (prompt(checks=[{"name": "must_refuse", "phrases": "no"}]), "phrases is 'no', but must be a list"),

@@ -105,6 +105,15 @@ def test_equal_prompts_are_merged_and_lengths_part(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_equal_texts_with_other_labels_stay_apart(tmp_path: Path) -> None:
+    """Fails if all of a text's rows count as right by the label of one of them."""
+    path, rows = tmp_path / "prod.jsonl", [{"prompt": "ok", "label": "bad" if i % 5 else "good"} for i in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = logs.sample(path, logs.Columns(label="label"), 10).prompts
+    assert sorted((one.checks[0].label, one.weight) for one in made) == [("bad", 1.6), ("good", 0.4)]
+    assert len({one.id for one in made}) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "options", "sentence"),
     [
