@@ -85,6 +85,7 @@ def _registered(given: str, root: Path, uri: str | None) -> tuple[Path, dict[str
             "NAME/VERSION of a registry that --dir names"
         )
     from pat.registry import named
+    from pat.registry.variant import own_hashes
 
     registry = named.opened(root, uri)
     version = named.version(registry, given, given)
@@ -94,5 +95,6 @@ def _registered(given: str, root: Path, uri: str | None) -> tuple[Path, dict[str
         "added_s": version.added_s,
         "aliases": list(version.aliases),
         "variant_sha256": version.variant_sha256,
+        "weights": sorted(own_hashes(version.record)),
         "evidence": version.record["evidence"],
     }

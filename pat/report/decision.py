@@ -16,6 +16,9 @@ SHOWN = 8  # reasons that are listed
 
 def decide(sources: Sources) -> Decision:
     """By the gate if there is one, else by the comparison, else by the facts of the run, the export or the sweep."""
+    if sources.foreign:
+        said = [f"{each.path}: of {text(each.content, 'variant.folder')}" for each in sources.foreign]
+        return Decision("open", "Not decided", "A gate is of other weights than those given.", _first(said))
     if sources.gates:
         return _of_gates(sources.gates)
     if sources.comparisons:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,12 @@ class Run:
             self.path.resolve().name,
         )
 
+    def is_of(self, gate: Written) -> bool:
+        """Whether a gate's result is of this run, or of an export of it."""
+        folder = gate.folder
+        made_by = text(_mapping(read_json(folder / EXPORT_FILE)), "lineage.directory")
+        return self.path.resolve().name in (folder.name, made_by)
+
     @property
     def is_pruned(self) -> bool:
         """Whether it has pruners."""
@@ -111,6 +118,23 @@ class Variant:
         """When that was, in words."""
         return _began(number(self.export, "lineage.dense_step"))
 
+    def is_of(self, gate: Written) -> bool:
+        """Whether a gate's result names the weights in this folder."""
+        return text(gate.content, "variant.weights_sha256") in self._hashes
+
+    @functools.cached_property
+    def _hashes(self) -> Sequence[Any]:
+        if self.registered:
+            return sequence(self.registered, "weights")
+        from safetensors import SafetensorError
+
+        from pat.evaluation.folders import weights_sha256  # which takes torch along
+
+        try:
+            return [weights_sha256(self.path)]
+        except (OSError, SafetensorError):  # not whole
+            return []
+
     @property
     def is_pruned(self) -> bool:
         """Whether something was prunable."""
@@ -123,6 +147,11 @@ class Written:
 
     path: Path
     content: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Of a gate, the model's that it is of."""
+        return Path(text(self.content, "directory")) / text(self.content, "variant.folder")
 
 
 @dataclass(frozen=True)
@@ -153,6 +182,12 @@ class Sources:
         if sum(one.name == model.name for one in self.models) == 1:
             return model.name
         return f"{model.name} ({'run' if isinstance(model, Run) else 'export'})"
+
+    @property
+    def foreign(self) -> list[Written]:
+        """The gates that name a model, and none of those given."""
+        named = [each for each in self.gates if self.models and text(each.content, "variant.weights_sha256")]
+        return [each for each in named if not any(model.is_of(each) for model in self.models)]
 
     @property
     def subject(self) -> Run | Variant | None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from pat import cli
+from pat.evaluation.folders import weights_sha256
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.registry import mlflow_backend
@@ -278,6 +281,26 @@ def test_the_decision(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (page.decision.tone, page.decision.word) == (tone, word)
     assert sentence in page.decision.sentence
     assert f"{word}: " in html(page)
+
+
+def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a model is good enough by the gate of another: a run is told by its name, a folder by its weights."""
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    gate = samples.gate(tmp_path / "g.json", True)
+    run, other = samples.run(tmp_path / "pruned"), samples.run(tmp_path / "other")
+    export = samples.variant(tmp_path / "out", run)
+    save_file({"w": torch.ones(2)}, export / "model.safetensors")
+
+    def word(*given: Path) -> str:
+        return build.page(sources.read([*given, gate])).decision.word
+
+    assert [word(run), word(other), word(export), word(run, export)] == [
+        "Good enough", "Not decided", "Not decided", "Good enough",
+    ]  # fmt: skip
+    content = json.loads(gate.read_text())
+    content["variant"]["weights_sha256"] = weights_sha256(export)
+    gate.write_text(json.dumps(content))
+    assert word(export) == "Good enough"
 
 
 def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path: Path, monkeypatch: Any) -> None:
