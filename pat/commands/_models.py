@@ -74,6 +74,10 @@ def folders_and_keys(given: Sequence[str]) -> tuple[list[Path], list[str]]:
     """(folders, key=value) among a command's words. Raises ValueError for a folder that is not there."""
     paths = [Path(item) for item in given if "=" not in item or Path(item).is_dir()]
     for path in paths:
+        if path.is_file():
+            raise ValueError(
+                f"{path} is a file: give runs or Hugging Face folders, prompts by --mix, data by data.eval={path}"
+            )
         if not path.is_dir():
             raise ValueError(
                 f"there is no folder {path}: give runs or Hugging Face folders, such as `pat export` writes"

@@ -105,5 +105,10 @@ def _from_logs(options: argparse.Namespace) -> int:
     )
     reader.write(options.out, made.head, made.prompts)
     skipped = f", {made.skipped:,} lines left out" if made.skipped else ""
-    print(f"{len(made.prompts)} prompts of {made.rows:,} rows{skipped}, {len(made.strata)} strata: {options.out}")
+    merged = f" (equal ones of {made.drawn} are one)" if made.drawn > len(made.prompts) else ""
+    print(
+        f"{len(made.prompts)} prompts{merged} of {made.rows:,} rows{skipped}, {len(made.strata)} strata: {options.out}"
+    )
+    if not any(prompt.checks or prompt.reference for prompt in made.prompts):
+        print("they have no checks and no references, which pat evaluate and pat gate need: see --label, --reference")
     return ExitCode.DONE

@@ -7,12 +7,15 @@ import html
 import re
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pat.common.text import plain
 from pat.envelope.judge import Check
 from pat.envelope.spec import SLICES
 from pat.gate.verdict import Verdict
+
+MANY = 8  # slices of a dimension that are named
 
 SUITE = "pat gate"
 NAME = 32  # characters of a check that are on one line, however narrow the terminal
@@ -78,9 +81,21 @@ def uncertain(verdict: Verdict) -> str:
 def notes(verdict: Verdict) -> list[str]:
     """What the table does not say: the checks that are not certain, the slices that are not judged."""
     least = verdict.envelope.get(SLICES, {}).get("least")
-    slices = ", ".join(f"{name} ({n})" for name, n in verdict.left_out.items())
+    slices = ", ".join(_left_out(verdict.left_out))
     few = f"not judged, with fewer than {least} samples or prompts (slices.least): {slices}"
     return [*filter(None, [uncertain(verdict)]), *([few] if slices else [])]
+
+
+def _left_out(found: Mapping[str, int]) -> Iterator[str]:
+    """The slices with their samples; of a dimension with more than MANY only how many."""
+    dimensions: dict[str, dict[str, int]] = {}
+    for name, n in found.items():
+        dimensions.setdefault(name.partition("=")[0], {})[name] = n
+    for dimension, slices in dimensions.items():
+        if len(slices) > MANY:
+            yield f"{len(slices)} of {dimension} ({min(slices.values())} to {max(slices.values())})"
+        else:
+            yield from (f"{name} ({n})" for name, n in slices.items())
 
 
 def sentence(check: Check) -> str:

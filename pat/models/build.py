@@ -140,11 +140,15 @@ def require_reachable(name: str, key: str) -> None:
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     folder, _, last = name.rpartition("/")
     if not os.path.isdir(name) and (looks_local or (folder and os.path.isdir(folder))):
-        beside = [entry.name for entry in os.scandir(folder or "/") if entry.is_dir()] if os.path.isdir(folder) else []
+        beside = _folders(folder or "/") if os.path.isdir(folder) else []
         made = "; `python launch/assets.py` makes those of the recipes" if os.path.basename(folder) == "assets" else ""
         raise ValueError(
             f"There is no folder {key}='{name}' (seen from {os.getcwd()}{made}){did_you_mean(last, beside) or '.'}"
         )
+
+
+def _folders(folder: str) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
 
 
 def _config_from_path(cfg: ModelConfig, fields: dict[str, Any]) -> PretrainedConfig:
@@ -160,7 +164,8 @@ def _config_from_path(cfg: ModelConfig, fields: dict[str, Any]) -> PretrainedCon
         )
     except OSError as error:
         raise ValueError(
-            f"No model could be loaded from model.path='{cfg.path}': misspelt, or offline and not in the local cache."
+            f"No model could be loaded from model.path='{cfg.path}': misspelt, or offline and not in the local cache"
+            f"{did_you_mean(cfg.path, _folders('.')) or '.'}"
         ) from error
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ValueError(

@@ -51,7 +51,7 @@ def sentence(check: Check) -> str:
         return f"{title(check)}: further apart than chance explains, {_p(check)}"
     show = values.percent if check.share else values.short
     name, then, now = change
-    of = {OUTPUTS: "then", REPLAY: "in the dense model"}.get(check.group, "in the reference")
+    of = {OUTPUTS: "before", REPLAY: "in the dense model"}.get(check.group, "in the reference")
     of = "asked for" if check.name == AGREEMENT else of
     return f"{title(check)}: {plain(name)} {show(now)}, {of} {show(then)}, {_p(check)}"
 

@@ -119,7 +119,8 @@ def device_name(device: str, threads: int) -> str:
     """The name of the device that the figures were measured on."""
     if torch.device(device).type == "cuda":
         return f"{torch.cuda.get_device_name(torch.device(device))}, torch {torch.__version__}"
-    return f"{cpu_name() if device == 'cpu' else device}, {threads} threads, torch {torch.__version__}"
+    many = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{cpu_name() if device == 'cpu' else device}, {many}, torch {torch.__version__}"
 
 
 def _table(model: Model, prompt: int, device: str, asked: Asked) -> dict[str, Any]:

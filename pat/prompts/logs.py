@@ -47,6 +47,7 @@ class Sampled:
     rows: int
     skipped: int
     strata: dict[str, int]  # rows of each, by the names of its slices
+    drawn: int  # rows of the sample, before equal ones were made one prompt
 
 
 def sample(
@@ -98,6 +99,7 @@ def sample(
         rows,
         skipped,
         {name or "all": stratum.seen for name, stratum in strata.items()},
+        len(chosen),
     )
 
 

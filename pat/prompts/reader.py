@@ -85,6 +85,10 @@ def json_lines(path: Path, torn: Callable[[int], None] | None = None) -> Iterato
 
     torn: called instead of an error for an incomplete last line, as in a log that is being written.
     """
+    if path.suffix in (".csv", ".tsv"):
+        raise ValueError(
+            f"{path} is a table, and only `pat prompts from-logs` reads these: give JSON, a mapping a line"
+        )
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():

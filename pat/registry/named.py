@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pat.common.text import did_you_mean
 from pat.registry.registry import Registry, Version
 
 
@@ -22,9 +23,11 @@ def version(registry: Registry, given: str, what: str) -> Version:
         names = registry.names()
         having = [each for each in names if any(given in one.aliases for one in registry.versions(each))]
         if len(having) != 1:
-            said = (
-                f"{', '.join(having)} have it: give NAME/{given}" if having else f"it has {', '.join(names) or 'none'}"
-            )
+            known = [f"{each}/{alias}" for each in names for one in registry.versions(each) for alias in one.aliases]
+            close = did_you_mean(f"{names[0]}/{given}", known) if names else ""
+            said = f"it has {', '.join(known or names) or 'nothing'}{close}"
+            if having:
+                said = f"{', '.join(having)} have it: give NAME/{given}"
             raise ValueError(f"{what} is not a folder, nor the alias of one name in {registry.root}: {said}")
         name, which = having[0], given
     return registry.version(name, which)

@@ -49,13 +49,13 @@ def _cards(sources: Sources) -> Iterator[Card]:
         name, value, before = found
         began = "" if before is None else f"{values.short(before)} {subject.began}"
         yield Card(name, values.short(value), quality.dense(sources, name) or began)
-    for written in sources.comparisons[:1]:
+    for written in sources.telling[:1]:
         for outcome in sequence(written.content, "outcomes")[:2]:
             overall = mapping(outcome, "overall")
             by, low, high = (number(overall, f"found.{key}") for key in ("difference", "low", "high"))
             interval = f"{values.signed(low)} to {values.signed(high)}"
             yield Card(f"{text(outcome, 'name')}, change", values.signed(by), interval)
-    for gate in sources.gates[:1]:
+    for gate in sources.judging[:1]:
         checks = sequence(gate.content, "checks")
         passed = sum(get(check, "passed") is True for check in checks)
         yield Card("checks passed", f"{passed} of {len(checks)}")
@@ -70,6 +70,6 @@ def _cards(sources: Sources) -> Iterator[Card]:
         if before and after is not None:
             yield Card("size", values.size(after), f"{cost.ratio(before, after)} of {values.size(before)}")
     named = [subject.path] if subject is not None else []
-    named += [Path(folder) for gate in sources.gates[:1] if (folder := text(gate.content, "variant.folder"))]
+    named += [Path(folder) for gate in sources.judging[:1] if (folder := text(gate.content, "variant.folder"))]
     if found := cost.latency(sources.profiles, named):
         yield Card(*found)

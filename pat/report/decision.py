@@ -16,13 +16,16 @@ SHOWN = 8  # reasons that are listed
 
 def decide(sources: Sources) -> Decision:
     """By the gate if there is one, else by the comparison, else by the facts of the run, the export or the sweep."""
-    if sources.foreign:
-        said = [f"{each.path}: of {text(each.content, 'variant.folder')}" for each in sources.foreign]
-        return Decision("open", "Not decided", "A gate is of other weights than those given.", _first(said))
+    if sources.judging:
+        return _of_gates(sources.judging)
     if sources.gates:
-        return _of_gates(sources.gates)
+        said = [f"{each.path}: of {text(each.content, 'variant.folder')}" for each in sources.gates]
+        return Decision("open", "Not decided", "The gate is of other weights than those given.", _first(said))
+    if sources.telling:
+        return _of_comparison(sources.telling[0].content)
     if sources.comparisons:
-        return _of_comparison(sources.comparisons[0].content)
+        said = [f"{each.path}: {text(each.content, 'b')}" for each in sources.comparisons]
+        return Decision("open", "Not decided", "The comparison is of another model than those given.", _first(said))
     if sources.logs:
         return _of_logs(sources.logs[0].content)
     subject = sources.subject

@@ -71,7 +71,9 @@ def _gates(sources: Sources) -> Iterator[Block]:
             for check in checks
         ]
         if rows:
-            caption = "The checks of the gate (FIGURE.BOUND as in the envelope; n: samples or prompts)"
+            of = text(gate.content, "variant.folder", "a model")
+            other = "" if gate in sources.judging else ", which is none of those given and decides nothing here"
+            caption = f"The gate of {of}{other} (FIGURE.BOUND as in the envelope; n: samples or prompts)"
             yield Table(caption, ("check", "n", "baseline", "measured", "must be", "is", "interval", ""), rows)
 
 
@@ -249,7 +251,7 @@ def dense(sources: Sources, metric: str) -> str | None:
     for one in sources.models:
         if not one.is_pruned and one is not sources.subject and metric in one.metrics:
             return f"{values.short(number(one.metrics, metric))} in {sources.label(one)}, not pruned"
-    for gate in sources.gates:
+    for gate in sources.judging:
         for check in sequence(gate.content, "checks"):
             baseline = number(check, "baseline")
             if text(check, "name").partition(".")[0] == metric and baseline is not None:

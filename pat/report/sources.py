@@ -79,6 +79,11 @@ class Run:
         return self.path.resolve().name in (folder.name, made_by)
 
     @property
+    def folders(self) -> list[str]:
+        """What another command may have called it."""
+        return [self.path.resolve().name]
+
+    @property
     def is_pruned(self) -> bool:
         """Whether it has pruners."""
         return bool(get(self.config, "pruners"))
@@ -121,6 +126,11 @@ class Variant:
     def is_of(self, gate: Written) -> bool:
         """Whether a gate's result names the weights in this folder."""
         return text(gate.content, "variant.weights_sha256") in self._hashes
+
+    @property
+    def folders(self) -> list[str]:
+        """What another command may have called it, or the run that it was exported from."""
+        return [self.path.resolve().name, text(self.export, "lineage.directory")]
 
     @functools.cached_property
     def _hashes(self) -> Sequence[Any]:
@@ -183,11 +193,28 @@ class Sources:
             return model.name
         return f"{model.name} ({'run' if isinstance(model, Run) else 'export'})"
 
-    @property
-    def foreign(self) -> list[Written]:
-        """The gates that name a model, and none of those given."""
-        named = [each for each in self.gates if self.models and text(each.content, "variant.weights_sha256")]
-        return [each for each in named if not any(model.is_of(each) for model in self.models)]
+    @functools.cached_property
+    def judging(self) -> list[Written]:
+        """The gates of the models that are given; where there are none, or a gate does not name its own, all."""
+        return [each for each in self.gates if self._is_own(each)]
+
+    @functools.cached_property
+    def telling(self) -> list[Written]:
+        """The comparisons of a model that is given with a second one; where there are none, all."""
+        return [each for each in self.comparisons if self._is_told(each)]
+
+    def _is_own(self, gate: Written) -> bool:
+        if not (self.models and text(gate.content, "variant.weights_sha256")):
+            return True
+        return any(model.is_of(gate) for model in self.models)
+
+    def _is_told(self, comparison: Written) -> bool:
+        """A version of the registry has no folder of its own, so its name does not tell."""
+        if not self.models or any(isinstance(model, Variant) and model.registered for model in self.models):
+            return True
+        a, b = (Path(text(comparison.content, key)).name for key in ("a", "b"))
+        subject = self.subject
+        return any(b in model.folders for model in self.models) or (subject is not None and a in subject.folders)
 
     @property
     def subject(self) -> Run | Variant | None:

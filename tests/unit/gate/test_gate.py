@@ -136,6 +136,11 @@ def test_a_slice_too_small_to_be_judged_is_named(folder: Path, tmp_path: Path) -
     options[-1] = "envelope.slices={min: 0, least: 11}"
     assert run(*options, "--json", tmp_path / "g.json") == 0
     assert json.loads((tmp_path / "g.json").read_text())["left_out"] == {"half=1": 10}
+    for i, line in enumerate(lines):
+        line["slices"] = {"label": str(i // 2), "half": str(i % 2)}
+    (tmp_path / "mix.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(*options, "--markdown", tmp_path / "g.md") == 0
+    assert "12 of label \\(0 to 2\\), half=" in (tmp_path / "g.md").read_text(), "a line for each label would drown it"
 
 
 def test_a_profile(folder: Path, tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ def test_the_model_of_an_alias(llama: Path, tmp_path: Path, monkeypatch: Any, ca
         ('{"prompt": "a"', [], "has no whole row"),
         ('{"prompt": "a"\n{"prompt": "b"}\n', [], "line 1 is not JSON"),
         ('{"q": 1}\n', [], "line 1: there is no column prompt"),
+        ('{"prompt": "a"}\n' * 2, ["--reference", "{folder}/old.csv"], "old.csv is a table, and only"),
         ('{"prompt": "a"}\n', [], "too few to be parted"),
         ('{"prompt": "a"}\n{"prompt": "b"}\n', ["--slices", "domain"], "there is no column domain"),
         ('{"prompt": "a", "d": "x"}\n' * 2, ["--slices", "d", "--mix", "{plain}"], "has no slices, so shares of d"),
@@ -226,6 +227,7 @@ def test_the_model_of_an_alias(llama: Path, tmp_path: Path, monkeypatch: Any, ca
 def test_mistakes(content: str, options: list[str], sentence: str, tmp_path: Path, capsys: Any) -> None:
     """One sentence each, exit code 2, before a model is loaded: the folder holds none."""
     (tmp_path / "prod.jsonl").write_text(content)
+    (tmp_path / "old.csv").write_text("prompt\na\nb\n")
     (tmp_path / "torn.history.json").write_text('{"format": 1, "runs": [{"time')
     plain = write(tmp_path / "plain.jsonl", [{"prompt": "a"}])
     given = [word.format(plain=plain, folder=tmp_path) for word in options]

@@ -301,12 +301,18 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
     content["variant"]["weights_sha256"] = weights_sha256(export)
     gate.write_text(json.dumps(content))
     assert word(export) == "Good enough"
+    both = build.page(sources.read([export, gate, samples.gate(tmp_path / "failed.json")]))  # the second is of another
+    assert both.decision.word == "Good enough" and both.cards[1].value == "3 of 3"
+    assert "none of those given and decides nothing here" in markdown(both)
+    compared = samples.comparison(tmp_path / "c.json")  # of runs/dense and pruned
+    words = [build.page(sources.read([given, compared])).decision.word for given in (run, other)]
+    assert words == ["Worse", "Not decided"]
 
 
 def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path: Path, monkeypatch: Any) -> None:
     """The run and its export have one name here; the headline is about what a dense run has, if one is given."""
     monkeypatch.setattr(pictures, "available", lambda: False)
-    dense, half = samples.run(tmp_path / "dense", pruned=False), samples.run(tmp_path / "half")
+    dense, half = samples.run(tmp_path / "dense", pruned=False), samples.run(tmp_path / "pruned")
     name = sources.read([half]).runs[0].name
     export = samples.variant(tmp_path / "out" / name, half)
     alone, beside = (build.page(sources.read(given)) for given in ([half, export], [dense, half, export]))
