@@ -15,7 +15,7 @@ from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.weights.pruner import WeightPruner
 from pat.zero.layouts import ZeroLayout
 
-_COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -65,8 +65,10 @@ def _phase(pruner: WeightPruner | StructurePruner, step: int) -> str:
 
 def restore_engine(engine: Any, trainer: dict[str, Any]) -> None:
     """Set the engine's counters and its loss scaler to the manifest's."""
-    for key, value in trainer["engine"].items():
-        setattr(engine, key, value)
+    for key in _COUNTERS:
+        setattr(engine, key, trainer["engine"][key])
+    # The optimizer steps where micro_steps is a multiple of the accumulation, which may differ from the saved run's.
+    engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()
     for key, value in trainer["scaler"].items():
         setattr(_scaler(engine), key, value)
 

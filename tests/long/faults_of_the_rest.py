@@ -51,7 +51,8 @@ REST: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/checkpoint/manifest.py": [
         ("        setattr(_scaler(engine), key, value)\n", "        pass\n", "the loss scaler not restored"),
-        ("        setattr(engine, key, value)\n    for", "        pass\n    for", "counters not restored"),
+        ("        setattr(engine, key, trainer", "        (engine, key, trainer", "counters not restored"),
+        (" * engine.gradient_accumulation_steps()", "", "micro-batches counted as steps"),
         ('"last_overflow_iter", ', "", "the scaler's last overflow not saved"),
         ('other["shape"] != mine["shape"]', 'len(other["shape"]) != len(mine["shape"])', "other shapes are accepted"),
         ('for key in ("trainable", "pruner"):', 'for key in ("trainable",):', "another pruner is accepted"),

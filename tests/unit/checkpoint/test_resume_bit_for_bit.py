@@ -30,10 +30,10 @@ def process_group() -> Iterator[None]:
         yield
 
 
-def fresh() -> Trained:
+def fresh(**changes: Any) -> Trained:
     """An engine before its first step, with a part that does not train."""
     trainable = ["*_proj.weight", "*embed_tokens*", "model.norm.weight"]
-    return build(make_config("movement", engine__zero_stage=1, optim__trainable=trainable))
+    return build(make_config("movement", engine__zero_stage=1, optim__trainable=trainable, **changes))
 
 
 def state(trained: Trained) -> dict[str, Any]:
@@ -88,6 +88,24 @@ def test_what_was_saved_is_back_to_the_last_bit_and_so_is_the_next_step(
     trained.run(SAVED, SAVED + 1)
     assert_same(state(trained), after)
     trained.run(SAVED + 1, STEPS)
+    trained.pruner.check_finished()
+    discard(trained)
+
+
+def test_a_resume_with_another_accumulation_steps_once_per_step(
+    saved: tuple[Path, dict[str, Any], dict[str, Any]],
+) -> None:
+    """Would catch an optimizer step before the last micro-batch: pat would count the step as skipped."""
+    path = saved[0]
+    trained = fresh(train__micro_batch_size=2)
+    assert SAVED % trained.engine.gradient_accumulation_steps(), "the saved count of micro-batches would do as well"
+    reader = store.find(path.parent, trained.pruner.layout.world, print)
+    assert reader is not None
+    store.load(trained.engine, trained.pruner, reader)
+    for t in range(SAVED, STEPS):
+        trained.run(t, t + 1)
+        assert not trained.stats.skipped, t
+    assert trained.engine.global_steps == STEPS
     trained.pruner.check_finished()
     discard(trained)
 
