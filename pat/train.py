@@ -112,7 +112,10 @@ def train_on(training: Training) -> None:
 def prune(training: Training) -> None:
     """A run of no steps: remove everything at once, unless an earlier start has done so. Collective."""
     evaluate_dense(training, 0)
+    pruned_before = all(pruner.hardened for pruner in training.pruner.pruners)
     training.pruner.prune()
+    if not pruned_before:
+        training.progress.saved_step = -1  # a checkpoint of this step would hold the dense model
 
 
 def evaluate_dense(training: Training, t: int) -> None:

@@ -112,19 +112,27 @@ def test_the_loop_holds_the_gates_back_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert begun == [1, 2, 4, 5, 6]
 
 
-def test_a_run_of_no_steps_that_was_stopped_before_it_pruned_prunes_when_it_goes_on(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("hardened", "saved_step"), [(False, -1), (True, 0)])
+def test_a_run_of_no_steps_that_was_stopped_prunes_and_saves_what_it_pruned(
+    hardened: bool, saved_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in its first evaluation it has saved: there is a checkpoint, and nothing is pruned yet."""
+    """A start that was stopped in its first evaluation has saved the dense model: that checkpoint must not count as
+    the pruned one's. A start that was stopped after the cut has saved the pruned model."""
     done: list[str] = []
     monkeypatch.setattr(train, "Window", lambda training: None)
     monkeypatch.setattr(train, "evaluate_if_due", lambda training: None)
     found = SimpleNamespace(metrics={"loss": 1.0}, slices=None)
     monkeypatch.setattr(train, "evaluate", lambda training, title: done.append(title) or found)
     monkeypatch.setattr(train, "finish", lambda training: done.append("finish"))
+    only = SimpleNamespace(hardened=hardened)
+
+    def prune() -> None:
+        done.append("prune")
+        only.hardened = True
+
     training: Any = SimpleNamespace(
         config=Config().changed(train__num_steps=0), progress=Progress(saved_step=0), due=None,
-        pruner=SimpleNamespace(prune=lambda: done.append("prune"), first_soft_step=0), guard=None,
+        pruner=SimpleNamespace(prune=prune, pruners=[only], first_soft_step=0), guard=None,
     )  # fmt: skip
     train.fit(training)
-    assert done == ["dense", "prune", "finish"]
+    assert done == ["dense", "prune", "finish"] and training.progress.saved_step == saved_step
