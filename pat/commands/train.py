@@ -179,7 +179,8 @@ def _frozen(run_dir: Path, overrides: Sequence[str], environment: RankEnvironmen
     from pat.config.hostfile import take_world_size
     from pat.config.validate import validate
 
-    config = load(RunDir(run_dir).config).changed(run__dir=str(run_dir))
+    # run.resume=never was for the start that froze it: a job that comes back goes on.
+    config = load(RunDir(run_dir).config).changed(run__dir=str(run_dir), run__resume="auto")
     for override in _with_world_size(list(overrides), environment) if environment else overrides:
         key, _, value = override.partition("=")
         if key == "run.resume":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pat import cli
+from pat.commands import train
 from pat.common.files import read_json
 from pat.config import cluster, compose, places
 from pat.config.cluster import ClusterConfig
@@ -216,6 +217,16 @@ def test_frozen_takes_no_keys(tmp_path, capsys):
         with pytest.raises(SystemExit) as left:
             cli.main(["train", "--frozen", str(tmp_path), argument])
         assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_run_that_was_started_over_goes_on_when_its_job_comes_back(tmp_path, monkeypatch):
+    """`sbatch job.sbatch run.resume=never` freezes `never`; a restart gives no keys and must not start over again."""
+    compose.compose([*SMALL, "run.dir=elsewhere", "run.resume=never"], lambda config: freeze(config, tmp_path) or 0)
+    started = []
+    monkeypatch.setattr(train, "_start_ranks", lambda config: started.append(config.run.resume) or 0)
+    for more in ([], ["run.resume=never"]):
+        assert train.main(["--frozen", str(tmp_path), *more]) == 0
+    assert started == ["auto", "never"]
 
 
 def test_starts(tmp_path, monkeypatch):
