@@ -64,6 +64,6 @@ def keep_given_rate(optim: dict[str, Any], given: Collection[str]) -> None:
         optim["base_width"] = None
 
 
-def changes(choices: Mapping[str, Any], pruner: str, least: float, most: float) -> bool:
-    """Whether targets from `least` to `most` have more than one schedule; choices: Hydra's, group -> file."""
-    return choices.get(f"schedule@pruners.{pruner}.schedule") == NAME and least <= MUCH < most
+def changes(choices: Mapping[str, Any], pruner: str, targets: Collection[float]) -> bool:
+    """Whether these targets have more than one schedule; choices: Hydra's, group -> file."""
+    return choices.get(f"schedule@pruners.{pruner}.schedule") == NAME and min(targets) <= MUCH < max(targets)

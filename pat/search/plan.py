@@ -110,28 +110,24 @@ def make(
     from pat.training.preflight import prepare
 
     options = ("--config-dir", config_dir) if config_dir else ()
-    composed: list[tuple[Config, list[str], dict[str, Any]]] = []
-
-    def take(config: Config) -> int:
-        cfg = HydraConfig.get()
-        composed.append((config, list(cfg.overrides.task), dict(cfg.runtime.choices)))
-        return 0
-
-    compose([*overrides, *options], take, guarded=False)
-    config, given, choices = composed[0]
+    config, given, choices = _composed([*overrides, *options])
     _check(config)
     place = out or _place(overrides)
     quantity = quantities.quantity_of(config, span.pruner)
-    plain = config.changed(envelope={}, run__dir=str(place / DENSE), run__name=DENSE)
+    plain = _dense(config, place)
     checked = prepare(plain, place / DENSE)
     wanted = quantities.asked(config, quantity, checked.pruner)
     values = quantities.grid(quantity, wanted, span.first, span.last, span.within)
-    if not quantity.keep and auto.changes(choices, quantity.pruner, min(values), max(values)):
+    if not quantity.keep and auto.changes(choices, quantity.pruner, values):
         schedule = f"pruners.{quantity.pruner}.schedule"
         raise ValueError(
             f"{schedule}=auto has several cuts above {auto.MUCH:g} and one below, but the runs of a search share the "
             f"steps before the first: give --from above {auto.MUCH:g}, or {schedule}.name=one_shot {schedule}.start=0.3"
         )
+    if not quantity.keep and auto.changes(choices, quantity.pruner, [wanted, *values]):
+        config = _composed([*overrides, quantity.override(values[-1]), *options])[0]  # with the schedule of all runs
+        plain = _dense(config, place)
+        checked = prepare(plain, place / DENSE)
     found = quantities.realised(plain, quantity, values, checked.model)
     first = checked.pruner.first_soft_step
     assert first is not None, "something is pruned"
@@ -141,6 +137,24 @@ def make(
         slices.of(config, base.build(config.task), checked.prepared)
     kept = tuple(each for each in given if not _OWN.match(each))
     return Plan(place.absolute(), config, kept, options, quantity, found, fork_step, measuring)
+
+
+def _composed(arguments: Sequence[str]) -> tuple[Config, list[str], dict[str, Any]]:
+    """(config, overrides, Hydra's choices) of a command line. Raises ValueError."""
+    found: list[tuple[Config, list[str], dict[str, Any]]] = []
+
+    def take(config: Config) -> int:
+        cfg = HydraConfig.get()
+        found.append((config, list(cfg.overrides.task), dict(cfg.runtime.choices)))
+        return 0
+
+    compose(arguments, take, guarded=False)
+    return found[0]
+
+
+def _dense(config: Config, place: Path) -> Config:
+    """The config of the run that all others fork from."""
+    return config.changed(envelope={}, run__dir=str(place / DENSE), run__name=DENSE)
 
 
 def said(config: Config) -> str:

@@ -139,6 +139,18 @@ def test_runs_that_share_a_dense_part_have_one_schedule(out: Path) -> None:
     assert composed(planned.member(0.92)).pruners["weights"].schedule == planned.config.pruners["weights"].schedule
 
 
+@pytest.mark.parametrize(("own", "span"), [(0.96, Span(None, 0.5, 0.8, 0.3)), (0.5, Span(None, 0.9, 0.95, 0.05))])
+def test_the_fork_is_at_the_first_cut_of_the_searched_values(own: float, span: Span, out: Path) -> None:
+    """Would catch a schedule that auto chose by the config's own budget, where all values have the other one."""
+    recipes_own = [f"pruners.weights.schedule.{key}=null" for key in ("start", "end", "hard_from", "select_every")]
+    keys = [*PARITY, LOSS, "pruners.weights.schedule.name=auto", *recipes_own, f"pruners.weights.budget.sparsity={own}"]
+    planned = plan.make(keys, out / "auto", span, None)
+    for member in (planned.dense, *map(planned.member, planned.order)):
+        config = composed(member)
+        assert not frozen.changed_keys(config, member.config)
+        assert config.pruners["weights"].schedule.resolve(STEPS).start == planned.fork_step
+
+
 def test_shares_of_structures_that_come_to_the_same_units_are_one_run(planned: Plan, out: Path) -> None:
     """Of 128 neurons with multiples of 32."""
     narrow = {
