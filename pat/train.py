@@ -172,9 +172,9 @@ def evaluate_if_due(training: Training) -> None:
     if reached:
         evaluate_saved(training, reached)
     elif training.due.evaluation():
-        best = training.due.is_best(evaluate_now(training), training.final_phase)
+        best = training.due.note_if_best(evaluate_now(training), training.final_phase)
         if best or (training.guard and progress.envelope.good_step == progress.step):
-            save(training, best)
+            save(training)
 
 
 def evaluate_saved(training: Training, reached: dict[str, int]) -> None:
@@ -194,12 +194,11 @@ def evaluate_saved(training: Training, reached: dict[str, int]) -> None:
         training.tracker.say(  # masks move in steps
             f"{names} reached at step {progress.step}, with {training.pruner.totals.sparsity:.4g}: kept"
         )
-    best = training.due.is_best(metrics, training.final_phase)
+    training.due.note_if_best(metrics, training.final_phase)
     progress.logged_bytes = training.tracker.logged_bytes
     if training.world.rank == 0:
-        root = training.run.checkpoints
-        path = store.note(root, progress.step, progress.as_dict(), metrics)
-        retention.keep(root, path, best, progress.reached, training.config.train.keep_last, progress.envelope.good_step)
+        store.note(training.run.checkpoints, progress.step, progress.as_dict(), metrics)
+        keep(training)
     training.world.barrier()
 
 
@@ -257,19 +256,19 @@ def leave(training: Training) -> None:
     raise Preempted(f"stopped on request at step {training.progress.step}, all saved: run the same command to go on")
 
 
-def save(training: Training, best: bool = False) -> None:
+def save(training: Training) -> None:
     """A checkpoint of what has been done so far. Collective."""
     progress, root = training.progress, training.run.checkpoints
     training.due.saved()
     started = time.perf_counter()
     progress.logged_bytes = training.tracker.logged_bytes
     state, metrics = progress.as_dict(), progress.metrics or {}
-    path, seconds, size = store.timed(
+    _, seconds, size = store.timed(
         lambda: store.save(training.engine, training.pruner, root, progress.step, state, metrics)
     )
     progress.save_seconds = seconds
     if training.world.rank == 0:
-        retention.keep(root, path, best, progress.reached, training.config.train.keep_last, progress.envelope.good_step)
+        keep(training)
         training.pruner.saved()
     training.world.barrier()
     training.watchdog.beat()
@@ -277,6 +276,12 @@ def save(training: Training, best: bool = False) -> None:
     pruner, line = training.pruner, {"checkpoint/seconds": seconds, "checkpoint/bytes": size}
     line |= {"pruning/phase": pruner.phase(max(0, progress.step - 1)), "pruning/sparsity": pruner.totals.sparsity}
     training.tracker.log(line, progress.step)
+
+
+def keep(training: Training) -> None:
+    """Update the names of the checkpoints, and remove those that nothing holds. Rank 0 only."""
+    progress, last = training.progress, training.config.train.keep_last
+    retention.keep(training.run.checkpoints, progress.best_step, progress.reached, last, progress.envelope.good_step)
 
 
 def finish(training: Training) -> None:
@@ -288,6 +293,8 @@ def finish(training: Training) -> None:
         evaluate_saved(training, training.due.variants(training.pruner.totals))
     elif progress.saved_step != progress.step:  # stopped early, by an evaluation that was not the best
         save(training)
+    elif training.world.rank == 0:  # the earlier start may have been killed before it moved the names
+        keep(training)
     if training.guard:
         training.guard.ends()
         if training.guard.back:

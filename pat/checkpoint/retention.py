@@ -41,16 +41,14 @@ def set_best(root: Path, step_dir: Path) -> None:
     write_atomic(root / "best", step_dir.name)
 
 
-def keep(
-    root: Path, step_dir: Path, best: bool, reached: dict[str, int], keep_last: int, good: int | None = None
-) -> None:
-    """After a save or an evaluation of `step_dir`: update the names, and remove checkpoints that nothing holds.
+def keep(root: Path, best: int | None, reached: dict[str, int], keep_last: int, good: int | None = None) -> None:
+    """After a save or an evaluation: update the names, and remove checkpoints that nothing holds.
 
-    good: the step of the last checkpoint inside the envelope; its name is written again each time, as are those in
-    `reached`.
+    best: the step of the best checkpoint; good: that of the last one inside the envelope. Their names are written again
+    each time, as are those in `reached`: a kill may have prevented it.
     """
-    if best:
-        set_best(root, step_dir)
+    if best is not None and of_step(root, best).is_dir():
+        set_best(root, of_step(root, best))
     mark(root, reached)
     if good is not None:
         write_atomic(root / "good", of_step(root, good).name)
@@ -58,8 +56,7 @@ def keep(
 
 
 def mark(root: Path, reached: dict[str, int]) -> None:
-    """Point `sparsity=0.3` at the checkpoint that reached it. Repeated at every save, as a kill may have prevented
-    it."""
+    """Point `sparsity=0.3` at the checkpoint that reached it."""
     for value, step in reached.items():
         if (root / f"step-{step:08d}").is_dir():
             write_atomic(root / f"{REACHED}{value}", f"step-{step:08d}")

@@ -65,6 +65,13 @@ class Due:
         self.progress.best, self.progress.worse = [value], 0
         return True
 
+    def note_if_best(self, metrics: dict[str, float], final: bool) -> bool:
+        """`is_best`; if so, the progress that is written next says at which step."""
+        best = self.is_best(metrics, final)
+        if best:
+            self.progress.best_step = self.progress.step
+        return best
+
     def early_stop(self) -> bool:
         """Whether train.early_stopping_patience is used up; only evaluations in the last phase count (`is_best`)."""
         patience = self.train.early_stopping_patience

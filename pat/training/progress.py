@@ -26,6 +26,7 @@ class Progress:
     slices: dict[str, dict[str, float]] | None = None  # of the same
     details: dict[str, Any] | None = None  # of the same: further figures of the task
     best: list[float] | None = None  # signed metric of the best checkpoint
+    best_step: int | None = None  # the step of that checkpoint; older ones lack it
     worse: int = 0  # evaluations since then
     initial_loss: float | None = None  # before the first step
     skipped: int = 0  # steps without a finite gradient

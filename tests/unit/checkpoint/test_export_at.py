@@ -54,7 +54,7 @@ def test_a_good_checkpoint_is_kept_and_what_comes_after_it_is_undone_with_its_na
     run.config.write_text("")
     root = run.checkpoints
     kept(root, 5, 10, 15, 20)
-    retention.keep(root, root / "step-00000020", True, {"0.5": 15}, keep_last=1, good=10)
+    retention.keep(root, 20, {"0.5": 15}, keep_last=1, good=10)
     assert [path.name for path in retention.steps(root)] == [f"step-{s:08d}" for s in (10, 15, 20)]
     (root / "step-00000025.partial").mkdir()
     retention.undo(root, root / "step-00000010")
@@ -63,3 +63,15 @@ def test_a_good_checkpoint_is_kept_and_what_comes_after_it_is_undone_with_its_na
     (root / "good").unlink()
     with pytest.raises(ValueError, match="trained without an envelope"):
         retention.find_checkpoint(run, "good")
+
+
+def test_best_is_written_again_where_a_kill_prevented_it(tmp_path: Path) -> None:
+    """Would catch a best checkpoint that has lost its name, and is retired; and a name that points at nothing."""
+    kept(tmp_path, 5, 10, 15)
+    (tmp_path / "best").write_text("step-00000005")
+    retention.keep(tmp_path, 10, {}, keep_last=1)
+    assert (tmp_path / "best").read_text() == "step-00000010"
+    assert [path.name for path in retention.steps(tmp_path)] == ["step-00000010", "step-00000015"]
+    for step in (None, 99):  # a checkpoint of an older version does not say; a fork has not copied it
+        retention.keep(tmp_path, step, {}, keep_last=1)
+        assert (tmp_path / "best").read_text() == "step-00000010"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pat.schema import TrainConfig
+from pat import train
+from pat.common.comm import LOCAL
+from pat.schema import Config, TrainConfig
 from pat.training.due import Due
 from pat.training.progress import Progress
 from pat.training.state import Training
@@ -63,6 +66,32 @@ def test_best_counts_only_in_the_final_phase() -> None:
     assert by_loss.is_best({"accuracy": 0.7, "loss": 0.5}, True) and by_loss.is_best(
         {"accuracy": 0.1, "loss": 0.4}, True
     )
+
+
+def test_a_kill_between_a_checkpoint_and_its_name_does_not_lose_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint itself says that it is the best; a start that has nothing left to do names it."""
+    made, saved = due(eval_every=10), []
+    made.progress.step = 10
+    training: Any = SimpleNamespace(
+        config=Config().changed(train__num_steps=100), run=SimpleNamespace(checkpoints=tmp_path),
+        progress=made.progress, due=made, final_phase=True, guard=None, world=LOCAL,
+        bound=SimpleNamespace(learned_nothing=lambda: None), tracker=SimpleNamespace(say=print, summary=print),
+        pruner=SimpleNamespace(check_finished=lambda: None, totals=None, journals=SimpleNamespace(remove=lambda: None)),
+    )  # fmt: skip
+    monkeypatch.setattr(train, "evaluate_now", lambda training: {"accuracy": 0.9})
+    monkeypatch.setattr(train, "save", lambda training: saved.append(training.progress.as_dict()))
+    train.evaluate_if_due(training)  # killed here
+    for step in (5, 10):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    (tmp_path / "best").write_text("step-00000005")
+    made.progress.restore(json.loads(json.dumps(saved[0])))
+    made.progress.saved_step = made.progress.evaluated_step = 10
+    for name in ("summary", "outcome"):
+        monkeypatch.setattr(train.summary, name, lambda _: "")
+    train.finish(training)
+    assert (tmp_path / "best").read_text() == "step-00000010"
 
 
 def test_patience_counts_evaluations_of_the_final_phase_since_the_best() -> None:
