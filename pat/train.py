@@ -259,6 +259,7 @@ def leave(training: Training) -> None:
 def save(training: Training) -> None:
     """A checkpoint of what has been done so far. Collective."""
     progress, root = training.progress, training.run.checkpoints
+    training.count()
     training.due.saved()
     started = time.perf_counter()
     progress.logged_bytes = training.tracker.logged_bytes

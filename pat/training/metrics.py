@@ -30,6 +30,7 @@ class Window:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         self.devices = (device, config.engine.dtype, config.engine.world_size)
         self.reset()
+        training.count = self.count
 
     def reset(self) -> None:
         """Start a new window."""
@@ -37,6 +38,8 @@ class Window:
         self.sums = torch.zeros(3, dtype=torch.float64, device=training.engine.device)  # loss, finite losses, tokens
         self.skipped = self.steps = 0
         self.started, self.aside_s = time.perf_counter(), training.aside_s
+        self.seconds = 0.0  # of the window's steps
+        self.counted = (0.0, 0.0)  # tokens and seconds of this window that progress has already
         self._watch_if_logged(self.progress.step + 1)
 
     def _is_logged(self, step: int) -> bool:
@@ -58,6 +61,7 @@ class Window:
         """One optimizer step. Raises Diverged when too many have been skipped. Collective."""
         progress, bound = self.progress, self.training.bound
         self.steps += 1
+        self.seconds = time.perf_counter() - self.started - (self.training.aside_s - self.aside_s)
         self.skipped += stats.skipped
         if not self._is_logged(progress.step):
             self._watch_if_logged(progress.step + 1)
@@ -72,10 +76,8 @@ class Window:
         """Write a line. Raises Diverged when the mean loss is out of bounds. Collective."""
         training, progress, config, pruner = self.training, self.progress, self.training.config, self.training.pruner
         loss, tokens = self._totals()
-        seconds = time.perf_counter() - self.started - (training.aside_s - self.aside_s)
-        progress.tokens += tokens
-        progress.train_seconds += seconds
-        progress.peak_pruner_bytes = max(progress.peak_pruner_bytes, pruner.peak_bytes)
+        seconds = self.seconds = time.perf_counter() - self.started - (training.aside_s - self.aside_s)
+        self._count(tokens)
         line = {
             "train/loss": loss,
             "train/grad_norm": float(stats.norm) if stats.norm is not None else None,
@@ -98,6 +100,18 @@ class Window:
         training.tracker.log(line, progress.step)
         training.bound.refuse(loss)
         self.reset()
+
+    def count(self) -> None:
+        """Before a checkpoint: bring the tokens and seconds in progress up to the last step. Collective."""
+        if self.steps:
+            self._count(self._totals()[1])
+
+    def _count(self, tokens: float) -> None:
+        progress, (tokens_before, seconds_before) = self.progress, self.counted
+        progress.tokens += tokens - tokens_before
+        progress.train_seconds += self.seconds - seconds_before
+        progress.peak_pruner_bytes = max(progress.peak_pruner_bytes, self.training.pruner.peak_bytes)
+        self.counted = (tokens, self.seconds)
 
     def _ranks(self, tokens_per_s: float) -> dict[str, Any]:
         """Figures that differ between ranks: compute time of the last step, memory. Collective."""

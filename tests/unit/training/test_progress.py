@@ -94,6 +94,22 @@ def test_throughput_leaves_evaluations_and_saves_out(training: Any) -> None:
     assert training.progress.train_seconds < PAUSE_S and training.aside_s > 4 * PAUSE_S
 
 
+def test_a_checkpoint_between_two_lines_counts_the_steps_before_it_once(training: Any) -> None:
+    """Would catch tokens and seconds that a restart loses, and those that the next line counts again."""
+    window, saved = metrics.Window(training), []
+    stats = SimpleNamespace(skipped=False, norm=None, sparsity={}, target={}, figures={})
+    for step in (1, 2, 3):
+        window.add(torch.tensor(1.0), {"input_ids": torch.zeros(1, 100)})
+        training.progress.step = step
+        time.sleep(0.01)
+        window.step(stats)
+        train.save(training)
+        saved.append((training.progress.tokens, round(training.progress.train_seconds, 2) >= 0.01 * step))
+    window.log(stats)
+    assert saved == [(100.0, True), (200.0, True), (300.0, True)]
+    assert training.progress.tokens == 300.0 and training.progress.train_seconds < PAUSE_S
+
+
 @pytest.mark.parametrize(
     "settings, step, seconds",
     [
