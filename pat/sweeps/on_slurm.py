@@ -43,7 +43,7 @@ class Job:
         code = (read_exit(self.run.path) or {}).get("code")
         if state == "COMPLETED":
             return ExitCode.DONE if code is None else code
-        return code or ExitCode.ERROR  # a job that failed, or that Slurm has forgotten
+        return ExitCode.ERROR if code is None else code  # a job that failed, or that Slurm has forgotten
 
     def send_signal(self, sig: int, /) -> None:
         """Do nothing: the sweep is asked to stop, but not its jobs."""
