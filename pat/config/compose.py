@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +26,7 @@ from pat.common import scan
 from pat.common.keys import structured
 from pat.config import auto
 from pat.config.errors import explain
-from pat.config.frozen import ELASTIC, to_config
+from pat.config.frozen import ELASTIC, flat, to_config
 from pat.config.hostfile import take_world_size
 from pat.config.places import conf_dir, options
 from pat.config.task_keys import config_model
@@ -97,17 +98,28 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
         chosen = any(override.lstrip("+").startswith("recipe=") for override in overrides)
         hint = "" if chosen else "; recipe=NAME gives them all, `pat train --help` lists the recipes"
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, sorted(missing)))}{hint}")
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    given = _given(overrides)
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_merged(content, overrides)
-    _drop_replaced_fields(content["pruners"], overrides)
+    _drop_replaced_fields(content["pruners"], given)
     auto.choose(content["pruners"])
     auto.choose_trainable(content)
     auto.keep_given_rate(content["optim"], given)
     config = take_world_size(to_config(content), overrides)
     validate(config, given, guarded)
-    _check_replaced_files(content["data"], overrides)
+    _check_replaced_files(content["data"], given)
     return config
+
+
+def _given(overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys of a command line with their values; `optim={lr: 1e-4}` gives `optim` and `optim.lr`."""
+    given: dict[str, Any] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        given[key] = value
+        if value.startswith("{"):
+            given |= flat(OverridesParser.create().parse_override(override).value(), f"{key}.")
+    return given
 
 
 def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
@@ -152,8 +164,8 @@ def _for_hydra(argument: str) -> str:
 def _drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
     """Hydra merges a mapping into the recipe's, but a user who writes a whole mapping wants nothing else in it."""
     for override in overrides:
-        if override.lstrip("+") in ("pruners={}", "envelope={}"):
-            content[override.lstrip("+").removesuffix("={}")] = {}
+        if override.lstrip("+~") in ("pruners={}", "envelope={}", "pruners"):  # ~pruners takes them away, too
+            content[override.lstrip("+~").removesuffix("={}")] = {}
         elif match := _KEEP.match(override):
             if match["whole"]:
                 keep = content["pruners"][match["pruner"]]["budget"]["keep"]
@@ -161,9 +173,8 @@ def _drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
                 content["pruners"][match["pruner"]]["budget"]["keep"] = {key: keep[key] for key in meant}
 
 
-def _drop_replaced_fields(pruners: dict[str, Any], overrides: Sequence[str]) -> None:
+def _drop_replaced_fields(pruners: dict[str, Any], given: Mapping[str, Any]) -> None:
     """When the command line replaces a method, the recipe's name of it and the settings that only it had go with it."""
-    given = {key: value for key, _, value in (override.lstrip("+").partition("=") for override in overrides)}
     for name, settings in pruners.items():
         for kind in registry.OF_WEIGHTS + registry.OF_STRUCTURES + registry.OF_BOTH:
             place = f"pruners.{name}.{kind}"
@@ -184,9 +195,8 @@ def _shared(kind: str, name: str) -> set[str]:
     return set(own) - {field.name for field in dataclasses.fields(CalibrationSettings)}
 
 
-def _check_replaced_files(data: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def _check_replaced_files(data: Mapping[str, Any], given: Collection[str]) -> None:
     """ValueError where the command line replaces one of a recipe's files, train or eval, and leaves the other."""
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
     sources = data["sources"] or {}
     for place, part in [("data", data), *((f"data.sources.{name}", {**data, **own}) for name, own in sources.items())]:
         train, held = f"{place}.train", f"{place}.eval"

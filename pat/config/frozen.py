@@ -145,7 +145,7 @@ def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> 
 
 def changed_keys(old: Config, new: Config, allowed: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ and are neither ELASTIC nor allowed to."""
-    before, after = (_flat(config.plain()) for config in (old, new))
+    before, after = (flat(config.plain()) for config in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return {key: (before.get(key), after.get(key)) for key in keys if not key.startswith(ELASTIC + allowed)}
 
@@ -160,7 +160,8 @@ def _set_aside(run: RunDir) -> None:
         path.unlink(missing_ok=True)
 
 
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"optim": {"lr": 1.0}} is {"optim.lr": 1.0}; an empty one stays as it is."""
     if not isinstance(content, dict) or not content:
         return {prefix[:-1]: content}
-    return {key: value for name, item in content.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
+    return {key: value for name, item in content.items() for key, value in flat(item, f"{prefix}{name}.").items()}

@@ -438,7 +438,9 @@ def test_a_launcher_sets_the_number_of_ranks(monkeypatch):
 
 def test_no_pruners_means_none():
     """Hydra merges an empty mapping into the recipe's, which would go on pruning in silence."""
-    assert composed(PARITY).pruners and not composed(PARITY, "pruners={}").pruners
+    assert composed(PARITY).pruners
+    for none in ("pruners={}", "~pruners"):
+        assert not composed(PARITY, none).pruners
 
 
 def test_a_shape_that_is_written_whole_is_the_shape():
@@ -457,6 +459,8 @@ def test_a_rate_of_the_command_line_is_the_rate_at_any_width():
         composed(*own, *given).optim for given in ((), ("optim.lr=1e-4",), ("optim.lr=1e-4", "optim.base_width=768"))
     ]
     assert [(each.lr, each.base_width) for each in optim] == [(3e-4, 384), (1e-4, None), (1e-4, 768)]
+    whole = [composed(*own, given).optim for given in ("optim={lr: 1e-4}", "optim={lr: 1e-4, base_width: 768}")]
+    assert [(each.lr, each.base_width) for each in whole] == [(1e-4, None), (1e-4, 768)]
 
 
 def test_auto_cuts_once_or_several_times_by_how_much_goes():
