@@ -97,6 +97,11 @@ def members_of(
     for (given, config), differing, name in zip(composed, varied, names, strict=True):
         if names.count(name) > 1:  # values that differ only in characters that directory names should not have
             name += "-" + hashlib.sha256(repr(differing).encode()).hexdigest()[:8]
+        if any(name == member.name for member in members):
+            raise ValueError(
+                f"two runs of the sweep would share a folder ({' '.join(given)}): give each value of a key, and each "
+                "--candidate, once"
+            )
         run_dir = out / name
         ours = [f"run.dir={quoted(run_dir)}", f"run.name={quoted(name)}"]
         if not config.logger.group:

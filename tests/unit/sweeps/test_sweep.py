@@ -72,6 +72,8 @@ def test_a_group_that_the_user_gives_stays(tmp_path: Path) -> None:
         (["recipe=parity"], "nothing is swept"),
         (["recipe=parity", "seed=0,1", "run.dir=x"], "directories of their own below --out"),
         (["recipe=parity", "seed=0,1", "engine.zero_stage=2,7"], "engine.zero_stage"),
+        (["recipe=parity", "seed=0,0"], "would share a folder .recipe=parity seed=0.: give each value of a key, and"),
+        (["recipe=parity", "seed=0,1,0"], "would share a folder .recipe=parity seed=0."),
     ],
 )
 def test_what_is_no_sweep_is_refused_before_anything_runs(tmp_path: Path, overrides: list[str], words: str) -> None:
