@@ -156,7 +156,7 @@ def _set_aside(run: RunDir) -> None:
         while (target := run.path / f"checkpoints.{number}").exists():
             number += 1
         os.rename(run.checkpoints, target)
-    for path in (run.metrics, run.summary):
+    for path in (run.metrics, run.summary, run.wandb_id):  # without its id wandb, too, begins another run
         path.unlink(missing_ok=True)
 
 

@@ -66,6 +66,7 @@ class RunDir:
     config = property(lambda self: self.path / "config.yaml")
     version = property(lambda self: self.path / "version.json")
     metrics = property(lambda self: self.path / "metrics.jsonl")
+    wandb_id = property(lambda self: self.path / ".wandb-id")
     summary = property(lambda self: self.path / "summary.json")
     exit = property(lambda self: self.path / "exit.json")
     starts = property(lambda self: self.path / "starts.jsonl")

@@ -157,7 +157,7 @@ class _Wandb:
             self.say(f"wandb: offline; `wandb sync {self.dir.path}/wandb/offline-run-*` sends it later")
         if mode == "disabled":
             return
-        identity = self.dir.path / ".wandb-id"
+        identity = self.dir.wandb_id
         if not identity.exists():
             write_atomic(identity, uuid.uuid4().hex[:12])
         logger = self.config.logger

@@ -269,9 +269,11 @@ def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
     frozen.freeze(elastic, run.path)
     assert frozen.load(run.config) == elastic
     (run.checkpoints / "step-1").mkdir()
-    run.summary.touch()
+    for path in (run.summary, run.metrics, run.wandb_id):
+        path.touch()
     frozen.freeze(config.changed(run__resume="never"), run.path)
-    assert not run.checkpoints.exists() and not run.summary.exists() and (run.path / "checkpoints.1/step-1").is_dir()
+    assert not any(path.exists() for path in (run.checkpoints, run.summary, run.metrics, run.wandb_id))
+    assert (run.path / "checkpoints.1/step-1").is_dir()
 
 
 def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path):
