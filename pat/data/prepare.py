@@ -76,6 +76,7 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
         sources.digest(cfg, "train", seed, root / "digests"),
         sources.digest(cfg, "eval", seed, root / "digests") if cfg.eval else cfg.eval_fraction,
         *([cfg.slice_column] if cfg.slice_column else []),
+        *(["labels by name"] if cfg.eval and task.labelled else []),  # earlier entries may have them by number
     )
     folder = root / "data" / key
     built = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from datasets import Features, List, Value
+from datasets import ClassLabel, Features, List, Value
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 BALANCED = "balanced"
+WORDS = ("string", "large_string")  # types of a column
 
 # b samples of a batch, s tokens of its longest sample, c classes
 
@@ -83,16 +84,19 @@ class Classification(Task):
         return text_columns(cfg)
 
     def with_words(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
-        """Whole numbers that do not count from 0, as stars from 1 to 5, are the names of their classes."""
-        train = rows["train"]
-        if getattr(train.features["label"], "names", None):
-            return rows
-        labels = train.unique("label")
-        whole = all(isinstance(value, int) for value in labels)
-        many = 2 * len(labels) > len(train)  # more likely an id than a label
-        if not whole or many or self.num_labels not in (None, len(labels)) or set(labels) <= set(range(len(labels))):
-            return rows
-        return {split: part.cast_column("label", Value("string")) for split, part in rows.items()}
+        """Labels are words in every split where the classes of training are: each file may type its labels otherwise.
+
+        Whole numbers that do not count from 0, as stars from 1 to 5, are the names of their classes.
+        """
+        if self._are_names(rows["train"]):
+            rows = rows | {"train": _worded(rows["train"])}
+        kinds = {split: part.features["label"] for split, part in rows.items()}
+        train = kinds["train"]
+        if isinstance(train, ClassLabel):  # numbers are indices, but another ClassLabel may count in another order
+            others = [s for s, kind in kinds.items() if isinstance(kind, ClassLabel) and kind.names != train.names]
+        else:
+            others = [s for s, kind in kinds.items() if kind.dtype not in WORDS] if train.dtype in WORDS else []
+        return rows | {split: _worded(rows[split]) for split in others}
 
     def label_names(self, train: Dataset) -> list[str]:
         """The classes: a ClassLabel's own names, words in sorted order (numbers by size), or the numbers 0..n-1."""
@@ -170,6 +174,15 @@ class Classification(Task):
         """Precision, recall, F1 and samples of each class, and the confusion matrix: rows are labels."""
         return confusion.table(sums[1:], list(names))
 
+    def _are_names(self, train: Dataset) -> bool:
+        """Whether the labels are whole numbers, but neither indices nor ids."""
+        if isinstance(train.features["label"], ClassLabel):
+            return False
+        labels = train.unique("label")
+        whole = all(isinstance(value, int) for value in labels)
+        many = 2 * len(labels) > len(train)  # more likely an id than a label
+        return whole and not many and self.num_labels in (None, len(labels)) and set(labels) != set(range(len(labels)))
+
     def _counted(self, labels: list[Any]) -> list[str]:
         if all(isinstance(value, str) for value in labels):
             return sorted(labels, key=int if all(_is_whole(value) for value in labels) else None)
@@ -243,6 +256,16 @@ class TextRows(Encoder):
             if not ids or not any(part.strip() for part in pair):  # of its own: most tokenizers add some
                 raise ValueError(f"A text has no tokens: {pair[0]!r}; remove such rows.")
         return samples | {"label": [self.number(value) for value in rows["label"]]}
+
+
+def _worded(rows: Dataset) -> Dataset:
+    """The rows with their labels as words: a ClassLabel's names, other values as they are written."""
+    feature = rows.features["label"]
+    if not isinstance(feature, ClassLabel):
+        return rows.cast_column("label", Value("string"))
+    names = dict(enumerate(feature.names))
+    words = [names.get(number, str(number)) for number in rows["label"]]  # -1: not labelled
+    return rows.remove_columns("label").add_column("label", words)  # pyright: ignore
 
 
 def _number(numbers: Mapping[str, int], label: Any) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset
 
 from pat.data import prepare, sources
 from pat.data.generated import generate
@@ -221,6 +222,35 @@ def test_labels_become_numbers(tmp_path: Path, labels: list[Any], names: list[st
     made = prepare.prepare(json_config(tmp_path, rows, eval=held), TOKENIZER, CLASSES)
     assert made.label_names == names
     assert made.train["label"][:3] == numbers
+
+
+@pytest.mark.parametrize("train, held", [("csv", "csv"), ("json", "json"), ("names", "swapped"), ("words", "swapped")])
+def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path: Path, train: str, held: str) -> None:
+    """Would catch: a label of evaluation taken for an index, where the classes of training are words."""
+    words = {"csv": ["1", "2", "none"], "json": ["1", "2", "3"]}.get(train, ["neg", "pos"])
+    seen = words if held == "swapped" else ["1", "2"]  # csv reads these as numbers, as `json` writes them
+
+    def write(name: str, kind: str, labels: list[str]) -> str:
+        path, texts = str(tmp_path / name), [f"{name} {i}" for i in range(len(labels))]
+        if kind == "csv":
+            lines = [f"{text},{label}\n" for text, label in zip(texts, labels, strict=True)]
+            Path(path).write_text("text,label\n" + "".join(lines))
+        elif kind == "json":
+            values = [int(label) if name == "held" else label for label in labels]
+            write_json(Path(path), [{"text": t, "label": v} for t, v in zip(texts, values, strict=True)])
+        else:
+            rows = Dataset.from_dict({"text": texts, "label": labels})
+            order = {"names": words, "swapped": words[::-1]}.get(kind)
+            (rows.cast_column("label", ClassLabel(names=order)) if order else rows).to_parquet(path)
+        return path
+
+    files = write("train", train, words * 4), write("held", held, seen)
+    source = train if train in ("csv", "json") else "parquet"
+    cfg = DataConfig(source=source, max_length=16, cache_dir=str(tmp_path / "cache"), train=files[0], eval=files[1])
+    made = prepare.prepare(cfg, TOKENIZER, CLASSES)
+    assert made.label_names == words
+    assert [words[number] for number in made.train["label"]] == words * 4
+    assert [words[number] for number in made.eval["label"]] == seen
 
 
 # --- one sentence for what is wrong
