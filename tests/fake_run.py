@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pat.common.hashing import file_sha256, pack_keep
+from pat.models import config_files
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -153,7 +154,7 @@ def write_run(
 ) -> list:
     """A run directory around checkpoints of `steps`; the first is the best, the last the latest."""
     run_dir.mkdir(parents=True)
-    model.config.save_pretrained(run_dir / "model")
+    config_files.write(model, run_dir / "model")
     tokenizer.save_pretrained(run_dir / "tokenizer")
     pruner = {
         "params": ["*_proj.weight"],

@@ -38,6 +38,7 @@ from pat.export.streamed import streamed_logit_diff
 from pat.export.structures import structures
 from pat.export.verify import LOGIT_LIMIT, check_tensors, max_abs_logit_diff
 from pat.export.writer import write_model
+from pat.models import config_files
 from pat.run.directory import RunDir
 from pat.schema import Config
 from pat.tasks import base
@@ -106,7 +107,7 @@ def _write(
     left = structures(reader, config, hf_config, _on_meta(auto_model, hf_config))
     (hf_config if left.cut is None else left.cut.config).save_pretrained(folder)
     shutil.copytree(run.path / "tokenizer", folder, dirs_exist_ok=True)
-    generation = run.path / "model" / "generation_config.json"
+    generation = run.path / "model" / config_files.GENERATION
     if generation.exists():
         shutil.copy(generation, folder)
     content, stream = specs(reader, DTYPES[dtype], left.cut), Stream(reader, left)

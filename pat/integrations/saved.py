@@ -18,6 +18,7 @@ from pat.checkpoint import retention, store
 from pat.checkpoint.manifest import check_same_model, describe_parameters
 from pat.common.files import write_atomic, write_json
 from pat.config import frozen
+from pat.models import config_files
 from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.run.provenance import versions
@@ -69,7 +70,7 @@ def save(
             shutil.rmtree(run.path / folder, ignore_errors=True)
             (run.path / folder).mkdir(parents=True)
         if hasattr(engine.module, "config"):
-            engine.module.config.save_pretrained(run.path / "model")
+            config_files.write(engine.module, run.path / "model")
         if tokenizer is not None:
             tokenizer.save_pretrained(run.path / "tokenizer")
         write_atomic(run.config, frozen.dump(config))

@@ -20,7 +20,7 @@ from pat.common.parameters import DTYPES
 from pat.config import frozen
 from pat.data import sampler
 from pat.data.example import example
-from pat.models import trainable, weight_files
+from pat.models import config_files, trainable, weight_files
 from pat.models.build import build_model
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.pruner import Pruner
@@ -68,7 +68,7 @@ def build(run_dir: Path) -> Training:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if rank == 0:
         tokenizer.save_pretrained(directory.path / "tokenizer")
-        model.config.save_pretrained(directory.path / "model")
+        config_files.write(model, directory.path / "model")
         shown = example(prepared, config.data, tokenizer)
         if shown:
             shown.show()

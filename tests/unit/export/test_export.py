@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -108,6 +109,17 @@ def test_classifier_with_names_and_half_precision(tmp_path):
     assert result["max_abs_logit_diff"] == 0.0 and result["lineage"]["step"] == 10
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype="auto")
     assert loaded.dtype == torch.float16 and loaded.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_what_a_model_generates_with_is_in_its_export(tmp_path):
+    """Would catch: a chat model without its second end token, or with other sampling. The hub has invalid files."""
+    model = LlamaForCausalLM(LLAMA)
+    theirs = {"eos_token_id": [257, 258], "do_sample": False, "temperature": 0.6, "top_p": 0.9}
+    model.generation_config = GenerationConfig(**theirs)
+    write_run(tmp_path / "run", model, byte_tokenizer(), "causal_lm")
+    export_run(tmp_path / "run", tmp_path / "out", verify="weights")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.to_dict()
+    assert {name: found[name] for name in theirs} == theirs
 
 
 def test_several_files_and_an_index(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from tests.distributed.harness import (
     settings,
 )
 
+MODEL_FILES = ["config.json", "generation_config.json"]
 SAVED = 5  # completed steps: in the soft phase
 MODEL = {"optim__implementation": "loop", "optim__lr_schedule": "constant", "engine__zero_stage": 1}
 
@@ -175,6 +176,7 @@ def test_what_is_saved_says_what_the_trainer_decided(folder: Path) -> None:
     engine = config.engine
     assert (engine.dtype, engine.zero_stage, engine.world_size, engine.gradient_clipping) == ("bf16", 1, 1, 0.2)
     assert (config.train.num_steps, config.train.global_batch_size, config.seed) == (STEPS, 8, 0)
+    assert sorted(path.name for path in (saved.directory(folder).path / "model").iterdir()) == MODEL_FILES
 
 
 @pytest.mark.parametrize(

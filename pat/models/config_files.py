@@ -1,0 +1,18 @@
+"""The config files of a run's model, without its weights: its export has the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pat.common.files import write_atomic
+
+GENERATION = "generation_config.json"
+
+
+def write(model: Any, folder: Path) -> None:
+    """config.json, and generation_config.json of a model that generates: chat models name their ends there."""
+    model.config.save_pretrained(folder)
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:  # `save_pretrained` refuses settings with which models of the hub are published
+        write_atomic(folder / GENERATION, generation.to_json_string())
