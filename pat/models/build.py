@@ -60,12 +60,12 @@ def build_config(
             raise ValueError(f"model.config.{key} is {fields[key]}, but must be at least 1.")
     if cfg.path is not None:
         config = _config_from_path(cfg, fields)
-        if tokenizer is not None and getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = tokenizer.pad_token_id
     elif cfg.init == "random":
         config = _config_from_type(_ids(tokenizer) | fields)
     else:
         raise ValueError("model.path is not set: give a hub name or a folder, or model.init=random for random weights.")
+    if tokenizer is not None and (cfg.path or task.auto_model is HEADED):
+        heads.set_pad_token(config, tokenizer.pad_token_id, task.auto_model is HEADED)
     theirs = heads.labels_of(config) if cfg.path else None
     if task.set_head(config, label_names or [f"LABEL_{i}" for i in range(num_labels or 0)]):
         heads.check(cfg, theirs, _outputs(config))

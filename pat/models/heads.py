@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
 from pat.models.adapters import HEADS
 from pat.schema import ModelConfig
@@ -29,6 +31,17 @@ def names_of(config: PretrainedConfig) -> list[str]:
     """The labels of a config, or LABEL_0, LABEL_1, ... as transformers calls them."""
     names: dict[int, str] = dict(config.id2label or {})  # type: ignore[arg-type]
     return [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels or 0)]
+
+
+def set_pad_token(config: PretrainedConfig, pad_token_id: Any, classifies: bool) -> None:
+    """Name the token that pads, where the config does not.
+
+    A decoder that classifies reads its logits at the last token that is another one, so there it is always named.
+    """
+    decoder = config.model_type in CAUSAL and config.model_type not in MASKED
+    for each in (config, config.get_text_config()):
+        if (classifies and decoder) or getattr(each, "pad_token_id", None) is None:
+            each.pad_token_id = pad_token_id
 
 
 def check(cfg: ModelConfig, theirs: Sequence[str] | None, ours: Sequence[str]) -> None:

@@ -225,6 +225,24 @@ def test_a_folder_without_weights_or_tokenizer_is_one_sentence(tmp_path: Path) -
         tokenizers.build_tokenizer(ModelConfig())
 
 
+@pytest.mark.parametrize("model_type, pads", [("llama", 256), ("gpt2", 256), ("roberta", 1)])
+def test_a_decoder_that_classifies_knows_the_token_that_pads(model_type: str, pads: int, tmp_path: Path) -> None:
+    """Would catch: logits that are read at a padding position. RoBERTa's id says where its positions begin."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    fields = {"model_type": model_type, "vocab_size": 264, "pad_token_id": 1, **sizes}
+    tokenizer = tokenizers.byte_tokenizer()
+    for cfg in (ModelConfig(init="random", config=fields), ModelConfig(path=str(tmp_path))):
+        model: Any = build.build_model(cfg, CLASSES, torch.float32, 2, tokenizer).eval()
+        assert model.config.pad_token_id == pads
+        samples = {"input_ids": [[5, 6], [7] * 9], "label": [0, 1]}
+        alone = {name: values[:1] for name, values in samples.items()}
+        two, one = (CLASSES.outputs(model, CLASSES.collate(each, tokenizer)).logits for each in (samples, alone))
+        assert pads == 1 or torch.allclose(one[0], two[0], atol=1e-5)
+        assert pads == 1 or torch.allclose(one[0], model(input_ids=torch.tensor([[5, 6]])).logits[0], atol=1e-5)
+        model.config.pad_token_id = 1  # as on the hub
+        model.save_pretrained(tmp_path)
+
+
 def test_what_the_model_has_no_room_for_is_an_error() -> None:
     config = build.build_config(ModelConfig(init="random", config=LLAMA | {"vocab_size": 100}), LM)
     with pytest.raises(ValueError, match="259 tokens and the model embeds 100"):
