@@ -117,6 +117,7 @@ class Classification(Task):
         if names:
             config.id2label = dict(enumerate(names))
             config.label2id = {name: i for i, name in enumerate(names)}
+            config.problem_type = "single_label_classification"  # the base may have been trained for several at once
         return bool(names)
 
     def encoder(

@@ -61,6 +61,19 @@ def test_a_new_head_is_new_and_the_rest_is_not(folder: Path, names: list[str]) -
             assert not torch.equal(weight, again) and 0.01 < weight.std() < 0.03, name  # drawn anew, as the config says
 
 
+@pytest.mark.parametrize(
+    "task, kind", [("classification", "single_label_classification"), ("regression", "regression")]
+)
+def test_a_model_with_several_labels_a_text_becomes_one_of_the_task(task: str, kind: str, tmp_path: Path) -> None:
+    """Would catch: an export for which stock code takes sigmoids, although they were trained with softmax."""
+    base_model = models.model("bert", None, AutoModelForSequenceClassification, num_labels=3)
+    base_model.config.problem_type = "multi_label_classification"
+    base_model.save_pretrained(tmp_path)
+    cfg = ModelConfig(path=str(tmp_path), replace_head=True)
+    names = ["a", "b"] if task == "classification" else None
+    assert build.build_config(cfg, base.build({"name": task}), label_names=names).problem_type == kind
+
+
 def test_the_same_labels_keep_their_head(folder: Path) -> None:
     old = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
     for names in (["neg", "neutral", "pos"], ["Neg", "Neutral", "Pos"], ["0", "1", "2"]):
