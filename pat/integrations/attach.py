@@ -230,6 +230,13 @@ def _await_initialize(pruning: Pruning) -> None:
     _waiting.append(pruning)
 
 
+def _trains(arguments: Mapping[str, Any]) -> bool:
+    """Whether the engine has an optimizer, or may have one named in a file, which `prepare` refuses."""
+    config = arguments.get("config") or arguments.get("config_params")
+    config = config or getattr(arguments.get("args"), "deepspeed_config", None) or {}
+    return arguments.get("optimizer") is not None or not isinstance(config, dict) or "optimizer" in config
+
+
 def _pass_through(plain: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(plain)
 
@@ -237,14 +244,13 @@ def _pass_through(plain: Callable[..., Any]) -> Callable[..., Any]:
     def initialize(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs).arguments
         mine = next((p for p in _waiting if p.model is arguments.get("model")), None)
-        config = arguments.get("config") or arguments.get("config_params") or {}
-        trains = arguments.get("optimizer") is not None or (isinstance(config, dict) and "optimizer" in config)
-        if mine is None or not trains:
+        if mine is None or not _trains(arguments):
             return plain(*args, **kwargs)
+        prepared = mine.prepare(arguments)
         _waiting.remove(mine)
         if not _waiting:
             deepspeed.initialize = plain
-        result = plain(**mine.prepare(arguments))
+        result = plain(**prepared)
         mine.took(result[0])
         return result
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 from transformers import TrainerState
@@ -175,6 +177,26 @@ def test_a_folder_keeps_the_newest_states(
     words = f"keeps no state of the pruner of step 5, but of {', '.join(map(str, kept))}"
     with pytest.raises(ValueError, match=words):
         saved.load(tmp_path, engine, pruner, config)
+
+
+@pytest.mark.parametrize(
+    "how", [{"config": "ds.json"}, {"config_params": "ds.json"}, {"args": SimpleNamespace(deepspeed_config="ds.json")}]
+)
+def test_a_config_in_a_file_is_refused_each_time(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: a run that prunes nothing, as the optimizer in DeepSpeed's file is not seen."""
+
+    def initialize(
+        args: Any = None, model: Any = None, optimizer: Any = None, config: Any = None, config_params: Any = None
+    ) -> None:
+        raise AssertionError("it makes an engine without the pruner")
+
+    monkeypatch.setattr(deepspeed, "initialize", initialize)
+    monkeypatch.setattr(importlib.import_module("pat.integrations.attach"), "_waiting", [])
+    model = torch.nn.Linear(2, 2)
+    Pruning(given()).attach(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="config to deepspeed.initialize as a dict"):
+            deepspeed.initialize(model=model, **how)
 
 
 def test_untested_keys_of_deepspeed_are_warned_of_in_an_engine_of_the_callers_own() -> None:
