@@ -13,6 +13,7 @@ out.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +72,21 @@ def activations(config: Config, task: Task, hf_config: Any, micro_batch: int) ->
     dtype, options = DTYPES[config.engine.dtype], {}
     if config.model.attn_implementation is not None and "flash" not in config.model.attn_implementation:
         options["attn_implementation"] = config.model.attn_implementation
+    hf_config = _padded(hf_config)
     with FakeTensorMode(), no_init_weights():
         model = task.auto_model.from_config(hf_config, dtype=dtype, **options).train()
         tokens = torch.zeros(micro_batch, config.data.max_length, dtype=torch.long)
         labels = torch.zeros(micro_batch, dtype=torch.long) if task.per_sample else tokens
         return measure(model, task, {"input_ids": tokens, "labels": labels})
+
+
+def _padded(hf_config: Any) -> Any:
+    """A copy that names a token that pads: a decoder that classifies needs one, and no tokenizer is read."""
+    copied = copy.deepcopy(hf_config)
+    for each in (copied, copied.get_text_config()):
+        if getattr(each, "pad_token_id", None) is None:
+            each.pad_token_id = 0
+    return copied
 
 
 def measure(model: nn.Module, task: Task, batch: dict[str, torch.Tensor]) -> Activations:

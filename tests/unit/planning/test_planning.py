@@ -186,6 +186,14 @@ def test_activations_are_those_that_a_real_forward_saves(hf_config: Any, attenti
     assert inputs_and_outside + layer == pytest.approx(planned.checkpointed, rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["classification", "regression"])
+def test_a_decoder_that_classifies_is_planned_without_its_tokenizer(name: str) -> None:
+    """Would catch: transformers' refusal to classify a batch where no token pads."""
+    task, hf_config = base.build({"name": name}), LlamaConfig(**LLAMA, num_hidden_layers=1, vocab_size=300)
+    assert activations.activations(Config().changed(data__max_length=64), task, hf_config, 3).whole > 0
+    assert hf_config.pad_token_id is None
+
+
 def outside(planned: activations.Activations, layers: int, hidden: int) -> float:
     """What is not in a layer: whole = o + L x, checkpointed = o + L i + x, i = b s h e."""
     inputs = layers * 3 * 64 * hidden * 2
