@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -67,14 +67,19 @@ class _Saved:
         return tensor
 
 
-def activations(config: Config, task: Task, hf_config: Any, micro_batch: int) -> Activations:
-    """Those of `micro_batch` full sequences. sdpa counts as a fused kernel: without its s x s scores."""
+def activations(config: Config, task: Task, hf_config: Any, micro_batch: int, head_trains: bool = True) -> Activations:
+    """Those of `micro_batch` full sequences. sdpa counts as a fused kernel: without its s x s scores.
+
+    A loss in chunks keeps the gradients that it computes in the forward, that of the output head only where it trains.
+    """
     dtype, options = DTYPES[config.engine.dtype], {}
     if config.model.attn_implementation is not None and "flash" not in config.model.attn_implementation:
         options["attn_implementation"] = config.model.attn_implementation
     hf_config = _padded(hf_config)
     with FakeTensorMode(), no_init_weights():
         model = task.auto_model.from_config(hf_config, dtype=dtype, **options).train()
+        if task.chunk_tokens:
+            cast(Any, model).get_output_embeddings().requires_grad_(head_trains)
         tokens = torch.zeros(micro_batch, config.data.max_length, dtype=torch.long)
         labels = torch.zeros(micro_batch, dtype=torch.long) if task.per_sample else tokens
         return measure(model, task, {"input_ids": tokens, "labels": labels})

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 # b samples, s tokens, n = b s rows, m of a chunk, d hidden size, v vocabulary, k sums
 
@@ -105,8 +106,15 @@ class _Work:
     size: int
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class _Sums(torch.autograd.Function):
-    """The sums, and the first one's gradients, which are computed with it."""
+    """The sums, and the first one's gradients, which are computed with it and kept for the backward.
+
+    A chunk's own graph is gone before the next: hooks that offload or count what a backward needs do not see it.
+    """
 
     @staticmethod
     def forward(ctx: Any, work: _Work, hidden: Tensor, *parameters: Tensor) -> Tensor:
@@ -116,7 +124,7 @@ class _Sums(torch.autograd.Function):
         grads = [torch.zeros_like(each, dtype=None if each is hidden else torch.float32) for each in wanted]
         total: Any = 0.0
         for part in chunks(len(hidden), work.size):
-            with torch.set_grad_enabled(bool(wanted)):
+            with torch.set_grad_enabled(bool(wanted)), saved_tensors_hooks(_as_it_is, _as_it_is):
                 x = hidden[part].detach().requires_grad_(bool(wanted))
                 sums = (work.rows(work.head.own(x), part) * work.weights[part]).sum(0)
                 if wanted:
@@ -127,13 +135,13 @@ class _Sums(torch.autograd.Function):
                         else:
                             have += new
             total = total + sums.detach()
-        ctx.grads, ctx.dtypes = grads, [each.dtype for each in wanted]
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [each.dtype for each in wanted]
         return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
-        """The gradients times that of the first sum."""
-        scaled = [grad.mul_(outer[0][0].to(grad.device)) for grad in ctx.grads]
+        """The gradients times that of the first sum; in place, so a second backward is an error."""
+        scaled = [grad.mul_(outer[0][0].to(grad.device)) for grad in ctx.saved_tensors]
         grads = iter([grad.to(dtype) for grad, dtype in zip(scaled, ctx.dtypes, strict=True)])
-        ctx.grads = None  # a second backward is a mistake
         return None, *(next(grads) if needed else None for needed in ctx.needs_input_grad[1:])

@@ -186,6 +186,20 @@ def test_activations_are_those_that_a_real_forward_saves(hf_config: Any, attenti
     assert inputs_and_outside + layer == pytest.approx(planned.checkpointed, rel=0.1)
 
 
+def test_a_loss_in_chunks_keeps_gradients_and_no_logits() -> None:
+    """Would catch: all chunks counted as if they existed at once, although each is gone before the next."""
+    v, n, d = 3000, 3 * 64, LLAMA["hidden_size"]  # vocabulary, tokens, hidden size
+    hf_config = LlamaConfig(**LLAMA, num_hidden_layers=1, vocab_size=v)
+    config = Config().changed(data__max_length=64)
+    tasks = [base.build({"name": "causal_lm", "loss_chunk_tokens": size}) for size in (None, 8, 64)]
+    whole, small, large = (activations.activations(config, task, hf_config, 3).whole for task in tasks)
+    kept = 2 * n * d + 4 * v * d  # the gradients of the hidden states (bf16) and of the head (fp32)
+    assert small == large
+    assert kept < small < whole - 0.9 * 4 * n * v + kept
+    frozen = activations.activations(config, tasks[1], hf_config, 3, head_trains=False).whole
+    assert small - frozen == 4 * v * d, "as under adapters"
+
+
 @pytest.mark.parametrize("name", ["classification", "regression"])
 def test_a_decoder_that_classifies_is_planned_without_its_tokenizer(name: str) -> None:
     """Would catch: transformers' refusal to classify a batch where no token pads."""
