@@ -118,6 +118,7 @@ def _model_config(options: argparse.Namespace) -> Any:
 
 def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]:
     """The same run, as keys of `pat train`."""
+    from pat.models import limits
     from pat.zero.engine import accelerator
 
     model, keys = one_model(options.words)
@@ -128,7 +129,7 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
     task = options.task or _task(model, config)
     classifies = task not in ("causal_lm", "chat")
     recipe = f"{'encoder' if classifies else 'decoder'}{'_narrow' if options.keep else ''}"
-    positions = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
+    positions = limits.positions(config) or MAX_LENGTH
     length = options.max_length or _exported_length(Path(str(model))) or min(MAX_LENGTH, positions)
     defaults = [
         f"recipe={recipe}",

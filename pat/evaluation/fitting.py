@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from pat.data import sampler
 from pat.data.prepare import PreparedData
 from pat.export.loader import load
-from pat.models import build
+from pat.models import limits
 from pat.models.build import UNFIT
 from pat.models.weight_files import check_weights
 from pat.schema import Config
@@ -61,7 +61,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """The evaluation samples on one rank, of lengths for which all the models have positions. Raises ValueError."""
     for model in models:
-        build.check_fits(model.config, tokenizer, config.data.max_length)
+        limits.check(model.config, tokenizer, config.data.max_length)
+        limits.cap(tokenizer, model.config)
     sized = config.changed(train__eval_batch_size=config.train.eval_batch_size or config.train.global_batch_size)
     return sampler.eval_batches(prepared.eval, task, tokenizer, sized, 0, 1, device)
 

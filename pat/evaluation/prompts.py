@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from pat.evaluation.fitting import labels
 from pat.evaluation.models import Loaded
+from pat.models import limits
 from pat.prompts.mix import Mix, Prompt
 
 PASSED, REFERENCE = "passed", "reference_loss"  # what is measured: all checks pass; nats a token of the reference
@@ -128,7 +129,7 @@ def _check_positions(mix: Mix, one: Loaded, asked: list[list[int]], most: list[i
 
 
 def _positions(one: Loaded) -> int | None:
-    return getattr(one.model.config.get_text_config(), "max_position_embeddings", None)
+    return limits.positions(one.model.config)
 
 
 class _Finite(LogitsProcessor):

@@ -28,7 +28,7 @@ from pat.export.merged import MergedReader
 from pat.export.recorded import recorded
 from pat.export.structures import Structures
 from pat.export.verify import ExportError, probe, scaled, tolerated
-from pat.models import adapters, families
+from pat.models import adapters, families, limits
 from pat.models.anatomy import Layer
 from pat.schema import PeftConfig
 
@@ -57,7 +57,7 @@ def streamed_logit_diff(
     where either is too large.
     """
     ids = probe(folder, config).reshape(1, -1)
-    ids = ids[:, : getattr(config.get_text_config(), "max_position_embeddings", None) or ids.numel()]
+    ids = ids[:, : limits.positions(config) or ids.numel()]
     trained_reader = reader.trained if isinstance(reader, MergedReader) else reader
     model = _empty(lambda: auto_model.from_config(config, dtype=DTYPE))
     known = config.model_type in families.families()

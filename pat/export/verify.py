@@ -22,7 +22,7 @@ from pat.export.recorded import recorded
 from pat.export.source import weight_chunks
 from pat.export.structures import Structures
 from pat.export.writer import Spec
-from pat.models import adapters
+from pat.models import adapters, limits
 from pat.schema import PeftConfig
 from pat.zero.checkpoint_files import CheckpointError
 
@@ -170,7 +170,7 @@ def model_from_checkpoint(
 def probe(folder: Path, config: PretrainedConfig) -> Tensor:
     """(rows, tokens) of a text; of its bytes, folded into the words, where no tokenizer knows it."""
     text_config = config.get_text_config()
-    limit = getattr(text_config, "max_position_embeddings", None) or TOKENS
+    limit = limits.positions(config) or TOKENS
     ids: list[int] = []
     if (folder / "tokenizer_config.json").exists():
         ids = AutoTokenizer.from_pretrained(folder)(TEXT, add_special_tokens=False, verbose=False)["input_ids"]

@@ -121,18 +121,14 @@ def build_model(
     return model.train()
 
 
-def check_fits(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """The model must have the tokenizer's ids and `data.max_length` positions, else ValueError."""
-    config = config.get_text_config()
-    vocab = getattr(config, "vocab_size", None)
-    if vocab is not None and len(tokenizer) > vocab:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens and the model embeds {vocab}: use the model's own tokenizer, "
-            "or with random weights a larger model.config.vocab_size."
-        )
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise ValueError(f"data.max_length={max_length} is more than the {positions} positions of the model: lower it.")
+def config_of(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig | None:
+    """The Hugging Face config regardless of the task; None where `build_config` would say what is wrong."""
+    try:
+        if cfg.path is not None:
+            return _config_from_path(cfg, dict(cfg.config))
+        return _config_from_type(_ids(tokenizer) | dict(cfg.config))
+    except ValueError:
+        return None
 
 
 def require_reachable(name: str, key: str) -> None:

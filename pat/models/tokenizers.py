@@ -10,7 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pat.models.build import require_reachable
+from pat.models import limits
+from pat.models.build import config_of, require_reachable
 from pat.schema import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -19,35 +20,14 @@ BYTE = "byte"
 
 
 def build_tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that `model.tokenizer` (else `model.path`) names; it always has a pad token."""
-    name = cfg.tokenizer or cfg.path
-    if name is None:
-        raise ValueError(
-            f"model.tokenizer is not set, and there is no model.path to take it from: give one, or '{BYTE}'."
-        )
-    if name == BYTE:
-        return byte_tokenizer()
-    require_reachable(name, "model.tokenizer" if cfg.tokenizer else "model.path")
-    revision = cfg.revision if name == cfg.path else None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ValueError(
-            f"No tokenizer could be loaded from '{name}' (misspelt, offline, a folder without tokenizer files, or one "
-            "with code of its own, which is not run?): set model.tokenizer to a hub name, a folder or 'byte'."
-        ) from error
-    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # transformers returns it without a file
-        raise ValueError(
-            f"'{name}' holds no tokenizer (tokenizer.json, or a vocabulary): set model.tokenizer to a hub name, a "
-            f"folder or '{BYTE}'."
-        )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ValueError(
-                f"The tokenizer '{name}' has neither a pad nor an end-of-text token: add one to its files."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-        log.info("the tokenizer has no pad token: its end-of-text token %s pads", tokenizer.eos_token)
+    """The tokenizer that `model.tokenizer` (else `model.path`) names, which knows the model's positions and how to pad.
+
+    ValueError where there is none.
+    """
+    tokenizer = _named(cfg)
+    config = config_of(cfg, tokenizer)
+    if config is not None:
+        limits.cap(tokenizer, config)
     return tokenizer
 
 
@@ -87,6 +67,38 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.chat_template:
         content["chat_template"] = tokenizer.chat_template
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _named(cfg: ModelConfig) -> PreTrainedTokenizerBase:
+    name = cfg.tokenizer or cfg.path
+    if name is None:
+        raise ValueError(
+            f"model.tokenizer is not set, and there is no model.path to take it from: give one, or '{BYTE}'."
+        )
+    if name == BYTE:
+        return byte_tokenizer()
+    require_reachable(name, "model.tokenizer" if cfg.tokenizer else "model.path")
+    revision = cfg.revision if name == cfg.path else None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(
+            f"No tokenizer could be loaded from '{name}' (misspelt, offline, a folder without tokenizer files, or one "
+            "with code of its own, which is not run?): set model.tokenizer to a hub name, a folder or 'byte'."
+        ) from error
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # transformers returns it without a file
+        raise ValueError(
+            f"'{name}' holds no tokenizer (tokenizer.json, or a vocabulary): set model.tokenizer to a hub name, a "
+            f"folder or '{BYTE}'."
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"The tokenizer '{name}' has neither a pad nor an end-of-text token: add one to its files."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+        log.info("the tokenizer has no pad token: its end-of-text token %s pads", tokenizer.eos_token)
+    return tokenizer
 
 
 def _byte_characters() -> dict[int, str]:

@@ -21,7 +21,7 @@ from pat.evaluation.fitting import model_config, tasks_of
 from pat.evaluation.folders import weight_bytes
 from pat.evaluation.prompts import ids_of
 from pat.export import origins
-from pat.models import tokenizers
+from pat.models import limits, tokenizers
 from pat.models.weight_files import check_weights
 from pat.profiling import operations, plan
 from pat.profiling import table as latency
@@ -143,8 +143,7 @@ def _opened(path: Path, mix: Mix | None) -> Iterator[Model]:
         check_weights(str(folder), str(path))
         if not any(folder.glob("*.safetensors")):
             raise ValueError(f"{path} holds no safetensors, and pickles are not read: save it again as safetensors")
-        text: Any = config.get_text_config()
-        model = Model(str(path), folder, is_generative(config), getattr(text, "max_position_embeddings", None), [])
+        model = Model(str(path), folder, is_generative(config), limits.positions(config), [])
         yield model if mix is None else replace(model, prompts=_tokens(mix, model))
 
 

@@ -15,7 +15,7 @@ from pat.data import prepare as data_prepare
 from pat.data.checks import data_warnings, label_shares
 from pat.data.example import example
 from pat.data.prepare import PreparedData
-from pat.models import build, liger, new_weights, tokenizers
+from pat.models import build, liger, limits, new_weights, tokenizers
 from pat.models.weight_files import check_weights
 from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
@@ -104,7 +104,7 @@ def fitting_data(config: Config) -> PreparedData:
     """The data, checked against the model's vocabulary, positions and classes, teacher and cache. ValueError."""
     task, tokenizer, prepared = _data(config)
     hf_config = build.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
-    build.check_fits(hf_config, tokenizer, config.data.max_length)
+    limits.check(hf_config, tokenizer, config.data.max_length)
     task.check_model(hf_config)
     if config.model.path and config.model.init == "pretrained":
         check_weights(config.model.path, "model.path", config.model.revision)

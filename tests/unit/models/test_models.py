@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 import pat
-from pat.models import build, tokenizers
+from pat.models import build, limits, tokenizers
 from pat.schema import ModelConfig
 from pat.tasks import base
 
@@ -246,8 +246,22 @@ def test_a_decoder_that_classifies_knows_the_token_that_pads(model_type: str, pa
 def test_what_the_model_has_no_room_for_is_an_error() -> None:
     config = build.build_config(ModelConfig(init="random", config=LLAMA | {"vocab_size": 100}), LM)
     with pytest.raises(ValueError, match="259 tokens and the model embeds 100"):
-        build.check_fits(config, tokenizers.byte_tokenizer(), 16)
+        limits.check(config, tokenizers.byte_tokenizer(), 16)
     config.vocab_size = 259
-    build.check_fits(config, tokenizers.byte_tokenizer(), 64)
+    limits.check(config, tokenizers.byte_tokenizer(), 64)
     with pytest.raises(ValueError, match="data.max_length=65 is more than the 64 positions"):
-        build.check_fits(config, tokenizers.byte_tokenizer(), 65)
+        limits.check(config, tokenizers.byte_tokenizer(), 65)
+
+
+@pytest.mark.parametrize("model_type, positions", [("bert", 60), ("gpt2", 60), ("roberta", 58)])
+def test_the_longest_text_is_padded_to_no_more_than_the_models_positions(model_type: str, positions: int) -> None:
+    """60 is no multiple of 8, and RoBERTa's begin after its pad token. Would catch: an IndexError in a batch."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "max_position_embeddings": 60}
+    cfg = ModelConfig(init="random", tokenizer="byte", config={"model_type": model_type, "pad_token_id": 1, **sizes})
+    tokenizer = tokenizers.build_tokenizer(cfg)
+    model = build.build_model(cfg, CLASSES, torch.float32, 2, tokenizer)
+    samples = {"input_ids": [[5] * positions, [6]], "label": [0, 1]}
+    assert torch.isfinite(CLASSES.loss(model, CLASSES.collate(samples, tokenizer)))
+    limits.check(model.config, tokenizer, positions)
+    with pytest.raises(ValueError, match=f"more than the {positions} positions of the model.*: lower it"):
+        limits.check(model.config, tokenizer, positions + 1)

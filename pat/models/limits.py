@@ -1,0 +1,44 @@
+"""What a model has room for: tokens of a vocabulary, positions of a sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+# Model types whose first token has position pad_token_id + 1: 514 positions hold 512 tokens.
+AFTER_PAD = (
+    "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """Tokens of the longest sequence; None where there is no limit."""
+    text: Any = config.get_text_config()
+    count = getattr(text, "max_position_embeddings", None)
+    if count is None or text.model_type not in AFTER_PAD:
+        return count
+    return max(0, count - (text.pad_token_id or 0) - 1)
+
+
+def check(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """The model must have the tokenizer's ids and `data.max_length` positions, else ValueError."""
+    text: Any = config.get_text_config()
+    vocab, limit = getattr(text, "vocab_size", None), positions(config)
+    if vocab is not None and len(tokenizer) > vocab:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model embeds {vocab}: use the model's own tokenizer, "
+            "or with random weights a larger model.config.vocab_size."
+        )
+    if limit is not None and max_length > limit:
+        after = f" (they begin after pad_token_id={text.pad_token_id})" if text.model_type in AFTER_PAD else ""
+        raise ValueError(
+            f"data.max_length={max_length} is more than the {limit} positions of the model{after}: lower it."
+        )
+
+
+def cap(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Tell the tokenizer of the model's positions: batches are padded up to what it knows."""
+    if limit := positions(config):
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
