@@ -18,7 +18,7 @@ from tests.planted import Case
 
 WEIGHT, TEMPERATURE, HIDDEN_WEIGHT = 0.6, 2.0, 0.05  # of the teacher's part of the loss, which rises over steps 1 to 4
 START, END = 1, 4
-LAYER_MAP = [0, 1, 3, 2]
+LAYER_MAP = [1, 0, 2, 3]
 
 
 def distillation(teacher: str) -> DistillConfig:

@@ -26,6 +26,11 @@ from pat.tasks.base import Task
 from pat.training.distill import Distiller, uniform_map
 from pat.zero import engine
 
+# Model types whose last hidden state is the last layer's own output; those of others go through a final norm.
+WITHOUT_FINAL_NORM = (
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta",
+)  # fmt: skip
+
 
 def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig) -> None:
     """ValueError where the teacher cannot teach this model; reads its config and tokenizer, not its weights."""
@@ -97,11 +102,14 @@ def load(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, label_n
 
 
 def layer_map(config: Config, student: PretrainedConfig, teacher: PretrainedConfig) -> list[int]:
-    """Teacher layer of each student layer, counted from 0. ValueError for one that does not exist."""
+    """Teacher layer of each student layer, counted from 0.
+
+    ValueError for one that does not exist, or a last one against another: the last state has gone through a norm.
+    """
     ours, theirs = (c.get_text_config().num_hidden_layers for c in (student, teacher))
     given = config.distill.layer_map
     if given is None:
-        return uniform_map(ours, theirs)
+        given = uniform_map(ours, theirs)
     if len(given) != ours:
         raise ValueError(
             f"distill.layer_map has {len(given)} entries, but the model has {ours} layers: give one for each"
@@ -109,6 +117,14 @@ def layer_map(config: Config, student: PretrainedConfig, teacher: PretrainedConf
     wrong = [j for j in given if not 0 <= j < theirs]
     if wrong:
         raise ValueError(f"distill.layer_map names layer {wrong[0]}, but the teacher has layers 0 to {theirs - 1}")
+    for i, j in enumerate(given):
+        last = student if i == ours - 1 else teacher
+        if (i == ours - 1) != (j == theirs - 1) and last.get_text_config().model_type not in WITHOUT_FINAL_NORM:
+            raise ValueError(
+                f"The last state of a {last.model_type} has gone through its final norm and the others have not, but "
+                f"layer {i} of the model is compared with layer {j} of the teacher: give a distill.layer_map in which "
+                f"the teacher's last layer, {theirs - 1}, is that of the model's last layer and of no other."
+            )
     return list(given)
 
 

@@ -291,6 +291,8 @@ def checked(config: Config, **shape: Any) -> None:
         ({"hidden_weight": 1.0, "layer_map": [0]}, "distill.layer_map has 1 entries, but the model has 2 layers"),
         ({"hidden_weight": 1.0, "layer_map": [0, 3]}, "names layer 3, but the teacher has layers 0 to 2"),
         ({"hidden_weight": 1.0, "layer_map": [-1, 2]}, "names layer -1, but the teacher has layers 0 to 2"),
+        ({"hidden_weight": 1.0, "layer_map": [0, 1]}, "layer 1 of the model is compared with layer 1 of the teacher"),
+        ({"hidden_weight": 1.0, "layer_map": [2, 2]}, "layer 0 of the model is compared with layer 2 of the teacher"),
         ({"teacher": "./nowhere"}, "There is no folder distill.teacher='./nowhere'"),
     ],
 )
@@ -299,6 +301,11 @@ def test_unfit_settings(tmp_path: Path, fields: dict[str, Any], words: str) -> N
     checked(settings("causal_lm", path, hidden_weight=1.0))
     with pytest.raises(ValueError, match=re.escape(words)):
         checked(settings("causal_lm", path, **fields))
+
+
+def test_an_encoders_last_state_is_like_the_others(tmp_path: Path) -> None:
+    path = folder_for(tmp_path / "teacher", "classification")
+    checked(settings("classification", path, hidden_weight=1.0, layer_map=[0, 1]))
 
 
 def test_another_tokenizer(tmp_path: Path) -> None:
