@@ -57,6 +57,11 @@ def check(cfg: DataConfig) -> None:
         ) from None
 
 
+def marked(encoding: str) -> str:
+    """The encoding, which for UTF-8 takes a byte order mark for what it is."""
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
 def load(paths: Sequence[str], cfg: DataConfig, target: Path) -> Dataset:
     """All rows of the files in order, memory-mapped from the file `target`. Raises ValueError."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,13 +130,17 @@ def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
                 "files that are read together must have the same header."
             )
         headers.append(header)
-    return [name or f"unnamed_{i}" for i, name in enumerate(headers[0], 1)]
+    names = [name or f"unnamed_{i}" for i, name in enumerate(headers[0], 1)]
+    taken = next((i for i, name in enumerate(names) if name in names[:i]), None)
+    if taken is not None:
+        raise ValueError(f"{paths[0]} has a column without a name and one that is called '{names[taken]}': name both.")
+    return names
 
 
 def _raw(path: str, cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
     """The records of a file, the header first, without empty lines. Raises ValueError."""
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the module's 128 KiB
-    encoding = "utf-8-sig" if codecs.lookup(cfg.encoding).name == "utf-8" else cfg.encoding  # a mark may come first
+    encoding = marked(cfg.encoding)
     quoting: dict[str, Any] = {"quotechar": cfg.quote_char} if cfg.quote_char else {"quoting": csv.QUOTE_NONE}
     with fsspec.open(path, "rt", encoding=encoding, newline="", compression="infer") as file:
         reader, line = csv.reader(file, delimiter=_delimiter(cfg), strict=True, **quoting), 1

@@ -96,8 +96,11 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
         if not lines.column_names:
             raise _empty(cfg, split)
         return lines
-    options: dict[str, Any] = {"sample_by": cfg.sample_by} if cfg.source == "text" else {}
-    options |= {"encoding": cfg.encoding} if cfg.source in ("text", "json") else {}
+    options: dict[str, Any] = {}
+    if cfg.source == "text":
+        options = {"sample_by": cfg.sample_by, "encoding": delimited.marked(cfg.encoding)}
+    elif cfg.source == "json":
+        options = {"encoding": cfg.encoding}
     # In the staging folder, not in the cache of `datasets`: that one trusts the files' dates.
     rows: Any
     try:
@@ -158,6 +161,12 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
     for name, column in columns.items():
         if name.startswith("text") and not _is_text(rows.features[column]):
             raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
+        feature = rows.features[column]
+        if name in ("prompt", "completion") and isinstance(feature, Value) and not _is_text(feature):
+            raise ValueError(
+                f"The column '{column}' of data.{split} holds {feature.dtype}, not text or messages: give text (dates "
+                "become times where all values of JSON are dates; csv and parquet keep them as text)."
+            )
         if name in ("label", SLICE) and not isinstance(rows.features[column], Value | ClassLabel):
             raise ValueError(
                 f"data.{name}_column='{column}' holds {rows.features[column]}, not a word or number: name another."

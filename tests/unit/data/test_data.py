@@ -173,7 +173,7 @@ def test_other_files_and_globs(tmp_path: Path, source: str) -> None:
         path = tmp_path / f"{name}.{source}"
         texts = [f"{name} {i}" for i in range(10)]
         if source == "text":
-            path.write_text("\n".join(texts))
+            path.write_text("\n".join(texts), encoding="utf-8-sig")  # a mark before the text, as Windows writes it
         else:
             frame = pandas.DataFrame({"text": texts, "label": [i % 2 for i in range(10)]})
             frame.to_csv(path, index=False) if source == "csv" else frame.to_parquet(path)

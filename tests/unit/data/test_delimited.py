@@ -107,6 +107,7 @@ def test_only_labels_are_numbers_and_only_where_all_are(tmp_path: Path) -> None:
         ("text,label\na,pos\nb,neg,\n", "data.delimiter"),
         ('text,label\na,pos\n"b" or c,neg\n', "data.quote_char=null"),
         ("text,text,label\na,b,pos\n", "rows.csv has two columns 'text'"),
+        (",unnamed_1,text,label\n1,2,a,pos\n", "a column without a name and one that is called 'unnamed_1'"),
         ('{"text": "a, b", "label": 1}\n', "rows.csv holds JSON, not a header with columns: set data.source=json"),
         ("text,label\na,pos\nb,\nc,neg\n", "rows.csv, line 3: remove such rows"),
         ("text,label\na,pos\n\n\"b\n\",neg\n  ,neg\n", "rows.csv, line 6: A text has no tokens"),

@@ -168,6 +168,9 @@ def test_conversations_go_through_the_cache_and_its_key_holds_what_decides_them(
 def test_columns_of_no_format_and_rows_without_anything_to_learn_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="columns question, answer, but must have `messages`"):
         prepared(tmp_path, [{"question": "q", "answer": "a"}] * 9, chat())
+    dates = [{"prompt": "when?", "completion": f"2024-01-0{i}"} for i in range(1, 9)]
+    with pytest.raises(ValueError, match="column 'completion' of data.train holds timestamp.*, not text or"):
+        prepared(tmp_path, dates, chat())
     unanswered = [{"messages": said(f"u: {i}")} for i in range(9)]
     with pytest.raises(ValueError, match="make no sample.*none has a supervised token"):
         prepared(tmp_path, unanswered, chat(empty_rows="drop"))
