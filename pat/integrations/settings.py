@@ -33,16 +33,17 @@ class Settings:
             where = str(given)
             try:
                 given = yaml.safe_load(Path(where).read_text())
-            except (OSError, yaml.YAMLError) as error:
+            except (OSError, UnicodeError, yaml.YAMLError) as error:
                 raise ValueError(f"cannot read the pruner's settings in {where}: {error}") from error
-        if not isinstance(given, Mapping) or not given.get("pruners"):
+        pruners = given.get("pruners") if isinstance(given, Mapping) else None
+        if not isinstance(given, Mapping) or not isinstance(pruners, Mapping) or not pruners:
             raise ValueError(f"{where} must have `pruners`: a mapping of named pruners, as in conf/config.yaml")
         unknown = [str(key) for key in given if key not in KEYS]
         if "defaults" in unknown:
             raise ValueError(f"{where} has `defaults`, which only recipes have: name each method, criterion: movement")
         if unknown:
             raise ValueError(f"{where} has {', '.join(unknown)}; allowed: {', '.join(KEYS)}")
-        for name, pruner in given["pruners"].items():
+        for name, pruner in pruners.items():
             for key in ("budget", "schedule"):
                 if isinstance(pruner, Mapping) and not pruner.get(key):
                     raise ValueError(f"no value for pruners.{name}.{key}: see conf/config.yaml")

@@ -40,6 +40,7 @@ def given(**changes: Any) -> dict[str, Any]:
     ("settings", "words"),
     [
         ({}, "must have `pruners`"),
+        ({"pruners": [WEIGHTS]}, "must have `pruners`: a mapping of named pruners"),
         ({"pruners": {"a": WEIGHTS}, "optim": {}}, "has optim; allowed: pruners, seed, kernels, keep_last"),
         ({"pruners": {"a": WEIGHTS}, "defaults": []}, "name each method"),
         (given(budget=None), "no value for pruners.weights.budget"),
