@@ -21,7 +21,7 @@ from pat.pruning.ties import all_equal
 
 def check_sites(place: str, sites: Sequence[Site], scores: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> None:
     """ValueError where a selection took units of a site, or whole layers, by index."""
-    for structure, own in by_structure(sites).items():
+    for structure, own in by_structure(_still_computed(sites, keep)).items():
         together = [own] if own[0].num_units == 1 else [[site] for site in own]  # whole layers are ranked together
         for group in together:
             gone = not all(bool(keep[site.name].all()) for site in group)
@@ -31,6 +31,17 @@ def check_sites(place: str, sites: Sequence[Site], scores: Mapping[str, Tensor],
                     f"{place}: all scores of {where} are equal, so its index would decide which units go: it has had "
                     "no evidence; select later (schedule.start), or prune other structures"
                 )
+
+
+def _still_computed(sites: Sequence[Site], keep: Mapping[str, Tensor]) -> list[Site]:
+    """Without the sites inside a layer or sublayer that is closed: their evidence is 0, and their units go with it."""
+    closed = {(site.layer, site.sublayer) for site in sites if not site.features and not bool(keep[site.name].any())}
+    return [
+        site
+        for site in sites
+        if not (site.sublayer is not None and (site.layer, None) in closed)
+        and not (site.features and (site.layer, site.sublayer) in closed)
+    ]
 
 
 def check_first_choice(

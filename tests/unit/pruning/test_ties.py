@@ -205,3 +205,28 @@ def test_sites_without_evidence_stop_the_selection(structures: list[str]) -> Non
         structure_pruner.state.score.zero_()
     with pytest.raises(ValueError, match="pruners.narrow: all scores of .* are equal"):
         structure_pruner._select(3, 1.0)
+
+
+@pytest.mark.parametrize("block", ["layers", "mlp_layers"])
+def test_neurons_of_a_closed_layer_need_no_evidence(block: str) -> None:
+    """They get evidence 0 until all of their moving averages are equal. Those of an open layer must still differ."""
+    keep = {block: 2, "ffn": 64}
+    narrow = PrunerConfig(
+        structures=[block, "ffn"], gate="taylor", schedule=SOFT,
+        budget={"name": "shape", "keep": keep, "hf_compatible": False},
+    )  # fmt: skip
+    pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
+    pruner.attach(small.model("llama"))
+    narrowed = pruner.structure_pruners[0]
+    narrowed.bind(SimpleNamespace(world=LOCAL))  # type: ignore[arg-type]
+    scores = torch.rand(narrowed.state.score.shape, generator=torch.Generator().manual_seed(0)) + 1.0
+    by_site = narrowed.units.split(scores)  # views
+    layers, neurons = ([v for s, v in by_site.items() if s.startswith(f"{kind}:")] for kind in (block, "ffn"))
+    for values in (layers[1], neurons[1]):
+        values.zero_()
+    narrowed.state.score = scores
+    narrowed._select(3, 1.0)
+    assert narrowed.counts() == {block: [1, 0, 1], "ffn": [64, 64, 64]}
+    neurons[2].zero_()
+    with pytest.raises(ValueError, match="all scores of ffn:model.layers.2.mlp are equal"):
+        narrowed._select(3, 1.0)
