@@ -128,6 +128,8 @@ class Pruner:
         module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
         batches, stack = self.samples(needs.num_samples), stack_of(self.stock, list(needs.shapes))
         walk = Walk(module, self.weights.whole, stack, batches, dtype, layout.world, self.on_layer, follow, self.warn)
+        for structures in self.structure_pruners:
+            structures.gate(walk)
         if said := needs.too_few(walk.tokens):
             self.warn("few calibration tokens", said)
         return walk
@@ -151,8 +153,8 @@ class Pruner:
 
     def begin(self, t: int) -> None:
         """Prepare the first forward of a start, which is that of step `t`. Collective."""
-        for pruner in self.structure_pruners:
-            pruner.begin(t)
+        for pruner in sorted(self.structure_pruners, key=lambda pruner: pruner.calibration is not None):
+            pruner.begin(t)  # a calibrated cut sees what the others choose
 
     @torch.no_grad()
     def prune(self) -> None:
@@ -177,15 +179,13 @@ class Pruner:
         self.engine.step()
         stepped = self.seam.has_stepped() if self.weight_pruners else getattr(self.engine, "_step_applied", True)
         figures: dict[str, float] = {}
-        warnings: list[str] = []
         for pruner in self.structure_pruners:
             learned = pruner.learn(t, not stepped or not alive or not self._finite)
             figures |= {f"{pruner.name}/{key}": value for key, value in learned.items()}
-            hardened = pruner.hardened
-            if begin_next:
-                pruner.begin(t + 1)
-            if pruner.hardened and not hardened and (sentence := pruner.warning()):
-                warnings.append(sentence)
+        open_before = [pruner for pruner in self.structure_pruners if not pruner.hardened]
+        if begin_next:
+            self.begin(t + 1)
+        warnings = [said for pruner in open_before if pruner.hardened and (said := pruner.warning())]
         self.peak_bytes = max(self.peak_bytes, self.state_bytes())
         return StepStats(
             skipped=not stepped or not alive,

@@ -477,7 +477,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("return self.layout.comm.sum(total).sqrt().float()", "return total.sqrt().float()", "the norm of this rank"),
     ],
     "pat/pruning/pruner.py": [
-        ("            pruner.begin(t + 1)\n", "            pruner.begin(t)\n", "gates a step late"),
+        ("            self.begin(t + 1)\n", "            self.begin(t)\n", "gates a step late"),
         (
             "scale = self.layout.loss_scale if self.structure_pruners else 1.0",
             "scale = 1.0",

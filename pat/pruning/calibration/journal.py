@@ -4,7 +4,7 @@
 
 An entry counts if it has the key that the layer would get now, and contents with the hash they were written with:
 
-    chain_0    = sha256(settings, what goes into the first layer on every rank)
+    chain_0    = sha256(settings, gates outside of the weights, what goes into the first layer on every rank)
     key_i      = sha256(chain_i, every parameter of layer i before its cut, fp32)
     chain_i+1  = sha256(key_i, what layer i has come to)
 
@@ -151,7 +151,8 @@ class Journal:
         """Before the first layer: settings, and what all ranks send into it. Collective."""
         given = {str(place): value for place, value in enumerate([*walk.hidden, *walk.real])}
         by_rank = self.journals.comm.gather(tensors_sha256(given))
-        return _sha256(self.settings, repr((walk.dtype, walk.stack, walk.follow)), *by_rank)
+        gates = [tensors_sha256(walk.gates)] if walk.gates else []
+        return _sha256(self.settings, repr((walk.dtype, walk.stack, walk.follow)), *gates, *by_rank)
 
     def _key(self, layer: Layer) -> str:
         """On rank 0. Collective."""

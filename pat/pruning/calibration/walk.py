@@ -76,6 +76,7 @@ class Walk:
         self.whole, self.stack, self.dtype, self.comm = whole, stack, dtype, comm
         self.on_layer, self.warn = on_layer, warn
         self.skeleton = _skeleton(model)
+        self.gates: dict[str, Tensor] = {}  # by site, what multiplies in the skeleton's hooks
         self.layers: Any = self.skeleton.get_submodule(stack)
         self.real = [_real_tokens(batch) for batch in batches]
         self.tokens = int(comm.sum(torch.tensor(sum(int(r.sum()) for r in self.real), dtype=torch.int64)))

@@ -242,6 +242,13 @@ class StructurePruner:
         """The hooks of the hard phase: where z is folded, only dropped blocks still need theirs, output = input."""
         self.forward.settle(self.units.join(self.forward_gates()), self.layout.device)
 
+    def gate(self, walk: Walk) -> None:
+        """Let a walk compute with the final gates that are in no weight: of whole layers, or all under adapters."""
+        if self.state.hardened:
+            gates = self.forward_gates()
+            GatedForward(self.sites, walk.skeleton, None).settle(self.units.join(gates), self.layout.device)
+            walk.gates |= {name: z for name, z in gates.items() if not bool((z == 1).all())}
+
     def gather(self, scale: float) -> bool:
         """Take the evidence of the coming step, of all ranks; whether it is finite. `scale`: of the loss. Collective
         unless hard."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from pat.models import adapters
 from pat.pruning import registry
 from pat.pruning.calibration.gap import Gap
-from pat.pruning.calibration.statistics import Gram, Mean
+from pat.pruning.calibration.needs import Needs
+from pat.pruning.calibration.statistics import Gram, Mean, SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated
 from pat.pruning.gates import obs
 from pat.pruning.gates.obs import Obs, removals_
@@ -419,6 +420,56 @@ def merged_by_peft(model: Any) -> Any:
     saved = {adapters.stock_name(name): p for name, p in model.named_parameters()}
     plain.load_state_dict({name: p for name, p in saved.items() if name is not None}, strict=False)
     return plain
+
+
+@pytest.mark.parametrize(
+    ("family", "structure", "adapted"),
+    [("bert", "layers", False), ("llama", "layers", True), ("llama", "kv_groups", True), ("bert", "heads", True)],
+)
+def test_a_walk_computes_with_final_gates_that_are_in_no_weight(family: str, structure: str, adapted: bool) -> None:
+    """A layer that is dropped gives its input, also behind a norm, and under adapters no gate is folded. So does the
+    model as it was, which a walk may follow."""
+    made = config([structure], shape(**{structure: 2}), {"name": "one_shot", "start": 3}, "taylor")
+    model = with_adapters(family) if adapted else models.model(family)
+    _, pruner = one_rank.build(made.changed(peft__r=3, peft__alpha=6.0) if adapted else made, model)
+    (gates,) = pruner.structure_pruners
+    gates.state.score = torch.rand(gates.state.score.shape, generator=torch.Generator().manual_seed(0))
+    pruner.begin(3)
+    pruner.samples = lambda number: batches()
+    stack, matrix = ("bert.encoder.layer", "output.dense") if family == "bert" else ("model.layers", "mlp.down_proj")
+    names = [f"{stack}.{layer}.{matrix}.weight" for layer in range(models.LAYERS)]
+    needs = Needs("", 6, {name: gates.anatomy.shapes[name] for name in names}, (SquaredNorm,), lambda o, i: 0)
+    behind: list[Tensor] = []
+    for layer, name in zip(pruner._walk(needs, follow=True), names, strict=True):
+        layer.twin()
+        found = layer.collect({name: (SquaredNorm,)})[name][SquaredNorm]
+        expected = real_inputs(model.eval(), f"{layer.name}.{matrix}").square().mean(0)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        behind = layer.behind()
+    given = torch.cat([x[batch["attention_mask"].bool()] for x, batch in zip(behind, batches(), strict=True)]).double()
+    last = real_inputs(model, f"{stack}.{models.LAYERS - 1}", outputs=True)
+    torch.testing.assert_close(given, last, rtol=1e-3, atol=1e-4)
+
+
+def test_a_cut_sees_what_other_gates_choose_at_the_same_step() -> None:
+    """In whatever order they are named."""
+    found: list[dict[str, Tensor]] = []
+    schedule = {"name": "one_shot", "start": 3}
+    for names in (("a", "b"), ("b", "a")):
+        by_name = {
+            "a": config(["kv_groups"], shape(kv_groups=1), schedule, "taylor").pruners["narrow"],
+            "b": config(["ffn"], shape(ffn=64), schedule).pruners["narrow"],
+        }
+        made = config(["ffn"], shape(ffn=64)).changed(pruners={name: by_name[name] for name in names})
+        model = models.model("llama")
+        _, pruner = one_rank.build(made, model)
+        gates = next(each for each in pruner.structure_pruners if each.name == "a")
+        gates.state.score = torch.rand(gates.state.score.shape, generator=torch.Generator().manual_seed(0))
+        pruner.samples = lambda number: batches()
+        pruner.begin(3)
+        found.append({name: p.detach() for name, p in model.named_parameters()})
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
 
 
 def test_inputs_that_are_not_finite_and_fits_that_fail_name_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,7 +279,7 @@ def test_ranks_agree_and_get_the_same_bits_from_rank_0(tmp_path: Path) -> None:
         def of_rank(comm: Comm) -> Any:
             walk: Any = SimpleNamespace(
                 hidden=[torch.full((2,), shift * comm.rank)], real=[], dtype=torch.float32, stack="h", follow=False,
-                layers=[0], parameters=lambda index: ["w"], whole=lambda name: torch.ones(2),
+                gates={}, layers=[0], parameters=lambda index: ["w"], whole=lambda name: torch.ones(2),
             )  # fmt: skip
             layer: Any = SimpleNamespace(walk=walk, index=0)
             kept = Journals(tmp_path / (folder if comm.rank == 0 else "nowhere"), comm).open("a", 0, ())
@@ -335,3 +335,12 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
         on_layer(2, 3)
         assert sum("stopping after the cut, of which 2 of 3 layers are left" in text for text in said) == 1
     on_layer(3, 3)  # the loop saves and leaves
+
+
+def test_gates_outside_of_the_weights_are_part_of_what_a_cut_depends_on(tmp_path: Path) -> None:
+    def origin(gates: dict[str, Tensor]) -> str:
+        walk: Any = SimpleNamespace(hidden=[torch.ones(2)], real=[], dtype=torch.float32, stack="h", follow=False)
+        walk.gates = gates
+        return Journals(tmp_path).open("narrow", AT, "settings")._origin(walk)
+
+    assert len({origin({}), origin({"a": torch.zeros(1)}), origin({"b": torch.zeros(1)})}) == 3
