@@ -29,7 +29,8 @@ def check(structures: StructurePruner, weights: WeightPruner) -> None:
         )
     m = weights.granularity.m
     for part in (part for site in structures.sites for part in site.parts):
-        if part.parameter in both and part.dim == len(weights.shapes[part.parameter]) - 1:
+        inputs = 0 if part.parameter in weights.transposed else 1
+        if part.parameter in both and part.dim == inputs:
             if part.start % m or part.per_unit % m:
                 raise ValueError(
                     f"pruners.{structures.name} takes {part.per_unit} of the inputs of {part.parameter} at a time, "

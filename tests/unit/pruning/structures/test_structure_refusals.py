@@ -275,6 +275,25 @@ def test_masks_inside_what_gates_leave(masks: dict[str, Any], sentence: str | No
         Pruner(config).attach(model)
 
 
+@pytest.mark.parametrize(("matrix", "fits"), [("c_fc", True), ("c_proj", False)])
+def test_groups_of_a_transposed_matrix_run_along_its_inputs(matrix: str, fits: bool) -> None:
+    """A Conv1D stores (inputs, outputs): neurons are outputs of c_fc and single inputs of c_proj."""
+    narrow = PrunerConfig(
+        structures=["ffn"], gate="taylor", budget={"name": "shape", "keep": {"ffn": 64}},
+        schedule={"name": "one_shot", "start": 2},
+    )  # fmt: skip
+    two_four = PrunerConfig(
+        params=[f"*.mlp.{matrix}.weight"], granularity={"name": "n_of_m", "n": 2, "m": 4}, criterion="wanda",
+        budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "one_shot", "start": 3},
+    )  # fmt: skip
+    pruner = Pruner(Config().changed(train__num_steps=12, pruners__narrow=narrow, pruners__two_four=two_four))
+    if fits:
+        pruner.attach(small.model("gpt2"))
+        return
+    with pytest.raises(ValueError, match="takes 1 of the inputs of .*c_proj.* which cuts the groups of 4"):
+        pruner.attach(small.model("gpt2"))
+
+
 def test_two_pruners_of_one_parameter() -> None:
     """Their units would count twice."""
     pruners = {
