@@ -6,7 +6,7 @@ layers below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,20 @@ class Method:
     seed: int
 
 
-def cut(method: Method, weighing: Weighing, walk: Walk, matrices: WholeMatrices, journal: Journal) -> None:
+def cut(
+    method: Method,
+    weighing: Weighing,
+    walk: Walk,
+    matrices: WholeMatrices,
+    journal: Journal,
+    removed: Collection[str] = (),  # matrices that gates have removed whole
+) -> None:
     """Layer by layer, choose weights by the inputs of their matrices and let the survivors take over. Layers in the
     journal of an earlier start are read from it. Writes flags and weights into the shards. Collective."""
     for layer in walk:
         known = journal.known(layer)
         if known is None:
-            _cut_layer(method, weighing, layer, matrices, journal)
+            _cut_layer(method, weighing, layer, matrices, journal, removed)
             journal.write(layer)
             continue
         for name, values in known:
@@ -79,10 +86,23 @@ def cut(method: Method, weighing: Weighing, walk: Walk, matrices: WholeMatrices,
                 matrices.fit(name, values)
 
 
-def _cut_layer(method: Method, weighing: Weighing, layer: Layer, matrices: WholeMatrices, journal: Journal) -> None:
+def _cut_layer(
+    method: Method,
+    weighing: Weighing,
+    layer: Layer,
+    matrices: WholeMatrices,
+    journal: Journal,
+    removed: Collection[str],
+) -> None:
     """Into the shards and the journal. Collective."""
     criterion = method.criterion
-    names = [name for name in matrices.shapes if name.startswith(f"{layer.name}.")]
+    own = [name for name in matrices.shapes if name.startswith(f"{layer.name}.")]
+    for name in own:
+        if name in removed:
+            flags = _flags_of_removed(method, name, matrices)
+            matrices.mark(name, flags)
+            journal.put(KEEP + name, flags.bool())
+    names = [name for name in own if name not in removed]
     if not names:
         return
     if criterion.reconstruct:
@@ -99,6 +119,12 @@ def _cut_layer(method: Method, weighing: Weighing, layer: Layer, matrices: Whole
         for name, fitted in reconstruct(layer, names, *settings):
             matrices.fit(name, fitted)
             journal.put(name, fitted)
+
+
+def _flags_of_removed(method: Method, name: str, matrices: WholeMatrices) -> Tensor:
+    """Flags to the target in a matrix of zeros, as stored: nothing need be measured for them. Collective."""
+    choose = chooser(name, method.granularity, method.sparsity, method.scope)
+    return matrices.turned(name, choose(matrices.weights(name).abs()))
 
 
 def _cuts(

@@ -49,13 +49,23 @@ class Prior:
         self.group = {name: 0 if scope == "global" else g for g, name in enumerate(shapes)}
         self.inputs: dict[str, Tensor] = {}  # (i,) fp32 m by matrix, the same on every rank; {}: 1, or not measured yet
 
-    def measure(self, walk: Walk, journal: Journal) -> None:
-        """Measure m of every matrix, in the model as it is. ValueError where all inputs are 0. Collective."""
+    def measure(
+        self,
+        walk: Walk,
+        journal: Journal,
+        removed: Collection[str] = (),  # matrices that gates have removed whole
+    ) -> None:
+        """Measure m of every matrix, in the model as it is; m = 1 in what is removed. ValueError where all inputs are
+        0. Collective."""
         for layer in walk:
             if (known := journal.known(layer)) is not None:
                 self.inputs |= dict(known)
                 continue
-            names = [name for name in self.shapes if name.startswith(f"{layer.name}.")]
+            own = [name for name in self.shapes if name.startswith(f"{layer.name}.")]
+            for name in (name for name in own if name in removed):
+                self.inputs[name] = torch.ones(self.shapes[name][0 if name in self.transposed else 1])
+                journal.put(name, self.inputs[name])
+            names = [name for name in own if name not in removed]
             found = layer.collect({name: (SquaredNorm,) for name in names}) if names else {}
             for name, means in found.items():
                 mean = means[SquaredNorm].mean()

@@ -173,7 +173,7 @@ class WeightPruner:
         method = calibrated.Method(criterion, self.granularity, target, self.config.scope, self.seed)
         weighing = self._weigh(target)
         journal = self.journal(t, (method, list(self.shapes), weighing.digest))
-        calibrated.cut(method, weighing, self.walk(criterion.follows), self.matrices, journal)
+        calibrated.cut(method, weighing, self.walk(criterion.follows), self.matrices, journal, self.emptied_before())
         removed = self._count_removed()
         self._check_matrices(removed, set())
         self._clear_moments()
@@ -197,7 +197,7 @@ class WeightPruner:
         if weight and self.criterion.prior_samples and not self.prior.inputs:
             assert self.walk is not None, "Pruner.bind gives it"
             journal = self.journal(t, (self.criterion, list(self.shapes)), "inputs")
-            self.prior.measure(self.walk(False), journal)
+            self.prior.measure(self.walk(False), journal, self.emptied_before())
         return self.prior.coefficients(self.states, weight, self.layout.comm) if weight else {}
 
     def _harden(self) -> None:

@@ -23,6 +23,7 @@ from tests.unit.pruning.calibration.test_walk import batches, matrices, naive
 
 STEPS = 6
 AT = 2  # the step of the cut
+WANDA = {"name": "movement", "prior_score": "wanda"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -225,6 +226,40 @@ def test_gates_that_still_move_are_refused() -> None:
     made = config("wanda", params=["*.q_proj.weight"]).changed(pruners__narrow=narrow)
     with pytest.raises(ValueError, match="pruners.weights is calibrated from step 2 on.*until step 4"):
         Pruner(made).attach(models.model("llama"))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "family"),
+    [("wanda", "gpt2"), ("alps", "llama"), ("alps", "gpt2"), ({"name": "alps", "reconstruct": 1}, "llama"),
+     (WANDA, "llama")],
+)  # fmt: skip
+def test_matrices_of_a_dropped_layer_need_no_inputs(criterion: Any, family: str) -> None:
+    """All that goes into them is 0, which in a layer that is there is an error."""
+    narrow = PrunerConfig(
+        structures=["layers"], gate={"name": "taylor", "fade": 1}, schedule={"name": "one_shot", "start": AT},
+        budget={"name": "shape", "keep": {"layers": 2}},
+    )  # fmt: skip
+    two_four = {"name": "n_of_m", "n": 2, "m": 4}
+    once = {"name": "one_shot", "start": AT + 1}
+    made = config(criterion, "matrix", once, granularity=two_four, params=["all-linear"])
+    made = made.changed(pruners__narrow=narrow)
+    model, pruner, _ = trained(made, family=family)
+    pruner.check()
+    pruner.check_finished()
+    gone = pruner.weight_pruners[0].emptied_before()
+    assert gone and all(not bool(model.get_parameter(name).any()) for name in gone)
+    assert pruner.weight_pruners[0].num_pruned == pruner.weight_pruners[0].numel // 2
+
+
+@pytest.mark.parametrize("criterion", ["alps", WANDA])
+def test_a_matrix_that_is_there_and_whose_inputs_are_all_zero_is_named(criterion: Any) -> None:
+    model = models.model("llama")
+    engine, pruner = one_rank.build(config(criterion, "matrix", {"name": "one_shot", "start": 0}), model)
+    pruner.samples = lambda number: batches()
+    engine.backward(engine(**batches()[0]).loss)
+    model.get_parameter("model.layers.1.mlp.up_proj.weight").data.zero_()
+    with pytest.raises(ValueError, match=r"layers.1.mlp.down_proj.weight cannot be .* all .*are 0 on the calibration"):
+        pruner.step(0)
 
 
 def test_a_trainer_without_samples_is_told_so() -> None:
