@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pat.pruning.calibration.calls import Call
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import NotCalibrated, Walk
 
@@ -85,9 +86,9 @@ def _of_the_top(walk: Walk, batches: Sequence[Any], outputs: Sequence[Tensor], l
     walk.fill(outside)
     model.tie_weights()
     found: list[Tensor] = []
-    for batch, given in zip(batches, outputs, strict=True):
+    for place, (batch, given) in enumerate(zip(batches, outputs, strict=True)):
         last = given.detach().requires_grad_()
-        with torch.enable_grad(), _ending_in(walk.layers, last):
+        with torch.enable_grad(), _ending_in(walk, place, last):
             found += torch.autograd.grad(loss(walk.skeleton, batch), [last])
     walk.drop(outside)
     model.tie_weights()
@@ -144,16 +145,16 @@ def _watch(walk: Walk, place: int, name: str, sums: dict[str, Tensor]) -> Any:
 
 
 @contextmanager
-def _ending_in(layers: Sequence[Any], last: Tensor) -> Generator[None]:
-    """Inside it the layers do nothing, and the last one gives `last`."""
+def _ending_in(walk: Walk, place: int, last: Tensor) -> Generator[None]:
+    """Inside it the layers do nothing, and the last one gives `last`, for the micro-batch at this place."""
 
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return last
+    def stub(call: Call) -> Callable[..., Any]:
+        return lambda *args, **kwargs: call.returned(last)
 
-    for layer in layers:
-        layer.forward = forward
+    for layer, calls in zip(walk.layers, walk.calls, strict=True):
+        layer.forward = stub(calls[place])
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in walk.layers:
             del layer.forward

@@ -24,17 +24,13 @@ from torch import Tensor, nn
 
 from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
-from pat.pruning.calibration.calls import Call, inputs_of, recording, without_cache
+from pat.pruning.calibration.calls import Call, NotCalibrated, inputs_of, recording, without_cache
 from pat.pruning.calibration.gap import Gap, GapProbe
 from pat.pruning.calibration.probe import Enough, Probe, Statistics
 from pat.pruning.calibration.statistics import InputStatistic, is_finite
 from pat.tasks import padding
 
 _LAYER = re.compile(r"(.*?)\.(\d+)\..*")
-
-
-class NotCalibrated(ValueError):
-    """The inputs of a matrix cannot be measured."""
 
 
 def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
@@ -117,7 +113,16 @@ class Walk:
         self.hidden: list[Tensor] = []
         with recording(self.layers, self.calls, self.hidden):
             for batch in batches:
-                base(**inputs_of(batch), **without_cache(base))
+                try:
+                    base(**inputs_of(batch), **without_cache(base))
+                except (NotCalibrated, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:  # of another's code
+                    raise NotCalibrated(
+                        f"The layers of this {type(base).__name__} cannot be calibrated one by one, because its "
+                        f"forward fails without them ({_in_a_line(error)}): take a method without calibration "
+                        "(magnitude, movement, taylor)"
+                    ) from error
         self.drop(outside)
         for index, calls in enumerate(self.calls):
             if len(calls) != len(batches):
@@ -261,6 +266,10 @@ class Layer:
 
 def _note(outputs: dict[str, Tensor], name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
     outputs[name] = output
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from pat.common.parameters import is_conv1d
+from pat.pruning.calibration import calls
+from pat.pruning.calibration import walk as walks
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
 from tests import models
@@ -69,7 +72,11 @@ def naive(model: Any, given: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family, variant", thinned(models.cases(), 3))
 def test_it_measures_what_hooks_on_the_whole_model_see(family: str, variant: str) -> None:
-    model, given = models.model(family, variant), batches()
+    check_measured(models.model(family, variant))
+
+
+def check_measured(model: Any) -> None:
+    given = batches()
     expected, names = naive(model, given), matrices(model)
     walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
     measured = {}
@@ -81,6 +88,53 @@ def test_it_measures_what_hooks_on_the_whole_model_see(family: str, variant: str
         near: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5 * float(expected[name].abs().max())}
         torch.testing.assert_close(found[Gram].double(), expected[name], **near)
         torch.testing.assert_close(found[SquaredNorm], expected[name].diagonal(), **near)
+
+
+OTHERS: dict[str, dict[str, Any]] = {  # whose layers return tuples
+    "bloom": {"hidden_size": 48, "n_layer": 3, "n_head": 4},
+    "mpt": {"d_model": 48, "n_heads": 4, "n_layers": 3, "max_seq_len": 64},
+    "gpt_neo": {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    "deberta-v2": models.SIZES | {"num_attention_heads": 4},
+}
+
+
+def other(family: str, **more: Any) -> Any:
+    made = AutoConfig.for_model(family, **{"vocab_size": models.VOCAB, **OTHERS[family], **more})
+    torch.manual_seed(0)
+    auto = AutoModelForMaskedLM if family == "deberta-v2" else AutoModelForCausalLM
+    return auto.from_config(made, attn_implementation="eager").eval()
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_layers_may_return_more_than_hidden_states(family: str) -> None:
+    check_measured(other(family))
+
+
+def test_a_model_that_changes_what_its_layers_give_is_refused() -> None:
+    """A convolution behind DeBERTa's first layer, which a walk over the layers would leave out."""
+    model = other("deberta-v2", conv_kernel_size=3, conv_act="gelu")
+    with pytest.raises(NotCalibrated, match="Layer 1 gets more, or something else, than the hidden states"):
+        Walk(model, weight_of(model), "deberta.encoder.layer", batches(), torch.float32)
+
+
+def test_layers_that_tell_each_other_more_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in T5, whose first layer computes the bias of all."""
+    layers = models.model("llama").model.layers
+    kind: Any = type(layers[0])
+    monkeypatch.setattr(kind, "forward", lambda layer, states, bias=None: (states, states.sum()))
+    with pytest.raises(NotCalibrated, match="Layer 1 gets more"), calls.recording(layers, [[], [], []], []):
+        states, bias = layers[0](torch.ones(1, 2, models.HIDDEN))
+        layers[1](states, bias=bias)
+
+
+def test_a_forward_that_fails_without_its_layers_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.model("llama")
+    monkeypatch.setattr(walks, "inputs_of", lambda batch: {"input_ids": None})
+    with pytest.raises(
+        NotCalibrated, match=r"this LlamaModel cannot be .*fails without them \(ValueError: You"
+    ) as said:
+        Walk(model, weight_of(model), "model.layers", batches(), torch.float32)
+    assert "\n" not in str(said.value)
 
 
 def test_a_layer_is_measured_on_what_the_pruned_layers_below_give() -> None:
