@@ -712,11 +712,6 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         (".reshape(-1, values.shape[-1])[real])", ".reshape(-1, values.shape[-1]))", "padding counts in the gradients"),
         ("        kept.append([call(layer, h)", "        kept.append([h", "every layer sees what goes into the first"),
         (".div_(walk.tokens)", "", "sums in place of means"),
-        (
-            "    walk.fill(outside)\n    model.tie_weights()\n",
-            "    walk.fill(outside)\n",
-            "a tied head has no weights",
-        ),
     ],
     "pat/pruning/weights/allocation.py": [
         ("(part.square() * x)", "(part.abs() * x)", "weights count by their size and not its square"),
@@ -734,6 +729,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "                self.before = here.behind()\n",
             "the next layer is calibrated on what the uncut one gave",
         ),
+        ("for alias in self.aliases[name]:", "for alias in [name]:", "a tied head has no weights"),
     ],
     "pat/pruning/weights/calibrated.py": [
         ("weights = weights.mul_(scale[:, None])", "pass", "all outputs count alike"),

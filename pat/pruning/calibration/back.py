@@ -80,18 +80,14 @@ def _forward(walk: Walk) -> list[list[Tensor]]:
 
 def _of_the_top(walk: Walk, batches: Sequence[Any], outputs: Sequence[Tensor], loss: Loss) -> list[Tensor]:
     """The loss's gradients of what the last layer gives. Collective."""
-    model: Any = walk.skeleton
-    model.tie_weights()  # which filling and dropping undo
     outside = [name for name, _ in walk.skeleton.named_parameters() if not name.startswith(f"{walk.stack}.")]
     walk.fill(outside)
-    model.tie_weights()
     found: list[Tensor] = []
     for place, (batch, given) in enumerate(zip(batches, outputs, strict=True)):
         last = given.detach().requires_grad_()
         with torch.enable_grad(), _ending_in(walk, place, last):
             found += torch.autograd.grad(loss(walk.skeleton, batch), [last])
     walk.drop(outside)
-    model.tie_weights()
     return found
 
 

@@ -72,6 +72,7 @@ class Walk:
         self.whole, self.stack, self.dtype, self.comm = whole, stack, dtype, comm
         self.on_layer, self.warn = on_layer, warn
         self.skeleton = _skeleton(model)
+        self.aliases = _aliases(self.skeleton)
         self.gates: dict[str, Tensor] = {}  # by site, what multiplies in the skeleton's hooks
         self.layers: Any = self.skeleton.get_submodule(stack)
         self.real = [_real_tokens(batch) for batch in batches]
@@ -145,8 +146,10 @@ class Walk:
             self._set(name, torch.empty_like(self.skeleton.get_parameter(name), device="meta"))
 
     def _set(self, name: str, value: Tensor) -> None:
-        owner, _, leaf = name.rpartition(".")
-        setattr(self.skeleton.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+        param = nn.Parameter(value, requires_grad=False)
+        for alias in self.aliases[name]:
+            owner, _, leaf = alias.rpartition(".")
+            setattr(self.skeleton.get_submodule(owner), leaf, param)
 
 
 class Layer:
@@ -283,6 +286,14 @@ def _skeleton(model: nn.Module) -> nn.Module:
         module = skeleton.get_submodule(owner)
         module.register_buffer(leaf, buffer.detach(), persistent=leaf not in module._non_persistent_buffers_set)
     return skeleton.eval()
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter, which a tied one has several of, by every one of them."""
+    names: dict[int, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(param), []).append(name)
+    return {name: group for group in names.values() for name in group}
 
 
 def _real_tokens(batch: Mapping[str, Any]) -> Tensor:

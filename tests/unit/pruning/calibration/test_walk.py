@@ -137,6 +137,15 @@ def test_a_forward_that_fails_without_its_layers_is_told_in_a_sentence(monkeypat
     assert "\n" not in str(said.value)
 
 
+def test_embeddings_that_are_tied_to_a_head_in_front_of_them() -> None:
+    """XLM-RoBERTa for masked tokens registers its head first, so its matrix has the head's name."""
+    config = AutoConfig.for_model("xlm-roberta", **{**models.SIZES, "num_attention_heads": 4})
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager").eval()
+    assert next(iter(dict(model.named_parameters()))).startswith("lm_head")
+    check_measured(model)
+
+
 def test_a_layer_is_measured_on_what_the_pruned_layers_below_give() -> None:
     model, given = models.model("llama"), batches()
     names = matrices(model)
