@@ -160,8 +160,7 @@ class Pruner:
     def prune(self) -> None:
         """Remove what step 0 removes, without taking the step: for a run that only prunes. Collective."""
         self.begin(0)
-        for pruner in self.weight_pruners:
-            pruner.begin(0)
+        self.seam.begin(0)
         self.layout.refresh_forward()
         self.peak_bytes = max(self.peak_bytes, self.state_bytes())
 

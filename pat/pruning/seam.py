@@ -34,6 +34,16 @@ class Seam:
         self.layout.base.register_step_pre_hook(self._before)
         self.layout.base.register_step_post_hook(self._after)
 
+    @torch.no_grad()
+    def begin(self, t: int) -> None:
+        """Choose the masks of step `t`: last by those criteria that walk over the layers, with the others' masks in the
+        weights. Collective."""
+        order = sorted(self.pruners, key=_walks)
+        for pruner in order:
+            pruner.begin(t)
+            if pruner.selected_at == t and pruner is not order[-1] and _walks(order[-1]):
+                pruner.show_masks()
+
     def expect(self, t: int) -> None:
         """The optimizer's next step is step `t` of the run."""
         self._t, self._pending = t, True
@@ -68,8 +78,7 @@ class Seam:
         stepped = [(p, g) for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
         if self._pending and stepped:
             self._pending = False
-            for pruner in self.pruners:
-                pruner.begin(self._t)
+            self.begin(self._t)
         for param, group in stepped:
             for pruner, state in self._of(param):
                 pruner.before(state, param, group, self._t)
@@ -85,3 +94,9 @@ class Seam:
         """The pruner of a shard, with its state; nothing for a shard that none prunes."""
         if id(param) in self._states:
             yield self._states[id(param)]
+
+
+def _walks(pruner: WeightPruner) -> int:
+    """0: it looks at no inputs; 1: before its first selection only; 2: at each."""
+    needs = pruner.calibration
+    return 0 if needs is None else 1 if needs.once else 2

@@ -103,7 +103,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
         unit("test_structure_refusals.py"),
         unit("test_attached_run.py"),
     ],
-    "pat/pruning/seam.py": [*MASKS, *WIRED, ORACLE],
+    "pat/pruning/seam.py": [*MASKS, *WIRED, ORACLE, unit("test_cuts.py")],
     "pat/pruning/compatibility.py": [unit("test_structure_refusals.py"), unit("test_patterns.py"), *WIRED],
     "pat/zero/layouts/": [*MASKS, unit("test_overflow.py"), unit("test_engine.py"), RESUME, ORACLE],
     "pat/pruning/schedules/": [unit("test_schedules.py"), unit("test_clock.py")],

@@ -462,12 +462,14 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "masks before the gates are hard",
         ),
         ("if part.start % m or part.per_unit % m:", "if part.start % m:", "gates that cut groups"),
+        ("inputs = 0 if part.parameter in weights.transposed else 1", "inputs = 1", "the outputs of a Conv1D"),
     ],
     "pat/pruning/compatibility.py": [
         ("if pruner.target_weights == 0:", "if pruner.target_weights < 0:", "a budget that removes nothing"),
         ("        if param in owner:", "        if False:", "two pruners on one matrix"),
     ],
     "pat/pruning/seam.py": [
+        ("                pruner.show_masks()\n", "                pass\n", "a cut sees no other masks"),
         ("flags = None if keep is None else keep[low:high]", "flags = None", "the norm counts masked weights"),
         (
             "grad = piece.data[low - piece.start : high - piece.start]",

@@ -141,6 +141,12 @@ class WeightPruner:
             self._check_target(t)
             self._harden()
 
+    def show_masks(self) -> None:
+        """Bring what a walk over the layers sees up to date, as the step does after it."""
+        for state in self.states:
+            if state.dense is not None and state.keep is not None:
+                self.kernels.post_soft(state.shard.view, state.dense, state.keep)
+
     def _enter_soft(self) -> None:
         for state in self.states:
             state.enter_soft()

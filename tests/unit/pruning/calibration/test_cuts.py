@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pat.pruning.calibration.probe import Probe
 from pat.pruning.calibration.statistics import Gram
-from pat.pruning.calibration.walk import NotCalibrated
+from pat.pruning.calibration.walk import NotCalibrated, Walk
 from pat.pruning.criteria import alps
 from pat.pruning.criteria.alps import Alps
 from pat.pruning.pruner import Pruner
@@ -260,6 +260,35 @@ def test_a_matrix_that_is_there_and_whose_inputs_are_all_zero_is_named(criterion
     model.get_parameter("model.layers.1.mlp.up_proj.weight").data.zero_()
     with pytest.raises(ValueError, match=r"layers.1.mlp.down_proj.weight cannot be .* all .*are 0 on the calibration"):
         pruner.step(0)
+
+
+@pytest.mark.parametrize("first", ["masks", "weights"])
+@pytest.mark.parametrize("hard_from", [AT, AT + 2])
+def test_a_cut_sees_the_masks_that_another_pruner_chooses_in_its_step(
+    first: str, hard_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order they are named, and in the soft phase, when these reach the weights after the step."""
+    pruners = {
+        "masks": config(
+            "magnitude", "matrix", {"name": "one_shot", "start": AT, "hard_from": hard_from}, params=["*.q_proj.weight"]
+        ).pruners["weights"],
+        "weights": config("wanda", params=["*.mlp.*.weight"]).pruners["weights"],
+    }
+    made = config("wanda").changed(pruners={name: pruners[name] for name in sorted(pruners, key=lambda n: n != first)})
+    seen: dict[str, Tensor] = {}
+    fill = Walk.fill
+
+    def watched(walk: Walk, names: list[str]) -> None:
+        fill(walk, names)
+        seen.update({n: walk.skeleton.get_parameter(n) == 0 for n in names if "q_proj" in n and n not in seen})
+
+    monkeypatch.setattr(Walk, "fill", watched)
+    _, pruner, after = trained(made)
+    pruner.check()
+    assert len(seen) == models.LAYERS
+    for name, gone in seen.items():
+        assert int(gone.sum()) == gone.numel() // 2
+        assert torch.equal(gone, after[AT][name] == 0), name
 
 
 def test_a_trainer_without_samples_is_told_so() -> None:
