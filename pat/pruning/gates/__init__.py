@@ -42,7 +42,8 @@ class GateMethod:
     name: str = ""
 
     needs: ClassVar[Evidence] = "gradient"
-    pooled_only: ClassVar[bool] = False  # for whole layers only
+    pooled_only: ClassVar[bool] = False  # for whole layers only,
+    fewest: ClassVar[int] = 1  # and so many of them or more
     comparable: ClassVar[bool] = True  # scores of different structures are in one currency
 
 

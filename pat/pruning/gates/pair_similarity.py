@@ -21,3 +21,4 @@ class PairSimilarity(Similarity):
     name: str = "pair_similarity"
 
     needs: ClassVar[Evidence] = "similarity_of_pairs"
+    fewest: ClassVar[int] = 3  # two layers have one pair, and so one score

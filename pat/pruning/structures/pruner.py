@@ -65,6 +65,11 @@ class StructurePruner:
             raise ValueError(
                 f"gate method {self.method.name} ranks whole layers only: structures=[layers], or another method"
             )
+        if len(self.sites) < self.method.fewest:
+            raise ValueError(
+                f"pruners.{name}.gate={self.method.name} ranks {self.method.fewest} layers or more, and the model has "
+                f"{len(self.sites)}: take another gate (similarity, taylor)"
+            )
         self.budget.check(self.anatomy, self.sites)
         self.goal = Goal(self.budget, self.units)
         self.needs = self.method.needs

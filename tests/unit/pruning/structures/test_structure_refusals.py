@@ -151,6 +151,17 @@ def test_similarity_ranks_whole_layers_only(structure: str, fits: bool) -> None:
         StructurePruner("short", config, small.model("llama"), num_steps=12, seed=0)
 
 
+def test_pairs_of_two_layers_are_refused() -> None:
+    """Both have the same pair, so their scores would be equal whenever they are chosen."""
+    config = PrunerConfig(
+        structures=["layers"], gate="pair_similarity", schedule={"name": "one_shot", "start": 2},
+        budget={"name": "shape", "keep": {"layers": 1}},
+    )  # fmt: skip
+    StructurePruner("short", config, small.model("llama", num_hidden_layers=3), num_steps=12, seed=0)
+    with pytest.raises(ValueError, match="gate=pair_similarity ranks 3 layers or more, and the model has 2: take"):
+        StructurePruner("short", config, small.model("llama", num_hidden_layers=2), num_steps=12, seed=0)
+
+
 @pytest.mark.parametrize(("rows", "cols", "fits"), [(4, 3, True), (3, 3, False), (4, 4, False)])
 def test_blocks_tile_the_matrix(rows: int, cols: int, fits: bool) -> None:
     granularity = registry.build("granularity", {"name": "block", "rows": rows, "cols": cols})
