@@ -78,10 +78,12 @@ def _slurm_environment(env: Mapping[str, str]) -> RankEnvironment | None:
         return None
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or HOST
     job, step = _number(env, "SLURM_JOB_ID"), _number(env, "SLURM_STEP_ID")
+    visible = env.get("CUDA_VISIBLE_DEVICES", "")
+    alone = bool(visible) and "," not in visible  # srun --gpus-per-task=1: each task's only GPU is its number 0
     return RankEnvironment(
         rank=rank,
         world_size=size,
-        local_rank=_number(env, "SLURM_LOCALID"),
+        local_rank=0 if alone else _number(env, "SLURM_LOCALID"),
         master_addr=env.get("MASTER_ADDR") or first_host(nodes),
         master_port=int(env.get("MASTER_PORT") or _port(f"{job}.{step}")),
         launcher="slurm",

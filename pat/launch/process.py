@@ -94,6 +94,10 @@ def leave_with_parent(number: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
+class InUseError(ValueError):
+    """Another start holds the directory: nothing in it may be touched."""
+
+
 @contextlib.contextmanager
 def only_user_of(run_dir: Path, key: str = "run.dir", holds: str = "config.yaml") -> Iterator[None]:
     """Hold a run directory, which `key` names, for one start; ValueError while another holds it.
@@ -106,11 +110,14 @@ def only_user_of(run_dir: Path, key: str = "run.dir", holds: str = "config.yaml"
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = os.fstat(file.fileno()).st_nlink > 0  # else its holder has failed and removed it by now
-        except OSError:
+        except BlockingIOError:
             free = False
+        except OSError as error:
+            said = f"{key}={run_dir} is on a file system without locks ({error.strerror})"
+            raise ValueError(f"{said}: give a folder on another one") from None
         if not free:
             file.seek(0)
-            raise ValueError(
+            raise InUseError(
                 f"{run_dir} is in use by process {file.read().strip() or 'unknown'}: "
                 f"wait for it, or give this run its own {key}"
             )
@@ -173,6 +180,7 @@ def wait_gone(processes: list[Process], seconds: float) -> bool:
 
 
 ORPHAN_GRACE_S = 120.0  # to save, once the parent is dead
+POLL_S = 1.0  # between two looks at a parent that the kernel gives no notice of
 
 
 def restore_terminal(terminal: IO[str]) -> None:

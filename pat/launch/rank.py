@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pat.launch import process
-from pat.launch.process import ORPHAN_GRACE_S, restore_terminal
+from pat.launch.process import ORPHAN_GRACE_S, POLL_S, restore_terminal
 from pat.run import directory, preemption
 from pat.run.directory import ExitCode
 
@@ -88,22 +88,37 @@ def redirect_output(run_dir: Path, rank: int) -> IO[str]:
 def watch_parent() -> None:
     """When the parent dies: ask this rank to save and leave, and end it if it does not."""
     parent = os.getppid()
+    if not parent:  # the first process of a container: nobody to outlive
+        return
     process.leave_with_parent(signal.SIGTERM)
-    try:
-        handle = os.pidfd_open(parent)
-    except OSError:
-        handle = None
-    if handle is None or os.getppid() != parent:
+    until_it_ends = _end_of(parent)
+    if until_it_ends is None or os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
         return
 
     def wait() -> None:
-        select.select([handle], [], [])
+        until_it_ends()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(ORPHAN_GRACE_S)
         os._exit(ExitCode.ERROR)
 
     threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+def _end_of(parent: int) -> Callable[[], None] | None:
+    """A function that returns when the parent has ended; None if it has."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_S)
+
+    try:
+        handle = os.pidfd_open(parent)
+    except ProcessLookupError:
+        return None
+    except (AttributeError, OSError):  # Conda's Python lacks it; old kernels and some containers refuse it
+        return look
+    return lambda: select.select([handle], [], []) and None
 
 
 @contextlib.contextmanager
@@ -144,6 +159,9 @@ def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int], announce: bo
             code, message = ExitCode(work(run_dir)), ""
             if rank == 0:
                 message = (directory.read_exit(run_dir) or {}).get("message", "")
+        except process.InUseError as error:  # exit.json is the other start's
+            leave(ExitCode.BAD_INPUT, str(error))
+            return ExitCode.BAD_INPUT
         except ValueError as error:
             code, message = ExitCode.BAD_INPUT, str(error)
             traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))

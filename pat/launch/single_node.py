@@ -19,8 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pat
+from pat.common.machine import cpu_features
 from pat.launch import process
-from pat.launch.environment import free_port
+from pat.launch.environment import free_port, rank_environment
 from pat.launch.supervisor import Supervisor
 from pat.run.directory import RunDir
 from pat.schema import Config
@@ -38,10 +39,9 @@ def launch(run_dir: Path, config: Config, rank_program: Sequence[str] = ("--modu
 def ranks_here(environment: dict[str, str], command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """DeepSpeed's launcher of this machine's ranks, in a process group of its own, which ends with this process."""
     directory = Path(environment["TORCH_EXTENSIONS_DIR"])
-    ours = directory == extensions_dir(environment)
     if environment.get("DS_ACCELERATOR") == "cpu" and not list(directory.glob("**/deepspeed_shm_comm.so")):
         print(f"building DeepSpeed's CPU communication op, once, in {directory} (about a minute)", flush=True)
-    with extensions_in_use(directory) if ours else contextlib.nullcontext():
+    with extensions_held(environment):
         yield subprocess.Popen(
             command,
             env=environment,
@@ -77,18 +77,22 @@ def package_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _threads(environment: Mapping[str, str], world_size: int) -> int:
-    """Cores of this machine / ranks on it, by the launcher's own numbers where it gives them."""
-    if "SLURM_CPUS_PER_TASK" in environment:
-        return int(environment["SLURM_CPUS_PER_TASK"])
-    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]  # `8(x2),4`
+    """Cores of this machine / ranks on it, by the launcher's own numbers where it gives them. Slurm's are of its tasks,
+    which are ranks only where srun starts them."""
+    started, tasks = rank_environment(environment), ""
+    if started is not None and started.launcher == "slurm":
+        if "SLURM_CPUS_PER_TASK" in environment:
+            return int(environment["SLURM_CPUS_PER_TASK"])
+        tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]  # `8(x2),4`
     said = (environment.get(key) for key in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"))
     ranks = next(filter(None, said), tasks or world_size)
     return max(1, len(os.sched_getaffinity(0)) // int(ranks))
 
 
 def extensions_dir(environment: Mapping[str, str]) -> Path:
-    """Where DeepSpeed's compiled operations go: two versions of DeepSpeed in one directory would break each other's."""
-    parts = [sys.prefix, environment.get("DS_ACCELERATOR", "")]
+    """Where DeepSpeed's compiled operations go: two versions of DeepSpeed in one directory would break each other's, as
+    would two kinds of processor, for which it compiles."""
+    parts = [sys.prefix, environment.get("DS_ACCELERATOR", ""), cpu_features()]
     parts += [importlib.metadata.version(name) for name in ("deepspeed", "torch")]
     cache = Path(environment.get("PAT_CACHE") or "~/.cache/pat").expanduser()
     return cache / "torch_extensions" / hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
@@ -104,8 +108,15 @@ def extensions_in_use(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for lock in [*directory.glob("*/lock"), *directory.glob("*/*/lock")]:
                 lock.unlink(missing_ok=True)
-        fcntl.flock(file, fcntl.LOCK_SH)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
         yield
+
+
+def extensions_held(environment: Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
+    """`extensions_in_use` of a rank's directory, if it is not one that the user has named."""
+    directory = Path(environment["TORCH_EXTENSIONS_DIR"])
+    return extensions_in_use(directory) if directory == extensions_dir(environment) else contextlib.nullcontext()
 
 
 def _devices(count: int) -> list[int | str]:

@@ -184,7 +184,8 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
             write_atomic(run.config, dump(config.changed(run__resume="auto")))
         run.logs.mkdir(exist_ok=True)
         write_atomic(run.path / "job.sbatch", text)
-        done = subprocess.run(["sbatch", "--parsable", run.path / "job.sbatch"], capture_output=True, text=True)
+        command = ["sbatch", "--parsable", run.path / "job.sbatch"]
+        done = subprocess.run(command, capture_output=True, text=True, env=_without_a_job(os.environ))
         if done.returncode:
             said = " ".join(done.stderr.split())
             raise ValueError(f"sbatch refuses the job of {run.path}, which --dry-run prints: {said}")
@@ -192,6 +193,12 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
     if (read_json(run.job) or {}).get("job_id") != number:  # it may run by now and have written its own state
         write_json(run.job, {"job_id": number, "restarts": 0, "nodes": ""})
     return number
+
+
+def _without_a_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what Slurm says of the job that this may run in: sbatch hands it on, and srun would bind by it."""
+    kept = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
+    return {key: value for key, value in environment.items() if key in kept or not key.startswith("SLURM_")}
 
 
 def states(jobs: Sequence[str]) -> dict[str, str]:

@@ -146,6 +146,16 @@ def test_containers_offline_and_setup(tmp_path, monkeypatch):
         cluster.load("slurm", ["cluster.gpus_per_node=1", "cluster.pyxis_image=a", "cluster.apptainer_image=b"])
 
 
+def test_a_job_that_is_submitted_from_a_job_does_not_inherit_it(fake_slurm, tmp_path, monkeypatch):
+    """Fails if srun in the new job binds by the old one's cores; where Slurm is must stay known."""
+    (fake_slurm / "sbatch").write_text(f"#!/bin/sh\nenv > {tmp_path}/environment\necho 41\n")
+    for key in ("SLURM_CPU_BIND", "SLURM_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_CONF"):
+        monkeypatch.setenv(key, "77")
+    assert submit("--cluster", "slurm", *RANKS, f"run.dir={tmp_path}/run") == 0
+    found = (tmp_path / "environment").read_text()
+    assert [line for line in found.splitlines() if line.startswith("SLURM_")] == ["SLURM_CONF=77"]
+
+
 def test_submit_freezes_and_asks_sbatch(fake_slurm, tmp_path, capsys):
     run = RunDir(tmp_path / "run")
     asked = ["--cluster", "slurm", *RANKS, f"run.dir={run.path}"]

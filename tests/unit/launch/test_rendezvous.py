@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from pat.launch import environment
 from pat.launch.environment import RankEnvironment, first_host, free_port, rank_environment
+from pat.launch.single_node import _threads
 
 TORCH = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
 SLURM = {
@@ -49,6 +51,21 @@ def test_rank_of_srun():
     assert rank_environment(SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "5"}) == RankEnvironment(
         3, 4, 1, "head", 5, "slurm"
     )
+
+
+def test_a_task_that_sees_one_gpu_takes_that():
+    """srun --gpus-per-task=1: the second task's GPU is its number 0, and there is no number 1."""
+    for visible, local in (("3", 0), ("0,1", 1), ("", 1)):
+        found = rank_environment(SLURM | {"CUDA_VISIBLE_DEVICES": visible})
+        assert found and found.local_rank == local, visible
+
+
+def test_threads_are_slurms_only_where_its_tasks_are_the_ranks():
+    """Fails if 8 ranks that `pat train` starts in one task of 32 cores have 32 threads each."""
+    cores = len(os.sched_getaffinity(0))
+    one_task = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_CPUS_PER_TASK": "32", "SLURM_STEP_TASKS_PER_NODE": "1"}
+    assert _threads(one_task, 2) == max(1, cores // 2)
+    assert _threads(SLURM | {"SLURM_CPUS_PER_TASK": "7"}, 2) == 7
 
 
 def test_rank_of_mpirun():

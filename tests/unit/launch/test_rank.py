@@ -1,0 +1,62 @@
+"""A rank on its own: whom it outlives, and what it leaves alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pat.launch import process, rank
+from pat.run.directory import ExitCode, RunDir
+
+CHILD = """
+import os, signal, sys, time
+from pat.launch import process, rank
+process.POLL_S = rank.POLL_S = 0.05
+{change}
+signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+rank.watch_parent()
+time.sleep(float(sys.argv[1]))
+"""
+CHANGES = {
+    "as it is": "",
+    "no pidfd_open": "del os.pidfd_open",
+    "refused": "def refuse(*_): raise PermissionError\nos.pidfd_open = refuse",
+    "no parent": "os.getppid = lambda: 0",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_rank_stays_while_its_parent_lives(change: str) -> None:
+    """Fails if a rank takes a kernel that gives no notice of its parent's end for that end."""
+    program = CHILD.format(change=CHANGES[change])
+    assert subprocess.run([sys.executable, "-c", program, "0.3"], timeout=60).returncode == 0
+
+
+def test_without_notice_of_its_end_the_parent_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    monkeypatch.setattr(rank, "POLL_S", 0.01)
+    parents = iter([5, 5, 5, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    look = rank._end_of(5)
+    assert look is not None
+    look()
+    assert next(parents, None) is None, "it has looked until the parent was another"
+
+
+def test_a_start_that_is_refused_leaves_the_result_of_the_one_that_runs(tmp_path: Path) -> None:
+    """Fails if the exit code of a run is that of a second start, which found the directory in use."""
+    program = (
+        "import sys; from pathlib import Path; from pat.launch import process, rank\n"
+        "def work(run_dir):\n    with process.only_user_of(run_dir): return 0\n"
+        "sys.exit(rank.run_rank(Path(sys.argv[1]), 0, work))"
+    )
+    with process.only_user_of(tmp_path):
+        RunDir(tmp_path).exit.write_text("{}")
+        found = subprocess.run([sys.executable, "-c", program, tmp_path], timeout=60, capture_output=True, text=True)
+        assert found.returncode == ExitCode.BAD_INPUT and RunDir(tmp_path).exit.read_text() == "{}"
+    (record,) = RunDir(tmp_path).ranks.glob("*.json")
+    assert "in use by process" in record.read_text()
