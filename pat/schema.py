@@ -421,7 +421,7 @@ class MaskedGradConfig(Section, frozen=True):
     )
     sr_ste: float = key(
         0.0,
-        "weight decay of masked weights (SR-STE, arXiv:2102.04010)",
+        "weight decay of masked weights, times lr a step, as weight_decay is (SR-STE, arXiv:2102.04010)",
         ge=0,
         only_with=".name=straight_through",
     )

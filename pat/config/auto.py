@@ -58,9 +58,10 @@ def choose_trainable(content: Mapping[str, Any]) -> None:
         optim["trainable"] = [ALL_BUT_EMBEDDINGS if keep else "*"]
 
 
-def keep_given_rate(optim: dict[str, Any], given: Collection[str]) -> None:
-    """A rate of the command line is the rate at any width: the recipe's base_width belongs to the recipe's rate."""
-    if "optim.lr" in given and "optim.base_width" not in given:
+def keep_given_rate(optim: dict[str, Any], given: Collection[str], adapters: bool = False) -> None:
+    """A rate of the command line is the rate at any width: the recipe's base_width belongs to the recipe's rate. So is
+    that of adapters, whose matrices have as many inputs as their rank."""
+    if (adapters or "optim.lr" in given) and "optim.base_width" not in given:
         optim["base_width"] = None
 
 

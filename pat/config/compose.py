@@ -104,7 +104,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
     _drop_replaced_fields(content["pruners"], given)
     auto.choose(content["pruners"])
     auto.choose_trainable(content)
-    auto.keep_given_rate(content["optim"], given)
+    auto.keep_given_rate(content["optim"], given, adapters=content["peft"]["r"] is not None)
     config = take_world_size(to_config(content), overrides)
     validate(config, given, guarded)
     _check_replaced_files(content["data"], given)

@@ -16,6 +16,8 @@ from pat.pruning import registry
 from pat.pruning.schedules import Ramp
 from pat.schema import LATELY, Config, PrunerConfig
 
+SMALLEST_DECAY = 2.0**-25  # 1 - d is 1 in fp32 for all below
+
 
 def validate(config: Config, given: Collection[str] = (), guarded: bool = True) -> None:
     """Raises ValueError with the first thing that does not fit; `given`: the keys on the command line; `guarded`: an
@@ -167,6 +169,11 @@ def pruner_problems(config: Config, name: str) -> Iterator[str]:
         yield f"{place}: a pruner's name is made of letters, digits and underscores"
     of_structures = bool(settings.structures) or settings.gate is not None
     yield from _structures(settings, place) if of_structures else _weights(settings, place)
+    if 0.0 < settings.masked_grad.sr_ste * config.optim.lr < SMALLEST_DECAY:
+        decay = f"{place}.masked_grad.sr_ste={settings.masked_grad.sr_ste:g} times optim.lr={config.optim.lr:g}"
+        yield (
+            f"{decay} is less than a factor in fp32 can hold: give {SMALLEST_DECAY / config.optim.lr:.2g} or more, or 0"
+        )
     for kind in registry.OF_BOTH + (registry.OF_STRUCTURES if of_structures else registry.OF_WEIGHTS):
         try:
             method = registry.build(kind, getattr(settings, kind))

@@ -455,12 +455,22 @@ def test_a_shape_that_is_written_whole_is_the_shape():
         assert composed(*recipe, given).pruners["narrow"].budget.keep == keep
 
 
+def test_a_decay_that_fp32_cannot_hold_is_refused():
+    masked = "pruners.weights.masked_grad={name: straight_through, sr_ste: %s}"
+    movement = ("recipe=parity", "optim.lr=2e-5", "pruners.weights.schedule.hard_from=0.8")
+    with pytest.raises(ValueError, match=r"is less than a factor in fp32 can hold: give 0.0015 or more, or 0"):
+        composed(*movement, masked % 2e-4)
+    assert composed(*movement, masked % 0.01).pruners["weights"].masked_grad.sr_ste == 0.01
+
+
 def test_a_rate_of_the_command_line_is_the_rate_at_any_width():
     own = ("recipe=encoder", "task=classification", "model.path=m", "data=csv", "data.train=t", "train.num_steps=9")
     optim = [
         composed(*own, *given).optim for given in ((), ("optim.lr=1e-4",), ("optim.lr=1e-4", "optim.base_width=768"))
     ]
     assert [(each.lr, each.base_width) for each in optim] == [(3e-4, 384), (1e-4, None), (1e-4, 768)]
+    narrow = composed("recipe=encoder_narrow", *own[1:], "peft=lora").optim
+    assert (narrow.lr, narrow.base_width) == (1.5e-4, None), "adapters have as many inputs as their rank"
     whole = [composed(*own, given).optim for given in ("optim={lr: 1e-4}", "optim={lr: 1e-4, base_width: 768}")]
     assert [(each.lr, each.base_width) for each in whole] == [(1e-4, None), (1e-4, 768)]
 
