@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,13 @@ def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "squeue.state").write_text("")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_the_file_describes_every_key_and_gives_its_default():
@@ -128,6 +138,31 @@ def test_a_job_that_loses_ranks_comes_back_once_from_each_checkpoint(fake_slurm,
         requeued.append("back into the queue" in done.stdout)
     assert requeued == [True, False, True, False, True]
     assert (fake_slurm / "scontrol.asked").read_text() == "requeue 7\n" * 3
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["in time", "not"])
+def test_ranks_that_do_not_leave_in_time_do_not_end_the_run_at_its_limit(leaves, fake_slurm, tmp_path):
+    """Slurm does not put a job back that has reached its limit, so the script does it just before, and only then."""
+    run = RunDir(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    cluster_ = ClusterConfig(ranks_per_node=1, signal_lead_s=100 if leaves else 1)
+    script = slurm.script(Config(run=RunConfig(name="r", dir=str(run.path))), cluster_)
+    (fake_slurm / "squeue.state").write_text("RUNNING\n")
+    answer = "trap 'exit 85' USR1" if leaves else "trap '' USR1"
+    waits = f"{answer}\necho started >'{tmp_path}/started'\nwhile :; do /bin/sleep 0.05; done"
+    for name, says in (("srun", waits), ("scontrol", "kill -s KILL $PPID" if leaves else "")):
+        (fake_slurm / name).write_text(f'#!/bin/sh\necho "$@" >>"$0.asked"\n{says}\n')
+        (fake_slurm / name).chmod(0o755)
+    given = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}
+    command = ["bash", "-c", script]
+    with subprocess.Popen(command, env=os.environ | given, stdout=subprocess.PIPE, start_new_session=True) as job:
+        wait_for((tmp_path / "started").exists)
+        job.send_signal(signal.SIGUSR1)
+        wait_for((fake_slurm / "scontrol.asked").exists)
+        os.killpg(job.pid, signal.SIGKILL)
+        said = job.communicate()[0].decode()
+    assert (fake_slurm / "scontrol.asked").read_text() == "requeue 7\n"
+    assert ("have not left in time" in said) is not leaves
 
 
 def test_containers_offline_and_setup(tmp_path, monkeypatch):
