@@ -197,12 +197,13 @@ def _cut_group(
             shape = weights.shape
             share = weighing.shares.get(name, method.sparsity)
             choose = chooser(name, method.granularity, share, method.scope)
-            scale = weighing.outputs.get(name)
+            scale, gone = weighing.outputs.get(name), (weights == 0).all(0)
             if scale is not None:
                 weights = weights.mul_(scale[:, None])
             keep, fitted = criterion.cut(weights, prepared, choose)
             if scale is not None:
                 fitted = fitted.div_(scale[:, None])
+            fitted[:, gone] = 0.0  # inputs that gates have removed: nothing is fitted into them, not even rounding
             del weights
             if not is_finite(fitted):
                 return {}, [

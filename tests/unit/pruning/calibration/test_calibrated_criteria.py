@@ -14,6 +14,8 @@ from pat.pruning import registry
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.criteria import alps
 from pat.pruning.criteria.alps import Alps, damped_, fitted
+from pat.pruning.weights.allocation import Weighing
+from pat.pruning.weights.calibrated import Method, _cut_group
 from pat.pruning.weights.whole import chooser, keep_top_of_rows
 
 SPARSITY = 0.5
@@ -164,3 +166,17 @@ def test_wide_matrices_are_solved_without_eigenvectors_to_the_same_end(monkeypat
     assert (keep != again).float().mean() < 0.02
     within = damped_(gram.clone(), Alps().damping)
     assert loss(weights, other, within).sum() == pytest.approx(float(loss(weights, found, within).sum()), rel=0.02)
+
+
+def test_nothing_is_fitted_into_inputs_that_gates_have_removed() -> None:
+    """2:4 keeps two of four everywhere: those of a removed unit must stay 0, whatever little still comes in there."""
+    generator = torch.Generator().manual_seed(0)
+    dense, x = torch.randn(6, 16, generator=generator), torch.randn(64, 16, generator=generator)
+    dense[:, 4:8] = 0.0
+    two_of_four = {"name": "n_of_m", "n": 2, "m": 4}
+    method = Method(Alps(iterations=20, refinements=4), registry.build("granularity", two_of_four), 0.5, "matrix", 0)
+    made, said = _cut_group(method, Weighing(), {"w": dense.clone()}, {"w": {Gram: x.T @ x / 64}})
+    keep, fitted = made["w"]
+    assert not said and int(keep[:, 4:8].sum()) == 12 and not fitted[:, 4:8].any()
+    alive = torch.cat([fitted[:, :4], fitted[:, 8:]], 1)
+    assert int(alive.count_nonzero()) == 36 and not torch.equal(alive, torch.cat([dense[:, :4], dense[:, 8:]], 1))
