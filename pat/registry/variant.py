@@ -57,10 +57,13 @@ def _check_file(path: Path, folder: Path) -> None:
         raise ValueError(
             f"{path} is code, which the registry does not keep: a variant must load with stock transformers"
         )
-    if path.suffix == ".safetensors":  # begins with the length of its header, any number, so that STARTS says nothing
-        return
     with open(path, "rb") as file:
-        if file.read(4).startswith(STARTS):
+        start = file.read(9)
+        if path.suffix == ".safetensors":  # 8 bytes of its header's length, any number, and the header, which is JSON
+            bad = start[8:] != b"{"
+        else:
+            bad = start.startswith(STARTS)
+        if bad:
             raise ValueError(
                 f"{path} is a pickle or an archive by its first bytes: only safetensors are kept; remove it"
             )

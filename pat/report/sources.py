@@ -212,7 +212,8 @@ class Sources:
         """A version of the registry has no folder of its own, so its name does not tell."""
         if not self.models or any(isinstance(model, Variant) and model.registered for model in self.models):
             return True
-        a, b = (Path(text(comparison.content, key)).name for key in ("a", "b"))
+        place = Path(text(comparison.content, "directory"))
+        a, b = ((place / text(comparison.content, key)).name for key in ("a", "b"))
         subject = self.subject
         return any(b in model.folders for model in self.models) or (subject is not None and a in subject.folders)
 

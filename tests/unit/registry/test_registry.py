@@ -141,6 +141,7 @@ def link(target: str) -> Callable[[Path], object]:
     [
         (lambda folder: (folder / "training_args.bin").write_bytes(b""), "may be a pickle"),
         (lambda folder: torch.save({}, folder / "note.txt"), "by its first bytes"),
+        (lambda folder: torch.save({}, folder / "more.safetensors"), "by its first bytes"),
         (lambda folder: (folder / "modeling.py").write_text(""), "is code"),
         (link("/etc/hostname"), "link out of its folder"),
         (link("../outside.json"), "link out of its folder"),
