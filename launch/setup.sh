@@ -43,9 +43,9 @@ pat_setup() {
     case ":$PATH:" in *":$venv/bin:"*) ;; *) export PATH="$venv/bin:$PATH" ;; esac
 
     # DeepSpeed compiles its CPU communication op (about a minute) when ranks first meet. Built here, in the background,
-    # so that data can be prepared meanwhile; call pat_wait before starting ranks. Our own lock keeps two set-ups apart,
-    # which makes a `lock` file inside the op's folder one that a killed build left behind and all would wait for.
-    # `pat train` looks in the same place, made of the environment and the versions in it.
+    # so that data can be prepared meanwhile; call pat_wait before starting ranks. Our own lock keeps two set-ups apart;
+    # pat's removes the `lock` file of a killed build, for which all would wait. `pat train` looks in the same place,
+    # made of the environment and the versions in it.
     PAT_OPS="${TORCH_EXTENSIONS_DIR:-$(DS_ACCELERATOR=cpu "$venv/bin/python" -c '
 import os; from pat.launch.single_node import extensions_dir; print(extensions_dir(os.environ))')}"
     if [ ! -e "$PAT_OPS/deepspeed_shm_comm/deepspeed_shm_comm.so" ]; then
@@ -53,11 +53,11 @@ import os; from pat.launch.single_node import extensions_dir; print(extensions_d
         echo "setup: building DeepSpeed's CPU communication op in the background (log: $PAT_OPS/build.log)"
         (
             flock 9
-            rm -f "$PAT_OPS/deepspeed_shm_comm/lock"
             # A log first: a failed build is no failed set-up, DeepSpeed tries again and then says why.
             DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR="$PAT_OPS" "$venv/bin/python" -c '
+import os; from pat.launch.single_node import extensions_held
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-ShareMemCommBuilder().load()' >"$PAT_OPS/build.log" 2>&1
+with extensions_held(os.environ): ShareMemCommBuilder().load()' >"$PAT_OPS/build.log" 2>&1
         ) 9>"$PAT_OPS/build.lock" </dev/null &
         PAT_OP_BUILD=$!
     fi

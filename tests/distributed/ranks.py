@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pat.launch.environment import free_port
+from pat.launch.single_node import extensions_dir, extensions_held
 
 ROOT = Path(__file__).resolve().parents[2]
 # DeepSpeed imports the second when it builds its first engine, and torch's compiler with it.
@@ -43,6 +44,7 @@ def fork_ranks(
     """Start `python -m module *arguments` as one rank per log, as a launcher would; `fresh`: not forked, for checks of
     memory, as the pages and the heap of the process that they are forked from would count."""
     os.environ |= ENVIRONMENT  # of the process that they are forked from, too
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_dir(os.environ)))
     world = {"WORLD_SIZE": str(len(logs)), "LOCAL_SIZE": str(len(logs)), "MASTER_ADDR": "127.0.0.1"}
     environment = os.environ | world | {"MASTER_PORT": str(free_port())}
     ranks: list[BaseProcess] = []
@@ -62,7 +64,8 @@ def _rank(module: str, arguments: list[str], environment: dict[str, str], log: P
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    with extensions_held(os.environ):  # or another test's start removes the lock under which this one compiles
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def exit_codes(ranks: Sequence[BaseProcess], timeout_s: float) -> list[int | None]:
