@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     for file, flag in ((options.out, "--out"), (options.markdown, "--markdown")):
         if file is not None:
             files.check_writable(file, flag)
-    from pat.report import build, sources
+    from pat.report import build, reading
     from pat.report.markdown import markdown
     from pat.report.render import html
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         asked.append(given)
         return _registered(given, options.dir or DIRECTORY, options.uri)
 
-    found = sources.read(options.given, version)
+    found = reading.read(options.given, version)
     if not asked and (options.dir or options.uri):
         raise ValueError(
             f"--{'dir' if options.dir else 'uri'} would be ignored: no NAME/VERSION of a registry is given"

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from pat.report import build, sources
+from pat.report import build, reading
 from pat.report.render import html
 
 HEADERS = {
@@ -43,7 +43,7 @@ class Live:
             return self.made[1]
 
     def _make(self) -> bytes:
-        found = sources.read(self.paths)
+        found = reading.read(self.paths)
         over = all(run.exit for run in found.runs)
         return html(build.page(found), refresh_s=None if over else self.every_s).encode()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pat.report import build, pictures, sources
+from pat.report import build, pictures, reading
 from pat.report.render import html
 from tests import monitor_samples
 from tests import report_samples as samples
@@ -75,7 +75,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "sweep": lambda: [samples.sweep(folder / "sweep")],
         "no data": lambda: [folder / "empty"],
     }[request.param]()
-    path.write_text(html(build.page(sources.read(given), worst=3)))
+    path.write_text(html(build.page(reading.read(given), worst=3)))
     return request.param, path
 
 

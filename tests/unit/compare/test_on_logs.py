@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pat import cli
-from pat.report import build, sources
+from pat.report import build, reading
 from pat.report.markdown import markdown
 from pat.statistics.sequential import look
 
@@ -75,7 +75,7 @@ def test_several_outcomes_are_one_family(tmp_path: Path, capsys: Any) -> None:
         assert any(one["p_adjusted"] > one["look"]["p"] for one in each)
     said = capsys.readouterr().out
     assert "ok; without a value yet: 0 and 0" in said and "s; without a value yet: 7 and 7" in said
-    shown = build.page(sources.read([tmp_path / "f.json"]))
+    shown = build.page(reading.read([tmp_path / "f.json"]))
     assert shown.decision.word.endswith(": ok lower, s higher")
     assert all(f"{name} per slice" in markdown(shown) for name in ("ok", "s"))
     assert "Not known: the rows of the logs are not paired" in markdown(shown)

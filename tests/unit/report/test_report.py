@@ -19,7 +19,7 @@ from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.registry import mlflow_backend
 from pat.registry.registry import Registry
-from pat.report import build, curves, kept, pictures, sources, values
+from pat.report import build, curves, kept, pictures, reading, values
 from pat.report.curves import Chart, Phase, Series
 from pat.report.markdown import markdown
 from pat.report.page import Page
@@ -74,7 +74,7 @@ class Parsed(HTMLParser):
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str]:
     """A page of everything, whose names, prompts, outputs and logs try to be HTML; and its HTML."""
     _, *given = samples.everything(tmp_path_factory.mktemp("nasty"), samples.NASTY)
-    page = build.page(sources.read(given))
+    page = build.page(reading.read(given))
     return page, html(page)
 
 
@@ -136,7 +136,7 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     """Computed here from the files: differences, ratios, the order of the prompts."""
     monkeypatch.setattr(pictures, "available", lambda: False)
     given = samples.everything(tmp_path)
-    read = sources.read(given)
+    read = reading.read(given)
     text = markdown(build.page(read, worst=3))
     compared = json.loads((tmp_path / "compare.json").read_text())["outcomes"][0]
     overall = compared["overall"]["found"]
@@ -168,7 +168,7 @@ def test_of_several_profiled_models_the_latency_is_the_subjects(tmp_path: Path) 
         ([gate, profile], "0.71 x", "pruned: 0.69 to 0.74; 8.8 ms, was 12.4 ms"),
         ([profile], "0.4 x", "other: 6.2 ms, was 12.4 ms"),
     ):
-        page = build.page(sources.read(given))
+        page = build.page(reading.read(given))
         (card,) = [card for card in page.cards if card.label == "latency p95"]
         assert (card.value, card.note) == (value, said)
     (row,) = [line for line in markdown(page).splitlines() if line.startswith("| latency p95 | 12.4 ms")]
@@ -186,7 +186,7 @@ def test_figures_per_slice_come_from_evaluations_and_runs(tmp_path: Path) -> Non
     on_mix = samples.evaluation(tmp_path / "mix.json")
     models = json.loads(on_mix.read_text())["models"]
     on_mix.write_text(json.dumps({"models": [{k: v for k, v in one.items() if k != "metrics"} for one in models]}))
-    found = sources.read([run, on_mix])
+    found = reading.read([run, on_mix])
     assert found.evaluations and not found.profiles
     written = markdown(build.page(found))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.splitlines()]
@@ -227,14 +227,14 @@ def test_a_version_of_the_registry_brings_its_evidence(
 def test_sparsity_of_a_run_is_what_its_checkpoint_pruned(tmp_path: Path) -> None:
     """Counted from the flags that were written, cut over ranks."""
     kinds = counted(tmp_path)
-    assert {(c.kind, c.layer): (c.removed, c.total) for c in kept.counts(sources.read_run(tmp_path / "run"))} == kinds
+    assert {(c.kind, c.layer): (c.removed, c.total) for c in kept.counts(reading.read_run(tmp_path / "run"))} == kinds
 
 
 @pytest.mark.slow
 def test_sparsity_of_an_export_is_what_its_checkpoint_pruned(tmp_path: Path) -> None:
     kinds = counted(tmp_path)
     export_run(tmp_path / "run", tmp_path / "out", checkpoint="last", verify="weights")
-    read = sources.read([tmp_path / "out", tmp_path / "run"])
+    read = reading.read([tmp_path / "out", tmp_path / "run"])
     assert {(c.kind, c.layer): (c.removed, c.total) for c in kept.counts(read.variants[0])} == kinds
     page = build.page(read)
     assert page.what.startswith("An export of a random llama") and page.title == "out"
@@ -277,7 +277,7 @@ DECISIONS = {
 def test_the_decision(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "available", lambda: False)  # drawing is tested above
     make, tone, word, sentence = DECISIONS[case]
-    page = build.page(sources.read([make(tmp_path)]))
+    page = build.page(reading.read([make(tmp_path)]))
     assert (page.decision.tone, page.decision.word) == (tone, word)
     assert sentence in page.decision.sentence
     assert f"{word}: " in html(page)
@@ -292,7 +292,7 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
     save_file({"w": torch.ones(2)}, export / "model.safetensors")
 
     def word(*given: Path) -> str:
-        return build.page(sources.read([*given, gate])).decision.word
+        return build.page(reading.read([*given, gate])).decision.word
 
     assert [word(run), word(other), word(export), word(run, export)] == [
         "Good enough", "Not decided", "Not decided", "Good enough",
@@ -301,11 +301,11 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
     content["variant"]["weights_sha256"] = weights_sha256(export)
     gate.write_text(json.dumps(content))
     assert word(export) == "Good enough"
-    both = build.page(sources.read([export, gate, samples.gate(tmp_path / "failed.json")]))  # the second is of another
+    both = build.page(reading.read([export, gate, samples.gate(tmp_path / "failed.json")]))  # the second is of another
     assert both.decision.word == "Good enough" and both.cards[1].value == "3 of 3"
     assert "none of those given and decides nothing here" in markdown(both)
     compared = samples.comparison(tmp_path / "c.json")  # of runs/dense and pruned
-    words = [build.page(sources.read([given, compared])).decision.word for given in (run, other)]
+    words = [build.page(reading.read([given, compared])).decision.word for given in (run, other)]
     assert words == ["Worse", "Not decided"]
 
 
@@ -313,23 +313,23 @@ def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path:
     """The run and its export have one name here; the headline is about what a dense run has, if one is given."""
     monkeypatch.setattr(pictures, "available", lambda: False)
     dense, half = samples.run(tmp_path / "dense", pruned=False), samples.run(tmp_path / "pruned")
-    name = sources.read([half]).runs[0].name
+    name = reading.read([half]).runs[0].name
     export = samples.variant(tmp_path / "out" / name, half)
-    alone, beside = (build.page(sources.read(given)) for given in ([half, export], [dense, half, export]))
+    alone, beside = (build.page(reading.read(given)) for given in ([half, export], [dense, half, export]))
     assert "when pruning began" in alone.cards[0].note
     assert "0.818 in" in beside.cards[0].note and "not pruned" in beside.cards[0].note
-    gated = build.page(sources.read([half, export, samples.gate(tmp_path / "gate.json")]))
+    gated = build.page(reading.read([half, export, samples.gate(tmp_path / "gate.json")]))
     assert gated.cards[0].note == "0.818 in the baseline", "a gate knows a dense model, too"
     text = markdown(beside)
     assert f"{name} (run)" in text and f"{name} (export)" in text
     (heads,) = re.findall(r"^\| metric \|.*$", text, re.MULTILINE)
     assert heads == f"| metric | dense | {name} (export) |", "a run and its export are one model: measured once"
-    again = {"folder": str(half), "metrics": sources.read([export]).variants[0].metrics}
+    again = {"folder": str(half), "metrics": reading.read([export]).variants[0].metrics}
     (tmp_path / "eval.json").write_text(json.dumps({"models": [again]}))
-    repeated = markdown(build.page(sources.read([dense, half, export, tmp_path / "eval.json"])))
+    repeated = markdown(build.page(reading.read([dense, half, export, tmp_path / "eval.json"])))
     assert re.findall(r"^\| metric \|.*$", repeated, re.MULTILINE) == [heads], "the same figures stand once"
     (tmp_path / "eval.json").write_text(json.dumps({"models": [again | {"folder": "exports/other"}]}))
-    other = markdown(build.page(sources.read([dense, half, export, tmp_path / "eval.json"])))
+    other = markdown(build.page(reading.read([dense, half, export, tmp_path / "eval.json"])))
     assert f"{heads} exports/other |" in other, "another model with the same figures is there, too"
     assert "--checkpoint" in text and f"pat export {half}" in text
 
@@ -343,7 +343,7 @@ def test_the_size_is_that_of_the_model_in_the_title(first: str, tmp_path: Path, 
     for name, content in (("half", {"after": {"bytes": 45_000_000}}), ("dense", {"prunable_parameters": 0})):
         file = exports[name] / "export.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | content))
-    page = build.page(sources.read([exports[first], *(each for name, each in exports.items() if name != first)]))
+    page = build.page(reading.read([exports[first], *(each for name, each in exports.items() if name != first)]))
     assert page.title == "half"
     assert [card.value for card in page.cards if card.label == "size"] == [values.size(45_000_000)]
 
@@ -351,7 +351,7 @@ def test_the_size_is_that_of_the_model_in_the_title(first: str, tmp_path: Path, 
 def test_a_report_without_data_says_so(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "config.yaml").write_text("run: {name: nothing yet}\n")
-    page = build.page(sources.read([tmp_path / "r"]))
+    page = build.page(reading.read([tmp_path / "r"]))
     said = {section.id: " ".join(getattr(block, "text", "") for block in section.blocks) for section in page.sections}
     for section, sentence in {
         "quality": "No comparison is given",
@@ -367,7 +367,7 @@ def test_a_report_without_data_says_so(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_numbers_stand_in_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "available", lambda: False)
-    written = html(build.page(sources.read([samples.run(tmp_path / "r")])))
+    written = html(build.page(reading.read([samples.run(tmp_path / "r")])))
     assert "<svg" not in written and "pip install" in written and "Sparsity of the prunable weights, r" in written
 
 
