@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ from rich.table import Column
 from pat.common.text import duration
 
 EVERY_S = 30.0  # between two lines
+PATIENCE_S = 3.0  # after which someone wonders what goes on
 
 Advance = Callable[[int], None]
 
@@ -46,3 +48,15 @@ def progress_bar(title: str, total: int, done: int = 0, every_s: float = EVERY_S
             print(f"{title}: {done:,} of {total:,}, left {duration(left)}", file=sys.stderr, flush=True)
 
     yield advance
+
+
+@contextlib.contextmanager
+def said_if_slow(what: str, after_s: float = PATIENCE_S) -> Iterator[None]:
+    """Says on stderr what is being done if it is not done soon: for work without pieces to count."""
+    timer = threading.Timer(after_s, lambda: print(f"{what} ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pat.common.progress_bar import said_if_slow
 from pat.registry.backend import BackendError, Entry
 
 FILE = "registry.db"
@@ -55,6 +56,10 @@ class MlflowBackend:
         self.uri = uri
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # nothing is sent anywhere but to the URI
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
+        with said_if_slow("starting MLflow"):
+            self._connect(new)
+
+    def _connect(self, new: bool) -> None:
         try:
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient
@@ -63,10 +68,10 @@ class MlflowBackend:
         self._failure: type[Exception] = MlflowException
         for name in ("mlflow", "alembic"):  # long traces; `_said` reports the important part once
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        if uri.startswith("sqlite:///"):
-            self._require(Path(uri.removeprefix("sqlite:///")), MlflowClient, new)
+        if self.uri.startswith("sqlite:///"):
+            self._require(Path(self.uri.removeprefix("sqlite:///")), MlflowClient, new)
         with self._said():
-            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def _require(self, file: Path, client: Any, new: bool) -> None:
         """The database is created beside its place and renamed: a kill leaves either all its tables or no file."""
