@@ -135,10 +135,10 @@ def _monitor(options: argparse.Namespace) -> Monitored:
         slices=tuple(filter(None, options.slices.split(","))),
         long_from=options.long_from,
         answer=options.answer,
-        numbers=given or traffic.usual_columns(logs),
+        outputs=given or traffic.usual_columns(logs),
     )
     source = traffic.Reader(columns, options.skip_bad, options.seed)
-    then, now = _parts(source, mix is not None, options)
+    then, now, asked = _parts(source, mix is not None, options)
     reference = traffic.of_mix(mix, options.long_from) if mix else then
     assert reference is not None
     dimensions = [name.rpartition(".")[2] for name in columns.slices] + (["form"] if options.long_from else [])
@@ -146,22 +146,25 @@ def _monitor(options: argparse.Namespace) -> Monitored:
         source.notes.append("shares of slices are not compared: --slices names columns of the log, --long-from lengths")
     drift.check_dimensions(reference, dimensions)
     folder, name = _model(options)
-    of_prompts, of_replay, replayed = _ask(folder, name, (reference, now), dimensions, mix, source, options)
-    of_outputs = list(drift.of_outputs(then, now, columns.numbers)) if then is not None else []
+    of_prompts, of_replay, replayed = _ask(folder, name, (reference, asked), dimensions, mix, source, options)
+    of_outputs = list(drift.of_outputs(then, now, columns.outputs)) if then is not None else []
     if then is not None:
         compared = {check.name for check in of_outputs}
-        unknown = [column for column in columns.numbers if column not in compared]
+        unknown = [column for column in columns.outputs if column not in compared]
         source.notes += [f"{column} is not compared: one side has no values of it" for column in unknown]
-    if not columns.numbers:
+    if not columns.outputs:
         source.notes.append(f"outputs are not compared: the log has none of {', '.join(traffic.USUAL)}; see --columns")
+    outputs_then = None
+    if then is not None and columns.outputs:
+        outputs_then = then.name if now is asked else f"{then.name}; now {now.name}"
     return result.Monitored(
         time_s=time.time(),
         log=str(options.log),
         against=name,
         reference=reference.name,
-        then=then.name if then is not None and columns.numbers else None,
-        now=now.name,
-        rows=now.total,
+        then=outputs_then,
+        now=asked.name,
+        rows=asked.total,
         alpha=options.alpha,
         checks=result.judged([*of_prompts, *of_outputs, *of_replay], options.alpha),
         replayed=replayed,
@@ -169,14 +172,18 @@ def _monitor(options: argparse.Namespace) -> Monitored:
     )
 
 
-def _parts(source: Reader, has_mix: bool, options: argparse.Namespace) -> tuple[Part | None, Part]:
-    """(older rows, if anything is compared with them; current rows)."""
+def _parts(source: Reader, has_mix: bool, options: argparse.Namespace) -> tuple[Part | None, Part, Part]:
+    """(older rows, if anything is compared with them; those that are, and those whose prompts are)."""
     if options.reference:
-        return source.read(options.reference)[0], source.read(options.log)[0]
-    if has_mix and not source.columns.numbers:
-        return None, source.read(options.log)[0]
+        now = source.read(options.log)[0]
+        return source.read(options.reference)[0], now, now
+    if has_mix and not source.columns.outputs:
+        (now,) = source.read(options.log)
+        return None, now, now
+    asked = source.read(options.log) if has_mix else []
     then, now = source.read(options.log, FIRST if options.first is None else options.first)
-    return then, now
+    source.notes = list(dict.fromkeys(source.notes))  # it was read twice
+    return then, now, asked[0] if asked else now
 
 
 def _model(options: argparse.Namespace) -> tuple[Path, str]:

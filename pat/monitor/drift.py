@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from pat.prompts.mix import Prompt
 from pat.statistics import drift
 from pat.statistics.paired import RESAMPLES, Numbers
 
+KINDS, LABEL = 20, 40  # a column of at most so many texts of so many characters is compared by their shares
 POINTS = 300  # prompts of a part whose embeddings are compared: the kernel takes their number squared
 NONE = "none"  # the value of a prompt without a slice of the dimension
 
@@ -50,16 +51,41 @@ def of_prompts(
 
 
 def of_outputs(then: Part, now: Part, names: Sequence[str]) -> Iterator[Check]:
-    """Each column that has values in both: shares of yes and no, else distributions."""
+    """Each column that has values in both: shares of yes and no or of a few texts, else distributions of numbers; of
+    other texts the words are counted."""
     for position, name in enumerate(names):
-        a, b = then.number(position), now.number(position)
-        if not (len(a) and len(b)):
+        before, after = then.known(position), now.known(position)
+        if not (before and after):
             continue
+        if _are_kinds([*before, *after]):
+            yield _kinds(name, Counter(map(str, before)), Counter(map(str, after)))
+            continue
+        a, b = (
+            np.array([len(v.split()) if isinstance(v, str) else v for v in side], float) for side in (before, after)
+        )
         if np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all():
             figures = {"share": (float(a.mean()), float(b.mean()))}
             yield Check(OUTPUTS, name, drift.of_outcomes(a, b), figures, share=True)
         else:
             yield Check(OUTPUTS, name, drift.of_numbers(a, b), _quantiles(a, b))
+
+
+def _number(value: float | str) -> float:
+    return len(value.split()) if isinstance(value, str) else value
+
+
+def _are_kinds(values: Sequence[float | str]) -> bool:
+    """Whether they are a few short texts, as labels are."""
+    kinds = set(values)
+    return len(kinds) <= KINDS and all(isinstance(kind, str) and len(kind) <= LABEL for kind in kinds)
+
+
+def _kinds(name: str, then: Mapping[str, int], now: Mapping[str, int]) -> Check:
+    totals = sum(then.values()), sum(now.values())
+    found = drift.of_shares(then, totals[0], now)
+    names = dict.fromkeys((*then, *now))
+    figures = {each: (then.get(each, 0) / totals[0], now.get(each, 0) / totals[1]) for each in names}
+    return Check(OUTPUTS, name, found, figures, share=True)
 
 
 def check_dimensions(reference: Part, dimensions: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ class Columns:
     slices: tuple[str, ...] = ()
     long_from: int | None = None  # words from which the slice `form` is long
     answer: str | None = None  # the right answer
-    numbers: tuple[str, ...] = ()  # of outputs: yes or no, a number, or a text, of which words are counted
+    outputs: tuple[str, ...] = ()  # of yes or no, a number, or a text
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Row:
     """A request."""
 
     prompt: Prompt
-    numbers: tuple[float | None, ...] = ()  # of each of Columns.numbers; None: not known
+    outputs: tuple[float | str | None, ...] = ()  # of each of Columns.outputs; None: not known
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Part:
         """The prompt of each row."""
         return [row.prompt for row in self.rows]
 
-    def number(self, position: int) -> Numbers:
-        """The known values of a column."""
-        return np.array([value for row in self.rows if (value := row.numbers[position]) is not None], dtype=np.float64)
+    def known(self, position: int) -> list[float | str]:
+        """The values of a column of outputs, without those that are not known yet: all texts, or all numbers."""
+        return [value for row in self.rows if (value := row.outputs[position]) is not None]
 
 
 @dataclass
@@ -102,9 +102,9 @@ class Reader:
         prompt = logs.prompt_of(content, logs.Columns(columns.prompt, slices=columns.slices), columns.long_from)
         if columns.answer is not None and (answer := logs.value(content, columns.answer)) is not None:
             prompt = prompt.changed(checks=[parse_check({"name": "label", "label": str(answer)})])
-        return Row(prompt, tuple(self._number(name, logs.value(content, name), place) for name in columns.numbers))
+        return Row(prompt, tuple(self._output(name, logs.value(content, name), place) for name in columns.outputs))
 
-    def _number(self, name: str, value: Any, place: str) -> float | None:
+    def _output(self, name: str, value: Any, place: str) -> float | str | None:
         if value is None:
             return None
         is_text = isinstance(value, str)
@@ -114,7 +114,7 @@ class Reader:
         if before != is_text:
             a, b = ("a text" if one else "a number" for one in (is_text, before))
             raise ValueError(f"{name} is {a}, but {b} in {where}: give --columns without it")
-        return float(len(value.split())) if isinstance(value, str) else float(value)
+        return value if isinstance(value, str) else float(value)
 
 
 @dataclass

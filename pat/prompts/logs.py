@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import math
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     if separator is None:
         yield from json_lines(path)
         return
+    csv.field_size_limit(sys.maxsize)  # a prompt may be longer than the module's 128 KiB
     with open(path, encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file, delimiter=separator, strict=True)
         try:
@@ -171,7 +173,10 @@ def prompt_of(row: Any, columns: Columns, long_from: int | None = None) -> Promp
     asked = value(row, columns.prompt)
     slices: dict[str, str] = {}
     for column in columns.slices:
-        slices[column.rpartition(".")[2]] = _word(row, column, "a slice")
+        name = column.rpartition(".")[2]
+        if name in slices:
+            raise ValueError(f"two columns of --slices would both be the slice {name}: rename one, or leave it out")
+        slices[name] = _word(row, column, "a slice")
     given: dict[str, Any] = {"slices": slices}
     if columns.label is not None:
         given["checks"] = [{"name": "label", "label": _word(row, columns.label, "a label")}]

@@ -15,6 +15,7 @@ from pat.checkpoint.fork import fork, is_dense_part
 from pat.common import files
 from pat.config.frozen import changed_keys, to_config
 from pat.launch.process import only_user_of
+from pat.launch.status import last_values
 from pat.run import provenance
 from pat.run.directory import ExitCode, RunDir
 from pat.search import report
@@ -22,7 +23,7 @@ from pat.search.bisection import best, upcoming
 from pat.search.judged import Judge
 from pat.search.plan import Plan, said
 from pat.sweeps.members import Member
-from pat.sweeps.runner import Ended, Runner, Running, check_places, start_here, visible_devices
+from pat.sweeps.runner import Ended, Place, Runner, Running, check_places, start_here, visible_devices
 from pat.sweeps.sweep import is_done
 
 SEARCH_FILE = "search.json"
@@ -37,7 +38,7 @@ class Search:
     say: Callable[[str], None]
     keep_all: bool = False  # the checkpoints of runs that are not the best, too
     jobs: int = 1  # runs at once
-    start: Callable[[Member, int, int, Path], Running] = start_here  # a run, its place, of so many, and its log
+    start: Callable[[Member, Place, Path], Running] = start_here  # (run, its place, its log)
     records: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])  # by index of the value
     seconds: dict[str, float] = field(default_factory=dict[str, float])  # of all starts that ended, by run
     round: list[float] = field(default_factory=list[float])  # the values that were last begun
@@ -118,12 +119,13 @@ class Search:
         """Judge a run that has ended, and record it."""
         plan, run = self.plan, RunDir(member.dir)
         record: dict[str, Any] = {"name": member.name, "value": value, "dir": str(member.dir), "code": how.code}
-        record |= {"message": how.message, "steps_run": plan.config.train.num_steps - plan.fork_step}
-        record |= {"seconds": round(self.seconds.get(member.name, 0.0), 1)}
+        record |= {"message": how.message, "seconds": round(self.seconds.get(member.name, 0.0), 1)}
         if how.code == ExitCode.DONE:
             record |= self.judge(run)
         else:
             record |= {"inside": False, "outside": {}, "sparsity": plan.values[value], "metrics": {}, "limits": {}}
+            record["steps"] = int(last_values(run.metrics, ("step",)).get("step") or 0)
+        record["steps_run"] = max(0, record["steps"] - plan.fork_step)  # it may have stopped early, or diverged
         self.records[plan.order.index(value)] = record
         self._write()
         self.say(f"[{len(self.records)}] {report.verdict(record)}")
@@ -151,8 +153,8 @@ class Search:
             self.seconds[member.name] = self.seconds.get(member.name, 0.0) + how.seconds
             then(member, how)
 
-        def start(member: Member, place: int) -> Running:
-            return self.start(member, place, self.jobs, self.log(member))
+        def start(member: Member, place: Place) -> Running:
+            return self.start(member, place, self.log(member))
 
         return Runner(self.jobs, start, self.log, begun, ended).run(members)
 

@@ -14,7 +14,7 @@ from pat.common.progress_bar import progress_bar
 from pat.common.seeds import seed_everything
 from pat.data import sampler
 from pat.launch.process import only_user_of
-from pat.models import build, tokenizers
+from pat.models import build, tokenizers, weight_files
 from pat.run.provenance import versions
 from pat.schema import Config
 from pat.sensitivity import plot, report
@@ -44,6 +44,7 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
     batches = list(sampler.eval_batches(prepared.eval, task, tokenizer, config, 0, 1, accelerator()))
     identity = {
         "model": config.model.plain(),
+        "weights": weight_files.identity(config.model.path, config.model.revision),
         "task": config.task.plain(),
         "data": prepared.info["cache"].rpartition("/")[2],
         "samples": len(prepared.eval),

@@ -46,9 +46,10 @@ def figure_of(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Figure:
                 continue
             opacity = 1.0 if point.best else PALE
             at = (point.x * x.scale, point.y * y.scale)
-            half = point.y_spread * y.scale / 2
+            below, above = (abs(end - point.y) * y.scale for end in (point.y_low, point.y_high))
+            bar = [[below], [above]] if below or above else None
             axes.errorbar(
-                *at, yerr=half if half else None, fmt=marker, color=colour, alpha=opacity, markersize=7, capsize=3,
+                *at, yerr=bar, fmt=marker, color=colour, alpha=opacity, markersize=7, capsize=3,
                 markeredgecolor="white", markeredgewidth=0.6, zorder=3 if point.best else 2,
             )  # fmt: skip
             text = level_of(point.varied, x, points)

@@ -33,7 +33,7 @@ from pat.sweeps import on_slurm, results
 from pat.sweeps.heat import Heat
 from pat.sweeps.members import Member, quoted
 from pat.sweeps.results import Axis
-from pat.sweeps.runner import Ended, Runner, Running, check_places, start_here, visible_devices
+from pat.sweeps.runner import Ended, Place, Runner, Running, check_places, start_here, visible_devices
 from pat.sweeps.sweep import WIDTH, is_done
 
 RACE_FILE = "race.json"
@@ -52,7 +52,7 @@ class Race:
     heat: Heat
     jobs: int
     say: Callable[[str], None]
-    start: Callable[[Member, int, int, Path], Running] = start_here  # (run, its number, how many, its log)
+    start: Callable[[Member, Place, Path], Running] = start_here  # (run, its place, its log)
     cluster: ClusterConfig | None = None  # None: on this machine
     records: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])  # by member
     ended: dict[str, Ended] = field(default_factory=dict[str, Ended])  # of this start
@@ -180,9 +180,9 @@ class Race:
                 self._write()
             self.say(f"{member.name}: {results.meaning(how.code)} after {how.seconds:.0f} s {how.message}".rstrip())
 
-        def start(member: Member, place: int) -> Running:
+        def start(member: Member, place: Place) -> Running:
             if self.cluster is None:
-                return self.start(member, place, self.jobs, self.log(member))
+                return self.start(member, place, self.log(member))
             job = on_slurm.start(member, self.out.name, self.cluster)
             self.say(f"{member.name}: job {job.number} (pat logs {shlex.quote(str(member.dir))})")
             return job

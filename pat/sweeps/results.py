@@ -61,7 +61,8 @@ class Point:
     varied: dict[str, str]  # without the seed
     x: float  # means
     y: float
-    y_spread: float  # highest - lowest
+    y_low: float
+    y_high: float
     members: int
     best: bool = False  # no other point is as good in one and better in the other
 
@@ -110,13 +111,12 @@ def points(records: Sequence[Mapping[str, Any]], x: Axis, y: Axis) -> list[Point
         if at[0] is not None and at[1] is not None:
             key = tuple((k, v) for k, v in record["varied"].items() if k != "seed")
             groups.setdefault(key, []).append((at[0], at[1]))
-    means = [
-        (statistics.fmean(a for a, _ in values), statistics.fmean(b for _, b in values)) for values in groups.values()
-    ]
+    means = [(statistics.fmean(xs), statistics.fmean(ys)) for xs, ys in (zip(*v, strict=True) for v in groups.values())]
     best = pareto(means, x.higher_is_better, y.higher_is_better)
+    ends = [(min(y for _, y in values), max(y for _, y in values)) for values in groups.values()]
     return [
-        Point(dict(key), at[0], at[1], max(b for _, b in values) - min(b for _, b in values), len(values), is_best)
-        for (key, values), at, is_best in zip(groups.items(), means, best, strict=True)
+        Point(dict(key), *at, *of, len(values), is_best)
+        for (key, values), at, of, is_best in zip(groups.items(), means, ends, best, strict=True)
     ]
 
 

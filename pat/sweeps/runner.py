@@ -38,7 +38,16 @@ class Running(Protocol):
         ...
 
 
-Start = Callable[[Member, int], Running]  # the member, and which of the places for `jobs` members it takes
+@dataclass(frozen=True)
+class Place:
+    """One of the places for members that run at once."""
+
+    number: int
+    of: int
+    ranks: int  # of the member with most
+
+
+Start = Callable[[Member, Place], Running]
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,8 @@ class Runner:
     def run(self, members: Sequence[Member]) -> bool:
         """All members, in their order; whether the sweep was asked to stop before the last had ended."""
         waiting, running = list(members), {}
-        places = list(range(self.jobs))
+        most = most_ranks(members)
+        places = [Place(number, self.jobs, most) for number in range(self.jobs)]
         with signals.handled(lambda number, _frame: self.signals.append(number)):
             while running or (waiting and not self.signals):
                 while waiting and places and not self.signals:
@@ -78,7 +88,7 @@ class Runner:
                     code = started.poll()
                     if code is not None:
                         del running[name]
-                        places = sorted([*places, place])
+                        places = sorted([*places, place], key=lambda each: each.number)
                         self.ended(member, self._ended(member, started, code, time.monotonic() - at))
         return bool(self.signals)
 
@@ -111,13 +121,13 @@ class Here(subprocess.Popen[bytes]):
     message = ""
 
 
-def start_here(member: Member, place: int, jobs: int, log: Path) -> Here:
+def start_here(member: Member, place: Place, log: Path) -> Here:
     """A member on this machine, in a session of its own; it saves and leaves when this process dies."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
         return Here(
             python_command(member),
-            env=environment(member, place, jobs),
+            env=environment(member, place),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -126,17 +136,17 @@ def start_here(member: Member, place: int, jobs: int, log: Path) -> Here:
         )
 
 
-def environment(member: Member, place: int, jobs: int) -> dict[str, str]:
+def environment(member: Member, place: Place) -> dict[str, str]:
     """The environment of a member: its share of the cores, and the GPUs of its place."""
     from pat.launch.single_node import rank_variables
 
     engine = member.config.engine
     variables = rank_variables(member.config)
     if "OMP_NUM_THREADS" not in os.environ and not engine.threads_per_rank:
-        variables["OMP_NUM_THREADS"] = str(max(1, int(variables["OMP_NUM_THREADS"]) // jobs))
+        variables["OMP_NUM_THREADS"] = str(max(1, int(variables["OMP_NUM_THREADS"]) // place.of))
     devices = visible_devices()
-    if devices and jobs > 1:
-        first = place * engine.world_size
+    if devices and place.of > 1:
+        first = place.number * place.ranks
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + engine.world_size])
     return variables
 
@@ -151,9 +161,14 @@ def visible_devices() -> list[str]:
     return given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
 
 
+def most_ranks(members: Sequence[Member]) -> int:
+    """Of the member with most."""
+    return max((member.config.engine.world_size for member in members), default=1)
+
+
 def check_places(members: Sequence[Member], jobs: int, devices: Sequence[str]) -> None:
     """ValueError where `jobs` members at once would share GPUs."""
-    most = max(member.config.engine.world_size for member in members)
+    most = most_ranks(members)
     if devices and jobs * most > len(devices):
         raise ValueError(
             f"--jobs {jobs} with {most} ranks each needs {jobs * most} GPUs and this machine shows {len(devices)}: "

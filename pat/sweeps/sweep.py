@@ -18,7 +18,7 @@ from pat.run.directory import ExitCode
 from pat.sweeps import on_slurm, plot, results
 from pat.sweeps.members import Member, check_one
 from pat.sweeps.results import SWEEP_FILE, Axis
-from pat.sweeps.runner import Ended, Runner, check_places, start_here, visible_devices
+from pat.sweeps.runner import Ended, Place, Runner, check_places, start_here, visible_devices
 
 WIDTH = 110  # of the table, at least
 
@@ -82,9 +82,9 @@ class Sweep:
             )
         return {record["name"]: record for record in (written or {"members": []})["members"]}
 
-    def _start(self, member: Member, place: int) -> Any:
+    def _start(self, member: Member, place: Place) -> Any:
         if self.cluster is None:
-            return start_here(member, place, self.jobs, self.log(member))
+            return start_here(member, place, self.log(member))
         job = on_slurm.start(member, self.out.name, self.cluster)
         self.say(
             f"{self.number[member.name]} {member.name}: job {job.number} (pat logs {shlex.quote(str(member.dir))})"

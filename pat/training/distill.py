@@ -48,6 +48,12 @@ class Distiller:
         self._sums = torch.zeros(3, dtype=torch.float64)  # KL, hidden, forwards since the last line
         self._factor = 0.0
 
+    @property
+    def of_guessing(self) -> float:
+        """max(1, 1 - w + w T^2): the combined loss of a model that guesses is at most this times the task's, as
+        KL(teacher || uniform) <= ln C."""
+        return max(1.0, 1.0 + self.weight * (self.config.temperature**2 - 1.0))
+
     def loss(self, model: Any, batch: Batch, t: int, shares: Shares = (1.0, 1.0)) -> Tensor:
         """The combined loss of step t, fp32; the task's alone while the ramp is 0. Collective at ZeRO 3.
 

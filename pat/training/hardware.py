@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from typing import Any
@@ -19,7 +20,7 @@ def peak_memory_bytes() -> int:
 
 
 # FLOP/s of bf16 (fp16 alike) matrix products without sparsity, from NVIDIA's data sheets of these products and, for the
-# RTX 4090, the Ada GPU architecture whitepaper. The first name that is part of the device's counts.
+# RTX 4090, the Ada GPU architecture whitepaper. The first name whose words are in the device's counts.
 PEAKS: tuple[tuple[str, float], ...] = (
     ("B200", 2250e12),
     ("H100 PCIe", 756e12),
@@ -40,10 +41,12 @@ PEAKS: tuple[tuple[str, float], ...] = (
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
-    """FLOP/s of one device in bf16 or fp16; None where it is not known, as for CPUs and fp32."""
+    """FLOP/s of one device in bf16 or fp16; None where it is not known, as for CPUs, fp32 and shares of a card."""
     if dtype not in ("bf16", "fp16"):
         return None
-    return next((peak for name, peak in PEAKS if name in device), None)
+    if " MIG " in device:  # a share of a card
+        return None
+    return next((peak for name, peak in PEAKS if re.search(rf"\b{name}\b", device)), None)
 
 
 def flops_per_token(model: Any, length: int) -> float:

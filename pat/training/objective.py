@@ -42,8 +42,9 @@ class Objective:
         return self.task.loss(self.engine, batch) * shares[0]
 
     def chance(self) -> float:
-        """The task's loss of a model that guesses: ln(classes or vocabulary)."""
-        return self.task.chance_loss(self.engine.module.config)
+        """The loss of a model that guesses: ln(classes or vocabulary); with a teacher the most that it can be."""
+        chance = self.task.chance_loss(self.engine.module.config)
+        return chance * self.distiller.of_guessing if self.distiller else chance
 
     def logged(self) -> dict[str, float]:
         """Parts of the loss since the last line. Collective."""

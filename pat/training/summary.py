@@ -50,7 +50,7 @@ def summary(training: Training) -> dict[str, Any]:
         "dense_slices": progress.dense_slices,
         "slices": progress.slices,
         "details": progress.details,
-        "stopped_early": training.due.early_stop(),
+        "stopped_early": progress.step < config.train.num_steps and training.due.early_stop(),
         "envelope": guard.in_short(progress.envelope) if training.guard else None,
         "reached": progress.reached,
         "tokens_per_s": progress.tokens / progress.train_seconds if progress.train_seconds else None,

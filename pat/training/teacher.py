@@ -16,7 +16,7 @@ from pat.common.comm import Comm
 from pat.common.hashing import file_sha256
 from pat.common.parameters import DTYPES
 from pat.common.text import size_in_words
-from pat.models import tokenizers
+from pat.models import limits, tokenizers
 from pat.models.build import build_config, build_model
 from pat.models.weight_files import check_weights, weights_sha256
 from pat.pruning.schedules import Ramp
@@ -50,6 +50,9 @@ def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, studen
         if difference:
             raise ValueError(f"{name} has another tokenizer than the model: {difference}; take a teacher with the same")
     _check_head(name, task, teacher)
+    limit = limits.positions(teacher)
+    if limit is not None and config.data.max_length > limit:
+        raise ValueError(f"{name} has {limit} positions, fewer than data.max_length={config.data.max_length}: lower it")
     task.check_model(teacher)
     check_weights(str(config.distill.teacher), "distill.teacher", config.distill.revision)
     if task.labelled:
@@ -226,7 +229,8 @@ def _check_labels(name: str, teacher: PretrainedConfig, student: PretrainedConfi
     ours, theirs = _classes(student), _classes(teacher)
     if len(ours) != len(theirs):
         raise ValueError(f"{name} has {len(theirs)} classes, but the data has {len(ours)}: it answers another question")
-    if ours != theirs and set(ours) == set(theirs):
+    folded, taught = ([each.strip().casefold() for each in names] for names in (ours, theirs))
+    if folded != taught and set(folded) == set(taught):
         raise ValueError(f"{name} has the classes in the order {theirs}, but the data in the order {ours}: retrain it")
 
 

@@ -13,6 +13,7 @@ from pat.run.directory import ExitCode, RunDir
 from pat.search import plan
 from pat.search.search import SEARCH_FILE, Search
 from pat.sweeps.members import Member
+from pat.sweeps.runner import Place
 from tests.distributed import ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -38,9 +39,9 @@ class Forked(ranks.Together):
 def searched(out: Path, jobs: int) -> tuple[int, dict[float, Any], dict[str, Any]]:
     """(exit code, {value: its summary and when it trained}, search.json) of a whole search."""
 
-    def start(member: Member, place: int, of: int, log: Path) -> Forked:
+    def start(member: Member, place: Place, log: Path) -> Forked:
         log.parent.mkdir(parents=True, exist_ok=True)
-        assert 0 <= place < of == jobs
+        assert 0 <= place.number < place.of == jobs
         return Forked(ranks.fork_ranks("pat.cli", list(member.command), [log]))
 
     made = plan.make([*KEYS, f"envelope.loss.max={LIMIT}"], out, SPAN, None)

@@ -42,7 +42,7 @@ class JsonSchema(Check, frozen=True):
         text = output.strip()
         fenced = _FENCED.match(text)
         try:
-            value = json.loads(fenced[1] if fenced else text)
+            value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
         except ValueError:
             return f"{shown(output)} is no JSON"
         try:
@@ -54,3 +54,8 @@ class JsonSchema(Check, frozen=True):
                 "the schema refers to itself without end, or the output is nested too deeply for it"
             ) from None
         return None if error is None else f"{error.json_path}: {shown(error.message)}"
+
+
+def _refuse(constant: str) -> None:
+    """NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{constant} is no JSON")

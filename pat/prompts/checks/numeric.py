@@ -10,7 +10,9 @@ from typing import Any, Literal
 from pat.common.keys import Finite, key
 from pat.prompts.checks import Check, shown
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?")
+_NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?")
+
+ROUNDING = 1e-12  # relative: 3.13 is within 0.01 of 3.14, whatever their last bits
 
 
 class Numeric(Check, frozen=True):
@@ -27,7 +29,9 @@ class Numeric(Check, frozen=True):
         found = [match[0] for match in _NUMBER.finditer(output)]
         if not found:
             return f"{shown(output)} has no number"
-        number = float(found[0 if self.which == "first" else -1].replace(",", ""))
-        if math.isclose(number, self.value, rel_tol=0.0, abs_tol=max(self.abs, self.rel * math.fabs(self.value))):
+        number = float(found[0 if self.which == "first" else -1].replace(",", "").replace("\u2212", "-"))
+        allowed = max(self.abs, self.rel * math.fabs(self.value))
+        rounding = ROUNDING * max(math.fabs(number), math.fabs(self.value)) if allowed else 0.0
+        if math.isclose(number, self.value, rel_tol=0.0, abs_tol=allowed + rounding):
             return None
         return f"{number:g} is not {self.value:g}"

@@ -140,7 +140,7 @@ def test_a_log_is_parted_and_a_mix_is_its_reference(llama: Path, tmp_path: Path)
     """Fails if the mix's weights are ignored, older and newer rows are swapped, or a text's words are not counted."""
     mix = write(tmp_path / "mix.jsonl", [{"prompt": "ab", "weight": 9.0, "slices": {"kind": "x"}},
                                          {"prompt": "cde cde cde", "slices": {"kind": "y"}}])  # fmt: skip
-    content = [{"prompt": "ab", "kind": "x", "said": "w " * (1 + i // 10)} for i in range(40)]
+    content = [{"prompt": "ab", "kind": "x", "said": f"{'w ' * (i // 10)}{i}"} for i in range(40)]
     log, out = write(tmp_path / "prod.jsonl", content), tmp_path / "found.json"
     options = ["--against", llama, "--mix", mix, "--slices", "kind", "--columns", "said", "--first", "0.25"]
     assert run(log, *options, "--json", out, "--device", "cpu") == ExitCode.ALERT
@@ -151,6 +151,26 @@ def test_a_log_is_parted_and_a_mix_is_its_reference(llama: Path, tmp_path: Path)
     write(log, [row | ({"said": None} if i > 9 else {}) for i, row in enumerate(content)])
     run(log, *options, "--json", out, "--device", "cpu")
     assert "said is not compared: one side has no values of it" in json.loads(out.read_text())["notes"]
+
+
+def test_a_few_texts_are_compared_by_their_shares_and_a_mix_with_the_prompts_of_the_whole_log(
+    llama: Path, tmp_path: Path
+) -> None:
+    """Would catch: "resolved" and "escalated" as one word each; prompts of the first half that nobody looked at."""
+    mix = write(tmp_path / "mix.jsonl", [{"prompt": f"ab {'cd ' * i}"} for i in range(40)])
+    said = [("good resolved" if i % 20 else "escalated now") for i in range(40)]
+    content = [{"prompt": f"ab {'cd ' * 80 if i < 40 else ''}", "outcome": one} for i, one in enumerate(said)]
+    content += [
+        {"prompt": f"ab {'cd ' * i}", "outcome": "escalated now" if i % 20 else "good resolved"} for i in range(40)
+    ]
+    log, out = write(tmp_path / "prod.jsonl", content), tmp_path / "found.json"
+    assert run(log, "--against", llama, "--mix", mix, "--json", out, "--device", "cpu") == ExitCode.ALERT
+    found = json.loads(out.read_text())
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["outcome"]["alert"] and checks["outcome"]["found"]["test"] == "chi-square"
+    assert checks["outcome"]["figures"] == {"escalated now": [0.05, 0.95], "good resolved": [0.95, 0.05]}
+    assert checks["tokens"]["alert"] and (found["rows"], found["now"]) == (80, str(log))
+    assert found["then"] == f"the first 40 rows of {log}; now the last 40 rows of {log}"
 
 
 def test_replayed_prompts(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str], list[str]]]] = {
     "json_schema": [
         ({"schema": SCHEMA}, ['{"year": 3}', '```json\n{"year": 3}\n```'], ['{"year": "3"}', "{}", 'so: {"year": 3}']),
         ({"schema": {"$ref": "#/$defs/n", "$defs": {"n": {"minimum": 2}}}}, ["2"], ["1"]),
+        ({"schema": {"type": "number"}}, ["2"], ["NaN", "-Infinity"]),
     ],
     "label": [
         ({"label": "praise"}, ["Praise.", "praise"], ["blame", "praise it", ""]),
@@ -37,7 +38,8 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str], list[str]]]] = {
     ],
     "numeric": [
         ({"value": 1234.5}, ["3 then 1,234.5.", "is 1234.50"], ["1234.5 then 3", "none", "v1234.5"]),
-        ({"value": -2, "which": "first"}, ["-2 and 3", "x=-2e0"], ["5-2"]),
+        ({"value": -2, "which": "first"}, ["-2 and 3", "x=-2e0", "\u22122"], ["5-2"]),
+        ({"value": 3.14, "abs": 0.01}, ["3.13", "3.15"], ["3.1299", "3.1501"]),  # 3.14 - 3.13 is above 0.01 in fp64
         ({"value": 100, "rel": 0.01}, ["101", "99"], ["101.1"]),
         ({"value": 0, "abs": 0.5}, [".5"], ["-0.51"]),
     ],

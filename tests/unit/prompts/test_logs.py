@@ -80,6 +80,8 @@ def test_tables_are_logs_too(ending: str, separator: str, tmp_path: Path, capsys
     path.write_text(path.read_text().replace("many", f"1{separator}2"))
     assert run("from-logs", path, *options) == 2
     assert "line 5 does not have the 3 values that line 1 names" in capsys.readouterr().err
+    path.write_text(separator.join(("text", "kind", "tokens")) + "\n" + separator.join(("w " * 100_000, "law", "1")))
+    assert run("from-logs", path, *options) == 0, "longer than the csv module's 128 KiB"
     path.write_bytes(b"text\n\xff\n")
     assert run("from-logs", path, *options) == 2
     assert "is not UTF-8" in capsys.readouterr().err
@@ -122,6 +124,11 @@ def test_equal_texts_with_other_labels_stay_apart(tmp_path: Path) -> None:
         ('{"prompt": "a"', [], "line 1 is"),
         ('{"prompt": "a", "d": null}', ["--slices", "d"], "a slice is a word or a whole number"),
         ('{"prompt": "a"}', ["--n", "0"], "--n 0: give 1 or more"),
+        (
+            '{"prompt": "a", "q.d": 1, "r.d": 2}',
+            ["--slices", "q.d,r.d"],
+            "two columns of --slices would both be the slice d",
+        ),
         ("", [], "has no row with a prompt"),
         ("\n".join(f'{{"prompt": "a", "d": {i}}}' for i in range(3)), ["--slices", "d", "--n", "2"], "the 3 strata"),
     ],

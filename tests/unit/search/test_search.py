@@ -31,6 +31,7 @@ from pat.search.quantity import Quantity
 from pat.search.search import SEARCH_FILE, Search
 from pat.sweeps import runner
 from pat.sweeps.members import Member
+from pat.sweeps.runner import Place
 from tests.fake_run import EndedRun, write_checkpoint
 
 PARITY = ["recipe=parity", "logger=none"]
@@ -217,9 +218,9 @@ class Machine:
     def __init__(self, codes: dict[str, int] | None = None) -> None:
         self.codes, self.started, self.places = codes or {}, list[str](), list[int]()
 
-    def __call__(self, member: Member, place: int, jobs: int, log: Path) -> EndedRun:
+    def __call__(self, member: Member, place: Place, log: Path) -> EndedRun:
         self.started.append(member.name)
-        self.places.append(place)
+        self.places.append(place.number)
         code = self.codes.pop(member.name, 0)
         run = RunDir(member.dir)
         if member.name == "dense":

@@ -293,7 +293,7 @@ def test_a_model_and_a_file_are_enough(tmp_path: Path) -> None:
         overrides("a", data="x.pdf")
 
 
-def test_a_folder_and_a_file_are_measured(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_folder_and_a_file_are_measured(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("PAT_CACHE", str(tmp_path / "cache"))
     model = models.model("llama", vocab_size=320)
     model.save_pretrained(tmp_path / "it's, a model")
@@ -304,6 +304,11 @@ def test_a_folder_and_a_file_are_measured(tmp_path: Path, monkeypatch: Any) -> N
     assert pat(str(tmp_path / "it's, a model"), *given, "model.tokenizer=byte", "--out", str(out)) == 0
     found = json.loads((out / "sensitivity.json").read_text())
     assert len(found["cells"]) == models.LAYERS and found["dtype"] == "fp32"
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1e-4  # exported again: nearly the same loss
+    model.save_pretrained(tmp_path / "it's, a model")
+    assert pat(str(tmp_path / "it's, a model"), *given, "model.tokenizer=byte", "--out", str(out)) == 2
+    assert "was measured with weights=" in capfd.readouterr().err
 
 
 def test_an_untrained_classification_head_is_a_sentence(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:

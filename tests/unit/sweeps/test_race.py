@@ -22,6 +22,7 @@ from pat.sweeps import on_slurm, results, runner
 from pat.sweeps.heat import Heat, heat
 from pat.sweeps.members import Member, members_of
 from pat.sweeps.race import RACE_FILE, Race
+from pat.sweeps.runner import Place
 from tests.fake_run import EndedRun, write_checkpoint
 
 PARITY = ["recipe=parity", "logger=none", "pruners.weights.schedule.hard_from=20"]
@@ -67,7 +68,7 @@ class Machine:
         self.commands: dict[str, tuple[str, ...]] = {}
         self.ranks: list[int] = []
 
-    def __call__(self, member: Member, place: int, jobs: int, log: Path) -> EndedRun:
+    def __call__(self, member: Member, place: Place, log: Path) -> EndedRun:
         until: Any = next((each.partition("=")[2] for each in member.command if each.startswith("run.until=")), "end")
         until = int(until) if until.isdigit() else until
         self.started.append((member.name, until))
@@ -93,7 +94,7 @@ class Machine:
         member = Member(config.run.name, run.path, {}, ("train", f"run.until={config.run.until}"), config)
         run.path.mkdir(parents=True, exist_ok=True)
         self.ranks.append(config.engine.world_size)
-        write_exit(run.path, ExitCode(self(member, 0, 1, run.logs).code))
+        write_exit(run.path, ExitCode(self(member, Place(0, 1, 1), run.logs).code))
         write_json(run.job, {"job_id": str(len(self.started))})
         return str(len(self.started))
 

@@ -25,7 +25,7 @@ from pat.schema import Config
 from pat.sweeps import plot, results, runner
 from pat.sweeps.members import Member, members_of, sweep_name
 from pat.sweeps.results import X_AXES, Point
-from pat.sweeps.runner import Ended, Runner
+from pat.sweeps.runner import Ended, Place, Runner
 
 METHODS = "pruners.weights.criterion.name=magnitude,movement"
 
@@ -121,9 +121,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def runner_of(jobs: int, fakes: dict[str, Fake], tmp_path: Path) -> tuple[Runner, list[tuple[str, Any]]]:
     happened: list[tuple[str, Any]] = []
-    places: dict[str, int] = {}
+    places: dict[str, Place] = {}
 
-    def start(member: Member, place: int) -> Fake:
+    def start(member: Member, place: Place) -> Fake:
         assert place not in places.values(), "two members in one place"
         places[member.name] = place
         happened.append(("start", member.name))
@@ -177,7 +177,7 @@ def test_a_second_interrupt_ends_the_members_at_once(tmp_path: Path, quick: None
 def test_a_real_member_has_a_session_of_its_own_and_dies_with_the_sweep(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(runner, "python_command", lambda m: [sys.executable, "-c", "import time; time.sleep(60)"])
     (member,) = some(1, tmp_path)
-    started = runner.start_here(member, 0, 1, tmp_path / "logs" / "m0.log")
+    started = runner.start_here(member, Place(0, 1, 1), tmp_path / "logs" / "m0.log")
     assert os.getsid(started.pid) == started.pid != os.getsid(0)
     started.send_signal(signal.SIGTERM)
     assert started.wait(10) == -signal.SIGTERM
@@ -186,7 +186,7 @@ def test_a_real_member_has_a_session_of_its_own_and_dies_with_the_sweep(tmp_path
         "from pat.sweeps.members import Member\n"
         "runner.python_command = lambda m: [sys.executable, '-c', 'import time; time.sleep(60)']\n"
         "m = Member('m', Path('m'), {}, (), Config())\n"
-        "print(runner.start_here(m, 0, 1, Path(sys.argv[1])).pid, flush=True); sys.stdin.read()"
+        "print(runner.start_here(m, runner.Place(0, 1, 1), Path(sys.argv[1])).pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "log")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -206,10 +206,14 @@ def test_members_share_cores_and_never_a_gpu(tmp_path: Path, monkeypatch) -> Non
     member = replace(member, config=member.config.changed(engine__world_size=2))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    assert runner.environment(member, 0, 1)["OMP_NUM_THREADS"] == "8"
-    assert runner.environment(member, 0, 4)["OMP_NUM_THREADS"] == "2"
+    assert runner.environment(member, Place(0, 1, 2))["OMP_NUM_THREADS"] == "8"
+    assert runner.environment(member, Place(0, 4, 2))["OMP_NUM_THREADS"] == "2"
     monkeypatch.setattr(runner, "visible_devices", lambda: ["4", "5", "6", "7"])
-    assert [runner.environment(member, place, 2)["CUDA_VISIBLE_DEVICES"] for place in (0, 1)] == ["4,5", "6,7"]
+    alone = replace(member, config=member.config.changed(engine__world_size=1))
+    for second, devices in ((member, "6,7"), (alone, "6")):  # a smaller one begins where the largest would
+        places = [Place(number, 2, runner.most_ranks([member, second])) for number in (0, 1)]
+        given = [runner.environment(each, place) for each, place in zip((member, second), places, strict=True)]
+        assert [each["CUDA_VISIBLE_DEVICES"] for each in given] == ["4,5", devices]
     with pytest.raises(ValueError, match="needs 6 GPUs and this machine shows 4: give at most --jobs 2"):
         runner.check_places([member], 3, ["4", "5", "6", "7"])
     runner.check_places([member], 9, [])
@@ -264,7 +268,7 @@ def test_points_are_means_over_seeds(members: list[Member], tmp_path: Path) -> N
         ({"weights.criterion": "movement"}, 2, False),
     ]
     assert [p.y for p in found] == pytest.approx([0.8, 0.6])
-    assert [p.y_spread for p in found] == pytest.approx([0.2, 0.2])
+    assert [(p.y_low, p.y_high) for p in found] == [(0.7, 0.9), (0.5, 0.7)]
     assert X_AXES["parameters"].value(records[0]) == 750
     records[1] = results.record_of(moved[1], Ended(3, 2.0, "the loss is inf"))
     assert (records[1]["meaning"], records[1]["message"]) == ("diverged", "the loss is inf")
@@ -282,7 +286,7 @@ def test_a_metric_that_the_task_has_not_is_refused(members: list[Member]) -> Non
 
 
 POINTS = [
-    Point({"criterion": c, "decay": "0.1", "lr": lr, "budget.sparsity": str(s)}, s, y, 0.02, 2, best)
+    Point({"criterion": c, "decay": "0.1", "lr": lr, "budget.sparsity": str(s)}, s, y, y - 0.02, y + 0.01, 2, best)
     for c, lr, s, y, best in (
         ("magnitude", "1e-3", 0.5, 0.80, True),
         ("magnitude", "3e-3", 0.8, 0.70, False),

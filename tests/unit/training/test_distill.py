@@ -274,7 +274,7 @@ def folder_for(path: Path, name: str = "causal_lm", labels: list[str] = LABELS, 
 
 def settings(name: str, path: str, **fields: Any) -> Config:
     distill = DistillConfig(**{"teacher": path, "weight": 0.5} | fields)
-    return Config().changed(task__name=name, train__num_steps=10, distill=distill)
+    return Config().changed(task__name=name, train__num_steps=10, data__max_length=32, distill=distill)
 
 
 def checked(config: Config, **shape: Any) -> None:
@@ -340,12 +340,20 @@ def test_other_sizes(tmp_path: Path) -> None:
 
 def test_other_classes(tmp_path: Path) -> None:
     checked(settings("classification", folder_for(tmp_path / "same", "classification")))
+    checked(settings("classification", folder_for(tmp_path / "upper", "classification", ["A", "B", "C"])))
     for name, labels, words in (
         ("fewer", ["a", "b"], "has 2 classes, but the data has 3"),
+        ("upper and swapped", ["B", "A", "C"], "in the order ['B', 'A', 'C'], but the data in the order"),
         ("swapped", ["b", "a", "c"], "in the order ['b', 'a', 'c'], but the data in the order ['a', 'b', 'c']"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             checked(settings("classification", folder_for(tmp_path / name, "classification", labels)))
+
+
+def test_a_teacher_with_too_few_positions(tmp_path: Path) -> None:
+    config = settings("classification", folder_for(tmp_path / "short", "classification", max_position_embeddings=16))
+    with pytest.raises(ValueError, match="has 16 positions, fewer than data.max_length=32: lower it"):
+        checked(config)
 
 
 def test_a_teacher_without_a_trained_head(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig
 
 from pat.common.comm import LOCAL
+from pat.pruning.schedules import Ramp
 from pat.schema import Config, DistillConfig, TrainConfig
 from pat.tasks import base
 from pat.training import divergence
+from pat.training.distill import Distiller
 from pat.training.divergence import Diverged
 from pat.training.metrics import Window
 from pat.training.objective import Objective
@@ -85,6 +87,18 @@ def test_max_skipped_is_the_users() -> None:
 )
 def test_loss_limit(max_loss: float | None, initial: float | None, chance: float, limit: float) -> None:
     assert divergence.loss_limit(config(max_loss=max_loss), initial, chance) == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(("temperature", "weight"), [(1.0, 0.9), (2.0, 0.9), (4.0, 0.5), (0.5, 0.9)])
+def test_a_taught_model_that_only_guesses_has_not_diverged(temperature: float, weight: float) -> None:
+    """T^2 KL is up to T^2 ln C. Would catch: a strong cut under a sure teacher ended as diverged."""
+    task = base.build({"name": "classification"})
+    made = DistillConfig(teacher="t", weight=weight, temperature=temperature)
+    distiller = Distiller(None, task, made, Ramp(0, 0), ())
+    sure = (torch.tensor([200.0, -200.0], dtype=torch.float64) / temperature).log_softmax(-1)
+    kl = float((sure.exp() * (sure - math.log(0.5))).sum())
+    loss = (1 - weight) * math.log(2) + weight * temperature**2 * kl
+    assert loss <= distiller.of_guessing * math.log(2) * (1 + 1e-9)
 
 
 def test_bad() -> None:

@@ -26,6 +26,11 @@ def test_the_peak_is_that_of_the_named_product(device: str, tera: float) -> None
     assert peak_flops(device, "bf16") == tera * 1e12
 
 
+@pytest.mark.parametrize("device", ["NVIDIA RTX A4000", "NVIDIA RTX A1000", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"])
+def test_a_card_whose_name_holds_anothers_has_no_peak(device: str) -> None:
+    assert peak_flops(device, "bf16") is None
+
+
 def test_no_peak_no_mfu() -> None:
     assert peak_flops("cpu", "bf16") is None and peak_flops("NVIDIA H100 80GB HBM3", "fp32") is None
     assert mfu(1e4, 6e9, "cpu", "bf16", 8) is None
