@@ -14,7 +14,8 @@ Face folder. Nothing is tuned: ours and the peers' methods have their defaults.
 Decoders are cut as they are. The encoder has no head before it is trained: rows without steps cut the model that the
 dense row of 100 steps ends with, and a peer's rows of N steps train a dense model for 30 % of them, as ours do, cut it
 and train the rest. What cannot be installed or run is kept with its command and error, and tried again by
---again. Two such commands may run at once; each row is written when it ends.
+--again. Two such commands may run at once; each row is written when it ends. Ctrl-C and SIGTERM stop after `pat train`
+has saved; the same command goes on there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +37,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pat.common import signals
+from pat.common.files import read_json, write_json
+from pat.run.directory import ExitCode
 from tests.benchmarks import frontier_report as report
 from tests.benchmarks.commands import ONE_THREAD, PAT, ROOT, SHOWN, cpu_seconds_of_children, shown, tidy
 from tests.benchmarks.frontier_rows import BATCH, METHODS, SUBJECTS, Row, Subject, Target, rows
@@ -44,6 +49,7 @@ VERSIONS = ("torch", "transformers", "deepspeed")
 DENSE_STEPS = 100  # of the encoder that rows without steps cut
 BEFORE_THE_CUT = 0.3  # of an encoder's steps, see recipes/encoder.yaml
 LOG = "last_command.log"  # in the folder of the row: what the running command says
+DONE = "done.json"  # in the folder of a row that was stopped: its finished commands, and the CPU time so far
 Command = list[str]
 
 
@@ -67,6 +73,8 @@ class Runner:
     def __init__(self, folder: Path, execute: Callable[..., Any] = subprocess.run) -> None:
         self.folder, self.execute = folder, execute
         self.log = folder / LOG
+        self.finished: list[str] = []  # commands of the row
+        self.asked_to_stop = False
 
     def measure(self, row: Row) -> Measured:
         """All commands of a row, and the figures of the last."""
@@ -74,22 +82,32 @@ class Runner:
         place = self.folder / folder_of(row)
         figures = place / "figures.json"
         measured = Measured(subject.metric)
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        self.log = place / LOG
+        earlier = read_json(place / DONE)
+        if earlier is None:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+        else:
+            (place / DONE).unlink()  # where this start is killed, the row begins again
+        self.log, self.finished = place / LOG, earlier["finished"] if earlier else []
         try:
             if method.peer:
                 self.install(PEERS[method.peer], measured)
             before = cpu_seconds_of_children()
-            model = yield_from(self.commands(row, place), lambda command: self.run(command, measured))
-            measured.cpu_seconds = round(cpu_seconds_of_children() - before)
+            try:
+                model = yield_from(self.commands(row, place), lambda command: self.run(command, measured))
+            finally:
+                measured.cpu_seconds = round(cpu_seconds_of_children() - before)
+                measured.cpu_seconds += earlier["cpu_seconds"] if earlier else 0
             measured.versions = {name: importlib.metadata.version(name) for name in VERSIONS}
             if method.peer:
                 measured.versions |= {f"{method.peer}: {k}": v for k, v in PEERS[method.peer].versions().items()}
             self.run([*PAT, "evaluate", model, *subject.judge, "--json", str(figures)], measured)
         except Failed as failure:
-            measured.error = str(failure)
+            measured.error, measured.cpu_seconds = str(failure), None
             return measured
+        except Stopped:
+            write_json(place / DONE, {"finished": self.finished, "cpu_seconds": measured.cpu_seconds})
+            raise
         found = json.loads(figures.read_text())["models"][0]
         measured.value = found["metrics"][subject.metric]
         measured.parameters, measured.nonzero_parameters = found["parameters"], found["nonzero_parameters"]
@@ -106,15 +124,26 @@ class Runner:
     def run(self, command: Command, measured: Measured) -> None:
         """One command; raises Failed with the end of what it said."""
         measured.commands.append(shown(command))
+        if measured.commands[-1] in self.finished:
+            return
         print(f"  {measured.commands[-1]}", flush=True)
         own = {**os.environ, "OMP_NUM_THREADS": "1"}
         if command[0] != sys.executable:
             own.pop("PYTHONPATH", None)  # ours, which is no part of a peer's environment
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.log.open("w") as output:
+        with self.log.open("w") as output, signals.handled(self.stop):
             done = self.execute(command, cwd=ROOT, env=own, stdout=output, stderr=subprocess.STDOUT)
+        stopped = done.returncode in (ExitCode.PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
+        if done.returncode == 0:
+            self.finished.append(measured.commands[-1])
+        if self.asked_to_stop and (stopped or done.returncode == 0):
+            raise Stopped(ExitCode.PREEMPTED)
         if done.returncode:
             raise Failed(tidy(self.log.read_text()[-SHOWN:]))
+
+    def stop(self, number: int, frame: Any) -> None:
+        """The running command has the signal, too, and leaves when it has saved."""
+        self.asked_to_stop = True
 
     def commands(self, row: Row, place: Path) -> Iterator[Command | str]:
         """The commands, and last the folder that they made."""
@@ -153,7 +182,6 @@ class Runner:
         run, out = place / "run", place / "model"
         given = [f"recipe={subject.kind}{narrow}", *subject.described(row.steps), f"model.path={model}"]
         yield [*PAT, "train", *given, f"run.dir={run}", f"seed={row.seed}", *ONE_THREAD, *keys]
-        shutil.rmtree(out, ignore_errors=True)
         yield [*PAT, "export", str(run), "--out", str(out), "--checkpoint", "last", "--dtype", "bf16"]
         shutil.rmtree(run, ignore_errors=True)
 
@@ -215,6 +243,10 @@ def folder_of(row: Row) -> str:
 
 class Failed(Exception):
     """A command did."""
+
+
+class Stopped(SystemExit):
+    """By a signal; the row goes on from here when the same command is given again."""
 
 
 def yield_from(commands: Iterator[Command | str], run: Callable[[Command], None]) -> str:

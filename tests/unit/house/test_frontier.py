@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tests.benchmarks import frontier
 from tests.benchmarks.commands import PAT
-from tests.benchmarks.frontier import Measured, Results, Runner, run_all
+from tests.benchmarks.frontier import Measured, Results, Runner, folder_of, run_all
 from tests.benchmarks.frontier_report import BEGIN, END, into_page, lines, markdown, picture
 from tests.benchmarks.frontier_rows import METHODS, Row, Target, rows
 from tests.benchmarks.peers import PEERS
@@ -58,6 +58,35 @@ def test_an_interrupted_command_goes_on_behind_the_last_finished_row(tmp_path: P
     run_all(selected, results, measure, False)
     assert measured == ["wanda", "magnitude"]
     assert results.rows()["addresses-0-50-alps-0"]["value"] == 39.2
+
+
+def test_a_row_that_was_stopped_goes_on_where_its_training_has_saved(tmp_path: Path) -> None:
+    """Would catch: a thousand steps that begin again, or processor time of one start only."""
+    row, machine = Row("addresses", 1000, "50", "alps-taught", 0), Machine()
+    runner = Runner(tmp_path, machine)
+
+    def stopped(command: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
+        if "train.num_steps=760" not in command:
+            return machine(command, **given)
+        runner.stop(15, None)
+        (tmp_path / folder_of(row) / "run").mkdir()  # with a checkpoint
+        return subprocess.CompletedProcess(command, 85)
+
+    runner.execute = stopped
+    with pytest.raises(SystemExit):
+        runner.measure(row)
+    kept = tmp_path / folder_of(row) / frontier.DONE
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"cpu_seconds": 500}))
+    machine.commands.clear()
+
+    def goes_on(command: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
+        assert (tmp_path / folder_of(row) / "run").exists() or "760" not in str(command)
+        return machine(command, **given)
+
+    measured = Runner(tmp_path, goes_on).measure(row)
+    assert [command[len(PAT)] for command in machine.commands] == ["train", "export", "evaluate"]
+    assert (measured.value, len(measured.commands)) == (39.2, 5) and 500 <= (measured.cpu_seconds or 0) < 510
+    assert not kept.exists()
 
 
 def test_rows_have_methods_that_fit_their_target_and_seeds_only_where_they_train() -> None:
