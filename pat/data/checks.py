@@ -105,7 +105,7 @@ def _both_sides(prepared: PreparedData) -> Iterator[str]:
     twice, rows = prepared.info.get("eval_rows_in_train", 0), prepared.info["eval_rows"]
     if twice:
         which = f"all {rows:,}" if twice == rows else f"{twice:,} of the {rows:,}"
-        yield f"{which} evaluation rows are in the training data, too: the metrics count what was memorised"
+        yield f"{which} evaluation rows have texts of the training data: the metrics count what was memorised"
 
 
 def _rows(prepared: PreparedData) -> int:

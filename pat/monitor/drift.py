@@ -15,7 +15,7 @@ from pat.prompts.mix import Prompt
 from pat.statistics import drift
 from pat.statistics.paired import RESAMPLES, Numbers
 
-KINDS, LABEL = 20, 40  # a column of at most so many texts of so many characters is compared by their shares
+KINDS, SHARE, LABEL = 20, 0.2, 60  # texts of kinds: so few, or so few of the rows, of so many characters
 POINTS = 300  # prompts of a part whose embeddings are compared: the kernel takes their number squared
 NONE = "none"  # the value of a prompt without a slice of the dimension
 
@@ -76,8 +76,8 @@ def _number(value: float | str) -> float:
 
 def _are_kinds(values: Sequence[float | str]) -> bool:
     """Whether they are a few short texts, as labels are."""
-    kinds = set(values)
-    return len(kinds) <= KINDS and all(isinstance(kind, str) and len(kind) <= LABEL for kind in kinds)
+    kinds, most = set(values), max(KINDS, SHARE * len(values))
+    return len(kinds) <= most and all(isinstance(kind, str) and len(kind) <= LABEL for kind in kinds)
 
 
 def _kinds(name: str, then: Mapping[str, int], now: Mapping[str, int]) -> Check:

@@ -7,7 +7,7 @@ import csv
 import math
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,14 @@ def sample(
     A prompt weighs (rows of its stratum) / (prompts sampled of it), so weighted means estimate those of the traffic
     (Horvitz & Thompson 1952). long_from: words from which the slice `form` is long. Raises ValueError.
     """
-    rng, strata, rows, skipped = random.Random(seed), dict[str, _Stratum](), 0, 0
-    for number, row in _rows(path):
+    rng, strata, rows, skipped, torn = random.Random(seed), dict[str, _Stratum](), 0, 0, list[int]()
+    for number, row in _rows(path, torn.append if skip_bad else None):
         try:
             prompt = prompt_of(row, columns, long_from)
         except ValueError as error:
             if not skip_bad:
-                raise ValueError(f"{path}, line {number}: {error}; --skip-bad leaves such lines out") from None
+                hint = "; --skip-bad leaves such lines out" if rows else ""  # it would leave out all
+                raise ValueError(f"{path}, line {number}: {error}{hint}") from None
             skipped += 1
             continue
         rows += 1
@@ -98,17 +99,17 @@ def sample(
         head,
         [prompt.changed(weight=round(prompt.weight / mean, 6)) for prompt in prompts],
         rows,
-        skipped,
+        skipped + len(torn),
         {name or "all": stratum.seen for name, stratum in strata.items()},
         len(chosen),
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _rows(path: Path, torn: Callable[[int], None] | None) -> Iterator[tuple[int, Any]]:
     """(number of its last line from 1, row). A table names its columns in the first line; an empty value is none."""
     separator = SEPARATORS.get(path.suffix)
     if separator is None:
-        yield from json_lines(path)
+        yield from json_lines(path, torn)
         return
     csv.field_size_limit(sys.maxsize)  # a prompt may be longer than the module's 128 KiB
     with open(path, encoding="utf-8-sig", newline="") as file:
@@ -211,6 +212,8 @@ def value(row: Any, column: str) -> Any:
             raise ValueError(f"{column} leads into {str(found)[:60]!r}, which is not a mapping")
         if part not in found:
             known = [str(name) for name in found]
-            raise ValueError(f"there is no column {column}; there are {', '.join(known)}{did_you_mean(part, known)}")
+            inside = [f"{name}.{part}" for name, value in found.items() if isinstance(value, Mapping) and part in value]
+            close = f"; did you mean {inside[0]}?" if inside else did_you_mean(part, known)
+            raise ValueError(f"there is no column {column}; there are {', '.join(known)}{close}")
         found = found[part]
     return found

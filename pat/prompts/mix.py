@@ -13,6 +13,7 @@ from pydantic import AfterValidator, PlainSerializer, model_validator
 
 from pat.common import slices
 from pat.common.keys import Finite, Section, key
+from pat.common.text import did_you_mean
 from pat.prompts.checks import Check
 from pat.prompts.checks import parse as parse_check
 
@@ -142,6 +143,13 @@ def shared(prompts: Sequence[Prompt], weights: Mapping[str, float]) -> list[Prom
     if len(dimensions) > 1 or any("=" not in name for name in weights):
         raise ValueError(f"mix.weights names {', '.join(weights)}: give DIMENSION=VALUE of one dimension")
     (dimension,) = dimensions
+    values = dict.fromkeys(prompt.slices[dimension] for prompt in prompts if dimension in prompt.slices)
+    known = [f"{dimension}={value}" for value in values]
+    for name, share in weights.items():
+        if share <= 0:
+            raise ValueError(f"mix.weights.{name} is {share}, but must be above 0")
+        if known and name not in known:
+            raise ValueError(f"mix.weights.{name} is of a slice without prompts{did_you_mean(name, known)}")
     totals: dict[str, float] = {}
     for prompt in prompts:
         own = f"{dimension}={prompt.slices.get(dimension, '')}"
@@ -149,10 +157,6 @@ def shared(prompts: Sequence[Prompt], weights: Mapping[str, float]) -> list[Prom
             said = f"is in {own}" if dimension in prompt.slices else f"has no slice of {dimension}"
             raise ValueError(f"mix.weights has no share for the prompt {prompt.id}, which {said}: add one")
         totals[own] = totals.get(own, 0.0) + prompt.weight
-    for name, share in weights.items():
-        if share <= 0 or name not in totals:
-            why = f"is {share}, but must be above 0" if share <= 0 else "is of a slice without prompts"
-            raise ValueError(f"mix.weights.{name} {why}")
     whole, n = sum(weights.values()), len(prompts)
     own = [f"{dimension}={prompt.slices[dimension]}" for prompt in prompts]
     return [

@@ -52,6 +52,9 @@ def _warnings(mix: Mix) -> list[str]:
             f"{unchecked} of {len(mix.prompts)} prompts have neither checks nor a reference: of these only agreement "
             "is measured"
         )
+    shares = mix.head.weights.values()
+    if shares and max(shares) < 1.0 and abs(sum(shares) - 1.0) > 0.01:
+        found.append(f"mix.weights add up to {sum(shares):g}: each is taken as a share of that")
     weights = np.array([prompt.weight for prompt in mix.prompts])
     effective = float(weights.sum() ** 2 / (weights**2).sum())  # Kish 1965
     if effective < len(weights) / 2:

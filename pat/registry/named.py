@@ -26,6 +26,8 @@ def version(registry: Registry, given: str, what: str) -> Version:
             known = [f"{each}/{alias}" for each in names for one in registry.versions(each) for alias in one.aliases]
             close = did_you_mean(f"{names[0]}/{given}", known) if names else ""
             said = f"it has {', '.join(known or names) or 'nothing'}{close}"
+            if names and not known:
+                said = f"no version of {', '.join(names)} has an alias: give NAME/NUMBER, or see `pat registry promote`"
             if having:
                 said = f"{', '.join(having)} have it: give NAME/{given}"
             raise ValueError(f"{what} is not a folder, nor the alias of one name in {registry.root}: {said}")

@@ -273,7 +273,10 @@ def _number(numbers: Mapping[str, int], label: Any) -> int:
     """A label's place among the classes."""
     number = numbers.get(label) if isinstance(label, str) else label
     if not isinstance(number, int) or not 0 <= number < len(numbers):
-        raise ValueError(f"The label {label!r} is not one of the training data's: {_few(list(numbers))}.")
+        known = _few(list(numbers))
+        raise ValueError(
+            f"The label {label!r} is not one of the training data's ({known}): leave such rows out, or train on some."
+        )
     return int(number)
 
 

@@ -120,6 +120,7 @@ def test_equal_texts_with_other_labels_stay_apart(tmp_path: Path) -> None:
     ("text", "options", "sentence"),
     [
         ('{"q": 1}', [], "line 1: there is no column prompt; there are q"),
+        ('{"q": {"prompt": 1}}', [], "there is no column prompt; there are q; did you mean q.prompt?\n"),
         ('{"prompt": 1}', [], "must be a text or a list of messages"),
         ('{"prompt": "a"', [], "line 1 is"),
         ('{"prompt": "a", "d": null}', ["--slices", "d"], "a slice is a word or a whole number"),
@@ -142,6 +143,6 @@ def test_mistakes(text: str, options: list[str], sentence: str, tmp_path: Path, 
 
 def test_bad_lines_are_left_out_when_asked(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "prod.jsonl"
-    path.write_text('{"prompt": "a"}\n{"q": 1}\n')
+    path.write_text('{"prompt": "a"}\n{"q": 1}\n{"prompt": "be')  # it is still being written
     assert run("from-logs", path, "--out", tmp_path / "mix.jsonl", "--skip-bad") == 0
-    assert "1 prompts of 1 rows, 1 lines left out" in capsys.readouterr().out
+    assert "1 prompts of 1 rows, 2 lines left out" in capsys.readouterr().out
