@@ -121,7 +121,7 @@ def _measure(connection: Connection, backend: str, settings: Settings, prompts: 
     vocabulary = _vocabulary(settings.folder)
     while (work := connection.recv()) is not None:
         connection.send({"laps": runner(_ids(work, prompts, vocabulary), work.output_tokens)})
-    connection.send({"peak_memory_bytes": _peak(settings.device, backend, before)})
+    connection.send({"peak_memory_bytes": _peak(settings.device, backend, before, memory or 0)})
 
 
 def _ids(work: Work, prompts: Sequence[Sequence[int]], vocabulary: int) -> torch.Tensor:
@@ -138,12 +138,12 @@ def _vocabulary(folder: str) -> int:
     return int(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)
 
 
-def _peak(device: str, backend: str, before: int) -> int | None:
+def _peak(device: str, backend: str, before: int, weights: int) -> int | None:
     """The model's peak memory: on a device from torch's allocator (None where another library allocates), else of the
-    process."""
+    process, at least the weights: those of a mapped file that no request has read are not in memory yet."""
     there = torch.device(device)
     if there.type == "cpu":
-        return _resident("VmHWM") - before
+        return max(weights, _resident("VmHWM") - before)
     return None if backend in EXPORTED else int(torch.get_device_module(there).max_memory_allocated(there))
 
 
