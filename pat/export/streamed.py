@@ -79,8 +79,10 @@ def streamed_logit_diff(
     check = _Exported(exported, _numbered(layers, kept), kept, names, states, dtype if rounded else None)
     where = _files(folder)
     _same_names(exported, where)
-    found = _run(exported, ids, lambda name: _written(where, name), [n for n, _ in _persistent(exported)])
-    return tolerated(found, expected, dtype, rounded), check.worst, recorded(ids, found)
+    found = _run_written(exported, ids, where)
+    difference = tolerated(found, expected, dtype, rounded)
+    # Each layer began from the trained model's state: a folder that is rounded anew computes other logits by itself
+    return difference, check.worst, recorded(ids, _run_written(_exported(folder), ids, where) if rounded else found)
 
 
 class _Trained:
@@ -234,6 +236,11 @@ def _run(model: Any, ids: Tensor, read: Read, buffers: Sequence[str]) -> Tensor:
         model.get_buffer(name).copy_(read(name))
     model.eval()
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.double()
+
+
+def _run_written(model: Any, ids: Tensor, where: dict[str, Path]) -> Tensor:
+    """The logits, with the weights in the folder's files."""
+    return _run(model, ids, lambda name: _written(where, name), [name for name, _ in _persistent(model)])
 
 
 def _stream(module: nn.Module, own: dict[str, str], read: Read) -> None:

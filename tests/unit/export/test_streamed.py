@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from pat.export import export, streamed, verify
 from pat.export.export import export_run
+from pat.export.loader import load
 from pat.models.tokenizers import byte_tokenizer
 from pat.pruning.structures.pruner import StructurePruner
+from pat.registry import verify as registry
 from pat.schema import PeftConfig, PrunerConfig
 from tests import models as small
 from tests.fake_run import write_run
@@ -94,6 +96,20 @@ def test_dropped_layers_own_widths_folded_gates_and_merged_adapters(structures: 
     exact = export_run(tmp_path / "run", tmp_path / "fp32", verify="layers")
     rounded = export_run(tmp_path / "run", tmp_path / "bf16", dtype="bf16", verify="layers")
     assert exact["max_layer_diff"] < 1e-5 < rounded["max_layer_diff"]
+
+
+@pytest.mark.parametrize("how", ["logits", "layers"])
+def test_what_is_recorded_is_what_the_folder_computes(how: str, tmp_path: Path) -> None:
+    """Would catch: logits of layers that began from the trained model's states, which no load of the folder gives."""
+    model = adapted.adapted("llama", PeftConfig(r=3, alpha=12.0))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(0.2 if "lora_" in name else 1.0)
+    settings = {"peft": {"r": 3, "alpha": 12.0}}
+    write_run(tmp_path / "run", model, byte_tokenizer(), "causal_lm", settings=settings, prune="")
+    export_run(tmp_path / "run", tmp_path / "out", "last", dtype="bf16", verify=how)
+    check = registry._logits(tmp_path / "out", load(tmp_path / "out", dtype=torch.bfloat16))
+    assert check.passed, check.said
 
 
 def test_no_more_than_one_module_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
