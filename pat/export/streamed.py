@@ -31,6 +31,7 @@ from pat.export.verify import ExportError, probe, scaled, tolerated
 from pat.models import adapters, families, limits
 from pat.models.anatomy import Layer
 from pat.schema import PeftConfig
+from pat.zero.checkpoint_files import CheckpointError
 
 DTYPE = torch.float64
 # The norm of a difference over that of what the layer changes: at the worst position; where weights are rounded anew,
@@ -182,6 +183,7 @@ def _empty(build: Callable[[], Any]) -> Any:
     with init_empty_weights(include_buffers=False), no_init_weights():
         model = build()
     model.tie_weights()
+    model.set_experts_implementation("eager")  # the default one computes nothing in fp64
     return model
 
 
@@ -235,7 +237,19 @@ def _run(model: Any, ids: Tensor, read: Read, buffers: Sequence[str]) -> Tensor:
     for name in buffers:
         model.get_buffer(name).copy_(read(name))
     model.eval()
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.double()
+    try:
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.double()
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:  # such as a module that reads its children's weights
+        raise ValueError(
+            f"{type(model).__name__} does not run with one module in memory at a time ({_line(error)}): export with "
+            "--verify logits, which holds two whole models in memory, or with --verify weights"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _run_written(model: Any, ids: Tensor, where: dict[str, Path]) -> Tensor:

@@ -183,6 +183,8 @@ def probe(folder: Path, config: PretrainedConfig) -> Tensor:
 def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """(rows, ...) fp64 logits; one row at a time, for models without a pad token."""
     model.eval()
+    if model.dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the default one computes nothing in fp64
     with torch.no_grad():
         rows = [model(input_ids=row[None], attention_mask=torch.ones_like(row[None])).logits for row in ids]
     return torch.cat(rows).double()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from pat.export import export, streamed, verify
 from pat.export.export import export_run
@@ -110,6 +111,30 @@ def test_what_is_recorded_is_what_the_folder_computes(how: str, tmp_path: Path) 
     export_run(tmp_path / "run", tmp_path / "out", "last", dtype="bf16", verify=how)
     check = registry._logits(tmp_path / "out", load(tmp_path / "out", dtype=torch.bfloat16))
     assert check.passed, check.said
+
+
+def mixtral() -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(small.config("mixtral", vocab_size=320, num_local_experts=4))
+
+
+def test_experts_are_compared_in_fp64(tmp_path: Path) -> None:
+    """Their default implementation multiplies no fp64; that is also where the fp32 of whole models does not decide."""
+    write_run(tmp_path / "run", mixtral(), byte_tokenizer(), "causal_lm")
+    result = export_run(tmp_path / "run", tmp_path / "out", verify="layers")
+    assert result["max_abs_logit_diff"] < verify.TOLERANCE
+    ids = torch.tensor([[1, 2, 3]])
+    in_fp32 = verify.logits(mixtral(), ids)
+    assert (verify.logits(mixtral().double(), ids) - in_fp32).abs().max() < verify.TOLERANCE
+
+
+def test_a_model_that_cannot_be_streamed_is_told_how_to_be_verified(tmp_path: Path) -> None:
+    """Mamba's mixer reads the weights of its convolution itself."""
+    model = AutoModelForCausalLM.from_config(small.config("mamba", vocab_size=320, state_size=4))
+    write_run(tmp_path / "run", model, byte_tokenizer(), "causal_lm")
+    with pytest.raises(ValueError, match="MambaForCausalLM does not run with one module .* --verify logits") as error:
+        export_run(tmp_path / "run", tmp_path / "out", verify="layers")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_no_more_than_one_module_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
