@@ -99,7 +99,15 @@ def present(model: nn.Module) -> bool:
 
 
 def stock(model: Any) -> Any:
-    """The model without adapters, on the meta device: names and shapes. A model that has none is returned as it is."""
+    """The model without adapters, on the meta device: names and shapes. A model that has none is returned as it is.
+
+    ValueError for a model in peft's wrapper, whose class is not the model's.
+    """
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        raise ValueError(
+            f"the model is a {type(model).__name__} of the peft library, in which no structures can be pruned: give "
+            "the trainer no peft_config and the model itself, or train its adapters with `pat train peft=lora`"
+        )
     if not present(model):
         return model
     with torch.device("meta"), no_init_weights():

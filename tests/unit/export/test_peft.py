@@ -252,6 +252,16 @@ def test_a_gate_that_cannot_work_on_adapters_is_refused(gate: str, r: int | None
         Pruner(config).attach(model)
 
 
+def test_a_wrapped_model_is_refused_in_a_sentence() -> None:
+    """What SFTTrainer makes of its peft_config; its class cannot be built from the model's config."""
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(small.model("llama"), LoraConfig(r=2, task_type="CAUSAL_LM"))
+    config = Config(pruners={"narrow": PrunerConfig(**pruner_of("ffn"))}).changed(train__num_steps=20)
+    with pytest.raises(ValueError, match="is a PeftModelForCausalLM of the peft library.*`pat train peft=lora`"):
+        Pruner(config).attach(wrapped)
+
+
 def test_gates_sit_around_the_adapters() -> None:
     """A gate multiplies the input of base and adapter alike, and gets the gradient of both; the base gets none."""
     model = adapted("llama", PeftConfig(r=2))
