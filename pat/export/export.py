@@ -45,6 +45,7 @@ from pat.tasks import base
 from pat.zero.checkpoint_files import CheckpointError
 
 VERIFY = ("auto", "logits", "layers", "weights")
+LAST = ("export.json", "config.json")  # without which nothing loads a folder
 
 
 def export_run(
@@ -79,18 +80,40 @@ def export_run(
         reader = MergedReader(reader, config.peft, _on_meta(auto_model, hf_config))
     _check_names(reader, auto_model, hf_config, run)
 
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     made = files.make(out, "--out")
+    # Another folder cannot take the place of a mount point, a link or a shell's working directory: these are filled
+    inside = out not in made
+    partial = (out / f".{os.getpid()}.partial") if inside else out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
         result = _write(reader, partial, run, config, dtype, hf_config, auto_model, verify, console)
         sync_directory(partial)
-        os.replace(partial, out)  # also onto an empty folder
+        if inside:
+            _move_up(partial, out)
+        else:
+            os.replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         files.remove_empty(made)
         raise
     return result
+
+
+def _move_up(partial: Path, out: Path) -> None:
+    """Move a whole export into the folder around it. Before the last two files it is no model's folder; an exception
+    takes all away again."""
+    if [path for path in out.iterdir() if path != partial]:
+        raise ValueError(f"{out} is not empty any more: another program writes there; choose a new folder")
+    names = [path.name for path in partial.iterdir() if path.name not in LAST] + list(LAST)
+    try:
+        for name in names:
+            os.replace(partial / name, out / name)
+    except BaseException:
+        for path in (out / name for name in names):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
+    partial.rmdir()
+    sync_directory(out)
 
 
 def _write(

@@ -197,6 +197,42 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("what", ["folder", "link", "working directory"])
+def test_an_empty_folder_is_filled_and_not_replaced(tmp_path, monkeypatch, what):
+    """Would catch: a mount point or a link, which no folder can replace, found after all work; a shell's working
+    directory that is deleted."""
+    run, _ = llama(tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    before = folder.stat().st_ino
+    out = {"folder": folder, "link": tmp_path / "link", "working directory": "."}[what]
+    export_run(run, out, verify="weights")
+    assert folder.stat().st_ino == before and not list(folder.glob(".*"))
+    assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
+
+
+def test_a_folder_that_is_being_filled_is_no_model_before_the_end(tmp_path, monkeypatch):
+    run, _ = llama(tmp_path)
+    (tmp_path / "out").mkdir()
+    plain, moved = export.os.replace, []
+
+    def replace(source, target):
+        if target.parent == tmp_path / "out":
+            assert target.name not in moved
+            moved.append(target.name)
+            if target.name == "config.json":
+                raise OSError("the disk is gone")
+        plain(source, target)
+
+    monkeypatch.setattr(export.os, "replace", replace)
+    with pytest.raises(OSError, match="the disk is gone"):
+        export_run(run, tmp_path / "out", verify="weights")
+    assert moved[-2:] == ["export.json", "config.json"] and "model.safetensors" in moved
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_checkpoint_that_breaks_its_promise_is_not_exported(tmp_path, monkeypatch, capsys):
     run, saved = llama(tmp_path)
     last = saved[-1].dir
