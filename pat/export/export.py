@@ -31,6 +31,7 @@ from pat.common.parameters import DTYPES
 from pat.config import frozen
 from pat.export import masks
 from pat.export.card import model_card
+from pat.export.layout import layout
 from pat.export.merged import MergedReader
 from pat.export.report import export_json
 from pat.export.source import Stream, specs
@@ -128,12 +129,15 @@ def _write(
     console: Console | None,
 ) -> dict[str, Any]:
     left = structures(reader, config, hf_config, _on_meta(auto_model, hf_config))
-    (hf_config if left.cut is None else left.cut.config).save_pretrained(folder)
+    written_as = hf_config if left.cut is None else left.cut.config
+    written_as.save_pretrained(folder)
     shutil.copytree(run.path / "tokenizer", folder, dirs_exist_ok=True)
     generation = run.path / "model" / config_files.GENERATION
     if generation.exists():
         shutil.copy(generation, folder)
-    content, stream = specs(reader, DTYPES[dtype], left.cut), Stream(reader, left)
+    own = specs(reader, DTYPES[dtype], left.cut)
+    stored = layout(_on_meta(auto_model, written_as), {spec.name: spec.shape for spec in own})
+    content, stream = stored.specs(own), Stream(reader, left, stored)
     with _progress(console) as progress:
         if stream.measures:
             bar = progress.add_task("hash", total=stream.total)
@@ -144,7 +148,9 @@ def _write(
         weight_map = write_model(folder, content, lambda spec: _counted(stream(spec), progress, bar))
         masks.write_masks(reader, folder, stream.mask_sha256 or "", left.flags)
         bar = progress.add_task("check", total=total)
-        check_tensors(reader, folder, content, weight_map, stream.mask_sha256, lambda n: progress.advance(bar, n), left)
+        check_tensors(
+            reader, folder, content, weight_map, stream.mask_sha256, lambda n: progress.advance(bar, n), left, stored
+        )
     _check_summary(run, reader, stream)
     difference, layer, reason, logits = None, None, None, None
     large = sum(spec.numbytes for spec in content) >= LOGIT_LIMIT
@@ -159,6 +165,7 @@ def _write(
         "max_abs_logit_diff": difference,
         "max_layer_diff": layer,
         "max_abs_logit_diff_reason": reason,
+        "names_reason": stored.reason,
         "logits": logits,
     }
     (folder / "README.md").write_text(model_card(config, result))

@@ -37,7 +37,7 @@ def export_json(
     files = sorted(folder.glob("model*.safetensors"))
     mask_file = folder / masks.FILE
     phases, left = manifest["phase"].values(), stream.structures
-    buffers = sum(spec.numbytes for spec in content if spec.name in reader.buffers())
+    buffers = sum(spec.numbytes for spec in content if stream.layout.view(spec).source in reader.buffers())
     return {
         "dtype": dtype,
         "stock": left.stock,
@@ -125,6 +125,6 @@ def format_report(result: dict[str, Any]) -> Table:
     if layer is not None:
         row("largest difference of a layer", "", f"{layer:.1e} of its change")
     reason = result["max_abs_logit_diff_reason"]
-    notes = [before_pruning(lineage), f"logits: {reason}" if reason else ""]
+    notes = [before_pruning(lineage), f"logits: {reason}" if reason else "", result.get("names_reason") or ""]
     table.caption = "\n".join(filter(None, notes)) or None
     return table

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from pat.checkpoint.reader import CheckpointReader
 from pat.common.hashing import MaskHash, WeightsHash
+from pat.export.layout import Layout, View
 from pat.export.masks import CHUNK, keep_chunk, masked
 from pat.export.merged import MergedReader
 from pat.export.narrowing import Narrowing
@@ -19,18 +21,45 @@ from pat.export.writer import Spec
 from pat.zero.checkpoint_files import CheckpointError
 
 
-def weight_chunks(reader: CheckpointReader, name: str) -> Iterator[tuple[int, Tensor]]:
+def weight_chunks(
+    reader: CheckpointReader,
+    name: str,
+    start: int = 0,
+    numel: int | None = None,  # None: all from start on
+    frozen: Callable[[str], Tensor] | None = None,  # reads a frozen parameter whole; None: the reader
+) -> Iterator[tuple[int, Tensor]]:
     """(start, (n,) fp32 effective weights) of a parameter, row-major. A frozen parameter is read whole first."""
-    numel = reader.numel(name)
+    end = reader.numel(name) if numel is None else start + numel
     trainable = reader.parameters[name]["trainable"]
-    whole = None if trainable else reader.frozen(name).reshape(-1)
-    for start in range(0, numel, CHUNK):
-        n = min(CHUNK, numel - start)
-        yield start, reader.read("weight", name, start, n) if whole is None else whole[start : start + n].float()
+    whole = None if trainable else (frozen or reader.frozen)(name).reshape(-1)
+    for first in range(start, end, CHUNK):
+        n = min(CHUNK, end - first)
+        yield first, reader.read("weight", name, first, n) if whole is None else whole[first : first + n].float()
+
+
+class Parts:
+    """The weights of the files' tensors, which may be parts of the checkpoint's, with the flags of a pruner's."""
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self.reader = reader
+        self._masked = set(masked(reader))
+        self._frozen = lru_cache(2)(reader.frozen)  # the two of a layer's experts are asked for in turn
+
+    def __call__(self, view: View, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """((n,) fp32 effective weights, (n,) uint8 keep flags) of a view of the parameter `name`, row-major."""
+        reader, prunable = self.reader, name in self._masked
+        if not view.contiguous:
+            shape = reader.parameters[name]["shape"]
+            keep = view.of(keep_chunk(reader, name, 0, reader.numel(name)).view(shape)) if prunable else None
+            yield view.of(reader.weight(name)).reshape(-1), None if keep is None else keep.reshape(-1)
+            return
+        frozen = None if view.whole else self._frozen
+        for start, weight in weight_chunks(reader, name, view.offset, view.numel, frozen):
+            yield weight, keep_chunk(reader, name, start, len(weight)) if prunable else None
 
 
 def specs(reader: CheckpointReader, dtype: torch.dtype, cut: Narrowing | None = None) -> list[Spec]:
-    """What a model folder holds: parameters in `dtype`, tied ones once, cut, and persistent buffers as they are."""
+    """The tensors of the exported model: parameters in `dtype`, tied ones once, cut; persistent buffers as they are."""
     parameters = []
     for name, parameter in reader.parameters.items():
         new = name if cut is None else cut.rename(name)
@@ -43,7 +72,7 @@ def specs(reader: CheckpointReader, dtype: torch.dtype, cut: Narrowing | None = 
 
 @dataclass
 class Stream:
-    """Hands out every tensor once, in the dtype that is written, and counts and hashes on the way.
+    """Hands out every tensor of the files once, in the dtype that is written, and counts and hashes on the way.
 
     The hashes are of the whole model as it was trained, whatever is cut from it or merged: parameters must be asked for
     in name order, or, where `measures` says so, `measure` goes through all of them first.
@@ -51,6 +80,7 @@ class Stream:
 
     reader: CheckpointReader
     structures: Structures = field(default_factory=Structures)
+    layout: Layout = field(default_factory=Layout)
     nonzero: int = 0  # weights other than 0, over all parameters, as written
     written: int = 0  # parameters, as written
     pruned: int = 0  # the parameters of units that are gone, and the flags that are 0 in what is left
@@ -68,7 +98,8 @@ class Stream:
         self.old = {} if cut is None else {cut.rename(name): name for name in self.reader.parameters}
 
         self._trained = self.reader.trained if isinstance(self.reader, MergedReader) else self.reader
-        self.measures = cut is not None or self._trained is not self.reader
+        self.measures = cut is not None or self._trained is not self.reader or bool(self.layout.views)
+        self._parts = Parts(self.reader)
 
     @property
     def total(self) -> int:
@@ -93,22 +124,24 @@ class Stream:
 
     def __call__(self, spec: Spec) -> Iterator[Tensor]:
         """The (n,) chunks of a tensor."""
-        cut = self.structures.cut
-        if self.old.get(spec.name, spec.name) not in self.reader.parameters:
-            yield self.reader.frozen(spec.name)
+        cut, view = self.structures.cut, self.layout.view(spec)
+        name = self.old.get(view.source, view.source)
+        if name not in self.reader.parameters:
+            yield view.of(self.reader.frozen(name)).reshape(-1)
         elif cut is not None:
-            old = self.old[spec.name]
-            if old in self._masked:
-                keep = keep_chunk(self.reader, old, 0, self.reader.numel(old))
-                self._count(cut.select(old, keep.view(self.reader.parameters[old]["shape"])))
-            yield self._finite(spec, cut.cut(old, self.reader.weight(old)).reshape(-1))
+            if name in self._masked:
+                keep = keep_chunk(self.reader, name, 0, self.reader.numel(name))
+                self._count(view.of(cut.select(name, keep.view(self.reader.parameters[name]["shape"]))))
+            yield self._finite(spec, view.of(cut.cut(name, self.reader.weight(name))).reshape(-1))
         else:
-            for start, weight in weight_chunks(self.reader, spec.name):
+            start = 0
+            for weight, keep in self._parts(view, name):
                 if not self.measures:
-                    self._hash(spec.name, start, weight)
-                if spec.name in self._masked:
-                    self._count(keep_chunk(self.reader, spec.name, start, len(weight)))
+                    self._hash(name, start, weight)
+                if keep is not None:
+                    self._count(keep)
                 yield self._finite(spec, weight)
+                start += len(weight)
 
     def _hash(self, name: str, start: int, weight: Tensor) -> None:
         self.weights.update(name, weight)

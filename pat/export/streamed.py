@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
@@ -26,6 +25,7 @@ from pat.checkpoint.reader import CheckpointReader
 from pat.export.loader import narrowed
 from pat.export.merged import MergedReader
 from pat.export.recorded import recorded
+from pat.export.stored import Stored, persistent
 from pat.export.structures import Structures
 from pat.export.verify import ExportError, probe, scaled, tolerated
 from pat.models import adapters, families, limits
@@ -78,12 +78,11 @@ def streamed_logit_diff(
     exported = _exported(folder)
     rounded, kept = scaled(reader, structures), _kept(structures, len(names))
     check = _Exported(exported, _numbered(layers, kept), kept, names, states, dtype if rounded else None)
-    where = _files(folder)
-    _same_names(exported, where)
-    found = _run_written(exported, ids, where)
+    stored = Stored(folder, exported)
+    found = _run_written(exported, ids, stored)
     difference = tolerated(found, expected, dtype, rounded)
     # Each layer began from the trained model's state: a folder that is rounded anew computes other logits by itself
-    return difference, check.worst, recorded(ids, _run_written(_exported(folder), ids, where) if rounded else found)
+    return difference, check.worst, recorded(ids, _run_written(_exported(folder), ids, stored) if rounded else found)
 
 
 class _Trained:
@@ -195,32 +194,6 @@ def _exported(folder: Path) -> Any:
     return _empty(lambda: made._from_config(config, dtype=DTYPE))
 
 
-def _persistent(model: nn.Module) -> list[tuple[str, Tensor]]:
-    saved = model.state_dict().keys()
-    return [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """The file of each tensor."""
-    where: dict[str, Path] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, "pt") as file:
-            where |= dict.fromkeys(file.keys(), path)
-    return where
-
-
-def _same_names(model: nn.Module, where: dict[str, Path]) -> None:
-    """Stock code would draw weights that are not in the files, and ignore tensors that it does not know."""
-    wanted = {name for name, _ in [*model.named_parameters(), *_persistent(model)]}
-    if wanted != where.keys():
-        raise ExportError(f"config.json describes a model with other tensors: {sorted(wanted ^ where.keys())[:3]}.")
-
-
-def _written(where: dict[str, Path], name: str) -> Tensor:
-    with safe_open(where[name], "pt") as file:
-        return file.get_tensor(name)
-
-
 def _trained(reader: CheckpointReader, name: str, dtype: torch.dtype) -> Tensor:
     """A parameter, rounded as it is written; a buffer as it is."""
     return reader.weight(name).to(dtype) if name in reader.parameters else reader.frozen(name)
@@ -252,9 +225,9 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _run_written(model: Any, ids: Tensor, where: dict[str, Path]) -> Tensor:
+def _run_written(model: Any, ids: Tensor, stored: Stored) -> Tensor:
     """The logits, with the weights in the folder's files."""
-    return _run(model, ids, lambda name: _written(where, name), [name for name, _ in _persistent(model)])
+    return _run(model, ids, stored, [name for name, _ in persistent(model)])
 
 
 def _stream(module: nn.Module, own: dict[str, str], read: Read) -> None:

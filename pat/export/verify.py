@@ -16,10 +16,11 @@ from transformers.utils import logging as transformers_logging
 
 from pat.checkpoint.reader import CheckpointReader
 from pat.export import masks
+from pat.export.layout import Layout
 from pat.export.loader import load
 from pat.export.merged import MergedReader
 from pat.export.recorded import recorded
-from pat.export.source import weight_chunks
+from pat.export.source import Parts, weight_chunks
 from pat.export.structures import Structures
 from pat.export.writer import Spec
 from pat.models import adapters, limits
@@ -54,10 +55,11 @@ def check_tensors(
     mask_sha256: str | None,
     advance: Callable[[int], None],  # told the elements done
     structures: Structures,
+    layout: Layout | None = None,  # None: the files have the model's own tensors
 ) -> None:
     """Reload every tensor: bit for bit the (cut) effective weights, dead weights 0, the masks the checkpoint's."""
     _check_names(folder, weight_map)
-    prunable, cut = set(masks.masked(reader)), structures.cut
+    layout, parts, cut = layout or Layout(), Parts(reader), structures.cut
     old = {} if cut is None else {cut.rename(name): name for name in reader.parameters}
     for spec in specs:
         with safe_open(folder / weight_map[spec.name], "pt") as file:  # reopened: its mapped pages count as memory
@@ -65,21 +67,23 @@ def check_tensors(
             if written.dtype != spec.dtype or tuple(written.shape) != spec.shape:
                 raise ExportError(f"{spec.name} was written as {written.dtype} {tuple(written.shape)}, not as {spec}.")
             written = written.reshape(-1)
-            name = old.get(spec.name, spec.name)
+            view = layout.view(spec)
+            name = old.get(view.source, view.source)
             if name not in reader.parameters:
-                _same_bits(spec.name, written, reader.frozen(spec.name).reshape(-1))
+                _same_bits(spec.name, written, view.of(reader.frozen(name)).reshape(-1))
                 continue
             if cut is not None:
-                _same_bits(spec.name, written, cut.cut(name, reader.weight(name)).reshape(-1).to(spec.dtype))
+                expected = view.of(cut.cut(name, reader.weight(name)))
+                _same_bits(spec.name, written, expected.reshape(-1).to(spec.dtype))
                 advance(len(written))
                 continue
-            for start, weight in weight_chunks(reader, spec.name):
+            start = 0
+            for weight, keep in parts(view, name):
                 part = written[start : start + len(weight)]
                 _same_bits(spec.name, part, weight.to(spec.dtype))
-                if spec.name in prunable:
-                    keep = masks.keep_chunk(reader, spec.name, start, len(weight))
-                    if torch.count_nonzero(part[keep == 0]):
-                        raise ExportError(f"{spec.name}: a pruned weight was not written as zero.")
+                if keep is not None and torch.count_nonzero(part[keep == 0]):
+                    raise ExportError(f"{spec.name}: a pruned weight was not written as zero.")
+                start += len(weight)
                 advance(len(weight))
             del written
     if mask_sha256 is not None and masks.hash_masks(folder) != mask_sha256:

@@ -50,7 +50,7 @@ def weights_sha256(folder: Path, world: Comm = LOCAL) -> str:
 
 def stored_sha256(files: Iterable[Path]) -> str:
     """WeightsHash of all tensors in safetensors files, whichever file each is in: what a gate's result names. It is
-    weights_sha256 of export.json where nothing was taken out, merged or rounded."""
+    weights_sha256 of export.json where nothing was taken out, merged, rounded or renamed."""
     digest = WeightsHash()
     with contextlib.ExitStack() as stack:
         places: dict[str, Any] = {}

@@ -99,8 +99,8 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("        os.replace(partial, out)", "        shutil.copytree(partial, out)", "a folder beside the export"),
         ("        if summary.get(name) not in (None, value):", "        if False:", "hashes of another run"),
         (
-            "(hf_config if left.cut is None else left.cut.config).save_pretrained(folder)",
-            "hf_config.save_pretrained(folder)",
+            "    written_as.save_pretrained(folder)",
+            "    hf_config.save_pretrained(folder)",
             "the config of the full shape",
         ),
         (
@@ -108,6 +108,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
             '    elif verify == "layers" or verify == "auto":',
             "the small are streamed",
         ),
+        ("not in LAST] + list(LAST)", "not in LAST]", "an export without its config"),
         ('    dtype = dtype or reader.manifest["dtype"]', '    dtype = dtype or "fp32"', "always fp32"),
     ],
     "pat/export/narrowing.py": [
@@ -188,7 +189,14 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("    structures.gate_forward(model)\n", "", "the layers are compared without gates"),
         ("        if not share <= self.limit:", "        if False:", "layers may differ"),
         ("            setattr(module, leaf, parameter)", "            pass", "weights stay in memory"),
-        ("    if wanted != where.keys():", "    if False:", "files with other tensors"),
+        ("stored) if rounded else found)", "stored) if False else found)", "logits that no load gives are recorded"),
+    ],
+    "pat/export/stored.py": [
+        ("        if wanted != self._where.keys():", "        if False:", "files with other tensors"),
+    ],
+    "pat/export/layout.py": [
+        ("args[0] if func is Tensor.contiguous else ", "", "experts keep the model's names"),
+        ("self.stride, self.offset)", "self.stride, 0)", "every expert is the first"),
     ],
     "pat/export/report.py": [
         ("stream.pruned / stream.prunable if", "stream.pruned / stream.total if", "sparsity of all weights"),
