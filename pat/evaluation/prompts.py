@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,15 +162,26 @@ def _answers(
             max_new_tokens=max(most[i] for i in chosen), do_sample=False, pad_token_id=pad, eos_token_id=ends or None
         )
         seen = _Finite()
-        made = one.model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings,
-            logits_processor=LogitsProcessorList([seen]),
-        )  # fmt: skip
+        with _without_own_settings(one.model):
+            made = one.model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings,
+                logits_processor=LogitsProcessorList([seen]),
+            )  # fmt: skip
         failed = torch.as_tensor(seen.failed).tolist()
         for i, row, wrong in zip(chosen, made[:, width:].tolist(), failed, strict=True):
             row = row[: most[i]]
             found[i] = row[: next((at for at, token in enumerate(row) if token in ends), len(row))], not wrong
     return found
+
+
+@contextlib.contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """`generate` fills whatever our settings leave open from the model's own, such as a repetition penalty or beams."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _ends(one: Loaded) -> list[int]:

@@ -69,7 +69,7 @@ class Server:
         self.process = self._start(
             "serve", str(folder), "--host", "127.0.0.1", "--port", str(self.port), "--dtype", DTYPES[dtype],
             "--no-enable-prefix-caching", "--gpu-memory-utilization", f"{MEMORY / servers:.3f}",
-            "--max-model-len", str(longest),
+            "--max-model-len", str(longest), "--generation-config", "vllm",  # the model's own may limit its answers
         )  # fmt: skip
 
     def ready(self) -> dict[str, Any]:

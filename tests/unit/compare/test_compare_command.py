@@ -86,6 +86,24 @@ def test_on_a_mix_against_transformers(llamas: list[Path], tmp_path: Path) -> No
     assert reference["overall"]["found"]["b"] == pytest.approx(float(loss), rel=1e-4)
 
 
+def test_answers_are_greedy_whatever_the_model_ships(llamas: list[Path], tmp_path: Path) -> None:
+    """Fails if a model's own settings of sampling, penalties or beams decide its answers. Its end tokens count."""
+    expected = greedy(llamas[0], "what follows?", 12)
+    model = LlamaForCausalLM.from_pretrained(llamas[0])
+    model.generation_config.eos_token_id = expected[8]
+    model.save_pretrained(tmp_path / "own")
+    byte_tokenizer().save_pretrained(tmp_path / "own")
+    file = tmp_path / "own" / "generation_config.json"
+    own = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 3, "min_new_tokens": 12}
+    own |= {"suppress_tokens": expected[:1], "bad_words_ids": [[expected[1]]]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    mix = write_mix(tmp_path / "mix.jsonl", {"id": "x", "prompt": "what follows?", "output_tokens": 12})
+    with opened(tmp_path / "own", None, torch.float32, "cpu") as one:
+        (answer,) = prompts.ask(reader.read(mix), one, "cpu")
+        assert one.model.generation_config.num_beams == 3
+    assert list(answer.ids) == expected[: expected.index(expected[8])]
+
+
 def test_a_model_beside_itself_differs_in_nothing(llamas: list[Path], tmp_path: Path, capsys: Any) -> None:
     """Fails if a figure depends on which of both a model is. What a log contains drives no terminal."""
     prompts = [{"prompt": f"{i} " * (1 + i), "output_tokens": 5, "reference": "[red]no\x1b[31m"} for i in range(9)]

@@ -179,6 +179,7 @@ def value(name):
 if sys.argv[1] == "serve":
     assert int(value("--max-model-len")) >= 8 + 4 and os.environ["OMP_NUM_THREADS"] == "1"
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert value("--generation-config") == "vllm"
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200); self.end_headers()
