@@ -77,12 +77,12 @@ def _answer(names: Sequence[str], logits: Tensor) -> str:
 
 def _class_logits(mix: Mix, one: Loaded, device: str) -> list[Tensor]:
     """(c,) of each prompt, one at a time, so that padding decides nothing."""
-    limit, made = min(_positions(one) or one.tokenizer.model_max_length, one.tokenizer.model_max_length), []
+    cut, made = limits.cut(_positions(one), one.tokenizer), []
     for prompt in mix.prompts:
         if prompt.messages is not None:
             raise ValueError(f"the prompt {prompt.id} is a chat, and {one.path} a classifier: give prompts of text")
         texts = (prompt.prompt,) if prompt.text_pair is None else (prompt.prompt, prompt.text_pair)
-        encoded = one.tokenizer(*texts, truncation=True, max_length=limit, return_tensors="pt", verbose=False)
+        encoded = one.tokenizer(*texts, **cut, return_tensors="pt", verbose=False)
         made.append(one.model(**encoded.to(device)).logits[0].float().cpu())
     return made
 

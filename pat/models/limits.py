@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 # Model types whose first token has position pad_token_id + 1: 514 positions hold 512 tokens.
 AFTER_PAD = (
@@ -20,6 +21,12 @@ def positions(config: PretrainedConfig) -> int | None:
     if count is None or text.model_type not in AFTER_PAD:
         return count
     return max(0, count - (text.pad_token_id or 0) - 1)
+
+
+def cut(positions: int | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Options of a tokenizer's call that cut a text to these positions and to what the tokenizer knows, if to any."""
+    known = [count for count in (positions, tokenizer.model_max_length) if count and count < LARGE_INTEGER]
+    return {"truncation": True, "max_length": min(known)} if known else {}
 
 
 def check(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

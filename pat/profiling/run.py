@@ -167,8 +167,7 @@ def _tokens(mix: Mix, model: Model) -> list[list[int]]:
                     f"the prompt {prompt.id} is a chat, and {model.name} a classifier: give prompts of text"
                 )
             texts = (prompt.prompt,) if prompt.text_pair is None else (prompt.prompt, prompt.text_pair)
-            limit = min(model.positions or tokenizer.model_max_length, tokenizer.model_max_length)
-            ids = tokenizer(*texts, truncation=True, max_length=limit, verbose=False)["input_ids"]
+            ids = tokenizer(*texts, **limits.cut(model.positions, tokenizer), verbose=False)["input_ids"]
         wanted = prompt.prompt_tokens or len(ids)
         found.append((ids * -(-wanted // len(ids)))[:wanted])
     return found

@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from pat import cli
 from pat.evaluation.groups import bias
 from pat.evaluation.measures import of_answers
-from pat.evaluation.prompts import Answer
+from pat.evaluation.models import opened
+from pat.evaluation.prompts import Answer, ask
+from pat.models import limits
 from pat.models.tokenizers import byte_tokenizer
+from pat.profiling import run as run_profile
 from pat.prompts.mix import Head, Mix, Prompt
 from pat.statistics.paired import mcnemar
 from tests import models
@@ -122,6 +125,26 @@ def test_a_planted_bias_is_found_and_an_unplanted_one_is_not() -> None:
     assert bias(turned, of_answers(turned, answers))[0].worse == "he"
     fair = [groups_of("neither", 0.0, seed) for seed in range(5)]
     assert not any(one.worse for mix, answers in fair for one in bias(mix, of_answers(mix, answers)))
+
+
+def test_a_classifier_that_takes_texts_of_any_length(tmp_path: Path) -> None:
+    """Fails if a limit is made up for a model without positions, whose tokenizer knows none either; or one is lost."""
+    model = models.model("bloom", auto=AutoModelForSequenceClassification, vocab_size=320, pad_token_id=256)
+    model.save_pretrained(tmp_path / "bloom")
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    assert tokenizer.model_max_length > 1e20 and getattr(model.config, "max_position_embeddings", None) is None
+    text = "word " * 40
+    mix = Mix(Head(), Path("m"), (Prompt.model_validate({"prompt": text, "id": "x"}),))
+    with opened(tmp_path / "bloom", None, torch.float32, "cpu") as one:
+        (answer,) = ask(mix, one, "cpu")
+    with torch.no_grad():
+        expected = model(**tokenizer(text, return_tensors="pt")).logits[0]
+    assert answer.logits is not None and torch.allclose(answer.logits, expected, atol=1e-4)
+    (ids,) = run_profile._tokens(mix, run_profile.Model("bloom", tmp_path / "bloom", False, None, []))
+    assert len(ids) == len(text) and limits.cut(None, tokenizer) == {}
+    tokenizer.model_max_length = 9
+    assert limits.cut(64, tokenizer) == limits.cut(None, tokenizer) == {"truncation": True, "max_length": 9}
 
 
 @pytest.mark.parametrize(
