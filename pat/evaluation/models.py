@@ -40,6 +40,7 @@ def opened(path: Path, task: Task | None, dtype: torch.dtype, device: str) -> It
     with origins.model_folder(path) as (folder, said):
         task = task or _task_of(folder, path)
         check_folder(folder, task)
+        _check_one_label(folder, path)
         if not any(folder.glob("*.safetensors")):
             raise ValueError(f"{path} holds no safetensors, and pickles are not read: save it again as safetensors")
         model = load_model(folder, path, dtype, use_safetensors=True).to(device).eval().requires_grad_(False)
@@ -50,6 +51,16 @@ def same_tokens(a: Loaded, b: Loaded) -> bool:
     """Whether both turn every text into the same ids."""
     digests = {tokenizers.tokenizer_digest(loaded.tokenizer) for loaded in (a, b)}
     return len(digests) == 1
+
+
+def _check_one_label(folder: Path, path: Path) -> None:
+    """ValueError for a classifier whose labels do not exclude one another: its answer is not the most probable one."""
+    if model_config(folder).problem_type == "multi_label_classification":
+        raise ValueError(
+            f"{path} gives a text several labels (problem_type: multi_label_classification), and pat reads one a text: "
+            "evaluate it elsewhere, or set problem_type to single_label_classification in its config.json if it was "
+            "trained for one"
+        )
 
 
 def _task_of(folder: Path, path: Path) -> Task:

@@ -104,6 +104,24 @@ def test_other_labels_are_refused(tmp_path, capsys):
     assert "has the labels good, bad, the data bad, good" in capsys.readouterr().err
 
 
+def test_a_classifier_of_several_labels_is_refused(tmp_path, capsys):
+    """Fails if the least improbable label of a text that has none counts as its answer."""
+    path, mix = tmp_path / "model", tmp_path / "mix.jsonl"
+    model = models.model("bert", auto=models.transformers.AutoModelForSequenceClassification, vocab_size=320)
+    model.config.problem_type = "multi_label_classification"
+    model.save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    mix.write_text(json.dumps({"prompt": "a", "checks": [{"name": "label", "label": "LABEL_0"}]}) + "\n")
+    capsys.readouterr()  # the bar of saving
+    for given in (["--mix", mix], ["recipe=reviews_dense"]):
+        assert run(path, *given) == 2
+        said = capsys.readouterr().err
+        assert "pat reads one a text" in said and said.count("\n") == 1
+    model.config.problem_type = "single_label_classification"
+    model.save_pretrained(path)
+    assert run(path, "--mix", mix, "--device", "cpu") == 0
+
+
 @pytest.fixture
 def made(tmp_path):
     """A function that writes a run (of a width and a seed of its own data) and exports it."""
