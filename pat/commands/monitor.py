@@ -231,11 +231,22 @@ def _ask(
             if long:
                 source.notes.append(f"{long} prompts to replay leave no room for an answer: left out")
             if not prompts:
+                _check_replayed(options)
                 return of_prompts, [], None
             replayed, checks = ask.replay(prompts, dense, model, device, options.batch_size, options.output_tokens)
     if options.agreement is not None:
         checks.append(ask.agreement(replayed, options.agreement))
     return of_prompts, checks, replayed
+
+
+def _check_replayed(options: argparse.Namespace) -> None:
+    """ValueError where a check was asked for that needs the answers to prompts, of which none can be replayed."""
+    for name in ("agreement", "answer"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"--{name} {getattr(options, name)} cannot be checked: no prompt that was drawn leaves room for "
+                f"{options.output_tokens} tokens of an answer in both models; give a smaller --output-tokens"
+            )
 
 
 def _say(found: Monitored, before: list[dict[str, Any]], options: argparse.Namespace) -> int:

@@ -199,6 +199,17 @@ def test_long_prompts_are_not_replayed(llama: Path, tmp_path: Path) -> None:
     assert found["checks"][-1]["group"] == result.PROMPTS, "no prompt says what is right"
 
 
+def test_a_check_of_answers_that_cannot_be_made_is_an_error(llama: Path, tmp_path: Path, capsys: Any) -> None:
+    """Fails if CI reads "no alert" where no prompt leaves room for an answer, so that nothing was asked."""
+    log = write(tmp_path / "prod.jsonl", [{"prompt": "x" * 50, "right": "a"}, {"prompt": "y" * 50, "right": "b"}])
+    options = ["--against", llama, "--dense", llama, "--output-tokens", "20", "--device", "cpu"]
+    assert run(log, *options) == 0
+    for given in (["--agreement", "0.9"], ["--answer", "right"]):
+        capsys.readouterr()
+        assert run(log, *options, *given) == 2
+        assert f"{' '.join(given)} cannot be checked" in capsys.readouterr().err
+
+
 def test_the_model_of_an_alias(llama: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """Fails if an alias is looked for in one name only, or one that two names have is taken from either."""
     monkeypatch.setattr(mlflow_backend, "MlflowBackend", lambda uri, new: FileBackend(tmp_path / "backend.json"))
