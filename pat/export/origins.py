@@ -16,7 +16,7 @@ from pat.config import frozen
 from pat.config.errors import explain
 from pat.config.validate import validate
 from pat.run.directory import RunDir
-from pat.schema import Config
+from pat.schema import Config, DataConfig
 
 # The keys of a config that decide on which samples, and how, a model is evaluated.
 DECIDES = ("data.", "task.", "seed", "train.eval_batch_size")
@@ -91,11 +91,17 @@ def _differing(configs: Sequence[Config]) -> dict[str, list[str]]:
             for section in ("data", "task")
             for key, value in getattr(c, section).plain().items()
         }
+        | ({"seed": c.seed} if any(_generated(each.data) for each in configs) else {})
         for c in configs
     ]
     ignored = ("data.cache_dir", "data.max_train_samples")
     values = {key: list(dict.fromkeys(repr(one[key]) for one in flat)) for key in flat[0] if key not in ignored}
     return {key: each for key, each in values.items() if len(each) > 1}
+
+
+def _generated(data: DataConfig) -> bool:
+    """Whether the seed makes texts of it; nothing else of an evaluation depends on the seed."""
+    return "generated" in (data.source, *(one.get("source") for one in (data.sources or {}).values()))
 
 
 @contextlib.contextmanager

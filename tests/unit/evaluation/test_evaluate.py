@@ -13,6 +13,7 @@ from pat import cli
 from pat.config import compose
 from pat.data import prepare
 from pat.evaluation import folders
+from pat.export import origins
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.schema import DataConfig
@@ -207,6 +208,22 @@ def test_models_with_data_of_their_own_are_not_compared(made, folder, tmp_path, 
     assert found["models"][2]["sparsity"] is None
     found = figures(tmp_path, first, second, "data.max_length=8")
     assert found["same_data"] and "(+" in capsys.readouterr().out
+
+
+def test_generated_text_is_that_of_its_seed(made, tmp_path, capsys):
+    """Fails if models are compared that were asked texts of two seeds, or one of files is kept from it by a seed."""
+    (first, _), (second, _) = made("first", 16, seed=0), made("second", 16, seed=1)
+    found = figures(tmp_path, first, second)
+    said = capsys.readouterr()
+    assert not found["same_data"] and "seed is 0 and 1" in said.err and "(+" not in said.out
+    assert figures(tmp_path, first, second, "seed=1")["same_data"]
+    own = [origins.config_of(path) for path in (first, second)]
+    for changes, differing in (
+        ({"data__source": "json"}, None),
+        ({"data__source": "mixture", "data__sources": {"a": {"source": "json"}}}, None),
+        ({"data__source": "mixture", "data__sources": {"a": {"source": "generated"}}}, "seed is 0 and 1"),
+    ):
+        assert origins.differing_data([config.changed(**changes) for config in own]) == differing
 
 
 def test_a_model_of_another_task_is_named_as_that(tmp_path, capsys):
