@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -19,6 +22,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
 )
 
 from pat.models import families
@@ -176,6 +180,27 @@ def write_llama(path: Path, seed: int = 0, layers: int = 2) -> Path:
     LlamaForCausalLM(small).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path
+
+
+def write_uniform(folder: Path) -> list[Path]:
+    """Two folders with Llamas that know nothing, over words and over bytes: equal, and yet of other losses a token."""
+    words = ["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(197))]
+    of_words = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    of_words.pre_tokenizer = Whitespace()  # pyright: ignore
+    named = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    made = []
+    for name, tokenizer in {
+        "words": PreTrainedTokenizerFast(tokenizer_object=of_words, **named),
+        "bytes": byte_tokenizer(),
+    }.items():
+        small = config("llama", vocab_size=len(tokenizer), tie_word_embeddings=False, pad_token_id=None)
+        built = LlamaForCausalLM(small)
+        with torch.no_grad():
+            built.lm_head.weight.zero_()
+        built.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        made.append(folder / name)
+    return made
 
 
 def write_classifiers(folder: Path, names: Sequence[str]) -> list[Path]:

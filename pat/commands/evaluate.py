@@ -167,18 +167,25 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
     for config, path in zip(configs, paths, strict=True):
         with console.status(f"evaluating {path}"):
             evaluations.append(evaluate_folder(config, path, dtype, device, options.confidence, options.seed))
-    difference = differing_data(configs)
-    _models.show([_table(evaluations, comparable=difference is None)])
+    difference, tokens = differing_data(configs), len({item.tokens for item in evaluations}) > 1
+    same = difference is None and not tokens
+    _models.show([_table(evaluations, comparable=same)])
     if difference:
         print(
             f"pat: each is measured on its own data, so the figures do not compare: {difference}. Give these keys to "
             "measure all on one set",
             file=sys.stderr,
         )
+    if tokens:
+        print(
+            "pat: the models have different tokenizers, so their losses and perplexities, which are of a token, do not "
+            "compare. Give --mix, whose checks are of texts",
+            file=sys.stderr,
+        )
     named = [(item.folder, item.figures) for item in evaluations]
     _models.show(report.per_slice(named, options.confidence, whole=False))
     models = [dataclasses.asdict(item) for item in evaluations]
-    said = {"recipe": configs[0].run.recipe, "same_data": difference is None, "confidence": options.confidence}
+    said = {"recipe": configs[0].run.recipe, "same_data": same, "confidence": options.confidence}
     _models.write_json(options, files.finite({**said, "models": models}))
     return ExitCode.DONE
 

@@ -47,9 +47,16 @@ def _generated(mix: Mix, a: Loaded, b: Loaded, answers: list[list[Answer]], devi
         same = mine.ids == theirs.ids if same_ids else mine.output == theirs.output
         first = first_difference(list(mine.ids), list(theirs.ids)) if same_ids else None
         pairs.append(_judged(prompt, outcomes[0], i, (mine, theirs), same, apart, first))
-        if mine.reference_loss is not None and theirs.reference_loss is not None:
+        if same_ids and mine.reference_loss is not None and theirs.reference_loss is not None:
             outcomes[1].add(i, mine.reference_loss, theirs.reference_loss, prompt.weight)
-    notes = [] if same_ids else ["the models have different tokenizers: no KL, no first differing token"]
+    notes = []
+    if not same_ids:
+        loss = (
+            f", no {REFERENCE} (nats a token)"
+            if any(answer.reference_loss is not None for answer in answers[0])
+            else ""
+        )
+        notes.append(f"the models have different tokenizers: no KL, no first differing token{loss}")
     return Asked(f"mix {mix.name}", pairs, list(outcomes), notes)
 
 

@@ -12,8 +12,9 @@ from pat.common.files import finite
 from pat.envelope import judge
 from pat.envelope.figures import MODEL, PROFILE, SAMPLES, figures
 from pat.envelope.judge import Check, Evidence, Quantity
-from pat.envelope.spec import Envelope, Limit
+from pat.envelope.spec import SLICES, Envelope, Limit
 from pat.evaluation.measures import Measure, Measured, difference, estimate, ratio
+from pat.evaluation.prompts import REFERENCE
 from pat.gate.measure import Facts, check_measured
 from pat.gate.profile import Profile
 from pat.statistics.estimates import Estimate, Places
@@ -55,6 +56,7 @@ class Gate:
         check_measured(self.envelope, given, baseline is not None)
         if baseline is not None:
             _check_same(variant, baseline)
+            _check_tokens(self.envelope, variant, baseline)
         made: list[Check] = []
         for name, limit in self.envelope.limits.items():
             known = self._evidence(name, limit, variant, baseline)
@@ -172,6 +174,23 @@ def _check_same(variant: Facts, baseline: Facts) -> None:
             other = baseline.sources[source].measures.get(name)
             if other is not None and not np.array_equal(other.items, measure.items):
                 raise ValueError(f"{name} is of other samples in {variant.folder} than in {baseline.folder}")
+
+
+def _check_tokens(envelope: Envelope, variant: Facts, baseline: Facts) -> None:
+    """ValueError for a limit that compares losses a token of different tokens."""
+    if variant.tokenizer == baseline.tokenizer:
+        return
+    limits = {REFERENCE: envelope.limits.get(REFERENCE)}
+    if envelope.slices is not None and any(REFERENCE in measured.main for measured in variant.sources.values()):
+        limits[SLICES] = envelope.slices.of(higher_is_better=False)
+    for name, limit in limits.items():
+        bound = next((bound for bound in ("rise", "ratio") if limit is not None and bound in limit.bounds()), None)
+        if bound is not None:
+            raise ValueError(
+                f"{name}.{bound} compares {REFERENCE}, which is nats a token, and {variant.folder} and "
+                f"{baseline.folder} have different tokenizers: give {name}.max, or limit what passed "
+                f"({'slices.drop' if name == SLICES else 'passed.drop'})"
+            )
 
 
 def _quantity(found: Estimate) -> Quantity:

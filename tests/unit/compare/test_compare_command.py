@@ -114,6 +114,23 @@ def test_a_model_beside_itself_differs_in_nothing(llamas: list[Path], tmp_path: 
     assert "\x1b" not in capsys.readouterr().out
 
 
+def test_losses_of_other_tokens_are_not_compared(tmp_path: Path, capsys: Any) -> None:
+    """Fails if a model is worse because its tokenizer cuts texts into fewer tokens. What passes compares."""
+    prompts = [
+        {
+            "prompt": f"w{i}",
+            "output_tokens": 2,
+            "reference": "w1 w2",
+            "checks": [{"name": "must_answer"}],
+        }
+        for i in range(12)
+    ]
+    mix = write_mix(tmp_path / "mix.jsonl", *prompts)
+    found = figures(tmp_path, *models.write_uniform(tmp_path), "--mix", mix)
+    assert [one["name"] for one in found["outcomes"]] == ["passed"]
+    assert "no first differing token, no reference_loss (nats a token)" in capsys.readouterr().out
+
+
 def test_on_a_recipes_data(llamas: list[Path], tmp_path: Path) -> None:
     """Fails if the weighted mean of samples is not the metric that `pat evaluate` measures on the same data."""
     found = figures(tmp_path, *llamas, *PARITY)

@@ -210,6 +210,15 @@ def test_models_with_data_of_their_own_are_not_compared(made, folder, tmp_path, 
     assert found["same_data"] and "(+" in capsys.readouterr().out
 
 
+def test_losses_of_other_tokens_are_not_compared(tmp_path, capsys):
+    """Fails if a model is shown as worse because its tokenizer cuts texts into fewer tokens."""
+    found = figures(tmp_path, *models.write_uniform(tmp_path), *PARITY)
+    said = capsys.readouterr()
+    assert not found["same_data"] and "different tokenizers" in said.err and "(+" not in said.out
+    (first, second) = (item["metrics"]["loss"] for item in found["models"])
+    assert first != pytest.approx(second, rel=0.01)
+
+
 def test_generated_text_is_that_of_its_seed(made, tmp_path, capsys):
     """Fails if models are compared that were asked texts of two seeds, or one of files is kept from it by a seed."""
     (first, _), (second, _) = made("first", 16, seed=0), made("second", 16, seed=1)

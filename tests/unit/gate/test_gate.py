@@ -183,6 +183,24 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
     assert run(*options, *against) == 2, "which of the two backends?"
 
 
+def test_losses_of_other_tokens_are_not_compared(tmp_path: Path, capsys: Any) -> None:
+    """Fails if a model is outside because its tokenizer cuts texts into fewer tokens."""
+    words, bytes_ = models.write_uniform(tmp_path)
+    prompts = [{"prompt": f"w{i}", "output_tokens": 2, "reference": "w1 w2", "slices": {"a": "b"}} for i in range(4)]
+    (tmp_path / "mix.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    options = ["--against", words, "--mix", tmp_path / "mix.jsonl"]
+    for limit, name in (
+        ("reference_loss.ratio=1.1", "reference_loss.ratio"),
+        ("reference_loss={rise: 0.1, max: 9}", "reference_loss.rise"),
+        ("slices={ratio: 2}", "slices.ratio"),
+    ):
+        capsys.readouterr()
+        assert run(bytes_, *options, f"envelope.{limit}") == 2
+        assert f"{name} compares reference_loss, which is nats a token" in capsys.readouterr().err
+        assert run(words, *options, f"envelope.{limit}") == 0
+    assert run(bytes_, *options, "envelope.parameters.ratio=9", "envelope.reference_loss.max=9") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
