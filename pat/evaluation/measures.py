@@ -133,7 +133,7 @@ def estimate(measure: Measure, places: Places, confidence: float = 0.95, seed: i
         return estimates.mean(measure.values[places], measure.weights[places], confidence, seed)
     if not measure.interval:
         return Estimate(places.size, measure.of(places))
-    return estimates.of_places(measure.of, places, confidence, seed)
+    return _resampled(measure, measure.of, places, confidence, seed, (0.0, 1.0))
 
 
 def difference(a: Measure, b: Measure, places: Places, confidence: float = 0.95, seed: int = 0) -> Estimate:
@@ -146,7 +146,7 @@ def difference(a: Measure, b: Measure, places: Places, confidence: float = 0.95,
         return Estimate(found.n, found.difference, found.low, found.high)
     if not a.interval:
         return Estimate(places.size, whole)
-    return estimates.of_places(lambda chosen: b.of(chosen) - a.of(chosen), places, confidence, seed)
+    return _resampled(a, lambda chosen: b.of(chosen) - a.of(chosen), places, confidence, seed, (-1.0, 1.0))
 
 
 def ratio(a: Measure, b: Measure, places: Places, confidence: float = 0.95, seed: int = 0) -> Estimate:
@@ -157,7 +157,22 @@ def ratio(a: Measure, b: Measure, places: Places, confidence: float = 0.95, seed
 
     if not (a.interval and math.isfinite(quotient(places))):
         return Estimate(places.size, quotient(places))
-    return estimates.of_places(quotient, places, confidence, seed)
+    return _resampled(a, quotient, places, confidence, seed, (0.0, math.inf))
+
+
+def _resampled(
+    measure: Measure,
+    figure: Callable[[Places], float],
+    places: Places,
+    confidence: float,
+    seed: int,
+    allowed: tuple[float, float],  # what the figure can be where the measure is a mean over classes
+) -> Estimate:
+    """The figure with its interval; symmetric for a mean over classes: resamples of few samples a class are lower."""
+    found = estimates.of_places(figure, places, confidence, seed, symmetric=measure.over_classes)
+    if not measure.over_classes or found.low is None or found.high is None:
+        return found
+    return Estimate(found.n, found.value, max(allowed[0], found.low), min(allowed[1], found.high))
 
 
 def divided(b: float, a: float) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pat.evaluation.measures import difference, of_rows, ratio
+from pat.evaluation.measures import Measure, difference, estimate, of_rows, ratio
 from pat.evaluation.samples import Rows
 from pat.tasks import base
 
@@ -35,6 +35,29 @@ def test_metrics_are_those_of_the_named_samples() -> None:
     measured = of_rows(texts)
     assert measured.measures["loss"].of(PLACES) == pytest.approx(expected)
     assert measured.measures["loss"].places(measured.slices["half=b"]).tolist() == [5, 6, 7, 8, 9]
+
+
+def test_the_interval_of_a_mean_over_many_classes_holds_it() -> None:
+    """Fails if resamples, which are lower where classes have two samples, decide alone; or an F1 may be above 1."""
+    rng = np.random.default_rng(0)
+
+    def macro_f1(classes: int, each: int, share: float) -> Measure:
+        labels = torch.arange(classes).repeat(each)
+        right = torch.tensor(rng.random(len(labels)) < share)
+        answers = torch.where(right, labels, torch.tensor(rng.integers(0, classes, len(labels))))
+        logits = torch.nn.functional.one_hot(answers, classes).float()
+        return of_rows(rows_of("classification", logits, labels)).measures["macro_f1"]
+
+    many = macro_f1(300, 2, 0.8)
+    found = estimate(many, many.places())
+    assert found.low is not None and found.high is not None
+    assert 0.6 < found.low < found.value - 0.05 and found.value + 0.05 < found.high < 0.9
+    a, b = macro_f1(3, 6, 0.4), macro_f1(3, 6, 0.99)
+    assert estimate(b, b.places()).high == 1.0
+    for found in (difference(a, b, a.places()), ratio(a, b, a.places())):
+        assert found.low is not None and found.high is not None and found.low < found.value < found.high
+    same = difference(a, a, a.places())
+    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
 
 
 def test_a_ratio_is_paired() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,39 @@ def test_any_figure_is_resampled_by_its_samples() -> None:
     y[100:] = 2 * x[100:]
     same = estimates.of_places(r, places, resamples=99)
     assert (same.low, same.high) == pytest.approx((1.0, 1.0))
+
+
+@pytest.mark.parametrize(("classes", "each"), [(3, 60), (20, 5), (77, 5), (150, 2)])
+def test_a_symmetric_interval_covers_a_mean_over_classes(classes: int, each: int) -> None:
+    """Of 100 data sets whose classes are right by 80 %, nominally 95 intervals hold the F1 of the distribution.
+
+    Fails if few samples a class push the interval below the figure: of 150 classes with 2 samples, percentiles cover
+    38, and bias-corrected ones (Efron 1987) about 64.
+    """
+    rng, covered = np.random.default_rng(0), 0
+    truth = 0.8 + 0.2 / classes  # precision and recall alike
+    for _ in range(100):
+        labels = np.repeat(np.arange(classes), each)
+        answers = np.where(rng.random(labels.size) < 0.8, labels, rng.integers(0, classes, labels.size))
+
+        def macro_f1(places: estimates.Places, y: Any = labels, x: Any = answers) -> float:
+            right = np.bincount(y[places][y[places] == x[places]], minlength=classes)
+            seen = np.bincount(y[places], minlength=classes) + np.bincount(x[places], minlength=classes)
+            return float((2 * right[seen > 0] / seen[seen > 0]).mean())
+
+        found = estimates.of_places(macro_f1, np.arange(labels.size), resamples=199, symmetric=True)
+        assert found.low is not None and found.high is not None and found.low < found.value < found.high
+        covered += found.low <= truth <= found.high
+    assert covered >= 90
+
+
+def test_a_symmetric_interval_is_that_of_percentiles_where_samples_are_many() -> None:
+    x = np.random.default_rng(3).normal(size=2000)
+    both = [
+        estimates.of_places(lambda places: float(x[places].mean()), np.arange(2000), symmetric=s) for s in (False, True)
+    ]
+    (low, high), (low_, high_) = ((each.low, each.high) for each in both)
+    assert (low_, high_) == pytest.approx((low, high), abs=0.005)
 
 
 def test_calibration_by_hand() -> None:
