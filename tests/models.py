@@ -193,7 +193,7 @@ def write_uniform(folder: Path) -> list[Path]:
         "words": PreTrainedTokenizerFast(tokenizer_object=of_words, **named),
         "bytes": byte_tokenizer(),
     }.items():
-        small = config("llama", vocab_size=len(tokenizer), tie_word_embeddings=False, pad_token_id=None)
+        small: Any = config("llama", vocab_size=len(tokenizer), tie_word_embeddings=False, pad_token_id=None)
         built = LlamaForCausalLM(small)
         with torch.no_grad():
             built.lm_head.weight.zero_()

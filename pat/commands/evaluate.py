@@ -167,7 +167,7 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
     for config, path in zip(configs, paths, strict=True):
         with console.status(f"evaluating {path}"):
             evaluations.append(evaluate_folder(config, path, dtype, device, options.confidence, options.seed))
-    difference, tokens = differing_data(configs), len({item.tokens for item in evaluations}) > 1
+    difference, tokens = differing_data(configs), len({item.tokenizer for item in evaluations}) > 1
     same = difference is None and not tokens
     _models.show([_table(evaluations, comparable=same)])
     if difference:

@@ -43,7 +43,7 @@ class Evaluation:
     step: int | None  # of the checkpoint; None: the folder does not say
     data: str  # what it was measured on
     max_length: int
-    tokens: str | None  # the digest of the tokenizer, where figures are means over its tokens; None: they are not
+    tokenizer: str | None  # its digest, where figures are means over its tokens; None: they are not
     figures: list[Figure]  # with intervals, over all and per slice
 
 
@@ -67,7 +67,7 @@ def evaluate_folder(
             step=one.said.get("lineage", {}).get("step"),
             data=rows.data,
             max_length=config.data.max_length,
-            tokens=None if rows.task.per_sample else tokenizers.tokenizer_digest(one.tokenizer),
+            tokenizer=None if rows.task.per_sample else tokenizers.tokenizer_digest(one.tokenizer),
             figures=figures(of_rows(rows), confidence, seed),
         )
 

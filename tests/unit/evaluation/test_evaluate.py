@@ -226,7 +226,7 @@ def test_generated_text_is_that_of_its_seed(made, tmp_path, capsys):
     said = capsys.readouterr()
     assert not found["same_data"] and "seed is 0 and 1" in said.err and "(+" not in said.out
     assert figures(tmp_path, first, second, "seed=1")["same_data"]
-    own = [origins.config_of(path) for path in (first, second)]
+    own = origins.configs((first, second), ())
     for changes, differing in (
         ({"data__source": "json"}, None),
         ({"data__source": "mixture", "data__sources": {"a": {"source": "json"}}}, None),
