@@ -82,8 +82,10 @@ def of_rows(rows: Rows) -> Measured:
     task, main = rows.task, rows.task.sample_metric
     values, weights = (each.numpy() for each in rows.values())
     made = {main: of_mean(main, task.directions[main], rows.numbers, values, weights)}
+    for name, each in rows.other_means().items():
+        made[name] = of_mean(name, task.directions[name], rows.numbers, each.numpy(), np.ones(len(rows.numbers)))
     for name in rows.metrics():
-        if name in task.directions and name != main:
+        if name in task.directions and name not in made:
             made[name] = Measure(
                 name,
                 task.directions[name],

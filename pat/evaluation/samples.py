@@ -57,6 +57,10 @@ class Rows:
             return self.rows[:, 0] / self.rows[:, 1], self.rows[:, 1]
         return self.task.sample_values(self.rows, {"labels": self.labels})
 
+    def other_means(self) -> dict[str, Tensor]:
+        """{metric: (n,) fp64}, see the task's."""
+        return {} if self.labels is None else self.task.other_means(self.rows, {"labels": self.labels})
+
     def confidences(self) -> tuple[Tensor, Tensor] | None:
         """((n,), (n,)) fp64: the probability of the class that was chosen, whether it was right; None: no classes."""
         if self.labels is None or not self.task.distribution:

@@ -125,6 +125,10 @@ class Task(ABC):
     def sample_values(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """((b,) fp64, (b,) fp64): `sample_metric` of each sample, and the weights by which its mean is the metric's."""
 
+    def other_means(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """{metric: (b,) fp64} of the other metrics that are means over samples which all count alike."""
+        return {}
+
     def details(self, sums: Tensor, names: Sequence[str]) -> dict[str, Any] | None:
         """More than metrics, as plain values for summary.json; `names` of the classes. None: nothing more."""
         return None

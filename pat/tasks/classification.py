@@ -162,6 +162,10 @@ class Classification(Task):
         right = right.masked_fill(~logits.isfinite().all(-1), math.nan)
         return right, torch.ones_like(right)
 
+    def other_means(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The loss of each sample, without class weights."""
+        return {"loss": F.cross_entropy(logits.float(), batch["labels"], reduction="none").double()}
+
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Accuracy in [0, 1], mean F1 of the classes, and mean loss without class weights. All are NaN where a logit is
         not finite: the first class would have the highest one, by chance."""

@@ -35,6 +35,10 @@ def test_metrics_are_those_of_the_named_samples() -> None:
     measured = of_rows(texts)
     assert measured.measures["loss"].of(PLACES) == pytest.approx(expected)
     assert measured.measures["loss"].places(measured.slices["half=b"]).tolist() == [5, 6, 7, 8, 9]
+    classes = rows_of("classification", torch.tensor(rng.normal(size=(10, 3))).float(), torch.arange(10) % 3)
+    assert of_rows(classes).measures.keys() == {*classes.metrics(), "calibration_error"}
+    for name, figure in classes.metrics(PLACES).items():
+        assert of_rows(classes).measures[name].of(PLACES) == pytest.approx(figure, rel=1e-6), name
 
 
 def test_the_interval_of_a_mean_over_many_classes_holds_it() -> None:
