@@ -44,7 +44,7 @@ class Live:
 
     def _make(self) -> bytes:
         found = reading.read(self.paths)
-        over = all(run.exit for run in found.runs)
+        over = all(run.is_over for run in found.runs)
         return html(build.page(found), refresh_s=None if over else self.every_s).encode()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pat.common.files import read_json
 from pat.report.values import flat, get, mapping, number, sequence, text
+from pat.run.directory import ExitCode
 
 EXPORT_FILE = "export.json"
 
@@ -37,6 +38,11 @@ class Run:
         """Its exit code; None while it runs, or when it died."""
         found = number(self.exit, "code")
         return None if found is None else int(found)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended and does not go on: one that was preempted is started again, often by Slurm."""
+        return bool(self.exit) and self.code != ExitCode.PREEMPTED
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -69,8 +69,12 @@ def test_it_follows_the_run_and_stops_when_that_has_ended(served: tuple[Server, 
     now[0] = 22.0
     assert "logged step 99 of 60" in ask(server, server.path)[1], "the page before, while a file is missing"
     (run / "away").rename(run / "config.yaml")
-    (run / "exit.json").write_text('{"code": 3, "meaning": "diverged", "message": "the loss is inf"}')
+    (run / "exit.json").write_text('{"code": 85, "meaning": "preempted", "message": ""}')
     now[0] = 33.0
+    between = ask(server, server.path)[1]
+    assert again in between and "Preempted" in between, "it will go on, and the page with it"
+    (run / "exit.json").write_text('{"code": 3, "meaning": "diverged", "message": "the loss is inf"}')
+    now[0] = 44.0
     last = ask(server, server.path)[1]
     assert "refresh" not in last and "the loss is inf" in last
 
