@@ -12,7 +12,7 @@ from pat.evaluation import samples
 from pat.evaluation.figures import Figure, figures
 from pat.evaluation.measures import of_rows
 from pat.evaluation.models import Loaded, opened
-from pat.export.masks import FILE as MASKS
+from pat.evaluation.stored import weight_files
 from pat.models import tokenizers
 from pat.models.weight_files import stored_sha256
 from pat.schema import Config, ModelConfig
@@ -91,13 +91,9 @@ def size_of(one: Loaded) -> Size:
 
 def weight_bytes(folder: Path) -> int:
     """Of the files with the weights."""
-    return sum(path.stat().st_size for path in _weight_files(folder))
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
 def weights_sha256(folder: Path) -> str:
     """The hash of the weights in a folder as they are stored, as export.json has it of an export in fp32."""
-    return stored_sha256(_weight_files(folder))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.safetensors") if path.name != MASKS)
+    return stored_sha256(weight_files(folder))

@@ -71,7 +71,7 @@ class Registry:
                 "format": FORMAT,
                 "files": manifest,
                 "lineage": variant.lineage(staged, manifest),
-                "figures": variant.figures(staged, manifest),
+                "figures": variant.figures(staged),
                 "evidence": dict(evidence),
             }
             if "gate" in evidence:

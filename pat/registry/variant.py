@@ -109,10 +109,10 @@ def read_export(folder: Path) -> dict[str, Any]:
 
 def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Where a variant comes from, as far as its folder knows; None: it does not say."""
-    from pat.models.weight_files import stored_sha256  # which takes torch along
+    from pat.evaluation.stored import weight_files  # which takes torch along
+    from pat.models.weight_files import stored_sha256
 
     exported = read_export(folder)
-    stored = [folder / name for name in manifest if name.endswith(".safetensors") and name != MASKS]
     run = exported.get("lineage", {})
     config = exported.get("config") or {}
     return {
@@ -127,7 +127,7 @@ def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
         # here, whatever their files and dtype; files: the files here
         "weights": {
             "trained_sha256": exported.get("weights_sha256"),
-            "stored_sha256": stored_sha256(stored),
+            "stored_sha256": stored_sha256(weight_files(folder)),
             "files_sha256": weights_sha256(manifest),
         },
     }
@@ -140,17 +140,17 @@ def weights_sha256(manifest: Manifest) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def figures(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def figures(folder: Path) -> dict[str, Any]:
     """The figures of cost and quality in the folder's export.json."""
+    from pat.evaluation.stored import weight_files  # which takes torch along
+
     exported = read_export(folder)
     after = exported.get("after") or {}
     return {
         "metrics": exported.get("lineage", {}).get("metrics"),
         "parameters": after.get("parameters"),
         "nonzero_parameters": after.get("nonzero_parameters"),
-        "bytes": sum(
-            said["bytes"] for name, said in manifest.items() if name.endswith(".safetensors") and name != MASKS
-        ),
+        "bytes": sum(path.stat().st_size for path in weight_files(folder)),
         "dtype": exported.get("dtype"),
         "structures": exported.get("structures"),
     }

@@ -142,7 +142,7 @@ class Variant:
 
         try:
             return [weights_sha256(self.path)]
-        except (OSError, SafetensorError):  # not whole
+        except (OSError, ValueError, SafetensorError):  # not whole
             return []
 
     @property

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pat.common.hashing import WeightsHash
+from pat.evaluation.folders import weights_sha256 as stored_weights_sha256
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.models.weight_files import weights_sha256
@@ -130,6 +131,21 @@ def test_a_safetensors_file_may_begin_as_a_pickle_does(registry: Registry, tmp_p
     else:
         pytest.fail("no header of such a length")
     registry.add("demo", folder, {})
+
+
+def test_a_folder_with_other_weights_below_or_beside_its_own_has_the_gates_hash_and_size(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """Fails if the gate and the registry count different files, so that a version can never be added with its gate."""
+    folder = small(tmp_path / "variant")
+    gate = {"passed": True, "variant": {"weights_sha256": stored_weights_sha256(folder)}}
+    for place in ("original/model.safetensors", "consolidated.safetensors"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        save_file({"v": torch.ones(2)}, folder / place)
+    version, _ = registry.add("demo", folder, {"gate": gate})
+    assert version.record["figures"]["bytes"] == (folder / "model.safetensors").stat().st_size
+    assert set(version.record["files"]) >= {"original/model.safetensors", "consolidated.safetensors"}
+    assert registry.promote("demo", "1", "champion").gate.startswith("passed ")
 
 
 def link(target: str) -> Callable[[Path], object]:
