@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,12 @@ def _gate(variant: Path, keys: list[str], envelope: Any, options: argparse.Names
     check_measured(envelope, [name for name, there in given.items() if there], bool(options.against))
     mix = reader.read(reader.find(options.mix), options.allow_code) if options.mix else None
     said = profile.read(options.profile) if options.profile else None
+    if said is not None and not said.says_weights:
+        print(
+            f"pat: {options.profile} does not say whose weights it is of (weights_sha256), so it counts by the names of "
+            "its folders; what `pat profile --json` writes now says it",
+            file=sys.stderr,
+        )
     if not with_samples:
         return _judge(variant, None, mix, said, envelope, options)
     if any(key.startswith("recipe=") for key in keys):

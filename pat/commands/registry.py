@@ -108,6 +108,7 @@ def _registry(options: argparse.Namespace) -> Registry:
 
 
 def _add(registry: Registry, options: argparse.Namespace) -> int:
+    from pat.evaluation.written import is_evaluation
     from pat.registry import gates
 
     name, folder = options.words
@@ -115,6 +116,8 @@ def _add(registry: Registry, options: argparse.Namespace) -> int:
     evidence = {kind: gates.read(file, f"--{kind}") for kind, file in given.items()}
     for kind, content in evidence.items():
         wrong = next((command for field, command in OTHERS.items() if field in content and kind != "gate"), None)
+        if kind == "profile" and is_evaluation(content):
+            wrong = "pat evaluate"
         if wrong:
             right = "pat evaluate --json" if kind == "metrics" else "pat profile --json"
             raise ValueError(f"--{kind} {given[kind]} is what `{wrong} --json` wrote: give what `{right}` wrote")

@@ -11,8 +11,9 @@ from typing import Any
 
 from pat.common.text import did_you_mean
 from pat.envelope.judge import Evidence, Quantity
+from pat.evaluation.written import is_evaluation
 
-INTERVALS = "intervals"
+INTERVALS, WEIGHTS = "intervals", "weights_sha256"
 UNBOUNDED = (-math.inf, math.inf)
 
 
@@ -24,6 +25,20 @@ class Profile:
     models: dict[Path, Mapping[str, Any]]
     ratios: dict[tuple[Path, Path], Mapping[str, Any]]
     confidence: float | None = None  # of its intervals; None: it does not say
+
+    @property
+    def says_weights(self) -> bool:
+        """Whether it names the weights of all its models; `pat profile` once did not, and other tools may not."""
+        return all(row.get(WEIGHTS) for row in self.models.values())
+
+    def check_weights(self, folder: Path, sha256: str) -> None:
+        """ValueError where other weights than these were measured in the folder."""
+        said = self._model(folder).get(WEIGHTS)
+        if said and said != sha256:
+            raise ValueError(
+                f"{self.path} is of other weights ({str(said)[:12]}) than {folder} holds now ({sha256[:12]}): "
+                "profile it again"
+            )
 
     def evidence(self, name: str, variant: Path, baseline: Path | None, confidence: float) -> Evidence:
         """The profile's value of a figure. Raises ValueError where it has none, or an interval of another level."""
@@ -83,6 +98,8 @@ def read(path: Path) -> Profile:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if is_evaluation(content):
+        raise ValueError(f"{path} is what `pat evaluate --json` wrote: give what `pat profile --json` wrote")
     models = content.get("models") if isinstance(content, Mapping) else None
     ratios = content.get("ratios", []) if isinstance(content, Mapping) else []
     if not (_rows(models, "folder") and models and _rows(ratios, "folder", "against")):

@@ -52,6 +52,7 @@ class Profile:
     peak_memory_bytes: int | None = None  # with activations and cache; None: the backend's memory cannot be measured
     memory_bytes: int | None = None  # weights and buffers
     bytes_on_disk: int = 0
+    weights_sha256: str = ""  # of the weights as they are stored, as a gate names them
     flops: int | None = None  # of the forward of one prompt of flops_tokens tokens; None: not counted
     flops_tokens: int = 0
     load_seconds: float | None = None
@@ -71,6 +72,7 @@ class Facts:
     backend: str
     device: str
     bytes_on_disk: int
+    weights_sha256: str
     flops: int | None
     flops_tokens: int
     load_seconds: float | None = None

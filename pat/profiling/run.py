@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from pat.common.machine import cpu_name
 from pat.common.progress_bar import progress_bar
 from pat.evaluation.fitting import model_config, tasks_of
-from pat.evaluation.folders import weight_bytes
+from pat.evaluation.folders import weight_bytes, weights_sha256
 from pat.evaluation.prompts import ids_of
 from pat.export import origins
 from pat.models import limits, tokenizers
@@ -87,6 +87,7 @@ def run(paths: Sequence[Path], mix: Mix | None, asked: Asked, table: bool = Fals
         if table:  # refuse impossible requests before the models are measured
             latency.check(models[0].folder, models[0].name)
         _check_positions(models, made)
+        weights = {model.name: weights_sha256(model.folder) for model in models}
         named = device_name(asked.device, asked.threads)
         contenders = [(model, backend) for backend in asked.backends for model in models]
         workers, ready = list[Contender](), list[Message]()
@@ -100,7 +101,17 @@ def run(paths: Sequence[Path], mix: Mix | None, asked: Asked, table: bool = Fals
         prompt = int(median(work.prompt_tokens for work in made.requests))
         counted = {model.name: operations.flops(model.folder, prompt) for model in models}
         facts = [
-            Facts(m.name, backend, named, weight_bytes(m.folder), counted[m.name], prompt, **first, **last)
+            Facts(
+                folder=m.name,
+                backend=backend,
+                device=named,
+                bytes_on_disk=weight_bytes(m.folder),
+                weights_sha256=weights[m.name],
+                flops=counted[m.name],
+                flops_tokens=prompt,
+                **first,
+                **last,
+            )
             for (m, backend), first, last in zip(contenders, ready, ended, strict=True)
         ]
         measured = _table(models[0], prompt, named, asked) if table else None

@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoModelForSequenceClassification
 
 from pat import cli
+from pat.evaluation.folders import weights_sha256
 from pat.models.tokenizers import byte_tokenizer
 from pat.run.directory import ExitCode
 from tests import models
@@ -199,6 +200,34 @@ def test_losses_of_other_tokens_are_not_compared(tmp_path: Path, capsys: Any) ->
         assert f"{name} compares reference_loss, which is nats a token" in capsys.readouterr().err
         assert run(words, *options, f"envelope.{limit}") == 0
     assert run(bytes_, *options, "envelope.parameters.ratio=9", "envelope.reference_loss.max=9") == 0
+
+
+def test_a_profile_of_other_weights_or_of_another_command_is_refused(
+    folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Fails if a model passes by the times of what was in its folder before, or an evaluation counts as a profile."""
+    profile = tmp_path / "p.json"
+    hashes = {name: weights_sha256(folder / name) for name in ("dense", "pruned")}
+
+    def gate(**changed: str) -> tuple[int, str]:
+        rows = [
+            {"folder": str(folder / name), "latency_p95": 0.1, "weights_sha256": sha256}
+            for name, sha256 in (hashes | changed).items()
+        ]
+        profile.write_text(json.dumps({"models": rows}))
+        limit = ["--against", folder / "dense", "envelope.latency_p95.ratio=1"]
+        return run(folder / "pruned", "--profile", profile, *limit), capsys.readouterr().err
+
+    assert gate() == (0, "")
+    for name in hashes:
+        code, said = gate(**{name: "0" * 64})
+        assert code == 2 and f"is of other weights (000000000000) than {folder / name} holds now" in said
+    code, said = gate(pruned="")  # of an older pat profile
+    assert code == 0 and "does not say whose weights it is of" in said and said.count("\n") == 1
+    for key in ({"metrics": {"loss": 1.0}}, {"figures": []}, {"results": {}}):
+        profile.write_text(json.dumps({"models": [{"folder": str(folder / "dense"), "tokens_per_s": 9.0, **key}]}))
+        assert run(folder / "dense", "--profile", profile, "envelope.tokens_per_s.min=1") == 2
+        assert "is what `pat evaluate --json` wrote: give what `pat profile --json` wrote" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 from pat import cli
+from pat.evaluation.folders import weights_sha256
 from pat.models.tokenizers import byte_tokenizer
 from pat.profiling import plan
 from pat.profiling.backends import Settings
@@ -139,6 +140,7 @@ def test_backends_decode_the_same_tokens(llama: Path, classifier: Path, tmp_path
         pytest.importorskip(backend)
     both = figures(tmp_path, llama, "--backend", f"eager,{backend}", "--lengths", "8:4", "--batch-sizes", "1,2")
     assert [one["backend"] for one in both] == ["eager", backend]
+    assert {one["weights_sha256"] for one in both} == {weights_sha256(llama)}
     assert all(len(one["throughput"]) == 2 and one["decode_p50"] > 0 for one in both)
     (one,) = figures(tmp_path, classifier, "--backend", backend, "--lengths", "8", "--batch-sizes", "2")
     assert one["latency_p50"] > 0 and one["decode_p50"] is None

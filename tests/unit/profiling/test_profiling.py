@@ -28,7 +28,7 @@ from pat.pruning import registry
 from pat.pruning.structures.costs import dense_widths, flops
 from tests import models
 
-FACTS = Facts("model", "eager", "a device", bytes_on_disk=1, flops=2, flops_tokens=3)
+FACTS = Facts("model", "eager", "a device", bytes_on_disk=1, weights_sha256="w", flops=2, flops_tokens=3)
 
 
 def of_speed(seconds: float, log: list[int] | None = None, number: int = 0) -> Any:
@@ -85,7 +85,8 @@ def test_percentiles_are_numpys() -> None:
             assert getattr(found, f"{figure}_{name}") == pytest.approx(np.quantile(values, q))
     assert found.tokens_per_s == pytest.approx(3 / np.median(laps[:, :, 3]))
     assert found.cost_per_million_tokens == pytest.approx(3.6 / 3600 / found.tokens_per_s * 1e6)
-    assert json.loads(json.dumps(found.plain()))["folder"] == "model"
+    plain = json.loads(json.dumps(found.plain()))
+    assert (plain["folder"], plain["weights_sha256"]) == ("model", "w")
 
 
 def test_ratios_are_of_pairs() -> None:

@@ -89,6 +89,9 @@ def test_the_commands(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "champion of demo is version 2 already: nothing has moved" in capsys.readouterr().out
     assert run("add", "demo", two, "--metrics", bad, *there) == ExitCode.BAD_INPUT
     assert "is what `pat gate --json` wrote: give what `pat evaluate --json` wrote" in capsys.readouterr().err
+    bad.write_text(json.dumps({"models": [{"folder": "two", "metrics": {"loss": 1.0}}]}))
+    assert run("add", "demo", two, "--profile", bad, *there) == ExitCode.BAD_INPUT
+    assert "is what `pat evaluate --json` wrote: give what `pat profile --json` wrote" in capsys.readouterr().err
     assert run("rollback", "demo", "--as", "champion", *there) == 0
     assert run("get", "demo", "champion", "--out", tmp_path / "out", *there) == 0
     assert contents(tmp_path / "out") == contents(one)

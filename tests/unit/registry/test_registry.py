@@ -249,6 +249,10 @@ def test_a_stopped_move_is_dropped_where_the_alias_was_moved_elsewhere_since(
     assert [(each.kind, each.after) for each in registry.history("demo")][1:] == [("outside", 3), ("promote", 1)]
 
 
+def profile_of(hashes: list[str]) -> dict[str, Any]:
+    return {"models": [{"folder": "x", "latency_p95": 0.1, "weights_sha256": sha256} for sha256 in hashes]}
+
+
 def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) -> None:
     version, _ = registry.add("demo", exports[0] / "20", {})
     weights = version.record["lineage"]["weights"]
@@ -271,6 +275,9 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
             promote(gate)
     with pytest.raises(RefusedError, match="of other weights"):
         registry.add("demo", exports[0] / "20", {"gate": {"passed": True, "variant": {"weights_sha256": other}}})
+    for said in ([other], [other, trained]):
+        with pytest.raises(RefusedError, match="the profile is of other weights"):
+            registry.add("demo", exports[0] / "20", {"profile": profile_of(said)})
     registry.add("demo", exports[0] / "20", {"gate": {"passed": False}})
     for asked in (None, {"passed": True, "variant": {"weights_sha256": ours}}):  # a weaker gate, asked afterwards
         with pytest.raises(RefusedError, match="did not pass.*a version of its own"):
@@ -279,6 +286,8 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
     for which, alias in (("files", "champion"), ("stored", "canary")):
         gate = {"passed": True, "variant": {"weights_sha256": weights[f"{which}_sha256"]}}
         assert registry.promote("demo", "1", alias, gate=gate).gate.startswith("passed ")
+    for said in ([other, ours], [other, ""], []):  # of two models, of an older pat profile, of another tool
+        assert registry.add("demo", exports[0] / "20", {"profile": profile_of(said)})[1]
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match="no JSON mapping"):
         gates.read(tmp_path / "list.json", "--gate")
