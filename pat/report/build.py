@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-
 from pat.report import cost, decision, lineage, quality, sweep, training, values
 from pat.report.page import Card, Page
 from pat.report.sources import Run, Sources
@@ -70,6 +68,6 @@ def _cards(sources: Sources) -> Iterator[Card]:
         if before and after is not None:
             yield Card("size", values.size(after), f"{cost.ratio(before, after)} of {values.size(before)}")
     named = [subject.path] if subject is not None else []
-    named += [Path(folder) for gate in sources.judging[:1] if (folder := text(gate.content, "variant.folder"))]
+    named += [gate.folder for gate in sources.judging[:1] if text(gate.content, "variant.folder")]
     if found := cost.latency(sources.profiles, named):
         yield Card(*found)

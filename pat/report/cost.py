@@ -73,32 +73,66 @@ def _size(variant: Variant) -> Iterator[Block]:
 
 
 def _profile(content: Mapping[str, Any]) -> Iterator[Block]:
-    yield from _measured(content, "Measured by pat profile; ratios with an interval are of requests in turn")
+    yield from _measured(
+        content,
+        "Measured by pat profile; ratios are to the first model on a backend, "
+        "those with an interval of requests in turn",
+    )
+    backends = {text(one, "backend") for one in _models(content)}
+    said = dict(content) | ({"backend": backends.pop() or None} if len(backends) == 1 else {})
     for name in ("machine", "device", "backend", "mix", "data", "note"):
-        if isinstance(get(content, name), str):
-            yield Text(f"{name[0].upper()}{name[1:]}: {get(content, name)}.")
+        if isinstance(get(said, name), str):
+            yield Text(f"{name[0].upper()}{name[1:]}: {get(said, name)}.")
 
 
 def _measured(content: Mapping[str, Any], caption: str) -> Iterator[Block]:
-    """A row for each figure, a column for each model, and one for its ratio to the first."""
-    models = [one for one in sequence(content, "models") if isinstance(one, Mapping)]
-    found = [_figures(one) for one in models]
+    """A row for each figure, a column for each model, and one for its ratio to the first of its backend."""
+    models = _models(content)
+    found, bases = [_figures(one) for one in models], [_base(content, one) for one in models]
     head: list[str] = []
-    for i, model in enumerate(models):
-        over = "ratio" if len(models) == 2 else f"ratio of {Path(name_of(model)).name}"
-        head += [name_of(model), *([over] if i else [])]
+    for model, base in zip(models, bases, strict=True):
+        over = "ratio" if len(models) == 2 else f"ratio of {_column(models, model, short=True)}"
+        head += [_column(models, model), *([] if base is None else [over])]
     rows: list[list[str]] = []
     for key in dict.fromkeys(key for one in found for key in one):
         rows.append([label(key)])
-        for i, (model, figures) in enumerate(zip(models, found, strict=True)):
-            over = _measured_ratio(model, key)
-            if not over and key not in _NO_RATIO:
-                over = ratio(found[0].get(key), figures.get(key))
-            rows[-1] += [with_unit(key, figures.get(key)), *([over] if i else [])]
+        for model, figures, base in zip(models, found, bases, strict=True):
+            over = [] if base is None else [_over(models, model, base, key)]
+            rows[-1] += [with_unit(key, figures.get(key)), *over]
     if rows:
         yield Table(caption, ("", *head), rows)
     else:
         yield Text(f"{caption}: the file has no figure.")
+
+
+def _models(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [one for one in sequence(content, "models") if isinstance(one, Mapping)]
+
+
+def _place(content: Mapping[str, Any], model: Mapping[str, Any]) -> Path:
+    """A model's folder, as seen from where the command ran."""
+    return (Path(text(content, "directory")) / name_of(model)).resolve()
+
+
+def _base(content: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The first model on the same backend; None where that is the same folder."""
+    first = next(one for one in _models(content) if text(one, "backend") == text(model, "backend"))
+    return None if _place(content, first) == _place(content, model) else first
+
+
+def _column(models: Sequence[Mapping[str, Any]], model: Mapping[str, Any], short: bool = False) -> str:
+    """The folder, or only its last name, with the backend where there are several."""
+    name = Path(name_of(model)).name if short else name_of(model)
+    several = len({text(one, "backend") for one in models}) > 1
+    return f"{name} ({text(model, 'backend', '?')})" if several else name
+
+
+def _over(models: Sequence[Mapping[str, Any]], model: Mapping[str, Any], base: Mapping[str, Any], key: str) -> str:
+    """The ratio to a model: the measured one where there is one, which is always to the first of the file."""
+    measured = _measured_ratio(model, key) if base is models[0] else ""
+    if measured or key in _NO_RATIO:
+        return measured
+    return ratio(_figures(base).get(key), _figures(model).get(key))
 
 
 def _figures(model: Mapping[str, Any]) -> dict[str, float]:
@@ -158,27 +192,41 @@ def _training(runs: Sequence[Run]) -> Iterator[Block]:
 def latency(profiles: Sequence[Written], folders: Sequence[Path]) -> tuple[str, str, str] | None:
     """(name, ratio, its interval and both times in words) of the p95 of a profile, or of another latency that it has.
 
-    It is of the model in one of `folders`, or else the last, over the first. The ratio is the paired one where the
-    profile has it: the quotient of two percentiles swings with whatever else the machine did.
+    It is of the model in one of `folders` over the first on the same backend; where no profile has one of these, of the
+    last model, and both are named. The ratio is the paired one where the profile has it: the quotient of two
+    percentiles swings with whatever else the machine did.
     """
     places = {folder.resolve() for folder in folders}
-    for profile in profiles:
-        models = [one for one in sequence(profile.content, "models") if isinstance(one, Mapping)]
-        if len(models) < 2:
-            continue
-        model = next((one for one in models[1:] if Path(name_of(one)).resolve() in places), models[-1])
-        before, after = _figures(models[0]), _figures(model)
-        keys = sorted(
-            (key for key in before if "p95" in key or "latency" in key),
-            key=lambda k: (k != "latency_p95", "p95" not in k),
-        )
-        for key in filter(after.__contains__, keys):
-            over = _measured_ratio(model, key) or ratio(before[key], after[key])
-            value, _, interval = over.partition(" (")
-            said = f"{with_unit(key, after[key])}, was {with_unit(key, before[key])}"
-            whose = f"{Path(name_of(model)).name}: " if len(models) > 2 else ""
-            return label(key), value, whose + (f"{interval.rstrip(')')}; {said}" if interval else said)
+    own = [each for each in profiles if any(_place(each.content, one) in places for one in _models(each.content))]
+    for profile in own or profiles:
+        models = _models(profile.content)
+        for model in models if own else reversed(models):
+            base = _base(profile.content, model)
+            if base is None or (own and _place(profile.content, model) not in places):
+                continue
+            if found := _latency(models, model, base, known=bool(own)):
+                return found
     return None
+
+
+def _latency(
+    models: Sequence[Mapping[str, Any]], model: Mapping[str, Any], base: Mapping[str, Any], known: bool
+) -> tuple[str, str, str] | None:
+    """The card; `known`: the page says which model it is of."""
+    before, after = _figures(base), _figures(model)
+    keys = [key for key in before if key in after and ("p95" in key or "latency" in key)]
+    key = min(keys, key=lambda k: (k != "latency_p95", "p95" not in k, k), default=None)
+    if key is None:
+        return None
+    value, _, interval = _over(models, model, base, key).partition(" (")
+    times = [with_unit(key, figures[key]) for figures in (after, before)]
+    if known:
+        said = f"{times[0]}, was {times[1]}"
+        whose = f"{_column(models, model, short=True)}: " if len(models) > 2 else ""
+    else:
+        names = [_column(models, one, short=True) for one in (model, base)]
+        said, whose = ", ".join(f"{name} {time}" for name, time in zip(names, times, strict=True)), ""
+    return label(key), value, whose + (f"{interval.rstrip(')')}; {said}" if interval else said)
 
 
 def ratio(before: float | None, after: float | None) -> str:

@@ -166,13 +166,46 @@ def test_of_several_profiled_models_the_latency_is_the_subjects(tmp_path: Path) 
     gate.write_text(json.dumps(judged | {"variant": {"folder": str(Path("exports/pruned").absolute())}}))
     for given, value, said in (
         ([gate, profile], "0.71 x", "pruned: 0.69 to 0.74; 8.8 ms, was 12.4 ms"),
-        ([profile], "0.4 x", "other: 6.2 ms, was 12.4 ms"),
+        ([profile], "0.4 x", "other 6.2 ms, dense 12.4 ms"),
     ):
         page = build.page(reading.read(given))
         (card,) = [card for card in page.cards if card.label == "latency p95"]
         assert (card.value, card.note) == (value, said)
     (row,) = [line for line in markdown(page).splitlines() if line.startswith("| latency p95 | 12.4 ms")]
     assert row == "| latency p95 | 12.4 ms | 8.8 ms | 0.71 x (0.69 to 0.74) | 6.2 ms | 0.4 x |"
+
+
+def measured(folder: str, backend: str, p95: float, ratio: float | None = None) -> dict[str, Any]:
+    over = {} if ratio is None else {"latency_p95": {"value": ratio, "low": ratio - 0.1, "high": ratio + 0.1}}
+    return {"folder": folder, "backend": backend, "latency_p50": p95, "latency_p95": p95, "ratio": over}
+
+
+def test_latencies_are_compared_with_another_model_on_the_same_backend(tmp_path: Path, monkeypatch: Any) -> None:
+    """Fails if a compiled model seems to have been the same one before, or what was pruned slower than the dense one."""
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    (tmp_path / "pruned").mkdir()
+    (tmp_path / "pruned" / "config.json").write_text("{}")
+    given = tmp_path / "p.json"
+
+    def page(*models: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+        given.write_text(json.dumps({"models": models, "directory": str(tmp_path)}))
+        made = build.page(reading.read([tmp_path / "pruned", given]))
+        lines = [line for line in markdown(made).splitlines() if re.match(r"\|  \| \w|\| latency p95 \| \d+ ms", line)]
+        return [(card.value, card.note) for card in made.cards if card.label == "latency p95"], lines[-2:]
+
+    eager, compiled = measured("pruned", "eager", 0.1), measured("pruned", "compile", 0.06, 0.6)
+    assert page(eager, compiled) == (
+        [], ["|  | pruned (eager) | pruned (compile) |", "| latency p95 | 100 ms | 60 ms |"],
+    )  # fmt: skip
+    cards, (_, row) = page(measured("pruned", "eager", 0.05), measured("dense", "eager", 0.1, 2.0))
+    assert cards == [] and row == "| latency p95 | 50 ms | 100 ms | 2 x (1.9 to 2.1) |"
+    all_four = [measured("dense", "eager", 0.1), measured("pruned", "eager", 0.08, 0.8),
+                measured("dense", "compile", 0.05, 0.5), measured("pruned", "compile", 0.03, 0.3)]  # fmt: skip
+    cards, (head, row) = page(*all_four)
+    assert cards == [("0.8 x", "pruned (eager): 0.7 to 0.9; 80 ms, was 100 ms")]
+    assert head == "|  | dense (eager) | pruned (eager) | ratio of pruned (eager) | dense (compile) | pruned (compile) " \
+        "| ratio of pruned (compile) |"  # fmt: skip
+    assert row == "| latency p95 | 100 ms | 80 ms | 0.8 x (0.7 to 0.9) | 50 ms | 30 ms | 0.6 x |", "not 0.3 of eager"
 
 
 def test_figures_per_slice_come_from_evaluations_and_runs(tmp_path: Path) -> None:
