@@ -10,7 +10,7 @@ from typing import Any
 
 from pat.common.files import read_json
 from pat.report.values import flat, get, mapping, number, sequence, text
-from pat.run.directory import ExitCode
+from pat.run.directory import ExitCode, RunDir
 
 EXPORT_FILE = "export.json"
 
@@ -74,14 +74,15 @@ class Run:
 
     def is_of(self, gate: Written) -> bool:
         """Whether a gate's result is of this run, or of an export of it."""
-        folder = gate.folder
-        made_by = text(read_json(folder / EXPORT_FILE), "lineage.directory")
-        return self.path.resolve().name in (folder.name, made_by)
+        return self.is_at(gate.folder)
 
-    @property
-    def folders(self) -> list[str]:
-        """What another command may have called it."""
-        return [self.path.resolve().name]
+    def is_at(self, place: Path) -> bool:
+        """Whether a folder that another command names is this run, or an export of it; where it is not on this
+        machine, whether it has the same name."""
+        own = self.path.resolve()
+        if not place.exists():
+            return place.name == own.name
+        return place.resolve() == own or text(read_json(place / EXPORT_FILE), "lineage.directory") == own.name
 
     @property
     def is_pruned(self) -> bool:
@@ -127,10 +128,13 @@ class Variant:
         """Whether a gate's result names the weights in this folder."""
         return text(gate.content, "variant.weights_sha256") in self._hashes
 
-    @property
-    def folders(self) -> list[str]:
-        """What another command may have called it, or the run that it was exported from."""
-        return [self.path.resolve().name, text(self.export, "lineage.directory")]
+    def is_at(self, place: Path) -> bool:
+        """Whether a folder that another command names is this one, or the run that it was exported from; where it is
+        not on this machine, whether it has such a name."""
+        own, run = self.path.resolve(), text(self.export, "lineage.directory")
+        if not place.exists():
+            return place.name in (own.name, run)
+        return place.resolve() == own or (place.resolve().name == run and RunDir(place).config.is_file())
 
     @functools.cached_property
     def _hashes(self) -> Sequence[Any]:
@@ -213,9 +217,9 @@ class Sources:
         if not self.models or any(isinstance(model, Variant) and model.registered for model in self.models):
             return True
         place = Path(text(comparison.content, "directory"))
-        a, b = ((place / text(comparison.content, key)).name for key in ("a", "b"))
+        a, b = (place / text(comparison.content, key) for key in ("a", "b"))
         subject = self.subject
-        return any(b in model.folders for model in self.models) or (subject is not None and a in subject.folders)
+        return any(model.is_at(b) for model in self.models) or (subject is not None and subject.is_at(a))
 
     @property
     def subject(self) -> Run | Variant | None:

@@ -342,6 +342,29 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
     assert words == ["Worse", "Not decided"]
 
 
+def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the comparison or the gate of x2/export decides on x1/export; where x2 is not here, the name must do."""
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    run, again = samples.run(tmp_path / "x1" / "run"), samples.run(tmp_path / "x2" / "run")
+    first = samples.variant(tmp_path / "x1" / "export", run)
+    second = samples.variant(tmp_path / "x2" / "export", samples.run(tmp_path / "x2" / "another"))
+    compared = samples.comparison(tmp_path / "c.json")
+    gate, content = samples.gate(tmp_path / "g.json", True), json.loads(compared.read_text())
+
+    def word(given: Path, named: str) -> str:
+        compared.write_text(json.dumps(content | {"b": named, "directory": str(tmp_path)}))
+        return build.page(reading.read([given, compared])).decision.word
+
+    assert [word(each, "x2/export") for each in (first, second)] == ["Not decided", "Worse"]
+    assert [word(each, "x1/export") for each in (run, again)] == ["Worse", "Worse"], "an export names only its run's name"
+    assert [word(each, "x2/run") for each in (run, again, first)] == ["Not decided", "Worse", "Worse"]
+    assert [word(each, "elsewhere/export") for each in (first, second)] == ["Worse", "Worse"]
+    said = json.loads(gate.read_text()) | {"variant": {"folder": "x2/run", "weights_sha256": "0"}}
+    gate.write_text(json.dumps(said | {"directory": str(tmp_path)}))
+    words = [build.page(reading.read([given, gate])).decision.word for given in (run, again)]
+    assert words == ["Not decided", "Good enough"]
+
+
 def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path: Path, monkeypatch: Any) -> None:
     """The run and its export have one name here; the headline is about what a dense run has, if one is given."""
     monkeypatch.setattr(pictures, "available", lambda: False)
