@@ -26,10 +26,10 @@ _LABELS = {
     "load_seconds": "load (s)",
     "flops": "FLOPs",
 }
-_NESTED = ("metrics.", "ratio.")  # shown elsewhere
+_NESTED = ("metrics.", "ratio.", "results.")  # shown elsewhere
 _TIME = re.compile(r".*_p\d\d")  # percentiles are times, in seconds
 _NO_RATIO = ("load_seconds",)  # the first one that is loaded pays for more than its weights
-_SKIP = ("seed", "flops_tokens", "step", "max_length", "repeats", "warmup")
+_SKIP = ("prompts", "seed", "flops_tokens", "step", "max_length", "repeats", "warmup")
 
 
 def section(sources: Sources) -> Section:
@@ -40,10 +40,11 @@ def section(sources: Sources) -> Section:
     for profile in sources.profiles:
         blocks += _profile(profile.content)
     for evaluation in sources.evaluations:
-        blocks += _measured(evaluation.content, "Size and speed, in one pass over the data")
-    blocks += _training(sources.runs)
-    if not sources.variants and not sources.evaluations and not sources.profiles:
+        if any(map(_figures, _models(evaluation.content))):  # those of a mix or of tasks have none
+            blocks += _measured(evaluation.content, "Size and speed, in one pass over the data")
+    if not blocks:
         blocks.append(Text("No exported model is given, so its size is not known: pat export RUN --out DIR."))
+    blocks += _training(sources.runs)
     if not sources.profiles:
         blocks.append(Text(f"Latency and cost are not measured: {HOW}, and give FILE, too."))
     return Section("cost", "Latency, size and cost", blocks)

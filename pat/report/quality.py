@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pat.common.text import plain
-from pat.report import decision, pictures, slices, values
+from pat.report import decision, harness, pictures, slices, values
 from pat.report.page import Block, Bullets, Heading, Picture, Prompt, Prompts, Section, Table, Text
 from pat.report.sources import Run, Sources, Variant
 from pat.report.values import get, mapping, number, sequence, text
@@ -21,6 +21,7 @@ def section(sources: Sources) -> Section:
     blocks: list[Block] = []
     blocks += _gates(sources)
     blocks += _metrics(sources)
+    blocks += harness.blocks(sources)
     of_slices = list(slices.blocks(sources))
     blocks += of_slices
     for number_, written in enumerate(sources.comparisons, 1):
@@ -96,7 +97,8 @@ def _metrics(sources: Sources) -> Iterator[Block]:
         yield Bullets(strange)
     names = list(dict.fromkeys(name for _, metrics in columns for name in metrics))
     if not columns:
-        yield Text("No run or export that is given was evaluated.")
+        if not sources.evaluations:
+            yield Text("No run or export that is given was evaluated.")
         return
     rows = [(name, *(values.short(metrics.get(name)) for _, metrics in columns)) for name in names]
     yield Table("Metrics on held-out data", ("metric", *(name for name, _ in columns)), rows)

@@ -11,8 +11,10 @@ import yaml
 
 from pat.common import secrets
 from pat.common.files import read_json
+from pat.envelope.figures import PROFILE, others
+from pat.evaluation.written import is_evaluation
 from pat.report.sources import EXPORT_FILE, Run, Sources, Variant, Written
-from pat.report.values import mapping, number, text
+from pat.report.values import mapping, number, sequence, text
 from pat.run import provenance
 from pat.run.directory import RunDir
 
@@ -108,8 +110,8 @@ def _file(path: Path, found: Sources) -> None:
         "comparisons": isinstance(content.get("outcomes"), list) and "a" in content,
         "logs": isinstance(content.get("watched"), list) and "a" in content,
         "sweeps": isinstance(content.get("members"), list),
-        "evaluations": _has_models(content, "metrics") or _has_models(content, "figures"),
-        "profiles": isinstance(content.get("models"), list),
+        "evaluations": is_evaluation(content),
+        "profiles": _is_profile(content),
     }
     kind = next((name for name, fits in kinds.items() if fits), None)
     if kind is None:
@@ -119,9 +121,10 @@ def _file(path: Path, found: Sources) -> None:
     getattr(found, kind).append(Written(path, content))
 
 
-def _has_models(content: Mapping[str, Any], key: str) -> bool:
-    models = content.get("models")
-    return isinstance(models, list) and any(isinstance(one, Mapping) and key in one for one in models)
+def _is_profile(content: Mapping[str, Any]) -> bool:
+    """Whether a model of it has a figure that the gate takes from a profile, or a backend."""
+    names = ["backend", *(name for name, figure in others().items() if PROFILE in figure.sources)]
+    return any(name in one for one in sequence(content, "models") if isinstance(one, Mapping) for name in names)
 
 
 def _required(path: Path) -> dict[str, Any]:

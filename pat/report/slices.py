@@ -13,14 +13,14 @@ from pat.report.values import get, mapping, number, sequence, text
 
 
 def blocks(sources: Sources) -> Iterator[Block]:
-    """A table for each figure of each evaluation, and for each run that names slices; nothing where none does."""
+    """A table for each figure of each evaluation on a mix or with slices, and for each run that names slices."""
     made = [*(block for written in sources.evaluations for block in _evaluation(written.content)), *_runs(sources)]
     if made:
-        yield Heading("Per slice")
+        yield Heading("Per slice" if any(len(block.rows) > 1 for block in made) else "Over all prompts")
         yield from made
 
 
-def _evaluation(content: Mapping[str, Any]) -> Iterator[Block]:
+def _evaluation(content: Mapping[str, Any]) -> Iterator[Table]:
     models = [one for one in sequence(content, "models") if isinstance(one, Mapping)]
     each = [
         {text(figure, "name"): figure for figure in sequence(one, "figures") if isinstance(figure, Mapping)}
@@ -30,7 +30,7 @@ def _evaluation(content: Mapping[str, Any]) -> Iterator[Block]:
     for name in dict.fromkeys(name for figures in each for name in figures):
         found = [figures.get(name, {}) for figures in each]
         slices = list(dict.fromkeys(slice_ for one in found for slice_ in mapping(one, "slices")))
-        if not slices:
+        if not slices and any(mapping(one, "metrics") for one in models):  # which are in a table of their own
             continue
         way = "higher is better" if any(get(one, "higher_is_better") for one in found) else "lower is better"
         rows = []
@@ -49,7 +49,7 @@ def _slice(figure: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _runs(sources: Sources) -> Iterator[Block]:
+def _runs(sources: Sources) -> Iterator[Table]:
     for run in sources.runs:
         now, before = mapping(run.summary, "slices"), mapping(run.summary, "dense_slices")
         if now:

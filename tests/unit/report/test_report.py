@@ -227,6 +227,27 @@ def test_figures_per_slice_come_from_evaluations_and_runs(tmp_path: Path) -> Non
     assert ["accuracy\\[domain=law\\]", "40", "0.875", "0.625"] in rows, written
 
 
+def test_tasks_of_the_harness_and_a_mix_without_slices_are_quality(tmp_path: Path) -> None:
+    """Fails if accuracies stand under "Measured by pat profile", or the number of prompts is all that is said."""
+    results = {"mine": {"alias": "mine", "acc,none": 0.5, "acc_stderr,none": 0.05, "sample_len": 9},
+               "f.1": {"em,strict": 0.25}}  # fmt: skip
+    tasks, mix = tmp_path / "tasks.json", samples.evaluation(tmp_path / "mix.json")
+    tasks.write_text(json.dumps({"tasks": ["mine"], "models": [{"folder": "dense", "output": None, "results": results},
+                                {"folder": "pruned", "results": {"mine": {"acc,none": 0.4}}}]}))  # fmt: skip
+    models = json.loads(mix.read_text())["models"]
+    for one in models:
+        one["figures"][0]["slices"] = {}
+        del one["metrics"]
+    mix.write_text(json.dumps({"models": [one | {"prompts": 4} for one in models]}))
+    found = reading.read([tasks, mix])
+    assert len(found.evaluations) == 2 and not found.profiles
+    quality, cost = (part.split("\n## ")[0] for part in markdown(build.page(found)).split("\n## ")[1:3])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in quality.splitlines()]
+    assert ["mine", "acc", "0.5 \u00b1 0.05", "0.4"] in rows and ["f.1", "em, strict", "0.25", "-"] in rows
+    assert ["all", "100", "0.9 (0.85 to 0.95)", "0.8 (0.75 to 0.85)"] in rows and "### Over all prompts" in quality
+    assert "was evaluated" not in quality and "|" not in cost and "in one pass" not in cost
+
+
 def test_a_version_of_the_registry_brings_its_evidence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -456,6 +477,7 @@ def test_curves_and_phases() -> None:
     [
         (["{at}/no"], "there is no {at}/no"),
         (["{at}/other.json"], "is no JSON of pat compare, pat gate"),
+        (["{at}/models.json"], "is no JSON of pat compare, pat gate"),
         (["{at}/torn.json"], "cannot be read as JSON"),
         (["{at}/empty"], "holds no run (config.yaml), no sweep"),
         (["{at}/empty", "--worst", "-1"], "give 0 or more"),
@@ -465,6 +487,7 @@ def test_curves_and_phases() -> None:
 def test_mistakes(given: list[str], sentence: str, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "models.json").write_text('{"models": [{"folder": "x", "seconds": 1}]}')
     (tmp_path / "torn.json").write_text('{"a": ')
     words = [word.format(at=tmp_path) for word in given]
     out = [] if "--out" in words else ["--out", str(tmp_path / "x.html")]
