@@ -28,7 +28,12 @@ _FORMS = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
-_IN_URL = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)")
+_IN_URL = re.compile(
+    r"(?<=://)[^/?#\s@:\[]*:"  # the user
+    r"(?!\d+[/?#])"  # a port, after which an @ is one of the path
+    r"(?:[^/\s@]+|[^\s@\"<>]+)(?:@[^/?#\s@]+)*(?=@)"  # a password may have a raw / or @
+)
+_IN_QUERY = re.compile(rf"(?i)(?<=[?&])((?:{_NAME}|sslpassword|pwd|odbc_connect)=)[^&\s\"'<>]+")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[\w.~+/=-]{8,}")
 _GIVEN = re.compile(  # NAME=VALUE, --NAME VALUE, "NAME": "VALUE"
     rf"(?i)(?P<name>(?<![\w.-]){_NAME}|(?<=[?&])(?:sig|signature|x-amz-signature))"
@@ -44,12 +49,17 @@ def is_secret(name: str) -> bool:
 def hide(text: str) -> str:
     """The text without what looks like a key, is named like one, or is the value of such an environment variable."""
     text = _FORMS.sub(HIDDEN, text)
-    text = _IN_URL.sub(HIDDEN, text)
+    text = in_query(_IN_URL.sub(HIDDEN, text))
     text = _BEARER.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN}", text)
     text = _GIVEN.sub(lambda found: f"{found['name']}{found['between']}{HIDDEN}", text)
     for value in _of_the_environment(tuple(sorted(os.environ.items()))):
         text = text.replace(value, HIDDEN)
     return text
+
+
+def in_query(text: str, instead: str = HIDDEN) -> str:
+    """The text without passwords and keys in the query of a URL, however short they are."""
+    return _IN_QUERY.sub(lambda found: f"{found[1]}{instead}", text)
 
 
 def hidden(content: Any) -> Any:

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pat.common import secrets
 from pat.common.progress_bar import said_if_slow
 from pat.registry.backend import BackendError, Entry
 
 FILE = "registry.db"
 PAGE = 1000
 RETRIES = "3"  # of a request that is not answered, 13 seconds in all; MLflow's 7 are four minutes of silence
+_USER, _MORE = r"[^/\s@:\[]*", r"(?:[^/?#\s@]*@)*"  # a password may have an @, too
 VARIABLES = ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI")
 
 
@@ -43,9 +45,12 @@ def address(given: str | None, directory: Path) -> str:
     return uri
 
 
-def redacted(uri: str) -> str:
-    """The URI without credentials."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", uri)
+def redacted(text: str) -> str:
+    """A URI, or a text with some, without credentials. SQLAlchemy takes all up to an @ for a password, / and ? included;
+    in http, a number before a / is a port."""
+    text = re.sub(rf"(?i)(?<!http)(?<!https)(://)({_USER}(?::[^@\n]*)?@{_MORE})", r"\1***@", text)
+    text = re.sub(rf"(?i)(https?://)({_USER}(?::(?!\d+[/?#])[^@\s]*)?@{_MORE})", r"\1***@", text)
+    return secrets.in_query(text, "***")
 
 
 class MlflowBackend:

@@ -25,6 +25,10 @@ LONG = "ThisIsNoRealTokenAtAll0123456789"
         f"pat train --token {LONG}",
         f"Authorization: Bearer {LONG}",
         f"https://me:{LONG}@example.org/x",
+        f"https://me:pa/{LONG}@example.org/x",
+        f"https://me:p@{LONG}@example.org/x",
+        f"redis://:{LONG}@example.org",
+        f"postgresql://localhost/db?user=bob&password={LONG}",
         f"https://x.blob/y?sv=1&sig={LONG}",
         f"eyJhbGciOiJ.{LONG}.{LONG}",
         f"-----BEGIN RSA PRIVATE KEY-----\n{LONG}\n-----END RSA PRIVATE KEY-----",
@@ -45,10 +49,22 @@ def test_keys_go(text: str) -> None:
         "git 2818d1ef5ca059ae47b26aeeda20cac3762d0bad",
         "the token after it is a word; the basic idea",
         "https://example.org/a:b/c",
+        "https://example.org:8080/a@b?c=d@e",
+        "http://[::1]:8080/a@b",
+        "https://example.org?to=a@b",
+        "git@github.com:someone/repository.git",
+        "ssh://git@github.com:22/someone/repository@v1",
+        "git+https://github.com/someone/repository@v1",
     ],
 )
 def test_everything_else_stays(text: str) -> None:
     assert hide(text) == text
+
+
+def test_a_short_password_in_a_query_goes() -> None:
+    for name in ("password", "sslpassword", "pwd"):
+        assert hide(f"postgresql://h/db?user=bob&{name}=pw&x=1") == f"postgresql://h/db?user=bob&{name}={HIDDEN}&x=1"
+    assert hide("postgresql://u:p/w@h/db@x") == f"postgresql://{HIDDEN}@h/db@x"
 
 
 def test_by_name_in_mappings_and_by_this_processes_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:

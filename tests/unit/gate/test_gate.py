@@ -202,9 +202,7 @@ def test_losses_of_other_tokens_are_not_compared(tmp_path: Path, capsys: Any) ->
     assert run(bytes_, *options, "envelope.parameters.ratio=9", "envelope.reference_loss.max=9") == 0
 
 
-def test_a_profile_of_other_weights_or_of_another_command_is_refused(
-    folder: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_a_profile_of_other_weights_or_of_another_command_is_refused(folder: Path, tmp_path: Path, capsys: Any) -> None:
     """Fails if a model passes by the times of what was in its folder before, or an evaluation counts as a profile."""
     profile = tmp_path / "p.json"
     hashes = {name: weights_sha256(folder / name) for name in ("dense", "pruned")}

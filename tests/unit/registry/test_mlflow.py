@@ -165,8 +165,32 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         address(None, tmp_path) == "postgresql://u:secret@host/db" and address("sqlite:///x", tmp_path) == "sqlite:///x"
     )
-    assert redacted("postgresql://u:secret@host/db") == "postgresql://***@host/db"
-    assert redacted("http://host:5000/a@b") == "http://host:5000/a@b"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://u:secret@host/db", "postgresql://***@host/db"),
+        ("postgresql://bob:pa55/word@localhost/db", "postgresql://***@localhost/db"),
+        ("postgresql://bob:55/word@localhost/db", "postgresql://***@localhost/db"),
+        ("postgresql://bob:a b?c#d@localhost/db@x", "postgresql://***@localhost/db@x"),
+        ("postgresql://bob:p@ss@localhost:5432/db", "postgresql://***@localhost:5432/db"),
+        (
+            "postgresql+psycopg://h/db?user=bob&password=pw&x=a@b",
+            "postgresql+psycopg://h/db?user=bob&password=***&x=a@b",
+        ),
+        ("http://u:tok/en@host:5000", "http://***@host:5000"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("http://[::1]:5000/a@b", "http://[::1]:5000/a@b"),
+        ("http://host/a?b=c@d", "http://host/a?b=c@d"),
+        ("sqlite:////home/a@b/registry.db", "sqlite:////home/a@b/registry.db"),
+        ("git@github.com:someone/repository.git", "git@github.com:someone/repository.git"),
+        ("http://host:5000 failed, ask a@b", "http://host:5000 failed, ask a@b"),
+    ],
+)
+def test_credentials_are_not_shown_and_all_else_is(uri: str, shown: str) -> None:
+    """As SQLAlchemy reads a database's URI."""
+    assert redacted(uri) == shown
 
 
 @slow

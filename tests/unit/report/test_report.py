@@ -377,7 +377,9 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, monke
         return build.page(reading.read([given, compared])).decision.word
 
     assert [word(each, "x2/export") for each in (first, second)] == ["Not decided", "Worse"]
-    assert [word(each, "x1/export") for each in (run, again)] == ["Worse", "Worse"], "an export names only its run's name"
+    assert [word(each, "x1/export") for each in (run, again)] == ["Worse", "Worse"], (
+        "an export names only its run's name"
+    )
     assert [word(each, "x2/run") for each in (run, again, first)] == ["Not decided", "Worse", "Worse"]
     assert [word(each, "elsewhere/export") for each in (first, second)] == ["Worse", "Worse"]
     said = json.loads(gate.read_text()) | {"variant": {"folder": "x2/run", "weights_sha256": "0"}}
