@@ -110,8 +110,8 @@ def _gate(variant: Path, keys: list[str], envelope: Any, options: argparse.Names
     said = profile.read(options.profile) if options.profile else None
     if said is not None and not said.says_weights:
         print(
-            f"pat: {options.profile} does not say whose weights it is of (weights_sha256), so it counts by the names of "
-            "its folders; what `pat profile --json` writes now says it",
+            f"pat: {options.profile} does not say whose weights it is of (weights_sha256), so it counts by the names "
+            "of its folders; what `pat profile --json` writes now says it",
             file=sys.stderr,
         )
     if not with_samples:

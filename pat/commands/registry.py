@@ -201,7 +201,7 @@ def _get(registry: Registry, options: argparse.Namespace) -> int:
     if options.out is None:
         raise ValueError("--out is missing: give the folder to write, which must not exist or be empty")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise ValueError(f"--out {options.out} is there already: give a new folder")
+        raise ValueError(f"--out {options.out} is there already: give a new folder, or an empty one")
     version = registry.version(*options.words)
     registry.get(version, options.out)
     print(f"{version.name} version {version.number}: {len(version.record['files'])} files in {options.out}")

@@ -13,8 +13,8 @@ ADAPTER = "adapter_config.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that from_pretrained loads: model.safetensors, or else those of its index. What lies beside them, such as
-    shards of an earlier save or the weights in another format, does not count.
+    """The files that from_pretrained loads: model.safetensors, or else those of its index. What lies beside them does
+    not count, such as shards of an earlier save, or the weights in another format.
 
     All safetensors in the folder where neither is there, or where an adapter is loaded, too. ValueError for an index
     that is not readable.

@@ -46,8 +46,8 @@ def address(given: str | None, directory: Path) -> str:
 
 
 def redacted(text: str) -> str:
-    """A URI, or a text with some, without credentials. SQLAlchemy takes all up to an @ for a password, / and ? included;
-    in http, a number before a / is a port."""
+    """A URI, or a text with some, without credentials. SQLAlchemy takes all up to an @ for a password, a / included; in
+    http, a number before a / is a port."""
     text = re.sub(rf"(?i)(?<!http)(?<!https)(://)({_USER}(?::[^@\n]*)?@{_MORE})", r"\1***@", text)
     text = re.sub(rf"(?i)(https?://)({_USER}(?::(?!\d+[/?#])[^@\s]*)?@{_MORE})", r"\1***@", text)
     return secrets.in_query(text, "***")

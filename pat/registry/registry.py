@@ -171,10 +171,10 @@ class Registry:
             )  # fmt: skip
 
     def get(self, version: Version, out: Path) -> None:
-        """A version's files in the new folder `out`, bit for bit."""
+        """A version's files in the new or empty folder `out`, bit for bit."""
         made = files.make(out, "--out")
         try:
-            copy_out(self.store.variant(version.variant_sha256), version.record["files"], out)
+            copy_out(self.store.variant(version.variant_sha256), version.record["files"], out, new=bool(made))
         except BaseException:
             files.remove_empty(made)
             raise

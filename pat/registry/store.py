@@ -26,6 +26,7 @@ from pat.common.files import sync_directory, write_atomic
 from pat.run.directory import ExitCode
 
 CHUNK = 1 << 22
+CONFIG = "config.json"  # what makes a folder a model
 Manifest = Mapping[str, Mapping[str, Any]]  # path in the folder -> {sha256, bytes}
 
 
@@ -143,9 +144,15 @@ def copy_in(source: Path, target: Path) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "bytes": size}
 
 
-def copy_out(folder: Path, manifest: Manifest, target: Path) -> None:
-    """A variant's files in the new or empty folder `target`, every hash compared on the way. Raises DamagedError."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.partial")
+def copy_out(folder: Path, manifest: Manifest, target: Path, new: bool) -> None:
+    """A variant's files in the empty folder `target`, every hash compared on the way. Raises DamagedError.
+
+    A folder that is `new` becomes whole in one step. One that was there before may be a mount point, so it stays, and
+    config.json comes last: what a kill leaves in it is no model.
+    """
+    target = target.resolve()
+    part = target.with_name(f".{target.name}.{os.getpid()}.partial") if new else target / f".{os.getpid()}.partial"
+    moved: list[Path] = []
     try:
         part.mkdir()
         for name, said in manifest.items():
@@ -157,11 +164,21 @@ def copy_out(folder: Path, manifest: Manifest, target: Path) -> None:
                     f"{source} was changed since it was added: add the variant again, which puts it back"
                 )
         sync_folders(part)
-        os.replace(part, target)
+        if new:
+            os.replace(part, target)
+            sync_directory(target.parent)
+            return
+        for path in sorted(part.iterdir(), key=lambda path: path.name == CONFIG):
+            if path.name == CONFIG:
+                sync_directory(target)
+            moved.append(target / path.name)
+            os.replace(path, moved[-1])
+        part.rmdir()
+        sync_directory(target)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        for path in (part, *moved):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         raise
-    sync_directory(target.parent)
 
 
 def faults(folder: Path, manifest: Manifest, only: Sequence[str] | None = None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+
 from pat.report import cost, decision, lineage, quality, sweep, training, values
 from pat.report.page import Card, Page
 from pat.report.sources import Run, Sources

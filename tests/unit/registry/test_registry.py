@@ -196,6 +196,45 @@ def test_a_hub_models_cache_is_a_folder_of_links_into_its_blobs(registry: Regist
     assert not kept.is_symlink() and kept.read_bytes() == (made / "model.safetensors").read_bytes()
 
 
+def test_a_folder_that_was_there_is_filled_and_stays(registry: Registry, tmp_path: Path, monkeypatch: Any) -> None:
+    """Fails for a link, for the current folder, and for a mount point, which cannot be replaced."""
+    version, _ = registry.add("demo", small(tmp_path / "variant"), {})
+    want, here = contents(tmp_path / "variant"), tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "link").symlink_to(here)
+    before = here.stat().st_ino
+    registry.get(version, tmp_path / "link")
+    assert contents(here) == want and (tmp_path / "link").is_symlink() and here.stat().st_ino == before
+    (tmp_path / "current").mkdir()
+    monkeypatch.chdir(tmp_path / "current")
+    registry.get(version, Path("."))
+    assert contents(tmp_path / "current") == want
+    assert sorted(path.name for path in (tmp_path / "current").iterdir()) == ["config.json", "model.safetensors", "sub"]
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_kill_at_any_moment_of_a_get_leaves_no_folder_that_looks_whole(
+    new: bool, registry: Registry, tmp_path: Path
+) -> None:
+    """Fails if config.json is there before the weights, or if a damaged file leaves some of the others."""
+    version, _ = registry.add("demo", small(tmp_path / "variant"), {})
+    want, outs = contents(tmp_path / "variant"), [tmp_path / f"out{i}" for i in range(99)]
+    if not new:
+        for out in outs:
+            out.mkdir()
+
+    def check() -> None:
+        there = contents(outs.pop(0))
+        assert "config.json" not in there or {name: there.get(name) for name in want} == want, there.keys()
+
+    assert killed_everywhere(lambda: registry.get(version, outs[0]), check) > 5
+    assert contents(outs[0]) == want
+    flip(registry.folder(version) / "model.safetensors")
+    with pytest.raises(DamagedError):
+        registry.get(version, outs[1])
+    assert outs[1].exists() is not new and not contents(outs[1])
+
+
 def test_rollback_goes_back_one_promotion_at_a_time(registry: Registry, tmp_path: Path) -> None:
     folders = [small(tmp_path / str(n), n) for n in (1, 2, 3)]
     for n, folder in enumerate(folders, 1):
