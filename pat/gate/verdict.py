@@ -57,8 +57,9 @@ class Gate:
         if baseline is not None:
             _check_same(variant, baseline)
             _check_tokens(self.envelope, variant, baseline)
-        for facts in filter(None, [variant, baseline] if self.profile else []):
-            self.profile.check_weights(facts.folder, facts.weights_sha256)
+        for facts in filter(None, (variant, baseline)):
+            if self.profile is not None:
+                self.profile.check_weights(facts.folder, facts.weights_sha256)
         made: list[Check] = []
         for name, limit in self.envelope.limits.items():
             known = self._evidence(name, limit, variant, baseline)

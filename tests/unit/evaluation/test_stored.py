@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from tests import models
 def saved(path: Path, seed: int, shard: str = "1GB") -> tuple[Path, torch.Tensor]:
     """(a folder, one of its weights)."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(models.config("llama"))
+    small: Any = models.config("llama")
+    model = LlamaForCausalLM(small)
     model.save_pretrained(path, max_shard_size=shard)
     return path, model.model.norm.weight.data + model.lm_head.weight.data[0]
 
