@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from pat.common.text import did_you_mean
 from pat.evaluation.fitting import labels
 from pat.evaluation.models import Loaded
 from pat.models import limits
+from pat.prompts.checks.label import Label
 from pat.prompts.mix import Mix, Prompt
 
 PASSED, REFERENCE = "passed", "reference_loss"  # what is measured: all checks pass; nats a token of the reference
@@ -49,11 +51,24 @@ def ask(mix: Mix, one: Loaded, device: str, batch_size: int = 8) -> list[Answer]
 
 def _classified(mix: Mix, one: Loaded, device: str) -> list[Answer]:
     names = labels(one.model)
+    _check_labels(mix, names, one)
     made = []
     for prompt, logits in zip(mix.prompts, _class_logits(mix, one, device), strict=True):
         output, finite = _answer(names, logits), bool(logits.isfinite().all())
         made.append(Answer(output, prompt.failure(output) if finite else DIVERGED, logits, finite=finite))
     return made
+
+
+def _check_labels(mix: Mix, names: Sequence[str], one: Loaded) -> None:
+    """ValueError for a right label that the classifier can never answer: a misspelt one would count as its mistake."""
+    for prompt in mix.prompts if len(names) > 1 else ():
+        for check in prompt.checks:
+            if isinstance(check, Label) and all(check.failure(name, {}) for name in names):
+                close = did_you_mean(check.label, names)
+                raise ValueError(
+                    f"the prompt {prompt.id} has the label {check.label!r}, which is none of the {len(names)} of "
+                    f"{one.path}{close}"
+                )
 
 
 def _generated(mix: Mix, one: Loaded, device: str, batch_size: int) -> list[Answer]:

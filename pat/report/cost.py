@@ -28,7 +28,9 @@ _LABELS = {
 }
 _NESTED = ("metrics.", "ratio.", "results.")  # shown elsewhere
 _TIME = re.compile(r".*_p\d\d")  # percentiles are times, in seconds
-_NO_RATIO = ("load_seconds",)  # the first one that is loaded pays for more than its weights
+# The first one that is loaded pays for more than its weights; an evaluation's models run one after the other, so what
+# else the machine does decides between their speeds.
+_NO_RATIO = ("load_seconds", "tokens_per_s")
 _SKIP = ("prompts", "seed", "flops_tokens", "step", "max_length", "repeats", "warmup")
 
 
@@ -191,7 +193,8 @@ def _training(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def latency(profiles: Sequence[Written], folders: Sequence[Path]) -> tuple[str, str, str] | None:
-    """(name, ratio, its interval and both times in words) of the p95 of a profile, or of another latency that it has.
+    """(name, ratio, its interval and both times in words) of the p50 of a profile, or of another latency that it has:
+    the p95 of a few requests is one of them.
 
     It is of the model in one of `folders` over the first on the same backend; where no profile has one of these, of the
     last model, and both are named. The ratio is the paired one where the profile has it: the quotient of two
@@ -216,7 +219,8 @@ def _latency(
     """The card; `known`: the page says which model it is of."""
     before, after = _figures(base), _figures(model)
     keys = [key for key in before if key in after and ("p95" in key or "latency" in key)]
-    key = min(keys, key=lambda k: (k != "latency_p95", "p95" not in k, k), default=None)
+    by = lambda k: (not _measured_ratio(model, k), k != "latency_p50", k != "latency_p95", k)  # noqa: E731
+    key = min(keys, key=by, default=None)
     if key is None:
         return None
     value, _, interval = _over(models, model, base, key).partition(" (")

@@ -147,6 +147,16 @@ def test_a_classifier_that_takes_texts_of_any_length(tmp_path: Path) -> None:
     assert limits.cut(64, tokenizer) == limits.cut(None, tokenizer) == {"truncation": True, "max_length": 9}
 
 
+def test_a_label_that_a_classifier_cannot_give_is_no_mistake_of_its(
+    classifier: Path, tmp_path: Path, capsys: Any
+) -> None:
+    prompts = [{"prompt": label, "checks": [{"name": "label", "label": label}]} for label in ("Good.", "goood")]
+    (tmp_path / "mix.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    assert run(classifier, "--mix", tmp_path / "mix.jsonl") == 2
+    said = capsys.readouterr().err
+    assert "has the label 'goood', which is none of the 2 of" in said and "did you mean good?" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
