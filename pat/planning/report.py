@@ -67,7 +67,7 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
     task, known, rows = base.build(config.task), {}, []
     for stage in stages:
         for count in ranks:
-            layout, micro = _layout(config, count, stage)
+            layout, micro = layout_of(config, count, stage)
             if micro not in known:
                 known[micro] = activations(config, task, model.config, micro, _head_trains(model))
             kept = known[micro].checkpointed if config.engine.activation_checkpointing else known[micro].whole
@@ -96,7 +96,7 @@ def _head_trains(model: Any) -> bool:
     return head is not None and any(param.requires_grad for param in head.parameters())
 
 
-def _layout(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
+def layout_of(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
     """The layout of a config on that many ranks, and sequences per forward; the global batch stays if it can be
     shared."""
     train, engine = config.train, config.engine
@@ -122,7 +122,8 @@ def summary(needs: Report) -> str:
         f"{shapes.every:,} parameters, of which {shapes.trained:,} are trained and {shapes.prunable:,} have masks of "
         f"single weights (gates of structures take next to nothing){teacher}.\n"
         "In all: the most at any one moment, less than the sum of the lines, as activations are gone when the\n"
-        "optimizer's step needs its buffers, or a calibrated cut its memory. Buffers: DeepSpeed's buckets for the\n"
-        "reduction, whatever the model's size, and the larger of gathered weights (ZeRO 3) and what the step needs.\n"
+        "optimizer's step needs its buffers, or a calibrated cut its memory. Gradients: the most during a backward.\n"
+        "Buffers: DeepSpeed's bucket for the reduction, whatever the model's size, and its copies; and the larger of\n"
+        "gathered weights (ZeRO 3) and what the step needs, at ZeRO 1 with the reduction before it.\n"
         "Computed, without the temporary memory of single operations and without fragmentation."
     )

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pat.checkpoint import store
 from pat.models import trainable
-from pat.planning import checkpoints, memory, traffic
+from pat.planning import checkpoints, memory, report, traffic
 from pat.planning.memory import Layout
 from pat.planning.shapes import shapes_of
 from pat.pruning.pruner import Pruner
-from pat.zero import engine as ds
+from tests.allocations import peak
 from tests.distributed import harness
 from tests.distributed.harness import LLAMA, Trained, main
 
@@ -32,6 +33,7 @@ SIZE: dict[str, Any] = {
     "head_dim": 64,
 }
 BUCKET = 2_000_000  # elements of the reduction: not as large as the rest together
+SMALL = 200_000  # smaller than the table of tokens
 COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
 
 
@@ -106,52 +108,90 @@ def parts(trained: Trained) -> dict[str, dict[int, tuple[int, str]]]:
     return {name: storages(tensors) for name, tensors in found.items()}
 
 
-def expected(config: Any, stage: int) -> tuple[Any, Layout]:
+class Gradients:
+    """The most bytes of gradients at any one moment of a backward, without DeepSpeed's buckets."""
+
+    def __init__(self, trained: Trained) -> None:
+        self.layout, self.most = trained.pruner.layout, 0
+        for param in self.layout.parameters.values():
+            param.register_post_accumulate_grad_hook(self._note)  # after DeepSpeed's
+
+    def _note(self, _param: torch.Tensor) -> None:
+        zero = self.layout.zero
+        held = [p.grad for p in self.layout.parameters.values()]
+        held += [getattr(zero, name, None) for name in ("grads_in_partition", "grad_partitions_flat_buffer")]
+        for name in ("averaged_gradients", "all_grad_tensors"):
+            held += [g for group in (getattr(zero, name, None) or {}).values() for g in group or ()]
+        buckets = [bucket.buffer for bucket in getattr(zero, "ipg_buckets", {}).values()]
+        known = storages(t for buffer in buckets for t in (buffer if isinstance(buffer, list) else [buffer]))
+        self.most = max(self.most, total({key: each for key, each in storages(held).items() if key not in known}))
+
+
+def settings(stage: int, bucket: int, accumulation: int = 2, **keys: Any) -> Any:
+    """A config; `keys` of engine.deepspeed's `zero_optimization`, or `offload`."""
+    offload = keys.pop("offload", False)
+    zero = {"reduce_bucket_size": bucket, "stage3_param_persistence_threshold": 1000, **keys}
+    config = harness.make_config(
+        "movement",
+        engine__zero_stage=stage,
+        engine__offload_optimizer=offload,
+        engine__deepspeed={"zero_optimization": zero},
+        model__config=SIZE,
+    )
+    return config.changed(
+        train__micro_batch_size=config.train.global_batch_size // dist.get_world_size() // accumulation
+    )
+
+
+def expected(config: Any) -> tuple[Any, Layout]:
     """Shapes and layout as `pat plan` finds them."""
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | SIZE))
     trainable.freeze(model, config.optim.trainable)
     pruner = Pruner(config)
     pruner.attach(model)
-    layout = Layout(dist.get_world_size(), stage, accumulation=2)
-    return shapes_of(config, model, pruner), memory.with_user_keys(
-        layout, ds.deepspeed_config(config)["zero_optimization"]
-    )
+    layout, _ = report.layout_of(config, dist.get_world_size(), config.engine.zero_stage)
+    return shapes_of(config, model, pruner), layout
+
+
+def backwards(trained: Trained, step: int) -> None:
+    """All of a step, which is left to the pruner."""
+    accumulation = trained.engine.gradient_accumulation_steps()
+    for micro in range(accumulation):
+        trained.engine.backward(trained.loss(harness.batch(step, micro, trained.config), step))
+        if micro + 1 < accumulation:
+            trained.engine.step()
 
 
 def checks(args: list[str]) -> dict[str, Any]:
     """{what: [measured, planned]} of one ZeRO stage, bytes; and what is alive that no part explains, as text."""
     stage, before = int(args[0]), alive()
-    keys = {"zero_optimization": {"reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 1000}}
-    config = harness.make_config("movement", engine__zero_stage=stage, engine__deepspeed=keys, model__config=SIZE)
-    config = config.changed(train__micro_batch_size=config.train.global_batch_size // dist.get_world_size() // 2)
-    shapes, layout = expected(config, stage)
+    config = settings(stage, BUCKET)
+    shapes, layout = expected(config)
     plan, size = memory.memory(shapes, layout), checkpoints.checkpoint_size(shapes, layout)
+    left = memory.gradients(shapes, layout)[1]
     sent, trained, found, others = count_traffic(), harness.build(config), {}, {}
+    gradients, allocated = Gradients(trained), 0
     with tempfile.TemporaryDirectory() as folder:
         root, at = Path(harness.from_rank_0(folder)), 0
         for phase, step in (("soft", 5), ("hard", 10)):
             trained.run(at, step)
             at = step + 1
             sent.clear()
-            for micro in range(2):
-                trained.engine.backward(trained.loss(harness.batch(step, micro, config), step))
-                if micro == 0:
-                    trained.engine.step()
+            if phase == "soft":
+                with tempfile.TemporaryDirectory() as traces:
+                    allocated = peak(partial(backwards, trained, step), Path(traces))
+            else:
+                backwards(trained, step)
             measured = parts(trained)
             explained = set[int]().union(*measured.values())
             there = alive() if stage == 3 else settled(explained | set(before))  # at ZeRO 3 the buffer stays
             held = {key: n for key, n in there.items() if key not in before}
             trained.pruner.step(step)
             state = plan.pruner_soft if phase == "soft" else plan.pruner_hard
-            planned = {
-                "weights": plan.weights,
-                "optimizer": plan.optimizer,
-                "gradients": plan.gradients,
-                "pruner": state,
-            }
+            planned = {"weights": plan.weights, "optimizer": plan.optimizer, "gradients": left, "pruner": state}
             found |= {f"{name}, {phase}": [total(measured[name]), planned[name]] for name in planned}
-            resident = plan.reduction if stage == 3 else 0  # at ZeRO 1 and 2 the buffer goes when the backward ends
+            resident = memory.bucket_bytes(layout) if stage == 3 else 0  # at ZeRO 1 and 2 it goes with the backward
             found[f"all that is alive, {phase}"] = [total(held), sum(planned.values()) + resident]
             others[phase] = sorted((each for key, each in held.items() if key not in explained), reverse=True)[:20]
             if phase == "hard":  # no selection in it
@@ -160,7 +200,31 @@ def checks(args: list[str]) -> dict[str, Any]:
             on_disk = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
             found[f"checkpoint, {phase}"] = [on_disk, getattr(size, phase)]
         dist.barrier()
-    return {"bytes": found, "others": others}
+    found["gradients in a backward"] = [gradients.most, plan.gradients]
+    # What was there before the backward is not allocated in it: at ZeRO 3 the shard's gradients and the bucket.
+    known = plan.gradients + memory.bucket_bytes(layout) if stage == 3 else 0
+    gloo = 4 * BUCKET if stage == 3 else 0  # of what it scatters it makes a copy
+    most = plan.gradients + plan.reduction + max(plan.gathered, plan.step) - known + gloo
+    found |= others_of(stage)
+    return {"bytes": found, "allocated": [allocated, most], "others": others}
+
+
+def others_of(stage: int) -> dict[str, list[int]]:
+    """Gradients in a backward of other settings, of which some leave a parameter larger than the bucket."""
+    variants: dict[str, dict[str, Any]] = {
+        "offload": {"offload": True, "bucket": SMALL},
+        "overlap": {"overlap_comm": True, "bucket": SMALL, "accumulation": 1},
+        "small bucket": {"bucket": SMALL},
+    }
+    found = {}
+    for name, keys in variants.items() if stage in (1, 2) else ():
+        config = settings(stage, **keys)
+        trained = harness.build(config)
+        gradients = Gradients(trained)
+        trained.run(0, 1)
+        found[f"gradients in a backward, {name}"] = [gradients.most, memory.memory(*expected(config)).gradients]
+        harness.discard(trained)
+    return found
 
 
 if __name__ == "__main__":

@@ -61,15 +61,49 @@ def test_one_rank_by_hand() -> None:
         (ParamGroup((100,)), ParamGroup((600, 400), 9, 1, score=True)), frozen=(50,), gate_bytes=8, teacher=1000
     )
     zero0 = memory(shapes, Layout(1, 0))
-    assert (zero0.weights, zero0.gradients, zero0.optimizer, zero0.step) == (2300, 2200, 13200, 4400)
+    assert (zero0.weights, zero0.gradients, zero0.optimizer, zero0.step) == (2300, 2200, 13200, 6600)
     assert (zero0.pruner_soft, zero0.pruner_hard, zero0.teacher) == (9008, 1008, 2000)
     assert memory(shapes, Layout(1, 0, itemsize=4)).optimizer == 8800, "in fp32 ZeRO 0 has no second weights"
-    zero3 = memory(shapes, Layout(2, 3, persistence_threshold=101, reduce_bucket=10), activations=7)
+    zero3 = memory(shapes, Layout(2, 3, persistence_threshold=101, reduce_bucket=1000), activations=7)
     assert (zero3.weights, zero3.gradients, zero3.optimizer) == (2 * (575 + 150), 1100, 6600)
-    assert zero3.total() == 1450 + 1100 + 6600 + 4508 + 1000 + 40 + max(7 + 2000, 2000)
+    assert zero3.reduction == 4 * 1000 + 4 * 1000, "a full bucket, and by ranks"
+    assert zero3.total() == 1450 + 1100 + 6600 + 4508 + 1000 + 8000 + max(7 + 2000, 2000)
     assert zero3.total() - zero3.total(soft=False) == 4000
     away = memory(shapes, Layout(2, 2, offload=True))
     assert (away.optimizer, away.pruner_soft, away.host) == (0, 0, 6600 + 4508 + 2200)
+
+
+def test_gradients_and_their_reduction_by_hand() -> None:
+    """At ZeRO 1 and 2 rank 1 touches all; of the parameters of 100, 600 and 400 one is larger than a bucket of 500."""
+    shapes = Shapes((ParamGroup((100,)), ParamGroup((600, 400))))
+
+    def found(stage: int, **fields: Any) -> tuple[int, int, int]:
+        needs = memory(shapes, Layout(2, stage, **{"reduce_bucket": 500, **fields}))
+        return needs.gradients, needs.reduction, needs.step
+
+    alone = 2200 + 2 * (1100 - 100) + 6 * 600  # of one in three reductions: the first is reduced, the second is copied
+    assert found(1) == found(1, accumulation=2) == (2200, 1000, alone - 2200)
+    assert found(1, reduce_bucket=2000) == (2200, 4000, 6 * 1100 - 2200), "all in one reduction, before the shards"
+    assert found(1, offload=True) == (2200, 1000 + 1200, 2 * (1100 - 100) + 6 * 600 - 2200)
+    assert found(1, overlap=True) == (2200 + 1200, 2000 + 6 * 600, 2200 + 4 * 500 - 3400)
+    assert found(1, overlap=True, accumulation=2) == (2200 + 2200, 2000 + 6 * 600, 0)
+    assert found(2) == (2200 + 1200, 1000 + 6 * 600, 2200 + 4 * 500 - 3400)
+    assert found(2, accumulation=2) == (2 * 2200 + 1200, 1000 + 6 * 600, 0)
+    assert found(2, reduce_bucket=700) == (2200, 1400 + 6 * 700, 4 * 500)
+    assert found(2, offload=True, accumulation=2) == (1200, 1000 + 6 * 600 + 1200, 0)
+    assert found(2, reduce_itemsize=2) == (3400, 1000 + 2 * 600, 800), "a copy in the same dtype"
+    assert found(3)[1] == 4 * 500 + 6 * 600, "bf16 and its cast"
+    assert found(3, reduce_itemsize=2)[1] == 2 * 500 + 2 * 600
+    assert found(0) == (2200, 0, 6 * 1100)
+    assert found(0, reduce_itemsize=2) == (2200, 0, 4 * 1100), "the step needs more"
+
+
+def test_frozen_parameters_have_no_gradients() -> None:
+    adapters, frozen = Shapes((ParamGroup((100,)),), frozen=(10_000,)), Shapes((ParamGroup((100,)),))
+    for stage in (1, 2):
+        with_them, without = (memory(each, Layout(4, stage, accumulation=2)) for each in (adapters, frozen))
+        assert with_them.gradients == without.gradients
+        assert with_them.total() - without.total() == 2 * 10_000
 
 
 def test_what_is_sharded_falls_with_the_ranks_and_the_rest_stays() -> None:
@@ -83,6 +117,8 @@ def test_what_is_sharded_falls_with_the_ranks_and_the_rest_stays() -> None:
 
 def test_the_users_deepspeed_keys_count() -> None:
     zero = {"reduce_bucket_size": 5e6, "stage3_max_live_parameters": "auto", "param_persistence_threshold": 7}
+    assert with_user_keys(Layout(2, 1), {"overlap_comm": True}).overlap
+    assert not with_user_keys(Layout(2, 1), zero).overlap, "DeepSpeed's default at ZeRO 1 and 2"
     found = with_user_keys(Layout(2, 3), zero)
     assert (found.reduce_bucket, found.max_live, found.persistence_threshold) == (5_000_000, Layout(2, 3).max_live, 7)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pat.planning.calibration import calibration
@@ -22,6 +20,7 @@ from pat.pruning.criteria.alps import Alps
 from pat.pruning.weights.whole import chooser
 from pat.schema import Config, PrunerConfig
 from tests import one_rank
+from tests.allocations import peak
 
 TOKENS = 24
 MASKS = 5  # bytes of a weight that a pruner holds anyway: its dense value and its flag
@@ -31,26 +30,6 @@ MASKS = 5  # bytes of a weight that a pruner holds anyway: its dense value and i
 def process_group() -> Iterator[None]:
     with one_rank.alone():
         yield
-
-
-def peak(work: Callable[[], object], folder: Path) -> int:
-    """Bytes that torch held at most of what it has allocated in a call."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    trace = folder / "trace.json"
-    seen.export_chrome_trace(str(trace))
-    events = [each["args"] for each in json.loads(trace.read_text())["traceEvents"] if each["name"] == "[memory]"]
-    live: dict[int, int] = {}
-    held = most = 0
-    for event in sorted(events, key=lambda each: each["Ev Idx"]):
-        address, size = event["Addr"], event["Bytes"]
-        if size > 0:
-            live[address] = size
-        elif live.pop(address, None) is None:
-            continue  # from before: an earlier profile knew something at this address, and this is that one's size
-        held += size
-        most = max(most, held)
-    return most
 
 
 @pytest.mark.parametrize("scope", ["row", "matrix"])
