@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 TOLERANCE = 0.01
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_real_run_needs_what_was_planned(stage: int) -> None:
     told = run_ranks("tests.distributed.planning_checks", 2, str(stage))
     found = told["bytes"]
