@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
@@ -11,13 +11,23 @@ from torch.profiler import ProfilerActivity, profile
 
 def peak(work: Callable[[], object], folder: Path) -> int:
     """Bytes that torch held at most of what it has allocated in a call."""
+    return max(_held(work, folder), default=0)
+
+
+def kept(work: Callable[[], object], folder: Path) -> int:
+    """Bytes of what a call has allocated that its result keeps."""
+    return ([0, *_held(work, folder)])[-1]
+
+
+def _held(work: Callable[[], object], folder: Path) -> Iterator[int]:
+    """Bytes of what a call has allocated, after each allocation and each release; its result is kept."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
+        result = work()
     trace = folder / "trace.json"
     seen.export_chrome_trace(str(trace))
     events = [each["args"] for each in json.loads(trace.read_text())["traceEvents"] if each["name"] == "[memory]"]
     live: dict[int, int] = {}
-    held = most = 0
+    held = 0
     for event in sorted(events, key=lambda each: each["Ev Idx"]):
         address, size = event["Addr"], event["Bytes"]
         if size > 0:
@@ -25,5 +35,5 @@ def peak(work: Callable[[], object], folder: Path) -> int:
         elif live.pop(address, None) is None:
             continue  # from before: an earlier profile knew something at this address, and this is that one's size
         held += size
-        most = max(most, held)
-    return most
+        yield held
+    del result

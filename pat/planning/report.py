@@ -69,7 +69,7 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
         for count in ranks:
             layout, micro = layout_of(config, count, stage)
             if micro not in known:
-                known[micro] = activations(config, task, model.config, micro, _head_trains(model))
+                known[micro] = activations(config, task, model.config, micro)
             kept = known[micro].checkpointed if config.engine.activation_checkpointing else known[micro].whole
             needed = memory.memory(shapes, layout, kept)
             selecting = 1 if stage == 0 else count
@@ -89,11 +89,6 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
                 )
             )
     return Report(shapes, config.engine.activation_checkpointing, disk_gb_per_s, tuple(rows))
-
-
-def _head_trains(model: Any) -> bool:
-    head = model.get_output_embeddings()
-    return head is not None and any(param.requires_grad for param in head.parameters())
 
 
 def layout_of(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:

@@ -40,7 +40,7 @@ def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, studen
             f"distill.weight={config.distill.weight}, but the output of task.name='{task.name}' is no "
             "distribution that could be compared: set it to 0 and give distill.hidden_weight, or take distill=none"
         )
-    teacher = _hf_config(config, task)
+    teacher = architecture(config, task)
     if config.distill.teacher != config.model.path:
         with _as_teacher():
             other = tokenizers.build_tokenizer(
@@ -57,10 +57,15 @@ def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, studen
     check_weights(str(config.distill.teacher), "distill.teacher", config.distill.revision)
     if task.labelled:
         _check_labels(name, teacher, student)
-    else:
-        ours, theirs = (c.get_text_config().vocab_size for c in (student, teacher))
-        if ours != theirs:
-            raise ValueError(f"{name} has logits for {theirs} tokens and the model for {ours}: they cannot be compared")
+    check_shapes(config, task, student, teacher)
+
+
+def check_shapes(config: Config, task: Task, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
+    """ValueError where the two models' logits or hidden states cannot be compared; classes are left out."""
+    name = f"distill.teacher='{config.distill.teacher}'"
+    ours, theirs = (c.get_text_config().vocab_size for c in (student, teacher))
+    if not task.labelled and ours != theirs:
+        raise ValueError(f"{name} has logits for {theirs} tokens and the model for {ours}: they cannot be compared")
     if config.distill.hidden_weight:
         ours, theirs = (c.get_text_config().hidden_size for c in (student, teacher))
         if ours != theirs:
@@ -195,7 +200,7 @@ def num_parameters(config: Config) -> int:
     """Of the teacher, from its architecture alone."""
     task = base.build(config.task)
     with torch.device("meta"):
-        model = task.auto_model.from_config(_hf_config(config, task))
+        model = task.auto_model.from_config(architecture(config, task))
     return sum(p.numel() for p in model.parameters())
 
 
@@ -208,7 +213,8 @@ def _source(config: Config) -> ModelConfig:
     )
 
 
-def _hf_config(config: Config, task: Task) -> PretrainedConfig:
+def architecture(config: Config, task: Task) -> PretrainedConfig:
+    """The teacher's config. ValueError where it cannot be read."""
     with _as_teacher():
         return build_config(_source(config), task)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,22 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from pat.commands import plan as command
+from pat.models.trainable import choose_trainable
 from pat.planning import activations, checkpoints, traffic
 from pat.planning.calibration import calibration
 from pat.planning.memory import Layout, memory, shard_numels, touched, with_user_keys
 from pat.planning.shapes import ParamGroup, Shapes
 from pat.planning.tables import card
 from pat.pruning.pruner import Pruner
+from pat.pruning.schedules import Ramp
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import select_units
 from pat.schema import Config, PrunerConfig
 from pat.tasks import base
+from pat.tasks.base import DRAWN_IDS, DRAWN_WEIGHTS, ENTROPY
+from pat.training.distill import Distiller
+from pat.training.sampled_kl import CachedDistiller
+from tests.allocations import kept
 from tests.thread_ranks import ThreadComm, run_ranks
 
 NUMELS = st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple)
@@ -208,7 +215,7 @@ def test_activations_are_those_that_a_real_forward_saves(hf_config: Any, attenti
     model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16, attn_implementation=attention).train()
     tokens = torch.zeros(3, 64, dtype=torch.long)
     batch = {"input_ids": tokens, "labels": tokens}
-    assert activations.measure(model, task, batch).whole == pytest.approx(planned.whole, rel=0.1)
+    assert activations.measure(model, partial(task.loss, model, batch)).whole == pytest.approx(planned.whole, rel=0.1)
 
     model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16, attn_implementation=attention).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -235,8 +242,86 @@ def test_a_loss_in_chunks_keeps_gradients_and_no_logits() -> None:
     kept = 2 * n * d + 4 * v * d  # the gradients of the hidden states (bf16) and of the head (fp32)
     assert small == large
     assert kept < small < whole - 0.9 * 4 * n * v + kept
-    frozen = activations.activations(config, tasks[1], hf_config, 3, head_trains=False).whole
-    assert small - frozen == 4 * v * d, "as under adapters"
+    frozen = activations.activations(config.changed(optim__trainable=["model.*"]), tasks[1], hf_config, 3).whole
+    assert small - frozen == 4 * v * d
+
+
+@dataclass(frozen=True)
+class Case:
+    """Keys of the config, and of the task's."""
+
+    keys: dict[str, Any]
+    chunk: int | None = None
+    cache: bool = False
+
+
+TEACHER = {"distill__weight": 0.5}
+CASES = {
+    "plain": Case({}),
+    "frozen embeddings": Case({"optim__trainable": ["*_proj.weight"]}),
+    "adapters": Case({"peft__r": 8}),
+    "adapters with dropout": Case({"peft__r": 8, "peft__dropout": 0.05}),
+    "teacher": Case(TEACHER),
+    "teacher of hidden states": Case({"distill__weight": 0.0, "distill__hidden_weight": 1.0}),
+    "teacher of both": Case(TEACHER | {"distill__hidden_weight": 1.0}),
+    "teacher, loss in chunks": Case(TEACHER | {"distill__hidden_weight": 1.0}, chunk=40),
+    "teacher and adapters": Case(TEACHER | {"peft__r": 8, "peft__dropout": 0.05}),
+    "logit cache": Case(TEACHER, cache=True),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_forward_keeps_what_is_planned(case: Case, tmp_path: Path) -> None:
+    """By torch's own count of what it allocates, of the real losses, adapters and teachers."""
+    hf_config = LlamaConfig(**LLAMA, num_hidden_layers=3, vocab_size=700)
+    hf_config.save_pretrained(tmp_path / "teacher")
+    config = Config().changed(data__max_length=64, model__attn_implementation="eager", **case.keys)
+    if "distill__weight" in case.keys:
+        config = config.changed(**{f"distill__{'cache' if case.cache else 'teacher'}": str(tmp_path / "teacher")})
+    task = base.build({"name": "causal_lm", "loss_chunk_tokens": case.chunk})
+    planned = activations.activations(config, task, hf_config, 3)
+    whole, shorter, between = (
+        kept(real_loss(config, task, layers, checkpointing), tmp_path)
+        for layers, checkpointing in ((3, False), (2, False), (3, True))
+    )
+    assert planned.whole == pytest.approx(whole, rel=0.02)
+    compared = 2 * 3 * 64 * 64 * 2 if config.distill.hidden_weight else 0  # of a layer: both models' states are kept
+    again = whole - shorter - compared
+    assert planned.checkpointed == pytest.approx(between + again, rel=0.03)
+
+
+def real_loss(config: Config, task: Any, layers: int, checkpointing: bool) -> Any:
+    """A forward of 3 x 64 tokens as `pat train` does it; it has run once, so that what is built once is there."""
+    hf_config = LlamaConfig(**LLAMA, num_hidden_layers=layers, vocab_size=700)
+    model, teacher = (
+        AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16, attn_implementation="eager") for _ in range(2)
+    )
+    model.train()
+    choose_trainable(model, config)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    ids = torch.randint(0, 700, (3, 64), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids}
+    loss: Any = partial(task.loss, model, batch)
+    if config.distill.cache:
+        batch |= {DRAWN_IDS: ids[..., None], DRAWN_WEIGHTS: torch.ones(3, 64, 1), ENTROPY: torch.zeros(3, 64)}
+        loss = partial(CachedDistiller(task, config.distill, Ramp(0, 0)).loss, model, batch, 0)
+    elif config.distill.teacher:
+        teacher.eval().requires_grad_(False)
+        distiller = Distiller(teacher, task, config.distill, Ramp(0, 0), range(layers))
+        loss = partial(distiller.loss, model, batch, 0)
+    loss()
+    return loss
+
+
+def test_a_teacher_is_planned_from_its_config(tmp_path: Path) -> None:
+    """Would catch: its number of classes, which only the data tells for the model, taken for a difference."""
+    student = LlamaConfig(**LLAMA, num_hidden_layers=1, vocab_size=300, num_labels=2)
+    LlamaConfig(**LLAMA, num_hidden_layers=2, vocab_size=301, num_labels=3).save_pretrained(tmp_path)
+    config = Config().changed(data__max_length=8, distill__teacher=str(tmp_path), distill__weight=0.5)
+    assert activations.activations(config, base.build({"name": "classification"}), student, 3).whole > 0
+    with pytest.raises(ValueError, match="has logits for 301 tokens and the model for 300"):
+        activations.activations(config, base.build({"name": "causal_lm"}), student, 3)
 
 
 @pytest.mark.parametrize("name", ["classification", "regression"])
