@@ -316,8 +316,11 @@ def real_loss(config: Config, task: Any, layers: int, checkpointing: bool) -> An
 
 def test_a_teacher_is_planned_from_its_config(tmp_path: Path) -> None:
     """Would catch: its number of classes, which only the data tells for the model, taken for a difference."""
-    student = LlamaConfig(**LLAMA, num_hidden_layers=1, vocab_size=300, num_labels=2)
-    LlamaConfig(**LLAMA, num_hidden_layers=2, vocab_size=301, num_labels=3).save_pretrained(tmp_path)
+    student, teacher = (
+        LlamaConfig(**LLAMA, num_hidden_layers=1, vocab_size=300 + i, id2label={n: str(n) for n in range(2 + i)})
+        for i in range(2)
+    )
+    teacher.save_pretrained(tmp_path)
     config = Config().changed(data__max_length=8, distill__teacher=str(tmp_path), distill__weight=0.5)
     assert activations.activations(config, base.build({"name": "classification"}), student, 3).whole > 0
     with pytest.raises(ValueError, match="has logits for 301 tokens and the model for 300"):
