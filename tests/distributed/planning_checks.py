@@ -206,7 +206,8 @@ def checks(args: list[str]) -> dict[str, Any]:
     gloo = 4 * BUCKET if stage == 3 else 0  # of what it scatters it makes a copy
     most = plan.gradients + plan.reduction + max(plan.gathered, plan.step) - known + gloo
     found |= others_of(stage)
-    return {"bytes": found, "allocated": [allocated, most], "others": others}
+    late = 4 * min(shapes.trained, BUCKET if stage else shapes.trained)  # that gloo's threads have not let go of yet
+    return {"bytes": found, "allocated": [allocated, most, late], "others": others}
 
 
 def others_of(stage: int) -> dict[str, list[int]]:

@@ -18,5 +18,5 @@ def test_a_real_run_needs_what_was_planned(stage: int) -> None:
     assert len(found) == 14 + 3 * (stage in (1, 2))
     off = {what: pair for what, pair in found.items() if abs(pair[0] - pair[1]) > TOLERANCE * pair[0]}
     assert not off, f"measured and planned bytes: {off}, of {found}; no part of it: {told['others']}"
-    measured, planned = told["allocated"]  # with few activations, which are not in this plan
-    assert 0.7 * planned < measured < 1.05 * planned, told["allocated"]
+    measured, planned, late = told["allocated"]  # with few activations, which are not in this plan
+    assert 0.7 * planned < measured < 1.05 * planned + late, told["allocated"]
