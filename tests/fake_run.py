@@ -98,8 +98,8 @@ def write_checkpoint(
             content = {"fp32_flat_groups": weights, "optimizer_state_dict": base}
         else:
             content = {"single_partition_of_fp32_groups": weights, "base_optimizer_state": base}
-        name = f"zero_pp_rank_{rank}_mp_rank_00"
-        torch.save({"optimizer_state_dict": content}, folder / "deepspeed" / f"bf16_{name}_optim_states.pt")
+        name = f"{'bf16_' if dtype == 'bf16' else ''}zero_pp_rank_{rank}_mp_rank_00"
+        torch.save({"optimizer_state_dict": content}, folder / "deepspeed" / f"{name}_optim_states.pt")
         pruner_file = f"pruner-{rank:05d}-of-{ranks:05d}.safetensors"
         tensors = {f"{n}|gate|{k}": v for n, (state, _) in gates.items() for k, v in state.items() if rank == 0}
         for s in segments:

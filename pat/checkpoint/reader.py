@@ -267,8 +267,8 @@ class CheckpointReader:
 
     def _rank(self, rank: int) -> checkpoint_files.SavedShards:
         if rank not in self._shards:
-            layout = self.manifest["layout"]
-            saved = self._load(checkpoint_files.shard_file(self.manifest["files"], layout, rank))
+            layout, dtype = self.manifest["layout"], self.manifest["dtype"]
+            saved = self._load(checkpoint_files.shard_file(self.manifest["files"], layout, dtype, rank))
             segments = next(r["segments"] for r in self.manifest["ranks"] if r["rank"] == rank)
             self._shards[rank] = checkpoint_files.shards(layout, saved, {s["shard"]: s["name"] for s in segments})
         return self._shards[rank]

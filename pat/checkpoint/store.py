@@ -33,7 +33,8 @@ from pat.common.comm import Comm
 from pat.common.files import sync_directory, write_atomic
 from pat.common.hashing import file_sha256
 from pat.pruning.pruner import Pruner
-from pat.zero.checkpoint_files import CheckpointError, shard_file
+from pat.zero import checkpoint_files
+from pat.zero.checkpoint_files import CheckpointError
 from pat.zero.layouts import Shard, ZeroLayout
 
 
@@ -59,7 +60,8 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step` completed steps. Raises NotWritten if it cannot be whole. Collective.
 
-    `written`: a folder in which another trainer has just had DeepSpeed's files written: they are vouched for there.
+    `written`: a folder in which another trainer has just had DeepSpeed's files written: they are vouched for there, and
+    what earlier saves left in it is not.
     """
     pruner.check()
     final = root / f"step-{step:08d}"
@@ -95,9 +97,10 @@ def save(
     pruner_file = f"pruner-{rank:05d}-of-{world:05d}.safetensors"
     attempt(lambda: save_file(tensors, partial / pruner_file, metadata={"format": str(FORMAT)}))
     agree()
-    folders = [partial] if written is None else [partial, written]
-    files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
-    mine = attempt(lambda: {os.path.relpath(p, partial): _seal(p) for p in files[rank::world]})
+    files = [p for p in partial.rglob("*") if p.is_file()]
+    if written is not None:
+        files += attempt(lambda: _of_this_save(written, pruner.layout.name, pruner.config.engine.dtype, world)) or []
+    mine = attempt(lambda: {os.path.relpath(p, partial): _seal(p) for p in sorted(files)[rank::world]})
     seals = pruner.layout.world.gather(mine or {})
     ranks = pruner.layout.world.gather(rank_layout(pruner.layout, rank, pruner_file))
     if rank == 0:
@@ -131,6 +134,11 @@ def _write_deepspeed(engine: Any, folder: Path, attempt: Callable[[Callable[[], 
         del writer.save, writer.makedirs, engine._copy_recovery_script
 
 
+def _of_this_save(folder: Path, layout: str, dtype: str, world_size: int) -> list[Path]:
+    there = [str(path) for path in folder.iterdir() if path.is_file()]
+    return [Path(file) for file in checkpoint_files.written(there, layout, dtype, world_size)]
+
+
 def _seal(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -138,8 +146,8 @@ def _seal(path: Path) -> dict[str, Any]:
 
 
 def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -> None:
-    for rank in range(manifest["world_size"]):
-        shard_file(manifest["files"], manifest["layout"], rank)  # raises where DeepSpeed wrote less than all
+    given = (manifest[key] for key in ("files", "layout", "dtype", "world_size"))
+    checkpoint_files.written(*given)  # raises where DeepSpeed wrote less than all
     write_atomic(partial / "manifest.json", json.dumps(manifest))
     sync_directory(partial)
     aside = root / f"{final.name}.replaced"  # counts as a checkpoint until the new one is in its place

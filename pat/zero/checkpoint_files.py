@@ -65,13 +65,21 @@ def model_file(files: Collection[str], layout: str, rank: int) -> str:
     return _named(files, f"zero_pp_rank_{rank}_mp_rank_00" if layout == "zero3" else "mp_rank_00", "model")
 
 
-def shard_file(files: Collection[str], layout: str, rank: int) -> str:
-    """The file with a rank's flat shards, among the manifest's files."""
+def shard_file(files: Collection[str], layout: str, dtype: str, rank: int) -> str:
+    """The file with a rank's flat shards, among the manifest's files. A folder that was saved to before may have the
+    other dtype's, too."""
     if layout in ("zero0_lp", "zero0_fp32"):
         return model_file(files, layout, rank)
     name = f"zero_pp_rank_{rank}_mp_rank_00"
-    bf16 = any(Path(file).name == f"bf16_{name}_optim_states.pt" for file in files)
-    return _named(files, f"bf16_{name}" if bf16 else name, "optim")
+    return _named(files, f"bf16_{name}" if dtype == "bf16" else name, "optim")
+
+
+def written(files: Collection[str], layout: str, dtype: str, world_size: int) -> list[str]:
+    """The files of one save, among those of a folder that was saved to before; CheckpointError where one is missing."""
+    ranks = range(world_size)
+    return sorted(
+        {model_file(files, layout, rank) for rank in ranks} | {shard_file(files, layout, dtype, rank) for rank in ranks}
+    )
 
 
 def shards(

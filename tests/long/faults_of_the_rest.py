@@ -81,7 +81,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
     "pat/zero/checkpoint_files.py": [
         ('"step": group.get("step"), **states', '"step": None, **states', "a group's step is forgotten"),
         ("weights_only=True", "weights_only=False", "pickles run code"),
-        ('f"bf16_{name}" if bf16 else name', "name", "BF16 files not found"),
+        ('f"bf16_{name}" if dtype == "bf16" else name', "name", "BF16 files not found"),
     ],
     "pat/common/hashing.py": [
         ('np.packbits(flags, bitorder="little")', 'np.packbits(flags, bitorder="big")', "bits packed high to low"),

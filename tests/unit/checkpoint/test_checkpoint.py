@@ -54,7 +54,7 @@ def test_saving_a_step_again_never_leaves_the_run_without_a_checkpoint(
         patch.setattr("shutil.rmtree", fatal("rmtree", store.shutil.rmtree))
         patch.setattr("os.rename", fatal("rename", store.os.rename))
         patch.setattr("os.replace", fatal("replace", store.os.replace))
-        manifest = {"world_size": 0, "files": {}, "layout": "zero12"}
+        manifest = {"world_size": 0, "files": {}, "layout": "zero12", "dtype": "bf16"}
         try:
             store._publish(partial, final, manifest, root)
         except Killed:

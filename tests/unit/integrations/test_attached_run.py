@@ -10,6 +10,7 @@ import deepspeed
 import pytest
 import torch
 
+from pat.checkpoint.reader import CheckpointReader
 from pat.config import frozen
 from pat.integrations import saved
 from pat.integrations.attach import Pruning
@@ -44,7 +45,9 @@ def config_of(kind: str = "movement") -> Any:
     return make_config(kind, **MODEL)
 
 
-def attached(config: Any, num_steps: int | None = STEPS, samples: Any = None, **changes: Any) -> Pruning:
+def attached(
+    config: Any, num_steps: int | None = STEPS, samples: Any = None, bf16: bool = True, **changes: Any
+) -> Pruning:
     """On an engine as a user makes it."""
     model = build_model(config)
     pruning = Pruning(settings(config) | changes, samples).attach(model, num_steps=num_steps)
@@ -54,7 +57,7 @@ def attached(config: Any, num_steps: int | None = STEPS, samples: Any = None, **
     given = {
         "train_batch_size": config.train.global_batch_size,
         "gradient_clipping": config.engine.gradient_clipping,
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": bf16},
         "communication_data_type": "fp32",
         "zero_optimization": {"stage": config.engine.zero_stage},
     }
@@ -160,6 +163,26 @@ def test_calibrated_without_enough_samples_is_said_at_the_start() -> None:
         attached(config)
     with pytest.raises(ValueError, match="calibrated on .* samples, .* of each rank, but a rank has 8: give more"):
         attached(config, samples=some_batches(config, 8))
+
+
+def test_a_folder_that_was_saved_to_before_has_this_runs_weights(tmp_path: Path) -> None:
+    """Would catch: files of an earlier run, of another dtype and under the same tag, that are read as this one's."""
+    for bf16 in (True, False):
+        config = make_config("movement", **MODEL, engine__dtype="bf16" if bf16 else "fp32")
+        pruning = attached(config, bf16=bf16)
+        run(pruning, config, 0, 1 + bf16)
+        pruning.engine.global_steps = SAVED
+        pruning.engine.save_checkpoint(str(tmp_path), tag="last")
+        assert pruning.pruner is not None
+        layout = pruning.pruner.layout
+        weights = {name: layout.whole(name).clone() for name in layout.parameters}
+        free(pruning)
+        reader = CheckpointReader(saved.directory(tmp_path).checkpoints / f"step-{SAVED:08d}")
+        assert all(torch.equal(reader.weight(name), value) for name, value in weights.items())
+    files = {Path(name).name for name in reader.manifest["files"]}
+    optim = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    assert (tmp_path / "last" / f"bf16_{optim}").is_file()
+    assert files == {"mp_rank_00_model_states.pt", optim, "pruner-00000-of-00001.safetensors"}
 
 
 def test_a_run_that_ends_before_the_hard_phase_is_a_broken_promise() -> None:
