@@ -69,8 +69,9 @@ def restore_engine(engine: Any, trainer: dict[str, Any]) -> None:
         setattr(engine, key, trainer["engine"][key])
     # The optimizer steps where micro_steps is a multiple of the accumulation, which may differ from the saved run's.
     engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()
-    for key, value in trainer["scaler"].items():
-        setattr(_scaler(engine), key, value)
+    if scaler := _scaler(engine):  # fp32 has one with ZeRO only
+        for key, value in trainer["scaler"].items():
+            setattr(scaler, key, value)
 
 
 def _scaler(engine: Any) -> Any:

@@ -50,7 +50,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pat/checkpoint/manifest.py": [
-        ("        setattr(_scaler(engine), key, value)\n", "        pass\n", "the loss scaler not restored"),
+        ("            setattr(scaler, key, value)\n", "            pass\n", "the loss scaler not restored"),
         ("        setattr(engine, key, trainer", "        (engine, key, trainer", "counters not restored"),
         (" * engine.gradient_accumulation_steps()", "", "micro-batches counted as steps"),
         ('"last_overflow_iter", ', "", "the scaler's last overflow not saved"),

@@ -131,6 +131,15 @@ def test_counters_and_the_loss_scaler_are_restored(where: str) -> None:
     assert [getattr(new, k) for k in counters] == [getattr(old, k) for k in counters]
 
 
+def test_an_engine_without_a_loss_scaler_takes_the_counters() -> None:
+    """As fp32 at ZeRO 0 has none, and at ZeRO 1 to 3 one that always has the scale 1."""
+    counters = {"global_steps": 0, "global_samples": 0, "skipped_steps": 0, "gradient_accumulation_steps": lambda: 1}
+    engine: Any = SimpleNamespace(optimizer=SimpleNamespace(), **counters)
+    state = {"global_steps": 5, "global_samples": 40, "skipped_steps": 0}
+    manifest.restore_engine(engine, {"engine": state, "scaler": {"cur_scale": 1}})
+    assert (engine.global_steps, engine.global_samples) == (5, 40)
+
+
 def test_best_and_last_are_what_the_pointers_say_and_without_one_last_is_the_newest(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.config.write_text("")
