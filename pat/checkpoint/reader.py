@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,14 @@ class _SavedSegment:
 
 
 def read_manifest(step_dir: str | Path) -> dict[str, Any]:
-    """The manifest of a checkpoint directory; a missing, torn or foreign one is a CheckpointError."""
+    """The manifest of a checkpoint directory; a missing, unreadable, torn or foreign one is a CheckpointError."""
     path = Path(step_dir) / "manifest.json"
-    if not path.is_file():
-        raise CheckpointError(f"{step_dir} was never finished: it has no manifest.json; use an older one.")
     try:
         manifest = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise CheckpointError(f"{step_dir} was never finished: it has no manifest.json; use an older one.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); use an older checkpoint.") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is torn ({error}); use an older checkpoint.") from error
     written = manifest.get("format") if isinstance(manifest, dict) else None
@@ -58,6 +60,16 @@ def read_manifest(step_dir: str | Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; use an older checkpoint.")
     return manifest
+
+
+def _fault(path: Path, expected: Mapping[str, Any], hashed: bool) -> str:
+    """What is wrong with a file of a checkpoint; empty where nothing is."""
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        return f"has {size} bytes, not {expected['bytes']}"
+    if hashed and file_sha256(path) != expected["sha256"]:
+        return "is not what was saved (its sha256 differs)"
+    return ""
 
 
 class CheckpointReader:
@@ -83,14 +95,14 @@ class CheckpointReader:
     def verify_files(self, share: tuple[int, int] = (0, 1)) -> None:
         """Compare all sizes, and the sha256 of this reader's `share` (i of n) of the files, with the manifest."""
         for index, (name, expected) in enumerate(sorted(self.manifest["files"].items())):
-            path = self.dir / name
-            if not path.is_file():
-                raise CheckpointError(f"{path} is missing; use an older checkpoint.")
-            size = path.stat().st_size
-            if size != expected["bytes"]:
-                raise CheckpointError(f"{path} has {size} bytes, not {expected['bytes']}; use an older checkpoint.")
-            if index % share[1] == share[0] and file_sha256(path) != expected["sha256"]:
-                raise CheckpointError(f"{path} is not what was saved (its sha256 differs); use an older checkpoint.")
+            try:
+                fault = _fault(self.dir / name, expected, hashed=index % share[1] == share[0])
+            except FileNotFoundError:
+                fault = "is missing"
+            except OSError as error:
+                fault = f"cannot be read ({error.strerror or error})"
+            if fault:
+                raise CheckpointError(f"{self.dir / name} {fault}; use an older checkpoint.")
 
     def numel(self, name: str) -> int:
         """Elements of a parameter."""

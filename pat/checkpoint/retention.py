@@ -18,7 +18,18 @@ REACHED = "sparsity="  # the name of a checkpoint of train.export_at begins with
 
 def steps(root: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    return sorted(p for p in root.glob("step-*") if (p / "manifest.json").exists() and p.suffix != ".partial")
+    return sorted(p for p in root.glob("step-*") if p.suffix != ".partial" and _is_finished(p))
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether it has a manifest. One that cannot be looked at may have: whoever opens it says what is wrong."""
+    try:
+        (folder / "manifest.json").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def to_resume(root: Path) -> list[str]:

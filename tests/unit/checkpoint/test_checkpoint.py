@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,23 @@ def test_resume_takes_the_newest_whole_checkpoint(
     said: list[str] = []
     assert store.find(tmp_path, LOCAL, said.append) == expected  # type: ignore[comparison-overlap]
     assert len(said) == len(torn)
+
+
+def test_a_checkpoint_that_cannot_be_looked_at_is_tried_and_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a rank that ends by the error while the others wait for it."""
+    for step in (10, 20):
+        write(tmp_path / f"step-{step:08d}", json.dumps(step))
+    plain = Path.stat
+
+    def failing(path: Path, **kwargs: Any) -> Any:
+        if "step-00000020" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", failing)
+    assert retention.to_resume(tmp_path) == ["step-00000020", "step-00000010"]
 
 
 @pytest.mark.parametrize("where", ["loss_scaler", "loss_scale_config"])

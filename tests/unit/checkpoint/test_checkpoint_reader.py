@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import pickle
 import subprocess
@@ -121,6 +123,22 @@ def test_torn_files_are_refused(fresh):
     assert refused == 1
     optim.unlink()
     with pytest.raises(CheckpointError, match="missing"):
+        CheckpointReader(fresh.dir)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "optim_states.pt"])
+def test_files_that_cannot_be_read_are_refused(fresh, monkeypatch, name):
+    """Would catch an I/O error that ends the run: `find` passes over what is refused, and takes the one before it."""
+    plain = io.open
+
+    def failing(file, *args, **kwargs):
+        if str(file).endswith(name):
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return plain(file, *args, **kwargs)
+
+    for module in ("io", "builtins"):
+        monkeypatch.setattr(f"{module}.open", failing)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read \(.*Input/output error.*; use an older"):
         CheckpointReader(fresh.dir)
 
 
