@@ -3,22 +3,38 @@
 checkpoints/step-00000200/           a directory each; those that are not finished do not count, and whether the others
                                      are whole is not known here (both words: store.py)
 checkpoints/latest, best, good, sparsity=0.3    the name of one of them each
+
+Everything else in there is the user's, and stays as it is.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from pat.common.files import read_json, write_atomic
 from pat.run.directory import RunDir
 
 REACHED = "sparsity="  # the name of a checkpoint of train.export_at begins with it
+_FOLDER = re.compile(r"step-\d{8,}(\.partial|\.replaced)?")
 
 
 def steps(root: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    return sorted(p for p in root.glob("step-*") if p.suffix != ".partial" and _is_finished(p))
+    return sorted(p for p in _folders(root) if p.suffix != ".partial" and _is_finished(p))
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Checkpoints, and leftovers of interrupted saves."""
+    return (p for p in root.glob("step-*") if _FOLDER.fullmatch(p.name))
+
+
+def _names(root: Path) -> dict[Path, str]:
+    """The names that there are, and what each points at."""
+    names = [root / "latest", root / "best", root / "good", *root.glob(f"{REACHED}*")]
+    return {p: p.read_text().strip() for p in names if p.is_file()}
 
 
 def _is_finished(folder: Path) -> bool:
@@ -81,23 +97,21 @@ def of_step(root: Path, step: int) -> Path:
 def undo(root: Path, step_dir: Path) -> None:
     """Make that checkpoint `latest`, and remove later ones, first the names that point at them."""
     set_latest(root, step_dir)
-    paths = list(root.iterdir())
-    for path in sorted(paths, key=Path.is_dir):
-        if path.is_dir() and path.name > step_dir.name:
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.is_file() and path.read_text().strip() > step_dir.name:
-            path.unlink()
+    for name, target in _names(root).items():
+        if target > step_dir.name:
+            name.unlink()
+    for folder in list(_folders(root)):
+        if folder.name > step_dir.name:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def retain(root: Path, keep_last: int) -> None:
     """Remove all but the newest `keep_last` checkpoints and those that a name points at; leftovers of interrupted
     saves too."""
-    names = [root / "latest", root / "best", root / "good", *root.glob(f"{REACHED}*")]
-    pointed = {p.read_text().strip() for p in names if p.exists()}
-    kept = set(s.name for s in steps(root)[-keep_last:]) | pointed
-    for path in root.iterdir():
-        if path.is_dir() and path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+    kept = {s.name for s in steps(root)[-keep_last:]} | set(_names(root).values())
+    for folder in list(_folders(root)):
+        if folder.name not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:

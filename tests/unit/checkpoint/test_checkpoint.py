@@ -82,6 +82,23 @@ def test_retention_keeps_the_newest_the_latest_and_the_best(tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [f"step-{s:08d}" for s in (10, 30, 40)]
 
 
+def test_only_pats_own_files_are_removed_or_counted(tmp_path: Path) -> None:
+    """Would catch: a copy that the user made of a checkpoint, and a note, that go with the next save."""
+    for step in (10, 20, 30):
+        write(tmp_path / f"step-{step:08d}", json.dumps(step))
+    for name in ("step-00000040-before-lr-change", "trial", "step-5"):
+        write(tmp_path / name, "the user's")
+    (tmp_path / "notes.txt").write_text("the run of Tuesday")
+    (tmp_path / ".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1\xff\xfe")
+    theirs = {".DS_Store", "notes.txt", "trial", "step-5", "step-00000040-before-lr-change"}
+    assert retention.to_resume(tmp_path) == ["step-00000030", "step-00000020", "step-00000010"]
+    retention.set_latest(tmp_path, tmp_path / "step-00000030")
+    retention.retain(tmp_path, keep_last=2)
+    assert {p.name for p in tmp_path.iterdir()} - theirs == {"latest", "step-00000020", "step-00000030"}
+    retention.undo(tmp_path, tmp_path / "step-00000020")
+    assert {p.name for p in tmp_path.iterdir()} == theirs | {"latest", "step-00000020"}
+
+
 @pytest.mark.parametrize(
     ("latest", "torn", "expected"),
     [
