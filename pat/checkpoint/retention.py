@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pat.common.files import read_json, write_atomic
@@ -31,10 +31,16 @@ def _folders(root: Path) -> Iterator[Path]:
     return (p for p in root.glob("step-*") if _FOLDER.fullmatch(p.name))
 
 
+def step_of(name: str) -> int:
+    """The step in a checkpoint's name, also of what an interrupted save has left."""
+    return int(name.removeprefix("step-").partition(".")[0])
+
+
 def _names(root: Path) -> dict[Path, str]:
     """The names that there are, and what each points at."""
     names = [root / "latest", root / "best", root / "good", *root.glob(f"{REACHED}*")]
-    return {p: p.read_text().strip() for p in names if p.is_file()}
+    there = {p: p.read_text().strip() for p in names if p.is_file()}
+    return {p: target for p, target in there.items() if _FOLDER.fullmatch(target)}
 
 
 def _is_finished(folder: Path) -> bool:
@@ -51,11 +57,14 @@ def _is_finished(folder: Path) -> bool:
 def to_resume(root: Path) -> list[str]:
     """The names of finished checkpoints, `latest` first and then what is older."""
     names = [p.name for p in reversed(steps(root))] if root.exists() else []
-    pointer = root / "latest"
-    if pointer.exists() and pointer.read_text().strip() in names:
-        latest = pointer.read_text().strip()
-        return [latest, *(name for name in names if name < latest)]
-    return names
+    latest = _latest(root)
+    return names if latest is None else [latest, *(name for name in names if name < latest)]
+
+
+def _latest(root: Path) -> str | None:
+    """What `latest` points at, if that is there."""
+    name = _names(root).get(root / "latest")
+    return name if name in {folder.name for folder in steps(root)} else None
 
 
 def set_latest(root: Path, step_dir: Path) -> None:
@@ -97,17 +106,31 @@ def of_step(root: Path, step: int) -> Path:
 def undo(root: Path, step_dir: Path) -> None:
     """Make that checkpoint `latest`, and remove later ones, first the names that point at them."""
     set_latest(root, step_dir)
+    _remove(root, lambda step: step > step_of(step_dir.name))
+
+
+def _remove(root: Path, gone: Callable[[int], bool]) -> None:
+    """The checkpoints of some steps, first the names that point at them."""
     for name, target in _names(root).items():
-        if target > step_dir.name:
+        if gone(step_of(target)):
             name.unlink()
     for folder in list(_folders(root)):
-        if folder.name > step_dir.name:
+        if gone(step_of(folder.name)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_passed_over(root: Path, step: int) -> None:
+    """Before the checkpoint of `step` becomes `latest`: remove those after the one that is, from which this run has
+    come, and the names that point at them."""
+    if (latest := _latest(root)) is not None:
+        _remove(root, lambda other: step_of(latest) < other != step)
 
 
 def retain(root: Path, keep_last: int) -> None:
     """Remove all but the newest `keep_last` checkpoints and those that a name points at; leftovers of interrupted
-    saves too."""
+    saves, and what is later than `latest`, too."""
+    if (latest := _latest(root)) is not None:
+        _remove(root, lambda other: other > step_of(latest))
     kept = {s.name for s in steps(root)[-keep_last:]} | set(_names(root).values())
     for folder in list(_folders(root)):
         if folder.name not in kept:

@@ -14,6 +14,7 @@ code restores the same layout and any other number of ranks or ZeRO stage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -106,6 +107,8 @@ def save(
     if rank == 0:
         manifest = describe(engine, pruner, step, trainer | {"pruners": shared}, metrics)
         manifest |= {"ranks": ranks, "files": {k: v for seal in seals for k, v in seal.items()}}
+        if written is None:  # another trainer's folder is the user's: it may be loaded from any of its steps
+            attempt(lambda: retention.remove_passed_over(root, step))
         attempt(lambda: _publish(partial, final, manifest, root))
     agree()
     return final
@@ -164,13 +167,21 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -
 
 
 def find(root: Path, world: Comm, say: Callable[[str], None]) -> CheckpointReader | None:
-    """The newest whole checkpoint; one that is finished, but not whole, is named and passed over. Collective."""
+    """The newest whole checkpoint, and `latest` points at it. One that is finished, but not whole, is named and passed
+    over; it stays until the next save. Collective."""
     candidates = world.gather(retention.to_resume(root))[0]
-    for name in candidates:
+    for number, name in enumerate(candidates):
         try:
-            return open_whole(root / name, world)
+            reader = open_whole(root / name, world)
         except CheckpointError as error:
             say(f"checkpoint {name} is not whole ({error}); trying the one before it")
+            continue
+        if passed := candidates[:number]:
+            say(f"going on from {name}; the next save removes {', '.join(passed)}: copy it first if you need it")
+            if world.rank == 0:
+                with contextlib.suppress(OSError):  # as on a full disk: then they stay
+                    retention.set_latest(root, root / name)
+        return reader
     if candidates:
         raise NoneWhole(
             f"none of the {len(candidates)} checkpoints in {root} is whole: "

@@ -5,8 +5,8 @@ from __future__ import annotations
 REST: dict[str, list[tuple[str, str, str]]] = {
     "pat/checkpoint/store.py": [
         (
-            "            return open_whole(root / name, world)\n",
-            "            return open_whole(root / candidates[-1], world)\n",
+            "            reader = open_whole(root / name, world)\n",
+            "            reader = open_whole(root / candidates[-1], world)\n",
             "resume opens the oldest",
         ),
         ("retention.to_resume(root))[0]", "retention.to_resume(root)[::-1])[0]", "resume from the oldest on"),
@@ -32,12 +32,16 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("    restore_engine(engine, trainer)\n", "", "counters and loss scaler not restored"),
         ("    layout.refresh_forward()\n    return trainer", "    return trainer", "the forward keeps the old weights"),
         ("    pruner.check()\n    final", "    final", "a broken promise is saved"),
-        ("for p in files[rank::world]}", "for p in files[rank :: world + 1]}", "files that nobody vouches for"),
+        (
+            "for p in sorted(files)[rank::world]}",
+            "for p in sorted(files)[rank :: world + 1]}",
+            "files that nobody vouches for",
+        ),
     ],
     "pat/checkpoint/retention.py": [
         ("reversed(steps(root))", "steps(root)", "resume falls back to the oldest"),
         ("if name < latest)", "if name > latest)", "resume goes on from what is newer than latest"),
-        ("return [latest, *(", "return [*(", "latest is passed over"),
+        ("else [latest, *(", "else [*(", "latest is passed over"),
         ("steps(root)[-keep_last:]", "steps(root)[:keep_last]", "the oldest are kept"),
         ('names = [root / "latest", root / "best",', 'names = [root / "latest",', "the best is removed"),
         ("        return by_step[max(by_step)]\n", "        return by_step[min(by_step)]\n", "last is the first"),
@@ -66,7 +70,7 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ("byte = first // 8", "byte = (first + 7) // 8", "flags of the next byte"),
         ("values = stored[first:last]", "values = stored[: last - first]", "scores of the beginning"),
         ('if size != expected["bytes"]:', 'if size < expected["bytes"]:', "longer files are whole"),
-        ("if index % share[1] == share[0] and", "if index % share[1] == share[1] and", "no file is hashed"),
+        ("hashed=index % share[1] == share[0]", "hashed=index % share[1] == share[1]", "no file is hashed"),
         ("    if written != FORMAT:\n", "    if written is None:\n", "other formats are read"),
         (
             "own.sort(key=lambda segment: (segment.start, segment.rank))",

@@ -82,6 +82,31 @@ def test_retention_keeps_the_newest_the_latest_and_the_best(tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [f"step-{s:08d}" for s in (10, 30, 40)]
 
 
+@pytest.mark.parametrize("step", [25, 30, 35, 45])
+def test_what_a_resume_has_passed_over_makes_way_for_the_next_save(tmp_path: Path, step: int) -> None:
+    """Would catch a damaged checkpoint that counts as one of the newest, so that the whole one before it goes."""
+    for each in sorted({10, 20, 30, 40, step}):
+        write(tmp_path / f"step-{each:08d}", json.dumps(each))
+    for name, target in (("latest", 20), ("best", 40), ("sparsity=0.3", 10)):
+        (tmp_path / name).write_text(f"step-{target:08d}")
+    retention.remove_passed_over(tmp_path, step)
+    left = {"step-00000010", "step-00000020", f"step-{step:08d}"}
+    assert {p.name for p in tmp_path.iterdir()} == left | {"latest", "sparsity=0.3"}
+    (tmp_path / "latest").write_text(f"step-{step:08d}")
+    (tmp_path / "sparsity=0.3").unlink()
+    retention.retain(tmp_path, keep_last=2)
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"step-00000020", f"step-{step:08d}"}
+
+
+def test_states_later_than_the_last_save_do_not_count_as_the_newest(tmp_path: Path) -> None:
+    """As after plain DeepSpeed has gone back to an older tag."""
+    for step in (20, 60, 70, 80):
+        write(tmp_path / f"step-{step:08d}", json.dumps(step))
+    retention.set_latest(tmp_path, tmp_path / "step-00000070")
+    retention.retain(tmp_path, keep_last=2)
+    assert [p.name for p in retention.steps(tmp_path)] == ["step-00000060", "step-00000070"]
+
+
 def test_only_pats_own_files_are_removed_or_counted(tmp_path: Path) -> None:
     """Would catch: a copy that the user made of a checkpoint, and a note, that go with the next save."""
     for step in (10, 20, 30):
@@ -127,7 +152,9 @@ def test_resume_takes_the_newest_whole_checkpoint(
     monkeypatch.setattr(store, "open_whole", opened)
     said: list[str] = []
     assert store.find(tmp_path, LOCAL, said.append) == expected  # type: ignore[comparison-overlap]
-    assert len(said) == len(torn)
+    assert len(said) == len(torn) + bool(torn)
+    assert ("the next save removes " + ", ".join(torn) in "".join(said)) == bool(torn)
+    assert not torn or (tmp_path / "latest").read_text() == expected
 
 
 def test_a_checkpoint_that_cannot_be_looked_at_is_tried_and_passed_over(
