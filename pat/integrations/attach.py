@@ -110,8 +110,8 @@ class Pruning:
 
     def took(self, engine: Any) -> None:
         """Take the model's engine, and add the pruner to its step, save and load."""
-        self.engine = engine
         _check_optimizer(engine.basic_optimizer)
+        self.engine = engine
         for group in engine.basic_optimizer.param_groups:
             group["base_weight_decay"] = group["weight_decay"]
         self._plain = {name: getattr(engine, name) for name in ("step", "save_checkpoint", "load_checkpoint")}
@@ -224,10 +224,20 @@ _waiting: list[Pruning] = []
 
 
 def _await_initialize(pruning: Pruning) -> None:
-    """Replace deepspeed.initialize until it is called with the model and an optimizer."""
+    """Replace deepspeed.initialize until it is called with the model and an optimizer. The last one for a model wins:
+    a notebook's cell may run again."""
     if not _waiting:
         deepspeed.initialize = _pass_through(deepspeed.initialize)
+    for other in [each for each in _waiting if each.model is pruning.model]:
+        _refuse_again(other)
+        _waiting.remove(other)
     _waiting.append(pruning)
+
+
+def _refuse_again(pruning: Pruning) -> None:
+    """ValueError for a model in which a pruner has not come to its start: what it left there would work on."""
+    if pruning.engine is not None:
+        raise ValueError("the pruner failed in an earlier engine of this model: make the model anew, then attach")
 
 
 def _trains(arguments: Mapping[str, Any]) -> bool:
@@ -246,12 +256,12 @@ def _pass_through(plain: Callable[..., Any]) -> Callable[..., Any]:
         mine = next((p for p in _waiting if p.model is arguments.get("model")), None)
         if mine is None or not _trains(arguments):
             return plain(*args, **kwargs)
-        prepared = mine.prepare(arguments)
-        _waiting.remove(mine)
+        _refuse_again(mine)
+        result = plain(**mine.prepare(arguments))
+        mine.took(result[0])
+        _waiting.remove(mine)  # not before: what fails is tried again, and must not train without the pruner then
         if not _waiting:
             deepspeed.initialize = plain
-        result = plain(**prepared)
-        mine.took(result[0])
         return result
 
     return initialize

@@ -200,6 +200,56 @@ def test_a_config_in_a_file_is_refused_each_time(how: dict[str, Any], monkeypatc
             deepspeed.initialize(model=model, **how)
 
 
+class PlainDeepSpeed:
+    """An engine that only has its optimizer; `failures` are raised first, one a call."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> None:
+        self.failures = list(failures)
+        monkeypatch.setattr(deepspeed, "initialize", self.initialize)
+        monkeypatch.setattr(importlib.import_module("pat.integrations.attach"), "_waiting", [])
+
+    def initialize(self, model: Any = None, optimizer: Any = None, config: Any = None) -> tuple[Any, ...]:
+        if self.failures:
+            raise self.failures.pop(0)
+        return (SimpleNamespace(basic_optimizer=optimizer),)
+
+
+def initialize(model: torch.nn.Module, optimizer: Any = torch.optim.AdamW) -> None:
+    deepspeed.initialize(model=model, optimizer=optimizer(model.parameters()), config={})
+
+
+def test_the_last_attach_wins_and_what_failed_is_tried_again_with_the_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: the settings of a notebook's cell that ran before; and a second try that prunes nothing."""
+    plain, model, took = PlainDeepSpeed(monkeypatch, RuntimeError("too large")), torch.nn.Linear(2, 2), list[Pruning]()
+    Pruning(given()).attach(model)
+    last = Pruning(given()).attach(model)
+    with pytest.raises(RuntimeError, match="too large"):
+        initialize(model)
+    with pytest.raises(ValueError, match="the optimizer is SGD"):
+        initialize(model, torch.optim.SGD)
+    monkeypatch.setattr(Pruning, "took", lambda self, engine: took.append(self))
+    initialize(model)
+    assert took == [last] and deepspeed.initialize == plain.initialize
+
+
+def test_a_model_in_which_the_pruner_has_failed_gets_no_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was installed in it would still work; and without the pruner it would train as if nothing was asked."""
+    PlainDeepSpeed(monkeypatch)
+    model = torch.nn.Linear(2, 2)
+    pruning = Pruning(given()).attach(model)
+
+    def fails(engine: Any) -> None:
+        pruning.engine = engine
+        raise ValueError("too few samples")
+
+    pruning.took = fails  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="too few samples"):
+        initialize(model)
+    for again in (initialize, Pruning(given()).attach):
+        with pytest.raises(ValueError, match="failed in an earlier engine of this model: make the model anew"):
+            again(model)
+
+
 def test_untested_keys_of_deepspeed_are_warned_of_in_an_engine_of_the_callers_own() -> None:
     model = torch.nn.Linear(4, 4)
     pruning = Pruning(given())
