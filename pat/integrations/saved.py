@@ -9,6 +9,7 @@ The manifest there vouches for DeepSpeed's files, too; so `pat export DIR` reads
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.run.provenance import versions
 from pat.schema import Config
+from pat.zero import checkpoint_files
 from pat.zero.checkpoint_files import CheckpointError
 
 
@@ -80,10 +82,23 @@ def save(
         engine, pruner, run.checkpoints, engine.global_steps, {"tag": tag}, {}, written=save_dir / tag
     )
     if dist.get_rank() == 0:
+        _check_opens(save_dir / tag, pruner.layout.name)
         retention.set_best(run.checkpoints, step_dir)
         if keep_last is not None:
             retention.retain(run.checkpoints, keep_last)
     pruner.layout.world.barrier()
+
+
+def _check_opens(folder: Path, layout: str) -> None:
+    """Warn at the first save, and not at the export, where the user's client_state is in the way of reading."""
+    try:
+        checkpoint_files.load(folder / checkpoint_files.model_file([p.name for p in folder.iterdir()], layout, 0))
+    except CheckpointError as error:
+        warnings.warn(
+            f"pat export cannot open this checkpoint, so give save_checkpoint a client_state of plain types (numbers, "
+            f"strings, lists, dicts): {error}",
+            stacklevel=2,
+        )
 
 
 def check(load_dir: Path, config: Config) -> None:

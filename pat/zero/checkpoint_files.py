@@ -1,7 +1,7 @@
 """The inside of DeepSpeed's checkpoint files: which file, which key, which flat tensor. DeepSpeed is not imported.
 
-The files are pickles: they are opened memory-mapped under an allow-list, where DeepSpeed's few classes are inert
-stand-ins.
+The files are pickles: they are opened memory-mapped under torch's allow-list. Every other class or function that one
+names, DeepSpeed's or of a trainer's client_state, is an inert stand-in: it is never imported, and never called.
 """
 
 from __future__ import annotations
@@ -26,18 +26,13 @@ class CheckpointError(ValueError):
 
 
 class _Inert:
-    """Stands for a class of DeepSpeed's in a pickle: it holds attributes and does nothing."""
+    """Stands for a class or function that a pickle names: it holds what it is given and does nothing."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
 
-
-_STAND_INS = [
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-]
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
 @dataclass(frozen=True)
@@ -51,12 +46,13 @@ class SavedShards:
 def load(path: Path) -> Any:
     """The contents of a file, memory-mapped, without running any code of the pickle."""
     try:
-        with torch.serialization.safe_globals([(_Inert, name) for name in _STAND_INS]):
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in unknown]):
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        blamed = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()
+        blamed = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise CheckpointError(f"{path} holds more than DeepSpeed and pat write, and is not opened: {blamed}") from error
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); use an older checkpoint.") from error
 
 

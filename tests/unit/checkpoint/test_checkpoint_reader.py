@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import json
 import pickle
 import subprocess
 import sys
+from datetime import datetime
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -215,6 +219,16 @@ def test_a_pickle_with_code_is_not_executed(fresh, content, capsys):
     with pytest.raises(CheckpointError):
         CheckpointReader(fresh.dir).read("weight", "up_proj.weight")
     assert "executed" not in capsys.readouterr().out
+
+
+def test_what_a_client_state_holds_is_opened_and_never_called(tmp_path, capsys):
+    state = {"numpy": np.float64(1.5), "array": np.arange(3), "args": argparse.Namespace(lr=1), "dir": Path("x")}
+    state |= {"evil": Evil(), "when": datetime(2026, 1, 1), "weights": torch.arange(3.0), "plain": [1, "a", None]}
+    torch.save(state, tmp_path / "states.pt")
+    found = checkpoint_files.load(tmp_path / "states.pt")
+    assert torch.equal(found["weights"], torch.arange(3.0)) and found["plain"] == [1, "a", None]
+    assert type(found["evil"]) is type(found["dir"]) is checkpoint_files._Inert
+    assert found["evil"].args == ("executed",) and "executed" not in capsys.readouterr().out
 
 
 def test_wrong_requests(fresh):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import pytest
 import torch
 
@@ -183,6 +185,17 @@ def test_a_folder_that_was_saved_to_before_has_this_runs_weights(tmp_path: Path)
     optim = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     assert (tmp_path / "last" / f"bf16_{optim}").is_file()
     assert files == {"mp_rank_00_model_states.pt", optim, "pruner-00000-of-00001.safetensors"}
+
+
+def test_a_client_state_that_an_export_cannot_open_is_said_when_it_is_saved(tmp_path: Path) -> None:
+    pruning = attached(config_of())
+    run(pruning, config_of(), 0, 1)
+    pruning.engine.save_checkpoint(str(tmp_path), client_state={"loss": np.float64(1.5), "folder": tmp_path})
+    reader = CheckpointReader(saved.directory(tmp_path).checkpoints / "step-00000001")
+    assert all(reader.weight(name).isfinite().all() for name in reader.parameters)
+    with pytest.warns(UserWarning, match="cannot open .* client_state of plain types .* Can only SETITEM for dict"):
+        pruning.engine.save_checkpoint(str(tmp_path), client_state={"counts": defaultdict(int, a=1)})
+    free(pruning)
 
 
 def test_a_run_that_ends_before_the_hard_phase_is_a_broken_promise() -> None:
