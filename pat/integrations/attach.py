@@ -90,9 +90,9 @@ class Pruning:
         of_param = {id(p): owner.get(n, "") for n, p in self.model.named_parameters()}
         arguments = dict(arguments)
         if isinstance(arguments.get("optimizer"), torch.optim.Optimizer):
-            optimizer = arguments["optimizer"]
+            optimizer, number = arguments["optimizer"], len(arguments["optimizer"].param_groups)
             optimizer.param_groups[:], self._origins = split_groups(optimizer.param_groups, of_param)
-            extend_schedulers(optimizer, self._origins)
+            extend_schedulers(optimizer, self._origins, number)
         elif arguments.get("optimizer") is None:
             given: list[Any] = list(arguments.get("model_parameters") or ())
             given = given or [p for p in self.model.parameters() if p.requires_grad]

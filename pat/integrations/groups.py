@@ -24,22 +24,22 @@ Groups = list[dict[str, Any]]
 
 
 def split_groups(groups: Groups, of_param: dict[int, str]) -> tuple[Groups, list[int]]:
-    """(the groups by pruner, their settings kept, and for each the number of the group that it came from)."""
-    first, rest, origins = [], [], list(range(len(groups)))
+    """(the groups by pruner, their settings kept, and for each the number of the group that it came from). Empty ones
+    are left out, as DeepSpeed does later. As for torch, params may be one tensor or a generator."""
+    first: list[tuple[int, dict[str, Any]]] = []
+    rest: list[tuple[int, dict[str, Any]]] = []
     for number, group in enumerate(groups):
-        split = [
-            group | {"params": [p for p in group["params"] if of_param.get(id(p), "") == owner]}
-            for owner in sorted({of_param.get(id(p), "") for p in group["params"]})
-        ] or [group]
-        first.append(split[0])
-        rest += split[1:]
-        origins += [number] * (len(split) - 1)
-    return first + rest, origins
+        given = group["params"]
+        params = [given] if isinstance(given, torch.Tensor) else list(given)
+        for place, owner in enumerate(sorted({of_param.get(id(p), "") for p in params})):
+            own = [p for p in params if of_param.get(id(p), "") == owner]
+            (rest if place else first).append((number, group | {"params": own}))
+    return [group for _, group in first + rest], [number for number, _ in first + rest]
 
 
-def extend_schedulers(optimizer: torch.optim.Optimizer, origins: Sequence[int]) -> None:
-    """Give every scheduler of the optimizer, wherever the user holds it, its values for the new groups."""
-    given = len(set(origins))
+def extend_schedulers(optimizer: torch.optim.Optimizer, origins: Sequence[int], given: int) -> None:
+    """Give every scheduler of the optimizer, wherever the user holds it, its values for the new groups in place of
+    those for the `given` ones."""
     for scheduler in gc.get_objects():
         if issubclass(type(scheduler), LRScheduler) and getattr(scheduler, "optimizer", None) is optimizer:
             for name in _PER_GROUP:
@@ -51,6 +51,7 @@ def extend_schedulers(optimizer: torch.optim.Optimizer, origins: Sequence[int]) 
 def follow(groups: Groups, origins: Sequence[int]) -> None:
     """Groups that were split off take the rate that a scheduler has set for their origin."""
     for group, number in zip(groups, origins, strict=True):
+        origin = groups[origins.index(number)]
         for name in _FOLLOWED:
-            if name in groups[number]:
-                group[name] = groups[number][name]
+            if name in origin:
+                group[name] = origin[name]

@@ -134,3 +134,26 @@ def test_groups_are_split_by_pruner_and_keep_their_settings_and_numbers() -> Non
     assert [[id(p) for p in group["params"]] for group in found] == [[id(b)], [id(c)], [id(a)]]
     assert [(group["lr"], group["weight_decay"]) for group in found] == [(0.1, 0.5), (0.2, 0.0), (0.1, 0.5)]
     assert origins == [0, 1, 0]
+
+
+def test_groups_may_be_empty_a_tensor_or_a_generator() -> None:
+    """As torch and DeepSpeed take them; DeepSpeed drops empty ones, which an optimizer for some layers only has."""
+    a, b, c = (torch.nn.Parameter(torch.zeros(n)) for n in (1, 2, 3))
+    groups = [{"params": [], "lr": 0.1}, {"params": c, "lr": 0.2}, {"params": (p for p in (a, b)), "lr": 0.3}]
+    found, origins = split_groups(groups, {id(a): "weights", id(b): "", id(c): ""})
+    assert [[id(p) for p in group["params"]] for group in found] == [[id(c)], [id(b)], [id(a)]]
+    assert origins == [1, 2, 2]
+    found[0]["lr"], found[1]["lr"] = 0.02, 0.03
+    follow(found, origins)
+    assert [group["lr"] for group in found] == [0.02, 0.03, 0.03]
+
+
+def test_a_scheduler_made_with_an_empty_group_goes_on_without_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW([{"params": [], "lr": 0.1}, {"params": list(model.parameters()), "lr": 0.02}])
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: 0.5**t)
+    PRUNING.model = model
+    PRUNING.prepare({"model": model, "optimizer": optimizer, "config": {}})
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.01]
