@@ -9,6 +9,7 @@ Everything else in there is the user's, and stays as it is.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,6 +30,20 @@ def steps(root: Path) -> list[Path]:
 def _folders(root: Path) -> Iterator[Path]:
     """Checkpoints, and leftovers of interrupted saves."""
     return (p for p in root.glob("step-*") if _FOLDER.fullmatch(p.name))
+
+
+def in_place(root: Path) -> dict[int, Path]:
+    """The folder of each step. A kill while a step was saved again leaves it under its name aside, `.replaced`."""
+    aside_first = sorted((p for p in _folders(root) if p.suffix != ".partial"), reverse=True)
+    found = {step_of(p.name): p for p in aside_first}
+    return {step: found[step] for step in sorted(found)}
+
+
+def put_back(root: Path) -> None:
+    """Give what is aside its name again, where a kill came before its successor had it."""
+    for step, folder in in_place(root).items():
+        if folder.suffix == ".replaced":
+            os.replace(folder, of_step(root, step))
 
 
 def step_of(name: str) -> int:
@@ -142,14 +157,14 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
     if not run.config.is_file():
         raise ValueError(f"{run.path} is not a run directory: it has no config.yaml")
     root = run.checkpoints
-    by_step = {int(p.name.removeprefix("step-")): p for p in sorted(root.glob("step-*")) if p.name[5:].isdigit()}
+    by_step = in_place(root)
     if not by_step:
         raise ValueError(f"{run.path} has no checkpoint yet: train first, or set train.checkpoint_every")
     listed = ", ".join(map(str, by_step))
     if checkpoint in ("best", "last", "good"):
         pointer = root / ("latest" if checkpoint == "last" else str(checkpoint))
         if pointer.is_file():
-            return root / pointer.read_text().strip()
+            return _target(root, pointer)
         if checkpoint == "good":
             raise ValueError(
                 f"{run.path} has no good checkpoint: it was trained without an envelope; take a step: {listed}"
@@ -175,4 +190,10 @@ def _reached(run: RunDir, name: str) -> Path:
     except (ValueError, KeyError):
         listed = ", ".join(f"{REACHED}{value:g}" for value in sorted(kept)) or "none: set train.export_at to have some"
         raise ValueError(f"{run.path} kept no checkpoint {name!r} on the way; it has {listed}") from None
-    return run.checkpoints / pointer.read_text().strip()
+    return _target(run.checkpoints, pointer)
+
+
+def _target(root: Path, pointer: Path) -> Path:
+    """The folder that a name points at, or what stands for it."""
+    name = pointer.read_text().strip()
+    return in_place(root).get(step_of(name), root / name) if _FOLDER.fullmatch(name) else root / name

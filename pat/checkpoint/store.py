@@ -154,8 +154,8 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -
     write_atomic(partial / "manifest.json", json.dumps(manifest))
     sync_directory(partial)
     aside = root / f"{final.name}.replaced"  # counts as a checkpoint until the new one is in its place
-    shutil.rmtree(aside, ignore_errors=True)
     if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
         os.replace(final, aside)
     os.replace(partial, final)
     sync_directory(root)
@@ -169,6 +169,9 @@ def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -
 def find(root: Path, world: Comm, say: Callable[[str], None]) -> CheckpointReader | None:
     """The newest whole checkpoint, and `latest` points at it. One that is finished, but not whole, is named and passed
     over; it stays until the next save. Collective."""
+    if world.rank == 0:
+        with contextlib.suppress(OSError):  # then it is read where it is
+            retention.put_back(root)
     candidates = world.gather(retention.to_resume(root))[0]
     for number, name in enumerate(candidates):
         try:

@@ -123,9 +123,9 @@ def load(load_dir: Path, engine: Any, pruner: Pruner, config: Config) -> None:
             f"{load_dir} is of a run of {num_steps} steps, this one has {config.train.num_steps}: the schedules would "
             "be other ones; give the same number"
         )
-    state = run.checkpoints / f"step-{engine.global_steps:08d}"
-    if not state.is_dir():
-        there = ", ".join(str(int(path.name.removeprefix("step-"))) for path in retention.steps(run.checkpoints))
+    state = retention.in_place(run.checkpoints).get(engine.global_steps)
+    if state is None:
+        there = ", ".join(map(str, retention.in_place(run.checkpoints)))
         raise ValueError(
             f"{load_dir} keeps no state of the pruner of step {engine.global_steps}, but of {there or 'none'}: load "
             "one of those, and give a larger keep_last (null: all) where older ones are to stay"

@@ -72,6 +72,27 @@ def test_saving_a_step_again_never_leaves_the_run_without_a_checkpoint(
     assert [path.name for path in root.iterdir() if path.is_dir()] == ["step-00000031"]
 
 
+def test_a_step_that_a_kill_has_left_aside_is_found_exported_and_put_back(tmp_path: Path) -> None:
+    """Would catch: `pat export` of a step that was being saved again, which a resume has and the export has not."""
+    run = RunDir(tmp_path)
+    run.config.write_text("")
+    root = run.checkpoints
+    for name in ("step-00000010", "step-00000020.replaced", "step-00000030", "step-00000030.replaced"):
+        write(root / name, name)
+    write(root / "step-00000020.partial", "new")
+    aside = root / "step-00000020.replaced"
+    for name in ("latest", "best", "good", "sparsity=0.3"):
+        (root / name).write_text("step-00000020")
+    assert all(retention.find_checkpoint(run, name) == aside for name in ("last", "best", "good", "sparsity=0.3", 20))
+    assert retention.find_checkpoint(run, 30) == root / "step-00000030"
+    with pytest.raises(ValueError, match="take best, last, good, or a step: 10, 20, 30"):
+        retention.find_checkpoint(run, 25)
+    retention.put_back(root)
+    assert retention.find_checkpoint(run, "last") == root / "step-00000020" and not aside.exists()
+    assert (root / "step-00000030" / "weights").read_text() == "step-00000030"
+    assert retention.to_resume(root) == ["step-00000020", "step-00000010"]
+
+
 def test_retention_keeps_the_newest_the_latest_and_the_best(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         write(tmp_path / f"step-{step:08d}", json.dumps(step))
