@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,9 @@ def save(
     `keep_last`. Collective."""
     run = directory(save_dir)
     if dist.get_rank() == 0:
-        for folder in ("model", "tokenizer"):
-            shutil.rmtree(run.path / folder, ignore_errors=True)
-            (run.path / folder).mkdir(parents=True)
-        if hasattr(engine.module, "config"):
-            config_files.write(engine.module, run.path / "model")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(run.path / "tokenizer")
+        model = engine.module if hasattr(engine.module, "config") else None
+        _renew(run.path / "model", lambda folder: model is None or config_files.write(model, folder))
+        _renew(run.path / "tokenizer", lambda folder: tokenizer is None or tokenizer.save_pretrained(folder))
         write_atomic(run.config, frozen.dump(config))
         write_json(run.version, versions())
     pruner.layout.world.barrier()
@@ -87,6 +84,25 @@ def save(
         if keep_last is not None:
             retention.retain(run.checkpoints, keep_last)
     pruner.layout.world.barrier()
+
+
+def _renew(folder: Path, write: Callable[[Path], object]) -> None:
+    """Make a folder hold what `write` writes, file by file: every state beside it needs it, and a kill may come."""
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    folder.mkdir(exist_ok=True)
+    new = {path.relative_to(aside): path.read_bytes() for path in aside.rglob("*") if path.is_file()}
+    for name, content in new.items():
+        there = folder / name
+        if not there.is_file() or there.read_bytes() != content:
+            there.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(there, content)
+    for path in list(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder) not in new:
+            path.unlink()
+    shutil.rmtree(aside)
 
 
 def _check_opens(folder: Path, layout: str) -> None:

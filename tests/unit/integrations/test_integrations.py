@@ -181,6 +181,42 @@ def test_a_folder_keeps_the_newest_states(
         saved.load(tmp_path, engine, pruner, config)
 
 
+def test_model_and_tokenizer_of_older_states_are_there_at_every_moment(tmp_path: Path) -> None:
+    """Would catch a kill in a save that leaves every state of the folder without a tokenizer to be exported with."""
+    folder, seen = tmp_path / "tokenizer", list[bool]()
+
+    def writes(**files: str) -> Any:
+        def write(into: Path) -> None:
+            seen.append((folder / "vocab").is_file())
+            (into / "more").mkdir()
+            for name, text in files.items():
+                (into / name).write_text(text)
+            (into / "more" / "template").write_text("nested")
+
+        return write
+
+    saved._renew(folder, writes(vocab="a", config="1", gone="x"))
+    before = (folder / "vocab").stat()
+    saved._renew(folder, writes(vocab="a", config="2"))
+    assert seen == [False, True]
+    assert {p.name: p.read_text() for p in folder.rglob("*") if p.is_file()} == {
+        "vocab": "a",
+        "config": "2",
+        "template": "nested",
+    }
+    after = (folder / "vocab").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "written again"
+    assert list(tmp_path.iterdir()) == [folder]
+
+    def killed(into: Path) -> None:
+        (into / "vocab").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        saved._renew(folder, killed)
+    assert (folder / "vocab").read_text() == "a"
+
+
 @pytest.mark.parametrize(
     "how", [{"config": "ds.json"}, {"config_params": "ds.json"}, {"args": SimpleNamespace(deepspeed_config="ds.json")}]
 )
