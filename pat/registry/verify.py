@@ -73,7 +73,8 @@ def _zeros(folder: Path, model: Any) -> Check:
             alive.append(f"there is no {name} of the shape {tuple(keep.shape)} that its mask has")
         elif torch.count_nonzero(weight.detach()[gone]):
             alive.append(f"{int(torch.count_nonzero(weight.detach()[gone])):,} pruned weights of {name} are not 0")
-    return Check("zeros", not alive, "; ".join(alive[:3]) or f"{pruned:,} pruned weights are 0")
+    said = f"{pruned:,} pruned weights are 0" if pruned else "nothing is pruned"
+    return Check("zeros", not alive, "; ".join(alive[:3]) or said)
 
 
 def _logits(folder: Path, model: Any) -> Check:

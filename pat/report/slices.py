@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pat.common.text import plain
@@ -10,6 +11,8 @@ from pat.report import values
 from pat.report.page import Block, Heading, Table
 from pat.report.sources import Sources
 from pat.report.values import get, mapping, number, sequence, text
+
+MOST = 20  # slices of a figure that are shown: with a label a slice there may be hundreds
 
 
 def blocks(sources: Sources) -> Iterator[Block]:
@@ -32,15 +35,31 @@ def _evaluation(content: Mapping[str, Any]) -> Iterator[Table]:
         slices = list(dict.fromkeys(slice_ for one in found for slice_ in mapping(one, "slices")))
         if not slices and any(mapping(one, "metrics") for one in models):  # which are in a table of their own
             continue
-        way = "higher is better" if any(get(one, "higher_is_better") for one in found) else "lower is better"
+        higher = any(get(one, "higher_is_better") for one in found)
+        way = "higher is better" if higher else "lower is better"
+        shown = _worst(found, slices, higher)
         rows = []
-        for slice_ in (None, *slices):
+        for slice_ in (None, *shown):
             cells = [mapping(one, "overall") if slice_ is None else _slice(one, slice_) for one in found]
             n = next((number(cell, "n") for cell in cells if cell), None)
             rows.append((plain(slice_ or "all"), values.short(n), *map(_with_interval, cells)))
         head = ("slice", "n", *(text(one, "folder", "a model") for one in models))
         with_intervals = f", {confidence:.0%} intervals" * any(" to " in cell for row in rows for cell in row[2:])
-        yield Table(f"{name} ({way}){with_intervals}", head, rows)
+        some = f"; the {MOST} of {len(slices)} slices that are worst, or became so" * (len(slices) > MOST)
+        yield Table(f"{name} ({way}){with_intervals}{some}", head, rows)
+
+
+def _worst(found: Sequence[Mapping[str, Any]], slices: Sequence[str], higher: bool) -> Sequence[str]:
+    """All slices, or of many those in which the last model lost most against the first; of one model its lowest."""
+    if len(slices) <= MOST:
+        return slices
+
+    def gain(slice_: str) -> float:
+        values_ = [number(_slice(one, slice_), "value") for one in found]
+        first, last = (0.0 if len(found) == 1 else values_[0]), values_[-1]
+        return math.inf if first is None or last is None else (last - first) * (1 if higher else -1)
+
+    return sorted(slices, key=gain)[:MOST]
 
 
 def _slice(figure: Mapping[str, Any], name: str) -> Mapping[str, Any]:

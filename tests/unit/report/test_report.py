@@ -229,6 +229,19 @@ def test_figures_per_slice_come_from_evaluations_and_runs(tmp_path: Path) -> Non
     assert ["accuracy\\[domain=law\\]", "40", "0.875", "0.625"] in rows, written
 
 
+def test_of_many_slices_those_that_lost_most_are_shown(tmp_path: Path) -> None:
+    """Would catch: a page of a hundred labels, or the twenty that got better."""
+    given = samples.evaluation(tmp_path / "eval.json")
+    content = json.loads(given.read_text())
+    for one, change in zip(content["models"], (0.0, 0.001), strict=True):
+        slices = {f"label={i}": {"n": 9, "value": 0.5 - i * change} for i in range(90)}
+        one["figures"][0]["slices"] = slices
+    given.write_text(json.dumps(content))
+    written = markdown(build.page(reading.read([given])))
+    shown = re.findall(r"\| label=(\d+) ", written)
+    assert shown == [str(i) for i in range(89, 69, -1)] and "the 20 of 90 slices" in written
+
+
 def test_tasks_of_the_harness_and_a_mix_without_slices_are_quality(tmp_path: Path) -> None:
     """Fails if accuracies stand under "Measured by pat profile", or the number of prompts is all that is said."""
     results = {"mine": {"alias": "mine", "acc,none": 0.5, "acc_stderr,none": 0.05, "sample_len": 9},
