@@ -59,6 +59,10 @@ def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
     own = [config_of(path) for path in paths]
     first = next((config for config in own if config is not None), None)
     if first is None:
+        if not (paths[0] / "config.json").is_file():
+            raise ValueError(
+                f"{paths[0]} holds no config.json: give a run directory, or a folder such as `pat export` writes"
+            )
         raise ValueError(
             f"{paths[0]} does not say which data it was made for (it has neither config.yaml nor an export.json with "
             "one): give recipe=NAME, or an export or a run beside it"

@@ -29,6 +29,8 @@ def listed(folder: Path) -> list[str]:
         raise ValueError(f"there is no folder {folder}: give what `pat export` or `pat prune` has written")
     if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
         raise ValueError(f"{folder} is a run: `pat export {folder} --out DIR` makes the folder to add")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: give what `pat export` or `pat prune` has written")
     names: list[str] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -36,10 +38,8 @@ def listed(folder: Path) -> list[str]:
             continue
         _check_file(path, folder)
         names.append(name.as_posix())
-    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise ValueError(
-            f"{folder} has no config.json, or no safetensors beside it: give a Hugging Face model's folder"
-        )
+    if not any(name.endswith(".safetensors") for name in names):
+        raise ValueError(f"{folder} has no safetensors: give a Hugging Face model's folder")
     return names
 
 

@@ -92,13 +92,17 @@ def _metrics(sources: Sources) -> Iterator[Block]:
             metrics, folder = values.numbers(mapping(one, "metrics")), text(one, "folder", "a model")
             if metrics and not any(_same(folder, metrics, model) for model in sources.measured):
                 columns.append((folder, metrics))
-    strange = [f"{run.name} warned when it started: {said}" for run in sources.runs for said in run.warnings]
-    if strange:
-        yield Bullets(strange)
+    warned: dict[str, list[str]] = {}
+    for run in sources.runs:
+        for said in run.warnings:
+            warned.setdefault(said, []).append(run.name)
+    if warned:
+        yield Bullets([f"{' and '.join(names)} warned when starting: {said}" for said, names in warned.items()])
     names = list(dict.fromkeys(name for _, metrics in columns for name in metrics))
     if not columns:
         if not sources.evaluations:
-            yield Text("No run or export that is given was evaluated.")
+            going_on = any(not run.is_over for run in sources.runs)
+            yield Text("Not evaluated yet." if going_on else "No run or export that is given was evaluated.")
         return
     rows = [(name, *(values.short(metrics.get(name)) for _, metrics in columns)) for name in names]
     yield Table("Metrics on held-out data", ("metric", *(name for name, _ in columns)), rows)

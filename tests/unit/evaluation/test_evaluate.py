@@ -75,7 +75,7 @@ def test_the_figures_are_those_of_transformers(folder, tmp_path, capsys):
         (PARITY, "no folder to evaluate"),
         (["nowhere", *PARITY], "there is no folder nowhere"),
         ([".", *PARITY], "holds no config.json"),
-        (["."], "does not say which data it was made for"),
+        (["."], "holds no config.json: give a run directory"),
         ([".", "data=json"], "data is a group"),
         ([".", "optim.lr=1"], "optim.lr would be ignored"),
         ([".", "--config-dir", "x"], "--config-dir x would be ignored"),

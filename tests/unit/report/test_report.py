@@ -154,7 +154,7 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     here, there = by_folder.values()
     assert "pat gate" not in here and there.splitlines() == ["pat gate 'exports/a pruned one' --against exports/dense"]
     assert "In /srv/gates:" in by_folder and "| 120 |" in text
-    assert "warned when it started: all 9 evaluation rows are in the training data" in text
+    assert "warned when starting: all 9 evaluation rows are in the training data" in text
 
 
 def test_of_several_profiled_models_the_latency_is_the_subjects(tmp_path: Path) -> None:
