@@ -83,9 +83,11 @@ def main(arguments: Sequence[str]) -> int:
     out = (options.out or Path("sweeps") / sweep_name(overrides)).absolute()
     members = members_of(overrides, out, options.config_dir, options.candidate)
     metric = options.y or (members[0].config.train.best_metric if options.race is not None else None)
+    if cluster and options.x == "latency":
+        raise ValueError("--x latency would be of this machine, not of the cluster: `pat profile` measures it there")
     x, y = results.X_AXES[options.x], results.y_axis(members, metric)
     if options.dry_run and options.race is None:
-        wrong = problems(members)
+        wrong = problems(members, here=cluster is None)
         print(f"{len(members)} runs, in {out}:")
         for member in members:
             print(f"  {member.name}" + (f": {wrong[member.name]}" if member.name in wrong else ""))
@@ -112,7 +114,9 @@ def _race(
 
     if cluster is not None:  # with the ranks that they will have
         members = [replace(member, config=on_slurm.config_of(member, out.name, cluster)) for member in members]
-    made = heat(members, options.race)
+    made = heat(members, options.race, here=cluster is None)
+    if cluster is not None and cluster.offline:
+        on_slurm.fetch(members)
     shared = f"{made.shared} steps that all share, then " if made.shared else ""
     print(
         f"race in {out}: {shared}{len(members)} runs to step {made.step}, and the one with the best {y.name} to step "

@@ -45,8 +45,8 @@ def content_hashes(rows: Dataset) -> np.ndarray:
 
 
 def hash_of(*values: Any) -> str:
-    """128 bits of plain values, as hex."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+    """128 bits of plain values, and of dates, as hex."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def encoded(

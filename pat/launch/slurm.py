@@ -180,6 +180,7 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
     text = script(config, cluster)
     with files.taken_away(run.path, files.make(run.path, "run.dir")):
         freeze(config, run.path)
+        run.exit.unlink(missing_ok=True)  # of an earlier job; freeze looks at it
         if config.run.resume == "never":  # that is done; a job that comes back must not start over
             write_atomic(run.config, dump(config.changed(run__resume="auto")))
         run.logs.mkdir(exist_ok=True)

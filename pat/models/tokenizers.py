@@ -64,6 +64,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     content["class"] = type(tokenizer).__name__
     content["special"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     content["split_special_tokens"] = bool(getattr(tokenizer, "split_special_tokens", False))
+    if tokenizer.truncation_side != "right":
+        content["truncation_side"] = tokenizer.truncation_side
     if tokenizer.chat_template:
         content["chat_template"] = tokenizer.chat_template
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -22,8 +22,8 @@ class Heat:
     shared: int = 0  # steps that are trained once; 0: each member begins at the start
 
 
-def heat(members: Sequence[Member], step: int) -> Heat:
-    """The heat to `step`. ValueError where the members cannot be told apart there."""
+def heat(members: Sequence[Member], step: int, here: bool = True) -> Heat:
+    """The heat to `step`. ValueError where the members cannot be told apart there. here=False: on other machines."""
     from pat.training.preflight import prepare  # heavy
 
     firsts: set[int | None] = set()
@@ -34,7 +34,7 @@ def heat(members: Sequence[Member], step: int) -> Heat:
             raise ValueError(
                 f"--race {step}: {member.name} has {member.config.train.num_steps} steps: give a step between them"
             )
-        pruner = prepare(member.config, member.dir).pruner
+        pruner = prepare(member.config, member.dir, here).pruner
         firsts.add(pruner.first_soft_step)
         if pruner.last_hard_from >= step:
             raise ValueError(

@@ -32,7 +32,7 @@ class Member:
     config: Config
 
 
-def check_one(members: Sequence[Member]) -> None:
+def check_one(members: Sequence[Member], here: bool = True) -> None:
     """The first member's ValueError where none would be accepted: a mistake that all share is reported once, before any
     directory is made. A mistake of one member costs only that one."""
     from pat.training.preflight import prepare  # heavy
@@ -40,7 +40,7 @@ def check_one(members: Sequence[Member]) -> None:
     refused: list[ValueError] = []
     for member in members:
         try:
-            prepare(member.config, member.dir)
+            prepare(member.config, member.dir, here)
             return
         except ValueError as error:
             refused.append(error)
@@ -48,14 +48,15 @@ def check_one(members: Sequence[Member]) -> None:
         raise refused[0]
 
 
-def problems(members: Sequence[Member]) -> dict[str, str]:
-    """The error with which each member's start would fail, by its name; {} where all would start."""
+def problems(members: Sequence[Member], here: bool = True) -> dict[str, str]:
+    """The error with which each member's start would fail, by its name; {} where all would start. here=False: on other
+    machines."""
     from pat.training.preflight import prepare  # heavy
 
     said: dict[str, str] = {}
     for member in members:
         try:
-            prepare(member.config, member.dir)
+            prepare(member.config, member.dir, here)
         except ValueError as error:
             said[member.name] = str(error)
     return said

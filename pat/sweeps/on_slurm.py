@@ -6,9 +6,11 @@ A sweep that is stopped leaves its jobs in the queue; --continue watches them ag
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pat.common.files import read_json
+from pat.config import frozen
 from pat.config.cluster import ClusterConfig
 from pat.launch import slurm
 from pat.run.directory import ExitCode, RunDir, read_exit
@@ -53,12 +55,15 @@ class Job:
 def start(member: Member, group: str, cluster: ClusterConfig) -> Job:
     """Submit a member, unless it has a job that is not over."""
     run = RunDir(member.dir.resolve())
-    number = (read_json(run.job) or {}).get("job_id")
+    number, config = (read_json(run.job) or {}).get("job_id"), config_of(member, group, cluster)
     if number and slurm.states([number]).get(number, slurm.OVER[0]) not in slurm.OVER:
+        differing = frozen.changed_keys(frozen.load(run.config), config)
+        if differing:
+            keys = ", ".join(sorted(differing))
+            return Job(run, "", f"job {number} runs it with another config ({keys}): scancel it, or give another --out")
         return Job(run, number)
-    run.exit.unlink(missing_ok=True)  # of an earlier job
     try:
-        return Job(run, slurm.submit(config_of(member, group, cluster), cluster))
+        return Job(run, slurm.submit(config, cluster))
     except ValueError as error:  # a limit on jobs, perhaps: the others go on
         return Job(run, "", str(error))
 
@@ -68,3 +73,11 @@ def config_of(member: Member, group: str, cluster: ClusterConfig) -> Config:
     given = member.config
     config = given.changed(run__dir=str(member.dir), run__name=member.name, logger__group=given.logger.group or group)
     return slurm.fit_ranks(config, cluster)
+
+
+def fetch(members: Sequence[Member]) -> None:
+    """For nodes without network: models and prepared data of all members, before the first job. ValueError."""
+    from pat.training import preflight  # heavy
+
+    for member in members:
+        preflight.fetch(member.config)

@@ -44,8 +44,10 @@ class Sweep:
             for member in self.members:
                 on_slurm.config_of(member, self.out.name, self.cluster)
         earlier = self._earlier(go_on)
-        if self.cluster is None:
-            check_one([member for member in self.members if not (go_on and is_done(member))])
+        left = [member for member in self.members if not (go_on and is_done(member))]
+        check_one(left, here=self.cluster is None)
+        if self.cluster is not None and self.cluster.offline:
+            on_slurm.fetch(left)
         with only_user_of(self.out, "--out", SWEEP_FILE):
             done = [member for member in self.members if go_on and is_done(member)]
             self.records = {

@@ -31,6 +31,10 @@ CHOICES = {
     "empty_rows": ("error", "drop"),
     "packing": ("none", "best_fit"),
 }
+JOINED = (
+    "the tokenizer joins the end of the prompt with all of the completion, so that nothing of it would be learned: let "
+    "the prompt end without its space, and the completion begin with it"
+)
 # Model types for which a test has shown that packed documents stay apart. Others may attend across them in silence.
 PACKABLE = (
     "cohere", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2",
@@ -169,18 +173,19 @@ class _Documents(Encoder):
         tokenized = self.tokenize([self._marked(document) for document in documents])
         kept: list[tuple[list[int], list[bool]]] = []
         for document, (ids, flags) in zip(documents, tokenized, strict=True):
+            joined = not any(flags) and _has_completion(document)
             if isinstance(document, formats.Text):
                 ids, flags = self._ended(ids, flags)
             ids, flags = self._fitting(ids, flags)
-            if any(flags):
+            if any(flags) and not joined:
                 kept.append((ids, flags))
             elif self.task.empty_rows == "drop":
                 self.dropped += 1
             else:
                 raise ValueError(
                     f"A row has no supervised token within data.max_length={self.max_length}: {str(document)[:300]}; "
-                    f"{formats.without_answer(document) or 'give a larger max_length'}, remove such rows, or take "
-                    "task.empty_rows=drop."
+                    f"{JOINED if joined else formats.without_answer(document) or 'give a larger max_length'}, remove "
+                    "such rows, or take task.empty_rows=drop."
                 )
         bins = [[i] for i in range(len(kept))]
         if self.task.packing == "best_fit":
@@ -229,3 +234,8 @@ class _Documents(Encoder):
             part = slice(self.max_length) if self.task.truncation_side == "right" else slice(-self.max_length, None)
             ids, flags = ids[part], flags[part]
         return ids, [False, *flags[1:]]
+
+
+def _has_completion(document: formats.Document) -> bool:
+    """Whether it is a prompt and a completion, as strings."""
+    return isinstance(document, formats.Text) and bool(document.prompt and document.completion.strip())

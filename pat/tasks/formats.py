@@ -19,6 +19,7 @@ Message = dict[str, Any]  # role, content, perhaps tool_calls, reasoning_content
 
 CONVERSATIONS = ("messages", "conversations")
 ROLES = {"human": "user", "gpt": "assistant"}  # as ShareGPT writes them
+SAID = {"content", "tool_calls", "reasoning_content", "reasoning", "thinking"}  # a message has one of these at least
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ def _message(given: Any) -> Message:
     message = _without_nulls(given) if isinstance(given, Mapping) else {}
     if "role" not in message and "from" in message:
         role = message.pop("from")
-        message = {"role": ROLES.get(role, role), "content": message.pop("value", ""), **message}
-    if not isinstance(message.get("role"), str):
+        content = {"content": message.pop("value")} if "value" in message else {}
+        message = {"role": ROLES.get(role, role), **content, **message}
+    if not isinstance(message.get("role"), str) or not message.keys() & SAID:
         raise ValueError(f"A message must have `role` and `content` (or `from` and `value`): {_short(given)}.")
     if not message.get("tool_calls"):
         message.pop("tool_calls", None)

@@ -134,7 +134,9 @@ class Bar(Lines):
 
     def start(self, step: int, cuts: int) -> None:
         super().start(step, cuts)
-        self.task = self.bar.add_task(self.title, total=self.num_steps, completed=step, status="", left="-")
+        if self.task is None:
+            self.task = self.bar.add_task(self.title, total=self.num_steps, completed=step, status="", left="-")
+        self.bar.update(self.task, completed=step)  # an envelope has gone back
         if hasattr(self.stdout, "sink"):
             self.stdout.sink = self._above
         self.bar.start()

@@ -39,6 +39,7 @@ class Progress:
     reached: dict[str, int] = field(default_factory=dict)  # of train.export_at: sparsity -> step
     base: dict[str, str] | None = None  # path and sha256 of the weights that the first start began with
     data: list[Any] | None = None  # of each source: the hash of its samples, how many of them are trained on
+    labels: list[str] | None = None  # of a classifier, in the order of its outputs
     clock: Clock = field(default_factory=Clock)  # of the schedules: which steps they count
     envelope: Record = field(default_factory=Record)  # what it has seen and decided
     teacher: dict[str, str] | None = None  # path and sha256 of the weights that are distilled; of a cache, too
@@ -46,6 +47,23 @@ class Progress:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the manifest."""
         return dataclasses.asdict(self)
+
+    def other_data(self, saved: Mapping[str, Any]) -> str | None:
+        """A warning where a checkpoint has seen other data than this start has. ValueError where its outputs are other
+        labels."""
+        before, now = saved.get("labels"), self.labels
+        if before is not None and before != now:
+            changed = ", ".join(map(repr, sorted({*before} ^ {*(now or ())}))) or "their order"
+            raise ValueError(
+                f"the checkpoint was trained on other labels than the data has now ({changed}): each output would mean "
+                "another one. Restore the files, or use another run.dir or run.resume=never"
+            )
+        if saved.get("data") in (None, self.data):
+            return None
+        return (
+            "the data is not what the checkpoint was trained on: samples come in another order from here on, some "
+            "twice, some never. Restore the files to go on as before"
+        )
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a manifest's values; keys that this version of pat does not know are ignored."""

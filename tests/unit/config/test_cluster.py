@@ -9,6 +9,7 @@ import subprocess
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -319,6 +320,8 @@ def test_members_of_a_sweep_are_jobs(fake_slurm, tmp_path, monkeypatch):
         assert job.poll() is expected
     assert on_slurm.start(member, "sweep", settings).number == job.number == "41"
     assert (fake_slurm / "sbatch.asked").read_text().count("--parsable") == 1, "--continue takes the job that is there"
+    changed = on_slurm.start(replace(member, config=member.config.changed(optim__lr=9.0)), "sweep", settings)
+    assert changed.poll() == ExitCode.BAD_INPUT and "runs it with another config (optim.lr)" in changed.message
     write_exit(member.dir, ExitCode.DONE)
     for word in ("COMPLETED", ""):  # Slurm forgets a job a few minutes after its end
         state.write_text(word)
@@ -331,6 +334,12 @@ def test_members_of_a_sweep_are_jobs(fake_slurm, tmp_path, monkeypatch):
     assert job.poll() == ExitCode.ERROR
     job.send_signal(15)
     assert job.poll() == ExitCode.PREEMPTED and job.message == "job 41 was left to itself"
+    write_exit(member.dir, ExitCode.DIVERGED)
+    RunDir(member.dir).checkpoints.mkdir()
+    state.write_text("FAILED")
+    lower = replace(member, config=member.config.changed(optim__lr=member.config.optim.lr / 2))
+    assert on_slurm.start(lower, "sweep", settings).number, "as the run itself advises"
+    assert not RunDir(member.dir).exit.exists()
     (fake_slurm / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: too many jobs' >&2\nexit 1\n")
     refused = on_slurm.start(other, "sweep", settings)
     assert refused.poll() == ExitCode.BAD_INPUT and "too many jobs" in refused.message

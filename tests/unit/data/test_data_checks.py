@@ -63,9 +63,9 @@ def test_pointless_training_is_an_error(tmp_path: Path, rows: Rows, words: str) 
         (
             texts(["pos", "neg"] * 20),
             texts(["pos", "neg"]) + texts(["pos"], "other"),
-            ["2 of the 3 evaluation rows are in the training data"],
+            ["2 of the 3 evaluation rows have texts of the training data"],
         ),
-        (texts(["pos", "neg"] * 20), texts(["pos", "neg"]), ["all 2 evaluation rows are in the training data"]),
+        (texts(["pos", "neg"] * 20), texts(["pos", "neg"]), ["all 2 evaluation rows have texts of the training data"]),
         (texts(["pos", "neg"] * 20), texts(["pos"], "other"), ["all 1 evaluation samples have the label 'pos'"]),
         (texts(["pos"] * 19 + ["neg"]), texts(["pos", "neg"], "other"), ["95.0% of the training samples have the lab"]),
         (texts([f"{i % 12}" for i in range(30)]), texts(["0", "1"], "other"), ["12 labels in 30 rows are hardly"]),
@@ -84,4 +84,4 @@ def test_labels_that_only_num_labels_adds_are_said(tmp_path: Path) -> None:
 def test_documents_on_both_sides_are_said_for_every_task(tmp_path: Path) -> None:
     rows = texts([0] * 40)
     found = data_warnings(*prepared(tmp_path, rows, rows[:3], task="causal_lm"))
-    assert len(found) == 1 and found[0].startswith("all 3 evaluation rows are in the training data")
+    assert len(found) == 1 and found[0].startswith("all 3 evaluation rows have texts of the training data")

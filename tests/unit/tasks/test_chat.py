@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pat.data import prepare, sampler
 from pat.data.example import example
@@ -116,6 +119,22 @@ def test_rows_without_a_supervised_token_are_an_error_or_dropped_and_counted() -
     encoder = chat(empty_rows="drop").encoder(BYTES, 4, None)
     assert encoder(rows)["input_ids"] == [[*b"ab", EOS]]
     assert encoder.counts() == {"rows_cut": 1, "rows_dropped": 1, "system_prompts_dropped": 0}
+
+
+def test_a_completion_that_the_tokenizer_joins_with_its_prompt_is_no_row_to_learn() -> None:
+    """Would catch: "Answer: " and "yes" as the one token " yes", of which only the end of the text would be learned."""
+    space = "\u0120"
+    vocab = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
+    for token in ("<eos>", "ye", "yes", f"{space}yes"):
+        vocab[token] = len(vocab)
+    merges = [("y", "e"), ("ye", "s"), (space, "yes")]
+    backend = Tokenizer(BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)  # pyright: ignore
+    joining = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+    with pytest.raises(ValueError, match="joins the end of the prompt with all of the completion"):
+        encode(chat(), {"prompt": ["Answer: "], "completion": ["yes"]}, of=joining)
+    (flags,) = encode(chat(), {"prompt": ["Answer:"], "completion": [" yes"]}, of=joining)["supervised"]
+    assert flags[-2:] == [True, True] and not any(flags[:-2])
 
 
 @pytest.mark.parametrize(

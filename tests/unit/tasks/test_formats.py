@@ -69,6 +69,9 @@ def test_other_spellings_of_messages_and_tools() -> None:
         ({"messages": []}, "a list of one message or more"),
         ({"messages": "hello"}, "a list of one message or more"),
         ({"messages": [{"content": "q"}]}, "must have `role` and `content`"),
+        ({"messages": [U, {"role": "assistant", "text": "a"}]}, "must have `role` and `content`"),
+        ({"messages": [{"from": "human", "text": "q"}]}, "must have `role` and `content`"),
+        ({"messages": [U, {"role": "assistant", "content": None}]}, "must have `role` and `content`"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]}, "must be text"),
         ({"prompt": "p", "completion": [A]}, "both be strings or both lists of messages"),
         (

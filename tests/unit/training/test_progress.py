@@ -144,3 +144,14 @@ def test_a_resumed_run_counts_its_own_steps() -> None:
     left.step = 50
     left.log({"train/step_seconds": 2.0}, 60)
     assert left.seconds(60) == pytest.approx(80.0) and duration(left.seconds(60)) == "0:01:20"
+
+
+def test_other_data_is_warned_of_and_other_labels_are_refused() -> None:
+    """Would catch: a run that goes on with files that were changed, or whose third output is another label now."""
+    ours = Progress(data=[["a", 9]], labels=["bad", "good"])
+    assert ours.other_data({}) is None, "of an older version"
+    assert ours.other_data({"data": [["a", 9]], "labels": ["bad", "good"]}) is None
+    warning = ours.other_data({"data": [["b", 9]], "labels": ["bad", "good"]})
+    assert warning is not None and "another order" in warning
+    with pytest.raises(ValueError, match=r"other labels than the data has now \('bad', 'poor'\)"):
+        ours.other_data({"data": [["b", 9]], "labels": ["good", "poor"]})
