@@ -87,12 +87,13 @@ PY
 echo "better on the prompt mix: $better"
 
 stage "7/8 the registry: the first goes into production, then the better one; the broken one is refused"
-add() { # NAME
-    show pat registry add reviews "$out/$1" --gate "$out/$1.gate.json" --profile "$out/profile.json" "${registry[@]}"
+add() { # NAME MORE...
+    show pat registry add reviews "$out/$1" --gate "$out/$1.gate.json" "${@:2}" "${registry[@]}"
 }
-add "$first"
+profiled=(--profile "$out/profile.json")
+add "$first" "${profiled[@]}"
 show pat registry promote reviews 1 --as champion --reason "the first variant inside of the envelope" "${registry[@]}"
-add "$better"
+add "$better" "${profiled[@]}"
 show pat registry promote reviews 2 --as champion --reason "better on the prompt mix" "${registry[@]}"
 add broken
 code=0

@@ -52,6 +52,7 @@ JUDGED = {"gate": {ExitCode.DONE, ExitCode.OUTSIDE_ENVELOPE}, "monitor": {ExitCo
 BEFORE = {  # what the reader has done by then
     "registry diff": "registry add reviews exports/pruned",
     "registry rollback": "registry promote reviews 2 --as champion --reason better",
+    "gate pruned": "profile dense pruned --mix mix.jsonl --requests 6 --json profile.json",  # it was exported anew
 }
 TINY = ["engine.world_size=1", "train.num_steps=12", "logger=none", "train.keep_last=1"]
 RUNS = {
