@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,12 @@ class Sweep:
 
     def run(self, go_on: bool) -> int:
         """Run what is missing, then the table and the picture; returns the exit code of `pat sweep`."""
+        left = [member for member in self.members if not (go_on and is_done(member))]
         if self.cluster is None:
             check_places(self.members, self.jobs, visible_devices())
-        else:  # before the first is submitted
-            for member in self.members:
-                on_slurm.config_of(member, self.out.name, self.cluster)
+        else:  # with the ranks that they will have, before the first is submitted
+            left = [replace(one, config=on_slurm.config_of(one, self.out.name, self.cluster)) for one in left]
         earlier = self._earlier(go_on)
-        left = [member for member in self.members if not (go_on and is_done(member))]
         check_one(left, here=self.cluster is None)
         if self.cluster is not None and self.cluster.offline:
             on_slurm.fetch(left)
