@@ -29,6 +29,9 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         return every
     try:
-        return [folder / name for name in sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))]
+        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a file outside of the folder")
+        return [folder / name for name in names]
     except (ValueError, AttributeError, LookupError, TypeError):
         raise ValueError(f"{folder / INDEX} is not a readable index of weights: copy or download it again") from None

@@ -50,6 +50,7 @@ def test_without_a_known_name_all_count_and_a_torn_index_is_named(tmp_path: Path
     for name in ("a.safetensors", "masks.safetensors", "b.safetensors"):
         (tmp_path / name).touch()
     assert [path.name for path in weight_files(tmp_path)] == ["a.safetensors", "b.safetensors"]
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
-    with pytest.raises(ValueError, match="not a readable index"):
-        weight_files(tmp_path)
+    for content in ('{"weight_map": ', '{"weight_map": {"w": "../other/model.safetensors"}}'):
+        (tmp_path / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(ValueError, match="not a readable index"):
+            weight_files(tmp_path)
