@@ -44,10 +44,10 @@ pat_setup() {
 
     # DeepSpeed compiles its CPU communication op (about a minute) when ranks first meet. Built here, in the background,
     # so that data can be prepared meanwhile; call pat_wait before starting ranks. Our own lock keeps two set-ups apart;
-    # pat's removes the `lock` file of a killed build, for which all would wait. `pat train` looks in the same place,
+    # pat's ends with a killed build, for whose `lock` file all would wait. `pat train` looks in the same place,
     # made of the environment and the versions in it.
     PAT_OPS="${TORCH_EXTENSIONS_DIR:-$(DS_ACCELERATOR=cpu "$venv/bin/python" -c '
-import os; from pat.launch.single_node import extensions_dir; print(extensions_dir(os.environ))')}"
+import os; from pat.common.extensions import extensions_dir; print(extensions_dir(os.environ))')}"
     if [ ! -e "$PAT_OPS/deepspeed_shm_comm/deepspeed_shm_comm.so" ]; then
         mkdir -p "$PAT_OPS"
         echo "setup: building DeepSpeed's CPU communication op in the background (log: $PAT_OPS/build.log)"
@@ -55,9 +55,9 @@ import os; from pat.launch.single_node import extensions_dir; print(extensions_d
             flock 9
             # A log first: a failed build is no failed set-up, DeepSpeed tries again and then says why.
             DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR="$PAT_OPS" "$venv/bin/python" -c '
-import os; from pat.launch.single_node import extensions_held
+from pat.zero.op_lock import load_ops_under_held_lock
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-with extensions_held(os.environ): ShareMemCommBuilder().load()' >"$PAT_OPS/build.log" 2>&1
+load_ops_under_held_lock(); ShareMemCommBuilder().load()' >"$PAT_OPS/build.log" 2>&1
         ) 9>"$PAT_OPS/build.lock" </dev/null &
         PAT_OP_BUILD=$!
     fi

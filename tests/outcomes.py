@@ -1,4 +1,5 @@
-"""What pytest does with a failure: a second run where the machine may be at fault; its name at the end of the output.
+"""What pytest does with a failure: a second run where the machine may be at fault; its name at once, and again at the
+end of the output, for a run that is stopped has no end and of a long one only the end may be kept.
 
 Tests marked `real_processes` wait for daemons and signals or take times, so a machine that stands still for a minute
 can fail them. They are run once more. A pass then counts as a pass, but the first failure is shown and counted as
@@ -21,6 +22,7 @@ from _pytest.runner import runtestprotocol
 MARK = "real_processes"
 ONCE_MORE = "run once more"  # the outcome of a first failure, and its word in pytest's last line
 LAST_LINES = 8  # of what a test failed with
+_terminal: Any = None
 NEEDS_ROOT = ("tests/cluster/", "tests/distributed/", "tests/unit/registry/test_mlflow.py")
 
 
@@ -46,6 +48,21 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
     """How a first failure is counted and shown."""
     return (ONCE_MORE, "R", "RUN ONCE MORE") if report.outcome == ONCE_MORE else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: Any) -> None:
+    """Show a failure when it happens."""
+    if _terminal is not None and report.outcome in ("failed", ONCE_MORE):
+        _terminal.ensure_newline()
+        _show(_terminal, "failed" if report.outcome == "failed" else "failed, is run once more", report)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Only the process that prints has a terminal."""
+    global _terminal
+    _terminal = None if hasattr(config, "workerinput") else config.pluginmanager.get_plugin("terminalreporter")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -89,7 +89,7 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
     from pat.config.frozen import freeze, wait_for_frozen
     from pat.launch.process import forget_ranks_from, only_user_of
     from pat.launch.rank import run_rank
-    from pat.launch.single_node import extensions_held, rank_variables
+    from pat.launch.single_node import rank_variables
 
     if config.engine.hostfile:
         raise ValueError(
@@ -111,7 +111,7 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the variable before it was set
         only_user = only_user_of(run_dir) if environment.rank == 0 else contextlib.nullcontext()
-        with only_user, extensions_held(os.environ):
+        with only_user:
             if environment.rank == 0:
                 freeze(config, run_dir)
                 RunDir(run_dir).exit.unlink(missing_ok=True)

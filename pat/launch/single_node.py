@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
-import hashlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -19,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pat
-from pat.common.machine import cpu_features
+from pat.common.extensions import extensions_dir
 from pat.launch import process
 from pat.launch.environment import free_port, rank_environment
 from pat.launch.supervisor import Supervisor
@@ -41,14 +38,13 @@ def ranks_here(environment: dict[str, str], command: Sequence[str]) -> Iterator[
     directory = Path(environment["TORCH_EXTENSIONS_DIR"])
     if environment.get("DS_ACCELERATOR") == "cpu" and not list(directory.glob("**/deepspeed_shm_comm.so")):
         print(f"building DeepSpeed's CPU communication op, once, in {directory} (about a minute)", flush=True)
-    with extensions_held(environment):
-        yield subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=process.die_with_parent(signal.SIGKILL),
-        )
+    yield subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=process.die_with_parent(signal.SIGKILL),
+    )
 
 
 def rank_variables(config: Config) -> dict[str, str]:
@@ -87,36 +83,6 @@ def _threads(environment: Mapping[str, str], world_size: int) -> int:
     said = (environment.get(key) for key in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"))
     ranks = next(filter(None, said), tasks or world_size)
     return max(1, len(os.sched_getaffinity(0)) // int(ranks))
-
-
-def extensions_dir(environment: Mapping[str, str]) -> Path:
-    """Where DeepSpeed's compiled operations go: two versions of DeepSpeed in one directory would break each other's, as
-    would two kinds of processor, for which it compiles."""
-    parts = [sys.prefix, environment.get("DS_ACCELERATOR", ""), cpu_features()]
-    parts += [importlib.metadata.version(name) for name in ("deepspeed", "torch")]
-    cache = Path(environment.get("PAT_CACHE") or "~/.cache/pat").expanduser()
-    return cache / "torch_extensions" / hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def extensions_in_use(directory: Path) -> Iterator[None]:
-    """A rank that was killed while it compiled leaves a `lock` file for which every later rank would wait for ever:
-    remove it when no other run uses this directory, which only pat uses."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".in-use", "a") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for lock in [*directory.glob("*/lock"), *directory.glob("*/*/lock")]:
-                lock.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_SH)
-        yield
-
-
-def extensions_held(environment: Mapping[str, str]) -> contextlib.AbstractContextManager[None]:
-    """`extensions_in_use` of a rank's directory, if it is not one that the user has named."""
-    directory = Path(environment["TORCH_EXTENSIONS_DIR"])
-    return extensions_in_use(directory) if directory == extensions_dir(environment) else contextlib.nullcontext()
 
 
 def _devices(count: int) -> list[int | str]:

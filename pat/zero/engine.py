@@ -24,6 +24,7 @@ from pat.common.typed import is_mapping, untyped
 from pat.models import adapters
 from pat.schema import Config, OptimConfig
 from pat.zero import config_keys
+from pat.zero.op_lock import load_ops_under_held_lock
 
 
 def accelerator() -> str:
@@ -114,6 +115,7 @@ def init_distributed(config: Config) -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     import deepspeed  # pyright: ignore[reportMissingTypeStubs]
 
+    load_ops_under_held_lock()
     with redirect_stdout(io.StringIO()):  # it announces the op that it compiled
         deepspeed.init_distributed(
             dist_backend="nccl" if accelerator() == "cuda" else "gloo",

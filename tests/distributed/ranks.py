@@ -19,8 +19,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from pat.common.extensions import extensions_dir
 from pat.launch.environment import free_port
-from pat.launch.single_node import extensions_dir, extensions_held
+from pat.zero.op_lock import load_ops_under_held_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 # DeepSpeed imports the second when it builds its first engine, and torch's compiler with it.
@@ -64,8 +65,8 @@ def _rank(module: str, arguments: list[str], environment: dict[str, str], log: P
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = [module, *arguments]
-    with extensions_held(os.environ):  # or another test's start removes the lock under which this one compiles
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    load_ops_under_held_lock()  # some initialise DeepSpeed themselves
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def exit_codes(ranks: Sequence[BaseProcess], timeout_s: float) -> list[int | None]:

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from pat.launch import process
-from pat.launch.single_node import extensions_in_use
 from pat.run import directory
 from pat.schema import Config, EngineConfig
 
@@ -208,17 +207,6 @@ def test_a_run_directory_has_one_user(tmp_path):
             pass
     with process.only_user_of(tmp_path):
         pass
-
-
-def test_a_stale_compiler_lock_is_removed_only_when_nobody_compiles(tmp_path):
-    lock = tmp_path / "deepspeed_shm_comm" / "lock"
-    lock.parent.mkdir()
-    lock.touch()
-    with extensions_in_use(tmp_path):
-        assert not lock.exists()
-        lock.touch()
-        with extensions_in_use(tmp_path):
-            assert lock.exists(), "another run compiles"
 
 
 def test_ranks_get_threads_and_a_directory_of_their_own(monkeypatch):

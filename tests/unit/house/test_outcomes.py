@@ -56,6 +56,9 @@ def test_once_more_and_named_at_the_end(repository: Path, tmp_path: Path, more: 
     assert counts == {"slow machine": 2, "broken": 2, "well": 1, "ordinary": 1}
     last = done.stdout.rstrip().splitlines()[-1]
     assert "2 failed, 2 passed" in last and "2 run once more" in last
+    before = done.stdout[: done.stdout.index("= FAILURES =")]
+    assert before.count("failed: test_made.py::test_broken") == before.count("failed: test_made.py::test_ordinary") == 1
+    assert before.count("failed, is run once more: test_made.py::") == 2 and "an ordinary failure" in before
     end = done.stdout[done.stdout.rindex("short test summary info") :]
     once, broken, again, ordinary = (
         end.index(f" {words} ")
