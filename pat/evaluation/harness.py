@@ -35,7 +35,7 @@ def imported(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ValueError("--tasks needs lm-evaluation-harness: pip install 'pat-deepspeed[lm_eval]'") from None
+        raise ValueError("--tasks needs lm-evaluation-harness: pip install 'pat-deepspeed[lm-eval]'") from None
 
 
 def manager(wanted: Wanted) -> Any:

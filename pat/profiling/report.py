@@ -54,7 +54,8 @@ def _ratios(profiles: Sequence[Profile], confidence: float) -> Table | Text:
 
 
 def _sizes(profiles: Sequence[Profile]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="sizes", title_justify="left")
+    title = "sizes (files in MB of 10^6 bytes, memory in MiB of 2^20)"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("model", overflow="fold", min_width=_width(profiles))
     table.add_column("backend")
     costs = any(one.cost_per_million_tokens is not None for one in profiles)
@@ -66,7 +67,7 @@ def _sizes(profiles: Sequence[Profile]) -> Table:
             file_size(one.bytes_on_disk),
             "-" if one.memory_bytes is None else size_in_words(one.memory_bytes),
             "-" if one.peak_memory_bytes is None else size_in_words(one.peak_memory_bytes),
-            "-" if one.flops is None else f"{one.flops / 1e9:.3g} @ {one.flops_tokens}",
+            "-" if one.flops is None else f"{one.flops / 1e9:.3g} for {one.flops_tokens} tokens",
             "-" if one.load_seconds is None else f"{one.load_seconds:.2f}",
         ]
         table.add_row(Text(one.folder), one.backend, *cells, *([_cost(one)] if costs else []))

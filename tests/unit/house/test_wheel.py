@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 KEYS = ("recipe=parity", "engine.world_size=1", "engine.kernels=eager", "logger=none", "train.num_steps=30")
 
@@ -34,3 +36,9 @@ def test_the_wheel_trains(repository: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["sparsity"] == pytest.approx(0.8, abs=1e-4)
     run(*pat, "export", "run", "--out", "exported", **here)
     assert "8,030,261,248" in run(*pat, "plan", "recipe=llama3_8b", **here), "conf/architectures"
+
+
+def test_extras_have_the_names_that_every_pip_knows(repository: Path) -> None:
+    """Catches an extra that older versions of pip skip with a warning: they know only the form that the wheel has."""
+    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [name for name in extras if name != canonicalize_name(name)] == []
