@@ -48,7 +48,7 @@ class Settings:
                 if isinstance(pruner, Mapping) and not pruner.get(key):
                     raise ValueError(f"no value for pruners.{name}.{key}: see conf/config.yaml")
         keep_last = given.get("keep_last", KEEP_LAST)
-        if keep_last is not None and (not isinstance(keep_last, int) or keep_last < 1):
+        if keep_last is not None and (type(keep_last) is not int or keep_last < 1):
             raise ValueError(f"keep_last is {keep_last!r}; allowed: 1 or more states of the pruner, or null for all")
         settings = Settings(given)
         settings.config()  # raises for keys and types that do not exist

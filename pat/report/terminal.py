@@ -132,7 +132,8 @@ def view(run: Path, followed: Followed) -> View:
 def _left(config: Any, lines: Sequence[Mapping[str, Any]], step: int) -> float | None:
     """Seconds, as the run's own display estimates them; None before a step was timed."""
     try:
-        remaining = Remaining(TrainConfig.model_validate(mapping(config, "train")))
+        until = mapping(config, "run").get("until", "end")
+        remaining = Remaining(TrainConfig.model_validate(mapping(config, "train")), until)
     except ValueError:  # of another version of pat
         return None
     for line in lines:

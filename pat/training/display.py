@@ -29,8 +29,8 @@ class Silent:
 class Remaining:
     """How long a run will still take, by what its steps, evaluations, saves and cuts have taken in this start."""
 
-    def __init__(self, train: TrainConfig) -> None:
-        self.train = train
+    def __init__(self, train: TrainConfig, until: int | str = "end") -> None:
+        self.train, self.end = train, until if isinstance(until, int) else train.num_steps
         self.step, self.steps, self.step_s = 0, 0, 0.0  # where the last line was; steps timed, and their seconds
         self.evaluations: list[float] = []  # seconds each
         self.saves: list[float] = []
@@ -53,12 +53,12 @@ class Remaining:
 
     def seconds(self, step: int) -> float:
         """Until the end; evaluations, saves and cuts count once one of them has been timed."""
-        train, left = self.train, self.train.num_steps - step
+        train, left = self.train, max(0, self.end - step)
         training_s = left * self.step_s / max(1, self.steps)
-        saves = _due(step, train.num_steps, train.checkpoint_every)
+        saves = _due(step, self.end, train.checkpoint_every)
         if train.checkpoint_every_minutes is not None:
             saves += int(training_s / (60 * train.checkpoint_every_minutes))
-        evaluations = _due(step, train.num_steps, train.eval_every)
+        evaluations = _due(step, self.end, train.eval_every)
         aside_s = saves * _mean(self.saves) + self.cuts_left * _mean(self.calibrations)
         return training_s + aside_s + evaluations * _mean(self.evaluations)
 
@@ -74,9 +74,9 @@ class Remaining:
         return duration(self.seconds(step)) + cuts
 
 
-def _due(step: int, num_steps: int, every: int | None) -> int:
+def _due(step: int, end: int, every: int | None) -> int:
     """How often something is still done after `step`, if it is done every N steps and at the end."""
-    return 1 + ((num_steps - 1) // every - step // every if every and step < num_steps else 0)
+    return 1 + ((end - 1) // every - step // every if every and step < end else 0)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -86,9 +86,9 @@ def _mean(values: Sequence[float]) -> float:
 class Lines(Silent):
     """A line per logged step, also into this rank's log."""
 
-    def __init__(self, train: TrainConfig) -> None:
+    def __init__(self, train: TrainConfig, until: int | str) -> None:
         self.num_steps = train.num_steps
-        self.remaining = Remaining(train)
+        self.remaining = Remaining(train, until)
 
     def start(self, step: int, cuts: int) -> None:
         self.remaining.step, self.remaining.cuts = step, cuts + len(self.remaining.calibrations)
@@ -104,7 +104,7 @@ class Lines(Silent):
         words = [f"step {step}/{self.num_steps}"]
         if "train/loss" in values:
             words += status(values)
-            what = " to evaluate and save" if step == self.num_steps else ""
+            what = " to evaluate and save" if step == self.remaining.end else ""
             words.append(f"left {self.remaining.in_words(step)}{what}")
         else:
             words += [f"{key} {_number(value)}" for key, value in values.items() if not key.startswith("pruning/")]
@@ -114,8 +114,8 @@ class Lines(Silent):
 class Bar(Lines):
     """A progress bar on the terminal; the lines go into this rank's log."""
 
-    def __init__(self, train: TrainConfig, title: str, terminal: Any) -> None:
-        super().__init__(train)
+    def __init__(self, train: TrainConfig, until: int | str, title: str, terminal: Any) -> None:
+        super().__init__(train, until)
         self.stdout: Any = sys.stdout
         self.rest = ""
         self.bar = Progress(
@@ -179,8 +179,8 @@ def view_of(config: Config) -> Silent:
     if mode == "auto":
         mode = "bar" if terminal.isatty() else "lines"
     if mode == "bar":
-        return Bar(config.train, config.run.recipe or config.run.name, terminal)
-    return Lines(config.train) if mode == "lines" else Silent()
+        return Bar(config.train, config.run.until, config.run.recipe or config.run.name, terminal)
+    return Lines(config.train, config.run.until) if mode == "lines" else Silent()
 
 
 def status(values: Mapping[str, Any]) -> list[str]:

@@ -47,6 +47,7 @@ def given(**changes: Any) -> dict[str, Any]:
         (given(paramz=["*"]), "paramz"),
         ({"pruners": {"a": WEIGHTS}, "kernels": "fast"}, "allowed: auto, compile, eager"),
         ({"pruners": {"a": WEIGHTS}, "keep_last": 0}, "keep_last is 0; allowed: 1 or more"),
+        ({"pruners": {"a": WEIGHTS}, "keep_last": True}, "keep_last is True; allowed: 1 or more"),
         ({"pruners": {"a": WEIGHTS}, "keep_last": "two"}, "keep_last is 'two'; allowed: 1 or more"),
     ],
 )

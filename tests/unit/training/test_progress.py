@@ -146,6 +146,14 @@ def test_a_resumed_run_counts_its_own_steps() -> None:
     assert left.seconds(60) == pytest.approx(80.0) and duration(left.seconds(60)) == "0:01:20"
 
 
+def test_a_run_that_is_to_stop_earlier_is_done_then() -> None:
+    """Fails if the steps count that run.until leaves to a later start."""
+    left = Remaining(TrainConfig(num_steps=100, global_batch_size=1, checkpoint_every_minutes=None), until=30)
+    left.log({"train/step_seconds": 2.0}, 10)
+    left.log({"eval/seconds": 5.0, "checkpoint/seconds": 1.0}, 10)
+    assert left.seconds(10) == pytest.approx(20 * 2.0 + 5.0 + 1.0) and left.seconds(30) == pytest.approx(5.0 + 1.0)
+
+
 def test_other_data_is_warned_of_and_other_labels_are_refused() -> None:
     """Would catch: a run that goes on with files that were changed, or whose third output is another label now."""
     ours = Progress(data=[["a", 9]], labels=["bad", "good"])
