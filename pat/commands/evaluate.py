@@ -124,7 +124,7 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
         with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
             found.append(on_mix.evaluate(mix, one, device, options.batch_size, options.confidence, options.seed))
     _models.show(report.mix_blocks(found, options.confidence, options.worst))
-    models = [dataclasses.asdict(item) for item in found]
+    models = [dataclasses.asdict(item) | _weights(path, options) for item, path in zip(found, paths, strict=True)]
     _models.write_json(options, files.finite({"confidence": options.confidence, "models": models}))
     return ExitCode.DONE
 
@@ -147,7 +147,8 @@ def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
         with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
             results = harness.evaluate(wanted, tasks, one, device, output)
         _models.show([str(path), harness.table(results)])
-        found.append({"folder": str(path), "output": str(output or "") or None, "results": results["results"]})
+        said = {"folder": str(path), "output": str(output or "") or None, "results": results["results"]}
+        found.append(said | _weights(path, options))
     _models.write_json(options, files.finite({"tasks": names, "models": found}))
     return ExitCode.DONE
 
@@ -184,10 +185,17 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         )
     named = [(item.folder, item.figures) for item in evaluations]
     _models.show(report.per_slice(named, options.confidence, whole=False))
-    models = [dataclasses.asdict(item) for item in evaluations]
+    models = [dataclasses.asdict(item) | _weights(path, options) for item, path in zip(evaluations, paths, strict=True)]
     said = {"recipe": configs[0].run.recipe, "same_data": same, "confidence": options.confidence}
     _models.write_json(options, files.finite({**said, "models": models}))
     return ExitCode.DONE
+
+
+def _weights(path: Path, options: argparse.Namespace) -> dict[str, str]:
+    """The hash of a folder's weights for the JSON, by which the registry knows them; of a run there is none."""
+    from pat.evaluation.folders import weights_sha256
+
+    return {"weights_sha256": weights_sha256(path)} if options.json and (path / "config.json").is_file() else {}
 
 
 def _table(evaluations: Sequence[Any], comparable: bool) -> Any:

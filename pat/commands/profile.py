@@ -43,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch-sizes", default="1,8", metavar="N,...", help="for throughput (default: 1,8)")
     parser.add_argument("--backend", default="eager", metavar="NAME,...", help="eager (default), compile, onnxruntime, "
                         "openvino, vllm")  # fmt: skip
-    parser.add_argument("--requests", type=int, default=20, help="single requests, each asked twice (default: 20)")
+    parser.add_argument(
+        "--requests", type=int, default=20, help="single requests, 6 or more, each asked twice (default: 20)"
+    )
     parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="rounds that do not count (default: 1)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
     parser.add_argument("--price-per-hour", type=float, metavar="X", help="of the machine: cost per million tokens")

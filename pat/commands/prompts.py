@@ -88,6 +88,10 @@ def _from_logs(options: argparse.Namespace) -> int:
     files.check_writable(options.out, "--out")
     if options.out.suffix != ".jsonl":
         raise ValueError(f"--out {options.out} must end in .jsonl")
+    if options.out.exists():
+        raise ValueError(
+            f"--out {options.out} is there already, and mixes are edited by hand: give a new file, or remove it"
+        )
     if options.n < 1:
         raise ValueError(f"--n {options.n}: give 1 or more")
     if not Path(options.file).is_file():
@@ -104,7 +108,7 @@ def _from_logs(options: argparse.Namespace) -> int:
         Path(options.file), columns, options.n, options.sample, options.seed, options.long_from, options.skip_bad
     )
     reader.write(options.out, made.head, made.prompts)
-    skipped = f", {made.skipped:,} lines left out" if made.skipped else ""
+    skipped = f", {made.skipped:,} line{'s' * (made.skipped > 1)} left out" if made.skipped else ""
     merged = f" (equal ones of {made.drawn} are one)" if made.drawn > len(made.prompts) else ""
     print(
         f"{len(made.prompts)} prompts{merged} of {made.rows:,} rows{skipped}, {len(made.strata)} strata: {options.out}"

@@ -26,7 +26,8 @@ def invalid(error: ValidationError, model: type[BaseModel] | None = None, within
 
 def located(error: ValidationError, model: type[BaseModel]) -> ValidationError:
     """The same errors in our words, to be raised within another model, which completes the place."""
-    return ValidationError.from_exception_data(error.title, [_detail(item, model) for item in error.errors()])
+    errors = sorted(error.errors(), key=lambda item: item["type"] == "missing")  # a misspelt key is why another lacks
+    return ValidationError.from_exception_data(error.title, [_detail(item, model) for item in errors])
 
 
 def _detail(item: Any, model: type[BaseModel]) -> InitErrorDetails:

@@ -32,7 +32,7 @@ def _classified(mix: Mix, a: Loaded, b: Loaded, answers: list[list[Answer]]) -> 
         assert x.logits is not None and y.logits is not None
         apart = float(kl(x.logits[None], y.logits[None])) if comparable and len(x.logits) > 1 else None
         same = x.output == y.output
-        pairs.append(_judged(prompt, passed, i, (x, y), same, apart, None if same else 0))
+        pairs.append(_judged(prompt, passed, i, (x, y), same, apart, None))
     notes = [] if comparable else ["the models have different labels, so there is no KL"]
     return Asked(f"mix {mix.name}", pairs, [passed], notes)
 

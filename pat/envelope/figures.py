@@ -19,6 +19,8 @@ class Figure:
     sources: tuple[str, ...]  # the first one asked counts
 
 
+SHARES = frozenset({"accuracy", "macro_f1", "passed", "calibration_error", "sparsity"})  # between 0 and 1
+
 _OTHERS: dict[str, Figure] = {
     "calibration_error": Figure(False, (MIX, SAMPLES)),
     "passed": Figure(True, (MIX,)),

@@ -16,7 +16,7 @@ from pydantic import ValidationError, model_validator
 from pat.common.errors import invalid
 from pat.common.keys import Finite, Section, key
 from pat.common.text import did_you_mean
-from pat.envelope.figures import figures
+from pat.envelope.figures import SHARES, figures
 
 SLICES = "slices"
 BOUNDS = ("min", "max", "drop", "rise", "ratio")
@@ -112,6 +112,7 @@ def parse(value: Any) -> Envelope:
     for name, bounds in _nested(value).items():
         if name == SLICES:
             slices = _limit(name, bounds, Slices)
+            _check_shares(SLICES, {each: slices.bounds().get(each) for each in BELOW})  # those of a loss are the others
             continue
         known = figures()
         if name not in known:
@@ -123,6 +124,8 @@ def parse(value: Any) -> Envelope:
         if limit.least is not None or limit.dimensions is not None:
             which = "dimensions" if limit.least is None else "least"
             raise ValueError(f"{name}.{which}: only {SLICES} have it, for {name} is over all samples: leave it out")
+        if name in SHARES:
+            _check_shares(name, {each: limit.bounds().get(each) for each in (*BELOW, *ABOVE)})
         better = known[name].higher_is_better
         for wrong, right in zip(*((ABOVE, BELOW) if better else (BELOW, ABOVE)), strict=True):
             if wrong in limit.bounds():
@@ -130,6 +133,16 @@ def parse(value: Any) -> Envelope:
                     f"{name}.{wrong}: of {name} {'more' if better else 'less'} is better, so give {right} or ratio"
                 )
     return Envelope(limits=limits, slices=slices)
+
+
+def _check_shares(name: str, bounds: Mapping[str, float | None]) -> None:
+    """ValueError where a limit in per cent, of a figure between 0 and 1, could never fail or never be met."""
+    for bound, value in bounds.items():
+        if value is not None and value > 1.0:
+            percent = f": {value / 100:g} is {value:g} points" if bound in ("drop", "rise") else f": {value / 100:g}"
+            raise ValueError(
+                f"{name}.{bound} is {value:g}, but must be at most 1, as shares are{percent if value <= 100 else ''}"
+            )
 
 
 def read(path: Path) -> Any:

@@ -66,7 +66,7 @@ def _check_labels(mix: Mix, names: Sequence[str], one: Loaded) -> None:
             if isinstance(check, Label) and all(check.failure(name, {}) for name in names):
                 close = did_you_mean(check.label, names)
                 raise ValueError(
-                    f"the prompt {prompt.id} has the label {check.label!r}, which is none of the {len(names)} of "
+                    f"the prompt {prompt.named} has the label {check.label!r}, which is none of the {len(names)} of "
                     f"{one.path}{close}"
                 )
 

@@ -68,7 +68,9 @@ def export_run(
     run, out = directory_of(Path(run_dir)), Path(out)
     if verify not in VERIFY:
         raise ValueError(f"verify is {verify!r}; allowed: {', '.join(VERIFY)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give a new folder")
+    if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose a new folder, or remove it")
     step_dir = find_checkpoint(run, checkpoint)
     config = frozen.load(run.config)

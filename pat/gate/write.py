@@ -4,6 +4,7 @@ markup."""
 from __future__ import annotations
 
 import html
+import math
 import re
 import time
 import xml.etree.ElementTree as ET
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pat.common.text import plain
+from pat.envelope.figures import PROFILE, figures
 from pat.envelope.judge import Check
 from pat.envelope.spec import SLICES
 from pat.gate.verdict import Verdict
@@ -83,7 +85,20 @@ def notes(verdict: Verdict) -> list[str]:
     least = verdict.envelope.get(SLICES, {}).get("least")
     slices = ", ".join(_left_out(verdict.left_out))
     few = f"not judged, with fewer than {least} samples or prompts (slices.least): {slices}"
-    return [*filter(None, [uncertain(verdict)]), *([few] if slices else [])]
+    return [*filter(None, [uncertain(verdict), _paired(verdict)]), *([few] if slices else [])]
+
+
+def _paired(verdict: Verdict) -> str:
+    """The ratios that are not those of the two figures beside them; "" for none."""
+    measured = {name for name, figure in figures().items() if PROFILE in figure.sources}
+    names = [
+        check.name
+        for check in verdict.checks
+        if check.name.endswith(".ratio") and check.name.removesuffix(".ratio") in measured and check.baseline
+        if not math.isclose(check.quantity, check.measured / check.baseline, rel_tol=1e-3)
+    ]
+    said = "judged by the ratio of requests that both models had in turn, not by that of the two figures: "
+    return said + ", ".join(names) if names else ""
 
 
 def _left_out(found: Mapping[str, int]) -> Iterator[str]:

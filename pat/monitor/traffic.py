@@ -79,7 +79,9 @@ class Reader:
                 row = self._row(content, f"{path}, line {number}")
             except ValueError as error:
                 if not self.skip_bad:
-                    raise ValueError(f"{path}, line {number}: {error}; --skip-bad leaves such lines out") from None
+                    some = any(part.seen for part in parts)  # else it would leave out all
+                    hint = "; --skip-bad leaves such lines out" if some else ""
+                    raise ValueError(f"{path}, line {number}: {error}{hint}") from None
                 skipped += 1
                 continue
             parts[place >= cut].add(row)

@@ -206,14 +206,16 @@ def value(row: Any, column: str) -> Any:
     """The value of a row at a dotted name. ValueError where it has none."""
     if isinstance(row, Mapping) and column in row:
         return row[column]
-    found = row
+    found, above = row, ""
     for part in column.split("."):
         if not isinstance(found, Mapping):
             raise ValueError(f"{column} leads into {str(found)[:60]!r}, which is not a mapping")
         if part not in found:
-            known = [str(name) for name in found]
-            inside = [f"{name}.{part}" for name, value in found.items() if isinstance(value, Mapping) and part in value]
-            close = f"; did you mean {inside[0]}?" if inside else did_you_mean(part, known)
+            known = [f"{above}{name}" for name in found]
+            inside = [
+                f"{above}{name}.{part}" for name, value in found.items() if isinstance(value, Mapping) and part in value
+            ]
+            close = f"; did you mean {inside[0]}?" if inside else did_you_mean(f"{above}{part}", known)
             raise ValueError(f"there is no column {column}; there are {', '.join(known)}{close}")
-        found = found[part]
+        found, above = found[part], f"{above}{part}."
     return found

@@ -18,6 +18,7 @@ from pat.prompts.checks import Check
 from pat.prompts.checks import parse as parse_check
 
 ROLES = ("system", "user", "assistant")
+BEGINNING = 40  # characters by which a prompt is named
 
 
 def _slices(value: dict[str, str]) -> dict[str, str]:
@@ -74,6 +75,12 @@ class Prompt(Section, frozen=True):
         if self.messages is None:
             return str(self.prompt) + ("" if self.text_pair is None else f"\n{self.text_pair}")
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+
+    @property
+    def named(self) -> str:
+        """Its id, and how it begins: an id may be a hash."""
+        text = " ".join(self.text.split())
+        return f"{self.id} ({text[:BEGINNING] + ('...' if len(text) > BEGINNING else '')!r})"
 
     @property
     def slice_names(self) -> list[str]:
@@ -155,7 +162,7 @@ def shared(prompts: Sequence[Prompt], weights: Mapping[str, float]) -> list[Prom
         own = f"{dimension}={prompt.slices.get(dimension, '')}"
         if own not in weights:
             said = f"is in {own}" if dimension in prompt.slices else f"has no slice of {dimension}"
-            raise ValueError(f"mix.weights has no share for the prompt {prompt.id}, which {said}: add one")
+            raise ValueError(f"mix.weights has no share for the prompt {prompt.named}, which {said}: add one")
         totals[own] = totals.get(own, 0.0) + prompt.weight
     whole, n = sum(weights.values()), len(prompts)
     own = [f"{dimension}={prompt.slices[dimension]}" for prompt in prompts]

@@ -116,7 +116,9 @@ def parsed(item: Any, model: type[AnySection]) -> AnySection:
 def _items(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, content) of the mix's settings, if there are any, and of each prompt."""
     if path.suffix not in (".jsonl", *YAML):
-        raise ValueError(f"{path} must end in .jsonl, {' or '.join(YAML)}")
+        raise ValueError(
+            f"{path} must end in .jsonl, {' or '.join(YAML)}; `pat prompts from-logs` makes a mix of rows in a .csv"
+        )
     if path.suffix == ".jsonl":
         yield from ((f"line {number}", item) for number, item in json_lines(path))
         return

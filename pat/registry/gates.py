@@ -63,12 +63,15 @@ def check(gate: Mapping[str, Any], record: Mapping[str, Any], which: str) -> Non
         )
 
 
-def check_profile(profile: Mapping[str, Any], record: Mapping[str, Any], which: str) -> None:
-    """RefusedError where all models of a profile are of other weights than these; one that names none is taken."""
-    models = profile.get("models")
+def check_measured(command: str, content: Mapping[str, Any], record: Mapping[str, Any], which: str) -> None:
+    """RefusedError where all models that a command measured are of other weights than these; one that names none is
+    taken."""
+    models = content.get("models")
     said = [one.get("weights_sha256") for one in models if isinstance(one, dict)] if isinstance(models, list) else []
     if said and all(said) and not set(said) & variant.own_hashes(record):
-        raise RefusedError(f"the profile is of other weights than {which}: run `pat profile` on this variant")
+        raise RefusedError(
+            f"what `pat {command}` measured is of other weights than {which}: run `pat {command}` on this variant"
+        )
 
 
 def check_weights(gate: Mapping[str, Any], record: Mapping[str, Any], which: str) -> None:

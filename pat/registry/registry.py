@@ -76,8 +76,9 @@ class Registry:
             }
             if "gate" in evidence:
                 gates.check_weights(evidence["gate"], record, str(folder))
-            if "profile" in evidence:
-                gates.check_profile(evidence["profile"], record, str(folder))
+            for kind, command in (("profile", "profile"), ("metrics", "evaluate")):
+                if kind in evidence:
+                    gates.check_measured(command, evidence[kind], record, str(folder))
             with self._alone(new=True) as backend:
                 with self.store.placed(staged, manifest) as content:
                     entry, new = self._register(backend, name, content, record)

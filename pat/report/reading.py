@@ -117,6 +117,7 @@ def _file(path: Path, found: Sources) -> None:
     if kind is None:
         raise ValueError(
             f"{path} is no JSON of pat compare, pat gate, pat profile, pat evaluate or pat sweep: give one of theirs"
+            f"{'; the page of a log is what `pat monitor --html` writes' if 'alerts' in content else ''}"
         )
     getattr(found, kind).append(Written(path, content))
 

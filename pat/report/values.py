@@ -67,7 +67,7 @@ def short(value: float | None) -> str:
     """Four digits; whole numbers with commas."""
     if value is None:
         return NONE
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:z.4g}"
 
 
 def signed(value: float | None) -> str:
@@ -77,7 +77,7 @@ def signed(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """`12.5 %` of a share of 1."""
-    return NONE if value is None else f"{100 * value:.3g} %"
+    return NONE if value is None else f"{100 * value:z.3g} %"
 
 
 def size(value: float | None) -> str:

@@ -114,11 +114,10 @@ def realised(
     values: Sequence[float],  # from the least pruned to the most
     model: nn.Module,  # on the meta device
 ) -> dict[float, float]:
-    """Those values that the model can have, each with the sparsity that all pruners then come to; of two that come to
-    the same units only the first. ValueError where none is left."""
-    found: dict[float, float] = {}
+    """Those values that the model can have, each with the sparsity that all pruners then come to; of those that come to
+    the same units only the last. ValueError where none is left."""
+    found: dict[int, tuple[float, float]] = {}  # units removed -> value, sparsity
     refused: ValueError | None = None
-    units: set[int] = set()
     for value in values:
         try:
             pruner = Pruner(quantity.applied(config, value))
@@ -127,12 +126,11 @@ def realised(
             refused = error
             continue
         gone = next(each.target_weights for each in pruner.pruners if each.name == quantity.pruner)
-        if gone and gone not in units:
-            units.add(gone)
-            found[value] = pruner.totals.target
+        if gone:
+            found[gone] = (value, pruner.totals.target)
     if not found:
         raise refused or ValueError(f"no {quantity.word} from {values[0]:g} to {values[-1]:g} removes a unit")
-    return found
+    return dict(found.values())
 
 
 def as_keys(quantity: Quantity, value: float) -> Mapping[str, str]:

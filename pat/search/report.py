@@ -55,7 +55,7 @@ def in_words(plan: Plan, found: Mapping[str, Any]) -> str:
     elif allowed is None:
         first = f"envelope: nothing is inside, not even {word} {plan.order[0]:g}: {_cost(further)}"
     elif further is None:
-        first = f"envelope: all of the {word} {found['asked']:g} asked for is allowed"
+        first = f"envelope: {word} {found['asked']:g} is allowed, all that was asked for"
     else:
         first = (
             f"envelope: {word} {allowed:g} is allowed of the {found['asked']:g} asked for; at {further['value']:g} "

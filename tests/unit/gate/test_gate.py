@@ -174,6 +174,8 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
     assert run(*options, *against, "--confident") == 5
     (check,) = json.loads((tmp_path / "g.json").read_text())["checks"]
     assert check["quantity"] == 0.74 and check["interval"] == [0.7, 0.76]
+    assert run(*options, *against, "--markdown", tmp_path / "g.md") == 0
+    assert "not by that of the two figures: latency" in (tmp_path / "g.md").read_text()
     content["models"][1]["ratio"]["latency_p95"]["high"] = None  # too few blocks bound nothing
     profile.write_text(json.dumps(content))
     assert run(*options, *against) == 0 and run(*options, *against, "--confident") == 5

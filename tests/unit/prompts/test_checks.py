@@ -96,6 +96,7 @@ def test_what_passes_and_what_does_not(name: str, tmp_path: Path) -> None:
         (prompt(checks=[{"name": "exat"}]), "did you mean exact?"),
         (prompt(checks=[{"name": "exact"}]), "exact: no value for text"),
         (prompt(checks=[{"name": "exact", "text": "x", "case": 1}]), "there is no key 'case'"),
+        (prompt(checks=[{"name": "label", "lable": "x"}]), "did you mean label?"),
         (prompt(checks=[{"name": "regex", "pattern": "("}]), "regular expression"),
         (prompt(checks=[{"name": "contains"}]), "needs all, any or none"),
         (prompt(checks=[{"name": "json_schema", "schema": {"type": "objct"}}]), "JSON schema"),

@@ -40,6 +40,8 @@ def test_a_stratified_sample_stands_for_the_traffic(log: Path, tmp_path: Path, c
     assert run("from-logs", log, "--out", out, *options) == 0
     mix = reader.read(out)
     counts = Counter(prompt.slices["domain"] for prompt in mix.prompts)
+    assert run("from-logs", log, "--out", out, *options) == 2
+    assert "is there already" in capsys.readouterr().err and reader.read(out) == mix, "it may have been edited"
     assert counts["rare"] >= 2 and counts["law"] >= 10 and sum(counts.values()) == 60
     whole = sum(prompt.weight for prompt in mix.prompts)
     shares = {name: sum(mix.prompts[i].weight for i in at) / whole for name, at in mix.slices().items()}
@@ -74,6 +76,7 @@ def test_tables_are_logs_too(ending: str, separator: str, tmp_path: Path, capsys
     assert run("from-logs", path, *options) == 0
     found = {prompt.prompt: (prompt.slices["kind"], prompt.output_tokens) for prompt in reader.read(out).prompts}
     assert found == {"a long, one": ("films", 7), "short": ("law", 12), "more": ("films", None)}
+    out.unlink()
     path.write_text(path.read_text() + separator.join(("text", "kind", "many")) + "\n")
     assert run("from-logs", path, *options) == 2
     assert "line 5: output_tokens" in capsys.readouterr().err
@@ -82,6 +85,7 @@ def test_tables_are_logs_too(ending: str, separator: str, tmp_path: Path, capsys
     assert "line 5 does not have the 3 values that line 1 names" in capsys.readouterr().err
     path.write_text(separator.join(("text", "kind", "tokens")) + "\n" + separator.join(("w " * 100_000, "law", "1")))
     assert run("from-logs", path, *options) == 0, "longer than the csv module's 128 KiB"
+    out.unlink()
     path.write_bytes(b"text\n\xff\n")
     assert run("from-logs", path, *options) == 2
     assert "is not UTF-8" in capsys.readouterr().err
@@ -121,6 +125,7 @@ def test_equal_texts_with_other_labels_stay_apart(tmp_path: Path) -> None:
     [
         ('{"q": 1}', [], "line 1: there is no column prompt; there are q"),
         ('{"q": {"prompt": 1}}', [], "there is no column prompt; there are q; did you mean q.prompt?\n"),
+        ('{"q": {"txt": 1}}', ["--prompt", "q.text"], "no column q.text; there are q.txt; did you mean q.txt?"),
         ('{"prompt": 1}', [], "must be a text or a list of messages"),
         ('{"prompt": "a"', [], "line 1 is"),
         ('{"prompt": "a", "d": null}', ["--slices", "d"], "a slice is a word or a whole number"),

@@ -315,8 +315,10 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
     with pytest.raises(RefusedError, match="of other weights"):
         registry.add("demo", exports[0] / "20", {"gate": {"passed": True, "variant": {"weights_sha256": other}}})
     for said in ([other], [other, trained]):
-        with pytest.raises(RefusedError, match="the profile is of other weights"):
+        with pytest.raises(RefusedError, match="what `pat profile` measured is of other weights"):
             registry.add("demo", exports[0] / "20", {"profile": profile_of(said)})
+    with pytest.raises(RefusedError, match="what `pat evaluate` measured is of other weights"):
+        registry.add("demo", exports[0] / "20", {"metrics": profile_of([other])})
     registry.add("demo", exports[0] / "20", {"gate": {"passed": False}})
     for asked in (None, {"passed": True, "variant": {"weights_sha256": ours}}):  # a weaker gate, asked afterwards
         with pytest.raises(RefusedError, match="did not pass.*a version of its own"):
