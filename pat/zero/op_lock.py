@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from pathlib import Path
@@ -18,9 +19,12 @@ ABANDONED_S = 900.0  # no compilation takes longer
 def load_ops_under_held_lock() -> None:
     """From now on this process loads ops under a `HeldBaton`, if they lie in pat's own directory: in one that the user
     has named, torch's own lock is kept, for programs that only know that one."""
-    if os.environ.get("TORCH_EXTENSIONS_DIR") == str(extensions_dir(os.environ)):
-        from torch.utils import cpp_extension  # DeepSpeed imports it as late; it may warn of a missing CUDA
+    log = logging.getLogger("torch.utils.cpp_extension")
+    log.disabled = os.environ.get("DS_ACCELERATOR") == "cpu"  # it warns of a CUDA toolkit without a card
+    from torch.utils import cpp_extension  # DeepSpeed imports it as late
 
+    log.disabled = False
+    if os.environ.get("TORCH_EXTENSIONS_DIR") == str(extensions_dir(os.environ)):
         cpp_extension.FileBaton = HeldBaton  # pyright: ignore[reportPrivateImportUsage]
 
 

@@ -103,6 +103,14 @@ def test_only_pats_own_directory_changes_torchs_lock(tmp_path: Path, monkeypatch
     assert getattr(cpp_extension, NAME) is HeldBaton
 
 
+def test_a_run_on_cpus_does_not_warn_of_a_toolkit_that_it_does_not_use() -> None:
+    code = "from pat.zero.op_lock import load_ops_under_held_lock as load; load()"
+    for accelerator, warns in (("cpu", False), ("cuda", True)):
+        environment = os.environ | {"DS_ACCELERATOR": accelerator, "CUDA_HOME": "/there", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert ("CUDA" in done.stderr) is warns, done.stderr
+
+
 def test_without_links_all_is_as_torch_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*_: object) -> None:
         raise OSError("no links here")
