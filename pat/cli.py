@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,9 @@ from pat.commands._help import EXAMPLES, EXIT_CODES
 from pat.run.directory import ExitCode
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+# The variables by which launchers number a process, among all and on its machine.
+_RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+_LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 # Of a path that was given: where nothing closer to the fault has said more.
 _OF_A_PATH = (
     errno.ENOENT,
@@ -76,9 +80,10 @@ def _one_sentence_errors() -> Iterator[None]:
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        ranks = (os.environ.get(key) for key in ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"))
-        if next(filter(None, ranks), "0") == "0":  # all ranks would say the same
-            print(f"pat: {error}", file=sys.stderr)
+        rank, on_its_machine = (next(filter(None, map(os.environ.get, keys)), "0") for keys in (_RANKS, _LOCAL_RANKS))
+        if on_its_machine == "0":  # the others would say the same
+            of = "" if rank == "0" else f"rank {rank} on {socket.gethostname()}: "
+            print(f"pat: {of}{error}", file=sys.stderr)
         raise SystemExit(int(getattr(error, "exit_code", ExitCode.BAD_INPUT))) from None
     except OSError as error:
         of_a_path = error.errno in _OF_A_PATH and error.filename is not None

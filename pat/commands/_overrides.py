@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pat.config.quoting import quoted
+
 SOURCES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -30,9 +32,3 @@ def under(defaults: Sequence[str], keys: Sequence[str]) -> list[str]:
     """The defaults that no key replaces, then the keys."""
     given = {key.lstrip("+").partition("=")[0] for key in keys if not key.startswith("~")}
     return [*(each for each in defaults if each.partition("=")[0] not in given), *keys]
-
-
-def quoted(text: str) -> str:
-    """As Hydra reads it back unchanged."""
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"

@@ -60,12 +60,17 @@ def main(arguments: Sequence[str]) -> int:
     from pat.common.files import write_json
     from pat.doctor import as_json, broken, verdict
     from pat.doctor.machine import machine
-    from pat.doctor.visit import visit
+    from pat.doctor.visit import configs, visit
 
     console, findings = Console(highlight=False), []
-    for check in itertools.chain(machine(device, ranks, folder), visit(folder, ranks, options.overrides)):
-        findings.append(check())
-        console.print(findings[-1].line(), soft_wrap=True)
+    try:
+        configs(folder, ranks, options.overrides)  # a misspelt key is one before the kernels are compiled
+        for check in itertools.chain(machine(device, ranks, folder), visit(folder, ranks, options.overrides)):
+            findings.append(check())
+            console.print(findings[-1].line(), soft_wrap=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     name = _card() if device == "cuda" else "cpu"
     seconds = time.monotonic() - began
     console.print(f"{verdict(findings, name, ranks)} ({seconds:.0f} s)", soft_wrap=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pat.commands._help import RUN_EXIT_CODES, command_parser
-from pat.commands._overrides import SOURCES, of_file, one_model, quoted, under
+from pat.commands._overrides import SOURCES, of_file, one_model, under
 from pat.common.files import read_json
+from pat.config.quoting import quoted
 from pat.launch.environment import rank_environment
 from pat.run.directory import RunDir
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pat.commands._help import command_parser, exit_codes
-from pat.commands._overrides import SOURCES, of_file, one_model, quoted, under
+from pat.commands._overrides import SOURCES, of_file, one_model, under
+from pat.config.quoting import quoted
 from pat.run.directory import ExitCode
 
 WIDTH = 110  # of the table, at least

@@ -6,6 +6,14 @@ import platform
 from pathlib import Path
 
 
+def boot_id() -> str:
+    """One for all containers of a machine, and another after it was started again; where Linux has none, its name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
 def cpu_name() -> str:
     """The processor's name, as the kernel gives it."""
     try:

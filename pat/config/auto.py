@@ -27,9 +27,11 @@ OPEN: dict[str, Any] = {
 MUCH = 0.85  # above this target one cut is too much at once
 ONE_CUT: dict[str, Any] = {"name": "one_shot", "start": 0.3}
 SIX_CUTS: dict[str, Any] = {"name": "exponential", "initial": 0.7, "start": 0.15, "end": 0.65, "select_every": 0.1}
+_PLACES = {"start", "end", "select_every"}
+ROOM = 8  # steps that hold six cuts
 
 
-def choose(pruners: Mapping[str, dict[str, Any]]) -> None:
+def choose(pruners: Mapping[str, dict[str, Any]], num_steps: int) -> None:
     """Put a schedule in the place of each `auto`; what a recipe or the command line gives of it stays. ValueError for a
     pruner of structures."""
     for name, settings in pruners.items():
@@ -43,7 +45,16 @@ def choose(pruners: Mapping[str, dict[str, Any]]) -> None:
                 "cubic, linear, exponential or stepwise"
             )
         given = {key: value for key, value in schedule.items() if value is not None and key != "name"}
-        settings["schedule"] = {**(SIX_CUTS if sparsity > MUCH else ONE_CUT), **given}
+        chosen = ONE_CUT if sparsity <= MUCH else SIX_CUTS if set(given) & _PLACES else _six_cuts(num_steps)
+        settings["schedule"] = {**chosen, **given}
+
+
+def _six_cuts(num_steps: int) -> dict[str, Any]:
+    """In steps: fractions that are rounded one by one put a seventh cut a step after the sixth."""
+    if num_steps < ROOM:
+        return SIX_CUTS
+    start, every = (max(1, round(SIX_CUTS[key] * num_steps)) for key in ("start", "select_every"))
+    return {**SIX_CUTS, "start": start, "end": start + 5 * every, "select_every": every}
 
 
 def choose_trainable(content: Mapping[str, Any]) -> None:

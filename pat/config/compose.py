@@ -102,7 +102,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_merged(content, overrides)
     _drop_replaced_fields(content["pruners"], given)
-    auto.choose(content["pruners"])
+    auto.choose(content["pruners"], content["train"]["num_steps"])
     auto.choose_trainable(content)
     auto.keep_given_rate(content["optim"], given, adapters=content["peft"]["r"] is not None)
     config = take_world_size(to_config(content), overrides)

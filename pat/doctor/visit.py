@@ -14,6 +14,7 @@ from pat.common.files import read_json
 from pat.common.text import size_in_words
 from pat.config.compose import compose
 from pat.config.frozen import freeze
+from pat.config.quoting import quoted
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.doctor.ranks import STAGES, stage_dir
 from pat.launch.single_node import launch
@@ -34,14 +35,14 @@ def configs(folder: Path, ranks: int, given: Sequence[str] = ()) -> dict[int, Co
     by_stage: dict[int, Config] = {}
     parity = [
         "recipe=parity", "engine.kernels=eager", f"train.global_batch_size={ranks * max(1, 8 // ranks)}",
-        f"data.cache_dir={folder / 'cache'}",
+        f"data.cache_dir={quoted(folder / 'cache')}",
         "pruners.weights.schedule={start: 1, end: 6, hard_from: 6, select_every: 2}",
     ]  # fmt: skip
     own = [*given, *_shortened(given)] if given else parity
     for stage in STAGES:
         overrides = [
             *own, "logger=none", "logger.progress=none", f"engine.world_size={ranks}",
-            f"engine.zero_stage={stage}", f"run.dir={stage_dir(folder, stage)}", f"train.num_steps={STEPS}",
+            f"engine.zero_stage={stage}", f"run.dir={quoted(stage_dir(folder, stage))}", f"train.num_steps={STEPS}",
             f"train.checkpoint_every={HALF}", "train.eval_every=null",
         ]  # fmt: skip
         compose(overrides, lambda config, stage=stage: by_stage.update({stage: config}) or 0)

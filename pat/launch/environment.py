@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import socket
 import zlib
 from collections.abc import Mapping
@@ -62,10 +63,22 @@ def rank_environment(environ: Mapping[str, str] | None = None) -> RankEnvironmen
             f"RANK={rank} and WORLD_SIZE={size} contradict {command}, which made this task {task.rank} of "
             f"{task.world_size}: unset RANK and WORLD_SIZE, or set them from {variables}"
         )
-    local = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else task.local_rank if task else rank
+    local = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else task.local_rank if task else _local(env, rank)
     if "LOCAL_WORLD_SIZE" in env and "LOCAL_RANK" in env:
         _position(env, "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     return RankEnvironment(rank, size, local, env["MASTER_ADDR"], _number(env, "MASTER_PORT"), "torch")
+
+
+def _local(env: Mapping[str, str], rank: int) -> int:
+    """The rank on its machine where the launcher does not say it, as those of one process a container do not."""
+    if _one_device(env):
+        return 0
+    return rank % _number(env, "LOCAL_WORLD_SIZE") if env.get("LOCAL_WORLD_SIZE", "0") != "0" else rank
+
+
+def _one_device(env: Mapping[str, str]) -> bool:
+    visible = env.get("CUDA_VISIBLE_DEVICES", "")
+    return bool(visible) and "," not in visible
 
 
 def _slurm_environment(env: Mapping[str, str]) -> RankEnvironment | None:
@@ -78,8 +91,7 @@ def _slurm_environment(env: Mapping[str, str]) -> RankEnvironment | None:
         return None
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or HOST
     job, step = _number(env, "SLURM_JOB_ID"), _number(env, "SLURM_STEP_ID")
-    visible = env.get("CUDA_VISIBLE_DEVICES", "")
-    alone = bool(visible) and "," not in visible  # srun --gpus-per-task=1: each task's only GPU is its number 0
+    alone = _one_device(env)  # srun --gpus-per-task=1: each task's only GPU is its number 0
     return RankEnvironment(
         rank=rank,
         world_size=size,
@@ -138,12 +150,8 @@ def _position(env: Mapping[str, str], rank_key: str, size_key: str) -> tuple[int
 
 
 def first_host(nodes: str) -> str:
-    """First host of a Slurm node list: `gpu[07-09,12],n1` -> `gpu07`."""
-    head, bracket, rest = nodes.partition("[")
-    if not bracket or "," in head:
-        return head.split(",")[0]
-    first = rest.partition("]")[0].split(",")[0].split("-")[0]
-    return head + first + rest.partition("]")[2].split(",")[0]
+    """First host of a Slurm node list: `gpu[07-09,12],n1` -> `gpu07`; `rack[0-1]node[2-3]` -> `rack0node2`."""
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes).split(",")[0]
 
 
 def _number(env: Mapping[str, str], key: str) -> int:

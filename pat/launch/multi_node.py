@@ -36,7 +36,7 @@ _SSH = "-o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15 -o Serve
 # Variables of a machine or of a session, not of the run.
 _NOT_SENT = re.compile(
     r"(HOME|USER|LOGNAME|MAIL|SHELL|PWD|OLDPWD|SHLVL|_|TMPDIR|TMP|TEMP|HOST|HOSTNAME|DISPLAY|XAUTHORITY|TERM|"
-    r"CUDA_VISIBLE_DEVICES|RANK|LOCAL_RANK|WORLD_SIZE)|(SSH|XDG_RUNTIME|XDG_SESSION|DBUS|PDSH|TERM)_.*"
+    r"UID|EUID|PPID|SHELLOPTS|BASHOPTS|CUDA_VISIBLE_DEVICES|RANK|LOCAL_RANK|WORLD_SIZE)|(SSH|XDG_RUNTIME|XDG_SESSION|DBUS|PDSH|TERM)_.*"
 )
 
 
@@ -48,8 +48,7 @@ def check(run_dir: Path, config: Config) -> None:
     hosts = read_hostfile(file)
     if not shutil.which("pdsh"):
         raise ValueError("engine.hostfile needs pdsh, which is not on this machine (Debian: apt install pdsh)")
-    with _script(run_dir, config) as script, contextlib.suppress(subprocess.TimeoutExpired):
-        output = ["", ""]
+    with _script(run_dir, config) as script:
         command = _pdsh(hosts, script, "check")
         asked = subprocess.Popen(
             command, env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -57,6 +56,8 @@ def check(run_dir: Path, config: Config) -> None:
         )  # fmt: skip
         try:
             output = list(asked.communicate(timeout=CHECK_TIMEOUT_S))
+        except subprocess.TimeoutExpired as error:  # some may have answered: bytes, in spite of `text`
+            output = [(said or b"").decode(errors="replace") for said in (error.stdout, error.stderr)]
         finally:
             process.end_group(asked)
     here = versions()
@@ -70,7 +71,7 @@ def check(run_dir: Path, config: Config) -> None:
             )
         there = json.loads(answer[1])
         if there | {"git": ""} != here | {"git": ""}:  # git may be on one machine only
-            key = next(key for key in here | there if here.get(key) != there.get(key))
+            key = next(key for key in here | there if key != "git" and here.get(key) != there.get(key))
             raise ValueError(f"{name} has {key} {there.get(key)}, this machine {here.get(key)}: install the same")
 
 

@@ -29,14 +29,15 @@ CUT = 5  # bytes of a weight and its flag, before its matrix is cut or after
 ADAM = 13  # bytes of a weight while it is fitted: fp32 value and two moments, flag
 
 
-def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks: int) -> int:
-    """The most bytes on the rank with most samples; 0 where nothing is calibrated."""
-    return max((_of(config, model, each, ranks) for each in needs), default=0)
+def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks: int, micro: int = 1) -> int:
+    """The most bytes on the rank with most samples, at `micro` sequences a forward; 0 where nothing is calibrated."""
+    return max((_of(config, model, each, ranks, micro) for each in needs), default=0)
 
 
-def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
+def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) -> int:
     itemsize = DTYPES[config.engine.dtype].itemsize
-    tokens = math.ceil(needs.num_samples / ranks) * config.data.max_length
+    rows, back_rows = (micro * math.ceil(number / (micro * ranks)) for number in (needs.num_samples, needs.back))
+    tokens = rows * config.data.max_length
     hidden: int = cast(Any, model).config.hidden_size
     layers: dict[str, list[int]] = {}
     for name, param in model.named_parameters():
@@ -67,7 +68,7 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int) -> int:
     state = hidden * itemsize  # of a token
     states = tokens * state * (1 + 2 * needs.follows)  # also what goes into a layer and comes out of it dense
     stack = len(layers.keys() - {""})
-    back = math.ceil(needs.back / ranks) * config.data.max_length * state * (stack + 1)
+    back = back_rows * config.data.max_length * state * (stack + 1)
     back += max(weights, itemsize * sum(layers.get("", [])))
     return max(
         back if needs.back else 0, states + max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)

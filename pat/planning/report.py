@@ -83,7 +83,7 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
                     traffic.bytes_per_selection(selecting, rankings, shapes.prunable) if rankings else 0,
                     traffic.bytes_read_per_selection(shapes, layout),
                     checkpoints.checkpoint_size(shapes, layout),
-                    calibration(config, model, pruner.calibrations, count),
+                    calibration(config, model, pruner.calibrations, count, micro),
                     needed.total(),
                     needed.total(soft=False),
                 )

@@ -12,13 +12,14 @@ from hydra.core.hydra_config import HydraConfig
 
 from pat.config import auto
 from pat.config.compose import compose, run_name
+from pat.config.quoting import quoted
 from pat.schema import Config, TrainConfig
 from pat.search import judged
 from pat.search import quantity as quantities
 from pat.search.bisection import at_most
 from pat.search.judged import Measuring
 from pat.search.quantity import Quantity
-from pat.sweeps.members import Member, quoted
+from pat.sweeps.members import Member
 
 DENSE = "dense"  # the run up to the first cut
 WITHIN = 0.02

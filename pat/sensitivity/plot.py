@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from pat.pruning.timetable import percent
 from pat.sensitivity.report import Rows, short_layers
 
 DECADES = 3  # of the colour scale below the largest increase
@@ -38,7 +39,7 @@ def heat_map(cells: Rows, path: Path, title: str) -> None:
             if cell["fraction"] == fraction:
                 values[layers.index(cell["layer"]), names.index(cell["kind"])] = cell["increase"]
         image = panel.imshow(np.where(values <= 0, least, values), cmap="YlOrRd", norm=norm, aspect="auto")
-        panel.set_title(f"{fraction:.0%} removed", fontsize=9)
+        panel.set_title(f"{percent(fraction)} removed", fontsize=9)
         panel.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         panel.set_yticks(range(len(layers)), short_layers(layers) if panel is panels[0] else [], fontsize=7)
         panel.tick_params(length=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from pat.pruning.timetable import percent
 from pat.sensitivity.cells import Grid
 from pat.sensitivity.measure import Metrics
 
@@ -54,7 +55,7 @@ def table(cells: Rows, baseline: Metrics) -> Table:
     shown = Table(title=f"Loss added: mean over layers, most @ layer. Nothing removed: {before}", title_justify="left")
     shown.add_column("removed", no_wrap=True)
     for fraction in fractions:
-        shown.add_column(f"{fraction:.0%}", justify="right", no_wrap=True)
+        shown.add_column(percent(fraction), justify="right", no_wrap=True)
     for kind in dict.fromkeys(cell["kind"] for cell in cells):
         line = []
         for fraction in fractions:

@@ -14,6 +14,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from pat.config.compose import compose, run_name
+from pat.config.quoting import quoted
 from pat.schema import Config
 
 _OURS = ("run.dir", "run.name")  # of a sweep's members
@@ -114,12 +115,6 @@ def members_of(
 def python_command(member: Member) -> list[str]:
     """The command that starts a member on this machine."""
     return [sys.executable, "-m", "pat.cli", *member.command]
-
-
-def quoted(value: object) -> str:
-    """A value quoted for Hydra's grammar, whatever characters it has."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
 
 
 def _varied(overrides: Sequence[Sequence[str]]) -> list[dict[str, str]]:

@@ -26,12 +26,13 @@ from pat.checkpoint.fork import fork, is_dense_part
 from pat.common import files
 from pat.config.cluster import ClusterConfig
 from pat.config.frozen import changed_keys, load
+from pat.config.quoting import quoted
 from pat.launch.process import only_user_of
 from pat.run import provenance
 from pat.run.directory import UNTIL, ExitCode, RunDir
 from pat.sweeps import on_slurm, results
 from pat.sweeps.heat import Heat
-from pat.sweeps.members import Member, quoted
+from pat.sweeps.members import Member
 from pat.sweeps.results import Axis
 from pat.sweeps.runner import Ended, Place, Runner, Running, check_places, start_here, visible_devices
 from pat.sweeps.sweep import WIDTH, is_done

@@ -43,6 +43,7 @@ from pat.training.state import Feed, Training
 from pat.training.tracking import Tracker
 from pat.training.watchdog import end_rank
 from pat.zero import engine
+from pat.zero.engine import micro_batch_size
 
 
 def build(run_dir: Path) -> Training:
@@ -135,9 +136,11 @@ def _cache(config: Config, world: Comm, cache: logit_cache.LogitCache) -> logit_
 
 
 def _first_samples(training: Training, number: int) -> list[Any]:
-    """This rank's micro-batches of the first steps, until all ranks together have enough samples."""
-    steps = math.ceil(number / training.config.train.global_batch_size)
-    return [batch for t in range(steps) for batch in training.feed.batches(t)]
+    """This rank's first micro-batches, until all ranks together have enough samples."""
+    config = training.config
+    wanted = math.ceil(number / (micro_batch_size(config) * config.engine.world_size))
+    steps = math.ceil(number / config.train.global_batch_size)
+    return [batch for t in range(steps) for batch in training.feed.batches(t)][:wanted]
 
 
 def _summed_loss(task: Task, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import Any
 from torch.utils.file_baton import FileBaton
 
 from pat.common.extensions import extensions_dir
+from pat.common.machine import boot_id
 
 ABANDONED_S = 900.0  # no compilation takes longer
 
@@ -34,7 +36,7 @@ class HeldBaton(FileBaton):
     torch makes a file `lock` whenever an op is loaded, compiled already or not, and waits for ever for one that a
     killed process has left. Here `lock` is a second name of the file `lock.held`, on which the owner has a lock of the
     operating system, and that one ends with the process: where the name is there and nobody holds the file, its owner
-    was killed.
+    was killed. That is known on the owner's machine only, which the file names: some file systems lock for one machine.
     """
 
     def __init__(self, lock_file_path: str, *others: Any, **named: Any) -> None:
@@ -63,19 +65,22 @@ class HeldBaton(FileBaton):
 
     def release(self) -> None:
         """Remove the name, then let go: who waits sees that this one was not killed."""
-        super().release()
+        with contextlib.suppress(FileNotFoundError):  # removed by one who could not know that this one lives
+            super().release()
         if self._held is not None:
             os.close(self._held)
 
     def _make_lock(self) -> None:
         while True:
-            try:
-                return os.link(self._file, self._lock)
-            except FileExistsError:
+            if self._lock.exists():
                 if self._abandoned():
                     self._lock.unlink(missing_ok=True)
                 else:
                     time.sleep(self.wait_seconds)
+                continue
+            self._file.write_text(boot_id())
+            with contextlib.suppress(FileExistsError):
+                return os.link(self._file, self._lock)
 
     def _abandoned(self) -> bool:
         """Whether `lock` is that of a killed process: one like this, or one with torch's own that took too long."""
@@ -83,7 +88,8 @@ class HeldBaton(FileBaton):
             found = self._lock.stat()
         except FileNotFoundError:
             return False
-        return found.st_ino == self._file.stat().st_ino or time.time() - found.st_mtime > ABANDONED_S
+        own = found.st_ino == self._file.stat().st_ino and self._file.read_text() == boot_id()
+        return own or time.time() - found.st_mtime > ABANDONED_S
 
 
 def _locked_after_another(descriptor: int) -> bool:

@@ -23,6 +23,7 @@ from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import NotCalibrated, Walk
 
 Loss = Callable[[nn.Module, Any], Tensor]  # of a model for a micro-batch, summed over what it counts
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # classes whose loss is of the next token
 UNSUPERVISED = -100  # a label that transformers' losses leave out
 
 
@@ -34,7 +35,8 @@ def own_loss(model: Any, batch: Any) -> Tensor:
             "criterion.gradient_samples asks for the loss of calibration samples, and these have no labels: see "
             "`samples` of attach and PruningCallback, or set criterion.gradient_samples: 0 and scope: matrix"
         )
-    return loss * (batch["labels"] != UNSUPERVISED).sum()
+    labels = batch["labels"][:, 1:] if type(model).__name__.endswith(CAUSAL) else batch["labels"]  # they are shifted
+    return loss * (labels != UNSUPERVISED).sum()
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Calibrated(CalibrationSettings, Criterion):
 
     A cut sees the weights that are in force, so what an earlier cut removed is 0 and stays so."""
 
-    gradient_samples: int = field(default=0, kw_only=True)  # at most; they say how much the loss feels each output
+    gradient_samples: int = field(default=0, kw_only=True)  # whole forwards; how much the loss feels each output
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]]  # of what goes into each matrix
 

@@ -484,8 +484,16 @@ def test_auto_cuts_once_or_several_times_by_how_much_goes():
 
     once, many = (schedule(f"pruners.weights.budget.sparsity={share}") for share in (0.85, 0.9))
     assert (once.name, once.start) == ("one_shot", 0.3)
-    assert (many.name, many.start, many.end, many.initial) == ("exponential", 0.15, 0.65, 0.7)
-    assert many.resolve(100).num_cuts() == 6
+    assert (many.name, many.initial) == ("exponential", 0.7)
+    for steps in (0, *range(8, 60), 101, 201, 499, 1001):  # a seventh would be a step after the sixth
+        many = schedule("pruners.weights.budget.sparsity=0.9", f"train.num_steps={steps}")
+        if not steps:
+            assert (many.start, many.end, many.select_every) == (0.15, 0.65, 0.1)
+            continue
+        line = many.resolve(steps)
+        cuts = [t for t in range(steps) if line.is_selection_step(t)]
+        assert len(cuts) == 6 and len({b - a for a, b in zip(cuts, cuts[1:], strict=False)}) == 1, cuts
+        assert abs(cuts[0] - 0.15 * steps) <= 1 and abs(cuts[-1] - 0.65 * steps) <= 3, cuts
     assert schedule(f"{place}.start=0.4").start == 0.4  # what is given stays
     assert schedule(f"{place}.name=cubic", f"{place}.start=0", f"{place}.end=0.5").name == "cubic"
     assert f"{place}=auto" in refused("recipe=parity", f"{place}.name=auto", "pruners.weights.budget.sparsity=null")

@@ -362,3 +362,23 @@ def test_a_file_is_checked_before_the_work(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             files.check_writable(file, "--json")
     files.check_writable(tmp_path / "x.json", "--json")
+
+
+def test_one_rank_of_each_machine_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails if a node that does not see the run's files ends without a word, or all its ranks say the same."""
+    for launcher, (rank, local), says in (
+        ("torch", ("3", "0"), "pat: rank 3 on "),
+        ("torch", ("3", "1"), ""),
+        ("slurm", ("0", "0"), "pat: there is no"),
+    ):
+        names = {"torch": ("RANK", "LOCAL_RANK"), "slurm": ("SLURM_PROCID", "SLURM_LOCALID")}[launcher]
+        with monkeypatch.context() as patch:
+            patch.setenv(names[0], rank)
+            patch.setenv(names[1], local)
+            with pytest.raises(SystemExit) as left:
+                cli.main(["prompts", "check", "none.jsonl"])
+        assert left.value.code == ExitCode.BAD_INPUT
+        said = capsys.readouterr().err
+        assert said.startswith(says) if says else not said

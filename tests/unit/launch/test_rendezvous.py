@@ -83,6 +83,14 @@ def test_rank_of_mpirun():
     assert given and (given.rank, given.master_addr, given.launcher) == (2, "n1", "torch")
 
 
+def test_a_rank_whose_launcher_does_not_say_its_place_on_the_machine():
+    """Fails if the second of two containers with a card each looks for a second card."""
+    plain = {key: value for key, value in TORCH.items() if key != "LOCAL_RANK"} | {"RANK": "3"}
+    for more, local in (({}, 3), ({"CUDA_VISIBLE_DEVICES": "0"}, 0), ({"LOCAL_WORLD_SIZE": "2"}, 1)):
+        found = rank_environment(plain | more)
+        assert found and found.local_rank == local, more
+
+
 def test_torchrun_or_deepspeed_started_by_srun_decides():
     for mark in ("TORCHELASTIC_RUN_ID", "CROSS_RANK"):
         found = rank_environment(SLURM | TORCH | {mark: "1"})
@@ -111,7 +119,14 @@ def test_contradictions_are_one_sentence(environ, words):
 
 @pytest.mark.parametrize(
     "nodes, first",
-    [("n1", "n1"), ("n[1-3]", "n1"), ("gpu[07-09,12],n1", "gpu07"), ("a,b[1-2]", "a"), ("r1-[3,5]-ib", "r1-3-ib")],
+    [
+        ("n1", "n1"),
+        ("n[1-3]", "n1"),
+        ("gpu[07-09,12],n1", "gpu07"),
+        ("a,b[1-2]", "a"),
+        ("r1-[3,5]-ib", "r1-3-ib"),
+        ("rack[0-1]node[2-3]", "rack0node2"),
+    ],
 )
 def test_first_host(nodes, first):
     assert first_host(nodes) == first

@@ -422,6 +422,10 @@ def test_calibration_by_hand() -> None:
     assert choosing > cut and choosing + gram > 2 * layer + gram
     assert calibration(config, model, pruner.calibrations, 2) == hidden + gram + choosing
     assert calibration(config, model, [], 2) == 0
+    many = 2 * (pruner.calibrations[0].num_samples // 2 + 1)  # of a forward more than half of what is asked for
+    assert calibration(config, model, pruner.calibrations, 1, many) == calibration(
+        config, model, [replace(each, num_samples=many) for each in pruner.calibrations], 1
+    )
     felt = config.changed(pruners__weights__criterion={"name": "alps", "num_samples": 5, "gradient_samples": 3})
     going = Pruner(felt)
     going.attach(model)

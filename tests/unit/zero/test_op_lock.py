@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -92,6 +93,20 @@ def test_torchs_own_lock_is_waited_for_until_its_owner_cannot_live(tmp_path: Pat
     assert HeldBaton(str(lock)).try_acquire()
 
 
+def test_a_lock_of_another_machine_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if two nodes compile in one folder, where the file system locks for one machine only."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    lock, here = tmp_path / "lock", op_lock.boot_id()
+    theirs, ours = HeldBaton(str(lock)), HeldBaton(str(lock), wait_seconds=0.01)
+    monkeypatch.setattr(op_lock, "boot_id", lambda: "another")
+    assert theirs.try_acquire()
+    monkeypatch.setattr(op_lock, "boot_id", lambda: here)
+    monkeypatch.setattr(time, "sleep", lambda _: theirs.release())
+    assert ours.try_acquire() and theirs._held is not None and lock.exists(), "only after theirs was released"
+    lock.unlink()  # by one who could not know that this one lives
+    ours.release()
+
+
 def test_only_pats_own_directory_changes_torchs_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_extension, NAME, FileBaton)
     monkeypatch.setenv("PAT_CACHE", str(tmp_path))
@@ -116,8 +131,9 @@ def test_without_links_all_is_as_torch_does_it(tmp_path: Path, monkeypatch: pyte
         raise OSError("no links here")
 
     monkeypatch.setattr(os, "link", link)
-    first, second = (HeldBaton(str(tmp_path / "lock"), wait_seconds=0.01) for _ in range(2))
-    assert first.try_acquire() and not second.try_acquire()
-    first.release()
-    second.wait()
+    first, second = (HeldBaton(str(tmp_path / "lock")) for _ in range(2))
+    assert first.try_acquire() and first._held is None
+    monkeypatch.setattr(time, "sleep", lambda _: first.release())  # the second waits for it
     assert second.try_acquire()
+    second.release()
+    second.wait()

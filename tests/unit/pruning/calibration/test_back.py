@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from pat.pruning.calibration.back import Squares, own_loss, squares
+from pat.pruning.calibration.back import UNSUPERVISED, Squares, own_loss, squares
 from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
 from tests import models
 from tests.sets import thinned
@@ -55,6 +56,17 @@ def test_it_measures_what_one_backward_of_the_whole_model_gives(family: str, var
             torch.testing.assert_close(getattr(measured, key), wanted, msg=lambda m, n=name: f"{n}: {m}", **near)
     meta = [n for n, p in walk.skeleton.named_parameters() if not p.is_meta]
     assert not meta, "weights are held after the last layer"
+
+
+def test_a_models_own_loss_is_summed_over_the_labels_that_it_counts() -> None:
+    """Fails if short rows weigh more: of a causal model the first token of a row is no label."""
+    model = models.model("llama", auto=AutoModelForCausalLM).eval()
+    ids = torch.arange(12).reshape(3, 4)
+    labels = ids.clone()
+    labels[0, 2:] = UNSUPERVISED
+    logits = model(ids).logits[:, :-1]
+    by_hand = nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    torch.testing.assert_close(own_loss(model, {"input_ids": ids, "labels": labels}), by_hand)
 
 
 def test_a_loss_that_does_not_depend_on_the_layers_is_refused() -> None:
