@@ -89,7 +89,8 @@ def apart() -> None:
     """Before a fork: no process may talk on a connection of another one, and MLflow keeps its own."""
     from sqlalchemy.engine import Engine
 
-    for each in [each for each in gc.get_objects() if isinstance(each, Engine)]:
+    engines = [each for each in gc.get_objects() if issubclass(type(each), Engine)]  # a weak proxy has its own type
+    for each in engines:
         each.dispose()
 
 
