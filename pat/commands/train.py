@@ -88,7 +88,7 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
     """Under a launcher: this process is one rank of the run. Rank 0 freezes the config, the others wait for it."""
     from pat.config.frozen import freeze, wait_for_frozen
     from pat.launch.process import forget_ranks_from, only_user_of
-    from pat.launch.rank import run_rank
+    from pat.launch.rank import OwnRecord, run_rank
     from pat.launch.single_node import rank_variables
 
     if config.engine.hostfile:
@@ -101,6 +101,8 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
             os.environ[key] = value
         os.environ.setdefault(key, value)
     environment.export()
+    # Another start may hold the directory, and its supervisor would take this rank's record for one of its own ranks'.
+    own = OwnRecord(Path(config.run.dir), environment.rank)
 
     def work(run_dir: Path) -> int:
         import torch
@@ -108,11 +110,13 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
         from pat import train as loop
         from pat.training import preflight
         from pat.training.start_summary import start_summary, warnings
+        from pat.zero.engine import init_distributed
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the variable before it was set
         only_user = only_user_of(run_dir) if environment.rank == 0 else contextlib.nullcontext()
         with only_user:
             if environment.rank == 0:
+                own.write()
                 freeze(config, run_dir)
                 RunDir(run_dir).exit.unlink(missing_ok=True)
                 forget_ranks_from(run_dir, environment.world_size)
@@ -122,9 +126,11 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
             if environment.rank == 0:
                 print(start_summary(config, checked), flush=True)
                 _say_that_it_starts(run_dir, environment.world_size, warnings(config, checked))
+            init_distributed(config)  # collective: rank 0 is there, so this start holds the directory
+            own.write()
             return loop.main(run_dir)
 
-    return run_rank(Path(config.run.dir), environment.rank, work, announce=True)
+    return run_rank(Path(config.run.dir), environment.rank, work, announce=True, own=own)
 
 
 def _search(overrides: Sequence[str], options: argparse.Namespace) -> int:

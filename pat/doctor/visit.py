@@ -77,7 +77,7 @@ def start_ranks(folder: Path, made: Mapping[int, Config]) -> int:
     """Start the ranks once, for all checks of one start; returns their exit code."""
     first = make_ready(made, folder)
     with output_to(folder / "output.txt"):
-        return launch(folder, first, _PROGRAM)
+        return _unless_asked_to_end(launch(folder, first, _PROGRAM))
 
 
 def half_way(folder: Path, made: Mapping[int, Config]) -> Config:
@@ -99,7 +99,14 @@ def go_on(folder: Path, made: Mapping[int, Config]) -> int:
     """A second start: the run at ZeRO 2 again, from the checkpoint in its middle; the ranks' exit code."""
     config = half_way(folder, made)
     with output_to(folder / "output.txt"):
-        return launch(Path(config.run.dir), config)
+        return _unless_asked_to_end(launch(Path(config.run.dir), config))
+
+
+def _unless_asked_to_end(code: int) -> int:
+    """The ranks' exit code; SystemExit where a signal has ended them, for then nothing has been found out."""
+    if code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
+        raise SystemExit(int(code))
+    return code
 
 
 @contextlib.contextmanager

@@ -135,6 +135,22 @@ def _opened(lock: Path, key: str) -> IO[str]:
         raise ValueError(f"{key}={lock.parent} cannot be written to: {error.strerror}; give another") from None
 
 
+def start_holds(run_dir: Path) -> bool:
+    """Whether a start on this machine holds the directory, as it does before its ranks exist."""
+    lock = RunDir(run_dir).lock
+    try:
+        pid, _, host = lock.read_text().partition(" on ")
+        return host == HOST and any(_same(file, lock) for file in Path(f"/proc/{int(pid)}/fd").iterdir())
+    except (OSError, ValueError):  # no lock, no such process, or another user's
+        return False
+
+
+def _same(file: Path, lock: Path) -> bool:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        return file.samefile(lock)
+    return False
+
+
 def clear_ranks(run_dir: Path, patience_s: float = 120.0) -> None:
     """End what earlier starts left behind on this machine, and forget all ranks."""
     end_old_ranks(run_dir, patience_s)

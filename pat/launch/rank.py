@@ -121,24 +121,39 @@ def _end_of(parent: int) -> Callable[[], None] | None:
     return lambda: select.select([handle], [], []) and None
 
 
+class OwnRecord:
+    """The record of this process as a rank of a run, in the run's directory from `write` on."""
+
+    def __init__(self, run_dir: Path, rank: int) -> None:
+        me = process.Process.of(os.getpid())
+        assert me is not None
+        self.run_dir, self.record, self.written = run_dir, process.RankRecord(rank, me), False
+
+    def write(self) -> None:
+        """Say that this rank exists: its start holds the directory."""
+        directory.RunDir(self.run_dir).ranks.mkdir(parents=True, exist_ok=True)
+        self.record.write(self.run_dir)
+        self.written = True
+
+    def leave(self, code: int, message: str) -> None:
+        """Say how it has left, unless it never said that it exists: the record there may be of another start."""
+        with contextlib.suppress(OSError):  # a full disk must not hide why the rank leaves
+            if self.written:
+                replace(self.record, code=int(code), message=message, time=time.time()).write(self.run_dir)
+
+
 @contextlib.contextmanager
-def rank_process(run_dir: Path, rank: int, announce: bool) -> Iterator[Callable[[int, str], None]]:
-    """This process is a rank: signals set the flag, output goes to its log, its record is in the run directory.
+def rank_process(run_dir: Path, rank: int, announce: bool, own: OwnRecord) -> Iterator[Callable[[int, str], None]]:
+    """This process is a rank: signals set the flag, output goes to its log.
 
     Yields the function that records how the rank left, and with `announce` says so on the terminal.
     """
     preemption.preemption_flag()
     watch_parent()
-    directory.RunDir(run_dir).ranks.mkdir(parents=True, exist_ok=True)
     terminal = redirect_output(run_dir, rank)
-    me = process.Process.of(os.getpid())
-    assert me is not None
-    record = process.RankRecord(rank, me)
-    record.write(run_dir)
 
     def leave(code: int, message: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk must not hide why the rank leaves
-            replace(record, code=int(code), message=message, time=time.time()).write(run_dir)
+        own.leave(code, message)
         sys.stdout.flush()
         with contextlib.suppress(OSError):  # under Slurm the terminal is a file, too
             restore_terminal(terminal)
@@ -152,9 +167,17 @@ def rank_process(run_dir: Path, rank: int, announce: bool) -> Iterator[Callable[
     yield leave
 
 
-def run_rank(run_dir: Path, rank: int, work: Callable[[Path], int], announce: bool = False) -> ExitCode:
-    """Do the work as a rank and return its exit code; an exception becomes BAD_INPUT (ValueError) or ERROR."""
-    with rank_process(run_dir, rank, announce) as leave:
+def run_rank(
+    run_dir: Path, rank: int, work: Callable[[Path], int], announce: bool = False, own: OwnRecord | None = None
+) -> ExitCode:
+    """Do the work as a rank and return its exit code; an exception becomes BAD_INPUT (ValueError) or ERROR.
+
+    The rank's record is written at first, or by the work itself through `own`.
+    """
+    if own is None:
+        own = OwnRecord(run_dir, rank)
+        own.write()
+    with rank_process(run_dir, rank, announce, own) as leave:
         try:
             code, message = ExitCode(work(run_dir)), ""
             if rank == 0:

@@ -69,6 +69,7 @@ def script(config: Config, cluster: ClusterConfig) -> str:
         "GRACE": str(cluster.grace_s),
         "FINAL": " | ".join(str(int(code)) for code in ExitCode if code.final),
         "PREEMPTED": str(int(ExitCode.PREEMPTED)),
+        "BAD_INPUT": str(int(ExitCode.BAD_INPUT)),
         "MAX_RESTARTS": str(cluster.max_restarts),
         "SRUN": " ".join(_srun(cluster, run, here)),
     }

@@ -14,7 +14,7 @@ import yaml
 
 from pat.common.files import read_json
 from pat.launch import slurm
-from pat.launch.process import rank_records
+from pat.launch.process import rank_records, start_holds
 from pat.run import provenance
 from pat.run.directory import HOST, RunDir, read_exit
 
@@ -119,6 +119,8 @@ def _state(run: Path, exit_: dict[str, Any] | None, job_state: str | None) -> st
     here = [record for record in records if record.process.host == HOST]
     if any(record.process.alive for record in here):
         return "running"
+    if start_holds(run):
+        return "starting"
     if len(here) < len(records):  # processes of another machine cannot be asked from here
         return f"unknown, last on {next(r.process.host for r in records if r not in here)}"
     return "died" if records or provenance.read(run) else "not started"

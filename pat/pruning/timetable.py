@@ -24,7 +24,7 @@ def moves(pruner: WeightPruner | StructurePruner) -> Moves:
     continuous = _continuous(pruner)
     for t in range(line.hard_from if _by_threshold(pruner) else line.start, line.hard_from + 1):
         if continuous or line.is_selection_step(t):
-            target = pruner.target(t)
+            target = pruner.reachable(t)
             if target > reached:
                 rises.append((t, target))
                 reached = target

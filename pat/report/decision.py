@@ -124,9 +124,10 @@ def of_run(run: Run) -> Decision:
     code, name = run.code, run.name
     if code is None:
         steps, last = get(run.config, "train.num_steps"), run.lines[-1]["step"] if run.lines else 0
-        word = {"running": "Running", "died": "Died", "not started": "Not started"}.get(run.state, "Not finished")
+        words = {"running": "Running", "starting": "Starting", "died": "Died", "not started": "Not started"}
+        word = words.get(run.state, "Not finished")
         tone = "bad" if word == "Died" else "open"
-        how = "" if word == "Running" else ", and has not said how it ended"
+        how = "" if word in ("Running", "Starting") else ", and has not said how it ended"
         return Decision(tone, word, f"{name} has logged step {last} of {steps}{how}.")
     if code != ExitCode.DONE:
         known = ExitCode(code).meaning if code in list(ExitCode) else f"exit code {code}"

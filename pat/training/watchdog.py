@@ -19,6 +19,7 @@ from pathlib import Path
 from pat.launch.process import rank_records
 from pat.run.directory import ExitCode, RunDir, read_exit, write_exit
 
+WORDS_S = 30.0  # for the last words of a rank
 _TICK_S = 1.0
 
 
@@ -45,7 +46,8 @@ class Watchdog:
                     return
                 if self.waited_s > patience_s / 2 and not self.barked:
                     self.barked = True
-                    bark(self.waited_s)
+                    # On a full pipe it waits for ever.
+                    threading.Thread(target=bark, args=(self.waited_s,), name="watchdog-bark", daemon=True).start()
                 if self.waited_s > patience_s:
                     bite()
                     return
@@ -67,6 +69,9 @@ def end_rank(run_dir: Path, rank: int, timeout_min: float) -> None:
         f"nothing has happened for {timeout_min:g} minutes (engine.timeout_min): a rank hangs; its log shows where the "
         "others wait, and the same command goes on from the newest checkpoint"
     )
+    last = threading.Timer(WORDS_S, os._exit, (ExitCode.ERROR,))  # a full pipe or a hung file system must not keep it
+    last.daemon = True
+    last.start()
     with contextlib.suppress(OSError, ValueError):
         print(f"pat: rank {rank}: {message}", flush=True)
         faulthandler.dump_traceback(getattr(sys.stderr, "log", sys.stderr))

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from pat import cli
 from pat.config import compose
 from pat.launch.environment import free_port
+from pat.launch.process import rank_records
 from pat.run import directory
 from pat.training import preflight
 
@@ -76,6 +78,29 @@ def test_srun(plain, tmp_path):
     tasks = srun(tmp_path / "run", os.getpid())
     assert [end(task) for task in tasks][1] == "", "rank 1 speaks in its log"
     assert result(tmp_path / "run") == result(plain)
+
+
+@pytest.mark.slow
+def test_a_second_start_leaves_the_first_alone(plain, tmp_path):
+    """Catches ranks that write their records over those of a run that holds the directory: its supervisor would end it
+    for their refusal."""
+    run_dir = tmp_path / "run"
+    first = start(PAT, run_dir)
+    deadline = time.monotonic() + 240
+    while len(records := rank_records(run_dir)) < 2:
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.1)
+    for record in records:
+        record.process.send(signal.SIGSTOP)
+    tasks = srun(run_dir, os.getpid())
+    assert "is in use by process" in end(tasks[0], directory.ExitCode.BAD_INPUT)
+    tasks[1].kill()  # as srun does; it waits for rank 0
+    tasks[1].wait()
+    assert rank_records(run_dir) == records
+    for record in records:
+        record.process.send(signal.SIGCONT)
+    end(first)
+    assert result(run_dir) == result(plain)
 
 
 @pytest.mark.slow

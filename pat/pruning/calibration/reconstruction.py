@@ -19,6 +19,7 @@ from pat.pruning.calibration.walk import Layer, NotCalibrated
 BETAS = (0.9, 0.95)  # of Adam: few steps, so a short memory
 EPSILON = 1e-8
 TRIES = 3  # rates at which a layer is fitted, each a quarter of the one before, until it ends nearer
+LEAST_SCALE = 2.0**-24  # of a loss whose gradients fp16 does not hold
 LOOKS = 4  # micro-batches of a rank on which that is seen
 
 
@@ -64,13 +65,13 @@ def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int) 
     owners = shared_out([param.numel() for param in params], comm.world_size)
     fits = [_Fit.of(walk.whole(name), owner == comm.rank) for name, owner in zip(names, owners, strict=True)]
     for batch, left in _steps(passes, len(targets), seed + layer.index):
-        loss, count, gradients = _missing(layer, params, batch, targets[batch])
+        loss, count, gradients, scale = _missing(layer, params, batch, targets[batch])
         loss, number = comm.sum(loss), comm.sum(count)
         if not bool(torch.isfinite(loss)):
             break
         while gradients:
             place = len(gradients) - 1
-            whole = comm.sum(gradients.pop().float())
+            whole = comm.sum(gradients.pop().float().div_(scale))
             fits[place].step(whole.div_(number), lr * left)
             with torch.no_grad():
                 params[place].copy_(fits[place].told(params[place].dtype, comm))
@@ -145,17 +146,22 @@ def _steps(passes: int, batches: int, seed: int) -> Iterator[tuple[int, float]]:
 
 def _missing(
     layer: Layer, params: Sequence[nn.Parameter], batch: int, target: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The sum of squares that this rank's tokens lack, fp64, of how many numbers, and its gradients."""
+) -> tuple[Tensor, Tensor, list[Tensor], float]:
+    """The sum of squares that this rank's tokens lack, fp64, of how many numbers, its gradients, and the power of 2 by
+    which these are multiplied so that fp16 holds them."""
     for param in params:
         param.requires_grad_(True)
     with torch.enable_grad():
         missing = _difference(layer, batch, target)
-        loss = missing.square().sum()
-        gradients = list(torch.autograd.grad(loss, list(params)))
+        loss, scale = missing.square().sum(), 1.0
+        narrow = any(param.dtype == torch.float16 for param in params)
+        gradients = list(torch.autograd.grad(loss, list(params), retain_graph=narrow))
+        while narrow and scale > LEAST_SCALE and not all(bool(g.isfinite().all()) for g in gradients):
+            scale /= 16
+            gradients = list(torch.autograd.grad(loss * scale, list(params), retain_graph=True))
     for param in params:
         param.requires_grad_(False)
-    return loss.detach().double(), torch.tensor(missing.numel(), device=loss.device), gradients
+    return loss.detach().double(), torch.tensor(missing.numel(), device=loss.device), gradients, scale
 
 
 def _difference(layer: Layer, batch: int, target: Tensor) -> Tensor:

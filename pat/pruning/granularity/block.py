@@ -60,6 +60,10 @@ class Block:
     def validate_target(self, sparsity: float) -> None:
         """Any sparsity will do."""
 
+    def reachable(self, sparsity: float) -> float:
+        """Of each parameter, up to a whole unit: the sparsity itself."""
+        return sparsity
+
     def num_units(self, shape: tuple[int, ...]) -> int:
         """Blocks of a parameter."""
         return prod(shape) // self.weights_per_unit

@@ -59,6 +59,10 @@ class NOfM:
                 f"{self.n}:{self.m} can remove {allowed} of the weights, not {sparsity:g}; change the budget."
             )
 
+    def reachable(self, sparsity: float) -> float:
+        """Whole slots of every group: the next lower multiple of 1/m."""
+        return (self.m - self.num_kept(sparsity)) / self.m
+
     def num_units(self, shape: tuple[int, ...]) -> int:
         """Weights of a parameter."""
         return prod(shape)

@@ -32,6 +32,10 @@ class Weight:
     def validate_target(self, sparsity: float) -> None:
         """Any sparsity will do."""
 
+    def reachable(self, sparsity: float) -> float:
+        """Of each parameter, up to a whole unit: the sparsity itself."""
+        return sparsity
+
     def num_units(self, shape: tuple[int, ...]) -> int:
         """Weights of a parameter."""
         return prod(shape)

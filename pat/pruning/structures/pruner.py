@@ -111,6 +111,10 @@ class StructurePruner:
         """Fraction that is to be removed at a step."""
         return self.due(t) * self.goal.sparsity
 
+    def reachable(self, t: int) -> float:
+        """The target at a step, up to a unit."""
+        return self.target(t)
+
     @property
     def hardened(self) -> bool:
         """Whether the final flags are chosen, and folded."""

@@ -98,6 +98,10 @@ class WeightPruner:
         chosen = min(t, self.selected_at) if self.timeline.clock.is_stopped(t) else t
         return self.timeline.target(chosen, self.budget.sparsity)
 
+    def reachable(self, t: int) -> float:
+        """What of the target at a step whole units can remove."""
+        return self.granularity.reachable(self.target(t))
+
     @property
     def sparsity(self) -> float:
         """Fraction of the prunable weights that the masks remove now, counted."""

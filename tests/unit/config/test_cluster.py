@@ -139,6 +139,13 @@ def test_a_job_that_loses_ranks_comes_back_once_from_each_checkpoint(fake_slurm,
         requeued.append("back into the queue" in done.stdout)
     assert requeued == [True, False, True, False, True]
     assert (fake_slurm / "scontrol.asked").read_text() == "requeue 7\n" * 3
+    before, given = run.job.read_text(), given | {"SLURM_JOB_ID": "8"}
+    done = subprocess.run(["bash"], input=script, text=True, env=os.environ | given, capture_output=True)
+    assert done.returncode == 2 and "job 7 trains this run already" in done.stdout
+    assert run.job.read_text() == before, "still that of the job that runs"
+    (fake_slurm / "squeue.state").write_text("PENDING\n")
+    done = subprocess.run(["bash"], input=script, text=True, env=environment | given, capture_output=True)
+    assert done.returncode == 137 and '"8"' in run.job.read_text()
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["in time", "not"])

@@ -19,6 +19,7 @@ from pat.common.files import write_json
 from pat.doctor import BROKEN, MIND, WELL, Finding, machine, network, ranks, verdict, visit
 from pat.doctor.allocation import over_nodes
 from pat.pruning.weights.kernels import Pass
+from pat.run.directory import ExitCode
 
 
 def left_by_ranks(folder: Path, **changed: Any) -> Path:
@@ -239,3 +240,12 @@ def test_clocks_that_are_apart() -> None:
     assert network.judge_clocks({"b": 0.002}).state == WELL
     apart = network.judge_clocks({"b": 0.002, "c": -3.0})
     assert apart.state == MIND and "(c)" in apart.said
+
+
+@pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.INTERRUPTED])
+def test_ranks_that_a_signal_has_ended_break_no_promise(code, tmp_path, monkeypatch):
+    monkeypatch.setattr(visit, "make_ready", lambda made, folder: None)
+    monkeypatch.setattr(visit, "launch", lambda *given: code)
+    with pytest.raises(SystemExit) as left:
+        visit.start_ranks(tmp_path, {})
+    assert left.value.code == code

@@ -13,7 +13,7 @@ import pytest
 
 from pat import cli
 from pat.launch import logs, slurm, status
-from pat.launch.process import Process, RankRecord
+from pat.launch.process import Process, RankRecord, only_user_of
 from pat.run import provenance
 from pat.run.directory import RunDir, write_exit
 from pat.sweeps import on_slurm
@@ -48,6 +48,9 @@ def test_of_a_dead_run(run):
 def test_states(run, tmp_path):
     me = Process.of(os.getpid())
     assert me
+    with only_user_of(run.path):
+        assert status.status(run.path).state == "starting", "its ranks are not there yet"
+    assert status.status(run.path).state == "died", "the lock's file stays"
     RankRecord(1, Process(1, 1, "elsewhere")).write(run.path)
     assert status.status(run.path).state == "unknown, last on elsewhere"
     assert status.status(run.path, "RUNNING").state == "running"

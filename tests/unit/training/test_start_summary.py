@@ -13,6 +13,7 @@ from pat import cli
 from pat.commands import train
 from pat.config import compose, frozen
 from pat.launch.environment import RankEnvironment
+from pat.launch.process import rank_records
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
@@ -73,6 +74,8 @@ def test_warnings_of_a_schedule(schedule: dict[str, Any], more: dict[str, Any], 
 
 
 def test_a_schedule_in_words() -> None:
+    pairs = attached(CUBIC | {"select_every": 20}, sparsity=0.5, granularity={"name": "n_of_m", "n": 2, "m": 4})
+    assert pairs.cuts == (60, 140), "a slot of every group at a time; a learning rate per cut follows these"
     (pruner,) = attached({"name": "linear", "start": 20, "end": 140, "select_every": 30}).pruners
     assert timetable.in_words(pruner) == (
         "20 steps dense; 4 rises every 30 steps (linear): 20 % at step 50, 40 % at step 80, 60 % at step 110, 80 % at "
@@ -155,13 +158,16 @@ def test_under_a_launcher_rank_0_says_it(
     config: Config, rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frozen.freeze(config, Path("run"))
-    monkeypatch.setattr("pat.launch.rank.run_rank", lambda run_dir, rank, work, announce: work(run_dir))
+    monkeypatch.setattr("pat.launch.rank.run_rank", lambda run_dir, rank, work, announce, own: work(run_dir))
+    known: list[int] = []
+    monkeypatch.setattr("pat.zero.engine.init_distributed", lambda config: known.append(len(rank_records(Path("run")))))
     monkeypatch.setattr("pat.train.main", lambda run_dir: 0)
     monkeypatch.setattr("pat.launch.single_node.rank_variables", lambda config: {"OMP_NUM_THREADS": "1"})
     monkeypatch.setattr(RankEnvironment, "export", lambda self: None)
     environment = RankEnvironment(rank, 2, rank, "127.0.0.1", 1, "torch")
     assert train._become_rank(config, environment) == 0
     assert capsys.readouterr().out.count("What this run does") == (rank == 0)
+    assert known == [rank == 0] and len(rank_records(Path("run"))) == 1, "others say so once they have met rank 0"
 
 
 def test_a_dry_run_refuses_another_runs_directory(

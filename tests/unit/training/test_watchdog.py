@@ -94,3 +94,26 @@ def test_a_rank_that_is_ended_says_so(tmp_path):
         assert f"rank {rank}: nothing has happened for 0.5 minutes (engine.timeout_min)" in done.stdout
         assert rank_records(tmp_path)[rank].code == 1
         assert (read_exit(tmp_path) is None) == (rank == 1)
+
+
+def test_a_rank_leaves_though_nobody_reads_what_it_says(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from pat.training import watchdog\n"
+        "watchdog.WORDS_S = 0.5\n"
+        "os.set_blocking(1, False)\n"
+        "try:\n"
+        "    while True: os.write(1, b'.' * 4096)\n"
+        "except BlockingIOError: os.set_blocking(1, True)\n"
+        "watchdog.end_rank(Path(sys.argv[1]), 0, 0.5)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as rank:
+        try:
+            assert rank.wait(60) == 1
+        finally:
+            rank.kill()
+
+
+def test_a_bark_that_nobody_reads_does_not_keep_it_from_biting():
+    bitten, dog = threading.Event(), Watchdog()
+    dog.start(0.3, bitten.set, lambda _: threading.Event().wait(60.0))
+    assert bitten.wait(20.0)

@@ -37,10 +37,16 @@ def gives(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def walked(
-    model: Any, passes: int, given: list[dict[str, Tensor]], seed: int = 0, lr: float = LR, warned: Any = None
+    model: Any,
+    passes: int,
+    given: list[dict[str, Tensor]],
+    seed: int = 0,
+    lr: float = LR,
+    warned: Any = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """The fit of the layer after the matrices of all layers up to it have been halved, each in its turn."""
-    walk = Walk(model, whole(model), "model.layers", given, torch.float32, follow=True)
+    walk = Walk(model, whole(model), "model.layers", given, dtype, follow=True)
     walk.warn = lambda title, text: warned.append(text)
     for layer in walk:
         names = [name for name in matrices(model) if name.startswith(f"{layer.name}.")]
@@ -107,6 +113,21 @@ def test_a_rate_that_is_too_high_is_lowered_until_the_layer_comes_nearer() -> No
     assert walked(copy.deepcopy(dense), 5, given, lr=1e8, warned=warned) == {}
     assert len(warned) == 1 and f"model.layers.{INDEX} stays as it was cut" in warned[0]
     assert "reconstruct_lr=1e+08 and down to 6.25e+06" in warned[0]
+
+
+def test_gradients_that_fp16_does_not_hold_are_scaled() -> None:
+    """With large outputs the sums over tokens pass 65,504; a step on infinities would fit nothing."""
+    model, given, warned = models.model("llama"), batches(), list[str]()
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.data *= 100
+    exact = walked(copy.deepcopy(model), 5, given, lr=1e-2)
+    fitted = walked(copy.deepcopy(model), 5, given, lr=1e-2, warned=warned, dtype=torch.float16)
+    assert not warned and all(bool(value.isfinite().all()) for value in fitted.values())
+    gate = f"model.layers.{INDEX}.mlp.gate_proj.weight"
+    cut = copy.deepcopy(model)
+    halved(cut, gate)
+    moved, wanted = (what[gate] - cut.get_parameter(gate).detach() for what in (fitted, exact))
+    assert float(torch.cosine_similarity(moved.flatten(), wanted.flatten(), dim=0)) > 0.9
 
 
 def test_outputs_that_are_not_finite_are_refused() -> None:
