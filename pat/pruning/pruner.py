@@ -28,6 +28,7 @@ from pat.pruning import compatibility, nested, state_keys, timetable
 from pat.pruning.calibration.back import Loss, own_loss
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
+from pat.pruning.calibration.statistics import SquaredNorm
 from pat.pruning.calibration.walk import Walk, stack_of
 from pat.pruning.clock import Clock
 from pat.pruning.seam import Seam
@@ -122,6 +123,20 @@ class Pruner:
             structures.weights = self.weights
         if self.weight_pruners:
             self.seam.install()
+
+    @torch.no_grad()
+    def check_calibration(self) -> None:
+        """Raise NotCalibrated at the start of a run for a model whose layers no later cut could be calibrated on: a
+        micro-batch goes through them up to the first with a matrix. Collective."""
+        for pruner in self.pruners:
+            if pruner.hardened or not (needs := pruner.calibration):
+                continue
+            stack, dtype = stack_of(self.stock, list(needs.shapes)), DTYPES[self.config.engine.dtype]
+            batches = self.samples(1)[:1]
+            for layer in Walk(self.engine.module, self.weights.whole, stack, batches, dtype, self.layout.world):
+                if own := [name for name in needs.shapes if name.startswith(f"{layer.name}.")]:
+                    layer.collect(dict.fromkeys(own, (SquaredNorm,)))
+                    break
 
     def _walk(self, needs: Needs, follow: bool = False) -> Walk:
         """Over the layers with a pruner's matrices, on this rank's calibration samples. Collective."""

@@ -121,6 +121,8 @@ def build(run_dir: Path) -> Training:
         training.guard = Guard(config, progress, pruner, task)
         pruner.follow(progress.clock)
     _resume(training)
+    if progress.step < config.train.num_steps:
+        pruner.check_calibration()
     if not training.begins(progress.step):
         pruner.begin(progress.step)
     _start_watchdog(training, config.engine.timeout_min)

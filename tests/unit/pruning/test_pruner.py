@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from pat.common.comm import LOCAL
+from pat.pruning.calibration.walk import NotCalibrated
 from pat.pruning.pruner import Pruner
 from pat.pruning.types import PromiseBroken
 from pat.schema import Config, PrunerConfig
 from tests import models as small
 from tests import one_rank, planted
 from tests.planted import Case
+from tests.unit.pruning.calibration import test_walk as walks
 
 STEPS = 12
 CASE = Case("taylor", ("ffn",))
@@ -51,6 +54,20 @@ def attached(**pruners: PrunerConfig) -> Pruner:
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [0, 3], ids=["as it is", "with a convolution between its layers"])
+def test_a_model_that_no_cut_could_be_calibrated_on_is_refused_at_the_start(kernel: int) -> None:
+    """Not after the steps before the first cut. A convolution behind DeBERTa's first layer is part of no layer."""
+    model = walks.other("deberta-v2", conv_kernel_size=kernel, conv_act="gelu")
+    config = masks("deberta.encoder.layer.*.dense.weight", criterion="wanda")
+    pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__p=config))
+    pruner.attach(model)
+    whole = SimpleNamespace(whole=lambda name: model.get_parameter(name).detach())
+    pruner.engine, pruner.layout, pruner.weights = SimpleNamespace(module=model), SimpleNamespace(world=LOCAL), whole  # type: ignore[assignment]
+    pruner.samples = lambda number: walks.batches()
+    with pytest.raises(NotCalibrated, match="Layer 1 gets more") if kernel else contextlib.nullcontext():
+        pruner.check_calibration()
 
 
 def test_a_matrix_has_one_mask() -> None:
