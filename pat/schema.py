@@ -7,12 +7,13 @@ between keys are checked in `pat.config.validate`. How a key is declared: `pat.c
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pat.common.keys import MISSING, Finite, Method, Section, key
-from pat.envelope.spec import Limit
+from pat.envelope.spec import Limit, nested
 
 ALL_BUT_EMBEDDINGS = "all-but-embeddings"
 LATELY = 50  # steps in which train.max_skipped of them may be skipped
@@ -479,3 +480,9 @@ class Config(Section, frozen=True):
     envelope: dict[str, Annotated[Limit, Field()]] = key(
         {}, "limits of metrics, {METRIC: {ratio: 1.05}}: prune only as far as evaluations stay inside; {}: no limit"
     )
+
+    @field_validator("envelope", mode="before")
+    @classmethod
+    def _nest(cls, value: Any) -> Any:
+        """`slices.min: 0.7` is a bound, as in `pat gate`."""
+        return nested(cast("Mapping[Any, Any]", value)) if isinstance(value, Mapping) else value

@@ -62,6 +62,13 @@ def show(blocks: Iterable[Any]) -> None:
         console.print(block)
 
 
+def weights(path: Path, options: argparse.Namespace) -> str | None:
+    """The hash of a folder's weights for the JSON, by which the registry knows them; of a run there is none."""
+    from pat.evaluation.folders import weights_sha256
+
+    return weights_sha256(path) if options.json and (path / "config.json").is_file() else None
+
+
 def write_json(options: argparse.Namespace, content: Mapping[str, Any]) -> None:
     """What was found, where --json asks for it, with the command that finds it again, without its keys, and the folder
     it ran in."""

@@ -138,7 +138,8 @@ def _say(asked: Any, paths: list[Path], options: argparse.Namespace) -> int:
 
     found = result.compare(asked, str(paths[0]), str(paths[1]), options.confidence, options.seed)
     _models.show(report.blocks(found, options.worst))
-    _models.write_json(options, found.plain())
+    weights = {key: _models.weights(path, options) for key, path in zip("ab", paths, strict=True)}
+    _models.write_json(options, found.plain() | {"weights_sha256": weights})
     return ExitCode.DONE
 
 

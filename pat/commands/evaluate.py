@@ -192,10 +192,8 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
 
 
 def _weights(path: Path, options: argparse.Namespace) -> dict[str, str]:
-    """The hash of a folder's weights for the JSON, by which the registry knows them; of a run there is none."""
-    from pat.evaluation.folders import weights_sha256
-
-    return {"weights_sha256": weights_sha256(path)} if options.json and (path / "config.json").is_file() else {}
+    sha256 = _models.weights(path, options)
+    return {"weights_sha256": sha256} if sha256 else {}
 
 
 def _table(evaluations: Sequence[Any], comparable: bool) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REGISTRY = Path("runs/registry")
 FIRST = 0.5  # of a log without an older one
+REPLAY = 32  # prompts, and tokens to generate for each
 
 EXAMPLES = """\
 examples:
@@ -51,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--reference", type=Path, metavar="LOG", help="older rows (default: the log's first part)")
     parser.add_argument("--first", type=float, metavar="SHARE", help=f"the size of that (default: {FIRST})")
     parser.add_argument("--dense", type=Path, metavar="MODEL", help="replay prompts on this folder, too")
-    parser.add_argument("--replay", type=int, default=32, metavar="N", help="prompts to replay (default: 32)")
-    parser.add_argument("--output-tokens", type=int, default=32, help="to generate at most (default: 32)")
+    parser.add_argument("--replay", type=int, metavar="N", help=f"prompts to replay (default: {REPLAY})")
+    parser.add_argument("--output-tokens", type=int, metavar="N", help=f"to generate at most (default: {REPLAY})")
     parser.add_argument("--agreement", type=float, metavar="SHARE", help="alert where fewer replayed outputs agree")
     parser.add_argument("--alpha", type=float, default=0.01, help="how often there is a false alarm (default: 0.01)")
     parser.add_argument("--seed", type=int, default=0, help="of samples and resamples (default: 0)")
@@ -91,17 +92,18 @@ def _check(options: argparse.Namespace) -> None:
     from pat.monitor import prometheus
 
     for name, least in (("replay", 1), ("output_tokens", 1), ("keep", 1), ("worst", 0), ("batch_size", 1)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: give {least} or more")
+        if (given := getattr(options, name)) is not None and given < least:
+            raise ValueError(f"--{name.replace('_', '-')} {given}: give {least} or more")
     if not 0.0 < options.alpha <= 0.5:
         raise ValueError(f"--alpha {options.alpha}: give a number above 0, to 0.5, as 0.01")
     for name in ("first", "agreement"):
         share = getattr(options, name)
         if share is not None and not 0.0 < share < 1.0:
             raise ValueError(f"--{name} {share}: give a share between 0 and 1")
-    for name in ("agreement", "answer"):
+    for name in ("agreement", "answer", "replay", "output_tokens"):
         if getattr(options, name) is not None and options.dense is None:
-            raise ValueError(f"--{name} would be ignored: only a replay asks models, which --dense names one of")
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} would be ignored: only a replay asks models, which --dense names one of")
     if options.first is not None and options.reference is not None:
         raise ValueError("--first would be ignored: --reference has the older rows")
     if options.allow_code and not options.mix:
@@ -178,6 +180,8 @@ def _parts(source: Reader, has_mix: bool, options: argparse.Namespace) -> tuple[
         now = source.read(options.log)[0]
         return source.read(options.reference)[0], now, now
     if has_mix and not source.columns.outputs:
+        if options.first is not None:
+            raise ValueError("--first would be ignored: prompts are compared with the mix, and the log has no outputs")
         (now,) = source.read(options.log)
         return None, now, now
     asked = source.read(options.log) if has_mix else []
@@ -216,7 +220,7 @@ def _ask(
     from pat.monitor import ask, drift
 
     logging.disable_progress_bar()
-    device, dtype = _models.device(options.device), DTYPES[options.dtype]
+    device, dtype, tokens = _models.device(options.device), DTYPES[options.dtype], options.output_tokens or REPLAY
     with opened(folder, None, dtype, device) as model, Console(stderr=True).status(f"asking {name}"):
         reference, now = parts
         places = ask.places(reference.prompts, model), ask.places(now.prompts, model)
@@ -225,15 +229,13 @@ def _ask(
             source.notes.append("no prompt was replayed: --dense names the model to ask beside this one")
             return of_prompts, [], None
         with opened(options.dense, model.task, dtype, device) as dense:
-            prompts, long = ask.chosen(
-                now.prompts, options.replay, (dense, model), options.output_tokens, mix, options.seed
-            )
+            prompts, long = ask.chosen(now.prompts, options.replay or REPLAY, (dense, model), tokens, mix, options.seed)
             if long:
                 source.notes.append(f"{long} prompts to replay leave no room for an answer: left out")
             if not prompts:
                 _check_replayed(options)
                 return of_prompts, [], None
-            replayed, checks = ask.replay(prompts, dense, model, device, options.batch_size, options.output_tokens)
+            replayed, checks = ask.replay(prompts, dense, model, device, options.batch_size, tokens)
     if options.agreement is not None:
         checks.append(ask.agreement(replayed, options.agreement))
     return of_prompts, checks, replayed
@@ -245,7 +247,7 @@ def _check_replayed(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None:
             raise ValueError(
                 f"--{name} {getattr(options, name)} cannot be checked: no prompt that was drawn leaves room for "
-                f"{options.output_tokens} tokens of an answer in both models; give a smaller --output-tokens"
+                f"{options.output_tokens or REPLAY} tokens of an answer in both models; give a smaller --output-tokens"
             )
 
 

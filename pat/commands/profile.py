@@ -111,7 +111,7 @@ def _profile(options: argparse.Namespace) -> int:
         confidence=options.confidence,
         seed=options.seed,
     )
-    mix = reader.read(reader.find(options.mix)) if options.mix else None
+    mix = reader.read(reader.find(options.mix), checked=False) if options.mix else None
     logging.disable_progress_bar()
     result = run(paths, mix, asked, table=options.table is not None)
     console = Console(highlight=False, markup=False)

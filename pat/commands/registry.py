@@ -160,7 +160,10 @@ def _promote(registry: Registry, options: argparse.Namespace) -> int:
     if moved.when_s < asked:
         print(f"{moved.alias} of {name} is version {moved.after} already: nothing has moved")
     else:
-        print(f"{report.move(moved, name)} ({'no gate was asked' if moved.gate == 'none' else f'gate {moved.gate}'})")
+        said = report.move(moved, name)
+        if moved.before == moved.after:
+            said = f"{moved.alias} of {name} is version {moved.after} already, by something other than pat: noted"
+        print(f"{said} ({'no gate was asked' if moved.gate == 'none' else f'gate {moved.gate}'})")
     return ExitCode.DONE
 
 

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         "--within", type=float, default=0.02, metavar="X", help="how near the answer must be (default: %(default)s)"
     )
     parser.add_argument("--mix", metavar="FILE|NAME", help="prompts, for limits on passed, slices, latency_p95, ...")
+    parser.add_argument("--allow-code", action="store_true", help="run the mix's checks that are Python functions")
     parser.add_argument(
         "--lengths", metavar="P:O,...", help="prompt and output tokens of latencies (default: the mix's)"
     )
@@ -105,12 +106,20 @@ def _measuring(options: argparse.Namespace, overrides: Sequence[str]) -> Measuri
         raise ValueError(
             f"--{ignored} would be ignored: every limit is on a metric of the task, which the runs evaluate themselves"
         )
+    if options.allow_code and not options.mix:
+        raise ValueError("--allow-code would be ignored: only a mix has checks")
     if options.requests < 6:
         raise ValueError(f"--requests {options.requests}: give 6 or more")
     profiled = whole or any(name in others() and PROFILE in others()[name].sources for name in limited)
     if options.lengths and not profiled:
         raise ValueError("--lengths would be ignored: no limit is on latency, throughput or memory")
     return Measuring(
-        options.mix, options.lengths, options.requests, options.price_per_hour, options.dtype, _models.device(None),
-        options.confident,
-    )  # fmt: skip
+        mix=options.mix,
+        allow_code=options.allow_code,
+        lengths=options.lengths,
+        requests=options.requests,
+        price_per_hour=options.price_per_hour,
+        dtype=options.dtype,
+        device=_models.device(None),
+        confident=options.confident,
+    )

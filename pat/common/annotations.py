@@ -51,5 +51,6 @@ def words(annotation: Any) -> str:
         if get_origin(option) is Literal:
             named += sorted(str(value) for value in get_args(option))
         else:
-            named.append(_WORDS.get(get_origin(option) or option, str(option)))
+            section = "a mapping {key: value}" if hasattr(option, "model_fields") else str(option)
+            named.append(_WORDS.get(get_origin(option) or option, section))
     return " or ".join(named)

@@ -162,11 +162,12 @@ def _look(rows: Sequence[list[Row]], name: str | None, effect: float, confidence
 
 
 def _read(path: Path, name: str, columns: Columns) -> tuple[dict[str, Row], int]:
-    """(rows by their key, or by their number; how many have no outcome yet). Raises ValueError."""
+    """(rows by their key, or by their number; how many have no outcome yet, among them a last one that is still being
+    written). Raises ValueError."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}: give a log, a JSON mapping a line")
-    rows, waiting = dict[str, Row](), 0
-    for number, content in json_lines(path):
+    rows, waiting, torn = dict[str, Row](), 0, list[int]()
+    for number, content in json_lines(path, torn.append):
         try:
             outcome = value(content, name)
             if outcome is None:
@@ -184,6 +185,7 @@ def _read(path: Path, name: str, columns: Columns) -> tuple[dict[str, Row], int]
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         rows[key] = Row(float(outcome), slices, prompt, output)
+    waiting += len(torn)
     if not rows:
         raise ValueError(f"{path} has no row with a value of {name} yet ({waiting} are waiting for theirs)")
     return rows, waiting

@@ -109,7 +109,7 @@ def parse(value: Any) -> Envelope:
     if not isinstance(value, Mapping) or not value:
         raise ValueError("the envelope is empty: give limits, as {accuracy: {drop: 0.01}}")
     limits, slices = dict[str, Limit](), None
-    for name, bounds in _nested(value).items():
+    for name, bounds in nested(value).items():
         if name == SLICES:
             slices = _limit(name, bounds, Slices)
             _check_shares(SLICES, {each: slices.bounds().get(each) for each in BELOW})  # those of a loss are the others
@@ -171,12 +171,12 @@ def _limit(name: str, bounds: Any, model: type[AnyLimit]) -> AnyLimit:
 
 def merged(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:
     """The limits of both; where both give a bound, that of the second."""
-    a, b = _nested(first), _nested(second)
+    a, b = nested(first), nested(second)
     both = {name: {**a[name], **b[name]} for name in a if isinstance(a[name], dict) and isinstance(b.get(name), dict)}
     return a | b | both
 
 
-def _nested(value: Mapping[Any, Any]) -> dict[str, Any]:
+def nested(value: Mapping[Any, Any]) -> dict[str, Any]:
     """The same with dotted keys as mappings. ValueError where a key is there twice."""
     made: dict[str, Any] = {}
     for given, content in value.items():

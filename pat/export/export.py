@@ -36,7 +36,7 @@ from pat.export.merged import MergedReader
 from pat.export.report import export_json
 from pat.export.source import Stream, specs
 from pat.export.streamed import streamed_logit_diff
-from pat.export.structures import structures
+from pat.export.structures import Structures, structures
 from pat.export.verify import LOGIT_LIMIT, check_tensors, max_abs_logit_diff
 from pat.export.writer import write_model
 from pat.models import config_files
@@ -179,6 +179,12 @@ def directory_of(path: Path) -> RunDir:
     """A run directory: the path itself, or what `pat.integrations` left in the `pat` folder of a checkpoint."""
     beside = RunDir(path / "pat")
     return beside if beside.config.is_file() else RunDir(path)
+
+
+def structures_of(run: RunDir, reader: CheckpointReader, config: Config) -> Structures:
+    """What a checkpoint of a run leaves of its model's structures."""
+    hf_config = _model_config(run, config, DTYPES[config.engine.dtype])
+    return structures(reader, config, hf_config, _on_meta(base.build(config.task).auto_model, hf_config))
 
 
 def _model_config(run: RunDir, config: Config, dtype: torch.dtype) -> PretrainedConfig:

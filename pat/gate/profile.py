@@ -76,6 +76,8 @@ class Profile:
             raise ValueError(
                 f"{self.path} has no {name} of {whose}; it has {', '.join(known)}{did_you_mean(name, known)}"
             )
+        if name == "cost_per_million_tokens" and said[name] is None:
+            raise ValueError(f"{self.path} has no {name} of {whose}: profile with --price-per-hour")
         value, interval = said[name], (said.get(INTERVALS) or {}).get(name)
         if not _number(value):
             raise ValueError(f"{self.path}: {name} of {whose} is {value!r}, but must be a finite number")

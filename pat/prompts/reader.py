@@ -40,10 +40,11 @@ def find(name: str) -> Path:
     )
 
 
-def read(path: Path, allow_code: bool = False) -> Mix:
+def read(path: Path, allow_code: bool = False, checked: bool = True) -> Mix:
     """The mix in a file. ValueError names the line, or the prompt, and what is wrong there.
 
     allow_code: whether checks in Python are loaded and run. A reference that fails its own prompt's checks is an error.
+    checked: False where nothing will be checked, as where only times are measured: then no check is loaded.
     """
     head, prompts, places = Head(), list[Prompt](), dict[str, str]()
     for place, item in _items(path):
@@ -60,7 +61,8 @@ def read(path: Path, allow_code: bool = False) -> Mix:
                     raise ValueError(
                         f"the prompt {each.id} is in {places[each.id]}, too: give it a weight, or another id"
                     )
-                _try_checks(each, path.parent, allow_code)
+                if checked:
+                    _try_checks(each, path.parent, allow_code)
                 places[each.id] = place
                 prompts.append(each)
         except ValueError as error:

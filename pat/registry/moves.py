@@ -90,7 +90,7 @@ def standing(moves: Sequence[Promotion]) -> list[int | None]:
     for each in moves:
         if each.kind == "rollback":
             stack.pop()
-        else:
+        elif stack[-1:] != [each.after]:  # a promotion to where something else had moved it
             stack.append(each.after)
     return stack
 

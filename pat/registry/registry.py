@@ -126,7 +126,7 @@ class Registry:
         """Let an alias stand for a version whose files are whole and whose gate, if there is one, passed.
 
         `expected`: what it must stand for now (a number, or none), else RefusedError. Where it already stands for the
-        version, returns its last move.
+        version, returns its last move; where that was made outside of pat, notes this one, with reason and gate.
         """
         _check_alias(alias, reason)
         version = self.version(name, which)
@@ -140,7 +140,7 @@ class Registry:
         with self._alone() as backend:
             moves.finish(backend, name)
             past, now = moves.past(backend, name, alias)
-            if now == version.number:
+            if now == version.number and past[-1].kind != "outside":
                 return past[-1]
             _check_expected(name, alias, now, expected)
             return moves.move(

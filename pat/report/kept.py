@@ -80,7 +80,9 @@ def _of_folder(folder: Path) -> Iterator[tuple[str, int, int]]:
 
 def _of_run(folder: Path) -> Iterator[tuple[str, int, int]]:
     from pat.checkpoint.reader import CheckpointReader
+    from pat.config import frozen
     from pat.export import masks
+    from pat.export.export import structures_of
     from pat.run.directory import RunDir
     from pat.zero.checkpoint_files import CheckpointError
 
@@ -96,7 +98,11 @@ def _of_run(folder: Path) -> Iterator[tuple[str, int, int]]:
                 for start in range(0, numel, masks.CHUNK)
             )
             yield name, numel - kept, numel
-    except (CheckpointError, OSError, KeyError, TypeError) as error:
+        config = frozen.load(RunDir(folder).config)
+        if any(pruner.structures for pruner in config.pruners.values()) and (folder / "model").is_dir():
+            for site, flags in structures_of(RunDir(folder), reader, config).flags.items():
+                yield site, flags.numel() - int(flags.sum()), flags.numel()
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the keep flags of {folder} cannot be read: {str(error).splitlines()[0]}") from None
 
 

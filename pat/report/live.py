@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pat.report import build, reading
 from pat.report.render import html
+from pat.report.values import number, sequence
 
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
@@ -44,7 +45,8 @@ class Live:
 
     def _make(self) -> bytes:
         found = reading.read(self.paths)
-        over = all(run.is_over for run in found.runs)
+        members = [one for sweep in found.sweeps for one in sequence(sweep.content, "members")]
+        over = all(run.is_over for run in found.runs) and all(number(one, "code") is not None for one in members)
         return html(build.page(found), refresh_s=None if over else self.every_s).encode()
 
 

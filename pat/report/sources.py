@@ -84,6 +84,10 @@ class Run:
             return place.name == own.name
         return place.resolve() == own or text(read_json(place / EXPORT_FILE), "lineage.directory") == own.name
 
+    def is_side(self, side: str, comparison: Written) -> bool:
+        """Whether it is the a, or the b, of a comparison."""
+        return self.is_at(comparison.side(side))
+
     @property
     def is_pruned(self) -> bool:
         """Whether it has pruners."""
@@ -136,6 +140,13 @@ class Variant:
             return place.name in (own.name, run)
         return place.resolve() == own or (place.resolve().name == run and RunDir(place).config.is_file())
 
+    def is_side(self, side: str, comparison: Written) -> bool:
+        """Whether it is the a, or the b, of a comparison. A version of the registry has no folder of its own, so its
+        weights tell."""
+        if self.registered:
+            return text(comparison.content, f"weights_sha256.{side}") in self._hashes
+        return self.is_at(comparison.side(side))
+
     @functools.cached_property
     def _hashes(self) -> Sequence[Any]:
         if self.registered:
@@ -166,6 +177,10 @@ class Written:
     def folder(self) -> Path:
         """Of a gate, the model's that it is of."""
         return Path(text(self.content, "directory")) / text(self.content, "variant.folder")
+
+    def side(self, side: str) -> Path:
+        """Of a comparison, the folder of its a, or its b."""
+        return Path(text(self.content, "directory")) / text(self.content, side)
 
 
 @dataclass(frozen=True)
@@ -213,13 +228,10 @@ class Sources:
         return any(model.is_of(gate) for model in self.models)
 
     def _is_told(self, comparison: Written) -> bool:
-        """A version of the registry has no folder of its own, so its name does not tell."""
-        if not self.models or any(isinstance(model, Variant) and model.registered for model in self.models):
-            return True
-        place = Path(text(comparison.content, "directory"))
-        a, b = (place / text(comparison.content, key) for key in ("a", "b"))
         subject = self.subject
-        return any(model.is_at(b) for model in self.models) or (subject is not None and subject.is_at(a))
+        if subject is None:
+            return True
+        return any(model.is_side("b", comparison) for model in self.models) or subject.is_side("a", comparison)
 
     @property
     def subject(self) -> Run | Variant | None:

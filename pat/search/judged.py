@@ -37,6 +37,7 @@ class Measuring:
     """How to measure figures that no training knows."""
 
     mix: str | None = None
+    allow_code: bool = False  # run the mix's checks that are Python functions
     lengths: str | None = None  # of a profile; None: the mix's
     requests: int = 20
     price_per_hour: float | None = None
@@ -46,7 +47,8 @@ class Measuring:
 
     def plain(self) -> dict[str, Any]:
         """Plain values for search.json."""
-        return asdict(self)
+        said = asdict(self)
+        return said if self.allow_code else {key: value for key, value in said.items() if key != "allow_code"}
 
 
 def needs_gate(config: Config) -> bool:
@@ -86,6 +88,12 @@ def check(config: Config, measuring: Measuring, with_baseline: bool) -> None:
             f"{relative[0]} is against the dense model, of which no run is kept where the first cut is at step 0: let "
             "schedule.start come later, or give absolute limits (min, max)"
         )
+    _read(measuring)
+
+
+def _read(measuring: Measuring) -> Any:
+    """The mix, if one is given. ValueError for one that cannot be asked."""
+    return reader.read(reader.find(measuring.mix), measuring.allow_code) if measuring.mix else None
 
 
 @dataclass
@@ -120,7 +128,7 @@ class Judge:
 
     @cached_property
     def _mix(self) -> Any:
-        return reader.read(reader.find(self.measuring.mix)) if self.measuring.mix else None
+        return _read(self.measuring)
 
     @cached_property
     def _asked(self) -> measure.Asked:

@@ -81,6 +81,15 @@ def test_several_outcomes_are_one_family(tmp_path: Path, capsys: Any) -> None:
     assert "Not known: the rows of the logs are not paired" in markdown(shown)
 
 
+def test_a_line_that_is_being_written_waits(both: tuple[Path, Path], tmp_path: Path) -> None:
+    """As in a log that is looked at daily while the service goes on."""
+    with open(both[0], "a") as log:
+        log.write('{"id": 400, "ok": tr')
+    assert run(*both, "--outcome", "ok", "--json", tmp_path / "c.json") == 0
+    (found,) = json.loads((tmp_path / "c.json").read_text())["watched"]
+    assert found["waiting"] == [1, 1]
+
+
 def by_holm(p: list[float]) -> list[float]:
     """Holm 1979, as its definition says: with k hypotheses, max over the i smallest of (k - i + 1) p, at most 1."""
     order = sorted(p)

@@ -24,11 +24,14 @@ def test_a_limit_is_given_like_any_key() -> None:
     for given in (key, f"+{key}", "envelope={perplexity: {ratio: 1.05}}"):
         assert composed(given).envelope["perplexity"].bounds() == {"ratio": 1.05}
     assert composed().envelope == {}
+    nested = Config().changed(envelope={"perplexity": {"ratio": 1.05}, "slices.max": 9.0}).envelope
+    assert nested["slices"].bounds() == {"max": 9.0}, "as pat gate takes it"
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["envelope.loss=9"], "envelope.loss is 9, but must be a mapping {key: value}"),
         (["envelope.f1.drop=0.1"], "has no metric 'f1': allowed are loss, perplexity"),
         (["envelope.loss.drop=0.1"], "envelope.loss.drop: loss is better when lower, so give rise or ratio"),
         (["envelope.slices.drop=0.1"], "envelope.slices.drop: loss is better when lower, so give rise or ratio"),

@@ -271,6 +271,19 @@ def test_an_alias_that_was_moved_elsewhere_is_noted_before_it_moves_again(regist
     assert registry.rollback("demo", "champion").after == 2
 
 
+def test_an_alias_that_was_set_elsewhere_is_promoted_where_it_is(registry: Registry, tmp_path: Path) -> None:
+    """With reason and gate in the history; and a rollback goes to what stood there before it was set."""
+    for n in (1, 2):
+        registry.add("demo", small(tmp_path / str(n), n), {})
+    registry.promote("demo", "1", "champion")
+    FileBackend(registry.root / "backend.json").set_alias("demo", "champion", 2)
+    for _ in range(2):
+        moved = registry.promote("demo", "2", "champion", "seen to be better")
+        assert (moved.kind, moved.before, moved.after, moved.reason) == ("promote", 2, 2, "seen to be better")
+    assert [each.kind for each in registry.history("demo")] == ["promote", "outside", "promote"]
+    assert registry.rollback("demo", "champion").after == 1
+
+
 def test_a_stopped_move_is_dropped_where_the_alias_was_moved_elsewhere_since(
     registry: Registry, tmp_path: Path
 ) -> None:

@@ -79,6 +79,16 @@ def test_it_follows_the_run_and_stops_when_that_has_ended(served: tuple[Server, 
     assert "refresh" not in last and "the loss is inf" in last
 
 
+def test_a_sweep_is_followed_until_its_runs_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    folder = samples.sweep(tmp_path / "s")
+    assert b"refresh" not in Live([folder], 5).page()
+    content = json.loads((folder / "sweep.json").read_text())
+    content["members"][-1]["code"] = None
+    (folder / "sweep.json").write_text(json.dumps(content))
+    assert b'<meta http-equiv="refresh" content="5">' in Live([folder], 5).page()
+
+
 def test_a_run_that_runs_and_one_that_died(served: tuple[Server, Path, list[float]]) -> None:
     """By the processes of its ranks, as pat status says."""
     server, run, now = served

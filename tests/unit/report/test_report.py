@@ -29,6 +29,7 @@ from tests import models as small
 from tests import report_samples as samples
 from tests.fake_run import write_run
 from tests.registry_files import FileBackend
+from tests.unit.export.test_what_an_export_writes import run_with_gates
 from tests.unit.registry.test_registry import small as fake_variant
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -293,10 +294,40 @@ def test_a_version_of_the_registry_brings_its_evidence(
     assert {report(f"reviews/{number}", *there) for number in (1, 2)} == {0, ExitCode.BROKEN_PROMISE}
 
 
+def test_a_comparison_of_other_weights_than_a_versions_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A version has no folder of its own whose name could tell."""
+    monkeypatch.setattr(mlflow_backend, "MlflowBackend", lambda uri, new: FileBackend(tmp_path / "backend.json"))
+    registry = Registry(tmp_path / "registry", lambda new: FileBackend(tmp_path / "backend.json"))
+    folder, compared = fake_variant(tmp_path / "1", 1), samples.comparison(tmp_path / "c.json")
+    registry.add("reviews", folder, {})
+    content, other, words = json.loads(compared.read_text()), "0" * 64, list[str]()
+    for weights in ({}, {"a": other, "b": other}, {"a": other, "b": weights_sha256(folder)}):
+        compared.write_text(json.dumps(content | {"weights_sha256": weights}))
+        given = ["reviews/1", str(compared), "--dir", str(tmp_path / "registry"), "--markdown", str(tmp_path / "r.md")]
+        with pytest.raises(SystemExit):
+            cli.main(["report", *given])
+        words.append(capsys.readouterr().out.partition(":")[0])
+    assert words == ["Not decided", "Not decided", "Worse"]
+
+
 def test_sparsity_of_a_run_is_what_its_checkpoint_pruned(tmp_path: Path) -> None:
     """Counted from the flags that were written, cut over ranks."""
     kinds = counted(tmp_path)
     assert {(c.kind, c.layer): (c.removed, c.total) for c in kept.counts(reading.read_run(tmp_path / "run"))} == kinds
+
+
+def test_the_structures_of_a_run_are_shown_by_layer(tmp_path: Path) -> None:
+    """As of an export, while there is none yet."""
+    pruner = run_with_gates(tmp_path / "run", True, "ffn")
+    flags = {site.layer: pruner.keep_flags()[site.name] for site in pruner.sites}
+    found = kept.counts(reading.read_run(tmp_path / "run"))
+    assert {(c.kind, c.layer): c.removed for c in found} == {
+        ("ffn", str(layer)): int((keep == 0).sum()) for layer, keep in flags.items()
+    }
+    assert sum(c.removed for c in found) * 2 == sum(c.total for c in found) > 0
+    assert "Share removed in" in html(build.page(reading.read([tmp_path / "run"])))
 
 
 @pytest.mark.slow

@@ -189,6 +189,8 @@ def test_shares_of_structures_that_come_to_the_same_units_are_one_run(planned: P
         [*PARITY, LOSS, "envelope.slices.rise=1"],
         [*PARITY, LOSS, "--mix", "chats"],
         [*PARITY, LOSS, "envelope.slices.max=3", "--lengths", "8:2"],
+        [*PARITY, LOSS, "envelope.passed.min=0.5", "--mix", "nowhere"],
+        [*PARITY, LOSS, "envelope.slices.max=3", "--allow-code"],
         [*PARITY, LOSS, "--pruner", "none"],
         [*PARITY, LOSS, "--from", "0.9"],
     ],
