@@ -280,7 +280,9 @@ class EngineConfig(Section, frozen=True):
         1.0, "clip gradients to this global norm, over weights that are not pruned; 0: off", ge=0
     )
     kernels: Literal["auto", "compile", "eager"] = key(
-        "auto", "how the pruner's kernels run: compile | eager | auto (compile where there is a compiler)"
+        "auto",
+        "how the pruner's kernels run: compile | eager | "
+        "auto (compile shards of more than 8.4 million weights, if there is a compiler)",
     )
     deepspeed: str | dict[str, Any] | None = key(
         None, "a DeepSpeed config (a path or keys), merged with what pat sets; contradictions are errors"
