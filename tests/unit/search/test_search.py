@@ -22,9 +22,10 @@ from pat.evaluation.measures import of_rows
 from pat.evaluation.samples import Rows
 from pat.gate import profile
 from pat.gate.measure import Facts
+from pat.models.tokenizers import byte_tokenizer
 from pat.run.directory import ExitCode, RunDir
 from pat.schema import Config
-from pat.search import bisection, plan, quantity
+from pat.search import bisection, judged, plan, quantity
 from pat.search.judged import Judge
 from pat.search.plan import Plan, Span
 from pat.search.quantity import Quantity
@@ -32,7 +33,8 @@ from pat.search.search import SEARCH_FILE, Search
 from pat.sweeps import runner
 from pat.sweeps.members import Member
 from pat.sweeps.runner import Place
-from tests.fake_run import EndedRun, write_checkpoint
+from tests import models as small
+from tests.fake_run import EndedRun, write_checkpoint, write_run
 
 PARITY = ["recipe=parity", "logger=none"]
 LOSS = "envelope.loss.max=2.5"
@@ -302,6 +304,30 @@ def test_nothing_inside_at_the_lower_end_is_the_gates_exit_code(searched: Search
     code, machine, found = searched(config=config)
     assert code == ExitCode.OUTSIDE_ENVELOPE and machine.started == ["dense", "sparsity=0.8", "sparsity=0.2"]
     assert found["result"]["allowed"] is None and found["result"]["further"]["value"] == 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.real_processes
+def test_a_run_is_asked_and_timed_beside_the_dense_one(tmp_path: Path) -> None:
+    """By the gate's own measurements and a real profile, kept beside the search: six limits, all measured."""
+    model = small.model("llama", vocab_size=320)
+    for name, prune in (("dense", ""), ("pruned", "*_proj.weight")):
+        write_run(tmp_path / name, model, byte_tokenizer(), "causal_lm", prune=prune, dtype="fp32", steps=(10,))
+    summary = {"metrics": {"loss": 2.0}, "dense_metrics": None, "sparsity": 0.5, "train_seconds": 1.0, "step": 10}
+    (tmp_path / "pruned" / "summary.json").write_text(json.dumps(summary))
+    prompts = [
+        {"prompt": f"say {i}", "reference": "yes", "slices": {"kind": str(i % 2)}, "output_tokens": 2} for i in range(6)
+    ]
+    (tmp_path / "mix.jsonl").write_text("".join(json.dumps(each) + "\n" for each in prompts))
+    limits: Any = {"reference_loss": {"ratio": 9.0}, "slices": {"rise": 9.0, "least": 1}, "latency_p95": {"ratio": 9.0}}
+    limits |= {"tokens_per_s": {"ratio": 0.01}, "sparsity": {"min": 0.01}, "cost_per_million_tokens": {"max": 0.0}}
+    config = Config().changed(task__name="causal_lm", envelope=limits)
+    how = judged.Measuring(mix=str(tmp_path / "mix.jsonl"), lengths="8:2", requests=6, price_per_hour=2.0)
+    found = judged.Judge(config, how, tmp_path / "dense", tmp_path)(RunDir(tmp_path / "pruned"))
+    assert found["inside"] and not found["outside"] and list(found["missed"]) == ["cost_per_million_tokens"]
+    assert {"reference_loss", "reference_loss[kind=0]", "latency_p95", "tokens_per_s"} <= found["metrics"].keys()
+    kept = profile.read(tmp_path / "profiles" / "pruned.json")
+    assert list(kept.models) == [tmp_path / "dense", tmp_path / "pruned"]
 
 
 class Asks:
