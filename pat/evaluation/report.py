@@ -105,12 +105,6 @@ def _bias(folder: str, found: Sequence[Bias], confidence: float) -> Any:
     return table
 
 
-def _at(figure: Figure | None, slice_: str | None) -> Estimate | None:
-    if figure is None:
-        return None
-    return figure.overall if slice_ is None else figure.slices.get(slice_)
-
-
 def _cell(found: Estimate | None) -> str:
     if found is None:
         return "-"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pat.common.files import write_json
+from pat.doctor import WELL
 from tests.benchmarks.commands import PAT, ROOT, SHOWN, shown
 
 PARITY = ("recipe=parity", "logger=none", "engine.kernels=eager")
@@ -89,7 +90,9 @@ class Bench:
 def same_bits(bench: Bench) -> str:
     """ZeRO 1, 2 and 3 over NCCL end with the same masks and weights."""
     runs = {stage: bench.train(f"zero{stage}", *PARITY, f"engine.zero_stage={stage}") for stage in (1, 2, 3)}
-    return _equal({f"ZeRO {stage}": summary for stage, summary in runs.items()})
+    said = _equal({f"ZeRO {stage}": summary for stage, summary in runs.items()})
+    ranks = {summary["world_size"] for summary in runs.values()}
+    return f"{said}; " + ("one rank: NCCL had nothing to sum" if ranks == {1} else f"{max(ranks)} ranks")
 
 
 def compiled_kernels(bench: Bench) -> str:
@@ -168,8 +171,12 @@ def demo(bench: Bench) -> str:
 
 def doctor(bench: Bench) -> str:
     """`pat doctor` finds nothing wrong."""
-    bench.run(*PAT, "doctor", "--ranks", str(bench.ranks), "--dir", str(bench.folder))
-    return "no complaint"
+    file = bench.folder / "doctor.json"
+    bench.run(*PAT, "doctor", "--ranks", str(bench.ranks), "--dir", str(bench.folder), "--json", str(file))
+    findings = json.loads(file.read_text())["findings"]
+    well = sum(finding["state"] == WELL for finding in findings)
+    measured = (f"{each['check']} {each['said']}" for each in findings if each["check"] in ("reductions", "saving"))
+    return f"{well} of {len(findings)} well; {'; '.join(measured)}"
 
 
 CHECKS = (

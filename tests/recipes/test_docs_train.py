@@ -15,7 +15,7 @@ from tests.unit.house.test_docs import WRITTEN, composable
 ELSEWHERE = {  # what a command has in it that is not run here
     "distill.teacher": "a teacher: tests/distributed/test_distill.py",
     "distill.cache": "its answers: tests/distributed/test_distill.py",
-    "budget.table": "a measured table: tests/unit/house/test_docs_as_written.py",
+    "budget.table": "from the table to the gate: tests/distributed/test_latency.py",
 }
 ONLY_A_RECIPE = ("recipe=", "run.", "engine.world_size=")  # tests/recipes/test_recipes.py
 

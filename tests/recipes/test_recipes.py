@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,17 @@ def test_large_recipes_say_where_they_do_not_promise_the_same_bits(recipe: str) 
     promised = promised and train.global_batch_size == micro * ranks_there
     header = (places.conf_dir() / "recipe" / f"{recipe}.yaml").read_text().partition("defaults:")[0]
     assert ("# same bits  not at every ZeRO stage" in header) == (not promised)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_large_model_waits_for_no_more_rows_than_its_steps_need(recipe: str) -> None:
+    """Would catch: all rows of a set of the hub are tokenised before the first step. max_train_samples takes them
+    before: tests/unit/data/test_encode.py."""
+    config = composed(*of(recipe))
+    size = re.search(r"\b(\d+)[bB]\b", config.model.path or "")
+    assert bool(size) == (config.engine.world_size > 2), "the size is in its name"
+    if size and int(size[1]) >= 7:
+        assert config.data.max_train_samples is not None
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

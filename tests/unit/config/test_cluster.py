@@ -233,7 +233,12 @@ def test_submit_without_slurm_and_with_other_ranks(tmp_path, monkeypatch, capsys
 def test_what_a_start_would_refuse_is_refused_before_a_job_is_queued(fake_slurm, tmp_path, capsys):
     asked = ["--cluster", "slurm", *RANKS, f"run.dir={tmp_path / 'run'}"]
     missing = ["data=json", "data.train=none.jsonl", "data.eval=null"]
-    for more, said in ((["pruners.weights.params=[nothing]"], "nothing"), (missing, "none.jsonl")):
+    deepspeed = ["engine.deepspeed={zero_optimization: {stage3_max_live_parameter: 1}}"]  # its name ends in s
+    for more, said in (
+        (["pruners.weights.params=[nothing]"], "nothing"),
+        (missing, "none.jsonl"),
+        (deepspeed, "stage3_max_live_parameter"),
+    ):
         for dry in ([], ["--dry-run"]):
             assert submit(*asked, *more, *dry) == 2
             assert said in capsys.readouterr().err

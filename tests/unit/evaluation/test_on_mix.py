@@ -128,6 +128,29 @@ def test_a_planted_bias_is_found_and_an_unplanted_one_is_not() -> None:
     assert not any(one.worse for mix, answers in fair for one in bias(mix, of_answers(mix, answers)))
 
 
+def test_the_command_says_which_group_fares_worse(
+    classifier: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of one group is what the model answers, and of the other what it does not."""
+    texts = [f"{group} {i}" for i in range(12) for group in ("he", "she")]
+    said = [["bad", "good"][int(np.argmax(p))] for p in by_hand(classifier, texts)]
+    prompts = []
+    for i, (text, label) in enumerate(zip(texts, said, strict=True)):
+        group = text.split()[0]
+        wanted = label if group == "he" else {"bad": "good", "good": "bad"}[label]
+        check = [{"name": "label", "label": wanted}]
+        prompts.append({"prompt": text, "pair": str(i // 2), "slices": {"gender": group}, "checks": check})
+    (tmp_path / "mix.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(classifier, "--mix", tmp_path / "mix.jsonl", "--json", tmp_path / "f.json") == 0
+    passed = json.loads((tmp_path / "f.json").read_text())["models"][0]["bias"][0]
+    assert (passed["dimension"], passed["a"], passed["b"], passed["worse"]) == ("gender", "he", "she", "she")
+    assert (passed["found"]["n"], passed["found"]["a"], passed["found"]["b"]) == (12, 1.0, 0.0)
+    table = capsys.readouterr().out.partition("Paired groups: ")[2]
+    (line,) = [line for line in table.splitlines() if "gender: he, she" in line and "passed" in line]
+    assert line.split()[4:8] == ["12", "1", "0", "-1"] and "she fares worse" in line
+
+
 def test_a_classifier_that_takes_texts_of_any_length(tmp_path: Path) -> None:
     """Fails if a limit is made up for a model without positions, whose tokenizer knows none either; or one is lost."""
     model = models.model("bloom", auto=AutoModelForSequenceClassification, vocab_size=320, pad_token_id=256)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pat import commands
 from pat.config import compose, places
@@ -46,8 +48,17 @@ def commands_in(text: str) -> Iterator[list[str]]:
     return (shlex.split(line, comments=True) for line in lines_in(text))
 
 
+def called_in(workflow: Path) -> list[list[str]]:
+    """The words of these commands in the steps of a GitHub workflow."""
+    jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+    runs = (step["run"] for job in jobs for step in job["steps"] if "run" in step)
+    return [words for run in runs for words in commands_in(textwrap.indent(f"{run}\n", "    "))]
+
+
+WORKFLOWS = sorted((ROOT / "docs" / "examples").glob("*.yml"))
 WRITTEN = [words for page in PAGES for words in commands_in(page.read_text())]
-COMMANDS = [pytest.param(words, id=" ".join(words)[:60]) for words in WRITTEN]
+CALLED = [words for workflow in WORKFLOWS for words in called_in(workflow)]
+COMMANDS = [pytest.param(words, id=" ".join(words)[:60]) for words in (*WRITTEN, *CALLED)]
 
 
 @cache
@@ -64,6 +75,10 @@ def test_commands_and_options_exist(words: list[str]) -> None:
             assert re.search(rf"(?<![\w-]){re.escape(word)}\b", helped(command)), word
 
 
+def test_every_workflow_calls_pat() -> None:
+    assert WORKFLOWS and all(called_in(workflow) for workflow in WORKFLOWS)
+
+
 def composable(words: list[str]) -> list[str]:
     """The keys of a command whose recipe comes with pat, with what its reader is to fill in; [] of others."""
     command, *rest = words
@@ -71,7 +86,7 @@ def composable(words: list[str]) -> list[str]:
     recipe = next((key.removeprefix("recipe=") for key in keys if key.startswith("recipe=")), None)
     if command not in ("train", "data", "plan") or recipe not in (*places.recipes(), *PLACEHOLDERS):
         return []
-    if any(word.startswith("budget=") for word in rest):  # a search, of which the run's config is a part
+    if any(word.startswith("budget=") for word in rest):  # a search: test_docs_dry.py
         return []
     given = [f"recipe={PLACEHOLDERS.get(recipe, recipe)}" if key.startswith("recipe=") else key for key in keys]
     if "..." in rest and recipe not in PLACEHOLDERS:

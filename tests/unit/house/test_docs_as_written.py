@@ -39,7 +39,7 @@ COMMANDS = ("compare", "evaluate", "export", "gate", "monitor", "profile", "prom
 ELSEWHERE = {  # what a command has in it that is not run here
     "/models/": "a model of the reader's",
     "assets/smollm2": "measured with the pretrained model",
-    "faster": "measured with the pretrained model",
+    "faster": "tests/distributed/test_latency.py",
     "sweeps/": "tests/unit/sweeps",
     "--tasks": "tests/unit/evaluation",
     "--backend": "tests/unit/profiling",

@@ -6,6 +6,9 @@ What a card is needed for, the runs themselves, is a stand-in here: it composes 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +21,13 @@ from tests.gpu import checks
 GOOD = {
     "mask_sha256": "a" * 64, "weights_sha256": "b" * 64, "skipped_steps": 3, "sparsity": 0.8, "target_sparsity": 0.8,
     "metrics": {"loss": 2.0}, "initial_loss": 4.0, "tokens_per_s": 1000.0, "peak_memory_bytes": 1 << 30,
+    "world_size": 2,
 }  # fmt: skip
+FOUND = [
+    {"check": "versions", "state": "well", "said": "pat 1"},
+    {"check": "reductions", "state": "well", "said": "exact to 3.0e-07"},
+    {"check": "saving", "state": "mind", "said": "90 MB/s"},
+]
 TABLE = {"accuracy": 0.9, "sparsity": 0.9, "device": "cuda"}
 
 
@@ -36,6 +45,8 @@ class StandIn:
             directory = Path(next(a for a in arguments if a.startswith("run.dir=")).removeprefix("run.dir="))
             directory.mkdir(parents=True)
             (directory / "summary.json").write_text(json.dumps(GOOD | self.bad.get(directory.name, {})))
+        if "doctor" in command:
+            Path(command[-1]).write_text(json.dumps({"findings": FOUND}))
         if "launch/demo.sh" in command:
             (out := Path(arguments[-1])).mkdir(parents=True)
             (out / "table.json").write_text(json.dumps({"dense": TABLE, "pruned": TABLE}))
@@ -54,6 +65,32 @@ def test_all_checks_pass_where_all_is_well(tmp_path: Path, monkeypatch: pytest.M
     found = all_of(tmp_path, stand_in := StandIn())
     assert [outcome.passed for outcome in found.values()] == [True] * len(checks.CHECKS), found
     assert stand_in.composed == 14
+
+
+def test_a_check_says_its_figure_and_how_many_ranks_had_it(tmp_path: Path) -> None:
+    found = all_of(tmp_path / "two", StandIn(), {"same_bits", "doctor"})
+    assert found["doctor"].said == "2 of 3 well; reductions exact to 3.0e-07; saving 90 MB/s"
+    assert found["same_bits"].said.endswith("weights bbbbbbbbbbbbbbbb; 2 ranks")
+    alone = StandIn({f"zero{stage}": {"world_size": 1} for stage in (1, 2, 3)})
+    assert all_of(tmp_path / "one", alone, {"same_bits"})["same_bits"].said.endswith(
+        "; one rank: NCCL had nothing to sum"
+    )
+
+
+def test_the_script_runs_the_checks_and_ends_as_they_do(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "deepspeed_shm_comm").mkdir()
+    (tmp_path / "deepspeed_shm_comm" / "deepspeed_shm_comm.so").touch()  # which the set-up would compile
+    python = tmp_path / "python"
+    asked = f'echo "$@ $HF_HUB_OFFLINE $PWD" >{tmp_path}/asked; exit 3'
+    python.write_text(f'#!/bin/sh\nif [ "$1" = -m ]; then {asked}; fi\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    path = f"{tmp_path}:{sys.prefix}/bin:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PAT_SETUP": "active", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    for more, file in (([], "results/gpu.json"), (["else.json"], "else.json")):
+        done = subprocess.run([repository / "tests/gpu/run.sh", *more], cwd=tmp_path, env=environment)
+        assert done.returncode == 3
+        assert (tmp_path / "asked").read_text() == f"-m tests.gpu.checks {file} 1 {repository}\n"
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+WITH_AN_EXTRA = ("pat/report/terminal.py",)  # modules that only a command imports, once it has looked for the package
 KEYS = ("recipe=parity", "engine.world_size=1", "engine.kernels=eager", "logger=none", "train.num_steps=30")
 
 
@@ -36,6 +42,46 @@ def test_the_wheel_trains(repository: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["sparsity"] == pytest.approx(0.8, abs=1e-4)
     run(*pat, "export", "run", "--out", "exported", **here)
     assert "8,030,261,248" in run(*pat, "plan", "recipe=llama3_8b", **here), "conf/architectures"
+
+
+def test_what_is_imported_comes_with_the_wheel(repository: Path) -> None:
+    """Would catch: a package that is here because of another one, or for tests, and nowhere else. What a module imports
+    at its top is a dependency, or one of those that a dependency cannot do without; in functions it may be an extra's.
+    """
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    extras = {key: value for key, value in project["optional-dependencies"].items() if key != "dev"}
+    always = names(project["dependencies"])
+    brought = {name for each in always for name in names(importlib.metadata.requires(each) or ())}
+    at_choice = {name for each in extras.values() for name in names(each)}
+    known, wrong = importlib.metadata.packages_distributions(), set[str]()
+    for path in sorted((repository / "pat").rglob("*.py")):
+        place = str(path.relative_to(repository))
+        for module, at_the_top in imported(ast.parse(path.read_text())):
+            needed = {canonicalize_name(each) for each in known.get(module, [module])}
+            optional = at_choice if not at_the_top or place in WITH_AN_EXTRA else set[str]()
+            if not needed & (always | brought | optional):
+                wrong.add(f"{place}: {module}")
+    assert not wrong
+
+
+def names(requirements: Iterable[str]) -> set[str]:
+    """The packages that are installed without any extra."""
+    parsed = [Requirement(each) for each in requirements]
+    return {canonicalize_name(each.name) for each in parsed if not each.marker or each.marker.evaluate({"extra": ""})}
+
+
+def imported(node: Any, at_the_top: bool = True) -> Iterator[tuple[str, bool]]:
+    """The packages of others, and whether whoever imports the module imports them."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        found = [each.name for each in child.names] if isinstance(child, ast.Import) else []
+        if isinstance(child, ast.ImportFrom) and not child.level and child.module:
+            found = [child.module]
+        for module in (each.partition(".")[0] for each in found):
+            if module != "pat" and module not in sys.stdlib_module_names:
+                yield module, at_the_top
+        yield from imported(child, at_the_top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def test_extras_have_the_names_that_every_pip_knows(repository: Path) -> None:

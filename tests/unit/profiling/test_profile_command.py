@@ -77,6 +77,16 @@ def test_mistakes_are_one_sentence(
     assert said in printed and printed.startswith("pat: ")
 
 
+def test_prompts_have_as_many_tokens_as_the_mix_says(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch: tokens of the text as it is, 80 and 1; both are measured as they would be in production."""
+    prompts = [{"prompt": "a" * 80, "prompt_tokens": 30}, {"prompt": "b", "prompt_tokens": 70}]
+    (tmp_path / "mix.jsonl").write_text("".join(json.dumps(each | {"output_tokens": 2}) + "\n" for each in prompts))
+    assert run(llama, "--mix", tmp_path / "mix.jsonl", "--device", "cpu") == 2
+    assert "pat: 70 + 2 tokens are beyond the 64 positions" in capsys.readouterr().err
+
+
 def test_pickles_and_mixed_kinds_are_refused(
     llama: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

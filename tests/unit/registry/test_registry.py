@@ -29,6 +29,7 @@ from pat.registry.gates import RefusedError
 from pat.registry.registry import Registry
 from pat.registry.store import DamagedError
 from pat.registry.verify import verify
+from pat.run import provenance
 from tests.fake_run import FakeCheckpoint, write_run
 from tests.registry_files import FileBackend, in_process, killed_at, killed_everywhere, start
 
@@ -113,10 +114,14 @@ def test_what_the_run_knows_of_its_base_and_data_comes_along(
     content = json.loads(manifest.read_text())
     content["trainer"] |= {"base": {"path": "/m", "sha256": "ab"}, "data": [["cd", 7]], "teacher": {"sha256": "ef"}}
     manifest.write_text(json.dumps(content))
+    trained = {"pat": "0.1.0", "git": "12", "code": "34"}
+    (run / "version.json").write_text(json.dumps(trained))
     export_run(run, tmp_path / "out", checkpoint=20, verify="weights")
     origin = registry.add("demo", tmp_path / "out", {})[0].record["lineage"]
     assert origin["base_model"]["sha256"] == "ab" and origin["teacher"] == {"sha256": "ef"}
     assert origin["data"] == {"source": "generated", "samples": [["cd", 7]]}
+    assert origin["code"] == {"trained": trained, "exported": provenance.versions()}
+    assert len(origin["code"]["exported"]["code"]) == 64, "the sources as they were, whatever the commit says"
     assert "ab" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -101,6 +101,28 @@ def test_a_run_that_runs_and_one_that_died(served: tuple[Server, Path, list[floa
     assert "Running: run" in ask(server, server.path)[1]
 
 
+def test_the_command_serves_this_machine_only_until_ctrl_c(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    plain = Server.serve_forever
+
+    def until_ctrl_c(server: Server) -> None:
+        assert server.socket.getsockname()[0] == "127.0.0.1"
+        thread = threading.Thread(target=plain, args=(server, 0.01), daemon=True)
+        thread.start()
+        assert capsys.readouterr().out == f"open {server.address}\nCtrl-C ends it\n"
+        assert ask(server, server.path)[0] == 200
+        server.shutdown()
+        thread.join()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "serve_forever", until_ctrl_c)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["watch", str(samples.run(tmp_path / "run", done=False))])
+    assert not stop.value.code
+
+
 @pytest.mark.parametrize(
     "given, sentence",
     [

@@ -80,6 +80,26 @@ def test_versions_name_the_code(tmp_path):
     json.dumps(found)
 
 
+def test_the_hash_of_the_code_is_that_of_every_source_file(tmp_path, monkeypatch):
+    """Would catch: an edit, a new name or a new file that a run's record does not show."""
+    package, hashes = tmp_path / "pat", []
+    (package / "sub").mkdir(parents=True)
+    monkeypatch.setattr(provenance.pat, "__file__", str(package / "__init__.py"))
+
+    def changed(name, text):
+        (package / name).write_text(text)
+        hashes.append(provenance.code_sha256.__wrapped__())
+
+    changed("__init__.py", "")
+    changed("sub/a.py", "x = 1")
+    changed("sub/a.py", "x = 2")
+    (package / "sub" / "a.py").rename(package / "sub" / "b.py")
+    changed("__init__.py", "")
+    assert len(set(hashes)) == 4
+    changed("notes.txt", "no source")
+    assert hashes[-1] == hashes[-2]
+
+
 def test_seeds_repeat():
     import numpy
     import torch
