@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from pat.common.text import file_size
+from pat.envelope import guard
 from pat.registry import gates
 from pat.registry.maskdiff import Row, by_layer, by_part
 from pat.registry.registry import Promotion, Version
@@ -90,6 +91,8 @@ def version_table(version: Version) -> Table:
         *((f"{name} file", _entries(content)) for name, content in evidence.items() if name != "gate"),
         ("gate", gates.word(evidence.get("gate")) or "none"),
     ]
+    if led := origin.get("envelope"):  # versions that were added by an older pat have none
+        rows.append(("envelope in training", guard.in_words(led).removeprefix("envelope: ")))
     for label, value in rows:
         table.add_row(label, UNKNOWN if value in (None, "") else str(value))
     return table

@@ -123,6 +123,7 @@ def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "code": {"trained": run.get("versions"), "exported": exported.get("export_versions")},
         "run": {key: run.get(key) for key in ("run", "directory", "checkpoint", "step", "phase", "num_steps")},
         "masks": {"sha256": exported.get("mask_sha256"), "sparsity": exported.get("sparsity")},
+        "envelope": run.get("envelope"),  # what it allowed in training
         # trained: effective weights of the whole model in fp32, before they are cut and rounded; stored: the tensors
         # here, whatever their files and dtype; files: the files here
         "weights": {

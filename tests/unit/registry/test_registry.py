@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -14,16 +15,18 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pat.common.hashing import WeightsHash
+from pat.envelope.guard import Record, in_short
 from pat.evaluation.folders import weights_sha256 as stored_weights_sha256
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.models.weight_files import weights_sha256
-from pat.registry import gates, maskdiff, store
+from pat.registry import gates, maskdiff, report, store
 from pat.registry.backend import BackendError
 from pat.registry.gates import RefusedError
 from pat.registry.registry import Registry
@@ -262,6 +265,17 @@ def test_rollback_goes_back_one_promotion_at_a_time(registry: Registry, tmp_path
         ("promote", 1, 3), ("rollback", 3, 1),
     ]  # fmt: skip
     assert [each.reason for each in registry.history("demo")][:2] == ["because 1", "because 2"]
+
+
+def test_what_an_envelope_allowed_in_training_is_on_record(registry: Registry, tmp_path: Path) -> None:
+    folder = small(tmp_path / "one")
+    led = in_short(Record(asked=0.8, good={"step": 30, "sparsity": 0.6}, holds=2, stopped="outside"))
+    (folder / "export.json").write_text(json.dumps({"lineage": {"envelope": led}}))
+    version, _ = registry.add("demo", folder, {})
+    assert version.record["lineage"]["envelope"] == led
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(report.version_table(version))
+    assert "60.00% is allowed of the 80.00% asked for, after 2 holds" in shown.getvalue()
 
 
 def test_an_alias_that_was_moved_elsewhere_is_noted_before_it_moves_again(registry: Registry, tmp_path: Path) -> None:
