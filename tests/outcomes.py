@@ -6,7 +6,9 @@ can fail them. They are run once more. A pass then counts as a pass, but the fir
 `run once more`, so a change that makes a test fail now and then shows in that number.
 
 What was skipped in NEEDS_ROOT (a real Slurm, sshd, a full disk) is counted at the end with its reason. Where
-CI=true, as on GitHub and in .ci/run, such a skip fails the run: there it would mean that nobody ever runs these.
+CI=true, as on GitHub and in .ci/run, such a skip fails the run: there it would mean that nobody ever runs these. So it
+is with what was skipped in INSTALLED (a browser, PostgreSQL, another user's Python), but only where tests may install
+what is missing; elsewhere many machines have it, and it is only counted.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+from tests.install import may_install
+
 MARK = "real_processes"
 ONCE_MORE = "run once more"  # the outcome of a first failure, and its word in pytest's last line
 LAST_LINES = 8  # of what a test failed with
 _terminal: Any = None
 NEEDS_ROOT = ("tests/cluster/", "tests/distributed/", "tests/unit/registry/test_mlflow.py")
+INSTALLED = ("tests/browser/", "tests/unit/house/test_docker.py", "tests/unit/registry/test_postgresql.py")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -70,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
     """After all that pytest shows: the names of what failed and its last lines, in case only the end is kept."""
     yield
     stats = terminalreporter.stats
-    for reason, count in _skipped(terminalreporter).items():
+    for reason, count in _skipped(terminalreporter, NEEDS_ROOT + INSTALLED).items():
         terminalreporter.line(f"skipped {count} that need root: {reason}")
     passed = {report.nodeid for report in stats.get("passed", [])}
     for report in stats.get(ONCE_MORE, []):
@@ -85,14 +90,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """On CI a skip of what needs root is a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("CI") == "true" and reporter is not None and _skipped(reporter):
+    places = NEEDS_ROOT + (INSTALLED if may_install() else ())
+    if os.environ.get("CI") == "true" and reporter is not None and _skipped(reporter, places):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _skipped(terminalreporter: Any) -> Counter[str]:
-    """How often tests that need root were skipped, by the reason."""
+def _skipped(terminalreporter: Any, places: tuple[str, ...]) -> Counter[str]:
+    """How often tests of these places were skipped, by the reason."""
     skipped = terminalreporter.stats.get("skipped", [])
-    return Counter(_reason(report) for report in skipped if report.nodeid.startswith(NEEDS_ROOT))
+    return Counter(_reason(report) for report in skipped if report.nodeid.startswith(places))
 
 
 def _reason(report: Any) -> str:

@@ -7,7 +7,6 @@ need), and the file axe.min.js out of a wheel of 0.2 MB that pip downloads witho
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.install import problem_of
 
 AXE = "axe-playwright-python==0.1.8"  # the newest of pip's packages that bundle axe-core: 4.12
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
@@ -30,11 +29,8 @@ def chromium() -> tuple[str, str]:
     if importlib.util.find_spec("selenium") is None:
         pytest.skip("selenium is not installed: pip install '.[dev]'")
     if not all(_found()):
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
-            pytest.skip("there is no Chromium, and to install it needs root on Debian")
-        installed = subprocess.run([ROOT / "tests" / "install.sh", "chromium", "chromium-driver"], capture_output=True)
-        if installed.returncode:
-            pytest.skip(f"Chromium cannot be installed: {installed.stderr.decode()[-300:]}")
+        if problem := problem_of("chromium", "chromium-driver"):
+            pytest.skip(f"there is no Chromium, and {problem}")
     binary, driver = _found()
     if not (binary and driver):
         pytest.skip("this system has no packages chromium and chromium-driver")

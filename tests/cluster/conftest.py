@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.cluster.lab import HERE, Lab
+from tests.install import may_install
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The cluster, installed where it is missing; skips where this machine cannot have it."""
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
+    if not may_install():
         pytest.skip("a real Slurm with emulated nodes needs root on Debian or Ubuntu")
     if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("a real Slurm with emulated nodes needs UTS and mount name spaces, which are not allowed here")

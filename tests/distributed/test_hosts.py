@@ -4,8 +4,6 @@ numbers of their own."""
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from pat.launch import process
 from pat.run import directory
 from tests.distributed import runs
 from tests.distributed.test_launcher import interrupt_twice, until
+from tests.install import may_install
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.real_processes]
 
@@ -70,7 +69,7 @@ class Host:
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
     """Two machines that this one reaches by ssh; skips where that cannot be."""
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
+    if not may_install():
         pytest.skip("two hosts with an sshd each need root on Debian or Ubuntu")
     if subprocess.run(["unshare", "--uts", "--pid", "--mount", "--fork", "true"], capture_output=True).returncode:
         pytest.skip("two hosts on one machine need UTS, PID and mount name spaces, which are not allowed here")

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.install import problem_of
+
 FILES = ("Dockerfile", "Dockerfile.cpu")
 USER = 64321  # nobody's number
+MINORS = ("3.11", "3.12", "3.13")  # Debian's and Ubuntu's
 
 
 @dataclass
@@ -153,11 +156,22 @@ def _as_user() -> list[str]:
 
 
 def _python() -> str:
-    """A Python that another user may run."""
-    for path in (sys.executable, *(f"/usr/{part}bin/python3.{minor}" for part in ("local/", "") for minor in (11, 12))):
+    """A Python that another user may run; skips where there is none."""
+    if found := _found():
+        return found
+    problem = problem_of("python3", "python3-venv")
+    if found := _found():
+        return found
+    why = f"no Python {', '.join(MINORS)} here that another user could make an environment with"
+    pytest.skip(f"{why}, and {problem}" if problem else why)
+
+
+def _found() -> str | None:
+    folders = ("/usr/local/bin", "/usr/bin")
+    for path in (sys.executable, *(f"{folder}/python{minor}" for folder in folders for minor in MINORS)):
         real = os.path.realpath(path)
         fits = f"{real} -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))'"
         check = [*_as_user(), "/bin/sh", "-c", fits]  # by a shell: setpriv itself may still run what root may
         if os.path.exists(real) and not subprocess.run(check, capture_output=True, env={}, cwd="/").returncode:
             return real
-    pytest.skip("no Python 3.11 or newer here that another user could make an environment with")
+    return None

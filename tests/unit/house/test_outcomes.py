@@ -73,17 +73,30 @@ def test_once_more_and_named_at_the_end(repository: Path, tmp_path: Path, more: 
     assert "AssertionError: not yet there" in end[once:broken] and "an ordinary failure" in end[ordinary:]
 
 
-@pytest.mark.parametrize(("ci", "code"), [("true", 1), ("false", 0)])
+@pytest.mark.parametrize(
+    ("place", "ci", "user", "code"),
+    [
+        ("cluster", "true", 1000, 1),
+        ("cluster", "false", 0, 0),
+        ("browser", "true", 0, 1),
+        ("browser", "true", 1000, 0),
+        ("browser", "false", 0, 0),
+    ],
+)
 def test_a_skip_of_what_needs_root_is_counted_and_fails_on_ci(
-    repository: Path, tmp_path: Path, ci: str, code: int
+    place: str, ci: str, user: int, code: int, repository: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "tests" / "cluster").mkdir(parents=True)
+    """Would catch: a machine of CI that lost its Chromium or Slurm and still passes; a user's that fails for want of a
+    Chromium which only root can install."""
+    (tmp_path / "tests" / place).mkdir(parents=True)
     content = "import pytest\ndef test_slurm():\n    pytest.skip('no root')\ndef test_other():\n    pass\n"
-    (tmp_path / "tests" / "cluster" / "test_made.py").write_text(content)
+    (tmp_path / "tests" / place / "test_made.py").write_text(content)
     (tmp_path / "tests" / "test_else.py").write_text("import pytest\ndef test_it():\n    pytest.skip('no gpu')\n")
+    (tmp_path / "tests" / "conftest.py").write_text(f"import os\nos.geteuid = lambda: {user}\n")
+    (apt := tmp_path / "apt-get").touch(0o755)
     command = [sys.executable, "-m", "pytest", "-c", repository / "pyproject.toml", "--rootdir", tmp_path, "tests"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment |= {"CI": ci, "PYTHONPATH": str(repository)}
+    environment |= {"CI": ci, "PYTHONPATH": str(repository), "PATH": f"{apt.parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         [*command, "-p", "tests.outcomes", "-p", "no:cacheprovider"],
         cwd=tmp_path,

@@ -22,12 +22,18 @@ from pat.registry.backend import BackendError
 from pat.registry.mlflow_backend import MlflowBackend
 from pat.registry.moves import PENDING
 from pat.registry.registry import Registry
+from tests.install import problem_of
 from tests.registry_files import in_process, killed_at, start
 from tests.unit.registry.test_registry import small
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_processes]
 MIGRATING = 300  # statements and file operations after which MLflow migrates tables that it has just made
-FOLDERS = [os.environ.get("PATH", ""), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)]
+
+
+def folders() -> str:
+    """Where PostgreSQL's programs may be."""
+    found = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
+    return os.pathsep.join([os.environ.get("PATH", ""), *found])
 
 
 @dataclass
@@ -39,7 +45,7 @@ class Server:
     user: str | None  # PostgreSQL refuses to run as root
 
     def run(self, program: str, *arguments: str) -> None:
-        found = shutil.which(program, path=os.pathsep.join(FOLDERS))
+        found = shutil.which(program, path=folders())
         assert found
         with open(self.folder / "said", "ab") as said:
             subprocess.run(
@@ -60,8 +66,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    if not shutil.which("initdb", path=os.pathsep.join(FOLDERS)):
-        pytest.skip("there is no PostgreSQL server here: apt-get install postgresql")
+    if not shutil.which("initdb", path=folders()) and (problem := problem_of("postgresql")):
+        pytest.skip(f"there is no PostgreSQL server here, and {problem}")
     if find_spec("psycopg") is None:
         pytest.skip("psycopg is not installed: pip install 'pat-deepspeed[postgresql]'")
     user = None
