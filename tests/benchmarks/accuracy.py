@@ -1,10 +1,11 @@
 """Accuracy on the film reviews at several sparsities, by criterion, the same steps, two seeds.
 
     python launch/assets.py reviews && python tests/benchmarks/accuracy.py [--steps 120] [--jobs 2]
+    python tests/benchmarks/accuracy.py --methods movement "movement, prior by obs" --sparsities 0.8 --seeds 3 --no-dense
 
 Every run is one `pat train recipe=reviews` (feed-forward matrices are pruned) with one rank and one thread, and the
 criterion and schedule below in place of the recipe's. Movement comes with its default prior, as published without one,
-and with a constant one. ALPS and Wanda, which are calibrated, cut once, after 30 % of the steps; ALPS fits no layer
+with a constant one, and with priors that look at the inputs. ALPS and Wanda, which are calibrated, cut once, after 30 % of the steps; ALPS fits no layer
 afterwards. Nothing is tuned. The evaluation split is never trained on. A finished run is not repeated, so the command
 can be interrupted.
 """
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import statistics
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,11 +39,12 @@ METHODS = {  # overrides of the recipe
     "movement": [MOVEMENT, *GRADUAL],
     "movement, as published": [MOVEMENT, "pruners.weights.criterion.prior=0.0", *GRADUAL],
     "movement, prior 10": [MOVEMENT, "pruners.weights.criterion.prior=10.0", *GRADUAL],
+    "movement, prior by wanda": [MOVEMENT, "pruners.weights.criterion.prior_score=wanda", *GRADUAL],
+    "movement, prior by obs": [MOVEMENT, "pruners.weights.criterion.prior_score=obs", *GRADUAL],
     "wanda": ["pruners.weights.criterion.name=wanda", *ONE_CUT],
     "alps": ["pruners.weights.criterion.name=alps", *ONE_CUT],
 }
 SPARSITIES = (0.5, 0.8, 0.95)
-SEEDS = (0, 1)
 
 
 def run(name: str, recipe: str, overrides: list[str], folder: Path, steps: int) -> dict[str, Any]:
@@ -73,29 +77,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--sparsities", nargs="+", type=float, default=list(SPARSITIES))
+    parser.add_argument("--seeds", type=int, default=2, help="how many")
+    parser.add_argument("--no-dense", action="store_true", help="only the methods")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "accuracy")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "accuracy.json")
     options = parser.parse_args()
+    seeds = range(options.seeds)
     with ThreadPoolExecutor(options.jobs) as pool:
 
         def all_of(jobs: list[tuple[str, str, list[str]]]) -> list[dict[str, Any]]:
             return list(pool.map(lambda job: run(job[0], job[1], job[2], options.folder, options.steps), jobs))
 
-        rows: list[tuple[str, float]] = [("base model, fine-tuned head", 0.0), ("dense, fine-tuned", 0.0)]
-        head = 'optim.trainable=["classifier.*"]'
-        jobs = [(f"head-{seed}", "reviews_dense", [f"seed={seed}", head]) for seed in SEEDS]
-        jobs += [(f"dense-{seed}", "reviews_dense", [f"seed={seed}"]) for seed in SEEDS]
+        rows: list[tuple[str, float]] = []
+        jobs: list[tuple[str, str, list[str]]] = []
+        if not options.no_dense:
+            rows = [("base model, fine-tuned head", 0.0), ("dense, fine-tuned", 0.0)]
+            head = 'optim.trainable=["classifier.*"]'
+            jobs = [(f"head-{seed}", "reviews_dense", [f"seed={seed}", head]) for seed in seeds]
+            jobs += [(f"dense-{seed}", "reviews_dense", [f"seed={seed}"]) for seed in seeds]
         for method in options.methods:
-            for sparsity in SPARSITIES:
+            for sparsity in options.sparsities:
                 rows.append((method, sparsity))
-                jobs += [pruned(method, sparsity, seed) for seed in SEEDS]
+                jobs += [pruned(method, sparsity, seed) for seed in seeds]
         results = all_of(jobs)
     table = []
     for i, (method, sparsity) in enumerate(rows):
-        values = [r["accuracy"] for r in results[i * len(SEEDS) : (i + 1) * len(SEEDS)]]
+        values = [r["accuracy"] for r in results[i * len(seeds) : (i + 1) * len(seeds)]]
         table.append({"method": method, "sparsity": sparsity, "mean": statistics.mean(values), "seeds": values})
     said = {
-        "command": f"python tests/benchmarks/accuracy.py --steps {options.steps} --methods {' '.join(options.methods)}",
+        "command": shlex.join(["python", "tests/benchmarks/accuracy.py", *sys.argv[1:]]),
         "device": "CPU, one thread per run",
         "steps": options.steps,
         "table": table,

@@ -21,6 +21,7 @@ from tests.unit.pruning.calibration.test_walk import batches, matrices, naive
 from tests.unit.pruning.test_resume import Saved, snapshot
 
 WANDA = {"name": "movement", "prior_score": "wanda"}
+OBS = {"name": "movement", "prior_score": "obs"}
 AT_ONCE = {"name": "one_shot", "start": 0, "hard_from": 4}
 GRADUAL = {"name": "linear", "start": 1, "end": 4, "hard_from": 5, "select_every": 1}
 
@@ -58,6 +59,29 @@ def test_before_there_is_evidence_wandas_smallest_go(family: str, scope: str) ->
     for name, score in scores.items():
         assert torch.equal(after[0][name] == 0, lowest_half(score)), name
         assert not torch.equal(lowest_half(score), lowest_half(sizes[name])), "the inputs decide nothing here"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_by_obs_those_go_first_that_the_others_make_up_for(family: str) -> None:
+    """The least rise of ||x w - x w'||^2 over all w' without that weight, found by least squares for each input; would
+    catch: rows for columns, the Gram matrix's own diagonal, and its inverse's in place of one over it."""
+    dense, name = models.model(family), "model.layers.1.mlp.down_proj.weight"
+    _, _, after = trained(config(OBS, "matrix", AT_ONCE, params=["all-linear"]), 1, family)
+    grams = naive(dense, batches())
+    name = name if family == "llama" else "transformer.h.1.mlp.c_proj.weight"
+    gram = grams[name].double()
+    gram = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    rises = []
+    for i in range(len(gram)):
+        others = [j for j in range(len(gram)) if j != i]
+        taken = torch.linalg.solve(gram[others][:, others], gram[others][:, i])
+        rises.append(gram[i, i] - gram[i, others] @ taken)
+    s = torch.stack(rises)
+    weight = dense.get_parameter(name).detach().double()
+    expected = lowest_half(weight.square() * (s[:, None] if family == "gpt2" else s))
+    assert torch.equal(after[0][name] == 0, expected)
+    inputs = grams[name].diagonal()
+    assert not torch.equal(lowest_half(weight.square() * (inputs[:, None] if family == "gpt2" else inputs)), expected)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
