@@ -1,13 +1,13 @@
 """Accuracy on the film reviews at several sparsities, by criterion, the same steps, two seeds.
 
     python launch/assets.py reviews && python tests/benchmarks/accuracy.py [--steps 120] [--jobs 2]
-    python tests/benchmarks/accuracy.py --methods movement "movement, prior by obs" --sparsities 0.8 --seeds 3 --no-dense
+    python tests/benchmarks/accuracy.py --methods "movement, prior by obs" --sparsities 0.8 --seeds 3 --no-dense
 
 Every run is one `pat train recipe=reviews` (feed-forward matrices are pruned) with one rank and one thread, and the
 criterion and schedule below in place of the recipe's. Movement comes with its default prior, as published without one,
-with a constant one, and with priors that look at the inputs. ALPS and Wanda, which are calibrated, cut once, after 30 % of the steps; ALPS fits no layer
-afterwards. Nothing is tuned. The evaluation split is never trained on. A finished run is not repeated, so the command
-can be interrupted.
+with a constant one, and with priors that look at the inputs. ALPS and Wanda, which are calibrated, cut once, after 30 %
+of the steps; ALPS fits no layer afterwards. Nothing is tuned. The evaluation split is never trained on. A finished run
+is not repeated, so the command can be interrupted.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ ONE_CUT = [  # of a calibrated criterion: the dense model learns for a third of 
     "pruners.weights.schedule.start=0.3",
 ]
 MOVEMENT = "pruners.weights.criterion.name=movement"
+INPUTS = "pruners.weights.criterion.num_samples=2048"  # sentences, of which many are short
 METHODS = {  # overrides of the recipe
     "magnitude": ["pruners.weights.criterion.name=magnitude", *GRADUAL],
     "movement": [MOVEMENT, *GRADUAL],
     "movement, as published": [MOVEMENT, "pruners.weights.criterion.prior=0.0", *GRADUAL],
     "movement, prior 10": [MOVEMENT, "pruners.weights.criterion.prior=10.0", *GRADUAL],
-    "movement, prior by wanda": [MOVEMENT, "pruners.weights.criterion.prior_score=wanda", *GRADUAL],
-    "movement, prior by obs": [MOVEMENT, "pruners.weights.criterion.prior_score=obs", *GRADUAL],
+    "movement, prior by wanda": [MOVEMENT, "pruners.weights.criterion.prior_score=wanda", INPUTS, *GRADUAL],
+    "movement, prior by obs": [MOVEMENT, "pruners.weights.criterion.prior_score=obs", INPUTS, *GRADUAL],
     "wanda": ["pruners.weights.criterion.name=wanda", *ONE_CUT],
     "alps": ["pruners.weights.criterion.name=alps", *ONE_CUT],
 }
