@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from pat.checkpoint import retention, store
 from pat.checkpoint.manifest import check_same_model, describe_parameters
+from pat.common.comm import Comm
 from pat.common.files import write_atomic, write_json
 from pat.config import frozen
 from pat.models import config_files
@@ -66,24 +67,41 @@ def save(
     save_dir: Path, tag: str, engine: Any, pruner: Pruner, config: Config, tokenizer: Any, keep_last: int | None
 ) -> None:
     """Write the state of the step that DeepSpeed has just saved under `tag`, and remove those beyond the newest
-    `keep_last`. Collective."""
-    run = directory(save_dir)
-    if dist.get_rank() == 0:
+    `keep_last`. Raises NotWritten where a rank cannot. Collective."""
+    run, world = directory(save_dir), pruner.layout.world
+
+    def describe() -> None:
         model = engine.module if hasattr(engine.module, "config") else None
         _renew(run.path / "model", lambda folder: model is None or config_files.write(model, folder))
         _renew(run.path / "tokenizer", lambda folder: tokenizer is None or tokenizer.save_pretrained(folder))
         write_atomic(run.config, frozen.dump(config))
         write_json(run.version, versions())
-    pruner.layout.world.barrier()
+
+    _by_rank_0(world, f"the pruner's state beside {save_dir / tag} could not be written", describe)
     step_dir = store.save(
         engine, pruner, run.checkpoints, engine.global_steps, {"tag": tag}, {}, written=save_dir / tag
     )
-    if dist.get_rank() == 0:
+
+    def tidy() -> None:
         _check_opens(save_dir / tag, pruner.layout.name)
         retention.set_best(run.checkpoints, step_dir)
         if keep_last is not None:
             retention.retain(run.checkpoints, keep_last)
-    pruner.layout.world.barrier()
+
+    _by_rank_0(world, f"{step_dir} is whole, but what is beside it could not be written", tidy)
+
+
+def _by_rank_0(world: Comm, failed: str, work: Callable[[], None]) -> None:
+    """Let rank 0 write. Raises NotWritten on every rank where it cannot: the others would wait for it. Collective."""
+    cause: Exception | None = None
+    if world.rank == 0:
+        try:
+            work()
+        except Exception as error:  # OSError, and whatever a tokenizer of another package raises
+            cause = error
+    said = world.gather("" if cause is None else str(cause) or type(cause).__name__)[0]
+    if said:
+        raise store.NotWritten(f"{failed}: {said.splitlines()[0]}") from cause
 
 
 def _renew(folder: Path, write: Callable[[Path], object]) -> None:

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from pat.checkpoint.reader import CheckpointReader
+from pat.checkpoint.store import NotWritten
+from pat.common.comm import Comm
 from pat.config import frozen
 from pat.integrations import saved
 from pat.integrations.attach import Pruning
@@ -254,3 +256,19 @@ def test_a_pruner_does_not_begin_in_the_middle_of_a_run() -> None:
     with pytest.raises(ValueError, match="stands at step 3 without the pruner's state"):
         pruning.start(STEPS)
     free(pruning)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_cannot_write_keeps_no_other_waiting(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: an error that rank 0 alone raises, while the others wait for it until the job's limit."""
+    written: list[int] = []
+    monkeypatch.setattr(Comm, "gather", lambda self, item: [item] if rank == 0 else ["No space left on device", item])
+    full = OSError(28, "No space left on device")
+
+    def write() -> None:
+        written.append(rank)
+        raise full
+
+    with pytest.raises(NotWritten, match="beside step could not be written: .*No space left on device") as refused:
+        saved._by_rank_0(Comm(rank, 2), "what is beside step could not be written", write)
+    assert (written, refused.value.__cause__) == (([0], full) if rank == 0 else ([], None))
