@@ -119,7 +119,7 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
                 own.write()
                 freeze(config, run_dir)
                 RunDir(run_dir).exit.unlink(missing_ok=True)
-                forget_ranks_from(run_dir, environment.world_size)
+                forget_ranks_from(run_dir, 1)  # of an earlier start: those of this one say so once all have met
             else:
                 wait_for_frozen(config, run_dir)
             checked = preflight.prepare(config, run_dir)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.initialization import no_init_weights
 
@@ -36,7 +37,7 @@ from pat.export.merged import MergedReader
 from pat.export.report import export_json
 from pat.export.source import Stream, specs
 from pat.export.streamed import streamed_logit_diff
-from pat.export.structures import Structures, structures
+from pat.export.structures import restored, structures
 from pat.export.verify import LOGIT_LIMIT, check_tensors, max_abs_logit_diff
 from pat.export.writer import write_model
 from pat.models import config_files
@@ -181,10 +182,11 @@ def directory_of(path: Path) -> RunDir:
     return beside if beside.config.is_file() else RunDir(path)
 
 
-def structures_of(run: RunDir, reader: CheckpointReader, config: Config) -> Structures:
-    """What a checkpoint of a run leaves of its model's structures."""
+def kept_structures(run: RunDir, reader: CheckpointReader, config: Config) -> dict[str, Tensor]:
+    """Per site of a run's gates (num_units,) uint8, 1 = the unit is kept at a checkpoint."""
     hf_config = _model_config(run, config, DTYPES[config.engine.dtype])
-    return structures(reader, config, hf_config, _on_meta(base.build(config.task).auto_model, hf_config))
+    model = _on_meta(base.build(config.task).auto_model, hf_config)
+    return {site: keep for each in restored(reader, config, model) for site, keep in each.keep_flags().items()}
 
 
 def _model_config(run: RunDir, config: Config, dtype: torch.dtype) -> PretrainedConfig:

@@ -62,19 +62,25 @@ class Structures:
                 hook.z = None if bool((z == 1).all()) else z
 
 
-def structures(reader: CheckpointReader, config: Config, hf_config: Any, model: nn.Module) -> Structures:
-    """The structure pruners of a run at a checkpoint; `model` has the full shape, on the meta device.
-
-    In the hard phase the gates are folded already and the model is narrowed. Before, the shape is still the full one,
-    and the gates of the coming step's evaluation are folded into it.
-    """
-    pruners = []
+def restored(reader: CheckpointReader, config: Config, model: nn.Module) -> list[StructurePruner]:
+    """The structure pruners of a run, as they are in a checkpoint; `model` has the full shape, on the meta device."""
+    pruners: list[StructurePruner] = []
     for name, settings in config.pruners.items():
         if settings.structures:
             pruner = StructurePruner(name, settings, model, config.train.num_steps, config.seed)
             pruner.forward.remove()
             pruner.restore(reader.gates(name), reader.manifest["trainer"]["pruners"].get(name, {}))
             pruners.append(pruner)
+    return pruners
+
+
+def structures(reader: CheckpointReader, config: Config, hf_config: Any, model: nn.Module) -> Structures:
+    """The structure pruners of a run at a checkpoint; `model` has the full shape, on the meta device.
+
+    In the hard phase the gates are folded already and the model is narrowed. Before, the shape is still the full one,
+    and the gates of the coming step's evaluation are folded into it.
+    """
+    pruners = restored(reader, config, model)
     if not pruners:
         return Structures()
     hard = {pruner.hardened for pruner in pruners}

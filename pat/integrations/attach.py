@@ -150,6 +150,7 @@ class Pruning:
                     f"{needs.key} is calibrated on samples: give attach `samples`, some batches of this rank"
                 )
             pruner.samples(needs.num_samples)
+        pruner.check_calibration()
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         engine = self.engine

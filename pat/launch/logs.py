@@ -8,7 +8,7 @@ from typing import IO
 
 from pat.common.files import read_json
 from pat.launch import slurm
-from pat.launch.process import rank_records, start_holds
+from pat.launch.process import held_since, rank_records
 from pat.run.directory import HOST, RunDir, read_exit
 
 
@@ -55,7 +55,7 @@ def follow(run: Path, path: Path, position: int, out: IO[str], pause_s: float = 
 def _over(run: Path) -> bool:
     """Whether nothing works on the run now, and none of its jobs waits."""
     records = rank_records(run)
-    if any(record.process.host == HOST and record.process.alive for record in records) or start_holds(run):
+    if any(record.process.host == HOST and record.process.alive for record in records) or held_since(run):
         return False
     job = (read_json(RunDir(run).job) or {}).get("job_id")
     state = slurm.states([job]).get(job) if job else None

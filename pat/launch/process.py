@@ -135,14 +135,16 @@ def _opened(lock: Path, key: str) -> IO[str]:
         raise ValueError(f"{key}={lock.parent} cannot be written to: {error.strerror}; give another") from None
 
 
-def start_holds(run_dir: Path) -> bool:
-    """Whether a start on this machine holds the directory, as it does before its ranks exist."""
+def held_since(run_dir: Path) -> float | None:
+    """When the start on this machine began that holds the directory, from before its ranks exist on, in seconds since
+    the epoch; None: there is none."""
     lock = RunDir(run_dir).lock
     try:
         pid, _, host = lock.read_text().partition(" on ")
-        return host == HOST and any(_same(file, lock) for file in Path(f"/proc/{int(pid)}/fd").iterdir())
+        held = host == HOST and any(_same(file, lock) for file in Path(f"/proc/{int(pid)}/fd").iterdir())
+        return lock.stat().st_mtime if held else None
     except (OSError, ValueError):  # no lock, no such process, or another user's
-        return False
+        return None
 
 
 def _same(file: Path, lock: Path) -> bool:

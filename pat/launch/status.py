@@ -14,7 +14,7 @@ import yaml
 
 from pat.common.files import read_json
 from pat.launch import slurm
-from pat.launch.process import rank_records, start_holds
+from pat.launch.process import held_since, rank_records
 from pat.run import provenance
 from pat.run.directory import HOST, RunDir, read_exit
 
@@ -111,7 +111,8 @@ def _state(run: Path, exit_: dict[str, Any] | None, job_state: str | None) -> st
     if job_state == slurm.SILENT:
         return f"{exit_['meaning'] if exit_ else 'unknown'}, Slurm does not answer"
     job = job_state.lower() if job_state and (job_state not in slurm.OVER or not exit_) else None
-    if exit_:
+    held = held_since(run)
+    if exit_ and not (held and exit_["time"] < held):  # else a new start is not so far yet that it takes it away
         return exit_["meaning"] if not job or job == "running" else f"{exit_['meaning']}, job {job}"
     if job:
         return "running" if job == "running" else f"job {job}"
@@ -119,8 +120,8 @@ def _state(run: Path, exit_: dict[str, Any] | None, job_state: str | None) -> st
     here = [record for record in records if record.process.host == HOST]
     if any(record.process.alive for record in here):
         return "running"
-    if start_holds(run):
-        return "starting"
+    if held:
+        return "running" if records and not exit_ else "starting"
     if len(here) < len(records):  # processes of another machine cannot be asked from here
         return f"unknown, last on {next(r.process.host for r in records if r not in here)}"
     return "died" if records or provenance.read(run) else "not started"

@@ -131,6 +131,8 @@ class Pruner:
         for pruner in self.pruners:
             if pruner.hardened or not (needs := pruner.calibration):
                 continue
+            if isinstance(pruner, WeightPruner) and pruner.prior.inputs:  # they are measured once
+                continue
             stack, dtype = stack_of(self.stock, list(needs.shapes)), DTYPES[self.config.engine.dtype]
             batches = self.samples(1)[:1]
             for layer in Walk(self.engine.module, self.weights.whole, stack, batches, dtype, self.layout.world):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from pat.pruning.criteria import Calibrated
@@ -44,7 +45,9 @@ def in_words(pruner: WeightPruner | StructurePruner) -> str:
     elif len(rises) == 1:
         how = f"all at once: {told}"
     else:
-        every = f" every {line.select_every} steps" if line.select_every > 1 and not _continuous(pruner) else ""
+        apart = [later - step for (step, _), (later, _) in itertools.pairwise(rises)]
+        regular = line.select_every > 1 and not _continuous(pruner) and max(apart) <= line.select_every
+        every = f" every {line.select_every} steps" if regular else ""
         how = f"{len(rises)} rises{every} ({line.schedule.name}): {told}"
     left = line.num_steps - line.hard_from
     return f"{steps(line.start)} dense; {how}; permanent from step {line.hard_from}, {steps(left)} left to recover"

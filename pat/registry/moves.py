@@ -63,7 +63,7 @@ def move(backend: Backend, name: str, promotion: Promotion) -> Promotion:
     try:
         _complete(backend, name, promotion)
     except BackendError:  # a move that was reported as failed must not be completed later
-        if backend.aliases(name).get(promotion.alias) != promotion.after:
+        if promotion.before == promotion.after or backend.aliases(name).get(promotion.alias) != promotion.after:
             backend.note(name, f"{PENDING}.{promotion.alias}", None)
         raise
     return promotion

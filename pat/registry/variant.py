@@ -114,6 +114,7 @@ def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
     exported = read_export(folder)
     run = exported.get("lineage", {})
+    led = {"envelope": run["envelope"]} if run.get("envelope") else {}  # what it allowed in training
     config = exported.get("config") or {}
     return {
         "base_model": {"path": run.get("base_model"), "sha256": run.get("base_sha256")},
@@ -123,7 +124,6 @@ def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "code": {"trained": run.get("versions"), "exported": exported.get("export_versions")},
         "run": {key: run.get(key) for key in ("run", "directory", "checkpoint", "step", "phase", "num_steps")},
         "masks": {"sha256": exported.get("mask_sha256"), "sparsity": exported.get("sparsity")},
-        "envelope": run.get("envelope"),  # what it allowed in training
         # trained: effective weights of the whole model in fp32, before they are cut and rounded; stored: the tensors
         # here, whatever their files and dtype; files: the files here
         "weights": {
@@ -131,6 +131,7 @@ def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
             "stored_sha256": stored_sha256(weight_files(folder)),
             "files_sha256": weights_sha256(manifest),
         },
+        **led,
     }
 
 

@@ -82,7 +82,7 @@ def _of_run(folder: Path) -> Iterator[tuple[str, int, int]]:
     from pat.checkpoint.reader import CheckpointReader
     from pat.config import frozen
     from pat.export import masks
-    from pat.export.export import structures_of
+    from pat.export.export import kept_structures
     from pat.run.directory import RunDir
     from pat.zero.checkpoint_files import CheckpointError
 
@@ -100,7 +100,7 @@ def _of_run(folder: Path) -> Iterator[tuple[str, int, int]]:
             yield name, numel - kept, numel
         config = frozen.load(RunDir(folder).config)
         if any(pruner.structures for pruner in config.pruners.values()) and (folder / "model").is_dir():
-            for site, flags in structures_of(RunDir(folder), reader, config).flags.items():
+            for site, flags in kept_structures(RunDir(folder), reader, config).items():
                 yield site, flags.numel() - int(flags.sum()), flags.numel()
     except (CheckpointError, OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the keep flags of {folder} cannot be read: {str(error).splitlines()[0]}") from None

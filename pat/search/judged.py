@@ -88,12 +88,13 @@ def check(config: Config, measuring: Measuring, with_baseline: bool) -> None:
             f"{relative[0]} is against the dense model, of which no run is kept where the first cut is at step 0: let "
             "schedule.start come later, or give absolute limits (min, max)"
         )
-    _read(measuring)
+    _read(config, measuring)
 
 
-def _read(measuring: Measuring) -> Any:
+def _read(config: Config, measuring: Measuring) -> Any:
     """The mix, if one is given. ValueError for one that cannot be asked."""
-    return reader.read(reader.find(measuring.mix), measuring.allow_code) if measuring.mix else None
+    checked = measure.needs_mix(envelope_of(config))  # else it only has the lengths of requests
+    return reader.read(reader.find(measuring.mix), measuring.allow_code, checked) if measuring.mix else None
 
 
 @dataclass
@@ -128,7 +129,7 @@ class Judge:
 
     @cached_property
     def _mix(self) -> Any:
-        return _read(self.measuring)
+        return _read(self.config, self.measuring)
 
     @cached_property
     def _asked(self) -> measure.Asked:

@@ -72,13 +72,13 @@ def end_rank(run_dir: Path, rank: int, timeout_min: float) -> None:
     last = threading.Timer(WORDS_S, os._exit, (ExitCode.ERROR,))  # a full pipe or a hung file system must not keep it
     last.daemon = True
     last.start()
-    with contextlib.suppress(OSError, ValueError):
-        print(f"pat: rank {rank}: {message}", flush=True)
-        faulthandler.dump_traceback(getattr(sys.stderr, "log", sys.stderr))
     with contextlib.suppress(OSError):
         for record in rank_records(run_dir):
             if record.rank == rank:
                 replace(record, code=int(ExitCode.ERROR), message=message, time=time.time()).write(run_dir)
         if rank == 0 and read_exit(RunDir(run_dir).path) is None:
             write_exit(run_dir, ExitCode.ERROR, message)
+    with contextlib.suppress(OSError, ValueError):
+        print(f"pat: rank {rank}: {message}", flush=True)
+        faulthandler.dump_traceback(getattr(sys.stderr, "log", sys.stderr))
     os._exit(ExitCode.ERROR)

@@ -32,6 +32,7 @@ from pat.common.comm import Comm
 from pat.common.typed import cholesky_, floats
 from pat.pruning.calibration.damping import damped_
 from pat.pruning.calibration.journal import Journal
+from pat.pruning.calibration.needs import too_large
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 from pat.pruning.calibration.walk import NotCalibrated, Walk
 from pat.pruning.weights.kernels import masked_sum_of_squares
@@ -77,23 +78,24 @@ class Prior:
             for name, means in found.items():
                 if id(means[kind]) not in shared:
                     shared[id(means[kind])] = self._of(name, kind, means[kind], walk.comm)
-                self.inputs[name] = shared[id(means[kind])]
+                self.inputs[name] = shared[id(means[kind])].clone()  # a checkpoint takes no memory twice
                 journal.put(name, self.inputs[name])
             journal.write(layer)
 
     @staticmethod
     def _of(name: str, kind: type[InputStatistic], measured: Tensor, comm: Comm) -> Tensor:
-        """(i,) fp32 m, rank 0's. Collective."""
-        if not (measured.diagonal() if kind is Gram else measured).sum() > 0:
-            raise NotCalibrated(f"{name} cannot be ranked by its inputs: all are 0 on the calibration samples")
-        try:
-            s = unexplained(measured) if kind is Gram else measured
-        except RuntimeError as error:
-            raise NotCalibrated(
-                f"{name} cannot be ranked by prior_score=obs: of its inputs {error}; give more num_samples, or wanda"
-            ) from None
-        m = (s / s.mean()).float()
-        return comm.sum(m if comm.rank == 0 else torch.zeros_like(m))
+        """(i,) fp32 m, made by rank 0. Raises NotCalibrated on every rank. Collective."""
+        refused, m = "", torch.zeros(len(measured), device=measured.device)
+        if comm.rank == 0:
+            try:
+                m = _over_their_mean(unexplained(measured) if kind is Gram else measured)
+            except (MemoryError, torch.OutOfMemoryError):
+                refused = too_large(name, "prior_score=obs", prior_bytes(kind, len(measured)))
+            except (ValueError, RuntimeError) as error:
+                refused = f"{name} cannot be ranked by its inputs: {error}"
+        if refused := comm.gather(refused)[0]:
+            raise NotCalibrated(refused)
+        return comm.sum(m)
 
     def squares(self, name: str, start: int, dense: Tensor) -> Tensor:
         """Q of a run of a matrix's elements from `start` on, (n,) fp32."""
@@ -125,10 +127,17 @@ class Prior:
         return matrix[first:last].reshape(-1)[start - first * columns :][: dense.numel()]
 
 
+def _over_their_mean(s: Tensor) -> Tensor:
+    """(i,) fp32 m. ValueError where all are 0."""
+    if not s.sum() > 0:
+        raise ValueError("all inputs are 0 on the calibration samples")
+    return (s / s.mean()).float()
+
+
 def unexplained(
     gram: Tensor,  # (i, i) E[x x^T]; it is damped in place
 ) -> Tensor:
-    """(i,) s_i = 1 / (H^-1)_ii: what of E[x_i^2] the other inputs do not explain."""
+    """(i,) s_i = 1 / (H^-1)_ii: what of E[x_i^2] the other inputs do not explain. RuntimeError without an inverse."""
     return torch.cholesky_inverse(cholesky_(damped_(gram, DAMPING)), upper=True).diagonal().reciprocal()
 
 

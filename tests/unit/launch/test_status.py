@@ -13,7 +13,7 @@ import pytest
 
 from pat import cli
 from pat.launch import logs, slurm, status
-from pat.launch.process import Process, RankRecord, only_user_of
+from pat.launch.process import Process, RankRecord, forget_ranks_from, only_user_of
 from pat.run import provenance
 from pat.run.directory import RunDir, write_exit
 from pat.sweeps import on_slurm
@@ -48,10 +48,20 @@ def test_of_a_dead_run(run):
 def test_states(run, tmp_path):
     me = Process.of(os.getpid())
     assert me
+    write_exit(run.path, 85, "saved")
+    time.sleep(0.05)  # times of files may be some milliseconds old
     with only_user_of(run.path):
-        assert status.status(run.path).state == "starting", "its ranks are not there yet"
-    assert status.status(run.path).state == "died", "the lock's file stays"
-    RankRecord(1, Process(1, 1, "elsewhere")).write(run.path)
+        assert status.status(run.path).state == "starting", "again, and its ranks are not there yet"
+        run.exit.unlink()
+        forget_ranks_from(run.path, 0)
+        assert status.status(run.path).state == "starting"
+        RankRecord(1, Process(1, 1, "elsewhere")).write(run.path)
+        assert status.status(run.path).state == "running", "all ranks are on other machines, and it waits for them"
+        write_exit(run.path, 85, "saved")
+        assert status.status(run.path).state == "preempted", "it has just ended"
+        run.exit.unlink()
+    assert status.status(run.path).state == "unknown, last on elsewhere", "the lock's file stays"
+    RankRecord(0, Process(2**22 + 1, 1)).write(run.path)
     assert status.status(run.path).state == "unknown, last on elsewhere"
     assert status.status(run.path, "RUNNING").state == "running"
     assert status.status(run.path, "NODE_FAIL").state == "job node_fail"

@@ -76,6 +76,7 @@ def test_warnings_of_a_schedule(schedule: dict[str, Any], more: dict[str, Any], 
 def test_a_schedule_in_words() -> None:
     pairs = attached(CUBIC | {"select_every": 20}, sparsity=0.5, granularity={"name": "n_of_m", "n": 2, "m": 4})
     assert pairs.cuts == (60, 140), "a slot of every group at a time; a learning rate per cut follows these"
+    assert "2 rises (cubic): 25 % at step 60, 50 % at step 140" in timetable.in_words(pairs.pruners[0])
     (pruner,) = attached({"name": "linear", "start": 20, "end": 140, "select_every": 30}).pruners
     assert timetable.in_words(pruner) == (
         "20 steps dense; 4 rises every 30 steps (linear): 20 % at step 50, 40 % at step 80, 60 % at step 110, 80 % at "

@@ -111,6 +111,7 @@ def test_a_rank_leaves_though_nobody_reads_what_it_says(tmp_path):
             assert rank.wait(60) == 1
         finally:
             rank.kill()
+    assert "nothing has happened" in (read_exit(tmp_path) or {})["message"], "whoever asks later learns it"
 
 
 def test_a_bark_that_nobody_reads_does_not_keep_it_from_biting():

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from pat.common.comm import LOCAL
+from pat.common.comm import LOCAL, Comm
 from pat.pruning import registry
+from pat.pruning.calibration.statistics import Gram
+from pat.pruning.calibration.walk import NotCalibrated
 from pat.pruning.weights.prior import Prior
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.zero.layouts import Segment, Shard
@@ -106,11 +111,13 @@ def test_evidence_and_prior_have_the_sizes_that_are_asked_for(transposed: bool) 
         assert c * float(squares.mean()) == pytest.approx(3.0 * float(score.square().mean().sqrt()), rel=2**-8)
 
 
-def test_what_was_measured_is_resumed_and_gone_when_hard() -> None:
-    """In the soft phase: the same bits as the undisturbed run, without a sample."""
+@pytest.mark.parametrize("criterion", [WANDA, OBS], ids=["wanda", "obs"])
+def test_what_was_measured_is_resumed_and_gone_when_hard(criterion: dict[str, Any], tmp_path: Path) -> None:
+    """In the soft phase: the same bits as the undisturbed run, without a sample. A file takes no tensor twice, but
+    matrices with the same inputs are measured once."""
 
     def build(model: Any) -> tuple[Any, Any]:
-        engine, pruner = one_rank.build(config(WANDA, "matrix", GRADUAL), model)
+        engine, pruner = one_rank.build(config(criterion, "matrix", GRADUAL, params=["all-linear"]), model)
         pruner.samples = lambda number: batches()
         return engine, pruner
 
@@ -125,6 +132,7 @@ def test_what_was_measured_is_resumed_and_gone_when_hard() -> None:
     engine, pruner = build(model)
     for t in range(3):
         step(engine, pruner, t)
+    save_file(pruner.state()[0], tmp_path / "pruner.safetensors")
     tensors, shared = snapshot(pruner)
     fresh = copy.deepcopy(model)
     other, loaded = build(fresh)
@@ -152,3 +160,22 @@ def test_what_was_measured_is_resumed_and_gone_when_hard() -> None:
 def test_keys_that_would_be_ignored_are_refused(more: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         registry.build("criterion", WANDA | more)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (RuntimeError("the input is not positive-definite"), "cannot be ranked by its inputs: the input is not pos"),
+        (torch.OutOfMemoryError("CUDA"), "too large for prior_score=obs"),
+    ],
+)
+def test_what_rank_0_cannot_make_is_every_ranks_error(
+    raised: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: a rank that raises alone before a sum, and a lack of memory told as one of samples."""
+    told: list[str] = []
+    monkeypatch.setattr(Comm, "gather", lambda self, item: told.append(item) or ([item] if self.rank == 0 else told))
+    monkeypatch.setattr("pat.pruning.weights.prior.unexplained", Mock(side_effect=raised))
+    for rank in (0, 1):
+        with pytest.raises(NotCalibrated, match=said):
+            Prior._of("w", Gram, torch.eye(3), Comm(rank, 2))
