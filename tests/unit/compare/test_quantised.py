@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pat import cli
+from pat.evaluation.folders import weights_sha256
 from tests import models
 
 QUANTISED = {  # 8-bit weights, a scale for each output channel, as compressed-tensors writes them
@@ -96,6 +97,7 @@ def test_pruned_beside_quantised(tmp_path: Path) -> None:
         said = json.loads((tmp_path / f"{name}.json").read_text())
         assert said.pop("command")[:4] == ["pat", "compare", str(sparse), str(tmp_path / name)]
         assert said.pop("directory") == str(Path.cwd())
+        assert said.pop("weights_sha256") == {"a": weights_sha256(sparse), "b": weights_sha256(tmp_path / name)}
         figures[name] = said | {"b": "one model in two forms"}
     assert figures["int8"] == figures["same"]
 
