@@ -222,12 +222,13 @@ def _check_optimizer(base: Any) -> None:
 # -- the one function that is replaced ---------------------------------------------------------------------------------
 
 _waiting: list[Pruning] = []
+_OURS = "_pat_waits"  # an attribute of the function that is put in its place
 
 
 def _await_initialize(pruning: Pruning) -> None:
     """Replace deepspeed.initialize until it is called with the model and an optimizer. The last one for a model wins:
     a notebook's cell may run again."""
-    if not _waiting:
+    if not hasattr(deepspeed.initialize, _OURS):  # not by _waiting: somebody may have put another in its place
         deepspeed.initialize = _pass_through(deepspeed.initialize)
     for other in [each for each in _waiting if each.model is pruning.model]:
         _refuse_again(other)
@@ -265,4 +266,5 @@ def _pass_through(plain: Callable[..., Any]) -> Callable[..., Any]:
             deepspeed.initialize = plain
         return result
 
+    setattr(initialize, _OURS, True)
     return initialize

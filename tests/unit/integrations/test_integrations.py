@@ -256,6 +256,15 @@ def initialize(model: torch.nn.Module, optimizer: Any = torch.optim.AdamW) -> No
     deepspeed.initialize(model=model, optimizer=optimizer(model.parameters()), config={})
 
 
+def test_another_function_in_the_place_of_ours_is_replaced_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: a model that trains without its pruner, because an earlier one still waits for its engine."""
+    plain = PlainDeepSpeed(monkeypatch)
+    Pruning(given()).attach(torch.nn.Linear(2, 2))
+    monkeypatch.setattr(deepspeed, "initialize", plain.initialize)
+    Pruning(given()).attach(torch.nn.Linear(2, 2))
+    assert deepspeed.initialize != plain.initialize
+
+
 def test_the_last_attach_wins_and_what_failed_is_tried_again_with_the_pruner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch: the settings of a notebook's cell that ran before; and a second try that prunes nothing."""
     plain, model, took = PlainDeepSpeed(monkeypatch, RuntimeError("too large")), torch.nn.Linear(2, 2), list[Pruning]()
