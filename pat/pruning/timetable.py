@@ -46,7 +46,7 @@ def in_words(pruner: WeightPruner | StructurePruner) -> str:
         how = f"all at once: {told}"
     else:
         apart = [later - step for (step, _), (later, _) in itertools.pairwise(rises)]
-        regular = line.select_every > 1 and not _continuous(pruner) and max(apart) <= line.select_every
+        regular = line.select_every > 1 and not _continuous(pruner) and max(apart, default=0) <= line.select_every
         every = f" every {line.select_every} steps" if regular else ""
         how = f"{len(rises)} rises{every} ({line.schedule.name}): {told}"
     left = line.num_steps - line.hard_from

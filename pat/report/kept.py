@@ -98,7 +98,10 @@ def _of_run(folder: Path) -> Iterator[tuple[str, int, int]]:
                 for start in range(0, numel, masks.CHUNK)
             )
             yield name, numel - kept, numel
-        config = frozen.load(RunDir(folder).config)
+        try:
+            config = frozen.load(RunDir(folder).config)
+        except ValueError:  # of a run by an older pat, whose keys this one need not know
+            return
         if any(pruner.structures for pruner in config.pruners.values()) and (folder / "model").is_dir():
             for site, flags in kept_structures(RunDir(folder), reader, config).items():
                 yield site, flags.numel() - int(flags.sum()), flags.numel()

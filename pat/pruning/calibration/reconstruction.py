@@ -71,7 +71,8 @@ def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int) 
             break
         while gradients:
             place = len(gradients) - 1
-            whole = comm.sum(gradients.pop().float().div_(scale))
+            gradient = gradients.pop().float()
+            whole = comm.sum(gradient if scale == 1.0 else gradient.div_(scale))
             fits[place].step(whole.div_(number), lr * left)
             with torch.no_grad():
                 params[place].copy_(fits[place].told(params[place].dtype, comm))

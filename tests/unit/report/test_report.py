@@ -328,6 +328,9 @@ def test_the_structures_of_a_run_are_shown_by_layer(tmp_path: Path) -> None:
     }
     assert sum(c.removed for c in found) * 2 == sum(c.total for c in found) > 0
     assert "Share removed in" in html(build.page(reading.read([tmp_path / "run"])))
+    with open(tmp_path / "run" / "config.yaml", "a") as config:
+        config.write("a_key_of_an_older_pat: 1\n")
+    assert not kept.counts(reading.read_run(tmp_path / "run")), "and the report is made without them"
     run_with_gates(tmp_path / "soft", False, "ffn", "mlp_layers")
     assert {c.kind for c in kept.counts(reading.read_run(tmp_path / "soft"))} == {"ffn", "mlp_layers"}
 
