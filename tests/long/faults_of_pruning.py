@@ -445,8 +445,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/weights/prior.py": [
         ("m[:, None] if name in self.transposed else m)", "m)", "inputs along the wrong dimension of a Conv1D"),
-        ("return (s / s.mean()).float()", "return s.float()", "matrices count by their inputs' size"),
-        ("diagonal().reciprocal()", "diagonal()", "what the others explain least counts least"),
+        ("(means[SquaredNorm] / mean).float()", "means[SquaredNorm].float()", "matrices count by their inputs' size"),
         ("* self._along(s.name, s.start, state.dense[s.part]).sqrt()", "* 1.0", "the prior's size is the magnitude's"),
     ],
     "pat/pruning/weights/matrices.py": [
@@ -701,8 +700,6 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "residual = torch.mm(dense.sub_(found), gram)",
             "survivors are fitted off the mask",
         ),
-    ],
-    "pat/pruning/calibration/damping.py": [
         ("added_(gram, damping * mean)", "gram", "no damping"),
     ],
     "pat/pruning/criteria/wanda.py": [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pat.pruning.calibration.settings import CalibrationSettings
-from pat.pruning.calibration.statistics import InputStatistic, SquaredNorm
+from pat.pruning.calibration.statistics import InputStatistic
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,6 @@ class Criterion(ABC):
     def prior_samples(self) -> int:
         """Samples on which to measure the inputs that weight W^2 in the prior; 0: W^2 alone."""
         return 0
-
-    @property
-    def prior_statistic(self) -> type[InputStatistic]:
-        """What of these inputs is measured."""
-        return SquaredNorm
 
     def descent(
         self,

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pat.common.text import did_you_mean
-from pat.pruning.calibration.statistics import Gram, InputStatistic, SquaredNorm
 from pat.pruning.criteria import Criterion
 
 PRIOR_STEPS = 20000.0
 NUM_SAMPLES = 128
-PRIOR_SCORES = ("magnitude", "wanda", "obs")
+PRIOR_SCORES = ("magnitude", "wanda")
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,15 @@ class Evidence(Criterion):
     S of a few hundred steps is mostly noise, and sensitive weights have large scores of either sign, so the magnitude
     counts beside it: at step t the two terms have sizes prior_steps / t : 1, the mean of c W^2 and the RMS of S over
     what is ranked together. A number as `prior` is c itself, in S from the start; 0 is the method as published. With
-    prior_score=wanda W^2 counts by the size of its input, W_oi^2 E[x_i^2] / mean_j E[x_j^2], and with prior_score=obs
-    by what of that the other inputs cannot take over; both are measured on training samples before the first
-    selection (`weights.prior`).
-    Source: Wanda: Sun et al. 2023, arXiv:2306.11695; OBS of a matrix: Frantar and Alistarh 2023, arXiv:2301.00774; the
-    prior is our own.
+    prior_score=wanda W^2 counts by the size of its input, W_oi^2 E[x_i^2] / mean_j E[x_j^2], which is measured on
+    training samples before the first selection (`weights.prior`).
+    Source: Wanda: Sun et al. 2023, arXiv:2306.11695; the prior is our own.
     """
 
     prior: float | None = field(default=None, kw_only=True)  # c, the weight of W^2; null: from the sizes of S and W^2
     prior_steps: float = field(default=PRIOR_STEPS, kw_only=True)  # steps that count as W^2 does, where prior is null
-    prior_score: str = field(default="magnitude", kw_only=True)  # magnitude: W^2 | wanda, obs: by what goes into it
-    num_samples: int = field(default=NUM_SAMPLES, kw_only=True)  # of wanda and obs: the first that training sees
+    prior_score: str = field(default="magnitude", kw_only=True)  # magnitude: W^2 | wanda: by the size of its inputs
+    num_samples: int = field(default=NUM_SAMPLES, kw_only=True)  # of prior_score=wanda: the first that training sees
 
     def __post_init__(self) -> None:
         """Refuse an invalid prior, and a prior_steps that a constant prior would ignore."""
@@ -54,14 +51,13 @@ class Evidence(Criterion):
             )
         if self.prior_score == "magnitude" and self.num_samples != NUM_SAMPLES:
             raise ValueError(
-                f"criterion.num_samples is {self.num_samples}, but would be ignored: set criterion.prior_score=wanda "
-                "or obs, or leave it out."
+                f"criterion.num_samples is {self.num_samples}, but would be ignored: set criterion.prior_score=wanda, "
+                "or leave it out."
             )
-        if self.prior_score != "magnitude" and (self.prior is not None or self.num_samples < 1):
+        if self.prior_score == "wanda" and (self.prior is not None or self.num_samples < 1):
             raise ValueError(
-                f"criterion.prior_score is {self.prior_score} with prior {self.prior} and num_samples "
-                f"{self.num_samples}, but then prior must be null (its weight follows from the sizes of both), and "
-                "num_samples at least 1."
+                f"criterion.prior_score is wanda with prior {self.prior} and num_samples {self.num_samples}, but then "
+                "prior must be null (its weight follows from the sizes of both), and num_samples at least 1."
             )
 
     def initial(self, dense: Tensor) -> Tensor:
@@ -74,10 +70,5 @@ class Evidence(Criterion):
 
     @property
     def prior_samples(self) -> int:
-        """Those of prior_score=wanda and obs."""
-        return self.num_samples if self.prior_score != "magnitude" else 0
-
-    @property
-    def prior_statistic(self) -> type[InputStatistic]:
-        """The whole Gram matrix for obs, of which wanda looks at the diagonal."""
-        return Gram if self.prior_score == "obs" else SquaredNorm
+        """Those of prior_score=wanda."""
+        return self.num_samples if self.prior_score == "wanda" else 0

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pat.common.typed import cholesky_, eigh, solve_triangular_
-from pat.pruning.calibration.damping import added_, damped_
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 from pat.pruning.criteria import Calibrated, choice_bytes
 
@@ -142,6 +141,20 @@ def factor_resolvent(gram: Tensor) -> Callable[[Tensor, float], Tensor]:
         return solve_triangular_(factor.T, right, upper=False)
 
     return solve
+
+
+def damped_(gram: Tensor, damping: float) -> Tensor:
+    """(d, d) with damping * mean(diag) on the diagonal, in place. ValueError where nothing goes in at all."""
+    mean = gram.diagonal().mean()
+    if not mean > 0:
+        raise ValueError("all inputs are 0 on the calibration samples")
+    return added_(gram, damping * mean)
+
+
+def added_(gram: Tensor, value: Tensor | float) -> Tensor:
+    """(d, d) with a value added to the diagonal, in place."""
+    gram.diagonal().add_(value)
+    return gram
 
 
 def fitted(

@@ -17,11 +17,10 @@ from pat.common.comm import Comm
 from pat.pruning.calibration.journal import KEEP, Journal
 from pat.pruning.calibration.needs import Needs, too_large
 from pat.pruning.calibration.reconstruction import reconstruct
-from pat.pruning.calibration.statistics import is_finite
+from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.criteria import Calibrated, Criterion
 from pat.pruning.weights.allocation import Weighing
-from pat.pruning.weights.prior import prior_bytes
 from pat.pruning.weights.whole import WholeMatrices, chooser
 
 _Cut = tuple[Tensor, Tensor]  # flags (o, i) uint8, weights (o, i) fp32
@@ -44,8 +43,7 @@ def needs(
 ) -> Needs | None:
     """What has to be measured at a cut, or once for a prior; None where the criterion looks at no inputs."""
     if criterion.prior_samples:
-        kind = criterion.prior_statistic
-        return Needs(key, criterion.prior_samples, maps, (kind,), lambda outputs, i: prior_bytes(kind, i), once=True)
+        return Needs(key, criterion.prior_samples, maps, (SquaredNorm,), lambda outputs, inputs: 0, once=True)
     if not isinstance(criterion, Calibrated):
         return None
     made = criterion

@@ -3,17 +3,14 @@
 # o outputs and i inputs of a linear map, x what goes into it on calibration samples
 # G groups that are ranked together: all matrices, or each by itself
 
-    Q_oi = W_oi^2 m_i, m_i = s_i / mean_j s_j      s_i = 1: the magnitude; or calibrated,
-                                                   s_i = E[x_i^2]: Wanda's order
-                                                   s_i = 1 / (H^-1)_ii, H = E[x x^T] + 0.01 mean(diag) I: OBS's
+    Q_oi = W_oi^2 m_i      m = 1: the magnitude; or calibrated, m_i = E[x_i^2] / mean_j E[x_j^2]: Wanda's order
     c = weight * RMS(S) / mean(Q)      over all weights of the group, on all ranks; 1 while S is 0: Q alone
 
-Q is the mean squared change of the map's outputs when the weight goes, over the mean of s; by OBS, once the other
-weights of its output have taken over what they can. If all inputs have one size and no relation, it is W^2. S is in
-units of the loss, which may be a mean or a sum over tokens, and Q in those of squared weights. No constant converts
-them, so each counts by its own size within what is ranked together. As m is 1 in the mean, matrices of one ranking
-count as they do by magnitude: neither score compares matrices. m is measured once, before the first selection; W is
-that of each selection.
+Q is the mean squared change of the map's outputs when the weight goes, over the mean square of an input; if all
+inputs have one size, it is W^2. S is in units of the loss, which may be a mean or a sum over tokens, and Q in those of
+squared weights. No constant converts them, so each counts by its own size within what is ranked together. As m is 1 in
+the mean, matrices of one ranking count as they do by magnitude: Wanda does not compare matrices. m is measured once,
+before the first selection; W is that of each selection.
 
 The mean of Q is taken because in pretrained encoders a few outliers dominate its RMS. c is computed at a selection from
 what a checkpoint holds, so it is no state; m is. Sums of fp64 depend slightly on how ranks cut the shards: c keeps BITS
@@ -29,17 +26,14 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
-from pat.common.typed import cholesky_, floats
-from pat.pruning.calibration.damping import damped_
+from pat.common.typed import floats
 from pat.pruning.calibration.journal import Journal
-from pat.pruning.calibration.needs import too_large
-from pat.pruning.calibration.statistics import Gram, InputStatistic
+from pat.pruning.calibration.statistics import SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk
 from pat.pruning.weights.kernels import masked_sum_of_squares
 from pat.pruning.weights.shard_state import MaskedShard
 
 BITS = 8
-DAMPING = 0.01  # added to the Gram matrix's diagonal, as a share of its mean
 
 
 class Prior:
@@ -58,7 +52,6 @@ class Prior:
     def measure(
         self,
         walk: Walk,
-        kind: type[InputStatistic],  # what tells s: SquaredNorm, or Gram
         journal: Journal,
         removed: Collection[str] = (),  # matrices that gates have removed whole
     ) -> None:
@@ -73,29 +66,14 @@ class Prior:
                 self.inputs[name] = torch.ones(self.shapes[name][0 if name in self.transposed else 1])
                 journal.put(name, self.inputs[name])
             names = [name for name in own if name not in removed]
-            found = layer.collect({name: (kind,) for name in names}) if names else {}
-            shared = dict[int, Tensor]()  # matrices with the same inputs have the same m
+            found = layer.collect({name: (SquaredNorm,) for name in names}) if names else {}
             for name, means in found.items():
-                if id(means[kind]) not in shared:
-                    shared[id(means[kind])] = self._of(name, kind, means[kind], walk.comm)
-                self.inputs[name] = shared[id(means[kind])].clone()  # a checkpoint takes no memory twice
+                mean = means[SquaredNorm].mean()
+                if not mean > 0:
+                    raise NotCalibrated(f"{name} cannot be ranked by its inputs: all are 0 on the calibration samples")
+                self.inputs[name] = (means[SquaredNorm] / mean).float()
                 journal.put(name, self.inputs[name])
             journal.write(layer)
-
-    @staticmethod
-    def _of(name: str, kind: type[InputStatistic], measured: Tensor, comm: Comm) -> Tensor:
-        """(i,) fp32 m, made by rank 0. Raises NotCalibrated on every rank. Collective."""
-        refused, m = "", torch.zeros(len(measured), device=measured.device)
-        if comm.rank == 0:
-            try:
-                m = _over_their_mean(unexplained(measured) if kind is Gram else measured)
-            except (MemoryError, torch.OutOfMemoryError):
-                refused = too_large(name, "prior_score=obs", prior_bytes(kind, len(measured)))
-            except (ValueError, RuntimeError) as error:
-                refused = f"{name} cannot be ranked by its inputs: {error}"
-        if refused := comm.gather(refused)[0]:
-            raise NotCalibrated(refused)
-        return comm.sum(m)
 
     def squares(self, name: str, start: int, dense: Tensor) -> Tensor:
         """Q of a run of a matrix's elements from `start` on, (n,) fp32."""
@@ -125,25 +103,6 @@ class Prior:
         matrix = (m[:, None] if name in self.transposed else m).expand(rows, columns)
         first, last = start // columns, -(-(start + dense.numel()) // columns)
         return matrix[first:last].reshape(-1)[start - first * columns :][: dense.numel()]
-
-
-def _over_their_mean(s: Tensor) -> Tensor:
-    """(i,) fp32 m. ValueError where all are 0."""
-    if not s.sum() > 0:
-        raise ValueError("all inputs are 0 on the calibration samples")
-    return (s / s.mean()).float()
-
-
-def unexplained(
-    gram: Tensor,  # (i, i) E[x x^T]; it is damped in place
-) -> Tensor:
-    """(i,) s_i = 1 / (H^-1)_ii: what of E[x_i^2] the other inputs do not explain. RuntimeError without an inverse."""
-    return torch.cholesky_inverse(cholesky_(damped_(gram, DAMPING)), upper=True).diagonal().reciprocal()
-
-
-def prior_bytes(kind: type[InputStatistic], inputs: int) -> int:
-    """What it holds beside the statistic: a factor and the inverse."""
-    return 8 * inputs * inputs if kind is Gram else 0
 
 
 def coefficients(

@@ -207,8 +207,7 @@ class WeightPruner:
         if weight and self.criterion.prior_samples and not self.prior.inputs:
             assert self.walk is not None, "Pruner.bind gives it"
             journal = self.journal(t, (self.criterion, list(self.shapes)), "inputs")
-            kind = self.criterion.prior_statistic
-            self.prior.measure(self.walk(False), kind, journal, self.emptied_before())
+            self.prior.measure(self.walk(False), journal, self.emptied_before())
         return self.prior.coefficients(self.states, weight, self.layout.comm) if weight else {}
 
     def _harden(self) -> None:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from pat.pruning import registry
-from pat.pruning.calibration.damping import damped_
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.criteria import alps
-from pat.pruning.criteria.alps import Alps, fitted
+from pat.pruning.criteria.alps import Alps, damped_, fitted
 from pat.pruning.weights.allocation import Weighing
 from pat.pruning.weights.calibrated import Method, _cut_group
 from pat.pruning.weights.whole import chooser, keep_top_of_rows

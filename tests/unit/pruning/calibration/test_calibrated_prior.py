@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pat.common.comm import LOCAL, Comm
+from pat.common.comm import LOCAL
 from pat.pruning import registry
-from pat.pruning.calibration.statistics import Gram
-from pat.pruning.calibration.walk import NotCalibrated
 from pat.pruning.weights.prior import Prior
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.zero.layouts import Segment, Shard
@@ -26,7 +21,6 @@ from tests.unit.pruning.calibration.test_walk import batches, matrices, naive
 from tests.unit.pruning.test_resume import Saved, snapshot
 
 WANDA = {"name": "movement", "prior_score": "wanda"}
-OBS = {"name": "movement", "prior_score": "obs"}
 AT_ONCE = {"name": "one_shot", "start": 0, "hard_from": 4}
 GRADUAL = {"name": "linear", "start": 1, "end": 4, "hard_from": 5, "select_every": 1}
 
@@ -66,29 +60,6 @@ def test_before_there_is_evidence_wandas_smallest_go(family: str, scope: str) ->
         assert not torch.equal(lowest_half(score), lowest_half(sizes[name])), "the inputs decide nothing here"
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_by_obs_those_go_first_that_the_others_make_up_for(family: str) -> None:
-    """The least rise of ||x w - x w'||^2 over all w' without that weight, found by least squares for each input; would
-    catch: rows for columns, the Gram matrix's own diagonal, and its inverse's in place of one over it."""
-    dense, name = models.model(family), "model.layers.1.mlp.down_proj.weight"
-    _, _, after = trained(config(OBS, "matrix", AT_ONCE, params=["all-linear"]), 1, family)
-    grams = naive(dense, batches())
-    name = name if family == "llama" else "transformer.h.1.mlp.c_proj.weight"
-    gram = grams[name].double()
-    gram = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    rises = []
-    for i in range(len(gram)):
-        others = [j for j in range(len(gram)) if j != i]
-        taken = torch.linalg.solve(gram[others][:, others], gram[others][:, i])
-        rises.append(gram[i, i] - gram[i, others] @ taken)
-    s = torch.stack(rises)
-    weight = dense.get_parameter(name).detach().double()
-    expected = lowest_half(weight.square() * (s[:, None] if family == "gpt2" else s))
-    assert torch.equal(after[0][name] == 0, expected)
-    inputs = grams[name].diagonal()
-    assert not torch.equal(lowest_half(weight.square() * (inputs[:, None] if family == "gpt2" else inputs)), expected)
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 def test_evidence_and_prior_have_the_sizes_that_are_asked_for(transposed: bool) -> None:
     """mean(c Q) = weight RMS(S), Q element by element as the formula says, however the shards are cut."""
@@ -111,13 +82,11 @@ def test_evidence_and_prior_have_the_sizes_that_are_asked_for(transposed: bool) 
         assert c * float(squares.mean()) == pytest.approx(3.0 * float(score.square().mean().sqrt()), rel=2**-8)
 
 
-@pytest.mark.parametrize("criterion", [WANDA, OBS], ids=["wanda", "obs"])
-def test_what_was_measured_is_resumed_and_gone_when_hard(criterion: dict[str, Any], tmp_path: Path) -> None:
-    """In the soft phase: the same bits as the undisturbed run, without a sample. A file takes no tensor twice, but
-    matrices with the same inputs are measured once."""
+def test_what_was_measured_is_resumed_and_gone_when_hard() -> None:
+    """In the soft phase: the same bits as the undisturbed run, without a sample."""
 
     def build(model: Any) -> tuple[Any, Any]:
-        engine, pruner = one_rank.build(config(criterion, "matrix", GRADUAL, params=["all-linear"]), model)
+        engine, pruner = one_rank.build(config(WANDA, "matrix", GRADUAL), model)
         pruner.samples = lambda number: batches()
         return engine, pruner
 
@@ -132,7 +101,6 @@ def test_what_was_measured_is_resumed_and_gone_when_hard(criterion: dict[str, An
     engine, pruner = build(model)
     for t in range(3):
         step(engine, pruner, t)
-    save_file(pruner.state()[0], tmp_path / "pruner.safetensors")
     tensors, shared = snapshot(pruner)
     fresh = copy.deepcopy(model)
     other, loaded = build(fresh)
@@ -160,22 +128,3 @@ def test_what_was_measured_is_resumed_and_gone_when_hard(criterion: dict[str, An
 def test_keys_that_would_be_ignored_are_refused(more: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         registry.build("criterion", WANDA | more)
-
-
-@pytest.mark.parametrize(
-    ("raised", "said"),
-    [
-        (RuntimeError("the input is not positive-definite"), "cannot be ranked by its inputs: the input is not pos"),
-        (torch.OutOfMemoryError("CUDA"), "too large for prior_score=obs"),
-    ],
-)
-def test_what_rank_0_cannot_make_is_every_ranks_error(
-    raised: Exception, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Would catch: a rank that raises alone before a sum, and a lack of memory told as one of samples."""
-    told: list[str] = []
-    monkeypatch.setattr(Comm, "gather", lambda self, item: told.append(item) or ([item] if self.rank == 0 else told))
-    monkeypatch.setattr("pat.pruning.weights.prior.unexplained", Mock(side_effect=raised))
-    for rank in (0, 1):
-        with pytest.raises(NotCalibrated, match=said):
-            Prior._of("w", Gram, torch.eye(3), Comm(rank, 2))
