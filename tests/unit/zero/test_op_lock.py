@@ -119,7 +119,13 @@ def test_only_pats_own_directory_changes_torchs_lock(tmp_path: Path, monkeypatch
 
 
 def test_a_run_on_cpus_does_not_warn_of_a_toolkit_that_it_does_not_use() -> None:
-    code = "from pat.zero.op_lock import load_ops_under_held_lock as load; load()"
+    """torch as it is built for GPUs, whatever is installed here."""
+    code = """
+import torch
+from pat.zero.op_lock import load_ops_under_held_lock
+torch.version.cuda, torch.cuda._is_compiled, torch._C._cuda_getDeviceCount = "12.8", lambda: True, lambda: 0
+load_ops_under_held_lock()
+"""
     for accelerator, warns in (("cpu", False), ("cuda", True)):
         environment = os.environ | {"DS_ACCELERATOR": accelerator, "CUDA_HOME": "/there", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
