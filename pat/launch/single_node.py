@@ -108,4 +108,4 @@ def deepspeed_command(hosts: Mapping[str, Sequence[int | str]], address: str, po
     world = base64.urlsafe_b64encode(json.dumps(dict(hosts)).encode()).decode()
     options = [f"--world_info={world}", f"--node_rank={node}", f"--master_addr={address}", f"--master_port={port}"]
     options += ["--no_local_rank", "--log_level=critical"]
-    return [sys.executable, "-u", "-m", "deepspeed.launcher.launch", *options]
+    return [sys.executable, "-u", "-m", "pat.zero.launcher", *options]

@@ -20,10 +20,11 @@ from pat import learning_rates
 from pat.common import patterns
 from pat.common.comm import barrier
 from pat.common.parameters import logical_shape
-from pat.common.typed import is_mapping, untyped
+from pat.common.typed import is_mapping
 from pat.models import adapters
 from pat.schema import Config, OptimConfig
 from pat.zero import config_keys
+from pat.zero.import_deepspeed import import_deepspeed
 from pat.zero.op_lock import load_ops_under_held_lock
 
 
@@ -113,7 +114,7 @@ def init_distributed(config: Config) -> None:
     """Join the other ranks."""
     # This environment's ninja first: another version of it would find DeepSpeed's op out of date and compile it again.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    import deepspeed  # pyright: ignore[reportMissingTypeStubs]
+    deepspeed = import_deepspeed()
 
     load_ops_under_held_lock()
     with redirect_stdout(io.StringIO()):  # it announces the op that it compiled
@@ -195,10 +196,10 @@ def build_engine(
     ds_config: dict[str, Any],
 ) -> Any:
     """DeepSpeed's engine around the model, with an optimizer whose groups follow `owner`. Collective."""
-    import deepspeed  # pyright: ignore[reportMissingTypeStubs]
+    deepspeed = import_deepspeed()
 
     optimizer = build_optimizer(param_groups(model, config.optim, owner), config.optim)
-    engine, *_ = untyped(deepspeed).initialize(model=model, optimizer=optimizer, config=ds_config)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     return engine
 
 
@@ -207,12 +208,12 @@ def build_teacher_engine(model: nn.Module, ds_config: dict[str, Any]) -> Any:
 
     There is no optimizer, so DeepSpeed keeps nothing but the parameter shards. Collective.
     """
-    import deepspeed  # pyright: ignore[reportMissingTypeStubs]
+    deepspeed = import_deepspeed()
 
     zero = {key: value for key, value in ds_config["zero_optimization"].items() if key != "offload_optimizer"}
     keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "fp16")
     config = {key: ds_config[key] for key in (*keys, "steps_per_print")} | {"zero_optimization": zero}
-    engine, *_ = untyped(deepspeed).initialize(model=model, config=config)
+    engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     return engine
 
