@@ -42,7 +42,7 @@ def did_you_mean(given: str, allowed: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03`."""
+    """Hours, minutes and seconds as `1:02:03`, without the fraction of a second."""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 

@@ -31,7 +31,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """An answered request."""
+    """One answered request of a log whose outcome is known."""
 
     outcome: float
     slices: tuple[str, ...]

@@ -45,7 +45,7 @@ class ClusterConfig:
 
     @property
     def ranks(self) -> int:
-        """On each node."""
+        """Ranks on each node: ranks_per_node or, where it is not given, gpus_per_node."""
         ranks = self.ranks_per_node or self.gpus_per_node
         assert ranks
         return ranks

@@ -73,7 +73,7 @@ def _unset(model: type[Config]) -> DictConfig:
 
 
 def load(path: str | Path) -> Config:
-    """A frozen config."""
+    """The typed config from a run's config.yaml. ValueError where it cannot be read or is not valid."""
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -100,7 +100,7 @@ class BatchLoader:
         return [{name: t.to(self.device, non_blocking=True) for name, t in batch.items()} for batch in batches]
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, once the batch that it is at is done; later batches are made when asked for."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
             self._thread = self._next = None

@@ -52,11 +52,11 @@ class Record:
     stopped: str | None = None  # why the schedules were stopped
 
     def copy(self) -> Record:
-        """An independent copy."""
+        """A deep copy, which nothing that happens to this record changes."""
         return Record(**self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """A deep copy as plain values, from which `restore` makes an equal record."""
         return asdict(self)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ class Record:
 
     @property
     def good_step(self) -> int | None:
-        """That of the last good state."""
+        """The step of the last good state; None where there is none."""
         return self.good["step"] if self.good else None
 
     @property

@@ -42,7 +42,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Check:
-    """One bound, judged."""
+    """One bound of a figure against what was measured: whether it passed, and how certain that is."""
 
     name: str  # FIGURE.BOUND; of a slice FIGURE[DIMENSION=VALUE].BOUND
     limit: float
@@ -58,7 +58,7 @@ class Check:
 
 
 def evidence(value: float, baseline: float | None = None) -> Evidence:
-    """From figures without intervals, as they come from a training."""
+    """v, v - b and v / b from figures without intervals, as they come from a training; v / b is NaN where b is 0."""
     if baseline is None:
         return Evidence(Quantity(value))
     ratio = value / baseline if baseline else math.nan
@@ -67,6 +67,9 @@ def evidence(value: float, baseline: float | None = None) -> Evidence:
 
 def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, confident: bool = False) -> list[Check]:
     """A check for each bound. It passes when q is inside; `confident`: when q's whole interval is, where it has one.
+
+        min: v >= limit    drop: b - v <= limit    ratio: v / b >= limit where higher is better, else <=
+        max: v <= limit    rise: v - b <= limit    equal up to TOLERANCE is inside, NaN is not
 
     Raises ValueError where a bound needs a baseline that is not known, or a ratio to 0.
     """

@@ -31,7 +31,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model's figures."""
+    """What one model scored on its evaluation data, as metrics and as figures with intervals, and what it costs."""
 
     folder: str
     parameters: int

@@ -83,7 +83,7 @@ class Parts:
         self.named = prepared.slices
 
     def of(self, batch: Batch, i: int) -> tuple[str, ...]:
-        """DIMENSION=VALUE of each."""
+        """DIMENSION=VALUE of each slice that sample i of a batch is in."""
         return self.of_sample(int(batch["sample"][i]), int(batch["labels"][i]) if self.labelled else None)
 
     def of_sample(self, number: int, label: int | None) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ class Parts:
         )
 
     def name(self, label: int) -> str:
-        """Of a class."""
+        """The name of a class; its number where classes have no names."""
         return self.names[label] if self.names else str(label)
 
 

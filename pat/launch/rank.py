@@ -47,14 +47,14 @@ class Tee:
         self.sink: Callable[[str], Any] = terminal.write  # a progress bar puts itself in between
 
     def write(self, text: str) -> int:
-        """To both."""
+        """Write to both and return the length; raises no OSError of the terminal, which may be gone."""
         self.log.write(text)
         with contextlib.suppress(OSError):  # the terminal may be gone: no reason not to save
             self.sink(text)
         return len(text)
 
     def flush(self) -> None:
-        """Both."""
+        """Flush both; raises no OSError of the terminal."""
         self.log.flush()
         with contextlib.suppress(OSError):
             self.terminal.flush()

@@ -40,7 +40,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class LearningRate(ABC):
-    """The contract."""
+    """A learning rate schedule: at(moment) in [0, 1] for the steps after the warm-up. One file each."""
 
     name: str
 

@@ -70,7 +70,7 @@ class Attention:
 
     @property
     def num_units(self) -> int:
-        """KV heads."""
+        """k: a unit is a KV head with its query heads."""
         return self.num_kv_heads
 
     @property
@@ -96,7 +96,7 @@ class Mlp:
 
     @property
     def num_units(self) -> int:
-        """Neurons."""
+        """n: the neurons, which are the inputs of the output projection."""
         return self.output.num_inputs
 
     @property
@@ -123,7 +123,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """The module."""
+        """The path of its module, as `model.layers.3`."""
         return f"{self.stack}.{self.position}"
 
 
@@ -139,7 +139,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model."""
+    """What can be pruned of a model: its layers with their sublayers, and the shapes of all parameters."""
 
     model_type: str
     pre_norm: bool  # h + f(norm(h)); False: norm(h + f(h))

@@ -33,7 +33,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """A request."""
+    """A request: its prompt, and what the model put out."""
 
     prompt: Prompt
     outputs: tuple[float | str | None, ...] = ()  # of each of Columns.outputs; None: not known

@@ -35,7 +35,7 @@ def row(check: Check) -> tuple[str, ...]:
 
 
 def title(check: Check) -> str:
-    """`outputs: latency_ms`."""
+    """GROUP: NAME, as `outputs: latency_ms`, without control characters."""
     return plain(f"{check.group}: {check.name}")
 
 

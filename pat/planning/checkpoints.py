@@ -18,7 +18,7 @@ from pat.planning.shapes import Shapes
 
 @dataclass(frozen=True)
 class CheckpointSize:
-    """Bytes."""
+    """Bytes of one checkpoint on disk, over all ranks, in the soft and in the hard phase."""
 
     soft: int
     hard: int

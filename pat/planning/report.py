@@ -21,7 +21,7 @@ from pat.zero.engine import deepspeed_config
 
 @dataclass(frozen=True)
 class Row:
-    """One layout."""
+    """What a config needs on one layout; sizes are in bytes."""
 
     layout: Layout
     micro_batch: int

@@ -24,7 +24,7 @@ class ParamGroup:
 
     @property
     def numel(self) -> int:
-        """Elements."""
+        """Elements of all its parameters, as they are before ZeRO shares them out."""
         return sum(self.numels)
 
     @property
@@ -49,7 +49,7 @@ class Shapes:
 
     @property
     def every(self) -> int:
-        """Elements."""
+        """Elements of all parameters, trained and frozen; the teacher's are not among them."""
         return self.trained + sum(self.frozen)
 
     @property

@@ -22,7 +22,7 @@ class Samples:
     laps: list[list[list[float]]] = field(default_factory=list)  # [block][round][lap], seconds
 
     def add(self, work: Work, rounds: list[list[float]]) -> None:
-        """Another block."""
+        """Append a block: rounds [round][lap] in seconds, as `Runner` gives the laps."""
         self.works.append(work)
         self.laps.append(rounds)
 

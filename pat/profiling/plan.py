@@ -47,7 +47,7 @@ class Block:
 
     @property
     def rounds(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Both rounds."""
+        """Positions of the models in the order of both rounds; the second is the first in reverse."""
         return self.order, self.order[::-1]
 
 
@@ -128,7 +128,7 @@ def parse_lengths(text: str) -> list[tuple[int, int]]:
 
 
 def parse_batch_sizes(text: str) -> list[int]:
-    """`1,8`. Raises ValueError."""
+    """`1,8` as [1, 8], each once. ValueError for other than whole numbers of at least 1, of six digits at most."""
     parts = text.split(",")
     if not all(part.isdecimal() and 0 < int(part[:8]) and len(part) < 7 for part in parts):
         raise ValueError(f"--batch-sizes {text}: give whole numbers from 1 with commas between them, as 1,8")

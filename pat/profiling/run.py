@@ -39,7 +39,7 @@ Contender = Worker | Server
 
 @dataclass(frozen=True)
 class Asked:
-    """The user's options."""
+    """What the user asks of `pat profile`, the same for all models."""
 
     backends: tuple[str, ...]
     device: str

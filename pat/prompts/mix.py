@@ -84,7 +84,7 @@ class Prompt(Section, frozen=True):
 
     @property
     def slice_names(self) -> list[str]:
-        """DIMENSION=VALUE of each."""
+        """DIMENSION=VALUE of each slice that the prompt is in."""
         return [f"{name}={value}" for name, value in self.slices.items()]
 
     def failure(self, output: str) -> str | None:

@@ -20,7 +20,7 @@ class Clock:
     stopped: int | None = None  # the step from which everything is permanent
 
     def at(self, t: int) -> int:
-        """c(t)."""
+        """c(t), the step of a schedule that is in force in step t of the run: t itself without a pause or a stop."""
         if not self.pauses and self.stopped is None:
             return t
         last = t if self.stopped is None else min(t, self.stopped - 1)

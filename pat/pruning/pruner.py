@@ -227,7 +227,7 @@ class Pruner:
 
     @property
     def pruners(self) -> list[WeightPruner | StructurePruner]:
-        """All of them."""
+        """The weight pruners, and then those of structures."""
         return [*self.weight_pruners, *self.structure_pruners]
 
     @property

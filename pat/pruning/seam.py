@@ -30,7 +30,7 @@ class Seam:
         self._sum_of_squares = SumOfSquares(kernels, largest)
 
     def install(self) -> None:
-        """Register the hooks."""
+        """Register the hooks of the optimizer's step, which fire only in steps that are not skipped."""
         self.layout.base.register_step_pre_hook(self._before)
         self.layout.base.register_step_post_hook(self._after)
 

@@ -19,7 +19,7 @@ class Totals:
 
     @property
     def numel(self) -> int:
-        """Prunable weights."""
+        """Prunable weights over all ranks; those that masks and gates share count once."""
         return sum(p.numel for p in self._all) - sum(nested.numel(*pair) for pair in self._pairs)
 
     @property

@@ -37,7 +37,7 @@ class DamagedError(ValueError):
 
 
 class Store:
-    """The directory."""
+    """The files of a registry in the directory `root`: variants and records by their hashes, and the lock."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -14,7 +14,7 @@ ASIDE = ("loss", "seconds")  # of an evaluation: drawn elsewhere, or not at all
 
 @dataclass(frozen=True)
 class Series:
-    """Values over steps."""
+    """One curve of a chart, by its points."""
 
     name: str
     points: Sequence[tuple[float, float]]  # (step, value)

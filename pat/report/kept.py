@@ -24,7 +24,7 @@ class Count:
 
     @property
     def sparsity(self) -> float:
-        """Removed, of 1."""
+        """Fraction removed, 0 to 1; 0 where there is nothing to remove."""
         return self.removed / self.total if self.total else 0.0
 
 

@@ -13,7 +13,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]|~#!$])")
 
 
 def markdown(page: Page) -> str:
-    """The file's content."""
+    """The whole page as Markdown text, the decision first; of a picture its description and its numbers."""
     decision = page.decision
     parts = [f"# {text(page.title)}", text(page.what), f"**{text(decision.word)}.** {text(decision.sentence)}"]
     if decision.reasons:

@@ -60,7 +60,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values."""
+    """A block of names with their values, in two columns."""
 
     rows: Sequence[tuple[str, str]]
     kind: ClassVar[str] = "facts"
@@ -119,7 +119,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Card:
-    """A key figure."""
+    """A key figure at the top of a page, with its label and perhaps a note."""
 
     label: str
     value: str
@@ -138,7 +138,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Page:
-    """A report."""
+    """What a report says, before it is drawn as HTML or Markdown."""
 
     title: str
     what: str  # in a sentence

@@ -17,7 +17,7 @@ EXPORT_FILE = "export.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory."""
+    """What a run directory holds, as read; a file that is not there is empty."""
 
     path: Path
     config: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def began(self) -> str:
-        """When that was, in words."""
+        """When pruning began, in words."""
         return _began(number(self.summary, "dense_step"))
 
     @property
@@ -125,7 +125,7 @@ class Variant:
 
     @property
     def began(self) -> str:
-        """When that was, in words."""
+        """When pruning began, in words."""
         return _began(number(self.export, "lineage.dense_step"))
 
     def is_of(self, gate: Written) -> bool:

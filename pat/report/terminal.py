@@ -142,7 +142,7 @@ def _left(config: Any, lines: Sequence[Mapping[str, Any]], step: int) -> float |
 
 
 class RunPanel(Vertical):
-    """One run."""
+    """One run on the screen: facts, how far it is, and the curve of its loss."""
 
     DEFAULT_CSS = """
     RunPanel { height: auto; border: round $primary; padding: 0 1; margin-bottom: 1; }
@@ -162,7 +162,7 @@ class RunPanel(Vertical):
         yield Sparkline([], summary_function=lambda points: sum(points) / len(points))
 
     def on_mount(self) -> None:
-        """Fill it."""
+        """Show the run's files as soon as textual has made the widgets."""
         self.show()
 
     def show(self) -> None:

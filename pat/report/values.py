@@ -81,12 +81,12 @@ def percent(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes of files."""
+    """Bytes of files, in decimal units as `1.5 GB`; NONE where they are not known."""
     return NONE if value is None else file_size(value)
 
 
 def memory(value: float | None) -> str:
-    """Bytes of memory."""
+    """Bytes of memory, in binary units as `1.5 GiB`; NONE where they are not known."""
     return NONE if value is None else size_in_words(value)
 
 

@@ -45,7 +45,7 @@ def result(plan: Plan, records: Records, seconds: Mapping[str, float]) -> dict[s
 
 
 def in_words(plan: Plan, found: Mapping[str, Any]) -> str:
-    """`result` in sentences."""
+    """`result` in sentences, a line each: what is allowed, what the search took, and where the run is."""
     word, allowed, further, missed = plan.quantity.word, found["allowed"], found["further"], found["missed"]
     if missed is not None:
         first = (

@@ -20,7 +20,7 @@ Metrics = dict[str, float]
 
 
 def evaluate(model: nn.Module, task: Task, batches: Sequence[Batch]) -> Metrics:
-    """The task's metrics."""
+    """{metric: value} of the task over all batches, on the device that they are on."""
     return task.metrics(task.evaluate(model, batches, batches[0]["labels"].device))
 
 

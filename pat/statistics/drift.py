@@ -54,10 +54,12 @@ def of_numbers(then: Numbers, now: Numbers, w: Numbers | None = None) -> Drift:
 
 
 def of_shares(then: Mapping[str, float], then_n: float, now: Mapping[str, int]) -> Drift:
-    """Cramer's V of two rows of counts, and chi-square's p; kinds with fewer than EXPECTED things are put together.
+    """Cramer's V = sqrt(chi^2 / N) of two rows of counts, N in all, and chi-square's p, by scipy; kinds with fewer than
+    EXPECTED things are put together.
 
     then: weights of each kind; then_n: how many things of equal weight they stand for (first-order correction, Rao &
-    Scott 1981). By scipy. Where one kind is left, nothing can differ and p is 1. ValueError for none.
+    Scott 1981). Where one kind is left, nothing can differ and p is 1. ValueError for none. Source: Pearson 1900;
+    Cramer 1946.
     """
     whole, total = sum(then.values()), sum(now.values())
     if not (whole > 0.0 and total):
@@ -72,7 +74,8 @@ def of_shares(then: Mapping[str, float], then_n: float, now: Mapping[str, int]) 
 
 
 def of_outcomes(then: Numbers, now: Numbers) -> Drift:
-    """The difference of the shares of 1 among outcomes of 0 and 1, and Fisher's exact p, by scipy. ValueError."""
+    """|mean(now) - mean(then)| of outcomes of 0 and 1, and the two-sided p of Fisher's exact test, by scipy. ValueError
+    for none or for numbers that are not finite. Source: Fisher 1935."""
     _weights(then, now, None)
     table = [[int(each.sum()), int(each.size - each.sum())] for each in (then, now)]
     found: Any = stats.fisher_exact(table)

@@ -75,9 +75,10 @@ def difference(
 
 
 def mcnemar(wins: int, losses: int) -> float:
-    """Two-sided p of McNemar's exact test: wins ~ Binomial(wins + losses, 1/2) where nothing changed.
+    """Two-sided p of McNemar's exact test: min(1, 2 P(X <= min(wins, losses))), X ~ Binomial(wins + losses, 1/2).
 
-    Twice the smaller tail, by scipy. Source: McNemar 1947; exact as in Agresti, Categorical Data Analysis, 11.1.
+    That is how the prompts on which the models differ fall where nothing changed; by scipy. Source: McNemar 1947; exact
+    as in Agresti, Categorical Data Analysis, 11.1.
     """
     return min(1.0, 2.0 * float(scipy.special.bdtr(min(wins, losses), wins + losses, 0.5)))
 

@@ -22,7 +22,7 @@ LOOK_S = 5.0  # between two questions to Slurm about one job
 
 @dataclass
 class Job:
-    """A member's job."""
+    """The Slurm job of one member, which a runner polls and signals as it does a process."""
 
     run: RunDir
     number: str  # empty where Slurm has refused it

@@ -24,7 +24,7 @@ def available() -> bool:
 
 
 def draw(points: Sequence[Point], x: Axis, y: Axis, title: str, path: Path) -> None:
-    """Write the PNG."""
+    """Write `figure_of` the points to `path` as PNG; matplotlib must be installed (`available`)."""
     figure_of(points, x, y, title).savefig(path)
 
 

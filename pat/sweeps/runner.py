@@ -162,7 +162,7 @@ def visible_devices() -> list[str]:
 
 
 def most_ranks(members: Sequence[Member]) -> int:
-    """Of the member with most."""
+    """The ranks of the member that has most; 1 where there are no members."""
     return max((member.config.engine.world_size for member in members), default=1)
 
 

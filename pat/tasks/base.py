@@ -95,7 +95,7 @@ class Task(ABC):
         return model(**inputs(batch), **self.options, **options)
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
-        """Mean loss, fp32."""
+        """0-dim fp32: the mean loss of a batch over what counts in it, with its graph."""
         return self.loss_of(self.outputs(model, batch).logits, batch)
 
     @abstractmethod

@@ -15,7 +15,7 @@ from pat.schema import Config, TrainConfig
 
 
 class Silent:
-    """No terminal output."""
+    """Puts nothing on the terminal: what the loop calls of a view, for others to override."""
 
     def start(self, step: int, cuts: int) -> None: ...
 
@@ -64,7 +64,7 @@ class Remaining:
 
     @property
     def cuts_left(self) -> int:
-        """Of this start."""
+        """Cuts on calibration samples that this start has still to make."""
         return max(0, self.cuts - len(self.calibrations))
 
     def in_words(self, step: int) -> str:

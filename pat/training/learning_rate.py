@@ -15,7 +15,10 @@ def lr_factor(
     optim: OptimConfig,
     cuts: Sequence[int] = (),  # steps at which something is pruned, rising
 ) -> float:
-    """Of step t: a linear warm-up, then what the schedule says, from 1 down to `min_lr_ratio`."""
+    """Of step t: a linear warm-up of w steps, then what the schedule says, from 1 down to `min_lr_ratio` m.
+
+    (t + 1) / w below w, then m + (1 - m) at(t), with at(t) in [0, 1] the schedule's.
+    """
     warmup = learning_rates.warmup_steps(optim.warmup, num_steps)
     if t < warmup:
         return (t + 1) / warmup

@@ -34,7 +34,7 @@ class Feed:
 
 @dataclass
 class Training:
-    """One rank's training."""
+    """What the loop holds on one rank: what it works with, and what it counts."""
 
     config: Config
     run: directory.RunDir

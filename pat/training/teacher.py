@@ -159,7 +159,7 @@ def fetch(config: Config) -> None:
 
 
 def config_sha256(config: Config) -> str:
-    """Of the teacher's config.json."""
+    """The SHA-256 of the teacher's config.json."""
     return file_sha256(_folder(config) / "config.json")
 
 

@@ -55,11 +55,11 @@ class Watchdog:
         threading.Thread(target=guard, name="watchdog", daemon=True).start()
 
     def beat(self) -> None:
-        """Something has happened."""
+        """Tell that the run has moved: the wait begins anew."""
         self.waited_s, self.barked = 0.0, False
 
     def stop(self) -> None:
-        """All is done."""
+        """End the watch for good: the run is over, and silence means nothing any more."""
         self.stopped.set()
 
 

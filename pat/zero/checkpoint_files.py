@@ -83,7 +83,7 @@ def shards(
     saved: dict[str, Any],  # contents of the shard file
     name_of: dict[int, str],  # the parameter of each shard: read at ZeRO 0 only
 ) -> SavedShards:
-    """A rank's shards."""
+    """A rank's flat fp32 shards and optimizer states, as the layout stores them. CheckpointError where it does not."""
     try:
         return LAYOUTS[layout](saved, name_of)
     except (KeyError, IndexError, TypeError) as error:

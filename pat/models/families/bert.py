@@ -37,7 +37,7 @@ def anatomy(model: Any) -> Anatomy:
 
 
 def drop_layers(config: Any, kept: Sequence[int]) -> None:
-    """num_hidden_layers."""
+    """Set num_hidden_layers to how many are kept, in place; a BERT layer has no setting of its own."""
     config.num_hidden_layers = len(kept)
 
 

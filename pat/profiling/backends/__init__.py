@@ -31,7 +31,7 @@ class Settings:
 
 
 class Runner(Protocol):
-    """A loaded model."""
+    """A loaded model, which generates from token ids, or classifies them, and says how long that took."""
 
     memory_bytes: int | None  # of weights and buffers; None: only the process's size tells
 
@@ -42,7 +42,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """A backend's packages."""
+    """The Python modules that a backend imports, and the extra with which they are installed."""
 
     modules: tuple[str, ...]
     extra: str  # of pat, which has them
@@ -72,7 +72,7 @@ def check_installed(name: str) -> None:
 
 
 def open_runner(name: str, settings: Settings) -> Runner:
-    """The model, loaded."""
+    """The model of these settings, loaded by a backend whose packages are imported only here."""
     file = "exported" if name in EXPORTED else "eager"
     module: Any = importlib.import_module(f"{__name__}.{file}")
     return module.open_runner(name, settings)

@@ -65,7 +65,8 @@ class StructureBudget(ABC):
 
     @abstractmethod
     def cost(self, anatomy: Anatomy) -> Cost:
-        """What is counted."""
+        """What is counted, in `unit`, as coefficients of the units that are left (pat.pruning.structures.costs).
+        ValueError where it is not known for this model."""
 
     def check(self, anatomy: Anatomy, sites: Sequence[Site]) -> None:
         """ValueError where the target cannot be reached."""
@@ -81,7 +82,13 @@ class StructureBudget(ABC):
         # structure loses about the same share of its units
         per_cost: bool = False,  # a score is per cost already, as a keep probability is: the lowest go first
     ) -> Choice:
-        """The keep flags under `progress` of the sparsity."""
+        """The keep flags of the highest scores under `progress` of the sparsity, where no group of sites could be wider
+        within
+
+            cost(kept) <= (1 - progress * sparsity) * cost(dense)
+
+        pat.pruning.structures.choose says which units go first. ValueError where even the narrowest model costs more.
+        """
         cost, limits = self.cost(anatomy), Limits(self.multiple_of, self.tensor_parallel, self.hf_compatible)
         dense = dense_widths(anatomy)
         full = cost.total(dense)
@@ -113,7 +120,7 @@ class StructureBudget(ABC):
         return 1.0 - (cost.total(widths(anatomy, sites, open)) / cost.total(dense_widths(anatomy))).reshape(1)
 
     def target_sparsity(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[float]:
-        """(1,) the sparsity."""
+        """[sparsity]: one constraint, K = 1, on the cost of the whole model."""
         return [self.sparsity]
 
 

@@ -14,8 +14,8 @@ from pat.pruning.structures.costs import Cost, flops
 class Flops(StructureBudget):
     """Fraction of the FLOPs of one forward over seq_len tokens, all matrix products of the model.
 
-    2 per multiply-add, attention as full seq_len x seq_len products, embedding lookups 0
-    (pat.pruning.structures.costs.flops).
+    2 per multiply-add: 2 s inputs outputs of a projection, 4 s^2 h d of an attention (s tokens, h query heads of
+    dimension d: full s x s products); embedding lookups 0 (pat.pruning.structures.costs.flops).
     """
 
     name: str = "flops"

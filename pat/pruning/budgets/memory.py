@@ -14,6 +14,9 @@ from pat.pruning.structures.costs import Cost, memory
 class Memory(StructureBudget):
     """Fraction of the bytes that serving holds: all parameters, and the KV cache of `batch` sequences of `context`.
 
+        value_bytes * (parameters + 2 batch * sum over KV heads of d min(context, window))
+
+    d is the head dimension and window the positions that a layer attends to, where it has one; an encoder has no cache.
     context 0: the bytes on disk. Activations and buffers are not counted.
     """
 

@@ -28,7 +28,8 @@ UNSUPERVISED = -100  # a label that transformers' losses leave out
 
 
 def own_loss(model: Any, batch: Any) -> Tensor:
-    """The model's own loss, summed over its labels."""
+    """0-dim: the model's own loss, a mean, times the number of labels that it counts. ValueError for samples without
+    labels."""
     loss = model(**batch).loss if "labels" in batch else None
     if loss is None:
         raise ValueError(

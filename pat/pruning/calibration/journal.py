@@ -55,7 +55,7 @@ class Journals:
         return Journal(self, pruner, t, what, repr((FORMAT, what, settings)))
 
     def folder(self, pruner: str, t: int) -> Path:
-        """Of a cut."""
+        """The folder of a pruner's cut at step t. Only where cuts are kept, so that there is a `root`."""
         assert self.root is not None
         return self.root / f"{pruner}{STEP}{t:08d}"
 
@@ -68,7 +68,7 @@ class Journals:
         self._tidy()
 
     def remove(self) -> None:
-        """All of them. One rank only."""
+        """Remove the journals of all cuts. One rank only."""
         if self.root is not None:
             shutil.rmtree(self.root, ignore_errors=True)
 

@@ -11,7 +11,7 @@ from pat.pruning.calibration.statistics import Gram, InputStatistic
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one pruner."""
+    """What one calibrated pruner measures on calibration samples, and what its cuts hold in memory."""
 
     key: str  # of its method: pruners.NAME.criterion
     num_samples: int

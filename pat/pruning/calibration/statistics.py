@@ -33,7 +33,7 @@ class InputStatistic(ABC):
     @staticmethod
     @abstractmethod
     def num_bytes(inputs: int) -> int:
-        """Of the sum for d inputs."""
+        """Bytes that the sum takes for a map with d inputs."""
 
 
 class Mean(InputStatistic):

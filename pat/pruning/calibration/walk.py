@@ -132,7 +132,7 @@ class Walk:
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def parameters(self, index: int) -> list[str]:
-        """Those of a layer."""
+        """The names of a layer's parameters in the whole model."""
         return [f"{self.stack}.{index}.{name}" for name, _ in self.layers[index].named_parameters()]
 
     def fill(self, names: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ OF_NO_STEP: tuple[Evidence, ...] = ("weights", "inputs")  # taken where units ar
 
 @dataclass(frozen=True)
 class GateMethod:
-    """What every method has."""
+    """What every method says of itself: the evidence that it needs, and which structures it is for."""
 
     name: str = ""
 
@@ -162,7 +162,7 @@ class CalibratedGate(CalibrationSettings, GateMethod, ABC):
 
 
 def moving_average(score: Tensor, evidence: Tensor, decay: float) -> Tensor:
-    """(U,) decay * S + (1 - decay) * E."""
+    """(U,) decay * S + (1 - decay) * E: the score S so far with a step's evidence E."""
     return torch.lerp(evidence, score, decay)
 
 

@@ -108,7 +108,8 @@ class Problem:
 
     @staticmethod
     def of(inputs: Mapping[type[InputStatistic], Tensor], centred: bool, damping: float) -> Problem:
-        """ValueError where nothing goes in."""
+        """H of x - E[x] if `centred`, else of x, with damping * mean(diag) for its diagonal. ValueError where that mean
+        is not above 0."""
         gram, mean = inputs[Gram], inputs[Mean].double()
         diagonal = gram.diagonal().double()
         size = (diagonal - mean.square() if centred else diagonal).mean()
@@ -129,7 +130,7 @@ STRIP = 512  # rows of a matrix with as many rows as columns that are worked on 
 
 
 def strips(size: int) -> list[slice]:
-    """Runs of rows."""
+    """Slices of at most STRIP rows, which cover `size` rows in order."""
     return [slice(start, min(start + STRIP, size)) for start in range(0, size, STRIP)]
 
 

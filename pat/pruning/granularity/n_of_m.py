@@ -68,11 +68,11 @@ class NOfM:
         return prod(shape)
 
     def num_kept(self, sparsity: float) -> int:
-        """Survivors of each group."""
+        """Survivors of each group at sparsity s: max(n, ceil((1 - s) m))."""
         return max(self.n, ceil((1 - sparsity) * self.m - ROUNDING))
 
     def pruned_units(self, shapes: Iterable[tuple[int, ...]], sparsity: float, scope: str) -> int:
-        """Weights that this target removes: whole slots of every group."""
+        """Weights that this target removes: m - num_kept(s) of every group, whatever the scope."""
         return sum(map(prod, shapes)) // self.m * (self.m - self.num_kept(sparsity))
 
     def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:

@@ -23,7 +23,7 @@ class Weight:
 
     @property
     def weights_per_unit(self) -> int:
-        """One."""
+        """1: a unit is a single weight."""
         return 1
 
     def validate(self, name: str, shape: tuple[int, ...]) -> None:
@@ -41,7 +41,8 @@ class Weight:
         return prod(shape)
 
     def pruned_units(self, shapes: Iterable[tuple[int, ...]], sparsity: float, scope: str) -> int:
-        """Weights that this target removes."""
+        """Weights that this target removes; with scope row, sparsity * (weights of a row) from each, rounded half
+        up."""
         if scope == "row":
             return sum(prod(shape[:-1]) * part_of(shape[-1], sparsity) for shape in shapes)
         return sum(pruned_per_budget([self.num_units(s) for s in shapes], sparsity, scope))

@@ -76,7 +76,7 @@ class Timeline:
 
     @property
     def select_every(self) -> int:
-        """Steps between selections."""
+        """Steps between selections; a fraction is one of the whole run, rounded half up, and at least 1 step."""
         given = self.schedule.select_every
         return given if isinstance(given, int) else max(1, part_of(self.num_steps, given))
 

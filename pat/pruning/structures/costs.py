@@ -52,7 +52,7 @@ class Cost:
         return widths.layers[i] * (self.layers[i] + sum(z * (fixed + unit * n) for (fixed, unit), z, n in sublayers))
 
     def scaled(self, factor: int) -> Cost:
-        """`factor` times q."""
+        """The cost `factor` * q, such as bytes where q counts parameters."""
         sublayers = tuple(tuple((f * factor, u * factor) for f, u in row) for row in self.sublayers)
         return Cost(self.base * factor, tuple(fixed * factor for fixed in self.layers), sublayers)
 

@@ -35,7 +35,7 @@ class Gated(torch.autograd.Function):
         is_open: bool,  # all of z is 1: x passes as it is
         take: Callable[[Tensor], None],
     ) -> Tensor:
-        """(B, ..., n)."""
+        """(B, ..., n) x * factor, or x itself where all gates are open; `backward` needs x and factor again."""
         ctx.save_for_backward(x, factor)
         ctx.num_units, ctx.is_open, ctx.take = z.numel(), is_open, take
         return x.view_as(x) if is_open else x * factor

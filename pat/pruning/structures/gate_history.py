@@ -34,7 +34,7 @@ class GateHistory:
         return {"exp_avg": _inverse(self.mean), "exp_avg_sq": _inverse(self.square)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved."""
+        """Both means, (U,) fp32, by the names that a checkpoint has for them."""
         return {"z_mean": self.mean, "z_square": self.square}
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:

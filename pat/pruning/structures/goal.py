@@ -36,7 +36,7 @@ class Goal:
 
     @cached_property
     def weights(self) -> int:
-        """Parameters that go."""
+        """Prunable parameters that the final choice removes, over all sites."""
         return self.units.removed(self.keep)
 
     @property

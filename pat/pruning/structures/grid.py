@@ -71,7 +71,7 @@ class Group:
 
     @property
     def full(self) -> int:
-        """Nothing is removed."""
+        """The dense count: the units of each site or, if pooled, the sites."""
         return len(self.sites) if self.pooled else self.sites[0].num_units
 
 

@@ -88,7 +88,7 @@ class Lagrangian:
 
     @property
     def begun(self) -> bool:
-        """Whether the soft phase has."""
+        """Whether the soft phase has begun."""
         return bool(self.soft)
 
     def begin(self, a: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class Lagrangian:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved."""
+        """What a checkpoint holds beside a: sums of g^2, steps, importance, and whether the soft phase has begun."""
         return {"squares": self.squares, "steps": self.steps, "importance": self.importance, "soft": self.soft}
 
     def load(self, tensors: dict[str, Tensor]) -> None:

@@ -35,7 +35,7 @@ class Inventory:
         return torch.cat([by_site[site.name] for site in self.sites])
 
     def ones(self) -> Tensor:
-        """(U,) fp32."""
+        """(U,) fp32 ones on the host, as gates that are all open."""
         return torch.ones(sum(self.sizes))
 
     @cached_property

@@ -80,7 +80,8 @@ class Prior:
         return dense * dense * self._along(name, start, dense) if self.inputs else dense * dense
 
     def coefficients(self, states: Sequence[MaskedShard], weight: float, comm: Comm) -> dict[str, float]:
-        """{matrix: c}. Collective."""
+        """{matrix: c}, with c = weight * RMS(S) / mean(Q) over all that is ranked together; 1 while S is 0.
+        Collective."""
         pieces = [
             (
                 self.group[s.name],

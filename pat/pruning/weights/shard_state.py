@@ -36,7 +36,7 @@ class MaskedShard:
         self.dense = self.shard.view.clone()
 
     def enter_hard(self) -> None:
-        """Only the flags stay."""
+        """Let the dense weights and the scores go; only the flags stay."""
         self.dense = self.score = None
 
     def scored(self, segment: Segment, values: Tensor) -> ScoredSegment:
