@@ -3,7 +3,7 @@ learning rate, by the model's width.
 
 A cut takes what a layer can make up for; where little stays, several cuts, with steps between them that heal, end
 better. Measured on two data sets. To train its embeddings costs a pruned decoder quality on running text, and gains
-some on chats; measured on three texts and one set of chats (both in docs/frontier.md). The rate is lowered where the
+some on chats; measured on three texts and one set of chats (both in docs/tried.md). The rate is lowered where the
 width is known (`learning_rates.highest`); here it is only seen that nobody's own rate is.
 """
 
