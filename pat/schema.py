@@ -442,11 +442,12 @@ class PrunerConfig(Section, frozen=True):
     exclude: list[str] = key([], "name patterns of matrices to leave out; each must match one, or be optional:PATTERN")
     granularity: Annotated[Any, Method("granularity")] = key(None, "what is pruned as one unit")
     criterion: Annotated[Any, Method("criterion")] = key(None, "how weights are chosen")
-    scope: Literal["global", "matrix", "row"] = key(
+    scope: str = key(
         "global",
         "what is ranked together, and meets the target: global (all matrices) | matrix | row (each output)",
         only_with=".granularity.name!=n_of_m",
         inherited=True,
+        names_in="pat.pruning.scopes",
     )
     allow_empty_matrices: bool = key(False, "allow a ranking to remove all weights of a matrix")
     structures: list[str] = key(

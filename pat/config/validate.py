@@ -192,6 +192,7 @@ def _weights(settings: PrunerConfig, place: str) -> Iterator[str]:
     for kind in registry.OF_WEIGHTS:
         if getattr(settings, kind) is None:
             yield f"no value for {place}.{kind}: one of {', '.join(registry.names(kind))}"
+    yield from _named(f"{place}.scope", settings.scope, "pat.pruning.scopes")
 
 
 def _structures(settings: PrunerConfig, place: str) -> Iterator[str]:

@@ -63,7 +63,7 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
     config = planned(config)
     model, pruner = attached(config, config.task.num_labels)
     shapes = shapes_of(config, model, pruner, num_parameters(config) if config.distill.live else 0)
-    rankings = sum(len(each.shapes) if each.config.scope != "global" else 1 for each in pruner.weight_pruners)
+    rankings = sum(len(each.scope.totals(dict.fromkeys(each.shapes, 1))) for each in pruner.weight_pruners)
     task, known, rows = base.build(config.task), {}, []
     for stage in stages:
         for count in ranks:

@@ -18,6 +18,7 @@ from pat.common.rounding import part_of
 from pat.models.families import anatomy
 from pat.pruning import registry
 from pat.pruning.granularity.weight import Weight
+from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.structures.sites import Site
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import keep_top
@@ -97,7 +98,7 @@ def _of_weights(name: str, module: nn.Module, fractions: Sequence[float]) -> lis
     if not place or not (isinstance(module, nn.Linear) or is_conv1d(module)):
         return []
     shape = tuple(weight.shape)
-    counts = {f: Weight().pruned_units([shape], f, "matrix") for f in fractions}
+    counts = {f: Weight().pruned_units({name: shape}, f, Matrix()) for f in fractions}
     return [Cell(f"{name}.weight", place[1], place[2], f, n, math.prod(shape)) for f, n in counts.items()]
 
 

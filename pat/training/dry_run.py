@@ -56,9 +56,9 @@ def describe(config: Config) -> str:
     ):
         table.add_column(column, justify="left" if column == "pruner" else "right")
     for each in pruner.weight_pruners:
-        shapes, line = list(each.maps.values()), each.timeline
-        units = sum(each.granularity.num_units(s) for s in shapes)
-        removed = each.granularity.pruned_units(shapes, each.budget.sparsity, each.config.scope)
+        shapes, line = each.maps, each.timeline
+        units = sum(each.granularity.num_units(s) for s in shapes.values())
+        removed = each.granularity.pruned_units(shapes, each.budget.sparsity, each.scope)
         soft = each.numel * (SOFT_BYTES + SCORE_BYTES * each.criterion.needs_score) / ranks
         table.add_row(
             each.name,

@@ -196,7 +196,7 @@ def _granularity(pruner: WeightPruner) -> str:
     unit = pruner.granularity
     if unit.name == "n_of_m":
         return f"{unit.n} of every {unit.m} stay"
-    return f"granularity {unit.name}, scope {pruner.config.scope}"
+    return f"granularity {unit.name}, scope {pruner.scope.name}"
 
 
 def _schedule(config: Config, model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from pat.checkpoint.reader import CheckpointReader
 from pat.common.comm import Comm
 from pat.pruning import registry
+from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.kernels import make_kernels
 from pat.pruning.weights.selection import select_units
@@ -126,7 +127,7 @@ def select(scores: Sequence[Tensor], ranks: int, layout: str) -> tuple[list[Tens
         ]
         started = time.thread_time()
         try:
-            select_units(segments, SPARSITY, "global", comm)
+            select_units(segments, SPARSITY, Global(), comm)
         except BaseException as error:
             errors.append(error)
             meeting.barrier.abort()

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from pat.common.comm import Comm
 from pat.pruning import registry
-from pat.pruning.weights.selection import keep_top, keep_top_per_matrix
+from pat.pruning.scopes.all_matrices import Global
+from pat.pruning.weights.selection import keep_top, keep_top_per_group
 from tests.thread_ranks import cut
 
 PARAMETERS = ("a", "b")
@@ -31,12 +32,12 @@ def scores() -> dict[str, torch.Tensor]:
 
 SELECTIONS: dict[str, Any] = {
     "keep_top": lambda runs, comm: keep_top(runs, 60_000, comm),
-    "per_matrix": lambda runs, comm: keep_top_per_matrix(runs, {"a": 12_345, "b": 3_000}, comm),
+    "per_matrix": lambda runs, comm: keep_top_per_group(runs, {"a": 12_345, "b": 3_000}, str, comm),
     "block": lambda runs, comm: registry.build("granularity", {"name": "block", "rows": 4, "cols": 4}).select(
-        runs, 0.8, "global", comm
+        runs, 0.8, Global(), comm
     ),
     "n_of_m": lambda runs, comm: registry.build("granularity", {"name": "n_of_m", "n": 2, "m": 4}).select(
-        runs, 0.5, "global", comm
+        runs, 0.5, Global(), comm
     ),
 }
 

@@ -546,7 +546,10 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("granted[name, start] = min(n, left[g])", "granted[name, start] = n", "too many ties stay"),
         ("= sorted(entry for each", "= list(entry for each", "ties in the order of ranks"),
         ("        left[g] -= granted[name, start]\n", "        pass\n", "every segment keeps all ties"),
-        ("sum(units.values()) - pruned[0], comm)", "pruned[0], comm)", "keeps what should go"),
+        ("{g: n - pruned[g] for g, n in", "{g: pruned[g] for g, n in", "keeps what should go"),
+    ],
+    "pat/pruning/scopes/__init__.py": [
+        ("found[self.group(name)] += number", "found[self.group(name)] = number", "counts the last matrix of a group"),
     ],
     "pat/zero/layouts/partitioned.py": [
         (

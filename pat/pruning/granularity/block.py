@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, frexp, ldexp, log2, prod
 from typing import ClassVar
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
+from pat.pruning.scopes import Scope
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.arrays import chunk_numel, chunks
-from pat.pruning.weights.selection import pruned_per_budget, refuse_nan, select_units
+from pat.pruning.weights.selection import refuse_nan, select_units
 from pat.pruning.weights.spans import gather_spans, partial_groups, shapes, straddlers, whole_groups
 
 MAX_WEIGHTS = 1 << 18  # of a block: the exact sum then resolves the highest score to 25 bits
@@ -68,11 +69,11 @@ class Block:
         """Blocks of a parameter."""
         return prod(shape) // self.weights_per_unit
 
-    def pruned_units(self, shapes: Iterable[tuple[int, ...]], sparsity: float, scope: str) -> int:
+    def pruned_units(self, shapes: Mapping[str, tuple[int, ...]], sparsity: float, scope: Scope) -> int:
         """Blocks that this target removes."""
-        return sum(pruned_per_budget([self.num_units(s) for s in shapes], sparsity, scope))
+        return sum(scope.pruned({name: self.num_units(shape) for name, shape in shapes.items()}, sparsity).values())
 
-    def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:
+    def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: Scope, comm: Comm) -> None:
         """Remove the blocks with the lowest sums. Collective."""
         strips = _Strips(self, segments, comm)
         sums, unit = strips.sums()

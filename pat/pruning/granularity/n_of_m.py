@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import ClassVar
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
+from pat.pruning.scopes import Scope
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.arrays import chunk_numel
 from pat.pruning.weights.selection import refuse_nan
@@ -71,11 +72,11 @@ class NOfM:
         """Survivors of each group at sparsity s: max(n, ceil((1 - s) m))."""
         return max(self.n, ceil((1 - sparsity) * self.m - ROUNDING))
 
-    def pruned_units(self, shapes: Iterable[tuple[int, ...]], sparsity: float, scope: str) -> int:
+    def pruned_units(self, shapes: Mapping[str, tuple[int, ...]], sparsity: float, scope: Scope) -> int:
         """Weights that this target removes: m - num_kept(s) of every group, whatever the scope."""
-        return sum(map(prod, shapes)) // self.m * (self.m - self.num_kept(sparsity))
+        return sum(map(prod, shapes.values())) // self.m * (self.m - self.num_kept(sparsity))
 
-    def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:
+    def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: Scope, comm: Comm) -> None:
         """Keep the highest of every group; groups that ranks share are completed by one small sum. Collective."""
         refuse_nan(segments, comm)
         k, m = self.num_kept(sparsity), self.m

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
 from pat.common.comm import Comm
 from pat.common.rounding import part_of
+from pat.pruning.scopes import Scope
 from pat.pruning.types import ScoredSegment
-from pat.pruning.weights.selection import keep_above, pruned_per_budget, select_units
+from pat.pruning.weights.selection import keep_above, select_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +41,14 @@ class Weight:
         """Weights of a parameter."""
         return prod(shape)
 
-    def pruned_units(self, shapes: Iterable[tuple[int, ...]], sparsity: float, scope: str) -> int:
-        """Weights that this target removes; with scope row, sparsity * (weights of a row) from each, rounded half
+    def pruned_units(self, shapes: Mapping[str, tuple[int, ...]], sparsity: float, scope: Scope) -> int:
+        """Weights that this target removes; in a scope of rows, sparsity * (weights of a row) from each, rounded half
         up."""
-        if scope == "row":
-            return sum(prod(shape[:-1]) * part_of(shape[-1], sparsity) for shape in shapes)
-        return sum(pruned_per_budget([self.num_units(s) for s in shapes], sparsity, scope))
+        if scope.of_rows:
+            return sum(prod(shape[:-1]) * part_of(shape[-1], sparsity) for shape in shapes.values())
+        return sum(scope.pruned({name: self.num_units(shape) for name, shape in shapes.items()}, sparsity).values())
 
-    def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:
+    def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: Scope, comm: Comm) -> None:
         """Remove the lowest scores. Collective."""
         select_units(segments, sparsity, scope, comm)
 

@@ -20,6 +20,7 @@ from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.criteria import Calibrated, Criterion
+from pat.pruning.scopes import Scope
 from pat.pruning.weights.allocation import Weighing
 from pat.pruning.weights.whole import WholeMatrices, chooser
 
@@ -59,7 +60,7 @@ class Method:
     criterion: Calibrated
     granularity: Any
     sparsity: float
-    scope: str
+    scope: Scope
     seed: int
 
 

@@ -30,6 +30,7 @@ from pat.common.typed import floats
 from pat.pruning.calibration.journal import Journal
 from pat.pruning.calibration.statistics import SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk
+from pat.pruning.scopes import Scope
 from pat.pruning.weights.kernels import masked_sum_of_squares
 from pat.pruning.weights.shard_state import MaskedShard
 
@@ -43,10 +44,11 @@ class Prior:
         self,
         shapes: Mapping[str, tuple[int, ...]],  # as stored
         transposed: Collection[str],  # those stored as (i, o)
-        scope: str,
+        scope: Scope,
     ) -> None:
         self.shapes, self.transposed = shapes, transposed
-        self.group = {name: 0 if scope == "global" else g for g, name in enumerate(shapes)}
+        groups = {group: g for g, group in enumerate(dict.fromkeys(map(scope.group, shapes)))}
+        self.group = {name: groups[scope.group(name)] for name in shapes}
         self.inputs: dict[str, Tensor] = {}  # (i,) fp32 m by matrix, the same on every rank; {}: 1, or not measured yet
 
     def measure(

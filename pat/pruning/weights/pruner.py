@@ -25,12 +25,13 @@ from torch import Tensor
 
 from pat.common.comm import LOCAL
 from pat.common.typed import ints
-from pat.pruning import registry
+from pat.pruning import registry, scopes
 from pat.pruning.calibration.back import Loss
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import Calibrated
+from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights import calibrated, prior, ranking, ties, whole
 from pat.pruning.weights.allocation import Weighing, weigh
@@ -50,6 +51,7 @@ class WeightPruner:
         self.name, self.config, self.seed = name, config, seed
         self.criterion = registry.build("criterion", config.criterion)
         self.granularity = registry.build("granularity", config.granularity)
+        self.scope = scopes.build(config.scope)
         self.budget = registry.build("budget", config.budget)
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
         matrices.check(f"pruners.{name}", config.params, config.exclude)
@@ -63,10 +65,10 @@ class WeightPruner:
         if self.criterion.threshold is not None:
             self.granularity.select_threshold([], self.criterion.threshold, LOCAL)  # raises where it cannot
         place = f"pruners.{name}"
-        ranking.check_scope(place, config.scope, self.granularity, self.criterion, self.transposed)
+        ranking.check_scope(place, self.scope, self.granularity, self.criterion, self.transposed)
         ties.check_first_choice(place, self.criterion, self.timeline, self.budget.sparsity)
         calibrated.check(place, self.criterion, config.masked_grad.name)
-        self.prior = prior.Prior(self.shapes, self.transposed, config.scope)
+        self.prior = prior.Prior(self.shapes, self.transposed, self.scope)
         self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
         self.selected_at = -1  # step of the last selection
         self.hardened = False
@@ -90,7 +92,7 @@ class WeightPruner:
         return self._weights(self.budget.sparsity)
 
     def _weights(self, sparsity: float) -> int:
-        units = self.granularity.pruned_units(list(self.maps.values()), sparsity, self.config.scope)
+        units = self.granularity.pruned_units(self.maps, sparsity, self.scope)
         return units * self.granularity.weights_per_unit
 
     def target(self, t: int) -> float:
@@ -110,7 +112,7 @@ class WeightPruner:
     @property
     def calibration(self) -> Needs | None:
         """What has to be measured at a cut, or once for a prior; None: the criterion looks at no inputs."""
-        back = ranking.weighs(self.granularity, self.config.scope, self.criterion)
+        back = ranking.weighs(self.granularity, self.scope, self.criterion)
         return calibrated.needs(f"pruners.{self.name}.criterion", self.criterion, self.maps, back)
 
     def bind(self, layout: ZeroLayout) -> None:
@@ -167,10 +169,10 @@ class WeightPruner:
         scored = ranking.scored(self.states, self.criterion, self.seed, self.prior, prior)
         if threshold is not None:
             self.granularity.select_threshold(scored, threshold, comm)
-        elif self.config.scope == "row":
-            self.matrices.select_in_rows(scored, self.granularity, target)
+        elif self.scope.of_rows:
+            self.matrices.select_in_rows(scored, self.granularity, target, self.scope)
         else:
-            self.granularity.select(scored, target, self.config.scope, comm)
+            self.granularity.select(scored, target, self.scope, comm)
         removed = self._count_removed()
         if self.num_pruned:
             tied = ties.tied_matrices(scored, list(self.shapes), comm)
@@ -180,7 +182,7 @@ class WeightPruner:
     def _cut(self, t: int, criterion: Calibrated, target: float) -> None:
         """Layer by layer: choose by what goes into its matrices, and let the survivors take over. Collective."""
         assert self.walk is not None, "Pruner.bind gives it"
-        method = calibrated.Method(criterion, self.granularity, target, self.config.scope, self.seed)
+        method = calibrated.Method(criterion, self.granularity, target, self.scope, self.seed)
         weighing = self._weigh(target)
         journal = self.journal(t, (method, list(self.shapes), weighing.digest))
         calibrated.cut(method, weighing, self.walk(criterion.follows), self.matrices, journal, self.emptied_before())
@@ -190,11 +192,11 @@ class WeightPruner:
 
     def _weigh(self, target: float) -> Weighing:
         """What the loss's gradients say before a cut, where the criterion asks. Collective."""
-        if not ranking.weighs(self.granularity, self.config.scope, self.criterion):
+        if not ranking.weighs(self.granularity, self.scope, self.criterion):
             return Weighing()
         assert self.back is not None, "Pruner.bind gives it"
         weights = {name: partial(self.matrices.weights, name) for name in self.shapes}
-        unit = self.granularity.weights_per_unit if self.config.scope == "global" else None
+        unit = self.granularity.weights_per_unit if self.scope == Global() else None
         return weigh(*self.back(), weights, target, unit)
 
     def _check_matrices(self, removed: dict[str, int], tied: set[str]) -> None:

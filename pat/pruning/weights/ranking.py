@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pat.pruning.criteria import Calibrated, Criterion, Place
+from pat.pruning.scopes import Scope
+from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.prior import Prior
 from pat.pruning.weights.shard_state import MaskedShard
@@ -16,33 +18,34 @@ from pat.pruning.weights.shard_state import MaskedShard
 
 def check_scope(
     place: str,  # pruners.NAME
-    scope: str,
+    scope: Scope,
     granularity: Any,
     criterion: Criterion,
     transposed: Collection[str],  # matrices that are stored as (inputs, outputs)
 ) -> None:
     """ValueError where the criterion or the granularity cannot rank in that scope."""
-    if scope == "row" and granularity.name != "weight":
+    if scope.of_rows and granularity.name != "weight":
         raise ValueError(
-            f"{place}.scope=row ranks single weights within an output, and granularity {granularity.name} has units of "
-            "its own: set scope: matrix"
+            f"{place}.scope={scope.name} ranks single weights within an output, and granularity "
+            f"{granularity.name} has units of its own: set scope: matrix"
         )
     if transposed and granularity.oriented and not isinstance(criterion, Calibrated):
         raise ValueError(
             f"{place} takes {min(transposed)}, a Conv1D that stores (in, out): {granularity.name} would run along the "
             "wrong dimension; set granularity: weight, or a criterion that sees whole matrices (alps)"
         )
-    across = scope == "global" and granularity.name != "n_of_m"
-    if isinstance(criterion, Calibrated) and across and not criterion.gradient_samples:
+    across = not scope.apart and granularity.name != "n_of_m"
+    if isinstance(criterion, Calibrated) and across and not (criterion.gradient_samples and scope == Global()):
         raise ValueError(
             f"{place}.criterion={criterion.name} compares weights of one matrix by their inputs, which says nothing "
-            "across matrices: set criterion.gradient_samples: 16 for example, or scope: matrix, or row"
+            f"across matrices, as scope={scope.name} would: set criterion.gradient_samples: 16 for example, with "
+            "scope: global; or scope: matrix, or row"
         )
 
 
-def weighs(granularity: Any, scope: str, criterion: Criterion) -> int:
+def weighs(granularity: Any, scope: Scope, criterion: Criterion) -> int:
     """On how many samples the loss's gradients are taken: none, where no outputs or matrices compete."""
-    if not isinstance(criterion, Calibrated) or granularity.name == "n_of_m" or scope == "row":
+    if not isinstance(criterion, Calibrated) or granularity.name == "n_of_m" or scope.of_rows:
         return 0
     return min(criterion.gradient_samples, criterion.num_samples)
 

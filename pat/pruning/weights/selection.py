@@ -1,6 +1,6 @@
 """Keeps exactly the k highest scores of all ranks, without gathering them.
 
-# G groups, each with its own k (one group in all, or one per matrix); W ranks; a segment: see `ScoredSegment`
+# G groups, each with its own k (one in all, or as many as the scope makes); W ranks; a segment: see `ScoredSegment`
 
 Scores are ordered from high to low (-0.0 equals 0.0), equal scores by global index: parameters in name order,
 row-major inside. So the result does not depend on the number of ranks or on where they cut the parameters.
@@ -17,7 +17,7 @@ A bracket that misses, or holds too many scores to copy, costs time only: that g
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
-from pat.common.rounding import part_of
 from pat.common.typed import floats, ints
+from pat.pruning.scopes import Scope
 from pat.pruning.types import PromiseBroken, ScoredSegment
 from pat.pruning.weights.arrays import array, chunk_numel, chunks, module
 from pat.pruning.weights.brackets import find_brackets, sizes_by_rank
@@ -50,21 +50,11 @@ class Boundary:
     equal: list[int]  # (G,) over all ranks
 
 
-def pruned_per_budget(units: Sequence[int], sparsity: float, scope: str) -> list[int]:
-    """Units to remove: `part_of` all n (scope global), or of each parameter's n (scope matrix)."""
-    if scope not in ("global", "matrix"):
-        raise ValueError(f"scope is {scope!r}, but must be global, matrix, or, for single weights, row.")
-    return [part_of(n, sparsity) for n in (units if scope == "matrix" else [sum(units)])]
-
-
-def select_units(segments: Sequence[ScoredSegment], sparsity: float, scope: str, comm: Comm) -> None:
-    """Remove exactly `pruned_per_budget` of the units that all segments hold, the lowest scores first. Collective."""
+def select_units(segments: Sequence[ScoredSegment], sparsity: float, scope: Scope, comm: Comm) -> None:
+    """Remove exactly `scope.pruned` of the units that all segments hold, the lowest scores first. Collective."""
     units = {name: math.prod(shape) for name, shape in first_pieces(segments, comm).items()}
-    pruned = pruned_per_budget(list(units.values()), sparsity, scope)
-    if scope == "matrix":
-        keep_top_per_matrix(segments, {name: n - p for (name, n), p in zip(units.items(), pruned, strict=True)}, comm)
-    else:
-        keep_top(segments, sum(units.values()) - pruned[0], comm)
+    pruned = scope.pruned(units, sparsity)
+    keep_top_per_group(segments, {g: n - pruned[g] for g, n in scope.totals(units).items()}, scope.group, comm)
 
 
 def keep_top(segments: Sequence[ScoredSegment], num_keep: int, comm: Comm) -> None:
@@ -72,15 +62,16 @@ def keep_top(segments: Sequence[ScoredSegment], num_keep: int, comm: Comm) -> No
     _keep_top(segments, [0] * len(segments), {"all parameters": num_keep}, comm)
 
 
-def keep_top_per_matrix(
+def keep_top_per_group(
     segments: Sequence[ScoredSegment],
-    num_keep: Mapping[str, int],  # by parameter name, the same on every rank
+    num_keep: Mapping[str, int],  # by group, the same on every rank
+    group: Callable[[str], str],  # of a parameter's name
     comm: Comm,
 ) -> None:
-    """Keep each parameter's `num_keep[name]` highest scores; the collectives are batched. Collective."""
+    """Keep the `num_keep[g]` highest scores of every group g; the collectives are batched. Collective."""
     budgets = {name: num_keep[name] for name in sorted(num_keep)}
     index = {name: g for g, name in enumerate(budgets)}
-    _keep_top(segments, [index[segment.name] for segment in segments], budgets, comm)
+    _keep_top(segments, [index[group(segment.name)] for segment in segments], budgets, comm)
 
 
 def keep_above(segments: Sequence[ScoredSegment], threshold: float, comm: Comm) -> None:

@@ -17,17 +17,19 @@ from pat.common.comm import LOCAL
 from pat.common.rounding import part_of
 from pat.common.typed import split
 from pat.pruning.criteria import CHOICE
+from pat.pruning.scopes import Scope
+from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.zero.layouts import Piece, Segment, ZeroLayout
 
 
-def chooser(name: str, granularity: Any, sparsity: float, scope: str) -> Callable[[Tensor], Tensor]:
+def chooser(name: str, granularity: Any, sparsity: float, scope: Scope) -> Callable[[Tensor], Tensor]:
     """Scores (o, i) -> flags (o, i) bool, exactly to the target within one matrix."""
 
     def choose(scores: Tensor) -> Tensor:
-        if granularity.name == "weight" and scope == "row":
+        if scope.of_rows and granularity.name == "weight":
             return keep_top_of_rows(scores, scores.shape[1] - part_of(scores.shape[1], sparsity))
         if granularity.name == "weight" and scores.numel() < SMALL:
             return keep_top_of_rows(scores.reshape(1, -1), scores.numel() - part_of(scores.numel(), sparsity)).view_as(
@@ -36,7 +38,7 @@ def chooser(name: str, granularity: Any, sparsity: float, scope: str) -> Callabl
         flags = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
         flat = scores.float().contiguous().view(-1)
         whole = ScoredSegment(name, tuple(scores.shape), 0, flat, flags.view(torch.uint8))
-        granularity.select([whole], sparsity, "matrix", LOCAL)
+        granularity.select([whole], sparsity, Matrix(), LOCAL)
         return flags.view_as(scores)
 
     return choose
@@ -84,7 +86,7 @@ class WholeMatrices:
         """Between the stored orientation and outputs first, either way."""
         return matrix.T if name in self.transposed else matrix
 
-    def select_in_rows(self, scored: Sequence[ScoredSegment], granularity: Any, sparsity: float) -> None:
+    def select_in_rows(self, scored: Sequence[ScoredSegment], granularity: Any, sparsity: float, scope: Scope) -> None:
         """Keep the highest of every row. Raises ValueError for scores that are NaN. Collective."""
         by_name: dict[str, list[Piece]] = {name: [] for name in self.shapes}
         for segment in scored if not self.layout.replicated or self.layout.world.rank == 0 else ():
@@ -92,7 +94,7 @@ class WholeMatrices:
         refuse_nan(scored, self.layout.comm)
         for name, pieces in by_name.items():
             scores = self.turned(name, self.layout.assemble(name, pieces, torch.float32).view(self.shapes[name]))
-            self.mark(name, self.turned(name, chooser(name, granularity, sparsity, "row")(scores)))
+            self.mark(name, self.turned(name, chooser(name, granularity, sparsity, scope)(scores)))
 
     def mark(self, name: str, flags: Tensor) -> None:
         """Write this rank's part of a matrix's flags, given all of them as stored."""

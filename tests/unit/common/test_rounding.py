@@ -15,7 +15,8 @@ from pat.pruning.budgets.shape import Shape
 from pat.pruning.granularity.block import Block
 from pat.pruning.granularity.weight import Weight
 from pat.pruning.schedules import absolute_step
-from pat.pruning.weights.selection import pruned_per_budget
+from pat.pruning.scopes.all_matrices import Global
+from pat.pruning.scopes.matrix import Matrix
 from pat.sensitivity.cells import grid
 from tests import models as small
 
@@ -44,10 +45,10 @@ def test_everyone_rounds_alike(units: int, thousandths: int) -> None:
     share = thousandths / 1000
     expected = int((Decimal(thousandths) / 1000 * units + Decimal("0.5")).to_integral_value(ROUND_FLOOR))
     assert part_of(units, share) == expected
-    for scope in ("global", "matrix"):
-        assert pruned_per_budget([units], share, scope) == [expected]
-        assert Weight().pruned_units([(units, 1)], share, scope) == expected
-        assert Block(rows=2, cols=2).pruned_units([(2 * units, 2)], share, scope) == expected
+    for scope in (Global(), Matrix()):
+        assert list(scope.pruned({"w": units}, share).values()) == [expected]
+        assert Weight().pruned_units({"w": (units, 1)}, share, scope) == expected
+        assert Block(rows=2, cols=2).pruned_units({"w": (2 * units, 2)}, share, scope) == expected
     assert absolute_step("schedule.start", share, units) == min(expected, units - 1)
 
 

@@ -13,7 +13,12 @@ import pytest
 import torch
 import yaml
 
-from pat.pruning import criteria, gates, registry
+from pat.pruning import criteria, gates, registry, scopes
+from pat.pruning.granularity.weight import Weight
+from pat.pruning.weights.ranking import check_scope
+from pat.pruning.weights.selection import select_units
+from tests.small_recipes import composed
+from tests.thread_ranks import assert_same, oracle, select_on
 
 
 @contextmanager
@@ -25,12 +30,15 @@ def added(package: Any, folder: Path, repository: Path, monkeypatch: pytest.Monk
     assert shown
     (folder / f"{shown[1]}.py").write_text(shown[2])
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    registry.classes.cache_clear()
+    caches = registry.classes, scopes.classes
+    for cache in caches:
+        cache.cache_clear()
     try:
         yield shown[1]
     finally:
         sys.modules.pop(f"{package.__name__}.{shown[1]}", None)
-        registry.classes.cache_clear()
+        for cache in caches:
+            cache.cache_clear()
 
 
 def test_example_criterion_is_found(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +53,29 @@ def test_example_gate_is_found(repository: Path, tmp_path: Path, monkeypatch: py
     with added(gates, tmp_path, repository, monkeypatch) as name:
         method = registry.build("gate", {"name": name, "fade": 3})
         assert method.update(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.5])).tolist() == [3.0, 0.5]
+
+
+def test_example_scope_is_found(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer meets the target, to the unit, on any number of ranks; what is calibrated refuses it."""
+    size = {"layers.0.q.weight": 60, "layers.0.up.weight": 41, "layers.1.q.weight": 60, "head.weight": 9}
+    scores = {
+        name: torch.randn(n, generator=torch.Generator().manual_seed(i)) for i, (name, n) in enumerate(size.items())
+    }
+    scores["layers.0.up.weight"] += 3.0  # q loses nearly all that goes
+    expected = {
+        name: flags
+        for group in (["layers.0.q.weight", "layers.0.up.weight"], ["layers.1.q.weight"], ["head.weight"])
+        for name, flags in oracle({n: scores[n] for n in group}, sum(size[n] for n in group) // 2).items()
+    }
+    with added(scopes, tmp_path, repository, monkeypatch) as name:
+        scope = scopes.build(name)
+        for ranks in (1, 2, 3):
+            assert_same(select_on(ranks, scores, lambda r, c: select_units(r, 0.5, scope, c)), expected)
+        assert scope.pruned(size, 0.5) == {"layers.0": 51, "layers.1": 30, "head.weight": 5}
+        composed("recipe=parity", f"pruners.weights.scope={name}")
+        alps = registry.build("criterion", {"name": "alps", "gradient_samples": 16})
+        with pytest.raises(ValueError, match="as scope=layer would: .*scope: global; or scope: matrix, or row"):
+            check_scope("pruners.weights", scope, Weight(), alps, ())
 
 
 def test_only_the_files_that_it_names_import_deepspeed(repository: Path) -> None:

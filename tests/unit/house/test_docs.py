@@ -116,6 +116,7 @@ MADE = {"results/gpu.json", "results/mutants.jsonl"}  # by running something
 EXAMPLES = {
     "pat/pruning/criteria/gradient.py",
     "pat/pruning/gates/sensitivity.py",
+    "pat/pruning/scopes/layer.py",
 }  # of CONTRIBUTING, of files to write
 FOLDERS = "pat|tests|docs|launch|conf|recipes|results|docker"
 

@@ -23,6 +23,9 @@ from pat.planning.shapes import ParamGroup, Shapes
 from pat.planning.tables import card
 from pat.pruning.pruner import Pruner
 from pat.pruning.schedules import Ramp
+from pat.pruning.scopes import Scope
+from pat.pruning.scopes.all_matrices import Global
+from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import select_units
 from pat.schema import Config, PrunerConfig
@@ -154,8 +157,8 @@ class Counting(ThreadComm):
         return super().sum(tensor)
 
 
-@pytest.mark.parametrize("ranks, scope", [(2, "global"), (7, "global"), (3, "matrix")])
-def test_a_selection_sends_what_is_planned(ranks: int, scope: str) -> None:
+@pytest.mark.parametrize("ranks, scope", [(2, Global()), (7, Global()), (3, Matrix())])
+def test_a_selection_sends_what_is_planned(ranks: int, scope: Scope) -> None:
     side, matrices = 240, 6
     scores = torch.randn(matrices, ranks, side * side // ranks, generator=torch.Generator().manual_seed(0))
     width = scores.shape[2]
@@ -171,7 +174,7 @@ def test_a_selection_sends_what_is_planned(ranks: int, scope: str) -> None:
         return sum(counting.sizes)
 
     found, _ = run_ranks(ranks, work)
-    groups = matrices if scope == "matrix" else 1
+    groups = matrices if scope.apart else 1
     planned = traffic.bytes_per_selection(ranks, groups, scores.numel())
     assert len(set(found)) == 1
     assert found[0] == pytest.approx(planned, rel=0.02)

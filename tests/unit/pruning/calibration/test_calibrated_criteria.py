@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pat.pruning import registry
+from pat.pruning import registry, scopes
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.criteria import alps
 from pat.pruning.criteria.alps import Alps, damped_, fitted
@@ -32,7 +32,7 @@ def problem(seed: int, outputs: int = 6, inputs: int = 8, tokens: int = 40) -> t
 def choose(
     scope: str = "row", granularity: object = "weight", sparsity: float = SPARSITY
 ) -> Callable[[Tensor], Tensor]:
-    return chooser("matrix", registry.build("granularity", granularity), sparsity, scope)
+    return chooser("matrix", registry.build("granularity", granularity), sparsity, scopes.build(scope))
 
 
 def cut(
@@ -174,7 +174,9 @@ def test_nothing_is_fitted_into_inputs_that_gates_have_removed() -> None:
     dense, x = torch.randn(6, 16, generator=generator), torch.randn(64, 16, generator=generator)
     dense[:, 4:8] = 0.0
     two_of_four = {"name": "n_of_m", "n": 2, "m": 4}
-    method = Method(Alps(iterations=20, refinements=4), registry.build("granularity", two_of_four), 0.5, "matrix", 0)
+    method = Method(
+        Alps(iterations=20, refinements=4), registry.build("granularity", two_of_four), 0.5, scopes.build("matrix"), 0
+    )
     made, said = _cut_group(method, Weighing(), {"w": dense.clone()}, {"w": {Gram: x.T @ x / 64}})
     keep, fitted = made["w"]
     assert not said and int(keep[:, 4:8].sum()) == 12 and not fitted[:, 4:8].any()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pat.common.comm import LOCAL
 from pat.pruning import registry
+from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.weights.prior import Prior
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.zero.layouts import Segment, Shard
@@ -69,7 +70,7 @@ def test_evidence_and_prior_have_the_sizes_that_are_asked_for(transposed: bool) 
     m = m.square() / m.square().mean()
     squares = dense.view(stored).square() * (m[:, None] if transposed else m)
     for cuts in ([84], [5, 6, 30, 43], [12, 1, 23, 24, 24]):
-        prior = Prior({"a": stored}, {"a"} if transposed else (), "matrix")
+        prior = Prior({"a": stored}, {"a"} if transposed else (), Matrix())
         prior.inputs["a"] = m
         states, at = list[MaskedShard](), 0
         for n in cuts:

@@ -201,7 +201,7 @@ def test_moments_of_what_a_cut_removes_are_cleared() -> None:
 @pytest.mark.parametrize(
     "made, said",
     [
-        (config("wanda", "global"), "gradient_samples: 16 .*scope: matrix, or row"),
+        (config("wanda", "global"), "gradient_samples: 16 .*scope: global; or scope: matrix, or row"),
         (config("magnitude", "row", granularity={"name": "block", "rows": 2, "cols": 2}), "scope: matrix"),
         (config("alps", masked_grad=MaskedGradConfig(name="straight_through")), "masked_grad.name: zero"),
         (config("alps", params=["lm_head.weight"]), "exclude it"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pat.planning.calibration import calibration
-from pat.pruning import registry
+from pat.pruning import registry, scopes
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 from pat.pruning.criteria import alps
 from pat.pruning.criteria.alps import Alps
@@ -43,7 +43,7 @@ def test_a_cut_of_alps_holds_what_it_announces(
     weights, x = (torch.randn(n, inputs, generator=generator) for n in (outputs, 2 * inputs))
     statistics: dict[type[InputStatistic], Tensor] = {Gram: x.T @ x / len(x)}
     method = Alps(iterations=4, refinements=2)
-    choose = chooser("matrix", registry.build("granularity", "weight"), 0.5, scope)
+    choose = chooser("matrix", registry.build("granularity", "weight"), 0.5, scopes.build(scope))
     measured = peak(lambda: method.cut(weights, method.prepare(statistics), choose), tmp_path)
     given = 4 * weights.numel()  # counted as the method's own: it may use them
     assert 0.9 < (measured + given) / method.cut_bytes(outputs, inputs) <= 1.01

@@ -17,6 +17,9 @@ from pat.pruning import registry
 from pat.pruning.granularity.block import Block
 from pat.pruning.granularity.n_of_m import NOfM
 from pat.pruning.granularity.weight import Weight
+from pat.pruning.scopes import Scope
+from pat.pruning.scopes.all_matrices import Global
+from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights import arrays
 from tests.sets import thinned
@@ -76,23 +79,23 @@ def dense_n_of_m(scores: Tensor, k: int, m: int) -> np.ndarray:
 def test_blocks_equal_the_dense_oracle(world_size: int, seed: int, size: tuple[int, int], sparsity: float) -> None:
     parameters, block = tied(seed), Block(rows=size[0], cols=size[1])
     sums = block_sums(parameters, *size)
-    removed = block.pruned_units([tuple(p.shape) for p in parameters.values()], sparsity, "global")
+    removed = block.pruned_units({name: tuple(p.shape) for name, p in parameters.items()}, sparsity, Global())
     expected = oracle(sums, sum(s.numel() for s in sums.values()) - removed)
-    found = select_on(world_size, parameters, lambda r, c: block.select(r, sparsity, "global", c), seed, pieces=9)
+    found = select_on(world_size, parameters, lambda r, c: block.select(r, sparsity, Global(), c), seed, pieces=9)
     assert_same(found, dense_blocks(parameters, expected, *size))
 
 
 @pytest.mark.parametrize(
     ("scale", "scope", "granularity"),
-    thinned(product([1.0, 1e-40, 3e37], ["global", "matrix"], GRANULARITIES), 3),
+    thinned(product([1.0, 1e-40, 3e37], [Global(), Matrix()], GRANULARITIES), 3),
     ids=repr,
 )
-def test_masks_do_not_depend_on_ranks_or_cuts(scale: float, scope: str, granularity: Weight | Block | NOfM) -> None:
+def test_masks_do_not_depend_on_ranks_or_cuts(scale: float, scope: Scope, granularity: Weight | Block | NOfM) -> None:
     parameters = matrices(1, scale)
     parameters["q"][3, 4:9] = torch.tensor([math.inf, -math.inf, 0.0, -0.0, -math.inf])
     one = select_on(1, parameters, lambda r, c: granularity.select(r, 0.5, scope, c), pieces=0)
     removed = sum(int((flags == 0).sum()) for flags in one.values())
-    shapes = [tuple(p.shape) for p in parameters.values()]
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     assert removed == granularity.pruned_units(shapes, 0.5, scope) * granularity.weights_per_unit
     for world_size in (1, 2, 3, 5, 8):
         for pieces in (1, 40):
@@ -113,7 +116,7 @@ def test_an_infinite_score_outweighs_its_block() -> None:
     block = Block(rows=2, cols=2)
     for num_removed, kept in ((1, [0, 1, 1, 1]), (2, [0, 1, 0, 1]), (3, [0, 1, 0, 0])):
         sparsity = num_removed / 4
-        found = select_on(2, {"w": scores}, lambda r, c, s=sparsity: block.select(r, s, "global", c), pieces=5)
+        found = select_on(2, {"w": scores}, lambda r, c, s=sparsity: block.select(r, s, Global(), c), pieces=5)
         assert found["w"][0, ::2].tolist() == kept
 
 
@@ -143,7 +146,7 @@ def test_n_of_m_equals_the_dense_oracle(
     parameters, granularity = (tied if ties else matrices)(seed), NOfM(n=pattern[0], m=pattern[1])
     k = max(pattern[0], math.ceil((1 - sparsity) * pattern[1]))
     found = select_on(
-        world_size, parameters, lambda r, c: granularity.select(r, sparsity, "matrix", c), seed, pieces=30
+        world_size, parameters, lambda r, c: granularity.select(r, sparsity, Matrix(), c), seed, pieces=30
     )
     assert_same(found, {name: dense_n_of_m(p, k, pattern[1]) for name, p in parameters.items()})
 
@@ -154,7 +157,7 @@ def test_the_final_sparsity_of_n_of_m_is_exact(m: int) -> None:
         granularity = NOfM(n=n, m=m)
         assert granularity.num_kept(1 - n / m) == n
         granularity.validate_target(1 - n / m)
-        assert granularity.pruned_units([(3, 2 * m)], 1 - n / m, "global") == 6 * (m - n)
+        assert granularity.pruned_units({"w": (3, 2 * m)}, 1 - n / m, Global()) == 6 * (m - n)
     assert [NOfM(n=2, m=4).num_kept(s) for s in (0.0, 0.01, 0.25, 0.3, 0.5)] == [4, 4, 3, 3, 2]
 
 
@@ -186,14 +189,14 @@ def test_nan_names_the_parameter(granularity: Weight | Block | NOfM) -> None:
     parameters = matrices(0)
     parameters["down"][5, 5] = math.nan
     with pytest.raises(ValueError, match="down"):
-        select_on(3, parameters, lambda r, c: granularity.select(r, 0.5, "global", c))
+        select_on(3, parameters, lambda r, c: granularity.select(r, 0.5, Global(), c))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=repr)
 def test_one_rank_of_many_holds_nothing_at_all(granularity: Weight | Block | NOfM) -> None:
     parameters = matrices(0)
-    found = select_on(3, parameters, lambda r, c: granularity.select(r, 0.25, "global", c), empty=[0, 2])
-    assert_same(found, select_on(1, parameters, lambda r, c: granularity.select(r, 0.25, "global", c)))
+    found = select_on(3, parameters, lambda r, c: granularity.select(r, 0.25, Global(), c), empty=[0, 2])
+    assert_same(found, select_on(1, parameters, lambda r, c: granularity.select(r, 0.25, Global(), c)))
 
 
 def test_registered_with_fields_that_the_user_must_choose() -> None:
@@ -208,5 +211,8 @@ def test_an_empty_run_is_no_trouble() -> None:
     keep = torch.zeros(96, dtype=torch.uint8)
     segments = [ScoredSegment("w", (8, 12), a, w.view(-1)[a:b], keep[a:b]) for a, b in ((0, 50), (50, 50), (50, 96))]
     for granularity in GRANULARITIES:
-        granularity.select(segments, 0.5, "global", LOCAL)
-        assert int(keep.sum()) == 96 - granularity.pruned_units([(8, 12)], 0.5, "global") * granularity.weights_per_unit
+        granularity.select(segments, 0.5, Global(), LOCAL)
+        assert (
+            int(keep.sum())
+            == 96 - granularity.pruned_units({"w": (8, 12)}, 0.5, Global()) * granularity.weights_per_unit
+        )

@@ -14,14 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pat.common.comm import LOCAL, Comm
+from pat.pruning import scopes
+from pat.pruning.scopes import Scope
+from pat.pruning.scopes.all_matrices import Global
+from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights import arrays, brackets, selection
 from pat.pruning.weights.selection import (
     TargetMissed,
     keep_above,
     keep_top,
-    keep_top_per_matrix,
-    pruned_per_budget,
+    keep_top_per_group,
     select_units,
 )
 from tests.sets import thinned
@@ -125,7 +128,7 @@ def test_per_matrix(world_size: int) -> None:
         "inf": of([math.inf, 0], 40),
     }
     num_keep = {name: (i * 13) % (p.numel() + 1) for i, (name, p) in enumerate(parameters.items())}
-    found = select_on(world_size, parameters, lambda r, c: keep_top_per_matrix(r, num_keep, c))
+    found = select_on(world_size, parameters, lambda r, c: keep_top_per_group(r, num_keep, str, c))
     for name, scores in parameters.items():
         assert_same({name: found[name]}, oracle({name: scores}, num_keep[name]))
 
@@ -139,7 +142,7 @@ def test_collectives_do_not_grow_with_the_number_of_matrices() -> None:
         budgets = dict.fromkeys(parameters, 250)
 
         def work(comm: Comm, segments: list[list[ScoredSegment]] = segments, budgets: dict[str, int] = budgets) -> None:
-            keep_top_per_matrix(segments[comm.rank], budgets, comm)
+            keep_top_per_group(segments[comm.rank], budgets, str, comm)
 
         calls.append(run_ranks(2, work)[1])
     assert calls[1] <= calls[0] + 1 <= 10  # the tie table is exchanged only if a tie is split
@@ -176,23 +179,23 @@ def test_threshold_is_strict() -> None:
     assert found["w"].tolist() == [0, 0, 1, 1, 0, 1]
 
 
-@pytest.mark.parametrize("scope", ["global", "matrix"])
-def test_units_reach_the_target(scope: str) -> None:
+@pytest.mark.parametrize("scope", [Global(), Matrix()])
+def test_units_reach_the_target(scope: Scope) -> None:
     parameters = {"a": normal(0, 15, 3), "b": normal(1, 25, 2)}
     found = select_on(3, parameters, lambda r, c: select_units(r, 0.5, scope, c))
     removed = [p.numel() - int(found[n].sum()) for n, p in parameters.items()]
-    assert sum(removed) == sum(pruned_per_budget([45, 50], 0.5, scope)) == 48
-    if scope == "matrix":
+    assert sum(removed) == sum(scope.pruned({"a": 45, "b": 50}, 0.5).values()) == 48
+    if scope == Matrix():
         assert removed == [23, 25]  # 22.5 is rounded up
 
 
 def test_unknown_scope_is_refused() -> None:
-    with pytest.raises(ValueError, match="scope is 'layer', but must be global, matrix"):
-        pruned_per_budget([10], 0.5, "layer")
+    with pytest.raises(ValueError, match="no scope called 'layer': allowed are global, matrix, row"):
+        scopes.build("layer")
 
 
 def test_parameters_held_twice_or_not_at_all_are_noticed() -> None:
     whole = ScoredSegment("w", (10,), 0, normal(0, 10), torch.zeros(10, dtype=torch.uint8))
     for segments in ([whole, whole], [ScoredSegment("w", (10,), 0, whole.scores[:5], whole.keep[:5])]):
         with pytest.raises(AssertionError, match="w: "):
-            select_units(segments, 0.5, "global", LOCAL)
+            select_units(segments, 0.5, Global(), LOCAL)
