@@ -124,8 +124,8 @@ def test_several_jobs_an_array_and_a_run_from_its_folder(lab: Lab, tmp_path: Pat
     assert runs.result(jobs[1].run.path) == second and [start["step"] for start in jobs[1].starts] == [0, 0]
     ours = f"seed=$SLURM_ARRAY_TASK_ID run.dir={tmp_path}/array-$SLURM_ARRAY_TASK_ID engine.world_size=1"
     wrap = f"{sys.executable} -m pat.cli train {' '.join([*RUN, *short])} train.eval_every=null {ours}"
-    lab.call("sbatch", "--wait", "--array=0-1", "--nodes=1", f"--output={lab.path}/array-%a.log", "--wrap", wrap)
-    assert [runs.result(tmp_path / f"array-{seed}") for seed in (0, 1)] == [first, second]
+    lab.call("sbatch", "--wait", "--array=1", "--nodes=1", f"--output={lab.path}/array-%a.log", "--wrap", wrap)
+    assert runs.result(tmp_path / "array-1") == second
 
 
 def test_the_doctor_looks_at_every_node_of_an_allocation(lab: Lab, tmp_path: Path) -> None:
@@ -143,15 +143,15 @@ def test_the_doctor_looks_at_every_node_of_an_allocation(lab: Lab, tmp_path: Pat
 def test_a_sweep_of_jobs(lab: Lab, tmp_path: Path) -> None:
     """One of them cannot work, which costs only itself; the others end in one table."""
     short = ["train.num_steps=10", "pruners.weights.schedule.end=8", "pruners.weights.schedule.hard_from=8"]
-    limits = "train.max_loss=50,60,0.001"  # the last has diverged at once
+    limits = "train.max_loss=50,0.001"  # the second has diverged at once
     command = ["sweep", "--cluster", str(lab.settings()), "cluster.nodes=1", *RUN, *short, limits]
     done = lab.run("-m", "pat.cli", *command, "train.eval_every=null", "train.log_every=1", f"--out={tmp_path / 's'}")
     found = read_json(tmp_path / "s" / "sweep.json")
     assert found, done.stdout + done.stderr
-    assert [member["code"] for member in found["members"]] == [0, 0, 3] and done.returncode == 3, done.stdout
-    assert all(member["summary"]["step"] == 10 for member in found["members"][:2])
+    assert [member["code"] for member in found["members"]] == [0, 3] and done.returncode == 3, done.stdout
+    assert found["members"][0]["summary"]["step"] == 10
     jobs = [read_json(RunDir(tmp_path / "s" / member["name"]).job) for member in found["members"]]
-    assert len({job["job_id"] for job in jobs if job}) == 3
+    assert len({job["job_id"] for job in jobs if job}) == 2
 
 
 def test_a_race_of_jobs(lab: Lab, tmp_path: Path) -> None:

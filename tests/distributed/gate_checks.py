@@ -35,17 +35,17 @@ WHOLE = ("structured_movement", "smooth", "obs")  # of a fade, a multiplier, a c
 Stopped = Sequence[tuple[str, str, tuple[int, ...]]]
 INTERRUPTED: dict[str, Stopped] = {  # with the steps after which
     "quick": [("l0", "zero3", (5,)), ("structured_movement", "zero2", (1, 10))],
-    "slow": [("l0", name, PHASES if name in PARITY else (5,)) for name in (*PARITY, *ELSEWHERE)]
+    "slow": [("l0", name, PHASES if name == "zero3" else (5,)) for name in (*PARITY, *ELSEWHERE)]
     + [(kind, "zero3", PHASES if kind in WHOLE else (5,)) for kind in GATES if kind != "l0"],
 }
 SKIPPED: dict[str, Cases] = {
     "quick": [("l0", "zero1")],
-    "slow": [("l0", "zero2"), ("l0", "zero3")] + [("structured_movement", f"zero{stage}") for stage in (1, 2, 3)],
+    "slow": [("l0", "zero2"), ("l0", "zero3"), ("structured_movement", "zero1"), ("structured_movement", "zero3")],
 }
 OVERFLOWED: dict[str, Cases] = {
     "quick": [("l0", "zero0"), ("structured_movement", "zero3")],
-    "slow": [("l0", "zero1"), ("l0", "zero3"), ("structured_movement", "zero1"), ("structured_movement", "zero0")]
-    + [(kind, layout) for kind in ("l0", "structured_movement") for layout in ("zero2 offload", "zero0 fp32")],
+    "slow": [("l0", "zero1"), ("l0", "zero3"), ("l0", "zero2 offload"), ("structured_movement", "zero1")]
+    + [("structured_movement", "zero0 fp32")],
 }
 TOGETHER = {"quick": [("inside", ("zero1", "zero3"))], "slow": [("beside", STAGES), ("inside", STAGES)]}
 

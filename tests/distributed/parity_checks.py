@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch.distributed as dist
+
 from tests.distributed.harness import build, discard, main, make_config
 from tests.distributed.layouts import layouts
 
@@ -41,18 +43,22 @@ def on_layouts(kinds: Sequence[str], among: Iterable[str]) -> dict[str, Any]:
     return results
 
 
-EVERYWHERE = ("movement", "n_of_m", "alps")  # on all layouts: single weights, groups, whole matrices
+EVERYWHERE = "movement"  # on all layouts
 STAGES = ("zero1", "zero2", "zero3 in sub-groups")
+CUT = (*STAGES, "zero3", "zero3 offload")  # of what shards cut: groups and whole matrices
 
 
-def names(kind: str) -> Sequence[str]:
+def names(kind: str, world_size: int = 2) -> Sequence[str]:
     """The layouts of a pruner in the slow set."""
-    return list(LAYOUTS) if kind in EVERYWHERE else STAGES
+    if kind == EVERYWHERE and world_size == 2:
+        return list(LAYOUTS)
+    return CUT if kind in ("n_of_m", "alps") else STAGES
 
 
 def checks(kinds: list[str]) -> dict[str, Any]:
     """Each on its layouts."""
-    return {kind: found for one in kinds for kind, found in on_layouts([one], names(one)).items()}
+    world = dist.get_world_size()
+    return {kind: found for one in kinds for kind, found in on_layouts([one], names(one, world)).items()}
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_five_kills_and_a_torn_checkpoint(tmp_path: Path, undisturbed: dict[str,
     assert f"resumed at step {int(older.name[5:])} " in start.text()
     assert runs.result(run_dir) == undisturbed
     assert not list(root.glob("*.partial")) and not list(root.glob("*.replaced"))
-    start = Start(run_dir, launched=False)
+    start = Start(run_dir)
     assert start.process.wait(GONE_S) == ExitCode.DONE and "nothing is left to do" in start.text(), start.text()
     for file in (RunDir(run_dir).summary, RunDir(run_dir).exit):  # as if killed after the last checkpoint
         file.unlink()

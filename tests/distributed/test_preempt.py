@@ -36,10 +36,10 @@ def while_evaluating(run_dir: Path, who: str, number: int, step: int) -> None:
 def test_four_requests_to_stop(stopped: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
-    preempted(run_dir, "rank 1", signal.SIGTERM, runs.latest(run_dir) + 2)
+    preempted(run_dir, "rank 1", signal.SIGTERM, runs.latest(run_dir) + 2, launched=False)
     for who, number, step in (("parent", signal.SIGTERM, 10), ("rank 0", signal.SIGUSR1, 20)):
         while_evaluating(run_dir, who, number, step)
-    start = Start(run_dir)
+    start = Start(run_dir, launched=False)
     assert start.end() == ExitCode.DONE, start.text()
     assert runs.result(run_dir) == undisturbed
 

@@ -148,10 +148,10 @@ def test_fewer_layers_are_faster(
 def test_backends_decode_the_same_tokens(llama: Path, classifier: Path, tmp_path: Path, backend: str) -> None:
     if backend != "compile":
         pytest.importorskip(backend)
-    both = figures(tmp_path, llama, "--backend", f"eager,{backend}", "--lengths", "8:4", "--batch-sizes", "1,2")
+    both = figures(tmp_path, llama, "--backend", f"eager,{backend}", "--lengths", "8:4", "--batch-sizes", "2")
     assert [one["backend"] for one in both] == ["eager", backend]
     assert {one["weights_sha256"] for one in both} == {weights_sha256(llama)}
-    assert all(len(one["throughput"]) == 2 and one["decode_p50"] > 0 for one in both)
+    assert all(len(one["throughput"]) == 1 and one["decode_p50"] > 0 for one in both)
     (one,) = figures(tmp_path, classifier, "--backend", backend, "--lengths", "8", "--batch-sizes", "2")
     assert one["latency_p50"] > 0 and one["decode_p50"] is None
     settings = Settings(str(llama), "model", True, "cpu", "fp32", 1, {2: 20})
