@@ -13,7 +13,7 @@ import yaml
 
 from pat import cli
 from pat.commands import train
-from pat.config import compose, frozen, places
+from pat.config import auto, compose, frozen, places
 from pat.launch.environment import RankEnvironment
 from pat.pruning import registry
 from pat.pruning.schedules import Schedule
@@ -196,7 +196,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} optim.name=cpu_adam", "needs engine.offload_optimizer=true"),
             (f"{PARITY} model.init=pretrained", "model.path is not set"),
             (f"{PARITY} data.eval_fraction=0", "data.eval_fraction is 0.0"),
-            (f"{PARITY} pruners.weights.scope=layer", "allowed: global, matrix"),
+            (f"{PARITY} pruners.weights.scope=layer", "allowed are global, matrix, row"),
             (f"{PARITY} pruners.weights.params=[]", "pruners.weights.params is empty"),
             (f"{PARITY} pruners.weights.budget.sparsity=1.0", "pruners.weights.budget: budget.sparsity is 1.0"),
             (f"{PARITY} pruners.weights.schedule.hard_from=30", "pruners.weights.schedule: "),
@@ -485,12 +485,14 @@ def test_auto_cuts_once_or_several_times_by_how_much_goes():
     once, many = (schedule(f"pruners.weights.budget.sparsity={share}") for share in (0.85, 0.9))
     assert (once.name, once.start) == ("one_shot", 0.3)
     assert (many.name, many.initial) == ("exponential", 0.7)
-    for steps in (0, *range(8, 60), 101, 201, 499, 1001):  # a seventh would be a step after the sixth
-        many = schedule("pruners.weights.budget.sparsity=0.9", f"train.num_steps={steps}")
-        if not steps:
-            assert (many.start, many.end, many.select_every) == (0.15, 0.65, 0.1)
-            continue
-        line = many.resolve(steps)
+    none = schedule("pruners.weights.budget.sparsity=0.9", "train.num_steps=0")
+    assert (none.start, none.end, none.select_every) == (0.15, 0.65, 0.1)
+    for steps in (*range(8, 60), 101, 201, 499, 1001):  # a seventh would be a step after the sixth
+        pruner = {"schedule": dict(auto.OPEN), "budget": {"sparsity": 0.9}}
+        auto.choose({"weights": pruner}, steps)
+        line = registry.build("schedule", pruner["schedule"]).resolve(steps)
+        typed = "pruners.weights.budget.sparsity=0.9", f"train.num_steps={steps}"
+        assert steps > 9 or line == schedule(*typed).resolve(steps), "it is what a command comes to"
         cuts = [t for t in range(steps) if line.is_selection_step(t)]
         assert len(cuts) == 6 and len({b - a for a, b in zip(cuts, cuts[1:], strict=False)}) == 1, cuts
         assert abs(cuts[0] - 0.15 * steps) <= 1 and abs(cuts[-1] - 0.65 * steps) <= 3, cuts

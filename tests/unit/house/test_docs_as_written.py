@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import pytest
 
 from pat import cli
 from pat.run.directory import ExitCode
+from tests import small_recipes
 from tests.unit.house.test_docs import ROOT, lines_in
 
 pytestmark = pytest.mark.slow
@@ -88,7 +86,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         _stand_in().write(_made(folder / "assets"))
         for name, keys in RUNS.items():
             given = [f"run.dir=runs/{name}", *keys, *TINY]
-            subprocess.run([sys.executable, "-m", "pat.cli", "train", *given], check=True, env=dict(os.environ))
+            code, said = small_recipes.start(folder, given)
+            assert code == 0, said
             for out in (name, f"exports/{name}"):
                 assert pat(["export", f"runs/{name}", "--out", out, "--checkpoint", "last"]) == 0
         for link, name in {"runs/first": "pruned", "runs/first-dense": "dense", "runs/half": "pruned"}.items():

@@ -60,7 +60,7 @@ def test_unknown_and_missing_keys_are_refused_at_once(settings: dict[str, Any], 
     ("changes", "words"),
     [
         ({"criterion": "magnitud"}, "There is no criterion called 'magnitud'"),
-        ({"scope": "layer"}, "allowed: global, matrix"),
+        ({"scope": "layer"}, "allowed are global, matrix, row"),
         ({"schedule": {"name": "cubic", "start": 0, "end": 90}}, "90"),
     ],
 )
