@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
     overrides = under(["distill.weight=1.0"], options.overrides)  # which only training needs
     overrides += ["--config-dir", options.config_dir] if options.config_dir else []
-    return compose(overrides, lambda config: _cache(config, options))
+    return compose(overrides, lambda config: _cache(config, options), steps_are_made=False)
 
 
 def _cache(config: Any, options: argparse.Namespace) -> int:

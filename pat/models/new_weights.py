@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -9,7 +10,7 @@ from transformers import PretrainedConfig
 
 from pat.models import adapters, heads
 from pat.models.build import UNFIT, quiet
-from pat.schema import ModelConfig
+from pat.schema import Config, ModelConfig
 
 if TYPE_CHECKING:
     from pat.tasks.base import Task
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 SHOWN = 6  # names
 
 
-def note(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> str | None:
-    """A sentence that names them; None where there are none, or the files are not safetensors on this machine. Only
-    their headers are read. A head that model.replace_head renews has a sentence of its own."""
+def names(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> list[str]:
+    """Their names, sorted; none where the files are not safetensors on this machine. Only their headers are read. A
+    head that model.replace_head renews is not among them."""
     if cfg.path is None or cfg.init != "pretrained":
-        return None
+        return []
     with quiet():
         try:
             _, report = task.auto_model.from_pretrained(
@@ -36,8 +37,23 @@ def note(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> str | None:
                 **heads.without_head(cfg),
             )
         except (OSError, SafetensorError, RuntimeError, *UNFIT):  # the start says it, in a sentence of its own
-            return None
+            return []
     renewed = adapters.HEADS if cfg.replace_head else ()
-    names = sorted(name for name in report["missing_keys"] if name.split(".")[0] not in renewed)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"new, as {cfg.path} has no weights for them: {', '.join(names[:SHOWN])}{more}" if names else None
+    return sorted(name for name in report["missing_keys"] if name.split(".")[0] not in renewed)
+
+
+def note(cfg: ModelConfig, new: Sequence[str]) -> str | None:
+    """A sentence that names them; None where there are none."""
+    more = f" and {len(new) - SHOWN} more" if len(new) > SHOWN else ""
+    return f"new, as {cfg.path} has no weights for them: {', '.join(new[:SHOWN])}{more}" if new else None
+
+
+def check_trained(config: Config, new: Sequence[str]) -> None:
+    """Raise ValueError for a head that is new, of a run that prunes and takes no step."""
+    head = config.model.replace_head or any(name.split(".")[0] in adapters.HEADS for name in new)
+    if head and config.pruners and not config.train.num_steps:
+        raise ValueError(
+            f"model.path={config.model.path} would get a new head for task.name={config.task.name!r}, and without "
+            "steps (train.num_steps=0) it stays random: fine-tune the model first, or prune it while it is (pat train "
+            "recipe=encoder)"
+        )

@@ -25,7 +25,7 @@ from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES
 from pat.models import adapters
 from pat.pruning import compatibility, nested, state_keys, timetable
-from pat.pruning.calibration.back import Loss, own_loss
+from pat.pruning.calibration.back import Loss, check_labels, own_loss
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.statistics import SquaredNorm
@@ -127,7 +127,8 @@ class Pruner:
     @torch.no_grad()
     def check_calibration(self) -> None:
         """Raise NotCalibrated at the start of a run for a model whose layers no later cut could be calibrated on: a
-        micro-batch goes through them up to the first with a matrix. Collective."""
+        micro-batch goes through them up to the first with a matrix. ValueError for samples without the labels that it
+        will need. Collective."""
         for pruner in self.pruners:
             if pruner.hardened or not (needs := pruner.calibration):
                 continue
@@ -135,6 +136,8 @@ class Pruner:
                 continue
             stack, dtype = stack_of(self.stock, list(needs.shapes)), DTYPES[self.config.engine.dtype]
             batches = self.samples(1)[:1]
+            if needs.back and self.loss is own_loss:
+                check_labels(batches)
             for layer in Walk(self.engine.module, self.weights.whole, stack, batches, dtype, self.layout.world):
                 if own := [name for name in needs.shapes if name.startswith(f"{layer.name}.")]:
                     layer.collect(dict.fromkeys(own, (SquaredNorm,)))

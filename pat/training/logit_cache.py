@@ -48,7 +48,7 @@ _DIFFERENCES = {
     "tokenizer": "was made with another tokenizer than this run's",
     "max_length": "was made with data.max_length={old}, and this run has {new}",
     "vocab_size": "holds answers among {old} tokens, and this run's model has logits for {new}",
-    "data": "was made for other training data than this run's",
+    "data": "was made for other data than this run's, or other settings of it (its evaluation's and slices count)",
     "temperature": "was made with distill.temperature={old}, and this run has {new}",
 }
 

@@ -73,7 +73,9 @@ def _strange(config: Config, prepared: PreparedData) -> tuple[list[str], list[st
     """Sentences: (what becomes of a pretrained head, and is new; what looks wrong in the data). Raises ValueError."""
     task = base.build(config.task)
     hf_config = build.build_config(config.model, task, prepared.num_labels, label_names=prepared.label_names)
-    notes = build.head_note(config.model, task, hf_config), new_weights.note(config.model, task, hf_config)
+    new = new_weights.names(config.model, task, hf_config)
+    notes = build.head_note(config.model, task, hf_config), new_weights.note(config.model, new)
+    new_weights.check_trained(config, new)
     return [note for note in notes if note], data_warnings(prepared, task)
 
 

@@ -30,14 +30,19 @@ UNSUPERVISED = -100  # a label that transformers' losses leave out
 def own_loss(model: Any, batch: Any) -> Tensor:
     """0-dim: the model's own loss, a mean, times the number of labels that it counts. ValueError for samples without
     labels."""
-    loss = model(**batch).loss if "labels" in batch else None
-    if loss is None:
+    check_labels([batch])
+    loss = model(**batch).loss
+    labels = batch["labels"][:, 1:] if type(model).__name__.endswith(CAUSAL) else batch["labels"]  # they are shifted
+    return loss * (labels != UNSUPERVISED).sum()
+
+
+def check_labels(batches: Sequence[Any]) -> None:
+    """Raise ValueError for samples of which a model gives no loss."""
+    if any(batch.get("labels") is None for batch in batches):
         raise ValueError(
             "criterion.gradient_samples asks for the loss of calibration samples, and these have no labels: see "
             "`samples` of attach and PruningCallback, or set criterion.gradient_samples: 0 and scope: matrix"
         )
-    labels = batch["labels"][:, 1:] if type(model).__name__.endswith(CAUSAL) else batch["labels"]  # they are shifted
-    return loss * (labels != UNSUPERVISED).sum()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from pat.common.text import size_in_words
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 
@@ -38,6 +40,11 @@ class Needs:
             f"{self.key} is calibrated on {tokens:,} tokens, fewer than the {inputs:,} inputs of {self.widest}: only "
             f"its damping makes the cut unique; give more samples ({self.key}.num_samples) or longer ones"
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is why it was raised: on CPUs torch raises a RuntimeError like any other."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def too_large(matrix: str, method: str, num_bytes: int) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from pat.models.anatomy import Anatomy, Projection
 from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.journal import KEEP, Journal
-from pat.pruning.calibration.needs import Needs, too_large
+from pat.pruning.calibration.needs import Needs, is_out_of_memory, too_large
 from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.statistics import InputStatistic
 from pat.pruning.calibration.walk import Layer, Walk
@@ -61,7 +61,7 @@ def check(name: str, method: CalibratedGate, anatomy: Anatomy, sites: Sequence[S
         if not site.features:
             raise ValueError(
                 f"{gate} fits the matrix that reads the units, and none reads {site.structure}: take ffn, heads or "
-                "kv_groups, or a gate that ranks whole layers (similarity, taylor)"
+                "kv_groups; or, where steps are trained, a gate that ranks whole layers (pair_similarity, taylor)"
             )
     if line.hard_from != line.start:
         raise ValueError(
@@ -201,16 +201,18 @@ class Cutter:
         if site.layer % world.world_size == world.rank:
             try:
                 found = [each.float().contiguous() for each in work()]
-            except (MemoryError, torch.OutOfMemoryError):
+            except (MemoryError, ValueError, RuntimeError) as error:  # torch's of linear algebra are RuntimeErrors
                 needed = self.method.cut_bytes(*as_map(self.anatomy, made))
-                said.append(too_large(made.weight, self.method.name, needed))
-            except (ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
-                said.append(f"{made.weight} cannot be cut by {self.method.name}: {error}")
+                said.append(
+                    too_large(made.weight, self.method.name, needed)
+                    if is_out_of_memory(error)
+                    else f"{made.weight} cannot be cut by {self.method.name}: {error}"
+                )
             else:
                 if not all(bool(each.isfinite().all()) for each in found):
                     said.append(
                         f"{made.weight}: {self.method.name} gives weights that are not finite; raise its damping, or "
-                        "take more samples"
+                        "take more samples, in a run of its own (run.dir)"
                     )
         refused = [sentence for each in world.gather(said) for sentence in each]
         if refused:

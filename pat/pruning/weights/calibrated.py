@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.pruning.calibration.journal import KEEP, Journal
-from pat.pruning.calibration.needs import Needs, too_large
+from pat.pruning.calibration.needs import Needs, is_out_of_memory, too_large
 from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import Layer, Walk
@@ -209,11 +209,11 @@ def _cut_group(
             if not is_finite(fitted):
                 return {}, [
                     f"{name}: {criterion.name} gives weights that are not finite; raise its damping, or take more "
-                    "samples"
+                    "samples, in a run of its own (run.dir)"
                 ]
             made[name] = keep.to(torch.uint8).contiguous(), fitted.float().contiguous()
-    except (MemoryError, torch.OutOfMemoryError):
-        return {}, [too_large(name, criterion.name, criterion.cut_bytes(*shape))]
-    except (ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
+    except (MemoryError, ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
+        if is_out_of_memory(error):
+            return {}, [too_large(name, criterion.name, criterion.cut_bytes(*shape))]
         return {}, [f"{name} cannot be pruned by {criterion.name}: {error}"]
     return made, []

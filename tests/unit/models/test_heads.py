@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from pat.models import build, new_weights
-from pat.schema import ModelConfig
+from pat.schema import Config, ModelConfig, PrunerConfig
 from pat.tasks import base
 from tests import models
 
@@ -95,7 +96,8 @@ def test_what_a_start_makes_anew_is_said_before_it(folder: Path, tmp_path: Path)
 
     def note(path: Path, names: list[str], **fields: Any) -> str | None:
         cfg = ModelConfig(path=str(path), **fields)
-        return new_weights.note(cfg, TASK, build.build_config(cfg, TASK, len(names), label_names=names))
+        new = new_weights.names(cfg, TASK, build.build_config(cfg, TASK, len(names), label_names=names))
+        return new_weights.note(cfg, new)
 
     assert note(folder, ["neg", "neutral", "pos"]) is None
     assert note(folder, ["a", "b"], replace_head=True) is None, "that has a sentence of its own"
@@ -107,6 +109,25 @@ def test_what_a_start_makes_anew_is_said_before_it(folder: Path, tmp_path: Path)
     assert note(tmp_path / "body", ["a", "b"], init="random") is None
     (tmp_path / "body" / "model.safetensors").unlink()
     assert note(tmp_path / "body", ["a", "b"]) is None, "the start refuses that"
+
+
+@pytest.mark.parametrize(
+    "new, replaced, refused", [("classifier.bias", False, True), ("bert.pooler", False, False), ("", True, True)]
+)
+def test_a_run_without_steps_has_no_new_head(new: str, replaced: bool, refused: bool) -> None:
+    """Fails if `pat prune --task classification` of a base model exports a classifier that knows nothing."""
+    pruned = Config().changed(
+        task__name="classification", train__num_steps=0, model__path="m", model__replace_head=replaced,
+        pruners__weights=PrunerConfig(),
+    )  # fmt: skip
+    for fine in (pruned.changed(train__num_steps=1), pruned.changed(pruners={})):
+        new_weights.check_trained(fine, [new])
+    with (
+        pytest.raises(ValueError, match="new head for task.name='classification'.* stays random")
+        if refused
+        else nullcontext()
+    ):
+        new_weights.check_trained(pruned, [new])
 
 
 def test_a_head_that_is_not_there_cannot_be_replaced(folder: Path, tmp_path: Path) -> None:

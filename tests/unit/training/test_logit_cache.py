@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from pat import cli
+from pat.commands import distill as distill_command
 from pat.common import files
 from pat.common.comm import LOCAL
 from pat.common.seeds import mixed
@@ -316,9 +317,9 @@ def test_a_cache_that_was_stopped_goes_on_to_the_same_bytes(
 OTHER: dict[str, tuple[Callable[[Config, Path], Config], str]] = {
     "max_length": (lambda c, _: c.changed(data__max_length=10), "made with data.max_length=12, and this run has 10"),
     "temperature": (lambda c, _: c.changed(distill__temperature=1.0), "made with distill.temperature=1.5, and this"),
-    "data": (lambda c, tmp: c.changed(data__train=str(other_rows(tmp))), "was made for other training data"),
-    "part": (lambda c, _: c.changed(data__max_train_samples=9), "was made for other training data"),
-    "held out": (lambda c, _: c.changed(data__eval_fraction=0.5), "was made for other training data"),
+    "data": (lambda c, tmp: c.changed(data__train=str(other_rows(tmp))), "was made for other data than this run"),
+    "part": (lambda c, _: c.changed(data__max_train_samples=9), "was made for other data than this run"),
+    "held out": (lambda c, _: c.changed(data__eval_fraction=0.5), "was made for other data than this run"),
     "task": (lambda c, _: c.changed(task__name="chat"), "was made for CausalLM(name='causal_lm'), and this run's task"),
     "vocabulary": (
         lambda c, _: c.changed(model__config=c.model.config | {"vocab_size": 320}),
@@ -420,3 +421,12 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cache.manifest["dtype"] == "bf16" and not (tmp_path / "run").exists()
     assert pat("distill", "cache", *run) == 2
     assert "distill.cache is not set: give the folder to write" in capsys.readouterr().err
+
+
+def test_it_is_made_without_a_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the command asks for what only training needs."""
+    made: list[Config] = []
+    monkeypatch.setattr(distill_command, "_cache", lambda config, options: made.append(config) or 0)
+    keys = ["model.path=m", "data.source=json", "data.train=t", "distill.teacher=d", "distill.cache=c"]
+    assert distill_command.main(["cache", "recipe=decoder", *keys]) == 0
+    assert made and made[0].distill.cache == "c"

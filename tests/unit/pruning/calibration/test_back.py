@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from pat.pruning.calibration.back import UNSUPERVISED, Squares, own_loss, squares
 from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
-from tests import models
+from pat.schema import Config, PrunerConfig
+from tests import models, one_rank
 from tests.sets import thinned
 from tests.unit.pruning.calibration.test_walk import batches, matrices, weight_of
 
@@ -92,3 +94,20 @@ def test_samples_without_labels_are_refused() -> None:
     walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
     with pytest.raises(ValueError, match="have no labels"):
         list(squares(walk, given, own_loss, names))
+
+
+@pytest.mark.parametrize("gradient_samples", [0, 8])
+def test_they_are_refused_before_the_first_step(gradient_samples: int) -> None:
+    """Fails if a run of hours ends at its first cut; only where labels are needed."""
+    criterion = {"name": "alps", "gradient_samples": gradient_samples}
+    pruner = PrunerConfig(
+        params=["*.mlp.*.weight"], granularity="weight", criterion=criterion,
+        scope="global" if gradient_samples else "matrix",
+        budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "one_shot", "start": 3},
+    )  # fmt: skip
+    made = Config().changed(pruners__weights=pruner, train__num_steps=6, optim__lr=1e-3)
+    with one_rank.alone():
+        _, built = one_rank.build(made, models.model("llama"))
+        built.samples = lambda number: [{k: v for k, v in b.items() if k != "labels"} for b in batches()]
+        with pytest.raises(ValueError, match="have no labels") if gradient_samples else nullcontext():
+            built.check_calibration()

@@ -308,9 +308,16 @@ def test_a_layer_that_gives_infinities_is_named() -> None:
         pruner.step(0)
 
 
-def test_a_matrix_that_does_not_fit_says_how_much_it_needs_and_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_matrix_that_does_not_fit_says_how_much_it_needs_and_what_to_change(
+    gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on CPUs, where torch's error is a RuntimeError."""
+
     def full(*_: Any) -> Any:
-        raise torch.OutOfMemoryError
+        if gpu:
+            raise torch.OutOfMemoryError
+        torch.empty(1 << 60)
 
     monkeypatch.setattr(Alps, "cut", full)
     with pytest.raises(ValueError, match=r"layers.0.*q_proj.* about 9\d.\d KiB .*engine.offload_optimizer") as said:
