@@ -47,6 +47,7 @@ def start_summary(config: Config, checked: Checked) -> str:
     lines += [("data", text) for text in _data(config, prepared)]
     lines += [("labels", text) for text in _labels(prepared)]
     lines += [("model", text) for text in [*_model(model), *checked.head]]
+    lines += [("teacher", text) for text in _teacher(config)]
     lines += [("pruning", text) for text in _pruning(model, pruner)]
     lines += [("schedule", text) for text in _schedule(config, model, pruner)]
     lines += [("deepspeed", text) for text in _untested(config)]
@@ -67,6 +68,16 @@ def warnings(config: Config, checked: Checked) -> list[str]:
         *_small_evaluation(checked.prepared),
         *(sentence for pruner in checked.pruner.pruners for sentence in timetable.warnings(pruner)),
     ]
+
+
+def _teacher(config: Config) -> Iterator[str]:
+    """Whose answers are learned, and how much they count."""
+    distill = config.distill
+    if not (distill.live or distill.cache):
+        return
+    whose = f"drawn answers in {distill.cache}" if distill.cache else f"{distill.live}, which runs beside the model"
+    hidden = f", weight {distill.hidden_weight:g} of hidden states" if distill.hidden_weight else ""
+    yield f"{whose}: weight {distill.weight or 0.0:g}, temperature {distill.temperature:g}{hidden}"
 
 
 def append_to_log(run_dir: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.schema import Config, PrunerConfig
 from pat.training import preflight
+from pat.training import start_summary as start_summary_module
 from pat.training.start_summary import start_summary
 from tests import models as small
 
@@ -197,3 +198,18 @@ def test_a_dry_run_needs_no_directory(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "recipe=parity", "--dry-run", "train.best_metric=f1"])
     assert stop.value.code == 2 and "allowed are loss, perplexity" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({}, []),
+        ({"teacher": "d"}, ["d, which runs beside the model: weight 0.5, temperature 2"]),
+        ({"teacher": "d", "hidden_weight": 0.1}, ["weight 0.5, temperature 2, weight 0.1 of hidden states"]),
+        ({"teacher": "d", "cache": "c"}, ["drawn answers in c: weight 0.5, temperature 2"]),
+    ],
+)
+def test_whose_answers_are_learned_is_said(given: dict[str, Any], said: list[str]) -> None:
+    keys = {f"distill__{key}": value for key, value in given.items()}
+    lines = list(start_summary_module._teacher(Config().changed(distill__weight=0.5, distill__temperature=2.0, **keys)))
+    assert len(lines) == len(said) and all(line.endswith(end) for line, end in zip(lines, said, strict=True))
