@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -74,6 +75,7 @@ class Pruner:
         self.samples: Callable[[int], list[Any]] = _no_samples  # how many -> this rank's batches to calibrate on
         self.loss: Loss = own_loss  # of a model for a batch, summed over what it counts
         self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called at each layer of a walk
+        self.on_gradients: Callable[[], AbstractContextManager[None]] = nullcontext  # around the pass that takes them
         self.warn: Callable[[str, str], None] = lambda title, text: None  # for what is no error but should be known
         self.journals = Journals()  # results of cuts that are not in a checkpoint yet
 
@@ -118,6 +120,7 @@ class Pruner:
                 pruner.walk = partial(self._walk, needs)
                 if isinstance(pruner, WeightPruner):
                     pruner.back = partial(self._back, needs)
+                    pruner.on_gradients = lambda: self.on_gradients()
                 pruner.journal = partial(self._journal, pruner.name)
         for structures in self.structure_pruners:
             structures.weights = self.weights

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,10 @@ from pat.pruning.pruner import Pruner
 from pat.pruning.structures.depth import dropped_layers
 from pat.run import preemption
 from pat.run.directory import RunDir
-from pat.run.preemption import Preempted
 from pat.schema import Config
 from pat.tasks.base import Batch, Task
 from pat.training import logit_cache, slices, teacher
+from pat.training.calibrating import Calibrating
 from pat.training.divergence import LossBound
 from pat.training.due import Due
 from pat.training.guarded import Guard
@@ -111,7 +109,8 @@ def build(run_dir: Path) -> Training:
         bound=LossBound(config, progress, objective.chance()),
         slices=slices.of(config, task, prepared),
     )
-    pruner.samples, pruner.on_layer = partial(_first_samples, training), _calibrating(training)
+    pruner.samples, calibrating = partial(_first_samples, training), Calibrating(training)
+    pruner.on_layer, pruner.on_gradients = calibrating.on_layer, calibrating.on_gradients
     pruner.warn, pruner.loss = training.tracker.warn, partial(_summed_loss, task)
     if said := lost_zeros(model, config, pruner.owner, world):
         training.tracker.warn("zeros not kept", said)
@@ -148,45 +147,6 @@ def _first_samples(training: Training, number: int) -> list[Any]:
 def _summed_loss(task: Task, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Over what the task's loss counts in a micro-batch."""
     return task.loss(model, batch) * task.supervised(batch).sum()
-
-
-def _calibrating(training: Training) -> Callable[[int, int], None]:
-    """What a walk over the layers calls: no rank hangs, the user sees where it is, and at its end what it took; a
-    request to stop ends it between two layers. Collective."""
-    started, announced = 0.0, False
-
-    def on_layer(index: int, number: int) -> None:
-        nonlocal started, announced
-        if index == 0:
-            started, announced = time.perf_counter(), False
-        seconds = time.perf_counter() - started
-        asked, better_now = training.agree(_better_now(training, seconds, index, number))
-        if asked and better_now and training.pruner.journals.kept:
-            raise Preempted(
-                f"stopped on request in the cut at step {training.progress.step}, after {index} of {number} layers, "
-                "which are kept: run the same command to go on"
-            )
-        if asked and not announced and index < number:
-            announced = True
-            training.tracker.say(f"stopping after the cut, of which {number - index} of {number} layers are left")
-        if index == number:
-            training.aside_s += seconds
-            training.progress.calibration_seconds += seconds
-            training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
-        elif index % max(1, number // 4) == 0:
-            at = f"step {training.progress.step}: " if training.config.train.num_steps else ""
-            training.tracker.say(f"{at}calibrating and pruning layer {index + 1} of {number}")
-
-    return on_layer
-
-
-def _better_now(training: Training, seconds: float, index: int, number: int) -> bool:
-    """Whether stopping now costs less time than finishing the cut, given that steps since the last checkpoint are
-    lost."""
-    progress, lost = training.progress, 0.0
-    if progress.step > max(progress.saved_step, 0):
-        lost = time.monotonic() - training.due.last_save
-    return index < number and lost <= seconds / max(index, 1) * (number - index)
 
 
 def _start_watchdog(training: Training, minutes: float) -> None:

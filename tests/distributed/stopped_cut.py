@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from pat import cli
 from pat.training import setup
+from pat.training.calibrating import Calibrating
+
+
+class Asked(Calibrating):
+    """Rank 1 is asked to stop before the second layer."""
+
+    def on_layer(self, index: int, number: int) -> None:
+        """As ever, after the request."""
+        if index == 1 and self.training.world.rank == 1:
+            self.training.flag.signal = signal.SIGTERM
+        super().on_layer(index, number)
 
 
 def main() -> None:
     """The command line, with the request."""
-    plain = setup._calibrating
-
-    def with_request(training: Any) -> Callable[[int, int], None]:
-        on_layer = plain(training)
-
-        def asked(index: int, number: int) -> None:
-            if index == 1 and training.world.rank == 1:
-                training.flag.signal = signal.SIGTERM
-            on_layer(index, number)
-
-        return asked
-
-    setup._calibrating = with_request
+    setup.Calibrating = Asked
     cli.main(sys.argv[1:])
 
 

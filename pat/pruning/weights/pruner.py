@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -76,6 +77,7 @@ class WeightPruner:
         self.emptied_before: Callable[[], set[str]] = set  # matrices that gates have removed whole
         self.walk: Callable[[bool], Walk] | None = None  # walks over the layers, for calibrated criteria
         self.back: Callable[[], tuple[Walk, list[Any], Loss]] | None = None  # what the loss goes back through
+        self.on_gradients: Callable[[], AbstractContextManager[None]] = nullcontext
         self.journal: Callable[..., Journal] = partial(Journals().open, name)  # from (step, settings)
         self.states: list[MaskedShard] = []
 
@@ -197,7 +199,8 @@ class WeightPruner:
         assert self.back is not None, "Pruner.bind gives it"
         weights = {name: partial(self.matrices.weights, name) for name in self.shapes}
         unit = self.granularity.weights_per_unit if self.scope == Global() else None
-        return weigh(*self.back(), weights, target, unit)
+        with self.on_gradients():
+            return weigh(*self.back(), weights, target, unit)
 
     def _check_matrices(self, removed: dict[str, int], tied: set[str]) -> None:
         numel = {name: math.prod(shape) for name, shape in self.shapes.items()}

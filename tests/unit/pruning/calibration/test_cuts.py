@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -296,6 +297,26 @@ def test_a_trainer_without_samples_is_told_so() -> None:
     engine.backward(engine(**batches()[0]).loss)
     with pytest.raises(ValueError, match="needs calibration samples"):
         pruner.step(0)
+
+
+def test_gradients_are_taken_where_it_is_told_and_before_the_walk() -> None:
+    criterion = {"name": "alps", "gradient_samples": 8}
+    engine, pruner = one_rank.build(
+        config(criterion, "global", {"name": "one_shot", "start": 0}), models.model("llama")
+    )
+    seen = list[str]()
+
+    @contextmanager
+    def told() -> Iterator[None]:
+        seen.append("gradients")
+        yield
+        seen.append("taken")
+
+    pruner.samples, pruner.on_gradients = lambda number: batches(), told
+    pruner.on_layer = lambda index, number: seen.append(f"{index} of {number}")
+    engine.backward(engine(**batches()[0]).loss)
+    pruner.step(0)
+    assert seen[:3] == ["gradients", "taken", "0 of 3"]
 
 
 def test_a_layer_that_gives_infinities_is_named() -> None:

@@ -23,7 +23,7 @@ from pat.pruning.calibration.journal import Journals
 from pat.pruning.calibration.walk import Layer
 from pat.run.preemption import Preempted
 from pat.schema import Config
-from pat.training import setup
+from pat.training import calibrating
 from pat.training.progress import Progress
 from tests import models, one_rank
 from tests.thread_ranks import run_ranks
@@ -316,14 +316,14 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
     step: int, saved: int, trained_s: float, kept: bool, leaves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, said = [time.perf_counter()], list[str]()
-    monkeypatch.setattr(setup.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(calibrating.time, "perf_counter", lambda: clock[0])
     training: Any = SimpleNamespace(
         progress=Progress(step=step, saved_step=saved), due=SimpleNamespace(last_save=time.monotonic() - trained_s),
         pruner=SimpleNamespace(journals=SimpleNamespace(kept=kept)), agree=lambda due: (asked[0], due),
         tracker=SimpleNamespace(say=said.append, log=lambda *_: None), aside_s=0.0,
         config=SimpleNamespace(train=SimpleNamespace(num_steps=10)),
     )  # fmt: skip
-    asked, on_layer = [False], setup._calibrating(training)
+    asked, on_layer = [False], calibrating.Calibrating(training).on_layer
     on_layer(0, 3)
     clock[0] += 60.0
     asked[0] = True
@@ -335,6 +335,31 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
         on_layer(2, 3)
         assert sum("stopping after the cut, of which 2 of 3 layers are left" in text for text in said) == 1
     on_layer(3, 3)  # the loop saves and leaves
+
+
+def test_taking_the_losss_gradients_counts_as_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if minutes of it are taken for training, whose throughput then never was. A cut is one line of the log."""
+    clock, said, logged = [0.0], list[str](), list[dict[str, float]]()
+    monkeypatch.setattr(calibrating.time, "perf_counter", lambda: clock[0])
+    training: Any = SimpleNamespace(
+        progress=Progress(step=3, saved_step=3), agree=lambda due=False: (False, due), aside_s=0.0,
+        tracker=SimpleNamespace(say=said.append, log=lambda figures, step: logged.append(figures)),
+        config=SimpleNamespace(train=SimpleNamespace(num_steps=10)),
+    )  # fmt: skip
+    cut = calibrating.Calibrating(training)
+    for gradients_s in (40.0, 0.0):
+        if gradients_s:
+            with cut.on_gradients():
+                clock[0] += gradients_s
+        for index in range(3):
+            cut.on_layer(index, 2)
+            clock[0] += 5.0 * (index < 2)
+    assert logged == [{"calibration/seconds": 50.0}, {"calibration/seconds": 10.0}]
+    assert training.aside_s == training.progress.calibration_seconds == 60.0
+    assert said[:2] == [
+        "step 3: taking the loss's gradients, through all layers and back",
+        "step 3: calibrating and pruning layer 1 of 2",
+    ]  # fmt: skip
 
 
 def test_gates_outside_of_the_weights_are_part_of_what_a_cut_depends_on(tmp_path: Path) -> None:

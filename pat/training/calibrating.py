@@ -1,0 +1,65 @@
+"""What the user sees of a calibrated cut, and what it costs; a request to stop ends it between two layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from pat.run.preemption import Preempted
+from pat.training.state import Training
+
+
+class Calibrating:
+    """What a calibrated cut calls: no rank hangs, the user sees where it is, and at its end what it took; a request to
+    stop ends its walk over the layers between two of them."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.started, self.announced = 0.0, False
+        self.gradients_s = 0.0  # that taking the loss's gradients took, before the walk
+
+    @contextmanager
+    def on_gradients(self) -> Generator[None]:
+        """Around the pass that takes the loss's gradients. Collective."""
+        self.training.agree()
+        started = time.perf_counter()
+        self.training.tracker.say(f"{self._at()}taking the loss's gradients, through all layers and back")
+        yield
+        self.gradients_s += time.perf_counter() - started
+
+    def on_layer(self, index: int, number: int) -> None:
+        """Before each layer of a walk, and at its end. Raises Preempted. Collective."""
+        training = self.training
+        if index == 0:
+            self.started, self.announced = time.perf_counter(), False
+        seconds = time.perf_counter() - self.started
+        asked, better_now = training.agree(_better_now(training, seconds, index, number))
+        if asked and better_now and training.pruner.journals.kept:
+            raise Preempted(
+                f"stopped on request in the cut at step {training.progress.step}, after {index} of {number} layers, "
+                "which are kept: run the same command to go on"
+            )
+        if asked and not self.announced and index < number:
+            self.announced = True
+            training.tracker.say(f"stopping after the cut, of which {number - index} of {number} layers are left")
+        if index == number:
+            seconds, self.gradients_s = seconds + self.gradients_s, 0.0
+            training.aside_s += seconds
+            training.progress.calibration_seconds += seconds
+            training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
+        elif index % max(1, number // 4) == 0:
+            training.tracker.say(f"{self._at()}calibrating and pruning layer {index + 1} of {number}")
+
+    def _at(self) -> str:
+        steps = self.training.config.train.num_steps
+        return f"step {self.training.progress.step}: " if steps else ""
+
+
+def _better_now(training: Training, seconds: float, index: int, number: int) -> bool:
+    """Whether stopping now costs less time than finishing the cut, given that steps since the last checkpoint are
+    lost."""
+    progress, lost = training.progress, 0.0
+    if progress.step > max(progress.saved_step, 0):
+        lost = time.monotonic() - training.due.last_save
+    return index < number and lost <= seconds / max(index, 1) * (number - index)
