@@ -19,6 +19,7 @@ from pat.pruning.granularity.block import Block
 from pat.pruning.granularity.n_of_m import NOfM
 from pat.pruning.granularity.weight import Weight
 from pat.pruning.schedules.ramps import Cubic, Linear, OneShot
+from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.types import ScoredSegment
 
 STEPS = 100
@@ -75,7 +76,7 @@ def _kept(weight: Tensor, granularity: Weight | Block | NOfM) -> Tensor:
         torch.ones(weight.numel(), dtype=torch.uint8),
     )
     segment = ScoredSegment("weight", tuple(weight.shape), 0, scores, keep)
-    granularity.select([segment], 0.5, "global", LOCAL)
+    granularity.select([segment], 0.5, Global(), LOCAL)
     return keep.view(weight.shape)
 
 
