@@ -96,7 +96,14 @@ def with_demo(page: str, models: Mapping[str, Mapping[str, Any]]) -> str:
     spec.loader.exec_module(module)
     Console(file=(said := io.StringIO()), width=WIDTH).print(module.table(**models))
     lines = "".join(f"{line.rstrip()}\n" for line in said.getvalue().splitlines())
-    return re.sub(f"{DEMO}.*?{END_OF_DEMO}", lambda _: DEMO + lines + END_OF_DEMO, page, flags=re.DOTALL)
+    page = re.sub(f"{DEMO}.*?{END_OF_DEMO}", lambda _: DEMO + lines + END_OF_DEMO, page, flags=re.DOTALL)
+    return with_time(page, models)
+
+
+def with_time(page: str, models: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page with the minutes that the demo trains and cuts."""
+    seconds = sum(model["train_seconds"] + model["calibration_seconds"] for model in models.values())
+    return re.sub(r"\d+ minutes of training and cuts", f"{seconds / 60:.0f} minutes of training and cuts", page)
 
 
 def with_step(page: str, step: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ class Subject:
     metric: str
     seeds: tuple[int, ...]
     steps: int
+    unpruned: list[str] = field(default_factory=list)  # overrides of the dense recipe alone
     overrides: list[str] = field(default_factory=list)  # of both recipes
     ramp: list[str] = field(default_factory=list)  # of methods that need one, whose gates are not calibrated
 
@@ -77,6 +78,7 @@ SUBJECTS = {
         "perplexity",
         seeds=(0,),
         steps=80,
+        unpruned=["optim.lr=5.0e-5"],
         overrides=["data.max_length=128", "data.max_eval_samples=64", "train.checkpoint_every=null"],
         ramp=["optim.lr=5.0e-5", "pruners.narrow.schedule.select_every=4", *ramp(0.1, 0.6, 0.7)],
     ),
@@ -148,7 +150,7 @@ def main() -> None:
         return trained(folder / name, recipe, [*subject.overrides, *overrides], subject.metric, steps)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        dense = list(pool.map(job, [(f"dense-{seed}", subject.dense, [f"seed={seed}"]) for seed in seeds]))
+        dense = list(pool.map(job, [(f"dense-{seed}", subject.dense, [*subject.unpruned, f"seed={seed}"]) for seed in seeds]))
         rows: list[tuple[str, list[dict[str, Any]]]] = [("dense, fine-tuned", dense)]
         quantized = [None if options.frozen else int8(subject, folder / f"dense-{seed}-export") for seed in seeds]
         if None not in quantized:
