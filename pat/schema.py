@@ -114,6 +114,11 @@ class DataConfig(Section, frozen=True):
         "evaluation data, given like `train`; null: hold out eval_fraction of train",
         only_with=".source!=generated",
     )
+    calibration: str | list[str] | None = key(
+        None,
+        "what calibrated methods measure, given like `train`, with the same columns; null: the first training samples",
+        only_with=".source!=generated|mixture",
+    )
     eval_fraction: float = key(
         0.05,
         "share of the training data that is held out when `eval` is null",

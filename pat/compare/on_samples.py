@@ -35,7 +35,7 @@ def ask(config: Config, a: Loaded, b: Loaded, device: str) -> Asked:
             f"{a.path} and {b.path} have different tokenizers, so a recipe's samples are not the same for both: give "
             "--mix, whose prompts are texts"
         )
-    prepared = prepare.prepare(config.data, a.tokenizer, task, config.seed)
+    prepared = prepare.prepare(config.data.changed(calibration=None), a.tokenizer, task, config.seed)
     for one in (a, b):
         check_labels(prepared, one.model, str(one.path))
     sample = _Samples(task, a.tokenizer, Parts(task, prepared))

@@ -1,21 +1,8 @@
-"""Tokenised samples, memory-mapped from a cache that any number of processes may fill at the same time.
-
-A cache entry is a folder named by the hash of everything that its contents depend on. It is built under a lock in a
-folder of its own and renamed when it is whole, so a reader finds all of it or nothing, without any collective.
-"""
+"""Tokenised samples for training, evaluation and calibration, memory-mapped from a cache."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
-import logging
-import os
-import shutil
-import sys
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +13,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from pat.common import files
-from pat.data import slices, sources
+from pat.data import entry, slices, sources
 from pat.data.encode import encode, read
 from pat.data.mixture import Mixture
 from pat.data.rows import SLICE, content_hashes, hash_of, held_out
@@ -36,8 +22,8 @@ from pat.models.tokenizers import tokenizer_digest
 from pat.schema import DataConfig
 from pat.tasks.base import Task
 
-FORMAT = 4  # of a cache entry; another format is another entry
 SPLITS = ("train", "eval")
+CALIBRATION = "calibration"
 IN_STEP = 8  # rows by which numbers that are spread evenly get out of step with a period of the data, at least
 
 
@@ -53,6 +39,7 @@ class PreparedData:
     mixture: Mixture | None = None  # how often each of several sources is seen
     origin: tuple[tuple[str, int], ...] = ()  # of each source: its cache entry's key, training samples taken of it
     slices: list[tuple[str, ...]] | None = None  # DIMENSION=VALUE of each evaluation sample; None: the data names none
+    calibration: Dataset | None = None  # of data.calibration; None: the first training samples calibrate
 
 
 def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int = 0) -> PreparedData:
@@ -63,11 +50,10 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     sources.check(cfg)
     if cfg.source == sources.MIXTURE:
         return _mixed(cfg, tokenizer, task, seed)
-    root = Path(cfg.cache_dir or os.environ.get("PAT_CACHE") or "~/.cache/pat").expanduser()
-    files.make(root, "data.cache_dir" if cfg.cache_dir else "PAT_CACHE")
+    root = entry.root(cfg)
     # The folder's name says everything that decides what is in it.
     key = hash_of(
-        FORMAT,
+        entry.FORMAT,
         repr(task),
         task.columns(cfg),
         cfg.max_length,
@@ -79,14 +65,8 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
         *(["labels by name"] if cfg.eval and task.labelled else []),  # earlier entries may have them by number
     )
     folder = root / "data" / key
-    built = False
-    if not _is_whole(folder):
-        with _lock(folder.with_suffix(".lock")):
-            if not _is_whole(folder):
-                with _quiet():
-                    _build(folder, cfg, tokenizer, task, seed)
-                built = True
-    info = json.loads((folder / "info.json").read_text())
+    built = entry.filled(folder, lambda staging: _build(staging, cfg, tokenizer, task, seed))
+    info = entry.info(folder)
     names = info["label_names"]
     train, held = (read(folder, split) for split in SPLITS)
     train = _spread(train, cfg.max_train_samples)  # of that many rows, which may have made more samples
@@ -100,7 +80,35 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
         info={"built": built, "cache": str(folder), **info["counts"]},
         origin=((key, len(train)),),
         slices=named if named is None or few is None else [named[i] for i in few],
+        calibration=_calibration(root, cfg, tokenizer, task, seed, names) if cfg.calibration else None,
     )
+
+
+def _calibration(
+    root: Path,
+    cfg: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    seed: int,
+    names: list[str] | None,
+) -> Dataset:
+    """The samples of data.calibration, in an entry of their own; `names` are the classes of the training data."""
+
+    def build(staging: Path) -> dict[str, Any]:
+        loaded = sources.load(cfg, CALIBRATION, seed, staging / "raw")
+        rows = sources.select_columns(loaded, task.columns_in(cfg, loaded.column_names), cfg, CALIBRATION)
+        if names is not None:
+            as_trained: list[Any] = list(range(len(names))) if names == [str(i) for i in range(len(names))] else names
+            rows = task.with_words({"train": Dataset.from_dict({"label": as_trained}), CALIBRATION: rows})[CALIBRATION]
+        datasets.disable_progress_bars()  # what follows has its own bar
+        place = partial(_place, cfg, CALIBRATION, np.arange(len(rows)))
+        return {"counts": _encode(rows, CALIBRATION, CALIBRATION, staging, cfg, tokenizer, task, names, place)}
+
+    digest = sources.digest(cfg, CALIBRATION, seed, root / "digests")
+    decides = (repr(task), task.columns(cfg), cfg.max_length, tokenizer_digest(tokenizer), digest, names)
+    folder = root / "data" / hash_of(entry.FORMAT, CALIBRATION, *decides)
+    entry.filled(folder, build)
+    return read(folder, CALIBRATION)
 
 
 def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> PreparedData:
@@ -142,61 +150,42 @@ def _slices_of_mixture(made: Mapping[str, PreparedData]) -> list[tuple[str, ...]
     return [all_ if theirs else (source, *all_) for source, all_ in named]
 
 
-def _build(folder: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> None:
-    """Make the cache entry `folder`; the caller holds its lock."""
-    for torn in folder.parent.glob(f"{folder.name}*.part"):  # of a process that died
-        shutil.rmtree(torn)
-    staging = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.part")
-    staging.mkdir()
-    try:
-        rows = {}
-        for split in SPLITS if cfg.eval else SPLITS[:1]:
-            loaded = sources.load(cfg, split, seed, staging / "raw")
-            columns = task.columns_in(cfg, loaded.column_names)
-            if cfg.slice_column and (split == "eval" or not cfg.eval):
-                columns = {**columns, SLICE: cfg.slice_column}
-            rows[split] = sources.select_columns(loaded, columns, cfg, split)
-        rows = task.with_words(rows)
-        names = task.label_names(rows["train"])
-        counts: dict[str, int] = {}
-        if cfg.eval:
-            counts["eval_rows_in_train"] = int(
-                np.isin(content_hashes(rows["eval"]), content_hashes(rows["train"])).sum()
-            )
-        numbers = {split: np.arange(len(part)) for split, part in rows.items()}
-        if not cfg.eval:
-            held = held_out(rows["train"], cfg.eval_fraction)
-            numbers = {"train": np.flatnonzero(~held), "eval": np.flatnonzero(held)}
-            rows = {split: rows["train"].select(chosen) for split, chosen in numbers.items()}
-        if cfg.max_train_samples is not None and cfg.max_train_samples < len(rows["train"]):
-            few = _evenly(cfg.max_train_samples, len(rows["train"]))
-            numbers["train"], rows["train"] = numbers["train"][few], rows["train"].select(few)
-        datasets.disable_progress_bars()  # what follows has its own bar
-        held = slices.rows_of(rows["eval"], cfg.slice_column) if cfg.slice_column else {"": None}
-        made: list[tuple[str, int]] = []  # of each slice
-        for split, part in rows.items():
-            part = part.remove_columns(SLICE) if SLICE in part.column_names else part
-            origin = split if cfg.eval else "train"  # whose rows the numbers count
-            for name, chosen in held.items() if split == "eval" else [("", None)]:
-                few, places = (
-                    (part, numbers[split]) if chosen is None else (part.select(chosen), numbers[split][chosen])
-                )
-                file = split if chosen is None else f"{split}.{len(made):04}"
-                place = partial(_place, cfg, origin, places)
-                found = _encode(few, split, file, staging, cfg, tokenizer, task, names, place)
-                counts |= {key: counts.get(key, 0) + count for key, count in found.items()}
-                made += [(name, found["eval_samples"])] if split == "eval" else []
-        shutil.rmtree(staging / "raw", ignore_errors=True)
-        sizes = {path.name: path.stat().st_size for path in staging.iterdir()}
-        info = {"sizes": sizes, "label_names": names, "counts": counts, "slices": made}
-        (staging / "info.json").write_text(json.dumps(info, indent=1))
-        for path in staging.iterdir():
-            _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)  # torn, otherwise it would have been used
-        staging.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _build(staging: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> dict[str, Any]:
+    """Tokenise both splits into the folder `staging`; what is to be known about them."""
+    rows = {}
+    for split in SPLITS if cfg.eval else SPLITS[:1]:
+        loaded = sources.load(cfg, split, seed, staging / "raw")
+        columns = task.columns_in(cfg, loaded.column_names)
+        if cfg.slice_column and (split == "eval" or not cfg.eval):
+            columns = {**columns, SLICE: cfg.slice_column}
+        rows[split] = sources.select_columns(loaded, columns, cfg, split)
+    rows = task.with_words(rows)
+    names = task.label_names(rows["train"])
+    counts: dict[str, int] = {}
+    if cfg.eval:
+        counts["eval_rows_in_train"] = int(np.isin(content_hashes(rows["eval"]), content_hashes(rows["train"])).sum())
+    numbers = {split: np.arange(len(part)) for split, part in rows.items()}
+    if not cfg.eval:
+        held = held_out(rows["train"], cfg.eval_fraction)
+        numbers = {"train": np.flatnonzero(~held), "eval": np.flatnonzero(held)}
+        rows = {split: rows["train"].select(chosen) for split, chosen in numbers.items()}
+    if cfg.max_train_samples is not None and cfg.max_train_samples < len(rows["train"]):
+        few = _evenly(cfg.max_train_samples, len(rows["train"]))
+        numbers["train"], rows["train"] = numbers["train"][few], rows["train"].select(few)
+    datasets.disable_progress_bars()  # what follows has its own bar
+    held = slices.rows_of(rows["eval"], cfg.slice_column) if cfg.slice_column else {"": None}
+    made: list[tuple[str, int]] = []  # of each slice
+    for split, part in rows.items():
+        part = part.remove_columns(SLICE) if SLICE in part.column_names else part
+        origin = split if cfg.eval else "train"  # whose rows the numbers count
+        for name, chosen in held.items() if split == "eval" else [("", None)]:
+            few, places = (part, numbers[split]) if chosen is None else (part.select(chosen), numbers[split][chosen])
+            file = split if chosen is None else f"{split}.{len(made):04}"
+            place = partial(_place, cfg, origin, places)
+            found = _encode(few, split, file, staging, cfg, tokenizer, task, names, place)
+            counts |= {key: counts.get(key, 0) + count for key, count in found.items()}
+            made += [(name, found["eval_samples"])] if split == "eval" else []
+    return {"label_names": names, "counts": counts, "slices": made}
 
 
 def _encode(
@@ -227,7 +216,7 @@ def _encode(
 
 
 def _place(cfg: DataConfig, split: str, numbers: np.ndarray, row: int) -> str:
-    """The place in data.train or data.eval of the row that was number `numbers[row]` there."""
+    """The place in data.train, data.eval or data.calibration of the row that was number `numbers[row]` there."""
     return sources.place(cfg, split, int(numbers[row]))
 
 
@@ -252,56 +241,3 @@ def _evenly(count: int, of: int) -> np.ndarray:
     if min(of % count, -of % count) >= min(IN_STEP, count // 4):
         return first
     return np.random.default_rng([count, of]).integers(first, np.append(first[1:], of))
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a cache entry has all its files in their full length."""
-    try:
-        sizes = json.loads((folder / "info.json").read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Exclusive over all processes; the system lifts it when its holder dies. ValueError where it cannot be had."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process tokenises this data; waiting for {path}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            raise ValueError(
-                f"The file system of {path.parent} has no file locks, so that ranks cannot wait for each other: set "
-                "data.cache_dir to one that has, such as a local disk."
-            ) from error
-        yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """`datasets` draws bars on a terminal only, and leaves its errors to the exceptions."""
-    verbosity, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not hidden:
-            datasets.enable_progress_bars()
-
-
-def _sync(path: Path) -> None:
-    """Make a file or folder survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

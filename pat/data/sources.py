@@ -33,10 +33,12 @@ def check(cfg: DataConfig) -> None:
     """Values that are not allowed, and keys that this source would ignore, are ValueErrors."""
     for problem in ignored.of_section(cfg, "data"):
         raise ValueError(problem)
-    for key in ("train", "eval"):
+    for key in ("train", "eval", "calibration"):
         given = getattr(cfg, key)
         names = given if isinstance(given, list) else [given]
-        if not (names and all(isinstance(name, str) and name for name in names)) and (key, given) != ("eval", None):
+        if given is None and key != "train":
+            continue
+        if not (names and all(isinstance(name, str) and name for name in names)):
             raise ValueError(f"data.{key}={given} must be a split, a path, a glob, or a list of paths: give one.")
     delimited.check(cfg)
     if cfg.slice_column in OUR_SLICES:
@@ -49,7 +51,7 @@ def of_mixture(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
     """(config, weight) of each of data.sources: keys that it does not set are those of `data`. Raises ValueError."""
     if not cfg.sources:
         raise ValueError("data.source=mixture needs data.sources: {NAME: {source: ..., weight: 1.0}, ...}.")
-    common = ("sources", "generated", "max_length", "cache_dir", "num_proc")  # of all of them
+    common = ("sources", "generated", "calibration", "max_length", "cache_dir", "num_proc")  # of all of them
     allowed = ["weight", *(key for key in DataConfig.model_fields if key not in common)]
     configs = {}
     for name, given in cfg.sources.items():
@@ -71,7 +73,7 @@ def of_mixture(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
 
 
 def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
-    """A digest of the rows of data.train or data.eval (`split`), from contents, not names or dates of files.
+    """A digest of the rows of a split (train, eval, calibration), from contents, not names or dates of files.
 
     `memory` is a folder in which the digests of files are remembered by their size and time of change.
     """
@@ -84,7 +86,7 @@ def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
 
 
 def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Dataset:
-    """All rows of data.train or data.eval (`split`), memory-mapped; those of local files are copied to `staging`."""
+    """All rows of a split (train, eval, calibration), memory-mapped; those of local files are copied to `staging`."""
     if cfg.source == "generated":
         return Dataset.from_list(list(generate(cfg.generated, seed)))
     if cfg.source not in FILES:
@@ -137,7 +139,7 @@ def check_files(cfg: DataConfig) -> None:
             check_files(each)
         except ValueError as error:
             raise ValueError(f"data.sources.{name}: {error}") from error
-    for split in ("train", "eval") if cfg.source in FILES else ():
+    for split in ("train", "eval", "calibration") if cfg.source in FILES else ():
         if getattr(cfg, split) is not None:
             files(cfg, split)
 

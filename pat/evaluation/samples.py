@@ -103,7 +103,7 @@ class Parts:
 def ask(config: Config, model: Any, tokenizer: Any, name: str, device: str) -> tuple[Rows, float]:
     """(answers on the evaluation split, tokens per second of the forwards after the first). ValueError: unfit."""
     task = base.build(config.task)
-    prepared = prepare.prepare(config.data, tokenizer, task, config.seed)
+    prepared = prepare.prepare(config.data.changed(calibration=None), tokenizer, task, config.seed)
     check_labels(prepared, model, name)
     parts, clock = Parts(task, prepared), _Clock(device)
     found: dict[int, tuple[Tensor, Tensor | None, tuple[str, ...]]] = {}

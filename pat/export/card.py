@@ -28,6 +28,7 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
         ("base model", base + (f" at {config.model.revision}" if config.model.revision else "")),
         *([("base sha256", f"`{lineage['base_sha256']}`")] if lineage.get("base_sha256") else []),
         ("data", _data(config, str)),
+        *([("calibration", str(config.data.calibration))] if config.data.calibration else []),
         ("recipe", lineage["recipe"] or "none"),
         ("run", config.run.name),
         ("config sha256", f"`{lineage['config_sha256']}`"),

@@ -98,7 +98,7 @@ def _differing(configs: Sequence[Config]) -> dict[str, list[str]]:
         | ({"seed": c.seed} if any(_generated(each.data) for each in configs) else {})
         for c in configs
     ]
-    ignored = ("data.cache_dir", "data.max_train_samples")
+    ignored = ("data.cache_dir", "data.max_train_samples", "data.calibration")
     values = {key: list(dict.fromkeys(repr(one[key]) for one in flat)) for key in flat[0] if key not in ignored}
     return {key: each for key, each in values.items() if len(each) > 1}
 

@@ -142,6 +142,8 @@ def _common(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         revision = text(config, "model.revision")
         yield "base model", text(config, "model.path", "random") + (f" at {revision}" if revision else "")
         yield "data", _data(config)
+        if calibration := get(config, "data.calibration"):
+            yield "calibration", str(calibration)
         yield "recipe", text(config, "run.recipe")
         yield "seed", text(config, "seed")
 

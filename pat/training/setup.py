@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,10 @@ def build(run_dir: Path) -> Training:
         bound=LossBound(config, progress, objective.chance()),
         slices=slices.of(config, task, prepared),
     )
-    pruner.samples, calibrating = partial(_first_samples, training), Calibrating(training)
+    calibration, batches = prepared.calibration, training.feed.batches
+    if calibration is not None:
+        batches = sampler.BatchLoader(calibration, *feed, prefetch=False).batches
+    pruner.samples, calibrating = partial(_first_samples, config, batches), Calibrating(training)
     pruner.on_layer, pruner.on_gradients = calibrating.on_layer, calibrating.on_gradients
     pruner.warn, pruner.loss = training.tracker.warn, partial(_summed_loss, task)
     if said := lost_zeros(model, config, pruner.owner, world):
@@ -136,12 +140,11 @@ def _cache(config: Config, world: Comm, cache: logit_cache.LogitCache) -> logit_
     return cache
 
 
-def _first_samples(training: Training, number: int) -> list[Any]:
-    """This rank's first micro-batches, until all ranks together have enough samples."""
-    config = training.config
+def _first_samples(config: Config, batches: Callable[[int], list[Any]], number: int) -> list[Any]:
+    """This rank's first micro-batches, until all ranks together have enough samples; `batches`: of a step."""
     wanted = math.ceil(number / (micro_batch_size(config) * config.engine.world_size))
     steps = math.ceil(number / config.train.global_batch_size)
-    return [batch for t in range(steps) for batch in training.feed.batches(t)][:wanted]
+    return [batch for t in range(steps) for batch in batches(t)][:wanted]
 
 
 def _summed_loss(task: Task, model: torch.nn.Module, batch: Batch) -> torch.Tensor:

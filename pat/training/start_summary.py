@@ -48,7 +48,7 @@ def start_summary(config: Config, checked: Checked) -> str:
     lines += [("labels", text) for text in _labels(prepared)]
     lines += [("model", text) for text in [*_model(model), *checked.head]]
     lines += [("teacher", text) for text in _teacher(config)]
-    lines += [("pruning", text) for text in _pruning(model, pruner)]
+    lines += [("pruning", text) for text in _pruning(model, pruner, config.data.calibration)]
     lines += [("schedule", text) for text in _schedule(config, model, pruner)]
     lines += [("deepspeed", text) for text in _untested(config)]
     lines += [("warning", text) for text in warnings(config, checked)]
@@ -170,7 +170,7 @@ def _model(model: torch.nn.Module) -> Iterator[str]:
         yield f"frozen: {frozen}"
 
 
-def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
+def _pruning(model: torch.nn.Module, pruner: Pruner, calibration: str | list[str] | None) -> Iterator[str]:
     if not pruner.pruners:
         yield "nothing: the run trains the model as it is"
         return
@@ -187,7 +187,7 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
         if needs := each.calibration:
             when = "before the first selection" if needs.once else "at each cut"
             yield (
-                f"{each.name}: calibrated {when}, on the {needs.num_samples:,} samples that training sees first"
+                f"{each.name}: calibrated {when}, on {_calibration_samples(needs.num_samples, calibration)}"
                 + (f", the loss's gradients on {needs.back:,} of them" if needs.back else "")
                 + (f"; then {_passes(needs.passes)} over them to fit each layer" if needs.passes else "")
             )
@@ -196,6 +196,12 @@ def _pruning(model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:
         f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, "
         f"{percent(totals.target * totals.numel / every)} of all parameters"
     )
+
+
+def _calibration_samples(number: int, given: str | list[str] | None) -> str:
+    if given is None:
+        return f"the {number:,} samples that training sees first"
+    return f"{number:,} samples of {given if isinstance(given, str) else ', '.join(given)}"
 
 
 def _passes(count: int) -> str:
@@ -245,15 +251,20 @@ def _useless_excludes(checked: Checked) -> Iterator[str]:
 
 
 def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
-    """Warnings of calibration on fewer tokens than a matrix has inputs."""
-    there = len(checked.prepared.train)
+    """Warnings of calibration on fewer tokens than a matrix has inputs, or on samples that nothing reads."""
+    prepared = checked.prepared
+    there, kind = len(prepared.train), "training"
+    if prepared.calibration is not None:
+        there, kind = len(prepared.calibration), "calibration"
+        if checked.pruner.pruners and not any(each.calibration for each in checked.pruner.pruners):
+            yield "data.calibration is not read: no pruner is calibrated"
     for each in checked.pruner.pruners:
         needs = each.calibration
         if needs is None:
             continue
         key, asked, inputs = f"{needs.key}.num_samples", needs.num_samples, needs.shapes[needs.widest][1]
         if asked > there:
-            yield f"{key} is {asked:,}, and there are {there:,} training samples: some are seen again"
+            yield f"{key} is {asked:,}, and there are {there:,} {kind} samples: some are seen again"
         tokens = min(asked, there) * config.data.max_length
         if tokens < inputs:
             yield (

@@ -150,7 +150,9 @@ def main() -> None:
         return trained(folder / name, recipe, [*subject.overrides, *overrides], subject.metric, steps)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        dense = list(pool.map(job, [(f"dense-{seed}", subject.dense, [*subject.unpruned, f"seed={seed}"]) for seed in seeds]))
+        dense = list(
+            pool.map(job, [(f"dense-{seed}", subject.dense, [*subject.unpruned, f"seed={seed}"]) for seed in seeds])
+        )
         rows: list[tuple[str, list[dict[str, Any]]]] = [("dense, fine-tuned", dense)]
         quantized = [None if options.frozen else int8(subject, folder / f"dense-{seed}-export") for seed in seeds]
         if None not in quantized:

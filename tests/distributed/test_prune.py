@@ -106,6 +106,25 @@ def test_by_magnitude_the_smallest_half_of_every_matrix_is_gone_and_nothing_else
     assert str(out) in capsys.readouterr().err
 
 
+def test_other_data_calibrates_as_it_would_as_training_data(
+    given: tuple[Path, Path], forked: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a key that is read and not used: the same bits as where these texts are the training data, and others
+    than by the training data."""
+    other, calibration = tmp_path / "other.jsonl", f"data.calibration={given[1]}"
+    other.write_text(
+        "".join(json.dumps({"text": f"{i} ships left the harbour at {i}. " * 4}) + "\n" for i in range(60))
+    )
+    made = {}
+    for name, data, more in (("own", given[1], ()), ("moved", other, (calibration,)), ("other", other, ())):
+        how = ("--eval", str(other), "--sparsity", str(SPARSITY), "--method", "wanda", "--samples", "16", *more)
+        assert prune((given[0], data), tmp_path / name, *how) == ExitCode.DONE
+        made[name] = weights(tmp_path / name)
+    assert f"on 16 samples of {given[1]}" in capsys.readouterr().out
+    same = {name: all(torch.equal(tensor, made[name][key]) for key, tensor in made["own"].items()) for name in made}
+    assert same == {"own": True, "moved": True, "other": False}
+
+
 @pytest.mark.parametrize(
     ("keep", "neurons", "groups"), [("ffn=0.5", 64, 4), pytest.param("kv_groups=0.5", 128, 2, marks=pytest.mark.slow)]
 )

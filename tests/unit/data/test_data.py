@@ -247,10 +247,13 @@ def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path
     files = write("train", train, words * 4), write("held", held, seen)
     source = train if train in ("csv", "json") else "parquet"
     cfg = DataConfig(source=source, max_length=16, cache_dir=str(tmp_path / "cache"), train=files[0], eval=files[1])
-    made = prepare.prepare(cfg, TOKENIZER, CLASSES)
+    made = prepare.prepare(cfg.changed(calibration=files[1]), TOKENIZER, CLASSES)
     assert made.label_names == words
     assert [words[number] for number in made.train["label"]] == words * 4
     assert [words[number] for number in made.eval["label"]] == seen
+    assert made.calibration is not None and [words[number] for number in made.calibration["label"]] == seen
+    without = prepare.prepare(cfg, TOKENIZER, CLASSES)  # a teacher's cache goes by the training data alone
+    assert not without.info["built"] and without.origin == made.origin and without.calibration is None
 
 
 # --- one sentence for what is wrong
@@ -265,6 +268,9 @@ def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path
         ({"train": "train"}, r"data.train is not given: data.source=json needs data.train=FILE"),
         ({"train": "nowhere/*.json"}, r"data.train: no file matches 'nowhere/\*.json'"),
         ({"eval": "nowhere.json"}, "data.eval: no file matches"),
+        ({"calibration": "nowhere.json"}, "data.calibration: no file matches"),
+        ({"calibration": []}, r"data.calibration=\[\] must be a split, a path"),
+        ({"source": "generated", "train": "train", "calibration": "x"}, "data.calibration is 'x', but with"),
         ({"eval_fraction": 0.0}, "eval_fraction is 0.0, but must be above 0"),
         ({"subset": "en"}, "data.subset is 'en', but with data.source=json"),
         ({"sample_by": "document"}, "data.sample_by is 'document', but with data.source=json"),
