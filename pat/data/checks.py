@@ -28,10 +28,17 @@ def data_warnings(prepared: PreparedData, task: Task) -> list[str]:
     return sentences
 
 
+def labels_of(samples: Dataset) -> np.ndarray:
+    """(n,) the labels as numbers; none where the samples have none."""
+    if "label" not in samples.column_names:
+        return np.empty(0)
+    labels: Any = samples.with_format("numpy", columns=["label"])["label"][:]
+    return labels
+
+
 def label_counts(samples: Dataset, count: int) -> np.ndarray:
     """(count,) int64: samples of each label."""
-    labels: Any = samples.with_format("numpy", columns=["label"])["label"][:]
-    return np.bincount(labels, minlength=count)
+    return np.bincount(labels_of(samples), minlength=count)
 
 
 def label_shares(prepared: PreparedData) -> list[float]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pat.common import scan
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from datasets import Dataset, Features
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -156,9 +157,10 @@ class Task(ABC):
             model.train(training)
         return total
 
-    def chance_loss(self, config: PretrainedConfig) -> float:
-        """The loss of a model that guesses, in nats: ln(classes or vocabulary)."""
-        choices: Any = config.num_labels if self.labelled else config.get_text_config().vocab_size
+    def chance_loss(self, config: PretrainedConfig, labels: npt.NDArray[Any]) -> float:
+        """The loss of a model that guesses, in nats: ln(vocabulary). `labels` (n,): those of training, as they are
+        learned; none where the texts are."""
+        choices: Any = config.get_text_config().vocab_size
         return math.log(choices)
 
     def higher_is_better(self, metric: str) -> bool:

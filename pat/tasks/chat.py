@@ -14,7 +14,7 @@ from torch import Tensor
 from pat.tasks import formats, padding
 from pat.tasks.base import Batch, Encoder, inputs, padded_width
 from pat.tasks.causal_lm import IGNORED, CausalLM, sum_per_block
-from pat.tasks.packing import best_fit
+from pat.tasks.packing import best_fit, kept_apart
 from pat.tasks.templates import ChatTemplate, Marked, SpanTokenizer
 
 if TYPE_CHECKING:
@@ -114,22 +114,15 @@ class Chat(CausalLM):
         return batch | {"position_ids": positions, "cu_seq_lens": ends}
 
     def outputs(self, model: Any, batch: Batch, **options: Any) -> Any:
-        """What the model makes of a batch; of a packed one without attention between its documents.
-
-        Without a mask, eager and sdpa find the documents in position_ids, sliding windows included; flash attention
-        does so for one row only, so it is told where they end.
-        """
+        """What the model makes of a batch; of a packed one without attention between its documents."""
         given = inputs(batch)
         ends = given.pop("cu_seq_lens", None)
         if ends is None:
             return model(**given, **self.options, **options)
         mask = given.pop("attention_mask")
-        if "flash" in getattr(model, "module", model).config._attn_implementation:
-            longest = given["input_ids"].shape[1]  # an upper bound is enough, and known without waiting for the device
-            given |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
-            options = options | {"max_length_q": longest, "max_length_k": longest}
+        apart = kept_apart(getattr(model, "module", model).config, ends, given["input_ids"].shape[1])
         with padding.withheld(mask):
-            return model(**given, **self.options, **options)
+            return model(**given, **apart, **self.options, **options)
 
     def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
         """-log softmax(logits_i)[label_i+1], mean over the labels of the batch that are not -100, fp32."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import ClassLabel, Features, List, Value
@@ -18,6 +19,7 @@ from pat.tasks import confusion
 from pat.tasks.base import Batch, Encoder, Task, padded_width
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -128,6 +130,11 @@ class Classification(Task):
         return TextRows(
             tokenizer, max_length, partial(_number, {name: i for i, name in enumerate(label_names)}), "int64"
         )
+
+    def chance_loss(self, config: PretrainedConfig, labels: npt.NDArray[Any]) -> float:
+        """ln(classes), times the mean weight of the labels."""
+        weights = np.asarray(self.class_weights) if isinstance(self.class_weights, tuple) else None
+        return math.log(config.num_labels) * (1.0 if weights is None else float(weights[labels].mean()))
 
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """input_ids, attention_mask, ... (b, s) and labels (b,), s the longest rounded up to a multiple of 8."""

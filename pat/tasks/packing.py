@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from typing import Any
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -27,3 +28,15 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if left > lengths[i]:
             insort(room, (left - lengths[i], number))
     return bins
+
+
+def kept_apart(config: Any, ends: Any, length: int) -> dict[str, Any]:
+    """What a model needs to be told of packed rows of `length` tokens whose documents end at `ends` (cu_seq_lens).
+
+    Without a mask, eager and sdpa find the documents in position_ids, sliding windows included: nothing. Flash
+    attention does so for one row only. `length` is an upper bound of the longest document, and known without waiting
+    for the device.
+    """
+    if "flash" not in config._attn_implementation:
+        return {}
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": length, "max_length_k": length}

@@ -15,6 +15,7 @@ from pat.tasks.base import Batch, Encoder, Task
 from pat.tasks.classification import KEYS, TextRows, collated, text_columns
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -58,6 +59,10 @@ class Regression(Task):
     ) -> Encoder:
         """One sample a row, cut to `max_length` tokens."""
         return TextRows(tokenizer, max_length, _number, "float64")
+
+    def chance_loss(self, config: PretrainedConfig, labels: npt.NDArray[Any]) -> float:
+        """The variance of the labels: the squared error of their mean."""
+        return float(labels.var())
 
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """input_ids, attention_mask, ... (b, s) and labels (b,), fp32."""

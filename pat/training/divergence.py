@@ -20,10 +20,10 @@ class Diverged(RuntimeError):
 def loss_limit(
     config: Config,
     initial: float | None,  # mean loss of the first step, so before any update; None: not known yet
-    chance: float,  # ln(classes or vocabulary)
+    chance: float,  # the loss of guessing
 ) -> float:
     """train.max_loss; where it is null, 3 max(loss before the first step, chance)."""
-    return config.train.max_loss or WORSE * max(initial or 0.0, chance)
+    return config.train.max_loss or WORSE * max(initial or 0.0, chance) or math.inf
 
 
 def bounded_from(config: Config) -> int:
@@ -94,7 +94,7 @@ class LossBound:
         """A warning where the last training loss is that of a model that knows nothing, or worse.
 
         Not the evaluation's: a classifier that is too sure of itself has a high loss there, and yet it has learned. A
-        teacher's part is in the loss, and of a regression nobody knows what guessing costs: nothing is said there.
+        teacher's part is in the loss: nothing is said there.
         """
         loss, distill = self.last, self.config.distill
         taught = distill.teacher or distill.cache

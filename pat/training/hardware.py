@@ -50,18 +50,24 @@ def peak_flops(device: str, dtype: str) -> float | None:
 
 
 def flops_per_token(model: Any, length: int) -> float:
-    """6 N + 12 L H S: forward and backward of one token in a sequence of S tokens, when all weights train.
+    """6 N + 4 F + 12 L H S: forward and backward of one token in a sequence of S tokens.
 
-    N weights that multiply (the input embedding does not, unless it is tied to the output), L layers, H hidden size.
-    Pruned weights count: they are multiplied as zeros. PaLM, Chowdhery et al. 2022, appendix B, arXiv:2204.02311.
+    N weights that multiply and train, F that multiply and are frozen, so have no gradient of their own (the input
+    embedding does not multiply, unless it is tied to the output), L layers, H hidden size. Pruned weights count: they
+    are multiplied as zeros. PaLM, Chowdhery et al. 2022, appendix B, arXiv:2204.02311, where all train. Too high where
+    the first layers are frozen: nothing runs back through them.
     """
-    weights = sum(logical_numel(p) for p in model.parameters())
+
+    def cost(parameter: Any) -> int:
+        return (6 if parameter.requires_grad else 4) * logical_numel(parameter)
+
+    products = sum(map(cost, model.parameters()))
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if inputs is not None and (outputs is None or outputs.weight is not inputs.weight):
-        weights -= logical_numel(inputs.weight)
+        products -= cost(inputs.weight)
     config = model.config.get_text_config()
     layers, hidden = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
-    return 6.0 * weights + 12.0 * layers * hidden * length
+    return products + 12.0 * layers * hidden * length
 
 
 def mfu(tokens_per_s: float, token_flops: float, device: str, dtype: str, devices: int) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from pat.common.comm import Comm
@@ -41,9 +42,9 @@ class Objective:
             return self.distiller.loss(self.engine, batch, t, shares)
         return self.task.loss(self.engine, batch) * shares[0]
 
-    def chance(self) -> float:
-        """The loss of a model that guesses: ln(classes or vocabulary); with a teacher the most that it can be."""
-        chance = self.task.chance_loss(self.engine.module.config)
+    def chance(self, labels: npt.NDArray[Any]) -> float:
+        """The loss of a model that guesses, of the task; with a teacher the most that it can be."""
+        chance = self.task.chance_loss(self.engine.module.config, labels)
         return chance * self.distiller.of_guessing if self.distiller else chance
 
     def logged(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from pat.common.comm import Comm
 from pat.common.parameters import DTYPES
 from pat.config import frozen
 from pat.data import sampler
+from pat.data.checks import labels_of
 from pat.data.example import example
 from pat.models import config_files, trainable, weight_files
 from pat.models.build import build_model
@@ -107,7 +108,7 @@ def build(run_dir: Path) -> Training:
         flag=flag,
         progress=progress,
         due=Due(config.train, progress, metric, task.higher_is_better(metric)),
-        bound=LossBound(config, progress, objective.chance()),
+        bound=LossBound(config, progress, objective.chance(labels_of(prepared.train))),
         slices=slices.of(config, task, prepared),
     )
     calibration, batches = prepared.calibration, training.feed.batches

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.typed import untyped
+from pat.tasks.packing import kept_apart
 
 SEEN_BY_THE_BASE = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
@@ -74,10 +75,11 @@ def recording(layers: Sequence[Any], calls: list[list[Call]], hidden: list[Tenso
             del layer.forward
 
 
-def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+def inputs_of(batch: Mapping[str, Any], base: Any) -> dict[str, Any]:
     """What the base model sees. Packed documents are kept apart by their positions, which a mask would undo."""
-    packed = "cu_seq_lens" in batch
-    return {key: batch[key] for key in SEEN_BY_THE_BASE if key in batch and not (packed and key == "attention_mask")}
+    ends = batch.get("cu_seq_lens")
+    seen = {key: batch[key] for key in SEEN_BY_THE_BASE if key in batch and (ends is None or key != "attention_mask")}
+    return seen if ends is None else seen | kept_apart(base.config, ends, batch["input_ids"].shape[1])
 
 
 def without_cache(base: Any) -> dict[str, Any]:

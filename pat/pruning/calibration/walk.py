@@ -115,7 +115,7 @@ class Walk:
         with recording(self.layers, self.calls, self.hidden):
             for batch in batches:
                 try:
-                    base(**inputs_of(batch), **without_cache(base))
+                    base(**inputs_of(batch, base), **without_cache(base))
                 except (NotCalibrated, torch.OutOfMemoryError):
                     raise
                 except Exception as error:  # of another's code

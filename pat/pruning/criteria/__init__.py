@@ -107,6 +107,7 @@ class Calibrated(CalibrationSettings, Criterion):
     gradient_samples: int = field(default=0, kw_only=True)  # whole forwards; how much the loss feels each output
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]]  # of what goes into each matrix
+    fits: ClassVar[bool] = True  # a cut may change the weights that stay
 
     def __post_init__(self) -> None:
         """Refuse to calibrate on nothing."""

@@ -23,6 +23,7 @@ class Wanda(Calibrated):
     name: str = "wanda"
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (SquaredNorm,)
+    fits: ClassVar[bool] = False
 
     def cut(
         self, weights: Tensor, prepared: Mapping[type[InputStatistic], Tensor], choose: Callable[[Tensor], Tensor]

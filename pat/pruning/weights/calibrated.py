@@ -6,7 +6,7 @@ layers below.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,6 +182,11 @@ def _cuts_at_once(
         yield name, (comm.sum(flags), comm.sum(values))
 
 
+def _scaled(choose: Callable[[Tensor], Tensor], scale: Tensor) -> Callable[[Tensor], Tensor]:
+    """The choice by scores (o, i) of which each row counts `scale` (o,) times: nothing else of a weight is touched."""
+    return lambda scores: choose(scores.mul_(scale[:, None]))
+
+
 def _cut_group(
     method: Method,
     weighing: Weighing,
@@ -199,10 +204,12 @@ def _cut_group(
             share = weighing.shares.get(name, method.sparsity)
             choose = chooser(name, method.granularity, share, method.scope)
             scale, gone = weighing.outputs.get(name), (weights == 0).all(0)
-            if scale is not None:
+            if scale is not None and criterion.fits:
                 weights = weights.mul_(scale[:, None])
+            elif scale is not None:
+                choose = _scaled(choose, scale)
             keep, fitted = criterion.cut(weights, prepared, choose)
-            if scale is not None:
+            if scale is not None and criterion.fits:
                 fitted = fitted.div_(scale[:, None])
             fitted[:, gone] = 0.0  # inputs that gates have removed: nothing is fitted into them, not even rounding
             del weights

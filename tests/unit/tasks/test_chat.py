@@ -15,12 +15,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from pat.data import prepare, sampler
 from pat.data.example import example
 from pat.launch.rank import Tee
 from pat.models import tokenizers
+from pat.pruning.calibration.statistics import SquaredNorm
+from pat.pruning.calibration.walk import Walk, stack_of
 from pat.schema import Config, DataConfig, TaskConfig
 from pat.tasks import base, causal_lm, formats
 from pat.tasks.chat import PACKABLE
@@ -436,6 +438,26 @@ def test_flash_attention_is_told_where_documents_end(model_type: str, monkeypatc
         expected = task.loss(built, batch)
         built.config._attn_implementation = "flash_attention_2"
         torch.testing.assert_close(task.loss(built, batch), expected, atol=1e-5, rtol=0)
+
+
+def test_calibration_keeps_documents_apart_under_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: documents of a packed row that attend to each other while a layer's inputs are measured."""
+    reference_flash(monkeypatch)
+    monkeypatch.setattr(PreTrainedModel, "_check_and_adjust_attn_implementation", lambda self, name, *_, **__: name)
+    _, batch, _, _ = batches()
+    seen: dict[str, list[Tensor]] = {}
+    for attention in ("sdpa", "flash_attention_2"):
+        built = small("llama")
+        built.config._attn_implementation = attention
+        weights = dict(built.named_parameters())
+        names = [name for name in weights if name.endswith("down_proj.weight")]
+        walk = Walk(built, lambda name, w=weights: w[name].detach(), stack_of(built, names), [batch], torch.float32)
+        assert walk.skeleton.config._attn_implementation == attention
+        seen[attention] = []
+        for layer in walk:
+            (own,) = (name for name in names if name.startswith(f"{layer.name}."))
+            seen[attention].append(layer.collect({own: (SquaredNorm,)})[own][SquaredNorm])
+    torch.testing.assert_close(seen["flash_attention_2"], seen["sdpa"], atol=1e-5, rtol=1e-3)
 
 
 # --- the loss

@@ -6,8 +6,10 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pytest import approx
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig
 
 from pat.common.comm import LOCAL
@@ -126,7 +128,7 @@ def window_of(losses: list[float], skipped: str = "", log_every: int = 10) -> tu
     training: Any = SimpleNamespace(
         config=made, engine=engine, world=LOCAL, progress=progress, tracker=tracker, objective=objective, aside_s=0.0,
         pruner=SimpleNamespace(phase=lambda t: "hard", totals=totals, peak_bytes=0, cuts=()),
-        bound=divergence.LossBound(made, progress, objective.chance()),
+        bound=divergence.LossBound(made, progress, objective.chance(np.empty(0))),
     )  # fmt: skip
     window = Window(training)
     for t, (loss, flag) in enumerate(zip(losses, skipped or "." * len(losses), strict=True)):
@@ -177,11 +179,19 @@ def test_a_model_at_the_loss_of_guessing_is_told(loss: float, warned: bool) -> N
         assert bool(bound.learned_nothing()) is expected
 
 
-def test_chance_is_of_classes_or_of_the_vocabulary() -> None:
-    classes: Any = BertConfig()
-    classes.num_labels = 8
-    assert base.build({"name": "classification"}).chance_loss(classes) == pytest.approx(math.log(8))
-    assert base.build({"name": "causal_lm"}).chance_loss(LlamaConfig(vocab_size=320)) == pytest.approx(math.log(320))
+def test_chance_is_what_guessing_costs_each_task() -> None:
+    """A regression's was ln(vocabulary), and that of weighted classes that of equal ones."""
+    shape: Any = BertConfig()
+    shape.num_labels = 2
+    labels, none = np.array([0, 0, 0, 1]), np.empty(0)
+    assert base.build({"name": "causal_lm"}).chance_loss(LlamaConfig(vocab_size=320), none) == approx(math.log(320))
+    assert base.build({"name": "classification"}).chance_loss(shape, labels) == approx(math.log(2))
+    weighted = base.build({"name": "classification", "class_weights": [1.0, 9.0]}).fitted([3.0, 1.0])
+    guess = weighted.loss_of(torch.zeros(4, 2), {"labels": torch.from_numpy(labels)})
+    assert weighted.chance_loss(shape, labels) == approx(float(guess)) == approx(3 * math.log(2))
+    regression, scores = base.build({"name": "regression"}), np.array([1.0, 2.0, 6.0])
+    guess = regression.loss_of(torch.full((3, 1), 3.0), {"labels": torch.from_numpy(scores)})
+    assert regression.chance_loss(shape, scores) == approx(float(guess)) == approx(14 / 3)
 
 
 def test_a_metric_that_the_task_lacks_is_refused_when_the_config_is_composed(monkeypatch: Any, tmp_path: Any) -> None:

@@ -125,6 +125,8 @@ def test_matrices_and_outputs_that_the_loss_feels_least_give_up_most(family: str
                 wanted = torch.zeros(score.numel(), dtype=torch.bool).index_fill_(0, order, True).view_as(score)
                 assert torch.equal(gone[name], wanted), name
                 weights[name][wanted] = 0.0  # in the dense model, too
+                after = model.get_parameter(name).detach()
+                assert torch.equal(after.T if turned else after, weights[name]), "Wanda changes no weight that stays"
 
 
 def test_rows_lose_their_smallest_weights_by_any_criterion() -> None:

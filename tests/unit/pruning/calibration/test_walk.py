@@ -129,7 +129,7 @@ def test_layers_that_tell_each_other_more_are_refused(monkeypatch: pytest.Monkey
 
 def test_a_forward_that_fails_without_its_layers_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.model("llama")
-    monkeypatch.setattr(walks, "inputs_of", lambda batch: {"input_ids": None})
+    monkeypatch.setattr(walks, "inputs_of", lambda batch, base: {"input_ids": None})
     with pytest.raises(
         NotCalibrated, match=r"this LlamaModel cannot be .*fails without them \(ValueError: You"
     ) as said:
