@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pat.commands._help import RUN_EXIT_CODES, TRAIN_EXAMPLES, TRAIN_HELP, command_parser
-from pat.common import signals
+from pat.common import files, signals
 from pat.launch.environment import RankEnvironment, rank_environment
 from pat.run import provenance
 from pat.run.directory import ExitCode, RunDir
@@ -161,6 +161,7 @@ def _describe(config: Any) -> int:
     from pat.training.teacher import describe as describe_teacher
 
     run_dir = Path(config.run.dir)
+    files.remove_empty(files.make(run_dir, "run.dir"))
     check_same_run(config, run_dir)
     sources.check_files(config.data)
     print(describe(config), flush=True)

@@ -65,6 +65,11 @@ def size_in_words(n: float) -> str:
     return f"{n:.1f} {unit}"
 
 
+def span(low: float | None, high: float | None) -> str:
+    """The interval of a difference, with signs; a dash where there is none."""
+    return "-" if low is None or high is None else f"{low:+z.4g} to {high:+z.4g}"
+
+
 def plain(text: str, most: int | None = None) -> str:
     """Without control characters, which could drive a terminal; perhaps cut."""
     kept = "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)

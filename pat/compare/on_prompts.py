@@ -80,6 +80,7 @@ def _judged(
         b=b.output,
         slices=tuple(prompt.slice_names),
         weight=prompt.weight,
+        unit=prompt.unit,
         agreement=float(same),
         kl=apart,
         first_difference=first,

@@ -20,6 +20,7 @@ class Pair:
     kl: float | None = None  # KL(A || B) in nats, mean over positions
     first_difference: int | None = None  # the first token, from 0, in which the outputs differ; None: in none
     why: str | None = None  # B's is not right
+    unit: str = ""  # pairs of one unit are not independent; empty: by itself
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from pat.common.text import plain
+from pat.common.text import plain, span
 from pat.compare.on_logs import LogComparison, OutcomeSoFar
 from pat.compare.result import Compared, Comparison
 
@@ -103,7 +103,7 @@ def _table(compared: Compared, confidence: float) -> Any:
             f"{found.a:.4g}",
             f"{found.b:.4g}",
             f"{found.difference:+z.4g}",
-            f"{found.low:+z.4g} to {found.high:+z.4g}",
+            span(found.low, found.high),
             _p(one.p_adjusted),
             one.verdict,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pat.common import slices
 from pat.compare.pairs import Asked, Outcome, Pair
@@ -88,10 +89,11 @@ def compare(asked: Asked, a: str, b: str, confidence: float = 0.95, seed: int = 
 
 def _compared(outcome: Outcome, pairs: Sequence[Pair], confidence: float, seed: int) -> Compared:
     a, b, w = (np.asarray(values, dtype=np.float64) for values in (outcome.a, outcome.b, outcome.weights))
+    units = _units([pairs[position] for position in outcome.positions])
     where = slices.places((i, pairs[position].slices) for i, position in enumerate(outcome.positions))
-    found = [difference(a[i], b[i], w[i], confidence, seed) for i in where.values()]
+    found = [difference(a[i], b[i], w[i], confidence, seed, units[i]) for i in where.values()]
     adjusted = holm([one.p for one in found])
-    whole, alpha = difference(a, b, w, confidence, seed), 1.0 - confidence
+    whole, alpha = difference(a, b, w, confidence, seed, units), 1.0 - confidence
     binary = bool(np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all())
     worse = (b < a) if outcome.higher_is_better else (b > a)
     order = sorted(np.flatnonzero(worse), key=lambda i: (-outcome.harm[i], int(i)))
@@ -116,6 +118,12 @@ def _compared(outcome: Outcome, pairs: Sequence[Pair], confidence: float, seed: 
         if binary
         else None,
     )
+
+
+def _units(pairs: Sequence[Pair]) -> NDArray[np.intp]:
+    """(n,) equal numbers for pairs of one unit."""
+    numbers: dict[str | int, int] = {}
+    return np.array([numbers.setdefault(pair.unit or i, len(numbers)) for i, pair in enumerate(pairs)], np.intp)
 
 
 def _verdict(found: Difference, p: float, alpha: float, higher_is_better: bool) -> str:

@@ -87,7 +87,10 @@ def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, conf
         edge = q.low if at_least else q.high
         inside, said = _inside(q.value, value, at_least), ""
         ends = [end for end in (q.low, q.high) if end is not None]
-        certain = all(_inside(end, value, at_least) is inside for end in ends)
+        of_one = not ends and known.n == 1
+        certain = not of_one and all(_inside(end, value, at_least) is inside for end in ends)
+        if confident and inside and of_one:
+            inside, said = False, ", by more than one prompt or sample"
         if confident and inside and edge is not None and not _inside(edge, value, at_least):
             inside, said = False, f", and so must be the {'lower' if at_least else 'upper'} end of its interval"
         made.append(

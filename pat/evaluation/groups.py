@@ -52,7 +52,8 @@ def _of(
     measure = measured.measures[name]
     assert measure.values is not None
     known = dict(zip(measure.items.tolist(), measure.values.tolist(), strict=True))
-    values: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    values: dict[tuple[str, str, str], list[tuple[float, float, float, float]]] = {}
+    units = mix.units()
     order: dict[str, dict[str, None]] = {}  # of groups, as they appear
     for dimension, places in pairs:
         order.setdefault(dimension, {}).update(dict.fromkeys(places))
@@ -60,9 +61,10 @@ def _of(
         for a, b in itertools.combinations(order[dimension], 2):
             if a in places and b in places and places[a] in known and places[b] in known:
                 weight = (mix.prompts[places[a]].weight + mix.prompts[places[b]].weight) / 2.0
-                values.setdefault((dimension, a, b), []).append((known[places[a]], known[places[b]], weight))
-    columns = [np.array(rows).T for rows in values.values()]  # (3, pairs)
-    found = [difference(first, second, weights, confidence, seed) for first, second, weights in columns]
+                row = known[places[a]], known[places[b]], weight, units[places[a]]
+                values.setdefault((dimension, a, b), []).append(row)
+    columns = [np.array(rows).T for rows in values.values()]  # (4, pairs)
+    found = [difference(x, y, weights, confidence, seed, of.astype(np.intp)) for x, y, weights, of in columns]
     adjusted = holm([one.p for one in found])
     made = []
     for (dimension, a, b), one, p in zip(values, found, adjusted, strict=True):

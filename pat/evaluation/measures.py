@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from pat.prompts.mix import Mix
 from pat.statistics import estimates, paired
 from pat.statistics.calibration import expected_calibration_error
 from pat.statistics.estimates import Estimate, Places
-from pat.statistics.paired import Numbers
+from pat.statistics.paired import Numbers, Units
 
 CALIBRATION = "calibration_error"
 OVER_CLASSES = ("macro_f1",)  # means over classes
@@ -37,6 +37,11 @@ class Measure:
     weights: Numbers | None = None  # (m,)
     interval: bool = True  # whether resampling gives an interval
     over_classes: bool = False  # a mean over classes, which says nothing of samples that are all of one
+    units: Units = None  # (m,) equal numbers for items that are not independent
+
+    def units_at(self, places: Places) -> Units:
+        """Of the items at these places."""
+        return None if self.units is None else self.units[places]
 
     def places(self, slice_: Sequence[int] | None = None) -> Places:
         """The places of the items that are in a slice, or of all."""
@@ -122,6 +127,8 @@ def of_answers(mix: Mix, answers: Sequence[Answer]) -> Measured:
         right = np.array([float(answers[i].failure is None) for i, _ in said])
         at = [i for i, _ in said]
         made[CALIBRATION] = of_confidences(at, np.array([most for _, most in said]), right, weights[at])
+    units = np.array(mix.units(), dtype=np.intp)
+    made = {name: replace(one, units=units[one.items]) for name, one in made.items()}
     if not made:
         raise ValueError(f"no prompt of the mix {mix.name} has checks or a reference, so there is nothing to measure")
     return Measured(f"mix {mix.name}", len(mix.prompts), mix.slices(), made, tuple(n for n in made if n != CALIBRATION))
@@ -132,7 +139,9 @@ def estimate(measure: Measure, places: Places, confidence: float = 0.95, seed: i
     if not math.isfinite(measure.of(places)):
         return Estimate(places.size, measure.of(places))
     if measure.values is not None and measure.weights is not None:
-        return estimates.mean(measure.values[places], measure.weights[places], confidence, seed)
+        return estimates.mean(
+            measure.values[places], measure.weights[places], confidence, seed, measure.units_at(places)
+        )
     if not measure.interval:
         return Estimate(places.size, measure.of(places))
     return _resampled(measure, measure.of, places, confidence, seed, (0.0, 1.0))
@@ -144,7 +153,9 @@ def difference(a: Measure, b: Measure, places: Places, confidence: float = 0.95,
     if not math.isfinite(whole):
         return Estimate(places.size, whole)
     if a.values is not None and b.values is not None and b.weights is not None:
-        found = paired.difference(a.values[places], b.values[places], b.weights[places], confidence, seed)
+        found = paired.difference(
+            a.values[places], b.values[places], b.weights[places], confidence, seed, b.units_at(places)
+        )
         return Estimate(found.n, found.difference, found.low, found.high)
     if not a.interval:
         return Estimate(places.size, whole)
@@ -171,7 +182,8 @@ def _resampled(
     allowed: tuple[float, float],  # what the figure can be where the measure is a mean over classes
 ) -> Estimate:
     """The figure with its interval; symmetric for a mean over classes: resamples of few samples a class are lower."""
-    found = estimates.of_places(figure, places, confidence, seed, symmetric=measure.over_classes)
+    units = measure.units_at(places)
+    found = estimates.of_places(figure, places, confidence, seed, symmetric=measure.over_classes, units=units)
     if not measure.over_classes or found.low is None or found.high is None:
         return found
     return Estimate(found.n, found.value, max(allowed[0], found.low), min(allowed[1], found.high))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pat.common.text import plain
+from pat.common.text import plain, span
 from pat.evaluation.figures import Figure
 from pat.evaluation.groups import Bias
 from pat.evaluation.on_mix import MixEvaluation
@@ -98,7 +98,7 @@ def _bias(folder: str, found: Sequence[Bias], confidence: float) -> Any:
             f"{one.found.a:.4g}",
             f"{one.found.b:.4g}",
             f"{one.found.difference:+z.4g}",
-            f"{one.found.low:+z.4g} to {one.found.high:+z.4g}",
+            span(one.found.low, one.found.high),
             f"{one.p_adjusted:.2g}",
             Text(plain(f"{one.worse} fares worse" if one.worse else "")),
         )

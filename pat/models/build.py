@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,7 @@ SIZES = (
     "num_key_value_heads",
 )  # of the Hugging Face config: a model with none of these has no layers, or cannot be built
 # What constructors raise for fields of the config that do not fit.
+FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # by transformers' names
 UNFIT = (ValueError, TypeError, ImportError, ArithmeticError, AttributeError, LookupError, AssertionError)
 
 
@@ -119,6 +121,15 @@ def build_model(
     if cfg.use_liger_kernel:
         liger.apply(model)
     return model.train()
+
+
+def check_attention(cfg: ModelConfig) -> None:
+    """ValueError where the package of this kind of attention is not installed."""
+    if cfg.attn_implementation in FLASH and find_spec(FLASH[cfg.attn_implementation]) is None:
+        raise ValueError(
+            f"model.attn_implementation={cfg.attn_implementation} needs the package {FLASH[cfg.attn_implementation]}: "
+            "install it, or take sdpa"
+        )
 
 
 def config_of(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig | None:

@@ -18,16 +18,17 @@ from transformers import PreTrainedModel
 KEY = "model.use_liger_kernel"
 
 
-def check(model_type: str) -> None:
-    """ValueError where the kernels cannot run, are not installed, or do not exist for this kind of model."""
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+def check(model_type: str, here: bool = True) -> None:
+    """ValueError where the kernels cannot run, are not installed, or do not exist for this kind of model. here=False:
+    they will run on other machines."""
+    if here and not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"{KEY}=true needs a GPU: its kernels are Triton's. Leave it out on this machine")
     if find_spec("liger_kernel") is None:
         raise ValueError(f"{KEY}=true needs Liger: pip install 'pat-deepspeed[liger]', or leave it out")
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as known  # pyright: ignore[reportMissingImports]
 
     if model_type not in known:
-        raise ValueError(f"{KEY}=true: Liger has no kernels for a {model_type}, but for {', '.join(sorted(known))}")
+        raise ValueError(f"{KEY}=true: Liger has no kernels for a {model_type}; supported: {', '.join(sorted(known))}")
 
 
 def apply(model: PreTrainedModel) -> None:

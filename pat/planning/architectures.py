@@ -12,9 +12,17 @@ from pat.schema import Config
 
 
 def planned(config: Config) -> Config:
-    """The same config, with a known model replaced by its folder; one with a revision is left unchanged."""
-    path = config.model.path
-    if path is None or config.model.revision or Path(path).exists():
-        return config
+    """The same config, with a known model and teacher replaced by their folders; not where a revision is given."""
+    model, distill = config.model, config.distill
+    if (folder := _folder(model.path, model.revision)) is not None:
+        config = config.changed(model__path=folder)
+    if (folder := _folder(distill.teacher, distill.revision)) is not None:
+        config = config.changed(distill__teacher=folder)
+    return config
+
+
+def _folder(path: str | None, revision: str | None) -> str | None:
+    if path is None or revision or Path(path).exists():
+        return None
     folder = conf_dir() / "architectures" / path
-    return config.changed(model__path=str(folder)) if (folder / "config.json").is_file() else config
+    return str(folder) if (folder / "config.json").is_file() else None

@@ -49,6 +49,7 @@ class Prompt(Section, frozen=True):
     reference: str | None = key(None, "a right answer; it must pass the checks")
     checks: Checks = key([], "what makes an output right: all must pass")
     suite: str | None = key(None, "the suite that adds its checks and prefixes; one of mix.suites")
+    variant_of: str = key("", "id of the prompt that it varies, as a suite's prefixes do: statistics take both as one")
     pair: str | None = key(
         None, "the same in prompts that differ in one group only, which one slice names", min_length=1
     )
@@ -81,6 +82,11 @@ class Prompt(Section, frozen=True):
         """Its id, and how it begins: an id may be a hash."""
         text = " ".join(self.text.split())
         return f"{self.id} ({text[:BEGINNING] + ('...' if len(text) > BEGINNING else '')!r})"
+
+    @property
+    def unit(self) -> str:
+        """What it is evidence of: prompts of one unit are not independent."""
+        return self.variant_of or self.id
 
     @property
     def slice_names(self) -> list[str]:
@@ -123,6 +129,11 @@ class Mix:
     def name(self) -> str:
         """The mix's, or its file's."""
         return self.head.name or self.path.stem
+
+    def units(self) -> list[int]:
+        """A number for each prompt, equal for those of one unit."""
+        numbers: dict[str, int] = {}
+        return [numbers.setdefault(prompt.unit, len(numbers)) for prompt in self.prompts]
 
     def slices(self) -> dict[str, list[int]]:
         """Positions of the prompts of each slice."""

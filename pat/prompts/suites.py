@@ -36,7 +36,8 @@ def expanded(prompt: Prompt, suites: Mapping[str, Suite]) -> list[Prompt]:
             raise ValueError(
                 f"mix.suites.{prompt.suite}.prefixes.{name}: {PLAIN} is taken, and a text must not be empty"
             )
-        made.append(_before(whole, text).changed(slices={**whole.slices, PREFIX: name}, id=f"{whole.id}+{name}"))
+        named = {"id": f"{whole.id}+{name}", "variant_of": whole.unit}
+        made.append(_before(whole, text).changed(slices={**whole.slices, PREFIX: name}, **named))
         if whole.pair is not None:
             made[-1] = made[-1].changed(pair=f"{whole.pair}+{name}")
     return [each.changed(weight=prompt.weight / len(made)) for each in made]

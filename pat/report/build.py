@@ -52,7 +52,7 @@ def _cards(sources: Sources) -> Iterator[Card]:
         for outcome in sequence(written.content, "outcomes")[:2]:
             overall = mapping(outcome, "overall")
             by, low, high = (number(overall, f"found.{key}") for key in ("difference", "low", "high"))
-            interval = f"{values.signed(low)} to {values.signed(high)}"
+            interval = "of one prompt" if low is None else f"{values.signed(low)} to {values.signed(high)}"
             yield Card(f"{text(outcome, 'name')}, change", values.signed(by), interval)
     for gate in sources.judging[:1]:
         checks = sequence(gate.content, "checks")

@@ -1,6 +1,8 @@
 """A figure of one model over its prompts or samples, with an interval.
 
-# n prompts or samples, w their weights (n,)
+Resamples take a unit whole, as in `paired`.
+
+# n prompts or samples in units, w their weights (n,)
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 import scipy  # loads its parts when they are first used
 from numpy.typing import NDArray
 
-from pat.statistics.paired import Numbers, interval
+from pat.statistics.paired import Numbers, Units, by_unit, interval
 
 RESAMPLES = 999  # of a figure that is no mean: each is computed anew
 
@@ -35,6 +37,7 @@ def mean(
     weights: Sequence[float] | Numbers | None = None,  # (n,) above 0
     confidence: float = 0.95,
     seed: int = 0,
+    units: Units = None,
 ) -> Estimate:
     """Sum w x / sum w, with the bootstrap's interval (Efron 1987, BCa). ValueError for none or for infinite ones.
 
@@ -47,14 +50,15 @@ def mean(
         raise ValueError("there is nothing to measure: give at least one prompt or sample")
     if not np.isfinite(x).all():
         raise ValueError("a figure is not a finite number: the model may have diverged")
-    value = float(w @ x / w.sum())
+    n, value = x.size, float(w @ x / w.sum())
+    w, x = by_unit(units, w, x)
     if np.ptp(x) == 0.0 and x[0] in (0.0, 1.0):
-        n = max(1, int(w.sum() ** 2 / (w @ w) + 1e-9))
-        exact = scipy.stats.binomtest(n * int(x[0]), n).proportion_ci(confidence)
-        return Estimate(x.size, value, float(exact.low), float(exact.high))
+        trials = max(1, int(w.sum() ** 2 / (w @ w) + 1e-9))
+        exact = scipy.stats.binomtest(trials * int(x[0]), trials).proportion_ci(confidence)
+        return Estimate(n, value, float(exact.low), float(exact.high))
     if x.size < 2:
-        return Estimate(x.size, value)
-    return Estimate(x.size, value, *interval(x, w, confidence, seed))
+        return Estimate(n, value)
+    return Estimate(n, value, *interval(x, w, confidence, seed))
 
 
 def of_places(
@@ -64,6 +68,7 @@ def of_places(
     seed: int = 0,
     resamples: int = RESAMPLES,
     symmetric: bool = False,
+    units: Units = None,  # (n,) of these places
 ) -> Estimate:
     """Any figure over samples, with the percentiles of the bootstrap (Efron 1979, by scipy).
 
@@ -72,13 +77,14 @@ def of_places(
     the samples: percentiles may not hold the value itself there, and bias-corrected ones cover too little.
     """
     value = float(figure(places))
-    if places.size < 2:
+    whole = _wholes(places, units)
+    if len(whole) < 2:
         return Estimate(places.size, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         found = scipy.stats.bootstrap(
-            (places,),
-            figure,
+            (np.arange(len(whole)),),
+            lambda drawn: figure(np.concatenate([whole[i] for i in drawn])),
             vectorized=False,
             confidence_level=confidence,
             n_resamples=resamples,
@@ -89,3 +95,10 @@ def of_places(
         apart = float(np.quantile(np.abs(found.bootstrap_distribution - value), confidence))
         return Estimate(places.size, value, value - apart, value + apart)
     return Estimate(places.size, value, float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+def _wholes(places: Places, units: Units) -> list[Places]:
+    """The places of each unit."""
+    if units is None:
+        return list(places[:, None])
+    return [places[units == unit] for unit in np.unique(units)]

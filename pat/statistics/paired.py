@@ -1,6 +1,9 @@
 """Two models on the same prompts: the difference, its interval, and whether chance explains it.
 
-# n prompts, d = b - a (n,), w the prompts' weights (n,), R resamples
+Prompts that vary another one are no evidence of their own: each draw and each flip takes such a unit whole, with the
+weighted mean of its outcomes and the sum of its weights.
+
+# n prompts in units, d = b - a (n,), w the prompts' weights (n,), R resamples
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ ELEMENTS = 1 << 22  # resampled numbers that are held at a time: 32 MB
 JACKKNIFE = 2000  # prompts up to which the bootstrap is corrected by leaving one out, which takes n^2
 
 Numbers = NDArray[np.float64]
+Units = NDArray[np.intp] | None  # (n,) which prompts are one for statistics: equal numbers; None: each is by itself
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Difference:
     a: float
     b: float
     difference: float  # b - a
-    low: float  # of the interval, nominally `confidence` of which cover the difference
-    high: float
+    low: float | None  # of the interval, nominally `confidence` of which cover the difference; None: of one unit
+    high: float | None
     p: float  # two-sided: how often chance alone makes a difference at least as large
     test: str  # which test p comes from
     wins: int  # prompts where B is above A
@@ -43,12 +47,13 @@ def difference(
     weights: Sequence[float] | Numbers | None = None,  # (n,) above 0
     confidence: float = 0.95,
     seed: int = 0,
+    units: Units = None,
 ) -> Difference:
     """Sum w d / sum w, with a paired bootstrap's interval (Efron 1987, BCa) and an exact or resampled p-value.
 
     p: McNemar's exact test where all outcomes are 0 or 1 and weights are equal; else the paired randomisation test
-    (signs of w d flipped; Fisher 1935), of which McNemar's is the special case. ValueError for no prompts or other
-    than finite numbers.
+    (signs of w d flipped; Fisher 1935), of which McNemar's is the special case. Both are of units. ValueError for no
+    prompts or other than finite numbers.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     w = np.ones_like(first) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -58,20 +63,30 @@ def difference(
         raise ValueError(f"A has {first.size} outcomes, B {second.size}: they must be of the same prompts")
     if not (np.isfinite(first).all() and np.isfinite(second).all() and (w > 0).all()):
         raise ValueError("outcomes must be finite numbers and weights above 0: a model may have diverged")
-    d, share = second - first, w / w.sum()
-    binary = _binary(first) and _binary(second)
+    share = w / w.sum()
+    n, wins, losses = first.size, int((second > first).sum()), int((second < first).sum())
+    means = float(first @ share), float(second @ share), float((second - first) @ share)
+    w, first, second = by_unit(units, w, first, second)
+    d, binary = second - first, _binary(first) and _binary(second)
     if binary and np.ptp(d) == 0.0:
         low, high = _of_equal(float(d[0]), float(w.sum() ** 2 / (w @ w)), confidence)
     else:
-        low, high = interval(d, w, confidence, seed)
-    wins, losses = int((d > 0).sum()), int((d < 0).sum())
+        low, high = interval(d, w, confidence, seed) if d.size > 1 else (None, None)
     if binary and np.ptp(w) == 0.0:
-        p, test = mcnemar(wins, losses), "McNemar, exact"
+        p, test = mcnemar(int((d > 0).sum()), int((d < 0).sum())), "McNemar, exact"
     else:
         p, test = sign_flips(d * w, seed), "paired randomisation"
-    return Difference(
-        first.size, float(first @ share), float(second @ share), float(d @ share), low, high, p, test, wins, losses
-    )
+    return Difference(n, *means, low, high, p, test, wins, losses)
+
+
+def by_unit(units: Units, w: Numbers, *columns: Numbers) -> tuple[Numbers, ...]:
+    """(units,) each: the sum of the weights of a unit, and the weighted mean of each column, in the units' order."""
+    if units is None or np.unique(units).size == units.size:
+        return w, *columns
+    _, where = np.unique(units, return_inverse=True)
+    total = np.bincount(where, w).astype(np.float64)
+    means: list[Numbers] = [np.bincount(where, w * column) / total for column in columns]
+    return total, *means
 
 
 def mcnemar(wins: int, losses: int) -> float:

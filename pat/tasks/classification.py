@@ -134,7 +134,8 @@ class Classification(Task):
     def chance_loss(self, config: PretrainedConfig, labels: npt.NDArray[Any]) -> float:
         """ln(classes), times the mean weight of the labels."""
         weights = np.asarray(self.class_weights) if isinstance(self.class_weights, tuple) else None
-        return math.log(config.num_labels) * (1.0 if weights is None else float(weights[labels].mean()))
+        classes: Any = config.num_labels
+        return math.log(classes) * (1.0 if weights is None else float(weights[labels].mean()))
 
     def collate(self, samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
         """input_ids, attention_mask, ... (b, s) and labels (b,), s the longest rounded up to a multiple of 8."""

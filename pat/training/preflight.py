@@ -53,17 +53,20 @@ def data_in_words(config: Config, prepared: PreparedData) -> str:
 def prepare(config: Config, run_dir: Path, here: bool = True) -> Checked:
     """Before the ranks meet: check all that can be checked without them, and tokenise. Raises ValueError.
 
-    here=False: the ranks will run on other machines, so devices are not checked.
+    here=False: the ranks will run on other machines, so devices are not checked. What packages are there is: jobs have
+    this environment.
     """
     if here:
         engine.check_accelerator(config)
     tensorboard.check_installed(config.logger)
     engine.deepspeed_config(config)
+    engine.check_values(config)
+    build.check_attention(config.model)
     prepared = fitting_data(config)
     note, strange = _strange(config, prepared)
     model, pruner = dry_run.attached(config, prepared.num_labels)
     if config.model.use_liger_kernel:
-        liger.check(cast(Any, model).config.model_type)
+        liger.check(cast(Any, model).config.model_type, here)
     _check_export_at(config.train.export_at, pruner)
     _check_resumable(config.run.resume, RunDir(run_dir).checkpoints, model, pruner)
     return Checked(prepared, model, pruner, note, strange)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import nn
 
 from pat import learning_rates
@@ -60,6 +61,26 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     merged = _merge(ours, theirs)
     merged.setdefault("steps_per_print", 1 << 30)
     return merged
+
+
+def check_values(config: Config) -> None:
+    """ValueError for a value of `engine.deepspeed` that DeepSpeed refuses; without such keys it is not imported."""
+    if config.engine.deepspeed is None:
+        return
+    merged = deepspeed_config(config)
+    merged["train_batch_size"] = merged["train_micro_batch_size_per_gpu"] * merged["gradient_accumulation_steps"]
+    import_deepspeed()
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    try:
+        with redirect_stdout(io.StringIO()):
+            DeepSpeedConfig(merged)  # of one rank, as there are no others yet
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"engine.deepspeed: DeepSpeed refuses {key}={first['input']!r}: {first['msg']}") from error
+    except (ValueError, TypeError, KeyError, AssertionError, DeepSpeedConfigError) as error:
+        raise ValueError(f"engine.deepspeed: DeepSpeed refuses it: {error}") from error
 
 
 def micro_batch_size(config: Config) -> int:

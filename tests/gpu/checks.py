@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -196,6 +197,8 @@ def _equal(runs: dict[str, dict[str, Any]]) -> str:
 def _near(values: dict[str, float]) -> str:
     low, high = min(values.values()), max(values.values())
     said = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    if not all(map(math.isfinite, values.values())):
+        raise Failed(f"losses are not finite: {said}")
     if high - low > CLOSE * abs(high):
         raise Failed(f"losses differ: {said}")
     return f"losses {said}"

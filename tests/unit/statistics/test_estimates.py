@@ -102,3 +102,16 @@ def test_calibration_by_hand() -> None:
     assert expected_calibration_error(honest, (rng.random(20_000) < honest).astype(float)) < 0.02
     with pytest.raises(ValueError, match="no samples"):
         expected_calibration_error(np.array([]), np.array([]))
+
+
+def test_units_are_resampled_whole() -> None:
+    """As the same figure of the units alone: of means, of outcomes that are all alike, and of any other figure."""
+    rng = np.random.default_rng(5)
+    x, units, w = rng.normal(size=30), np.repeat(np.arange(30), 2), np.full(60, 0.5)
+    whole, once = estimates.mean(np.repeat(x, 2), w, units=units), estimates.mean(x)
+    assert (whole.low, whole.high) == pytest.approx((once.low, once.high)) and (whole.n, once.n) == (60, 30)
+    assert estimates.mean(np.ones(60), w, units=units).low == estimates.mean(np.ones(30)).low
+    of = np.repeat(x, 2)
+    some = estimates.of_places(lambda at: float(np.median(of[at])), np.arange(60), units=units)
+    each = estimates.of_places(lambda at: float(np.median(x[at])), np.arange(30))
+    assert (some.low, some.high) == (each.low, each.high)

@@ -452,7 +452,8 @@ def test_calibration_keeps_documents_apart_under_flash_attention(monkeypatch: py
         weights = dict(built.named_parameters())
         names = [name for name in weights if name.endswith("down_proj.weight")]
         walk = Walk(built, lambda name, w=weights: w[name].detach(), stack_of(built, names), [batch], torch.float32)
-        assert walk.skeleton.config._attn_implementation == attention
+        skeleton: Any = walk.skeleton
+        assert skeleton.config._attn_implementation == attention
         seen[attention] = []
         for layer in walk:
             (own,) = (name for name in names if name.startswith(f"{layer.name}."))
