@@ -85,6 +85,9 @@ def _one_sentence_errors() -> Iterator[None]:
             of = "" if rank == "0" else f"rank {rank} on {socket.gethostname()}: "
             print(f"pat: {of}{error}", file=sys.stderr)
         raise SystemExit(int(getattr(error, "exit_code", ExitCode.BAD_INPUT))) from None
+    except BrokenPipeError:  # as by `pat ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left must not fail at the exit
+        raise SystemExit(int(ExitCode.ERROR)) from None
     except OSError as error:
         of_a_path = error.errno in _OF_A_PATH and error.filename is not None
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (of_a_path or error.errno in _OF_THE_DISK):

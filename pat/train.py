@@ -64,7 +64,7 @@ def main(run_dir: Path) -> int:
 
 
 def after_divergence(run_dir: Path) -> str:
-    """What the user can do now."""
+    """Advice for the user of a run that has diverged."""
     saved = retention.steps(RunDir(run_dir).checkpoints)
     goes_on = f"goes on from {saved[-1].name}" if saved else "begins again, for nothing has been saved yet"
     return f"lower optim.lr: the same command then {goes_on}"

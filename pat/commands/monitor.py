@@ -103,7 +103,7 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("agreement", "answer", "replay", "output_tokens"):
         if getattr(options, name) is not None and options.dense is None:
             flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} would be ignored: only a replay asks models, which --dense names one of")
+            raise ValueError(f"--{flag} needs a replay, which asks two models: give --dense")
     if options.first is not None and options.reference is not None:
         raise ValueError("--first would be ignored: --reference has the older rows")
     if options.allow_code and not options.mix:

@@ -176,7 +176,7 @@ def _weights(options: argparse.Namespace) -> list[str]:
 def _structures(options: argparse.Namespace) -> list[str]:
     place, keep = "pruners.narrow", {}
     for part in options.keep.split(","):
-        match = re.fullmatch(r"(\w+)=(\d+|0?\.\d+)", part)
+        match = re.fullmatch(r"(\w+)=(\d+(?:\.\d+)?|\.\d+)", part)
         if match is None:
             raise ValueError(f"--keep {options.keep}: give NAME=NUMBER or NAME=SHARE, with commas: ffn=0.5,kv_groups=2")
         keep[match[1]] = match[2]

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     members = members_of(overrides, out, options.config_dir, options.candidate)
     metric = options.y or (members[0].config.train.best_metric if options.race is not None else None)
     if cluster and options.x == "latency":
-        raise ValueError("--x latency would be of this machine, not of the cluster: `pat profile` measures it there")
+        raise ValueError("--x latency would measure this machine, not the cluster: `pat profile` measures it there")
     x, y = results.X_AXES[options.x], results.y_axis(members, metric)
     if options.dry_run and options.race is None:
         wrong = problems(members, here=cluster is None)

@@ -41,8 +41,8 @@ def choose(pruners: Mapping[str, dict[str, Any]], num_steps: int) -> None:
         sparsity = (settings["budget"] or {}).get("sparsity")
         if not isinstance(sparsity, int | float):
             raise ValueError(
-                f"pruners.{name}.schedule=auto chooses by budget.sparsity, which this budget has not: take one_shot, "
-                "cubic, linear, exponential or stepwise"
+                f"pruners.{name}.schedule=auto chooses by budget.sparsity, which this budget does not have: take "
+                "one_shot, cubic, linear, exponential or stepwise"
             )
         given = {key: value for key, value in schedule.items() if value is not None and key != "name"}
         chosen = ONE_CUT if sparsity <= MUCH else SIX_CUTS if set(given) & _PLACES else _six_cuts(num_steps)

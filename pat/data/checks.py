@@ -15,6 +15,7 @@ FEW_ROWS = 20  # with fewer rows, one label in all of them proves nothing
 ROWS_PER_LABEL = 5  # on average; below it, most labels are hardly seen
 DOMINANT = 0.9  # share of one label from which accuracy says little
 SHOWN = 8
+MISSING = ("nan", "na", "n/a", "null", "none", "<na>")  # as tables write that there is no value
 
 
 def data_warnings(prepared: PreparedData, task: Task) -> list[str]:
@@ -73,6 +74,9 @@ def _names(names: list[str]) -> Iterator[str]:
     spaced = [name for name in names if name != name.strip()]
     if spaced:
         yield f"labels with spaces around them: {_few(spaced)}"
+    missing = [name for name in names if name.strip().casefold() in MISSING]
+    if missing:
+        yield f"the label {_few(missing)} looks like a missing value, but is learned: leave such rows out"
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.strip().casefold(), []).append(name)

@@ -41,6 +41,10 @@ class PreparedData:
     slices: list[tuple[str, ...]] | None = None  # DIMENSION=VALUE of each evaluation sample; None: the data names none
     calibration: Dataset | None = None  # of data.calibration; None: the first training samples calibrate
 
+    def to_calibrate(self) -> int:
+        """How many samples there are for calibrated methods."""
+        return len(self.train if self.calibration is None else self.calibration)
+
 
 def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int = 0) -> PreparedData:
     """The samples that `cfg` describes, from the cache or put there now. `seed` makes generated text, nothing else.

@@ -57,9 +57,9 @@ def _check_one_label(folder: Path, path: Path) -> None:
     """ValueError for a classifier whose labels do not exclude one another: its answer is not the most probable one."""
     if model_config(folder).problem_type == "multi_label_classification":
         raise ValueError(
-            f"{path} gives a text several labels (problem_type: multi_label_classification), and pat reads one a text: "
-            "evaluate it elsewhere, or set problem_type to single_label_classification in its config.json if it was "
-            "trained for one"
+            f"{path} gives a text several labels (problem_type: multi_label_classification), and pat reads one label a "
+            "text: evaluate it elsewhere, or set problem_type to single_label_classification in its config.json if it "
+            "was trained for one"
         )
 
 

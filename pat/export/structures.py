@@ -85,7 +85,7 @@ def structures(reader: CheckpointReader, config: Config, hf_config: Any, model: 
         return Structures()
     hard = {pruner.hardened for pruner in pruners}
     if len(hard) > 1:
-        raise CheckpointError(f"{reader.dir} has pruners in and before their hard phase: export one in which all are.")
+        raise CheckpointError(f"{reader.dir} was saved before every pruner was hard: export a later checkpoint.")
     sites = [site for pruner in pruners for site in pruner.sites]
     z = {site: value for pruner in pruners for site, value in pruner.forward_gates().items()}
     flags = {site: keep for pruner in pruners for site, keep in pruner.keep_flags().items()}

@@ -181,7 +181,10 @@ def probe(folder: Path, config: PretrainedConfig) -> Tensor:
     if len(ids) < ROWS:
         ids = [byte % text_config.vocab_size for byte in TEXT.encode()]
     length = min(TOKENS, limit, len(ids) // ROWS)
-    return torch.tensor(ids[: ROWS * length]).view(ROWS, length)
+    rows = torch.tensor(ids[: ROWS * length]).view(ROWS, length)
+    if config.is_encoder_decoder and text_config.eos_token_id is not None:
+        rows[:, -1] = text_config.eos_token_id  # T5 and BART classify by the last token of a text
+    return rows
 
 
 def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def said_of(facts: Facts) -> dict[str, str]:
 def _of_model(name: str, variant: Facts, baseline: Facts | None) -> Evidence:
     value = getattr(variant.size, name)
     if value is None:
-        raise ValueError(f"{name} is limited, but {variant.folder} does not say it: give a run or an export")
+        raise ValueError(f"{name} is limited, but {variant.folder} does not record it: give a run or an export")
     if baseline is None:
         return judge.evidence(float(value))
     return judge.evidence(float(value), float(getattr(baseline.size, name) or 0.0))  # not said: nothing is pruned

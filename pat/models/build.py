@@ -305,7 +305,7 @@ def unfit(config: PretrainedConfig, task: Task, error: Exception) -> ValueError:
 
 
 def _sentence(error: Exception) -> str:
-    """The telling line of a long message: transformers' validators put it last, its loaders first."""
+    """The most informative line of a long message: transformers' validators put it last, its loaders first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if "alidation error" in lines[0]:
         return lines[-1]

@@ -18,7 +18,9 @@ def positions(config: PretrainedConfig) -> int | None:
     """Tokens of the longest sequence; None where there is no limit."""
     text: Any = config.get_text_config()
     count = getattr(text, "max_position_embeddings", None)
-    if count is None or text.model_type not in AFTER_PAD:
+    if count is None or count < 1:  # XLNet says -1
+        return None
+    if text.model_type not in AFTER_PAD:
         return count
     return max(0, count - (text.pad_token_id or 0) - 1)
 

@@ -76,7 +76,7 @@ class Pruner:
         self.loss: Loss = own_loss  # of a model for a batch, summed over what it counts
         self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called at each layer of a walk
         self.on_gradients: Callable[[], AbstractContextManager[None]] = nullcontext  # around the pass that takes them
-        self.warn: Callable[[str, str], None] = lambda title, text: None  # for what is no error but should be known
+        self.warn: Callable[[str, str], None] = lambda title, text: None  # (title, text) of what the user should know
         self.journals = Journals()  # results of cuts that are not in a checkpoint yet
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class Pruner:
         return [needs for pruner in self.pruners if (needs := pruner.calibration)]
 
     def phase(self, t: int) -> str:
-        """The phase of the run at a step: that of the pruner that has come least far."""
+        """The phase of the run at a step: the earliest of its pruners'."""
         order = ["dense", "soft", "hard"]
         phases = [p.timeline.phase(t) for p in self.pruners]
         return min(phases, key=order.index) if phases else "dense"
@@ -329,7 +329,7 @@ class Pruner:
         return tensors, {pruner.name: pruner.shared() for pruner in self.pruners}
 
     def saved(self) -> None:
-        """All that has been pruned so far is in a checkpoint: its journals go. One rank only."""
+        """Remove the journals: a checkpoint holds their cuts now. One rank only."""
         for pruner in self.pruners:
             self.journals.forget(pruner.name, pruner.selected_at)
 

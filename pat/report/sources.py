@@ -175,7 +175,7 @@ class Written:
 
     @property
     def folder(self) -> Path:
-        """Of a gate, the model's that it is of."""
+        """The folder of the model that a gate judged."""
         return Path(text(self.content, "directory")) / text(self.content, "variant.folder")
 
     def side(self, side: str) -> Path:
@@ -207,7 +207,7 @@ class Sources:
         return [one for one in self.models if not (isinstance(one, Run) and any(map(one.became, self.variants)))]
 
     def label(self, model: Run | Variant) -> str:
-        """Its name, with what it is where another one is called so, too."""
+        """Its name, with its kind where another one has the same name."""
         if sum(one.name == model.name for one in self.models) == 1:
             return model.name
         return f"{model.name} ({'run' if isinstance(model, Run) else 'export'})"

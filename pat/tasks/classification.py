@@ -205,7 +205,8 @@ class Classification(Task):
         if not whole or not numbers <= set(expected):
             raise ValueError(
                 f"The labels in the training data are {_few(labels)}, but must be strings, or whole numbers "
-                f"0..{len(expected) - 1 if numbers else 'n-1'}: map them to those, name another data.label_column"
+                f"0..{len(expected) - 1 if numbers else 'n-1'}: map them to those (a missing value makes a column of "
+                "whole numbers one of 1.0, 2.0), or name another data.label_column"
                 + (", or set task.num_labels=null to take them as they are." if whole and self.num_labels else ".")
             )
         return [str(i) for i in expected]

@@ -54,15 +54,19 @@ class Due:
         return dict.fromkeys(new, self.progress.step)
 
     def is_best(self, metrics: dict[str, float], final: bool) -> bool:
-        """Whether these metrics make a best checkpoint; only models in their last phase count, so never a dense one,
-        and never one whose metric is NaN."""
+        """Whether these metrics make a best checkpoint; of equal ones that with the lower loss, else the later. Only
+        models in their last phase count, so never a dense one, and never one whose metric is NaN."""
         if not final:
             return False
-        value, best = self.sign * metrics[self.metric], self.progress.best
-        if math.isnan(value) or (best is not None and value <= best[0]):
+        mine = [self.sign * metrics[self.metric], -metrics.get("loss", 0.0)]
+        best = self.progress.best
+        if not math.isnan(mine[0]) and (best is None or mine[0] > best[0]):
+            self.progress.worse = 0
+        else:
             self.progress.worse += 1
-            return False
-        self.progress.best, self.progress.worse = [value], 0
+            if best is None or math.isnan(mine[0]) or mine < [*best, -math.inf][:2]:
+                return False
+        self.progress.best = mine
         return True
 
     def note_if_best(self, metrics: dict[str, float], final: bool) -> bool:

@@ -25,7 +25,7 @@ class Progress:
     metrics: dict[str, float] | None = None  # of the last evaluation
     slices: dict[str, dict[str, float]] | None = None  # of the same
     details: dict[str, Any] | None = None  # of the same: further figures of the task
-    best: list[float] | None = None  # signed metric of the best checkpoint
+    best: list[float] | None = None  # of the best checkpoint: signed metric, and minus its loss, which older ones lack
     best_step: int | None = None  # the step of that checkpoint; older ones lack it
     worse: int = 0  # evaluations since then
     initial_loss: float | None = None  # before the first step

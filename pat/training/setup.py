@@ -111,10 +111,10 @@ def build(run_dir: Path) -> Training:
         bound=LossBound(config, progress, objective.chance(labels_of(prepared.train))),
         slices=slices.of(config, task, prepared),
     )
-    calibration, batches = prepared.calibration, training.feed.batches
-    if calibration is not None:
-        batches = sampler.BatchLoader(calibration, *feed, prefetch=False).batches
-    pruner.samples, calibrating = partial(_first_samples, config, batches), Calibrating(training)
+    there, batches = prepared.to_calibrate(), training.feed.batches
+    if prepared.calibration is not None:
+        batches = sampler.BatchLoader(prepared.calibration, *feed, prefetch=False).batches
+    pruner.samples, calibrating = partial(_first_samples, config, batches, there), Calibrating(training)
     pruner.on_layer, pruner.on_gradients = calibrating.on_layer, calibrating.on_gradients
     pruner.warn, pruner.loss = training.tracker.warn, partial(_summed_loss, task)
     if said := lost_zeros(model, config, pruner.owner, world):
@@ -141,8 +141,10 @@ def _cache(config: Config, world: Comm, cache: logit_cache.LogitCache) -> logit_
     return cache
 
 
-def _first_samples(config: Config, batches: Callable[[int], list[Any]], number: int) -> list[Any]:
-    """This rank's first micro-batches, until all ranks together have enough samples; `batches`: of a step."""
+def _first_samples(config: Config, batches: Callable[[int], list[Any]], there: int, number: int) -> list[Any]:
+    """This rank's first micro-batches, until all ranks together have enough samples, or all `there` are; `batches`: of
+    a step."""
+    number = min(number, there)
     wanted = math.ceil(number / (micro_batch_size(config) * config.engine.world_size))
     steps = math.ceil(number / config.train.global_batch_size)
     return [batch for t in range(steps) for batch in batches(t)][:wanted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from pat.data.prepare import SPLITS, PreparedData
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
-from pat.pruning.weights.matrices import Matrices
+from pat.pruning.weights.matrices import ALL_LINEAR, Matrices
 from pat.pruning.weights.pruner import WeightPruner
 from pat.run.directory import RunDir
 from pat.schema import Config, OptimConfig, TrainConfig
 
 SHOWN_LABELS = 8
+MUCH = 0.1  # of the layers' weights that stay dense without having been named
 FEW = 30  # samples for evaluation below which a start warns
 WIDTH = 10  # of the first column
 
@@ -46,9 +48,9 @@ def start_summary(config: Config, checked: Checked) -> str:
     lines = [("resume", text) for text in _resume(config)]
     lines += [("data", text) for text in _data(config, prepared)]
     lines += [("labels", text) for text in _labels(prepared)]
-    lines += [("model", text) for text in [*_model(model), *checked.head]]
+    lines += [("model", text) for text in [*_model(model, config), *checked.head]]
     lines += [("teacher", text) for text in _teacher(config)]
-    lines += [("pruning", text) for text in _pruning(model, pruner, config.data.calibration)]
+    lines += [("pruning", text) for text in _pruning(model, pruner, prepared, config)]
     lines += [("schedule", text) for text in _schedule(config, model, pruner)]
     lines += [("deepspeed", text) for text in _untested(config)]
     lines += [("warning", text) for text in warnings(config, checked)]
@@ -64,6 +66,7 @@ def warnings(config: Config, checked: Checked) -> list[str]:
     return [
         *checked.strange,
         *_useless_excludes(checked),
+        *_left_dense(checked),
         *_few_samples(config, checked),
         *_small_evaluation(checked.prepared),
         *(sentence for pruner in checked.pruner.pruners for sentence in timetable.warnings(pruner)),
@@ -103,7 +106,8 @@ def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
     seen = config.train.num_steps * config.train.global_batch_size / drawn
     trained, held = (_samples(prepared, split) for split in SPLITS)
     taken = ", held out of data.train" if config.data.train and not config.data.eval else ""
-    yield f"{trained} for training, seen {seen:.3g} times; {held} for evaluation{taken}"
+    uses = f"for training, seen {seen:.3g} times" if config.train.num_steps else "to calibrate on"
+    yield f"{trained} {uses}; {held} for evaluation{taken}"
     for split in SPLITS:
         rows = info[f"{split}_rows"]
         for name, words in (
@@ -161,16 +165,19 @@ def _shown(label: str) -> str:
     return label if label == label.strip() else repr(label)
 
 
-def _model(model: torch.nn.Module) -> Iterator[str]:
+def _model(model: torch.nn.Module, config: Config) -> Iterator[str]:
     every = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = patterns.in_patterns([n for n, p in model.named_parameters() if not p.requires_grad])
+    if not config.train.num_steps:
+        yield f"{every:,} parameters, none of them trained"
+        return
     yield f"{every:,} parameters, {trained:,} of them trained ({percent(trained / every)})"
     if frozen:
         yield f"frozen: {frozen}"
 
 
-def _pruning(model: torch.nn.Module, pruner: Pruner, calibration: str | list[str] | None) -> Iterator[str]:
+def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, config: Config) -> Iterator[str]:
     if not pruner.pruners:
         yield "nothing: the run trains the model as it is"
         return
@@ -187,7 +194,7 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, calibration: str | list[str
         if needs := each.calibration:
             when = "before the first selection" if needs.once else "at each cut"
             yield (
-                f"{each.name}: calibrated {when}, on {_calibration_samples(needs.num_samples, calibration)}"
+                f"{each.name}: calibrated {when}, on {_samples_of(needs.num_samples, prepared, config)}"
                 + (f", the loss's gradients on {needs.back:,} of them" if needs.back else "")
                 + (f"; then {_passes(needs.passes)} over them to fit each layer" if needs.passes else "")
             )
@@ -198,10 +205,13 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, calibration: str | list[str
     )
 
 
-def _calibration_samples(number: int, given: str | list[str] | None) -> str:
-    if given is None:
-        return f"the {number:,} samples that training sees first"
-    return f"{number:,} samples of {given if isinstance(given, str) else ', '.join(given)}"
+def _samples_of(asked: int, prepared: PreparedData, config: Config) -> str:
+    """Those that calibrate, which are no more than there are."""
+    given, there = config.data.calibration, prepared.to_calibrate()
+    number = f"{asked:,}" if asked <= there else f"all {there:,}"
+    if given is not None:
+        return f"{number} samples of {given if isinstance(given, str) else ', '.join(given)}"
+    return f"the {number} samples that training sees first" if asked < there else f"all {there:,} training samples"
 
 
 def _passes(count: int) -> str:
@@ -250,21 +260,32 @@ def _useless_excludes(checked: Checked) -> Iterator[str]:
                 yield f"pruners.{each.name}.exclude: {pattern!r} matches nothing that params take"
 
 
+def _left_dense(checked: Checked) -> Iterator[str]:
+    """What all-linear does not take of the layers: experts that are one parameter, as transformers keeps them."""
+    matrices = Matrices.of(checked.model)
+    inside = {n: s for n, s in matrices.shapes.items() if len(s) > 1 and n.startswith(matrices.stacks)}
+    for each in checked.pruner.weight_pruners:
+        left = [name for name in matrices.stacked() if name not in each.shapes]
+        share = sum(math.prod(inside[name]) for name in left) / max(1, sum(map(math.prod, inside.values())))
+        if ALL_LINEAR in each.config.params and share > MUCH:
+            patterns_of = ",".join(sorted({f"*.{name.rpartition('.')[2]}" for name in left}))
+            yield (
+                f"{percent(share)} of the layers' weights stay dense: {patterns.in_patterns(left)} are no linear maps, "
+                f"but several in one; pruners.{each.name}.params=[{ALL_LINEAR},{patterns_of}] takes them, with a "
+                "criterion that is not calibrated (magnitude, movement)"
+            )
+
+
 def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
     """Warnings of calibration on fewer tokens than a matrix has inputs, or on samples that nothing reads."""
-    prepared = checked.prepared
-    there, kind = len(prepared.train), "training"
-    if prepared.calibration is not None:
-        there, kind = len(prepared.calibration), "calibration"
-        if checked.pruner.pruners and not any(each.calibration for each in checked.pruner.pruners):
-            yield "data.calibration is not read: no pruner is calibrated"
+    there, calibrated = checked.prepared.to_calibrate(), any(each.calibration for each in checked.pruner.pruners)
+    if config.data.calibration and checked.pruner.pruners and not calibrated:
+        yield "data.calibration is not read: no pruner is calibrated"
     for each in checked.pruner.pruners:
         needs = each.calibration
         if needs is None:
             continue
         key, asked, inputs = f"{needs.key}.num_samples", needs.num_samples, needs.shapes[needs.widest][1]
-        if asked > there:
-            yield f"{key} is {asked:,}, and there are {there:,} {kind} samples: some are seen again"
         tokens = min(asked, there) * config.data.max_length
         if tokens < inputs:
             yield (

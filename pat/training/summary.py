@@ -50,6 +50,7 @@ def summary(training: Training) -> dict[str, Any]:
         "dense_slices": progress.dense_slices,
         "slices": progress.slices,
         "details": progress.details,
+        "best_step": progress.best_step,
         "stopped_early": progress.step < config.train.num_steps and training.due.early_stop(),
         "envelope": guard.in_short(progress.envelope) if training.guard else None,
         "reached": progress.reached,
@@ -72,6 +73,8 @@ def outcome(directory: RunDir) -> str:
     )
     reached = (written.get("reached") or {}).items()
     variants = ", ".join(f"--checkpoint sparsity={value} (of step {step})" for value, step in reached)
+    best = written.get("best_step")
+    earlier = best is not None and best != written["step"]
     end = "done, stopped early at" if written.get("stopped_early") else "done,"
     pruned = f"{written['sparsity']:.2%} of {written['prunable_parameters']:,} prunable weights removed, "
     dense = (
@@ -86,6 +89,7 @@ def outcome(directory: RunDir) -> str:
         + (f"{dense}\n" if before else "")
         + f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
         + ("" if written["step"] else " (pat prune does so itself)")
+        + (f"\nthe best checkpoint is of step {best}: export, evaluate and compare take it" if earlier else "")
         + (f"\nor what it was on the way: {variants}" if variants else "")
         + (f"\n{guard.in_words(written['envelope'])}" if written.get("envelope") else "")
     )

@@ -125,7 +125,7 @@ def _not_tested(key: str, value: Any) -> str:
     return (
         f"engine.deepspeed sets {key}={value}, with which pruning was never tested"
         + (f": set {own} instead" if own else f"; allowed: {', '.join(TESTED)}{did_you_mean(key, TESTED)}")
-        + f". To insist: engine.deepspeed_untested=[{key}]"
+        + f". To take it untested: engine.deepspeed_untested=[{key}]"
     )
 
 

@@ -70,7 +70,10 @@ def check_values(config: Config) -> None:
     merged = deepspeed_config(config)
     merged["train_batch_size"] = merged["train_micro_batch_size_per_gpu"] * merged["gradient_accumulation_steps"]
     import_deepspeed()
-    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+    from deepspeed.runtime.config import (  # pyright: ignore[reportMissingTypeStubs]
+        DeepSpeedConfig,
+        DeepSpeedConfigError,
+    )
 
     try:
         with redirect_stdout(io.StringIO()):

@@ -714,7 +714,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "torch.autograd.grad(",
             "every layer sees the last one's gradients",
         ),
-        (".reshape(-1, values.shape[-1])[real])", ".reshape(-1, values.shape[-1]))", "padding counts in the gradients"),
+        (
+            "per_token(name, values.detach(), real))",
+            "values.detach().flatten(0, -2))",
+            "padding counts in the gradients",
+        ),
         ("        kept.append([call(layer, h)", "        kept.append([h", "every layer sees what goes into the first"),
         (".div_(walk.tokens)", "", "sums in place of means"),
     ],

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa."""
+"""BERT and what is built like it: ERNIE, RoBERTa, XLM-RoBERTa."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
 from pat.models.families import keep_all_heads
 
-MODEL_TYPES = ("bert", "roberta")
+MODEL_TYPES = ("bert", "ernie", "roberta", "xlm-roberta")
 
 ONCE = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")  # read the first token only
 

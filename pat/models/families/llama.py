@@ -1,4 +1,4 @@
-"""Llama and what is built like it: Mistral, Qwen2, Qwen3."""
+"""Llama and what is built like it: Granite, Mistral, Qwen2, Qwen3, SmolLM3."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "granite", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -37,11 +37,13 @@ def anatomy(model: Any) -> Anatomy:
 
 
 def drop_layers(config: Any, kept: Sequence[int]) -> None:
-    """num_hidden_layers, layer_types and, where layers after the first ones slide, max_window_layers."""
+    """num_hidden_layers, the lists with an item for each layer and, where layers after the first ones slide,
+    max_window_layers."""
     if getattr(config, "max_window_layers", None) is not None:
         config.max_window_layers = sum(i < config.max_window_layers for i in kept)
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = [config.layer_types[i] for i in kept]
+    for each in ("layer_types", "no_rope_layers"):
+        if (values := getattr(config, each, None)) is not None:
+            setattr(config, each, [values[i] for i in kept])
     config.num_hidden_layers = len(kept)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.pruning.calibration.calls import Call
+from pat.pruning.calibration.probe import not_a_map, per_token
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import NotCalibrated, Walk
 
@@ -139,10 +140,12 @@ def _watch(walk: Walk, place: int, name: str, sums: dict[str, Tensor]) -> Any:
     real = walk.real[place].reshape(-1)
 
     def add(key: str, values: Tensor) -> None:
-        sums[key] = SquaredNorm.add(sums.get(key), values.detach().reshape(-1, values.shape[-1])[real])
+        sums[key] = SquaredNorm.add(sums.get(key), per_token(name, values.detach(), real))
 
     def forward(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         add("inputs", args[0])
+        if not isinstance(output, Tensor) or not output.requires_grad:
+            raise not_a_map(name)
         output.register_hook(partial(add, "gradients"))
 
     return walk.skeleton.get_submodule(name.rpartition(".")[0]).register_forward_hook(forward)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pat.common.comm import Comm
+from pat.pruning.calibration.calls import NotCalibrated
 from pat.pruning.calibration.statistics import InputStatistic
 
 Statistics = Mapping[str, Sequence[type[InputStatistic]]]  # which, of what goes into each matrix
@@ -18,6 +19,22 @@ Statistics = Mapping[str, Sequence[type[InputStatistic]]]  # which, of what goes
 
 class Enough(Exception):
     """The last input has been seen: the rest of the forward would be thrown away."""
+
+
+def per_token(name: str, values: Tensor, real: Tensor) -> Tensor:
+    """(tokens, width) of (B, T, width): what a matrix sees of each token that is no padding. `real` (B T,) bool. Raises
+    NotCalibrated where it sees something else than the tokens."""
+    if values.numel() != len(real) * values.shape[-1]:
+        raise not_a_map(name)
+    return values.reshape(-1, values.shape[-1])[real]
+
+
+def not_a_map(name: str) -> NotCalibrated:
+    """For a matrix that is not applied to each token once, or gives something else than its product."""
+    return NotCalibrated(
+        f"{name} is no linear map of each token (a router, or of other inputs than the layer's tokens): exclude it "
+        "(pruners.NAME.exclude), or take a method without calibration (magnitude, movement, taylor)"
+    )
 
 
 class Probe:
@@ -67,7 +84,7 @@ class Probe:
         self.first[name] = first
         if first == name:
             self.seen.append((inputs, name))
-            flat, sums = inputs.reshape(-1, inputs.shape[-1])[self.real], self.sums.setdefault(name, {})
+            flat, sums = per_token(name, inputs, self.real), self.sums.setdefault(name, {})
             for kind in self.statistics[name]:
                 sums[kind] = kind.add(sums.get(kind), flat)
         if name == self.last:

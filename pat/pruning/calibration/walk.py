@@ -141,7 +141,7 @@ class Walk:
             self._set(name, self.whole(name).to(self.dtype))
 
     def drop(self, names: Sequence[str]) -> None:
-        """They take no memory until they are filled again."""
+        """Free the memory of these weights until they are filled again."""
         for name in names:
             self._set(name, torch.empty_like(self.skeleton.get_parameter(name), device="meta"))
 
@@ -169,8 +169,7 @@ class Layer:
         self.walk.fill(names)
 
     def let_go(self) -> None:
-        """Of the layer's weights, and of those that it came with: what has been measured is all that is needed, up to a
-        `refresh` of them all."""
+        """Free the layer's weights, and those that it came with: what has been measured suffices until a `refresh`."""
         if not self.walk.follow or len(self._behind) == len(self.walk.before):
             self._twin = None
             self.walk.drop(self.parameters)
@@ -263,7 +262,7 @@ class Layer:
         return self.module.get_submodule(self._path(name))
 
     def _path(self, name: str) -> str:
-        """Of the module of a matrix, inside the layer."""
+        """The path of a matrix's module inside the layer."""
         return name.removeprefix(f"{self.name}.").rpartition(".")[0]
 
 

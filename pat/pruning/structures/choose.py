@@ -33,7 +33,7 @@ from pat.pruning.structures.sites import Site
 
 @dataclass(frozen=True)
 class Choice:
-    """What is left, exactly."""
+    """The units that stay, and what they cost."""
 
     keep: dict[str, Tensor]  # per site (num_units,) bool
     counts: dict[str, list[int]]  # per structure: the units that every site keeps

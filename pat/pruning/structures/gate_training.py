@@ -161,7 +161,7 @@ class CutTraining(RankedTraining):
         """There is no soft phase to fade in."""
 
     def learns(self, phase: str) -> bool:
-        """No step does."""
+        """Never: scores are not learned."""
         return False
 
 

@@ -218,7 +218,7 @@ class StructurePruner:
         kept = {name: int(flags.sum()) for name, flags in counts.keep.items()}
         journal = self.journal(t, (method, kept, self.seed))
         self.state.keep = self.units.join(cutter.cut(self.walk(method.follows), kept, journal))
-        if self.adapted:  # else gates are folded next, which does this
+        if self.adapted:  # without adapters, folding the gates does this
             self.layout.refresh_forward()
         self._count()
 

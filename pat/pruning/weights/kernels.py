@@ -250,7 +250,7 @@ class SumOfSquares:
 
 
 def _scalar(value: float) -> Tensor:
-    """A 0-dim fp32 tensor: an argument of a compiled pass, where a float would be built in."""
+    """A 0-dim fp32 tensor: an argument of a compiled pass, where a float would be compiled in as a constant."""
     return torch.tensor(value, dtype=torch.float32)
 
 

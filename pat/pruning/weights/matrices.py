@@ -21,16 +21,17 @@ class Matrices:
     shapes: Mapping[str, tuple[int, ...]]  # of all parameters; only those of two or more dimensions are taken
     linear: frozenset[str] = frozenset()  # those that are the weights of linear maps inside the model's layers
     transposed: frozenset[str] = frozenset()  # those stored as (inputs, outputs): a Conv1D's
+    stacks: tuple[str, ...] = ()  # what the names of everything inside the layers begin with
 
     @classmethod
     def of(cls, model: nn.Module) -> Matrices:
         """The matrices of a model, whole or sharded."""
         shapes = {name: logical_shape(param) for name, param in model.named_parameters()}
-        stacks = [f"{name}." for name, module in named_modules(model) if isinstance(module, nn.ModuleList)]
+        stacks = [f"{name}." for name, module in named_modules(model) if _is_stack(module)]
         transposed = {f"{name}.weight" for name, module in named_modules(model) if is_conv1d(module)}
         linear = transposed | {f"{name}.weight" for name, m in named_modules(model) if isinstance(m, nn.Linear)}
         linear = {name for name in linear if any(name.startswith(stack) for stack in stacks)}
-        return cls(shapes, frozenset(linear & set(shapes)), frozenset(transposed & set(shapes)))
+        return cls(shapes, frozenset(linear & set(shapes)), frozenset(transposed & set(shapes)), tuple(stacks))
 
     def as_map(self, name: str) -> tuple[int, ...]:
         """The shape of a matrix with the outputs first, however it is stored."""
@@ -60,5 +61,15 @@ class Matrices:
                 f"{patterns.in_patterns(matrices)}"
             )
 
+    def stacked(self) -> dict[str, tuple[int, ...]]:
+        """Parameters of three and more dimensions inside the layers: several matrices in one, as fused experts are."""
+        inside = {name for name in self.shapes if name.startswith(self.stacks)}
+        return {name: shape for name, shape in self.shapes.items() if name in inside and len(shape) > 2}
+
     def _matches(self, name: str, params: Sequence[str]) -> bool:
         return patterns.matches(name, params) or (ALL_LINEAR in params and name in self.linear)
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """Whether it is a list of layers; a list of single linear maps is none."""
+    return isinstance(module, nn.ModuleList) and all(any(item.children()) for item in module)

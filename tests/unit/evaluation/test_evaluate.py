@@ -117,7 +117,7 @@ def test_a_classifier_of_several_labels_is_refused(tmp_path, capsys):
     for given in (["--mix", mix], ["recipe=reviews_dense"]):
         assert run(path, *given) == 2
         said = capsys.readouterr().err
-        assert "pat reads one a text" in said and said.count("\n") == 1
+        assert "pat reads one label a text" in said and said.count("\n") == 1
     model.config.problem_type = "single_label_classification"
     model.save_pretrained(path)
     assert run(path, "--mix", mix, "--device", "cpu") == 0

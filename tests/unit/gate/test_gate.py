@@ -246,7 +246,7 @@ def test_a_profile_of_other_weights_or_of_another_command_is_refused(folder: Pat
         (["dense", "envelope.parameters.max=1", "--envelope", "no.yaml"], "there is no file no.yaml"),
         (["dense", "envelope.latency_p95.max=1", "--profile", "rows.jsonl"], "rows.jsonl is not"),
         (["dense", "envelope.accuracy.min=1"], "does not say which data it was made for"),
-        (["dense", "envelope.sparsity.min=0.5"], "sparsity is limited, but dense does not say it"),
+        (["dense", "envelope.sparsity.min=0.5"], "sparsity is limited, but dense does not record it"),
         (["dense", "envelope.slices.max=0.5", "--mix", "mix.jsonl"], "slices.max fits no figure of slices"),
         (["dense", "envelope.reference_loss.max=1", "--mix", "mix.jsonl"], "gives passed, calibration_error"),
         (["dense", "envelope.slices={min: 0, least: 99}", "--mix", "mix.jsonl"], "none has 99 or more"),

@@ -62,6 +62,12 @@ def test_best_counts_only_in_the_final_phase() -> None:
     assert not made.is_best({"accuracy": 0.6, "loss": 0.0}, final=True)
     assert made.is_best({"accuracy": 0.8, "loss": 9.0}, final=True)
     assert not made.is_best({"accuracy": math.nan, "loss": math.nan}, final=True), "it has diverged"
+    equal = due()
+    kept = [equal.is_best({"accuracy": 1.0, "loss": loss}, final=True) for loss in (0.3, 0.1, 0.2, 0.1)]
+    assert kept == [True, True, False, True], "of equal ones the lower loss, else the later: healing goes on"
+    assert equal.progress.worse == 3, "patience is about the metric"
+    equal.progress.best = [1.0]  # of an older checkpoint
+    assert equal.is_best({"accuracy": 1.0, "loss": 9.0}, final=True)
     by_loss = due("loss", higher_is_better=False)
     assert by_loss.is_best({"accuracy": 0.7, "loss": 0.5}, True) and by_loss.is_best(
         {"accuracy": 0.1, "loss": 0.4}, True

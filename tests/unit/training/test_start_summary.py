@@ -137,13 +137,14 @@ def test_an_evaluation_that_shows_nothing_is_said(config: Config) -> None:
 
 def test_calibration_on_too_little_is_said(config: Config) -> None:
     """Of 40 samples of at most 32 tokens, for the 128 inputs of down_proj."""
-    for num_samples, words in ((100, "there are 40 training samples"), (2, "at most 64 tokens for the"), (40, "")):
+    few = "criterion.num_samples=2 are at most 64 tokens for the"
+    for num_samples, words in ((100, "on all 40 training samples"), (2, few), (30, "on the 30 samples that training")):
         calibrated = config.changed(
             pruners__weights__criterion={"name": "alps", "num_samples": num_samples}, pruners__weights__scope="matrix",
             pruners__weights__exclude=[], pruners__weights__schedule={"name": "one_shot", "start": 0},
         )  # fmt: skip
         said = start_summary(calibrated, preflight.prepare(calibrated, Path("run")))
-        assert words in said and ("criterion.num_samples" in said) == bool(words)
+        assert words in said and ("criterion.num_samples" in said) == (words == few)
 
 
 def test_the_command_says_it_once_and_it_is_in_the_log(
