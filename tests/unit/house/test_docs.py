@@ -34,11 +34,17 @@ def script(name: str) -> Any:
     return module
 
 
-def lines_in(text: str) -> Iterator[str]:
-    """What follows `pat` in every line of code that calls it, without what explains it at the right."""
+def code_in(text: str) -> Iterator[str]:
+    """Every command of the code, without what explains it at the right: a line has several between && or ;."""
     blocks = re.findall(r"(?:^    [^\n]*\n|^\n)+|```.*?```", text, re.MULTILINE | re.DOTALL)
     for line in re.sub(r"\\\n\s*", " ", "".join(blocks)).splitlines():
-        called = re.match(r"\s*(?:srun \S+ \S+ )?pat (.*)", re.split(r"\s{3,}", line.strip())[0])
+        yield from re.split(r"\s*(?:&&|;|\|)\s+", re.split(r"\s{3,}", line.strip())[0])
+
+
+def lines_in(text: str) -> Iterator[str]:
+    """What follows `pat` in each that calls it."""
+    for code in code_in(text):
+        called = re.match(r"(?:srun (?:\S+ )*?)?pat (.*)", code)
         if called:
             yield called[1]
 
@@ -73,6 +79,17 @@ def test_commands_and_options_exist(words: list[str]) -> None:
     for word in rest if command != "COMMAND" else ():
         if word.startswith("-"):
             assert re.search(rf"(?<![\w-]){re.escape(word)}\b", helped(command)), word
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_scripts_and_their_options_exist(page: Path) -> None:
+    for code in code_in(page.read_text()):
+        called = re.match(r"python (?:-m (tests[\w.]+)|((?:tests|docs|launch)/\S+\.py))(.*)", code)
+        if called:
+            file = ROOT / (called[2] or f"{called[1].replace('.', '/')}.py")
+            assert file.is_file(), code
+            for option in re.findall(r"(?<= )--[\w-]+", called[3]):
+                assert f'"{option}"' in file.read_text(), code
 
 
 def test_every_workflow_calls_pat() -> None:
