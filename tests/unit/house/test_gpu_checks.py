@@ -64,7 +64,7 @@ def test_all_checks_pass_where_all_is_well(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(checks, "_needs", lambda module: None)
     found = all_of(tmp_path, stand_in := StandIn())
     assert [outcome.passed for outcome in found.values()] == [True] * len(checks.CHECKS), found
-    assert stand_in.composed == 14
+    assert stand_in.composed == 16
 
 
 def test_a_check_says_its_figure_and_how_many_ranks_had_it(tmp_path: Path) -> None:
@@ -101,6 +101,8 @@ def test_the_script_runs_the_checks_and_ends_as_they_do(repository: Path, tmp_pa
         ("fp16_overflows", "fp16", {"skipped_steps": 0}),
         ("fused_adam", "fused_adam", {"metrics": {"loss": 2.2}}),
         ("step_ratio", "soft", {"tokens_per_s": 900.0}),
+        ("step_ratio", "hard", {"tokens_per_s": 900.0}),
+        ("fused_adam", "adamw", {"metrics": {"loss": float("nan")}}),
     ],
 )
 def test_what_is_wrong_fails(check: str, run: str, wrong: dict[str, Any], tmp_path: Path) -> None:
@@ -121,6 +123,31 @@ def test_without_a_card_one_sentence_and_no_figures(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert checks.main(str(tmp_path / "gpu.json")) == 0 and not list(tmp_path.iterdir())
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_with_a_card_its_name_is_in_the_file_and_every_check_has_two_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks: list[int] = []
+
+    def outcomes(bench: checks.Bench) -> Any:
+        ranks.append(bench.ranks)
+        yield checks.Outcome("same_bits", True, "equal", 1.0, ())
+
+    monkeypatch.setattr(checks, "outcomes", outcomes)
+    for name, value in (("is_available", True), ("device_count", 4), ("get_device_name", "a card")):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda value=value: value)
+    assert checks.main(str(tmp_path / "gpu.json")) == 0 and ranks == [2]
+    assert json.loads((tmp_path / "gpu.json").read_text())["device"] == "4 x a card"
+    assert "4 x a card" in capsys.readouterr().out
+
+
+def test_a_command_that_hangs_fails_its_check(tmp_path: Path) -> None:
+    def hangs(command: tuple[str, ...], **options: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    (outcome,) = checks.outcomes(checks.Bench(tmp_path, 2, hangs), [checks.doctor])
+    assert outcome.passed is False and f"has not ended after {checks.WAIT_S} s" in outcome.said
 
 
 def test_a_package_that_is_missing_skips_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
