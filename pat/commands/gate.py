@@ -85,7 +85,7 @@ def _envelope(keys: Sequence[str], options: argparse.Namespace) -> Any:
         return spec.parse(spec.merged(content, made.get("envelope", {})))
     except ValueError as error:
         place = "" if options.envelope is None else f"{options.envelope}: "
-        raise ValueError(f"{place}{error}; see docs/gate.md") from None
+        raise ValueError(f"{place}{error} (docs/gate.md)") from None
 
 
 def _gate(variant: Path, keys: list[str], envelope: Any, options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -154,6 +155,11 @@ def require_reachable(name: str, key: str) -> None:
         )
 
 
+def to_fetch(name: str) -> str:
+    """What to do about a name that is not in the local cache, where the hub's client may not use the network."""
+    return f" HF_HUB_OFFLINE is set: run `hf download {name}` where there is a network." if is_offline_mode() else ""
+
+
 def _folders(folder: str) -> list[str]:
     return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
 
@@ -172,7 +178,7 @@ def _config_from_path(cfg: ModelConfig, fields: dict[str, Any]) -> PretrainedCon
     except OSError as error:
         raise ValueError(
             f"No model could be loaded from model.path='{cfg.path}': misspelt, or offline and not in the local cache"
-            f"{did_you_mean(cfg.path, _folders('.')) or '.'}"
+            f"{did_you_mean(cfg.path, _folders('.')) or '.'}{to_fetch(cfg.path)}"
         ) from error
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ValueError(
@@ -249,6 +255,7 @@ def _pretrained(
     except OSError as error:
         raise ValueError(
             f"No weights could be loaded from model.path='{cfg.path}': misspelt, or offline and not in the local cache."
+            + to_fetch(str(cfg.path))
         ) from error
     except SafetensorError as error:
         check_weights(str(cfg.path), "model.path", cfg.revision)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pat.models import limits
-from pat.models.build import config_of, require_reachable
+from pat.models.build import config_of, require_reachable, to_fetch
 from pat.schema import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ def _named(cfg: ModelConfig) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"No tokenizer could be loaded from '{name}' (misspelt, offline, a folder without tokenizer files, or one "
             "with code of its own, which is not run?): set model.tokenizer to a hub name, a folder or 'byte'."
+            + to_fetch(name)
         ) from error
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # transformers returns it without a file
         raise ValueError(

@@ -188,4 +188,6 @@ def _resume(training: Training) -> None:
     progress.data = data  # a checkpoint names what comes next
     if warning:
         tracker.warn("other data", warning)
-    tracker.say(f"resumed at step {progress.step} from {manifest['world_size']} ranks at ZeRO {manifest['zero_stage']}")
+    ranks = manifest["world_size"]
+    said = f"{ranks} rank{'s' * (ranks > 1)} at ZeRO {manifest['zero_stage']}"
+    tracker.say(f"resumed at step {progress.step} from {said}")

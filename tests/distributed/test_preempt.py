@@ -54,7 +54,7 @@ def test_other_ranks_and_stages(stopped: Path, tmp_path: Path, undisturbed: dict
     step = runs.latest(run_dir)
     start = Start(run_dir, "engine.zero_stage=1", launched=False)
     assert start.end() == ExitCode.DONE, start.text()
-    assert f"resumed at step {step} from 1 ranks at ZeRO 3" in start.text()
+    assert f"resumed at step {step} from 1 rank at ZeRO 3" in start.text()
     found = runs.result(run_dir)
     for key in ("step", "phase", "sparsity"):
         assert found[key] == undisturbed[key]
