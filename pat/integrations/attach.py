@@ -48,12 +48,16 @@ def attach(
     `keep_last`, how many states of the pruner one folder keeps (2; null: all). The tokenizer is only needed to export a
     checkpoint with it. `samples`: this rank's batches, as the model takes them, for methods that are calibrated (alps,
     wanda, obs, ...); on all ranks as many, of one size.
+
+    Returns the pruner's handle: its `figures()` are those of the last step, its `check()` proves the promises at the
+    end. Raises ValueError for settings that do not exist or do not fit together; deepspeed.initialize then raises it
+    for what the model, its engine or the samples do not allow.
     """
     return Pruning(settings, samples).attach(model, tokenizer, num_steps)
 
 
 class Pruning:
-    """A pruner and its place in a foreign trainer."""
+    """A pruner and its place in a foreign trainer, as `attach` returns it."""
 
     def __init__(
         self, settings: Mapping[str, Any] | str | Path, samples: Iterable[samples_.Batch] | None = None

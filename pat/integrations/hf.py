@@ -91,7 +91,10 @@ def export_pruned(
 ) -> dict[str, Any]:
     """Write a trainer's checkpoint (OUT/checkpoint-N) as a stock Hugging Face folder, narrowed and proven equal.
 
-    Without ranks or a GPU; the same as `pat export CHECKPOINT --out OUT`. Returns what `export.json` holds.
+    Without ranks or a GPU; the same as `pat export CHECKPOINT --out OUT`. dtype: fp32, bf16, fp16; None: that of the
+    training. verify: auto, logits, layers, weights. Returns what `export.json` holds. Raises ValueError for a folder
+    that is there already, CheckpointError for a checkpoint that is not whole, and ExportError where the folder is not
+    its model.
     """
     with _outside_zero_init():
         return export_run(checkpoint, out, "last", dtype, verify)
