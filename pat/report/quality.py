@@ -91,7 +91,8 @@ def _metrics(sources: Sources) -> Iterator[Block]:
         for one in sequence(written.content, "models"):
             metrics, folder = values.numbers(mapping(one, "metrics")), text(one, "folder", "a model")
             if metrics and not any(_same(folder, metrics, model) for model in sources.measured):
-                columns.append((folder, metrics))
+                step = get(one, "step")  # of the best checkpoint, where a run's own metrics are those of its last step
+                columns.append((folder if step is None else f"{folder}, evaluated at step {step}", metrics))
     warned: dict[str, list[str]] = {}
     for run in sources.runs:
         for said in run.warnings:
