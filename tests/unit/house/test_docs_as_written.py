@@ -64,10 +64,9 @@ def written() -> Iterator[str]:
     """The commands, in their order."""
     for page in PAGES:
         text = (ROOT / f"{page}.md" if page == "README" else ROOT / "docs" / f"{page}.md").read_text()
-        for line in lines_in(text):
-            for command in (part.removeprefix("pat ") for part in re.split(r"\s*(?:;|&&)\s*", line)):
-                if command.split()[0] in COMMANDS and not any(part in command for part in ELSEWHERE):
-                    yield command
+        for command in lines_in(text):
+            if command.split()[0] in COMMANDS and not any(part in command for part in ELSEWHERE):
+                yield command
 
 
 def pat(words: list[str]) -> int:
