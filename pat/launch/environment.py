@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import re
@@ -132,12 +131,23 @@ def _port(job: str) -> int:
     return PORTS[zlib.crc32(job.encode()) % len(PORTS)]
 
 
+_kept: list[socket.socket] = []  # ports of this process, until it ends
+
+
 def free_port() -> int:
-    """A port on which nobody listens here. OSError where there is none."""
+    """A port on which nobody listens here. Until this process ends no other call takes it, in any process: ranks may
+    take half a minute to begin to listen. OSError where there is none."""
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        probe = socket.socket()
+        try:
             probe.bind(("", port))
-            return port
+        except OSError:
+            probe.close()
+            continue
+        # Who sets the same, as torch's store does, may still listen there; a plain bind, as above, is refused.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _kept.append(probe)
+        return port
     raise OSError(f"no free port among {PORTS.start} to {PORTS.stop - 1}: set MASTER_PORT")
 
 

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from pat.launch import environment
 from pat.launch.environment import RankEnvironment, first_host, free_port, rank_environment
@@ -136,10 +137,16 @@ def test_a_free_port_is_one_that_no_connection_gets_before_rank_0_listens(monkey
     """Catches a port that is free now and the local end of another program's connection seconds later."""
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert free_port() < min(first_ephemeral, 32768)
-    with socket.socket() as taken:  # on an address of its own
-        port = free_port()
-        taken.bind(("127.0.0.9", port))
+    port, none = free_port(), "no free port among {0} to {0}: set MASTER_PORT"
+    monkeypatch.setattr(environment, "PORTS", range(port, port + 1))
+    with pytest.raises(OSError, match=none.format(port)):  # nobody listens yet, but it is taken
+        free_port()
+    store = TCPStore("127.0.0.1", port, 1, is_master=True)  # as rank 0 does
+    store.set("a", "b")
+    other = port - 1 if port > 18000 else port + 1
+    monkeypatch.setattr(environment, "PORTS", range(other, other + 1))
+    with socket.socket() as taken:  # by another program, on an address of its own
+        taken.bind(("127.0.0.9", other))
         taken.listen()
-        monkeypatch.setattr(environment, "PORTS", range(port, port + 1))
-        with pytest.raises(OSError, match=f"no free port among {port} to {port}: set MASTER_PORT"):
+        with pytest.raises(OSError, match=none.format(other)):
             free_port()
