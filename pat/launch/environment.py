@@ -131,9 +131,6 @@ def _port(job: str) -> int:
     return PORTS[zlib.crc32(job.encode()) % len(PORTS)]
 
 
-_kept: list[socket.socket] = []  # ports of this process, until it ends
-
-
 def free_port() -> int:
     """A port on which nobody listens here. Until this process ends no other call takes it, in any process: ranks may
     take half a minute to begin to listen. OSError where there is none."""
@@ -146,7 +143,7 @@ def free_port() -> int:
             continue
         # Who sets the same, as torch's store does, may still listen there; a plain bind, as above, is refused.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _kept.append(probe)
+        probe.detach()  # stays open until this process ends
         return port
     raise OSError(f"no free port among {PORTS.start} to {PORTS.stop - 1}: set MASTER_PORT")
 
