@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pat.common.typed import untyped
 from pat.pruning.calibration.calls import Call
 from pat.pruning.calibration.probe import not_a_map, per_token
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
@@ -146,7 +147,7 @@ def _watch(walk: Walk, place: int, name: str, sums: dict[str, Tensor]) -> Any:
         add("inputs", args[0])
         if not isinstance(output, Tensor) or not output.requires_grad:
             raise not_a_map(name)
-        output.register_hook(partial(add, "gradients"))
+        untyped(output).register_hook(partial(add, "gradients"))
 
     return walk.skeleton.get_submodule(name.rpartition(".")[0]).register_forward_hook(forward)
 

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pat.launch import environment
 from pat.launch.environment import RankEnvironment, first_host, free_port, rank_environment
