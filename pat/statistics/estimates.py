@@ -77,14 +77,17 @@ def of_places(
     the samples: percentiles may not hold the value itself there, and bias-corrected ones cover too little.
     """
     value = float(figure(places))
-    whole = _wholes(places, units)
-    if len(whole) < 2:
+    drawn, of_drawn = places, figure
+    if units is not None and (each := np.unique(units)).size < units.size:
+        whole = [places[units == unit] for unit in each]
+        drawn, of_drawn = np.arange(len(whole)), lambda chosen: figure(np.concatenate([whole[i] for i in chosen]))
+    if drawn.size < 2:
         return Estimate(places.size, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         found = scipy.stats.bootstrap(
-            (np.arange(len(whole)),),
-            lambda drawn: figure(np.concatenate([whole[i] for i in drawn])),
+            (drawn,),
+            of_drawn,
             vectorized=False,
             confidence_level=confidence,
             n_resamples=resamples,
@@ -95,10 +98,3 @@ def of_places(
         apart = float(np.quantile(np.abs(found.bootstrap_distribution - value), confidence))
         return Estimate(places.size, value, value - apart, value + apart)
     return Estimate(places.size, value, float(found.confidence_interval.low), float(found.confidence_interval.high))
-
-
-def _wholes(places: Places, units: Units) -> list[Places]:
-    """The places of each unit."""
-    if units is None:
-        return list(places[:, None])
-    return [places[units == unit] for unit in np.unique(units)]

@@ -361,3 +361,9 @@ def test_a_sweep_whose_keys_of_a_cluster_would_be_ignored(capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["sweep", "recipe=parity", "seed=0,1", "cluster.nodes=2"])
     assert left.value.code == 2 and "cluster.nodes=2 would be ignored without --cluster" in capsys.readouterr().err
+
+
+def test_jobs_of_one_folder_are_refused(tmp_path, capsys):
+    alike = f"run.dir={tmp_path}/run"
+    assert submit("--cluster", "slurm", "--multirun", *RANKS, alike, "seed=0,1", "--dry-run") == 2
+    assert f"{alike} would be the folder of every job" in capsys.readouterr().err

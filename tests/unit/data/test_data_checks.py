@@ -60,6 +60,7 @@ def test_pointless_training_is_an_error(tmp_path: Path, rows: Rows, words: str) 
             ["labels with spaces around them: 'pos '", "'pos', 'pos ' are", "'Neg', 'neg' are different labels"],
         ),
         (texts([" pos", "neg"] * 20), texts([" pos", "neg"], "other"), ["labels with spaces around them: ' pos'"]),
+        (texts(["NaN", "neg"] * 20), texts(["NaN", "neg"], "other"), ["the label 'NaN' looks like a missing value"]),
         (
             texts(["pos", "neg"] * 20),
             texts(["pos", "neg"]) + texts(["pos"], "other"),

@@ -40,3 +40,8 @@ def test_a_folder_and_a_revision_are_taken_as_they_are(tmp_path: Path) -> None:
         assert planned(config) is config
     of_the_hub = composed("recipe=llama3_8b_dense", "model.revision=main")
     assert planned(of_the_hub) is of_the_hub
+
+
+def test_a_teacher_of_the_hub_is_known_too() -> None:
+    config = planned(composed("recipe=llama3_8b_narrow", "distill=dense"))
+    assert config.distill.teacher == config.model.path and str(config.model.path).startswith(str(places.conf_dir()))

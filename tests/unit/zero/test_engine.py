@@ -240,3 +240,14 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         assert (group["weight_decay"], group["base_weight_decay"]) == (decay, decay), name
         assert (group["lr"], group["base_lr"]) == (0.0, 0.02)
     assert found["0.weight"]["params"] != found["2.weight"]["params"], "a pruner's weights have groups of their own"
+
+
+def test_a_value_that_deepspeed_refuses_is_one_sentence() -> None:
+    """Would catch: a job that waits for a day in a queue and ends in its first second."""
+
+    def made(size: Any) -> Config:
+        return config(deepspeed={"zero_optimization": {"reduce_bucket_size": size}})
+
+    with pytest.raises(ValueError, match="DeepSpeed refuses reduce_bucket_size='abc': Input should be a valid integer"):
+        engine.check_values(made("abc"))
+    engine.check_values(made(1_000_000))
