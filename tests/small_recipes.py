@@ -98,6 +98,7 @@ def small(config: Config, folder: Path) -> list[str]:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         overrides += ["data.source=json", "data.subset=null", f"data.train={file}", "data.eval=null"]
         overrides += ["data.eval_fraction=0.25"]
+        overrides += [f"data.calibration={file}"] if config.data.calibration else []
     return overrides
 
 

@@ -53,9 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     overrides += ["--config-dir", options.config_dir] if options.config_dir else []
     overrides += ["--multirun"] if options.multirun else []
 
-    alike = [each for each in overrides if each.startswith("run.dir=") and "," not in each and "${" not in each]
-    if options.multirun and alike:
-        raise ValueError(f"{alike[0]} would be the folder of every job: leave it out, or take pat sweep --out DIR")
+    folders = [each for each in overrides if each.startswith("run.dir=")]  # the last one counts
+    if options.multirun and folders and not any(mark in folders[-1] for mark in (",", "${")):
+        raise ValueError(f"{folders[-1]} would be the folder of every job: leave it out, or take pat sweep --out DIR")
 
     def use(config: Any) -> int:
         from pat.training import preflight  # heavy

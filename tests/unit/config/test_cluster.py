@@ -367,3 +367,5 @@ def test_jobs_of_one_folder_are_refused(tmp_path, capsys):
     alike = f"run.dir={tmp_path}/run"
     assert submit("--cluster", "slurm", "--multirun", *RANKS, alike, "seed=0,1", "--dry-run") == 2
     assert f"{alike} would be the folder of every job" in capsys.readouterr().err
+    own = f"run.dir={tmp_path}/${{seed}}"  # of two, the last counts
+    assert submit("--cluster", "slurm", "--multirun", *RANKS, alike, own, "seed=0,1", "--dry-run") == 0
