@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,18 @@ from pat.pruning.schedules.ramps import Cubic, Linear, OneShot
 from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.types import ScoredSegment
 
+ROOT = Path(__file__).parents[2]
 STEPS = 100
 FINAL = 0.8
 PHASES = (("dense", 0, 10, "#dfe7f3"), ("soft", 10, 70, "#fbe8cf"), ("hard", 70, STEPS, "#dcefe0"))
 
-
+BUDGETS = (  # a budget, and the row of results/frontier.json that shows it
+    ("dense", "addresses-80-dense-dense-0"),
+    ("sparsity: 0.5", "addresses-0-50-alps-0"),
+    ("keep: {ffn: 0.5}", "addresses-80-ffn=0.5-obs-0"),
+    ("keep: {layers: 20}", "addresses-80-layers=20-pair-similarity-0"),
+)
+WEIGHTS = 400  # in the picture of criteria
 SIDE = 16  # of the matrix in the picture of masks
 STAYS, GONE = "#3f66a5", "#eef1f6"
 GATES = (1.0, 1.0, 0.0, 1.0, 0.4, 1.0, 0.0, 1.0)  # of the neurons in the picture of gates; one is on its way down
@@ -37,7 +45,9 @@ def main() -> None:
     plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "pat", "font.family": "sans-serif"}
     phases()
     masks()
+    criteria()
     gates()
+    budgets()
 
 
 def phases() -> None:
@@ -80,6 +90,45 @@ def _kept(weight: Tensor, granularity: Weight | Block | NOfM) -> Tensor:
     return keep.view(weight.shape)
 
 
+def criteria() -> None:
+    """The same weights by three criteria: what stays is dark, and half goes each time."""
+    random = torch.Generator().manual_seed(0)
+    weight, gradient, norm = (torch.randn(WEIGHTS, generator=random) for _ in range(3))
+    norm = 1 + norm.abs()
+    change = -gradient * 0.4  # what training does to the weight; movement adds up -W dL/dW
+    figure, places = plt.subplots(1, 3, figsize=(8, 3.1))
+    for axes, name, score, height, label in (
+        (places[0], "magnitude: |W|", weight.abs(), change, "change in training"),
+        (places[1], "movement: W x change", weight * change, change, "change in training"),
+        (places[2], "wanda: |W| x norm", weight.abs() * norm, norm, "norm of the input channel"),
+    ):
+        stays = score >= score.median()
+        for chosen, colour in ((~stays, "#c3cad6"), (stays, STAYS)):
+            axes.scatter(weight[chosen], height[chosen], s=9, color=colour, lw=0)
+        axes.axvline(0, color="#999999", lw=0.6)
+        axes.set_title(name, fontsize=11)
+        axes.set(xlabel="weight", ylabel=label, xticks=[0], yticks=[])
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, "criteria")
+
+
+def budgets() -> None:
+    """What "half", or a third, leaves of one Llama: parameters in the export, and those that are not zero."""
+    rows = json.loads((ROOT / "results" / "frontier.json").read_text())["rows"]
+    left = [(label, rows[key]["parameters"] / 1e6, rows[key]["nonzero_parameters"] / 1e6) for label, key in BUDGETS]
+    figure, axes = plt.subplots(figsize=(8, 2.7))
+    labels, parameters, nonzero = zip(*reversed(left), strict=True)
+    axes.barh(labels, parameters, color="#c3cad6", label="parameters in the exported files")
+    axes.barh(labels, nonzero, color=STAYS, label="of them not zero")
+    for place, (whole, part) in enumerate(zip(parameters, nonzero, strict=True)):
+        text = f"{whole:.0f}" if whole - part < 1 else f"{whole:.0f}, of them {part:.0f}"
+        axes.text(whole + 1, place, text, va="center", fontsize=9, color="#333333")
+    axes.set(xlim=(0, 160), xlabel="millions")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.22), ncols=2, frameon=False)
+    _save(figure, "budgets")
+
+
 def gates() -> None:
     """A feed-forward block under gates: a neuron is a row of one matrix and a column of the other."""
     gate = torch.tensor(GATES)
@@ -106,7 +155,7 @@ def _matrix(axes: Any, values: Tensor, title: str) -> None:
 def _save(figure: Any, name: str) -> None:
     figure.patch.set_facecolor("white")
     figure.tight_layout()
-    figure.savefig(Path(__file__).parents[1] / "pictures" / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(ROOT / "docs" / "pictures" / f"{name}.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
