@@ -31,6 +31,11 @@ _OF_A_PATH = (
     errno.EPERM,
     errno.EROFS,
 )
+_LESS_MEMORY = (
+    "In training a lower train.micro_batch_size (the global batch stays as it is) or data.max_length needs less, and "
+    "so do engine.zero_stage=3, engine.activation_checkpointing=true and engine.offload_optimizer=true: `pat plan` "
+    "says how much a rank needs. HYDRA_FULL_ERROR=1 shows where it happened"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,10 +85,8 @@ def _one_sentence_errors() -> Iterator[None]:
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        rank, on_its_machine = (next(filter(None, map(os.environ.get, keys)), "0") for keys in (_RANKS, _LOCAL_RANKS))
-        if on_its_machine == "0":  # the others would say the same
-            of = "" if rank == "0" else f"rank {rank} on {socket.gethostname()}: "
-            print(f"pat: {of}{error}", file=sys.stderr)
+        if _rank(_LOCAL_RANKS) == "0":  # the others would say the same
+            print(f"pat: {_whose()}{error}", file=sys.stderr)
         raise SystemExit(int(getattr(error, "exit_code", ExitCode.BAD_INPUT))) from None
     except BrokenPipeError:  # as by `pat ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left must not fail at the exit
@@ -94,8 +97,25 @@ def _one_sentence_errors() -> Iterator[None]:
             raise
         print(f"pat: {error.strerror}: {error.filename or 'while files were written'}", file=sys.stderr)
         raise SystemExit(int(ExitCode.BAD_INPUT if of_a_path else ExitCode.ERROR)) from None
+    except (MemoryError, RuntimeError) as error:
+        why = str(error).strip().partition("\n")[0].rstrip(".") or "out of memory"
+        of_memory = isinstance(error, MemoryError) or "out of memory" in why or "can't allocate memory" in why  # torch
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not of_memory:
+            raise
+        print(f"pat: {_whose()}{why}. {_LESS_MEMORY}", file=sys.stderr)
+        raise SystemExit(int(ExitCode.ERROR)) from None
     except KeyboardInterrupt:
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None
+
+
+def _rank(variables: Sequence[str]) -> str:
+    return next(filter(None, map(os.environ.get, variables)), "0")
+
+
+def _whose() -> str:
+    """Before what another rank than the first one says."""
+    rank = _rank(_RANKS)
+    return "" if rank == "0" else f"rank {rank} on {socket.gethostname()}: "
 
 
 if __name__ == "__main__":

@@ -47,6 +47,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def no_room(layer: str, num_bytes: int) -> str:
+    """What to say where a rank has no memory for what goes into a layer's matrices."""
+    return (
+        f"this rank has no memory to measure what goes into the matrices of {layer}: that takes up to "
+        f"{size_in_words(num_bytes)} beside the layer and the samples' hidden states; leave wide matrices out "
+        "(exclude), free memory (engine.zero_stage=3, engine.offload_optimizer=true), take fewer or shorter samples "
+        "(num_samples, data.max_length), or a method that needs next to none (wanda; of structures: activation)"
+    )
+
+
 def too_large(matrix: str, method: str, num_bytes: int) -> str:
     """What to say where a rank has no memory for a cut."""
     return (

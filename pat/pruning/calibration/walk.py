@@ -26,6 +26,7 @@ from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
 from pat.pruning.calibration.calls import Call, NotCalibrated, inputs_of, recording, without_cache
 from pat.pruning.calibration.gap import Gap, GapProbe
+from pat.pruning.calibration.needs import is_out_of_memory, no_room
 from pat.pruning.calibration.probe import Enough, Probe, Statistics
 from pat.pruning.calibration.statistics import InputStatistic, is_finite
 from pat.tasks import padding
@@ -185,9 +186,9 @@ class Layer:
         after: Callable[[int], None] | None = None,  # each micro-batch
     ) -> dict[str, dict[type[InputStatistic], Tensor]]:
         """Means over the tokens of all ranks, by matrix and statistic. An input that several matrices share is measured
-        once, and they get the same tensors. Collective."""
+        once, and they get the same tensors. Collective. Raises NotCalibrated on all ranks where one has no memory."""
         walk = self.walk
-        probe = Probe(statistics, to_the_end=after is not None)
+        probe, said = Probe(statistics, to_the_end=after is not None), list[str]()
         for name in statistics:
             probe.watch(name, self._module(name))
         try:
@@ -198,8 +199,16 @@ class Layer:
                     call(self.module, hidden)
                 if after is not None:
                     after(batch)
+        except (MemoryError, RuntimeError) as error:  # not raised here: the other ranks wait for this one
+            if not is_out_of_memory(error):
+                raise
+            sizes = [kind.num_bytes(self._inputs(name)) for name, kinds in statistics.items() for kind in kinds]
+            said = [no_room(self.name, sum(sizes))]
         finally:
             probe.remove()
+        refused = [sentence for each in walk.comm.gather(said) for sentence in each]
+        if refused:
+            raise NotCalibrated(refused[0])
         unused = sorted(set(statistics) - set(probe.first))
         if unused:
             raise NotCalibrated(
@@ -260,6 +269,10 @@ class Layer:
 
     def _module(self, name: str) -> nn.Module:
         return self.module.get_submodule(self._path(name))
+
+    def _inputs(self, name: str) -> int:
+        module = self._module(name)
+        return module.get_parameter("weight").shape[0 if is_conv1d(module) else 1]
 
     def _path(self, name: str) -> str:
         """The path of a matrix's module inside the layer."""

@@ -273,6 +273,25 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path, monkeypatch, capsys) 
     assert not (tmp_path / "new").exists()
 
 
+def test_too_little_memory_of_a_gpu_is_said_by_each_rank(monkeypatch, capsys) -> None:
+    """Also by one whose machine's first rank has enough."""
+
+    class Full:
+        @staticmethod
+        def main(_: object) -> int:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has 1 GiB free.\nMore")
+
+    monkeypatch.setattr(cli.commands, "load", lambda _: Full)
+    for rank, whose in (("0", "pat: CUDA"), ("1", "pat: rank 1 on ")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train", "recipe=parity"])
+        said = capsys.readouterr().err
+        assert stop.value.code == ExitCode.ERROR and said.startswith(whose) and said.count("\n") == 1
+        assert "Tried to allocate 2.00 GiB" in said and "train.micro_batch_size" in said
+
+
 def test_what_was_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fails if a refused command takes away a directory that it did not make, or changes what is in it."""
     run = tmp_path / "runs" / "first"

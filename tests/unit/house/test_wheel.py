@@ -55,7 +55,7 @@ def test_the_wheel_trains(repository: Path, tmp_path: Path) -> None:
 
 
 def needed(requirements: Iterable[str]) -> set[str]:
-    """The packages that pip would install for these, with all that they need: by name and extras, until nothing is new."""
+    """The packages that pip would install for these, with all that they need in turn."""
     asked, seen = [Requirement(each) for each in requirements], set[tuple[str, str]]()
     while asked:
         each = asked.pop()

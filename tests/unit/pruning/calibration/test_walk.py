@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from pat.common.comm import Comm
 from pat.common.parameters import is_conv1d
 from pat.pruning.calibration import calls
 from pat.pruning.calibration import walk as walks
@@ -216,3 +217,24 @@ def test_padding_alone_is_no_sample() -> None:
         batch["attention_mask"].zero_()
     with pytest.raises(NotCalibrated, match="no token"):
         Walk(models.model("llama"), weight_of(models.model("llama")), "model.layers", given, torch.float32)
+
+
+def test_no_memory_for_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, on every rank: those that have memory would wait for the one that has none."""
+    model = models.model("llama")
+    names = matrices(model)
+
+    class Another(Comm):
+        def gather(self, item: Any) -> list[Any]:
+            return [["the sentence of another rank"], item]
+
+    def full(cls: Any, total: Any, inputs: Tensor) -> Tensor:
+        return torch.empty(1 << 60)  # torch's own error
+
+    layer = next(iter(Walk(model, weight_of(model), stack_of(model, names), batches(), torch.float32, Another())))
+    with pytest.raises(NotCalibrated, match="the sentence of another rank"):
+        layer.collect({names[0]: BOTH})
+    monkeypatch.setattr(Gram, "add", classmethod(full))
+    layer = next(iter(Walk(model, weight_of(model), stack_of(model, names), batches(), torch.float32)))
+    with pytest.raises(NotCalibrated, match=r"no memory to measure .* of model.layers.0: .*exclude.*num_samples"):
+        layer.collect({names[0]: BOTH})
