@@ -31,8 +31,9 @@ PAGES = (
     "report",
     "registry",
     "monitor",
+    "clusters",
 )
-COMMANDS = ("compare", "evaluate", "export", "gate", "monitor", "profile", "prompts", "registry", "report")
+COMMANDS = ("compare", "evaluate", "export", "gate", "monitor", "profile", "prompts", "registry", "report", "status")
 ELSEWHERE = {  # what a command has in it that is not run here
     "/models/": "a model of the reader's",
     "assets/smollm2": "measured with the pretrained model",

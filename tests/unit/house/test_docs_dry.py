@@ -1,5 +1,5 @@
-"""The commands of the pages that prune, search, sweep and measure without a `pat train`: as they are written, in a
-folder that has what they name, up to where the first step or measurement would be."""
+"""The commands of the pages that plan, read data, prune, search, sweep and measure without a `pat train`: as they are
+written, in a folder that has what they name, up to where the first step or measurement would be."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.house.test_docs import FILLED_IN, PLACEHOLDERS, WRITTEN
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = ("prune", "search", "sweep", "sensitivity", "distill")
+COMMANDS = ("prune", "search", "sweep", "sensitivity", "distill", "plan", "data")
 HAVE_DRY_RUN = ("prune", "search", "sweep", "train")
 ROWS, HELD = 800, 250
 SENTENCE = "A reviewer says that the cast is better than the plot, and that it rained. "
