@@ -1,12 +1,15 @@
 """The journal of a cut: what each layer has come to, on disk, so that a cut that is stopped does not begin again.
 
     RUN/calibration/PRUNER-step-00000200/layer-00003.safetensors    flags packed, weights fp32
+    RUN/calibration/PRUNER-step-00000200/gradients.safetensors      what is measured once, before the first layer
 
 An entry counts if it has the key that the layer would get now, and contents with the hash they were written with:
 
     chain_0    = sha256(settings, gates outside of the weights, what goes into the first layer on every rank)
     key_i      = sha256(chain_i, every parameter of layer i before its cut, fp32)
     chain_i+1  = sha256(key_i, what layer i has come to)
+
+and what is measured once, on the whole model, the key sha256(chain_0, what else every rank gives, every parameter).
 
 So what other settings, samples, weights, numbers of ranks or layers below have given is never taken over, and a torn or
 altered file is written again. Rank 0 reads, writes and decides; the other ranks get what it has found, to the bit.
@@ -17,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +111,7 @@ class Journal:
         self.key = self._key(layer)
         self.entry = {}
         found = _read(self._file(layer.index), self.key) if comm.rank == 0 else None
-        heads = None if found is None else {name: (tuple(v.shape), v.dtype) for name, v in found[0].items()}
-        heads = comm.gather(heads)[0]
+        heads = comm.gather(None if found is None else _heads(found[0]))[0]
         self.taken += heads is not None
         if self.taken > self.told and (heads is None or layer.index + 1 == number):
             self.told = self.taken
@@ -119,6 +121,27 @@ class Journal:
         if found is not None:
             self.chain = _sha256(self.key, found[1])
         return _shared({} if found is None else found[0], heads, comm)
+
+    def once(
+        self,
+        walk: Walk,  # that has not begun
+        given: Mapping[str, Tensor],  # this rank's, on which it also depends
+        make: Callable[[], dict[str, Tensor]],  # collective
+    ) -> dict[str, Tensor]:
+        """What `make` gives, of an earlier start if that had the same weights and samples. Collective."""
+        if not self.journals.kept:
+            return make()
+        comm, path = self.journals.comm, self._folder() / f"{self.what}.safetensors"
+        hashes = [self._origin(walk), *comm.gather(tensors_sha256(given))]
+        hashes += self._hashes(walk, [name for name, _ in walk.skeleton.named_parameters()])
+        found = _read(path, _sha256(*hashes)) if comm.rank == 0 else None
+        heads = comm.gather(None if found is None else _heads(found[0]))[0]
+        if heads is not None:
+            self.journals.say(f"the {self.what} of an earlier start's cut are taken over")
+            return dict(_shared({} if found is None else found[0], heads, comm))
+        made = make()
+        self._keep(path, _sha256(*hashes), {name: value.detach().cpu().contiguous() for name, value in made.items()})
+        return made
 
     def put(self, name: str, value: Tensor) -> None:
         """What a layer has come to: flags (bool) under KEEP, or fp32 values; the last of a name counts."""
@@ -130,22 +153,30 @@ class Journal:
         no journal from here on. Collective."""
         if not self.journals.kept:
             return
-        failed: str | None = None
+        self.chain = _sha256(self.key, self._keep(self._file(layer.index), self.key, self.entry))
+        self.entry = {}
+        if layer.index == 0 and self.journals.comm.rank == 0:
+            self.journals.forget(self.pruner, self.t - 1)
+
+    def _keep(self, path: Path, key: str, entry: Mapping[str, Tensor]) -> str:
+        """Write rank 0's entry, or else give the journal up; its hash, on rank 0. Collective."""
+        failed, digest = None, ""
         if self.journals.comm.rank == 0:
-            digest = tensors_sha256(self.entry)
+            digest = tensors_sha256(entry)
             try:
-                _write(self._file(layer.index), self.key, digest, self.entry)
+                _write(path, key, digest, entry)
             except (OSError, SafetensorError, MemoryError) as error:  # told and not raised, as the other ranks wait
                 failed = f"{self.journals.root}: {getattr(error, 'strerror', None) or error or type(error).__name__}"
-            self.chain, self.entry = _sha256(self.key, digest), {}
-            if layer.index == 0:
-                self.journals.forget(self.pruner, self.t - 1)
         failed = self.journals.comm.gather(failed)[0]
         if failed is not None:
-            self.journals.give_up(self.journals.folder(self.pruner, self.t), failed)
+            self.journals.give_up(self._folder(), failed)
+        return digest
+
+    def _folder(self) -> Path:
+        return self.journals.folder(self.pruner, self.t)
 
     def _file(self, index: int) -> Path:
-        return self.journals.folder(self.pruner, self.t) / f"{self.what}-{index:05d}.safetensors"
+        return self._folder() / f"{self.what}-{index:05d}.safetensors"
 
     def _origin(self, walk: Walk) -> str:
         """Before the first layer: settings, and what all ranks send into it. Collective."""
@@ -156,12 +187,20 @@ class Journal:
 
     def _key(self, layer: Layer) -> str:
         """On rank 0. Collective."""
-        hashes = [self.chain]
-        for name in layer.walk.parameters(layer.index):
-            whole = layer.walk.whole(name)
+        return _sha256(self.chain, *self._hashes(layer.walk, layer.walk.parameters(layer.index)))
+
+    def _hashes(self, walk: Walk, names: Sequence[str]) -> list[str]:
+        """Of parameters as they are now, on rank 0. Collective."""
+        hashes: list[str] = []
+        for name in names:
+            whole = walk.whole(name)
             if self.journals.comm.rank == 0:
                 hashes.append(tensors_sha256({name: whole}))
-        return _sha256(*hashes)
+        return hashes
+
+
+def _heads(entry: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    return {name: (tuple(value.shape), value.dtype) for name, value in entry.items()}
 
 
 def _sha256(*texts: str) -> str:

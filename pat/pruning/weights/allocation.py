@@ -30,6 +30,7 @@ from pat.pruning.criteria import CHOICE
 REACH = 0.15  # a share differs from the target by at most this, and by half of what the target leaves
 FLOOR = 0.05  # of the mean, added to an output's mean squared gradient: few samples tell little of the smallest
 DROPPED_BITS = 19  # of an fp32 number; the other bits of a positive one, exponent and 4 of its mantissa, are its bin
+SHARE = "share|"  # before the name of its matrix
 BINS = 1 << (31 - DROPPED_BITS)
 
 
@@ -43,7 +44,18 @@ class Weighing:
     @property
     def digest(self) -> str:
         """A hash of all of it."""
-        return tensors_sha256({**self.outputs, "shares": torch.tensor(list(self.shares.values()), dtype=torch.float64)})
+        return tensors_sha256(self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name."""
+        shares = {SHARE + name: torch.tensor(share, dtype=torch.float64) for name, share in self.shares.items()}
+        return {**self.outputs, **shares}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Weighing:
+        """Of what `tensors` gave."""
+        outputs = {name: value for name, value in tensors.items() if not name.startswith(SHARE)}
+        return cls(outputs, {name.removeprefix(SHARE): float(v) for name, v in tensors.items() if name not in outputs})
 
 
 def weigh(

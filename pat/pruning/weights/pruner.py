@@ -185,22 +185,29 @@ class WeightPruner:
         """Layer by layer: choose by what goes into its matrices, and let the survivors take over. Collective."""
         assert self.walk is not None, "Pruner.bind gives it"
         method = calibrated.Method(criterion, self.granularity, target, self.scope, self.seed)
-        weighing = self._weigh(target)
+        weighing = self._weigh(t, target)
         journal = self.journal(t, (method, list(self.shapes), weighing.digest))
         calibrated.cut(method, weighing, self.walk(criterion.follows), self.matrices, journal, self.emptied_before())
         removed = self._count_removed()
         self._check_matrices(removed, set())
         self._clear_moments()
 
-    def _weigh(self, target: float) -> Weighing:
+    def _weigh(self, t: int, target: float) -> Weighing:
         """What the loss's gradients say before a cut, where the criterion asks. Collective."""
         if not ranking.weighs(self.granularity, self.scope, self.criterion):
             return Weighing()
         assert self.back is not None, "Pruner.bind gives it"
+        walk, batches, loss = self.back()
         weights = {name: partial(self.matrices.weights, name) for name in self.shapes}
         unit = self.granularity.weights_per_unit if self.scope == Global() else None
-        with self.on_gradients():
-            return weigh(*self.back(), weights, target, unit)
+
+        def taken() -> dict[str, Tensor]:
+            with self.on_gradients():
+                return weigh(walk, batches, loss, weights, target, unit).tensors()
+
+        journal = self.journal(t, (self.criterion, list(self.shapes), target, unit), "gradients")
+        given = {f"{i} {key}": v for i, batch in enumerate(batches) for key, v in batch.items() if torch.is_tensor(v)}
+        return Weighing.of(journal.once(walk, given, taken))
 
     def _check_matrices(self, removed: dict[str, int], tied: set[str]) -> None:
         numel = {name: math.prod(shape) for name, shape in self.shapes.items()}
