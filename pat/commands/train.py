@@ -59,7 +59,8 @@ def _start_ranks(config: Any) -> int:
     from pat.launch import multi_node, single_node
     from pat.launch.process import clear_ranks, only_user_of
     from pat.training.preflight import is_complete, prepare
-    from pat.training.start_summary import append_to_log, start_summary, warnings
+    from pat.training.start_summary import append_to_log, start_summary
+    from pat.training.start_warnings import warnings
     from pat.training.summary import outcome
 
     run_dir = Path(config.run.dir)
@@ -109,7 +110,8 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
 
         from pat import train as loop
         from pat.training import preflight
-        from pat.training.start_summary import start_summary, warnings
+        from pat.training.start_summary import start_summary
+        from pat.training.start_warnings import warnings
         from pat.zero.engine import init_distributed
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the variable before it was set

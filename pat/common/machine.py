@@ -1,4 +1,4 @@
-"""The name of this machine's processor."""
+"""This machine's processor."""
 
 from __future__ import annotations
 
@@ -32,3 +32,9 @@ def cpu_features() -> str:
         return platform.machine()
     lists = (line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features")))
     return next(lists, platform.machine())
+
+
+def has_bf16_units() -> bool:
+    """Whether the processor multiplies in bf16; True where the kernel does not list what it has."""
+    found = set(cpu_features().split())
+    return len(found) == 1 or bool(found & {"avx512_bf16", "amx_bf16", "bf16"})

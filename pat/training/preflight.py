@@ -22,7 +22,7 @@ from pat.run.directory import RunDir
 from pat.schema import Config
 from pat.tasks import base
 from pat.training import dry_run, logit_cache, slices, teacher, tensorboard
-from pat.training.start_summary import Checked
+from pat.training.checked import Checked
 from pat.zero import engine
 from pat.zero.checkpoint_files import CheckpointError
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from datasets import Dataset
 
 from pat import learning_rates
 from pat.checkpoint import retention
@@ -20,26 +14,13 @@ from pat.data.prepare import SPLITS, PreparedData
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
-from pat.pruning.weights.matrices import ALL_LINEAR, Matrices
 from pat.pruning.weights.pruner import WeightPruner
 from pat.run.directory import RunDir
 from pat.schema import Config, OptimConfig, TrainConfig
+from pat.training.checked import SHOWN_LABELS, Checked, label_counts, shown_label
+from pat.training.start_warnings import warnings
 
-SHOWN_LABELS = 8
-MUCH = 0.1  # of the layers' weights that stay dense without having been named
-FEW = 30  # samples for evaluation below which a start warns
 WIDTH = 10  # of the first column
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Everything built by the checks before a start, so that nothing is built twice."""
-
-    prepared: PreparedData
-    model: torch.nn.Module  # on the meta device
-    pruner: Pruner  # attached to it
-    head: Sequence[str] = ()  # what becomes of a pretrained head
-    strange: Sequence[str] = ()  # what looks wrong in the data
 
 
 def start_summary(config: Config, checked: Checked) -> str:
@@ -59,18 +40,6 @@ def start_summary(config: Config, checked: Checked) -> str:
         shown.append(f"  {'' if head == last != 'warning' else head:<{WIDTH}}{text}")
         last = head
     return "\n".join(shown)
-
-
-def warnings(config: Config, checked: Checked) -> list[str]:
-    """What to look at before the run starts; the only place where such sentences are gathered."""
-    return [
-        *checked.strange,
-        *_useless_excludes(checked),
-        *_left_dense(checked),
-        *_few_samples(config, checked),
-        *_small_evaluation(checked.prepared),
-        *(sentence for pruner in checked.pruner.pruners for sentence in timetable.warnings(pruner)),
-    ]
 
 
 def _teacher(config: Config) -> Iterator[str]:
@@ -130,39 +99,12 @@ def _samples(prepared: PreparedData, split: str) -> str:
 def _labels(prepared: PreparedData) -> Iterator[str]:
     if prepared.label_names is None:
         return
-    counts = _counts(prepared.train, prepared.label_names)
+    counts = label_counts(prepared.train, prepared.label_names)
     most = sorted(zip(prepared.label_names, counts.tolist(), strict=True), key=lambda one: -one[1])
     named = ", ".join(
-        f"{_shown(name)} {count:,} ({percent(count / counts.sum())})" for name, count in most[:SHOWN_LABELS]
+        f"{shown_label(name)} {count:,} ({percent(count / counts.sum())})" for name, count in most[:SHOWN_LABELS]
     )
     yield f"{len(most)}: {named}{', ...' if len(most) > SHOWN_LABELS else ''}"
-
-
-def _counts(rows: Dataset, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Samples of each label."""
-    column: Any = rows.select_columns("label").with_format("arrow")[:]
-    return np.bincount(column["label"].to_numpy(), minlength=len(names))
-
-
-def _small_evaluation(prepared: PreparedData) -> Iterator[str]:
-    """Where the samples for evaluation cannot show what pruning does."""
-    if prepared.label_names is None or not (held := len(prepared.eval)):
-        return
-    if held < FEW:
-        yield (
-            f"{held} samples for evaluation: each is {percent(1 / held)} of the accuracy; give data.eval, or a larger "
-            "data.eval_fraction"
-        )
-    counts = _counts(prepared.eval, prepared.label_names)
-    missing = [_shown(name) for name, count in zip(prepared.label_names, counts, strict=True) if not count]
-    if missing:
-        named = f"{', '.join(missing[:SHOWN_LABELS])}{', ...' if len(missing) > SHOWN_LABELS else ''}"
-        yield f"no sample for evaluation has the label {named}: what becomes of it is not measured"
-
-
-def _shown(label: str) -> str:
-    """Quoted where it begins or ends with spaces, which nobody would see."""
-    return label if label == label.strip() else repr(label)
 
 
 def _model(model: torch.nn.Module, config: Config) -> Iterator[str]:
@@ -249,46 +191,3 @@ def _steps(train: TrainConfig, optim: OptimConfig, model: torch.nn.Module, cuts:
 def _untested(config: Config) -> Iterator[str]:
     if config.engine.deepspeed_untested:
         yield f"never tested under pruning, and taken all the same: {', '.join(config.engine.deepspeed_untested)}"
-
-
-def _useless_excludes(checked: Checked) -> Iterator[str]:
-    """Patterns that match something, but nothing that would be pruned without them."""
-    for each in checked.pruner.weight_pruners:
-        taken = Matrices.of(checked.model).take(each.config.params)
-        for pattern in each.config.exclude:
-            if not pattern.startswith(patterns.OPTIONAL) and not any(patterns.matches(n, [pattern]) for n in taken):
-                yield f"pruners.{each.name}.exclude: {pattern!r} matches nothing that params take"
-
-
-def _left_dense(checked: Checked) -> Iterator[str]:
-    """What all-linear does not take of the layers: experts that are one parameter, as transformers keeps them."""
-    matrices = Matrices.of(checked.model)
-    inside = {n: s for n, s in matrices.shapes.items() if len(s) > 1 and n.startswith(matrices.stacks)}
-    for each in checked.pruner.weight_pruners:
-        left = [name for name in matrices.stacked() if name not in each.shapes]
-        share = sum(math.prod(inside[name]) for name in left) / max(1, sum(map(math.prod, inside.values())))
-        if ALL_LINEAR in each.config.params and share > MUCH:
-            patterns_of = ",".join(sorted({f"*.{name.rpartition('.')[2]}" for name in left}))
-            yield (
-                f"{percent(share)} of the layers' weights stay dense: {patterns.in_patterns(left)} are no linear maps, "
-                f"but several in one; pruners.{each.name}.params=[{ALL_LINEAR},{patterns_of}] takes them, with a "
-                "criterion that is not calibrated (magnitude, movement)"
-            )
-
-
-def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
-    """Warnings of calibration on fewer tokens than a matrix has inputs, or on samples that nothing reads."""
-    there, calibrated = checked.prepared.to_calibrate(), any(each.calibration for each in checked.pruner.pruners)
-    if config.data.calibration and checked.pruner.pruners and not calibrated:
-        yield "data.calibration is not read: no pruner is calibrated"
-    for each in checked.pruner.pruners:
-        needs = each.calibration
-        if needs is None:
-            continue
-        key, asked, inputs = f"{needs.key}.num_samples", needs.num_samples, needs.shapes[needs.widest][1]
-        tokens = min(asked, there) * config.data.max_length
-        if tokens < inputs:
-            yield (
-                f"{key}={asked:,} are at most {tokens:,} tokens for the {inputs:,} inputs of {needs.widest}: with "
-                "fewer tokens than inputs damping decides; raise it"
-            )

@@ -665,11 +665,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/calibration/journal.py": [
         (
-            "        hashes = [self.chain]",
-            "        hashes = [self.settings]",
+            "_sha256(self.chain, *self._hashes(layer",
+            "_sha256(self.settings, *self._hashes(layer",
             "what the layers below have come to is no matter",
         ),
         ("*by_rank)", ")", "entries of other samples count"),
+        ("(walk), *comm.gather(tensors_sha256(given))]", "(walk)]", "gradients of other labels count"),
+        ("hashes += self._hashes(walk, [", "self._hashes(walk, [", "gradients of other weights count"),
         ('if head["key"] != key:', "if False:", "entries of other weights count"),
         ('if tensors_sha256(entry) == head["sha256"] else None', "", "an altered file counts"),
         (

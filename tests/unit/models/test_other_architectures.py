@@ -16,7 +16,7 @@ from pat.pruning.calibration.calls import NotCalibrated
 from pat.pruning.calibration.probe import per_token
 from pat.pruning.weights.matrices import Matrices
 from pat.schema import ModelConfig
-from pat.training import start_summary
+from pat.training import start_warnings
 
 SMALL = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32,
@@ -33,7 +33,7 @@ def test_experts_that_stay_dense_are_said(model_type: str, warned: bool) -> None
     taken = matrices.take(["all-linear"])
     each = SimpleNamespace(name="w", shapes=dict.fromkeys(taken), config=SimpleNamespace(params=["all-linear"]))
     checked: Any = SimpleNamespace(model=model, pruner=SimpleNamespace(weight_pruners=[each]))
-    said = list(start_summary._left_dense(checked))
+    said = list(start_warnings._left_dense(checked))
     assert len(said) == warned
     if warned:
         shapes = {n: p.numel() for n, p in model.named_parameters() if ".layers." in n and p.dim() > 1}

@@ -11,6 +11,7 @@ from torch import nn
 
 from pat import cli
 from pat.commands import train
+from pat.common import machine
 from pat.config import compose, frozen
 from pat.launch.environment import RankEnvironment
 from pat.launch.process import rank_records
@@ -18,7 +19,7 @@ from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.schema import Config, PrunerConfig
-from pat.training import preflight
+from pat.training import preflight, start_warnings
 from pat.training import start_summary as start_summary_module
 from pat.training.start_summary import start_summary
 from tests import models as small
@@ -214,3 +215,27 @@ def test_whose_answers_are_learned_is_said(given: dict[str, Any], said: list[str
     keys = {f"distill__{key}": value for key, value in given.items()}
     lines = list(start_summary_module._teacher(Config().changed(distill__weight=0.5, distill__temperature=2.0, **keys)))
     assert len(lines) == len(said) and all(line.endswith(end) for line, end in zip(lines, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    "dtype, flags, device, weights, warned",
+    [
+        ("bf16", "fma avx512f", "cpu", start_warnings.LARGE, True),
+        ("fp32", "fma avx512f", "cpu", start_warnings.LARGE, False),
+        ("bf16", "fma avx512f avx512_bf16", "cpu", start_warnings.LARGE, False),
+        ("bf16", "fp asimd bf16", "cpu", start_warnings.LARGE, False),
+        ("bf16", "arm64", "cpu", start_warnings.LARGE, False),  # of a system that lists nothing
+        ("bf16", "fma avx512f", "cuda", start_warnings.LARGE, False),
+        ("bf16", "fma avx512f", "cpu", 8, False),
+    ],
+)
+def test_bf16_without_units_for_it_is_said(
+    dtype: str, flags: str, device: str, weights: int, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: the first hour spent on steps that take a third of the time in fp32."""
+    monkeypatch.setattr(machine, "cpu_features", lambda: flags)
+    monkeypatch.setattr(start_warnings, "accelerator", lambda: device)
+    model = nn.Linear(1, weights, device="meta")
+    checked = preflight.Checked(None, model, None)  # type: ignore[arg-type]
+    said = list(start_warnings._slow_dtype(Config().changed(engine__dtype=dtype), checked))
+    assert len(said) == warned and all("engine.dtype=fp32" in sentence for sentence in said)

@@ -21,6 +21,7 @@ from pat.common.comm import Comm
 from pat.pruning.calibration import journal
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.calibration.walk import Layer
+from pat.pruning.weights import pruner as weights_pruner
 from pat.run.preemption import Preempted
 from pat.schema import Config
 from pat.training import calibrating
@@ -49,6 +50,11 @@ ONCE = {"name": "one_shot", "start": AT}
 def weights(criterion: Any = "wanda", sparsity: float = 0.5, schedule: Any = ONCE) -> Config:
     budget = {"name": "sparsity", "sparsity": sparsity}
     return test_cuts.config(criterion, schedule=schedule, budget=budget, params=["all-linear"])
+
+
+def weighed(samples: int = 4) -> Config:
+    criterion = {"name": "wanda", "gradient_samples": samples}
+    return test_cuts.config(criterion, "global", schedule=ONCE, params=["all-linear"])
 
 
 def gates() -> Config:
@@ -223,6 +229,44 @@ def test_a_layer_that_is_cut_otherwise_takes_those_above_it_with_it(tmp_path: Pa
     entries(tmp_path)[2].unlink()
     assert start(weights(), tmp_path, change=one_weight).measured == [2]
     assert start(weights(), tmp_path).measured == [1, 2]
+
+
+def relabelled() -> list[dict[str, Tensor]]:
+    """The same inputs of all layers, and another loss."""
+    return [batch | {"labels": batch["labels"].flip(0)} for batch in batches()]
+
+
+@pytest.mark.parametrize(
+    ("fields", "damage", "taken"),
+    [
+        ({}, None, 0),
+        ({}, torn, 1),
+        ({}, altered, 1),
+        ({"change": one_weight}, None, 1),
+        ({"samples": relabelled()}, None, 1),
+        ({"made": weighed(2)}, None, 1),
+    ],
+    ids=["the same", "torn", "altered", "a weight", "labels", "settings"],
+)
+def test_the_gradients_before_a_cut_are_taken_once(
+    fields: dict[str, Any], damage: Any, taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, passes = weighed(), [0]
+
+    def counted(*args: Any) -> Any:
+        passes[0] += 1
+        return weigh(*args)
+
+    weigh = weights_pruner.weigh
+    start(made, tmp_path)
+    file = tmp_path / "weights-step-00000001" / "gradients.safetensors"
+    if damage:
+        damage(file)
+    monkeypatch.setattr(weights_pruner, "weigh", counted)
+    again = start(**{"made": made, "root": tmp_path} | fields)
+    said = "the gradients of an earlier start's cut are taken over"
+    assert passes == [taken] and (said in again.said) == (not taken)
+    assert same(again, start(**{"made": made} | fields | {"root": None}))
 
 
 def full(tensors: dict[str, Tensor], path: Path, head: dict[str, str]) -> None:
