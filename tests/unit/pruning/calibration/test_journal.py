@@ -263,10 +263,11 @@ def test_the_gradients_before_a_cut_are_taken_once(
     if damage:
         damage(file)
     monkeypatch.setattr(weights_pruner, "weigh", counted)
-    again = start(**{"made": made, "root": tmp_path} | fields)
+    given: dict[str, Any] = {"made": made} | fields
+    again = start(**given, root=tmp_path)
     said = "the gradients of an earlier start's cut are taken over"
     assert passes == [taken] and (said in again.said) == (not taken)
-    assert same(again, start(**{"made": made} | fields | {"root": None}))
+    assert same(again, start(**given, root=None))
 
 
 def full(tensors: dict[str, Tensor], path: Path, head: dict[str, str]) -> None:
