@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from pat.common.text import duration
 from pat.run.preemption import Preempted
 from pat.training.state import Training
 
@@ -17,6 +18,7 @@ class Calibrating:
     def __init__(self, training: Training) -> None:
         self.training = training
         self.started, self.announced = 0.0, False
+        self.before = 0.0  # when the layer before began
         self.gradients_s = 0.0  # that taking the loss's gradients took, before the walk
 
     @contextmanager
@@ -31,9 +33,10 @@ class Calibrating:
     def on_layer(self, index: int, number: int) -> None:
         """Before each layer of a walk, and at its end. Raises Preempted. Collective."""
         training = self.training
+        now = time.perf_counter()
         if index == 0:
-            self.started, self.announced = time.perf_counter(), False
-        seconds = time.perf_counter() - self.started
+            self.started, self.announced = now, False
+        seconds, layer_s, self.before = now - self.started, now - self.before, now
         asked, better_now = training.agree(_better_now(training, seconds, index, number))
         if asked and better_now and training.pruner.journals.kept:
             raise Preempted(
@@ -49,7 +52,8 @@ class Calibrating:
             training.progress.calibration_seconds += seconds
             training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
         elif index % max(1, number // 4) == 0:
-            training.tracker.say(f"{self._at()}calibrating and pruning layer {index + 1} of {number}")
+            left = f", left {duration(layer_s * (number - index))}" if index else ""  # as the last one took
+            training.tracker.say(f"{self._at()}calibrating and pruning layer {index + 1} of {number}{left}")
 
     def _at(self) -> str:
         steps = self.training.config.train.num_steps

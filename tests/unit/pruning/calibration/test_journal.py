@@ -401,9 +401,10 @@ def test_taking_the_losss_gradients_counts_as_calibration(monkeypatch: pytest.Mo
             clock[0] += 5.0 * (index < 2)
     assert logged == [{"calibration/seconds": 50.0}, {"calibration/seconds": 10.0}]
     assert training.aside_s == training.progress.calibration_seconds == 60.0
-    assert said[:2] == [
+    assert said[:3] == [
         "step 3: taking the loss's gradients, through all layers and back",
         "step 3: calibrating and pruning layer 1 of 2",
+        "step 3: calibrating and pruning layer 2 of 2, left 0:00:05",
     ]  # fmt: skip
 
 
