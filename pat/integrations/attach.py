@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -25,14 +26,18 @@ import deepspeed
 import torch
 from torch import nn
 
+from pat.common.comm import Comm
 from pat.integrations import samples as samples_
 from pat.integrations import saved
 from pat.integrations.groups import extend_schedulers, follow, split_groups
 from pat.integrations.settings import Settings
+from pat.pruning.calibration.journal import Journals
 from pat.pruning.pruner import Pruner, StepStats
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights.matrices import Matrices
 from pat.zero import config_keys
+
+_log = logging.getLogger("pat")
 
 
 def attach(
@@ -41,28 +46,34 @@ def attach(
     num_steps: int,
     tokenizer: Any = None,
     samples: Iterable[samples_.Batch] | None = None,
+    calibration_dir: str | Path | None = None,
 ) -> Pruning:
     """Prune `model` in the DeepSpeed engine that it gets next, over `num_steps` optimizer steps.
 
     settings: a mapping or a YAML file {pruners: {NAME: ...}, seed, kernels} as conf/config.yaml describes it, and
     `keep_last`, how many states of the pruner one folder keeps (2; null: all). The tokenizer is only needed to export a
     checkpoint with it. `samples`: this rank's batches, as the model takes them, for methods that are calibrated (alps,
-    wanda, obs, ...); on all ranks as many, of one size.
+    wanda, obs, ...); on all ranks as many, of one size. `calibration_dir`: where rank 0 keeps the finished layers of a
+    calibrated cut until a checkpoint holds it, so that a cut that is killed goes on there; None: it begins again.
 
     Returns the pruner's handle: its `figures()` are those of the last step, its `check()` proves the promises at the
     end. Raises ValueError for settings that do not exist or do not fit together; deepspeed.initialize then raises it
     for what the model, its engine or the samples do not allow.
     """
-    return Pruning(settings, samples).attach(model, tokenizer, num_steps)
+    return Pruning(settings, samples, calibration_dir).attach(model, tokenizer, num_steps)
 
 
 class Pruning:
     """A pruner and its place in a foreign trainer, as `attach` returns it."""
 
     def __init__(
-        self, settings: Mapping[str, Any] | str | Path, samples: Iterable[samples_.Batch] | None = None
+        self,
+        settings: Mapping[str, Any] | str | Path,
+        samples: Iterable[samples_.Batch] | None = None,
+        calibration_dir: str | Path | None = None,
     ) -> None:
         self.settings = Settings.read(settings)
+        self.calibration_dir = None if calibration_dir is None else Path(calibration_dir)
         self.samples: Iterable[samples_.Batch] | None = None if samples is None else list(samples)
         self.model: nn.Module | None = None
         self.engine: Any = None
@@ -140,6 +151,10 @@ class Pruning:
                 "its first step, and load a checkpoint that has a `pat` folder"
             )
         self._take_samples(self.pruner)
+        if self.calibration_dir is not None:
+            world = self.pruner.layout.world
+            say, warn = (partial(_said_once, world, how) for how in (_log.info, _log.warning))
+            self.pruner.journals = Journals(self.calibration_dir, world, say, warn)
         self.pruner.begin(engine.global_steps)
 
     def _take_samples(self, pruner: Pruner) -> None:
@@ -179,6 +194,8 @@ class Pruning:
             saved.save(
                 Path(save_dir), tag, self.engine, self.pruner, self.config, self.tokenizer, self.settings.keep_last
             )
+            if self.pruner.layout.world.rank == 0:
+                self.pruner.saved()
         return result
 
     def _load(self, load_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
@@ -211,6 +228,13 @@ class Pruning:
             raise PromiseBroken("the pruner was never started")
         self.pruner.check()
         self.pruner.check_finished()
+        if self.pruner.layout.world.rank == 0:
+            self.pruner.journals.remove()
+
+
+def _said_once(world: Comm, how: Callable[[str], None], text: str) -> None:
+    if world.rank == 0:
+        how(f"pat: {text}")
 
 
 def _check_optimizer(base: Any) -> None:

@@ -27,7 +27,8 @@ class PruningCallback(TrainerCallback):
     """Prunes the trainer's model while it trains. Settings: a mapping or YAML file, see `pat.integrations.attach`.
 
     Methods that are calibrated (alps, wanda, obs, ...) take `samples`, this rank's batches, or else the first rows of
-    the training data, as the trainer collates them.
+    the training data, as the trainer collates them. The finished layers of a cut are kept in `calibration` of the
+    trainer's output_dir until a checkpoint holds it, so that a cut that is killed goes on there.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PruningCallback(TrainerCallback):
         if self.pruning.samples is None and (loader := kwargs.get("train_dataloader")) is not None:
             size = args.per_device_train_batch_size
             self.pruning.samples = RowsOf(loader, size, args.process_index, args.world_size)
+        self.pruning.calibration_dir = Path(args.output_dir) / "calibration"
         self.pruning.start(state.max_steps)
 
     def on_log(

@@ -18,6 +18,7 @@ from pat.common.comm import Comm
 from pat.config import frozen
 from pat.integrations import saved
 from pat.integrations.attach import Pruning
+from pat.pruning.calibration.walk import Layer
 from pat.pruning.types import PromiseBroken
 from pat.zero import engine as ds
 from tests import one_rank
@@ -50,11 +51,16 @@ def config_of(kind: str = "movement") -> Any:
 
 
 def attached(
-    config: Any, num_steps: int | None = STEPS, samples: Any = None, bf16: bool = True, **changes: Any
+    config: Any,
+    num_steps: int | None = STEPS,
+    samples: Any = None,
+    bf16: bool = True,
+    calibration_dir: Path | None = None,
+    **changes: Any,
 ) -> Pruning:
     """On an engine as a user makes it."""
     model = build_model(config)
-    pruning = Pruning(settings(config) | changes, samples).attach(model, num_steps=num_steps)
+    pruning = Pruning(settings(config) | changes, samples, calibration_dir).attach(model, num_steps=num_steps)
     groups = [group | {"lr": config.optim.lr} for group in ds.param_groups(model, config.optim, {})]
     for group in groups:
         del group["base_weight_decay"]  # which is pat's own
@@ -154,6 +160,46 @@ def test_calibrated_it_is_the_run_of_pats_own_loop(kind: str, tmp_path: Path) ->
     run(again, config, STEPS - 1, STEPS)
     assert found(again) == expected
     again.check()
+    free(again)
+
+
+def test_a_calibrated_cut_that_is_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits, without the layers and the gradients that are on disk; a checkpoint takes their place."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed_in(index: int, number: int) -> None:
+        if index == 1:
+            raise Killed
+
+    def start(folder: Path | None) -> Pruning:
+        return attached(config, samples=some_batches(config, 128), calibration_dir=folder)
+
+    config, kept, measured = config_of("alps"), tmp_path / "calibration", list[int]()
+    undisturbed = start(None)
+    run(undisturbed, config, 0, STEPS)
+    expected = found(undisturbed)
+    free(undisturbed)
+    first = start(kept)
+    assert first.pruner is not None
+    first.pruner.on_layer = killed_in
+    with pytest.raises(Killed):
+        run(first, config, 0, STEPS)
+    free(first)
+    (cut,) = kept.iterdir()
+    assert (cut / "layer-00000.safetensors").exists()
+
+    collect = Layer.collect
+    monkeypatch.setattr(
+        Layer, "collect", lambda layer, *args, **keys: measured.append(layer.index) or collect(layer, *args, **keys)
+    )
+    again = start(kept)
+    measured.clear()  # of the check at the start
+    run(again, config, 0, STEPS)
+    assert found(again) == expected and measured[0] == 1
+    again.engine.save_checkpoint(str(tmp_path / "saved"))
+    assert not kept.exists()
     free(again)
 
 
