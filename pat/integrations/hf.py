@@ -63,7 +63,8 @@ class PruningCallback(TrainerCallback):
         if self.pruning.samples is None and (loader := kwargs.get("train_dataloader")) is not None:
             size = args.per_device_train_batch_size
             self.pruning.samples = RowsOf(loader, size, args.process_index, args.world_size)
-        self.pruning.calibration_dir = Path(args.output_dir) / "calibration"
+        if args.output_dir is not None:
+            self.pruning.calibration_dir = Path(args.output_dir) / "calibration"
         self.pruning.start(state.max_steps)
 
     def on_log(
