@@ -120,7 +120,8 @@ def test_the_callback_checks_a_run_that_went_to_its_end(step: int, checked: int)
 
 
 def trainer_arguments(**changes: Any) -> Any:
-    return SimpleNamespace(**{"load_best_model_at_end": False, "auto_find_batch_size": False} | changes)
+    set_to = {"load_best_model_at_end": False, "auto_find_batch_size": False, "output_dir": "out"}
+    return SimpleNamespace(**set_to | changes)
 
 
 @pytest.mark.parametrize("name", ["load_best_model_at_end", "auto_find_batch_size"])
@@ -144,7 +145,7 @@ def test_the_callback_starts_the_pruner_for_all_steps_of_the_trainer() -> None:
         callback.on_train_begin(arguments, state, control)
     callback.pruning.engine = object()
     callback.on_train_begin(arguments, state, control)
-    assert started == [50]
+    assert started == [50] and callback.pruning.calibration_dir == Path("out/calibration")
 
 
 def test_a_pruner_that_never_started_is_a_broken_promise() -> None:
