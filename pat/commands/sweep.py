@@ -63,17 +63,24 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--y", metavar="METRIC", help="of the picture (default: the metric that the task shows)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: sweeps/NAME, named by the command")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="check and list the runs, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check and list the runs (with --cluster also a job's script), and stop"
+    )
+    parser.add_argument(
+        "--unchecked", action="store_true", help="with --cluster: do not read model and data first, as of `pat submit`"
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: give 1 or more")
     if options.race is not None and options.x != "sparsity":
         raise ValueError("--race draws no picture: leave --x out")
+    if options.unchecked and (not options.cluster or options.race is not None):
+        raise ValueError("--unchecked is for jobs of a cluster (--cluster), and a race reads its model: leave it out")
     if rank_environment():
         raise ValueError("a sweep starts its runs' ranks itself: call it from a plain shell, not under a launcher")
     from pat.config import cluster as clusters
     from pat.sweeps import results
-    from pat.sweeps.members import members_of, problems, sweep_name
+    from pat.sweeps.members import members_of, sweep_name
     from pat.sweeps.sweep import Sweep
 
     of_cluster, overrides = clusters.split(options.overrides)
@@ -87,16 +94,28 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("--x latency would measure this machine, not the cluster: `pat profile` measures it there")
     x, y = results.X_AXES[options.x], results.y_axis(members, metric)
     if options.dry_run and options.race is None:
-        wrong = problems(members, here=cluster is None)
-        print(f"{len(members)} runs, in {out}:")
-        for member in members:
-            print(f"  {member.name}" + (f": {wrong[member.name]}" if member.name in wrong else ""))
-        return ExitCode.BAD_INPUT if wrong else ExitCode.DONE
+        return _dry_run(out, members, cluster, options.unchecked)
     jobs = options.jobs or (len(members) if cluster else 1)
     if options.race is not None:
         return _race(out, ["pat", "sweep", *arguments], members, y, options, jobs, cluster)
     given, say = ["pat", "sweep", *arguments], lambda text: print(text, flush=True)
-    return Sweep(out, given, members, x, y, jobs, say, cluster).run(options.go_on)
+    return Sweep(out, given, members, x, y, jobs, say, cluster, not options.unchecked).run(options.go_on)
+
+
+def _dry_run(out: Path, members: Sequence[Any], cluster: Any, unchecked: bool) -> int:
+    from pat.launch import slurm
+    from pat.sweeps import on_slurm
+    from pat.sweeps.members import problems
+
+    if cluster is not None:
+        members = [replace(member, config=on_slurm.config_of(member, out.name, cluster)) for member in members]
+    wrong = {} if unchecked else problems(members, here=cluster is None)
+    print(f"{len(members)} runs, in {out}:")
+    for member in members:
+        print(f"  {member.name}" + (f": {wrong[member.name]}" if member.name in wrong else ""))
+    if cluster is not None:
+        print(f"\nthe job of {members[0].name}:\n\n{slurm.script(members[0].config, cluster)}", end="")
+    return ExitCode.BAD_INPUT if wrong else ExitCode.DONE
 
 
 def _race(

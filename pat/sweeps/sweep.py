@@ -35,6 +35,7 @@ class Sweep:
     jobs: int
     say: Callable[[str], None]
     cluster: ClusterConfig | None = None  # None: on this machine
+    checked: bool = True  # whether model and data are read before the first run
 
     def run(self, go_on: bool) -> int:
         """Run what is missing, then the table and the picture; returns the exit code of `pat sweep`."""
@@ -44,7 +45,8 @@ class Sweep:
         else:  # with the ranks that they will have, before the first is submitted
             left = [replace(one, config=on_slurm.config_of(one, self.out.name, self.cluster)) for one in left]
         earlier = self._earlier(go_on)
-        check_one(left, here=self.cluster is None)
+        if self.checked:
+            check_one(left, here=self.cluster is None)
         if self.cluster is not None and self.cluster.offline:
             on_slurm.fetch(left)
         with only_user_of(self.out, "--out", SWEEP_FILE):

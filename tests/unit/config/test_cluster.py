@@ -357,6 +357,23 @@ def test_members_of_a_sweep_are_jobs(fake_slurm, tmp_path, monkeypatch):
     assert refused.poll() == ExitCode.BAD_INPUT and "too many jobs" in refused.message
 
 
+def test_a_dry_run_of_a_sweep_shows_a_job_and_may_leave_the_data_unread(tmp_path, capsys):
+    def sweep(*more: str) -> int:
+        asked = ["sweep", *SMALL, *RANKS, "--cluster", "slurm", "seed=0,1", "--out", str(tmp_path / "s"), *more]
+        with pytest.raises(SystemExit) as left:
+            cli.main(asked)
+        return int(left.value.code or 0)
+
+    missing = ["data=json", "data.train=none.jsonl", "data.eval=null"]
+    assert sweep("--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "2 runs" in said and "#SBATCH --nodes=2" in said and f"{tmp_path}/s" in said.partition("#SBATCH")[2]
+    assert sweep("--dry-run", *missing) == 2 and "none.jsonl" in capsys.readouterr().out
+    assert sweep("--dry-run", "--unchecked", *missing) == 0
+    assert sweep("--unchecked", "--race", "3") == 2 and "--unchecked is for jobs" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_sweep_whose_keys_of_a_cluster_would_be_ignored(capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["sweep", "recipe=parity", "seed=0,1", "cluster.nodes=2"])
