@@ -111,8 +111,8 @@ def with_step(page: str, step: Mapping[str, Any]) -> str:
     soft, hard = step["soft"], step["hard"]
     said = f"{soft['step_ratio']:.2f} (soft) and [{hard['step_ratio']:.2f} (hard)]"
     page = re.sub(r"[\d.]+ \(soft\) and \[[\d.]+ \(hard\)\]", said, page)
-    paired = f"neighbouring steps {soft['step_ratio_paired']:.2f} and {hard['step_ratio_paired']:.2f}"
-    return re.sub(r"neighbouring steps [\d.]+ and [\d.]+\b", paired, page)
+    paired = f"{soft['step_ratio_paired']:.2f} and {hard['step_ratio_paired']:.2f} in paired steps"
+    return re.sub(r"[\d.]+ and [\d.]+ in paired steps", paired, page)
 
 
 def with_prune(page: str, prune: Mapping[str, Any]) -> str:
