@@ -159,7 +159,10 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
     root = run.checkpoints
     by_step = in_place(root)
     if not by_step:
-        raise ValueError(f"{run.path} has no checkpoint yet: train first, or set train.checkpoint_every")
+        raise ValueError(
+            f"{run.path} has no checkpoint: either none has been saved yet (train first), or pat prune, pat search or "
+            "a race removed it (give the exported folder, or the best run)"
+        )
     listed = ", ".join(map(str, by_step))
     if checkpoint in ("best", "last", "good"):
         pointer = root / ("latest" if checkpoint == "last" else str(checkpoint))
@@ -167,7 +170,8 @@ def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
             return _target(root, pointer)
         if checkpoint == "good":
             raise ValueError(
-                f"{run.path} has no good checkpoint: it was trained without an envelope; take a step: {listed}"
+                f"{run.path} has no good checkpoint: it was trained without an envelope, or has not been judged by it "
+                f"yet; take a step: {listed}"
             )
         if checkpoint == "best" and (read_json(run.summary) or {}).get("step") != 0:  # that run has one, evaluated
             raise ValueError(

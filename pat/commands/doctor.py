@@ -110,7 +110,8 @@ def _device(wanted: str, ranks: int) -> str:
         )
     if device == "cuda" and ranks > torch.cuda.device_count():
         raise ValueError(
-            f"--ranks {ranks}, but this machine shows {torch.cuda.device_count()} GPUs: give at most those"
+            f"{ranks} ranks need {ranks} GPUs, and this machine shows {torch.cuda.device_count()}: give "
+            f"--ranks {torch.cuda.device_count()}, or --device cpu"
         )
     return device
 

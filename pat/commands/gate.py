@@ -50,7 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="the baseline, such as the dense model")
     parser.add_argument("--envelope", type=Path, metavar="FILE", help="limits in YAML; keys envelope.* come on top")
     _models.add_mix_options(parser)
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="latencies and memory, as `pat profile` writes")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="latencies and memory: what `pat profile --json FILE` wrote"
+    )
     parser.add_argument("--confident", action="store_true", help="demand that whole intervals are inside")
     _models.add_statistics_options(parser)
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the checks as JUnit XML")

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
     parser.add_argument("--table", type=Path, metavar="FILE", help="also time the first model's layers at every width, "
-                        "for budget.name=latency")  # fmt: skip
+                        "for pruners.NAME.budget.name=latency")  # fmt: skip
     _models.keep_words(parser, arguments)
     options = parser.parse_args(arguments)
     _check(options)
@@ -121,7 +121,8 @@ def _profile(options: argparse.Namespace) -> int:
         console.print(block)
     if options.table:
         files.write_json(options.table, result.table)
-        console.print(f"latency table of {paths[0]}: {options.table}; pat train ... budget.table={options.table}")
+        keys = f"pruners.NAME.budget.name=latency pruners.NAME.budget.table={options.table}"
+        console.print(f"latency table of {paths[0]}: {options.table}; pat train ... {keys}")
     _models.write_json(options, _plain(result, options, versions()))
     return ExitCode.DONE
 

@@ -210,6 +210,6 @@ def _task(model: str | None, config: Any) -> str:
                 return task
     raise ValueError(
         f"{model} is a {' or '.join(names) or 'model without an architecture in its config'}, whose task is not known: "
-        "give --task causal_lm, chat or classification; a model that was never fine-tuned is pruned while it is, by "
-        "`pat train recipe=encoder`"
+        "give --task causal_lm, chat or classification; for a model that was never fine-tuned, `pat train "
+        "recipe=encoder` fine-tunes and prunes it in one run"
     )

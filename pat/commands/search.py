@@ -48,9 +48,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, as in `pat train`")
     parser.add_argument("--pruner", metavar="NAME", help="whose budget is searched (default: the only one)")
     parser.add_argument(
-        "--from", dest="first", type=float, metavar="X", help="the least to prune (default: a quarter of the budget)"
+        "--from",
+        dest="first",
+        type=float,
+        metavar="X",
+        help="where the search begins, the least pruned: a sparsity "
+        "or, of structures, the share kept (default: a quarter of what the budget removes)",
     )
-    parser.add_argument("--to", dest="last", type=float, metavar="X", help="the most to prune (default: the budget)")
+    parser.add_argument(
+        "--to",
+        dest="last",
+        type=float,
+        metavar="X",
+        help="where it ends, the most pruned, in the same unit (default: the budget)",
+    )
     parser.add_argument(
         "--within", type=float, default=0.02, metavar="X", help="how near the answer must be (default: %(default)s)"
     )

@@ -55,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
 
     folders = [each for each in overrides if each.startswith("run.dir=")]  # the last one counts
     if options.multirun and folders and not any(mark in folders[-1] for mark in (",", "${")):
-        raise ValueError(f"{folders[-1]} would be the folder of every job: leave it out, or take pat sweep --out DIR")
+        raise ValueError(
+            f"{folders[-1]} would be the folder of every job: leave it out, or use `pat sweep --cluster NAME --out DIR`"
+        )
 
     def use(config: Any) -> int:
         from pat.training import preflight  # heavy

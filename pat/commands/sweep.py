@@ -67,7 +67,9 @@ def main(arguments: Sequence[str]) -> int:
         "--dry-run", action="store_true", help="check and list the runs (with --cluster also a job's script), and stop"
     )
     parser.add_argument(
-        "--unchecked", action="store_true", help="with --cluster: do not read model and data first, as of `pat submit`"
+        "--unchecked",
+        action="store_true",
+        help="with --cluster: do not read model and data first, as with `pat submit --unchecked`",
     )
     options = parser.parse_intermixed_args(arguments)
     if options.jobs is not None and options.jobs < 1:

@@ -147,7 +147,9 @@ def _search(overrides: Sequence[str], options: argparse.Namespace) -> int:
             )
     for name in ("frozen", "cfg", "package", "multirun", "resolve"):
         if getattr(options, name):
-            raise ValueError(f"--{name} is of a single run and {search.BUDGET} of a search: leave one of them out")
+            raise ValueError(
+                f"--{name} works only for a single run, and {search.BUDGET} starts a search: leave one of them out"
+            )
     more = ["--config-dir", options.config_dir] if options.config_dir else []
     return search.main([*overrides, *more, *(["--dry-run"] if options.dry_run else [])])
 

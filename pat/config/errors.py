@@ -60,6 +60,8 @@ def _quoted(override: str) -> str:
 
 OF_GENERAL_RECIPES = "recipes encoder and decoder have `weights`, encoder_narrow and decoder_narrow `narrow`"
 
+OPEN = ("model.config.", "engine.deepspeed.")  # whose keys are those of others
+
 
 def _explain_key(error: OmegaConfBaseException) -> str:
     key, message = str(error.full_key), (error.msg or str(error)).splitlines()[0]
@@ -68,6 +70,8 @@ def _explain_key(error: OmegaConfBaseException) -> str:
         allowed = sorted(str(key) for key in node if key != "hydra")
         last = key.rpartition(".")[2]
         place = key.rpartition(".")[0]
+        if f"{place}.".startswith(OPEN):
+            return f"{place} does not have {last!r} yet: add it with a plus, +{key}=..."
         return f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}" + (
             f"; {OF_GENERAL_RECIPES}" if place == "pruners" else did_you_mean(last, allowed)
         )

@@ -77,7 +77,10 @@ def _batch(config: Config) -> Iterator[str]:
 def _training(config: Config) -> Iterator[str]:
     optim, model, train = config.optim, config.model, config.train
     if model.path is None and model.init == "pretrained":
-        yield "model.path is not set: give a hub name or a local folder, or model=random"
+        yield (
+            "model.path is not set: give a hub name or a local folder, or model=random +model.config.model_type=llama "
+            "(or another architecture)"
+        )
     if model.path is None and "model_type" not in model.config:
         yield "neither model.path nor model.config.model_type is set: a random model needs one of them"
     if optim.warmup >= 1 and optim.warmup != int(optim.warmup):
@@ -147,7 +150,10 @@ def _peft(config: Config) -> Iterator[str]:
     if find_spec("peft") is None:
         yield f"peft.r={peft.r} needs the peft library: pip install 'pat-deepspeed[peft]', or take peft=none"
     if peft.target_modules == []:
-        yield "peft.target_modules is empty: nothing would be adapted; null takes all linear maps"
+        yield (
+            "peft.target_modules is empty: nothing would be adapted; null takes all linear maps but the output and the "
+            "head"
+        )
     if config.optim.trainable != ["*"]:
         yield (
             f"optim.trainable={config.optim.trainable} would be ignored: with peft the model is frozen and its "
@@ -207,7 +213,10 @@ def _structures(settings: PrunerConfig, place: str) -> Iterator[str]:
     default = PrunerConfig()
     for key in ("params", "exclude", "granularity", "criterion", "scope", "allow_empty_matrices", "masked_grad"):
         if getattr(settings, key) != getattr(default, key):
-            yield f"{place} has structures and {key}: {key} belongs to a weight pruner; give that a name of its own"
+            yield (
+                f"{place} has structures and {key}, but {key} belongs to a pruner of weights: leave it out, or put it "
+                "into a second pruner, pruners.OTHER_NAME"
+            )
 
 
 def _budgets(of_structures: bool) -> list[str]:

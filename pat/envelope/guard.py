@@ -136,7 +136,7 @@ def in_words(found: Mapping[str, Any]) -> str:
     if last and not last["inside"] and not last.get("undone"):
         said += f"\nthe model at the end is outside: {measured(last)}"
         if found["good_step"] != last["step"]:
-            said += f"; inside was step {found['good_step']}: --checkpoint good"
+            said += f"; step {found['good_step']} was inside: pat export --checkpoint good takes it"
     return said
 
 

@@ -110,7 +110,9 @@ def _openmpi_environment(env: Mapping[str, str]) -> RankEnvironment | None:
     one_machine = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == env["OMPI_COMM_WORLD_SIZE"]
     address = env.get("MASTER_ADDR") or ("127.0.0.1" if one_machine else first_host(env.get("SLURM_JOB_NODELIST", "")))
     if not address:
-        raise ValueError("mpirun says no rank where the first one is: add `-x MASTER_ADDR=HOST`, rank 0's machine")
+        raise ValueError(
+            "mpirun does not tell the ranks where rank 0 is: add `-x MASTER_ADDR=HOST`, with rank 0's machine"
+        )
     job = env.get("PMIX_NAMESPACE", "")  # the same on every rank of one mpirun
     return RankEnvironment(
         rank=rank,

@@ -68,7 +68,8 @@ def check(run_dir: Path, config: Config) -> None:
             said = [line.partition(": ")[2] for line in output[1].splitlines() if _is_from(name, line)]
             raise ValueError(
                 f"engine.hostfile={file}: {name} cannot start ranks ({said[-1] if said else 'no answer'}): ssh must "
-                "reach it without a password, and this environment and the run directory be there under the same paths"
+                "reach it without a password, and it must have this Python environment and the run directory under "
+                "the same paths"
             )
         there = json.loads(answer[1])
         if there | {"git": ""} != here | {"git": ""}:  # git may be on one machine only

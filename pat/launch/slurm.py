@@ -145,7 +145,7 @@ def lead_s(cluster: ClusterConfig, run: Path) -> int:
     if limit and lead >= limit:
         raise ValueError(
             f"the signal to save comes {lead} s before the time limit of {limit} s, so at once: raise "
-            f"{PREFIX}time_limit_min, or give {PREFIX}signal_lead_s"
+            f"{PREFIX}time_limit_min, or give a smaller {PREFIX}signal_lead_s"
         )
     return lead
 

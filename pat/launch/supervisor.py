@@ -154,7 +154,10 @@ class Supervisor:
         if failed.died:
             say(f"{message}; log: {log}")
             self._show_logs(failed.rank)
-            say(f"without an error above it was killed, most often for its memory; {self._goes_on()}")
+            say(
+                "if no error is shown above, the rank was killed, most often because the machine ran out of memory; "
+                f"{self._goes_on()}"
+            )
         else:
             say(f"{message} (log: {log})")
         if written and written["code"] in (ExitCode.DONE, ExitCode.PREEMPTED):

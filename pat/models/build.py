@@ -194,7 +194,7 @@ def _config_from_type(fields: dict[str, Any]) -> PretrainedConfig:
     model_type = fields.pop("model_type", None)
     if model_type is None:
         raise ValueError(
-            "model.init=random needs an architecture: give model.config.model_type (as llama) or model.path."
+            "model.init=random needs an architecture: give +model.config.model_type=llama, for example, or model.path."
         )
     try:
         default = AutoConfig.for_model(model_type)

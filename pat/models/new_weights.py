@@ -54,6 +54,6 @@ def check_trained(config: Config, new: Sequence[str]) -> None:
     if head and config.pruners and not config.train.num_steps:
         raise ValueError(
             f"model.path={config.model.path} would get a new head for task.name={config.task.name!r}, and without "
-            "steps (train.num_steps=0) it stays random: fine-tune the model first, or prune it while it is (pat train "
-            "recipe=encoder)"
+            "steps (train.num_steps=0) it stays random: fine-tune the model first, or fine-tune and prune it in one "
+            "run (pat train recipe=encoder)"
         )

@@ -58,8 +58,8 @@ def check(gate: Mapping[str, Any], record: Mapping[str, Any], which: str) -> Non
         checks = [each for each in checks if isinstance(each, dict)] if isinstance(checks, list) else []
         failed = ", ".join(str(each.get("name", "?")) for each in checks if each.get("passed") is False)
         raise RefusedError(
-            f"{which} did not pass its gate{f': {failed}' if failed else ''}; what another gate says of the same files "
-            "is added as a version of its own (pat registry add NAME FOLDER --gate FILE)"
+            f"{which} did not pass its gate{f': {failed}' if failed else ''}; to use another gate's result "
+            "for the same files, add them as a new version with it (pat registry add NAME FOLDER --gate FILE)"
         )
 
 

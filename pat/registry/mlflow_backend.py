@@ -40,7 +40,7 @@ def address(given: str | None, directory: Path) -> str:
     if urlsplit(uri).scheme in ("", "file"):
         raise ValueError(
             f"{redacted(uri)} is a folder, where MLflow writes without transactions: give a database or a server, such "
-            "as sqlite:///FILE, postgresql://HOST/NAME or http://HOST:5000"
+            "as sqlite:///FILE, postgresql+psycopg://USER@HOST/DATABASE or http://HOST:5000"
         )
     return uri
 

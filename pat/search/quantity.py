@@ -53,9 +53,7 @@ def quantity_of(config: Config, pruner: str | None) -> Quantity:
     if not names:
         raise ValueError("nothing is pruned, so there is nothing to search: name a pruner, or take another recipe")
     if pruner is None and len(names) > 1:
-        raise ValueError(
-            f"there are the pruners {', '.join(names)}: say whose budget is searched by `pat search --pruner`"
-        )
+        raise ValueError(f"there are several pruners ({', '.join(names)}): name the one to search with --pruner NAME")
     if pruner is not None and pruner not in names:
         raise ValueError(f"--pruner {pruner}: there is no such pruner; there are {', '.join(names)}")
     name = pruner or names[0]

@@ -32,14 +32,15 @@ def heat(members: Sequence[Member], step: int, here: bool = True) -> Heat:
             raise ValueError("run.until is the race's own: leave it out")
         if not 0 < step < member.config.train.num_steps:
             raise ValueError(
-                f"--race {step}: {member.name} has {member.config.train.num_steps} steps: give a step between them"
+                f"--race {step}: {member.name} has {member.config.train.num_steps} steps: give a step from 1 to "
+                f"{member.config.train.num_steps - 1}"
             )
         pruner = prepare(member.config, member.dir, here).pruner
         firsts.add(pruner.first_soft_step)
         if pruner.last_hard_from >= step:
             raise ValueError(
-                f"--race {step}: {member.name} prunes until step {pruner.last_hard_from}, so what is left by then is "
-                "not yet what is compared: give a later step"
+                f"--race {step}: {member.name} is still being pruned until step {pruner.last_hard_from}, so the runs "
+                f"cannot be compared at step {step}: give --race a step after {pruner.last_hard_from}"
             )
     first = firsts.pop()
     together = first is not None and not firsts and 0 < first and _alike_before_a_cut([m.config for m in members])

@@ -58,7 +58,7 @@ class Guard:
         if not found["inside"]:
             raise PromiseBroken(
                 f"the dense model is outside its envelope at step {self.progress.step}: {guard.measured(found)}; "
-                "let schedule.start come later, or lower that limit"
+                "let schedule.start come later, or loosen that limit"
             )
         record.good, record.asked = {"step": self.progress.step, "sparsity": 0.0}, self.pruner.totals.target
         return True

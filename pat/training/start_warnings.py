@@ -88,7 +88,8 @@ def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
         if tokens < inputs:
             yield (
                 f"{key}={asked:,} are at most {tokens:,} tokens for the {inputs:,} inputs of {needs.widest}: with "
-                "fewer tokens than inputs damping decides; raise it"
+                f"fewer tokens than inputs, only damping makes the cut unique; give more samples ({key}, and more "
+                "calibration data where that is the limit) or a larger data.max_length"
             )
 
 

@@ -78,9 +78,9 @@ def outcome(directory: RunDir) -> str:
     end = "done, stopped early at" if written.get("stopped_early") else "done,"
     pruned = f"{written['sparsity']:.2%} of {written['prunable_parameters']:,} prunable weights removed, "
     dense = (
-        f"before pruning began, after {written['dense_step']} of {written['step']} steps: {before} (a dense model that "
-        "trains as long: the same command with 'pruners={}' and another run.dir, at this rate and at half of it: its "
-        "best may be another)"
+        f"before pruning began, after {written['dense_step']} of {written['step']} steps: {before} (for a dense model "
+        "trained as long, run the same command with 'pruners={}' and another run.dir, at this learning rate and at "
+        "half of it, since its best rate may differ)"
         if written["step"]
         else f"before it was pruned: {before}; nothing was trained"
     )

@@ -66,8 +66,8 @@ class Watchdog:
 def end_rank(run_dir: Path, rank: int, timeout_min: float) -> None:
     """Say what this rank waits for, in its log, and leave as a lost rank does, whatever the main thread is in."""
     message = (
-        f"nothing has happened for {timeout_min:g} minutes (engine.timeout_min): a rank hangs; its log shows where the "
-        "others wait, and the same command goes on from the newest checkpoint"
+        f"nothing has happened for {timeout_min:g} minutes (engine.timeout_min): a rank hangs; the logs of the other "
+        "ranks (logs/rank-N.log) show where they wait for it, and the same command goes on from the newest checkpoint"
     )
     last = threading.Timer(WORDS_S, os._exit, (ExitCode.ERROR,))  # a full pipe or a hung file system must not keep it
     last.daemon = True

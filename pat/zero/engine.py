@@ -130,7 +130,9 @@ def check_accelerator(config: Config) -> None:
     alone = "RANK" not in os.environ and config.engine.hostfile is None
     if alone and accelerator() == "cuda" and config.engine.world_size > torch.cuda.device_count():
         raise ValueError(
-            f"engine.world_size={config.engine.world_size}, but this machine has {torch.cuda.device_count()} GPUs"
+            f"engine.world_size={config.engine.world_size}, but this machine has {torch.cuda.device_count()} GPUs: set "
+            f"at most {torch.cuda.device_count()}, name several machines with engine.hostfile, or start with "
+            "deepspeed, torchrun or srun"
         )
 
 

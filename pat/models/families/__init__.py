@@ -21,7 +21,7 @@ from torch import nn
 from pat.common import scan
 from pat.models.anatomy import Anatomy, Attention, Mlp
 
-OWN_LOADER = "set hf_compatible=false and load the exported model with pat.export.load"
+OWN_LOADER = "set budget.hf_compatible=false and load the exported model with pat.export.load"
 
 
 def keep_all_heads(config: Any, formula: str, left: int, heads: int) -> None:

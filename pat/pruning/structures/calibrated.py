@@ -211,8 +211,8 @@ class Cutter:
             else:
                 if not all(bool(each.isfinite().all()) for each in found):
                     said.append(
-                        f"{made.weight}: {self.method.name} gives weights that are not finite; raise its damping, or "
-                        "take more samples, in a run of its own (run.dir)"
+                        f"{made.weight}: {self.method.name} gives weights that are not finite; raise gate.damping, or "
+                        "give more samples (gate.num_samples), and take another run.dir"
                     )
         refused = [sentence for each in world.gather(said) for sentence in each]
         if refused:

@@ -92,7 +92,8 @@ def groups(anatomy: Anatomy, sites: Sequence[Site], limits: Limits, per_layer: b
         if len(sizes) > 1 and not per_layer:
             raise ValueError(
                 f"The layers have {', '.join(map(str, sizes))} {WORDS.get(structure, structure)}: one width for all "
-                "cannot be chosen; set budget.per_layer=true."
+                "cannot be chosen; set budget.per_layer=true and budget.hf_compatible=false, and load the exported "
+                "model with pat.export.load."
             )
         for site in own:
             key = structure, site.num_units

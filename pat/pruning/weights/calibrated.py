@@ -215,8 +215,8 @@ def _cut_group(
             del weights
             if not is_finite(fitted):
                 return {}, [
-                    f"{name}: {criterion.name} gives weights that are not finite; raise its damping, or take more "
-                    "samples, in a run of its own (run.dir)"
+                    f"{name}: {criterion.name} gives weights that are not finite; raise criterion.damping, or give "
+                    "more samples (criterion.num_samples), and take another run.dir"
                 ]
             made[name] = keep.to(torch.uint8).contiguous(), fitted.float().contiguous()
     except (MemoryError, ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors

@@ -211,7 +211,7 @@ def test_what_cannot_be_asked_for(
         assert pat("--device", "cuda") == 2 and "torch sees no GPU" in capfd.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="--ranks 2, but this machine shows 1 GPUs"):
+    with pytest.raises(ValueError, match="2 ranks need 2 GPUs, and this machine shows 1: give --ranks 1"):
         command._device("auto", 2)
     for key, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(key, value)

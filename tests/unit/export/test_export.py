@@ -192,7 +192,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):
         export_run(run, tmp_path / "out")
     for path in list((run / "checkpoints").rglob("manifest.json")):
         path.parent.rename(tmp_path / path.parent.name)
-    with pytest.raises(ValueError, match="no checkpoint yet"):
+    with pytest.raises(ValueError, match="has no checkpoint: either none has been saved yet"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 

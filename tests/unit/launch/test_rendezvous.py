@@ -110,7 +110,7 @@ def test_torchrun_or_deepspeed_started_by_srun_decides():
         (SLURM | {"SLURM_PROCID": "4"}, "SLURM_PROCID=4 does not fit SLURM_STEP_NUM_TASKS=4"),
         (TORCH | {"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=2 does not fit LOCAL_WORLD_SIZE=2"),
         (MPI | TORCH, "contradict mpirun, which made this task 2 of 4: .*OMPI_COMM_WORLD_RANK"),
-        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "mpirun says no rank where the first one is"),
+        (MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, "mpirun does not tell the ranks where rank 0 is"),
     ],
 )
 def test_contradictions_are_one_sentence(environ, words):

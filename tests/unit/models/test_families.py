@@ -165,7 +165,7 @@ def test_shrink_writes_the_head_dimension() -> None:
             [[5, 128]],
             r"No stock llama has this shape: The hidden size \(48\) is not a multiple .*hf_compatible=false",
         ),
-        ("bert", [0], [[7, 128]], "cannot have 7 of 8 heads: prune ffn or layers, or set hf_compatible=false"),
+        ("bert", [0], [[7, 128]], "cannot have 7 of 8 heads: prune ffn or layers, or set budget.hf_compatible=false"),
         ("distilbert", [0], [[7, 128]], "cannot have 7 of 8 heads"),
         ("gpt2", [0], [[7, 128]], "cannot have 7 of 8 heads"),
     ],

@@ -103,13 +103,13 @@ def test_fields_are_refused(fields: dict[str, Any], sentence: str) -> None:
             "llama",
             ["attention_layers"],
             {"name": "parameters", "sparsity": 0.1},
-            "attention_layers leaves layers without.*set hf_compatible=false",
+            "attention_layers leaves layers without.*set budget.hf_compatible=false",
         ),
         (
             "bert",
             ["heads"],
             {"name": "shape", "keep": {"heads": 4}},
-            "No number of heads below 8 may be left: A stock bert.*set hf_compatible=false",
+            "No number of heads below 8 may be left: A stock bert.*set budget.hf_compatible=false",
         ),
         ("gpt2", ["heads"], {"name": "flops", "sparsity": 0.1, "seq_len": 8}, "A stock gpt2 .* prune ffn or layers"),
         (
@@ -212,7 +212,7 @@ def cut(structure: str, change: Any, model_type: str = "llama") -> Any:
         ("ffn", lambda n, k, g: k[n].fill_(False), "No unit of ffn:model.layers.1.mlp is left"),
         ("ffn", lambda n, k, g: k.update({n: k[n].float()}), "needs as many keep flags .bool. and gates"),
         ("ffn", lambda n, k, g: k.update({n: k[n][:5]}), "has 128 units: it needs as many"),
-        ("ffn", lambda n, k, g: k[n][:64].fill_(False), "would have 64, 128 neurons, .*set hf_compatible=false"),
+        ("ffn", lambda n, k, g: k[n][:64].fill_(False), "would have 64, 128 neurons, .*set budget.hf_compatible=false"),
     ],
 )
 def test_slicing_refuses(structure: str, change: Any, sentence: str) -> None:

@@ -87,7 +87,7 @@ def test_narrowed_equals_gated(
     stock = is_stock(anatomy, found, uniform)
     if not stock:
         with pytest.raises(
-            ValueError, match="set hf_compatible=false and load the exported model with pat.export.load"
+            ValueError, match="set budget.hf_compatible=false and load the exported model with pat.export.load"
         ):
             narrowing(model.config, anatomy, found, keep, gates, stock=True)
     cut = narrowing(model.config, anatomy, found, keep, gates, stock=stock)
