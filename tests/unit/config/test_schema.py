@@ -264,6 +264,6 @@ def test_a_config_cannot_be_assigned_to() -> None:
 
 def test_choices_are_in_one_order_whatever_was_imported_before() -> None:
     """Python caches unions by equality, and two orders of a Literal are equal: the first one written is returned."""
-    Literal["low", "high"] | None  # noqa: B018  # as another package might have written it
+    _ = Literal["low", "high"] | None  # as another package might have written it
     assert choices(Literal["high", "low"] | None) == ["high", "low", None]
     assert words(Literal["high", "low"] | int) == "high or low or a whole number"
