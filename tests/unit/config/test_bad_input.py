@@ -61,6 +61,7 @@ def refused(run_dir: Path, *overrides: str) -> str:
             pytest.param(["model.path=./nowhere", "model.init=pretrained", "model.config={}"], "no folder", id="model"),
             pytest.param(["recipe=nope"], "there is no recipe called 'nope'; allowed: ", id="recipe"),
             pytest.param(["train.steps=3"], "there is no key 'train.steps'; allowed in train: ", id="key"),
+            pytest.param(["model.config.foo=1"], "add it with a plus, +model.config.foo=", id="key of a model"),
             pytest.param([f"{P}.budget.sparsity=1.0"], "budget.sparsity is 1.0", id="sparsity of 1"),
             pytest.param([f"{P}.budget.sparsity=-0.1"], "budget.sparsity is -0.1", id="negative sparsity"),
             pytest.param(
