@@ -7,12 +7,16 @@ import importlib
 import inspect
 import pkgutil
 import re
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+# Python 3.11 counts the depth of a syntax tree once for all threads: two parses at a time may end in a SystemError.
+_parsing = threading.Lock()
 
 
 def files(package: str) -> list[str]:
@@ -58,7 +62,8 @@ def comments(cls: type) -> dict[str, str]:
     said: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if is_dataclass(base):
-            lines = inspect.getsource(base).splitlines()
+            with _parsing:  # it looks for a class in the syntax tree of its file
+                lines = inspect.getsource(base).splitlines()
             said |= {match[1]: match[2] for line in lines if (match := re.match(r"    (\w+): .*?  # (.+)", line))}
     return said
 
@@ -86,11 +91,16 @@ def _paths(package: str) -> list[Path]:
     return [path for name in files(package) for root in roots if (path := Path(root, f"{name}.py")).is_file()]
 
 
+def _tree(path: Path) -> ast.Module:
+    with _parsing:
+        return ast.parse(path.read_text(), str(path))
+
+
 @cache
 def _mappings(path: Path) -> dict[str, dict[str, Any]]:
     """{attribute: mapping} of the classes in one file; read once in a process."""
     found: dict[str, dict[str, Any]] = {}
-    for cls in ast.parse(path.read_text(), str(path)).body:
+    for cls in _tree(path).body:
         for item in cls.body if isinstance(cls, ast.ClassDef) else []:
             if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
                 continue
@@ -107,7 +117,7 @@ def _mappings(path: Path) -> dict[str, dict[str, Any]]:
 def _classes(path: Path) -> list[tuple[str, list[str]]]:
     """(name, fields) of the classes in one file; read once in a process."""
     found: list[tuple[str, list[str]]] = []
-    for cls in ast.parse(path.read_text(), str(path)).body:
+    for cls in _tree(path).body:
         if isinstance(cls, ast.ClassDef):
             values = {
                 item.target.id: item.value

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +56,27 @@ def test_one_name_twice_is_a_mistake(package: Path) -> None:
 def test_names_of_files_need_no_import(package: Path) -> None:
     (package / "broken.py").write_text("1 / 0")
     assert scan.files("scanned") == ["broken"]
+
+
+def test_threads_parse_one_after_another(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, together, parse = 0, 0, ast.parse
+
+    def slowly(*given: Any, **named: Any) -> ast.AST:
+        nonlocal running, together
+        running += 1
+        time.sleep(0.02)  # long enough for every other thread to begin
+        together, running = max(together, running), running - 1
+        return parse(*given, **named)
+
+    (package / "a.py").write_text(METHOD.format(cls="One", name="one", more=""))
+    cls = scan.named_classes("scanned", "things")["one"]
+    monkeypatch.setattr(ast, "parse", slowly)
+    work = [
+        lambda: scan.declared("scanned"),
+        lambda: scan.declared_mappings("scanned", "x"),
+        lambda: scan.comments(cls),
+    ]
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(call) for call in work * 2]:
+            done.result()
+    assert together == 1
