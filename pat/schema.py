@@ -81,7 +81,7 @@ class GeneratedConfig(Section, frozen=True):
 
     num_documents: int = key(512, "number of documents", ge=1)
     sentences_per_document: int = key(8, "sentences in each document", ge=1)
-    num_words: int = key(64, "number of different words", ge=1)
+    num_words: int = key(64, "number of different words", ge=1, le=300_000)
     num_classes: int = key(2, "classification: number of labels, 0 to n-1", ge=1)
 
 

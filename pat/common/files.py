@@ -54,25 +54,46 @@ def taken_away(path: Path, made: list[Path], kept: Callable[[], bool] = lambda: 
         raise
 
 
+@contextlib.contextmanager
+def put_back(*paths: Path) -> Iterator[None]:
+    """An exception inside gives those of these files that are there their content again."""
+    before = {path: path.read_bytes() for path in paths if path.is_file()}
+    try:
+        yield
+    except BaseException:
+        for path, content in before.items():
+            write_atomic(path, content)
+        raise
+
+
 def check_writable(file: Path, key: str) -> None:
     """ValueError where the file could not be written: called before the work whose result it will hold."""
     if file.is_dir():
         raise ValueError(f"{key} {file} is a folder: give the name of a file")
     if not file.parent.is_dir():
         raise ValueError(f"{key} {file}: there is no folder {file.parent}; make it, or give another")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    real = Path(os.path.realpath(file))
+    needed = [file] if _is_stream(file) else [path for path in (real, real.parent) if path.exists()]
+    if not all(os.access(path, os.W_OK) for path in needed):  # a new file takes the place of the old
         raise ValueError(f"{key} {file} cannot be written: no permission; give another")
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Replace a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    """Replace a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    A link stays, and the file that it names is replaced; a device or a pipe (/dev/stdout) is written as it is.
+    """
     data = content.encode() if isinstance(content, str) else content
-    replace_atomic(path, lambda temporary: temporary.write_bytes(data))
+    if _is_stream(Path(path)):
+        with open(path, "ab") as file:
+            file.write(data)
+    else:
+        replace_atomic(path, lambda temporary: temporary.write_bytes(data))
 
 
 def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """The same for a file that `write` writes, given its name."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -83,6 +104,30 @@ def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def renew(folder: Path, write: Callable[[Path], object]) -> None:
+    """Make a folder hold what `write` writes, file by file: every state beside it needs it, and a kill may come."""
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    folder.mkdir(exist_ok=True)
+    new = {path.relative_to(aside): path.read_bytes() for path in aside.rglob("*") if path.is_file()}
+    for name, content in new.items():
+        there = folder / name
+        if not there.is_file() or there.read_bytes() != content:
+            there.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(there, content)
+    for path in list(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder) not in new:
+            path.unlink()
+    shutil.rmtree(aside)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a device, a pipe or an open file of this process (/dev/stdout), whose place no file may take."""
+    return (path.exists() and not path.is_file()) or str(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
 
 
 def sync_directory(path: str | Path) -> None:

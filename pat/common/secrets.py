@@ -34,7 +34,11 @@ _IN_URL = re.compile(
     r"(?:[^/\s@]+|[^\s@\"<>]+)(?:@[^/?#\s@]+)*(?=@)"  # a password may have a raw / or @
 )
 _IN_QUERY = re.compile(rf"(?i)(?<=[?&])((?:{_NAME}|sslpassword|pwd|odbc_connect)=)[^&\s\"'<>]+")
-_BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+)[\w.~+/=-]{8,}")
+_BEARER = re.compile(  # of a header whatever follows; elsewhere what is no word, as in "basic principles"
+    r"(?P<before>(?i:authorization)[\"']?\s*[:=]\s*[\"']?(?i:bearer|basic)\s+)[\w.~+/=-]+"
+    r"|(?P<bearer>\b(?i:bearer)\s+)(?=[\w.~+/=-]*[\d+=]|(?:[\w.~/-]*?[a-z][A-Z]){2})[\w.~+/=-]{8,}"
+    r"|(?P<basic>\b(?i:basic)\s+)(?=[A-Za-z]*\d|(?:[A-Za-z]*?[a-z][A-Z]){2})[A-Za-z0-9+/=]{8,}(?![\w-])"
+)
 _GIVEN = re.compile(  # NAME=VALUE, --NAME VALUE, "NAME": "VALUE"
     rf"(?i)(?P<name>(?<![\w.-]){_NAME}|(?<=[?&])(?:sig|signature|x-amz-signature))"
     r"(?P<between>[\"']?\s*[=:]\s*[\"']?|(?<=-token)\s+|(?<=-key)\s+)(?P<value>[^\s\"'&;,]{8,})"
@@ -50,7 +54,7 @@ def hide(text: str) -> str:
     """The text without what looks like a key, is named like one, or is the value of such an environment variable."""
     text = _FORMS.sub(HIDDEN, text)
     text = in_query(_IN_URL.sub(HIDDEN, text))
-    text = _BEARER.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN}", text)
+    text = _BEARER.sub(lambda found: f"{found['before'] or found['bearer'] or found['basic']}{HIDDEN}", text)
     text = _GIVEN.sub(lambda found: f"{found['name']}{found['between']}{HIDDEN}", text)
     for value in _of_the_environment(tuple(sorted(os.environ.items()))):
         text = text.replace(value, HIDDEN)

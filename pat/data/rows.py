@@ -66,17 +66,22 @@ def encoded(
 
 
 def _first_failing(batch: Mapping[str, list[Any]], fresh: Callable[[], Encoder]) -> int | None:
-    """The first row that fails alone; None where none does, or all do."""
-    count = len(next(iter(batch.values())))
+    """The first row that fails alone; None where none does, or all do. An encoder may take a second to make."""
 
-    def fails(row: int) -> bool:
+    def fails(begin: int, end: int) -> bool:
         try:
-            fresh()({name: values[row : row + 1] for name, values in batch.items()})
+            fresh()({name: values[begin:end] for name, values in batch.items()})
         except ValueError:
             return True
         return False
 
-    first = next(filter(fails, range(count)), None)
-    if first == 0 and all(map(fails, range(1, min(count, TRIED)))):
+    count = len(next(iter(batch.values())))
+    first, end = 0, count
+    while end - first > 1:  # none before `first` fails
+        middle = (first + end) // 2
+        first, end = (first, middle) if fails(first, middle) else (middle, end)
+    if not fails(first, first + 1):
+        return None
+    if first == 0 and all(fails(row, row + 1) for row in range(1, min(count, TRIED))):
         return None
     return first

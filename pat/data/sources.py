@@ -105,8 +105,9 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
         options = {"encoding": cfg.encoding}
     # In the staging folder, not in the cache of `datasets`: that one trusts the files' dates.
     rows: Any
+    named = [glob.escape(path) for path in paths]  # `datasets` takes each for a glob
     try:
-        rows = load_dataset(cfg.source, data_files=paths, split="train", cache_dir=str(staging), **options)
+        rows = load_dataset(cfg.source, data_files=named, split="train", cache_dir=str(staging), **options)
     except Exception as error:  # any of a dozen parsers' own
         cause = error.__cause__ or error
         if isinstance(cause, StopIteration | SchemaInferenceError):
@@ -122,8 +123,9 @@ def files(cfg: DataConfig, split: str) -> list[str]:
     named: list[str] = []
     for pattern in [spec] if isinstance(spec, str) else list(spec):
         expanded = os.path.expanduser(pattern)
-        # A name with [brackets] is a file first and a glob second.
-        paths = [expanded] if os.path.isfile(expanded) else sorted(filter(os.path.isfile, glob.glob(expanded)))
+        paths = [expanded]
+        if not os.path.isfile(expanded):  # a name with [brackets] is a file first and a glob second
+            paths = sorted(filter(os.path.isfile, glob.glob(expanded, recursive=True)))
         if not paths and split == pattern == DataConfig.model_fields["train"].default:
             raise ValueError(f"data.train is not given: data.source={cfg.source} needs data.train=FILE.")
         if not paths:

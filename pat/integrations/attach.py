@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -257,6 +258,7 @@ def _await_initialize(pruning: Pruning) -> None:
     """Replace deepspeed.initialize until it is called with the model and an optimizer. The last one for a model wins:
     a notebook's cell may run again."""
     if not hasattr(deepspeed.initialize, _OURS):  # not by _waiting: somebody may have put another in its place
+        _check_other_names(deepspeed.initialize)
         deepspeed.initialize = _pass_through(deepspeed.initialize)
     for other in [each for each in _waiting if each.model is pruning.model]:
         _refuse_again(other)
@@ -264,10 +266,27 @@ def _await_initialize(pruning: Pruning) -> None:
     _waiting.append(pruning)
 
 
+def _check_other_names(plain: Callable[..., Any]) -> None:
+    """ValueError where a program has the function by a name of its own, by which the pruner would be passed over."""
+    for name, module in list(sys.modules.items()):
+        installed = {"site-packages", "dist-packages"} & set(Path(getattr(module, "__file__", None) or "").parts)
+        theirs = bool(installed) or name.partition(".")[0] == "deepspeed" or name == getattr(plain, "__module__", None)
+        if not theirs and any(value is plain for value in list(vars(module).values())):
+            raise ValueError(
+                f"{name} has deepspeed's `initialize` by a name of its own, in which the pruner cannot work: import "
+                "deepspeed, and call deepspeed.initialize(...)"
+            )
+
+
 def _refuse_again(pruning: Pruning) -> None:
     """ValueError for a model in which a pruner has not come to its start: what it left there would work on."""
     if pruning.engine is not None:
         raise ValueError("the pruner failed in an earlier engine of this model: make the model anew, then attach")
+
+
+def _parameter(model: Any) -> Any:
+    """A model's first parameter, by which a wrapper of it is known; an own object where there is none."""
+    return next(iter(model.parameters()), object()) if isinstance(model, torch.nn.Module) else object()
 
 
 def _trains(arguments: Mapping[str, Any]) -> bool:
@@ -284,6 +303,12 @@ def _pass_through(plain: Callable[..., Any]) -> Callable[..., Any]:
     def initialize(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs).arguments
         mine = next((p for p in _waiting if p.model is arguments.get("model")), None)
+        wrapped = mine is None and any(_parameter(p.model) is _parameter(arguments.get("model")) for p in _waiting)
+        if wrapped and _trains(arguments):
+            raise ValueError(
+                "this engine is given a wrapper of the model that `attach` was given, in which the pruner cannot work: "
+                "attach to the wrapper, or give deepspeed.initialize the model itself"
+            )
         if mine is None or not _trains(arguments):
             return plain(*args, **kwargs)
         _refuse_again(mine)

@@ -8,7 +8,6 @@ The manifest there vouches for DeepSpeed's files, too; so `pat export DIR` reads
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from pat.checkpoint import retention, store
 from pat.checkpoint.manifest import check_same_model, describe_parameters
 from pat.common.comm import Comm
-from pat.common.files import write_atomic, write_json
+from pat.common.files import renew, write_atomic, write_json
 from pat.config import frozen
 from pat.models import config_files
 from pat.pruning.pruner import Pruner
@@ -72,8 +71,8 @@ def save(
 
     def describe() -> None:
         model = engine.module if hasattr(engine.module, "config") else None
-        _renew(run.path / "model", lambda folder: model is None or config_files.write(model, folder))
-        _renew(run.path / "tokenizer", lambda folder: tokenizer is None or tokenizer.save_pretrained(folder))
+        renew(run.path / "model", lambda folder: model is None or config_files.write(model, folder))
+        renew(run.path / "tokenizer", lambda folder: tokenizer is None or tokenizer.save_pretrained(folder))
         write_atomic(run.config, frozen.dump(config))
         write_json(run.version, versions())
 
@@ -102,25 +101,6 @@ def _by_rank_0(world: Comm, failed: str, work: Callable[[], None]) -> None:
     said = world.gather("" if cause is None else str(cause) or type(cause).__name__)[0]
     if said:
         raise store.NotWritten(f"{failed}: {said.splitlines()[0]}") from cause
-
-
-def _renew(folder: Path, write: Callable[[Path], object]) -> None:
-    """Make a folder hold what `write` writes, file by file: every state beside it needs it, and a kill may come."""
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    write(aside)
-    folder.mkdir(exist_ok=True)
-    new = {path.relative_to(aside): path.read_bytes() for path in aside.rglob("*") if path.is_file()}
-    for name, content in new.items():
-        there = folder / name
-        if not there.is_file() or there.read_bytes() != content:
-            there.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(there, content)
-    for path in list(folder.rglob("*")):
-        if path.is_file() and path.relative_to(folder) not in new:
-            path.unlink()
-    shutil.rmtree(aside)
 
 
 def _check_opens(folder: Path, layout: str) -> None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pat.common.yaml_files import read_yaml
 from pat.config.frozen import to_config
 from pat.config.validate import pruner_problems
 from pat.pruning.weights.matrices import Matrices
@@ -32,8 +31,8 @@ class Settings:
         if not isinstance(given, Mapping):
             where = str(given)
             try:
-                given = yaml.safe_load(Path(where).read_text())
-            except (OSError, UnicodeError, yaml.YAMLError) as error:
+                given = read_yaml(Path(where))
+            except (OSError, ValueError) as error:
                 raise ValueError(f"cannot read the pruner's settings in {where}: {error}") from error
         pruners = given.get("pruners") if isinstance(given, Mapping) else None
         if not isinstance(given, Mapping) or not isinstance(pruners, Mapping) or not pruners:

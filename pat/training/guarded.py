@@ -42,7 +42,7 @@ class Guard:
             {**whole, **{name: one["value"] for name, one in (parts or {}).items()}}
             for whole, parts in ((progress.dense_metrics, progress.dense_slices), (metrics, of_slices))
         )
-        return limits.figures(envelope | more, dense, now, higher)
+        return limits.figures(envelope | more, dense, now, higher, more)
 
     def looks_before(self, t: int) -> bool:
         """Whether an evaluation decides what step t does, so that nothing of that step may be prepared before it."""

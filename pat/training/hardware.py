@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ PEAKS: tuple[tuple[str, float], ...] = (
 )
 
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # how configs call E, and k
+PASSED = ("num_experts_per_tok", "num_experts_per_token")
+
+
 def peak_flops(device: str, dtype: str) -> float | None:
     """FLOP/s of one device in bf16 or fp16; None where it is not known, as for CPUs, fp32 and shares of a card."""
     if dtype not in ("bf16", "fp16"):
@@ -54,20 +59,30 @@ def flops_per_token(model: Any, length: int) -> float:
 
     N weights that multiply and train, F that multiply and are frozen, so have no gradient of their own (the input
     embedding does not multiply, unless it is tied to the output), L layers, H hidden size. Pruned weights count: they
-    are multiplied as zeros. PaLM, Chowdhery et al. 2022, appendix B, arXiv:2204.02311, where all train. Too high where
-    the first layers are frozen: nothing runs back through them.
+    are multiplied as zeros. Of E experts, of which each token passes k, a weight counts k / E. PaLM, Chowdhery et al.
+    2022, appendix B, arXiv:2204.02311, where all train. Too high where the first layers are frozen: nothing runs back
+    through them.
     """
 
-    def cost(parameter: Any) -> int:
-        return (6 if parameter.requires_grad else 4) * logical_numel(parameter)
+    config = model.config.get_text_config()
+    share = _share_of_experts(config.to_dict())
 
-    products = sum(map(cost, model.parameters()))
+    def cost(parameter: Any, name: str = "") -> float:
+        each = share if ".experts." in name else 1.0
+        return (6 if parameter.requires_grad else 4) * logical_numel(parameter) * each
+
+    products = sum(cost(parameter, name) for name, parameter in model.named_parameters())
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if inputs is not None and (outputs is None or outputs.weight is not inputs.weight):
         products -= cost(inputs.weight)
-    config = model.config.get_text_config()
     layers, hidden = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
     return products + 12.0 * layers * hidden * length
+
+
+def _share_of_experts(config: Mapping[str, Any]) -> float:
+    """K / E: the share of a layer's experts that a token passes; 1 where the config does not say."""
+    every, passed = (next((config[key] for key in keys if config.get(key)), None) for keys in (EXPERTS, PASSED))
+    return passed / every if every and passed else 1.0
 
 
 def mfu(tokens_per_s: float, token_flops: float, device: str, dtype: str, devices: int) -> float | None:

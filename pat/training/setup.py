@@ -15,6 +15,7 @@ import torch.distributed as dist
 from pat.checkpoint import retention, store
 from pat.common import seeds
 from pat.common.comm import Comm
+from pat.common.files import renew
 from pat.common.parameters import DTYPES
 from pat.config import frozen
 from pat.data import sampler
@@ -68,8 +69,8 @@ def build(run_dir: Path) -> Training:
     if config.engine.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if rank == 0:
-        tokenizer.save_pretrained(directory.path / "tokenizer")
-        config_files.write(model, directory.path / "model")
+        renew(directory.path / "tokenizer", tokenizer.save_pretrained)
+        renew(directory.path / "model", partial(config_files.write, model))
         shown = example(prepared, config.data, tokenizer)
         if shown:
             shown.show()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.common.slices import places
+from pat.data.checks import labels_of
 from pat.data.prepare import PreparedData
 from pat.envelope.spec import SLICES, Limit, Slices
 from pat.evaluation.samples import Parts
@@ -28,7 +29,7 @@ class Sliced:
 
     def __init__(self, task: Task, prepared: PreparedData) -> None:
         parts = Parts(task, prepared)
-        labels = prepared.eval["label"] if parts.labelled and "label" in prepared.eval.column_names else None
+        labels = labels_of(prepared.eval) if parts.labelled and "label" in prepared.eval.column_names else None
         self.task, self.n = task, len(prepared.eval)
         named = ((i, parts.of_sample(i, None if labels is None else int(labels[i]))) for i in range(self.n))
         self.places = {name: torch.tensor(numbers) for name, numbers in places(named).items()}

@@ -118,14 +118,15 @@ class Tracker:
 def keep_until(run: RunDir, step: int, size: int | None = None) -> None:
     """Drop from metrics.jsonl what is beyond its first `size` bytes, the lines of later steps, and torn ones.
 
-    A step of 0 drops all. The size matters where a step has lines on both sides of a checkpoint.
+    Without a size, a step of 0 drops all: nothing was saved. The size matters where a step has lines on both sides of
+    a checkpoint.
     """
     if not run.metrics.exists():
         return
     kept = []
     for line in run.metrics.read_bytes()[:size].decode(errors="replace").splitlines():
         try:
-            if 0 < step >= json.loads(line)["step"]:
+            if (step > 0 or size is not None) and json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue

@@ -71,9 +71,10 @@ class Journals:
         self._tidy()
 
     def remove(self) -> None:
-        """Remove the journals of all cuts. One rank only."""
-        if self.root is not None:
-            shutil.rmtree(self.root, ignore_errors=True)
+        """Remove the journals of all cuts, and nothing else: the folder may be somebody's own. One rank only."""
+        for folder in self.root.glob(f"*{STEP}{'[0-9]' * 8}") if self.root is not None else ():
+            shutil.rmtree(folder, ignore_errors=True)
+        self._tidy()
 
     def _tidy(self) -> None:
         if self.root is not None:

@@ -48,6 +48,9 @@ def test_keys_go(text: str) -> None:
         "weights sha256 e61747bcc5bfbf37239a2b1e8a848a0cc3c33cb9fb325a835fbf2f19d50f4421",
         "git 2818d1ef5ca059ae47b26aeeda20cac3762d0bad",
         "the token after it is a word; the basic idea",
+        "basic JavaScript/TypeScript; Basic 3-dimensional arrays",
+        "Explain the basic principles of physics.",
+        "Basic instructions: stir",
         "https://example.org/a:b/c",
         "https://example.org:8080/a@b?c=d@e",
         "http://[::1]:8080/a@b",
@@ -59,6 +62,11 @@ def test_keys_go(text: str) -> None:
 )
 def test_everything_else_stays(text: str) -> None:
     assert hide(text) == text
+
+
+def test_short_keys_of_a_header_go() -> None:
+    for scheme, key in (("Basic", "dXNlcjpwYXNz"), ("Bearer", "abc123def456"), ("basic", "dXNlcjpwYXNzd29yZA==")):
+        assert hide(f"Authorization: {scheme} {key}") == f"Authorization: {scheme} {HIDDEN}"
 
 
 def test_a_short_password_in_a_query_goes() -> None:

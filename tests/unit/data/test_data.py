@@ -340,3 +340,20 @@ def test_text_too_short_for_a_block_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="has no rows"):
         prepare.prepare(json_config(tmp_path).changed(source="text", train=str(tmp_path / "empty.txt")), TOKENIZER, LM)
+
+
+def test_names_with_brackets_are_read_as_they_are(tmp_path: Path) -> None:
+    """`datasets` takes every name for a glob: feb[v2] would read febv, or nothing."""
+    for name in ("jan", "feb[v2]", "febv"):
+        write_json(tmp_path / f"{name}.jsonl", [{"text": name}])
+    for given, rows in (("*.jsonl", ["feb[v2]", "febv", "jan"]), ("feb[v2].jsonl", ["feb[v2]"])):
+        cfg = DataConfig(source="json", train=str(tmp_path / given))
+        assert sources.load(cfg, "train", 0, tmp_path / "staging")["text"] == rows
+
+
+def test_two_stars_are_all_folders(tmp_path: Path) -> None:
+    for name in ("0", "x/1", "x/y/2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_json(tmp_path / f"{name}.jsonl", [{"text": name}])
+    found = sources.files(DataConfig(source="json", train=f"{tmp_path}/**/*.jsonl"), "train")
+    assert [Path(each).stem for each in found] == ["0", "1", "2"]

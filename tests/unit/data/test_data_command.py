@@ -144,6 +144,8 @@ def test_the_command_prepares_what_training_finds(tmp_path: Path, capfd: Any, mo
     assert pat("data", "show", "--n", "2", "recipe=parity", "--split", "eval", "data.max_length=32") == 0
     assert capfd.readouterr().out.count("eval sample") == 2
     assert pat("data", "show", "--n", "1", "recipe=parity", "train.num_steps=???", "data.max_length=32") == 0
+    assert pat("data", "show", "--n", "1", "recipe=parity", "--json", str(file)) == 2
+    assert "--json would be ignored" in capfd.readouterr().err
     assert pat("data", "show", "recipe=parity", "--index", "999999") == 2
     assert "--index 999999, but the split has" in capfd.readouterr().err
     assert pat("data", "prepare", "recipe=parity", "data.train=nowhere.jsonl", "data.source=json") == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pat.data import encode, prepare
+from pat.data import encode, prepare, rows
 from pat.schema import DataConfig
 from pat.tasks import base
 from tests.unit.data.test_data import CLASSES, LM, TOKENIZER, json_config, reviews, write_json
@@ -76,3 +76,22 @@ def test_one_process_a_core_and_a_shard_at_most() -> None:
     assert encode.processes(None, 10**9) == cores and encode.processes(64, 10**9) == 64
     assert encode.processes(64, encode.SHARD_ROWS) == 1 and encode.processes(64, encode.SHARD_ROWS + 1) == 2
     assert DataConfig(source="generated", max_length=8).num_proc is None
+
+
+@pytest.mark.parametrize(("bad", "found"), [([700], 700), ([3, 9], 3), ([0], 0), (range(1000), None), ([], None)])
+def test_the_first_bad_row_is_found_with_few_encoders(bad: Any, found: int | None) -> None:
+    """One takes seconds to make from a large tokenizer, so it cannot be made for every row."""
+    made = list[int]()
+
+    def fresh() -> Any:
+        made.append(1)
+
+        def encode(batch: Any) -> Any:
+            if set(batch["x"]) & set(bad):
+                raise ValueError
+            return batch
+
+        return encode
+
+    assert rows._first_failing({"x": list(range(1000))}, fresh) == found
+    assert len(made) < 40

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import deepspeed
@@ -14,6 +15,7 @@ from transformers import TrainerState
 
 from pat.checkpoint import retention
 from pat.common.comm import LOCAL
+from pat.common.files import renew
 from pat.integrations import saved
 from pat.integrations.attach import Pruning
 from pat.integrations.groups import split_groups
@@ -197,9 +199,9 @@ def test_model_and_tokenizer_of_older_states_are_there_at_every_moment(tmp_path:
 
         return write
 
-    saved._renew(folder, writes(vocab="a", config="1", gone="x"))
+    renew(folder, writes(vocab="a", config="1", gone="x"))
     before = (folder / "vocab").stat()
-    saved._renew(folder, writes(vocab="a", config="2"))
+    renew(folder, writes(vocab="a", config="2"))
     assert seen == [False, True]
     assert {p.name: p.read_text() for p in folder.rglob("*") if p.is_file()} == {
         "vocab": "a",
@@ -215,7 +217,7 @@ def test_model_and_tokenizer_of_older_states_are_there_at_every_moment(tmp_path:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        saved._renew(folder, killed)
+        renew(folder, killed)
     assert (folder / "vocab").read_text() == "a"
 
 
@@ -328,3 +330,25 @@ def test_calibration_rows_of_a_loader_are_shared_out_and_leave_random_numbers_al
     assert taken_["input_ids"].tolist() == [[0], [1]]
     with pytest.raises(ValueError, match="the training data is a stream: give PruningCallback `samples`"):
         next(iter(RowsOf(SimpleNamespace(dataset=iter([1]), collate_fn=collate), 2, 0, 1)))
+
+
+def test_a_name_of_the_scripts_own_for_initialize_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`from deepspeed import initialize` before `attach`: by that name the model would train without its pruner."""
+    PlainDeepSpeed(monkeypatch)
+    script = ModuleType("their_script")
+    monkeypatch.setitem(sys.modules, "their_script", script)
+    plain = deepspeed.initialize
+    monkeypatch.setattr(deepspeed, "initialize", lambda **named: plain(**named))
+    script.begin = deepspeed.initialize  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="their_script has deepspeed's `initialize` by a name of its own"):
+        Pruning(given()).attach(torch.nn.Linear(2, 2))
+
+
+def test_an_engine_of_a_wrapper_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of torch.compile(model): without its pruner it would train as if nothing was asked."""
+    PlainDeepSpeed(monkeypatch)
+    model = torch.nn.Linear(2, 2)
+    Pruning(given()).attach(model)
+    with pytest.raises(ValueError, match="this engine is given a wrapper of the model that `attach` was given"):
+        initialize(torch.nn.Sequential(model))
+    initialize(torch.nn.Linear(2, 2))  # another model

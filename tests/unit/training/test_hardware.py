@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from pat.training.display import status
 from pat.training.hardware import flops_per_token, mfu, peak_flops
@@ -52,6 +52,19 @@ def test_flops_of_a_token_and_mfu(tied: bool) -> None:
         table.requires_grad_(False)
     assert flops_per_token(model, 32) == 6 * (2 * layer + 8) + 4 * 10 * 8 + attention
     assert mfu(989e12 / 6e9, 6e9, "NVIDIA H100 80GB HBM3", "bf16", 2) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("passed", [1, 2])
+def test_a_token_passes_some_of_the_experts(passed: int) -> None:
+    """Four of them in each layer; the router and attention count whole."""
+    shape = MixtralConfig(
+        vocab_size=10, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=passed,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = MixtralForCausalLM(shape)
+    layer = 4 * 8 * 8 + passed * 3 * 8 * 16 + 4 * 8 + 2 * 8
+    assert flops_per_token(model, 32) == 6 * (2 * layer + 8 + 10 * 8) + 12 * 2 * 8 * 32
 
 
 def test_the_line_of_a_step_shows_speed_mfu_and_memory() -> None:

@@ -296,3 +296,14 @@ def test_a_missing_tensorboard_is_said_before_training(tmp_path: Path, capsys: A
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "pat-deepspeed[tensorboard]" in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_at_step_0_keeps_what_it_measured_before(tmp_path: Path) -> None:
+    """As after an envelope's return to the dense model: the checkpoint says which lines are its own."""
+    run = RunDir(tmp_path)
+    first = '{"step": 0, "dense/loss": 3.0}\n'
+    run.metrics.write_text(first + '{"step": 0, "calibration/seconds": 1.0}\n{"step": 2, "loss": 2.0}\n')
+    tracking.keep_until(run, 0, len(first))
+    assert run.metrics.read_text() == first
+    tracking.keep_until(run, 0)
+    assert run.metrics.read_text() == "", "a start from nothing"

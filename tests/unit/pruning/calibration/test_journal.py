@@ -415,3 +415,12 @@ def test_gates_outside_of_the_weights_are_part_of_what_a_cut_depends_on(tmp_path
         return Journals(tmp_path).open("narrow", AT, "settings")._origin(walk)
 
     assert len({origin({}), origin({"a": torch.zeros(1)}), origin({"b": torch.zeros(1)})}) == 3
+
+
+def test_what_others_keep_in_the_folder_stays(tmp_path: Path) -> None:
+    """`attach(calibration_dir=OUT)` may name the folder to which DeepSpeed saves."""
+    for name in ("global_step10/model.pt", "latest", "weights-step-00000002/layer.safetensors", "my-step-2/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    Journals(tmp_path).remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step10", "latest", "my-step-2"]

@@ -1,0 +1,44 @@
+"""Files that are replaced, put back, or no files at all."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from pat.common.files import check_writable, put_back, write_atomic
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "file.json")
+    for content in ("1", "2"):  # a new file, and one that is there
+        check_writable(tmp_path / "link.json", "--json")
+        write_atomic(tmp_path / "link.json", content)
+        assert (tmp_path / "link.json").is_symlink() and (tmp_path / "file.json").read_text() == content
+
+
+def test_a_pipe_is_written_as_it_is(tmp_path: Path) -> None:
+    """Would catch a regular file that takes the place of /dev/null or of a process's input."""
+    pipe, read = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    check_writable(pipe, "--json")
+    write_atomic(pipe, "content")
+    reader.join(10)
+    assert read == ["content"] and pipe.is_fifo()
+
+
+def test_an_exception_puts_files_back(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("1")
+    with pytest.raises(RuntimeError), put_back(old, new):
+        old.unlink()
+        new.write_text("2")
+        raise RuntimeError
+    assert old.read_text() == "1" and new.exists(), "of a new file nothing is known"
+    with put_back(old):
+        old.write_text("3")
+    assert old.read_text() == "3"
