@@ -89,6 +89,9 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"{given[0]} would be ignored: it goes with --from-logs")
     if options.from_logs is not None and (options.given or options.mix):
         raise ValueError(f"{(options.given or ['--mix'])[0]} would be ignored: --from-logs asks no model")
+    of_models = {"device": options.device, "dtype": options.dtype != "fp32", "config-dir": options.config_dir}
+    if options.from_logs is not None and (ignored := next((name for name, value in of_models.items() if value), None)):
+        raise ValueError(f"--{ignored} would be ignored: --from-logs asks no model")
     if options.from_logs is not None and not options.outcome:
         raise ValueError("--outcome is missing: give the column that says whether an output was good")
     _effects(options.effect)

@@ -44,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.n < 1 or options.tokens < 1:
         raise ValueError(f"--n {options.n} --tokens {options.tokens}: give 1 or more of both")
+    if options.json and options.what != "prepare":
+        raise ValueError("--json would be ignored: it goes with `pat data prepare`")
     if options.json:
         files.check_writable(options.json, "--json")
     from pat.config.compose import compose

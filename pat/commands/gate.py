@@ -68,11 +68,15 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"give the folder of one variant, and its baseline by --against: there are {len(paths)}")
     if options.against is not None and not options.against.is_dir():
         raise ValueError(f"--against {options.against}: there is no such folder; give a run or a Hugging Face folder")
-    return _gate(paths[0], [key for key in keys if not key.startswith(PREFIX)], _envelope(keys, options), options)
+    limits = [key.lstrip("+") for key in keys if key.lstrip("+").startswith((PREFIX, f"{PREFIX[:-1]}="))]
+    rest = [key for key in keys if key.lstrip("+") not in limits]
+    return _gate(paths[0], rest, _envelope(limits, options), options)
 
 
-def _envelope(keys: Sequence[str], options: argparse.Namespace) -> Any:
+def _envelope(limits: Sequence[str], options: argparse.Namespace) -> Any:
     """The limits of the file and of the keys. Raises ValueError."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -80,8 +84,11 @@ def _envelope(keys: Sequence[str], options: argparse.Namespace) -> Any:
 
     content = {} if options.envelope is None else spec.read(options.envelope)
     try:
-        made: Any = OmegaConf.to_container(OmegaConf.from_dotlist([key for key in keys if key.startswith(PREFIX)]))
-    except OmegaConfBaseException as error:
+        given = OmegaConf.create()
+        for one in OverridesParser.create().parse_overrides(list(limits)):
+            OmegaConf.update(given, one.key_or_group, one.value())
+        made: Any = OmegaConf.to_container(given)
+    except (OmegaConfBaseException, OverrideParseException) as error:
         raise ValueError(f"the keys {PREFIX}*: {str(error).splitlines()[0]}") from None
     try:
         return spec.parse(spec.merged(content, made.get("envelope", {})))

@@ -203,6 +203,9 @@ def _verify(registry: Registry, options: argparse.Namespace) -> int:
 def _get(registry: Registry, options: argparse.Namespace) -> int:
     if options.out is None:
         raise ValueError("--out is missing: give the folder to write, which must not exist or be empty")
+    from pat.registry.store import clear_partial
+
+    clear_partial(options.out)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"--out {options.out} is there already: give a new folder, or an empty one")
     version = registry.version(*options.words)

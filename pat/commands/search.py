@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +89,8 @@ def main(arguments: Sequence[str]) -> int:
 
     overrides = [each for each in options.overrides if each != BUDGET]
     span = plan.Span(options.pruner, options.first, options.last, options.within)
-    made = plan.make(overrides, options.out, span, options.config_dir, _measuring(options, overrides))
+    made = plan.make(overrides, options.out, span, options.config_dir, _measuring(options))
+    _check_measuring(options, made.config.envelope)
     if options.jobs > 1 and made.config.engine.hostfile:
         raise ValueError(
             f"--jobs {options.jobs}: all runs would take the hosts of engine.hostfile: leave one of them out"
@@ -101,29 +102,32 @@ def main(arguments: Sequence[str]) -> int:
     return Search(made, given, say, options.keep_all, options.jobs).run()
 
 
-def _measuring(options: argparse.Namespace, overrides: Sequence[str]) -> Measuring:
+def _check_measuring(options: argparse.Namespace, limited: Collection[str]) -> None:
     """ValueError for options of a measurement when only metrics of the task are limited: they would be ignored."""
     from pat.envelope.figures import PROFILE, others
     from pat.envelope.spec import SLICES
-    from pat.search.judged import Measuring
 
-    limited = {key.lstrip("+").split(".")[1] for key in overrides if key.lstrip("+").startswith("envelope.")}
-    whole = any(key.lstrip("+").startswith("envelope=") for key in overrides)
     given = {"mix": options.mix, "lengths": options.lengths, "price-per-hour": options.price_per_hour}
     given |= {"confident": options.confident, "requests": options.requests != 20, "dtype": options.dtype != "fp32"}
-    measured = whole or any(name == SLICES or name in others() for name in limited)
+    measured = any(name == SLICES or name in others() for name in limited)
     ignored = next((name for name, value in given.items() if value), None)
     if not measured and ignored:
         raise ValueError(
             f"--{ignored} would be ignored: every limit is on a metric of the task, which the runs evaluate themselves"
         )
+    profiled = any(name in others() and PROFILE in others()[name].sources for name in limited)
+    if options.lengths and not profiled:
+        raise ValueError("--lengths would be ignored: no limit is on latency, throughput or memory")
+
+
+def _measuring(options: argparse.Namespace) -> Measuring:
+    """How figures that runs do not evaluate themselves are measured. Raises ValueError."""
+    from pat.search.judged import Measuring
+
     if options.allow_code and not options.mix:
         raise ValueError("--allow-code would be ignored: only a mix has checks")
     if options.requests < 6:
         raise ValueError(f"--requests {options.requests}: give 6 or more")
-    profiled = whole or any(name in others() and PROFILE in others()[name].sources for name in limited)
-    if options.lengths and not profiled:
-        raise ValueError("--lengths would be ignored: no limit is on latency, throughput or memory")
     return Measuring(
         mix=options.mix,
         allow_code=options.allow_code,

@@ -36,7 +36,13 @@ def main(arguments: Sequence[str]) -> int:
     if environment:
         preemption_flag()  # from here on a signal waits for the first step
     if options.frozen:
+        others = {"--cfg": options.cfg, "--config-dir": options.config_dir, "--package": options.package}
+        others |= {"-m": options.multirun, "--resolve": options.resolve}
+        if ignored := next((name for name, value in others.items() if value), None):
+            raise ValueError(f"{ignored} would be ignored: --frozen takes the config as it is in a run")
         config = _frozen(options.frozen, overrides, environment)
+        if options.dry_run:
+            return _describe(config)
         return _become_rank(config, environment) if environment else _start_ranks(config)
     if environment:
         overrides = _with_world_size(overrides, environment)
@@ -55,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _start_ranks(config: Any) -> int:
     """In a plain shell: freeze, prepare the data, start the ranks and wait for them."""
-    from pat.config.frozen import check_same_run, freeze
+    from pat.config.frozen import check_same_run, freeze, set_aside
     from pat.launch import multi_node, single_node
     from pat.launch.process import clear_ranks, only_user_of
     from pat.training.preflight import is_complete, prepare
@@ -76,10 +82,11 @@ def _start_ranks(config: Any) -> int:
             print(f"{outcome(RunDir(run_dir))}\nnothing is left to do; run.resume=never starts it over", flush=True)
             return ExitCode.DONE
 
-        checked = prepare(config, run_dir)
+        checked = prepare(config, run_dir, here=not several)  # the hosts check their own devices
         said = start_summary(config, checked)
         print(said, flush=True)
-        freeze(config, run_dir)  # only now: a refused command leaves nothing behind
+        freeze(config, run_dir)  # only now: a refused command leaves nothing behind, and costs nothing
+        set_aside(config, run_dir)
         append_to_log(run_dir, said)
         _say_that_it_starts(run_dir, config.engine.world_size, warnings(config, checked))
         return (multi_node if several else single_node).launch(run_dir, config)
@@ -87,7 +94,8 @@ def _start_ranks(config: Any) -> int:
 
 def _become_rank(config: Any, environment: RankEnvironment) -> int:
     """Under a launcher: this process is one rank of the run. Rank 0 freezes the config, the others wait for it."""
-    from pat.config.frozen import freeze, wait_for_frozen
+    from pat.common.files import put_back
+    from pat.config.frozen import freeze, set_aside, wait_for_frozen
     from pat.launch.process import forget_ranks_from, only_user_of
     from pat.launch.rank import OwnRecord, run_rank
     from pat.launch.single_node import rank_variables
@@ -119,12 +127,15 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
         with only_user:
             if environment.rank == 0:
                 own.write()
-                freeze(config, run_dir)
+                with put_back(RunDir(run_dir).config, RunDir(run_dir).version):  # a refused start costs nothing
+                    freeze(config, run_dir)
+                    checked = preflight.prepare(config, run_dir)
+                set_aside(config, run_dir)
                 RunDir(run_dir).exit.unlink(missing_ok=True)
                 forget_ranks_from(run_dir, 1)  # of an earlier start: those of this one say so once all have met
             else:
                 wait_for_frozen(config, run_dir)
-            checked = preflight.prepare(config, run_dir)
+                checked = preflight.prepare(config, run_dir)
             if environment.rank == 0:
                 print(start_summary(config, checked), flush=True)
                 _say_that_it_starts(run_dir, environment.world_size, warnings(config, checked))

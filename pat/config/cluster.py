@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pat.common.text import did_you_mean
+from pat.common.yaml_files import read_yaml
 from pat.config.errors import explain
 from pat.config.places import conf_dir
 
@@ -61,9 +61,9 @@ def load(name: str, overrides: Sequence[str] = (), config_dir: str | None = None
     """The settings of a cluster (a name, or the path of a YAML file) with `cluster.KEY=VALUE` applied; ValueError."""
     path = _find(name, config_dir)
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the cluster {path}: {' '.join(str(error).split())}") from error
+        content = read_yaml(path) or {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the cluster {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a mapping of keys to values")
     known = [item.name for item in fields(ClusterConfig)]

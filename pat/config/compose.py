@@ -26,7 +26,7 @@ from pat.common import scan
 from pat.common.keys import structured
 from pat.config import auto
 from pat.config.errors import explain
-from pat.config.frozen import ELASTIC, flat, to_config
+from pat.config.frozen import ELASTIC, flat, is_one_of, take_files_in, to_config
 from pat.config.hostfile import take_world_size
 from pat.config.places import conf_dir, options
 from pat.config.task_keys import config_model
@@ -39,7 +39,7 @@ from pat.schema import FILES, Config
 _METHOD = re.compile(rf"(pruners\.([^.=@]+)\.({'|'.join(registry.PACKAGES)}))(?:\.name)?=(\w+(?:,\w+)*)")
 
 
-_KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.\w+=|=\{(?P<whole>.*)\})")
+_KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.(?P<one>\w+)=|=\{(?P<whole>.*)\})")
 
 _LIMIT = re.compile(r"\+*envelope(?:\.[\w.]+)?=")
 
@@ -102,6 +102,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_merged(content, overrides)
     _drop_replaced_fields(content["pruners"], given)
+    take_files_in(content)
     auto.choose(content["pruners"], content["train"]["num_steps"])
     auto.choose_trainable(content)
     auto.keep_given_rate(content["optim"], given, adapters=content["peft"]["r"] is not None)
@@ -132,12 +133,12 @@ def run_name(overrides: Sequence[str], recipe: str | None, sweep: bool) -> str:
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         always = key in ("recipe", "run.name", "run.dir", "run.resume") or key.startswith("logger")
-        if not always and (sweep or not key.startswith((*ELASTIC, "engine="))):
+        if not always and (sweep or not (key == "engine" or is_one_of(key, ELASTIC))):
             kept.append(override)
     words = [recipe or "train", *sorted(kept)]
     name = ",".join(re.sub(r"[^\w.=+~-]+", "_", part.replace("pruners.", "")) for part in words)
     if len(name.encode()) > 180:
-        name = name[:160] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = name.encode()[:160].decode(errors="ignore") + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
     return name
 
 
@@ -162,15 +163,44 @@ def _for_hydra(argument: str) -> str:
 
 
 def _drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Hydra merges a mapping into the recipe's, but a user who writes a whole mapping wants nothing else in it."""
-    for override in overrides:
-        if override.lstrip("+~") in ("pruners={}", "envelope={}", "pruners"):  # ~pruners takes them away, too
-            content[override.lstrip("+~").removesuffix("={}")] = {}
-        elif match := _KEEP.match(override):
-            if match["whole"]:
-                keep = content["pruners"][match["pruner"]]["budget"]["keep"]
-                meant = re.findall(r"(\w+)\s*:", match["whole"])
-                content["pruners"][match["pruner"]]["budget"]["keep"] = {key: keep[key] for key in meant}
+    """Hydra merges a mapping into the recipe's, but a user who writes a whole mapping wants nothing else in it, but
+    for what later keys add. ValueError for keys of a pruner that an earlier one took away."""
+    for place, override in enumerate(overrides):
+        later = [each.lstrip("+") for each in overrides[place + 1 :]]
+        if override.lstrip("+~") in ("pruners={}", "pruners"):  # ~pruners takes them away, too
+            if lost := next((each for each in later if re.match(r"(\w+@)?pruners\.", each)), None):
+                raise ValueError(f"{override} takes all pruners away, so {lost} has none to set: leave one of them out")
+            content["pruners"] = {}
+        elif override.lstrip("+~") == "envelope={}":
+            content["envelope"] = _only(content["envelope"], [path for path in _limits(later) if path])
+        elif (match := _KEEP.match(override)) and match["whole"]:
+            budget = content["pruners"][match["pruner"]]["budget"]
+            more = [each for each in map(_KEEP.match, later) if each and each["pruner"] == match["pruner"]]
+            wholes = " ".join([match["whole"], *(each["whole"] or "" for each in more)])
+            meant = re.findall(r"(\w+)\s*:", wholes) + [each["one"] for each in more if each["one"]]
+            budget["keep"] = {key: budget["keep"][key] for key in meant if key in budget["keep"]}
+
+
+def _limits(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The places of limits that keys give: ["loss", "ratio"] of envelope.loss.ratio=1.1, ["loss"] of
+    envelope={loss: {ratio: 1.1}}."""
+    for override in filter(_LIMIT.match, overrides):
+        name, _, value = override.partition("=")
+        if "." in name:
+            yield name.split(".")[1:]
+        else:
+            parsed: Any = OverridesParser.create().parse_override(f"x={value}").value()
+            yield from ([str(key)] for key in parsed)
+
+
+def _only(content: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What of nested mappings lies at these paths."""
+    found: dict[str, Any] = {}
+    for first, *rest in paths:
+        if first in content:
+            inner = content[first]
+            found[first] = {**found.get(first, {}), **_only(inner, [rest])} if rest else inner
+    return found
 
 
 def _drop_replaced_fields(pruners: dict[str, Any], given: Mapping[str, Any]) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 import pat.pruning.registry  # noqa: F401  # reads the methods of pruners
 from pat.common.errors import invalid
-from pat.common.files import write_atomic, write_json
+from pat.common.files import read_json, write_atomic, write_json
 from pat.common.keys import structured
 from pat.config.errors import explain
 from pat.config.task_keys import config_model
@@ -40,6 +40,7 @@ ELASTIC = (
     "train.eval_batch_size",
     "train.log_every",
     "train.checkpoint_every",
+    "train.checkpoint_every_minutes",
     "train.keep_last",
     "data.cache_dir",
 )
@@ -89,16 +90,49 @@ def dump(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.plain()))
 
 
+def take_files_in(content: dict[str, Any]) -> None:
+    """Files that decide on a result become part of the config, so that it is whole wherever and whenever it is read;
+    one that cannot be read stays a name, and what reads it says why."""
+    content["engine"]["deepspeed"] = _taken_in(content["engine"]["deepspeed"])
+    for settings in content["pruners"].values():
+        budget = settings.get("budget")
+        if isinstance(budget, dict) and budget.get("name") == "latency":
+            budget["table"] = _taken_in(budget.get("table"))
+
+
+def _taken_in(value: Any) -> Any:
+    content = read_json(value) if isinstance(value, str) and value != MISSING else None
+    return content if isinstance(content, dict) else value
+
+
 def freeze(config: Config, run_dir: Path) -> None:
-    """Write config.yaml and version.json before the run starts, and set an earlier run's results aside where
-    run.resume says so."""
+    """Write config.yaml and version.json before the run starts."""
     check_same_run(config, run_dir)
     run = RunDir(run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
-    if config.run.resume == "never":
-        _set_aside(run)
     write_json(run.version, versions())
     write_atomic(run.config, dump(config))
+
+
+def set_aside(config: Config, run_dir: Path) -> Path | None:
+    """Where run.resume says so, rename an earlier run's checkpoints, and remove what it came to; returns the new name,
+    if there were any. Not before the start is sure: a refused one must cost nothing."""
+    run, target = RunDir(run_dir), None
+    if config.run.resume != "never":
+        return None
+    if run.checkpoints.exists() and any(run.checkpoints.iterdir()):
+        number = 1
+        while (target := run.path / f"checkpoints.{number}").exists():
+            number += 1
+        os.rename(run.checkpoints, target)
+    for path in results(run):
+        path.unlink(missing_ok=True)
+    return target
+
+
+def results(run: RunDir) -> tuple[Path, ...]:
+    """What `set_aside` removes. Without its id wandb, too, begins another run."""
+    return run.metrics, run.summary, run.wandb_id
 
 
 def check_same_run(config: Config, run_dir: Path) -> None:
@@ -106,7 +140,9 @@ def check_same_run(config: Config, run_dir: Path) -> None:
     run = RunDir(run_dir)
     if config.run.resume != "never" and run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
         diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
-        earlier = load(run.config)
+        plain = load(run.config).plain()
+        take_files_in(plain)  # one of an older version has their names
+        earlier = to_config(plain)
         differing = changed_keys(earlier, config, AFTER_DIVERGENCE if diverged else ())
         if differing:
             if "optim.lr" in differing and differing.get("optim.base_width", (None, 0))[1] is None:
@@ -147,17 +183,12 @@ def changed_keys(old: Config, new: Config, allowed: tuple[str, ...] = ()) -> dic
     """Keys whose values differ and are neither ELASTIC nor allowed to."""
     before, after = (flat(config.plain()) for config in (old, new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
-    return {key: (before.get(key), after.get(key)) for key in keys if not key.startswith(ELASTIC + allowed)}
+    return {key: (before.get(key), after.get(key)) for key in keys if not is_one_of(key, ELASTIC + allowed)}
 
 
-def _set_aside(run: RunDir) -> None:
-    if run.checkpoints.exists() and any(run.checkpoints.iterdir()):
-        number = 1
-        while (target := run.path / f"checkpoints.{number}").exists():
-            number += 1
-        os.rename(run.checkpoints, target)
-    for path in (run.metrics, run.summary, run.wandb_id):  # without its id wandb, too, begins another run
-        path.unlink(missing_ok=True)
+def is_one_of(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a key is named, or below one that ends in a point."""
+    return key in names or key.startswith(tuple(name for name in names if name.endswith(".")))
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import IO
@@ -37,10 +38,14 @@ def last_lines(path: Path, number: int | None) -> tuple[str, int]:
     return "".join(lines if number is None else lines[max(0, len(lines) - number) :]), len(content)
 
 
-def follow(run: Path, path: Path, position: int, out: IO[str], pause_s: float = 0.5) -> None:
-    """Print what is added to a log until the run has ended for good."""
+def follow(run: Path, path: Path, position: int, out: IO[str], pause_s: float = 0.5, ask_s: float = 15.0) -> None:
+    """Print what is added to a log until the run has ended for good; Slurm, whose controller many ask, is asked every
+    `ask_s` at most."""
+    asked = -math.inf
     while True:
-        over = _over(run)  # checked before reading, so that the last lines are not lost
+        ask = time.monotonic() >= asked + ask_s
+        over = _over(run, ask)  # checked before reading, so that the last lines are not lost
+        asked = time.monotonic() if ask else asked
         with open(path, "rb") as file:
             file.seek(position)
             added = file.read()
@@ -52,12 +57,14 @@ def follow(run: Path, path: Path, position: int, out: IO[str], pause_s: float = 
         time.sleep(pause_s)
 
 
-def _over(run: Path) -> bool:
-    """Whether nothing works on the run now, and none of its jobs waits."""
+def _over(run: Path, ask: bool) -> bool:
+    """Whether nothing works on the run now, and none of its jobs waits; of a job only where Slurm may be asked."""
     records = rank_records(run)
     if any(record.process.host == HOST and record.process.alive for record in records) or held_since(run):
         return False
     job = (read_json(RunDir(run).job) or {}).get("job_id")
+    if job and not ask:
+        return False
     state = slurm.states([job]).get(job) if job else None
     if state:
         return state in slurm.OVER

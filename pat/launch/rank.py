@@ -193,7 +193,9 @@ def run_rank(
         except Exception as error:
             code, message = ExitCode.ERROR, f"{type(error).__name__}: {error}"
             traceback.print_exc(file=getattr(sys.stderr, "log", sys.stderr))
-        if rank == 0 and not code.agreed:
+        earlier = (directory.read_exit(run_dir) or {}).get("code")  # a start that goes on has removed it
+        refused = code == ExitCode.BAD_INPUT and earlier in (ExitCode.DONE, ExitCode.DIVERGED, ExitCode.BROKEN_PROMISE)
+        if rank == 0 and not code.agreed and not refused:
             with contextlib.suppress(OSError):
                 directory.write_exit(run_dir, code, message)
         leave(code, message)

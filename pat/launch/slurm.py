@@ -16,6 +16,7 @@ from pat.common import files
 from pat.common.files import read_json, write_atomic, write_json
 from pat.config.cluster import PREFIX, ClusterConfig
 from pat.config.validate import validate
+from pat.launch.process import only_user_of
 from pat.run.directory import ExitCode, RunDir
 from pat.schema import Config
 
@@ -167,7 +168,7 @@ def short_lead(run: Path, environ: Mapping[str, str] = os.environ) -> str | None
 
 def submit(config: Config, cluster: ClusterConfig) -> str:
     """Freeze the run, write its job.sbatch and hand it to Slurm; returns the job's id. ValueError where it cannot."""
-    from pat.config.frozen import dump, freeze
+    from pat.config.frozen import dump, freeze, results, set_aside
 
     run = RunDir(Path(config.run.dir).resolve())
     if not shutil.which("sbatch"):
@@ -179,18 +180,26 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
     if state and state not in OVER:
         raise ValueError(f"{run.path} has a job already ({job}, {state.lower()}): wait for it, or scancel {job}")
     text = script(config, cluster)
-    with files.taken_away(run.path, files.make(run.path, "run.dir")):
-        freeze(config, run.path)
-        run.exit.unlink(missing_ok=True)  # of an earlier job; freeze looks at it
-        if config.run.resume == "never":  # that is done; a job that comes back must not start over
-            write_atomic(run.config, dump(config.changed(run__resume="auto")))
-        run.logs.mkdir(exist_ok=True)
-        write_atomic(run.path / "job.sbatch", text)
+    old = (run.config, run.version, run.exit, run.path / "job.sbatch", *results(run))
+    with files.taken_away(run.path, files.make(run.path, "run.dir")), files.put_back(*old):
+        with only_user_of(run.path):  # not while sbatch runs: the job may start at once
+            freeze(config, run.path)
+            run.exit.unlink(missing_ok=True)  # of an earlier job; freeze looks at it
+            if config.run.resume == "never":  # that is done here; a job that comes back must not start over
+                write_atomic(run.config, dump(config.changed(run__resume="auto")))
+            run.logs.mkdir(exist_ok=True)
+            write_atomic(run.path / "job.sbatch", text)
+            aside = set_aside(config, run.path)
         command = ["sbatch", "--parsable", run.path / "job.sbatch"]
-        done = subprocess.run(command, capture_output=True, text=True, env=_without_a_job(os.environ))
-        if done.returncode:
-            said = " ".join(done.stderr.split())
-            raise ValueError(f"sbatch refuses the job of {run.path}, which --dry-run prints: {said}")
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=_without_a_job(os.environ))
+            if done.returncode:
+                said = " ".join(done.stderr.split())
+                raise ValueError(f"sbatch refuses the job of {run.path}, which --dry-run prints: {said}")
+        except BaseException:
+            if aside is not None:
+                os.rename(aside, run.checkpoints)
+            raise
     number = done.stdout.strip().partition(";")[0]
     if (read_json(run.job) or {}).get("job_id") != number:  # it may run by now and have written its own state
         write_json(run.job, {"job_id": number, "restarts": 0, "nodes": ""})

@@ -4,6 +4,7 @@ are."""
 from __future__ import annotations
 
 import csv
+import heapq
 import math
 import random
 import sys
@@ -97,7 +98,7 @@ def sample(
     head = Head(description=f"{len(prompts)} prompts of {rows:,} rows of {path.name}, {how}, seed {seed}")
     return Sampled(
         head,
-        [prompt.changed(weight=round(prompt.weight / mean, 6)) for prompt in prompts],
+        [prompt.changed(weight=float(f"{prompt.weight / mean:.6g}")) for prompt in prompts],
         rows,
         skipped + len(torn),
         {name or "all": stratum.seen for name, stratum in strata.items()},
@@ -131,10 +132,16 @@ def _rows(path: Path, torn: Callable[[int], None] | None) -> Iterator[tuple[int,
 def allotted(sizes: Sequence[int], n: int) -> list[int]:
     """How many of n prompts each stratum of these sizes has: in proportion to square roots, so that small ones have
     enough to be compared on; at least one each, none above its size. Source: Bankier 1988, power allocations."""
-    given, roots = [1] * len(sizes), [math.sqrt(size) for size in sizes]
-    while sum(given) < min(n, sum(sizes)):
-        open_ = [i for i, size in enumerate(sizes) if given[i] < size]
-        given[max(open_, key=lambda i: (roots[i] / given[i], -i))] += 1
+    given = [1] * len(sizes)
+    next_ = [(-math.sqrt(size), i) for i, size in enumerate(sizes) if size > 1]  # who has the fewest for its root
+    heapq.heapify(next_)
+    for _ in range(min(n, sum(sizes)) - len(sizes)):
+        i = next_[0][1]
+        given[i] += 1
+        if given[i] < sizes[i]:
+            heapq.heapreplace(next_, (-math.sqrt(sizes[i]) / given[i], i))
+        else:
+            heapq.heappop(next_)
     return given
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from pat.common.errors import invalid
 from pat.common.files import write_atomic
 from pat.common.keys import Section
 from pat.common.text import did_you_mean
+from pat.common.yaml_files import read_yaml
 from pat.prompts.mix import Head, Mix, Prompt, content_id, shared
 from pat.prompts.suites import expanded, groups
 
@@ -124,12 +124,7 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".jsonl":
         yield from ((f"line {number}", item) for number, item in json_lines(path))
         return
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8: convert it") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("prompts"), list):
         raise ValueError(f"{path} must hold `mix: {{...}}` and `prompts: [...]`")
     unknown = [str(key) for key in content if key not in ("mix", "prompts")]

@@ -134,5 +134,6 @@ def _name(varied: dict[str, str]) -> str:
     given = [f"{key}={value}" for key, value in varied.items() if value] or [AS_GIVEN]
     name = ",".join(re.sub(r"[^\w.=+~-]+", "_", each) for each in given)
     if len(name.encode()) > _LONGEST:
-        name = name[: _LONGEST - 20] + "-" + hashlib.sha256(name.encode()).hexdigest()[:12]
+        begin = name.encode()[: _LONGEST - 20].decode(errors="ignore")
+        name = f"{begin}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name

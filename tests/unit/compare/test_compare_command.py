@@ -190,6 +190,9 @@ def test_classifiers_on_a_mix_and_on_data(classifiers: list[Path], tmp_path: Pat
         (["--from-logs", "a", "b", "--outcome", "ok"], "there is no file a"),
         (["--from-logs", "a", "b", "--outcome", "ok", "--mix", "chats"], "--mix would be ignored"),
         (["--from-logs", "a", "b", "--outcome", "ok", "--effect", "-1"], "--effect -1: give a number"),
+        (["--from-logs", "a", "b", "--outcome", "ok", "--device", "cpu"], "--device would be ignored"),
+        (["--from-logs", "a", "b", "--outcome", "ok", "--dtype", "bf16"], "--dtype would be ignored"),
+        (["--from-logs", "a", "b", "--outcome", "ok", "--config-dir", "."], "--config-dir would be ignored"),
         (
             ["--from-logs", "a", "b", "--outcome", "ok", "--effect", "s=1"],
             "--effect is given for s, which is not among",

@@ -247,6 +247,7 @@ def test_the_same_model_with_other_ranks_goes_on_and_never_sets_aside(holds_a_ch
     def prepare(config: Config) -> int:
         frozen.freeze(config, holds_a_checkpoint)
         preflight.prepare(config, holds_a_checkpoint)
+        frozen.set_aside(config, holds_a_checkpoint)
         return 0
 
     for more in (["engine.zero_stage=3", "engine.world_size=1"], ["run.resume=must"], ["seed=1", "run.resume=never"]):

@@ -21,6 +21,7 @@ from pat.config import cluster, compose, places
 from pat.config.cluster import ClusterConfig
 from pat.config.frozen import freeze, load
 from pat.launch import slurm
+from pat.launch.process import only_user_of
 from pat.run import provenance
 from pat.run.directory import ExitCode, RunDir, write_exit
 from pat.schema import Config, ModelConfig, RunConfig
@@ -218,6 +219,46 @@ def test_submit_freezes_and_asks_sbatch(fake_slurm, tmp_path, capsys):
     assert "invalid partition" in capsys.readouterr().err
 
 
+@pytest.fixture
+def started_over(tmp_path: Path) -> Config:
+    """Of a folder that holds an earlier run with a checkpoint."""
+    run = RunDir(tmp_path / "run")
+    (run.checkpoints / "step-00000002").mkdir(parents=True)
+    (run.checkpoints / "step-00000002" / "weights").write_text("trained")
+    files = (run.config, run.version, run.metrics, run.summary, run.wandb_id, run.exit, run.path / "job.sbatch")
+    for path in files:
+        path.write_text(f'{{"old": "{path.name}"}}')
+    return Config(run=RunConfig(name="r", dir=str(run.path), resume="never"))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Without the lock, which stays."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_text() for path in paths}
+
+
+def test_a_job_that_slurm_refuses_costs_the_run_before_it_nothing(fake_slurm, started_over):
+    run, settings = RunDir(Path(started_over.run.dir)), ClusterConfig(ranks_per_node=1)
+    before, accepts = contents(run.path), (fake_slurm / "sbatch").read_text()
+    (fake_slurm / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+    with pytest.raises(ValueError, match="sbatch refuses the job of .*invalid partition"):
+        slurm.submit(started_over, settings)
+    assert contents(run.path) == before
+    (fake_slurm / "sbatch").write_text(accepts)
+    assert slurm.submit(started_over, settings) == "41"
+    assert (run.path / "checkpoints.1" / "step-00000002").is_dir() and not run.checkpoints.exists()
+    assert not any(path.exists() for path in (run.metrics, run.summary, run.wandb_id, run.exit))
+
+
+def test_no_job_is_submitted_of_a_run_that_another_start_holds(fake_slurm, started_over):
+    """Fails if a job takes the checkpoints away from ranks that save into them."""
+    run = Path(started_over.run.dir)
+    before = contents(run)
+    with only_user_of(run), pytest.raises(ValueError, match="is in use by process"):
+        slurm.submit(started_over, ClusterConfig(ranks_per_node=1))
+    assert contents(run) == before and not (fake_slurm / "sbatch.asked").exists()
+
+
 def test_submit_without_slurm_and_with_other_ranks(tmp_path, monkeypatch, capsys):
     asked = ["--cluster", "slurm", *RANKS, f"run.dir={tmp_path / 'run'}"]
     monkeypatch.setattr(slurm.shutil, "which", lambda _: None)
@@ -275,6 +316,20 @@ def test_frozen_takes_no_keys(tmp_path, capsys):
         with pytest.raises(SystemExit) as left:
             cli.main(["train", "--frozen", str(tmp_path), argument])
         assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_frozen_run_is_described_or_started_as_it_is(tmp_path, monkeypatch):
+    """Fails if a user who only looks, by --dry-run or --cfg, starts the ranks."""
+    compose.compose([*SMALL, "run.dir=elsewhere"], lambda config: freeze(config, tmp_path) or 0)
+    seen = []
+    for name in ("_describe", "_start_ranks"):
+        monkeypatch.setattr(train, name, lambda config, name=name: seen.append((name, config.run.dir)) or 0)
+    assert train.main(["--frozen", str(tmp_path), "--dry-run"]) == 0
+    assert seen == [("_describe", str(tmp_path))]
+    for more in (["--cfg", "job"], ["--cfg", "job", "--dry-run"], ["-m"], ["--config-dir", "."]):
+        with pytest.raises(ValueError, match=f"{more[0]} would be ignored: --frozen takes"):
+            train.main(["--frozen", str(tmp_path), *more])
+    assert len(seen) == 1
 
 
 def test_a_run_that_was_started_over_goes_on_when_its_job_comes_back(tmp_path, monkeypatch):

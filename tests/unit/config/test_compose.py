@@ -19,6 +19,7 @@ from pat.pruning import registry
 from pat.pruning.schedules import Schedule
 from pat.run.directory import ExitCode, RunDir, write_exit
 from pat.schema import FILES, Config
+from pat.sweeps import members
 from pat.tasks import base
 from tests import open_recipes
 from tests.sets import thinned
@@ -241,6 +242,7 @@ def test_names_are_those_of_what_changes_the_result():
         return compose.run_name(overrides, "r", sweep)
 
     assert name("recipe=r") == name("recipe=r", "run.resume=must", "logger=none", "engine.world_size=4") == "r"
+    assert name("engine=zero3", "engine.zero_stage=3") == "r", "both are ways to say the same"
     assert name("seed=1", "optim.lr=1e-3") == name("optim.lr=1e-3", "seed=1") == "r,optim.lr=1e-3,seed=1"
     assert name("engine.zero_stage=3", sweep=True) == "r,engine.zero_stage=3"
     assert name("seed=1", "run.dir='out/my run/'") == "my run"
@@ -248,6 +250,11 @@ def test_names_are_those_of_what_changes_the_result():
     assert name("pruners.w.params=[a/b,'c d']") == "r,w.params=_a_b_c_d_"
     long = [f"+model.config.key{i}={i}" for i in range(30)]
     assert len(name(*long)) < 200 and name(*long) != name(*long[1:])
+    for letters in ("отзывы", "评论", "é"):
+        given = {"data.train": letters * 60, "seed": "1"}
+        made = [name(*(f"{key}={value}" for key, value in given.items())), members._name(given)]
+        assert [len(each.encode()) <= most for each, most in zip(made, (180, 120), strict=True)] == [True, True], made
+        assert members._name(given) != members._name({**given, "seed": "2"})
 
 
 def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
@@ -265,15 +272,22 @@ def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
     with pytest.raises(ValueError, match=r"pruners.weights.schedule.end was .*, now None"):
         frozen.freeze(ends, run.path)
     elastic = changed.changed(engine__world_size=4, engine__zero_stage=3, engine__offload_optimizer=True)
-    elastic = elastic.changed(logger__tags=["x"], run__resume="must")
+    elastic = elastic.changed(logger__tags=["x"], run__resume="must", train__checkpoint_every_minutes=7.0)
     frozen.freeze(elastic, run.path)
     assert frozen.load(run.config) == elastic
     (run.checkpoints / "step-1").mkdir()
     for path in (run.summary, run.metrics, run.wandb_id):
         path.touch()
-    frozen.freeze(config.changed(run__resume="never"), run.path)
-    assert not any(path.exists() for path in (run.checkpoints, run.summary, run.metrics, run.wandb_id))
+    earlier = (run.checkpoints, run.summary, run.metrics, run.wandb_id)
+    over = config.changed(run__resume="never")
+    frozen.freeze(over, run.path)
+    assert all(path.exists() for path in earlier), "the start may still be refused"
+    assert frozen.set_aside(elastic, run.path) is None and all(path.exists() for path in earlier)
+    assert frozen.set_aside(over, run.path) == run.path / "checkpoints.1"
+    assert not any(path.exists() for path in earlier)
     assert (run.path / "checkpoints.1/step-1").is_dir()
+    run.summary.touch()
+    assert frozen.set_aside(over, run.path) is None and not run.summary.exists(), "there was nothing to rename"
 
 
 def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path):
@@ -286,6 +300,8 @@ def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path)
     write_exit(run.path, ExitCode.DIVERGED)
     with pytest.raises(ValueError, match="another config .seed was"):
         frozen.freeze(slower.changed(seed=7), run.path)
+    with pytest.raises(ValueError, match="another config .optim.lr_schedule was"):
+        frozen.freeze(slower.changed(optim__lr_schedule="cosine"), run.path)
     frozen.freeze(slower, run.path)
     assert frozen.load(run.config) == slower
 
@@ -441,8 +457,22 @@ def test_a_launcher_sets_the_number_of_ranks(monkeypatch):
 def test_no_pruners_means_none():
     """Hydra merges an empty mapping into the recipe's, which would go on pruning in silence."""
     assert composed(PARITY).pruners
+    lost = "pruners.weights.budget.sparsity=0.3"
     for none in ("pruners={}", "~pruners"):
         assert not composed(PARITY, none).pruners
+    said = refused(PARITY, "pruners={}", lost)
+    assert f"pruners={{}} takes all pruners away, so {lost} has none to set: leave one of them out" in said
+
+
+def test_no_envelope_means_none_but_for_later_limits():
+    def limits(*given: str) -> dict[str, dict[str, float]]:
+        return {name: limit.bounds() for name, limit in composed(PARITY, *given).envelope.items()}
+
+    before = ("envelope.loss.rise=0.5", "envelope.perplexity.ratio=2", "envelope={}")
+    assert limits(*before) == {}
+    later = limits(*before, "envelope.loss.ratio=1.1", "++envelope.slices.max=9")
+    assert later == {"loss": {"ratio": 1.1}, "slices": {"max": 9.0}}
+    assert limits(*before, "envelope={loss:{ratio:1.1,rise:1}}") == {"loss": {"ratio": 1.1, "rise": 1.0}}
 
 
 def test_a_shape_that_is_written_whole_is_the_shape():
@@ -453,6 +483,27 @@ def test_a_shape_that_is_written_whole_is_the_shape():
         ("pruners.narrow.budget.keep.kv_groups=2", {"ffn": 0.5, "kv_groups": 2}),
     ):
         assert composed(*recipe, given).pruners["narrow"].budget.keep == keep
+    whole, one = "pruners.narrow.budget.keep={ffn:50}", "pruners.narrow.budget.keep.kv_groups=2"
+    for both, keep in (((whole, one), {"ffn": 50, "kv_groups": 2}), ((one, whole), {"ffn": 50})):
+        assert composed(*recipe, *both).pruners["narrow"].budget.keep == keep
+
+
+def test_files_that_decide_on_a_result_are_part_of_the_config(tmp_path):
+    """Fails if a run that goes on elsewhere, or after the file was edited, is another one without a word."""
+    deepspeed, table = {"zero_optimization": {"overlap_comm": False}}, {"format": 1, "model_type": "llama", "ffn": []}
+    for file, content in (("ds.json", deepspeed), ("table.json", table)):
+        (tmp_path / file).write_text(json.dumps(content))
+    own = ["pruners.narrow.budget.name=latency", "pruners.narrow.budget.sparsity=0.3"]
+    recipe, place = [*open_recipes.of("decoder_narrow"), *own], "pruners.narrow.budget.table"
+    config = _composed(*recipe, "engine.deepspeed=ds.json", f"{place}=table.json")
+    assert config.engine.deepspeed == deepspeed and config.pruners["narrow"].budget.table == table
+    frozen.freeze(config, tmp_path / "run")
+    for file in ("ds.json", "table.json"):
+        (tmp_path / file).write_text("{torn")
+    assert frozen.load(tmp_path / "run/config.yaml") == config
+    named = _composed(*recipe, "engine.deepspeed=ds.json", f"{place}=nowhere.json")
+    names = (named.engine.deepspeed, named.pruners["narrow"].budget.table)
+    assert names == ("ds.json", "nowhere.json"), "what reads them says what is wrong"
 
 
 def test_a_decay_that_fp32_cannot_hold_is_refused():

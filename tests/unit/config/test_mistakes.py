@@ -12,11 +12,15 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from pat import cli
+from pat.commands import train
 from pat.common import files
+from pat.config import compose
 from pat.launch import multi_node, process, single_node, slurm
+from pat.launch.environment import RankEnvironment
 from pat.models.tokenizers import byte_tokenizer
 from pat.models.weight_files import safetensors_fault
-from pat.run.directory import ExitCode
+from pat.run.directory import ExitCode, RunDir
+from pat.schema import Config
 from tests import models
 from tests.sets import thinned
 
@@ -299,6 +303,27 @@ def test_what_was_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (run / "config.yaml").write_text("old")
     refused(capsys, "train", "recipe=parity", "logger=none", f"run.dir={run}", "data.max_length=9999")
     assert (run / "config.yaml").read_text() == "old"
+
+
+def test_a_start_over_that_is_refused_under_a_launcher_costs_the_run_before_it_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if rank 0 sets the earlier run aside before the data is known to be there."""
+    monkeypatch.setattr("pat.launch.rank.run_rank", lambda run_dir, rank, work, announce, own: work(run_dir))
+    monkeypatch.setattr(single_node, "rank_variables", lambda config: {"OMP_NUM_THREADS": "1"})
+    monkeypatch.setattr(RankEnvironment, "export", lambda self: None)
+    run, found = RunDir(tmp_path / "run"), list[Config]()
+    checkpoint = run.checkpoints / "step-00000002" / "weights"
+    checkpoint.parent.mkdir(parents=True)
+    earlier = (checkpoint, run.config, run.version, run.metrics, run.summary, run.wandb_id, run.exit)
+    for path in earlier:
+        path.write_text(f'{{"old": "{path.name}"}}')
+    keys = ["recipe=parity", "logger=none", f"run.dir={run.path}", "run.resume=never", "data=json", "data.eval=null"]
+    compose.compose([*keys, "data.train=none.jsonl"], lambda config: found.append(config) or 0)
+    with pytest.raises(ValueError, match="none.jsonl"):
+        train._become_rank(found[0], RankEnvironment(0, 1, 0, "127.0.0.1", 1, "torch"))
+    kept = [path.read_text() if path.exists() else "gone" for path in earlier]
+    assert kept == [f'{{"old": "{path.name}"}}' for path in earlier]
 
 
 @pytest.mark.slow

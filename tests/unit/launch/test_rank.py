@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pat.launch import process, rank
-from pat.run.directory import ExitCode, RunDir
+from pat.run.directory import ExitCode, RunDir, read_exit, write_exit
 
 CHILD = """
 import os, signal, sys, time
@@ -60,3 +60,27 @@ def test_a_start_that_is_refused_leaves_the_result_of_the_one_that_runs(tmp_path
         assert found.returncode == ExitCode.BAD_INPUT and RunDir(tmp_path).exit.read_text() == "{}"
     (record,) = RunDir(tmp_path).ranks.glob("*.json")
     assert "in use by process" in record.read_text()
+
+
+def test_a_start_that_is_refused_leaves_a_result_that_is_final(tmp_path: Path) -> None:
+    """Fails if a command with a mistake makes a run that is done, or has diverged, one that never got so far."""
+    program = (
+        "import sys; from pathlib import Path; from pat.launch import rank\n"
+        "def work(run_dir): raise ValueError('a mistake')\n"
+        "for run_dir in sys.argv[1:]: code = rank.run_rank(Path(run_dir), 0, work)\n"
+        "sys.exit(code)"
+    )
+    before = {"done": ExitCode.DONE, "diverged": ExitCode.DIVERGED, "preempted": ExitCode.PREEMPTED, "new": None}
+    for name, code in before.items():
+        (tmp_path / name).mkdir()
+        if code is not None:
+            write_exit(tmp_path / name, code, "earlier")
+    command = [sys.executable, "-c", program, *(tmp_path / name for name in before)]
+    assert subprocess.run(command, timeout=60, capture_output=True).returncode == ExitCode.BAD_INPUT
+    after = {name: read_exit(tmp_path / name) or {} for name in before}
+    assert {name: (found.get("code"), found.get("message")) for name, found in after.items()} == {
+        "done": (ExitCode.DONE, "earlier"),
+        "diverged": (ExitCode.DIVERGED, "earlier"),
+        "preempted": (ExitCode.BAD_INPUT, "a mistake"),
+        "new": (ExitCode.BAD_INPUT, "a mistake"),
+    }

@@ -8,10 +8,12 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pat import cli
+from pat.common.files import write_json
 from pat.launch import logs, slurm, status
 from pat.launch.process import Process, RankRecord, forget_ranks_from, only_user_of
 from pat.run import provenance
@@ -144,6 +146,29 @@ def test_follow_sees_what_is_written_until_the_end(run):
     RankRecord(0, Process(2**22 + 1, 1), code=0).write(run.path)
     reader.join(20)
     assert not reader.is_alive() and out.getvalue() == "two\nlast\n" and text == "one\n"
+
+
+def test_follow_asks_slurm_now_and_then_only(run, monkeypatch):
+    """Fails if everybody who follows a log asks the controller of the whole cluster twice a second."""
+    write_json(run.job, {"job_id": "7"})
+    run.log(0).write_text("")
+    clock, asked = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        with open(run.log(0), "a") as file:
+            file.write(f"{clock[0]:g}\n")
+
+    def states(jobs: list[str]) -> dict[str, str]:
+        asked.append(clock[0])
+        return dict.fromkeys(jobs, "RUNNING" if clock[0] < 40 else "COMPLETED")
+
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(slurm, "states", states)
+    out = io.StringIO()
+    logs.follow(run.path, run.log(0), 0, out)
+    assert asked == [0.0, 15.0, 30.0, 45.0]
+    assert out.getvalue() == run.log(0).read_text(), "what is written meanwhile is shown at once, and to the end"
 
 
 def test_a_controller_that_does_not_answer_has_not_forgotten_the_job(run, tmp_path, monkeypatch):

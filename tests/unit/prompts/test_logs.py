@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -50,6 +51,34 @@ def test_a_stratified_sample_stands_for_the_traffic(log: Path, tmp_path: Path, c
     assert run("check", out, "--json", tmp_path / "summary.json") == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["slices"][0]["prompts"] == 60 and "few prompts" in capsys.readouterr().out
+
+
+def test_prompts_go_to_whoever_has_the_fewest_for_the_root_of_its_size() -> None:
+    """By the definition: one at a time."""
+
+    def one_at_a_time(sizes: list[int], n: int) -> list[int]:
+        given = [1] * len(sizes)
+        while sum(given) < min(n, sum(sizes)):
+            open_ = [i for i, size in enumerate(sizes) if given[i] < size]
+            given[max(open_, key=lambda i: (math.sqrt(sizes[i]) / given[i], -i))] += 1
+        return given
+
+    rng = random.Random(0)
+    for _ in range(300):
+        sizes = [rng.choice([1, 2, 4, 9, rng.randint(1, 60)]) for _ in range(rng.randint(1, 9))]
+        n = rng.randint(len(sizes), sum(sizes) + 3)
+        assert logs.allotted(sizes, n) == one_at_a_time(sizes, n), (sizes, n)
+    assert logs.allotted([9] * 20_000, 100_000) == [5] * 20_000, "many strata are no reason to wait for minutes"
+
+
+def test_a_rare_stratum_has_its_exact_weight(tmp_path: Path) -> None:
+    """Fails if weights are rounded to a number of places, which leaves the rarest few digits, or none."""
+    path = tmp_path / "prod.jsonl"
+    rows = [{"prompt": f"p{i}", "kind": "rare" if i == 5 else "frequent"} for i in range(700)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = logs.sample(path, logs.Columns(slices=("kind",)), 2).prompts
+    weights = {prompt.slices["kind"]: prompt.weight for prompt in made}
+    assert weights == pytest.approx({"rare": 1 / 350, "frequent": 699 / 350}, rel=5e-6)
 
 
 def test_labelled_rows_check_their_own_label(tmp_path: Path, capsys: Any) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from pat.commands import search as command
 from pat.commands import train
 from pat.common.files import read_json, write_json
-from pat.config import compose, frozen
+from pat.config import compose, frozen, places
 from pat.evaluation.folders import Size
 from pat.evaluation.measures import of_rows
 from pat.evaluation.samples import Rows
@@ -190,6 +190,8 @@ def test_shares_of_structures_that_come_to_the_same_units_are_one_run(planned: P
         [*PARITY, LOSS, "envelope.slices.rise=1", "pruners.weights.schedule.start=0"],
         [*PARITY, LOSS, "envelope.slices.rise=1"],
         [*PARITY, LOSS, "--mix", "chats"],
+        [*PARITY, "envelope={loss: {max: 2.5}}", "--mix", "chats"],
+        [*PARITY, LOSS, "train.export_at=[0.5]"],
         [*PARITY, LOSS, "envelope.slices.max=3", "--lengths", "8:2"],
         [*PARITY, LOSS, "envelope.passed.min=0.5", "--mix", "nowhere"],
         [*PARITY, LOSS, "envelope.slices.max=3", "--allow-code"],
@@ -201,6 +203,22 @@ def test_what_is_no_search_is_refused_before_anything_runs(arguments: list[str],
     with pytest.raises(ValueError):
         command.main([*arguments, "--out", str(tmp_path / "s")])
     assert not (tmp_path / "s").exists()
+
+
+def test_limits_of_a_recipe_are_measured_as_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails if only limits of the command line decide whether --mix, --lengths and the like would be ignored."""
+    (tmp_path / "recipe").mkdir()
+    recipe = (places.conf_dir() / "recipe" / "parity.yaml").read_text()
+
+    def search(limits: str, *more: str) -> int:
+        (tmp_path / "recipe" / "mine.yaml").write_text(f"{recipe}\nenvelope: {limits}\n")
+        own = ["recipe=mine", "logger=none", "--config-dir", str(tmp_path), "--out", str(tmp_path / "s"), "--dry-run"]
+        return command.main([*own, *more])
+
+    assert search("{loss: {max: 2.5}, latency_p95: {ratio: 0.9}}", "--lengths", "8:2") == 0
+    assert "latency_p95.ratio 0.9" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--confident would be ignored"):
+        search("{loss: {max: 2.5}}", "--confident")
 
 
 def test_train_hands_a_search_over(monkeypatch: pytest.MonkeyPatch) -> None:
