@@ -14,6 +14,9 @@ from pat.schema import Config
 MATRIX = 12  # classes up to which the confusion matrix is shown
 
 
+WITHOUT = "pruned without training"
+
+
 def model_card(config: Config, result: dict[str, Any]) -> str:
     """Lineage and figures as Markdown with Hugging Face's YAML head; `result` is what `export.json` holds."""
     lineage = result["lineage"]
@@ -33,21 +36,25 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
         ("run", config.run.name),
         ("config sha256", f"`{lineage['config_sha256']}`"),
         ("checkpoint", f"step {lineage['step']}, phase {lineage['phase']}"),
-        ("trained on", f"{size} rank{'s' * (size > 1)}, ZeRO {lineage['zero_stage']}, {lineage['dtype']}"),
+        (
+            "trained on" if lineage["num_steps"] else "pruned on",
+            f"{size} rank{'s' * (size > 1)}, ZeRO {lineage['zero_stage']}, {lineage['dtype']}",
+        ),
         ("seed", str(lineage["seed"])),
         *([("mask sha256", f"`{result['mask_sha256']}`")] if pruned else []),
         ("weights sha256", f"`{result['weights_sha256']}` (effective weights, fp32)"),
         ("versions", ", ".join(f"{key} {value}" for key, value in lineage["versions"].items())),
     ]
     removed = f"{result['sparsity']:.1%} of {result['prunable_parameters']:,} prunable weights removed"
+    trained = bool(lineage["num_steps"])
     zeros = (
-        f" and pruned while it trained. {_loading(result)} "
+        f"{' and pruned while it trained' if trained else ''}. {_loading(result)} "
         "`masks.safetensors` holds one bit for each prunable weight or unit (1 = kept)."
     )
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {title}: {removed if pruned else 'dense, nothing pruned'}",
-        f"{title}, fine-tuned on {_data(config, lambda path: Path(path).name)}"
+        f"{title}, {f'fine-tuned on {_data(config, lambda path: Path(path).name)}' if trained else WITHOUT}"
         + (zeros if pruned else ". Plain `from_pretrained` loads this folder."),
         "## Measured\n\n" + _figures(result),
         _classes(lineage.get("details")),

@@ -27,8 +27,12 @@ class Structures:
 
     @property
     def flags(self) -> dict[str, Tensor]:
-        """Per site (num_units,) uint8, 1 = the unit survives."""
-        return {site: keep for pruner in self.pruners for site, keep in pruner.keep_flags().items()}
+        """Per site (num_units,) uint8, 1 = the unit survives, as all do while gates still move."""
+        return {
+            site: keep if pruner.hardened else torch.ones_like(keep)
+            for pruner in self.pruners
+            for site, keep in pruner.keep_flags().items()
+        }
 
     @property
     def parameters(self) -> set[str]:
@@ -42,8 +46,8 @@ class Structures:
 
     @property
     def pruned(self) -> int:
-        """Parameters that are gone."""
-        return sum(pruner.num_pruned for pruner in self.pruners)
+        """Parameters that are gone; none while gates still move."""
+        return sum(pruner.num_pruned for pruner in self.pruners if pruner.hardened)
 
     @property
     def stock(self) -> bool:
@@ -51,8 +55,8 @@ class Structures:
         return self.cut is None or getattr(self.cut.config, "pat_widths", None) is None
 
     def describe(self) -> list[str]:
-        """What is left of each structure, for tables."""
-        return [pruner.units.in_words(pruner.counts()) for pruner in self.pruners]
+        """What is left of each structure, for tables; nothing while gates still move: the shape is the full one."""
+        return [pruner.units.in_words(pruner.counts()) for pruner in self.pruners if pruner.hardened]
 
     def gate_forward(self, model: nn.Module) -> None:
         """Put the checkpoint's gates into a model of the full shape."""

@@ -29,8 +29,8 @@ from pat.profiling import operations
 from pat.profiling.backends import Stopwatch
 from pat.profiling.measure import measure
 from pat.profiling.plan import Plan, Work
+from pat.pruning.budgets.latency import FORMAT, SIZES
 
-FORMAT = 1
 LAYERS = 4  # of the models that are timed, at most: their time over the number of layers
 POINTS = 8  # widths of a structure, at most
 
@@ -65,6 +65,7 @@ def table(
     return {
         "format": FORMAT,
         "model_type": anatomy.model_type,
+        "model": {key: getattr(config.get_text_config(), key, None) for key in SIZES},
         "device": device_name,
         "dtype": dtype,
         "batch_size": work.batch_size,

@@ -44,12 +44,12 @@ class Worker:
 
     def __call__(self, work: Work) -> list[float]:
         """Seconds of one call (`Runner`). ValueError where it failed."""
-        self.connection.send(work)
+        self._send(work)
         return self._answer()["laps"]
 
     def close(self) -> Message:
         """Ends the process: {peak_memory_bytes}."""
-        self.connection.send(None)
+        self._send(None)
         said = self._answer()
         self.process.join(30.0)
         return said
@@ -62,6 +62,10 @@ class Worker:
         if self.process.is_alive():
             self.process.terminate()
         self.process.join(10.0)
+
+    def _send(self, work: Work | None) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the answer that does not come says why
+            self.connection.send(work)
 
     def _answer(self) -> Message:
         try:

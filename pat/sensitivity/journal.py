@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from pat.sensitivity.cells import Cell
-from pat.sensitivity.measure import Metrics
+from pat.sensitivity.measure import Metrics, loss_of
 
 SAME = 1e-3  # relative difference of two losses of one model on two machines, at most
 
@@ -69,7 +69,7 @@ class Journal:
                     f"{self.path} was measured with {key}={old['identity'].get(key)}, and now it is {value}: give "
                     "another --out, or remove the file."
                 )
-        before, now = old["baseline"]["loss"], new["baseline"]["loss"]
+        before, now = loss_of(old["baseline"]), loss_of(new["baseline"])
         if abs(before - now) > SAME * abs(before):
             raise ValueError(
                 f"{self.path} was measured on a model whose loss was {before:.6g}, and this one's is {now:.6g}: give "

@@ -19,6 +19,11 @@ from pat.tasks.base import Batch, Task
 Metrics = dict[str, float]
 
 
+def loss_of(metrics: Metrics) -> float:
+    """What is trained for: the mean loss, or of a regression the mean squared error."""
+    return metrics["loss"] if "loss" in metrics else metrics["mse"]
+
+
 def evaluate(model: nn.Module, task: Task, batches: Sequence[Batch]) -> Metrics:
     """{metric: value} of the task over all batches, on the device that they are on."""
     return task.metrics(task.evaluate(model, batches, batches[0]["labels"].device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 from pat.pruning.timetable import percent
@@ -26,7 +27,8 @@ def heat_map(cells: Rows, path: Path, title: str) -> None:
     layers = list(dict.fromkeys(cell["layer"] for cell in cells))
     fractions = sorted({cell["fraction"] for cell in cells})
     kinds = [list(dict.fromkeys(cell["kind"] for cell in cells if cell["fraction"] == f)) for f in fractions]
-    most = max(max(cell["increase"] for cell in cells), 1e-6)
+    most = max([cell["increase"] for cell in cells if math.isfinite(cell["increase"])], default=0.0)
+    most = max(most, 1e-6)
     least = most / 10**DECADES
     norm = LogNorm(least, most, clip=True)
     widths = [len(each) for each in kinds]
@@ -38,6 +40,7 @@ def heat_map(cells: Rows, path: Path, title: str) -> None:
         for cell in cells:
             if cell["fraction"] == fraction:
                 values[layers.index(cell["layer"]), names.index(cell["kind"])] = cell["increase"]
+        values = np.where(np.isinf(values), most, values)  # what is no number stays blank
         image = panel.imshow(np.where(values <= 0, least, values), cmap="YlOrRd", norm=norm, aspect="auto")
         panel.set_title(f"{percent(fraction)} removed", fontsize=9)
         panel.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
@@ -46,7 +49,7 @@ def heat_map(cells: Rows, path: Path, title: str) -> None:
     panels[0].set_ylabel("layer", fontsize=8)
     assert image is not None
     bar = figure.colorbar(image, ax=list(panels), pad=0.01)
-    bar.set_label("loss added (nats)", fontsize=8)
+    bar.set_label("loss added", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path)

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from pat.pruning.timetable import percent
 from pat.sensitivity.cells import Grid
-from pat.sensitivity.measure import Metrics
+from pat.sensitivity.measure import Metrics, loss_of
 
 Rows = list[dict[str, Any]]
 
 
 def rows(grid: Grid, measured: Mapping[tuple[str, float], Metrics], baseline: Metrics) -> Rows:
-    """One flat mapping for each cell; `increase` is loss - baseline loss, in nats."""
+    """One flat mapping for each cell; `increase` is loss - baseline loss, in nats (of a regression the mean square)."""
     return [
         {
             "layer": cell.layer,
@@ -25,7 +25,7 @@ def rows(grid: Grid, measured: Mapping[tuple[str, float], Metrics], baseline: Me
             "fraction": cell.fraction,
             "removed": cell.removed,
             "units": cell.units,
-            "increase": measured[cell.key]["loss"] - baseline["loss"],
+            "increase": loss_of(measured[cell.key]) - loss_of(baseline),
             **measured[cell.key],
         }
         for cell in grid.cells

@@ -20,7 +20,7 @@ from pat.schema import Config
 from pat.sensitivity import plot, report
 from pat.sensitivity.cells import grid
 from pat.sensitivity.journal import Journal
-from pat.sensitivity.measure import evaluate, measure
+from pat.sensitivity.measure import evaluate, loss_of, measure
 from pat.tasks import base
 from pat.training.preflight import fitting_data
 from pat.zero.engine import accelerator
@@ -78,6 +78,6 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
     report.write_csv(out / "sensitivity.csv", cells)
     if plot.available():
         name = Path(config.model.path).name if config.model.path else config.model.config["model_type"]
-        title = f"{name}: loss added by each removal alone (nothing removed: {journal.baseline['loss']:.3f})"
+        title = f"{name}: loss added by each removal alone (nothing removed: {loss_of(journal.baseline):.3f})"
         plot.heat_map(cells, out / "sensitivity.png", title)
     return result

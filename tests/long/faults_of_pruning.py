@@ -783,13 +783,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/structures/parts.py": [
         (
-            "inner = math.prod(segment.shape[self.dim + 1 :])",
-            "inner = math.prod(segment.shape[self.dim :])",
+            "math.prod(segment.shape[self.dim + 1 :])",
+            "math.prod(segment.shape[self.dim :])",
             "the wrong axis",
         ),
         (
-            "torch.arange(segment.start + start, segment.start + stop",
-            "torch.arange(start, stop",
+            "begin, count = segment.start + start, stop - start",
+            "begin, count = start, stop - start",
             "a piece is taken for the beginning",
         ),
         ("part.start + num_units * part.per_unit)", "part.start + num_units * part.per_unit - 1)", "a unit too short"),

@@ -97,7 +97,8 @@ class StructureBudget(ABC):
         weighed = scores if comparable else even(sites, scores, cost, dense)
         if per_cost:
             weighed = {site.name: scores[site.name].double() * cost.per_unit(site, dense) for site in sites}
-        counts = within(on_the_way, weighed, cost, anatomy, math.floor((1 - removed) * full), widest=not per_cost)
+        limit = math.floor((1 - removed) * full)
+        counts = within(on_the_way, weighed, cost, anatomy, limit, widest=not per_cost, order=scores)
         if counts is None:
             names = ", ".join(by_structure(sites))
             least = choice(

@@ -15,6 +15,7 @@ from pat.pruning.structures.costs import Cost
 
 PICO = 1e12
 FORMAT = 1
+SIZES = ("hidden_size", "num_attention_heads")  # of the config, by which a table knows its model
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,27 @@ class Latency(StructureBudget):
     """
 
     name: str = "latency"
-    table: str = field(kw_only=True)  # the file that `pat profile --table` wrote, of this model on the target device
+    table: Any = field(kw_only=True)  # the file that `pat profile --table` wrote of this model, or its content
 
     unit: ClassVar[str] = "picoseconds"
 
     def cost(self, anatomy: Anatomy) -> Cost:
         """Picoseconds of the forward that the table was measured with."""
         content = _read(self.table)
+        named = "(in the config)" if is_mapping(self.table) else self.table
         if content.get("model_type") != anatomy.model_type:
             raise ValueError(
-                f"budget.table {self.table} is of a {content.get('model_type')}, and the model is a "
+                f"budget.table {named} is of a {content.get('model_type')}, and the model is a "
                 f"{anatomy.model_type}: measure this one."
             )
-        lines = {kind: _line(self.table, content.get(kind), kind) for kind in ("kv_groups", "ffn")}
+        sizes: dict[str, Any] = content.get("model") or {}  # an older table has none
+        for key in sizes.keys() & SIZES:
+            if sizes[key] != (own := getattr(anatomy.config.get_text_config(), key, None)):
+                raise ValueError(
+                    f"budget.table {named} is of a model with {key}={sizes[key]}, and this one has {own}: measure "
+                    "this one."
+                )
+        lines = {kind: _line(named, content.get(kind), kind) for kind in ("kv_groups", "ffn")}
         rows: list[tuple[tuple[int, int], ...]] = []
         for layer in anatomy.layers:
             row: list[tuple[int, int]] = []
@@ -48,18 +57,18 @@ class Latency(StructureBudget):
                 most, fixed, slope = lines[kind]
                 if most != sublayer.num_units:
                     raise ValueError(
-                        f"budget.table {self.table} is of a model with {most} {kind}, and {sublayer.name} has "
+                        f"budget.table {named} is of a model with {most} {kind}, and {sublayer.name} has "
                         f"{sublayer.num_units}: measure this one."
                     )
                 row.append((fixed, slope))
             rows.append(tuple(row))
-        return Cost(_picoseconds(self.table, content.get("base_seconds")), (0,) * len(rows), tuple(rows))
+        return Cost(_picoseconds(named, content.get("base_seconds")), (0,) * len(rows), tuple(rows))
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: Any) -> dict[str, Any]:
     try:
-        content: Any = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        content: Any = path if is_mapping(path) else json.loads(Path(path).read_text())
+    except (OSError, ValueError, TypeError):
         raise ValueError(
             f"budget.table {path} cannot be read: make it with `pat profile MODEL --table {path}`."
         ) from None
@@ -74,6 +83,8 @@ def _line(path: str, points: Any, kind: str) -> tuple[int, int, int]:
         known = [(int(point["units"]), float(point["seconds"])) for point in points if point["units"] > 0]
     except (TypeError, KeyError, ValueError):
         known = []
+    if len(known) == 1 and known[0][0] == 1:  # a model with one KV head: there is no line to fit
+        known = [(0, 0.0), *known]
     if len(known) < 2 or not all(math.isfinite(seconds) for _, seconds in known):
         raise ValueError(f"budget.table {path} has no times of {kind}: make it anew with `pat profile MODEL --table`.")
     n, t = (math.fsum(column) / len(known) for column in zip(*known, strict=True))

@@ -46,11 +46,12 @@ class GapProbe:
         before: Mapping[str, Tensor],  # what the maps gave, in the shape that they give it now
         residual: tuple[Tensor, Tensor] | None,  # to which that is added, before and now; None: not counted
         real: Tensor,  # bool: which tokens are no padding
+        scale: float = 1.0,  # m, by which the outputs are multiplied before they are added to the residual
     ) -> None:
         """The forward of a micro-batch is over."""
         missing = torch.stack([gave.float() - self.outputs[each].float() for each, gave in before.items()]).sum(0)
         if residual is not None:
-            missing = missing + (residual[0].float() - residual[1].float())
+            missing = missing + (residual[0].float() - residual[1].float()) / scale
         flat, x = (each.reshape(-1, each.shape[-1])[real.reshape(-1)] for each in (missing, self.inputs))
         self.cross += torch.mm(flat.T, x.float()).double()
         self.mean += flat.double().sum(0)

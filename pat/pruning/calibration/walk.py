@@ -234,6 +234,7 @@ class Layer:
         walk, added = self.walk, {name: list(summed.get(name, ())) or [name] for name in statistics}
         probes = {name: GapProbe({n: self._module(n) for n in added[name]}, name) for name in statistics}
         gave: dict[str, Tensor] = {}
+        scale = float(getattr(walk.skeleton.config, "residual_multiplier", 1.0))  # Granite's h + m f(h)
         twin = self.twin()
         handles = [
             twin.get_submodule(self._path(name)).register_forward_hook(partial(_note, gave, name))
@@ -245,7 +246,7 @@ class Layer:
             self._behind.append(walk.calls[self.index][batch](twin, walk.before[batch]))
             for name, probe in probes.items():
                 residual = (walk.before[batch], walk.hidden[batch]) if summed.get(name) else None
-                probe.add({n: gave[n] for n in added[name]}, residual, walk.real[batch])
+                probe.add({n: gave[n] for n in added[name]}, residual, walk.real[batch], scale)
 
         try:
             means = self.collect(statistics, add)

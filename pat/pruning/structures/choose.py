@@ -82,9 +82,10 @@ def within(
     anatomy: Anatomy,
     limit: int,
     widest: bool = True,
+    order: Mapping[str, Tensor] | None = None,  # by which sites of a pooled group go, where that is not `scores`
 ) -> list[int] | None:
     """The count of every group, so that the model costs at most `limit`; None where even the least costs more."""
-    near = _State(groups, scores, cost, anatomy)
+    near = _State(groups, scores, cost, anatomy, scores if order is None else order)
     beyond = _far(near, limit)
     over = near.copy()
     if not _near(near, limit, widest):
@@ -178,12 +179,20 @@ def _of(counts: Sequence[int], sites: Sequence[Site]) -> str:
 class _State:
     """Counts of all groups, and the exact cost of the model that has them."""
 
-    def __init__(self, groups: Sequence[Group], scores: Mapping[str, Tensor], cost: Cost, anatomy: Anatomy) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        scores: Mapping[str, Tensor],
+        cost: Cost,
+        anatomy: Anatomy,
+        order: Mapping[str, Tensor],
+    ) -> None:
         self.groups, self.cost = groups, cost
         self.step = [len(group.counts) - 1 for group in groups]  # index into the group's counts
         self.best_first = ranked([site for group in groups for site in group.sites], scores)
-        self.order = {  # the sites of a pooled group, best first
-            g: sorted(group.sites, key=lambda site: -self.best_first[site.name][0][0])
+        first = ranked([site for group in groups if group.pooled for site in group.sites], order)
+        self.order = {  # the sites of a pooled group, best first, as `keep_counts` takes them
+            g: sorted(group.sites, key=lambda site: -first[site.name][0][0])
             for g, group in enumerate(groups)
             if group.pooled
         }

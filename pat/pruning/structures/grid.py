@@ -86,6 +86,8 @@ def groups(anatomy: Anatomy, sites: Sequence[Site], limits: Limits, per_layer: b
                     f"{structure} leaves layers without one of their parts, which no stock class has: "
                     f"{families.OWN_LOADER}, or take layers."
                 )
+            if own[0].sublayer is None and len(own) > 1:  # where a layer depends on its position, that is said now
+                families.drop_layers(anatomy.config, anatomy, range(1, len(anatomy.layers)))
             made.append(Group(structure, tuple(own), True, tuple(range(1, len(own) + 1))))
             continue
         sizes = sorted({site.num_units for site in own})

@@ -28,9 +28,14 @@ class Factor:
 
     def along(self, segment: Segment, start: int, stop: int) -> Tensor:
         """(stop - start,) the values at elements [start, stop) of a segment."""
-        inner = math.prod(segment.shape[self.dim + 1 :])
-        index = torch.arange(segment.start + start, segment.start + stop, device=self.values.device)
-        return self.values[(index // inner) % segment.shape[self.dim]]
+        size, inner = segment.shape[self.dim], math.prod(segment.shape[self.dim + 1 :])
+        begin, count = segment.start + start, stop - start
+        if inner == 1:  # over and over; without a division for every element, which takes much longer
+            skip = begin % size
+            return self.values.repeat(-(-(skip + count) // size))[skip : skip + count]
+        first, last = begin // inner, (begin + count - 1) // inner
+        rows = torch.arange(first, last + 1, device=self.values.device) % size
+        return self.values[rows].repeat_interleave(inner)[begin - first * inner :][:count]
 
     def apply(self, weights: Tensor, along: Tensor) -> Tensor:
         """W' with origin + W' = along (origin + W); where `along` is 1, exactly W."""

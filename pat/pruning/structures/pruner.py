@@ -7,7 +7,7 @@
                soft   ranked: z moves towards the keep flags by 1 / fade; learned: z is sampled from a
                hard   once: the budget chooses the final flags, or a calibrated cut does, which also fits the consuming
                       weights. z is folded into the weights, what is gone is zeroed with its moments, and the hooks come
-                      off. Removed units compute 0 and have no gradient: forward and step are plain from here on.
+                      off, but for those of removed layers and sublayers. What is removed computes 0 and has no gradient
                       Under adapters (peft) the weights are frozen and in no shard: the hooks stay and multiply by the
                       final z, and the export folds it into the merged weights; a calibrated cut fits the frozen ones
     forward    the consuming module's input x z (fp32 -> the engine's dtype), or as it is while a site's gates are all
@@ -143,10 +143,11 @@ class StructurePruner:
         return self.units.counts(self.state.keep)
 
     def forward_gates(self) -> dict[str, Tensor]:
-        """Per site (num_units,) fp32: what multiplies in an evaluation now. Once folded, only dropped blocks."""
+        """Per site (num_units,) fp32: what multiplies in an evaluation now. Once folded, only what is dropped
+        whole: the gradient of its output's bias would not be 0."""
         state = self.state
         if state.folded:
-            z = torch.where(self.units.is_block, state.keep.float(), torch.ones_like(state.z))
+            z = torch.where(self.units.is_whole, state.keep.float(), torch.ones_like(state.z))
         elif state.hardened or self.timeline.phase(state.begun) == "dense":
             z = state.z
         else:
@@ -248,7 +249,7 @@ class StructurePruner:
         self.settle()
 
     def settle(self) -> None:
-        """The hooks of the hard phase: where z is folded, only dropped blocks still need theirs, output = input."""
+        """The hooks of the hard phase: where z is folded, only dropped layers and sublayers still need theirs."""
         self.forward.settle(self.units.join(self.forward_gates()), self.layout.device)
 
     def gate(self, walk: Walk) -> None:

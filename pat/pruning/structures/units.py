@@ -44,6 +44,11 @@ class Inventory:
         return torch.cat([torch.full((site.num_units,), site.sublayer is None) for site in self.sites])
 
     @cached_property
+    def is_whole(self) -> Tensor:
+        """(U,) bool: whether the unit is a whole layer, or the attention or MLP of one."""
+        return torch.cat([torch.full((site.num_units,), not site.features) for site in self.sites])
+
+    @cached_property
     def parameters(self) -> set[str]:
         """All parameters of which a unit owns a part."""
         return {part.parameter for site in self.sites for part in site.parts}

@@ -27,8 +27,15 @@ from pat.pruning.weights.whole import WholeMatrices, chooser
 _Cut = tuple[Tensor, Tensor]  # flags (o, i) uint8, weights (o, i) fp32
 
 
-def check(place: str, criterion: Criterion, masked_grad: str) -> None:
-    """ValueError where weights that a cut has removed could come back; `place` is pruners.NAME."""
+def check(place: str, criterion: Criterion, masked_grad: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError where weights that a cut has removed could come back, or where inputs cannot be seen; `place` is
+    pruners.NAME."""
+    stacked = [name for name, shape in shapes.items() if len(shape) > 2]
+    if stacked and (isinstance(criterion, Calibrated) or criterion.prior_samples):
+        raise ValueError(
+            f"{place} takes {stacked[0]}, which is several matrices in one, as fused experts are: calibration does not "
+            f"see what goes into each. Set criterion: magnitude or movement (prior_score: magnitude), or exclude it"
+        )
     if isinstance(criterion, Calibrated) and masked_grad != "zero":
         raise ValueError(
             f"{place}.criterion={criterion.name} fits the weights that stay, so its zeros are final: set "

@@ -12,6 +12,7 @@ from pat.common.parameters import is_conv1d, logical_shape
 from pat.common.typed import named_modules
 
 ALL_LINEAR = "all-linear"  # as in peft's target_modules: embeddings, heads and everything outside the layers stay dense
+INPUTS_FIRST = ("Llama4TextExperts",)  # classes that do not say so by `is_transposed`
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Matrices:
 
     shapes: Mapping[str, tuple[int, ...]]  # of all parameters; only those of two or more dimensions are taken
     linear: frozenset[str] = frozenset()  # those that are the weights of linear maps inside the model's layers
-    transposed: frozenset[str] = frozenset()  # those stored as (inputs, outputs): a Conv1D's
+    transposed: frozenset[str] = frozenset()  # those stored as (..., inputs, outputs): a Conv1D's, some experts
     stacks: tuple[str, ...] = ()  # what the names of everything inside the layers begin with
 
     @classmethod
@@ -31,11 +32,13 @@ class Matrices:
         transposed = {f"{name}.weight" for name, module in named_modules(model) if is_conv1d(module)}
         linear = transposed | {f"{name}.weight" for name, m in named_modules(model) if isinstance(m, nn.Linear)}
         linear = {name for name in linear if any(name.startswith(stack) for stack in stacks)}
+        transposed |= {f"{name}.{own}" for name, module in named_modules(model) for own in _inputs_first(module)}
         return cls(shapes, frozenset(linear & set(shapes)), frozenset(transposed & set(shapes)), tuple(stacks))
 
     def as_map(self, name: str) -> tuple[int, ...]:
         """The shape of a matrix with the outputs first, however it is stored."""
-        return self.shapes[name][::-1] if name in self.transposed else self.shapes[name]
+        *stack, rows, columns = self.shapes[name]
+        return (*stack, columns, rows) if name in self.transposed else self.shapes[name]
 
     def take(self, params: Sequence[str], exclude: Sequence[str] = ()) -> list[str]:
         """Names of the matrices that the patterns take, in the model's order."""
@@ -68,6 +71,13 @@ class Matrices:
 
     def _matches(self, name: str, params: Sequence[str]) -> bool:
         return patterns.matches(name, params) or (ALL_LINEAR in params and name in self.linear)
+
+
+def _inputs_first(module: nn.Module) -> list[str]:
+    """Parameters of experts that are stored as (experts, inputs, outputs), as those of a few models are."""
+    if not getattr(module, "is_transposed", False) and type(module).__name__ not in INPUTS_FIRST:
+        return []
+    return [name for name, param in module.named_parameters(recurse=False) if len(logical_shape(param)) == 3]
 
 
 def _is_stack(module: nn.Module) -> bool:

@@ -33,6 +33,7 @@ from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import Calibrated
 from pat.pruning.scopes.all_matrices import Global
+from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights import calibrated, prior, ranking, ties, whole
 from pat.pruning.weights.allocation import Weighing, weigh
@@ -68,8 +69,10 @@ class WeightPruner:
         place = f"pruners.{name}"
         ranking.check_scope(place, self.scope, self.granularity, self.criterion, self.transposed)
         ties.check_first_choice(place, self.criterion, self.timeline, self.budget.sparsity)
-        calibrated.check(place, self.criterion, config.masked_grad.name)
-        self.prior = prior.Prior(self.shapes, self.transposed, self.scope)
+        calibrated.check(place, self.criterion, config.masked_grad.name, self.shapes)
+        self.prior = prior.Prior(
+            self.shapes, self.transposed, Matrix() if self.granularity.name == "n_of_m" else self.scope
+        )
         self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
         self.selected_at = -1  # step of the last selection
         self.hardened = False

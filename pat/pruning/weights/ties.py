@@ -66,8 +66,9 @@ def check_matrices(
     tied: set[str],  # matrices with one score for all
     may_be_empty: bool,
 ) -> None:
-    """ValueError where a selection took a part of a matrix by index, or all of it."""
-    by_index = [name for name in tied if removed[name] and numel[name] > 1]
+    """ValueError where a selection took a part of a matrix by index, or all of one that may not be empty."""
+    whole = {name for name in tied if may_be_empty and removed[name] == numel[name]}
+    by_index = [name for name in tied - whole if removed[name] and numel[name] > 1]
     if by_index:
         raise ValueError(
             f"{place}: all scores of {_some(by_index)} are equal, so its index would decide which weights go: it has "

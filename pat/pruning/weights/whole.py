@@ -26,11 +26,12 @@ from pat.zero.layouts import Piece, Segment, ZeroLayout
 
 
 def chooser(name: str, granularity: Any, sparsity: float, scope: Scope) -> Callable[[Tensor], Tensor]:
-    """Scores (o, i) -> flags (o, i) bool, exactly to the target within one matrix."""
+    """Scores (o, i), or (e, o, i) of e in one, -> bool flags of that shape, exactly to the target in one matrix."""
 
     def choose(scores: Tensor) -> Tensor:
         if scope.of_rows and granularity.name == "weight":
-            return keep_top_of_rows(scores, scores.shape[1] - part_of(scores.shape[1], sparsity))
+            rows = scores.reshape(-1, scores.shape[-1])  # of a stack of matrices, the rows of all
+            return keep_top_of_rows(rows, rows.shape[1] - part_of(rows.shape[1], sparsity)).view_as(scores)
         if granularity.name == "weight" and scores.numel() < SMALL:
             return keep_top_of_rows(scores.reshape(1, -1), scores.numel() - part_of(scores.numel(), sparsity)).view_as(
                 scores
@@ -84,7 +85,7 @@ class WholeMatrices:
 
     def turned(self, name: str, matrix: Tensor) -> Tensor:
         """Between the stored orientation and outputs first, either way."""
-        return matrix.T if name in self.transposed else matrix
+        return matrix.transpose(-2, -1) if name in self.transposed else matrix
 
     def select_in_rows(self, scored: Sequence[ScoredSegment], granularity: Any, sparsity: float, scope: Scope) -> None:
         """Keep the highest of every row. Raises ValueError for scores that are NaN. Collective."""

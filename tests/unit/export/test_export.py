@@ -321,10 +321,18 @@ def test_a_card_has_a_title_and_not_a_path():
     )
     lineage = {"recipe": None, "config_sha256": "c", "step": 9, "phase": "dense", "world_size": 1, "zero_stage": 2}
     lineage |= {"dtype": "bf16", "seed": 0, "versions": {}, "metrics": {"accuracy": 0.9}, "dense_metrics": None}
+    lineage |= {"num_steps": 9, "dense_step": None}
     sizes = {"parameters": 8, "bytes": 16, "nonzero_parameters": 8}
     result = {"lineage": lineage, "before": sizes, "after": sizes, "prunable_parameters": 0, "sparsity": 0.0}
     result |= {"sparsity_all_parameters": 0.0, "weights_sha256": "w", "mask_sha256": None, "stock": True}
-    text, _, table = model_card(config, result | {"structures": [], "dtype": "bf16"}).partition("## Lineage")
+    result |= {"structures": [], "dtype": "bf16"}
+    text, _, table = model_card(config, result).partition("## Lineage")
     assert "\n# minilm: dense, nothing pruned\n" in text
     assert "minilm, fine-tuned on local csv files (rows.csv, more.csv)" in text and "/home/me" not in text
     assert "/home/me/models/minilm" in table and "/home/me/rows.csv" in table, "the lineage keeps them"
+
+    pruned = result | {"prunable_parameters": 8, "sparsity": 0.5, "mask_sha256": "m"}
+    trained, at_once = (model_card(config, pruned | {"lineage": lineage | {"num_steps": n}}) for n in (9, 0))
+    assert "minilm, fine-tuned on local csv files (rows.csv, more.csv) and pruned while it trained. Plain" in trained
+    assert "minilm, pruned without training. Plain" in at_once
+    assert "fine-tuned" not in at_once and "while it trained" not in at_once

@@ -211,6 +211,7 @@ def run_with_gates(folder: Path, hardened: bool, *structures: str) -> StructureP
             first = structure_pruner
             structure_pruner.state.keep = torch.arange(sum(structure_pruner.units.sizes)) % 2 == 0
             structure_pruner.state.z = structure_pruner.state.keep.float()
+            structure_pruner.num_pruned = structure_pruner.units.removed(structure_pruner.state.keep)
         state[structure] = (structure_pruner.tensors(), structure_pruner.shared())
     assert first is not None
     write_run(
@@ -225,6 +226,7 @@ def test_before_the_hard_phase_the_gates_are_folded_and_nothing_is_cut(tmp_path:
     structure_pruner = run_with_gates(tmp_path / "run", False, "ffn")
     result = export_run(tmp_path / "run", tmp_path / "out", checkpoint="last", verify="logits")
     assert result["after"]["parameters"] == result["before"]["parameters"] and result["stock"]
+    assert structure_pruner.num_pruned and result["pruned_parameters"] == 0 and result["structures"] == []
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         down = file.get_tensor("model.layers.1.mlp.down_proj.weight")
     (site,) = [site.name for site in structure_pruner.sites if site.layer == 1]

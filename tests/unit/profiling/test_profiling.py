@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import multiprocessing
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +25,7 @@ from pat.profiling.backends.eager import _Torch
 from pat.profiling.figures import Facts, Profile, profile
 from pat.profiling.measure import Samples, calls, measure
 from pat.profiling.plan import Plan, Work
+from pat.profiling.worker import Worker
 from pat.prompts.mix import Head, Mix, Prompt
 from pat.pruning import registry
 from pat.pruning.structures.costs import dense_widths, flops
@@ -252,4 +255,21 @@ def test_the_table_is_of_models_that_are_really_narrower(tmp_path: Path, monkeyp
     (tmp_path / "table.json").write_text(json.dumps(content))
     budget: Any = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": str(tmp_path / "table.json")})
     assert budget.cost(anatomy) == flops(anatomy, 12)
+    other = families.anatomy(models.model("llama", num_hidden_layers=4, hidden_size=96))
+    with pytest.raises(ValueError, match="is of a model with hidden_size=48, and this one has 96: measure this one"):
+        budget.cost(other)
     assert table.widths((8, 11008))[-1][1] % 64 == 0
+
+
+def test_a_worker_that_was_killed_between_two_calls_is_said() -> None:
+    """Would catch a broken pipe, of which the command says nothing, as if its reader had gone."""
+    theirs, ours = multiprocessing.Pipe()
+    worker = Worker.__new__(Worker)
+    worker.what, worker.connection = "pruned (eager)", ours
+    worker.process = SimpleNamespace(join=lambda _: None, exitcode=-9)  # type: ignore[assignment]
+    theirs.close()
+    for call in (lambda: worker(Work(1, 8, 4)), worker.close):
+        with pytest.raises(
+            ValueError, match=r"pruned \(eager\) cannot be measured: it was killed, perhaps for lack of"
+        ):
+            call()

@@ -116,3 +116,16 @@ def test_matrices_that_are_ranked_together_share_a_coefficient(scope: str) -> No
     assert (c["a"] == c["b"]) == (scope == "global")
     if scope == "matrix":
         assert 300 < c["b"] / c["a"] < 3000
+
+
+def test_groups_of_a_matrix_have_the_coefficient_of_that_matrix_in_every_scope() -> None:
+    """Two of four compete in their group only, so b, which moves a thousand times as much, does not count in a."""
+    scores = normal(1)
+    scores["b"] *= 1e3
+    found = []
+    for scope in ("global", "matrix"):
+        groups = {"name": "n_of_m", "n": 1, "m": 2}
+        pruner = bound(weight_pruner("movement", SOFT, groups, scope=scope), normal(0), scores)
+        pruner._enter_soft()
+        found.append(pruner._coefficients(3))
+    assert found[0] == found[1] and 300 < found[0]["b"] / found[0]["a"] < 3000

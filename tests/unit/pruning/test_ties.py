@@ -32,9 +32,9 @@ AT_ONCE = [
 LATER = [{"name": "one_shot", "start": 3}, {"name": "linear", "start": 0, "end": 8}]
 
 
-def weight_pruner(criterion: Any, schedule: dict[str, Any], **more: Any) -> WeightPruner:
+def weight_pruner(criterion: Any, schedule: dict[str, Any], granularity: Any = "weight", **more: Any) -> WeightPruner:
     config = PrunerConfig(
-        params=["*"], granularity="weight", criterion=criterion, schedule=schedule,
+        params=["*"], granularity=granularity, criterion=criterion, schedule=schedule,
         budget={"name": "sparsity", "sparsity": 0.5}, **more,
     )  # fmt: skip
     return WeightPruner("weights", config, Matrices(SHAPES), STEPS, 0, "eager")
@@ -142,6 +142,20 @@ def test_an_empty_matrix_has_to_be_allowed() -> None:
     allowed = bound(weight_pruner("magnitude", SOFT, allow_empty_matrices=True), weights)
     allowed.begin(3)
     assert allowed.num_pruned == 60
+
+
+@pytest.mark.parametrize(("zeros", "whole"), [("b", True), ("a", False)])
+def test_a_matrix_that_may_be_empty_may_go_whole_whatever_its_scores(zeros: str, whole: bool) -> None:
+    """60 weights go: all 40 of b, where no index decides, or 60 of the 80 of a, where it would."""
+    weights = normal(0)
+    weights[zeros].zero_()
+    pruner = bound(weight_pruner("magnitude", SOFT, allow_empty_matrices=True), weights)
+    if whole:
+        pruner.begin(3)
+        assert pruner.num_pruned == 60 and pruner.states[0].keep is not None and not pruner.states[0].keep[80:].any()
+        return
+    with pytest.raises(ValueError, match="all scores of a are equal"):
+        pruner.begin(3)
 
 
 def test_what_gates_have_emptied_needs_no_evidence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification
 
 from pat import cli
 from pat.commands import sensitivity
@@ -19,7 +21,7 @@ from pat.models.families import anatomy
 from pat.sensitivity import plot, report
 from pat.sensitivity.cells import Cell, Grid, grid, keep_largest, unit_magnitude
 from pat.sensitivity.journal import Journal
-from pat.sensitivity.measure import Metrics, evaluate, measure
+from pat.sensitivity.measure import Metrics, evaluate, loss_of, measure
 from pat.tasks import base
 from pat.tasks.causal_lm import CausalLM
 from tests import models
@@ -243,6 +245,59 @@ def test_the_heat_map_is_a_picture_even_where_nothing_rises(tmp_path: Path) -> N
     for name, increases in (("some", [0.5, 1.5, -0.25]), ("none", [-0.5, 0.0, -0.25])):
         plot.heat_map(flat(increases), tmp_path / f"{name}.png", "title")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+def test_a_cell_that_is_no_number_leaves_the_others_their_colours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: float
+) -> None:
+    """What is infinite is as dark as the highest of the others, and what is no number stays blank."""
+    axes = pytest.importorskip("matplotlib.axes").Axes
+    drawn, imshow = list[Any](), axes.imshow
+
+    def noted(self: Any, values: Any, **more: Any) -> Any:
+        drawn.append((values, more["norm"]))
+        return imshow(self, values, **more)
+
+    monkeypatch.setattr(axes, "imshow", noted)
+    plot.heat_map(flat([broken, 0.5, 1.5]), tmp_path / "map.png", "title")
+    ((values, norm),) = drawn
+    assert norm.vmax == 1.5 and values[1:, 0].tolist() == [0.5, 1.5]
+    assert math.isnan(values[0, 0]) if math.isnan(broken) else values[0, 0] == 1.5
+
+
+def test_a_regression_adds_squared_error(tmp_path: Path, capfd: Any) -> None:
+    """From the task's own metrics, none of which is called loss, to the table and a journal that goes on."""
+    from rich.console import Console
+
+    model = models.model("bert", auto=AutoModelForSequenceClassification, num_labels=1).eval()
+    task: Any = base.build({"name": "regression"})
+    given = [
+        {
+            **batch,
+            "labels": torch.tensor([0.5, -1.0]),
+            "sample": torch.arange(2) + 2 * i,
+            "num_samples": torch.tensor(4),
+        }
+        for i, batch in enumerate(batches())
+    ]
+    found = grid(model, [0.5], ["layers"])
+    baseline = evaluate(model, task, given)
+    with torch.no_grad():
+        answers = torch.cat([model(input_ids=batch["input_ids"]).logits[:, 0] for batch in given])
+    expected = float((answers - torch.tensor([0.5, -1.0] * 2)).square().mean())
+    assert "loss" not in baseline and loss_of(baseline) == pytest.approx(expected, rel=1e-5)
+    results = {cell.key: metrics for cell, metrics in measure(model, task, given, found, found.cells)}
+    cells = report.rows(found, results, baseline)
+    increases = [results[cell.key]["mse"] - baseline["mse"] for cell in found.cells]
+    assert [cell["increase"] for cell in cells] == increases and any(increases)
+    Console(width=120).print(report.table(cells, baseline))
+    assert f"mse {baseline['mse']:.4g}" in capfd.readouterr().out
+    for again in (baseline, baseline):
+        with Journal(tmp_path / "cells.jsonl", {"model": "m"}, again) as journal:
+            assert journal.baseline == baseline
+    with pytest.raises(ValueError, match="on a model whose loss was"):
+        Journal(tmp_path / "cells.jsonl", {"model": "m"}, {name: 2 * value for name, value in baseline.items()})
 
 
 # --- the command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -238,3 +239,40 @@ def test_no_memory_for_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None
     layer = next(iter(Walk(model, weight_of(model), stack_of(model, names), batches(), torch.float32)))
     with pytest.raises(NotCalibrated, match=r"no memory to measure .* of model.layers.0: .*exclude.*num_samples"):
         layer.collect({names[0]: BOTH})
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.22])
+def test_what_is_missing_counts_by_how_outputs_are_added(scale: float) -> None:
+    """Granite's h + m f(h): m times what a map is asked to add has to make up for what its layer lacks. Against hooks
+    on both whole models."""
+    dense = models.model("granite", residual_multiplier=scale)
+    now = copy.deepcopy(dense)
+    maps = [f"model.layers.1.{name}.weight" for name in ("self_attn.o_proj", "mlp.down_proj")]
+    walk = Walk(now, lambda name: weight_of(now)(name).clone(), "model.layers", batches(), torch.float32, follow=True)
+    gaps: dict[str, Any] = {}
+    for layer in walk:
+        if layer.index == 0:
+            with torch.no_grad():
+                now.get_parameter("model.layers.0.mlp.down_proj.weight")[:, ::2] = 0.0
+        if layer.index == 1:
+            for at, name in enumerate(maps):
+                gaps |= layer.collect_with_gaps({name: (SquaredNorm,)}, {name: maps[: at + 1]})[1]
+    for name, place in zip(
+        maps, ("model.layers.1.post_attention_layernorm", "model.layers.2.input_layernorm"), strict=True
+    ):
+        before, after = (inputs_of_module(model, place) for model in (dense, now))
+        e, x = (before - after) / scale, inputs_of_module(now, name.removesuffix(".weight"))
+        torch.testing.assert_close(gaps[name].cross, e.T @ x / len(e), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gaps[name].mean, e.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def inputs_of_module(model: Any, name: str) -> Tensor:
+    """(N, d) fp64 of the real tokens."""
+    found: list[Tensor] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    with torch.no_grad():
+        for batch in batches():
+            model(**{key: value for key, value in batch.items() if key != "labels"})
+    handle.remove()
+    masks = [batch["attention_mask"].bool() for batch in batches()]
+    return torch.cat([x[mask] for x, mask in zip(found, masks, strict=True)]).double()

@@ -31,11 +31,19 @@ def made(structure: str, gate: Any) -> tuple[Any, StructurePruner, torch.optim.A
     }
     pruner = StructurePruner("narrow", PrunerConfig(**settings), model, num_steps=BEFORE + AFTER, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.0, foreach=False)
+    pruner.bind(layout_of(model, optimizer))
+    generator = torch.Generator().manual_seed(1)
+    pruner.state.score = torch.rand(pruner.state.score.shape, generator=generator)
+    return model, pruner, optimizer
+
+
+def layout_of(model: Any, optimizer: torch.optim.AdamW) -> Any:
+    """Whose shards are the parameters."""
     shards = [
         Shard(i, 0, p, (Segment(name, tuple(p.shape), 0, p.numel(), i, 0),))
         for i, (name, p) in enumerate(model.named_parameters())
     ]
-    own: Any = SimpleNamespace(
+    return SimpleNamespace(
         comm=LOCAL,
         world=LOCAL,
         shards=shards,
@@ -44,10 +52,6 @@ def made(structure: str, gate: Any) -> tuple[Any, StructurePruner, torch.optim.A
         betas=(0.9, 0.999),
         refresh_forward=lambda: None,
     )
-    pruner.bind(own)
-    generator = torch.Generator().manual_seed(1)
-    pruner.state.score = torch.rand(pruner.state.score.shape, generator=generator)
-    return model, pruner, optimizer
 
 
 def along(pruner: StructurePruner, z: Tensor, name: str) -> Tensor:
@@ -128,3 +132,34 @@ def test_what_is_gone_is_reset_and_a_gate_that_was_always_1_changes_no_bit() -> 
         now = optimizer.state[model.get_parameter(part.parameter)]["exp_avg"]
         assert not now[:, ~flags].any()
         assert torch.equal(now[:, flags], moments[part.parameter][:, flags])
+
+
+@pytest.mark.parametrize("structure", ["attention_layers", "mlp_layers"])
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_a_removed_sublayer_with_a_bias_stays_removed(family: str, structure: str) -> None:
+    """By real gradients: that of the bias of its output is only 0 while the hook multiplies by 0."""
+    model = small.model(family).train()
+    settings: dict[str, Any] = {
+        "structures": [structure],
+        "gate": {"name": "taylor", "fade": 1},
+        "budget": {"name": "shape", "keep": {structure: 2}, "hf_compatible": False},
+        "schedule": {"name": "one_shot", "start": 1, "hard_from": 2},
+    }
+    pruner = StructurePruner("short", PrunerConfig(**settings), model, num_steps=6, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.0, foreach=False)
+    pruner.bind(layout_of(model, optimizer))
+    ids = small.tokens(2, 8)
+    torch.manual_seed(0)
+    pruner.begin(0)
+    for t in range(4):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+        pruner.gather(1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.learn(t, skipped=False)
+        pruner.begin(t + 1)
+    assert pruner.state.folded
+    pruner.check()
+    (gone,) = [site for site in pruner.sites if not pruner.keep_flags()[site.name].any()]
+    assert len(gone.gated) == 2, "a weight and its bias"
+    assert not any(model.get_parameter(part.parameter).any() for part in gone.gated)

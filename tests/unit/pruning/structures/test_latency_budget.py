@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from pat.models import families
 from pat.models.anatomy import Anatomy
 from pat.pruning import registry
+from pat.pruning.structures import costs
 from tests import models as small
 
 BASE, ATTENTION, MLP = 4e-3, (2e-4, 5e-4), (1e-4, 1e-5)  # seconds: at all; fixed and per unit of a layer
@@ -68,6 +70,8 @@ def test_the_model_that_is_left_takes_what_the_table_says(
     [
         ({"format": 2}, "budget.table"),
         ({"model_type": "bert"}, "is of a bert, and the model is a llama"),
+        ({"model": {"hidden_size": 64, "num_attention_heads": 8}}, "with hidden_size=64, and this one has 48"),
+        ({"model": {"hidden_size": 48, "num_attention_heads": 4}}, "with num_attention_heads=4, and this one has 8"),
         ({"base_seconds": None}, "has no base_seconds"),
         ({"ffn": [{"units": 0, "seconds": 0}]}, "has no times of ffn"),
         ({"ffn": None}, "has no times of ffn"),
@@ -83,7 +87,27 @@ def test_what_is_no_table_of_this_model(
         budget.cost(anatomy)
 
 
+def test_a_table_in_the_config_counts_like_its_file(anatomy: Anatomy, write: Callable[..., str]) -> None:
+    file = write()
+    found = []
+    for table in (file, json.loads(Path(file).read_text())):
+        budget: Any = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": table})
+        found.append(budget.cost(anatomy))
+    assert found[0] == found[1]
+
+
 def test_no_table(anatomy: Anatomy, tmp_path: Path) -> None:
     budget: Any = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": str(tmp_path / "none")})
     with pytest.raises(ValueError, match="cannot be read: make it with `pat profile"):
         budget.cost(anatomy)
+
+
+def test_a_model_with_one_kv_head_has_a_table(write: Callable[..., str]) -> None:
+    """There are no fewer KV heads to measure: what attention takes is what its one takes."""
+    one = families.anatomy(small.model("llama", num_key_value_heads=1))
+    points = [{"units": 0, "seconds": 0.0}, {"units": 1, "seconds": 7e-4}]
+    budget: Any = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": write(kv_groups=points)})
+    cost = budget.cost(one)
+    assert cost.total(costs.dense_widths(one)) == pytest.approx(seconds(1, 128, 3) * 1e12)
+    without = dataclasses.replace(costs.dense_widths(one), sublayers=((0, 1),) * 3)
+    assert cost.total(without) == pytest.approx((BASE + 3 * (MLP[0] + MLP[1] * 128)) * 1e12)

@@ -347,3 +347,22 @@ def test_kv_heads_that_ranks_cannot_share_are_not_on_the_grid() -> None:
         budget("shape", keep={"kv_groups": 3}, tensor_parallel=4).check(anatomy, sites)
     for count in (1, 2, 4):
         budget("shape", keep={"kv_groups": count}, tensor_parallel=4).check(anatomy, sites)
+
+
+@pytest.mark.parametrize("structure", ["layers", "attention_layers"])
+@pytest.mark.parametrize("how", [{"comparable": False}, {"per_cost": True}])
+def test_no_more_layers_go_than_are_needed(how: dict[str, bool], structure: str) -> None:
+    """Layers whose cache a window bounds cost a fraction of the others. They go by their scores, lowest first; counted
+    by anything else, as their costs, more go than the limit asks for, or fewer."""
+    sliding = families.anatomy(small.model("gemma3_text", num_hidden_layers=8, sliding_window=16))
+    assert len({layer.sublayers[0].window for layer in sliding.layers}) == 2  # pyright: ignore
+    sites = small.sites(sliding, structure)
+    for seed, sparsity in itertools.product(range(6), (0.05, 0.15, 0.3)):
+        chosen = budget("memory", sparsity=sparsity, context=512, batch=2, hf_compatible=structure == "layers")
+        cost, scores = chosen.cost(sliding), {n: s.sigmoid() for n, s in random_scores(sites, seed).items()}
+        limit = (1 - sparsity) * cost.total(costs.dense_widths(sliding))
+        left = sorted(sites, key=lambda site: float(scores[site.name]))
+        while cost.total(costs.widths(sliding, sites, {s.name: torch.tensor([s in left]) for s in sites})) > limit:
+            left = left[1:]
+        choice = chosen.choose(sliding, sites, scores, **how)
+        assert {name for name, keep in choice.keep.items() if keep} == {site.name for site in left}, (seed, sparsity)

@@ -162,6 +162,21 @@ def test_pairs_of_two_layers_are_refused() -> None:
         StructurePruner("short", config, small.model("llama", num_hidden_layers=2), num_steps=12, seed=0)
 
 
+@pytest.mark.parametrize("hf_compatible", [True, False])
+def test_layers_that_depend_on_their_position_are_refused_before_training(hf_compatible: bool) -> None:
+    """Not when the model is exported."""
+    budget = {"name": "shape", "keep": {"layers": 2}, "hf_compatible": hf_compatible}
+    config = PrunerConfig(
+        structures=["layers"], gate="taylor", schedule={"name": "one_shot", "start": 2}, budget=budget
+    )
+    StructurePruner("short", config, small.model("gpt2"), num_steps=12, seed=0)
+    scaled = small.model("gpt2", scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx=true .*only its last layers can be dropped"):
+        StructurePruner("short", config, scaled, num_steps=12, seed=0)
+    one = config.model_copy(update={"budget": budget | {"keep": {"layers": 1}}})
+    StructurePruner("short", one, small.model("gpt2", n_layer=1), num_steps=12, seed=0)  # of which none can go
+
+
 @pytest.mark.parametrize(("rows", "cols", "fits"), [(4, 3, True), (3, 3, False), (4, 4, False)])
 def test_blocks_tile_the_matrix(rows: int, cols: int, fits: bool) -> None:
     granularity = registry.build("granularity", {"name": "block", "rows": rows, "cols": cols})
