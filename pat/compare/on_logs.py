@@ -89,6 +89,9 @@ def compare(
     given, paired = effects or {}, columns.key is not None
     if unknown := sorted(given.keys() - {"", *columns.outcomes}):
         raise ValueError(f"--effect is given for {unknown[0]}, which is not among the outcomes: add it to --outcome")
+    last = [column.rpartition(".")[2] for column in columns.slices]
+    if twice := sorted({name for name in last if last.count(name) > 1}):
+        raise ValueError(f"two columns of --slices would both be the slice {twice[0]}: rename one, or leave it out")
     found = [
         _outcome((a, b), name, columns, given.get(name, given.get("")), confidence)
         for name in dict.fromkeys(columns.outcomes)
@@ -114,17 +117,18 @@ def _outcome(
     if effect is None and not binary:
         raise ValueError(f"{name} is not a yes or no: give --effect, the difference that is worth finding")
     size = EFFECT if effect is None else effect
-    names = list(dict.fromkeys(one for each in rows for row in each for one in row.slices))
-    looks = {one: _look(rows, one, size, confidence, paired) for one in names}
-    whole = _look(rows, None, size, confidence, paired)
-    assert whole is not None
+    of_a, of_b = (np.array([row.outcome for row in each]) for each in rows)
+    in_a, in_b = (_places(each) for each in rows)
+    in_b = in_a if paired else in_b  # a pair has the slices of A's row
+    looks = {one: look(of_a[in_a[one]], of_b[in_b[one]], size, confidence, paired) for one in in_a if one in in_b}
+    whole = look(of_a, of_b, size, confidence, paired)
     return OutcomeSoFar(
         name,
         effect=size,
         waiting=(waiting_a, waiting_b),
         unmatched=unmatched,
         overall=Watched("all", whole, whole.p, ""),
-        slices=[Watched(one, at, at.p, "") for one, at in looks.items() if at is not None],
+        slices=[Watched(one, at, at.p, "") for one, at in looks.items()],
         regressions=_regressions(rows) if paired and binary else [],
     )
 
@@ -147,18 +151,13 @@ def _adjusted(found: Sequence[OutcomeSoFar], confidence: float) -> list[OutcomeS
     ]
 
 
-def _look(rows: Sequence[list[Row]], name: str | None, effect: float, confidence: float, paired: bool) -> Look | None:
-    """One slice, or None where one of the logs has no row of it."""
-    a, b = rows
-    if paired:  # a pair has the slices of A's row
-        chosen = [i for i, row in enumerate(a) if name is None or name in row.slices]
-        a, b = [a[i] for i in chosen], [b[i] for i in chosen]
-    elif name is not None:
-        a, b = ([row for row in each if name in row.slices] for each in rows)
-    if not (a and b):
-        return None
-    first, second = (np.array([row.outcome for row in each]) for each in (a, b))
-    return look(first, second, effect, confidence, paired)
+def _places(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """The rows of each slice."""
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        for name in row.slices:
+            places.setdefault(name, []).append(i)
+    return places
 
 
 def _read(path: Path, name: str, columns: Columns) -> tuple[dict[str, Row], int]:

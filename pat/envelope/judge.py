@@ -49,7 +49,7 @@ class Check:
     rule: str  # in words, as "at most 0.01 below the baseline"
     measured: float  # v
     baseline: float | None  # b
-    quantity: float  # q
+    quantity: float  # q; 1 for the ratio of a slice whose baseline is 0
     interval: tuple[float, float] | None  # of q
     passed: bool
     edge: str = ""  # what of the interval must be inside, too, and is not
@@ -65,25 +65,37 @@ def evidence(value: float, baseline: float | None = None) -> Evidence:
     return Evidence(Quantity(value), baseline, Quantity(value - baseline), Quantity(ratio))
 
 
-def judge(name: str, limit: Limit, known: Evidence, higher_is_better: bool, confident: bool = False) -> list[Check]:
+def judge(
+    name: str,
+    limit: Limit,
+    known: Evidence,
+    higher_is_better: bool,
+    confident: bool = False,
+    of_slice: bool = False,
+) -> list[Check]:
     """A check for each bound. It passes when q is inside; `confident`: when q's whole interval is, where it has one.
 
         min: v >= limit    drop: b - v <= limit    ratio: v / b >= limit where higher is better, else <=
         max: v <= limit    rise: v - b <= limit    equal up to TOLERANCE is inside, NaN is not
 
-    Raises ValueError where a bound needs a baseline that is not known, or a ratio to 0.
+    Raises ValueError where a bound needs a baseline that is not known, or a ratio to 0. A slice may be one of which the
+    baseline got nothing right: nothing can be lost there, and v >= limit b holds.
     """
     made = []
     for bound, value in limit.bounds().items():
         q = _quantities(known).get(bound)
         if q is None:
             raise ValueError(f"{name}.{bound} is against a baseline: give --against FOLDER")
+        at_least = bound == "min" or (bound == "ratio" and higher_is_better)
+        if bound == "ratio" and of_slice and at_least and known.baseline == 0.0 <= known.measured.value:
+            rule = _rule(bound, value, at_least)
+            made.append(Check(f"{name}.{bound}", value, rule, known.measured.value, 0.0, 1.0, None, True, n=known.n))
+            continue
         if bound == "ratio" and known.baseline is not None and known.baseline <= 0.0:
             raise ValueError(
                 f"{name}.ratio: the baseline's {name} is {known.baseline:g}, and a ratio is to something above 0: give "
                 "another bound"
             )
-        at_least = bound == "min" or (bound == "ratio" and higher_is_better)
         edge = q.low if at_least else q.high
         inside, said = _inside(q.value, value, at_least), ""
         ends = [end for end in (q.low, q.high) if end is not None]

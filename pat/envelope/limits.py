@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pat.envelope.judge import evidence, judge
@@ -23,6 +23,7 @@ def figures(
     dense: Mapping[str, float],  # the dense model's metrics
     metrics: Mapping[str, float],
     higher_is_better: Mapping[str, bool],
+    slices: Collection[str] = (),  # which of the metrics are those of a slice
 ) -> dict[str, Any]:
     """Plain values: inside; the limited metrics; the worst that each may be; and of those outside, that in words."""
     worst: dict[str, float] = {}
@@ -31,7 +32,8 @@ def figures(
         higher = higher_is_better[metric]
         found = edges(limit, dense[metric]).values()
         edge = worst[metric] = max(found) if higher else min(found)
-        checks = judge(metric, limit, evidence(metrics[metric], dense[metric]), higher)
+        known = evidence(metrics[metric], dense[metric])
+        checks = judge(metric, limit, known, higher, of_slice=metric in slices)
         if not all(check.passed for check in checks):
             outside[metric] = f"{'at least' if higher else 'at most'} {edge:.6g}"
     return {

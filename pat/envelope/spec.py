@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError, model_validator
 
 from pat.common.errors import invalid
 from pat.common.keys import Finite, Section, key
 from pat.common.text import did_you_mean
+from pat.common.yaml_files import read_yaml
 from pat.envelope.figures import SHARES, figures
 
 SLICES = "slices"
@@ -149,10 +149,7 @@ def read(path: Path) -> Any:
     """What a YAML file says: the limits, or `envelope: {...}`. Raises ValueError."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}: give a YAML file with limits, as accuracy: {{drop: 0.01}}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if isinstance(content, Mapping) and set(content) == {"envelope"}:
         content = content["envelope"]
     if not isinstance(content, Mapping):

@@ -63,7 +63,9 @@ def eval_batches(
     for model in models:
         limits.check(model.config, tokenizer, config.data.max_length)
         limits.cap(tokenizer, model.config)
-    sized = config.changed(train__eval_batch_size=config.train.eval_batch_size or config.train.global_batch_size)
+    train = config.train
+    size = train.eval_batch_size or train.micro_batch_size or train.global_batch_size // config.engine.world_size or 1
+    sized = config.changed(train__eval_batch_size=size)
     return sampler.eval_batches(prepared.eval, task, tokenizer, sized, 0, 1, device)
 
 

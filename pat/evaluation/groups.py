@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,9 @@ class Bias:
 def bias(mix: Mix, measured: Measured, confidence: float = 0.95, seed: int = 0) -> list[Bias]:
     """Every two groups of every dimension, for each measure that is a mean over prompts.
 
-    The weight of a pair is the mean of its prompts' weights. The test is that of `pat compare`: McNemar's where
-    prompts pass or fail and weigh alike, else the paired randomisation test.
+    A pair counts where both have a finite figure: a model may have diverged. Its weight is the mean of its prompts'
+    weights. The test is that of `pat compare`: McNemar's where prompts pass or fail and weigh alike, else the paired
+    randomisation test.
     """
     pairs = groups(mix.prompts)
     made: list[Bias] = []
@@ -59,7 +61,7 @@ def _of(
         order.setdefault(dimension, {}).update(dict.fromkeys(places))
     for dimension, places in pairs:
         for a, b in itertools.combinations(order[dimension], 2):
-            if a in places and b in places and places[a] in known and places[b] in known:
+            if {a, b} <= places.keys() and all(math.isfinite(known.get(places[each], math.nan)) for each in (a, b)):
                 weight = (mix.prompts[places[a]].weight + mix.prompts[places[b]].weight) / 2.0
                 row = known[places[a]], known[places[b]], weight, units[places[a]]
                 values.setdefault((dimension, a, b), []).append(row)

@@ -168,8 +168,7 @@ def _answers(
     found: list[tuple[list[int], bool]] = [([], True) for _ in asked]
     order = sorted(range(len(asked)), key=lambda i: (most[i], len(asked[i])), reverse=True)
     pad = int(one.tokenizer.pad_token_id)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in _batches(order, asked, most, batch_size, _positions(one)):
         width = max(len(asked[i]) for i in chosen)
         ids = torch.tensor([[pad] * (width - len(asked[i])) + asked[i] for i in chosen])
         mask = torch.tensor([[0] * (width - len(asked[i])) + [1] * len(asked[i]) for i in chosen])
@@ -187,6 +186,23 @@ def _answers(
             row = row[: most[i]]
             found[i] = row[: next((at for at, token in enumerate(row) if token in ends), len(row))], not wrong
     return found
+
+
+def _batches(
+    order: Sequence[int], asked: Sequence[list[int]], most: Sequence[int], batch_size: int, positions: int | None
+) -> Iterator[list[int]]:
+    """Prompts that are asked together: all of them generate as much as the one that may say most, after padding to the
+    longest, and both together must not go beyond the model's positions."""
+    chosen: list[int] = []
+    for i in order:
+        together = [*chosen, i]
+        needed = max(len(asked[j]) for j in together) + max(most[j] for j in together)
+        if chosen and (len(chosen) == batch_size or (positions is not None and needed > positions)):
+            yield chosen
+            together = [i]
+        chosen = together
+    if chosen:
+        yield chosen
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ class Gate:
                         judged = True
                         known = self._paired(v, b, places, limit.bounds())
                         named = f"{name}[{slice_}]"
-                        yield from judge.judge(named, limit, known, v.higher_is_better, self.confident)
+                        yield from judge.judge(named, limit, known, v.higher_is_better, self.confident, of_slice=True)
         main = ", ".join(name for measured in variant.sources.values() for name in measured.main)
         if left:
             raise ValueError(f"slices.{sorted(left)[0]} fits no figure of slices, which are {main}: see docs/gate.md")

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pat.common import files
 from pat.common.text import did_you_mean
 from pat.registry import gates, moves, variant
-from pat.registry.backend import Backend, Entry
+from pat.registry.backend import Backend, BackendError, Entry
 from pat.registry.gates import RefusedError
 from pat.registry.moves import Promotion
 from pat.registry.store import DamagedError, Store, copy_in, copy_out, faults, sync_folders
@@ -80,7 +81,7 @@ class Registry:
                 if kind in evidence:
                     gates.check_measured(command, evidence[kind], record, str(folder))
             with self._alone(new=True) as backend:
-                with self.store.placed(staged, manifest) as content:
+                with self.store.placed(staged, manifest, partial(_used, backend, name)) as content:
                     entry, new = self._register(backend, name, content, record)
                 return self._version(name, entry, backend.aliases(name)), new
 
@@ -233,6 +234,14 @@ class Registry:
             record=self.store.recorded(entry.tags[RECORD]),
             aliases=tuple(sorted(alias for alias, number in aliases.items() if number == entry.number)),
         )
+
+
+def _used(backend: Backend, name: str, content: str) -> bool:
+    """Whether a version has these files, or may have them: the backend does not say."""
+    try:
+        return any(entry.tags.get(VARIANT) == content for entry in backend.versions(name))
+    except BackendError:
+        return True
 
 
 def _tags(record: Mapping[str, Any]) -> dict[str, str]:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -72,9 +73,9 @@ class Store:
             file.close()
 
     @contextlib.contextmanager
-    def placed(self, staged: Path, manifest: Manifest) -> Iterator[str]:
-        """Give a staged folder its final name, its hash; an exception inside takes it away again. The caller holds the
-        lock."""
+    def placed(self, staged: Path, manifest: Manifest, used: Callable[[str], bool]) -> Iterator[str]:
+        """Give a staged folder its final name, its hash; an exception inside takes it away again, unless a version is
+        `used`: one that a server has made, though its answer was lost. The caller holds the lock."""
         sha256 = manifest_sha256(manifest)
         target = self.variant(sha256)
         target.parent.mkdir(exist_ok=True)
@@ -88,7 +89,7 @@ class Store:
             sync_directory(target.parent)
             yield sha256
         except BaseException:
-            if not there:
+            if not there and not used(sha256):
                 shutil.rmtree(target, ignore_errors=True)
             raise
 
@@ -153,8 +154,11 @@ def copy_out(folder: Path, manifest: Manifest, target: Path, new: bool) -> None:
     target = target.resolve()
     part = target.with_name(f".{target.name}.{os.getpid()}.partial") if new else target / f".{os.getpid()}.partial"
     moved: list[Path] = []
+    part.mkdir()
+    alive = os.open(part, os.O_RDONLY)
     try:
-        part.mkdir()
+        with contextlib.suppress(OSError):  # without locks, what a kill leaves stays
+            fcntl.flock(alive, fcntl.LOCK_EX)
         for name, said in manifest.items():
             source = folder / name
             if not source.is_file():
@@ -179,6 +183,21 @@ def copy_out(folder: Path, manifest: Manifest, target: Path, new: bool) -> None:
         for path in (part, *moved):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(alive)
+
+
+def clear_partial(target: Path) -> None:
+    """Remove what a `copy_out` to this folder has left that was killed."""
+    target = target.resolve()
+    for part in [*target.glob(".[0-9]*.partial"), *target.parent.glob(f".{glob.escape(target.name)}.[0-9]*.partial")]:
+        with contextlib.suppress(OSError):  # held by one that lives, or gone
+            handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 def faults(folder: Path, manifest: Manifest, only: Sequence[str] | None = None) -> list[str]:

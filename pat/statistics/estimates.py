@@ -15,7 +15,7 @@ import numpy as np
 import scipy  # loads its parts when they are first used
 from numpy.typing import NDArray
 
-from pat.statistics.paired import Numbers, Units, by_unit, interval
+from pat.statistics.paired import ELEMENTS, Numbers, Units, by_unit, interval
 
 RESAMPLES = 999  # of a figure that is no mean: each is computed anew
 
@@ -91,6 +91,7 @@ def of_places(
             vectorized=False,
             confidence_level=confidence,
             n_resamples=resamples,
+            batch=max(1, ELEMENTS // drawn.size),
             method="percentile",
             rng=np.random.default_rng(seed),
         )

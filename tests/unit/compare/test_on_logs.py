@@ -111,3 +111,10 @@ def test_mistakes(rows: list[dict[str, Any]], options: list[str], sentence: str,
     a, b = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", [{"ok": 0, "id": 9}])
     assert run(a, b, "--outcome", "ok", *options) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_two_columns_cannot_be_one_slice(tmp_path: Path, capsys: Any) -> None:
+    """Merged, a regression in one of them would be spread over both."""
+    log = write(tmp_path / "a.jsonl", [{"ok": True, "user": {"region": "eu"}, "server": {"region": "us"}}] * 3)
+    assert run(log, log, "--outcome", "ok", "--slices", "user.region,server.region") == 2
+    assert "two columns of --slices would both be the slice region" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from pat.envelope import judge, spec
+from pat.envelope import limits as of_training
 from pat.envelope.figures import figures
 from pat.envelope.judge import Evidence, Quantity
 from pat.tasks import base
@@ -112,3 +113,17 @@ def test_confident_is_about_the_bad_end_of_the_interval() -> None:
         judge.judge("x", spec.Limit(ratio=1.0), judge.evidence(0.8, 0.0), True)
     with pytest.raises(ValueError, match="is -0.02, and a ratio is to something above 0"):
         judge.judge("x", spec.Limit(ratio=0.95), judge.evidence(-0.5, -0.02), True)
+
+
+def test_a_slice_of_which_the_baseline_has_nothing_cannot_get_worse() -> None:
+    limit, known = spec.Limit(ratio=0.9), judge.evidence(0.0, 0.0)
+    (check,) = judge.judge("accuracy[label=rare]", limit, known, True, of_slice=True)
+    assert check.passed and check.baseline == 0.0
+    (check,) = judge.judge("accuracy[label=rare]", limit, judge.evidence(0.2, 0.0), True, confident=True, of_slice=True)
+    assert check.passed
+    with pytest.raises(ValueError, match="a ratio is to something above 0"):
+        judge.judge("loss[label=rare]", limit, known, False, of_slice=True)
+    named = {"accuracy": limit, "accuracy[label=rare]": limit}
+    dense = {"accuracy": 0.5, "accuracy[label=rare]": 0.0}
+    found = of_training.figures(named, dense, dense, dict.fromkeys(named, True), ["accuracy[label=rare]"])
+    assert found["inside"] and found["limits"]["accuracy[label=rare]"] == 0.0

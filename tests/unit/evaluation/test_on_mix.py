@@ -16,7 +16,7 @@ from pat import cli
 from pat.evaluation.groups import bias
 from pat.evaluation.measures import of_answers
 from pat.evaluation.models import opened
-from pat.evaluation.prompts import Answer, ask
+from pat.evaluation.prompts import Answer, _batches, ask
 from pat.models import limits
 from pat.models.tokenizers import byte_tokenizer
 from pat.profiling import run as run_profile
@@ -244,3 +244,23 @@ metric_list: [{{metric: acc}}]
     assert "acc" in capsys.readouterr().out
     assert run(tmp_path / "model", "--tasks", "mein") == 2
     assert "has no such task" in capsys.readouterr().err
+
+
+def test_a_batch_stays_within_the_positions_of_its_longest_and_its_wordiest_prompt() -> None:
+    """Each prompt fits alone; padded to the longest, with as many new tokens as the wordiest has, they may not."""
+    asked, most = [[1] * 55, [1] * 5, [1] * 10], [4, 50, 4]
+    assert list(_batches([1, 0, 2], asked, most, 8, 64)) == [[1], [0, 2]]
+    assert list(_batches([1, 0, 2], asked, most, 8, None)) == [[1, 0, 2]]
+    assert list(_batches([1, 0, 2], asked, most, 2, None)) == [[1, 0], [2]]
+    assert list(_batches([], asked, most, 2, None)) == []
+
+
+def test_a_pair_without_a_figure_is_left_out_of_the_bias() -> None:
+    mix, answers = groups_of("a", 0.5, 0)
+    whole = bias(mix, of_answers(mix, answers))
+    measured = of_answers(mix, answers)
+    for name in measured.main:
+        values = measured.measures[name].values
+        assert values is not None
+        values[:] = np.nan
+    assert whole and bias(mix, measured) == []

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pat.evaluation import fitting
 from pat.evaluation.measures import Measure, difference, estimate, of_rows, ratio
 from pat.evaluation.samples import Rows
+from pat.schema import Config, EngineConfig, TrainConfig
 from pat.tasks import base
 
 PLACES = np.array([4, 0, 0, 7, 2, 2, 2, 9])
@@ -77,3 +81,19 @@ def test_a_ratio_is_paired() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((math.exp(0.1),) * 3)
     change = difference(a["loss"], b["loss"], places)
     assert (change.value, change.low, change.high) == pytest.approx((0.1,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("train", "size"),
+    [({"micro_batch_size": 2}, 2), ({"micro_batch_size": 2, "eval_batch_size": 5}, 5), ({}, 4)],
+)
+def test_a_forward_has_as_many_sequences_as_in_training(
+    train: dict[str, int], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole global batch, hundreds of sequences, would not fit."""
+    settings: dict[str, Any] = {"global_batch_size": 8, "num_steps": 1, **train}
+    config = Config(train=TrainConfig(**settings), engine=EngineConfig(world_size=2))
+    seen = list[int]()
+    monkeypatch.setattr(fitting.sampler, "eval_batches", lambda *given: seen.append(given[3].train.eval_batch_size))
+    fitting.eval_batches(config, SimpleNamespace(eval=None), None, None, [], "cpu")  # type: ignore[arg-type]
+    assert seen == [size]

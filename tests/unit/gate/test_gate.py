@@ -91,6 +91,14 @@ def test_a_planted_regression_is_named(folder: Path, tmp_path: Path, capsys: Any
     assert "**FAIL**" in first and "accuracy.drop" in first
 
 
+def test_a_limit_counts_however_its_key_is_written(folder: Path) -> None:
+    """Fails if a limit with Hydra's plus signs, or in a mapping, is left out in silence."""
+    for form in ("+envelope.parameters.max=%d", "++envelope={parameters: {max: %d}}"):
+        assert (run(folder / "dense", form % 1), run(folder / "dense", form % 10**9)) == (5, 0), form
+    plain, mapping = "envelope.parameters.max=1000000000", "envelope={parameters:{max:1}}"
+    assert (run(folder / "dense", plain, mapping), run(folder / "dense", mapping, plain)) == (5, 0), "the last counts"
+
+
 def test_a_model_beside_itself_is_inside_unless_it_must_be_certain(folder: Path, tmp_path: Path) -> None:
     """Fails if a mix is not asked, --confident looks at the figure only, or an interval is that of another figure."""
     keys = ["envelope.passed.min=0.9", "envelope.calibration_error.max=1", "envelope.slices={min: 0.85, least: 12}"]

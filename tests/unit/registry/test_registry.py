@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import os
@@ -636,3 +637,52 @@ def test_notes_fit_into_every_database() -> None:
     longest = Promotion(10**6, "a" * 64, "rollback", 10**6, 10**6, "w" * 200, 2e9, "\\" * REASON, "passed " + "0" * 12)
     assert len(_text(longest)) < 5000 and re.search("reason", _text(longest))
     assert dataclasses.asdict(longest)["gate"].startswith("passed")
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_version_whose_answer_was_lost_keeps_its_files(
+    readable: bool, registry: Registry, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A server may commit and then not be heard of: the version is listed, so its files must be there."""
+    add, versions = FileBackend.add, FileBackend.versions
+
+    def lost(*given: Any) -> int:
+        add(*given)
+        if not readable:
+            monkeypatch.setattr(FileBackend, "versions", silent)
+        raise BackendError("read timed out")
+
+    def silent(*_: object) -> Any:
+        raise BackendError("read timed out")
+
+    monkeypatch.setattr(FileBackend, "add", lost)
+    with pytest.raises(BackendError, match="timed out"):
+        registry.add("demo", small(tmp_path / "1", 1), {})
+    monkeypatch.setattr(FileBackend, "versions", versions)
+    (version,) = registry.versions("demo")
+    assert registry.checked(version).is_dir()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_what_a_killed_get_has_left_is_not_in_the_way(
+    new: bool, registry: Registry, tmp_path: Path, monkeypatch: Any
+) -> None:
+    version, _ = registry.add("demo", small(tmp_path / "variant"), {})
+    out = tmp_path / "out[1]"
+    out.mkdir()
+    dead = out / ".7.partial" if not new else tmp_path / ".out[1].7.partial"
+    alive = dead.with_name(dead.name.replace("7", "8"))
+    for left in (dead, alive):
+        left.mkdir()
+        (left / "model.safetensors").write_bytes(b"half")
+    held = os.open(alive, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    store.clear_partial(out)
+    assert not dead.exists() and alive.exists()
+    os.close(held)
+    store.clear_partial(out)
+    assert not alive.exists() and not list(out.iterdir())
+    if new:
+        out.rmdir()
+    registry.get(version, out)
+    assert contents(out) == contents(tmp_path / "variant")
