@@ -90,6 +90,10 @@ def _envelope(limits: Sequence[str], options: argparse.Namespace) -> Any:
         made: Any = OmegaConf.to_container(given)
     except (OmegaConfBaseException, OverrideParseException) as error:
         raise ValueError(f"the keys {PREFIX}*: {str(error).splitlines()[0]}") from None
+    if not isinstance(made.get("envelope", {}), dict):
+        raise ValueError(
+            f"envelope={made['envelope']} is no limit: give some, as envelope.accuracy.drop=0.01, or --envelope FILE"
+        )
     try:
         return spec.parse(spec.merged(content, made.get("envelope", {})))
     except ValueError as error:

@@ -85,8 +85,8 @@ def _start_ranks(config: Any) -> int:
         checked = prepare(config, run_dir, here=not several)  # the hosts check their own devices
         said = start_summary(config, checked)
         print(said, flush=True)
-        freeze(config, run_dir)  # only now: a refused command leaves nothing behind, and costs nothing
-        set_aside(config, run_dir)
+        set_aside(config, run_dir)  # only now: a refused command leaves nothing behind, and costs nothing
+        freeze(config, run_dir)
         append_to_log(run_dir, said)
         _say_that_it_starts(run_dir, config.engine.world_size, warnings(config, checked))
         return (multi_node if several else single_node).launch(run_dir, config)
@@ -94,8 +94,7 @@ def _start_ranks(config: Any) -> int:
 
 def _become_rank(config: Any, environment: RankEnvironment) -> int:
     """Under a launcher: this process is one rank of the run. Rank 0 freezes the config, the others wait for it."""
-    from pat.common.files import put_back
-    from pat.config.frozen import freeze, set_aside, wait_for_frozen
+    from pat.config.frozen import check_same_run, freeze, set_aside, wait_for_frozen
     from pat.launch.process import forget_ranks_from, only_user_of
     from pat.launch.rank import OwnRecord, run_rank
     from pat.launch.single_node import rank_variables
@@ -127,18 +126,19 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
         with only_user:
             if environment.rank == 0:
                 own.write()
-                with put_back(RunDir(run_dir).config, RunDir(run_dir).version):  # a refused start costs nothing
-                    freeze(config, run_dir)
-                    checked = preflight.prepare(config, run_dir)
+                check_same_run(config, run_dir)
+            checked = preflight.prepare(config, run_dir)
+            if environment.rank == 0:  # only now: a refused start, or one that is killed, leaves the run as it was
                 set_aside(config, run_dir)
+                freeze(config, run_dir)
                 RunDir(run_dir).exit.unlink(missing_ok=True)
                 forget_ranks_from(run_dir, 1)  # of an earlier start: those of this one say so once all have met
-            else:
-                wait_for_frozen(config, run_dir)
-                checked = preflight.prepare(config, run_dir)
-            if environment.rank == 0:
                 print(start_summary(config, checked), flush=True)
                 _say_that_it_starts(run_dir, environment.world_size, warnings(config, checked))
+            else:
+                wait_for_frozen(
+                    config, run_dir, max(120.0, 60.0 * config.engine.timeout_min)
+                )  # rank 0 may prepare longer
             init_distributed(config)  # collective: rank 0 is there, so this start holds the directory
             own.write()
             return loop.main(run_dir)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,12 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     A link stays, and the file that it names is replaced; a device or a pipe (/dev/stdout) is written as it is.
     """
     data = content.encode() if isinstance(content, str) else content
-    if _is_stream(Path(path)):
+    if (number := _descriptor(str(path))) is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with open(number, "ab", closefd=False) as file:  # opened by its name, it would have a position of its own
+            file.write(data)
+    elif _is_stream(Path(path)):
         with open(path, "ab") as file:
             file.write(data)
     else:
@@ -123,6 +129,12 @@ def renew(folder: Path, write: Callable[[Path], object]) -> None:
         if path.is_file() and path.relative_to(folder) not in new:
             path.unlink()
     shutil.rmtree(aside)
+
+
+def _descriptor(path: str) -> int | None:
+    """The number of the open file of this process that a path stands for."""
+    number = {"/dev/stdout": "1", "/dev/stderr": "2"}.get(path) or path.removeprefix("/dev/fd/")
+    return int(number) if number.isdecimal() and number != path else None
 
 
 def _is_stream(path: Path) -> bool:

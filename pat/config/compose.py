@@ -190,7 +190,7 @@ def _limits(overrides: Sequence[str]) -> Iterator[list[str]]:
             yield name.split(".")[1:]
         else:
             parsed: Any = OverridesParser.create().parse_override(f"x={value}").value()
-            yield from ([str(key)] for key in parsed)
+            yield from ([str(key)] for key in parsed or ())
 
 
 def _only(content: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:

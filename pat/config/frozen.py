@@ -97,12 +97,13 @@ def take_files_in(content: dict[str, Any]) -> None:
     for settings in content["pruners"].values():
         budget = settings.get("budget")
         if isinstance(budget, dict) and budget.get("name") == "latency":
-            budget["table"] = _taken_in(budget.get("table"))
+            budget["table"] = _taken_in(budget.get("table"), "ffn")
 
 
-def _taken_in(value: Any) -> Any:
+def _taken_in(value: Any, has: str | None = None) -> Any:
+    """What a JSON file holds, if it is a mapping that has this key."""
     content = read_json(value) if isinstance(value, str) and value != MISSING else None
-    return content if isinstance(content, dict) else value
+    return content if isinstance(content, dict) and (has is None or has in content) else value
 
 
 def freeze(config: Config, run_dir: Path) -> None:
@@ -140,9 +141,7 @@ def check_same_run(config: Config, run_dir: Path) -> None:
     run = RunDir(run_dir)
     if config.run.resume != "never" and run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
         diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
-        plain = load(run.config).plain()
-        take_files_in(plain)  # one of an older version has their names
-        earlier = to_config(plain)
+        earlier = load(run.config)
         differing = changed_keys(earlier, config, AFTER_DIVERGENCE if diverged else ())
         if differing:
             if "optim.lr" in differing and differing.get("optim.base_width", (None, 0))[1] is None:
@@ -181,7 +180,10 @@ def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> 
 
 def changed_keys(old: Config, new: Config, allowed: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ and are neither ELASTIC nor allowed to."""
-    before, after = (flat(config.plain()) for config in (old, new))
+    contents = [config.plain() for config in (old, new)]
+    for content in contents:
+        take_files_in(content)  # one of an older version has their names
+    before, after = map(flat, contents)
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return {key: (before.get(key), after.get(key)) for key in keys if not is_one_of(key, ELASTIC + allowed)}
 

@@ -13,7 +13,7 @@ from typing import Any
 from pat.common.files import read_json
 from pat.common.text import size_in_words
 from pat.config.compose import compose
-from pat.config.frozen import freeze
+from pat.config.frozen import freeze, set_aside
 from pat.config.quoting import quoted
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.doctor.ranks import STAGES, stage_dir
@@ -65,10 +65,10 @@ def _shortened(given: Sequence[str]) -> list[str]:
 
 def make_ready(made: Mapping[int, Config], folder: Path) -> Config:
     """Freeze the runs and prepare their data; the config of the visit itself."""
-    for config in made.values():
-        freeze(config, Path(config.run.dir))
     first = made[STAGES[0]].changed(run__dir=str(folder))
-    freeze(first, folder)
+    for config in (*made.values(), first):
+        set_aside(config, Path(config.run.dir))  # what an earlier visit has found is not what this one finds
+        freeze(config, Path(config.run.dir))
     prepare(first, folder)
     return first
 

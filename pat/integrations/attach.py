@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import deepspeed
@@ -268,10 +269,12 @@ def _await_initialize(pruning: Pruning) -> None:
 
 def _check_other_names(plain: Callable[..., Any]) -> None:
     """ValueError where a program has the function by a name of its own, by which the pruner would be passed over."""
-    for name, module in list(sys.modules.items()):
-        installed = {"site-packages", "dist-packages"} & set(Path(getattr(module, "__file__", None) or "").parts)
+    modules = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    for name, module in modules:
+        holds: dict[str, Any] = object.__getattribute__(module, "__dict__")  # which loads none that is lazy
+        installed = {"site-packages", "dist-packages"} & set(Path(holds.get("__file__") or "").parts)
         theirs = bool(installed) or name.partition(".")[0] == "deepspeed" or name == getattr(plain, "__module__", None)
-        if not theirs and any(value is plain for value in list(vars(module).values())):
+        if not theirs and any(value is plain for value in list(holds.values())):
             raise ValueError(
                 f"{name} has deepspeed's `initialize` by a name of its own, in which the pruner cannot work: import "
                 "deepspeed, and call deepspeed.initialize(...)"

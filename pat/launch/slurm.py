@@ -182,16 +182,16 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
     text = script(config, cluster)
     old = (run.config, run.version, run.exit, run.path / "job.sbatch", *results(run))
     with files.taken_away(run.path, files.make(run.path, "run.dir")), files.put_back(*old):
-        with only_user_of(run.path):  # not while sbatch runs: the job may start at once
-            freeze(config, run.path)
-            run.exit.unlink(missing_ok=True)  # of an earlier job; freeze looks at it
-            if config.run.resume == "never":  # that is done here; a job that comes back must not start over
-                write_atomic(run.config, dump(config.changed(run__resume="auto")))
-            run.logs.mkdir(exist_ok=True)
-            write_atomic(run.path / "job.sbatch", text)
-            aside = set_aside(config, run.path)
-        command = ["sbatch", "--parsable", run.path / "job.sbatch"]
+        command, aside = ["sbatch", "--parsable", run.path / "job.sbatch"], None
         try:
+            with only_user_of(run.path):  # not while sbatch runs: the job may start at once
+                aside = set_aside(config, run.path)
+                freeze(config, run.path)
+                run.exit.unlink(missing_ok=True)  # of an earlier job; freeze looks at it
+                if config.run.resume == "never":  # that is done here; a job that comes back must not start over
+                    write_atomic(run.config, dump(config.changed(run__resume="auto")))
+                run.logs.mkdir(exist_ok=True)
+                write_atomic(run.path / "job.sbatch", text)
             done = subprocess.run(command, capture_output=True, text=True, env=_without_a_job(os.environ))
             if done.returncode:
                 said = " ".join(done.stderr.split())

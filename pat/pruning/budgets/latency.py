@@ -73,7 +73,10 @@ def _read(path: Any) -> dict[str, Any]:
             f"budget.table {path} cannot be read: make it with `pat profile MODEL --table {path}`."
         ) from None
     if not is_mapping(content) or content.get("format") != FORMAT:
-        raise ValueError(f"budget.table {path} is not a latency table: make one with `pat profile MODEL --table FILE`.")
+        named = "in the config" if is_mapping(path) else path
+        raise ValueError(
+            f"budget.table {named} is not a latency table: make one with `pat profile MODEL --table FILE`."
+        )
     return dict(content)
 
 

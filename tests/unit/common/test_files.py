@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -42,3 +44,11 @@ def test_an_exception_puts_files_back(tmp_path: Path) -> None:
     with put_back(old):
         old.write_text("3")
     assert old.read_text() == "3"
+
+
+def test_what_is_written_to_stdout_keeps_its_place(tmp_path: Path) -> None:
+    """Opened by name, a file to which it leads would have a position of its own, and lines would overwrite it."""
+    code = "from pat.common.files import write_atomic; print('a'); write_atomic('/dev/stdout', 'b\\n'); print('c')"
+    with open(tmp_path / "out", "w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "a\nb\nc\n"

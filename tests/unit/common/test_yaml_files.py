@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pat.common.yaml_files import read_yaml
 
@@ -20,6 +21,10 @@ def test_everything_else_is_read(tmp_path: Path) -> None:
     file = tmp_path / "f.yaml"
     file.write_text("base: &b {a: 1}\nmore: {<<: *b, a: 2}\n1: x\n'1': y\n")
     assert read_yaml(file) == {"base": {"a": 1}, "more": {"a": 2}, 1: "x", "1": "y"}
+    file.write_text("base: &b {x: 1}\ndeep: {a: &a {<<: *b, x: 2}}\nb: {<<: *a}\n")  # of an anchor that is deeper
+    assert read_yaml(file) == yaml.safe_load(file.read_text()), "a merge is no key that is there twice"
+    file.write_text("")
+    assert read_yaml(file) is None
     file.write_bytes(b"\xff")
     with pytest.raises(ValueError, match="is not UTF-8"):
         read_yaml(file)

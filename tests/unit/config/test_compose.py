@@ -501,6 +501,9 @@ def test_files_that_decide_on_a_result_are_part_of_the_config(tmp_path):
     for file in ("ds.json", "table.json"):
         (tmp_path / file).write_text("{torn")
     assert frozen.load(tmp_path / "run/config.yaml") == config
+    (tmp_path / "ds2.json").write_text(json.dumps(deepspeed))
+    older = config.changed(engine__deepspeed="ds2.json")  # as versions before this one froze it
+    assert not frozen.changed_keys(older, config) and not frozen.changed_keys(older, older)
     named = _composed(*recipe, "engine.deepspeed=ds.json", f"{place}=nowhere.json")
     names = (named.engine.deepspeed, named.pruners["narrow"].budget.table)
     assert names == ("ds.json", "nowhere.json"), "what reads them says what is wrong"

@@ -21,6 +21,7 @@ from pat.models.tokenizers import byte_tokenizer
 from pat.models.weight_files import safetensors_fault
 from pat.run.directory import ExitCode, RunDir
 from pat.schema import Config
+from pat.training import preflight
 from tests import models
 from tests.sets import thinned
 
@@ -320,10 +321,16 @@ def test_a_start_over_that_is_refused_under_a_launcher_costs_the_run_before_it_n
         path.write_text(f'{{"old": "{path.name}"}}')
     keys = ["recipe=parity", "logger=none", f"run.dir={run.path}", "run.resume=never", "data=json", "data.eval=null"]
     compose.compose([*keys, "data.train=none.jsonl"], lambda config: found.append(config) or 0)
+    prepare, kept = preflight.prepare, list[list[str]]()
+
+    def contents() -> list[str]:
+        return [path.read_text() if path.exists() else "gone" for path in earlier]
+
+    monkeypatch.setattr(preflight, "prepare", lambda *given: kept.append(contents()) or prepare(*given))
     with pytest.raises(ValueError, match="none.jsonl"):
         train._become_rank(found[0], RankEnvironment(0, 1, 0, "127.0.0.1", 1, "torch"))
-    kept = [path.read_text() if path.exists() else "gone" for path in earlier]
-    assert kept == [f'{{"old": "{path.name}"}}' for path in earlier]
+    kept.append(contents())
+    assert kept == [[f'{{"old": "{path.name}"}}' for path in earlier]] * 2, "also where a kill comes while it prepares"
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from pat.common.files import write_json
 from pat.doctor import BROKEN, MIND, WELL, Finding, machine, network, ranks, verdict, visit
 from pat.doctor.allocation import over_nodes
 from pat.pruning.weights.kernels import Pass
-from pat.run.directory import ExitCode
+from pat.run.directory import ExitCode, RunDir
+from pat.schema import Config, RunConfig
 
 
 def left_by_ranks(folder: Path, **changed: Any) -> Path:
@@ -249,3 +250,16 @@ def test_ranks_that_a_signal_has_ended_break_no_promise(code, tmp_path, monkeypa
     with pytest.raises(SystemExit) as left:
         visit.start_ranks(tmp_path, {})
     assert left.value.code == code
+
+
+def test_a_second_visit_does_not_find_what_the_first_has_found(tmp_path, monkeypatch):
+    """In an allocation both have one folder; a stage that then ends early would be judged by the earlier hashes."""
+    monkeypatch.setattr(visit, "prepare", lambda config, folder: None)
+    monkeypatch.setattr(visit, "freeze", lambda config, folder: None)
+    made = {stage: Config(run=RunConfig(dir=str(tmp_path / str(stage)), resume="never")) for stage in visit.STAGES}
+    runs = [RunDir(Path(config.run.dir)) for config in made.values()]
+    for run in runs:
+        run.checkpoints.mkdir(parents=True)
+        run.summary.write_text("{}")
+    visit.make_ready(made, tmp_path)
+    assert not any(run.summary.exists() for run in runs)

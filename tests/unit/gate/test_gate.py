@@ -99,6 +99,12 @@ def test_a_limit_counts_however_its_key_is_written(folder: Path) -> None:
     assert (run(folder / "dense", plain, mapping), run(folder / "dense", mapping, plain)) == (5, 0), "the last counts"
 
 
+@pytest.mark.parametrize("given", ["envelope=limits.yaml", "envelope=null"])
+def test_what_is_no_limit_is_said(given: str, folder: Path, capsys: Any) -> None:
+    assert run(folder / "dense", given) == 2
+    assert f"{given.replace('null', 'None')} is no limit: give some" in capsys.readouterr().err
+
+
 def test_a_model_beside_itself_is_inside_unless_it_must_be_certain(folder: Path, tmp_path: Path) -> None:
     """Fails if a mix is not asked, --confident looks at the figure only, or an interval is that of another figure."""
     keys = ["envelope.passed.min=0.9", "envelope.calibration_error.max=1", "envelope.slices={min: 0.85, least: 12}"]

@@ -337,6 +337,7 @@ def test_a_name_of_the_scripts_own_for_initialize_is_refused(monkeypatch: pytest
     PlainDeepSpeed(monkeypatch)
     script = ModuleType("their_script")
     monkeypatch.setitem(sys.modules, "their_script", script)
+    monkeypatch.setitem(sys.modules, "wandb_that_is_blocked", None)  # so that nobody imports it
     plain = deepspeed.initialize
     monkeypatch.setattr(deepspeed, "initialize", lambda **named: plain(**named))
     script.begin = deepspeed.initialize  # type: ignore[attr-defined]

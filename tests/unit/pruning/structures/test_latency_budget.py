@@ -94,6 +94,9 @@ def test_a_table_in_the_config_counts_like_its_file(anatomy: Anatomy, write: Cal
         budget: Any = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": table})
         found.append(budget.cost(anatomy))
     assert found[0] == found[1]
+    budget = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": {"lineage": {}}})
+    with pytest.raises(ValueError, match="budget.table in the config is not a latency table"):
+        budget.cost(anatomy)
 
 
 def test_no_table(anatomy: Anatomy, tmp_path: Path) -> None:
