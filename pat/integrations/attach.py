@@ -269,8 +269,9 @@ def _await_initialize(pruning: Pruning) -> None:
 
 def _check_other_names(plain: Callable[..., Any]) -> None:
     """ValueError where a program has the function by a name of its own, by which the pruner would be passed over."""
-    modules = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
-    for name, module in modules:
+    for name, module in list(sys.modules.items()):
+        if not issubclass(type(module), ModuleType):  # cffi's libraries only say that they are modules
+            continue
         holds: dict[str, Any] = object.__getattribute__(module, "__dict__")  # which loads none that is lazy
         installed = {"site-packages", "dist-packages"} & set(Path(holds.get("__file__") or "").parts)
         theirs = bool(installed) or name.partition(".")[0] == "deepspeed" or name == getattr(plain, "__module__", None)

@@ -144,11 +144,10 @@ class OwnRecord:
 
 @contextlib.contextmanager
 def rank_process(run_dir: Path, rank: int, announce: bool, own: OwnRecord) -> Iterator[Callable[[int, str], None]]:
-    """This process is a rank: signals set the flag, output goes to its log.
+    """This process is a rank: it outlives no parent, output goes to its log.
 
     Yields the function that records how the rank left, and with `announce` says so on the terminal.
     """
-    preemption.preemption_flag()
     watch_parent()
     terminal = redirect_output(run_dir, rank)
 
@@ -174,6 +173,7 @@ def run_rank(
 
     The rank's record is written at first, or by the work itself through `own`.
     """
+    preemption.preemption_flag()  # before anybody can find this process in its record, and signal it
     if own is None:
         own = OwnRecord(run_dir, rank)
         own.write()

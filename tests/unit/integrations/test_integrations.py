@@ -345,6 +345,20 @@ def test_a_name_of_the_scripts_own_for_initialize_is_refused(monkeypatch: pytest
         Pruning(given()).attach(torch.nn.Linear(2, 2))
 
 
+def test_what_only_says_that_it_is_a_module_has_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a library of cffi (cryptography loads one): without `__dict__`."""
+
+    class Library:
+        __slots__ = ()
+        __class__ = ModuleType  # type: ignore[assignment]
+
+    library: Any = Library()
+    assert isinstance(library, ModuleType) and not hasattr(library, "__dict__")
+    monkeypatch.setitem(sys.modules, "_openssl.lib", library)
+    PlainDeepSpeed(monkeypatch)
+    Pruning(given()).attach(torch.nn.Linear(2, 2))
+
+
 def test_an_engine_of_a_wrapper_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As that of torch.compile(model): without its pruner it would train as if nothing was asked."""
     PlainDeepSpeed(monkeypatch)

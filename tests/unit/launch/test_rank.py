@@ -62,6 +62,19 @@ def test_a_start_that_is_refused_leaves_the_result_of_the_one_that_runs(tmp_path
     assert "in use by process" in record.read_text()
 
 
+def test_a_signal_finds_its_handler_as_soon_as_the_record_can_be_read(tmp_path: Path) -> None:
+    """Fails if a rank that is preempted just after it says that it exists dies of it."""
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from pat.launch import rank; from pat.run import preemption\n"
+        "write = rank.OwnRecord.write\n"
+        "rank.OwnRecord.write = lambda own: (write(own), os.kill(os.getpid(), signal.SIGUSR1))\n"
+        "def work(run_dir): return 85 if preemption.preemption_flag().signal == signal.SIGUSR1 else 1\n"
+        "sys.exit(rank.run_rank(Path(sys.argv[1]), 0, work))"
+    )
+    assert subprocess.run([sys.executable, "-c", program, tmp_path], timeout=60).returncode == ExitCode.PREEMPTED
+
+
 def test_a_start_that_is_refused_leaves_a_result_that_is_final(tmp_path: Path) -> None:
     """Fails if a command with a mistake makes a run that is done, or has diverged, one that never got so far."""
     program = (
