@@ -305,5 +305,5 @@ def finish(training: Training) -> None:
         training.tracker.warn("no better than chance", learned_nothing)
     training.tracker.summary(summary.summary(training))
     if training.world.rank == 0:  # rank 0 has written the summary
-        training.pruner.journals.remove()
+        training.pruner.ended()
         training.tracker.say(summary.outcome(training.run))

@@ -59,8 +59,12 @@ def _engine_state(engine: Any) -> dict[str, Any]:
 
 
 def _phase(pruner: WeightPruner | StructurePruner, step: int) -> str:
-    """The phase of the last step; a run without steps has pruned, or is about to."""
-    return pruner.timeline.phase(step - 1) if step else "hard" if pruner.hardened else "dense"
+    """The phase of the last step, before masks are permanent no hard one; a run without steps has pruned, or is about
+    to."""
+    if not step:
+        return "hard" if pruner.hardened else "dense"
+    phase = pruner.timeline.phase(step - 1)
+    return "soft" if phase == "hard" and not pruner.hardened else phase
 
 
 def restore_engine(engine: Any, trainer: dict[str, Any]) -> None:

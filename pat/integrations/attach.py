@@ -7,24 +7,19 @@
     engine.save_checkpoint(DIR), load_checkpoint(DIR)   as ever: the pruner's state is in DIR/pat
 
 Trainers call `deepspeed.initialize` deep inside and offer no place between the optimizer and the engine. So `attach`
-replaces that one function until it is called for the attached model; other models pass through. Everything else is a
-method of the one engine that it returns. The step of a run is DeepSpeed's own `global_steps`.
+replaces that one function until it is called for the attached model, in `waiting.py`; other models pass through.
+Everything else is a method of the one engine that it returns. The step of a run is DeepSpeed's own `global_steps`.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import deepspeed
 import torch
 from torch import nn
 
@@ -33,6 +28,7 @@ from pat.integrations import samples as samples_
 from pat.integrations import saved
 from pat.integrations.groups import extend_schedulers, follow, split_groups
 from pat.integrations.settings import Settings
+from pat.integrations.waiting import await_initialize
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.pruner import Pruner, StepStats
 from pat.pruning.types import PromiseBroken
@@ -90,7 +86,7 @@ class Pruning:
         self.model, self.tokenizer, self.num_steps = model, tokenizer, num_steps
         if num_steps is not None:
             self.settings.config(num_steps)
-        _await_initialize(self)
+        await_initialize(self)
         return self
 
     def prepare(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +104,7 @@ class Pruning:
         arguments = dict(arguments)
         if isinstance(arguments.get("optimizer"), torch.optim.Optimizer):
             optimizer, number = arguments["optimizer"], len(arguments["optimizer"].param_groups)
-            optimizer.param_groups[:], self._origins = split_groups(optimizer.param_groups, of_param)
+            optimizer.param_groups[:], self._origins = split_groups(optimizer.param_groups, of_param, same=True)
             extend_schedulers(optimizer, self._origins, number)
         elif arguments.get("optimizer") is None:
             given: list[Any] = list(arguments.get("model_parameters") or ())
@@ -231,7 +227,7 @@ class Pruning:
         self.pruner.check()
         self.pruner.check_finished()
         if self.pruner.layout.world.rank == 0:
-            self.pruner.journals.remove()
+            self.pruner.ended()
 
 
 def _said_once(world: Comm, how: Callable[[str], None], text: str) -> None:
@@ -247,81 +243,3 @@ def _check_optimizer(base: Any) -> None:
             f"the optimizer is {type(base).__name__}, under which pruned weights would not stay what they are: take "
             "torch's AdamW (optim=adamw_torch), or DeepSpeed's with adam_w_mode"
         )
-
-
-# -- the one function that is replaced ---------------------------------------------------------------------------------
-
-_waiting: list[Pruning] = []
-_OURS = "_pat_waits"  # an attribute of the function that is put in its place
-
-
-def _await_initialize(pruning: Pruning) -> None:
-    """Replace deepspeed.initialize until it is called with the model and an optimizer. The last one for a model wins:
-    a notebook's cell may run again."""
-    if not hasattr(deepspeed.initialize, _OURS):  # not by _waiting: somebody may have put another in its place
-        _check_other_names(deepspeed.initialize)
-        deepspeed.initialize = _pass_through(deepspeed.initialize)
-    for other in [each for each in _waiting if each.model is pruning.model]:
-        _refuse_again(other)
-        _waiting.remove(other)
-    _waiting.append(pruning)
-
-
-def _check_other_names(plain: Callable[..., Any]) -> None:
-    """ValueError where a program has the function by a name of its own, by which the pruner would be passed over."""
-    for name, module in list(sys.modules.items()):
-        if not issubclass(type(module), ModuleType):  # cffi's libraries only say that they are modules
-            continue
-        holds: dict[str, Any] = object.__getattribute__(module, "__dict__")  # which loads none that is lazy
-        installed = {"site-packages", "dist-packages"} & set(Path(holds.get("__file__") or "").parts)
-        theirs = bool(installed) or name.partition(".")[0] == "deepspeed" or name == getattr(plain, "__module__", None)
-        if not theirs and any(value is plain for value in list(holds.values())):
-            raise ValueError(
-                f"{name} has deepspeed's `initialize` by a name of its own, in which the pruner cannot work: import "
-                "deepspeed, and call deepspeed.initialize(...)"
-            )
-
-
-def _refuse_again(pruning: Pruning) -> None:
-    """ValueError for a model in which a pruner has not come to its start: what it left there would work on."""
-    if pruning.engine is not None:
-        raise ValueError("the pruner failed in an earlier engine of this model: make the model anew, then attach")
-
-
-def _parameter(model: Any) -> Any:
-    """A model's first parameter, by which a wrapper of it is known; an own object where there is none."""
-    return next(iter(model.parameters()), object()) if isinstance(model, torch.nn.Module) else object()
-
-
-def _trains(arguments: Mapping[str, Any]) -> bool:
-    """Whether the engine has an optimizer, or may have one named in a file, which `prepare` refuses."""
-    config = arguments.get("config") or arguments.get("config_params")
-    config = config or getattr(arguments.get("args"), "deepspeed_config", None) or {}
-    return arguments.get("optimizer") is not None or not isinstance(config, dict) or "optimizer" in config
-
-
-def _pass_through(plain: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(plain)
-
-    @functools.wraps(plain)
-    def initialize(*args: Any, **kwargs: Any) -> Any:
-        arguments = signature.bind(*args, **kwargs).arguments
-        mine = next((p for p in _waiting if p.model is arguments.get("model")), None)
-        wrapped = mine is None and any(_parameter(p.model) is _parameter(arguments.get("model")) for p in _waiting)
-        if wrapped and _trains(arguments):
-            raise ValueError(
-                "this engine is given a wrapper of the model that `attach` was given, in which the pruner cannot work: "
-                "attach to the wrapper, or give deepspeed.initialize the model itself"
-            )
-        if mine is None or not _trains(arguments):
-            return plain(*args, **kwargs)
-        _refuse_again(mine)
-        result = plain(**mine.prepare(arguments))
-        mine.took(result[0])
-        _waiting.remove(mine)  # not before: what fails is tried again, and must not train without the pruner then
-        if not _waiting:
-            deepspeed.initialize = plain
-        return result
-
-    setattr(initialize, _OURS, True)
-    return initialize

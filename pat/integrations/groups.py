@@ -23,17 +23,26 @@ _FOLLOWED = ("lr", "betas")  # what a scheduler changes in a group
 Groups = list[dict[str, Any]]
 
 
-def split_groups(groups: Groups, of_param: dict[int, str]) -> tuple[Groups, list[int]]:
+def split_groups(groups: Groups, of_param: dict[int, str], same: bool = False) -> tuple[Groups, list[int]]:
     """(the groups by pruner, their settings kept, and for each the number of the group that it came from). Empty ones
-    are left out, as DeepSpeed does later. As for torch, params may be one tensor or a generator."""
+    are left out, as DeepSpeed does later. As for torch, params may be one tensor or a generator.
+
+    same: the first part of each group is the given dict, which another optimizer's schedulers may write to (Accelerate
+    makes DeepSpeed's CPU Adam of the groups of the user's). Frozen parameters stay in the first part: DeepSpeed fails
+    on a group of nothing else.
+    """
     first: list[tuple[int, dict[str, Any]]] = []
     rest: list[tuple[int, dict[str, Any]]] = []
     for number, group in enumerate(groups):
         given = group["params"]
         params = [given] if isinstance(given, torch.Tensor) else list(given)
-        for place, owner in enumerate(sorted({of_param.get(id(p), "") for p in params})):
-            own = [p for p in params if of_param.get(id(p), "") == owner]
-            (rest if place else first).append((number, group | {"params": own}))
+        owners = sorted({of_param.get(id(p), "") for p in params if p.requires_grad}) or [""] * bool(params)
+        owner_of = [of_param.get(id(p), "") if p.requires_grad else owners[0] for p in params]
+        for place, owner in enumerate(owners):
+            own = {"params": [p for p, its in zip(params, owner_of, strict=True) if its == owner]}
+            if same and not place:
+                group.update(own)
+            (rest if place else first).append((number, group if same and not place else group | own))
     return [group for _, group in first + rest], [number for number, _ in first + rest]
 
 

@@ -21,6 +21,7 @@ from pat.launch import process
 from pat.launch.process import ORPHAN_GRACE_S, POLL_S, restore_terminal
 from pat.run import directory, preemption
 from pat.run.directory import ExitCode
+from pat.zero.launcher import LAUNCHER_PID
 
 
 class Log(io.TextIOWrapper):
@@ -92,7 +93,8 @@ def watch_parent() -> None:
         return
     process.leave_with_parent(signal.SIGTERM)
     until_it_ends = _end_of(parent)
-    if until_it_ends is None or os.getppid() != parent:
+    launcher = os.environ.get(LAUNCHER_PID, str(parent))  # it may have ended while this process has begun
+    if until_it_ends is None or os.getppid() != parent or launcher != str(parent):
         os.kill(os.getpid(), signal.SIGTERM)
         return
 
@@ -127,7 +129,8 @@ class OwnRecord:
     def __init__(self, run_dir: Path, rank: int) -> None:
         me = process.Process.of(os.getpid())
         assert me is not None
-        self.run_dir, self.record, self.written = run_dir, process.RankRecord(rank, me), False
+        job = os.environ.get("SLURM_JOB_ID", "")
+        self.run_dir, self.record, self.written = run_dir, process.RankRecord(rank, me, job=job), False
 
     def write(self) -> None:
         """Say that this rank exists: its start holds the directory."""
@@ -144,11 +147,10 @@ class OwnRecord:
 
 @contextlib.contextmanager
 def rank_process(run_dir: Path, rank: int, announce: bool, own: OwnRecord) -> Iterator[Callable[[int, str], None]]:
-    """This process is a rank: it outlives no parent, output goes to its log.
+    """This process is a rank: output goes to its log.
 
     Yields the function that records how the rank left, and with `announce` says so on the terminal.
     """
-    watch_parent()
     terminal = redirect_output(run_dir, rank)
 
     def leave(code: int, message: str) -> None:
@@ -174,6 +176,7 @@ def run_rank(
     The rank's record is written at first, or by the work itself through `own`.
     """
     preemption.preemption_flag()  # before anybody can find this process in its record, and signal it
+    watch_parent()  # nor would anybody miss one whose parent has gone before
     if own is None:
         own = OwnRecord(run_dir, rank)
         own.write()

@@ -247,6 +247,11 @@ class Pruner:
         phases = [p.timeline.phase(t) for p in self.pruners]
         return min(phases, key=order.index) if phases else "dense"
 
+    @property
+    def hardened(self) -> bool:
+        """Whether all masks are permanent; a step that the optimizer skips puts that off."""
+        return all(pruner.hardened for pruner in self.pruners)
+
     @cached_property
     def cuts(self) -> tuple[int, ...]:
         """The steps at which more is pruned than before, in increasing order."""
@@ -327,6 +332,10 @@ class Pruner:
                 own = pruner.replicated() if isinstance(pruner, WeightPruner) else pruner.tensors()
                 tensors |= {state_keys.of_gates(pruner.name, key): value for key, value in own.items()}
         return tensors, {pruner.name: pruner.shared() for pruner in self.pruners}
+
+    def ended(self) -> None:
+        """Remove all journals: the run is over. One rank only."""
+        self.journals.remove([pruner.name for pruner in self.pruners])
 
     def saved(self) -> None:
         """Remove the journals: a checkpoint holds their cuts now. One rank only."""

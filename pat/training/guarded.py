@@ -69,7 +69,7 @@ class Guard:
         last = step == self.config.train.num_steps
         if not self.looks_before(step) and not last:
             return
-        record, hard = progress.envelope, self.pruner.phase(step - 1) == "hard"
+        record, hard = progress.envelope, self.pruner.phase(step - 1) == "hard" and self.pruner.hardened
         record.see(
             step, self.pruner.totals.sparsity, self._figures(progress.metrics, progress.slices), not hard or last
         )

@@ -69,4 +69,4 @@ class Training:
     @property
     def final_phase(self) -> bool:
         """Whether the model is as dense or as sparse as the run will leave it."""
-        return not self.pruner.pruners or self.pruner.phase(self.progress.step - 1) == "hard"
+        return not self.pruner.pruners or (self.pruner.phase(self.progress.step - 1) == "hard" and self.pruner.hardened)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,11 @@ class Journals:
                 shutil.rmtree(folder, ignore_errors=True)
         self._tidy()
 
-    def remove(self) -> None:
-        """Remove the journals of all cuts, and nothing else: the folder may be somebody's own. One rank only."""
+    def remove(self, pruners: Collection[str]) -> None:
+        """Remove the journals of these pruners' cuts, and nothing else: the folder may be somebody's own. One rank."""
         for folder in self.root.glob(f"*{STEP}{'[0-9]' * 8}") if self.root is not None else ():
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.name.rpartition(STEP)[0] in pruners:
+                shutil.rmtree(folder, ignore_errors=True)
         self._tidy()
 
     def _tidy(self) -> None:

@@ -296,6 +296,14 @@ def test_another_model_is_not_resumed(folder: Path) -> None:
     free(pruning)
 
 
+def test_a_decay_that_fp32_cannot_hold_is_refused_by_the_rate_of_the_optimizer() -> None:
+    config = config_of()
+    (name, pruner), *_ = settings(config)["pruners"].items()
+    too_little = pruner | {"masked_grad": {"name": "straight_through", "sr_ste": 1e-7}}
+    with pytest.raises(ValueError, match="sr_ste=1e-07 times optim.lr=.* is less than a factor in fp32 can hold"):
+        attached(config, pruners={name: too_little})
+
+
 def test_a_pruner_does_not_begin_in_the_middle_of_a_run() -> None:
     pruning = attached(config_of(), num_steps=None)
     pruning.engine.global_steps = 3

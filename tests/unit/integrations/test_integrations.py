@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +15,7 @@ from transformers import TrainerState
 from pat.checkpoint import retention
 from pat.common.comm import LOCAL
 from pat.common.files import renew
-from pat.integrations import saved
+from pat.integrations import saved, waiting
 from pat.integrations.attach import Pruning
 from pat.integrations.groups import split_groups
 from pat.integrations.hf import PruningCallback
@@ -233,7 +232,7 @@ def test_a_config_in_a_file_is_refused_each_time(how: dict[str, Any], monkeypatc
         raise AssertionError("it makes an engine without the pruner")
 
     monkeypatch.setattr(deepspeed, "initialize", initialize)
-    monkeypatch.setattr(importlib.import_module("pat.integrations.attach"), "_waiting", [])
+    monkeypatch.setattr(waiting, "_waiting", [])
     model = torch.nn.Linear(2, 2)
     Pruning(given()).attach(model)
     for _ in range(2):
@@ -247,7 +246,7 @@ class PlainDeepSpeed:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> None:
         self.failures = list(failures)
         monkeypatch.setattr(deepspeed, "initialize", self.initialize)
-        monkeypatch.setattr(importlib.import_module("pat.integrations.attach"), "_waiting", [])
+        monkeypatch.setattr(waiting, "_waiting", [])
 
     def initialize(self, model: Any = None, optimizer: Any = None, config: Any = None) -> tuple[Any, ...]:
         if self.failures:

@@ -117,6 +117,33 @@ def test_lists_that_pat_does_not_know_are_followed_where_zip_allows_it(monkeypat
     assert rates("own", 3, True, Cosine) == rates("own", 3, False, Cosine)
 
 
+def test_the_scheduler_of_an_optimizer_that_another_took_the_place_of_drives_the_groups() -> None:
+    """As Accelerate makes DeepSpeed's CPU Adam of the user's groups: the rate stayed what it was, 0 with a warm-up."""
+    model = nn.Linear(2, 2)
+    users = torch.optim.AdamW(model.parameters(), 0.1)
+    scheduler = lr_scheduler.LambdaLR(users, lambda t: t / 4)
+    optimizer = torch.optim.AdamW(users.param_groups)
+    pruning = Pruning(given(params=["weight"]))
+    pruning.model = model
+    pruning.prepare({"model": model, "optimizer": optimizer, "config": {}})
+    found = []
+    for _ in range(3):
+        follow(optimizer.param_groups, pruning._origins)
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        users.step()
+        scheduler.step()
+    assert found == [[0.0, 0.0], [0.025, 0.025], [0.05, 0.05]]
+
+
+def test_frozen_parameters_have_no_group_of_their_own() -> None:
+    """In which DeepSpeed would find nothing to train, and fail."""
+    a, b, c = (torch.nn.Parameter(torch.zeros(n), requires_grad=n != 2) for n in (1, 2, 3))
+    found, origins = split_groups([{"params": [a, b, c]}, {"params": [b]}], {id(a): "weights", id(c): "others"})
+    assert [[id(p) for p in group["params"]] for group in found] == [[id(b), id(c)], [id(b)], [id(a)]]
+    assert origins == [0, 1, 0]
+
+
 def test_a_scheduler_of_another_optimizer_stays_as_it_is() -> None:
     model, other = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer, its = (torch.optim.AdamW(m.parameters(), 0.1) for m in (model, other))

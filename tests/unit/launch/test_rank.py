@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from pat.launch import process, rank
 from pat.run.directory import ExitCode, RunDir, read_exit, write_exit
+from pat.zero.launcher import LAUNCHER_PID
 
 CHILD = """
 import os, signal, sys, time
@@ -45,6 +48,35 @@ def test_without_notice_of_its_end_the_parent_is_looked_for(monkeypatch: pytest.
     assert look is not None
     look()
     assert next(parents, None) is None, "it has looked until the parent was another"
+
+
+@pytest.mark.parametrize("gone", ["before", "between"])
+def test_a_rank_whose_parent_goes_while_it_begins_is_asked_to_leave(gone: str, tmp_path: Path) -> None:
+    """Before it runs, or once it has said that it exists: nobody else would ever end it."""
+    program = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from pat.launch import process, rank; from pat.run import preemption\n"
+        "process.POLL_S = rank.POLL_S = 0.05; write = rank.OwnRecord.write\n"
+        "rank.OwnRecord.write = lambda own: (write(own), time.sleep(1.0))\n"
+        "def work(run_dir):\n"
+        "    end = time.monotonic() + 60\n"
+        "    while preemption.preemption_flag().signal is None and time.monotonic() < end: time.sleep(0.05)\n"
+        "    (run_dir / 'left').write_text(str(preemption.preemption_flag().signal)); return 85\n"
+        "rank.run_rank(Path(sys.argv[1]), 0, work)"
+    )
+    parent = (
+        "import os, subprocess, sys, time; from pathlib import Path\n"
+        f"os.environ[{LAUNCHER_PID!r}] = str(os.getpid() if sys.argv[1] == 'between' else 1)\n"
+        "child = subprocess.Popen([sys.executable, '-c', sys.argv[3], sys.argv[2]])\n"
+        "record = Path(sys.argv[2]) / 'ranks' / 'rank-0.json'\n"
+        "while not record.exists() and child.poll() is None: time.sleep(0.01)\n"
+        "if sys.argv[1] == 'before': child.wait()\n"
+    )
+    subprocess.run([sys.executable, "-c", parent, gone, tmp_path, program], timeout=120, check=True)
+    end = time.monotonic() + 60
+    while not (tmp_path / "left").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (tmp_path / "left").read_text() == str(int(signal.SIGTERM))
 
 
 def test_a_start_that_is_refused_leaves_the_result_of_the_one_that_runs(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pat.integrations import waiting
 from pat.pruning.pruner import Pruner
 from pat.schema import Config, PrunerConfig
 from pat.zero import engine as ds
@@ -150,7 +150,7 @@ def test_attached_to_another_trainer_masks_are_the_same_bits(monkeypatch: pytest
         return one_rank.PlainEngine(model, optimizer, MICRO, config["gradient_clipping"]), optimizer, None, None
 
     monkeypatch.setattr(deepspeed, "initialize", initialize)
-    monkeypatch.setattr(importlib.import_module("pat.integrations.attach"), "_waiting", [])  # others of this process
+    monkeypatch.setattr(waiting, "_waiting", [])  # others of this process
     ours, theirs = model(), model()
     engine, pruner = one_rank.build(made, ours, MICRO)
     settings = {k: v for k, v in vars(made.pruners["weights"]).items() if v and k != "masked_grad"}

@@ -84,7 +84,7 @@ def test_a_kill_between_a_checkpoint_and_its_name_does_not_lose_the_best(
         config=Config().changed(train__num_steps=100), run=SimpleNamespace(checkpoints=tmp_path),
         progress=made.progress, due=made, final_phase=True, guard=None, world=LOCAL,
         bound=SimpleNamespace(learned_nothing=lambda: None), tracker=SimpleNamespace(say=print, summary=print),
-        pruner=SimpleNamespace(check_finished=lambda: None, totals=None, journals=SimpleNamespace(remove=lambda: None)),
+        pruner=SimpleNamespace(check_finished=lambda: None, totals=None, ended=lambda: None),
     )  # fmt: skip
     monkeypatch.setattr(train, "evaluate_now", lambda training: {"accuracy": 0.9})
     monkeypatch.setattr(train, "save", lambda training: saved.append(training.progress.as_dict()))
@@ -116,11 +116,19 @@ def test_patience_counts_evaluations_of_the_final_phase_since_the_best() -> None
 
 
 @pytest.mark.parametrize(
-    "pruners, phase, final", [([], "dense", True), ([1], "soft", False), ([1], "hard", True), ([1], "dense", False)]
+    "pruners, phase, hardened, final",
+    [
+        ([], "dense", True, True),
+        ([1], "soft", False, False),
+        ([1], "hard", True, True),
+        ([1], "hard", False, False),
+        ([1], "dense", False, False),
+    ],
 )
-def test_the_final_phase_is_that_of_the_pruners(pruners: list[int], phase: str, final: bool) -> None:
-    """A run without pruners is final from its first step; a dense or soft model of one with pruners is not."""
-    pruner = SimpleNamespace(pruners=pruners, phase=lambda t: phase)
+def test_the_final_phase_is_that_of_the_pruners(pruners: list[int], phase: str, hardened: bool, final: bool) -> None:
+    """A run without pruners is final from its first step; a dense or soft model of one with pruners is not, nor one
+    whose first hard step the optimizer has skipped."""
+    pruner = SimpleNamespace(pruners=pruners, phase=lambda t: phase, hardened=hardened)
     assert Training.final_phase.fget(SimpleNamespace(pruner=pruner, progress=Progress())) is final  # type: ignore
 
 

@@ -419,8 +419,15 @@ def test_gates_outside_of_the_weights_are_part_of_what_a_cut_depends_on(tmp_path
 
 def test_what_others_keep_in_the_folder_stays(tmp_path: Path) -> None:
     """`attach(calibration_dir=OUT)` may name the folder to which DeepSpeed saves."""
-    for name in ("global_step10/model.pt", "latest", "weights-step-00000002/layer.safetensors", "my-step-2/x"):
+    for name in (
+        "global_step10/model.pt",
+        "latest",
+        "weights-step-00000002/layer.safetensors",
+        "my-step-2/x",
+        "my-step-00000002/x",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    Journals(tmp_path).remove()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step10", "latest", "my-step-2"]
+    Journals(tmp_path).remove(["weights"])
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["global_step10", "latest", "my-step-00000002", "my-step-2"]
