@@ -235,7 +235,7 @@ def _ask(
             if not prompts:
                 _check_replayed(options)
                 return of_prompts, [], None
-            replayed, checks = ask.replay(prompts, dense, model, device, options.batch_size, tokens)
+            replayed, checks = ask.replay(prompts, dense, model, device, options.batch_size, tokens, mix)
     if options.agreement is not None:
         checks.append(ask.agreement(replayed, options.agreement))
     return of_prompts, checks, replayed

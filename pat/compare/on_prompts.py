@@ -50,6 +50,8 @@ def _generated(mix: Mix, a: Loaded, b: Loaded, answers: list[list[Answer]], devi
         if same_ids and mine.reference_loss is not None and theirs.reference_loss is not None:
             outcomes[1].add(i, mine.reference_loss, theirs.reference_loss, prompt.weight)
     notes = []
+    if same_ids and any(pair.kl is None and answer.ids for pair, answer in zip(pairs, answers[0], strict=True)):
+        notes.append("the models' embeddings are padded to different sizes, so there is no KL")
     if not same_ids:
         loss = (
             f", no {REFERENCE} (nats a token)"

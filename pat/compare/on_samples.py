@@ -55,7 +55,10 @@ def ask(config: Config, a: Loaded, b: Loaded, device: str) -> Asked:
     numbers = sorted(pairs)
     place = {number: i for i, number in enumerate(numbers)}
     outcome.positions[:] = [place[number] for number in outcome.positions]
-    return Asked(said_of(config), [pairs[number] for number in numbers], [outcome])
+    notes = []
+    if not task.per_sample and any(pair.kl is None for pair in pairs.values()):
+        notes.append("the models' embeddings are padded to different sizes, so there is no KL")
+    return Asked(said_of(config), [pairs[number] for number in numbers], [outcome], notes)
 
 
 class _Samples:
@@ -111,7 +114,7 @@ class _Samples:
             slices=self.parts.of(batch, i),
             weight=weight,
             agreement=float((best[0] == best[1]).double().mean()),
-            kl=float(kl(a, b).mean()),
+            kl=float(kl(a, b).mean()) if a.shape == b.shape else None,
             first_difference=first,
         )
 

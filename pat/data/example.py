@@ -90,9 +90,10 @@ def _notes(info: dict[str, Any], cfg: DataConfig, tokenizer: PreTrainedTokenizer
     wordings = {
         "rows_cut": f"{{:,}} were cut to {cfg.max_length} tokens",
         "rows_dropped": "{:,} without a supervised token were dropped",
+        "rows_joined": "{:,} lose the beginning of their completion, one token with the end of the prompt",
         "system_prompts_dropped": "the chat template leaves out the system prompt of {:,}",
     }
-    notes += [words.format(info[f"train_{name}"]) for name, words in wordings.items() if info[f"train_{name}"]]
+    notes += [words.format(count) for name, words in wordings.items() if (count := info.get(f"train_{name}"))]
     notes.append(f"{tokenizer.pad_token} pads")
     text = f"Data: {', '.join(notes)}."
     if last != tokenizer.eos_token_id and last in tokenizer.added_tokens_decoder:

@@ -25,6 +25,7 @@ WORDINGS = {
     "rows": "rows",
     "rows_cut": "rows cut to data.max_length",
     "rows_dropped": "rows without a supervised token, dropped",
+    "rows_joined": "rows whose completion's beginning is one token with the prompt's end, not learned",
     "system_prompts_dropped": "rows whose system prompt the chat template leaves out",
     "rows_in_train": "rows that are in the training data, too",
     "samples": "samples made of them",
@@ -65,7 +66,15 @@ def _split(prepared: PreparedData, split: str, max_length: int) -> dict[str, Any
         "samples_used": len(samples), "tokens": tokens,
         "length_p50": int(p50), "length_p95": int(p95), "length_max": int(lengths.max()),
     }  # fmt: skip
-    counted = ("rows", "rows_cut", "rows_dropped", "system_prompts_dropped", "samples", "tokens_left_over")
+    counted = (
+        "rows",
+        "rows_cut",
+        "rows_dropped",
+        "rows_joined",
+        "system_prompts_dropped",
+        "samples",
+        "tokens_left_over",
+    )
     figures |= {name: info[f"{split}_{name}"] for name in counted if f"{split}_{name}" in info}
     if split == "eval" and "eval_rows_in_train" in info:
         figures["rows_in_train"] = info["eval_rows_in_train"]

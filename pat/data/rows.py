@@ -82,6 +82,6 @@ def _first_failing(batch: Mapping[str, list[Any]], fresh: Callable[[], Encoder])
         first, end = (first, middle) if fails(first, middle) else (middle, end)
     if not fails(first, first + 1):
         return None
-    if first == 0 and all(fails(row, row + 1) for row in range(1, min(count, TRIED))):
+    if first == 0 and count > 1 and all(fails(row, row + 1) for row in range(1, min(count, TRIED))):
         return None
     return first

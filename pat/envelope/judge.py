@@ -100,7 +100,7 @@ def judge(
         inside, said = _inside(q.value, value, at_least), ""
         ends = [end for end in (q.low, q.high) if end is not None]
         of_one = not ends and known.n == 1
-        certain = not of_one and all(_inside(end, value, at_least) is inside for end in ends)
+        certain = not of_one and all(_inside(end, value, at_least) is inside and not math.isnan(end) for end in ends)
         if confident and inside and of_one:
             inside, said = False, ", by more than one prompt or sample"
         if confident and inside and edge is not None and not _inside(edge, value, at_least):

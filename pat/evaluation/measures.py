@@ -163,13 +163,16 @@ def difference(a: Measure, b: Measure, places: Places, confidence: float = 0.95,
 
 
 def ratio(a: Measure, b: Measure, places: Places, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """The quotient b / a on the same samples: paired; infinite or not a number where a is 0."""
+    """The quotient b / a on the same samples: paired; infinite or not a number where a is 0. A resample of which both
+    have 0 counts as 1: nothing is lost in it."""
+    whole = divided(b.of(places), a.of(places))
 
     def quotient(chosen: Places) -> float:
-        return divided(b.of(chosen), a.of(chosen))
+        found = divided(b.of(chosen), a.of(chosen))
+        return 1.0 if math.isnan(found) else found
 
-    if not (a.interval and math.isfinite(quotient(places))):
-        return Estimate(places.size, quotient(places))
+    if not (a.interval and math.isfinite(whole)):
+        return Estimate(places.size, whole)
     return _resampled(a, quotient, places, confidence, seed, (0.0, math.inf))
 
 

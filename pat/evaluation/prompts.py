@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pat.evaluation.models import Loaded
 from pat.models import limits
 from pat.prompts.checks.label import Label
 from pat.prompts.mix import Mix, Prompt
+from pat.tasks.templates import ChatTemplate
 
 PASSED, REFERENCE = "passed", "reference_loss"  # what is measured: all checks pass; nats a token of the reference
 DIVERGED = "the model's logits are not finite"
@@ -72,7 +74,8 @@ def _check_labels(mix: Mix, names: Sequence[str], one: Loaded) -> None:
 
 
 def _generated(mix: Mix, one: Loaded, device: str, batch_size: int) -> list[Answer]:
-    asked = [ids_of(prompt, one.tokenizer, one.path) for prompt in mix.prompts]
+    options = _template_options(mix, one)
+    asked = [ids_of(prompt, one.tokenizer, one.path, options) for prompt in mix.prompts]
     most = [prompt.output_tokens or mix.head.output_tokens for prompt in mix.prompts]
     _check_positions(mix, one, asked, most)
     made = []
@@ -102,8 +105,29 @@ def _class_logits(mix: Mix, one: Loaded, device: str) -> list[Tensor]:
     return made
 
 
-def ids_of(prompt: Prompt, tokenizer: Any, path: Path) -> list[int]:
-    """The prompt's tokens, up to where the answer begins."""
+def trained_with(one: Loaded) -> Mapping[str, Any]:
+    """The variables for its chat template that a model was trained with, as far as its run or export says."""
+    said: Any = one.said
+    for name in ("config", "task", "template_options"):
+        said = said.get(name) if isinstance(said, Mapping) else None
+    return said if isinstance(said, Mapping) else {}
+
+
+def _template_options(mix: Mix, one: Loaded) -> Mapping[str, Any]:
+    """The mix's. ValueError where it has none, and the model was trained with some: it would be asked otherwise."""
+    options, own = mix.head.template_options, trained_with(one)
+    if options is None and own and any(prompt.messages is not None for prompt in mix.prompts):
+        raise ValueError(
+            f"{one.path} was trained with task.template_options={dict(own)}, and the mix {mix.name} has none, so that "
+            "chats would be asked in another way: add "
+            f'"template_options": {json.dumps(dict(own))}, or {{}} to ask without, to the settings of the mix '
+            f"(`mix`, in the first line of {mix.path})"
+        )
+    return options or {}
+
+
+def ids_of(prompt: Prompt, tokenizer: Any, path: Path, options: Mapping[str, Any]) -> list[int]:
+    """The prompt's tokens, up to where the answer begins; `options` are for the chat template."""
     if prompt.messages is None:
         ids = tokenizer(prompt.prompt, verbose=False)["input_ids"]
         eos = tokenizer.eos_token_id
@@ -114,15 +138,14 @@ def ids_of(prompt: Prompt, tokenizer: Any, path: Path) -> list[int]:
             "model, or prompts of text"
         )
     else:
-        ids = tokenizer.apply_chat_template(
-            prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        text = ChatTemplate(tokenizer, options).asked(prompt.messages)
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise ValueError(f"the prompt {prompt.id} has no tokens")
     return list(ids)
 
 
-def fitting(prompts: Sequence[Prompt], one: Loaded, output_tokens: int) -> list[Prompt]:
+def fitting(prompts: Sequence[Prompt], one: Loaded, output_tokens: int, options: Mapping[str, Any]) -> list[Prompt]:
     """Those that leave a language model positions for an answer; of a classifier, which cuts texts, all."""
     limit = _positions(one)
     if limit is None or not generative(one):
@@ -130,7 +153,7 @@ def fitting(prompts: Sequence[Prompt], one: Loaded, output_tokens: int) -> list[
     return [
         prompt
         for prompt in prompts
-        if len(ids_of(prompt, one.tokenizer, one.path)) + (prompt.output_tokens or output_tokens) <= limit
+        if len(ids_of(prompt, one.tokenizer, one.path, options)) + (prompt.output_tokens or output_tokens) <= limit
     ]
 
 

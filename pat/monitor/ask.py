@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -12,7 +13,7 @@ from scipy import stats
 from pat.compare import on_prompts, result
 from pat.compare.pairs import Pair
 from pat.evaluation.models import Loaded
-from pat.evaluation.prompts import PASSED, fitting
+from pat.evaluation.prompts import PASSED, fitting, trained_with
 from pat.monitor.drift import Places
 from pat.monitor.result import AGREEMENT, REPLAY, Asked, Check, Replayed
 from pat.prompts.mix import Head, Mix, Prompt, content_id
@@ -47,15 +48,21 @@ def chosen(
     ]
     fits = made
     for one in models:
-        fits = fitting(fits, one, output_tokens)
+        fits = fitting(fits, one, output_tokens, _options(models, mix))
     return fits, len(made) - len(fits)
 
 
 def replay(
-    prompts: Sequence[Prompt], dense: Loaded, pruned: Loaded, device: str, batch_size: int, output_tokens: int
+    prompts: Sequence[Prompt],
+    dense: Loaded,
+    pruned: Loaded,
+    device: str,
+    batch_size: int,
+    output_tokens: int,
+    mix: Mix | None = None,
 ) -> tuple[Replayed, list[Check]]:
     """Both models on the prompts; a check where prompts define what is right, which alerts only if B is worse."""
-    head = Head(output_tokens=output_tokens)
+    head = Head(output_tokens=output_tokens, template_options=_options((dense, pruned), mix))
     asked = on_prompts.ask(Mix(head, Path("log"), tuple(prompts)), dense, pruned, device, batch_size)
     found = result.compare(asked, str(dense.path), str(pruned.path))
     passed = next((each for each in found.outcomes if each.name == PASSED), None)
@@ -74,6 +81,13 @@ def replay(
     overall = passed.overall.found
     worse = Drift(abs(overall.difference), overall.p if overall.difference < 0.0 else 1.0, overall.test)
     return replayed, [Check(REPLAY, "right answers", worse, {"share": (overall.a, overall.b)}, share=True)]
+
+
+def _options(models: Sequence[Loaded], mix: Mix | None) -> dict[str, Any]:
+    """For the chat template: those of the mix, or else those that the last of the models was trained with."""
+    if mix is not None and mix.head.template_options is not None:
+        return mix.head.template_options
+    return next((dict(found) for one in reversed(models) if (found := trained_with(one))), {})
 
 
 def agreement(replayed: Replayed, least: float) -> Check:

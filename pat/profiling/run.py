@@ -171,7 +171,7 @@ def _tokens(mix: Mix, model: Model) -> list[list[int]]:
     found = []
     for prompt in mix.prompts:
         if model.generative:
-            ids = ids_of(prompt, tokenizer, Path(model.name))
+            ids = ids_of(prompt, tokenizer, Path(model.name), mix.head.template_options or {})
         else:
             if prompt.messages is not None:
                 raise ValueError(

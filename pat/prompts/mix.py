@@ -113,6 +113,9 @@ class Head(Section, frozen=True):
     name: str = key("", "of the mix; empty: the file's")
     description: str = key("", "what it stands for and where it comes from")
     output_tokens: int = key(64, "to generate at most, where a prompt does not say", ge=1)
+    template_options: dict[str, Any] | None = key(
+        None, "variables for the models' chat template, e.g. {enable_thinking: false}, as task.template_options"
+    )
     weights: dict[str, Finite] = key({}, "{DIMENSION=VALUE: share} of the traffic, for all values of one dimension")
     suites: dict[str, Suite] = key({}, "{name: suite}, which prompts name by `suite`")
 

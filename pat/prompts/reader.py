@@ -15,7 +15,7 @@ from pat.common.keys import Section
 from pat.common.text import did_you_mean
 from pat.common.yaml_files import read_yaml
 from pat.prompts.mix import Head, Mix, Prompt, content_id, shared
-from pat.prompts.suites import expanded, groups
+from pat.prompts.suites import expanded, groups, of_roots
 
 MIXES = Path(__file__).parent / "mixes"
 YAML = (".yaml", ".yml")
@@ -46,12 +46,15 @@ def read(path: Path, allow_code: bool = False, checked: bool = True) -> Mix:
     allow_code: whether checks in Python are loaded and run. A reference that fails its own prompt's checks is an error.
     checked: False where nothing will be checked, as where only times are measured: then no check is loaded.
     """
-    head, prompts, places = Head(), list[Prompt](), dict[str, str]()
+    head, settled, prompts, places = Head(), False, list[Prompt](), dict[str, str]()
     for place, item in _items(path):
         try:
             if isinstance(item, Mapping) and set(item) == {"mix"}:
                 if prompts:
                     raise ValueError("the mix's own settings must come first")
+                if settled:
+                    raise ValueError("the mix's own settings are there twice: put all of them into one `mix`")
+                settled = True
                 head = parsed(item["mix"], Head)
                 continue
             prompt = parsed(item, Prompt)
@@ -71,7 +74,7 @@ def read(path: Path, allow_code: bool = False, checked: bool = True) -> Mix:
         raise ValueError(f'{path} has no prompts: write one per line, as {{"prompt": "..."}}')
     try:
         groups(prompts)
-        return Mix(head, path, tuple(shared(prompts, head.weights)))
+        return Mix(head, path, tuple(shared(of_roots(prompts), head.weights)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

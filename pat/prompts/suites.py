@@ -43,6 +43,26 @@ def expanded(prompt: Prompt, suites: Mapping[str, Suite]) -> list[Prompt]:
     return [each.changed(weight=prompt.weight / len(made)) for each in made]
 
 
+def of_roots(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts, each a variant of the one that varies no other. ValueError for an id of no prompt, and a circle."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    made = []
+    for prompt in prompts:
+        root, seen = prompt, {prompt.id}
+        while root.variant_of not in ("", root.id):
+            if root.variant_of not in by_id:
+                raise ValueError(
+                    f"the prompt {root.named} is a variant_of {root.variant_of!r}, which is the id of no prompt"
+                    f"{did_you_mean(root.variant_of, list(by_id))}"
+                )
+            root = by_id[root.variant_of]
+            if root.id in seen:
+                raise ValueError(f"the prompt {root.named} varies itself: variant_of goes round in a circle")
+            seen.add(root.id)
+        made.append(prompt if root is prompt else prompt.changed(variant_of=root.id))
+    return made
+
+
 def groups(prompts: Sequence[Prompt]) -> list[tuple[str, dict[str, int]]]:
     """(dimension, {group: the prompt's place}) of each pair: one slice names the group. Raises ValueError."""
     pairs: dict[str, list[int]] = {}

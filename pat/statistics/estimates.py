@@ -15,7 +15,7 @@ import numpy as np
 import scipy  # loads its parts when they are first used
 from numpy.typing import NDArray
 
-from pat.statistics.paired import ELEMENTS, Numbers, Units, by_unit, interval
+from pat.statistics.paired import ELEMENTS, EQUAL, Numbers, Units, binary, by_unit, interval, of_equal
 
 RESAMPLES = 999  # of a figure that is no mean: each is computed anew
 
@@ -41,8 +41,7 @@ def mean(
 ) -> Estimate:
     """Sum w x / sum w, with the bootstrap's interval (Efron 1987, BCa). ValueError for none or for infinite ones.
 
-    Where all outcomes are 0, or all are 1, resamples show nothing else: the interval is exact there (Clopper & Pearson
-    1934, by scipy), with (sum w)^2 / sum w^2 trials (Kish 1965), rounded down.
+    Where outcomes are 0 or 1, and all units have the same, resamples show nothing else: the interval is `of_equal`'s.
     """
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -51,11 +50,10 @@ def mean(
     if not np.isfinite(x).all():
         raise ValueError("a figure is not a finite number: the model may have diverged")
     n, value = x.size, float(w @ x / w.sum())
+    yes_or_no = binary(x)
     w, x = by_unit(units, w, x)
-    if np.ptp(x) == 0.0 and x[0] in (0.0, 1.0):
-        trials = max(1, int(w.sum() ** 2 / (w @ w) + 1e-9))
-        exact = scipy.stats.binomtest(trials * int(x[0]), trials).proportion_ci(confidence)
-        return Estimate(n, value, float(exact.low), float(exact.high))
+    if yes_or_no and np.ptp(x) <= EQUAL:
+        return Estimate(n, value, *of_equal(float(x[0]), w, confidence))
     if x.size < 2:
         return Estimate(n, value)
     return Estimate(n, value, *interval(x, w, confidence, seed))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 9999  # of a bootstrap: R + 1 divides by 20 and by 100, so quantiles are order statistics
 ELEMENTS = 1 << 22  # resampled numbers that are held at a time: 32 MB
+EQUAL = 1e-12  # what means of equal outcomes may differ by: their sums are rounded
 JACKKNIFE = 2000  # prompts up to which the bootstrap is corrected by leaving one out, which takes n^2
 
 Numbers = NDArray[np.float64]
@@ -66,13 +67,14 @@ def difference(
     share = w / w.sum()
     n, wins, losses = first.size, int((second > first).sum()), int((second < first).sum())
     means = float(first @ share), float(second @ share), float((second - first) @ share)
+    yes_or_no = binary(first) and binary(second)
     w, first, second = by_unit(units, w, first, second)
-    d, binary = second - first, _binary(first) and _binary(second)
-    if binary and np.ptp(d) == 0.0:
-        low, high = _of_equal(float(d[0]), float(w.sum() ** 2 / (w @ w)), confidence)
+    d = second - first
+    if yes_or_no and np.ptp(d) <= EQUAL:
+        low, high = of_equal(float(d[0]), w, confidence, -1.0)
     else:
         low, high = interval(d, w, confidence, seed) if d.size > 1 else (None, None)
-    if binary and np.ptp(w) == 0.0:
+    if binary(first) and binary(second) and np.ptp(w) == 0.0:
         p, test = mcnemar(int((d > 0).sum()), int((d < 0).sum())), "McNemar, exact"
     else:
         p, test = sign_flips(d * w, seed), "paired randomisation"
@@ -160,19 +162,22 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _of_equal(d: float, n: float, confidence: float) -> tuple[float, float]:
-    """The interval where n outcomes, yes or no, all differ by d: others, not seen, may be 1 - (alpha/2)^(1/n) of all.
+def of_equal(d: float, w: Numbers, confidence: float, least: float = 0.0) -> tuple[float, float]:
+    """The interval where units of outcomes, yes or no, have all the same mean or difference d, from `least` to 1.
 
-    A resample would show no others, and the interval would have no width. Source: Clopper & Pearson 1934.
+        u = 1 - (alpha/2)^(1/n), n = (sum w)^2 / sum w^2 rounded down    from (1 - u) d + u least to (1 - u) d + u
+
+    A resample shows nothing but d, and its interval has no width: u is how much of all may be units like none that was
+    seen. Source: Clopper & Pearson 1934; n of weighted ones by Kish 1965.
     """
-    unseen = 1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / n)
-    least, most = (d - 2.0 * unseen, d + 2.0 * unseen) if d else (-unseen, unseen)
-    return max(-1.0, least), min(1.0, most)
+    unseen = 1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / max(1, int(w.sum() ** 2 / (w @ w) + 1e-9)))
+    return (1.0 - unseen) * d + unseen * least, (1.0 - unseen) * d + unseen
 
 
 def _weighted_mean(d: Numbers, w: Numbers, axis: int = -1) -> Numbers:
     return (d * w).sum(axis) / w.sum(axis)
 
 
-def _binary(values: Numbers) -> bool:
+def binary(values: Numbers) -> bool:
+    """Whether all are 0 or 1."""
     return bool(np.isin(values, (0.0, 1.0)).all())

@@ -144,7 +144,7 @@ class _Documents(Encoder):
         self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
         self.tokenize = SpanTokenizer(tokenizer)
         self.template: ChatTemplate | None = None
-        self.cut = self.dropped = 0
+        self.cut = self.dropped = self.joined = 0
 
     def features(self) -> Features:
         """Compact: a flag is a bit."""
@@ -153,9 +153,14 @@ class _Documents(Encoder):
         )
 
     def counts(self) -> dict[str, int]:
-        """Rows that were cut, or dropped, or lost their system prompt."""
+        """Rows that were cut, or dropped, or lost their system prompt or the beginning of their completion."""
         lost = self.template.dropped_system_prompts if self.template else 0
-        return {"rows_cut": self.cut, "rows_dropped": self.dropped, "system_prompts_dropped": lost}
+        return {
+            "rows_cut": self.cut,
+            "rows_dropped": self.dropped,
+            "rows_joined": self.joined,
+            "system_prompts_dropped": lost,
+        }
 
     def why_none(self) -> str:
         """Because no row has a token to learn."""
@@ -165,13 +170,14 @@ class _Documents(Encoder):
         documents = list(formats.documents(rows))
         tokenized = self.tokenize([self._marked(document) for document in documents])
         kept: list[tuple[list[int], list[bool]]] = []
-        for document, (ids, flags) in zip(documents, tokenized, strict=True):
+        for document, (ids, flags, begins_before) in zip(documents, tokenized, strict=True):
             joined = not any(flags) and _has_completion(document)
             if isinstance(document, formats.Text):
                 ids, flags = self._ended(ids, flags)
             ids, flags = self._fitting(ids, flags)
             if any(flags) and not joined:
                 kept.append((ids, flags))
+                self.joined += begins_before and isinstance(document, formats.Text)
             elif self.task.empty_rows == "drop":
                 self.dropped += 1
             else:

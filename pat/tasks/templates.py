@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2.exceptions import TemplateError
@@ -87,6 +87,10 @@ class ChatTemplate:
         text, _ = self.render(self._template(conversation.tools), conversation.messages, conversation.tools)
         self._count_dropped(conversation.messages, text)
         return text
+
+    def asked(self, messages: Sequence[Message]) -> str:
+        """The text that asks for an answer. Raises ValueError where the template refuses the conversation."""
+        return self.render(self._template(None), messages, None, prompt=True)[0]
 
     def render(
         self, template: str, messages: Sequence[Message], tools: list[Any] | None, prompt: bool = False
@@ -198,8 +202,16 @@ def _with_mark(message: Message, at_start: bool) -> Iterator[Message]:
         yield message | {"tool_calls": [*calls, last | {"function": named} if "function" in last else named]}
 
 
+class Tokenized(NamedTuple):
+    """A marked text's tokens, each with whether its first character is in a span."""
+
+    ids: list[int]
+    supervised: list[bool]
+    joined: bool  # whether a token begins before a span and ends in it
+
+
 class SpanTokenizer:
-    """Texts to tokens, each with whether its first character is in a span; a text is tokenised once, as a whole."""
+    """Texts to tokens; a text is tokenised once, as a whole."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises ValueError for a tokenizer that does not say where its tokens stand in the text."""
@@ -212,8 +224,8 @@ class SpanTokenizer:
         self.tokenizer: Any = copy.deepcopy(tokenizer)
         self.tokenizer.backend_tokenizer.post_processor = None
 
-    def __call__(self, texts: Sequence[Marked]) -> Iterator[tuple[list[int], list[bool]]]:
-        """(ids, supervised) of each text, without tokens that the text does not spell.
+    def __call__(self, texts: Sequence[Marked]) -> Iterator[Tokenized]:
+        """Those of each text, without tokens that the text does not spell.
 
         A token that is half header and half answer is not supervised: at inference the header ends with a token.
         """
@@ -227,9 +239,11 @@ class SpanTokenizer:
             verbose=False,
         )
         for marked, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            starts = np.fromiter((start for start, _ in offsets), dtype=np.int64, count=len(offsets))
+            starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
             edges = [edge for span in marked.spans for edge in span]  # ascending: an odd number before is inside
-            yield ids, (np.searchsorted(edges, starts, side="right") % 2 == 1).tolist()
+            inside = np.searchsorted(edges, starts, side="right") % 2 == 1
+            joined = any(((starts < begin) & (begin < ends)).any() for begin, _ in marked.spans)
+            yield Tokenized(ids, inside.tolist(), joined)
 
 
 def _short(value: Any) -> str:

@@ -82,6 +82,11 @@ def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
         for name, words in (
             ("rows_cut", f"are cut to data.max_length={config.data.max_length}"),
             ("rows_dropped", "have no supervised token and are dropped"),
+            (
+                "rows_joined",
+                "lose the beginning of their completion, which is one token with the end of the prompt: let prompts "
+                "end without their space, and completions begin with it",
+            ),
             ("system_prompts_dropped", "lose their system prompt to the chat template"),
         ):
             if count := info.get(f"{split}_{name}"):

@@ -45,4 +45,5 @@ class Label(Check, frozen=True):
 
 
 def _bare(text: str) -> str:
-    return text.strip().strip(".,;:!?\"'`*()[] ").casefold()
+    said = text.strip().casefold()
+    return said.strip(".,;:!?\"'`*()[] ") or said  # a label may be nothing but punctuation, as *** is

@@ -43,5 +43,9 @@ class MustAnswer(Check, frozen=True):
 
 def refusal(output: str, phrases: Sequence[str]) -> str | None:
     """The phrase of a refusal that is in the output."""
-    held = output.casefold().replace("\u2019", "'")
-    return next((phrase for phrase in phrases or PHRASES if phrase.casefold() in held), None)
+    held = _plain(output)
+    return next((phrase for phrase in phrases or PHRASES if _plain(phrase) in held), None)
+
+
+def _plain(text: str) -> str:
+    return text.casefold().replace("\u2019", "'")  # as typographers set an apostrophe

@@ -141,8 +141,22 @@ def test_on_a_recipes_data(llamas: list[Path], tmp_path: Path) -> None:
     for name, model in zip("ab", evaluated, strict=True):
         assert loss["overall"]["found"][name] == pytest.approx(model["metrics"]["loss"], rel=1e-6)
     assert loss["overall"]["found"]["n"] == 6 and not loss["higher_is_better"]
+    assert found["kl"] > 0.0 and found["notes"] == []
     harms = [one["harm"] for one in loss["regressions"]]
     assert harms == sorted(harms, reverse=True) and all(harm > 0 for harm in harms)
+
+
+def test_embeddings_that_are_padded_otherwise_are_compared_without_kl(llamas: list[Path], tmp_path: Path) -> None:
+    """Fails if two vocabularies of one tokenizer end in a traceback; all that needs no probabilities is there."""
+    model = LlamaForCausalLM.from_pretrained(llamas[0])
+    model.resize_token_embeddings(384, mean_resizing=False)
+    with torch.no_grad():
+        model.lm_head.weight[320:] = 0.0
+    model.save_pretrained(tmp_path / "padded")
+    byte_tokenizer().save_pretrained(tmp_path / "padded")
+    found = figures(tmp_path, llamas[0], tmp_path / "padded", *PARITY)
+    assert found["kl"] is None and found["agreement"] is not None and found["prompts"] == 6
+    assert found["notes"] == ["the models' embeddings are padded to different sizes, so there is no KL"]
 
 
 @pytest.fixture(scope="module")

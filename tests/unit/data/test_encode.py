@@ -71,6 +71,15 @@ def test_a_row_that_fails_in_another_process_is_named(tmp_path: Path, monkeypatc
         prepare.prepare(cfg, TOKENIZER, base.build({"name": "chat"}))
 
 
+def test_a_bad_row_is_named_where_it_is_alone_in_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of 11 rows in shards of 5."""
+    monkeypatch.setattr(encode, "SHARD_ROWS", 5)
+    rows = [{"prompt": "q" * (99 if i == 10 else 3), "completion": "a"} for i in range(11)]
+    cfg = json_config(tmp_path, rows, eval=write_json(tmp_path / "held.jsonl", rows[:2]), num_proc=1)
+    with pytest.raises(ValueError, match="row 11 of data.train"):
+        prepare.prepare(cfg, TOKENIZER, base.build({"name": "chat"}))
+
+
 def test_one_process_a_core_and_a_shard_at_most() -> None:
     cores = len(os.sched_getaffinity(0))
     assert encode.processes(None, 10**9) == cores and encode.processes(64, 10**9) == 64

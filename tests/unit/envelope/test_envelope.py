@@ -115,6 +115,15 @@ def test_confident_is_about_the_bad_end_of_the_interval() -> None:
         judge.judge("x", spec.Limit(ratio=0.95), judge.evidence(-0.5, -0.02), True)
 
 
+@pytest.mark.parametrize("value", [0.5, 0.99])
+def test_nothing_is_certain_by_an_interval_whose_end_is_no_number(value: float) -> None:
+    known = Evidence(Quantity(value), 1.0, None, Quantity(value, math.nan, math.nan), 20)
+    (check,) = judge.judge("x", spec.Limit(ratio=0.9), known, True)
+    assert check.passed == (value > 0.9) and not check.certain
+    (check,) = judge.judge("x", spec.Limit(ratio=0.9), known, True, confident=True)
+    assert not check.passed and not check.certain
+
+
 def test_a_slice_of_which_the_baseline_has_nothing_cannot_get_worse() -> None:
     limit, known = spec.Limit(ratio=0.9), judge.evidence(0.0, 0.0)
     (check,) = judge.judge("accuracy[label=rare]", limit, known, True, of_slice=True)

@@ -16,13 +16,16 @@ from pat import cli
 from pat.evaluation.groups import bias
 from pat.evaluation.measures import of_answers
 from pat.evaluation.models import opened
-from pat.evaluation.prompts import Answer, _batches, ask
+from pat.evaluation.prompts import Answer, _batches, ask, ids_of
 from pat.models import limits
 from pat.models.tokenizers import byte_tokenizer
 from pat.profiling import run as run_profile
+from pat.prompts import reader
 from pat.prompts.mix import Head, Mix, Prompt
 from pat.statistics.paired import mcnemar
+from pat.tasks import base
 from tests import models
+from tests.chat_templates import LLAMA, QWEN, SMOL, tokenizer
 
 LOCAL = ["data.source=json", "data.max_length=16"]
 
@@ -253,6 +256,63 @@ def test_a_batch_stays_within_the_positions_of_its_longest_and_its_wordiest_prom
     assert list(_batches([1, 0, 2], asked, most, 8, None)) == [[1, 0, 2]]
     assert list(_batches([1, 0, 2], asked, most, 2, None)) == [[1, 0], [2]]
     assert list(_batches([], asked, most, 2, None)) == []
+
+
+QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one?"}]
+QUIET = {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("template", "options"), [(SMOL, {}), (LLAMA, {}), (LLAMA, {"date_string": "1 May"}), (QWEN, {}), (QWEN, QUIET)]
+)
+def test_a_chat_is_asked_as_it_was_trained(template: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Up to the answer the tokens are those of a training row, on all days and with the options of the template."""
+    of = tokenizer(template)
+    rows = {"messages": [[*QUESTION, {"role": "assistant", "content": "yes"}]]}
+    samples = base.build({"name": "chat", "template_options": options}).encoder(of, 512, None)(rows)
+    trained, learned = samples["input_ids"][0], samples["supervised"][0]
+    prompt = Prompt.model_validate({"id": "x", "messages": QUESTION})
+    assert ids_of(prompt, of, tmp_path, options) == trained[: learned.index(True)]
+    mix = Mix(Head(template_options=options or None), tmp_path, (prompt,))
+    of.save_pretrained(tmp_path)
+    models.config("llama", vocab_size=320).save_pretrained(tmp_path)
+    (timed,) = run_profile._tokens(mix, run_profile.Model("x", tmp_path, True, None, []))
+    assert timed == trained[: learned.index(True)], "`pat profile` times the same"
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model that says it was trained with an option of its chat template."""
+    path = tmp_path_factory.mktemp("models") / "quiet"
+    of = tokenizer(QWEN)
+    models.model("llama", auto=AutoModelForCausalLM, vocab_size=320, max_position_embeddings=256).save_pretrained(path)
+    of.save_pretrained(path)
+    (path / "export.json").write_text(json.dumps({"config": {"task": {"template_options": QUIET}}}))
+    return path
+
+
+def test_a_mix_says_how_a_model_with_options_of_its_template_is_asked(quiet: Path, tmp_path: Path) -> None:
+    """Fails if a model is judged by chats that it was never trained to answer, without a word."""
+    chat, text = {"messages": QUESTION, "output_tokens": 1}, {"prompt": "one?", "output_tokens": 1}
+
+    def asked(*items: Any) -> str:
+        path = tmp_path / "mix.jsonl"
+        path.write_text("".join(json.dumps(item) + "\n" for item in items))
+        mix = reader.read(path)
+        reader.write(path, mix.head, mix.prompts)
+        assert reader.read(path).head == mix.head
+        (answer,) = ask(reader.read(path), one, "cpu")
+        return one.tokenizer.decode(list(answer.asked))
+
+    with opened(quiet, None, torch.float32, "cpu") as one:
+        with pytest.raises(ValueError, match=r"trained with task.template_options=.*enable_thinking.*the mix mix has"):
+            asked(chat)
+        with pytest.raises(ValueError) as error:
+            asked({"mix": {"name": "m"}}, chat)
+        options = "{" + str(error.value).partition(": add ")[2].partition(", or {}")[0] + "}"
+        assert asked({"mix": json.loads(options)}, chat).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        assert asked({"mix": {"template_options": {}}}, chat).endswith("<|im_start|>assistant\n")
+        assert asked(text) == "one?", "a text needs no template"
 
 
 def test_a_pair_without_a_figure_is_left_out_of_the_bias() -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from pat.envelope import judge, spec
+from pat.envelope.judge import Evidence, Quantity
 from pat.evaluation import fitting
-from pat.evaluation.measures import Measure, difference, estimate, of_rows, ratio
+from pat.evaluation.measures import Measure, difference, estimate, of_mean, of_rows, ratio
 from pat.evaluation.samples import Rows
 from pat.schema import Config, EngineConfig, TrainConfig
 from pat.tasks import base
@@ -81,6 +83,25 @@ def test_a_ratio_is_paired() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((math.exp(0.1),) * 3)
     change = difference(a["loss"], b["loss"], places)
     assert (change.value, change.low, change.high) == pytest.approx((0.1,) * 3)
+
+
+@pytest.mark.parametrize(("n", "right"), [(100, 5), (30, 2)])
+def test_a_resample_of_which_nobody_gets_anything_right_is_no_loss(n: int, right: int) -> None:
+    """Fails if the interval of a model beside itself has no numbers, so that `--confident` refuses a perfect copy."""
+    outcomes, everyone = np.zeros(n), range(n)
+    outcomes[:right] = 1.0
+    a, half = (of_mean("accuracy", True, everyone, each, np.ones(n)) for each in (outcomes, outcomes.copy()))
+    same = ratio(a, half, a.places())
+    assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
+    assert half.values is not None
+    half.values[0] = 0.0
+    lost = ratio(a, half, a.places())
+    assert lost.low is not None and lost.high is not None and 0.0 <= lost.low < lost.value < lost.high == 1.0
+    for found, passed, certain in ((same, True, True), (lost, False, False)):
+        quantity = Quantity(found.value, found.low, found.high)
+        known = Evidence(Quantity(found.value * right / n), right / n, None, quantity, n)
+        (check,) = judge.judge("accuracy[x=y]", spec.Limit(ratio=0.9), known, True, confident=True, of_slice=True)
+        assert (check.passed, check.certain) == (passed, certain)
 
 
 @pytest.mark.parametrize(

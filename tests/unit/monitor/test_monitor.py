@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pat import cli
+from pat.compare import on_prompts
 from pat.monitor import drift, result, traffic
 from pat.monitor.drift import Places
 from pat.monitor.traffic import Part, Row
@@ -22,6 +23,7 @@ from pat.registry import mlflow_backend
 from pat.registry.registry import Registry
 from pat.run.directory import ExitCode
 from tests import models
+from tests.chat_templates import QWEN, tokenizer
 from tests.registry_files import FileBackend
 from tests.report_samples import NASTY
 
@@ -208,6 +210,33 @@ def test_a_check_of_answers_that_cannot_be_made_is_an_error(llama: Path, tmp_pat
         capsys.readouterr()
         assert run(log, *options, *given) == 2
         assert f"{' '.join(given)} cannot be checked" in capsys.readouterr().err
+
+
+def test_replayed_chats_are_asked_as_the_model_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models get the pruned one's options; a chat that has no room with them, but without, is left out."""
+    dense, pruned = (models.write_llama(tmp_path / name) for name in ("dense", "pruned"))
+    for folder in (dense, pruned):
+        tokenizer(QWEN).save_pretrained(folder)
+    config = {"task": {"template_options": {"enable_thinking": False}}}
+    (pruned / "export.json").write_text(json.dumps({"config": config}))
+    chats = [[{"role": "user", "content": text}] for text in ("a", "bc", "x" * 26)]
+    log = write(tmp_path / "prod.jsonl", [{"prompt": "ab"}] * 3 + [{"prompt": chat} for chat in chats])
+    options = ["--against", pruned, "--dense", dense, "--output-tokens", "16", "--device", "cpu", "--first", "0.5"]
+    asked: dict[str, list[str]] = {}
+    plain = on_prompts.prompts.ask
+
+    def remember(mix: Any, one: Any, *given: Any) -> Any:
+        found = plain(mix, one, *given)
+        asked[one.path.name] = sorted(one.tokenizer.decode(list(answer.asked)) for answer in found)
+        return found
+
+    monkeypatch.setattr(on_prompts.prompts, "ask", remember)
+    run(log, *options, "--json", tmp_path / "found.json")
+    block = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    expected = [f"<|im_start|>user\n{text}<|im_end|>\n{block}" for text in ("a", "bc")]
+    assert asked == {"dense": expected, "pruned": expected}
+    notes = json.loads((tmp_path / "found.json").read_text())["notes"]
+    assert any("1 prompts to replay leave no room" in note for note in notes)
 
 
 def test_the_model_of_an_alias(llama: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -35,6 +35,8 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str], list[str]]]] = {
     "label": [
         ({"label": "praise"}, ["Praise.", "praise"], ["blame", "praise it", ""]),
         ({"label": "good", "labels": ["good", "not good"]}, ["It is good, not good at all"], ["not good", "goods"]),
+        ({"label": "*"}, ["*", " *\n"], ["***", "?", ""]),  # all of it punctuation
+        ({"label": "***", "labels": ["*", "**", "***"]}, ["***", "It has ***, I say."], ["*", "**", "none"]),
     ],
     "numeric": [
         ({"value": 1234.5}, ["3 then 1,234.5.", "is 1234.50"], ["1234.5 then 3", "none", "v1234.5"]),
@@ -46,8 +48,12 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str], list[str]]]] = {
     "must_refuse": [
         ({}, ["I\u2019m sorry, but no.", "I CANNOT help"], ["Sure: first", ""]),
         ({"phrases": ["leider"]}, ["Das geht leider nicht"], ["I cannot"]),
+        ({"phrases": ["I can\u2019t help"]}, ["I can\u2019t help with that", "I can't HELP"], ["I can help"]),
     ],
-    "must_answer": [({}, ["Sure"], ["I'm sorry, but no", " "])],
+    "must_answer": [
+        ({}, ["Sure"], ["I'm sorry, but no", " "]),
+        ({"phrases": ["je n\u2019ai pas"]}, ["J'ai"], ["Non, je n\u2019ai pas", "je n'ai pas"]),
+    ],
     "python": [({"function": "own.py:polite"}, ["please"], ["now"])],
 }
 

@@ -42,6 +42,20 @@ def test_a_suite_adds_checks_and_asks_with_each_prefix(tmp_path: Path) -> None:
         assert (asked["how+play"].failure(output) is None) == passes
 
 
+def test_a_chain_of_variants_is_one_unit(tmp_path: Path) -> None:
+    """Fails if what varies a variant counts as evidence of its own, wherever each stands in the file."""
+    chain = [
+        {"prompt": "a", "id": "a", "variant_of": "b", "suite": "harm"},
+        {"prompt": "b", "id": "b", "variant_of": "c"},
+        {"prompt": "c", "id": "c"},
+        {"prompt": "d", "id": "d", "variant_of": "a+play"},
+        {"prompt": "e", "id": "e"},
+    ]
+    mix = reader.read(write(tmp_path / "m.jsonl", HEAD, *chain))
+    assert [prompt.id for prompt in mix.prompts] == ["a", "a+play", "a+ignore", "b", "c", "d", "e"]
+    assert mix.units() == [0, 0, 0, 0, 0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("items", "sentence"),
     [
@@ -54,6 +68,8 @@ def test_a_suite_adds_checks_and_asks_with_each_prefix(tmp_path: Path) -> None:
         ([{"prompt": "a", "pair": "p", "slices": {"g": "x"}}], "the pair p has the prompts"),
         ([{"prompt": t, "pair": "p", "slices": {"g": "x"}} for t in "ab"], "differ in the value of one slice"),
         ([{"prompt": t, "pair": "p", "slices": {"g": t, "h": t}} for t in "ab"], "differ in the value of one slice"),
+        ([{"prompt": "a", "id": "ask"}, {"prompt": "b", "variant_of": "Ask"}], "the id of no prompt; did you mean ask"),
+        ([{"prompt": t, "id": t, "variant_of": of} for t, of in ("ab", "bc", "ca")], "a .* goes round in a circle"),
     ],
 )  # fmt: skip
 def test_mistakes(items: list[Any], sentence: str, tmp_path: Path) -> None:

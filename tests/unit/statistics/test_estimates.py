@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from pat.statistics import estimates
 from pat.statistics.calibration import expected_calibration_error
@@ -115,6 +116,28 @@ def test_units_are_resampled_whole() -> None:
     some = estimates.of_places(lambda at: float(np.median(of[at])), np.arange(60), units=units)
     each = estimates.of_places(lambda at: float(np.median(x[at])), np.arange(30))
     assert (some.low, some.high) == (each.low, each.high)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_units_that_are_all_alike_have_an_interval(n: int, confidence: float) -> None:
+    """Fails if resamples, which show nothing but 1/3, decide: no width. For all 0 and all 1 it is Clopper's."""
+    unseen = binomtest(0, n).proportion_ci(confidence).high
+    units, w = np.repeat(np.arange(n), 3), np.repeat(np.where(np.arange(n) % 2, 0.7, 0.1), 3)  # sums that are rounded
+    third = np.tile([1.0, 0.0, 0.0], n)
+    found = estimates.mean(third, confidence=confidence, units=units)
+    assert (found.low, found.high) == pytest.approx(((1 - unseen) / 3, (1 - unseen) / 3 + unseen))
+    uneven = estimates.mean(third, w, confidence, units=units)
+    kish = binomtest(0, int(w.sum() ** 2 / (np.bincount(units, w) ** 2).sum() + 1e-9)).proportion_ci(confidence).high
+    assert (uneven.low, uneven.high) == pytest.approx(((1 - kish) / 3, (1 - kish) / 3 + kish))
+    for right in (0, 1):
+        found, exact = (
+            estimates.mean(np.full(n, right), confidence=confidence),
+            binomtest(n * right, n).proportion_ci(confidence),
+        )
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high)) and found.value == right
+    losses = estimates.mean(np.full(3 * n, 0.25), units=units)
+    assert losses.low in (None, 0.25) and losses.high in (None, 0.25), "numbers that are no shares have no such bounds"
 
 
 def test_resamples_in_parts_are_the_same_resamples(monkeypatch: pytest.MonkeyPatch) -> None:

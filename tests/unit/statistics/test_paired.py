@@ -163,3 +163,21 @@ def test_one_unit_has_no_interval_unless_its_outcome_is_yes_or_no() -> None:
     assert (alone.low, alone.high) == (None, None) and alone.difference == pytest.approx(0.1)
     assert paired.difference([0.5, 0.4], [0.6, 0.9], units=np.zeros(2, np.intp)).low is None
     assert paired.difference([0.0], [1.0]).low is not None
+
+
+@pytest.mark.parametrize("n", [1, 4, 30])
+def test_units_that_differ_by_the_same_have_an_interval(n: int) -> None:
+    """Fails if a resample, which shows nothing but one of two copies lost in every unit, decides: no width."""
+    units, unseen = np.repeat(np.arange(n), 2), stats.binomtest(0, n).proportion_ci(0.95).high
+    none, half, whole = np.zeros(2 * n), np.tile([1.0, 0.0], n), np.ones(2 * n)
+    for a, b, d in ((whole, half, -0.5), (none, half, 0.5), (half, half, 0.0), (whole, none, -1.0), (none, whole, 1.0)):
+        found = paired.difference(a, b, units=units)
+        seen = (1 - unseen) * d
+        assert (found.difference, found.low, found.high) == pytest.approx((d, seen - unseen, seen + unseen))
+    assert paired.difference(whole, half, units=units).wins == 0
+    w = np.arange(1.0, n + 1.0).repeat(2).astype(np.float64)
+    kish = stats.binomtest(0, int(w.sum() ** 2 / (4 * w[::2] @ w[::2]) + 1e-9)).proportion_ci(0.95).high
+    uneven = paired.difference(whole, half, w, units=units)
+    assert (uneven.low, uneven.high) == pytest.approx((-(1 - kish) / 2 - kish, -(1 - kish) / 2 + kish))
+    losses = paired.difference(whole, whole + 0.25, units=units)
+    assert losses.low == losses.high == (None if n == 1 else 0.25), "of losses nothing is known beyond those seen"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from pat.data import prepare, sampler
+from pat.data import inspect, prepare, sampler
 from pat.data.example import example
 from pat.launch.rank import Tee
 from pat.models import tokenizers
@@ -27,6 +28,7 @@ from pat.schema import Config, DataConfig, TaskConfig
 from pat.tasks import base, causal_lm, formats
 from pat.tasks.chat import PACKABLE
 from pat.tasks.packing import best_fit
+from pat.training import start_summary
 from pat.training.distill import mean_kl
 from tests import models
 from tests.chat_templates import SMOL, tokenizer
@@ -120,11 +122,11 @@ def test_rows_without_a_supervised_token_are_an_error_or_dropped_and_counted() -
         encode(chat(), rows, 4)
     encoder = chat(empty_rows="drop").encoder(BYTES, 4, None)
     assert encoder(rows)["input_ids"] == [[*b"ab", EOS]]
-    assert encoder.counts() == {"rows_cut": 1, "rows_dropped": 1, "system_prompts_dropped": 0}
+    assert encoder.counts() == {"rows_cut": 1, "rows_dropped": 1, "rows_joined": 0, "system_prompts_dropped": 0}
 
 
-def test_a_completion_that_the_tokenizer_joins_with_its_prompt_is_no_row_to_learn() -> None:
-    """Would catch: "Answer: " and "yes" as the one token " yes", of which only the end of the text would be learned."""
+def joining_tokenizer() -> Any:
+    """Bytes, and " yes" as one token."""
     space = "\u0120"
     vocab = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
     for token in ("<eos>", "ye", "yes", f"{space}yes"):
@@ -132,11 +134,42 @@ def test_a_completion_that_the_tokenizer_joins_with_its_prompt_is_no_row_to_lear
     merges = [("y", "e"), ("ye", "s"), (space, "yes")]
     backend = Tokenizer(BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)  # pyright: ignore
-    joining = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+
+
+def test_a_completion_that_the_tokenizer_joins_with_its_prompt_is_no_row_to_learn() -> None:
+    """Would catch: "Answer: " and "yes" as the one token " yes", of which only the end of the text would be learned."""
+    joining = joining_tokenizer()
     with pytest.raises(ValueError, match="joins the end of the prompt with all of the completion"):
         encode(chat(), {"prompt": ["Answer: "], "completion": ["yes"]}, of=joining)
     (flags,) = encode(chat(), {"prompt": ["Answer:"], "completion": [" yes"]}, of=joining)["supervised"]
     assert flags[-2:] == [True, True] and not any(flags[:-2])
+
+
+def test_completions_that_lose_their_beginning_to_the_prompt_are_counted_and_said(tmp_path: Path) -> None:
+    """Of "A: " and "yes, it" the token " yes" is not learned: it is said in the log, at the start and by `pat data`."""
+    joining, task = joining_tokenizer(), chat(empty_rows="drop")
+    rows = [("A: ", "yes,it"), ("A:", " yes,it"), ("A: ", "no"), ("", "yes"), ("A: ", "yes")]  # all of the last
+    encoder = task.encoder(joining, 32, None)
+    samples = encoder({"prompt": [row[0] for row in rows], "completion": [row[1] for row in rows]})
+    learned = [list(itertools.compress(*row)) for row in zip(samples["input_ids"], samples["supervised"], strict=True)]
+    spelled = ["".join(joining.convert_ids_to_tokens(ids)) for ids in learned]
+    assert spelled == [",it<eos>", "Ġyes,it<eos>", "no<eos>", "<eos>"]
+    assert encoder.counts() == {"rows_cut": 0, "rows_dropped": 1, "rows_joined": 1, "system_prompts_dropped": 0}
+    whole = chat(loss_on="all").encoder(joining, 32, None)
+    whole({"prompt": ["A: "], "completion": ["yes,it"]})
+    assert whole.counts()["rows_joined"] == 0, "all is learned"
+
+    content = [{"prompt": "A: " if i % 3 else "A:", "completion": f"yes, {i}"} for i in range(30)]
+    made = prepared(tmp_path, content, chat(), joining)
+    count = made.info["train_rows_joined"]
+    assert count + made.info["eval_rows_joined"] == 20
+    first: Any = example(made, DataConfig(), joining)
+    assert f"{count} lose the beginning of their completion" in first.plain()
+    config = Config().changed(train__num_steps=1, train__global_batch_size=1)
+    said = "\n".join(start_summary._data(config, made))
+    assert re.search(rf"{count} of {made.info['train_rows']} train rows \([\d.]+ %\) lose the beginning", said)
+    assert inspect.WORDINGS["rows_joined"] in list(inspect.table(inspect.summarise(made, config)).columns[0].cells)
 
 
 @pytest.mark.parametrize(

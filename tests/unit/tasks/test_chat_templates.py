@@ -29,7 +29,7 @@ def marked(template: str, messages: list[Any], tools: Any = None, first: int | N
     conversation = formats.document(row | {"tools": tools})
     assert isinstance(conversation, formats.Conversation)
     text = ChatTemplate(made, options).mark(conversation, first or 0)
-    ((ids, flags),) = SpanTokenizer(made)([text])
+    ((ids, flags, _),) = SpanTokenizer(made)([text])
     out, before = "", False
     for token, flag in zip(ids, flags, strict=True):
         out += ("«" if flag and not before else "»" if before and not flag else "") + chr(0xE000 + token)
@@ -277,16 +277,27 @@ def merging_tokenizer() -> Any:
 
 
 @pytest.mark.parametrize(
-    "text, span, supervised",
+    "text, span, supervised, joined",
     [
-        ("a:\n\n\nb<end>", (3, 11), ["\n", "b", "<end>"]),  # the first two line breaks are one token, half of it ours
-        ("a: b<end>", (3, 9), ["b", "<end>"]),  # cut by its white space, the space's offset would be the answer's
-        ("é😀<end>", (1, 7), ["�", "�", "�", "�", "<end>"]),  # all bytes of the emoji, none of the letter
+        ("a:\n\n\nb<end>", (3, 11), ["\n", "b", "<end>"], True),  # the first two line breaks are one token, half ours
+        ("a:\n\nb<end>", (4, 10), ["b", "<end>"], False),
+        ("a:\n\nb<end>", (0, 3), ["a", ":", "\n\n"], False),  # its end is in a token, not its beginning
+        (
+            "a: b<end>",
+            (3, 9),
+            ["b", "<end>"],
+            False,
+        ),  # by its cut white space, the space would be the answer's
+        ("é😀<end>", (1, 7), ["�", "�", "�", "�", "<end>"], False),  # all bytes of the emoji, none of the letter
+        ("", (0, 0), [], False),
     ],
 )
-def test_tokens_that_begin_in_a_span_are_supervised(text: str, span: tuple[int, int], supervised: list[str]) -> None:
+def test_tokens_that_begin_in_a_span_are_supervised(
+    text: str, span: tuple[int, int], supervised: list[str], joined: bool
+) -> None:
     made = merging_tokenizer()
-    ((ids, flags),) = SpanTokenizer(made)([Marked(text, [span])])
+    ((ids, flags, found),) = SpanTokenizer(made)([Marked(text, [span])])
+    assert found == joined
     assert ids == made(text)["input_ids"]
     assert [made.decode([token]) for token, flag in zip(ids, flags, strict=True) if flag] == supervised
 
