@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
+from pat.launch.environment import free_port
 from tests.browser.conftest import look, screenshot
 from tests.unit.registry.test_mlflow import run
-from tests.unit.registry.test_mlflow_server import Server, free_port
+from tests.unit.registry.test_mlflow_server import Server
 from tests.unit.registry.test_registry import small
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_processes]
-PATIENCE_S = 60
+PATIENCE_S = 400
 
 
 @pytest.fixture

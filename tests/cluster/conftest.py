@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from tests.cluster.lab import HERE, Lab
+from tests.distributed import runs
+from tests.distributed.conftest import once
 from tests.install import may_install
 
 
@@ -38,5 +40,4 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def undisturbed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The result of a job that nobody disturbs."""
-    folder: Path = tmp_path_factory.mktemp("undisturbed")
-    return lab.submit(folder / "run").until_done()
+    return runs.result(once(tmp_path_factory, "submitted", lambda run_dir: lab.submit(run_dir).until_done()))

@@ -89,15 +89,15 @@ ln -sfn "$LAB/munge/munged.pid" "$LAB/pid/munged.pid"
 munge -S "$LAB/munge/socket" -n | unmunge -S "$LAB/munge/socket" >/dev/null || fail "munged does not answer"
 
 /usr/sbin/slurmctld -c
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     timeout 2 scontrol ping 2>/dev/null | grep -q 'is UP' && break
     sleep 0.1
 done
 [ -e "$LAB/pid/slurmctld.pid" ] || fail "slurmctld did not start"
 
 "$(dirname "${BASH_SOURCE[0]}")/node_up.sh" $(seq -f 'n%g' "$NODES")
-end=$((SECONDS + 40))
+end=$((SECONDS + 240))
 until [ "$(timeout 3 sinfo -h -N -t idle -p main -o %N 2>/dev/null | sort -u | wc -l)" -ge "$NODES" ]; do
-    [ $SECONDS -lt $end ] || fail "the nodes are not idle after 40 s"
+    [ $SECONDS -lt $end ] || fail "the nodes are not idle after 240 s"
     sleep 0.2
 done

@@ -3,6 +3,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,31 @@ from tests.distributed import ranks, runs
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A run directory that the first of the processes that run tests makes, for all of them."""
+    """A run directory that the first of the processes that run tests makes, for all of them.
+
+    A failure is tried once more here, in another folder: pytest keeps a fixture's exception, also when it runs a test
+    again.
+    """
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
     folder = root / name
     folder.mkdir(exist_ok=True)
+    made = folder / "made"
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "made").exists():
-            make(folder / "run")
-            (folder / "made").touch()
-    return folder / "run"
+        for left in (1, 0):
+            if made.exists():
+                break
+            run_dir = Path(tempfile.mkdtemp(dir=folder)) / "run"
+            try:
+                make(run_dir)
+                made.write_text(str(run_dir))
+            except Exception:
+                if not left:
+                    raise
+                traceback.print_exc()
+    return Path(made.read_text())
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-from pat.launch import rank
+from pat.launch import process, rank
 from pat.run import directory, preemption
+
+
+def until_all_are_there(run_dir: Path) -> None:
+    """Tests wait for the records of all, and who leaves ends the others, also those that have not written theirs."""
+    end = time.monotonic() + 120
+    while len(process.rank_records(run_dir)) < int(os.environ["WORLD_SIZE"]) and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def work(run_dir: Path) -> int:
@@ -18,6 +25,8 @@ def work(run_dir: Path) -> int:
     word = behaviour.get(str(me)) or behaviour["*"]
     flag = preemption.preemption_flag()
     print(f"rank {me} of {os.environ['WORLD_SIZE']} does: {word}")
+    if word in ("fail", "refuse", "die"):
+        until_all_are_there(run_dir)
     if word == "fail":
         raise RuntimeError("the cable came out")
     if word == "refuse":

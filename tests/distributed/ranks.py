@@ -13,8 +13,10 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ ENVIRONMENT = {
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(PRELOADED)
 _fresh = multiprocessing.get_context("spawn")
+_asking = threading.Lock()  # a start asks all children how they ended; of two threads that ask, one is told 255
 
 
 def fork_ranks(
@@ -54,7 +57,8 @@ def fork_ranks(
         log.touch()
         its = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         ranks.append(context.Process(target=_rank, args=(module, list(arguments), its, log, cwd)))
-        ranks[-1].start()
+        with _asking:
+            ranks[-1].start()
     return ranks
 
 
@@ -69,17 +73,24 @@ def _rank(module: str, arguments: list[str], environment: dict[str, str], log: P
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
+def _exit_code(rank: BaseProcess, timeout_s: float | None) -> int | None:
+    """How it ended; None where that takes longer."""
+    if not wait([rank.sentinel], timeout_s):
+        return None
+    with _asking:
+        rank.join()
+        return rank.exitcode
+
+
 def exit_codes(ranks: Sequence[BaseProcess], timeout_s: float) -> list[int | None]:
     """Wait for ranks; those that take too long are killed."""
     end = time.monotonic() + timeout_s
     try:
-        for rank in ranks:
-            rank.join(max(0.0, end - time.monotonic()))
-        return [rank.exitcode for rank in ranks]
+        return [_exit_code(rank, max(0.0, end - time.monotonic())) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-            rank.join()
+            _exit_code(rank, None)
 
 
 class Together:
@@ -90,14 +101,14 @@ class Together:
 
     def poll(self) -> int | None:
         """The exit code; None: some still run."""
-        codes = [rank.exitcode for rank in self.ranks]
+        codes = [_exit_code(rank, 0.0) for rank in self.ranks]
         return None if None in codes else max(filter(None, codes), default=0)
 
     def wait(self, timeout_s: float) -> int:
         """The exit code. TimeoutExpired where it takes longer."""
         end = time.monotonic() + timeout_s
         for rank in self.ranks:
-            rank.join(max(0.0, end - time.monotonic()))
+            _exit_code(rank, max(0.0, end - time.monotonic()))
         code = self.poll()
         if code is None:
             raise subprocess.TimeoutExpired("ranks", timeout_s)

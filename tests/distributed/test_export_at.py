@@ -14,7 +14,7 @@ from pat.run.directory import RunDir
 from tests.distributed import runs
 from tests.distributed.runs import Start, preempted
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.real_processes]
 
 # Masks are chosen at steps 5, 10, 15 and 20: 0, 0.563, 0.770 and 0.8 of the weights go. Both 0.3 and 0.5 are reached at
 # once, 0.7 later; with keep_last=1 nothing but the names keeps those checkpoints.

@@ -20,7 +20,7 @@ def start(module: str, folder: Path) -> tuple[int | None, str]:
     log = folder / "output"
     few = ["engine.world_size=1", "engine.kernels=eager", "train.eval_every=null", "train.checkpoint_every=null"]
     command = ["train", *SHORT, *few, f"run.dir={folder / 'run'}"]
-    (code,) = ranks.exit_codes(ranks.fork_ranks(module, command, [log]), 300)
+    (code,) = ranks.exit_codes(ranks.fork_ranks(module, command, [log]), 900)
     return code, log.read_text(errors="replace")
 
 

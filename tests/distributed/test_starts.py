@@ -22,6 +22,7 @@ from pat.launch.environment import free_port
 from pat.launch.process import rank_records
 from pat.run import directory
 from pat.training import preflight
+from tests.distributed.conftest import once
 
 pytestmark = [pytest.mark.distributed, pytest.mark.real_processes]
 
@@ -45,7 +46,7 @@ def start(command: list[str], run_dir: Path, **environ: str) -> subprocess.Popen
 
 
 def end(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == code, output
     return output
 
@@ -58,10 +59,10 @@ def result(run_dir: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    run_dir = tmp_path_factory.mktemp("plain") / "run"
-    output = end(start(PAT, run_dir))
-    assert "step 3/3  hard  sparsity 0.800" in output
-    return run_dir
+    def make(run_dir: Path) -> None:
+        assert "step 3/3  hard  sparsity 0.800" in end(start(PAT, run_dir))
+
+    return once(tmp_path_factory, "plain", make)
 
 
 def srun(run_dir: Path, job: int, *overrides: str, **environ: str) -> list[subprocess.Popen[str]]:

@@ -29,7 +29,7 @@ KEYS = [
 
 def start(module: str, run_dir: Path) -> tuple[int, str]:
     logs = [run_dir.with_name(f"{run_dir.name}-{rank}") for rank in range(2)]
-    code = ranks.Together(ranks.fork_ranks(module, ["train", *KEYS, f"run.dir={run_dir}"], logs)).wait(300)
+    code = ranks.Together(ranks.fork_ranks(module, ["train", *KEYS, f"run.dir={run_dir}"], logs)).wait(900)
     return code, "".join(log.read_text(errors="replace") for log in logs)
 
 

@@ -18,7 +18,7 @@ from pat.run.directory import ExitCode, RunDir
 from tests import wandb_files
 from tests.distributed import runs
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.real_processes]
 
 # The second limit of the loss stops a run at its first logged step.
 PARITY = [override for override in runs.PARITY if override != "logger=none"]  # wandb
@@ -53,7 +53,7 @@ def test_sweep(tmp_path: Path) -> None:
     found = members(out)
     assert "--continue" in said
     assert [m["meaning"] for m in found.values()] == ["preempted", "not run"], "nothing was started after the signal"
-    assert start(out).communicate(timeout=60)[0].count("--continue runs what it lacks") == 1
+    assert start(out).communicate(timeout=PATIENCE_S)[0].count("--continue runs what it lacks") == 1
 
     sweep = start(out, "--continue", "--x", "latency")
     said, _ = sweep.communicate(timeout=2 * PATIENCE_S)

@@ -162,9 +162,10 @@ def test_who_waits_for_a_tokeniser_says_so(tmp_path: Path, capfd: Any) -> None:
         task = base.build({"name": "classification"})
         other = threading.Thread(target=prepare.prepare, args=(config.data, BYTES, task))
         other.start()
-        end = time.monotonic() + 60
-        while (said := capfd.readouterr().out) == "" and time.monotonic() < end:
+        said, end = "", time.monotonic() + 60
+        while not said.endswith("\n") and time.monotonic() < end:
             time.sleep(0.02)
+            said += capfd.readouterr().out
         assert said == f"another process tokenises this data; waiting for {lock}\n" and other.is_alive()
     other.join(60)
     assert (Path(made.info["cache"]) / "info.json").exists()

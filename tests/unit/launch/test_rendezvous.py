@@ -10,7 +10,7 @@ import pytest
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pat.launch import environment
-from pat.launch.environment import RankEnvironment, first_host, free_port, rank_environment
+from pat.launch.environment import PORTS, RankEnvironment, first_host, free_port, rank_environment
 from pat.launch.single_node import _threads
 
 TORCH = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
@@ -133,6 +133,17 @@ def test_first_host(nodes, first):
     assert first_host(nodes) == first
 
 
+def bound(taken: socket.socket, port: int) -> bool:
+    """Whether nobody has this port, so that it is bound to an address of its own now."""
+    try:
+        with socket.socket() as probe:
+            probe.bind(("", port))
+        taken.bind(("127.0.0.9", port))
+    except OSError:
+        return False
+    return True
+
+
 def test_a_free_port_is_one_that_no_connection_gets_before_rank_0_listens(monkeypatch):
     """Catches a port that is free now and the local end of another program's connection seconds later."""
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
@@ -143,10 +154,9 @@ def test_a_free_port_is_one_that_no_connection_gets_before_rank_0_listens(monkey
         free_port()
     store = TCPStore("127.0.0.1", port, 1, is_master=True)  # as rank 0 does
     store.set("a", "b")
-    other = port - 1 if port > 18000 else port + 1
-    monkeypatch.setattr(environment, "PORTS", range(other, other + 1))
     with socket.socket() as taken:  # by another program, on an address of its own
-        taken.bind(("127.0.0.9", other))
+        other = next(each for each in PORTS if bound(taken, each))
+        monkeypatch.setattr(environment, "PORTS", range(other, other + 1))
         taken.listen()
         with pytest.raises(OSError, match=none.format(other)):
             free_port()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 import pat
+from pat.launch.environment import free_port
 from pat.models import build, limits, tokenizers
 from pat.schema import ModelConfig
 from pat.tasks import base
@@ -126,11 +126,8 @@ print("equal")
 @pytest.mark.distributed
 def test_a_model_has_the_same_weights_under_zero_3(tmp_path: Path) -> None:
     random_model(LLAMA).save_pretrained(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(pat.__file__).parents[1]),
     }  # fmt: skip
     done = subprocess.run(

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,13 @@ from typing import Any
 
 import pytest
 
+from pat.launch.environment import free_port
 from pat.run.directory import ExitCode
 from tests.unit.registry.test_mlflow import run
 from tests.unit.registry.test_registry import contents, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_processes]
-PATIENCE_S = 120
+PATIENCE_S = 400
 
 
 @dataclass
@@ -66,13 +66,6 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-
-def free_port() -> int:
-    """That nothing listens on."""
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture

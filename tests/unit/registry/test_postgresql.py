@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from pat.launch.environment import free_port
 from pat.registry.backend import BackendError
 from pat.registry.mlflow_backend import MlflowBackend
 from pat.registry.moves import PENDING
@@ -49,15 +48,17 @@ class Server:
         assert found
         with open(self.folder / "said", "ab") as said:
             subprocess.run(
-                [found, *arguments], check=True, stdout=said, stderr=said, user=self.user, cwd=self.folder, timeout=120
+                [found, *arguments], check=True, stdout=said, stderr=said, user=self.user, cwd=self.folder, timeout=400
             )
 
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
-        self.run("pg_ctl", "-D", f"{self.folder}/data", "-o", options, "-w", "-l", f"{self.folder}/log", "start")
+        self.run(
+            "pg_ctl", "-D", f"{self.folder}/data", "-o", options, "-w", "-t", "300", "-l", f"{self.folder}/log", "start"
+        )
 
     def stop(self, how: str) -> None:
-        self.run("pg_ctl", "-D", f"{self.folder}/data", "-m", how, "-w", "stop")
+        self.run("pg_ctl", "-D", f"{self.folder}/data", "-m", how, "-w", "-t", "300", "stop")
 
     @property
     def uri(self) -> str:
@@ -75,11 +76,8 @@ def server() -> Iterator[Server]:
         user = next((each.pw_name for each in pwd.getpwall() if each.pw_name in ("postgres", "nobody")), None)
         if user is None:
             pytest.skip("PostgreSQL does not run as root, and there is neither a user postgres nor nobody")
-    with contextlib.closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="pat-postgres-"))  # not below pytest's: only its own user may go there
-    made = Server(folder, port, user)
+    made = Server(folder, free_port(), user)
     try:
         if user is not None:
             shutil.chown(folder, user)
