@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pat.commands._help import command_parser, exit_codes
-from pat.common import files
+from pat.common import files, partial
 from pat.run.directory import ExitCode
 
 if TYPE_CHECKING:
@@ -203,9 +203,7 @@ def _verify(registry: Registry, options: argparse.Namespace) -> int:
 def _get(registry: Registry, options: argparse.Namespace) -> int:
     if options.out is None:
         raise ValueError("--out is missing: give the folder to write, which must not exist or be empty")
-    from pat.registry.store import clear_partial
-
-    clear_partial(options.out)
+    partial.clear(options.out)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"--out {options.out} is there already: give a new folder, or an empty one")
     version = registry.version(*options.words)

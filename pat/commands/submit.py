@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         if cluster.offline:
             preflight.fetch(config)
         job = slurm.submit(config, cluster)
-        run = Path(config.run.dir)
+        run = shlex.quote(config.run.dir)
         print(f"job {job} is submitted: pat status {run}; pat logs {run} --follow; sbatch {run}/job.sbatch repeats it")
         return ExitCode.DONE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -138,6 +139,11 @@ def _validate(cluster: ClusterConfig) -> None:
         raise ValueError(f"{PREFIX}pyxis_image and {PREFIX}apptainer_image are both set: give one of them")
     if cluster.mounts and not (cluster.pyxis_image or cluster.apptainer_image):
         raise ValueError(f"{PREFIX}mounts would be ignored without a container: set an image, or leave it out")
+    if any(re.search(r"(^|\s)(-M|--clusters?(=|\s|$))", line.strip()) for line in cluster.extra):
+        raise ValueError(
+            f"{PREFIX}extra names another cluster, whose jobs squeue would not find here: leave it out and set "
+            "SLURM_CLUSTERS=NAME in the environment, which all of Slurm's commands read"
+        )
     for line in [*cluster.setup, *cluster.extra]:
         if "\n" in line.strip():
             raise ValueError(f"{PREFIX}setup and {PREFIX}extra are lists of single lines, but one is {line!r}")

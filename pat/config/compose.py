@@ -43,6 +43,11 @@ _KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.(?P<one>\w+)=
 
 _LIMIT = re.compile(r"\+*envelope(?:\.[\w.]+)?=")
 
+PATHS = (
+    ("run", "dir"), ("model", "path"), ("model", "tokenizer"), ("distill", "teacher"), ("distill", "cache"),
+    ("engine", "hostfile"),
+)  # fmt: skip
+
 ANY_STEPS = 1_000  # for commands that make none
 
 
@@ -102,6 +107,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     _drop_merged(content, overrides)
     _drop_replaced_fields(content["pruners"], given)
+    _expand_home(content)
     take_files_in(content)
     auto.choose(content["pruners"], content["train"]["num_steps"])
     auto.choose_trainable(content)
@@ -110,6 +116,14 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
     validate(config, given, guarded)
     _check_replaced_files(content["data"], given)
     return config
+
+
+def _expand_home(content: dict[str, Any]) -> None:
+    """~ is the home directory, as in a shell, which leaves it alone behind `key=`."""
+    for section, key in PATHS:
+        value = content[section][key]
+        if isinstance(value, str) and value.startswith("~"):
+            content[section][key] = os.path.expanduser(value)
 
 
 def _given(overrides: Sequence[str]) -> dict[str, Any]:

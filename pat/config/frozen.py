@@ -102,7 +102,7 @@ def take_files_in(content: dict[str, Any]) -> None:
 
 def _taken_in(value: Any, has: str | None = None) -> Any:
     """What a JSON file holds, if it is a mapping that has this key."""
-    content = read_json(value) if isinstance(value, str) and value != MISSING else None
+    content = read_json(os.path.expanduser(value)) if isinstance(value, str) and value != MISSING else None
     return content if isinstance(content, dict) and (has is None or has in content) else value
 
 

@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from pat.checkpoint.reader import CheckpointReader
 from pat.checkpoint.retention import find_checkpoint
-from pat.common import files
+from pat.common import files, partial
 from pat.common.files import read_json, sync_directory, write_json
 from pat.common.parameters import DTYPES
 from pat.config import frozen
@@ -71,6 +71,7 @@ def export_run(
         raise ValueError(f"verify is {verify!r}; allowed: {', '.join(VERIFY)}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a new folder")
+    partial.clear(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose a new folder, or remove it")
     step_dir = find_checkpoint(run, checkpoint)
@@ -87,36 +88,34 @@ def export_run(
     made = files.make(out, "--out")
     # Another folder cannot take the place of a mount point, a link or a shell's working directory: these are filled
     inside = out not in made
-    partial = (out / f".{os.getpid()}.partial") if inside else out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir()
-        result = _write(reader, partial, run, config, dtype, hf_config, auto_model, verify, console)
-        sync_directory(partial)
-        if inside:
-            _move_up(partial, out)
-        else:
-            os.replace(partial, out)
+        with partial.written(out, inside) as part:
+            result = _write(reader, part, run, config, dtype, hf_config, auto_model, verify, console)
+            sync_directory(part)
+            if inside:
+                _move_up(part, out)
+            else:
+                os.replace(part, out)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
         files.remove_empty(made)
         raise
     return result
 
 
-def _move_up(partial: Path, out: Path) -> None:
+def _move_up(part: Path, out: Path) -> None:
     """Move a whole export into the folder around it. Before the last two files it is no model's folder; an exception
     takes all away again."""
-    if [path for path in out.iterdir() if path != partial]:
+    if [path for path in out.iterdir() if path != part]:
         raise ValueError(f"{out} is not empty any more: another program writes there; choose a new folder")
-    names = [path.name for path in partial.iterdir() if path.name not in LAST] + list(LAST)
+    names = [path.name for path in part.iterdir() if path.name not in LAST] + list(LAST)
     try:
         for name in names:
-            os.replace(partial / name, out / name)
+            os.replace(part / name, out / name)
     except BaseException:
         for path in (out / name for name in names):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise
-    partial.rmdir()
+    part.rmdir()
     sync_directory(out)
 
 
@@ -135,6 +134,8 @@ def _write(
     written_as = hf_config if left.cut is None else left.cut.config
     written_as.save_pretrained(folder)
     shutil.copytree(run.path / "tokenizer", folder, dirs_exist_ok=True)
+    for name in (config_files.CONFIG, config_files.TOKENIZER):
+        config_files.drop_code(folder / name)
     generation = run.path / "model" / config_files.GENERATION
     if generation.exists():
         shutil.copy(generation, folder)

@@ -66,7 +66,7 @@ def _over(run: Path, ask: bool) -> bool:
     if job and not ask:
         return False
     state = slurm.states([job]).get(job) if job else None
-    if state:
+    elsewhere = [record for record in records if record.process.host != HOST and record.code is None]
+    if state and (state != slurm.FORGOTTEN or all(record.job == job for record in elsewhere)):
         return state in slurm.OVER
-    elsewhere = any(record.process.host != HOST and record.code is None for record in records)
     return read_exit(run) is not None or not elsewhere

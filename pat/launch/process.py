@@ -62,6 +62,7 @@ class RankRecord:
     message: str = ""
     time: float = 0.0  # of leaving
     died: bool = False  # recorded by somebody else
+    job: str = ""  # Slurm's id of the job that it is in
 
     def write(self, run_dir: Path) -> None:
         """Atomically, so that a reader never sees half of it."""

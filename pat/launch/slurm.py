@@ -23,6 +23,7 @@ from pat.schema import Config
 LEAD = "PAT_SIGNAL_LEAD_S"  # in the job: seconds between the signal and the time limit
 # Slurm looks at time limits twice a minute, and may be up to a minute early; ranks also finish a step and leave.
 SLACK_S = 60
+FORGOTTEN = "FORGOTTEN"  # ours: the controller knows no job of this number any more
 OVER = (
     "COMPLETED",
     "CANCELLED",
@@ -33,6 +34,7 @@ OVER = (
     "OUT_OF_MEMORY",
     "BOOT_FAIL",
     "DEADLINE",
+    FORGOTTEN,
 )
 SILENT = "SILENT"  # ours: the controller gave no answer, so the state is unknown
 ANSWER_S = 30.0  # to wait for one
@@ -207,13 +209,21 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
 
 
 def _without_a_job(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what Slurm says of the job that this may run in: sbatch hands it on, and srun would bind by it."""
+    """Without what Slurm says of the job that this may run in: sbatch hands it on, and srun would bind by it.
+
+    ValueError where sbatch would give the job to another cluster than squeue asks.
+    """
+    other = environment.get("SBATCH_CLUSTERS")
+    if other and other != environment.get("SLURM_CLUSTERS"):
+        raise ValueError(
+            f"SBATCH_CLUSTERS={other} sends jobs where squeue does not look: set SLURM_CLUSTERS, which both read"
+        )
     kept = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
     return {key: value for key, value in environment.items() if key in kept or not key.startswith("SLURM_")}
 
 
 def states(jobs: Sequence[str]) -> dict[str, str]:
-    """Slurm's word for each job that it remembers (PENDING, RUNNING, ...), or SILENT; empty without Slurm."""
+    """Slurm's word for each job (PENDING, RUNNING, ...), FORGOTTEN or SILENT; empty without Slurm."""
     if not jobs or not shutil.which("squeue"):
         return {}
     state_of = {}
@@ -224,7 +234,8 @@ def states(jobs: Sequence[str]) -> dict[str, str]:
         except subprocess.TimeoutExpired:
             return state_of | dict.fromkeys(set(jobs) - set(state_of), SILENT)
         if done.returncode == 0 and done.stdout.strip():
-            state_of[job] = done.stdout.split()[0]
-        elif done.returncode and "Invalid job id" not in done.stderr:
-            state_of[job] = SILENT
+            said = [line.strip() for line in done.stdout.splitlines() if not line.startswith("CLUSTER:")]
+            state_of[job] = next(filter(None, said), FORGOTTEN)
+        else:
+            state_of[job] = FORGOTTEN if not done.returncode or "Invalid job id" in done.stderr else SILENT
     return state_of

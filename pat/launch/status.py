@@ -110,7 +110,9 @@ def _lines_from_the_end(path: Path) -> Iterator[bytes]:
 def _state(run: Path, exit_: dict[str, Any] | None, job_state: str | None) -> str:
     if job_state == slurm.SILENT:
         return f"{exit_['meaning'] if exit_ else 'unknown'}, Slurm does not answer"
-    job = job_state.lower() if job_state and (job_state not in slurm.OVER or not exit_) else None
+    forgotten = job_state == slurm.FORGOTTEN
+    known = job_state if job_state and not forgotten else None
+    job = known.lower() if known and (known not in slurm.OVER or not exit_) else None
     held = held_since(run)
     if exit_ and not (held and exit_["time"] < held):  # else a new start is not so far yet that it takes it away
         return exit_["meaning"] if not job or job == "running" else f"{exit_['meaning']}, job {job}"
@@ -122,8 +124,10 @@ def _state(run: Path, exit_: dict[str, Any] | None, job_state: str | None) -> st
         return "running"
     if held:
         return "running" if records and not exit_ else "starting"
-    if len(here) < len(records):  # processes of another machine cannot be asked from here
-        return f"unknown, last on {next(r.process.host for r in records if r not in here)}"
+    job_id = (read_json(RunDir(run).job) or {}).get("job_id")
+    elsewhere = [record for record in records if record not in here and not (forgotten and record.job == job_id)]
+    if elsewhere:  # processes of another machine cannot be asked from here
+        return f"unknown, last on {elsewhere[0].process.host}"
     return "died" if records or provenance.read(run) else "not started"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pat.common.files import write_atomic
+from pat.common.files import read_json, write_atomic, write_json
 
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 GENERATION = "generation_config.json"
 
 
@@ -16,3 +17,11 @@ def write(model: Any, folder: Path) -> None:
     generation = getattr(model, "generation_config", None)
     if generation is not None:  # `save_pretrained` refuses settings with which models of the hub are published
         write_atomic(folder / GENERATION, generation.to_json_string())
+
+
+def drop_code(file: Path) -> None:
+    """Take the names of classes in Python files of the base model (`auto_map`) out of a config, if there is one: the
+    classes are transformers' own, and the files are not beside it."""
+    content = read_json(file)
+    if isinstance(content, dict) and content.pop("auto_map", None):
+        write_json(file, content)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from pat.common import partial
 from pat.common.files import sync_directory, write_atomic
 from pat.run.directory import ExitCode
 
@@ -152,52 +152,33 @@ def copy_out(folder: Path, manifest: Manifest, target: Path, new: bool) -> None:
     config.json comes last: what a kill leaves in it is no model.
     """
     target = target.resolve()
-    part = target.with_name(f".{target.name}.{os.getpid()}.partial") if new else target / f".{os.getpid()}.partial"
     moved: list[Path] = []
-    part.mkdir()
-    alive = os.open(part, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # without locks, what a kill leaves stays
-            fcntl.flock(alive, fcntl.LOCK_EX)
-        for name, said in manifest.items():
-            source = folder / name
-            if not source.is_file():
-                raise DamagedError(f"{source} is not there any more: add the variant again, which puts it back")
-            if copy_in(source, part / name) != said:
-                raise DamagedError(
-                    f"{source} was changed since it was added: add the variant again, which puts it back"
-                )
-        sync_folders(part)
-        if new:
-            os.replace(part, target)
-            sync_directory(target.parent)
-            return
-        for path in sorted(part.iterdir(), key=lambda path: path.name == CONFIG):
-            if path.name == CONFIG:
-                sync_directory(target)
-            moved.append(target / path.name)
-            os.replace(path, moved[-1])
-        part.rmdir()
-        sync_directory(target)
+        with partial.written(target, inside=not new) as part:
+            for name, said in manifest.items():
+                source = folder / name
+                if not source.is_file():
+                    raise DamagedError(f"{source} is not there any more: add the variant again, which puts it back")
+                if copy_in(source, part / name) != said:
+                    raise DamagedError(
+                        f"{source} was changed since it was added: add the variant again, which puts it back"
+                    )
+            sync_folders(part)
+            if new:
+                os.replace(part, target)
+                sync_directory(target.parent)
+                return
+            for path in sorted(part.iterdir(), key=lambda path: path.name == CONFIG):
+                if path.name == CONFIG:
+                    sync_directory(target)
+                moved.append(target / path.name)
+                os.replace(path, moved[-1])
+            part.rmdir()
+            sync_directory(target)
     except BaseException:
-        for path in (part, *moved):
+        for path in moved:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(alive)
-
-
-def clear_partial(target: Path) -> None:
-    """Remove what a `copy_out` to this folder has left that was killed."""
-    target = target.resolve()
-    for part in [*target.glob(".[0-9]*.partial"), *target.parent.glob(f".{glob.escape(target.name)}.[0-9]*.partial")]:
-        with contextlib.suppress(OSError):  # held by one that lives, or gone
-            handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(part, ignore_errors=True)
-            finally:
-                os.close(handle)
 
 
 def faults(folder: Path, manifest: Manifest, only: Sequence[str] | None = None) -> list[str]:

@@ -93,6 +93,8 @@ def members_of(
             compose([*each, f"hydra.sweep.dir={quoted(scratch)}", "--multirun", *options], take)
     if len(composed) < 2:
         raise ValueError("nothing is swept: give a key several values, such as seed=0,1,2, or take `pat train`")
+    if any(config.run.resume != "auto" for _, config in composed):
+        raise ValueError("run.resume is the sweep's own, whose --continue goes on with each run: leave it out")
     varied = _varied([given for given, _ in composed])
     names = [_name(differing) for differing in varied]
     members = []

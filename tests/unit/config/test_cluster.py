@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -92,6 +93,9 @@ def test_values_are_written_as_everywhere(tmp_path):
         ("cluster.nodes=1,2", "a sweep is over keys of the run"),
         ("cluster.setup=[a", "cannot read 'cluster.setup=\\[a'"),
         ("cluster.mounts=[/data]", "cluster.mounts would be ignored without a container"),
+        ("cluster.extra=['--qos=high --clusters=beta']", "cluster.extra names another cluster"),
+        ("cluster.extra=['--clusters=beta']", "cluster.extra names another cluster, .* set SLURM_CLUSTERS=NAME"),
+        ("cluster.extra=['--qos=high','-M beta']", "cluster.extra names another cluster"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(override, words):
@@ -112,7 +116,8 @@ def test_dry_run_prints_a_script_and_writes_nothing(tmp_path, capsys):
     text = capsys.readouterr().out
     assert not run.exists()
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    assert "@" not in text.replace('"$@"', "").replace("USR1@300", ""), "a place in the template was not filled"
+    filled = text.replace('"$@"', "").replace("USR1@300", "").replace("${script@Q}", "")
+    assert "@" not in filled, "a place in the template was not filled"
     asked = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
     assert {"--nodes=2", "--ntasks-per-node=1", "--time=60", "--signal=B:USR1@300", "--requeue"} <= set(asked)
     assert f"--output='{run}/logs/slurm-%j.log'" in asked and not any("gpus" in line for line in asked)
@@ -174,6 +179,32 @@ def test_ranks_that_do_not_leave_in_time_do_not_end_the_run_at_its_limit(leaves,
     assert ("have not left in time" in said) is not leaves
 
 
+@pytest.mark.parametrize(
+    "name, state",
+    [("it's", "RUNNING"), ("a $(touch ran)", "RUNNING"), ('"`touch ran`', "RUNNING"), ("r", "CLUSTER: beta\nRUNNING")],
+)
+def test_whatever_its_path_and_cluster_a_preempted_job_comes_back(name, state, fake_slurm, tmp_path):
+    """Fails if the shell reads a part of the path as its own language."""
+    run = RunDir(tmp_path / name)
+    run.path.mkdir()
+    for command, says in (("srun", "exit 85"), ("scontrol", ""), ("sleep", "")):
+        (fake_slurm / command).write_text(f'#!/bin/sh\necho "$@" >>"$0.asked"\n{says}\n')
+        (fake_slurm / command).chmod(0o755)
+    (fake_slurm / "squeue.state").write_text(f"{state}\n")
+    given = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}
+    for restarts, words in ((100, "back into the queue"), (0, "allows no further restart: sbatch ")):
+        cluster_ = ClusterConfig(ranks_per_node=1, max_restarts=restarts)
+        script = slurm.script(Config(run=RunConfig(name="r", dir=str(run.path))), cluster_)
+        done = subprocess.run(
+            ["bash"], input=script, text=True, env=os.environ | given, capture_output=True, cwd=tmp_path
+        )
+        assert (done.returncode, done.stderr) == (85, "") and words in done.stdout
+    command = done.stdout.partition("restart: ")[2].partition(" goes on")[0]
+    assert shlex.split(command) == ["sbatch", f"{run.path}/job.sbatch"]
+    assert (fake_slurm / "scontrol.asked").read_text() == "requeue 7\n"
+    assert not (tmp_path / "ran").exists()
+
+
 def test_containers_offline_and_setup(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = Config(run=RunConfig(name="r", dir=str(tmp_path / "r")))
@@ -219,6 +250,15 @@ def test_submit_freezes_and_asks_sbatch(fake_slurm, tmp_path, capsys):
     assert "invalid partition" in capsys.readouterr().err
 
 
+def test_what_is_printed_can_be_copied_into_a_shell(fake_slurm, tmp_path, capsys):
+    run = tmp_path / "it is"
+    assert submit("--cluster", "slurm", *RANKS, f"run.dir='{run}'", "--unchecked") == 0
+    commands = capsys.readouterr().out.rpartition("is submitted: ")[2].removesuffix(" repeats it\n").split("; ")
+    assert [shlex.split(command) for command in commands] == [
+        ["pat", "status", str(run)], ["pat", "logs", str(run), "--follow"], ["sbatch", f"{run}/job.sbatch"],
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def started_over(tmp_path: Path) -> Config:
     """Of a folder that holds an earlier run with a checkpoint."""
@@ -248,6 +288,19 @@ def test_a_job_that_slurm_refuses_costs_the_run_before_it_nothing(fake_slurm, st
     assert slurm.submit(started_over, settings) == "41"
     assert (run.path / "checkpoints.1" / "step-00000002").is_dir() and not run.checkpoints.exists()
     assert not any(path.exists() for path in (run.metrics, run.summary, run.wandb_id, run.exit))
+
+
+def test_no_job_goes_where_squeue_does_not_look(fake_slurm, started_over, monkeypatch):
+    """Fails if a job of another cluster is taken for one that is over, and a second one is submitted."""
+    before = contents(Path(started_over.run.dir))
+    monkeypatch.setenv("SBATCH_CLUSTERS", "beta")
+    for here in ("", "alpha"):
+        monkeypatch.setenv("SLURM_CLUSTERS", here)
+        with pytest.raises(ValueError, match="SBATCH_CLUSTERS=beta sends jobs where squeue does not look"):
+            slurm.submit(started_over, ClusterConfig(ranks_per_node=1))
+        assert contents(Path(started_over.run.dir)) == before and not (fake_slurm / "sbatch.asked").exists()
+    monkeypatch.setenv("SLURM_CLUSTERS", "beta")
+    assert slurm.submit(started_over, ClusterConfig(ranks_per_node=1)) == "41"
 
 
 def test_no_job_is_submitted_of_a_run_that_another_start_holds(fake_slurm, started_over):

@@ -509,6 +509,19 @@ def test_files_that_decide_on_a_result_are_part_of_the_config(tmp_path):
     assert names == ("ds.json", "nowhere.json"), "what reads them says what is wrong"
 
 
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    """Fails if a run lands in ./~, because a shell leaves ~ alone behind `key=`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "hosts").write_text("a slots=2\n")
+    keys = ("run.dir", "model.path", "model.tokenizer", "distill.teacher", "distill.cache", "engine.hostfile")
+    given = [f"{key}='~/hosts'" for key in keys]
+    config = _composed(PARITY, "distill.weight=0.5", *given)
+    flat = frozen.flat(config.plain())
+    assert {key: flat[key] for key in keys} == dict.fromkeys(keys, str(tmp_path / "home" / "hosts"))
+    assert _composed(PARITY, "run.dir='runs/~x'").run.dir == "runs/~x"
+
+
 def test_a_decay_that_fp32_cannot_hold_is_refused():
     masked = "pruners.weights.masked_grad={name: straight_through, sr_ste: %s}"
     movement = ("recipe=parity", "optim.lr=2e-5", "pruners.weights.schedule.hard_from=0.8")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -231,6 +234,54 @@ def test_a_folder_that_is_being_filled_is_no_model_before_the_end(tmp_path, monk
         export_run(run, tmp_path / "out", verify="weights")
     assert moved[-2:] == ["export.json", "config.json"] and "model.safetensors" in moved
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["inside", "beside"])
+def test_what_a_killed_export_has_left_is_not_in_the_way(tmp_path, monkeypatch, there):
+    run, _ = llama(tmp_path)
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(export, "write_json", killed)
+        context.setattr(shutil, "rmtree", lambda *_, **__: None)  # nobody is there to tidy up
+        context.setattr(export.files, "remove_empty", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            export_run(run, out, verify="weights")
+    assert list((out if there else tmp_path).glob(".*.partial"))
+    export_run(run, out, verify="weights")
+    assert (out / "config.json").exists() and not [*out.glob(".*"), *tmp_path.glob(".*")]
+
+
+def test_an_export_of_another_container_is_left_alone(tmp_path):
+    """Its process has the same number, and lives."""
+    run, _ = llama(tmp_path)
+    other = tmp_path / f".out.{os.getpid()}.partial"
+    other.mkdir()
+    held = os.open(other, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        export_run(run, tmp_path / "out", verify="weights")
+        assert other.is_dir() and (tmp_path / "out" / "config.json").exists()
+    finally:
+        os.close(held)
+
+
+def test_an_export_names_no_code_that_is_not_beside_it(tmp_path):
+    """Fails if a stock export of a model that was once published with its own code needs that code."""
+    run, _ = llama(tmp_path)
+    names = {"AutoConfig": "configuration_x.X", "AutoTokenizer": ["tokenization_x.X", None]}
+    for path in (run / "model" / "config.json", run / "tokenizer" / "tokenizer_config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": names}))
+    export_run(run, tmp_path / "out", verify="weights")
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "out" / name).read_text())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).config.hidden_size == 24
+    assert AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)("pruned")["input_ids"]
 
 
 def test_a_checkpoint_that_breaks_its_promise_is_not_exported(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -178,7 +179,7 @@ def test_a_controller_that_does_not_answer_has_not_forgotten_the_job(run, tmp_pa
     monkeypatch.setattr("pat.launch.slurm.shutil.which", lambda _: str(squeue))
     for said, known in (
         ("echo RUNNING", "RUNNING"),
-        ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", None),
+        ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", slurm.FORGOTTEN),
         ("echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1", slurm.SILENT),
         ("exec sleep 5", slurm.SILENT),
     ):
@@ -188,3 +189,37 @@ def test_a_controller_that_does_not_answer_has_not_forgotten_the_job(run, tmp_pa
         assert slurm.states(["7"]).get("7") == known
     assert status.status(run.path, slurm.SILENT).state == "unknown, Slurm does not answer"
     assert on_slurm.Job(run, "7").poll() is None
+
+
+@pytest.mark.parametrize(
+    "said, job, ends, state",
+    [
+        ("echo Invalid job id specified >&2; exit 1", "7", True, "died"),
+        ("echo Invalid job id specified >&2; exit 1", "", False, "unknown, last on n9"),
+        ("echo CLUSTER: beta", "7", True, "died"),
+        ("echo CLUSTER: beta; echo RUNNING", "7", False, "running"),
+        ("echo Unable to contact slurm controller >&2; exit 1", "7", False, "unknown, Slurm does not answer"),
+    ],
+)
+def test_a_job_that_slurm_has_forgotten_is_over_on_whatever_machine(run, tmp_path, monkeypatch, said, job, ends, state):
+    """Fails if `pat logs --follow` waits for ever for a job whose machine is not this one. Ranks of another start there
+    are not the job's."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\n{said}\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("pat.launch.slurm.shutil.which", lambda _: str(squeue))
+    write_json(run.job, {"job_id": "7", "restarts": 0, "nodes": "n9"})
+    RankRecord(0, Process(5, 9, "n9"), job=job).write(run.path)
+    run.log(0).write_text("x\n")
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        raise TimeoutError
+
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    with contextlib.suppress(TimeoutError):
+        logs.follow(run.path, run.log(0), 0, io.StringIO())
+    assert bool(waits) is not ends
+    assert status.statuses([run.path])[0].state == state

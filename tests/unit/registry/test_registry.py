@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from pat.common import partial
 from pat.common.hashing import WeightsHash
 from pat.envelope.guard import Record, in_short
 from pat.evaluation.folders import weights_sha256 as stored_weights_sha256
@@ -677,10 +678,10 @@ def test_what_a_killed_get_has_left_is_not_in_the_way(
         (left / "model.safetensors").write_bytes(b"half")
     held = os.open(alive, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
-    store.clear_partial(out)
+    partial.clear(out)
     assert not dead.exists() and alive.exists()
     os.close(held)
-    store.clear_partial(out)
+    partial.clear(out)
     assert not alive.exists() and not list(out.iterdir())
     if new:
         out.rmdir()
