@@ -267,7 +267,8 @@ def test_what_is_saved_says_what_the_trainer_decided(folder: Path) -> None:
     ("bf16", "fp16", "dtype"), [(True, False, "bf16"), (False, True, "fp16"), (False, False, "fp32")]
 )
 def test_the_dtype_is_the_engines(bf16: bool, fp16: bool, dtype: str) -> None:
-    engine = one_rank.PlainEngine(torch.nn.Linear(2, 2), None)  # type: ignore[arg-type]
+    model = torch.nn.Linear(2, 2)
+    engine = one_rank.PlainEngine(model, torch.optim.AdamW(model.parameters()))
     engine.bfloat16_enabled, engine.fp16_enabled = lambda: bf16, lambda: fp16  # type: ignore[method-assign]
     assert saved.facts(engine, 0.5)["engine"]["dtype"] == dtype
 

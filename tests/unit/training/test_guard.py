@@ -49,7 +49,11 @@ class Run:
         self.actions: list[str] = []
         totals = SimpleNamespace(target=ASKED)
         self.pruner: Any = SimpleNamespace(
-            first_soft_step=self.line.start, last_hard_from=self.line.hard_from, phase=self.line.phase, totals=totals
+            first_soft_step=self.line.start,
+            last_hard_from=self.line.hard_from,
+            phase=self.line.phase,
+            totals=totals,
+            hardened=True,  # once the phase is hard
         )
         config = Config().changed(
             train__num_steps=steps, train__eval_every=EVERY, train__envelope_patience=patience,
