@@ -112,9 +112,10 @@ def _on_samples(config: Any, paths: list[Path], options: argparse.Namespace) -> 
 
 def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
     from pat.compare import on_prompts
+    from pat.evaluation.prompts import as_trained
     from pat.prompts import reader
 
-    mix = reader.read(reader.find(options.mix), options.allow_code)
+    mix = as_trained(reader.read(reader.find(options.mix), options.allow_code), paths)
     with _both(paths, None, options) as (a, b, device):
         asked = on_prompts.ask(mix, a, b, device, options.batch_size)
     return _say(asked, paths, options)

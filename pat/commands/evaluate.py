@@ -115,10 +115,11 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
     from pat.common.parameters import DTYPES
     from pat.evaluation import on_mix, report
     from pat.evaluation.models import opened
+    from pat.evaluation.prompts import as_trained
     from pat.prompts import reader
 
     logging.disable_progress_bar()
-    mix = reader.read(reader.find(options.mix), options.allow_code)
+    mix = as_trained(reader.read(reader.find(options.mix), options.allow_code), paths)
     device, console, found = _models.device(options.device), Console(stderr=True), []
     for path in paths:
         with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:

@@ -103,6 +103,7 @@ def _envelope(limits: Sequence[str], options: argparse.Namespace) -> Any:
 
 def _gate(variant: Path, keys: list[str], envelope: Any, options: argparse.Namespace) -> int:
     from pat.envelope.figures import MIX, PROFILE, SAMPLES, figures
+    from pat.evaluation.prompts import as_trained
     from pat.gate import profile
     from pat.gate.measure import check_measured, needs_mix, needs_samples
     from pat.prompts import reader
@@ -119,7 +120,8 @@ def _gate(variant: Path, keys: list[str], envelope: Any, options: argparse.Names
         raise ValueError("--against would be ignored: no limit is against a baseline (drop, rise, ratio)")
     given = {SAMPLES: with_samples, MIX: bool(options.mix), PROFILE: bool(options.profile)}
     check_measured(envelope, [name for name, there in given.items() if there], bool(options.against))
-    mix = reader.read(reader.find(options.mix), options.allow_code) if options.mix else None
+    paths = [variant, *([options.against] if options.against else [])]
+    mix = as_trained(reader.read(reader.find(options.mix), options.allow_code), paths) if options.mix else None
     said = profile.read(options.profile) if options.profile else None
     if said is not None and not said.says_weights:
         print(
@@ -138,7 +140,6 @@ def _gate(variant: Path, keys: list[str], envelope: Any, options: argparse.Names
         raise ValueError(f"--config-dir {options.config_dir} would be ignored: give recipe=NAME with it")
     from pat.export.origins import one_config
 
-    paths = [variant, *([options.against] if options.against else [])]
     return _judge(variant, one_config(paths, keys), mix, said, envelope, options)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pat.commands._help import RUN_EXIT_CODES, command_parser
 from pat.commands._overrides import SOURCES, of_file, one_model, under
+from pat.common import partial
 from pat.common.files import read_json
 from pat.config.quoting import quoted
 from pat.launch.environment import rank_environment
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if rank_environment():
         raise ValueError("pat prune starts its ranks itself (--ranks N): call it from a plain shell")
+    partial.clear(options.out)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"--out {options.out} is there already: give a new folder")
     from pat.commands import export, train

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from pat.common.files import read_json
 from pat.common.text import did_you_mean
+from pat.common.yaml_files import read_yaml
 from pat.evaluation.fitting import labels
 from pat.evaluation.models import Loaded
+from pat.export.origins import is_run
 from pat.models import limits
 from pat.prompts.checks.label import Label
 from pat.prompts.mix import Mix, Prompt
+from pat.run.directory import RunDir
 from pat.tasks.templates import ChatTemplate
 
 PASSED, REFERENCE = "passed", "reference_loss"  # what is measured: all checks pass; nats a token of the reference
@@ -74,7 +77,7 @@ def _check_labels(mix: Mix, names: Sequence[str], one: Loaded) -> None:
 
 
 def _generated(mix: Mix, one: Loaded, device: str, batch_size: int) -> list[Answer]:
-    options = _template_options(mix, one)
+    options = mix.head.template_options or {}
     asked = [ids_of(prompt, one.tokenizer, one.path, options) for prompt in mix.prompts]
     most = [prompt.output_tokens or mix.head.output_tokens for prompt in mix.prompts]
     _check_positions(mix, one, asked, most)
@@ -105,25 +108,28 @@ def _class_logits(mix: Mix, one: Loaded, device: str) -> list[Tensor]:
     return made
 
 
-def trained_with(one: Loaded) -> Mapping[str, Any]:
+def as_trained(mix: Mix, paths: Sequence[Path]) -> Mix:
+    """The mix, whose chats are asked with the variables for the chat template that these runs or exports were trained
+    with, where it names none: all models alike. ValueError where they were trained with different ones."""
+    if mix.head.template_options is not None or all(prompt.messages is None for prompt in mix.prompts):
+        return mix
+    trained = {path: options for path in paths if (options := template_options(path))}
+    first = next(iter(trained.values()), {})
+    for path, options in trained.items():
+        if options != first:
+            raise ValueError(
+                f"{path} was trained with task.template_options={options}, and {next(iter(trained))} with {first}: say "
+                "in the settings of the mix (template_options) with which its chats are asked"
+            )
+    return replace(mix, head=mix.head.changed(template_options=first))
+
+
+def template_options(path: Path) -> dict[str, Any]:
     """The variables for its chat template that a model was trained with, as far as its run or export says."""
-    said: Any = one.said
-    for name in ("config", "task", "template_options"):
+    said: Any = read_yaml(RunDir(path).config) if is_run(path) else (read_json(path / "export.json") or {})
+    for name in (*(() if is_run(path) else ("config",)), "task", "template_options"):
         said = said.get(name) if isinstance(said, Mapping) else None
-    return said if isinstance(said, Mapping) else {}
-
-
-def _template_options(mix: Mix, one: Loaded) -> Mapping[str, Any]:
-    """The mix's. ValueError where it has none, and the model was trained with some: it would be asked otherwise."""
-    options, own = mix.head.template_options, trained_with(one)
-    if options is None and own and any(prompt.messages is not None for prompt in mix.prompts):
-        raise ValueError(
-            f"{one.path} was trained with task.template_options={dict(own)}, and the mix {mix.name} has none, so that "
-            "chats would be asked in another way: add "
-            f'"template_options": {json.dumps(dict(own))}, or {{}} to ask without, to the settings of the mix '
-            f"(`mix`, in the first line of {mix.path})"
-        )
-    return options or {}
+    return dict(said) if isinstance(said, Mapping) else {}
 
 
 def ids_of(prompt: Prompt, tokenizer: Any, path: Path, options: Mapping[str, Any]) -> list[int]:

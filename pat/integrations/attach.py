@@ -26,7 +26,7 @@ from torch import nn
 from pat.common.comm import Comm
 from pat.integrations import samples as samples_
 from pat.integrations import saved
-from pat.integrations.groups import extend_schedulers, follow, split_groups
+from pat.integrations.groups import follow, split_groups, split_in_place
 from pat.integrations.settings import Settings
 from pat.integrations.waiting import await_initialize
 from pat.pruning.calibration.journal import Journals
@@ -77,6 +77,7 @@ class Pruning:
         self.engine: Any = None
         self.pruner: Pruner | None = None
         self.stats: StepStats | None = None  # of the last step
+        self._undo: Callable[[], None] = _nothing  # puts the user's optimizer back
         self._loaded: Path | None = None  # a checkpoint that was loaded before the number of steps was known
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
@@ -103,9 +104,7 @@ class Pruning:
         of_param = {id(p): owner.get(n, "") for n, p in self.model.named_parameters()}
         arguments = dict(arguments)
         if isinstance(arguments.get("optimizer"), torch.optim.Optimizer):
-            optimizer, number = arguments["optimizer"], len(arguments["optimizer"].param_groups)
-            optimizer.param_groups[:], self._origins = split_groups(optimizer.param_groups, of_param, same=True)
-            extend_schedulers(optimizer, self._origins, number)
+            self._origins, self._undo = split_in_place(arguments["optimizer"], of_param)
         elif arguments.get("optimizer") is None:
             given: list[Any] = list(arguments.get("model_parameters") or ())
             given = given or [p for p in self.model.parameters() if p.requires_grad]
@@ -119,12 +118,16 @@ class Pruning:
             arguments[key] = config | {"gradient_clipping": 0.0}  # the pruner clips by the masked norm itself
         return arguments
 
+    def put_back(self) -> None:
+        """No engine was made: what the user's optimizer holds is whole again, for the next attempt."""
+        self._undo()
+
     # -- after DeepSpeed -------------------------------------------------------------------------------------------
 
     def took(self, engine: Any) -> None:
         """Take the model's engine, and add the pruner to its step, save and load."""
         _check_optimizer(engine.basic_optimizer)
-        self.engine = engine
+        self.engine, self._undo = engine, _nothing
         for group in engine.basic_optimizer.param_groups:
             group["base_weight_decay"] = group["weight_decay"]
         self._plain = {name: getattr(engine, name) for name in ("step", "save_checkpoint", "load_checkpoint")}
@@ -228,6 +231,10 @@ class Pruning:
         self.pruner.check_finished()
         if self.pruner.layout.world.rank == 0:
             self.pruner.ended()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _said_once(world: Comm, how: Callable[[str], None], text: str) -> None:

@@ -8,7 +8,7 @@ it silently skips the rest; since torch 2.13 it refuses groups for which it has 
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,15 +46,37 @@ def split_groups(groups: Groups, of_param: dict[int, str], same: bool = False) -
     return [group for _, group in first + rest], [number for number, _ in first + rest]
 
 
-def extend_schedulers(optimizer: torch.optim.Optimizer, origins: Sequence[int], given: int) -> None:
+def split_in_place(optimizer: torch.optim.Optimizer, of_param: dict[int, str]) -> tuple[list[int], Callable[[], None]]:
+    """(the number of the group that each group of the optimizer now came from, a function that undoes it)."""
+    groups, given = optimizer.param_groups, list(optimizer.param_groups)
+    params = [group["params"] for group in given]
+    groups[:], origins = split_groups(given, of_param, same=True)
+    before = extend_schedulers(optimizer, origins, len(given))
+
+    def undo() -> None:
+        groups[:] = given
+        for group, own in zip(given, params, strict=True):
+            group["params"] = own
+        for scheduler, name, values in before:
+            setattr(scheduler, name, values)
+
+    return origins, undo
+
+
+def extend_schedulers(
+    optimizer: torch.optim.Optimizer, origins: Sequence[int], given: int
+) -> list[tuple[LRScheduler, str, list[Any]]]:
     """Give every scheduler of the optimizer, wherever the user holds it, its values for the new groups in place of
-    those for the `given` ones."""
+    those for the `given` ones, which are returned."""
+    before: list[tuple[LRScheduler, str, list[Any]]] = []
     for scheduler in gc.get_objects():
         if issubclass(type(scheduler), LRScheduler) and getattr(scheduler, "optimizer", None) is optimizer:
             for name in _PER_GROUP:
                 values = getattr(scheduler, name, None)
                 if isinstance(values, list) and len(values) == given:
+                    before.append((scheduler, name, values))
                     setattr(scheduler, name, [values[number] for number in origins])
+    return before
 
 
 def follow(groups: Groups, origins: Sequence[int]) -> None:

@@ -38,10 +38,8 @@ def facts(engine: Any, clipping: float) -> dict[str, dict[str, Any]]:
     """The trainer's decisions, for the config that is saved with the state."""
     dtype = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else "fp32"
     hf_config = getattr(engine.module, "config", None)
-    highest = max(group.get("initial_lr", group["lr"]) for group in engine.basic_optimizer.param_groups)
     return {
         "run": {"name": type(engine.module).__name__},
-        "optim": {"lr": float(highest)} if highest else {},  # a scheduler may only now begin
         "model": {"path": getattr(hf_config, "_name_or_path", None) or None},
         "task": {"name": _task(type(engine.module).__name__)},
         "train": {

@@ -24,6 +24,10 @@ class Waiting(Protocol):
         """The arguments that the engine is made with."""
         ...
 
+    def put_back(self) -> None:
+        """No engine was made of what `prepare` gave: the optimizer is as it was."""
+        ...
+
     def took(self, engine: Any) -> None:
         """The engine has been made."""
         ...
@@ -95,7 +99,11 @@ def _pass_through(plain: Callable[..., Any]) -> Callable[..., Any]:
         if mine is None or not _trains(arguments):
             return plain(*args, **kwargs)
         _refuse_again(mine)
-        result = plain(**mine.prepare(arguments))
+        try:
+            result = plain(**mine.prepare(arguments))
+        except BaseException:
+            mine.put_back()
+            raise
         mine.took(result[0])
         _waiting.remove(mine)  # not before: what fails is tried again, and must not train without the pruner then
         if not _waiting:

@@ -67,6 +67,6 @@ def _over(run: Path, ask: bool) -> bool:
         return False
     state = slurm.states([job]).get(job) if job else None
     elsewhere = [record for record in records if record.process.host != HOST and record.code is None]
-    if state and (state != slurm.FORGOTTEN or all(record.job == job for record in elsewhere)):
+    if state and (state != slurm.FORGOTTEN or not elsewhere or slurm.gone(RunDir(run), job, elsewhere)):
         return state in slurm.OVER
     return read_exit(run) is not None or not elsewhere

@@ -9,14 +9,15 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pat.common import files
 from pat.common.files import read_json, write_atomic, write_json
 from pat.config.cluster import PREFIX, ClusterConfig
 from pat.config.validate import validate
-from pat.launch.process import only_user_of
+from pat.launch.process import RankRecord, only_user_of
 from pat.run.directory import ExitCode, RunDir
 from pat.schema import Config
 
@@ -36,6 +37,7 @@ OVER = (
     "DEADLINE",
     FORGOTTEN,
 )
+QUIET_S = 900.0  # without a line in its logs, a job that the controller does not know is over
 SILENT = "SILENT"  # ours: the controller gave no answer, so the state is unknown
 ANSWER_S = 30.0  # to wait for one
 _OFFLINE = ("HF_HUB_OFFLINE=1", "HF_DATASETS_OFFLINE=1", "WANDB_MODE=offline")
@@ -206,6 +208,13 @@ def submit(config: Config, cluster: ClusterConfig) -> str:
     if (read_json(run.job) or {}).get("job_id") != number:  # it may run by now and have written its own state
         write_json(run.job, {"job_id": number, "restarts": 0, "nodes": ""})
     return number
+
+
+def gone(run: RunDir, job: str, elsewhere: Iterable[RankRecord]) -> bool:
+    """Whether ranks on other machines are over because they are of a job that Slurm has forgotten. It may be on another
+    cluster, whose squeue knows it: they count as over once they have logged nothing for QUIET_S."""
+    heard = max((log.stat().st_mtime for log in run.logs.glob("rank-*.log")), default=0.0)
+    return all(record.job == job for record in elsewhere) and time.time() - heard > QUIET_S
 
 
 def _without_a_job(environment: Mapping[str, str]) -> dict[str, str]:

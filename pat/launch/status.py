@@ -124,9 +124,10 @@ def _state(run: Path, exit_: dict[str, Any] | None, job_state: str | None) -> st
         return "running"
     if held:
         return "running" if records and not exit_ else "starting"
-    job_id = (read_json(RunDir(run).job) or {}).get("job_id")
-    elsewhere = [record for record in records if record not in here and not (forgotten and record.job == job_id)]
-    if elsewhere:  # processes of another machine cannot be asked from here
+    job_id = (read_json(RunDir(run).job) or {}).get("job_id", "")
+    elsewhere = [record for record in records if record not in here]
+    over = forgotten and slurm.gone(RunDir(run), job_id, elsewhere)
+    if elsewhere and not over:  # processes of another machine cannot be asked from here
         return f"unknown, last on {elsewhere[0].process.host}"
     return "died" if records or provenance.read(run) else "not started"
 

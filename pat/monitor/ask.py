@@ -13,7 +13,7 @@ from scipy import stats
 from pat.compare import on_prompts, result
 from pat.compare.pairs import Pair
 from pat.evaluation.models import Loaded
-from pat.evaluation.prompts import PASSED, fitting, trained_with
+from pat.evaluation.prompts import PASSED, fitting, template_options
 from pat.monitor.drift import Places
 from pat.monitor.result import AGREEMENT, REPLAY, Asked, Check, Replayed
 from pat.prompts.mix import Head, Mix, Prompt, content_id
@@ -87,7 +87,7 @@ def _options(models: Sequence[Loaded], mix: Mix | None) -> dict[str, Any]:
     """For the chat template: those of the mix, or else those that the last of the models was trained with."""
     if mix is not None and mix.head.template_options is not None:
         return mix.head.template_options
-    return next((dict(found) for one in reversed(models) if (found := trained_with(one))), {})
+    return next((found for one in reversed(models) if (found := template_options(one.path))), {})
 
 
 def agreement(replayed: Replayed, least: float) -> Check:

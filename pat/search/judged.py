@@ -8,7 +8,7 @@ quality worse: so the bisection goes by quality, and the others are checked wher
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,12 @@ def check(config: Config, measuring: Measuring, with_baseline: bool) -> None:
 def _read(config: Config, measuring: Measuring) -> Any:
     """The mix, if one is given. ValueError for one that cannot be asked."""
     checked = measure.needs_mix(envelope_of(config))  # else it only has the lengths of requests
-    return reader.read(reader.find(measuring.mix), measuring.allow_code, checked) if measuring.mix else None
+    if not measuring.mix:
+        return None
+    mix = reader.read(reader.find(measuring.mix), measuring.allow_code, checked)
+    if mix.head.template_options is not None:
+        return mix
+    return replace(mix, head=mix.head.changed(template_options=config.task.template_options))
 
 
 @dataclass

@@ -70,6 +70,8 @@ def difference(
     yes_or_no = binary(first) and binary(second)
     w, first, second = by_unit(units, w, first, second)
     d = second - first
+    if yes_or_no:
+        d[np.abs(d) <= EQUAL] = 0.0  # else the sign of what is rounded is evidence
     if yes_or_no and np.ptp(d) <= EQUAL:
         low, high = of_equal(float(d[0]), w, confidence, -1.0)
     else:

@@ -69,10 +69,9 @@ class Guard:
         last = step == self.config.train.num_steps
         if not self.looks_before(step) and not last:
             return
-        record, hard = progress.envelope, self.pruner.phase(step - 1) == "hard" and self.pruner.hardened
-        record.see(
-            step, self.pruner.totals.sparsity, self._figures(progress.metrics, progress.slices), not hard or last
-        )
+        record, hard = progress.envelope, self.pruner.phase(step - 1) == "hard"
+        keeps = last or not (hard and self.pruner.hardened)  # the optimizer may have skipped the step that makes it so
+        record.see(step, self.pruner.totals.sparsity, self._figures(progress.metrics, progress.slices), keeps)
         one = record.judged[-1]
         said = self._act(guard.decide(self._look(one["inside"], hard)), step)
         line = {"inside": int(one["inside"]), "sparsity": one["sparsity"], "holds": record.holds}

@@ -75,11 +75,13 @@ def _rank(module: str, arguments: list[str], environment: dict[str, str], log: P
 
 def _exit_code(rank: BaseProcess, timeout_s: float | None) -> int | None:
     """How it ended; None where that takes longer."""
-    if not wait([rank.sentinel], timeout_s):
-        return None
     with _asking:
-        rank.join()
-        return rank.exitcode
+        code = rank.exitcode  # once it is read, the sentinel may say nothing for a moment
+    if code is None and wait([rank.sentinel], timeout_s):
+        with _asking:
+            rank.join()
+            code = rank.exitcode
+    return code
 
 
 def exit_codes(ranks: Sequence[BaseProcess], timeout_s: float) -> list[int | None]:

@@ -16,7 +16,7 @@ from pat import cli
 from pat.evaluation.groups import bias
 from pat.evaluation.measures import of_answers
 from pat.evaluation.models import opened
-from pat.evaluation.prompts import Answer, _batches, ask, ids_of
+from pat.evaluation.prompts import Answer, _batches, as_trained, ask, ids_of
 from pat.models import limits
 from pat.models.tokenizers import byte_tokenizer
 from pat.profiling import run as run_profile
@@ -291,28 +291,35 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_mix_says_how_a_model_with_options_of_its_template_is_asked(quiet: Path, tmp_path: Path) -> None:
-    """Fails if a model is judged by chats that it was never trained to answer, without a word."""
+def test_chats_are_asked_as_the_models_were_trained_or_as_the_mix_says(quiet: Path, tmp_path: Path) -> None:
+    """Fails if a model is judged by chats that it was never trained to answer, or two models by different ones."""
     chat, text = {"messages": QUESTION, "output_tokens": 1}, {"prompt": "one?", "output_tokens": 1}
+    run, loud, other = tmp_path / "run", tmp_path / "loud", tmp_path / "other"
+    for path in (run, loud, other):
+        path.mkdir()
+    (run / "config.yaml").write_text("task: {template_options: {enable_thinking: false}}")
+    (loud / "export.json").write_text('{"config": {"task": {"template_options": {"enable_thinking": true}}}}')
+    (other / "export.json").write_text('{"config": "somebody else\'s"}')
 
-    def asked(*items: Any) -> str:
+    def asked(paths: list[Path], *items: Any) -> str:
         path = tmp_path / "mix.jsonl"
         path.write_text("".join(json.dumps(item) + "\n" for item in items))
         mix = reader.read(path)
         reader.write(path, mix.head, mix.prompts)
         assert reader.read(path).head == mix.head
-        (answer,) = ask(reader.read(path), one, "cpu")
+        (answer,) = ask(as_trained(reader.read(path), paths), one, "cpu")
         return one.tokenizer.decode(list(answer.asked))
 
+    plain, silent = "<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n"
     with opened(quiet, None, torch.float32, "cpu") as one:
-        with pytest.raises(ValueError, match=r"trained with task.template_options=.*enable_thinking.*the mix mix has"):
-            asked(chat)
-        with pytest.raises(ValueError) as error:
-            asked({"mix": {"name": "m"}}, chat)
-        options = "{" + str(error.value).partition(": add ")[2].partition(", or {}")[0] + "}"
-        assert asked({"mix": json.loads(options)}, chat).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-        assert asked({"mix": {"template_options": {}}}, chat).endswith("<|im_start|>assistant\n")
-        assert asked(text) == "one?", "a text needs no template"
+        for paths in ([quiet], [other, quiet], [run], [run, quiet]):
+            assert asked(paths, chat).endswith(silent), paths
+        assert asked([other], chat).endswith(plain)
+        with pytest.raises(ValueError, match="loud was trained with task.template_options=.*True.*quiet with .*False"):
+            asked([quiet, loud], chat)
+        assert asked([quiet, loud], {"mix": {"template_options": QUIET}}, chat).endswith(silent)
+        assert asked([quiet], {"mix": {"template_options": {}}}, chat).endswith(plain)
+        assert asked([quiet, loud], text) == "one?", "a text needs no template"
 
 
 def test_a_pair_without_a_figure_is_left_out_of_the_bias() -> None:

@@ -267,8 +267,7 @@ def test_what_is_saved_says_what_the_trainer_decided(folder: Path) -> None:
     ("bf16", "fp16", "dtype"), [(True, False, "bf16"), (False, True, "fp16"), (False, False, "fp32")]
 )
 def test_the_dtype_is_the_engines(bf16: bool, fp16: bool, dtype: str) -> None:
-    model = torch.nn.Linear(2, 2)
-    engine = one_rank.PlainEngine(model, torch.optim.AdamW(model.parameters()))
+    engine = one_rank.PlainEngine(torch.nn.Linear(2, 2), None)  # type: ignore[arg-type]
     engine.bfloat16_enabled, engine.fp16_enabled = lambda: bf16, lambda: fp16  # type: ignore[method-assign]
     assert saved.facts(engine, 0.5)["engine"]["dtype"] == dtype
 
@@ -295,14 +294,6 @@ def test_another_model_is_not_resumed(folder: Path) -> None:
     with pytest.raises(ValueError, match="made with another pruner or optim.trainable"):
         saved.load(folder, pruning.engine, pruner, pruning.config)
     free(pruning)
-
-
-def test_a_decay_that_fp32_cannot_hold_is_refused_by_the_rate_of_the_optimizer() -> None:
-    config = config_of()
-    (name, pruner), *_ = settings(config)["pruners"].items()
-    too_little = pruner | {"masked_grad": {"name": "straight_through", "sr_ste": 1e-7}}
-    with pytest.raises(ValueError, match="sr_ste=1e-07 times optim.lr=.* is less than a factor in fp32 can hold"):
-        attached(config, pruners={name: too_little})
 
 
 def test_a_pruner_does_not_begin_in_the_middle_of_a_run() -> None:

@@ -134,6 +134,8 @@ def test_the_scheduler_of_an_optimizer_that_another_took_the_place_of_drives_the
         users.step()
         scheduler.step()
     assert found == [[0.0, 0.0], [0.025, 0.025], [0.05, 0.05]]
+    pruning.put_back()
+    assert [len(group["params"]) for group in users.param_groups] == [2], "a second attempt finds all of them"
 
 
 def test_frozen_parameters_have_no_group_of_their_own() -> None:

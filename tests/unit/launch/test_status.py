@@ -192,18 +192,21 @@ def test_a_controller_that_does_not_answer_has_not_forgotten_the_job(run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "said, job, ends, state",
+    "said, job, quiet_s, ends, state",
     [
-        ("echo Invalid job id specified >&2; exit 1", "7", True, "died"),
-        ("echo Invalid job id specified >&2; exit 1", "", False, "unknown, last on n9"),
-        ("echo CLUSTER: beta", "7", True, "died"),
-        ("echo CLUSTER: beta; echo RUNNING", "7", False, "running"),
-        ("echo Unable to contact slurm controller >&2; exit 1", "7", False, "unknown, Slurm does not answer"),
+        ("echo Invalid job id specified >&2; exit 1", "7", 1000, True, "died"),
+        ("echo Invalid job id specified >&2; exit 1", "7", 100, False, "unknown, last on n9"),
+        ("echo Invalid job id specified >&2; exit 1", "", 1000, False, "unknown, last on n9"),
+        ("echo CLUSTER: beta", "7", 1000, True, "died"),
+        ("echo CLUSTER: beta; echo RUNNING", "7", 1000, False, "running"),
+        ("echo Unable to contact slurm controller >&2; exit 1", "7", 1000, False, "unknown, Slurm does not answer"),
     ],
 )
-def test_a_job_that_slurm_has_forgotten_is_over_on_whatever_machine(run, tmp_path, monkeypatch, said, job, ends, state):
+def test_a_job_that_slurm_has_forgotten_is_over_on_whatever_machine(
+    run, tmp_path, monkeypatch, said, job, quiet_s, ends, state
+):
     """Fails if `pat logs --follow` waits for ever for a job whose machine is not this one. Ranks of another start there
-    are not the job's."""
+    are not the job's, and those that still log may be on another cluster."""
     squeue = tmp_path / "squeue"
     squeue.write_text(f"#!/bin/sh\n{said}\n")
     squeue.chmod(0o755)
@@ -212,6 +215,7 @@ def test_a_job_that_slurm_has_forgotten_is_over_on_whatever_machine(run, tmp_pat
     write_json(run.job, {"job_id": "7", "restarts": 0, "nodes": "n9"})
     RankRecord(0, Process(5, 9, "n9"), job=job).write(run.path)
     run.log(0).write_text("x\n")
+    os.utime(run.log(0), (time.time() - quiet_s,) * 2)
     waits: list[float] = []
 
     def sleep(seconds: float) -> None:
