@@ -62,7 +62,7 @@ def _over(run: Path, ask: bool) -> bool:
     records = rank_records(run)
     if any(record.process.host == HOST and record.process.alive for record in records) or held_since(run):
         return False
-    job = (read_json(RunDir(run).job) or {}).get("job_id")
+    job = (read_json(RunDir(run).job) or {}).get("job_id", "")
     if job and not ask:
         return False
     state = slurm.states([job]).get(job) if job else None
