@@ -120,7 +120,8 @@ class Pruning:
 
     def put_back(self) -> None:
         """No engine was made: what the user's optimizer holds is whole again, for the next attempt."""
-        self._undo()
+        undo, self._undo = self._undo, _nothing
+        undo()
 
     # -- after DeepSpeed -------------------------------------------------------------------------------------------
 
