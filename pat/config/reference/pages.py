@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pydantic.fields import FieldInfo
@@ -64,7 +65,8 @@ def keys_about(word: str) -> list[tuple[str, str]]:
         if word in name or (method and word in (method, f"{prefix.split('.')[-2]}.{method}")):
             given = f"{name}={default.strip('`')}" + (f"   of {method}" if method else "")
             among = f" [{allowed}]" if allowed else ""
-            found.append((given, what.replace("*", "").replace("`", "") + among))
+            plain = re.sub(r"\*(\S[^*]*)\*", r"\1", what).replace("`", "")  # a single * multiplies
+            found.append((given, plain + among))
     return found
 
 

@@ -403,6 +403,7 @@ def test_auto_stands_by_itself():
     [
         ("alps", ["pruners.NAME.criterion.iterations=60   of alps", "of ADMM, at most"]),
         ("schedule.cubic", ["pruners.NAME.schedule.initial=0.0   of cubic"]),
+        ("base_width", ["lr * base_width / its hidden size"]),
         ("optim.lr", ["optim.lr=???", "optim.lr_schedule=linear", "[constant, cosine, linear, per_cut]"]),
     ],
 )
