@@ -521,6 +521,8 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     flat = frozen.flat(config.plain())
     assert {key: flat[key] for key in keys} == dict.fromkeys(keys, str(tmp_path / "home" / "hosts"))
     assert _composed(PARITY, "run.dir='runs/~x'").run.dir == "runs/~x"
+    (tmp_path / "home" / "ds.json").write_text('{"steps_per_print": 7}')
+    assert _composed(PARITY, "engine.deepspeed='~/ds.json'").engine.deepspeed == {"steps_per_print": 7}
 
 
 def test_a_decay_that_fp32_cannot_hold_is_refused():
