@@ -32,7 +32,7 @@ def written(target: Path, inside: bool) -> Iterator[Path]:
 
 def clear(target: Path) -> None:
     """Remove what a killed `written` of this target has left."""
-    target = target.resolve()
+    target = Path(os.path.realpath(target))  # which takes links that lead nowhere
     for part in [*target.glob(".[0-9]*.partial"), *target.parent.glob(f".{glob.escape(target.name)}.[0-9]*.partial")]:
         with contextlib.suppress(OSError):  # held by one that lives, or gone
             handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
