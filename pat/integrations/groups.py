@@ -38,11 +38,14 @@ def split_groups(groups: Groups, of_param: dict[int, str], same: bool = False) -
         params = [given] if isinstance(given, torch.Tensor) else list(given)
         owners = sorted({of_param.get(id(p), "") for p in params if p.requires_grad}) or [""] * bool(params)
         owner_of = [of_param.get(id(p), "") if p.requires_grad else owners[0] for p in params]
+        kept = group if same else dict(group)
         for place, owner in enumerate(owners):
-            own = {"params": [p for p, its in zip(params, owner_of, strict=True) if its == owner]}
-            if same and not place:
-                group.update(own)
-            (rest if place else first).append((number, group if same and not place else group | own))
+            own = [p for p, its in zip(params, owner_of, strict=True) if its == owner]
+            if place:
+                rest.append((number, group | {"params": own}))
+            else:
+                kept["params"] = own
+                first.append((number, kept))
     return [group for _, group in first + rest], [number for number, _ in first + rest]
 
 

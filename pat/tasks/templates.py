@@ -242,7 +242,9 @@ class SpanTokenizer:
             starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
             edges = [edge for span in marked.spans for edge in span]  # ascending: an odd number before is inside
             inside = np.searchsorted(edges, starts, side="right") % 2 == 1
-            joined = any(((starts < begin) & (begin < ends)).any() for begin, _ in marked.spans)
+            begins = np.array([begin for begin, _ in marked.spans], dtype=np.int64)
+            before = np.searchsorted(starts, begins) - 1  # the token before each span; -1: none
+            joined = bool(ids) and bool(((before >= 0) & (ends[before] > begins)).any())
             yield Tokenized(ids, inside.tolist(), joined)
 
 
