@@ -4,12 +4,13 @@
     python tests/benchmarks/frontier.py --model decoder --data addresses --steps 0 --targets 50,2:4,70
     python tests/benchmarks/frontier.py --model encoder --steps 100 --targets 80 --methods alps,movement --seeds 3
 
-A row is data x steps x target x method x seed; flags select rows, and a finished row is never repeated. Every row is a
-list of commands that a user has, written to the results file with its figures: ours are `pat prune` (no steps) or `pat
-train recipe=decoder|encoder` and `pat export`; a peer's is a script in tests/benchmarks/peers, run in an environment of
-that project's own, made when first needed. A peer sees the samples that ours are calibrated on. Where a row has
-training steps, a peer's cut is trained by `pat train`, its zeros kept. All end in the same `pat evaluate` of a Hugging
-Face folder. Nothing is tuned: ours and the peers' methods have their defaults.
+A row is data x steps x target x method x seed; flags select rows, and a finished row is never repeated. Every row is
+a list of commands that a user has, written to the results file with its figures and the commit: ours are `pat prune`
+(no steps) or `pat train recipe=decoder|encoder` and `pat export`; a peer's is a script in tests/benchmarks/peers, run
+in an environment of that project's own, made when first needed. A peer sees the samples that ours are calibrated on.
+Where a row has training steps, a peer's cut is trained by `pat train`, its zeros kept. All end in the same `pat
+evaluate` of a Hugging Face folder. Ours and the peers' methods have their defaults, some of which were chosen on
+these data for ours (see docs/frontier.md). `smaller` is a model of the same size, cut without looking.
 
 Decoders are cut as they are. The encoder has no head before it is trained: rows without steps cut the model that the
 dense row of 100 steps ends with, and a peer's rows of N steps train a dense model for 30 % of them, as ours do, cut it
@@ -64,6 +65,7 @@ class Measured:
     cpu_seconds: float | None = None  # of all commands but the installation of a peer and the evaluation
     commands: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None  # of pat
     error: str | None = None
 
 
@@ -98,6 +100,7 @@ class Runner:
             finally:
                 measured.cpu_seconds = round(cpu_seconds_of_children() - before)
                 measured.cpu_seconds += earlier["cpu_seconds"] if earlier else 0
+            measured.commit = commit()
             measured.versions = {name: importlib.metadata.version(name) for name in VERSIONS}
             if method.peer:
                 measured.versions |= {f"{method.peer}: {k}": v for k, v in PEERS[method.peer].versions().items()}
@@ -236,6 +239,15 @@ class Runner:
         yield from self._trained(subject, rest, cut, place, keys)
 
 
+def commit() -> str | None:
+    """Of the code that is measured, with + where that has been changed since; None outside of a clone."""
+    head, changed = (
+        subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "pat", "conf", "recipes"])
+    )
+    return f"{head}{'+' * bool(changed)}" if head else None
+
+
 def folder_of(row: Row) -> str:
     """The name of a row's folder: without `=`, which a value of Hydra's cannot hold as it is."""
     return row.name.replace("=", "-")
@@ -282,6 +294,11 @@ class Results:
         """What is measured, by name."""
         return json.loads(self.path.read_text())["rows"] if self.path.exists() else {}
 
+    def finished(self, row: Row, again: bool) -> bool:
+        """Whether a row is not to be measured any more; with `again`, one that failed is."""
+        known = self.rows().get(row.name)
+        return known is not None and not (again and known["error"])
+
     def add(self, row: Row, measured: Measured) -> None:
         """Write one row; the file is whole at any time."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -300,8 +317,7 @@ class Results:
 def run_all(selected: Sequence[Row], results: Results, measure: Callable[[Row], Measured], again: bool) -> None:
     """Measure what the results file does not have; with `again`, what failed, too."""
     for row in selected:
-        known = results.rows().get(row.name)
-        if known is not None and not (again and known["error"]):
+        if results.finished(row, again):
             continue
         print(row.name, flush=True)
         measured = measure(row)
@@ -323,6 +339,7 @@ def main() -> None:
     parser.add_argument("--methods", type=_listed, default=list(METHODS), help=f"of {','.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=1, help="how many, where it trains")
     parser.add_argument("--again", action="store_true", help="try once more what failed")
+    parser.add_argument("--dry-run", action="store_true", help="run nothing: only say which rows would be measured")
     parser.add_argument("--table", action="store_true", help="run nothing: only write the table and the picture")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "frontier", help="of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "frontier.json")
@@ -335,8 +352,13 @@ def main() -> None:
             parser.error(f"{', '.join(unknown)}: give some of {', '.join(known)}")
     data = [name for name in options.data if options.model in (None, SUBJECTS[name].kind)]
     results = Results(options.out)
+    selected = rows(data, list(map(int, options.steps)), options.targets, options.methods, options.seeds)
+    if not selected and not options.table:
+        parser.error("no row fits: each method has its targets, and some have no rows without steps")
+    if options.dry_run:
+        print("\n".join(f"{row.name}{'  (measured)' * results.finished(row, options.again)}" for row in selected))
+        return
     if not options.table:
-        selected = rows(data, list(map(int, options.steps)), options.targets, options.methods, options.seeds)
         run_all(selected, results, Runner(options.folder.resolve()).measure, options.again)
     table = report.lines(list(results.rows().values()))
     print("\n".join(report.markdown(table)))

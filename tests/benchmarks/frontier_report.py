@@ -10,7 +10,7 @@ from typing import Any
 
 from pat.sensitivity.plot import available
 from tests.benchmarks.commands import spread
-from tests.benchmarks.frontier_rows import METHODS
+from tests.benchmarks.frontier_rows import METHODS, PICTURED
 
 HIGHER_IS_BETTER = ("accuracy",)
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"  # marks in the page
@@ -125,7 +125,9 @@ def picture(table: Sequence[Line], path: Path) -> None:
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
     points, style = [line for line in table if line.mean is not None], _styles()
-    panels = list(dict.fromkeys((line.data, line.target) for line in points if line.target != "dense"))
+    panels = list(
+        dict.fromkeys((line.data, line.target) for line in points if line.data in PICTURED and line.target != "dense")
+    )
     if not panels:
         return
     methods = [method for method in METHODS if any(line.method == method for line in points)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 def _gradual(pruner: str) -> list[str]:
@@ -62,13 +62,21 @@ def _llama(data: str, task: str, recipe: str, eval_samples: int) -> Subject:
     return Subject("decoder", "smollm2", data, task, "perplexity", (f"recipe={recipe}",), 256, 128, keys)
 
 
+def _encoder(data: str) -> Subject:
+    """Sentences that `other_data.py` writes; judged as the recipe reads them."""
+    subject = Subject("encoder", "minilm", data, "classification", "accuracy", (), 128, samples=2048)
+    return replace(subject, judge=("recipe=encoder", "model.path=assets/minilm", "pruners={}", *subject.described(1)))
+
+
 SUBJECTS = {
     "addresses": _llama("sotu", "causal_lm", "sotu_dense", eval_samples=32),
     "chats": _llama("chats", "chat", "smollm2_chat", eval_samples=160),
     "reviews": Subject(
         "encoder", "minilm", "reviews", "classification", "accuracy", ("recipe=reviews_dense",), 128, samples=2048
     ),
+    **{name: _encoder(name) for name in ("questions", "subjectivity", "customers", "opinions")},
 }
+PICTURED = ("addresses", "chats", "reviews")  # with more than one target or budget
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class Target:
 
     def flags(self) -> list[str]:
         """Of `pat prune`, and of a peer's script."""
-        kinds = {"pattern": "--pattern", "structures": "--keep", "weights": "--sparsity"}
+        kinds = {"pattern": "--pattern", "structures": "--keep", "layers": "--keep", "weights": "--sparsity"}
         return [kinds[self.kind], f"{float(self.text) / 100!r}" if self.kind == "weights" else self.text]
 
     def keys(self) -> list[str]:
@@ -162,6 +170,9 @@ METHODS = {
     "alps-taught": Method(WEIGHTS, at_once=False, taught=0.24, subjects=("decoder",)),
     "alps-matrix-taught": Method(("weights",), at_once=False, keys=ALIKE, taught=0.24, subjects=("decoder",)),
     "alps-all": Method(("weights",), at_once=False, keys=ALL, subjects=("decoder",)),
+    "obs-lora": Method(
+        ("structures",), at_once=False, keys=("peft=lora", "optim.lr=4e-4"), subjects=("decoder",)
+    ),  # adapters of rank 16
     "obs-all": Method(("structures",), at_once=False, keys=ALL, subjects=("decoder",)),
     "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
     "magnitude": Method(
@@ -184,6 +195,7 @@ METHODS = {
     "llmcompressor-sparsegpt": Method(WEIGHTS, peer="llmcompressor", option="sparsegpt"),
     "llmcompressor-wanda": Method(WEIGHTS, peer="llmcompressor", option="wanda"),
     "modelopt-sparsegpt": Method(("pattern",), peer="modelopt", option="sparsegpt"),
+    "smaller": Method(("structures", "layers"), at_once=False, peer="smaller", option="plain"),
     "torch-pruning-magnitude": Method(("structures",), peer="torch-pruning", option="magnitude"),
     "torch-pruning-taylor": Method(("structures",), peer="torch-pruning", option="taylor"),
     "torchao-pat": Method(("weights",), at_once=False, peer="torchao", option="pat", loops=True, subjects=("decoder",)),

@@ -19,7 +19,7 @@ INSTALLED = "installed.txt"  # in an environment: what it was made for
 
 @dataclass(frozen=True)
 class Peer:
-    """One project."""
+    """One project, or, without a requirement, a script that runs in pat's own environment."""
 
     name: str
     requirement: str
@@ -39,10 +39,14 @@ class Peer:
     @property
     def python(self) -> Path:
         """The environment's interpreter."""
+        if not self.requirement:
+            return Path(sys.executable)
         return self.folder / "bin" / "python"
 
     def installation(self) -> list[list[str]]:
         """The commands that make the environment; none where it stands."""
+        if not self.requirement:
+            return []
         wanted = self.requirements
         note = self.folder / INSTALLED
         if note.is_file() and note.read_text().split() == wanted:
@@ -54,10 +58,14 @@ class Peer:
 
     def installed(self) -> None:
         """Note that all commands of `installation` succeeded."""
+        if not self.requirement:
+            return
         (self.folder / INSTALLED).write_text("\n".join(self.requirements) + "\n")
 
     def versions(self) -> dict[str, str]:
         """What is in the environment."""
+        if not self.requirement:
+            return {}
         listed = [str(self.python), "-m", "pip", "list", "--format=freeze"]
         lines = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
         kept = {name.partition("==")[0] for name in self.requirements}
@@ -71,5 +79,6 @@ PEERS = {
         Peer("modelopt", "nvidia-modelopt==0.47.0", "with_modelopt.py", missing=("requests==2.34.2",)),
         Peer("torch-pruning", "torch-pruning==1.6.1", "with_torch_pruning.py"),
         Peer("torchao", "torchao==0.18.0", "with_torchao.py"),
+        Peer("smaller", "", "smaller.py"),
     )
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,13 +14,18 @@ from typing import Any, TextIO
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
-from tests.benchmarks import frontier
+from pat.config import compose
+from pat.models.tokenizers import byte_tokenizer
+from tests import models
+from tests.benchmarks import frontier, other_data
 from tests.benchmarks.commands import PAT
 from tests.benchmarks.frontier import Measured, Results, Runner, folder_of, run_all
 from tests.benchmarks.frontier_report import BEGIN, END, into_page, lines, markdown, picture
 from tests.benchmarks.frontier_rows import METHODS, Row, Target, rows
 from tests.benchmarks.peers import PEERS
+from tests.unit.house.test_docs import code_in
 
 ALL = list(METHODS)
 
@@ -181,6 +189,71 @@ def test_a_peer_that_fails_leaves_its_command_and_error(tmp_path: Path) -> None:
     assert str(frontier.ROOT) not in json.dumps(measured.commands)
 
 
+@pytest.mark.usefixtures("peers")
+@pytest.mark.parametrize("target, flags", [("ffn=0.5", "ffn=0.5"), ("layers=20", "layers=20")])
+def test_a_smaller_model_is_cut_in_this_environment_and_trained_as_long(
+    tmp_path: Path, target: str, flags: str
+) -> None:
+    machine = Machine()
+    assert Runner(tmp_path, machine).measure(Row("addresses", 80, target, "smaller", 0)).error is None
+    _, cut, trained, *_ = machine.commands
+    assert cut[0] == sys.executable and cut[-2:] == ["--keep", flags]
+    assert "train.num_steps=80" in trained and "pruners={}" in trained and f"model.path={cut[4]}" in trained
+
+
+def _loaded(tmp_path: Path, family: str, keep: str) -> tuple[Any, Any]:
+    """A model, and what the script makes of it."""
+    dense = models.model(family)
+    dense.save_pretrained(tmp_path / "dense")
+    byte_tokenizer().save_pretrained(tmp_path / "dense")
+    script = frontier.HERE / PEERS["smaller"].script
+    words = [str(tmp_path / "dense"), "none", str(tmp_path / "cut"), "--method", "plain", "--keep", keep]
+    subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True)
+    cut, said = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", output_loading_info=True)
+    assert not any(said.values()), said
+    return dense, cut
+
+
+def test_a_smaller_model_has_the_first_neurons_or_spaced_layers(tmp_path: Path) -> None:
+    """Would catch: a matrix that is cut across the other dimension, or layers in another order."""
+    dense, cut = _loaded(tmp_path / "a", "llama", "ffn=0.5")
+    width = models.NEURONS // 2
+    for before, after in zip(dense.model.layers, cut.model.layers, strict=True):
+        assert torch.equal(after.mlp.up_proj.weight, before.mlp.up_proj.weight[:width])
+        assert torch.equal(after.mlp.down_proj.weight, before.mlp.down_proj.weight[:, :width])
+    dense, cut = _loaded(tmp_path / "b", "llama", "layers=2")
+    assert torch.equal(cut.model.layers[1].mlp.up_proj.weight, dense.model.layers[-1].mlp.up_proj.weight)
+    assert len(cut.model.layers) == 2
+
+
+def test_the_commands_of_the_page_select_rows_that_compose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch: a row that is renamed, or keys that are none any more, after hours of others."""
+    page = (frontier.ROOT / "docs" / "frontier.md").read_text()
+    commands = [line for line in code_in(page) if line.startswith("python tests/benchmarks/frontier.py --data")]
+    assert len(commands) > 1
+    selected = list[Row]()
+
+    def noted(*given: Any) -> list[Row]:
+        selected.extend(found := rows(*given))
+        return found
+
+    monkeypatch.setattr(frontier, "rows", noted)
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", [*shlex.split(command)[1:], "--dry-run"])
+        before = len(selected)
+        frontier.main()
+        said = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+        assert said == [row.name for row in selected[before:]] and said, command
+    for row in {(row.data, row.steps > 0, row.target, row.method): row for row in selected}.values():
+        machine = Machine()
+        assert Runner(tmp_path / "runs", machine).measure(row).error is None
+        for words in machine.commands:
+            if words[: len(PAT) + 1] == [*PAT, "train"]:
+                assert compose.compose(words[len(PAT) + 1 :], lambda config: 0) == 0
+
+
 def test_an_encoder_is_cut_when_it_has_learned(tmp_path: Path) -> None:
     machine = Machine()
     Runner(tmp_path, machine).measure(Row("reviews", 0, "80", "alps", 0))
@@ -232,3 +305,31 @@ def test_the_page_shows_the_table_of_the_results_file() -> None:
     measured = Results(frontier.ROOT / "results" / "frontier.json").rows()
     page = (frontier.ROOT / "docs" / "frontier.md").read_text()
     assert "\n".join(markdown(lines(list(measured.values())))) in page
+
+
+def test_the_other_data_holds_out_each_text_once_and_trains_on_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: a text with two labels on both sides, or a test file whose questions are trained on."""
+    lines = [f"{number % 2} a sentence number {number}" for number in range(200)]
+    files = {"train.all": [*lines, "1 a sentence number 0"], "test.all": ["0 a sentence number 4", "5 h\xe9"]}
+    hashes = dict[str, str]()
+    (tmp_path / "data").mkdir()
+    for name, texts in files.items():
+        data = "\n".join(texts).encode("latin-1")
+        (tmp_path / "data" / name).write_bytes(data)
+        hashes[name] = hashlib.sha256(data).hexdigest()
+    train, held = other_data.split(tmp_path, other_data.Sentences("train.all", hashes["train.all"], every=5))
+    assert len(train) + len(held) == 200 and not train.keys() & held.keys() and 20 < len(held) < 60
+    assert (train | held)["a sentence number 0"] == 0, "its first label"
+    tested = other_data.Sentences("train.all", hashes["train.all"], test="test.all", test_sha256=hashes["test.all"])
+    train, held = other_data.split(tmp_path, tested)
+    assert held == {"a sentence number 4": 0, "h\xe9": 5} and len(train) == 199
+    monkeypatch.setattr(other_data, "SETS", {"opinions": tested})
+    monkeypatch.setattr(sys, "argv", ["other_data.py", str(tmp_path)])
+    monkeypatch.setenv("PAT_ASSETS", str(tmp_path / "assets"))
+    other_data.main()
+    written = (tmp_path / "assets/opinions/eval.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written][1] == {"text": "h\xe9", "label": 5}
+    with pytest.raises(SystemExit, match="is another file"):
+        other_data.split(tmp_path, other_data.Sentences("test.all", hashes["train.all"]))

@@ -1,0 +1,95 @@
+"""Four more sets of sentences for the frontier, which no setting of the general recipes was chosen on.
+
+    git clone https://github.com/harvardnlp/sent-conv-torch && python tests/benchmarks/other_data.py sent-conv-torch
+    python tests/benchmarks/frontier.py --data questions,subjectivity,customers,opinions --steps 120 \\
+        --targets 80,ffn=0.5 --methods dense,alps,obs,llmcompressor-sparsegpt
+
+They are those of Kim 2014 (arXiv:1408.5882), as that repository has them in data/. Each text counts once, with its
+first label. The questions (TREC) come with a test file; of the others those texts are held out whose sha256, as a
+number, divides by ten, of the customers' reviews, which are few, by five. Written to PAT_ASSETS, or assets/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.commands import ROOT
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """One data set: its file in data/, and which texts are held out."""
+
+    file: str
+    sha256: str
+    every: int = 10  # one in so many
+    test: str | None = None  # the file of those held out, if it has one
+    test_sha256: str = ""
+
+
+SETS = {
+    "questions": Sentences(
+        "TREC.train.all",
+        "c8183fd8c2a5cc4a9a1c56548d7c6410a8b71ed7843df9ef1f0a05cd7cf2fb3e",
+        test="TREC.test.all",
+        test_sha256="92a6a3cede5678b447ef5f1d7ec474134fcda211e6590e6fa627b4a2c68e4566",
+    ),
+    "subjectivity": Sentences("subj.all", "f3ffbe2aa8e4f3ba3e63e46dce51613854edbca122fb3aa758b9bce047ded23c"),
+    "customers": Sentences("custrev.all", "a3839a79bd3285177a07158c6104b49038a7a06ab2abe897734cde5d22e5e325", every=5),
+    "opinions": Sentences("mpqa.all", "661de8a069da4b9845fc8b9ae59cc97ffe554f3018fa6bf0e640e3d626a4eaf7"),
+}
+
+
+def labelled(path: Path, sha256: str) -> dict[str, int]:
+    """Text to label, from lines `LABEL TEXT` in Latin-1."""
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise SystemExit(f"{path} is another file than the one that was measured with: its sha256 is not {sha256}")
+    found: dict[str, int] = {}
+    for line in data.decode("latin-1").split("\n"):
+        label, _, text = line.strip().partition(" ")
+        if text:
+            found.setdefault(text, int(label))
+    return found
+
+
+def held_out(text: str, every: int) -> bool:
+    """Whether a text is among the one in `every`."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % every == 0
+
+
+def split(source: Path, known: Sentences) -> tuple[dict[str, int], dict[str, int]]:
+    """(training, held out)."""
+    found = labelled(source / "data" / known.file, known.sha256)
+    if known.test:
+        test = labelled(source / "data" / known.test, known.test_sha256)
+        return {text: label for text, label in found.items() if text not in test}, test
+    test = {text: label for text, label in found.items() if held_out(text, known.every)}
+    return {text: label for text, label in found.items() if text not in test}, test
+
+
+def _write(path: Path, rows: Iterable[tuple[str, int]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+
+
+def main() -> None:
+    """Write all four."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a clone of that repository")
+    options = parser.parse_args()
+    assets = Path(os.environ.get("PAT_ASSETS") or ROOT / "assets")
+    for name, known in SETS.items():
+        for part, rows in zip(("train", "eval"), split(options.source, known), strict=True):
+            _write(assets / name / f"{part}.jsonl", rows.items())
+            print(f"{assets / name / part}.jsonl: {len(rows):,} texts, {len(set(rows.values()))} labels")
+
+
+if __name__ == "__main__":
+    main()
