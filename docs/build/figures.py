@@ -120,6 +120,20 @@ def with_prune(page: str, prune: Mapping[str, Any]) -> str:
     return re.sub(r"has [\d.]+ % \(\[results\]", f"has {100 * prune['accuracy']:.1f} % ([results]", page)
 
 
+def with_sizes(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page with the parameters that are left of both models."""
+    for row, what, model in (
+        ("addresses-80-50-alps-0", "half of them", "the Llama's"),
+        ("reviews-120-80-alps-0", "80 %", "MiniLM's"),
+    ):
+        if row in results:
+            left, whole = (round(results[row][key] / 1e6) for key in ("nonzero_parameters", "parameters"))
+            old = rf"emoving {what} leaves\s\d+ M of {model} \d+ M"
+            new = f"emoving {what} leaves\\g<gap>{left} M of {model} {whole} M"
+            page = re.sub(old.replace(r"\s", r"(?P<gap>\s)"), new, page)
+    return page
+
+
 def result(name: str) -> Any:
     """A file of results/."""
     return json.loads((ROOT / "results" / f"{name}.json").read_text())
@@ -127,7 +141,8 @@ def result(name: str) -> Any:
 
 def written(page: str) -> str:
     """The page with today's figures."""
-    page = with_demo(into(page, result("frontier")["rows"]), result("demo"))
+    rows = result("frontier")["rows"]
+    page = with_sizes(with_demo(into(page, rows), result("demo")), rows)
     return with_prune(with_step(page, result("step")), result("demo_prune"))
 
 

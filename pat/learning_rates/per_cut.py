@@ -12,7 +12,8 @@ from pat.learning_rates import LearningRate, Moment
 class PerCut(LearningRate):
     """1 - s, s the share of the steps from the last cut to the next one, or to the end of the run.
 
-    A high rate heals what a cut breaks. Sources: oBERT, arXiv:2203.07259; GMP*, arXiv:2210.06384.
+    A high rate heals what a cut breaks. Cuts are those that the schedule plans: a mask that catches up after a skipped
+    step comes a step later than the rate. Sources: oBERT, arXiv:2203.07259; GMP*, arXiv:2210.06384.
     """
 
     name: str = "per_cut"

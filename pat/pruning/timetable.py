@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pat.pruning.criteria import Calibrated
 from pat.pruning.gates import CalibratedGate, Learned
+from pat.pruning.gates.similarity import Similarity
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.weights.pruner import WeightPruner
 
@@ -62,7 +63,7 @@ def warnings(pruner: WeightPruner | StructurePruner) -> list[str]:
     before = [0.0, *(target for _, target in rises)]
     rise, index = max(((after - then, i) for i, (then, (_, after)) in enumerate(zip(before, rises, strict=False))),
                       default=(0.0, 0))  # fmt: skip
-    judged = not _by_threshold(pruner) and not _is_calibrated(pruner) and _rises_by(pruner, JUMP)
+    judged = not _by_threshold(pruner) and not _cuts_at_once(pruner) and _rises_by(pruner, JUMP)
     ramped = line.schedule.needs_end and judged
     if rise > JUMP and judged:
         mend = (
@@ -91,11 +92,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _is_calibrated(pruner: WeightPruner | StructurePruner) -> bool:
-    """Whether the method sees how a cut changes outputs, so that it may remove all at once."""
+def _cuts_at_once(pruner: WeightPruner | StructurePruner) -> bool:
+    """Whether the method sees how a cut changes outputs, or is meant to drop layers together."""
     if isinstance(pruner, WeightPruner):
         return isinstance(pruner.criterion, Calibrated)
-    return isinstance(pruner.method, CalibratedGate)
+    return isinstance(pruner.method, (CalibratedGate, Similarity))
 
 
 def _by_threshold(pruner: WeightPruner | StructurePruner) -> bool:

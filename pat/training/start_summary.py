@@ -19,6 +19,7 @@ from pat.run.directory import RunDir
 from pat.schema import Config, OptimConfig, TrainConfig
 from pat.training.checked import SHOWN_LABELS, Checked, label_counts, shown_label
 from pat.training.start_warnings import warnings
+from pat.zero.engine import accelerator
 
 WIDTH = 10  # of the first column
 
@@ -27,6 +28,7 @@ def start_summary(config: Config, checked: Checked) -> str:
     """A few lines, the warnings last."""
     prepared, model, pruner = checked.prepared, checked.model, checked.pruner
     lines = [("resume", text) for text in _resume(config)]
+    lines += [("engine", text) for text in _engine(config)]
     lines += [("data", text) for text in _data(config, prepared)]
     lines += [("labels", text) for text in _labels(prepared)]
     lines += [("model", text) for text in [*_model(model, config), *checked.head]]
@@ -40,6 +42,16 @@ def start_summary(config: Config, checked: Checked) -> str:
         shown.append(f"  {'' if head == last != 'warning' else head:<{WIDTH}}{text}")
         last = head
     return "\n".join(shown)
+
+
+def _engine(config: Config) -> Iterator[str]:
+    """Where it computes, and GPUs that it leaves idle."""
+    engine = config.engine
+    ranks, gpus = engine.world_size, torch.cuda.device_count() if accelerator() == "cuda" else 0
+    where = f"on the hosts of {engine.hostfile}" if engine.hostfile else "on a GPU each" if gpus else "on the CPU"
+    yield f"{ranks:,} rank{'s'[: ranks > 1]} {where}, ZeRO {engine.zero_stage}, {engine.dtype}"
+    if ranks < gpus and not engine.hostfile:
+        yield f"this machine has {gpus} GPUs: engine.world_size={gpus} takes all"
 
 
 def _teacher(config: Config) -> Iterator[str]:
@@ -150,6 +162,10 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, con
         f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, "
         f"{percent(totals.target * totals.numel / every)} of all parameters"
     )
+    if not pruner.structure_pruners:
+        patterns_of = {each.granularity.name for each in pruner.weight_pruners}
+        what = "has kernels for the pattern" if patterns_of == {"n_of_m"} else "skips zeros"
+        yield f"they become zeros, which are faster only where a runtime {what}; structures are cut out"
 
 
 def _samples_of(asked: int, prepared: PreparedData, config: Config) -> str:

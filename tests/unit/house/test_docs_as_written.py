@@ -33,7 +33,19 @@ PAGES = (
     "monitor",
     "clusters",
 )
-COMMANDS = ("compare", "evaluate", "export", "gate", "monitor", "profile", "prompts", "registry", "report", "status")
+COMMANDS = (
+    "compare",
+    "evaluate",
+    "export",
+    "gate",
+    "logs",
+    "monitor",
+    "profile",
+    "prompts",
+    "registry",
+    "report",
+    "status",
+)
 ELSEWHERE = {  # what a command has in it that is not run here
     "/models/": "a model of the reader's",
     "assets/smollm2": "measured with the pretrained model",

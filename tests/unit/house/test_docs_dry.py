@@ -22,9 +22,10 @@ from tests.unit.house.test_docs import FILLED_IN, PLACEHOLDERS, WRITTEN
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = ("prune", "search", "sweep", "sensitivity", "distill", "plan", "data")
-HAVE_DRY_RUN = ("prune", "search", "sweep", "train")
+COMMANDS = ("prune", "search", "sweep", "sensitivity", "distill", "plan", "data", "submit")
+HAVE_DRY_RUN = ("prune", "search", "sweep", "train", "submit")
 ROWS, HELD = 800, 250
+HUB = "llama3_8b"  # recipes whose model is not on this machine
 SENTENCE = "A reviewer says that the cast is better than the plot, and that it rained. "
 
 
@@ -41,7 +42,9 @@ def filled_in(words: list[str]) -> list[str]:
     recipe = next((word.removeprefix("recipe=") for word in rest if word.startswith("recipe=")), None)
     if "..." in rest and recipe not in PLACEHOLDERS:
         rest += [f"{key}={value}" for key, value in FILLED_IN.items() if key not in keys]
-    rest = [re.sub(r"(^|=)/(m|models/\w+|shared/\w+)$", r"\1\2", word) for word in rest if word != "..."]
+    rest = [re.sub(r"(^|=)/(m|models/\w+|shared/[\w.]+)$", r"\1\2", word) for word in rest if word != "..."]
+    if command == "submit" and recipe is not None and recipe.startswith(HUB):
+        rest.append("--unchecked")
     rest = [f"recipe={PLACEHOLDERS.get(str(recipe), recipe)}" if word == f"recipe={recipe}" else word for word in rest]
     return [command, *rest, *(["--dry-run"] if command in HAVE_DRY_RUN and "--dry-run" not in rest else [])]
 
@@ -50,7 +53,8 @@ def filled_in(words: list[str]) -> list[str]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder, and the process in it; what is measured is not."""
     folder = tmp_path_factory.mktemp("reader")
-    classifiers, generators = ("assets/minilm", "exports/dense", "runs/demo/export-dense"), ("assets/smollm2", "m")
+    classifiers = ("assets/minilm", "exports/dense", "runs/demo/export-dense", "models/mine")
+    generators = ("assets/smollm2", "m")
     chat = chat_templates.tokenizer(chat_templates.SMOL)
     for name in (*classifiers, *generators, "models/llama", "models/tuned"):
         kind, auto = (
@@ -66,6 +70,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         _write(folder / f"{name}.jsonl", rows[:-HELD])
     for name in ("assets/sotu/eval", "assets/reviews/eval"):
         _write(folder / f"{name}.jsonl", rows[-HELD:])
+    (folder / "shared").mkdir()
+    (folder / "shared/train.csv").write_text("text,label\n" + "".join(f'"{r["text"]}",{r["label"]}\n' for r in rows))
     for name, part in (("chats", said), ("assets/chats/train", said[:-HELD]), ("assets/chats/eval", said[-HELD:])):
         _write(folder / f"{name}.jsonl", [{"messages": each} for each in part])
     with pytest.MonkeyPatch.context() as patch:

@@ -203,6 +203,37 @@ def test_a_dry_run_needs_no_directory(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
+    "keys, gpus, said",
+    [
+        ({}, 0, ["2 ranks on the CPU, ZeRO 3, bf16"]),
+        ({"world_size": 1, "dtype": "fp32"}, 0, ["1 rank on the CPU, ZeRO 3, fp32"]),
+        ({}, 2, ["2 ranks on a GPU each, ZeRO 3, bf16"]),
+        ({}, 8, ["2 ranks on a GPU each, ZeRO 3, bf16", "this machine has 8 GPUs: engine.world_size=8 takes all"]),
+        ({"hostfile": "hosts"}, 8, ["2 ranks on the hosts of hosts, ZeRO 3, bf16"]),
+    ],
+)
+def test_where_it_computes_is_said(
+    keys: dict[str, Any], gpus: int, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: a night on one of eight cards."""
+    monkeypatch.setattr(start_summary_module, "accelerator", lambda: "cuda" if gpus else "cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    given = {f"engine__{key}": value for key, value in {"world_size": 2, "dtype": "bf16", **keys}.items()}
+    assert list(start_summary_module._engine(Config().changed(engine__zero_stage=3, **given))) == said
+
+
+@pytest.mark.parametrize("gate, warned", [("pair_similarity", False), ("similarity", False), ("taylor", True)])
+def test_layers_that_are_dropped_together_are_no_jump(gate: str, warned: bool) -> None:
+    """Would catch: a warning of the command that the pages advise."""
+    keep = {"name": "shape", "keep": {"layers": 2}}
+    settings = PrunerConfig(structures=["layers"], gate=gate, budget=keep, schedule={"name": "one_shot", "start": 20})
+    pruner = Pruner(Config().changed(train__num_steps=200, pruners__p=settings))
+    pruner.attach(small.model("llama"))
+    (one,) = pruner.structure_pruners
+    assert any("jumps" in said for said in timetable.warnings(one)) == warned
+
+
+@pytest.mark.parametrize(
     "given, said",
     [
         ({}, []),
