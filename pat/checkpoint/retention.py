@@ -155,7 +155,8 @@ def retain(root: Path, keep_last: int) -> None:
 def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
     """The directory of "best", "last", "good", a step or "sparsity=0.3"; ValueError lists what there is."""
     if not run.config.is_file():
-        raise ValueError(f"{run.path} is not a run directory: it has no config.yaml")
+        what = "is not a run directory: it has no config.yaml" if run.path.is_dir() else "is not there"
+        raise ValueError(f"{run.path} {what}; give the folder of a `pat train`")
     root = run.checkpoints
     by_step = in_place(root)
     if not by_step:

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         from rich.console import Console
 
         from pat.planning.report import report, summary
-        from pat.planning.tables import tables
+        from pat.planning.tables import advice, tables
 
         needs = report(
             config,
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str]) -> int:
         for table in tables(needs):
             console.print(table)
         console.print(summary(needs), highlight=False)
+        if none_fits := advice(needs):
+            console.print(none_fits, highlight=False)
         if options.json:
             files.write_json(options.json, needs.as_dict())
         return ExitCode.DONE

@@ -161,6 +161,7 @@ def _how_to_choose(key: str) -> str:
         "task.name": f"task={' or task='.join(scan.declared('pat.tasks'))}",
         "model.path": "a folder, or a name on the Hugging Face hub",
         "data.source": f"{', '.join(FILES)} with data.train=FILE, or the name of a data set",
+        "train.num_steps": "steps of train.global_batch_size samples each; 80 to 1,000 were measured",
     }
     return f"{key} ({how[key]})" if key in how else key
 

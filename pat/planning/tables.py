@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pat.planning.report import Report, Row
 
 CARDS = (16, 24, 32, 40, 48, 80, 141, 192)  # GB of memory of common accelerators
+NONE = "none: see below"
 SPARE = 0.1  # share of a card's memory that the plan leaves for unknown uses
 BESIDE = 6  # layouts in one table
 
@@ -71,7 +72,22 @@ def card(num_bytes: float) -> str:
     """The smallest accelerator that holds that much and leaves SPARE of its memory free, such as `24 GB`."""
     fits = (gigabytes for gigabytes in CARDS if num_bytes <= (1 - SPARE) * gigabytes * 1e9)
     smallest = next(fits, None)
-    return "none: more ranks" if smallest is None else f"{smallest} GB"
+    return NONE if smallest is None else f"{smallest} GB"
+
+
+def advice(needs: Report) -> str | None:
+    """What takes less, where one of the layouts is on no card."""
+    tight = [row for row in needs.rows if card(row.total_soft) == NONE]
+    if not tight:
+        return None
+    keys = [
+        ("engine.zero_stage=3 (shares out weights, too)", any(row.layout.stage < 3 for row in tight)),
+        ("engine.offload_optimizer=true (to the host's memory)", any(not row.layout.offload for row in tight)),
+        ("engine.activation_checkpointing=true", not needs.checkpointing),
+        ("a smaller train.micro_batch_size", any(row.micro_batch > 1 for row in tight)),
+        ("peft=lora with a recipe of structures (nothing to keep for frozen weights)", True),
+    ]
+    return f"No card holds a rank there. More ranks do; so may {', '.join(key for key, helps in keys if helps)}."
 
 
 def _work(needs: Report) -> list[_Line]:

@@ -56,7 +56,7 @@ class Shape:
         if set(own) != set(self.keep):
             raise ValueError(
                 f"budget.keep must name the structures and nothing else: it has {', '.join(self.keep)}, and structures "
-                f"are {', '.join(own)}."
+                f"are {', '.join(own)}. Give budget.keep={{{', '.join(f'{name}: N' for name in own)}}}."
             )
         for group in self._groups(anatomy, sites):
             count, word = self._left(group), WORDS.get(group.structure, group.structure)

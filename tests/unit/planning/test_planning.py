@@ -407,6 +407,27 @@ def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count("ZeRO 3, 64 ranks") == 2, "a column in each table"
 
 
+@pytest.mark.parametrize(
+    "keys, said",
+    [
+        (
+            ["--ranks", "1", "--stages", "2"],
+            ["engine.zero_stage=3", "engine.offload_optimizer=true", "micro_batch_size"],
+        ),
+        (["--ranks", "1", "engine.activation_checkpointing=false"], ["engine.activation_checkpointing=true"]),
+    ],
+)
+def test_where_no_card_is_large_enough_it_says_what_takes_less(
+    keys: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["recipe=llama3_8b", *keys]) == 0
+    out = capsys.readouterr().out
+    advice = " ".join(out[out.index("No card holds") :].split())
+    assert all(word in advice for word in said) and ("zero_stage=3" in advice) == ("--stages" in keys)
+    assert command.main(["recipe=llama3_8b", "--ranks", "64"]) == 0
+    assert "No card holds" not in capsys.readouterr().out
+
+
 def test_calibration_by_hand() -> None:
     """One matrix of (24, 16) in each of two layers of 400 elements, 3 samples of 10 tokens on each of 2 ranks, bf16."""
     sizes: dict[str, Any] = {**LLAMA, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
