@@ -307,7 +307,7 @@ class OptimConfig(Section, frozen=True):
     )
     implementation: Literal["fused", "foreach", "loop"] = key(
         "fused",
-        "of adamw: fused (fastest) | foreach | loop (the last two give the same bits however shards are cut)",
+        "variant of adamw: fused (fastest) | foreach | loop (the last two give the same bits however shards are cut)",
         only_with=".name=adamw",
     )
     lr: Finite = key(MISSING, "highest learning rate", gt=0)
@@ -372,11 +372,13 @@ class DistillConfig(Section, frozen=True):
     )
     start: int | float = key(
         0,
-        "step (a whole number) or fraction of the run (with a point) from which both weights rise from 0 ...",
+        "step (a whole number) or fraction of the run (with a point) where both weights start to rise from 0",
         only_with=".teacher or .cache",
     )
     end: int | float | None = key(
-        None, "... to their full values here; null: full from `start` on", only_with=".teacher or .cache"
+        None,
+        "step or fraction at which both weights are at their full values; null: from `start` on",
+        only_with=".teacher or .cache",
     )
 
     @property

@@ -76,7 +76,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> Generator[None]:
     yield
     stats = terminalreporter.stats
     for reason, count in _skipped(terminalreporter, NEEDS_ROOT + INSTALLED).items():
-        terminalreporter.line(f"skipped {count} that need root: {reason}")
+        terminalreporter.line(f"skipped {count} that need root or an installation: {reason}")
     passed = {report.nodeid for report in stats.get("passed", [])}
     for report in stats.get(ONCE_MORE, []):
         then = "passed" if report.nodeid in passed else "did not pass then, either"

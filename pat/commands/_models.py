@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> No
     """--device, --dtype, --config-dir, --json."""
     keep_words(parser, arguments)
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision to compute in")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
 
@@ -31,13 +31,17 @@ def add_mix_options(parser: argparse.ArgumentParser) -> None:
     """--mix, --allow-code, --batch-size."""
     parser.add_argument("--mix", metavar="FILE|NAME", help="ask the prompts of a mix (pat prompts --help)")
     parser.add_argument("--allow-code", action="store_true", help="run a mix's checks that are Python functions")
-    parser.add_argument("--batch-size", type=int, default=8, help="prompts generated for at a time (default: 8)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="prompts generated for at a time (default: 8)"
+    )
 
 
 def add_statistics_options(parser: argparse.ArgumentParser) -> None:
     """--confidence, --seed."""
-    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and tests (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
+    parser.add_argument(
+        "--confidence", type=float, default=0.95, metavar="X", help="confidence of intervals and tests (default: 0.95)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resampling (default: 0)")
 
 
 def check_statistics_options(options: argparse.Namespace) -> None:

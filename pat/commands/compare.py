@@ -44,16 +44,22 @@ def main(arguments: Sequence[str]) -> int:
     _models.add_statistics_options(parser)
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="regressive prompts to show (default: 5)")
     _models.add_options(parser, arguments)
-    of_logs = parser.add_argument_group("of logs")
-    of_logs.add_argument("--from-logs", nargs=2, type=Path, metavar=("A", "B"), help="JSONL with an outcome a row")
-    of_logs.add_argument("--outcome", metavar="COLUMN,...", help="true, false or a number; null: not known yet")
+    of_logs = parser.add_argument_group("options for logs")
+    of_logs.add_argument(
+        "--from-logs", nargs=2, type=Path, metavar=("A", "B"), help="two JSONL logs, each row with an outcome"
+    )
+    of_logs.add_argument(
+        "--outcome", metavar="COLUMN,...", help="columns with true, false, a number, or null: not known yet"
+    )
     of_logs.add_argument("--key", metavar="COLUMN", help="rows with the same key in both logs are pairs")
     of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="columns that divide the traffic")
     of_logs.add_argument(
         "--effect", default="", metavar="D|COLUMN=D,...", help="the difference to find soonest (yes or no: 0.05)"
     )
-    of_logs.add_argument("--prompt", metavar="COLUMN", help="to show regressive prompts of pairs")
-    of_logs.add_argument("--output", metavar="COLUMN", help="to show their outputs")
+    of_logs.add_argument(
+        "--prompt", metavar="COLUMN", help="column with the prompt, to show regressive prompts of pairs"
+    )
+    of_logs.add_argument("--output", metavar="COLUMN", help="column with the output, to show it beside them")
     options = parser.parse_intermixed_args(arguments)
     _check(options)
     if options.from_logs:

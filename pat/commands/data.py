@@ -34,13 +34,17 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument("what", choices=("prepare", "show"), help="what to do")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for pat train")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run, as in `pat train`")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="prepare: the figures, too, as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="prepare: write the figures, too")
     parser.add_argument("--n", type=int, default=3, help="show: how many samples, from all over the data (default: 3)")
-    parser.add_argument("--split", choices=("train", "eval"), default="train", help="show: of which (default: train)")
-    parser.add_argument("--index", type=int, metavar="I", help="show: this sample only")
-    parser.add_argument("--tokens", type=int, default=400, help="show: how many tokens of each document (default: 400)")
+    parser.add_argument(
+        "--split", choices=("train", "eval"), default="train", help="show: which split (default: train)"
+    )
+    parser.add_argument("--index", type=int, metavar="I", help="show: only this sample")
+    parser.add_argument(
+        "--tokens", type=int, default=400, metavar="N", help="show: tokens of each document (default: 400)"
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.n < 1 or options.tokens < 1:
         raise ValueError(f"--n {options.n} --tokens {options.tokens}: give 1 or more of both")

@@ -34,8 +34,10 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument("what", choices=("cache",), help="what to do")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for pat train")
-    parser.add_argument("--draws", type=int, default=DRAWS, metavar="K", help=f"for each token (default: {DRAWS})")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run, as in `pat train`")
+    parser.add_argument(
+        "--draws", type=int, default=DRAWS, metavar="K", help=f"draws for each token (default: {DRAWS})"
+    )
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     options = parser.parse_intermixed_args(arguments)
     from pat.config.compose import compose

@@ -38,10 +38,14 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES
         + exit_codes({ExitCode.BROKEN_PROMISE: "a promise does not hold here; a line with a cross says which"}),
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="another run than the parity recipe")
-    parser.add_argument("--ranks", type=int, metavar="N", help="of this machine (default: 2)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of a run to try instead of the parity recipe"
+    )
+    parser.add_argument("--ranks", type=int, metavar="N", help="ranks to start on this machine (default: 2)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the ranks (default: auto)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings, too")
     parser.add_argument("--dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     options = parser.parse_intermixed_args(arguments)
     if options.ranks is not None and options.ranks < 1:

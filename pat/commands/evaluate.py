@@ -50,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="failed prompts to show (default: 5)")
     _models.add_statistics_options(parser)
     _models.add_options(parser, arguments)
-    of_tasks = parser.add_argument_group("of lm-evaluation-harness")
-    of_tasks.add_argument("--tasks", default="", metavar="NAME,...", help="its tasks, of local data or of its cache")
+    of_tasks = parser.add_argument_group("options for lm-evaluation-harness")
+    of_tasks.add_argument("--tasks", default="", metavar="NAME,...", help="its tasks, from local data or its cache")
     of_tasks.add_argument("--include-path", type=Path, metavar="DIR", help="your tasks in YAML; needs --allow-code")
     of_tasks.add_argument("--output", type=Path, metavar="DIR", help="keep its own files, DIR/MODEL/results_DATE.json")
     of_tasks.add_argument("--limit", type=int, metavar="N", help="samples of each task")
@@ -180,8 +180,8 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         )
     if tokens:
         print(
-            "pat: the models have different tokenizers, so their losses and perplexities, which are of a token, do not "
-            "compare. Give --mix, whose checks are of texts",
+            "pat: losses and perplexities are per token, and these models have different tokenizers, so they cannot be "
+            "compared. Give --mix, whose checks compare texts",
             file=sys.stderr,
         )
     named = [(item.folder, item.figures) for item in evaluations]

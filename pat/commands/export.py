@@ -29,13 +29,13 @@ def main(arguments: Sequence[str]) -> int:
         "--checkpoint",
         default="best",
         metavar="best|last|good|STEP|sparsity=S",
-        help="which one; best, the default: of those in the hard phase the one with the best held-out metric "
+        help="checkpoint to export; best, the default: the one of the hard phase with the best held-out metric "
         "(train.best_metric); good: the last one inside the envelope, if there is one; "
         "sparsity=S: where the run first reached S, if train.export_at has it. In the "
         "soft phase single weights are zero then, but structures are not cut off yet",
     )
     parser.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights (default: the dtype the run trained in)"
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="precision of the weights (default: that of the training)"
     )
     parser.add_argument(
         "--verify",

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--rank", type=int, default=0, metavar="N", help="which one (default: 0)")
+    which.add_argument("--rank", type=int, default=0, metavar="N", help="rank whose log to show (default: 0)")
     which.add_argument("--job", action="store_true", help="the newest Slurm job's own log")
     parser.add_argument("--lines", type=int, metavar="N", help="only the last N lines")
     parser.add_argument("--follow", action="store_true", help="go on until the run has ended, or Ctrl-C")

@@ -50,21 +50,24 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     _models.add_mix_options(parser)
     parser.add_argument("--reference", type=Path, metavar="LOG", help="older rows (default: the log's first part)")
-    parser.add_argument("--first", type=float, metavar="SHARE", help=f"the size of that (default: {FIRST})")
+    parser.add_argument(
+        "--first", type=float, metavar="SHARE", help=f"share of LOG that serves as reference (default: {FIRST})"
+    )
     parser.add_argument("--dense", type=Path, metavar="MODEL", help="replay prompts on this folder, too")
     parser.add_argument("--replay", type=int, metavar="N", help=f"prompts to replay (default: {REPLAY})")
-    parser.add_argument("--output-tokens", type=int, metavar="N", help=f"to generate at most (default: {REPLAY})")
+    parser.add_argument("--output-tokens", type=int, metavar="N", help=f"most tokens to generate (default: {REPLAY})")
     parser.add_argument("--agreement", type=float, metavar="SHARE", help="alert where fewer replayed outputs agree")
-    parser.add_argument("--alpha", type=float, default=0.01, help="how often there is a false alarm (default: 0.01)")
-    parser.add_argument("--seed", type=int, default=0, help="of samples and resamples (default: 0)")
-    of_logs = parser.add_argument_group("of logs")
+    parser.add_argument("--alpha", type=float, default=0.01, metavar="X", help="rate of false alarms (default: 0.01)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of samples and resamples (default: 0)")
+    of_logs = parser.add_argument_group("options for logs")
     of_logs.add_argument("--prompt", default="prompt", metavar="COLUMN", help="texts or messages (default: prompt)")
     of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="columns that divide the traffic")
-    of_logs.add_argument("--long-from", type=int, metavar="WORDS", help="also by length: form=short and form=long")
+    of_logs.add_argument("--long-from", type=int, metavar="WORDS", help="also slice by length: form=long from WORDS on")
     of_logs.add_argument("--answer", metavar="COLUMN", help="right answers, for the replay")
     of_logs.add_argument(
         "--columns", metavar="COLUMN,...",
-        help="of outputs: numbers, yes or no, texts (default: outcome, latency_ms, output_tokens, output, if there)",
+        help="columns of outputs: numbers, yes or no, texts (default: outcome, latency_ms, output_tokens and output, "
+        "where the log has them)",
     )  # fmt: skip
     of_logs.add_argument("--skip-bad", action="store_true", help="leave out lines that cannot be used")
     written = parser.add_argument_group("what is written")
@@ -73,13 +76,13 @@ def main(arguments: Sequence[str]) -> int:
     written.add_argument("--html", type=Path, metavar="FILE", help="a page with the last runs; they are kept beside it")
     written.add_argument("--keep", type=int, default=30, metavar="N", help="runs that the page keeps (default: 30)")
     written.add_argument("--worst", type=int, default=5, metavar="N", help="prompts to show (default: 5)")
-    of_models = parser.add_argument_group("of models")
+    of_models = parser.add_argument_group("options for models")
     of_models.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    of_models.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in")
+    of_models.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision to compute in")
     of_models.add_argument(
         "--dir", type=Path, default=Path("runs/registry"), help="the registry (default: runs/registry)"
     )
-    of_models.add_argument("--uri", help="its database or server, as of pat registry")
+    of_models.add_argument("--uri", help="the registry's database or server, as in `pat registry`")
     options = parser.parse_intermixed_args(arguments)
     _check(options)
     before = _history(options)

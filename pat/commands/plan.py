@@ -33,10 +33,12 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, or GROUP=OPTION")
-    parser.add_argument("--ranks", metavar="N,N", help="default: engine.world_size")
+    parser.add_argument("--ranks", metavar="N,N", help="numbers of ranks to plan for (default: engine.world_size)")
     parser.add_argument("--stages", metavar="0,1,2,3", help="ZeRO stages (default: engine.zero_stage)")
-    parser.add_argument("--disk-gb-per-s", type=float, metavar="X", help="10^9 bytes/s that all ranks write together")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, in bytes, here")
+    parser.add_argument(
+        "--disk-gb-per-s", type=float, metavar="X", help="write speed of all ranks together, in 10^9 bytes/s"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too, in bytes")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     options = parser.parse_intermixed_args(arguments)
     if options.json:

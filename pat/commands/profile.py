@@ -40,19 +40,29 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folders; the first is the baseline")
     parser.add_argument("--mix", metavar="FILE|NAME", help="prompts of the traffic (pat prompts --help)")
     parser.add_argument("--lengths", metavar="P:O,...", help="prompt and output tokens instead (default: 128:32)")
-    parser.add_argument("--batch-sizes", default="1,8", metavar="N,...", help="for throughput (default: 1,8)")
+    parser.add_argument(
+        "--batch-sizes", default="1,8", metavar="N,...", help="batch sizes for throughput (default: 1,8)"
+    )
     parser.add_argument("--backend", default="eager", metavar="NAME,...", help="eager (default), compile, onnxruntime, "
                         "openvino, vllm")  # fmt: skip
     parser.add_argument(
-        "--requests", type=int, default=20, help="single requests, 6 or more, each asked twice (default: 20)"
+        "--requests",
+        type=int,
+        default=20,
+        metavar="N",
+        help="single requests, 6 or more, each asked twice (default: 20)",
     )
     parser.add_argument("--warm-up", type=int, default=1, metavar="N", help="rounds that do not count (default: 1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
-    parser.add_argument("--price-per-hour", type=float, metavar="X", help="of the machine: cost per million tokens")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as torch chooses)")
+    parser.add_argument(
+        "--price-per-hour", type=float, metavar="X", help="price of the machine, for the cost per million tokens"
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=0.95, metavar="X", help="confidence of intervals (default: 0.95)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is drawn (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision to compute in")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
     parser.add_argument("--table", type=Path, metavar="FILE", help="also time the first model's layers at every width, "
                         "for pruners.NAME.budget.name=latency")  # fmt: skip

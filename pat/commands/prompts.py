@@ -42,16 +42,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--allow-code", action="store_true", help="check: run checks that are Python functions")
     of_logs = parser.add_argument_group("from-logs")
     of_logs.add_argument("--out", type=Path, metavar="FILE", help="the mix to write, .jsonl")
-    of_logs.add_argument("--n", type=int, default=200, help="prompts at most (default: 200)")
+    of_logs.add_argument("--n", type=int, default=200, help="most prompts to take (default: 200)")
     of_logs.add_argument(
-        "--sample", choices=("stratified", "random"), default="stratified", help="(default: stratified)"
+        "--sample",
+        choices=("stratified", "random"),
+        default="stratified",
+        help="how prompts are drawn (default: stratified)",
     )
-    of_logs.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    of_logs.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sample (default: 0)")
     of_logs.add_argument("--prompt", default="prompt", metavar="COLUMN", help="texts or messages (default: prompt)")
     of_logs.add_argument("--reference", metavar="COLUMN", help="right answers")
     of_logs.add_argument("--label", metavar="COLUMN", help="right labels of a classifier: each prompt checks its own")
     of_logs.add_argument("--slices", default="", metavar="COLUMN,...", help="columns that divide the traffic")
-    of_logs.add_argument("--long-from", type=int, metavar="WORDS", help="also by length: form=short and form=long")
+    of_logs.add_argument("--long-from", type=int, metavar="WORDS", help="also slice by length: form=long from WORDS on")
     of_logs.add_argument("--prompt-tokens", metavar="COLUMN", help="lengths of prompts")
     of_logs.add_argument("--output-tokens", metavar="COLUMN", help="lengths of outputs")
     of_logs.add_argument("--skip-bad", action="store_true", help="leave out lines that hold no prompt, and count them")

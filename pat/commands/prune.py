@@ -45,8 +45,10 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES + RUN_EXIT_CODES,
     )
     parser.add_argument("words", nargs="+", metavar="MODEL | key=value", help="a model's folder or name; keys of train")
-    parser.add_argument("--data", metavar="FILE", help=f"to calibrate on: {', '.join(SOURCES)}; or data.source=NAME")
-    parser.add_argument("--eval", metavar="FILE", help="to evaluate on (default: 5 %% of --data)")
+    parser.add_argument(
+        "--data", metavar="FILE", help=f"data to calibrate on: {', '.join(SOURCES)}; or data.source=NAME"
+    )
+    parser.add_argument("--eval", metavar="FILE", help="data to evaluate on (default: 5 %% of --data)")
     how_much = parser.add_mutually_exclusive_group(required=True)
     how_much.add_argument("--sparsity", type=float, metavar="S", help="share of the layers' weights to remove: 0.5")
     how_much.add_argument("--pattern", metavar="N:M", help="keep N of every M weights: 2:4")
@@ -59,14 +61,14 @@ def main(arguments: Sequence[str]) -> int:
         "--samples",
         type=int,
         metavar="N",
-        help="to calibrate on (default: 128; of a classifier 2,048, or 512 with --keep)",
+        help="samples to calibrate on (default: 128; of a classifier 2,048, or 512 with --keep)",
     )
     parser.add_argument(
         "--reconstruct",
         type=int,
-        metavar="PASSES",
-        help="over the samples after each cut, to fit the layer to its earlier outputs: better, but slower (default: "
-        "of weights 1, of structures 0)",
+        metavar="N",
+        help="passes over the samples after each cut, to fit the layer to its earlier outputs: better, but slower "
+        "(default: of weights 1, of structures 0)",
     )
     parser.add_argument(
         "--max-length",
@@ -75,8 +77,12 @@ def main(arguments: Sequence[str]) -> int:
         help=f"tokens of a sample (default: {MAX_LENGTH}; of an export, what it was trained with)",
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="processes, one per GPU (default: 1)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES.values()), help="of the result (default: the model's)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="must not exist, or be empty")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES.values()), help="precision of the result (default: the model's)"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write; must not exist or be empty"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check all that a start checks, say what it does, stop")
     options = parser.parse_intermixed_args(arguments)
     if rank_environment():

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         ),
     )
     parser.add_argument("what", choices=tuple(ACTIONS), help="what to do")
-    parser.add_argument("words", nargs="*", metavar="NAME ...", help="as above")
+    parser.add_argument("words", nargs="*", metavar="NAME ...", help="what the action takes, as shown above")
     parser.add_argument(
         "--dir", type=Path, default=DIRECTORY, help=f"where the files of variants are (default: {DIRECTORY})"
     )
@@ -72,14 +72,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="add: what `pat evaluate --json` wrote")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="add: what `pat profile --json` wrote")
     parser.add_argument("--gate", type=Path, metavar="FILE", help="add, promote: what `pat gate --json` wrote")
-    parser.add_argument("--as", dest="alias", metavar="ALIAS", help="promote, rollback: champion, canary, ...")
-    parser.add_argument("--reason", metavar="TEXT", help="promote, rollback: kept in the history")
     parser.add_argument(
-        "--expect", metavar="VERSION", help="promote, rollback: only if ALIAS is this (a number, none) now"
+        "--as", dest="alias", metavar="ALIAS", help="promote, rollback: alias to move, as champion or canary"
     )
-    parser.add_argument("--each", action="store_true", help="diff: every matrix, not only sums")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="get: must not exist, or be empty")
-    parser.add_argument("--project", metavar="NAME", help="publish: of Weights & Biases")
+    parser.add_argument("--reason", metavar="TEXT", help="promote, rollback: reason to keep in the history")
+    parser.add_argument(
+        "--expect",
+        metavar="VERSION",
+        help="promote, rollback: move only if ALIAS is this version now (a number, or none)",
+    )
+    parser.add_argument("--each", action="store_true", help="diff: show every matrix, not only sums")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="get: folder to write; must not exist or be empty")
+    parser.add_argument("--project", metavar="NAME", help="publish: project in Weights & Biases")
     parser.add_argument("--entity", metavar="NAME", help="publish: user or team there (default: the key's own)")
     options = parser.parse_intermixed_args(arguments)
     action, words, takes = ACTIONS[options.what]
@@ -162,7 +166,10 @@ def _promote(registry: Registry, options: argparse.Namespace) -> int:
     else:
         said = report.move(moved, name)
         if moved.before == moved.after:
-            said = f"{moved.alias} of {name} is version {moved.after} already, by something other than pat: noted"
+            said = (
+                f"{moved.alias} of {name} already points to version {moved.after}. Something other than pat moved it; "
+                "the history now says so"
+            )
         print(f"{said} ({'no gate was asked' if moved.gate == 'none' else f'gate {moved.gate}'})")
     return ExitCode.DONE
 

@@ -35,14 +35,20 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument(
-        "given", nargs="+", type=Path, metavar="RUN|SWEEP|VARIANT|JSON", help="the subjects; also NAME/VERSION"
+        "given",
+        nargs="+",
+        type=Path,
+        metavar="RUN|SWEEP|VARIANT|JSON",
+        help="what to report on; also NAME/VERSION of the registry",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page to write, .html")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the same as Markdown, without pictures")
-    parser.add_argument("--title", help="of the page (default: the subject's name)")
-    parser.add_argument("--worst", type=int, default=5, metavar="N", help="prompts of each outcome (default: 5)")
-    parser.add_argument("--dir", type=Path, help=f"of the registry, for NAME/VERSION (default: {DIRECTORY})")
-    parser.add_argument("--uri", help="of the registry, as in `pat registry`")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the page as Markdown, without pictures")
+    parser.add_argument("--title", help="title of the page (default: the subject's name)")
+    parser.add_argument(
+        "--worst", type=int, default=5, metavar="N", help="prompts to show of each outcome (default: 5)"
+    )
+    parser.add_argument("--dir", type=Path, help=f"folder of the registry, for NAME/VERSION (default: {DIRECTORY})")
+    parser.add_argument("--uri", help="the registry's database or server, as in `pat registry`")
     options = parser.parse_intermixed_args(arguments)
     if options.out is None and options.markdown is None:
         raise ValueError("no file to write: give --out report.html, --markdown report.md, or both")

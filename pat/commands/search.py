@@ -70,12 +70,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--lengths", metavar="P:O,...", help="prompt and output tokens of latencies (default: the mix's)"
     )
-    parser.add_argument("--requests", type=int, default=20, help="requests a latency is measured by (default: 20)")
-    parser.add_argument("--price-per-hour", type=float, metavar="X", help="for a limit on cost_per_million_tokens")
+    parser.add_argument(
+        "--requests", type=int, default=20, metavar="N", help="requests that measure each latency (default: 20)"
+    )
+    parser.add_argument(
+        "--price-per-hour", type=float, metavar="X", help="price for a limit on cost_per_million_tokens"
+    )
     parser.add_argument("--confident", action="store_true", help="judge by whole intervals, as `pat gate --confident`")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to measure in")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision to measure in")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: run.dir, else searches/NAME")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: run.dir, else searches/NAME)"
+    )
     parser.add_argument("--keep-all", action="store_true", help="keep the checkpoints of all runs")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     parser.add_argument("--dry-run", action="store_true", help="check, say what would run, and stop")

@@ -40,10 +40,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", metavar="FILE", help=f"held-out rows: {', '.join(SOURCES)}; all of them are used")
     parser.add_argument("--task", help="what the model was trained for: causal_lm, classification, chat")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a sample (data.max_length)")
-    parser.add_argument("--samples", type=int, metavar="N", help="how many of the held-out samples, from all over")
-    parser.add_argument("--fractions", default="0.25,0.5,0.75", help="to remove (default: 0.25,0.5,0.75)")
-    parser.add_argument("--kinds", default="*", help="patterns, as 'mlp.*,ffn,layers' (default: all)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: sensitivity/NAME of the recipe or the model")
+    parser.add_argument("--samples", type=int, metavar="N", help="number of held-out samples, from all over the data")
+    parser.add_argument(
+        "--fractions", default="0.25,0.5,0.75", metavar="X,...", help="shares to remove (default: 0.25,0.5,0.75)"
+    )
+    parser.add_argument(
+        "--kinds", default="*", metavar="KIND,...", help="what to remove, as 'mlp.*,ffn,layers' (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: sensitivity/NAME of the recipe or model)"
+    )
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     options = parser.parse_intermixed_args(arguments)
     fractions, overrides = _numbers(options.fractions), _overrides(options)

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str]) -> int:
         "  pat submit --cluster mine --config-dir conf -m recipe=llama3_8b seed=0,1,2      a job each\n"
         "  sbatch /shared/first/job.sbatch                     the same run again, from its folder\n",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in `pat train`, and cluster.key=value")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys as in `pat train`, and cluster.key=value"
+    )
     parser.add_argument("--cluster", required=True, metavar="NAME", help="conf/cluster/NAME.yaml, or a path")
     parser.add_argument("--recipe", metavar="NAME", help="the same as recipe=NAME")
     parser.add_argument("--dry-run", action="store_true", help="check, print the job script, and submit nothing")

@@ -58,10 +58,12 @@ def main(arguments: Sequence[str]) -> int:
         "--x",
         choices=("sparsity", "parameters", "latency"),
         default="sparsity",
-        help="of the picture (default: %(default)s)",
+        help="the picture's x-axis (default: %(default)s)",
     )
-    parser.add_argument("--y", metavar="METRIC", help="of the picture (default: the metric that the task shows)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: sweeps/NAME, named by the command")
+    parser.add_argument("--y", metavar="METRIC", help="the picture's y-axis (default: the metric of the task)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: sweeps/NAME, named by the command)"
+    )
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     parser.add_argument(
         "--dry-run", action="store_true", help="check and list the runs (with --cluster also a job's script), and stop"

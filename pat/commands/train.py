@@ -253,7 +253,7 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--multirun", "-m", action="store_true", help="one run per combination: seed=0,1 engine=zero2,zero3"
     )
-    parser.add_argument("--help", "-h", action="store_true", help="this text")
+    parser.add_argument("--help", "-h", action="store_true", help="show this text")
     return parser
 
 
@@ -286,9 +286,7 @@ def _train_help(parser: argparse.ArgumentParser) -> str:
         recipes=", ".join(recipes()),
         groups="\n".join(f"  {name:<8} {items}" for name, items in options.items()),
         methods="\n".join(
-            f"  {kind:<12} {', '.join([*registry.names(kind), *([auto.NAME] if kind == 'schedule' else [])])}"
-            for kind in registry.PACKAGES
-            if kind != "structure"
+            f"  {kind:<12} {', '.join(auto.names(kind))}" for kind in registry.PACKAGES if kind != "structure"
         ),
         structures=", ".join(registry.names("structure")),
     )

@@ -32,11 +32,11 @@ def main(arguments: Sequence[str]) -> int:
         "runs have ended. --tui shows them on the terminal instead: pip install 'pat-deepspeed[tui]'",
         epilog=EXAMPLES + exit_codes(),
     )
-    parser.add_argument("given", nargs="+", type=Path, metavar="RUN", help="what pat report takes")
+    parser.add_argument("given", nargs="+", type=Path, metavar="RUN", help="runs, or whatever else `pat report` takes")
     parser.add_argument("--tui", action="store_true", help="show runs on the terminal, and serve nothing")
-    parser.add_argument("--every", type=int, metavar="SECONDS", help="between loads (default: 10; of --tui 2)")
-    parser.add_argument("--host", help="to listen on (default: 127.0.0.1, this machine only)")
-    parser.add_argument("--port", type=int, help="default: one that is free")
+    parser.add_argument("--every", type=int, metavar="SECONDS", help="time between reloads (default: 10; with --tui 2)")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: a free one)")
     options = parser.parse_intermixed_args(arguments)
     if options.every is not None and options.every < 1:
         raise ValueError(f"--every {options.every}: give 1 second or more")

@@ -176,7 +176,9 @@ def _read(path: Path, name: str, columns: Columns) -> tuple[dict[str, Row], int]
                 raise ValueError(f"{name} is {str(outcome)[:60]!r}, but must be true, false, a number or null")
             key = str(number) if columns.key is None else str(value(content, columns.key))
             if key in rows:
-                raise ValueError(f"{columns.key} {key} is there a second time: give a key that is unique, or none")
+                raise ValueError(
+                    f"{columns.key} {key} occurs twice: give --key a column of unique values, or leave --key out"
+                )
             slices = tuple(f"{one.rpartition('.')[2]}={value(content, one)}" for one in columns.slices)
             prompt, output = (
                 "" if one is None else str(value(content, one)) for one in (columns.prompt, columns.output)

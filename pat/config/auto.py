@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from pat.pruning import registry
 from pat.schema import ALL_BUT_EMBEDDINGS
 
 NAME = "auto"
@@ -29,6 +30,11 @@ ONE_CUT: dict[str, Any] = {"name": "one_shot", "start": 0.3}
 SIX_CUTS: dict[str, Any] = {"name": "exponential", "initial": 0.7, "start": 0.15, "end": 0.65, "select_every": 0.1}
 _PLACES = {"start", "end", "select_every"}
 ROOM = 8  # steps that hold six cuts
+
+
+def names(kind: str) -> list[str]:
+    """What a recipe may name as the method of a kind; for a schedule also `auto`."""
+    return [*([NAME] if kind == "schedule" else []), *registry.names(kind)]
 
 
 def choose(pruners: Mapping[str, dict[str, Any]], num_steps: int) -> None:

@@ -66,7 +66,7 @@ def _leading(config: Config) -> Iterator[str]:
     train = config.train
     if not config.pruners or not train.num_steps:
         what = "nothing is pruned" if not config.pruners else "train.num_steps is 0"
-        yield f"envelope is set, but {what}: it leads a ramp that it can hold; leave it out"
+        yield f"envelope is set, but {what}, so there is no ramp for it to hold: leave it out"
         return
     schedules = learning_rates.classes()
     if (found := schedules.get(config.optim.lr_schedule)) and found.follows_cuts:

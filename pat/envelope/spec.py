@@ -35,9 +35,9 @@ class Limit(Section, frozen=True):
     ratio: Finite | None = key(
         None, "share of the baseline: at most this where lower is better, at least this where higher is", gt=0
     )
-    least: int | None = key(None, "of `slices` only: samples that a slice needs to be judged; null: 1", ge=1)
+    least: int | None = key(None, "samples that a slice needs to be judged, for `slices` only; null: 1", ge=1)
     dimensions: list[str] | None = key(
-        None, "of `slices` only: the dimensions that are judged, as [domain]; null: all, label and form too"
+        None, "dimensions that are judged, as [domain], for `slices` only; null: all, label and form too"
     )
 
     @model_validator(mode="after")
@@ -80,8 +80,8 @@ class Slices(Limit, frozen=True):
 class Envelope(Section, frozen=True):
     """Limits on figures of a variant, some of them against those of a baseline."""
 
-    limits: dict[str, Limit] = key({}, "{figure: limit}")
-    slices: Slices | None = key(None, "of every slice")
+    limits: dict[str, Limit] = key({}, "limits by figure")
+    slices: Slices | None = key(None, "limits of every slice")
 
     def said(self) -> dict[str, Any]:
         """As plain values, from which `parse` makes an equal envelope."""
@@ -181,7 +181,7 @@ def nested(value: Mapping[Any, Any]) -> dict[str, Any]:
         new = {bound: content} if bound else content
         if name in made:
             if not (isinstance(new, Mapping) and isinstance(made[name], Mapping)) or set(new) & set(made[name]):
-                raise ValueError(f"{given} is there a second time: give it once")
+                raise ValueError(f"{given} is given twice: give it once")
             new = {**made[name], **new}
         made[name] = dict(new) if isinstance(new, Mapping) else new
     return made

@@ -118,8 +118,8 @@ def as_trained(mix: Mix, paths: Sequence[Path]) -> Mix:
     for path, options in trained.items():
         if options != first:
             raise ValueError(
-                f"{path} was trained with task.template_options={options}, and {next(iter(trained))} with {first}: say "
-                "in the settings of the mix (template_options) with which its chats are asked"
+                f"{path} was trained with task.template_options={options}, and {next(iter(trained))} with {first}: "
+                "set template_options in the mix's settings, which then holds for both"
             )
     return replace(mix, head=mix.head.changed(template_options=first))
 
@@ -147,7 +147,7 @@ def ids_of(prompt: Prompt, tokenizer: Any, path: Path, options: Mapping[str, Any
         text = ChatTemplate(tokenizer, options).asked(prompt.messages)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
-        raise ValueError(f"the prompt {prompt.id} has no tokens")
+        raise ValueError(f"the prompt {prompt.id} has no tokens: give it a text, or remove it")
     return list(ids)
 
 

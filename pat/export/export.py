@@ -237,7 +237,8 @@ def _check_summary(run: RunDir, reader: CheckpointReader, stream: Stream) -> Non
     for name, value in (("mask_sha256", stream.mask_sha256), ("weights_sha256", stream.weights.hexdigest())):
         if summary.get(name) not in (None, value):
             raise CheckpointError(
-                f"{name} of {reader.dir} is {value}, but summary.json says {summary[name]}: one is not this run's"
+                f"{name} of {reader.dir} is {value}, but summary.json says {summary[name]}: they belong to different "
+                "runs: choose another --checkpoint"
             )
 
 

@@ -133,7 +133,11 @@ def tolerated(found: Tensor, expected: Tensor, dtype: torch.dtype, rounded: bool
     difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
     tolerance = ROUNDED_TOLERANCE[dtype] * largest if rounded else TOLERANCE
     if not difference <= tolerance:  # NaN, too
-        raise ExportError(f"stock code computes logits that differ by {difference:g} (the largest is {largest:g}).")
+        raise ExportError(
+            f"stock code computes logits that differ from the trained model's by {difference:g}; {tolerance:g} is "
+            f"allowed (the largest logit is {largest:g}). Export with --verify layers, which names the first layer "
+            "that differs."
+        )
     return difference
 
 

@@ -176,7 +176,10 @@ def _check_same(variant: Facts, baseline: Facts) -> None:
         for name, measure in measured.measures.items():
             other = baseline.sources[source].measures.get(name)
             if other is not None and not np.array_equal(other.items, measure.items):
-                raise ValueError(f"{name} is of other samples in {variant.folder} than in {baseline.folder}")
+                raise ValueError(
+                    f"{name} was measured on other samples in {variant.folder} than in {baseline.folder}: give "
+                    "data.eval or --mix, on which both are measured"
+                )
 
 
 def _check_tokens(envelope: Envelope, variant: Facts, baseline: Facts) -> None:

@@ -85,7 +85,10 @@ def check(folder: Path, name: str) -> Widths:
     """(KV heads, neurons) of every layer. ValueError where layers differ, or pat does not know the family."""
     full = _full(families.anatomy(operations.on_meta(folder)))
     if full is None:
-        raise ValueError(f"--table: the layers of {name} are not alike, and the table has one line for all")
+        raise ValueError(
+            f"--table: the layers of {name} are not alike, and the table has one line for all: give a model whose "
+            "layers are alike"
+        )
     return full
 
 

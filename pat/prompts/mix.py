@@ -41,17 +41,17 @@ class Prompt(Section, frozen=True):
     id: str = key("", "its name; empty: a hash of what is asked")
     prompt: str | None = key(None, "the text as the model gets it; of a chat: messages")
     text_pair: str | None = key(None, "the second text of a pair, for classifiers of pairs")
-    messages: list[dict[str, str]] | None = key(None, "{role, content} each, for the model's chat template")
-    slices: Annotated[dict[str, str], AfterValidator(_slices)] = key({}, "{dimension: value}, as {form: short}")
+    messages: list[dict[str, str]] | None = key(None, "messages {role, content}, for the model's chat template")
+    slices: Annotated[dict[str, str], AfterValidator(_slices)] = key({}, "its slices by dimension, as {form: short}")
     weight: Finite = key(1.0, "how often it is asked, relative to the others", gt=0)
     prompt_tokens: int | None = key(None, "its length in production", ge=1)
-    output_tokens: int | None = key(None, "to generate at most; null: as the mix says", ge=1)
+    output_tokens: int | None = key(None, "most tokens to generate; null: as the mix says", ge=1)
     reference: str | None = key(None, "a right answer; it must pass the checks")
     checks: Checks = key([], "what makes an output right: all must pass")
     suite: str | None = key(None, "the suite that adds its checks and prefixes; one of mix.suites")
     variant_of: str = key("", "id of the prompt that it varies, as a suite's prefixes do: statistics take both as one")
     pair: str | None = key(
-        None, "the same in prompts that differ in one group only, which one slice names", min_length=1
+        None, "name shared by prompts that differ in one group only, which one slice names", min_length=1
     )
 
     @model_validator(mode="after")
@@ -102,22 +102,24 @@ class Prompt(Section, frozen=True):
 class Suite(Section, frozen=True):
     """Prompts that are asked for one purpose: checks that all of them have, and texts that are put before each."""
 
-    checks: Checks = key([], "of each of its prompts, beside their own")
-    prefixes: dict[str, str] = key({}, "{name: text}: each prompt is asked once more with each text before it")
+    checks: Checks = key([], "checks of each of its prompts, beside their own")
+    prefixes: dict[str, str] = key({}, "texts by name: each prompt is asked once more with each text before it")
 
 
 class Head(Section, frozen=True):
     """Settings of the whole mix: the key `mix` of a YAML file, or of the first line of a JSONL file."""
 
-    format: Literal[1] = key(1, "of the file")
-    name: str = key("", "of the mix; empty: the file's")
+    format: Literal[1] = key(1, "version of the file's format")
+    name: str = key("", "name of the mix; empty: the file's")
     description: str = key("", "what it stands for and where it comes from")
-    output_tokens: int = key(64, "to generate at most, where a prompt does not say", ge=1)
+    output_tokens: int = key(64, "most tokens to generate, where a prompt does not say", ge=1)
     template_options: dict[str, Any] | None = key(
         None, "variables for the models' chat template, e.g. {enable_thinking: false}, as task.template_options"
     )
-    weights: dict[str, Finite] = key({}, "{DIMENSION=VALUE: share} of the traffic, for all values of one dimension")
-    suites: dict[str, Suite] = key({}, "{name: suite}, which prompts name by `suite`")
+    weights: dict[str, Finite] = key(
+        {}, "shares of the traffic, {DIMENSION=VALUE: share}, for all values of one dimension"
+    )
+    suites: dict[str, Suite] = key({}, "suites by name, which prompts choose by `suite`")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def shared(prompts: Sequence[Prompt], weights: Mapping[str, float]) -> list[Prom
         if share <= 0:
             raise ValueError(f"mix.weights.{name} is {share}, but must be above 0")
         if known and name not in known:
-            raise ValueError(f"mix.weights.{name} is of a slice without prompts{did_you_mean(name, known)}")
+            raise ValueError(f"mix.weights.{name} names a slice that no prompt has{did_you_mean(name, known)}")
     totals: dict[str, float] = {}
     for prompt in prompts:
         own = f"{dimension}={prompt.slices.get(dimension, '')}"

@@ -32,10 +32,11 @@ def expanded(prompt: Prompt, suites: Mapping[str, Suite]) -> list[Prompt]:
         return [whole]
     made = [whole.changed(slices={**whole.slices, PREFIX: PLAIN})]
     for name, text in suite.prefixes.items():
-        if name == PLAIN or not text:
-            raise ValueError(
-                f"mix.suites.{prompt.suite}.prefixes.{name}: {PLAIN} is taken, and a text must not be empty"
-            )
+        place = f"mix.suites.{prompt.suite}.prefixes.{name}"
+        if name == PLAIN:
+            raise ValueError(f"{place}: this name is reserved for prompts without a prefix: choose another")
+        if not text:
+            raise ValueError(f"{place} is empty: give a text, or leave the prefix out")
         named = {"id": f"{whole.id}+{name}", "variant_of": whole.unit}
         made.append(_before(whole, text).changed(slices={**whole.slices, PREFIX: name}, **named))
         if whole.pair is not None:

@@ -24,8 +24,8 @@ def check(structures: StructurePruner, weights: WeightPruner) -> None:
     if not isinstance(weights.granularity, NOfM):
         raise ValueError(
             f"{pair}: masks that share a parameter with gates must have granularity n_of_m, because the budget of "
-            f"{weights.granularity.name} would count weights that the gates remove; exclude {first} and its like from "
-            "the masks"
+            f"{weights.granularity.name} would count weights that the gates remove; exclude {first} and parameters "
+            "like it from the masks"
         )
     m = weights.granularity.m
     for part in (part for site in structures.sites for part in site.parts):
@@ -34,13 +34,14 @@ def check(structures: StructurePruner, weights: WeightPruner) -> None:
             if part.start % m or part.per_unit % m:
                 raise ValueError(
                     f"pruners.{structures.name} takes {part.per_unit} of the inputs of {part.parameter} at a time, "
-                    f"which cuts the groups of {m} of pruners.{weights.name}: exclude it and its like from the masks"
+                    f"which cuts the groups of {m} of pruners.{weights.name}: exclude it and parameters like it from "
+                    "the masks"
                 )
     hard = structures.timeline.hard_from
     if weights.timeline.start < hard:
         raise ValueError(
             f"{pair}, from step {weights.timeline.start}, but the gates are hard only at step {hard}: set "
-            f"pruners.{weights.name}.schedule.start to {hard} or later, or exclude {first} and its like"
+            f"pruners.{weights.name}.schedule.start to {hard} or later, or exclude {first} and parameters like it"
         )
 
 

@@ -74,8 +74,8 @@ def check(config: Config, measuring: Measuring, with_baseline: bool) -> None:
     quality, gains = parted(envelope)
     if not quality.limits and quality.slices is None:
         raise ValueError(
-            "the envelope limits nothing that pruning makes worse, so the most is the answer: add a limit on quality, "
-            "as envelope.accuracy.drop=0.01"
+            "the envelope limits nothing that pruning makes worse, so the largest value is the answer: add a limit on "
+            "quality, as envelope.accuracy.drop=0.01"
         )
     profiled = [name for name in gains.limits if PROFILE in figures()[name].sources]
     if "cost_per_million_tokens" in profiled and measuring.price_per_hour is None:
@@ -85,8 +85,8 @@ def check(config: Config, measuring: Measuring, with_baseline: bool) -> None:
     relative = envelope.relative()
     if relative and not with_baseline and needs_gate(config):
         raise ValueError(
-            f"{relative[0]} is against the dense model, of which no run is kept where the first cut is at step 0: let "
-            "schedule.start come later, or give absolute limits (min, max)"
+            f"{relative[0]} is relative to the dense model, and no run of it exists when the first cut is at step 0: "
+            "raise schedule.start, or give absolute limits (min, max)"
         )
     _read(config, measuring)
 

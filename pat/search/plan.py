@@ -174,11 +174,13 @@ def _check(config: Config) -> None:
         )
     if config.train.envelope_patience != TrainConfig.model_fields["envelope_patience"].default:
         raise ValueError(
-            "train.envelope_patience is of the guarded ramp, which one run follows, and a search has runs without it: "
+            "train.envelope_patience is for a single run whose ramp the envelope guards, and a search has none: "
             "leave it out, or the search (`pat train` with an envelope and without budget=largest_within_envelope)"
         )
     if config.train.export_at:
-        raise ValueError("train.export_at is of one run, and the runs of a search remove more and less: leave it out")
+        raise ValueError(
+            "train.export_at is for a single run; the runs of a search have other sparsities: leave it out"
+        )
     if config.run.until != "end" or config.run.resume != "auto":
         raise ValueError("run.until and run.resume are the search's own: leave them out")
 

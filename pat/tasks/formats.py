@@ -128,7 +128,9 @@ def _tool_call(given: Any) -> Any:
         try:
             function["arguments"] = json.loads(function["arguments"])
         except ValueError as error:
-            raise ValueError(f"The arguments of a tool call are no JSON: {_short(given)}.") from error
+            raise ValueError(
+                f"The arguments of a tool call are not valid JSON: {_short(given)}; write them as a JSON object."
+            ) from error
     return call | {"function": function} if "function" in call else function
 
 

@@ -107,7 +107,10 @@ class ChatTemplate:
                 **self.options,
             )  # pyright: ignore
         except (TemplateError, TypeError) as error:
-            raise ValueError(f"The chat template refuses the conversation ({error}): {_short(messages)}") from error
+            raise ValueError(
+                f"The chat template refuses the conversation ({error}): {_short(messages)}; remove such rows, or set "
+                "model.tokenizer to one whose template takes them."
+            ) from error
         return texts[0], [(start, end) for start, end in spans[0]] if spans and spans[0] else []
 
     def _template(self, tools: list[Any] | None) -> str:
@@ -140,7 +143,9 @@ class _Rendering:
     def span(self, i: int) -> Span:
         """What the model writes as message i, with the token that ends its turn."""
         if i == 0:
-            raise ValueError(f"A conversation begins with an answer, so nothing is asked: {_short(self.messages)}")
+            raise ValueError(
+                f"A conversation begins with an answer, so nothing is asked: {_short(self.messages)}; remove such rows."
+            )
         before, inside = self._place(i - 1), self._place(i)
         if before is None or inside is None:
             raise self._lost(i, "changes its text beyond trimming")

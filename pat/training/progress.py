@@ -55,8 +55,8 @@ class Progress:
         if before is not None and before != now:
             changed = ", ".join(map(repr, sorted({*before} ^ {*(now or ())}))) or "their order"
             raise ValueError(
-                f"the checkpoint was trained on other labels than the data has now ({changed}): each output would mean "
-                "another one. Restore the files, or use another run.dir or run.resume=never"
+                f"the checkpoint was trained on other labels than the data has now ({changed}), so its outputs would "
+                "stand for other ones. Restore the files, or use another run.dir or run.resume=never"
             )
         if saved.get("data") in (None, self.data):
             return None

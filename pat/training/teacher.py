@@ -37,8 +37,9 @@ def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, studen
     name = f"distill.teacher='{config.distill.teacher}'"
     if config.distill.weight and not task.distribution:
         raise ValueError(
-            f"distill.weight={config.distill.weight}, but the output of task.name='{task.name}' is no "
-            "distribution that could be compared: set it to 0 and give distill.hidden_weight, or take distill=none"
+            f"distill.weight={config.distill.weight}, but the output of task.name='{task.name}' is not a "
+            "distribution, so it cannot be compared with the teacher's: set it to 0 and give distill.hidden_weight, or "
+            "take distill=none"
         )
     teacher = architecture(config, task)
     if config.distill.teacher != config.model.path:
@@ -65,7 +66,7 @@ def check_shapes(config: Config, task: Task, student: PretrainedConfig, teacher:
     name = f"distill.teacher='{config.distill.teacher}'"
     ours, theirs = (c.get_text_config().vocab_size for c in (student, teacher))
     if not task.labelled and ours != theirs:
-        raise ValueError(f"{name} has logits for {theirs} tokens and the model for {ours}: they cannot be compared")
+        raise ValueError(f"{name} has logits for {theirs} tokens, the model for {ours}: take a teacher with as many")
     if config.distill.hidden_weight:
         ours, theirs = (c.get_text_config().hidden_size for c in (student, teacher))
         if ours != theirs:
@@ -234,7 +235,7 @@ def _check_labels(name: str, teacher: PretrainedConfig, student: PretrainedConfi
     """ValueError unless the teacher has as many classes, in the same order where both have names."""
     ours, theirs = _classes(student), _classes(teacher)
     if len(ours) != len(theirs):
-        raise ValueError(f"{name} has {len(theirs)} classes, but the data has {len(ours)}: it answers another question")
+        raise ValueError(f"{name} has {len(theirs)} classes, but the data has {len(ours)}: take one with the data's")
     folded, taught = ([each.strip().casefold() for each in names] for names in (ours, theirs))
     if folded != taught and set(folded) == set(taught):
         raise ValueError(f"{name} has the classes in the order {theirs}, but the data in the order {ours}: retrain it")

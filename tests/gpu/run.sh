@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs what only a GPU can show, in under ten minutes: parity of ZeRO stages over NCCL, fp16, FusedAdam, packing with
-# flash-attention, Liger, compiled kernels, step time and memory on a model of 0.6 B parameters, the demo on its
-# stand-in, and `pat doctor`.
+# Runs what only a GPU can show: parity of ZeRO stages over NCCL, fp16, FusedAdam, packing with flash-attention, Liger,
+# compiled kernels, step time and memory on a model of 0.6 B parameters, the demo on its stand-in, and `pat doctor`.
+# Meant to take under ten minutes; not timed on a card yet.
 #
 #   tests/gpu/run.sh [FILE]      figures go to FILE (default: results/gpu.json), with the card's name
 #

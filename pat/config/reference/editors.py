@@ -6,6 +6,7 @@ from typing import Any
 
 from pat.common import scan
 from pat.common.keys import MISSING
+from pat.config import auto
 from pat.config.task_keys import config_model
 from pat.pruning import registry
 
@@ -44,8 +45,8 @@ def _for_editors(node: Any) -> None:
         if node.get("default") == MISSING:
             del node["default"]
         if kind := node.pop("x-method", None):  # a name, or fields of one: recipes leave `name` to the defaults list
-            names = registry.names(kind)
-            node["anyOf"] = [{"type": "null"}, {"enum": names}, *({"$ref": f"#/$defs/{kind}.{name}"} for name in names)]
+            methods = [{"$ref": f"#/$defs/{kind}.{name}"} for name in registry.names(kind)]
+            node["anyOf"] = [{"type": "null"}, {"enum": auto.names(kind)}, *methods]
         if package := node.pop("names_in", None):
             node.get("items", node)["anyOf"] = [{"enum": scan.declared(package)}, {"pattern": _LATER}]
         if isinstance(node.get("enum"), list):

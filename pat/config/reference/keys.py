@@ -1,4 +1,4 @@
-"""What one key of the config says of itself: its default as YAML, what it does, its first line."""
+"""What a key of the config says of itself: its default as YAML, what it does; and what a section or a method is for."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def as_yaml(info: FieldInfo) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def first_line(cls: type) -> str:
-    """What a section or a method is for."""
-    return (cls.__doc__ or "").strip().splitlines()[0]
+def purpose(cls: type) -> str:
+    """What a section or a method is for: the first paragraph of its docstring, on one line."""
+    return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())

@@ -10,7 +10,8 @@ from pydantic.fields import FieldInfo
 from pat.common import ignored, scan
 from pat.common.annotations import choices, words
 from pat.common.keys import Method, Section, default_of
-from pat.config.reference.keys import MAPPINGS, as_yaml, extra, first_line
+from pat.config import auto
+from pat.config.reference.keys import MAPPINGS, as_yaml, extra, purpose
 from pat.config.task_keys import config_model
 from pat.envelope.spec import Limit
 from pat.prompts import checks
@@ -45,15 +46,15 @@ def config_md() -> str:
     """A table for each section, and for each method of a pruner."""
     blocks = [_INTRO, _table("Top", "", config_model())]
     for name, model in _sections():
-        blocks.append(_table(f"`{name}`", first_line(model), model))
+        blocks.append(_table(f"`{name}`", purpose(model), model))
     for kind in registry.PACKAGES:
         if kind == "structure":
-            listed = "".join(f"- `{name}`: {first_line(cls)}\n" for name, cls in registry.classes(kind).items())
+            listed = "".join(f"- `{name}`: {purpose(cls)}\n" for name, cls in registry.classes(kind).items())
             blocks.append(f"## `pruners.NAME.structures`\n\n{listed}\n")
             continue
         blocks.append(f"## `pruners.NAME.{kind}`\n\n")
         for name, cls in registry.classes(kind).items():
-            blocks.append(_table(f"`{name}`", first_line(cls), registry.settings(kind, name), 3))
+            blocks.append(_table(f"`{name}`", purpose(cls), registry.settings(kind, name), 3))
     return "".join(blocks).rstrip() + "\n"
 
 
@@ -94,11 +95,11 @@ def _sections() -> Iterator[tuple[str, type[Section]]]:
 
 def prompts_md() -> str:
     """A table for the settings of a prompt mix, for a prompt, and for each check."""
-    blocks = [_PROMPTS, _table("`mix`", first_line(Head), Head), _table("A prompt", first_line(Prompt), Prompt)]
-    blocks.append(_table("A suite", first_line(Suite), Suite))
+    blocks = [_PROMPTS, _table("`mix`", purpose(Head), Head), _table("A prompt", purpose(Prompt), Prompt)]
+    blocks.append(_table("A suite", purpose(Suite), Suite))
     blocks.append("## `checks`\n\n")
     for name, cls in checks.classes().items():
-        blocks.append(_table(f"`{name}`", first_line(cls), cls, 3))
+        blocks.append(_table(f"`{name}`", purpose(cls), cls, 3))
     return "".join(blocks).rstrip() + "\n"
 
 
@@ -148,7 +149,7 @@ def _type(info: FieldInfo) -> str:
 def _allowed(info: FieldInfo) -> str:
     method = next((item for item in info.metadata if isinstance(item, Method)), None)
     if method:
-        return ", ".join(registry.names(method.kind))
+        return ", ".join(auto.names(method.kind))
     if package := extra(info).get("names_in"):
         return ", ".join(scan.declared(str(package)))
     if named := choices(info.annotation):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pat.common.keys import Section, default_of
-from pat.config import places
-from pat.config.reference.keys import MAPPINGS, as_yaml, comment, first_line
+from pat.config import auto, places
+from pat.config.reference.keys import MAPPINGS, as_yaml, comment, purpose
 from pat.config.task_keys import config_model
 from pat.envelope.spec import Limit
 from pat.pruning import registry
@@ -95,14 +95,14 @@ def config_yaml() -> str:
     for name, info in config_model().model_fields.items():
         value = default_of(info)
         if isinstance(value, Section):
-            blocks.append(f"{name}: # {first_line(type(value))}\n" + "".join(_lines(type(value), "  ")))
+            blocks.append(f"{name}: # {purpose(type(value))}\n" + "".join(_lines(type(value), "  ")))
         elif name not in MAPPINGS:
             blocks.append(f"{name}: {as_yaml(info)} # {comment(info)}\n")
     fields = PrunerConfig.model_fields | Limit.model_fields
     said = {name: comment(info) for name, info in fields.items()}
     options = places.options("pruner")
     methods = "\n".join(
-        f"#   {kind:<12} {', '.join(registry.names(kind))}" for kind in registry.PACKAGES if kind != "structure"
+        f"#   {kind:<12} {', '.join(auto.names(kind))}" for kind in registry.PACKAGES if kind != "structure"
     )
     blocks.append(_EXAMPLE.format(**said, pruners=f"conf/pruner: {', '.join(options)}", methods=methods))
     return "\n".join([*blocks, _HYDRA])

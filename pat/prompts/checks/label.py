@@ -16,7 +16,7 @@ class Label(Check, frozen=True):
     """A classifier's class, or the first of `labels` that a generated text has as a word of its own."""
 
     name: Literal["label"] = "label"
-    label: str = key(..., "the right one")
+    label: str = key(..., "the right label")
     labels: list[str] = key([], "all labels; empty: the output is the label, but for case and punctuation around it")
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ class Numeric(Check, frozen=True):
     value: Finite = key(..., "the right number")
     abs: Finite = key(0.0, "how far off it may be", ge=0)
     rel: Finite = key(0.0, "how far off it may be, as a share of the value", ge=0)
-    which: Literal["first", "last"] = key("last", "number of the output")
+    which: Literal["first", "last"] = key("last", "which number of the output counts")
 
     def failure(self, output: str, prompt: Mapping[str, Any]) -> str | None:
         """No number, or one that is too far off."""

@@ -38,7 +38,7 @@ class StructureBudget(ABC):
     name: str = ""
     sparsity: float = field(kw_only=True)  # share to remove by the end of the schedule
     per_layer: bool = field(default=False, kw_only=True)  # a width for every layer; needs hf_compatible=false
-    multiple_of: int | None = field(default=None, kw_only=True)  # of neurons; null: 64 if it divides the width, else 1
+    multiple_of: int | None = field(default=None, kw_only=True)  # neuron step; null: 64 if it divides the width, else 1
     tensor_parallel: int = field(default=1, kw_only=True)  # ranks over which serving splits heads and neurons
     hf_compatible: bool = field(default=True, kw_only=True)  # the export must load with stock from_pretrained
 

@@ -16,6 +16,7 @@ from pat.pruning.structures.costs import Cost
 PICO = 1e12
 FORMAT = 1
 SIZES = ("hidden_size", "num_attention_heads")  # of the config, by which a table knows its model
+_MEASURE = "make a table of this one with `pat profile MODEL --table FILE`"
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,13 @@ class Latency(StructureBudget):
         if content.get("model_type") != anatomy.model_type:
             raise ValueError(
                 f"budget.table {named} is of a {content.get('model_type')}, and the model is a "
-                f"{anatomy.model_type}: measure this one."
+                f"{anatomy.model_type}: {_MEASURE}."
             )
         sizes: dict[str, Any] = content.get("model") or {}  # an older table has none
         for key in sizes.keys() & SIZES:
             if sizes[key] != (own := getattr(anatomy.config.get_text_config(), key, None)):
                 raise ValueError(
-                    f"budget.table {named} is of a model with {key}={sizes[key]}, and this one has {own}: measure "
-                    "this one."
+                    f"budget.table {named} is of a model with {key}={sizes[key]}, and this one has {own}: {_MEASURE}."
                 )
         lines = {kind: _line(named, content.get(kind), kind) for kind in ("kv_groups", "ffn")}
         rows: list[tuple[tuple[int, int], ...]] = []
@@ -58,7 +58,7 @@ class Latency(StructureBudget):
                 if most != sublayer.num_units:
                     raise ValueError(
                         f"budget.table {named} is of a model with {most} {kind}, and {sublayer.name} has "
-                        f"{sublayer.num_units}: measure this one."
+                        f"{sublayer.num_units}: {_MEASURE}."
                     )
                 row.append((fixed, slope))
             rows.append(tuple(row))
@@ -94,8 +94,8 @@ def _line(path: str, points: Any, kind: str) -> tuple[int, int, int]:
     slope = math.fsum((a - n) * (b - t) for a, b in known) / math.fsum((a - n) ** 2 for a, _ in known)
     if round(slope * PICO) < 1:
         raise ValueError(
-            f"budget.table {path}: fewer {kind} take no less time there, so no number of them has a latency: measure "
-            "longer prompts, or prune other structures by a budget of FLOPs."
+            f"budget.table {path}: fewer {kind} are not faster there, so no number of them meets a latency target: "
+            "measure longer prompts, or prune other structures by a budget of FLOPs."
         )
     return max(units for units, _ in known), max(0, round((t - slope * n) * PICO)), round(slope * PICO)
 

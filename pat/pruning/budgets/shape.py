@@ -28,7 +28,7 @@ class Shape:
 
     name: str = "shape"
     keep: dict[str, int | float] = field(kw_only=True)  # by structure: units that stay in each layer, or a share
-    multiple_of: int | None = field(default=None, kw_only=True)  # of neurons; null: 64 if it divides the width, else 1
+    multiple_of: int | None = field(default=None, kw_only=True)  # neuron step; null: 64 if it divides the width, else 1
     tensor_parallel: int = field(default=1, kw_only=True)  # ranks over which serving splits heads and neurons
     hf_compatible: bool = field(default=True, kw_only=True)  # the export must load with stock from_pretrained
 

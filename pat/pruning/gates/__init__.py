@@ -77,7 +77,7 @@ class Learned(GateMethod, ABC):
 
     lr: float = field(default=0.03, kw_only=True)  # how far a / T moves at a gradient of its root mean square
     initial: float = field(default=3.0, kw_only=True)  # mean of a at the start of the soft phase: nearly open
-    spread: float = field(default=1.0, kw_only=True)  # of the part of a that follows observed importance; 0: none
+    spread: float = field(default=1.0, kw_only=True)  # standard deviation that observed importance gives a; 0: none
     temperature: float = field(default=0.02, kw_only=True)  # T at the end of the soft phase
 
     needs: ClassVar[Evidence] = "gradient_and_size"

@@ -18,7 +18,7 @@ class Activation(Ranked):
     """
 
     name: str = "activation"
-    decay: float = 0.9  # of the running mean, per step; 0: only the current step counts
+    decay: float = 0.9  # decay of the running mean, per step; 0: only the current step counts
 
     needs: ClassVar[Evidence] = "activations"
     comparable: ClassVar[bool] = False  # scores of heads and of neurons are not on one scale

@@ -18,7 +18,7 @@ class Fisher(Ranked):
     """
 
     name: str = "fisher"
-    decay: float = 0.99  # of the running mean, per step; 0: only the current step counts
+    decay: float = 0.99  # decay of the running mean, per step; 0: only the current step counts
 
     needs: ClassVar[Evidence] = "squared_gradients"
 

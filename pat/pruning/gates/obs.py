@@ -33,8 +33,8 @@ class Obs(CalibratedGate):
     """
 
     name: str = "obs"
-    damping: float = 0.01  # added to the Gram matrix's diagonal, as a share of its mean; raise it for few samples
-    repair: float = 1.0  # share of the pruned layers' error below that is repaired; 0: none, and one forward less
+    damping: float = 0.01  # addition to the Gram matrix's diagonal, as a share of its mean; raise it for few samples
+    repair: float = 1.0  # share of the earlier layers' pruning error that is repaired; 0: none, and one forward less
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (Gram, Mean)
 

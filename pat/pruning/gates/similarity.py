@@ -18,7 +18,7 @@ class Similarity(Ranked):
     """
 
     name: str = "similarity"
-    decay: float = 0.9  # of the running mean, per step; 0: only the current step counts
+    decay: float = 0.9  # decay of the running mean, per step; 0: only the current step counts
 
     needs: ClassVar[Evidence] = "similarity"
     pooled_only: ClassVar[bool] = True

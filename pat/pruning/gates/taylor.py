@@ -20,7 +20,7 @@ class Taylor(Ranked):
     """
 
     name: str = "taylor"
-    decay: float = 0.9  # of the running mean, per step; 0: only the current step counts
+    decay: float = 0.9  # decay of the running mean, per step; 0: only the current step counts
 
     needs: ClassVar[Evidence] = "absolute_gradients"
 

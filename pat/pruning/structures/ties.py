@@ -28,8 +28,8 @@ def check_sites(place: str, sites: Sequence[Site], scores: Mapping[str, Tensor],
             if gone and all_equal(torch.cat([scores[site.name] for site in group])):
                 where = structure if len(group) > 1 else group[0].name
                 raise ValueError(
-                    f"{place}: all scores of {where} are equal, so its index would decide which units go: it has had "
-                    "no evidence; select later (schedule.start), or prune other structures"
+                    f"{place}: all scores of {where} are equal, so an index would decide which units go: there was no "
+                    "evidence; select later (schedule.start), or prune other structures"
                 )
 
 
@@ -58,7 +58,7 @@ def check_first_choice(
     first = (soft or [line.hard_from])[0]
     if all_equal(score) and not any(training.learns(line.phase(t)) for t in range(first)):
         raise ValueError(
-            f"pruners.{name} chooses units at step {first}, when gate method {method.name} has learned from no step "
-            f"and all scores are equal: raise schedule.{'start' if ranked else 'hard_from'}, or rank by the weights "
+            f"pruners.{name} selects units at step {first}, before its gate method {method.name} has learned anything, "
+            f"so all scores are equal: raise schedule.{'start' if ranked else 'hard_from'}, or rank by the weights "
             "(magnitude)"
         )

@@ -31,7 +31,7 @@ def check_first_choice(
     at_once = line.hard_from == 0 if by_threshold else line.start == 0 and line.target(0, sparsity) > 0.0
     if at_once and starts_equal(criterion):
         raise ValueError(
-            f"{place} removes weights at step 0, when {criterion.name} has seen no gradient and all scores are equal: "
+            f"{place} removes weights at step 0, before {criterion.name} has seen a gradient, so all scores are equal: "
             "set schedule.start to some steps or a fraction of the run, or take a criterion that looks at the weights "
             "(magnitude)"
         )
@@ -71,8 +71,8 @@ def check_matrices(
     by_index = [name for name in tied - whole if removed[name] and numel[name] > 1]
     if by_index:
         raise ValueError(
-            f"{place}: all scores of {_some(by_index)} are equal, so its index would decide which weights go: it has "
-            f"had no evidence (no gradient, or all weights are 0); select later (schedule.start), or exclude it"
+            f"{place}: all scores of {_some(by_index)} are equal, so an index would decide which weights go: there "
+            f"was no evidence (no gradient, or all weights are 0); select later (schedule.start), or exclude it"
         )
     empty = [name for name, n in removed.items() if n == numel[name]]
     if empty and not may_be_empty:

@@ -103,7 +103,7 @@ def by_holm(p: list[float]) -> list[float]:
         ([{"ok": "yes"}], [], "must be true, false, a number or null"),
         ([{"ok": 0.5}], [], "give --effect"),
         ([{"ok": None}], [], "no row with a value of ok yet"),
-        ([{"ok": 1, "id": 1}] * 2, ["--key", "id"], "id 1 is there a second time"),
+        ([{"ok": 1, "id": 1}] * 2, ["--key", "id"], "id 1 occurs twice"),
         ([{"ok": 1, "id": 1}], ["--key", "ok"], "have no ok in common"),
     ],
 )

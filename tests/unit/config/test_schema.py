@@ -67,6 +67,23 @@ def test_committed_files_are_what_is_made_of_the_schema(path: Path) -> None:
     assert (reference.ROOT / path).read_text() == reference.files()[path]
 
 
+def test_what_a_method_is_for_is_a_whole_paragraph() -> None:
+    """Would catch: a sentence that ends where the docstring's first line does."""
+    page = reference.config_md()
+    assert "the weights that stay are not changed." in page
+    assert "cos(input of layer i, output of layer i + 1); the first" in page
+
+
+def test_the_schedule_auto_is_in_every_list_of_schedules() -> None:
+    """Would catch: an editor that marks `schedule: auto`, and a table that leaves it out."""
+    made: Any = reference.json_schema()
+    (_, names, *_) = made["$defs"]["PrunerConfig"]["properties"]["schedule"]["anyOf"]
+    assert names["enum"] == ["auto", *registry.names("schedule")]
+    assert "schedule.auto" not in made["$defs"]
+    assert "| auto, cubic, exponential, linear," in reference.config_md()
+    assert "#   schedule     auto, cubic," in reference.config_yaml()
+
+
 def test_the_base_config_has_each_key_with_its_default() -> None:
     content = yaml.safe_load(reference.config_yaml())
     for place, model in sections(Config):

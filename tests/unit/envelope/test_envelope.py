@@ -58,7 +58,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         ({"accuracy": {"rise": 0.1}}, "of accuracy more is better, so give drop or ratio"),
         ({"perplexity": {"min": 1.0}}, "of perplexity less is better, so give max or ratio"),
         ({"slices": {"least": 5}}, "slices: there is no limit"),
-        ({"slices.min": 0.5, "slices": {"min": 0.6}}, "slices is there a second time"),
+        ({"slices.min": 0.5, "slices": {"min": 0.6}}, "slices is given twice"),
     ],
 )
 def test_mistakes(given: dict[str, Any], sentence: str) -> None:

@@ -105,4 +105,4 @@ def test_a_skip_of_what_needs_root_is_counted_and_fails_on_ci(
         text=True,
     )
     assert done.returncode == code, done.stdout + done.stderr
-    assert done.stdout.count("skipped 1 that need root: Skipped: no root") == 1
+    assert done.stdout.count("skipped 1 that need root or an installation: Skipped: no root") == 1

@@ -256,7 +256,7 @@ def test_the_table_is_of_models_that_are_really_narrower(tmp_path: Path, monkeyp
     budget: Any = registry.build("budget", {"name": "latency", "sparsity": 0.5, "table": str(tmp_path / "table.json")})
     assert budget.cost(anatomy) == flops(anatomy, 12)
     other = families.anatomy(models.model("llama", num_hidden_layers=4, hidden_size=96))
-    with pytest.raises(ValueError, match="is of a model with hidden_size=48, and this one has 96: measure this one"):
+    with pytest.raises(ValueError, match="hidden_size=48, and this one has 96: make a table of this one"):
         budget.cost(other)
     assert table.widths((8, 11008))[-1][1] % 64 == 0
 

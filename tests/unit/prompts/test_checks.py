@@ -162,7 +162,10 @@ def test_yaml_holds_the_same_as_jsonl(tmp_path: Path) -> None:
         ("{mix: {weights: {form: 1}}, prompts: [{prompt: a}]}", "of one dimension"),
         ("{mix: {weights: {form=a: 1}}, prompts: [{prompt: a}]}", "has no slice of form"),
         ("{mix: {weights: {form=ab: 1}}, prompts: [{prompt: a, slices: {form: aa}}]}", "did you mean form=aa?"),
-        ("{mix: {weights: {form=a: 1, form=b: 1}}, prompts: [{prompt: a, slices: {form: a}}]}", "without prompts"),
+        (
+            "{mix: {weights: {form=a: 1, form=b: 1}}, prompts: [{prompt: a, slices: {form: a}}]}",
+            "slice that no prompt has",
+        ),
         ("{prompts: [{prompt: a}, {prompt: a}]}", "is in prompt 1, too"),
     ],
 )

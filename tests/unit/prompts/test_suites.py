@@ -63,7 +63,14 @@ def test_a_chain_of_variants_is_one_unit(tmp_path: Path) -> None:
         ([{"prompt": "a", "suite": "harm"}], "mix.suites has none"),
         ([HEAD, {"prompt": "a", "suite": "harm", "slices": {"prefix": "x"}}], "has a slice of prefix"),
         ([HEAD, {"prompt": "a", "suite": "harm", "reference": "Sure"}], "the reference fails"),
-        ([{"mix": {"suites": {"s": {"prefixes": {"none": "x"}}}}}, {"prompt": "a", "suite": "s"}], "none is taken"),
+        (
+            [{"mix": {"suites": {"s": {"prefixes": {"none": "x"}}}}}, {"prompt": "a", "suite": "s"}],
+            "prefixes.none: this name is reserved",
+        ),
+        (
+            [{"mix": {"suites": {"s": {"prefixes": {"role": ""}}}}}, {"prompt": "a", "suite": "s"}],
+            "prefixes.role is empty: give a text",
+        ),
         ([{"mix": {"suites": {"s": {"prefix": {}}}}}, {"prompt": "a"}], "did you mean prefixes"),
         ([{"prompt": "a", "pair": "p", "slices": {"g": "x"}}], "the pair p has the prompts"),
         ([{"prompt": t, "pair": "p", "slices": {"g": "x"}} for t in "ab"], "differ in the value of one slice"),

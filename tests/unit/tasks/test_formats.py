@@ -76,7 +76,7 @@ def test_other_spellings_of_messages_and_tools() -> None:
         ({"prompt": "p", "completion": [A]}, "both be strings or both lists of messages"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x="}}]}]},
-            "no JSON",
+            "not valid JSON: .* write them as a JSON object",
         ),
     ],
 )

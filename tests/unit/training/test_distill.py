@@ -330,7 +330,7 @@ def test_vocabularies_are_compared_by_token_and_number() -> None:
 
 def test_other_sizes(tmp_path: Path) -> None:
     path = folder_for(tmp_path / "teacher", vocab_size=320)
-    with pytest.raises(ValueError, match="has logits for 320 tokens and the model for 264"):
+    with pytest.raises(ValueError, match="has logits for 320 tokens, the model for 264: take"):
         checked(settings("causal_lm", path))
     checked(settings("causal_lm", path), vocab_size=320)
     checked(settings("causal_lm", path), vocab_size=320, hidden_size=16)

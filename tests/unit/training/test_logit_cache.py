@@ -396,7 +396,7 @@ def test_what_no_cache_can_be_made_for(root: Path, tmp_path: Path) -> None:
         (
             config.changed(distill__teacher=saved_teacher(tmp_path / "wide", vocab_size=320)),
             DRAWS,
-            "has logits for 320 tokens and the model for 264",
+            "has logits for 320 tokens, the model for 264",
         ),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
