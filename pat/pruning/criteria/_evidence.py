@@ -30,7 +30,7 @@ class Evidence(Criterion):
     prior: float | None = field(default=None, kw_only=True)  # c, the weight of W^2; null: from the sizes of S and W^2
     prior_steps: float = field(default=PRIOR_STEPS, kw_only=True)  # steps that count as W^2 does, where prior is null
     prior_score: str = field(default="magnitude", kw_only=True)  # magnitude: W^2 | wanda: by the size of its inputs
-    num_samples: int = field(default=NUM_SAMPLES, kw_only=True)  # of prior_score=wanda: the first that training sees
+    num_samples: int = field(default=NUM_SAMPLES, kw_only=True)  # samples of prior_score=wanda, the first seen
 
     def __post_init__(self) -> None:
         """Refuse an invalid prior, and a prior_steps that a constant prior would ignore."""

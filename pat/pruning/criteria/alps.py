@@ -39,7 +39,7 @@ class Alps(Calibrated):
 
     name: str = "alps"
     damping: float = 0.01  # added to the Gram matrix's diagonal, as a share of its mean; raise it for few samples
-    iterations: int = 60  # of ADMM, at most
+    iterations: int = 60  # most iterations of ADMM
     refinements: int = 10  # steps of conjugate gradients that fit what stays
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (Gram,)

@@ -18,7 +18,7 @@ class Taylor(Criterion):
     """
 
     name: str = "taylor"
-    decay: float = 0.99  # of the running mean, per step; 0: only the current step counts
+    decay: float = 0.99  # decay of the running mean, per step; 0: only the current step counts
 
     needs_score: ClassVar[bool] = True
 
