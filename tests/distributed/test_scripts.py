@@ -1,5 +1,5 @@
-"""launch/demo.sh and launch/decide.sh, from nothing to their end, on a tiny stand-in, and the demo on its real assets with
-few steps: what they leave behind."""
+"""launch/demo.sh and launch/decide.sh, from nothing to their end: what they leave behind. On a tiny stand-in, and the
+demo on its real assets with few steps."""
 
 from __future__ import annotations
 
