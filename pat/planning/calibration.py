@@ -20,13 +20,11 @@ from typing import Any, cast
 from torch import nn
 
 from pat.common.parameters import DTYPES, logical_numel
-from pat.planning.memory import FP32
 from pat.pruning.calibration.needs import Needs
-from pat.pruning.calibration.reconstruction import shared_out
+from pat.pruning.calibration.reconstruction import fit_bytes
 from pat.schema import Config
 
 CUT = 5  # bytes of a weight and its flag, before its matrix is cut or after
-ADAM = 13  # bytes of a weight while it is fitted: fp32 value and two moments, flag
 
 
 def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks: int, micro: int = 1) -> int:
@@ -61,10 +59,8 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     )
     fitting = 0
     if needs.passes:
-        fitted, shares = largest if needs.layers else max(pruned.values(), key=sum), [0] * ranks
-        for numel, owner in zip(fitted, shared_out(fitted, ranks), strict=True):
-            shares[owner] += numel
-        fitting = weights + itemsize * sum(fitted) + ADAM * max(shares) + 3 * FP32 * max(fitted)
+        fitted = largest if needs.layers else max(pruned.values(), key=sum)
+        fitting = weights + fit_bytes(fitted, ranks, itemsize)
     state = hidden * itemsize  # of a token
     states = tokens * state * (1 + 2 * needs.follows)  # also what goes into a layer and comes out of it dense
     stack = len(layers.keys() - {""})

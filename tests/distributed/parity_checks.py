@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from tests.distributed.harness import build, discard, main, make_config
-from tests.distributed.layouts import layouts
+from tests.distributed.layouts import ALL, layouts
 
 LAYOUTS = layouts(
     *("zero1", "zero2", "zero3", "zero3 in sub-groups", "zero2 every key", "zero3 every key"),
@@ -24,7 +24,7 @@ def on_layouts(kinds: Sequence[str], among: Iterable[str]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for kind in kinds:
         for layout in among:
-            overrides = LAYOUTS[layout]
+            overrides = ALL[layout]
             pruner, _, dtype = kind.partition(" ")
             trained = build(make_config(pruner, engine__dtype=dtype or "bf16", **overrides))
             cuts = [
@@ -46,12 +46,15 @@ def on_layouts(kinds: Sequence[str], among: Iterable[str]) -> dict[str, Any]:
 EVERYWHERE = "movement"  # on all layouts
 STAGES = ("zero1", "zero2", "zero3 in sub-groups")
 CUT = (*STAGES, "zero3", "zero3 offload")  # of what shards cut: groups and whole matrices
+UNSHARDED = ("wanda fp32", "alps fp32")  # calibrated, at ZeRO 0, too
 
 
 def names(kind: str, world_size: int = 2) -> Sequence[str]:
     """The layouts of a pruner in the slow set."""
     if kind == EVERYWHERE and world_size == 2:
         return list(LAYOUTS)
+    if kind in UNSHARDED:
+        return ("zero0", "zero1")
     return CUT if kind in ("n_of_m", "alps") else STAGES
 
 

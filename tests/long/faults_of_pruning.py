@@ -709,6 +709,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/criteria/wanda.py": [
         ("prepared[SquaredNorm].sqrt().float()", "prepared[SquaredNorm].float()", "inputs count by their squares"),
+        ("if not bool((inputs[SquaredNorm] > 0).any()):", "if False:", "of inputs that are all 0 the first ones go"),
     ],
     "pat/pruning/calibration/back.py": [
         (
@@ -721,8 +722,25 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "values.detach().flatten(0, -2))",
             "padding counts in the gradients",
         ),
-        ("        kept.append([call(layer, h)", "        kept.append([h", "every layer sees what goes into the first"),
+        ("return [call(walk.layers[index], h)", "return [h", "every layer sees what goes into the first"),
         (".div_(walk.tokens)", "", "sums in place of means"),
+        ("walk.comm.sum(sums[name][key])", "sums[name][key]", "each rank has the gradients of its own samples"),
+        (
+            "found = room.given(gradients)",
+            "found = gradients()",
+            "ranks wait for one that has no memory for the logits",
+        ),
+    ],
+    "pat/pruning/calibration/probe.py": [
+        ("kind.completed(comm.sum(value))", "kind.completed(value)", "each rank calibrates on its own samples"),
+    ],
+    "pat/pruning/calibration/gap.py": [
+        ("comm.sum(self.cross)", "self.cross", "each rank makes up for what its own samples lack"),
+        ("comm.sum(self.mean)", "self.mean", "a bias is fitted to one rank's samples"),
+    ],
+    "pat/pruning/calibration/room.py": [
+        ("            self.said.append(self.sentence())\n", "", "a rank without memory goes on without a result"),
+        ("self.comm.gather(list(self.said))", "[self.said]", "the other ranks wait for one that has no memory"),
     ],
     "pat/pruning/weights/allocation.py": [
         ("(part.square() * x)", "(part.abs() * x)", "weights count by their size and not its square"),
@@ -756,9 +774,14 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("[walk.real[batch]]", "", "padding counts in what a layer is fitted to"),
         ("lr * left", "lr", "the rate of a reconstruction does not fall"),
-        ("if _distance(layer) < before:", "if True:", "a fit that made a layer worse is kept"),
+        ("if _distance(layer, room) < before:", "if True:", "a fit that made a layer worse is kept"),
         ("        walk.fill(names)\n", "        pass\n", "the next rate begins where the last one failed"),
         ("lr / 4**tried", "lr", "the same rate again"),
+        (
+            "room.attempt(partial(fits[place].step, whole.div_(number), lr * left))",
+            "fits[place].step(whole.div_(number), lr * left)",
+            "ranks wait for one that has no memory for Adam",
+        ),
     ],
     "pat/pruning/structures/folding.py": [
         ("    if alive_again:", "    if False:", "the zeros are not checked"),

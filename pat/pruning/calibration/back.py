@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from pat.common.typed import untyped
 from pat.pruning.calibration.calls import Call
+from pat.pruning.calibration.needs import no_room_for_gradients
 from pat.pruning.calibration.probe import not_a_map, per_token
+from pat.pruning.calibration.room import Room
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import NotCalibrated, Walk
 
@@ -64,39 +66,50 @@ def squares(
     """Of each matrix, while its layer is filled: those of the last layer come first. Collective.
 
     The gradients are those of the labels in the data, as in the empirical Fisher information. Raises NotCalibrated
-    where they are not finite, or 0 throughout.
+    where they are not finite, or 0 throughout, and on all ranks where one has no memory.
     """
-    inputs = _forward(walk)
-    gradients = _of_the_top(walk, batches, inputs.pop(), loss)
+    size = (len(walk.layers) + 1) * sum(hidden.nbytes for hidden in walk.hidden)
+    room = Room(walk.comm, lambda: no_room_for_gradients(size))
+    inputs = _forward(walk, room)
+    gradients = _of_the_top(walk, batches, inputs.pop(), loss, room)
     for index in reversed(range(len(walk.layers))):
         own = walk.parameters(index)
         walk.fill(own)
         names = [name for name in matrices if name.startswith(f"{walk.stack}.{index}.")]
-        yield from _of_layer(walk, index, names, inputs.pop(), gradients)
+        yield from _of_layer(walk, index, names, inputs.pop(), gradients, room)
         walk.drop(own)
 
 
 @torch.no_grad()
-def _forward(walk: Walk) -> list[list[Tensor]]:
+def _forward(walk: Walk, room: Room) -> list[list[Tensor]]:
     """What goes into each layer, and what comes out of the last, by micro-batch. Collective."""
     kept = [walk.hidden]
-    for index, layer in enumerate(walk.layers):
+
+    def outputs(index: int) -> list[Tensor]:
+        return [call(walk.layers[index], h) for call, h in zip(walk.calls[index], kept[-1], strict=True)]
+
+    for index in range(len(walk.layers)):
         own = walk.parameters(index)
         walk.fill(own)
-        kept.append([call(layer, h) for call, h in zip(walk.calls[index], kept[-1], strict=True)])
+        kept.append(room.given(partial(outputs, index)))
         walk.drop(own)
     return kept
 
 
-def _of_the_top(walk: Walk, batches: Sequence[Any], outputs: Sequence[Tensor], loss: Loss) -> list[Tensor]:
+def _of_the_top(walk: Walk, batches: Sequence[Any], outputs: Sequence[Tensor], loss: Loss, room: Room) -> list[Tensor]:
     """The loss's gradients of what the last layer gives. Collective."""
+
+    def gradients() -> list[Tensor]:
+        found: list[Tensor] = []
+        for place, (batch, given) in enumerate(zip(batches, outputs, strict=True)):
+            last = given.detach().requires_grad_()
+            with torch.enable_grad(), _ending_in(walk, place, last):
+                found += torch.autograd.grad(loss(walk.skeleton, batch), [last])
+        return found
+
     outside = [name for name, _ in walk.skeleton.named_parameters() if not name.startswith(f"{walk.stack}.")]
     walk.fill(outside)
-    found: list[Tensor] = []
-    for place, (batch, given) in enumerate(zip(batches, outputs, strict=True)):
-        last = given.detach().requires_grad_()
-        with torch.enable_grad(), _ending_in(walk, place, last):
-            found += torch.autograd.grad(loss(walk.skeleton, batch), [last])
+    found = room.given(gradients)
     walk.drop(outside)
     return found
 
@@ -107,18 +120,23 @@ def _of_layer(
     names: Sequence[str],
     inputs: Sequence[Tensor],
     gradients: list[Tensor],  # of what the layer gives; becomes that of what goes into it
+    room: Room,
 ) -> Iterator[tuple[str, Squares]]:
     """Collective."""
     layer, sums = walk.layers[index], dict[str, dict[str, Tensor]]()
-    for place, call in enumerate(walk.calls[index]):
-        handles = [_watch(walk, place, name, sums.setdefault(name, {})) for name in names]
-        entering = inputs[place].detach().requires_grad_()
-        try:
-            with torch.enable_grad():
-                gradients[place] = torch.autograd.grad(call(layer, entering), [entering], [gradients[place]])[0]
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    def back() -> None:
+        for place, call in enumerate(walk.calls[index]):
+            handles = [_watch(walk, place, name, sums.setdefault(name, {})) for name in names]
+            entering = inputs[place].detach().requires_grad_()
+            try:
+                with torch.enable_grad():
+                    gradients[place] = torch.autograd.grad(call(layer, entering), [entering], [gradients[place]])[0]
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    room.given(back)
     for name in names:
         if len(sums[name]) < 2:
             raise NotCalibrated(f"{name} is not used by the forward as a linear map of its own: exclude it")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from pat.common.comm import Comm
 from pat.common.typed import ints
+from pat.pruning.calibration.needs import no_room_to_fit
+from pat.pruning.calibration.room import Room
 from pat.pruning.calibration.walk import Layer, NotCalibrated
 
 BETAS = (0.9, 0.95)  # of Adam: few steps, so a short memory
@@ -21,6 +24,8 @@ EPSILON = 1e-8
 TRIES = 3  # rates at which a layer is fitted, each a quarter of the one before, until it ends nearer
 LEAST_SCALE = 2.0**-24  # of a loss whose gradients fp16 does not hold
 LOOKS = 4  # micro-batches of a rank on which that is seen
+FP32 = 4  # bytes of a number
+ADAM = 13  # bytes of a weight while it is fitted: fp32 value and two moments, flag
 
 
 def reconstruct(
@@ -36,18 +41,25 @@ def reconstruct(
     min over W of sum_n ||f_W(x_n) - y_n||^2 / (T H), f the layer, x_n its input in the model that is pruned below and
     y_n its output in the model as it was, by Adam with a rate that falls linearly from lr to 0. A step takes a
     micro-batch of every rank. The layer computes in the walk's dtype, from fp32 weights; these, with their moments, are
-    shared out among the ranks, each parameter to one. Raises NotCalibrated where the outputs are not finite. Source:
-    Guo et al. 2024 (EBFT), arXiv:2402.12419, with the mask as it is.
+    shared out among the ranks, each parameter to one. Raises NotCalibrated where the outputs are not finite, and on all
+    ranks where one has no memory. Source: Guo et al. 2024 (EBFT), arXiv:2402.12419, with the mask as it is.
     """
-    walk, before = layer.walk, _distance(layer)
+    walk, comm = layer.walk, layer.walk.comm
+
+    def sentence() -> str:
+        sizes = [param.numel() for param in _parameters(layer, names)]
+        return no_room_to_fit(layer.name, fit_bytes(sizes, comm.world_size, walk.dtype.itemsize))
+
+    room = Room(comm, sentence)
+    before = _distance(layer, room)
     if not math.isfinite(before):
         raise NotCalibrated(f"{layer.name} cannot be reconstructed: its outputs are not finite")
     rates = [lr / 4**tried for tried in range(TRIES)]
     for rate in rates:
-        fits = _fit(layer, names, passes, rate, seed)
-        if _distance(layer) < before:
+        fits = _fit(layer, names, passes, rate, seed, room)
+        if _distance(layer, room) < before:
             for name, fit in zip(names, fits, strict=True):
-                yield name, fit.told(torch.float32, walk.comm)
+                yield name, fit.told(torch.float32, comm)
             return
         del fits
         walk.fill(names)
@@ -58,14 +70,14 @@ def reconstruct(
     )
 
 
-def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int) -> list[_Fit]:
+def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, room: Room) -> list[_Fit]:
     """The parameters after all steps, or up to the first loss that is not finite; they are the layer's. Collective."""
     walk, comm, targets = layer.walk, layer.walk.comm, layer.behind()
-    params = [layer.module.get_parameter(name.removeprefix(f"{layer.name}.")) for name in names]
+    params = _parameters(layer, names)
     owners = shared_out([param.numel() for param in params], comm.world_size)
     fits = [_Fit.of(walk.whole(name), owner == comm.rank) for name, owner in zip(names, owners, strict=True)]
     for batch, left in _steps(passes, len(targets), seed + layer.index):
-        loss, count, gradients, scale = _missing(layer, params, batch, targets[batch])
+        loss, count, gradients, scale = room.given(partial(_missing, layer, params, batch, targets[batch]))
         loss, number = comm.sum(loss), comm.sum(count)
         if not bool(torch.isfinite(loss)):
             break
@@ -73,19 +85,40 @@ def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int) 
             place = len(gradients) - 1
             gradient = gradients.pop().float()
             whole = comm.sum(gradient if scale == 1.0 else gradient.div_(scale))
-            fits[place].step(whole.div_(number), lr * left)
+            room.attempt(partial(fits[place].step, whole.div_(number), lr * left))
             with torch.no_grad():
                 params[place].copy_(fits[place].told(params[place].dtype, comm))
     return fits
 
 
+def _parameters(layer: Layer, names: Sequence[str]) -> list[nn.Parameter]:
+    return [layer.module.get_parameter(name.removeprefix(f"{layer.name}.")) for name in names]
+
+
 @torch.no_grad()
-def _distance(layer: Layer) -> float:
+def _distance(layer: Layer, room: Room) -> float:
     """How far the layer is from what it gave before, on a few micro-batches: a sum of squares. Collective."""
-    targets = layer.behind()
-    looks = range(0, len(targets), max(1, len(targets) // LOOKS))
-    missing = [_difference(layer, batch, targets[batch]).square().sum(dtype=torch.float64) for batch in looks]
-    return float(layer.walk.comm.sum(torch.stack(missing).sum()))
+
+    def here() -> Tensor:
+        targets = layer.behind()
+        looks = range(0, len(targets), max(1, len(targets) // LOOKS))
+        missing = [_difference(layer, batch, targets[batch]).square().sum(dtype=torch.float64) for batch in looks]
+        return torch.stack(missing).sum()
+
+    return float(layer.walk.comm.sum(room.given(here)))
+
+
+def fit_bytes(
+    sizes: Sequence[int],  # of parameters that are fitted together
+    ranks: int,
+    itemsize: int,  # of the forward's dtype
+) -> int:
+    """What the rank with most of them holds beside the layer: gradients in the forward's dtype, its share of fp32
+    weights, flags and moments, an fp32 gradient and what Adam makes of it. What the backward keeps is not counted."""
+    shares = [0] * ranks
+    for size, owner in zip(sizes, shared_out(sizes, ranks), strict=True):
+        shares[owner] += size
+    return itemsize * sum(sizes) + ADAM * max(shares) + 3 * FP32 * max(sizes)
 
 
 def shared_out(

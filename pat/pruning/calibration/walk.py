@@ -26,8 +26,9 @@ from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
 from pat.pruning.calibration.calls import Call, NotCalibrated, inputs_of, recording, without_cache
 from pat.pruning.calibration.gap import Gap, GapProbe
-from pat.pruning.calibration.needs import is_out_of_memory, no_room
+from pat.pruning.calibration.needs import no_room
 from pat.pruning.calibration.probe import Enough, Probe, Statistics
+from pat.pruning.calibration.room import Room
 from pat.pruning.calibration.statistics import InputStatistic, is_finite
 from pat.tasks import padding
 
@@ -188,10 +189,11 @@ class Layer:
         """Means over the tokens of all ranks, by matrix and statistic. An input that several matrices share is measured
         once, and they get the same tensors. Collective. Raises NotCalibrated on all ranks where one has no memory."""
         walk = self.walk
-        probe, said = Probe(statistics, to_the_end=after is not None), list[str]()
+        probe = Probe(statistics, to_the_end=after is not None)
         for name in statistics:
             probe.watch(name, self._module(name))
-        try:
+
+        def forward() -> None:
             calls = zip(walk.calls[self.index], walk.hidden, walk.real, strict=True)
             for batch, (call, hidden, real) in enumerate(calls):
                 probe.next(real)
@@ -199,16 +201,15 @@ class Layer:
                     call(self.module, hidden)
                 if after is not None:
                     after(batch)
-        except (MemoryError, RuntimeError) as error:  # not raised here: the other ranks wait for this one
-            if not is_out_of_memory(error):
-                raise
+
+        def sentence() -> str:
             sizes = [kind.num_bytes(self._inputs(name)) for name, kinds in statistics.items() for kind in kinds]
-            said = [no_room(self.name, sum(sizes))]
+            return no_room(self.name, sum(sizes))
+
+        try:
+            Room(walk.comm, sentence).given(forward)
         finally:
             probe.remove()
-        refused = [sentence for each in walk.comm.gather(said) for sentence in each]
-        if refused:
-            raise NotCalibrated(refused[0])
         unused = sorted(set(statistics) - set(probe.first))
         if unused:
             raise NotCalibrated(

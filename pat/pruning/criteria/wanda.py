@@ -25,6 +25,12 @@ class Wanda(Calibrated):
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (SquaredNorm,)
     fits: ClassVar[bool] = False
 
+    def prepare(self, inputs: Mapping[type[InputStatistic], Tensor]) -> Mapping[type[InputStatistic], Tensor]:
+        """The inputs as they are. ValueError where all are 0, so that no weight is lower than another."""
+        if not bool((inputs[SquaredNorm] > 0).any()):
+            raise ValueError("all inputs are 0 on the calibration samples")
+        return inputs
+
     def cut(
         self, weights: Tensor, prepared: Mapping[type[InputStatistic], Tensor], choose: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:

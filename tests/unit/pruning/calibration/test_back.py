@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from pat.common.comm import Comm
 from pat.pruning.calibration.back import UNSUPERVISED, Squares, own_loss, squares
 from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
 from pat.schema import Config, PrunerConfig
 from tests import models, one_rank
 from tests.sets import thinned
-from tests.unit.pruning.calibration.test_walk import batches, matrices, weight_of
+from tests.thread_ranks import run_ranks
+from tests.unit.pruning.calibration.test_walk import batches, close, matrices, of_rank, weight_of
 
 
 def naive(model: Any, given: list[dict[str, Tensor]], names: list[str]) -> dict[str, Squares]:
@@ -58,6 +62,54 @@ def test_it_measures_what_one_backward_of_the_whole_model_gives(family: str, var
             torch.testing.assert_close(getattr(measured, key), wanted, msg=lambda m, n=name: f"{n}: {m}", **near)
     meta = [n for n, p in walk.skeleton.named_parameters() if not p.is_meta]
     assert not meta, "weights are held after the last layer"
+
+
+def on_ranks(change: Any = lambda walk: None) -> list[Any]:
+    """What each of two ranks, with half of the batches, measures or raises; `change` a rank's walk before."""
+    model = models.model("llama").eval()
+    names = matrices(model)
+
+    def work(comm: Comm) -> dict[str, Squares]:
+        given = of_rank(comm.rank)
+        walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32, comm)
+        change(walk)
+        return dict(squares(walk, given, own_loss, names))
+
+    return run_ranks(2, work)[0]
+
+
+def test_means_are_over_the_tokens_of_all_ranks() -> None:
+    """Would catch: sums of one rank only. Ranks have different numbers of tokens, so a mean of their means is wrong."""
+    model, given = models.model("llama").eval(), batches()
+    names = matrices(model)
+    walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
+    alone = dict(squares(walk, given, own_loss, names))
+    for found in on_ranks():
+        assert found.keys() == alone.keys()
+        for name, measured in found.items():
+            close(measured.inputs, alone[name].inputs)
+            close(measured.gradients, alone[name].gradients)
+
+
+@pytest.mark.parametrize("calls", [1, 4, 7], ids=["forward", "loss", "back"])
+def test_no_memory_on_one_rank_is_told_by_both(calls: int) -> None:
+    """Would catch: torch's own error, and a rank that waits for one that has left."""
+
+    def change(walk: Walk) -> None:
+        count = itertools.count(1)
+
+        def full(*_: Any) -> None:
+            if next(count) == calls:
+                raise torch.OutOfMemoryError
+
+        if walk.comm.rank == 1:
+            walk.layers[1].register_forward_hook(full)  # three micro-batches, each called three times
+
+    first, second = on_ranks(change)
+    assert isinstance(first, NotCalibrated) and isinstance(second, NotCalibrated), (first, second)
+    assert str(first) == str(second)
+    said = r"no memory to take the loss's gradients .* takes \d.* KiB .*gradient_samples: 0, with scope: matrix"
+    assert re.search(said, str(first)) and "micro_batch_size" in str(first)
 
 
 def test_a_models_own_loss_is_summed_over_the_labels_that_it_counts() -> None:

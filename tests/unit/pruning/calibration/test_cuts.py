@@ -152,11 +152,12 @@ def test_targets_are_met_exactly_within_each_row_or_matrix(criterion: str, scope
     assert pruner.totals.sparsity == 0.5
 
 
-def test_blocks_of_all_matrices_meet_their_target_together() -> None:
+@pytest.mark.parametrize("criterion", ["alps", "wanda"])
+def test_blocks_of_all_matrices_meet_their_target_together(criterion: str) -> None:
     """The target in whole blocks over all matrices; no block is cut in part."""
     blocks = {"name": "block", "rows": 4, "cols": 4}
-    criterion = {"name": "alps", "gradient_samples": 6}
-    _, pruner, after = trained(config(criterion, "global", granularity=blocks))
+    weighed = {"name": criterion, "gradient_samples": 6}
+    _, pruner, after = trained(config(weighed, "global", granularity=blocks))
     pruner.check_finished()
     shares = set[float]()
     for name in pruner.weight_pruners[0].shapes:
@@ -254,7 +255,7 @@ def test_matrices_of_a_dropped_layer_need_no_inputs(criterion: Any, family: str)
     assert pruner.weight_pruners[0].num_pruned == pruner.weight_pruners[0].numel // 2
 
 
-@pytest.mark.parametrize("criterion", ["alps", WANDA])
+@pytest.mark.parametrize("criterion", ["alps", "wanda", WANDA])
 def test_a_matrix_that_is_there_and_whose_inputs_are_all_zero_is_named(criterion: Any) -> None:
     model = models.model("llama")
     engine, pruner = one_rank.build(config(criterion, "matrix", {"name": "one_shot", "start": 0}), model)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from pat.common.comm import Comm
+from pat.pruning.calibration import reconstruction
 from pat.pruning.calibration.reconstruction import BETAS, EPSILON, reconstruct
 from pat.pruning.calibration.walk import Layer, NotCalibrated, Walk
 from tests import models
-from tests.unit.pruning.calibration.test_walk import batches, matrices
+from tests.thread_ranks import run_ranks
+from tests.unit.pruning.calibration.test_walk import batches, matrices, of_rank
 
 LR, INDEX = 1e-3, 1
 
@@ -137,3 +141,33 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
     walk.hidden[0] = walk.hidden[0] * torch.inf
     with pytest.raises(NotCalibrated, match="model.layers.0 cannot be reconstructed"):
         dict(reconstruct(layer, [name for name in matrices(model) if ".0." in name], 1, LR, 0))
+
+
+@pytest.mark.parametrize("when", ["looking", "backward", "step"])
+def test_no_memory_on_one_rank_is_told_by_both(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: torch's own error, and a rank that waits for one that has left."""
+    dense, difference, step = models.model("llama"), reconstruction._difference, reconstruction._Fit.step
+
+    def looked(layer: Layer, *given: Any) -> Tensor:
+        if layer.walk.comm.rank == 1 and when == ("backward" if torch.is_grad_enabled() else "looking"):
+            raise torch.OutOfMemoryError
+        return difference(layer, *given)
+
+    def stepped(fit: Any, *given: Any) -> None:
+        if when == "step" and fit.value is not None and fit.shape == (models.HIDDEN, models.NEURONS):
+            raise torch.OutOfMemoryError
+        step(fit, *given)
+
+    monkeypatch.setattr(reconstruction, "_difference", looked)
+    monkeypatch.setattr(reconstruction._Fit, "step", stepped)
+
+    def work(comm: Comm) -> dict[str, Tensor]:
+        model = copy.deepcopy(dense)
+        walk = Walk(model, whole(model), "model.layers", of_rank(comm.rank)[:1], torch.float32, comm, follow=True)
+        layer = next(iter(walk))
+        return dict(reconstruct(layer, [name for name in matrices(model) if ".0." in name], 1, LR, 0))
+
+    first, second = run_ranks(2, work)[0]
+    assert isinstance(first, NotCalibrated) and isinstance(second, NotCalibrated), (first, second)
+    assert str(first) == str(second)
+    assert re.search(r"no memory to fit model.layers.0 .* about \d.* KiB .*criterion.reconstruct: 0", str(first))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from pat.common.comm import Comm
+from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
 from pat.pruning.calibration import calls
 from pat.pruning.calibration import walk as walks
@@ -18,6 +18,7 @@ from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
 from tests import models
 from tests.sets import thinned
+from tests.thread_ranks import run_ranks
 
 BOTH = (SquaredNorm, Gram)
 
@@ -31,6 +32,11 @@ def batches(padded: bool = True) -> list[dict[str, Tensor]]:
             mask[0, 6:] = 0
         made.append({"input_ids": ids, "attention_mask": mask, "labels": ids})
     return made
+
+
+def of_rank(rank: int) -> list[dict[str, Tensor]]:
+    """Half of the batches: rank 0 has the padded rows."""
+    return [{key: value[rank : rank + 1] for key, value in batch.items()} for batch in batches()]
 
 
 def matrices(model: Any) -> list[str]:
@@ -239,6 +245,41 @@ def test_no_memory_for_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None
     layer = next(iter(Walk(model, weight_of(model), stack_of(model, names), batches(), torch.float32)))
     with pytest.raises(NotCalibrated, match=r"no memory to measure .* of model.layers.0: .*exclude.*num_samples"):
         layer.collect({names[0]: BOTH})
+
+
+def test_means_are_over_the_tokens_of_all_ranks() -> None:
+    """Would catch: sums of one rank only. Ranks have different numbers of tokens, so a mean of their means is wrong."""
+    dense = models.model("llama")
+    names = matrices(dense)
+
+    def work(comm: Comm, given: list[dict[str, Tensor]]) -> Any:
+        now = copy.deepcopy(dense)
+        weight = weight_of(now)
+        walk = Walk(now, lambda name: weight(name).clone(), "model.layers", given, torch.float32, comm, follow=True)
+        means: dict[str, Any] = {}
+        gaps: dict[str, Any] = {}
+        for layer in walk:
+            own = [name for name in names if name.startswith(f"{layer.name}.")]
+            found = layer.collect_with_gaps(dict.fromkeys(own, BOTH), {})
+            means, gaps = means | found[0], gaps | found[1]
+            with torch.no_grad():
+                for name in own:
+                    now.get_parameter(name)[:, ::2] = 0.0
+        return means, gaps
+
+    alone, (ranks, _) = work(LOCAL, batches()), run_ranks(2, lambda comm: work(comm, of_rank(comm.rank)))
+    for means, gaps in ranks:
+        for name in names:
+            for found, expected in [
+                *((means[name][kind], alone[0][name][kind]) for kind in BOTH),
+                *((getattr(gaps[name], key), getattr(alone[1][name], key)) for key in ("cross", "mean")),
+            ]:
+                close(found, expected)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    """As near as fp32 forwards of other batches come."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.22])
