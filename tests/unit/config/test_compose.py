@@ -405,7 +405,7 @@ def test_auto_stands_by_itself():
 @pytest.mark.parametrize(
     "word, expected",
     [
-        ("alps", ["pruners.NAME.criterion.iterations=60   of alps", "of ADMM, at most"]),
+        ("alps", ["pruners.NAME.criterion.iterations=60   of alps", "most iterations of ADMM"]),
         ("schedule.cubic", ["pruners.NAME.schedule.initial=0.0   of cubic"]),
         ("base_width", ["lr * base_width / its hidden size"]),
         ("optim.lr", ["optim.lr=???", "optim.lr_schedule=linear", "[constant, cosine, linear, per_cut]"]),
