@@ -109,8 +109,8 @@ def with_time(page: str, models: Mapping[str, Mapping[str, Any]]) -> str:
 def with_step(page: str, step: Mapping[str, Any]) -> str:
     """The page with what a step costs, over one without pruning."""
     soft, hard = step["soft"], step["hard"]
-    said = f"{soft['step_ratio']:.2f} (soft) and [{hard['step_ratio']:.2f} (hard)]"
-    page = re.sub(r"[\d.]+ \(soft\) and \[[\d.]+ \(hard\)\]", said, page)
+    said = f"{soft['step_ratio']:.2f} (masks still move) and [{hard['step_ratio']:.2f} (masks are final)]"
+    page = re.sub(r"[\d.]+ \(masks still move\) and \[[\d.]+ \(masks are final\)\]", said, page)
     paired = f"{soft['step_ratio_paired']:.2f} and {hard['step_ratio_paired']:.2f} in paired steps"
     return re.sub(r"[\d.]+ and [\d.]+ in paired steps", paired, page)
 
@@ -118,6 +118,12 @@ def with_step(page: str, step: Mapping[str, Any]) -> str:
 def with_prune(page: str, prune: Mapping[str, Any]) -> str:
     """The page with what the demo's dense model has after `pat prune`."""
     return re.sub(r"has [\d.]+ % \(\[results\]", f"has {100 * prune['accuracy']:.1f} % ([results]", page)
+
+
+def with_speed(page: str, export: Mapping[str, Any]) -> str:
+    """The page with how much faster a narrow export reads a prompt."""
+    said = f"prompt of {export['tokens']} tokens {export['speedup']:.2f} times as fast"
+    return re.sub(r"prompt of \d+ tokens [\d.]+ times as fast", said, page)
 
 
 def with_sizes(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -142,7 +148,7 @@ def result(name: str) -> Any:
 def written(page: str) -> str:
     """The page with today's figures."""
     rows = result("frontier")["rows"]
-    page = with_sizes(with_demo(into(page, rows), result("demo")), rows)
+    page = with_speed(with_sizes(with_demo(into(page, rows), result("demo")), rows), result("export"))
     return with_prune(with_step(page, result("step")), result("demo_prune"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,12 @@ def main(arguments: Sequence[str]) -> int:
 
     def use(config: Any) -> int:
         from pat.training import preflight  # heavy
+        from pat.training.start_summary import start_summary
 
         config = slurm.fit_ranks(config, cluster)
         if not options.unchecked:
-            preflight.prepare(config, Path(config.run.dir), here=False)
+            checked = preflight.prepare(config, Path(config.run.dir), here=False)
+            print(start_summary(config, checked, here=False), file=sys.stderr)  # stdout is the script's
         if options.dry_run:
             print(slurm.script(config, cluster), end="")
             return ExitCode.DONE

@@ -83,12 +83,12 @@ def _start_ranks(config: Any) -> int:
             return ExitCode.DONE
 
         checked = prepare(config, run_dir, here=not several)  # the hosts check their own devices
-        said = start_summary(config, checked)
+        said = start_summary(config, checked, here=not several)
         print(said, flush=True)
         set_aside(config, run_dir)  # only now: a refused command leaves nothing behind, and costs nothing
         freeze(config, run_dir)
         append_to_log(run_dir, said)
-        _say_that_it_starts(run_dir, config.engine.world_size, warnings(config, checked))
+        _say_that_it_starts(run_dir, config.engine.world_size, warnings(config, checked, here=not several))
         return (multi_node if several else single_node).launch(run_dir, config)
 
 

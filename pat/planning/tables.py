@@ -95,6 +95,7 @@ def _work(needs: Report) -> list[_Line]:
     lines: list[_Line] = [
         ("sequences of a forward (micro-batch)", lambda row: f"{row.micro_batch}"),
         ("forwards of a step (accumulation)", lambda row: f"{row.layout.accumulation}"),
+        ("sequences of a step", lambda row: f"{row.layout.ranks * row.micro_batch * row.layout.accumulation:,}"),
         ("sent by a rank in a step", lambda row: size(row.bytes_per_step)),
         ("all-reduced at a selection of masks", lambda row: size(row.selection_bytes)),
         ("read by a rank at a selection", lambda row: size(row.selection_read_bytes)),

@@ -24,11 +24,11 @@ from pat.zero.engine import accelerator
 WIDTH = 10  # of the first column
 
 
-def start_summary(config: Config, checked: Checked) -> str:
-    """A few lines, the warnings last."""
+def start_summary(config: Config, checked: Checked, here: bool = True) -> str:
+    """A few lines, the warnings last; `here`: the ranks compute on this machine."""
     prepared, model, pruner = checked.prepared, checked.model, checked.pruner
     lines = [("resume", text) for text in _resume(config)]
-    lines += [("engine", text) for text in _engine(config)]
+    lines += [("engine", text) for text in _engine(config, here)]
     lines += [("data", text) for text in _data(config, prepared)]
     lines += [("labels", text) for text in _labels(prepared)]
     lines += [("model", text) for text in [*_model(model, config), *checked.head]]
@@ -36,7 +36,7 @@ def start_summary(config: Config, checked: Checked) -> str:
     lines += [("pruning", text) for text in _pruning(model, pruner, prepared, config)]
     lines += [("schedule", text) for text in _schedule(config, model, pruner)]
     lines += [("deepspeed", text) for text in _untested(config)]
-    lines += [("warning", text) for text in warnings(config, checked)]
+    lines += [("warning", text) for text in warnings(config, checked, here)]
     shown, last = ["What this run does"], ""
     for head, text in lines:
         shown.append(f"  {'' if head == last != 'warning' else head:<{WIDTH}}{text}")
@@ -44,13 +44,15 @@ def start_summary(config: Config, checked: Checked) -> str:
     return "\n".join(shown)
 
 
-def _engine(config: Config) -> Iterator[str]:
+def _engine(config: Config, here: bool) -> Iterator[str]:
     """Where it computes, and GPUs that it leaves idle."""
     engine = config.engine
-    ranks, gpus = engine.world_size, torch.cuda.device_count() if accelerator() == "cuda" else 0
-    where = f"on the hosts of {engine.hostfile}" if engine.hostfile else "on a GPU each" if gpus else "on the CPU"
-    yield f"{ranks:,} rank{'s'[: ranks > 1]} {where}, ZeRO {engine.zero_stage}, {engine.dtype}"
-    if ranks < gpus and not engine.hostfile:
+    ranks, gpus = engine.world_size, torch.cuda.device_count() if here and accelerator() == "cuda" else 0
+    where = " on a GPU each" if gpus else " on the CPU" if here else ""
+    if engine.hostfile:
+        where = f" on the hosts of {engine.hostfile}"
+    yield f"{ranks:,} rank{'s'[: ranks > 1]}{where}, ZeRO {engine.zero_stage}, {engine.dtype}"
+    if ranks < gpus:
         yield f"this machine has {gpus} GPUs: engine.world_size={gpus} takes all"
 
 
@@ -174,6 +176,8 @@ def _samples_of(asked: int, prepared: PreparedData, config: Config) -> str:
     number = f"{asked:,}" if asked <= there else f"all {there:,}"
     if given is not None:
         return f"{number} samples of {given if isinstance(given, str) else ', '.join(given)}"
+    if asked < there and not config.train.num_steps:
+        return f"the first {number} samples"
     return f"the {number} samples that training sees first" if asked < there else f"all {there:,} training samples"
 
 

@@ -20,15 +20,16 @@ FEW = 30  # samples for evaluation below which a start warns
 LARGE = 10_000_000  # parameters: the steps of a smaller model are short in any dtype
 
 
-def warnings(config: Config, checked: Checked) -> list[str]:
-    """What to look at before the run starts; the only place where such sentences are gathered."""
+def warnings(config: Config, checked: Checked, here: bool = True) -> list[str]:
+    """What to look at before the run starts; the only place where such sentences are gathered. `here`: the ranks
+    compute on this machine."""
     return [
         *checked.strange,
         *_useless_excludes(checked),
         *_left_dense(checked),
         *_few_samples(config, checked),
         *_small_evaluation(checked.prepared),
-        *_slow_dtype(config, checked),
+        *(_slow_dtype(config, checked) if here else ()),
         *(sentence for pruner in checked.pruner.pruners for sentence in timetable.warnings(pruner)),
     ]
 

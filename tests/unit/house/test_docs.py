@@ -165,12 +165,13 @@ def test_the_readme_is_short_and_its_figures_are_those_of_the_results_files() ->
     )
     demo["pruned"] |= {"accuracy": 0.125, "calibration_seconds": 3600}
     assert "12.5%" in (page := figures.with_demo(readme, demo)) and " 62 minutes of training and cuts" in page
-    assert "9.00 (hard)" in figures.with_step(readme, step)
+    assert "9.00 (masks are final)" in figures.with_step(readme, step)
     assert "8.00 and 8.00 in paired steps |" in figures.with_step(readme, step)
     assert "has 12.5 % ([results]" in figures.with_prune(readme, {"accuracy": 0.125})
     left = {"nonzero_parameters": 7e6, "parameters": 9e6}
     sizes = figures.with_sizes(readme, dict.fromkeys(("addresses-80-50-alps-0", "reviews-120-80-alps-0"), left))
     assert "leaves 7 M of the Llama's 9 M" in sizes and "7 M of MiniLM's 9 M" in sizes
+    assert "of 64 tokens 2.50 times as fast" in figures.with_speed(readme, {"tokens": 64, "speedup": 2.5})
     assert figures.into(readme, {}) != readme, "each figure has its place in the page"
 
 

@@ -20,7 +20,6 @@ ELSEWHERE = {  # what a command has in it, and where it runs on what is small
     "tests/run.sh": "tests/run.sh",
     "benchmarks/frontier.py": "tests/unit/house/test_frontier.py",
     "benchmarks/other_data.py": "tests/unit/house/test_frontier.py",
-    "tests.long.mutants": "tests/unit/house/test_mutants.py",
     "pat train recipe=llama3_8b": "tests/recipes/test_recipes.py",
     "distill.teacher": "tests/distributed/test_distill.py",
     "distill.cache": "tests/distributed/test_distill.py",

@@ -226,6 +226,7 @@ def test_a_smaller_model_has_the_first_neurons_or_spaced_layers(tmp_path: Path) 
     assert len(cut.model.layers) == 2
 
 
+@pytest.mark.usefixtures("peers")
 def test_the_commands_of_the_page_select_rows_that_compose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

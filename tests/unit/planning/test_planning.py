@@ -326,7 +326,7 @@ def test_a_teacher_is_planned_from_its_config(tmp_path: Path) -> None:
     teacher.save_pretrained(tmp_path)
     config = Config().changed(data__max_length=8, distill__teacher=str(tmp_path), distill__weight=0.5)
     assert activations.activations(config, base.build({"name": "classification"}), student, 3).whole > 0
-    with pytest.raises(ValueError, match="has logits for 301 tokens and the model for 300"):
+    with pytest.raises(ValueError, match="has logits for 301 tokens, the model for 300: take a teacher with as many"):
         activations.activations(config, base.build({"name": "causal_lm"}), student, 3)
 
 

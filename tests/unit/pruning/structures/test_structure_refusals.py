@@ -68,7 +68,12 @@ def test_fields_are_refused(fields: dict[str, Any], sentence: str) -> None:
             {"name": "shape", "keep": {"layers": 4}},
             "keep.layers=4 is more than the 3 layers the model has",
         ),
-        ("llama", ["ffn"], {"name": "shape", "keep": {"heads": 2}}, r"it has heads, and structures are ffn\. Give budget\.keep=\{ffn: N\}"),
+        (
+            "llama",
+            ["ffn"],
+            {"name": "shape", "keep": {"heads": 2}},
+            r"it has heads, and structures are ffn\. Give budget\.keep=\{ffn: N\}",
+        ),
         (
             "llama",
             ["ffn", "layers"],
