@@ -134,9 +134,8 @@ def with_sizes(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     ):
         if row in results:
             left, whole = (round(results[row][key] / 1e6) for key in ("nonzero_parameters", "parameters"))
-            old = rf"emoving {what} leaves\s\d+ M of {model} \d+ M"
-            new = f"emoving {what} leaves\\g<gap>{left} M of {model} {whole} M"
-            page = re.sub(old.replace(r"\s", r"(?P<gap>\s)"), new, page)
+            old = rf"(emoving {what} leaves\s)\d+ M of {model} \d+ M"
+            page = re.sub(old, rf"\g<1>{left} M of {model} {whole} M", page)
     return page
 
 

@@ -94,7 +94,7 @@ def _training(config: Config) -> Iterator[str]:
     if optim.warmup >= 1 and optim.warmup >= train.num_steps > 0:
         yield f"optim.warmup is {optim.warmup:.0f} steps, but the run has only {train.num_steps}"
     if train.max_skipped >= LATELY:
-        yield f"train.max_skipped is {train.max_skipped}, but only {LATELY} steps are counted: give less than that"
+        yield f"train.max_skipped is {train.max_skipped}, but only the last {LATELY} steps are counted: give less"
     if train.best_metric is not None:
         yield from _metric(config)
     if train.early_stopping_patience is not None and train.eval_every is None:

@@ -27,6 +27,7 @@ from pat.models import adapters, limits
 from pat.schema import PeftConfig
 from pat.zero.checkpoint_files import CheckpointError
 
+ADVICE = "; `pat export --verify layers` names the first layer that differs"
 LOGIT_LIMIT = 4 << 30  # bytes of weights up to which "auto" compares logits: two models are built for it
 TOLERANCE = 1e-4  # absolute difference of logits in fp32; where fp32 rounds more than that, fp64 decides
 # Of the largest logit, where gates are folded or adapters merged: then weights are rounded that the trained model does
@@ -116,7 +117,7 @@ def max_abs_logit_diff(
         expected = logits(model, ids)
         del model
         try:
-            return tolerated(exported, expected, dtype, scaled(reader, structures)), recorded(ids, exported)
+            return tolerated(exported, expected, dtype, scaled(reader, structures), ADVICE), recorded(ids, exported)
         except ExportError as too_large:
             error = too_large
     assert error is not None
@@ -128,15 +129,14 @@ def scaled(reader: CheckpointReader, structures: Structures) -> bool:
     return isinstance(reader, MergedReader) or (structures.cut is not None and structures.cut.scales)
 
 
-def tolerated(found: Tensor, expected: Tensor, dtype: torch.dtype, rounded: bool) -> float:
-    """The largest difference of logits. ExportError above the tolerance."""
+def tolerated(found: Tensor, expected: Tensor, dtype: torch.dtype, rounded: bool, advice: str = "") -> float:
+    """The largest difference of logits. ExportError, with the advice, above the tolerance."""
     difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
     tolerance = ROUNDED_TOLERANCE[dtype] * largest if rounded else TOLERANCE
     if not difference <= tolerance:  # NaN, too
         raise ExportError(
             f"stock code computes logits that differ from the trained model's by {difference:g}; {tolerance:g} is "
-            f"allowed (the largest logit is {largest:g}). Export with --verify layers, which names the first layer "
-            "that differs."
+            f"allowed (the largest logit is {largest:g}){advice}."
         )
     return difference
 

@@ -81,13 +81,14 @@ def advice(needs: Report) -> str | None:
     if not tight:
         return None
     keys = [
-        ("engine.zero_stage=3 (shares out weights, too)", any(row.layout.stage < 3 for row in tight)),
+        ("engine.zero_stage=3 (which shares out weights, too)", any(row.layout.stage < 3 for row in tight)),
         ("engine.offload_optimizer=true (to the host's memory)", any(not row.layout.offload for row in tight)),
         ("engine.activation_checkpointing=true", not needs.checkpointing),
         ("a smaller train.micro_batch_size", any(row.micro_batch > 1 for row in tight)),
-        ("peft=lora with a recipe of structures (nothing to keep for frozen weights)", True),
+        ("more ranks", any(row.layout.stage > 0 for row in tight)),
+        ("peft=lora with a recipe of structures", needs.shapes.trained == needs.shapes.every),
     ]
-    return f"No card holds a rank there. More ranks do; so may {', '.join(key for key, helps in keys if helps)}."
+    return f"No card holds a rank there. What takes less: {', '.join(key for key, helps in keys if helps)}."
 
 
 def _work(needs: Report) -> list[_Line]:

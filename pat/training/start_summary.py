@@ -11,6 +11,7 @@ from pat import learning_rates
 from pat.checkpoint import retention
 from pat.common import patterns
 from pat.data.prepare import SPLITS, PreparedData
+from pat.launch.environment import rank_environment
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
@@ -52,7 +53,8 @@ def _engine(config: Config, here: bool) -> Iterator[str]:
     if engine.hostfile:
         where = f" on the hosts of {engine.hostfile}"
     yield f"{ranks:,} rank{'s'[: ranks > 1]}{where}, ZeRO {engine.zero_stage}, {engine.dtype}"
-    if ranks < gpus:
+    alone = not engine.hostfile and rank_environment() is None  # no launcher says how many ranks there are
+    if ranks < gpus and alone and config.train.global_batch_size % gpus == 0:
         yield f"this machine has {gpus} GPUs: engine.world_size={gpus} takes all"
 
 

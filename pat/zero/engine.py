@@ -30,8 +30,8 @@ from pat.zero.op_lock import load_ops_under_held_lock
 
 
 def accelerator() -> str:
-    """`cuda`, or `cpu` where DeepSpeed has no accelerator."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """`cuda`, or `cpu` where DeepSpeed has no accelerator, or was told to take none."""
+    return "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu" else "cpu"
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:

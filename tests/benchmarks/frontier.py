@@ -77,13 +77,14 @@ class Runner:
         self.log = folder / LOG
         self.finished: list[str] = []  # commands of the row
         self.asked_to_stop = False
+        self.commit = commit()  # while rows are measured, another may be made
 
     def measure(self, row: Row) -> Measured:
         """All commands of a row, and the figures of the last."""
         subject, method = SUBJECTS[row.data], METHODS[row.method]
         place = self.folder / folder_of(row)
         figures = place / "figures.json"
-        measured = Measured(subject.metric)
+        measured = Measured(subject.metric, commit=self.commit)
         earlier = read_json(place / DONE)
         if earlier is None:
             shutil.rmtree(place, ignore_errors=True)
@@ -100,7 +101,6 @@ class Runner:
             finally:
                 measured.cpu_seconds = round(cpu_seconds_of_children() - before)
                 measured.cpu_seconds += earlier["cpu_seconds"] if earlier else 0
-            measured.commit = commit()
             measured.versions = {name: importlib.metadata.version(name) for name in VERSIONS}
             if method.peer:
                 measured.versions |= {f"{method.peer}: {k}": v for k, v in PEERS[method.peer].versions().items()}
@@ -241,10 +241,13 @@ class Runner:
 
 def commit() -> str | None:
     """Of the code that is measured, with + where that has been changed since; None outside of a clone."""
-    head, changed = (
-        subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "pat", "conf", "recipes"])
-    )
+    try:
+        head, changed = (
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "pat", "conf", "recipes"])
+        )
+    except OSError:
+        return None
     return f"{head}{'+' * bool(changed)}" if head else None
 
 

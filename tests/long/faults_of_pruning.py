@@ -739,7 +739,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("comm.sum(self.mean)", "self.mean", "a bias is fitted to one rank's samples"),
     ],
     "pat/pruning/calibration/room.py": [
-        ("            self.said.append(self.sentence())\n", "", "a rank without memory goes on without a result"),
+        ("self.said.append(", "str(", "a rank without memory goes on without a result"),
         ("self.comm.gather(list(self.said))", "[self.said]", "the other ranks wait for one that has no memory"),
     ],
     "pat/pruning/weights/allocation.py": [

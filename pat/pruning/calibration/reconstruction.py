@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.comm import Comm
-from pat.common.typed import ints
+from pat.common.typed import floats, ints
 from pat.pruning.calibration.needs import no_room_to_fit
 from pat.pruning.calibration.room import Room
 from pat.pruning.calibration.walk import Layer, NotCalibrated
@@ -75,12 +75,19 @@ def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, 
     walk, comm, targets = layer.walk, layer.walk.comm, layer.behind()
     params = _parameters(layer, names)
     owners = shared_out([param.numel() for param in params], comm.world_size)
-    fits = [_Fit.of(walk.whole(name), owner == comm.rank) for name, owner in zip(names, owners, strict=True)]
+    fits = list[_Fit]()
+    for name, owner in zip(names, owners, strict=True):
+        fits.append(room.given(partial(_Fit.of, walk.whole(name), owner == comm.rank)))
     for batch, left in _steps(passes, len(targets), seed + layer.index):
-        loss, count, gradients, scale = room.given(partial(_missing, layer, params, batch, targets[batch]))
-        loss, number = comm.sum(loss), comm.sum(count)
-        if not bool(torch.isfinite(loss)):
+        made = room.attempt(partial(_missing, layer, params, batch, targets[batch]))
+        loss, count = made[0][:2] if made else (0.0, 0)
+        figures = torch.tensor([loss, count, bool(room.said)], dtype=torch.float64, device=comm.device)
+        total, number, failed = floats(comm.sum(figures))  # in one collective: there are many steps
+        if failed:
+            room.check()
+        if not math.isfinite(total):
             break
+        ((_, _, gradients, scale),) = made
         while gradients:
             place = len(gradients) - 1
             gradient = gradients.pop().float()
@@ -180,9 +187,9 @@ def _steps(passes: int, batches: int, seed: int) -> Iterator[tuple[int, float]]:
 
 def _missing(
     layer: Layer, params: Sequence[nn.Parameter], batch: int, target: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor], float]:
-    """The sum of squares that this rank's tokens lack, fp64, of how many numbers, its gradients, and the power of 2 by
-    which these are multiplied so that fp16 holds them."""
+) -> tuple[float, int, list[Tensor], float]:
+    """The sum of squares that this rank's tokens lack, of how many numbers, its gradients, and the power of 2 by which
+    these are multiplied so that fp16 holds them."""
     for param in params:
         param.requires_grad_(True)
     with torch.enable_grad():
@@ -195,7 +202,7 @@ def _missing(
             gradients = list(torch.autograd.grad(loss * scale, list(params), retain_graph=True))
     for param in params:
         param.requires_grad_(False)
-    return loss.detach().double(), torch.tensor(missing.numel(), device=loss.device), gradients, scale
+    return float(loss.detach()), missing.numel(), gradients, scale
 
 
 def _difference(layer: Layer, batch: int, target: Tensor) -> Tensor:

@@ -28,13 +28,17 @@ class Room:
         except (MemoryError, RuntimeError) as error:  # not raised here: the other ranks wait for this one
             if not is_out_of_memory(error):
                 raise
-            self.said.append(self.sentence())
+            self.said.append(f"{self.sentence()} ({str(error).partition('. ')[0] or type(error).__name__})")
             return []
 
     def given(self, work: Callable[[], T]) -> T:
         """What the work gives, if no rank has been without memory. Collective."""
         made = self.attempt(work)
+        self.check()
+        return made[0]
+
+    def check(self) -> None:
+        """Raise NotCalibrated on all ranks where one has been without memory. Collective."""
         refused = [sentence for each in self.comm.gather(list(self.said)) for sentence in each]
         if refused:
             raise NotCalibrated(refused[0])
-        return made[0]

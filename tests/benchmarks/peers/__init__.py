@@ -19,7 +19,7 @@ INSTALLED = "installed.txt"  # in an environment: what it was made for
 
 @dataclass(frozen=True)
 class Peer:
-    """One project, or, without a requirement, a script that runs in pat's own environment."""
+    """One project."""
 
     name: str
     requirement: str
@@ -39,14 +39,10 @@ class Peer:
     @property
     def python(self) -> Path:
         """The environment's interpreter."""
-        if not self.requirement:
-            return Path(sys.executable)
         return self.folder / "bin" / "python"
 
     def installation(self) -> list[list[str]]:
         """The commands that make the environment; none where it stands."""
-        if not self.requirement:
-            return []
         wanted = self.requirements
         note = self.folder / INSTALLED
         if note.is_file() and note.read_text().split() == wanted:
@@ -58,18 +54,38 @@ class Peer:
 
     def installed(self) -> None:
         """Note that all commands of `installation` succeeded."""
-        if not self.requirement:
-            return
         (self.folder / INSTALLED).write_text("\n".join(self.requirements) + "\n")
 
     def versions(self) -> dict[str, str]:
         """What is in the environment."""
-        if not self.requirement:
-            return {}
         listed = [str(self.python), "-m", "pip", "list", "--format=freeze"]
         lines = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
         kept = {name.partition("==")[0] for name in self.requirements}
         return {name: version for name, _, version in (line.partition("==") for line in lines) if name in kept}
+
+
+@dataclass(frozen=True)
+class Own(Peer):
+    """No project: a script that runs in pat's own environment."""
+
+    requirement: str = ""
+    script: str = ""
+
+    @property
+    def python(self) -> Path:
+        """This interpreter."""
+        return Path(sys.executable)
+
+    def installation(self) -> list[list[str]]:
+        """Nothing."""
+        return []
+
+    def installed(self) -> None:
+        """There is nothing to note."""
+
+    def versions(self) -> dict[str, str]:
+        """Those of every row."""
+        return {}
 
 
 PEERS = {
@@ -79,6 +95,6 @@ PEERS = {
         Peer("modelopt", "nvidia-modelopt==0.47.0", "with_modelopt.py", missing=("requests==2.34.2",)),
         Peer("torch-pruning", "torch-pruning==1.6.1", "with_torch_pruning.py"),
         Peer("torchao", "torchao==0.18.0", "with_torchao.py"),
-        Peer("smaller", "", "smaller.py"),
+        Own("smaller", script="smaller.py"),
     )
 }

@@ -201,7 +201,7 @@ def test_a_metric_that_the_task_lacks_is_refused_when_the_config_is_composed(mon
     assert "train.best_metric=f1" in said and "allowed are loss, perplexity" in said
     assert composed("recipe=parity", "train.best_metric=perplexity").train.best_metric == "perplexity"
     assert "accuracy" in refused("recipe=parity", "task=classification", "train.best_metric=perplexity")
-    assert "of the last 50 steps" in refused("recipe=parity", "train.max_skipped=50")
+    assert "only the last 50 steps are counted" in refused("recipe=parity", "train.max_skipped=50")
 
 
 def test_a_metric_that_a_task_declares_is_one_that_it_gives() -> None:

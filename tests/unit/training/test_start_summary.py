@@ -210,6 +210,8 @@ def test_a_dry_run_needs_no_directory(capsys: pytest.CaptureFixture[str]) -> Non
         ({}, 2, ["2 ranks on a GPU each, ZeRO 3, bf16"]),
         ({}, 8, ["2 ranks on a GPU each, ZeRO 3, bf16", "this machine has 8 GPUs: engine.world_size=8 takes all"]),
         ({"hostfile": "hosts"}, None, ["2 ranks on the hosts of hosts, ZeRO 3, bf16"]),
+        ({"hostfile": "hosts"}, 8, ["2 ranks on the hosts of hosts, ZeRO 3, bf16"]),  # in a dry run
+        ({}, 3, ["2 ranks on a GPU each, ZeRO 3, bf16"]),  # three do not share out the batch
         ({"world_size": 16}, None, ["16 ranks, ZeRO 3, bf16"]),  # of a job, on whatever the nodes have
     ],
 )
@@ -219,7 +221,9 @@ def test_where_it_computes_is_said(
     """Would catch: a night on one of eight cards."""
     monkeypatch.setattr(start_summary_module, "accelerator", lambda: "cuda" if gpus else "cpu")
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    given = {f"engine__{key}": value for key, value in {"world_size": 2, "dtype": "bf16", **keys}.items()}
+    monkeypatch.delenv("RANK", raising=False)
+    given = {"train__global_batch_size": 16}
+    given |= {f"engine__{key}": value for key, value in {"world_size": 2, "dtype": "bf16", **keys}.items()}
     assert list(start_summary_module._engine(Config().changed(engine__zero_stage=3, **given), gpus is not None)) == said
 
 
