@@ -1,4 +1,4 @@
-"""Four more sets of sentences for the frontier, which no setting of the general recipes was chosen on.
+"""Four more sets of sentences for the frontier. Two of them, `customers` and `opinions`, had no part in any setting.
 
     git clone https://github.com/harvardnlp/sent-conv-torch && python tests/benchmarks/other_data.py sent-conv-torch
     python tests/benchmarks/frontier.py --data questions,subjectivity,customers,opinions --steps 120 \\
