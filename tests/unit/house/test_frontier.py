@@ -209,7 +209,8 @@ def _loaded(tmp_path: Path, family: str, keep: str) -> tuple[Any, Any]:
     script = frontier.HERE / PEERS["smaller"].script
     words = [str(tmp_path / "dense"), "none", str(tmp_path / "cut"), "--method", "plain", "--keep", keep]
     subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True)
-    cut, said = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", output_loading_info=True)
+    cut, said = loaded
     assert not any(said.values()), said
     return dense, cut
 
