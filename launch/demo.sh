@@ -2,7 +2,7 @@
 # From a fresh clone to a pruned, exported model: fine-tunes a pretrained encoder on real film reviews, once dense and
 # once while 90 % of its feed-forward weights are pruned, exports the second as a Hugging Face folder and compares the two.
 #
-#   launch/demo.sh [DIR]      results go to DIR (default: runs/demo)
+#   launch/demo.sh [DIR [key=value ...]]      results go to DIR (default: runs/demo), keys to the pruned model's training
 #
 # DEMO_STEPS      training steps of each model (default: 200, of the stand-in 60)
 # DEMO_STAND_IN   yes: a tiny model and made-up reviews instead of the assets (launch/stand_in.py), to see it work in a
@@ -47,7 +47,7 @@ stage "3/6 the dense model: fine-tuned by $ranks rank(s) under ZeRO 2 ($([ "$gpu
 train recipe=reviews_dense "run.dir=$out/dense"
 
 stage "4/6 the pruned model: the same steps; 90 % of the feed-forward weights go in four cuts, and the rest heals"
-train recipe=reviews "run.dir=$out/pruned"
+train recipe=reviews "run.dir=$out/pruned" "${@:2}"
 
 stage "5/6 export: a stock Hugging Face folder, reloaded and proved equal to what was trained"
 for run in dense pruned; do
