@@ -251,3 +251,15 @@ def test_a_value_that_deepspeed_refuses_is_one_sentence() -> None:
     with pytest.raises(ValueError, match="DeepSpeed refuses reduce_bucket_size='abc': Input should be a valid integer"):
         engine.check_values(made("abc"))
     engine.check_values(made(1_000_000))
+
+
+@pytest.mark.parametrize("told, found", [(None, "cuda"), ("cuda", "cuda"), ("cpu", "cpu")])
+def test_a_machine_with_gpus_may_be_told_to_use_none(
+    told: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: a model on the card beside ranks that DeepSpeed has put on the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    if told is not None:
+        monkeypatch.setenv("DS_ACCELERATOR", told)
+    assert engine.accelerator() == found
