@@ -34,6 +34,7 @@ ELSEWHERE = {  # what a command has in it, and where it runs on what is small
     "--tasks": "tests/unit/evaluation",
     "--backend": "tests/unit/profiling",
     "--lengths": "tests/unit/profiling",
+    "runs/small": "tests/unit/evaluation",
     "--uri": "tests/unit/registry",
     "pat registry publish": "tests/unit/registry",
     "--checkpoint sparsity=": "tests/distributed/test_export_at.py",
