@@ -168,7 +168,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} nonsense", "cannot read 'nonsense': write key=value"),
             (f"{PARITY} data.delimiter=;", """would split, such as 'data.delimiter=";"'"""),
             (
-                "task=causal_lm model.path=/m data.source=json",
+                "recipe=decoder model.path=/m data.source=json data.train=t",
                 "no value for train.num_steps (steps of train.global_batch_size samples each; 80 to 1,000 were",
             ),
             (
