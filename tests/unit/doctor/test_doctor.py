@@ -210,6 +210,7 @@ def test_what_cannot_be_asked_for(
     assert pat("--ranks", "0") == 2 and "--ranks 0: give 1 or more" in capfd.readouterr().err
     if not torch.cuda.is_available():
         assert pat("--device", "cuda") == 2 and "torch sees no GPU" in capfd.readouterr().err
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="2 ranks need 2 GPUs, and this machine shows 1: give --ranks 1"):
