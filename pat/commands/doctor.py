@@ -110,8 +110,8 @@ def _device(wanted: str, ranks: int) -> str:
     device = accelerator()
     if wanted == "cuda" and device != "cuda":
         raise ValueError(
-            "--device cuda, but torch sees no GPU, or DS_ACCELERATOR=cpu forbids it: check nvidia-smi and torch's build, "
-            "or take --device cpu"
+            "--device cuda, but torch sees no GPU, or DS_ACCELERATOR=cpu forbids it: check nvidia-smi and torch's "
+            "build, or take --device cpu"
         )
     if device == "cuda" and ranks > torch.cuda.device_count():
         raise ValueError(
