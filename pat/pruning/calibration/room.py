@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -28,7 +29,8 @@ class Room:
         except (MemoryError, RuntimeError) as error:  # not raised here: the other ranks wait for this one
             if not is_out_of_memory(error):
                 raise
-            self.said.append(f"{self.sentence()} ({str(error).partition('. ')[0] or type(error).__name__})")
+            asked = re.search(r"(?i:tried to allocate) ([\d.]+ \w+)", str(error))
+            self.said.append(self.sentence() + (f" (it asked for {asked[1]})" if asked else ""))
             return []
 
     def given(self, work: Callable[[], T]) -> T:

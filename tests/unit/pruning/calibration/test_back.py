@@ -100,7 +100,7 @@ def test_no_memory_on_one_rank_is_told_by_both(calls: int) -> None:
 
         def full(*_: Any) -> None:
             if next(count) == calls:
-                raise torch.OutOfMemoryError
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 3 MiB free.")
 
         if walk.comm.rank == 1:
             walk.layers[1].register_forward_hook(full)  # three micro-batches, each called three times
@@ -110,6 +110,7 @@ def test_no_memory_on_one_rank_is_told_by_both(calls: int) -> None:
     assert str(first) == str(second)
     said = r"no memory to take the loss's gradients .* takes \d.* KiB .*gradient_samples: 0, with scope: matrix"
     assert re.search(said, str(first)) and "micro_batch_size" in str(first)
+    assert str(first).endswith("(it asked for 2.50 GiB)")
 
 
 def test_a_models_own_loss_is_summed_over_the_labels_that_it_counts() -> None:
