@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ EXAMPLES = """\
 examples:
   pat plan recipe=llama3_8b                                     as the recipe says
   pat plan recipe=llama3_8b --ranks 8,64,1024 --stages 1,2,3 --disk-gb-per-s 5
+  pat plan recipe=llama3_8b --ranks 8 --tflops 400,40,30        how long a step and a calibrated cut take at least
   pat plan recipe=llama3_8b model.path=/models/Llama-3.1-405B --ranks 512,1024 --stages 3 --json plan.json
 
 Only the model's config is read; those of the models that recipes name come with pat. With other ranks the micro-batch
@@ -28,8 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = command_parser(
         prog="pat plan",
         usage="pat plan recipe=NAME [key=value ...] [options]",
-        description="Bytes per rank of weights, gradients, optimizer, pruner and activations; bytes sent per step;\n"
-        "size of a checkpoint and cost of a selection: by arithmetic, from the model's config on the meta device.",
+        description="Bytes per rank of weights, gradients, optimizer, pruner and activations; bytes sent and\n"
+        "operations of a step; operations of a calibrated cut; size of a checkpoint and cost of a selection:\n"
+        "by arithmetic, from the model's config on the meta device.",
         epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a key to change, or GROUP=OPTION")
@@ -37,6 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--stages", metavar="0,1,2,3", help="ZeRO stages (default: engine.zero_stage)")
     parser.add_argument(
         "--disk-gb-per-s", type=float, metavar="X", help="write speed of all ranks together, in 10^9 bytes/s"
+    )
+    parser.add_argument(
+        "--tflops",
+        metavar="X[,X,X]",
+        help="what a card reaches, in 10^12 operations/s: in engine.dtype, fp32 and fp64, the last two for calibrated "
+        "cuts (default: as the first)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too, in bytes")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
@@ -48,17 +57,21 @@ def main(arguments: Sequence[str]) -> int:
     if options.disk_gb_per_s is not None and not options.disk_gb_per_s > 0:
         raise ValueError(f"--disk-gb-per-s {options.disk_gb_per_s:g}: give more than 0")
 
+    pace = _pace(options.tflops)
+
     def use(config: Any) -> int:
         from rich.console import Console
 
         from pat.planning.report import report, summary
         from pat.planning.tables import advice, tables
+        from pat.planning.work import Pace
 
         needs = report(
             config,
             ranks or [config.engine.world_size],
             stages or [config.engine.zero_stage],
             options.disk_gb_per_s,
+            Pace(*pace) if pace else None,
         )
         console = Console()
         console.width = max(console.width, WIDTH)  # of a pipe it is 80
@@ -75,6 +88,19 @@ def main(arguments: Sequence[str]) -> int:
 
     more = ["--config-dir", options.config_dir] if options.config_dir else []
     return compose([*options.overrides, *more], use, data_is_read=False)
+
+
+def _pace(text: str | None) -> list[float] | None:
+    """`400,40,30` as operations a second; a single number counts three times. ValueError for anything else."""
+    if text is None:
+        return None
+    try:
+        given = [float(part) * 1e12 for part in text.split(",")]
+    except ValueError:
+        given = []
+    if len(given) not in (1, 3) or not all(0 < each < math.inf for each in given):
+        raise ValueError(f"--tflops {text}: give one number above 0, or three separated by commas")
+    return given * 3 if len(given) == 1 else given
 
 
 def _numbers(option: str, text: str | None, low: int, high: int) -> list[int]:

@@ -1,4 +1,5 @@
-"""What the forward keeps for the backward, found by running the model's own code on tensors without storage.
+"""What the forward keeps for the backward, and what both compute, found by running the model's own code on tensors
+without storage.
 
 Counted as by Korthikanti et al. 2022 (arXiv:2205.05198): each tensor that autograd saves once, without parameters. But
 it is counted by running the code and not by their formula, which holds for one architecture:
@@ -8,20 +9,21 @@ it is counted by running the code and not by their formula, which holds for one 
     the layers' inputs, and one whole layer  with it (their 2 s b h L, and what is computed again)
 
 Both include what is outside the layers: embeddings, logits, loss, and what a teacher has answered. Memory that lives
-only during an operation is left out.
+only during an operation is left out. Operations are those of matrix products and of attention, as torch counts them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -35,14 +37,23 @@ from pat.training.distill import Distiller
 from pat.training.sampled_kl import CachedDistiller
 
 OUTSIDE = -1  # of all layers
+ON_CPU: Any = {  # attention there, by its shapes, which torch's counter does not know
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*qkv[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda *grad_and_qkv, **_: sdpa_backward_flop_count(*grad_and_qkv[:4])
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one micro-batch."""
+    """Of one micro-batch: bytes, and floating-point operations."""
 
-    whole: int  # without activation checkpointing
-    checkpointed: int
+    whole: int  # bytes without activation checkpointing
+    checkpointed: int  # bytes with it
+    layers: int  # operations of the layers' forward
+    outside: int  # of the rest of it, the loss included, and of what a loss in chunks knows of its gradients by then
+    training: int  # of forward and backward, nothing computed again
 
 
 class _Saved:
@@ -54,6 +65,8 @@ class _Saved:
         self.inputs: dict[int, int] = {}  # of layers; storage -> bytes
         self.saved: dict[int, dict[int, int]] = {}
         self.alive: list[Any] = []  # the address of a freed storage could be reused
+        self.counter = FlopCounterMode(display=False, custom_mapping=ON_CPU)
+        self.inside = 0  # operations of layers
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.register_forward_pre_hook(self._enter)
@@ -61,12 +74,14 @@ class _Saved:
 
     def _enter(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         self.layer, self.layers = self.layers, self.layers + 1
+        self.inside -= self.counter.get_total_flops()
         for each in args:
             if isinstance(each, torch.Tensor):
                 self._note(self.inputs, each)
 
     def _leave(self, *_: Any) -> None:
         self.layer = OUTSIDE
+        self.inside += self.counter.get_total_flops()
 
     def _note(self, where: dict[int, int], tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -80,11 +95,13 @@ class _Saved:
         return tensor
 
     def activations(self) -> Activations:
-        """Their bytes."""
+        """Their bytes, and the operations so far."""
         whole = {key: size for each in self.saved.values() for key, size in each.items()}
         kept = self.saved.get(OUTSIDE, {}) | self.inputs
         again = [sum(size for key, size in each.items() if key not in kept) for each in self.saved.values()]
-        return Activations(sum(whole.values()), sum(kept.values()) + max(again, default=0))
+        checkpointed = sum(kept.values()) + max(again, default=0)
+        flops = self.counter.get_total_flops()
+        return Activations(sum(whole.values()), checkpointed, self.inside, flops - self.inside, training=flops)
 
 
 def activations(config: Config, task: Task, hf_config: Any, micro_batch: int) -> Activations:
@@ -157,8 +174,11 @@ def _padded(hf_config: Any) -> Any:
 
 
 def measure(model: nn.Module, loss: Callable[[], Any]) -> Activations:
-    """Measure a training forward that computes this loss; the model may be real or without storage."""
+    """Measure a forward that computes this loss, and its backward; the model may be real or without storage."""
     saved = _Saved(model)
-    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-        loss()
-    return saved.activations()
+    with saved.counter:
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+            answer = loss()
+        found = saved.activations()
+        answer.backward()
+    return replace(found, training=saved.counter.get_total_flops())

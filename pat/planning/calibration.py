@@ -39,22 +39,22 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     hidden: int = cast(Any, model).config.hidden_size
     layers: dict[str, list[int]] = {}
     for name, param in model.named_parameters():
-        layers.setdefault(_layer(name), []).append(logical_numel(param))
+        layers.setdefault(layer_of(name), []).append(logical_numel(param))
     statistics: dict[str, int] = {}
     pruned: dict[str, list[int]] = {}
     sharing: dict[tuple[str, int], int] = {}  # weights of matrices that may have the same inputs
     for name, (outputs, inputs) in needs.shapes.items():
         own = sum(kind.num_bytes(inputs) for kind in needs.statistics)
-        statistics[_layer(name)] = statistics.get(_layer(name), 0) + own
-        pruned.setdefault(_layer(name), []).append(outputs * inputs)
-        sharing[_layer(name), inputs] = sharing.get((_layer(name), inputs), 0) + outputs * inputs
+        statistics[layer_of(name)] = statistics.get(layer_of(name), 0) + own
+        pruned.setdefault(layer_of(name), []).append(outputs * inputs)
+        sharing[layer_of(name), inputs] = sharing.get((layer_of(name), inputs), 0) + outputs * inputs
     largest = max((layers[name] for name in statistics), key=sum)
     weights, measured = itemsize * sum(largest), max(statistics.values())
-    last = {_layer(name): name for name in needs.shapes}
+    last = {layer_of(name): name for name in needs.shapes}
     cutting = max(
         needs.cut_bytes(*shape)
-        + (0 if needs.layers else CUT * (sharing[_layer(name), shape[1]] - math.prod(shape)))
-        + (0 if name == last[_layer(name)] else needs.layers * weights)
+        + (0 if needs.layers else CUT * (sharing[layer_of(name), shape[1]] - math.prod(shape)))
+        + (0 if name == last[layer_of(name)] else needs.layers * weights)
         for name, shape in needs.shapes.items()
     )
     fitting = 0
@@ -71,7 +71,7 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     )
 
 
-def _layer(name: str) -> str:
+def layer_of(name: str) -> str:
     """`model.layers.3` of a parameter inside a layer."""
     match = re.match(r"(.*?\.\d+)\.", name)
     return match[1] if match else ""

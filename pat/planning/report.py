@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pat.planning import checkpoints, memory, traffic
+from pat.planning import checkpoints, memory, traffic, work
 from pat.planning.activations import Activations, activations
 from pat.planning.architectures import planned
 from pat.planning.calibration import calibration
@@ -32,6 +32,8 @@ class Row:
     selection_read_bytes: float
     checkpoint: checkpoints.CheckpointSize
     calibration: int  # besides weights and optimizer, during a calibrated cut; 0: there is none
+    step_flops: float
+    cut_flops: work.Cut | None  # of a calibrated cut
     total_soft: int
     total_hard: int
 
@@ -42,8 +44,10 @@ class Report:
 
     shapes: Shapes
     checkpointing: bool  # of activations, in this config
-    disk_gb_per_s: float | None
+    dtype: str  # of forward and backward
     rows: tuple[Row, ...]
+    disk_gb_per_s: float | None = None
+    pace: work.Pace | None = None  # of a rank
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; sizes in bytes, per rank but for checkpoints."""
@@ -58,7 +62,13 @@ class Report:
         }
 
 
-def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_per_s: float | None = None) -> Report:
+def report(
+    config: Config,
+    ranks: Sequence[int],
+    stages: Sequence[int],
+    disk_gb_per_s: float | None = None,
+    pace: work.Pace | None = None,
+) -> Report:
     """From the model's config alone: no weights, no tokenizer, no GPU, no ranks."""
     config = planned(config)
     model, pruner = attached(config, config.task.num_labels)
@@ -84,11 +94,14 @@ def report(config: Config, ranks: Sequence[int], stages: Sequence[int], disk_gb_
                     traffic.bytes_read_per_selection(shapes, layout),
                     checkpoints.checkpoint_size(shapes, layout),
                     calibration(config, model, pruner.calibrations, count, micro),
+                    work.step(config, layout.accumulation, known[micro]),
+                    work.cut(config, pruner.calibrations, count, micro, known[micro]),
                     needed.total(),
                     needed.total(soft=False),
                 )
             )
-    return Report(shapes, config.engine.activation_checkpointing, disk_gb_per_s, tuple(rows))
+    engine = config.engine
+    return Report(shapes, engine.activation_checkpointing, engine.dtype, tuple(rows), disk_gb_per_s, pace)
 
 
 def layout_of(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
@@ -120,5 +133,6 @@ def summary(needs: Report) -> str:
         "optimizer's step needs its buffers, or a calibrated cut its memory. Gradients: the most during a backward.\n"
         "Buffers: DeepSpeed's bucket for the reduction, whatever the model's size, and its copies; and the larger of\n"
         "gathered weights (ZeRO 3) and what the step needs, at ZeRO 1 with the reduction before it.\n"
-        "Computed, without the temporary memory of single operations and without fragmentation."
+        "Computed, without the temporary memory of single operations and without fragmentation. Operations: of\n"
+        "products of matrices and of attention; a cut's as if all iterations were taken."
     )

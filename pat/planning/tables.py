@@ -13,6 +13,7 @@ from pat.common.text import size_in_words
 
 if TYPE_CHECKING:
     from pat.planning.report import Report, Row
+    from pat.planning.work import Cut
 
 CARDS = (16, 24, 32, 40, 48, 80, 141, 192)  # GB of memory of common accelerators
 NONE = "none: see below"
@@ -103,6 +104,7 @@ def _work(needs: Report) -> list[_Line]:
         ("checkpoint, while masks still move", lambda row: size(row.checkpoint.soft)),
         ("checkpoint, once they are final", lambda row: size(row.checkpoint.hard)),
     ]
+    lines += _operations(needs)
     if disk := needs.disk_gb_per_s:
         pace = disk * 1e9
         lines += [
@@ -110,3 +112,29 @@ def _work(needs: Report) -> list[_Line]:
             (f"seconds of it at {disk:g} GB/s, once final", lambda row: f"{row.checkpoint.hard / pace:,.1f}"),
         ]
     return lines
+
+
+def _operations(needs: Report) -> Iterator[_Line]:
+    """Of a step and of a calibrated cut, and what they take at the pace of a card."""
+    pace = needs.pace
+    yield f"operations of a step on a rank, {needs.dtype}", lambda row: _tera(row.step_flops)
+    if pace:
+        yield "seconds of a step at --tflops", lambda row: f"{row.step_flops / pace.dtype:,.1f}"
+    if any(row.cut_flops is None for row in needs.rows):
+        return
+
+    def cut(row: Row) -> Cut:
+        assert row.cut_flops is not None, "all layouts calibrate, or none"
+        return row.cut_flops
+
+    yield f"operations of a calibrated cut: forwards, {needs.dtype}", lambda row: _tera(cut(row).forwards)
+    yield "operations of a calibrated cut: matrices, fp32", lambda row: _tera(cut(row).fp32)
+    if any(cut(row).fp64 for row in needs.rows):
+        yield "operations of a calibrated cut: matrices, fp64", lambda row: _tera(cut(row).fp64)
+    if pace:
+        yield "seconds of a calibrated cut at --tflops", lambda row: f"{cut(row).seconds(pace):,.1f}"
+
+
+def _tera(flops: float) -> str:
+    """In 10^12."""
+    return f"{flops / 1e12:,.{0 if flops >= 1e14 else 1}f} TFLOP"

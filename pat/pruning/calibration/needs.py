@@ -11,6 +11,11 @@ from pat.common.text import size_in_words
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 
 
+def nothing(*sizes: int) -> int:
+    """What a cut takes that only ranks by what was measured."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Needs:
     """What one calibrated pruner measures on calibration samples, and what its cuts hold in memory."""
@@ -20,6 +25,8 @@ class Needs:
     shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the matrices whose inputs are measured, in their order
     statistics: tuple[type[InputStatistic], ...]  # of each
     cut_bytes: Callable[[int, int], int]  # (outputs, inputs) -> what one cut holds beside the statistics
+    cut_flops: Callable[[int, int], float] = nothing  # (outputs, inputs) -> floating-point operations of one cut
+    prepare_flops: Callable[[int], float] = nothing  # of what matrices with the same inputs share
     follows: bool = False  # whether the model before the cut is walked along
     passes: int = 0  # over the samples, in which each layer is then fitted to what it gave there
     layers: int = 0  # times that a layer's weights are held during its cuts, up to the last of them

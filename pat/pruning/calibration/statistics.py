@@ -31,6 +31,11 @@ class InputStatistic(ABC):
         return total
 
     @staticmethod
+    def flops(tokens: int, inputs: int) -> float:
+        """Floating-point operations of products that the sum takes, in fp32; where there are none, 0."""
+        return 0.0
+
+    @staticmethod
     @abstractmethod
     def num_bytes(inputs: int) -> int:
         """Bytes that the sum takes for a map with d inputs."""
@@ -87,6 +92,11 @@ class Gram(InputStatistic):
         for rows in _strips(len(total)):
             total[rows.stop :, rows] = total[rows, rows.stop :].T
         return total
+
+    @staticmethod
+    def flops(tokens: int, inputs: int) -> float:
+        """About N d^2, half of a product, and the blocks on the diagonal."""
+        return sum(2.0 * tokens * (rows.stop - rows.start) * (inputs - rows.start) for rows in _strips(inputs))
 
     @staticmethod
     def num_bytes(inputs: int) -> int:

@@ -142,6 +142,14 @@ class Calibrated(CalibrationSettings, Criterion):
         """Bytes that one cut holds besides its statistics: weights, scores, flags, and those of the choice."""
         return 9 * outputs * inputs + choice_bytes(outputs, inputs)
 
+    def prepare_flops(self, inputs: int) -> float:
+        """About how many floating-point operations `prepare` takes, at most; here next to none."""
+        return 0.0
+
+    def cut_flops(self, outputs: int, inputs: int) -> float:
+        """About how many one cut takes, at most, in fp32; here next to none."""
+        return 0.0
+
     def rank(self, score: Tensor | None, dense: Tensor) -> Tensor:
         """Single weights have no standing without what goes into their matrix."""
         raise NotImplementedError(f"{self.name} ranks whole matrices: see `cut`")

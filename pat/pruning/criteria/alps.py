@@ -74,6 +74,19 @@ class Alps(Calibrated):
             return choosing
         return max(choosing, 4 * square + 4 * 6 * number + 2 * number, 4 * 3 * square + 4 * number)
 
+    def prepare_flops(self, inputs: int) -> float:
+        """Of eigenvectors, 9 i^3: Golub and Van Loan, Matrix Computations, chapter 8."""
+        return 9.0 * inputs**3 if inputs <= WIDE else 0.0
+
+    def cut_flops(self, outputs: int, inputs: int) -> float:
+        """W H, all iterations of ADMM, the residual and all steps of conjugate gradients; of a wide matrix two
+        triangular solves an iteration, o i^2 each, and a factor, i^3 / 3, for each rho."""
+        product = 2.0 * outputs * inputs**2
+        once = (2 + self.refinements) * product
+        if inputs <= WIDE:
+            return once + self.iterations * 2 * product
+        return once + self.iterations * product + (1 + self.iterations // PATIENCE) * inputs**3 / 3
+
     def _admm(self, dense: Tensor, problem: Problem, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """(V, its flags). Holds five matrices of the size of `dense`, with it, and what `solve` and `choose` take."""
         target = dense @ problem.gram

@@ -133,6 +133,10 @@ class CalibratedGate(CalibrationSettings, GateMethod, ABC):
         """About how many bytes one cut holds besides its statistics, for `pat plan` and for errors."""
         return 4 * 4 * outputs * inputs
 
+    def cut_flops(self, outputs: int, inputs: int) -> float:
+        """About how many floating-point operations one cut takes, at most, in fp64; here next to none."""
+        return 0.0
+
     @property
     def follows(self) -> bool:
         """Whether the walk also runs the model as it was before the cut."""

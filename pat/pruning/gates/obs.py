@@ -56,6 +56,12 @@ class Obs(CalibratedGate):
         square = inputs * (inputs + 2 * min(STRIP, inputs))
         return (4 + 8) * outputs * inputs + 8 * (square + 2 * CHUNK * (inputs + outputs))
 
+    def cut_flops(self, outputs: int, inputs: int) -> float:
+        """A factor and H^-1, i^3; W's beginning, 2 o i^2; and every unit of one input: where n are left it takes
+        2 n (n + o) of the updates, 2 n o for the squares, and CHUNK (2 n + 2 o) on average for columns."""
+        removals = inputs**3 * 2 / 3 + 2.0 * outputs * inputs**2 + CHUNK * inputs * (inputs + 2 * outputs)
+        return inputs**3 + 2.0 * outputs * inputs**2 + removals
+
     def costs(
         self, weights: Tensor, features: int, inputs: Mapping[type[InputStatistic], Tensor], bias: bool
     ) -> Tensor:

@@ -76,8 +76,17 @@ def needs(key: str, method: GateMethod, anatomy: Anatomy, sites: Sequence[Site])
         return None
     made = [reader(anatomy, site) for site in sorted(sites, key=lambda site: (site.layer, site.sublayer or 0))]
     shapes = {projection.weight: as_map(anatomy, projection) for projection in made}
-    settings = method.num_samples, shapes, method.statistics, method.cut_bytes, method.follows, method.reconstruct
-    return Needs(key, *settings, layers=1 + method.follows)
+    return Needs(
+        key,
+        method.num_samples,
+        shapes,
+        method.statistics,
+        method.cut_bytes,
+        method.cut_flops,
+        follows=method.follows,
+        passes=method.reconstruct,
+        layers=1 + method.follows,
+    )
 
 
 @dataclass(frozen=True)

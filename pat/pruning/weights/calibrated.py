@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.pruning.calibration.journal import KEEP, Journal
-from pat.pruning.calibration.needs import Needs, is_out_of_memory, too_large
+from pat.pruning.calibration.needs import Needs, is_out_of_memory, nothing, too_large
 from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import Layer, Walk
@@ -51,12 +51,21 @@ def needs(
 ) -> Needs | None:
     """What has to be measured at a cut, or once for a prior; None where the criterion looks at no inputs."""
     if criterion.prior_samples:
-        return Needs(key, criterion.prior_samples, maps, (SquaredNorm,), lambda outputs, inputs: 0, once=True)
+        return Needs(key, criterion.prior_samples, maps, (SquaredNorm,), nothing, once=True)
     if not isinstance(criterion, Calibrated):
         return None
     made = criterion
     return Needs(
-        key, made.num_samples, maps, made.statistics, made.cut_bytes, made.follows, made.reconstruct, back=back
+        key,
+        made.num_samples,
+        maps,
+        made.statistics,
+        made.cut_bytes,
+        made.cut_flops,
+        made.prepare_flops,
+        made.follows,
+        made.reconstruct,
+        back=back,
     )
 
 

@@ -383,11 +383,29 @@ def test_405_billion_parameters_on_1024_ranks(tmp_path: Path, capsys: pytest.Cap
         (["--ranks", "8,x"], "--ranks 8,x: give whole numbers from 1"),
         (["--stages", "4"], "--stages 4: give whole numbers from 0 to 3"),
         (["--disk-gb-per-s", "0"], "give more than 0"),
+        (["--tflops", "400,40"], "--tflops 400,40: give one number above 0, or three"),
+        (["--tflops", "0"], "--tflops 0: give one number above 0"),
     ],
 )
 def test_wrong_options_are_one_sentence(arguments: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         command.main(["recipe=parity", *arguments])
+
+
+def test_the_pace_of_a_card_makes_seconds_of_operations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a step in the forward's dtype only; of a cut in all three."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **LLAMA, "num_hidden_layers": 2}))
+    arguments = ["recipe=decoder_narrow", f"model.path={tmp_path}", "model.tokenizer=byte", "train.num_steps=1"]
+    arguments += ["data.source=text", f"data.train={tmp_path}", "--tflops", "1e-3,1e-4,2e-4"]
+    assert command.main([*arguments, "--json", str(tmp_path / "plan.json")]) == 0
+    (row,) = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    cut, lines = row["cut_flops"], capsys.readouterr().out.splitlines()
+    seconds = cut["forwards"] / 1e9 + cut["fp32"] / 1e8 + cut["fp64"] / 2e8
+    assert min(cut.values()) > 0
+    assert [line.split()[-1] for line in lines if "--tflops" in line] == [
+        f"{row['step_flops'] / 1e9:,.1f}",
+        f"{seconds:,.1f}",
+    ]
 
 
 def test_data_and_its_source_may_be_left_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
