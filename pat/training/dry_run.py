@@ -11,6 +11,7 @@ from pat.models import build, tokenizers
 from pat.models.build import UNFIT, unfit
 from pat.models.trainable import choose_trainable
 from pat.pruning.pruner import Pruner
+from pat.pruning.schedules import Timeline
 from pat.schema import Config
 from pat.tasks import base
 
@@ -41,17 +42,18 @@ def describe(config: Config) -> str:
         return "Nothing would be pruned: there are no pruners."
     ranks = 1 if config.engine.zero_stage == 0 else config.engine.world_size
     size = config.engine.world_size
-    table = Table(title=f"What would be pruned ({size} rank{'s' * (size > 1)}, ZeRO {config.engine.zero_stage})")
+    engine = f"{size} rank{'s' * (size > 1)}, ZeRO {config.engine.zero_stage}"
+    table = Table(title=f"What would be pruned ({engine}), and the memory of masks and gates")
     for column in (
         "pruner",
         "matrices",
         "weights",
         "units",
         "removed",
-        "dense",
-        "soft",
+        "dense steps",
+        "soft steps",
         "hard from",
-        "state/rank soft",
+        "memory per rank, soft",
         "hard",
     ):
         table.add_column(column, justify="left" if column == "pruner" else "right")
@@ -66,9 +68,7 @@ def describe(config: Config) -> str:
             f"{each.numel:,}",
             f"{units:,}",
             f"{removed:,} units",
-            f"0-{line.start}",
-            f"{line.start}-{line.hard_from}",
-            f"step {line.hard_from}",
+            *_phases(line),
             size_in_words(soft),
             size_in_words(each.numel * HARD_BYTES / ranks),
         )
@@ -80,9 +80,7 @@ def describe(config: Config) -> str:
             f"{each.numel:,}",
             f"{sum(each.units.sizes):,}",
             f"{each.target_weights:,} weights",
-            f"0-{line.start}",
-            f"{line.start}-{line.hard_from}",
-            f"step {line.hard_from}",
+            *_phases(line),
             state,
             state,
         )
@@ -95,3 +93,10 @@ def describe(config: Config) -> str:
     with console.capture() as captured:
         console.print(table)
     return captured.get() + "\n".join(lines)
+
+
+def _phases(line: Timeline) -> tuple[str, str, str]:
+    """When nothing is pruned yet, when masks move, and from when on they are final."""
+    dense = f"0-{line.start}" if line.start else "none"
+    soft = f"{line.start}-{line.hard_from}" if line.hard_from > line.start else "none"
+    return dense, soft, f"step {line.hard_from}"

@@ -162,9 +162,11 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, con
                 + (f"; then {_passes(needs.passes)} over them to fit each layer" if needs.passes else "")
             )
     totals, every = pruner.totals, sum(p.numel() for p in model.parameters())
+    removed = totals.target * totals.numel
+    left = "" if pruner.weight_pruners else f"; about {(every - removed) / 1e6:,.1f} M are left"
     yield (
-        f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, "
-        f"{percent(totals.target * totals.numel / every)} of all parameters"
+        f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, {percent(removed / every)} of all "
+        f"parameters{left}"
     )
     if not pruner.structure_pruners:
         patterns_of = {each.granularity.name for each in pruner.weight_pruners}

@@ -126,6 +126,16 @@ def test_figures_and_warnings(config: Config, monkeypatch: pytest.MonkeyPatch) -
     assert said.rindex("  warning") > said.rindex("  schedule"), "warnings come last"
 
 
+def test_how_small_a_narrow_model_becomes_is_said(config: Config) -> None:
+    """Of zeros nothing is said: they stay parameters."""
+    gates = PrunerConfig(**NARROW, structures=["ffn"], schedule={"name": "one_shot", "start": 5, "hard_from": 9})
+    checked = preflight.prepare(config.changed(pruners={"p": gates}), Path("run"))
+    every = sum(p.numel() for p in checked.model.parameters())
+    left = every - checked.pruner.structure_pruners[0].target_weights
+    assert f"of all parameters; about {left / 1e6:,.1f} M are left" in start_summary(config, checked)
+    assert "are left" not in start_summary(config, preflight.prepare(config, Path("run")))
+
+
 def test_an_evaluation_that_shows_nothing_is_said(config: Config) -> None:
     """Of 40 rows every fourth is `bad`: the first three for evaluation are of the other label."""
     rows = Path("rows.jsonl").read_text().splitlines(keepends=True)
