@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
 from pat.planning import activations, work
 from pat.pruning.criteria import alps
@@ -75,6 +75,22 @@ def test_frozen_weights_have_no_gradient_to_compute() -> None:
     whole, head_only = measured(), measured(optim__trainable=["model.embed_tokens.weight"])
     assert head_only.layers == whole.layers
     assert head_only.training < whole.training - LAYERS * 2 * LINEAR * LENGTH * SAMPLES + 1
+
+
+@pytest.mark.skipif(not activations.EXPERTS, reason="transformers below 5.23")
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_a_token_is_counted_in_the_experts_that_it_takes(dtype: str) -> None:
+    """Would catch: experts that count for nothing, and a plan that only bf16 has."""
+    experts, width = 2, 96
+    sizes: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": experts, "moe_intermediate_size": width}
+    sizes |= LLAMA | {"head_dim": 16, "num_hidden_layers": LAYERS, "vocab_size": WORDS}
+    made = Qwen3MoeConfig(**sizes)
+    config = Config().changed(data__max_length=LENGTH, model__attn_implementation="eager", engine__dtype=dtype)
+    found = activations.activations(config, base.build({"name": "causal_lm"}), made, 1)
+    weights = 3 * HIDDEN**2 + HIDDEN * 8 + experts * 3 * HIDDEN * width
+    scores = 4 * HIDDEN * LENGTH
+    assert found.layers == LAYERS * (2 * weights + scores) * LENGTH
+    assert found.training == 3 * found.layers + 6 * WORDS * HIDDEN * LENGTH
 
 
 def batches() -> list[dict[str, Tensor]]:
