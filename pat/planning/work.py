@@ -9,7 +9,8 @@ those outside of them. Weights of a layer are cut by several ranks at once, its 
 
 By arithmetic: samples are as long as `data.max_length`, every iteration is taken, and matrices of one module that have
 as many inputs count as having the same ones. What is no product of matrices, such as the selection of the highest
-scores, and waiting for memory or for other ranks are not counted.
+scores, and waiting for memory or for other ranks are not counted, nor is the walk before a cut that lets layers compete
+(`budget.per_layer`).
 """
 
 from __future__ import annotations
