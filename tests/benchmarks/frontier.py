@@ -346,7 +346,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing: only write the table and the picture")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "frontier", help="of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "frontier.json")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md", help="whose table is replaced")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md", help="whose tables are replaced")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "frontier.png")
     options = parser.parse_args()
     for given, known in ((options.data, SUBJECTS), (options.methods, METHODS)):
@@ -365,7 +365,8 @@ def main() -> None:
         run_all(selected, results, Runner(options.folder.resolve()).measure, options.again)
     table = report.lines(list(results.rows().values()))
     print("\n".join(report.markdown(table)))
-    report.into_page(options.page, report.markdown(table))
+    report.into_page(options.page, report.EVERY, report.markdown(table))
+    report.into_page(options.page, report.OTHER, report.on_other_data(table))
     report.picture(table, options.picture)
 
 

@@ -13,7 +13,7 @@ from tests.benchmarks.commands import spread
 from tests.benchmarks.frontier_rows import METHODS, PICTURED
 
 HIGHER_IS_BETTER = ("accuracy",)
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"  # marks in the page
+EVERY, OTHER = "table", "other data"  # tables of the page, by their marks
 MARK = " †"  # see the page
 PANEL = (4.6, 3.4)  # inches
 MARKERS = "osDPX*"  # of our methods, so that ten colours are enough; a peer's point down
@@ -88,10 +88,38 @@ def markdown(table: Sequence[Line]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def into_page(page: Path, text: Sequence[str]) -> None:
-    """Replace what stands between the page's two marks."""
-    before, rest = page.read_text().split(f"{BEGIN}\n")
-    page.write_text("\n".join([f"{before}{BEGIN}", *text, f"{END}{rest.split(END)[1]}"]))
+SENTENCES = {  # data that settings were not chosen on, or less: what it is; texts for training, held out
+    "questions": ("questions (TREC), 6 labels", "5,371, 500"),
+    "subjectivity": ("subjectivity", "9,004, 996"),
+    "customers": ("customers' reviews", "3,021, 744"),
+    "opinions": ("opinions in phrases (MPQA)", "7,408, 832"),
+}
+BESIDE = {  # (target, method)
+    "dense": ("dense", "dense"),
+    "80 % of the weights, `recipe=encoder`": ("80", "alps"),
+    "llmcompressor's SparseGPT": ("80", "llmcompressor-sparsegpt"),
+    "half of the neurons, `recipe=encoder_narrow`": ("ffn=0.5", "obs"),
+}
+
+
+def on_other_data(table: Sequence[Line]) -> list[str]:
+    """A row for each of SENTENCES: means, with the number of seeds."""
+    measured = {(line.data, line.target, line.method): line for line in table if line.mean is not None}
+
+    def cell(data: str, target: str, method: str) -> str:
+        line = measured.get((data, target, method))
+        return "-" if line is None or line.mean is None else f"{100 * line.mean:.1f} % ({len(line.values)})"
+
+    head = ["data", "for training, held out", *BESIDE]
+    rows = [[*words, *(cell(data, *column) for column in BESIDE.values())] for data, words in SENTENCES.items()]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def into_page(page: Path, name: str, text: Sequence[str]) -> None:
+    """Replace what stands between the page's two marks of that name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = page.read_text().split(f"{begin}\n")
+    page.write_text("\n".join([f"{before}{begin}", *text, f"{end}{rest.split(end)[1]}"]))
 
 
 def _target(line: Line) -> str:

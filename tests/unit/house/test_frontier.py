@@ -22,7 +22,7 @@ from tests import models
 from tests.benchmarks import frontier, other_data
 from tests.benchmarks.commands import PAT
 from tests.benchmarks.frontier import Measured, Results, Runner, folder_of, run_all
-from tests.benchmarks.frontier_report import BEGIN, END, into_page, lines, markdown, picture
+from tests.benchmarks.frontier_report import into_page, lines, markdown, on_other_data, picture
 from tests.benchmarks.frontier_rows import METHODS, Row, Target, rows
 from tests.benchmarks.peers import PEERS
 from tests.unit.house.test_docs import code_in
@@ -297,16 +297,25 @@ def test_the_picture_is_drawn_of_what_is_measured(tmp_path: Path) -> None:
 
 def test_a_table_in_a_page_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"above\n\n{BEGIN}\n| old |\n{END}\n\nbelow\n")
+    page.write_text("above\n\n<!-- one -->\n| old |\n<!-- end of one -->\n\n<!-- two -->\n<!-- end of two -->\n")
     for _ in range(2):
-        into_page(page, ["| new |", "| row |"])
-        assert page.read_text() == f"above\n\n{BEGIN}\n| new |\n| row |\n{END}\n\nbelow\n"
+        into_page(page, "one", ["| new |", "| row |"])
+        made = "above\n\n<!-- one -->\n| new |\n| row |\n<!-- end of one -->\n\n<!-- two -->\n<!-- end of two -->\n"
+        assert page.read_text() == made
 
 
-def test_the_page_shows_the_table_of_the_results_file() -> None:
+def test_data_that_had_no_part_has_a_table_of_its_own() -> None:
+    measured = [
+        _row("alps", value, data="opinions", seed=seed) | {"target": "80"} for seed, value in ((0, 0.85), (1, 0.86))
+    ]
+    assert on_other_data(lines(measured))[-1].endswith("| 7,408, 832 | - | 85.5 % (2) | - | - |")
+
+
+def test_the_page_shows_the_tables_of_the_results_file() -> None:
     measured = Results(frontier.ROOT / "results" / "frontier.json").rows()
     page = (frontier.ROOT / "docs" / "frontier.md").read_text()
-    assert "\n".join(markdown(lines(list(measured.values())))) in page
+    table = lines(list(measured.values()))
+    assert "\n".join(markdown(table)) in page and "\n".join(on_other_data(table)) in page
 
 
 def test_the_other_data_holds_out_each_text_once_and_trains_on_none_of_them(
