@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         help="what a card reaches, in 10^12 operations/s: in engine.dtype, fp32 and fp64, the last two for calibrated "
         "cuts (default: as the first)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too, in bytes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too: bytes and operations")
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     options = parser.parse_intermixed_args(arguments)
     if options.json:

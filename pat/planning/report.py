@@ -50,7 +50,7 @@ class Report:
     pace: work.Pace | None = None  # of a rank
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; sizes in bytes, per rank but for checkpoints."""
+        """Plain values; sizes in bytes, and operations; per rank but for checkpoints."""
         return {
             "parameters": self.shapes.every,
             "trained": self.shapes.trained,
