@@ -15,8 +15,7 @@ only during an operation is left out. Operations are those of matrix products an
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,12 +23,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers.initialization import no_init_weights
-from transformers.integrations import moe
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pat.common.parameters import DTYPES
+from pat.models import operations
 from pat.models.trainable import choose_trainable
 from pat.pruning.schedules import Ramp
 from pat.schema import Config
@@ -39,23 +37,6 @@ from pat.training.distill import Distiller
 from pat.training.sampled_kl import CachedDistiller
 
 OUTSIDE = -1  # of all layers
-
-
-def _experts(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of a row (s, i) and the weights (e, i, o) of its expert."""
-    return 2 * rows[0] * weights[1] * weights[2]
-
-
-COUNTED: Any = {  # what torch's counter does not know, by shapes: attention on a CPU, and experts
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*qkv[:3]),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda *grad_and_qkv, **_: sdpa_backward_flop_count(*grad_and_qkv[:4])
-    ),
-}
-EXPERTS = hasattr(torch.ops.transformers, "grouped_mm_fallback_backward")  # since transformers 5.23
-if EXPERTS:
-    COUNTED[torch.ops.transformers.grouped_mm_fallback] = _experts
-    COUNTED[torch.ops.transformers.grouped_mm_fallback_backward] = lambda *shapes, **_: 2 * _experts(*shapes)
 
 
 @dataclass(frozen=True)
@@ -78,7 +59,7 @@ class _Saved:
         self.inputs: dict[int, int] = {}  # of layers; storage -> bytes
         self.saved: dict[int, dict[int, int]] = {}
         self.alive: list[Any] = []  # the address of a freed storage could be reused
-        self.counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
+        self.counter = operations.counter()
         self.inside = 0  # operations of layers
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer):
@@ -126,7 +107,7 @@ def activations(config: Config, task: Task, hf_config: Any, micro_batch: int) ->
     model = _on_meta(config, task, hf_config).train()
     choose_trainable(model, config)
     taught = _teacher(config, task, hf_config) if config.distill.live else None
-    with FakeTensorMode(), _experts_in_any_dtype():
+    with FakeTensorMode(), operations.experts_in_any_dtype():
         _allocate(model)
         tokens = torch.zeros(micro_batch, config.data.max_length, dtype=torch.long)
         labels = torch.zeros(micro_batch, dtype=torch.long) if task.per_sample else tokens
@@ -143,26 +124,14 @@ def activations(config: Config, task: Task, hf_config: Any, micro_batch: int) ->
         return measure(model, partial(loss, model, batch))
 
 
-@contextmanager
-def _experts_in_any_dtype() -> Iterator[None]:
-    """Without storage torch's product of rows with their experts takes bf16 only: that of transformers instead, which
-    saves the same."""
-    name = "_can_use_grouped_mm"
-    known = getattr(moe, name)
-    if EXPERTS:
-        setattr(moe, name, lambda *_: False)
-    try:
-        yield
-    finally:
-        setattr(moe, name, known)
-
-
 def _on_meta(config: Config, task: Task, hf_config: Any) -> nn.Module:
     options = {}
     if config.model.attn_implementation is not None and "flash" not in config.model.attn_implementation:
         options["attn_implementation"] = config.model.attn_implementation
     with torch.device("meta"), no_init_weights():
-        return task.auto_model.from_config(_padded(hf_config), dtype=DTYPES[config.engine.dtype], **options)
+        model = task.auto_model.from_config(_padded(hf_config), dtype=DTYPES[config.engine.dtype], **options)
+        model.tie_weights()  # else an output matrix that trains as the embeddings would count as frozen
+        return model
 
 
 def _allocate(model: nn.Module) -> None:

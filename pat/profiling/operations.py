@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import transformers
-from torch.utils.flop_counter import FlopCounterMode
 
 from pat.export.loader import narrowed
 from pat.models import families
+from pat.models.operations import counter, experts_in_any_dtype
 from pat.pruning.structures import costs
 
 
@@ -22,11 +22,11 @@ def flops(folder: Path, tokens: int) -> int | None:
     """
     try:
         model = on_meta(folder)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), experts_in_any_dtype(), counter() as counted:
             model(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError):  # its forward looks at values, as GPT-2's does
         return _by_anatomy(folder, tokens)
-    return int(counter.get_total_flops())
+    return int(counted.get_total_flops())
 
 
 def _by_anatomy(folder: Path, tokens: int) -> int | None:

@@ -17,9 +17,10 @@ import pytest
 import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen3MoeConfig
 
 from pat.models import families
+from pat.models import operations as counting
 from pat.profiling import backends, operations, plan, report, table, vllm
 from pat.profiling.backends.eager import _Torch
 from pat.profiling.figures import Facts, Profile, profile
@@ -173,6 +174,23 @@ def test_flops_are_those_that_budgets_count(family: str, tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     anatomy = families.anatomy(model)
     assert operations.flops(tmp_path, 12) == flops(anatomy, 12).total(dense_widths(anatomy))
+
+
+@pytest.mark.skipif(not counting.EXPERTS, reason="transformers below 5.23")
+def test_flops_of_experts_are_those_that_a_token_takes(tmp_path: Path) -> None:
+    """Would catch: a mixture of experts of which nothing is said, as its anatomy is not known."""
+    experts, width, tokens = 2, 96, 12
+    sizes: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": experts, "moe_intermediate_size": width}
+    sizes |= {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+    }
+    Qwen3MoeConfig(**sizes, vocab_size=100, architectures=["Qwen3MoeForCausalLM"]).save_pretrained(tmp_path)
+    weights = 4 * 64**2 + 64 * 8 + experts * 3 * 64 * width + 100 * 64
+    assert operations.flops(tmp_path, tokens) == 2 * weights * tokens + 4 * 64 * tokens**2
 
 
 def test_decoding_is_greedy_and_every_token_is_timed() -> None:
