@@ -32,12 +32,6 @@ def unflatten(values: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     return untyped(values).unflatten(dim, sizes)
 
 
-def eigh(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(eigenvalues (d,), eigenvectors (d, d) in columns) of a symmetric (d, d)."""
-    found = untyped(torch).linalg.eigh(values)
-    return found.eigenvalues, found.eigenvectors
-
-
 def cholesky(values: Tensor) -> Tensor:
     """(d, d) the lower factor of a positive symmetric (d, d). A RuntimeError where it is not positive."""
     return untyped(torch).linalg.cholesky(values)
@@ -53,6 +47,11 @@ def cholesky_(values: Tensor) -> Tensor:
             f"the input is not positive-definite: its leading minor of order {int(info)} is not positive"
         )
     return values
+
+
+def cholesky_inverse(factor: Tensor) -> Tensor:
+    """(d, d) (R^T R)^-1 of an upper R (d, d)."""
+    return untyped(torch).cholesky_inverse(factor, upper=True)
 
 
 def solve_triangular_(factor: Tensor, right: Tensor, upper: bool) -> Tensor:

@@ -72,7 +72,7 @@ def _cut(config: Config, needs: Needs, ranks: int, micro: int, measured: Activat
     measuring = cutting = 0.0
     for groups in _by_inputs(needs).values():
         measuring += sum(kind.flops(tokens, inputs) for inputs, _ in groups for kind in needs.statistics)
-        work = [needs.prepare_flops(i) + sum(needs.cut_flops(o, i) for o in outputs) for i, outputs in groups]
+        work = [sum(needs.cut_flops(o, inputs) for o in outputs) for inputs, outputs in groups]
         at_once = 1 if needs.layers else ranks
         cutting += sum(max(work[first : first + at_once]) for first in range(0, len(work), at_once))
     if not needs.layers:

@@ -68,6 +68,13 @@ def _encoder(data: str) -> Subject:
     return replace(subject, judge=("recipe=encoder", "model.path=assets/minilm", "pruners={}", *subject.described(1)))
 
 
+def _text(data: str) -> Subject:
+    """Texts that `other_texts.py` writes; judged as the recipe reads them."""
+    subject = _llama(data, "causal_lm", "decoder", eval_samples=64)
+    judge = ("recipe=decoder", "model.path=assets/smollm2", "pruners={}", *subject.described(1))
+    return replace(subject, judge=judge)
+
+
 SUBJECTS = {
     "addresses": _llama("sotu", "causal_lm", "sotu_dense", eval_samples=32),
     "chats": _llama("chats", "chat", "smollm2_chat", eval_samples=160),
@@ -75,6 +82,7 @@ SUBJECTS = {
         "encoder", "minilm", "reviews", "classification", "accuracy", ("recipe=reviews_dense",), 128, samples=2048
     ),
     **{name: _encoder(name) for name in ("questions", "subjectivity", "customers", "opinions")},
+    **{name: _text(name) for name in ("plays", "library")},
 }
 PICTURED = ("addresses", "chats", "reviews")  # with more than one target or budget
 

@@ -26,7 +26,6 @@ class Needs:
     statistics: tuple[type[InputStatistic], ...]  # of each
     cut_bytes: Callable[[int, int], int]  # (outputs, inputs) -> what one cut holds beside the statistics
     cut_flops: Callable[[int, int], float] = nothing  # (outputs, inputs) -> floating-point operations of one cut
-    prepare_flops: Callable[[int], float] = nothing  # of what matrices with the same inputs share
     follows: bool = False  # whether the model before the cut is walked along
     passes: int = 0  # over the samples, in which each layer is then fitted to what it gave there
     layers: int = 0  # times that a layer's weights are held during its cuts, up to the last of them

@@ -142,12 +142,8 @@ class Calibrated(CalibrationSettings, Criterion):
         """Bytes that one cut holds besides its statistics: weights, scores, flags, and those of the choice."""
         return 9 * outputs * inputs + choice_bytes(outputs, inputs)
 
-    def prepare_flops(self, inputs: int) -> float:
-        """About how many floating-point operations `prepare` takes, at most; here next to none."""
-        return 0.0
-
     def cut_flops(self, outputs: int, inputs: int) -> float:
-        """About how many one cut takes, at most, in fp32; here next to none."""
+        """About how many floating-point operations one cut takes, at most, in fp32; here next to none."""
         return 0.0
 
     def rank(self, score: Tensor | None, dense: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pat.common.typed import cholesky_, eigh, solve_triangular_
+from pat.common.typed import cholesky_, cholesky_inverse, solve_triangular_
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 from pat.pruning.criteria import Calibrated, choice_bytes
 
@@ -17,7 +17,6 @@ FIRST_PENALTY = 0.1  # rho, with inputs scaled to a mean square of 1
 PATIENCE = 2  # iterations between two looks at how much the mask still moves
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # (share of the mask that has changed, factor of rho)
 SETTLED = 1e-3  # share of the mask below which it no longer moves,
-WIDE = 4096  # inputs of a matrix above which it has no eigenvectors taken
 LOOKS = 2  # at so many looks in a row
 
 
@@ -40,7 +39,7 @@ class Alps(Calibrated):
     name: str = "alps"
     damping: float = 0.01  # added to the Gram matrix's diagonal, as a share of its mean; raise it for few samples
     iterations: int = 60  # most iterations of ADMM
-    refinements: int = 10  # steps of conjugate gradients that fit what stays
+    refinements: int = 5  # steps of conjugate gradients that fit what stays
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]] = (Gram,)
 
@@ -57,7 +56,7 @@ class Alps(Calibrated):
         gram = damped_(inputs[Gram], self.damping)
         scale = gram.diagonal().sqrt()
         gram.div_(scale[:, None]).div_(scale)
-        return Problem(gram, scale, eigen_resolvent(gram) if len(gram) <= WIDE else factor_resolvent(gram))
+        return Problem(gram, scale, Resolvent(gram))
 
     def cut(self, weights: Tensor, prepared: Problem, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Flags and fitted weights. RuntimeError where the Gram matrix is not positive."""
@@ -66,26 +65,20 @@ class Alps(Calibrated):
         return keep, fitted(dense, prepared.gram, keep, sparse, self.refinements).div_(prepared.scale)
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
-        """ADMM's five matrices with three sets of flags while it chooses, or a sixth where it solves by eigenvectors;
-        beside them eigenvectors or a factor, or, before, what LAPACK needs to find these."""
+        """ADMM's five matrices with three sets of flags while it chooses, beside a factor or an inverse; where it has
+        the inverse, a sixth matrix while it multiplies, and the factor while that is inverted."""
         number, square = outputs * inputs, inputs * inputs
         choosing = 4 * square + 4 * 5 * number + 3 * number + choice_bytes(outputs, inputs)
-        if inputs > WIDE:
+        if not inverts(outputs, inputs):
             return choosing
-        return max(choosing, 4 * square + 4 * 6 * number + 2 * number, 4 * 3 * square + 4 * number)
-
-    def prepare_flops(self, inputs: int) -> float:
-        """Of eigenvectors, 9 i^3: Golub and Van Loan, Matrix Computations, chapter 8."""
-        return 9.0 * inputs**3 if inputs <= WIDE else 0.0
+        return max(choosing, 4 * square + 4 * 6 * number + 2 * number, 4 * 2 * square + 4 * 5 * number + 2 * number)
 
     def cut_flops(self, outputs: int, inputs: int) -> float:
-        """W H, all iterations of ADMM, the residual and all steps of conjugate gradients; of a wide matrix two
-        triangular solves an iteration, o i^2 each, and a factor, i^3 / 3, for each rho."""
-        product = 2.0 * outputs * inputs**2
-        once = (2 + self.refinements) * product
-        if inputs <= WIDE:
-            return once + self.iterations * 2 * product
-        return once + self.iterations * product + (1 + self.iterations // PATIENCE) * inputs**3 / 3
+        """W H, the residual and all steps of conjugate gradients, o i^2 multiplications each; as many for all
+        iterations of ADMM; a factor for each rho, i^3 / 3 operations, or an inverse, i^3 with the factor."""
+        products = 2.0 * outputs * inputs**2 * (2 + self.refinements + self.iterations)
+        rhos = 1 + self.iterations // PATIENCE
+        return products + rhos * inputs**3 / (1 if inverts(outputs, inputs) else 3)
 
     def _admm(self, dense: Tensor, problem: Problem, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """(V, its flags). Holds five matrices of the size of `dense`, with it, and what `solve` and `choose` take."""
@@ -116,7 +109,7 @@ class Problem:
 
     gram: Tensor  # (i, i) H, damped, with a unit diagonal
     scale: Tensor  # (i,) D
-    solve: Callable[[Tensor, float], Tensor]  # (R (o, i), rho) -> R (H + rho I)^-1, in R
+    solve: Resolvent
 
 
 def _pulled(near: Tensor, dual: Tensor, rho: float, out: Tensor) -> Tensor:
@@ -124,36 +117,35 @@ def _pulled(near: Tensor, dual: Tensor, rho: float, out: Tensor) -> Tensor:
     return torch.div(dual, rho, out=out).add_(near)
 
 
-def eigen_resolvent(gram: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """(R, rho) -> R (H + rho I)^-1, in R: by H's eigenvectors, which serve all rho.
+class Resolvent:
+    """(R (o, i), rho) -> R (H + rho I)^-1, in R where it can: by a Cholesky factor for each rho.
 
-    RuntimeError where H + rho I is not positive for all of them.
+    A matrix with as many outputs as inputs, or more, is multiplied by the inverse: products run faster than triangular
+    solves, and the inverse costs less than they would. RuntimeError where H + rho I is not positive.
     """
-    values, vectors = eigh(gram)
-    if not values[0] > -FIRST_PENALTY:
-        raise RuntimeError("the input is not positive-definite")
 
-    def solve(right: Tensor, rho: float) -> Tensor:
-        return torch.mm((right @ vectors).div_(values + rho), vectors.T, out=right)
+    def __init__(self, gram: Tensor) -> None:
+        self.gram = gram
+        self.known: tuple[float, bool] | None = None  # rho, whether `held` is the inverse or the factor
+        self.held: Tensor | None = None
 
-    return solve
+    def __call__(self, right: Tensor, rho: float) -> Tensor:
+        """R of one matrix after the other."""
+        inverse = inverts(*right.shape)
+        if self.known != (rho, inverse):
+            self.known, self.held = (rho, inverse), None
+            factor = cholesky_(added_(self.gram.clone(), rho))
+            self.held = cholesky_inverse(factor) if inverse else factor
+        assert self.held is not None
+        if inverse:
+            return right @ self.held
+        solve_triangular_(self.held, right, upper=True)
+        return solve_triangular_(self.held.T, right, upper=False)
 
 
-def factor_resolvent(gram: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """The same by a Cholesky factor for each rho: for many inputs, whose eigenvectors take longer than all the rest.
-
-    RuntimeError where H + rho I is not positive.
-    """
-    factor, known = torch.empty_like(gram), list[float]()
-
-    def solve(right: Tensor, rho: float) -> Tensor:
-        if known != [rho]:
-            known[:] = [rho]
-            cholesky_(added_(factor.copy_(gram), rho))
-        solve_triangular_(factor, right, upper=True)
-        return solve_triangular_(factor.T, right, upper=False)
-
-    return solve
+def inverts(outputs: int, inputs: int) -> bool:
+    """Whether a matrix of that shape is worth the inverse of its Gram matrix."""
+    return outputs >= inputs
 
 
 def damped_(gram: Tensor, damping: float) -> Tensor:

@@ -62,7 +62,6 @@ def needs(
         made.statistics,
         made.cut_bytes,
         made.cut_flops,
-        made.prepare_flops,
         made.follows,
         made.reconstruct,
         back=back,

@@ -459,7 +459,7 @@ def test_calibration_by_hand() -> None:
     pruner.attach(model)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
     weights, hidden, gram = 24 * 16, 3 * 10 * 16 * 2, 4 * 16 * 16
-    cut = gram + (4 * 6 + 2) * weights  # eigenvectors, six matrices, two sets of flags
+    cut = gram + (4 * 6 + 2) * weights  # the inverse, six matrices, two sets of flags
     choosing = gram + (4 * 5 + 3 + 13) * weights + weights // 4
     assert choosing > cut and choosing + gram > 2 * layer + gram
     assert calibration(config, model, pruner.calibrations, 2) == hidden + gram + choosing

@@ -128,10 +128,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("wide", [0, 4096], ids=["factors", "eigenvectors"])
-def test_a_cut_computes_what_the_plan_says(case: str, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_computes_what_the_plan_says(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch counts products of matrices only, so what LAPACK does is taken off the plan, by hand."""
-    monkeypatch.setattr(alps, "WIDE", wide)
     monkeypatch.setattr(alps, "SETTLED", -1.0)  # every iteration is taken
     fields = CASES[case]
     at = int("structures" in fields)  # gates are cut when a step begins
@@ -148,11 +146,9 @@ def test_a_cut_computes_what_the_plan_says(case: str, wide: int, monkeypatch: py
     assert planned is not None
     lapack = 0.0
     if case.startswith("alps"):
-        for outputs, inputs in ((2 * NEURONS, HIDDEN), (HIDDEN, NEURONS)):  # gate and up share theirs
-            iterations, solves = Alps().iterations, 2 if inputs == HIDDEN else 1  # of each matrix
-            factors = (1 + iterations // alps.PATIENCE) * inputs**3 / 3
-            each = 9 * inputs**3 if inputs <= wide else iterations * 2 * outputs * inputs**2 + solves * factors
-            lapack += LAYERS * each
+        rhos = 1 + Alps().iterations // alps.PATIENCE
+        lapack = LAYERS * rhos * (2 * HIDDEN**3 + NEURONS**3 / 3)  # gate and up have inverses, down has factors
+        lapack += LAYERS * Alps().iterations * 2 * HIDDEN * NEURONS**2  # and two triangular solves
     if case == "obs":
         lapack = LAYERS * (NEURONS**3 + 2 * HIDDEN * NEURONS**2)
     with Products() as counted:

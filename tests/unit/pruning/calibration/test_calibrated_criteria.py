@@ -12,8 +12,7 @@ from torch import Tensor
 
 from pat.pruning import registry, scopes
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
-from pat.pruning.criteria import alps
-from pat.pruning.criteria.alps import Alps, damped_, fitted
+from pat.pruning.criteria.alps import Alps, Resolvent, damped_, fitted
 from pat.pruning.weights.allocation import Weighing
 from pat.pruning.weights.calibrated import Method, _cut_group
 from pat.pruning.weights.whole import chooser, keep_top_of_rows
@@ -158,14 +157,16 @@ def test_settings_out_of_range(wrong: dict[str, float]) -> None:
         registry.build("criterion", {"name": "alps", **wrong})
 
 
-def test_wide_matrices_are_solved_without_eigenvectors_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights, gram = problem(3, 24, 32, 200)
-    keep, found = cut(Alps(), weights, {Gram: gram}, choose("matrix"))
-    monkeypatch.setattr(alps, "WIDE", 0)
-    again, other = cut(Alps(), weights, {Gram: gram}, choose("matrix"))
-    assert (keep != again).float().mean() < 0.02
-    within = damped_(gram.clone(), Alps().damping)
-    assert loss(weights, other, within).sum() == pytest.approx(float(loss(weights, found, within).sum()), rel=0.02)
+@pytest.mark.parametrize("outputs", [24, 32, 40], ids=["by a factor", "by the inverse", "by the inverse of fewer"])
+def test_a_resolvent_is_the_inverse_for_every_rho_in_any_order(outputs: int) -> None:
+    """Would catch: the factor or the inverse of an earlier rho, or of a matrix of another shape, used again."""
+    right, gram = problem(3, outputs, 32, 200)
+    resolvent, narrow = Resolvent(gram), torch.randn(3, 32)
+    for rho in (0.1, 2.0, 2.0, 0.1):
+        exact = torch.linalg.inv(gram.double() + rho * torch.eye(32, dtype=torch.float64))
+        for matrix in (right, narrow):
+            found = resolvent(matrix.clone(), rho)
+            torch.testing.assert_close(found.double(), matrix.double() @ exact, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_fitted_into_inputs_that_gates_have_removed() -> None:

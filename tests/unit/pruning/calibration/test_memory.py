@@ -15,7 +15,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pat.planning.calibration import calibration
 from pat.pruning import registry, scopes
 from pat.pruning.calibration.statistics import Gram, InputStatistic
-from pat.pruning.criteria import alps
 from pat.pruning.criteria.alps import Alps
 from pat.pruning.weights.whole import chooser
 from pat.schema import Config, PrunerConfig
@@ -33,12 +32,8 @@ def process_group() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("scope", ["row", "matrix"])
-@pytest.mark.parametrize("wide", [0, 4096], ids=["factor", "eigenvectors"])
 @pytest.mark.parametrize("outputs, inputs", [(128, 512), (640, 256)])
-def test_a_cut_of_alps_holds_what_it_announces(
-    outputs: int, inputs: int, wide: int, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(alps, "WIDE", wide)
+def test_a_cut_of_alps_holds_what_it_announces(outputs: int, inputs: int, scope: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     weights, x = (torch.randn(n, inputs, generator=generator) for n in (outputs, 2 * inputs))
     statistics: dict[type[InputStatistic], Tensor] = {Gram: x.T @ x / len(x)}
