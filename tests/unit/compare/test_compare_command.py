@@ -154,9 +154,11 @@ def test_embeddings_that_are_padded_otherwise_are_compared_without_kl(llamas: li
         model.lm_head.weight[320:] = 0.0
     model.save_pretrained(tmp_path / "padded")
     byte_tokenizer().save_pretrained(tmp_path / "padded")
-    found = figures(tmp_path, llamas[0], tmp_path / "padded", *PARITY)
-    assert found["kl"] is None and found["agreement"] is not None and found["prompts"] == 6
-    assert found["notes"] == ["the models' embeddings are padded to different sizes, so there is no KL"]
+    mix = write_mix(tmp_path / "mix.jsonl", *({"prompt": f"text {i}", "output_tokens": 3} for i in range(6)))
+    for asked in (PARITY, ("--mix", mix)):
+        found = figures(tmp_path, llamas[0], tmp_path / "padded", *asked)
+        assert found["kl"] is None and found["agreement"] is not None and found["prompts"] == 6
+        assert found["notes"] == ["the models' embeddings are padded to different sizes, so there is no KL"]
 
 
 @pytest.fixture(scope="module")

@@ -165,6 +165,16 @@ def test_one_unit_has_no_interval_unless_its_outcome_is_yes_or_no() -> None:
     assert paired.difference([0.0], [1.0]).low is not None
 
 
+def test_equal_means_that_rounding_tells_apart_are_no_evidence() -> None:
+    """Fails if 0.1 + 0.2 above 0.3 counts as a win of every prompt."""
+    n = 12
+    w, units = np.tile([0.1, 0.2, 0.3], n), np.repeat(np.arange(n), 3)
+    a, b = np.tile([0.0, 0.0, 1.0], n), np.tile([1.0, 1.0, 0.0], n)
+    _, first, second = paired.by_unit(units, w, a, b)
+    assert (second > first).all(), "or it tests nothing"
+    assert paired.difference(a, b, w, units=units).p == 1.0
+
+
 @pytest.mark.parametrize("n", [1, 4, 30])
 def test_units_that_differ_by_the_same_have_an_interval(n: int) -> None:
     """Fails if a resample, which shows nothing but one of two copies lost in every unit, decides: no width."""

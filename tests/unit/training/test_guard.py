@@ -150,6 +150,17 @@ def test_inside_all_the_way_nothing_is_held() -> None:
     assert guard.in_words(run.found) == "envelope: all of the 80.00% asked for is allowed"
 
 
+@pytest.mark.parametrize("hardened", [True, False])
+def test_a_state_whose_masks_are_not_yet_permanent_is_kept_as_a_soft_one_is(hardened: bool) -> None:
+    """An optimizer that skips the step that makes them so leaves a state to go back to as good as the one before."""
+    run = Run(never)
+    run.pruner.hardened = hardened
+    run.train()
+    cut = run.mask.cut_at  # the last, of which the next evaluation is in the hard phase
+    assert run.line.phase(cut + EVERY - 1) == "hard" and cut + EVERY in run.good
+    assert (cut + 2 * EVERY in run.good) == (not hardened)
+
+
 def test_a_hold_that_heals_lets_the_ramp_go_on_where_it_stood() -> None:
     plain, run = Run(never).train(), Run(heals_slowly, steps=100).train()
     assert run.mask.sparsity == ASKED and run.trained == 100 and run.selections == plain.selections
