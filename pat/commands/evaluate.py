@@ -55,6 +55,12 @@ def main(arguments: Sequence[str]) -> int:
     of_tasks.add_argument("--include-path", type=Path, metavar="DIR", help="your tasks in YAML; needs --allow-code")
     of_tasks.add_argument("--output", type=Path, metavar="DIR", help="keep its own files, DIR/MODEL/results_DATE.json")
     of_tasks.add_argument("--limit", type=int, metavar="N", help="samples of each task")
+    of_tasks.add_argument(
+        "--apply-chat-template",
+        action="store_true",
+        default=None,
+        help="ask in chats, by the model's own template and the task.template_options that it was trained with",
+    )
     of_tasks.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question")
     options = parser.parse_intermixed_args(arguments)
     _check(options)
@@ -87,7 +93,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--worst and --num-fewshot must be 0 or more, --limit 1 or more")
     if options.mix and options.tasks:
         raise ValueError("--mix and --tasks: give only one of them")
-    for name in ("include_path", "output", "limit", "num_fewshot"):
+    for name in ("include_path", "output", "limit", "num_fewshot", "apply_chat_template"):
         if getattr(options, name) is not None and not options.tasks:
             raise ValueError(f"--{name.replace('_', '-')} would be ignored: it goes with --tasks")
     if options.allow_code and not (options.mix or options.include_path):
@@ -139,7 +145,14 @@ def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
     from pat.evaluation.models import opened
 
     names = tuple(dict.fromkeys(filter(None, options.tasks.split(","))))
-    wanted = harness.Wanted(names, options.include_path, options.limit, options.num_fewshot, options.batch_size)
+    wanted = harness.Wanted(
+        names,
+        options.include_path,
+        options.limit,
+        options.num_fewshot,
+        options.batch_size,
+        bool(options.apply_chat_template),
+    )
     tasks = harness.manager(wanted)
     logging.disable_progress_bar()
     device, console, found = _models.device(options.device), Console(stderr=True), []

@@ -17,6 +17,7 @@ from typing import Any
 from pat.common.text import did_you_mean
 from pat.evaluation import prompts
 from pat.evaluation.models import Loaded
+from pat.tasks.templates import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Wanted:
     limit: int | None = None  # samples of a task
     num_fewshot: int | None = None
     batch_size: int = 8
+    apply_chat_template: bool = False  # whether each question is a user's turn of a chat
 
 
 def imported(module: str) -> Any:
@@ -61,12 +63,18 @@ def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path 
         raise ValueError(
             f"{one.path} is not a causal language model, and --tasks is only for those: give recipe=NAME or --mix"
         )
+    options = _ask_as_trained(one) if wanted.apply_chat_template else None
     tracker = None
     if output is not None:
         tracker = imported("lm_eval.loggers").EvaluationTracker(output_path=str(output / "results.json"))
     with _quiet():
         model = imported("lm_eval.models.huggingface").HFLM(
-            pretrained=one.model, tokenizer=one.tokenizer, backend="causal", batch_size=wanted.batch_size, device=device
+            pretrained=one.model,
+            tokenizer=one.tokenizer,
+            backend="causal",
+            batch_size=wanted.batch_size,
+            device=device,
+            chat_template_args=options,
         )
         try:
             found: Any = imported("lm_eval").simple_evaluate(
@@ -77,6 +85,7 @@ def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path 
                 num_fewshot=wanted.num_fewshot,
                 batch_size=wanted.batch_size,
                 limit=wanted.limit,
+                apply_chat_template=wanted.apply_chat_template,
                 log_samples=output is not None,
                 evaluation_tracker=tracker,
             )
@@ -86,6 +95,15 @@ def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path 
         if tracker is not None and output is not None:
             _save(tracker, found, output)
     return found
+
+
+def _ask_as_trained(one: Loaded) -> dict[str, Any]:
+    """The variables for the chat template that the model was trained with; its template gets training's date."""
+    if one.tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer of {one.path} has no chat template: leave --apply-chat-template out")
+    options = prompts.template_options(one.path)
+    one.tokenizer.chat_template = ChatTemplate(one.tokenizer, options).source()
+    return options
 
 
 def table(found: Any) -> str:

@@ -68,7 +68,7 @@ class ChatTemplate:
 
         Raises ValueError where the template refuses the conversation, or where a span cannot be found.
         """
-        template = self._template(conversation.tools)
+        template = self.source(conversation.tools)
         if _GENERATION.search(template):
             return self._marked_by_template(conversation, template, first)
         rendering = _Rendering(self, template, conversation)
@@ -84,13 +84,13 @@ class ChatTemplate:
 
     def text(self, conversation: Conversation) -> str:
         """The conversation as text. Raises ValueError where the template refuses it."""
-        text, _ = self.render(self._template(conversation.tools), conversation.messages, conversation.tools)
+        text, _ = self.render(self.source(conversation.tools), conversation.messages, conversation.tools)
         self._count_dropped(conversation.messages, text)
         return text
 
     def asked(self, messages: Sequence[Message]) -> str:
         """The text that asks for an answer. Raises ValueError where the template refuses the conversation."""
-        return self.render(self._template(None), messages, None, prompt=True)[0]
+        return self.render(self.source(), messages, None, prompt=True)[0]
 
     def render(
         self, template: str, messages: Sequence[Message], tools: list[Any] | None, prompt: bool = False
@@ -113,7 +113,8 @@ class ChatTemplate:
             ) from error
         return texts[0], [(start, end) for start, end in spans[0]] if spans and spans[0] else []
 
-    def _template(self, tools: list[Any] | None) -> str:
+    def source(self, tools: list[Any] | None = None) -> str:
+        """The template itself, in Jinja, for which it is always the same day."""
         template = self.tokenizer.get_chat_template(None, tools)
         return _DATE.sub(lambda date: repr(TODAY.strftime(date[2])), template)
 

@@ -366,7 +366,8 @@ def main() -> None:
     table = report.lines(list(results.rows().values()))
     print("\n".join(report.markdown(table)))
     report.into_page(options.page, report.EVERY, report.markdown(table))
-    report.into_page(options.page, report.OTHER, report.on_other_data(table))
+    for mark, other in report.OTHERS.items():
+        report.into_page(options.page, mark, report.on_other_data(table, other))
     report.picture(table, options.picture)
 
 

@@ -13,7 +13,7 @@ from tests.benchmarks.commands import spread
 from tests.benchmarks.frontier_rows import METHODS, PICTURED
 
 HIGHER_IS_BETTER = ("accuracy",)
-EVERY, OTHER = "table", "other data"  # tables of the page, by their marks
+EVERY = "table"  # of all rows, by its mark in the page
 MARK = " †"  # see the page
 PANEL = (4.6, 3.4)  # inches
 MARKERS = "osDPX*"  # of our methods, so that ten colours are enough; a peer's point down
@@ -88,30 +88,58 @@ def markdown(table: Sequence[Line]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-SENTENCES = {  # data that settings were not chosen on, or less: what it is; texts for training, held out
-    "questions": ("questions (TREC), 6 labels", "5,371, 500"),
-    "subjectivity": ("subjectivity", "9,004, 996"),
-    "customers": ("customers' reviews", "3,021, 744"),
-    "opinions": ("opinions in phrases (MPQA)", "7,408, 832"),
-}
-BESIDE = {  # (target, method)
-    "dense": ("dense", "dense"),
-    "80 % of the weights, `recipe=encoder`": ("80", "alps"),
-    "llmcompressor's SparseGPT": ("80", "llmcompressor-sparsegpt"),
-    "half of the neurons, `recipe=encoder_narrow`": ("ffn=0.5", "obs"),
+@dataclass(frozen=True)
+class Other:
+    """A table of data that settings were not chosen on, or less."""
+
+    data: dict[str, tuple[str, str]]  # by name: what it is; texts for training, held out
+    beside: dict[str, tuple[str, str]]  # by heading: target, method
+
+
+OTHERS = {  # by the page's mark
+    "other data": Other(
+        {
+            "questions": ("questions (TREC), 6 labels", "5,371, 500"),
+            "subjectivity": ("subjectivity", "9,004, 996"),
+            "customers": ("customers' reviews", "3,021, 744"),
+            "opinions": ("opinions in phrases (MPQA)", "7,408, 832"),
+        },
+        {
+            "dense": ("dense", "dense"),
+            "80 % of the weights, `recipe=encoder`": ("80", "alps"),
+            "llmcompressor's SparseGPT": ("80", "llmcompressor-sparsegpt"),
+            "half of the neurons, `recipe=encoder_narrow`": ("ffn=0.5", "obs"),
+        },
+    ),
+    "other texts": Other(
+        {
+            "plays": ("Shakespeare's plays", "239, 26"),
+            "library": ("source of Python 3.11.7's library", "2,852, 334"),
+        },
+        {
+            "dense": ("dense", "dense"),
+            "half of the weights, `recipe=decoder`": ("50", "alps"),
+            "llmcompressor's SparseGPT": ("50", "llmcompressor-sparsegpt"),
+            "half of the neurons, `recipe=decoder_narrow`": ("ffn=0.5", "obs"),
+            "torch-pruning's Taylor": ("ffn=0.5", "torch-pruning-taylor"),
+        },
+    ),
 }
 
 
-def on_other_data(table: Sequence[Line]) -> list[str]:
-    """A row for each of SENTENCES: means, with the number of seeds."""
+def on_other_data(table: Sequence[Line], other: Other) -> list[str]:
+    """A row for each data set: means, with the number of seeds."""
     measured = {(line.data, line.target, line.method): line for line in table if line.mean is not None}
 
     def cell(data: str, target: str, method: str) -> str:
         line = measured.get((data, target, method))
-        return "-" if line is None or line.mean is None else f"{100 * line.mean:.1f} % ({len(line.values)})"
+        if line is None or line.mean is None:
+            return "-"
+        figure = f"{100 * line.mean:.1f} %" if line.metric in HIGHER_IS_BETTER else _figure(line.mean, line.metric)
+        return f"{figure} ({len(line.values)})"
 
-    head = ["data", "for training, held out", *BESIDE]
-    rows = [[*words, *(cell(data, *column) for column in BESIDE.values())] for data, words in SENTENCES.items()]
+    head = ["data", "for training, held out", *other.beside]
+    rows = [[*words, *(cell(data, *column) for column in other.beside.values())] for data, words in other.data.items()]
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 

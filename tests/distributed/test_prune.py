@@ -107,6 +107,7 @@ def test_by_magnitude_the_smallest_half_of_every_matrix_is_gone_and_nothing_else
     assert str(out) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_data_calibrates_as_it_would_as_training_data(
     given: tuple[Path, Path], forked: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

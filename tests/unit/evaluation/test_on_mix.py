@@ -24,6 +24,7 @@ from pat.prompts import reader
 from pat.prompts.mix import Head, Mix, Prompt
 from pat.statistics.paired import mcnemar
 from pat.tasks import base
+from pat.tasks.templates import ChatTemplate
 from tests import models
 from tests.chat_templates import LLAMA, QWEN, SMOL, tokenizer
 
@@ -209,10 +210,10 @@ def test_a_local_task_of_lm_evaluation_harness(tmp_path: Path, capsys: Any) -> N
     of two continuations."""
     if os.environ.get("CI") != "true":  # there it is installed
         pytest.importorskip("lm_eval")
-    tokenizer: Any = byte_tokenizer()
+    plain: Any = byte_tokenizer()
     model = models.model("llama", auto=AutoModelForCausalLM, vocab_size=320)
     model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    plain.save_pretrained(tmp_path / "model")
     rows = [{"q": f"question {i}", "a": i % 2} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tasks").mkdir()
@@ -229,7 +230,7 @@ metric_list: [{{metric: acc}}]
 """)
 
     def likelihood(question: str, answer: str) -> float:
-        ids, before = tokenizer(f"{question} {answer}")["input_ids"], len(tokenizer(question)["input_ids"])
+        ids, before = plain(f"{question} {answer}")["input_ids"], len(plain(question)["input_ids"])
         with torch.no_grad():
             logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         return float(sum(logs[i - 1, ids[i]] for i in range(before, len(ids))))
@@ -247,6 +248,17 @@ metric_list: [{{metric: acc}}]
     assert "acc" in capsys.readouterr().out
     assert run(tmp_path / "model", "--tasks", "mein") == 2
     assert "has no such task" in capsys.readouterr().err
+    assert run(tmp_path / "model", *tasks[:-2], "--apply-chat-template") == 2
+    assert "has no chat template" in capsys.readouterr().err
+    of = tokenizer(QWEN)
+    of.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "export.json").write_text(json.dumps({"config": {"task": {"template_options": QUIET}}}))
+    assert run(tmp_path / "model", *tasks, "--apply-chat-template") == 0
+    kept = max((tmp_path / "out" / "model").glob("samples_mine_*.jsonl"), key=lambda file: file.stat().st_mtime)
+    chats = [[{"role": "user", "content": row["q"]}] for row in rows]
+    expected = [ChatTemplate(of, QUIET).asked(chat) for chat in chats]
+    asked = [json.loads(line)["arguments"]["gen_args_0"]["arg_0"] for line in kept.read_text().splitlines()]
+    assert sorted(asked) == sorted(expected) and "</think>" in asked[0], "as it was trained"
 
 
 def test_a_batch_stays_within_the_positions_of_its_longest_and_its_wordiest_prompt() -> None:

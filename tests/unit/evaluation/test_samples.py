@@ -47,6 +47,7 @@ def test_metrics_are_those_of_the_named_samples() -> None:
         assert of_rows(classes).measures[name].of(PLACES) == pytest.approx(figure, rel=1e-6), name
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_mean_over_many_classes_holds_it() -> None:
     """Fails if resamples, which are lower where classes have two samples, decide alone; or an F1 may be above 1."""
     rng = np.random.default_rng(0)

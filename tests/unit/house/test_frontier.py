@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM
 from pat.config import compose
 from pat.models.tokenizers import byte_tokenizer
 from tests import models
-from tests.benchmarks import frontier, other_data
+from tests.benchmarks import frontier, other_data, other_texts
 from tests.benchmarks.commands import PAT
 from tests.benchmarks.frontier import Measured, Results, Runner, folder_of, run_all
-from tests.benchmarks.frontier_report import into_page, lines, markdown, on_other_data, picture
+from tests.benchmarks.frontier_report import OTHERS, into_page, lines, markdown, on_other_data, picture
 from tests.benchmarks.frontier_rows import METHODS, Row, Target, rows
 from tests.benchmarks.peers import PEERS
 from tests.unit.house.test_docs import code_in
@@ -215,6 +215,7 @@ def _loaded(tmp_path: Path, family: str, keep: str) -> tuple[Any, Any]:
     return dense, cut
 
 
+@pytest.mark.slow
 def test_a_smaller_model_has_the_first_neurons_or_spaced_layers(tmp_path: Path) -> None:
     """Would catch: a matrix that is cut across the other dimension, or layers in another order."""
     dense, cut = _loaded(tmp_path / "a", "llama", "ffn=0.5")
@@ -227,6 +228,7 @@ def test_a_smaller_model_has_the_first_neurons_or_spaced_layers(tmp_path: Path) 
     assert len(cut.model.layers) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("peers")
 def test_the_commands_of_the_page_select_rows_that_compose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -304,18 +306,24 @@ def test_a_table_in_a_page_is_replaced_and_nothing_else(tmp_path: Path) -> None:
         assert page.read_text() == made
 
 
-def test_data_that_had_no_part_has_a_table_of_its_own() -> None:
+def test_data_that_had_no_part_has_tables_of_its_own() -> None:
     measured = [
-        _row("alps", value, data="opinions", seed=seed) | {"target": "80"} for seed, value in ((0, 0.85), (1, 0.86))
+        _row("alps", value, data="opinions", seed=seed) | {"target": "80", "metric": "accuracy"}
+        for seed, value in ((0, 0.85), (1, 0.86))
     ]
-    assert on_other_data(lines(measured))[-1].endswith("| 7,408, 832 | - | 85.5 % (2) | - | - |")
+    measured.append(_row("alps", 7.17, data="library") | {"target": "50", "metric": "perplexity"})
+    ends = {mark: on_other_data(lines(measured), other)[-1] for mark, other in OTHERS.items()}
+    assert ends["other data"].endswith("| 7,408, 832 | - | 85.5 % (2) | - | - |")
+    assert ends["other texts"].endswith("| 2,852, 334 | - | 7.170 (1) | - | - | - |")
 
 
 def test_the_page_shows_the_tables_of_the_results_file() -> None:
     measured = Results(frontier.ROOT / "results" / "frontier.json").rows()
     page = (frontier.ROOT / "docs" / "frontier.md").read_text()
     table = lines(list(measured.values()))
-    assert "\n".join(markdown(table)) in page and "\n".join(on_other_data(table)) in page
+    assert "\n".join(markdown(table)) in page
+    for other in OTHERS.values():
+        assert "\n".join(on_other_data(table, other)) in page
 
 
 def test_the_other_data_holds_out_each_text_once_and_trains_on_none_of_them(
@@ -344,3 +352,38 @@ def test_the_other_data_holds_out_each_text_once_and_trains_on_none_of_them(
     assert [json.loads(line) for line in written][1] == {"text": "h\xe9", "label": 5}
     with pytest.raises(SystemExit, match="is another file"):
         other_data.split(tmp_path, other_data.Sentences("test.all", hashes["train.all"]))
+
+
+def test_the_other_texts_hold_out_whole_files_and_pieces_that_nothing_trains_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: half of a file on either side, a licence that both begin with, tests of the library, text lost."""
+    lines = [f"line {i} of a play" for i in range(3000)]
+    text = "\n\n".join(lines)
+    found = other_texts.pieces(text, "\n\n")
+    assert "\n\n".join(found) == text and all(3990 < len(piece) < 4100 for piece in found[:-1])
+    play = tmp_path / other_texts.PLAYS
+    play.parent.mkdir(parents=True)
+    play.write_text(text)
+    with pytest.raises(SystemExit, match="is another file"):
+        other_texts.plays(tmp_path)
+    monkeypatch.setattr(other_texts, "SHA256", hashlib.sha256(text.encode()).hexdigest())
+    train, held = other_texts.plays(tmp_path)
+    assert train + held == found and len(held) == len(found) // 10 > 0
+    library = tmp_path / "library"
+    for number in range(60):
+        (library / f"{number}").mkdir(parents=True)
+        (library / f"{number}" / "code.py").write_text(f"x = {number}\n" * 1000)
+        (library / f"{number}" / "empty.py").write_text("pass\n")
+    (library / "test").mkdir()
+    (library / "test" / "test_code.py").write_text("assert True\n")
+    train, held = other_texts.library(library)
+    assert not set(train) & set(held) and "pass" in train and "assert True" not in train + held
+    of_train, of_held = ({piece.split("\n")[0] for piece in part} - {"pass"} for part in (train, held))
+    assert len(of_train) + len(of_held) == 60 and 2 <= len(of_held) <= 14 and not of_train & of_held
+    monkeypatch.setattr(sys, "argv", ["other_texts.py", str(tmp_path)])
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(library))
+    monkeypatch.setenv("PAT_ASSETS", str(tmp_path / "assets"))
+    other_texts.main()
+    written = (tmp_path / "assets/plays/eval.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in written] == found[-len(written) :]

@@ -38,7 +38,9 @@ def test_ordinary():
 """
 
 
-@pytest.mark.parametrize("more", [(), ("--numprocesses=1",)], ids=["one process", "xdist"])
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(("--numprocesses=1",), marks=pytest.mark.slow)], ids=["one process", "xdist"]
+)
 def test_once_more_and_named_at_the_end(repository: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     file = tmp_path / "test_made.py"
     file.write_text(CONTENT)
@@ -77,10 +79,11 @@ def test_once_more_and_named_at_the_end(repository: Path, tmp_path: Path, more: 
     ("place", "ci", "user", "code"),
     [
         ("cluster", "true", 1000, 1),
-        ("cluster", "false", 0, 0),
         ("browser", "true", 0, 1),
-        ("browser", "true", 1000, 0),
-        ("browser", "false", 0, 0),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("cluster", "false", 0, 0), ("browser", "true", 1000, 0), ("browser", "false", 0, 0))
+        ),
     ],
 )
 def test_a_skip_of_what_needs_root_is_counted_and_fails_on_ci(

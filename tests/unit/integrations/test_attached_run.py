@@ -140,7 +140,7 @@ def test_interrupted_it_is_the_run_of_pats_own_loop(folders: dict[str, Path], ki
     free(again)
 
 
-@pytest.mark.parametrize("kind", ["alps", "obs"])
+@pytest.mark.parametrize("kind", [pytest.param("alps", marks=pytest.mark.slow), "obs"])
 def test_calibrated_it_is_the_run_of_pats_own_loop(kind: str, tmp_path: Path) -> None:
     """On the same samples. The first batches that are enough are taken, and again at every cut; after the last nobody
     needs any."""
@@ -163,6 +163,7 @@ def test_calibrated_it_is_the_run_of_pats_own_loop(kind: str, tmp_path: Path) ->
     free(again)
 
 
+@pytest.mark.slow
 def test_a_calibrated_cut_that_is_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits, without the layers and the gradients that are on disk; a checkpoint takes their place."""
 

@@ -432,7 +432,11 @@ def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
             ["--ranks", "1", "--stages", "2"],
             ["engine.zero_stage=3", "engine.offload_optimizer=true", "micro_batch_size"],
         ),
-        (["--ranks", "1", "engine.activation_checkpointing=false"], ["engine.activation_checkpointing=true"]),
+        pytest.param(
+            ["--ranks", "1", "engine.activation_checkpointing=false"],
+            ["engine.activation_checkpointing=true"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_where_no_card_is_large_enough_it_says_what_takes_less(

@@ -142,6 +142,7 @@ def copied(rng: np.random.Generator, prompts: int = 40, copies: int = 3) -> tupl
     return np.repeat(a, copies), np.repeat(b, copies), np.full(len(units), 1.0 / copies), units
 
 
+@pytest.mark.slow
 def test_copies_of_a_prompt_are_no_more_evidence_than_the_prompt() -> None:
     """Would catch: 24 % of false alarms at two copies, where 5 % are asked for."""
     rng, alarms = np.random.default_rng(3), 0

@@ -45,6 +45,7 @@ def test_candidates_are_sets_of_keys_that_need_not_be_the_same(tmp_path: Path) -
     assert all(member.varied.keys() == found[0].varied.keys() for member in found), "one table"
 
 
+@pytest.mark.slow
 def test_what_comes_before_the_first_cut_is_shared_where_it_is_the_same(members: list[Member], tmp_path: Path) -> None:
     """Rates change every step; budgets, and gates that look at no step, none before the first cut."""
     assert heat(members, STEP) == Heat(STEP, 0)

@@ -3,7 +3,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_autotuners_mlflow_is_not_imported_and_can_be_later() -> None:
     """Also where a program has it already."""
     code = """
