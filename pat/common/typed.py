@@ -32,33 +32,6 @@ def unflatten(values: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     return untyped(values).unflatten(dim, sizes)
 
 
-def cholesky(values: Tensor) -> Tensor:
-    """(d, d) the lower factor of a positive symmetric (d, d). A RuntimeError where it is not positive."""
-    return untyped(torch).linalg.cholesky(values)
-
-
-def cholesky_(values: Tensor) -> Tensor:
-    """(d, d) upper R with R^T R = values, in place of a positive symmetric one. RuntimeError if it is not positive."""
-    columns = values.T  # as LAPACK stores a matrix; of another order torch makes a copy
-    info = torch.empty((), dtype=torch.int32, device=values.device)
-    untyped(torch).linalg.cholesky_ex(columns, out=(columns, info))
-    if int(info):
-        raise RuntimeError(
-            f"the input is not positive-definite: its leading minor of order {int(info)} is not positive"
-        )
-    return values
-
-
-def cholesky_inverse(factor: Tensor) -> Tensor:
-    """(d, d) (R^T R)^-1 of an upper R (d, d)."""
-    return untyped(torch).cholesky_inverse(factor, upper=True)
-
-
-def solve_triangular_(factor: Tensor, right: Tensor, upper: bool) -> Tensor:
-    """(o, d) right factor^-1, in `right`, of a triangular (d, d)."""
-    return untyped(torch).linalg.solve_triangular(factor, right, upper=upper, left=False, out=right)
-
-
 def solve(matrix: Tensor, values: Tensor) -> Tensor:
     """(d, n) matrix^-1 values, of (d, d) and (d, n)."""
     return untyped(torch).linalg.solve(matrix, values)

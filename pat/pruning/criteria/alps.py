@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pat.common.typed import cholesky_, cholesky_inverse, solve_triangular_
+from pat.common.factors import cholesky_, inverted_, solved_
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 from pat.pruning.criteria import Calibrated, choice_bytes
 
@@ -65,13 +65,13 @@ class Alps(Calibrated):
         return keep, fitted(dense, prepared.gram, keep, sparse, self.refinements).div_(prepared.scale)
 
     def cut_bytes(self, outputs: int, inputs: int) -> int:
-        """ADMM's five matrices with three sets of flags while it chooses, beside a factor or an inverse; where it has
-        the inverse, a sixth matrix while it multiplies, and the factor while that is inverted."""
+        """ADMM's five matrices with three sets of flags while it chooses, beside a factor or an inverse; by the inverse
+        a sixth matrix while it multiplies."""
         number, square = outputs * inputs, inputs * inputs
         choosing = 4 * square + 4 * 5 * number + 3 * number + choice_bytes(outputs, inputs)
         if not inverts(outputs, inputs):
             return choosing
-        return max(choosing, 4 * square + 4 * 6 * number + 2 * number, 4 * 2 * square + 4 * 5 * number + 2 * number)
+        return max(choosing, 4 * square + 4 * 6 * number + 2 * number)
 
     def cut_flops(self, outputs: int, inputs: int) -> float:
         """W H, the residual and all steps of conjugate gradients, o i^2 multiplications each; as many for all
@@ -134,13 +134,11 @@ class Resolvent:
         inverse = inverts(*right.shape)
         if self.known != (rho, inverse):
             self.known, self.held = (rho, inverse), None
-            factor = cholesky_(added_(self.gram.clone(), rho))
-            self.held = cholesky_inverse(factor) if inverse else factor
+            self.held = cholesky_(added_(self.gram.clone(), rho))
+            if inverse:
+                inverted_(self.held)
         assert self.held is not None
-        if inverse:
-            return right @ self.held
-        solve_triangular_(self.held, right, upper=True)
-        return solve_triangular_(self.held.T, right, upper=False)
+        return right @ self.held if inverse else solved_(self.held, right)
 
 
 def inverts(outputs: int, inputs: int) -> bool:

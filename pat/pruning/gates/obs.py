@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pat.common.typed import cholesky_, solve, solve_triangular_
+from pat.common.factors import cholesky_, inverted_, solved_
+from pat.common.typed import solve
 from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.statistics import Gram, InputStatistic, Mean
 from pat.pruning.gates import CalibratedGate, Fit
@@ -138,20 +139,6 @@ STRIP = 512  # rows of a matrix with as many rows as columns that are worked on 
 def strips(size: int) -> list[slice]:
     """Slices of at most STRIP rows, which cover `size` rows in order."""
     return [slice(start, min(start + STRIP, size)) for start in range(0, size, STRIP)]
-
-
-def solved_(
-    factor: Tensor,  # (i, i) upper R with R^T R = H
-    right: Tensor,  # (o, i)
-) -> Tensor:
-    """(o, i) right H^-1, in `right`."""
-    solve_triangular_(factor, right, upper=True)
-    return solve_triangular_(factor.T, right, upper=False)
-
-
-def inverted_(factor: Tensor) -> Tensor:
-    """(i, i) H^-1, in the memory of H's upper factor."""
-    return torch.cholesky_inverse(factor.T, out=factor.T)
 
 
 TINY = 1e-300  # of an output that is 0
