@@ -14,10 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2.exceptions import TemplateError
+
 from pat.common.text import did_you_mean
 from pat.evaluation import prompts
 from pat.evaluation.models import Loaded
 from pat.tasks.templates import ChatTemplate
+
+# What a task's own mistake, its data, or a chat template that refuses a question ends in.
+MISTAKES = (OSError, TypeError, ValueError, KeyError, AttributeError, TemplateError)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path 
             batch_size=wanted.batch_size,
             device=device,
             chat_template_args=options,
+            add_bos_token=False if wanted.apply_chat_template else None,  # a template writes its own
         )
         try:
             found: Any = imported("lm_eval").simple_evaluate(
@@ -86,10 +92,11 @@ def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path 
                 batch_size=wanted.batch_size,
                 limit=wanted.limit,
                 apply_chat_template=wanted.apply_chat_template,
+                fewshot_as_multiturn=wanted.apply_chat_template,
                 log_samples=output is not None,
                 evaluation_tracker=tracker,
             )
-        except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:  # a task's own mistake, or its data
+        except MISTAKES as error:
             said = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
             raise ValueError(f"--tasks {','.join(wanted.tasks)}: lm-evaluation-harness gave up: {said}") from error
         if tracker is not None and output is not None:

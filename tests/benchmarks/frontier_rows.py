@@ -64,15 +64,18 @@ def _llama(data: str, task: str, recipe: str, eval_samples: int) -> Subject:
 
 def _encoder(data: str) -> Subject:
     """Sentences that `other_data.py` writes; judged as the recipe reads them."""
-    subject = Subject("encoder", "minilm", data, "classification", "accuracy", (), 128, samples=2048)
-    return replace(subject, judge=("recipe=encoder", "model.path=assets/minilm", "pruners={}", *subject.described(1)))
+    return _judged(Subject("encoder", "minilm", data, "classification", "accuracy", (), 128, samples=2048))
 
 
 def _text(data: str) -> Subject:
     """Texts that `other_texts.py` writes; judged as the recipe reads them."""
-    subject = _llama(data, "causal_lm", "decoder", eval_samples=64)
-    judge = ("recipe=decoder", "model.path=assets/smollm2", "pruners={}", *subject.described(1))
-    return replace(subject, judge=judge)
+    return _judged(_llama(data, "causal_lm", "decoder", eval_samples=64))
+
+
+def _judged(subject: Subject) -> Subject:
+    """The same, judged by its own recipe."""
+    model = f"model.path=assets/{subject.model}"
+    return replace(subject, judge=(f"recipe={subject.kind}", model, "pruners={}", *subject.described(1)))
 
 
 SUBJECTS = {

@@ -15,9 +15,10 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.commands import ROOT
 
@@ -46,13 +47,23 @@ SETS = {
 }
 
 
-def labelled(path: Path, sha256: str) -> dict[str, int]:
-    """Text to label, from lines `LABEL TEXT` in Latin-1."""
+def assets() -> Path:
+    """The folder that holds what rows are measured with."""
+    return Path(os.environ.get("PAT_ASSETS") or ROOT / "assets")
+
+
+def checked(path: Path, sha256: str) -> bytes:
+    """A file's content, if it has that hash."""
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise SystemExit(f"{path} is another file than the one that was measured with: its sha256 is not {sha256}")
+    return data
+
+
+def labelled(path: Path, sha256: str) -> dict[str, int]:
+    """Text to label, from lines `LABEL TEXT` in Latin-1."""
     found: dict[str, int] = {}
-    for line in data.decode("latin-1").split("\n"):
+    for line in checked(path, sha256).decode("latin-1").split("\n"):
         label, _, text = line.strip().partition(" ")
         if text:
             found.setdefault(text, int(label))
@@ -74,9 +85,10 @@ def split(source: Path, known: Sentences) -> tuple[dict[str, int], dict[str, int
     return {text: label for text, label in found.items() if text not in test}, test
 
 
-def _write(path: Path, rows: Iterable[tuple[str, int]]) -> None:
+def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One row a line, in JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main() -> None:
@@ -84,11 +96,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a clone of that repository")
     options = parser.parse_args()
-    assets = Path(os.environ.get("PAT_ASSETS") or ROOT / "assets")
     for name, known in SETS.items():
         for part, rows in zip(("train", "eval"), split(options.source, known), strict=True):
-            _write(assets / name / f"{part}.jsonl", rows.items())
-            print(f"{assets / name / part}.jsonl: {len(rows):,} texts, {len(set(rows.values()))} labels")
+            path = assets() / name / f"{part}.jsonl"
+            write(path, ({"text": text, "label": label} for text, label in rows.items()))
+            print(f"{path}: {len(rows):,} texts, {len(set(rows.values()))} labels")
 
 
 if __name__ == "__main__":

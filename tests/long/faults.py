@@ -63,6 +63,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/calibration/": CALIBRATED,
     "pat/pruning/calibration/journal.py": [unit("test_journal.py")],
     "pat/pruning/criteria/alps.py": CALIBRATED,
+    "pat/common/factors.py": CALIBRATED,
     "pat/pruning/criteria/wanda.py": CALIBRATED,
     "pat/pruning/gates/obs.py": CALIBRATED,
     "pat/pruning/structures/calibrated.py": CALIBRATED,

@@ -706,6 +706,12 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "survivors are fitted off the mask",
         ),
         ("added_(gram, damping * mean)", "gram", "no damping"),
+        ("self.known != (rho, inverse)", "self.known[1] != inverse", "what is held is of another rho"),
+        ("self.known != (rho, inverse)", "self.known[0] != rho", "a factor is taken for an inverse"),
+    ],
+    "pat/common/factors.py": [
+        ("right, upper=True)", "right, upper=False)", "the first solve takes the empty half of the factor"),
+        ("    if int(info):", "    if False:", "a matrix that is not positive is solved with"),
     ],
     "pat/pruning/criteria/wanda.py": [
         ("prepared[SquaredNorm].sqrt().float()", "prepared[SquaredNorm].float()", "inputs count by their squares"),

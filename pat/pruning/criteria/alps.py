@@ -74,8 +74,8 @@ class Alps(Calibrated):
         return max(choosing, 4 * square + 4 * 6 * number + 2 * number)
 
     def cut_flops(self, outputs: int, inputs: int) -> float:
-        """W H, the residual and all steps of conjugate gradients, o i^2 multiplications each; as many for all
-        iterations of ADMM; a factor for each rho, i^3 / 3 operations, or an inverse, i^3 with the factor."""
+        """A product with H, 2 o i^2 operations, for W H, the residual, each step of conjugate gradients and each
+        iteration of ADMM; for each rho a factor, i^3 / 3, or an inverse, i^3 with the factor."""
         products = 2.0 * outputs * inputs**2 * (2 + self.refinements + self.iterations)
         rhos = 1 + self.iterations // PATIENCE
         return products + rhos * inputs**3 / (1 if inverts(outputs, inputs) else 3)
@@ -118,7 +118,7 @@ def _pulled(near: Tensor, dual: Tensor, rho: float, out: Tensor) -> Tensor:
 
 
 class Resolvent:
-    """(R (o, i), rho) -> R (H + rho I)^-1, in R where it can: by a Cholesky factor for each rho.
+    """(R (o, i), rho) -> R (H + rho I)^-1, by a Cholesky factor for each rho; R is used up.
 
     A matrix with as many outputs as inputs, or more, is multiplied by the inverse: products run faster than triangular
     solves, and the inverse costs less than they would. RuntimeError where H + rho I is not positive.
@@ -130,14 +130,14 @@ class Resolvent:
         self.held: Tensor | None = None
 
     def __call__(self, right: Tensor, rho: float) -> Tensor:
-        """R of one matrix after the other."""
+        """Of matrices with the same inputs, one after the other: what is held is for the last rho and shape."""
         inverse = inverts(*right.shape)
-        if self.known != (rho, inverse):
-            self.known, self.held = (rho, inverse), None
+        if self.held is None or self.known != (rho, inverse):
+            self.held = None  # before the next is made
             self.held = cholesky_(added_(self.gram.clone(), rho))
             if inverse:
                 inverted_(self.held)
-        assert self.held is not None
+            self.known = rho, inverse
         return right @ self.held if inverse else solved_(self.held, right)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pat import cli
+from pat.evaluation import harness
 from pat.evaluation.groups import bias
 from pat.evaluation.measures import of_answers
 from pat.evaluation.models import opened
@@ -204,16 +206,13 @@ def test_mistakes(arguments: list[str], sentence: str, capsys: Any, tmp_path: Pa
     assert sentence in said and said.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_a_local_task_of_lm_evaluation_harness(tmp_path: Path, capsys: Any) -> None:
-    """Fails if another model is asked, files are not the harness's own, or something is fetched. By hand: the likelier
-    of two continuations."""
+@pytest.fixture
+def local(tmp_path: Path) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Rows of a task of lm-evaluation-harness, and the options that ask it; a model for it is in tmp_path / "model"."""
     if os.environ.get("CI") != "true":  # there it is installed
         pytest.importorskip("lm_eval")
-    plain: Any = byte_tokenizer()
-    model = models.model("llama", auto=AutoModelForCausalLM, vocab_size=320)
-    model.save_pretrained(tmp_path / "model")
-    plain.save_pretrained(tmp_path / "model")
+    models.model("llama", auto=AutoModelForCausalLM, vocab_size=320).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
     rows = [{"q": f"question {i}", "a": i % 2} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tasks").mkdir()
@@ -228,15 +227,23 @@ doc_to_choice: ["yes", "no"]
 doc_to_target: "{{{{a}}}}"
 metric_list: [{{metric: acc}}]
 """)
+    return rows, ["--tasks", "mine", "--include-path", tmp_path / "tasks", "--allow-code", "--output", tmp_path / "out"]
+
+
+@pytest.mark.slow
+def test_a_local_task_of_lm_evaluation_harness(local: Any, tmp_path: Path, capsys: Any) -> None:
+    """Fails if another model is asked, files are not the harness's own, or something is fetched. By hand: the likelier
+    of two continuations."""
+    (rows, tasks), plain = local, byte_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
     def likelihood(question: str, answer: str) -> float:
-        ids, before = plain(f"{question} {answer}")["input_ids"], len(plain(question)["input_ids"])
+        ids, before = plain(f"{question} {answer}")["input_ids"], len(plain(question)["input_ids"])  # pyright: ignore
         with torch.no_grad():
             logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         return float(sum(logs[i - 1, ids[i]] for i in range(before, len(ids))))
 
     answers = [int(likelihood(row["q"], "no") > likelihood(row["q"], "yes")) for row in rows]
-    tasks = ["--tasks", "mine", "--include-path", tmp_path / "tasks", "--allow-code", "--output", tmp_path / "out"]
     assert run(tmp_path / "model", *tasks, "--json", tmp_path / "f.json") == 0
     (found,) = json.loads((tmp_path / "f.json").read_text())["models"]
     assert found["results"]["mine"]["acc,none"] == np.mean(
@@ -248,17 +255,40 @@ metric_list: [{{metric: acc}}]
     assert "acc" in capsys.readouterr().out
     assert run(tmp_path / "model", "--tasks", "mein") == 2
     assert "has no such task" in capsys.readouterr().err
-    assert run(tmp_path / "model", *tasks[:-2], "--apply-chat-template") == 2
+
+
+@pytest.mark.slow
+def test_the_harness_asks_in_chats_as_the_model_was_trained(
+    local: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text and tokens: also where the tokenizer begins each text with a token that the chat template does not write."""
+    rows, tasks = local
+    assert run(tmp_path / "model", *tasks, "--apply-chat-template") == 2
     assert "has no chat template" in capsys.readouterr().err
     of = tokenizer(QWEN)
+    first = ("<|im_end|>", of.convert_tokens_to_ids("<|im_end|>"))
+    of._tokenizer.post_processor = TemplateProcessing("<|im_end|> $A", "<|im_end|> $A $B", [first])
     of.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "export.json").write_text(json.dumps({"config": {"task": {"template_options": QUIET}}}))
+    seen, asks = list[tuple[str, str, list[int]]](), harness.imported("lm_eval.models.huggingface").HFLM
+    asked = asks._loglikelihood_tokens
+
+    def noted(self: Any, requests: Any, **more: Any) -> Any:
+        seen.extend((*texts, [*before, *answer]) for texts, before, answer in requests)
+        return asked(self, requests, **more)
+
+    monkeypatch.setattr(asks, "_loglikelihood_tokens", noted)
     assert run(tmp_path / "model", *tasks, "--apply-chat-template") == 0
-    kept = max((tmp_path / "out" / "model").glob("samples_mine_*.jsonl"), key=lambda file: file.stat().st_mtime)
-    chats = [[{"role": "user", "content": row["q"]}] for row in rows]
-    expected = [ChatTemplate(of, QUIET).asked(chat) for chat in chats]
-    asked = [json.loads(line)["arguments"]["gen_args_0"]["arg_0"] for line in kept.read_text().splitlines()]
-    assert sorted(asked) == sorted(expected) and "</think>" in asked[0], "as it was trained"
+    expected = {ChatTemplate(of, QUIET).asked([{"role": "user", "content": row["q"]}]) for row in rows}
+    assert {text for text, _, _ in seen} == expected and all("</think>" in text for text in expected)
+    for text, answer, ids in seen:
+        assert ids == of(text + answer, add_special_tokens=False)["input_ids"] != of(text + answer)["input_ids"]
+    seen.clear()
+    assert run(tmp_path / "model", *tasks, "--num-fewshot", "1", "--apply-chat-template") == 0
+    assert all(text.count("<|im_start|>user") == 2 == text.count("<|im_start|>assistant") for text, _, _ in seen)
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    assert run(tmp_path / "model", *tasks, "--apply-chat-template") == 2
+    assert "TemplateError: no" in capsys.readouterr().err
 
 
 def test_a_batch_stays_within_the_positions_of_its_longest_and_its_wordiest_prompt() -> None:
