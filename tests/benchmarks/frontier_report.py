@@ -120,8 +120,6 @@ OTHERS = {  # by the page's mark
             "dense": ("dense", "dense"),
             "half of the weights, `recipe=decoder`": ("50", "alps"),
             "llmcompressor's SparseGPT": ("50", "llmcompressor-sparsegpt"),
-            "half of the neurons, `recipe=decoder_narrow`": ("ffn=0.5", "obs"),
-            "torch-pruning's Taylor": ("ffn=0.5", "torch-pruning-taylor"),
         },
     ),
 }

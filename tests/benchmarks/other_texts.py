@@ -1,8 +1,8 @@
 """Two more texts for the frontier's decoder: plays, and the source of Python's standard library.
 
     git clone https://github.com/karpathy/char-rnn && python tests/benchmarks/other_texts.py char-rnn
-    python tests/benchmarks/frontier.py --data plays,library --steps 80 --targets 50,ffn=0.5 \\
-        --methods dense,alps,obs,llmcompressor-sparsegpt,torch-pruning-taylor
+    python tests/benchmarks/frontier.py --data plays,library --steps 80 --targets 50 \\
+        --methods dense,alps,llmcompressor-sparsegpt
 
 The plays are Shakespeare's, as that repository has them in data/tinyshakespeare; the last tenth is held out. The
 library is that of the Python that runs this, without its tests and IDLE: a file is held out if the sha256 of its name
