@@ -106,7 +106,7 @@ def evaluate(wanted: Wanted, tasks: Any, one: Loaded, device: str, output: Path 
 
 def _ask_as_trained(one: Loaded) -> dict[str, Any]:
     """The variables for the chat template that the model was trained with; its template gets training's date."""
-    if one.tokenizer.chat_template is None:
+    if not one.tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {one.path} has no chat template: leave --apply-chat-template out")
     options = prompts.template_options(one.path)
     one.tokenizer.chat_template = ChatTemplate(one.tokenizer, options).source()

@@ -120,8 +120,8 @@ def _pulled(near: Tensor, dual: Tensor, rho: float, out: Tensor) -> Tensor:
 class Resolvent:
     """(R (o, i), rho) -> R (H + rho I)^-1, by a Cholesky factor for each rho; R is used up.
 
-    A matrix with as many outputs as inputs, or more, is multiplied by the inverse: products run faster than triangular
-    solves, and the inverse costs less than they would. RuntimeError where H + rho I is not positive.
+    A matrix with as many outputs as inputs, or more, is multiplied by the inverse: that takes more operations than two
+    triangular solves, but less time. RuntimeError where H + rho I is not positive.
     """
 
     def __init__(self, gram: Tensor) -> None:
