@@ -20,6 +20,7 @@ from typing import Any, cast
 from torch import nn
 
 from pat.common.parameters import DTYPES, logical_numel
+from pat.models.experts import expert_of
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.reconstruction import fit_bytes
 from pat.schema import Config
@@ -42,18 +43,18 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
         layers.setdefault(layer_of(name), []).append(logical_numel(param))
     statistics: dict[str, int] = {}
     pruned: dict[str, list[int]] = {}
-    sharing: dict[tuple[str, int], int] = {}  # weights of matrices that may have the same inputs
+    sharing: dict[tuple[str, int], int] = {}  # weights of matrices that may have the same inputs; experts' have not
     for name, (outputs, inputs) in needs.shapes.items():
         own = sum(kind.num_bytes(inputs) for kind in needs.statistics)
         statistics[layer_of(name)] = statistics.get(layer_of(name), 0) + own
         pruned.setdefault(layer_of(name), []).append(outputs * inputs)
-        sharing[layer_of(name), inputs] = sharing.get((layer_of(name), inputs), 0) + outputs * inputs
+        sharing[_read(name, inputs)] = sharing.get(_read(name, inputs), 0) + outputs * inputs
     largest = max((layers[name] for name in statistics), key=sum)
     weights, measured = itemsize * sum(largest), max(statistics.values())
     last = {layer_of(name): name for name in needs.shapes}
     cutting = max(
         needs.cut_bytes(*shape)
-        + (0 if needs.layers else CUT * (sharing[layer_of(name), shape[1]] - math.prod(shape)))
+        + (0 if needs.layers else CUT * (sharing[_read(name, shape[1])] - math.prod(shape)))
         + (0 if name == last[layer_of(name)] else needs.layers * weights)
         for name, shape in needs.shapes.items()
     )
@@ -69,6 +70,11 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     return max(
         back if needs.back else 0, states + max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)
     )
+
+
+def _read(name: str, inputs: int) -> tuple[str, int]:
+    """What matrices may have the same inputs: those of a layer with as many. An expert's are its own."""
+    return (layer_of(name) if expert_of(name) is None else name), inputs
 
 
 def layer_of(name: str) -> str:

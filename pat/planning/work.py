@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pat.models.experts import expert_of
 from pat.planning.activations import Activations
 from pat.planning.calibration import layer_of
 from pat.pruning.calibration.needs import Needs
@@ -71,8 +72,8 @@ def _cut(config: Config, needs: Needs, ranks: int, micro: int, measured: Activat
     forwards += back * 3 * (measured.layers + measured.outside)
     measuring = cutting = 0.0
     for groups in _by_inputs(needs).values():
-        measuring += sum(kind.flops(tokens, inputs) for inputs, _ in groups for kind in needs.statistics)
-        work = [sum(needs.cut_flops(o, inputs) for o in outputs) for inputs, outputs in groups]
+        measuring += sum(kind.flops(int(seen * tokens), i) for seen, i, _ in groups for kind in needs.statistics)
+        work = [sum(needs.cut_flops(o, inputs) for o in outputs) for _, inputs, outputs in groups]
         at_once = 1 if needs.layers else ranks
         cutting += sum(max(work[first : first + at_once]) for first in range(0, len(work), at_once))
     if not needs.layers:
@@ -81,10 +82,12 @@ def _cut(config: Config, needs: Needs, ranks: int, micro: int, measured: Activat
     return Cut(forwards, measuring + missing, cutting)
 
 
-def _by_inputs(needs: Needs) -> dict[str, list[tuple[int, list[int]]]]:
-    """By layer: of each input that its matrices read the width, and the outputs of those that read it."""
-    found: dict[str, dict[tuple[str, int], list[int]]] = {}
+def _by_inputs(needs: Needs) -> dict[str, list[tuple[float, int, list[int]]]]:
+    """By layer: of each input that its matrices read the share of the tokens, the width, and the outputs of those that
+    read it."""
+    found: dict[str, dict[tuple[str, float, int], list[int]]] = {}
     for name, (outputs, inputs) in needs.shapes.items():
-        module = name.rsplit(".", 2)[0]  # of which the matrix's own is a part
-        found.setdefault(layer_of(name), {}).setdefault((module, inputs), []).append(outputs)
-    return {layer: [(inputs, made) for (_, inputs), made in groups.items()] for layer, groups in found.items()}
+        reader = name.rsplit(".", 2)[0] if expert_of(name) is None else name  # the module of which the matrix's is part
+        groups = found.setdefault(layer_of(name), {})
+        groups.setdefault((reader, needs.seen_by(name), inputs), []).append(outputs)
+    return {layer: [(seen, i, made) for (_, seen, i), made in groups.items()] for layer, groups in found.items()}

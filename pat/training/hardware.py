@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import resource
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from pat.common.parameters import logical_numel
+from pat.models.experts import share_of_tokens
 
 
 def peak_memory_bytes() -> int:
@@ -41,10 +41,6 @@ PEAKS: tuple[tuple[str, float], ...] = (
 )
 
 
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # how configs call E, and k
-PASSED = ("num_experts_per_tok", "num_experts_per_token")
-
-
 def peak_flops(device: str, dtype: str) -> float | None:
     """FLOP/s of one device in bf16 or fp16; None where it is not known, as for CPUs, fp32 and shares of a card."""
     if dtype not in ("bf16", "fp16"):
@@ -65,7 +61,7 @@ def flops_per_token(model: Any, length: int) -> float:
     """
 
     config = model.config.get_text_config()
-    share = _share_of_experts(config.to_dict())
+    share = share_of_tokens(config.to_dict())
 
     def cost(parameter: Any, name: str = "") -> float:
         each = share if ".experts." in name else 1.0
@@ -77,12 +73,6 @@ def flops_per_token(model: Any, length: int) -> float:
         products -= cost(inputs.weight)
     layers, hidden = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
     return products + 12.0 * layers * hidden * length
-
-
-def _share_of_experts(config: Mapping[str, Any]) -> float:
-    """K / E: the share of a layer's experts that a token passes; 1 where the config does not say."""
-    every, passed = (next((config[key] for key in keys if config.get(key)), None) for keys in (EXPERTS, PASSED))
-    return passed / every if every and passed else 1.0
 
 
 def mfu(tokens_per_s: float, token_flops: float, device: str, dtype: str, devices: int) -> float | None:

@@ -85,7 +85,7 @@ def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
         if needs is None:
             continue
         key, asked, inputs = f"{needs.key}.num_samples", needs.num_samples, needs.shapes[needs.widest][1]
-        tokens = min(asked, there) * config.data.max_length
+        tokens = int(min(asked, there) * config.data.max_length * needs.seen_by(needs.widest))
         if tokens < inputs:
             yield (
                 f"{key}={asked:,} are at most {tokens:,} tokens for the {inputs:,} inputs of {needs.widest}: with "

@@ -181,6 +181,9 @@ METHODS = {
     "alps-taught": Method(WEIGHTS, at_once=False, taught=0.24, subjects=("decoder",)),
     "alps-matrix-taught": Method(("weights",), at_once=False, keys=ALIKE, taught=0.24, subjects=("decoder",)),
     "alps-all": Method(("weights",), at_once=False, keys=ALL, subjects=("decoder",)),
+    "alps-64": Method(
+        ("weights",), at_once=False, keys=("pruners.weights.criterion.num_samples=64",), subjects=("decoder",)
+    ),  # half as many samples to calibrate on
     "obs-lora": Method(
         ("structures",), at_once=False, keys=("peft=lora", "optim.lr=4e-4"), subjects=("decoder",)
     ),  # adapters of rank 16

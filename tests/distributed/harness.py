@@ -27,6 +27,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -63,6 +65,10 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # with biases, residuals after the nor
     ),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config(**_BERT, num_key_value_heads=2, head_dim=6, use_cache=False)),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**_BERT, num_key_value_heads=2, use_cache=False)),
+    "mixtral": (
+        MixtralForCausalLM,
+        MixtralConfig(**_BERT, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2, use_cache=False),
+    ),
 }
 MATRICES = ["*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight", "*.o_proj.weight", "*.mlp.*.weight"]
 
@@ -95,6 +101,13 @@ PRUNERS: dict[str, dict[str, Any]] = {
         "criterion": {"name": "alps", "reconstruct": 1, "gradient_samples": 8},
         "granularity": "weight",
         "sparsity": 0.5,
+    },
+    "experts": {
+        "criterion": {"name": "alps", "reconstruct": 1, "gradient_samples": 8},
+        "granularity": "weight",
+        "sparsity": 0.5,
+        "params": ["all-linear"],
+        "shape": {"model_type": "mixtral"},
     },
     "soft_movement": {
         "criterion": {"name": "soft_movement", "final_lambda": 4.0},

@@ -55,7 +55,7 @@ def names(kind: str, world_size: int = 2) -> Sequence[str]:
         return list(LAYOUTS)
     if kind in UNSHARDED:
         return ("zero0", "zero1")
-    return CUT if kind in ("n_of_m", "alps") else STAGES
+    return CUT if kind in ("n_of_m", "alps", "experts") else STAGES
 
 
 def checks(kinds: list[str]) -> dict[str, Any]:

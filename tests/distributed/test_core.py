@@ -15,7 +15,7 @@ from tests.distributed.ranks import run_ranks
 # Also 4 ranks, 2:4 groups that a shard's boundary cuts, families whose stages round differently, and fp32, in which the
 # reduction itself rounds (at 4 ranks in an order of its own at each stage).
 PARITY = {
-    2: ["movement", "magnitude", "n_of_m", "block", "soft_movement", "rows", "wanda", "alps"]
+    2: ["movement", "magnitude", "n_of_m", "block", "soft_movement", "rows", "wanda", "alps", "experts"]
     + ["bert", "distilbert", "gpt2", "qwen2", "movement fp32", "bert fp32", *parity_checks.UNSHARDED],
     4: ["movement", "n_of_m", "bert"],
 }

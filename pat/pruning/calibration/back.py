@@ -9,7 +9,7 @@ the same at every ZeRO stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.typed import untyped
+from pat.models.experts import are_experts, by_module, expert_of, watched
 from pat.pruning.calibration.calls import Call
 from pat.pruning.calibration.needs import no_room_for_gradients
 from pat.pruning.calibration.probe import not_a_map, per_token
@@ -127,7 +128,7 @@ def _of_layer(
 
     def back() -> None:
         for place, call in enumerate(walk.calls[index]):
-            handles = [_watch(walk, place, name, sums.setdefault(name, {})) for name in names]
+            handles = list(_watched(walk, place, {name: sums.setdefault(name, {}) for name in names}))
             entering = inputs[place].detach().requires_grad_()
             try:
                 with torch.enable_grad():
@@ -138,15 +139,16 @@ def _of_layer(
 
     room.given(back)
     for name in names:
-        if len(sums[name]) < 2:
+        if len(sums[name]) < 3:
             raise NotCalibrated(f"{name} is not used by the forward as a linear map of its own: exclude it")
-        x, g = (walk.comm.sum(sums[name][key]).div_(walk.tokens) for key in ("inputs", "gradients"))
+        x, g, tokens = (walk.comm.sum(sums[name][key]) for key in ("inputs", "gradients", "tokens"))
+        x, g = x.div_(tokens.clamp(min=1)), g.div_(walk.tokens)
         if not is_finite(x) or not is_finite(g):
             raise NotCalibrated(
                 f"The loss's gradient of what {name} gives is not finite on the calibration samples: the model has "
                 "diverged, or overflows in engine.dtype"
             )
-        if not bool((g > 0).any()):
+        if expert_of(name) is None and not bool((g > 0).any()):
             raise NotCalibrated(
                 f"The loss does not depend on what {name} gives, on the samples whose gradients were taken: take more "
                 "(criterion.gradient_samples), or none (0, and scope: matrix)"
@@ -154,20 +156,38 @@ def _of_layer(
         yield name, Squares(x, g)
 
 
-def _watch(walk: Walk, place: int, name: str, sums: dict[str, Tensor]) -> Any:
-    """Add up what a matrix's module sees of a micro-batch, forward and back."""
+def _watched(walk: Walk, place: int, sums: Mapping[str, dict[str, Tensor]]) -> Iterator[Any]:
+    """Handles of hooks that add up what linear maps see of a micro-batch, forward and back."""
     real = walk.real[place].reshape(-1)
 
-    def add(key: str, values: Tensor) -> None:
-        sums[key] = SquaredNorm.add(sums.get(key), per_token(name, values.detach(), real))
+    def add(name: str, key: str, values: Tensor) -> None:
+        sums[name][key] = SquaredNorm.add(sums[name].get(key), values)
 
-    def forward(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        add("inputs", args[0])
+    def forward(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         if not isinstance(output, Tensor) or not output.requires_grad:
             raise not_a_map(name)
-        untyped(output).register_hook(partial(add, "gradients"))
+        see(name, args[0], output, lambda values: per_token(name, values, real))
 
-    return walk.skeleton.get_submodule(name.rpartition(".")[0]).register_forward_hook(forward)
+    def of_expert(name: str, tokens: Tensor, inputs: Tensor, output: Tensor) -> None:
+        if name in sums:
+            add(name, "gradients", output.detach()[:0])  # also where no token passes, and so no gradient comes
+            see(name, inputs, output, lambda values: values[real[tokens]])
+
+    def see(name: str, inputs: Tensor, output: Tensor, counted: Callable[[Tensor], Tensor]) -> None:
+        seen = counted(inputs.detach())
+        add(name, "inputs", seen)
+        add(name, "tokens", seen.new_ones(len(seen), 1))
+        untyped(output).register_hook(partial(back, name, counted))
+
+    def back(name: str, counted: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
+        add(name, "gradients", counted(gradient))
+
+    for path, names in by_module(sums).items():
+        module = walk.skeleton.get_submodule(path)
+        if are_experts(module):
+            yield watched(module, path, of_expert)
+        else:
+            yield module.register_forward_hook(partial(forward, names[0]))
 
 
 @contextmanager

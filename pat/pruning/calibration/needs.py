@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pat.common.text import size_in_words
+from pat.models.experts import expert_of
 from pat.pruning.calibration.statistics import Gram, InputStatistic
 
 
@@ -22,7 +23,7 @@ class Needs:
 
     key: str  # of its method: pruners.NAME.criterion
     num_samples: int
-    shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the matrices whose inputs are measured, in their order
+    shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the linear maps whose inputs are measured, in order
     statistics: tuple[type[InputStatistic], ...]  # of each
     cut_bytes: Callable[[int, int], int]  # (outputs, inputs) -> what one cut holds beside the statistics
     cut_flops: Callable[[int, int], float] = nothing  # (outputs, inputs) -> floating-point operations of one cut
@@ -31,20 +32,26 @@ class Needs:
     layers: int = 0  # times that a layer's weights are held during its cuts, up to the last of them
     back: int = 0  # samples through which the loss's gradients go back, layer by layer
     once: bool = False  # whether it is measured for the first selection only
+    routed: float = 1.0  # the share of the tokens that an expert sees, on average
 
     @property
     def widest(self) -> str:
-        """The matrix with the most inputs."""
-        return max(self.shapes, key=lambda name: self.shapes[name][1])
+        """The linear map with the most inputs for the tokens that it sees."""
+        return max(self.shapes, key=lambda name: self.shapes[name][1] / self.seen_by(name))
+
+    def seen_by(self, name: str) -> float:
+        """The share of the tokens that go into a linear map."""
+        return 1.0 if expert_of(name) is None else self.routed
 
     def too_few(self, tokens: int) -> str | None:
         """What to say where so many tokens leave a Gram matrix without full rank; None where they are enough."""
-        inputs = self.shapes[self.widest][1]
-        if Gram not in self.statistics or tokens >= inputs:
+        inputs, seen = self.shapes[self.widest][1], int(tokens * self.seen_by(self.widest))
+        if Gram not in self.statistics or seen >= inputs:
             return None
+        see = "" if seen == tokens else f", of which an expert sees {seen:,} on average"
         return (
-            f"{self.key} is calibrated on {tokens:,} tokens, fewer than the {inputs:,} inputs of {self.widest}: only "
-            f"its damping makes the cut unique; give more samples ({self.key}.num_samples) or longer ones"
+            f"{self.key} is calibrated on {tokens:,} tokens{see}, fewer than the {inputs:,} inputs of {self.widest}: "
+            f"only its damping makes the cut unique; give more samples ({self.key}.num_samples) or longer ones"
         )
 
 

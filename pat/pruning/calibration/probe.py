@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pat.common.comm import Comm
+from pat.models.experts import are_experts, watched
 from pat.pruning.calibration.calls import NotCalibrated
 from pat.pruning.calibration.statistics import InputStatistic
 
@@ -52,9 +53,12 @@ class Probe:
         self.order: list[str] = []  # in which the first micro-batch came to the matrices
         self.handles: list[Any] = []
 
-    def watch(self, name: str, module: nn.Module) -> None:
-        """Sum up what goes into a matrix's module."""
-        self.handles.append(module.register_forward_pre_hook(lambda _, args: self._see(name, args[0])))
+    def watch(self, path: str, module: nn.Module, names: Sequence[str]) -> None:
+        """Sum up what goes into the linear maps of a module: one, or those of experts."""
+        if are_experts(module):
+            self.handles.append(watched(module, path, self._see_expert))
+        else:
+            self.handles.append(module.register_forward_pre_hook(lambda _, args: self._see(names[0], args[0])))
 
     def next(self, real: Tensor) -> None:
         """A micro-batch begins, with these tokens (B, T) that are no padding."""
@@ -84,8 +88,21 @@ class Probe:
         self.first[name] = first
         if first == name:
             self.seen.append((inputs, name))
-            flat, sums = per_token(name, inputs, self.real), self.sums.setdefault(name, {})
-            for kind in self.statistics[name]:
-                sums[kind] = kind.add(sums.get(kind), flat)
+            self._add(name, per_token(name, inputs, self.real))
         if name == self.last:
             raise Enough
+
+    def _see_expert(self, name: str, tokens: Tensor, inputs: Tensor, output: Tensor) -> None:
+        if name not in self.statistics:
+            return
+        if self.noting:
+            self.order.append(name)
+        self.first[name] = name
+        self._add(name, inputs[self.real[tokens]])
+        if name == self.last:
+            raise Enough
+
+    def _add(self, name: str, flat: Tensor) -> None:
+        sums = self.sums.setdefault(name, {})
+        for kind in self.statistics[name]:
+            sums[kind] = kind.add(sums.get(kind), flat)

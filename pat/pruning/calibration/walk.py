@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
+from pat.models.experts import are_experts, by_module, parameter_of
 from pat.pruning.calibration.calls import Call, NotCalibrated, inputs_of, recording, without_cache
 from pat.pruning.calibration.gap import Gap, GapProbe
 from pat.pruning.calibration.needs import no_room
@@ -42,7 +43,8 @@ def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
         match = _LAYER.fullmatch(name)
         inside = match is not None and isinstance(model.get_submodule(match[1]), nn.ModuleList)
         owner = model.get_submodule(name.rpartition(".")[0])
-        if match is None or not inside or not (isinstance(owner, nn.Linear) or is_conv1d(owner)):
+        is_map = isinstance(owner, nn.Linear) or is_conv1d(owner) or are_experts(owner)
+        if match is None or not inside or not is_map:
             raise NotCalibrated(
                 f"{name} is not a weight of a linear map inside the model's layers, so what goes into it cannot be "
                 "measured: exclude it, or take a criterion without calibration (magnitude, movement)"
@@ -190,8 +192,8 @@ class Layer:
         once, and they get the same tensors. Collective. Raises NotCalibrated on all ranks where one has no memory."""
         walk = self.walk
         probe = Probe(statistics, to_the_end=after is not None)
-        for name in statistics:
-            probe.watch(name, self._module(name))
+        for path, names in by_module(statistics).items():
+            probe.watch(path, walk.skeleton.get_submodule(path), names)
 
         def forward() -> None:
             calls = zip(walk.calls[self.index], walk.hidden, walk.real, strict=True)
@@ -273,7 +275,10 @@ class Layer:
         return self.module.get_submodule(self._path(name))
 
     def _inputs(self, name: str) -> int:
-        module = self._module(name)
+        module: Any = self._module(name)
+        if are_experts(module):
+            leaf = parameter_of(name).rpartition(".")[2]
+            return module.get_parameter(leaf).shape[1 if module.is_transposed else 2]
         return module.get_parameter("weight").shape[0 if is_conv1d(module) else 1]
 
     def _path(self, name: str) -> str:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
+from pat.models.experts import expert_of
 from pat.pruning.calibration.journal import KEEP, Journal
 from pat.pruning.calibration.needs import Needs, is_out_of_memory, nothing, too_large
 from pat.pruning.calibration.reconstruction import reconstruct
-from pat.pruning.calibration.statistics import SquaredNorm, is_finite
+from pat.pruning.calibration.statistics import InputStatistic, SquaredNorm, is_finite
 from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.criteria import Calibrated, Criterion
 from pat.pruning.scopes import Scope
@@ -27,14 +28,14 @@ from pat.pruning.weights.whole import WholeMatrices, chooser
 _Cut = tuple[Tensor, Tensor]  # flags (o, i) uint8, weights (o, i) fp32
 
 
-def check(place: str, criterion: Criterion, masked_grad: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check(place: str, criterion: Criterion, masked_grad: str, unseen: Sequence[str]) -> None:
     """ValueError where weights that a cut has removed could come back, or where inputs cannot be seen; `place` is
-    pruners.NAME."""
-    stacked = [name for name, shape in shapes.items() if len(shape) > 2]
-    if stacked and (isinstance(criterion, Calibrated) or criterion.prior_samples):
+    pruners.NAME, `unseen` are several matrices in one whose forward is not known."""
+    if unseen and (isinstance(criterion, Calibrated) or criterion.prior_samples):
         raise ValueError(
-            f"{place} takes {stacked[0]}, which is several matrices in one, as fused experts are: calibration does not "
-            f"see what goes into each. Set criterion: magnitude or movement (prior_score: magnitude), or exclude it"
+            f"{place} takes {unseen[0]}, which is several matrices in one, as some experts are: calibration does not "
+            "see what goes into each, because their forward is none of transformers' interface of experts. Set "
+            "criterion: magnitude or movement (prior_score: magnitude), or exclude it"
         )
     if isinstance(criterion, Calibrated) and masked_grad != "zero":
         raise ValueError(
@@ -48,10 +49,11 @@ def needs(
     criterion: Criterion,
     maps: Mapping[str, tuple[int, ...]],
     back: int,  # samples through which the loss's gradients go back
+    routed: float,  # the share of the tokens that an expert sees, on average
 ) -> Needs | None:
     """What has to be measured at a cut, or once for a prior; None where the criterion looks at no inputs."""
     if criterion.prior_samples:
-        return Needs(key, criterion.prior_samples, maps, (SquaredNorm,), nothing, once=True)
+        return Needs(key, criterion.prior_samples, maps, (SquaredNorm,), nothing, once=True, routed=routed)
     if not isinstance(criterion, Calibrated):
         return None
     made = criterion
@@ -65,6 +67,7 @@ def needs(
         made.follows,
         made.reconstruct,
         back=back,
+        routed=routed,
     )
 
 
@@ -113,12 +116,12 @@ def _cut_layer(
     """Into the shards and the journal. Collective."""
     criterion = method.criterion
     own = [name for name in matrices.shapes if name.startswith(f"{layer.name}.")]
-    for name in own:
-        if name in removed:
-            flags = _flags_of_removed(method, name, matrices)
-            matrices.mark(name, flags)
-            journal.put(KEEP + name, flags.bool())
-    names = [name for name in own if name not in removed]
+    for name in matrices.maps([name for name in own if name in removed]):
+        flags = matrices.turned(name, _by_size(method, method.sparsity, name, matrices)[0])
+        matrices.mark(name, flags)
+        journal.put(KEEP + name, flags.bool())
+    left = [name for name in own if name not in removed]
+    names = matrices.maps(left)
     if not names:
         return
     if criterion.reconstruct:
@@ -132,15 +135,18 @@ def _cut_layer(
     if criterion.reconstruct:
         layer.refresh(layer.parameters)
         settings = criterion.reconstruct, criterion.reconstruct_lr, method.seed
-        for name, fitted in reconstruct(layer, names, *settings):
-            matrices.fit(name, fitted)
-            journal.put(name, fitted)
+        for name, fitted in reconstruct(layer, left, *settings):
+            for part, values in zip(matrices.maps([name]), matrices.apart(name, fitted), strict=True):
+                matrices.fit(part, values)
+                journal.put(part, values)
 
 
-def _flags_of_removed(method: Method, name: str, matrices: WholeMatrices) -> Tensor:
-    """Flags to the target in a matrix of zeros, as stored: nothing need be measured for them. Collective."""
-    choose = chooser(name, method.granularity, method.sparsity, method.scope)
-    return matrices.turned(name, choose(matrices.weights(name).abs()))
+def _by_size(method: Method, share: float, name: str, matrices: WholeMatrices) -> _Cut:
+    """Where nothing is known of the inputs: to this share the smallest weights, which in a matrix of zeros are any.
+    Collective."""
+    weights = matrices.weights(name)
+    keep = chooser(name, method.granularity, share, method.scope)(weights.abs())
+    return keep.to(torch.uint8), weights.mul_(keep)
 
 
 def _cuts(
@@ -155,8 +161,19 @@ def _cuts(
     comm = layer.walk.comm
     inputs = layer.collect({name: method.criterion.statistics for name in names})
     layer.let_go()
+    unused = [name for name in names if expert_of(name) is not None and _is_zero(inputs[name])]
+    if unused:
+        layer.walk.warn(
+            "experts without a token",
+            f"warning: no token of the calibration samples passes {len(unused)} of the {len(names)} matrices of "
+            f"{layer.name} ({unused[0]}): their smallest weights go. Give more samples "
+            "(criterion.num_samples)",
+        )
+    for name in unused:
+        yield name, _by_size(method, weighing.shares.get(name, method.sparsity), name, matrices)
+        del inputs[name]
     sharing: dict[int, list[str]] = {}
-    for name in names:
+    for name in inputs:
         sharing.setdefault(id(inputs[name]), []).append(name)
     groups = list(sharing.values())
     for place, group in enumerate(groups):
@@ -195,6 +212,10 @@ def _cuts_at_once(
             torch.zeros(shape, device=comm.device),
         )
         yield name, (comm.sum(flags), comm.sum(values))
+
+
+def _is_zero(means: Mapping[type[InputStatistic], Tensor]) -> bool:
+    return not any(bool(value.any()) for value in means.values())
 
 
 def _scaled(choose: Callable[[Tensor], Tensor], scale: Tensor) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,8 +10,10 @@ from torch import nn
 from pat.common import patterns
 from pat.common.parameters import is_conv1d, logical_shape
 from pat.common.typed import named_modules
+from pat.models.experts import are_experts, leaves, share_of_tokens
 
-ALL_LINEAR = "all-linear"  # as in peft's target_modules: embeddings, heads and everything outside the layers stay dense
+# As in peft's target_modules, and experts that are one parameter: what is outside the layers stays dense.
+ALL_LINEAR = "all-linear"
 INPUTS_FIRST = ("Llama4TextExperts",)  # classes that do not say so by `is_transposed`
 
 
@@ -20,9 +22,10 @@ class Matrices:
     """The parameters of a model as a weight pruner sees them."""
 
     shapes: Mapping[str, tuple[int, ...]]  # of all parameters; only those of two or more dimensions are taken
-    linear: frozenset[str] = frozenset()  # those that are the weights of linear maps inside the model's layers
+    linear: frozenset[str] = frozenset()  # weights of linear maps inside the model's layers, experts' in one included
     transposed: frozenset[str] = frozenset()  # those stored as (..., inputs, outputs): a Conv1D's, some experts
     stacks: tuple[str, ...] = ()  # what the names of everything inside the layers begin with
+    routed: float = 1.0  # the share of the tokens that an expert sees, on average
 
     @classmethod
     def of(cls, model: nn.Module) -> Matrices:
@@ -31,9 +34,13 @@ class Matrices:
         stacks = [f"{name}." for name, module in named_modules(model) if _is_stack(module)]
         transposed = {f"{name}.weight" for name, module in named_modules(model) if is_conv1d(module)}
         linear = transposed | {f"{name}.weight" for name, m in named_modules(model) if isinstance(m, nn.Linear)}
+        for name, module in named_modules(model):
+            linear |= {f"{name}.{leaf}" for leaf in leaves(module)} if are_experts(module) else set()
         linear = {name for name in linear if any(name.startswith(stack) for stack in stacks)}
         transposed |= {f"{name}.{own}" for name, module in named_modules(model) for own in _inputs_first(module)}
-        return cls(shapes, frozenset(linear & set(shapes)), frozenset(transposed & set(shapes)), tuple(stacks))
+        config = getattr(model, "config", None)
+        routed = share_of_tokens(config.get_text_config().to_dict()) if config is not None else 1.0
+        return cls(shapes, frozenset(linear & set(shapes)), frozenset(transposed & set(shapes)), tuple(stacks), routed)
 
     def as_map(self, name: str) -> tuple[int, ...]:
         """The shape of a matrix with the outputs first, however it is stored."""
@@ -64,10 +71,14 @@ class Matrices:
                 f"{patterns.in_patterns(matrices)}"
             )
 
+    def unseen(self, names: Collection[str]) -> list[str]:
+        """Those of three and more dimensions that are not known to be experts' linear maps, such as experts whose
+        forward is their own."""
+        return [name for name in names if len(self.shapes[name]) > 2 and name not in self.linear]
+
     def stacked(self) -> dict[str, tuple[int, ...]]:
-        """Parameters of three and more dimensions inside the layers: several matrices in one, as fused experts are."""
-        inside = {name for name in self.shapes if name.startswith(self.stacks)}
-        return {name: shape for name, shape in self.shapes.items() if name in inside and len(shape) > 2}
+        """Parameters inside the layers that hold several matrices in one, `unseen`."""
+        return {name: self.shapes[name] for name in self.unseen(self.shapes) if name.startswith(self.stacks)}
 
     def _matches(self, name: str, params: Sequence[str]) -> bool:
         return patterns.matches(name, params) or (ALL_LINEAR in params and name in self.linear)

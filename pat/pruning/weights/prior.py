@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.common.typed import floats
+from pat.models.experts import maps
 from pat.pruning.calibration.journal import Journal
 from pat.pruning.calibration.statistics import SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk
@@ -49,7 +50,8 @@ class Prior:
         self.shapes, self.transposed = shapes, transposed
         groups = {group: g for g, group in enumerate(dict.fromkeys(map(scope.group, shapes)))}
         self.group = {name: groups[scope.group(name)] for name in shapes}
-        self.inputs: dict[str, Tensor] = {}  # (i,) fp32 m by matrix, the same on every rank; {}: 1, or not measured yet
+        self.inputs: dict[str, Tensor] = {}  # fp32 m, (i,) or of experts (E, i), by parameter, the same on every rank;
+        # {}: 1, or not measured yet
 
     def measure(
         self,
@@ -65,15 +67,17 @@ class Prior:
                 continue
             own = [name for name in self.shapes if name.startswith(f"{layer.name}.")]
             for name in (name for name in own if name in removed):
-                self.inputs[name] = torch.ones(self.shapes[name][0 if name in self.transposed else 1])
+                *several, rows, columns = self.shapes[name]
+                self.inputs[name] = torch.ones(*several, rows if name in self.transposed else columns)
                 journal.put(name, self.inputs[name])
-            names = [name for name in own if name not in removed]
-            found = layer.collect({name: (SquaredNorm,) for name in names}) if names else {}
-            for name, means in found.items():
-                mean = means[SquaredNorm].mean()
-                if not mean > 0:
+            names = {name: list(maps(name, self.shapes[name])) for name in own if name not in removed}
+            every = [each for several in names.values() for each in several]
+            found = layer.collect({each: (SquaredNorm,) for each in every}) if every else {}
+            for name, several in names.items():
+                means = torch.stack([found[each][SquaredNorm] for each in several])
+                if not means.mean() > 0:
                     raise NotCalibrated(f"{name} cannot be ranked by its inputs: all are 0 on the calibration samples")
-                self.inputs[name] = (means[SquaredNorm] / mean).float()
+                self.inputs[name] = (means if len(self.shapes[name]) > 2 else means[0]).div(means.mean()).float()
                 journal.put(name, self.inputs[name])
             journal.write(layer)
 
@@ -101,11 +105,15 @@ class Prior:
 
     def _along(self, name: str, start: int, dense: Tensor) -> Tensor:
         """(n,) m of each element's input."""
-        rows, columns = self.shapes[name]
+        *_, rows, columns = self.shapes[name]
         m = self.inputs[name].to(dense.device)
-        matrix = (m[:, None] if name in self.transposed else m).expand(rows, columns)
         first, last = start // columns, -(-(start + dense.numel()) // columns)
-        return matrix[first:last].reshape(-1)[start - first * columns :][: dense.numel()]
+        lines = torch.arange(first, last, device=dense.device)  # of all matrices that are in one, one after the other
+        if name in self.transposed:
+            matrix = m.view(-1)[lines, None].expand(-1, columns)
+        else:
+            matrix = m.view(-1, columns)[lines // rows]
+        return matrix.reshape(-1)[start - first * columns :][: dense.numel()]
 
 
 def coefficients(

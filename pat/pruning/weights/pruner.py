@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pat.common.comm import LOCAL
 from pat.common.typed import ints
+from pat.models.experts import apart
 from pat.pruning import registry, scopes
 from pat.pruning.calibration.back import Loss
 from pat.pruning.calibration.journal import Journal, Journals
@@ -59,6 +60,9 @@ class WeightPruner:
         matrices.check(f"pruners.{name}", config.params, config.exclude)
         self.shapes = {n: matrices.shapes[n] for n in matrices.take(config.params, config.exclude)}
         self.maps = {n: matrices.as_map(n) for n in self.shapes}  # the shapes with the outputs first
+        if isinstance(self.criterion, Calibrated):  # which cuts the matrix of each expert by itself
+            self.maps = apart(self.maps)
+        self.routed = matrices.routed
         self.transposed = matrices.transposed & self.shapes.keys()
         for n, shape in self.maps.items():
             self.granularity.validate(n, shape)
@@ -69,7 +73,7 @@ class WeightPruner:
         place = f"pruners.{name}"
         ranking.check_scope(place, self.scope, self.granularity, self.criterion, self.transposed)
         ties.check_first_choice(place, self.criterion, self.timeline, self.budget.sparsity)
-        calibrated.check(place, self.criterion, config.masked_grad.name, self.shapes)
+        calibrated.check(place, self.criterion, config.masked_grad.name, matrices.unseen(self.shapes))
         self.prior = prior.Prior(
             self.shapes, self.transposed, Matrix() if self.granularity.name == "n_of_m" else self.scope
         )
@@ -118,7 +122,8 @@ class WeightPruner:
     def calibration(self) -> Needs | None:
         """What has to be measured at a cut, or once for a prior; None: the criterion looks at no inputs."""
         back = ranking.weighs(self.granularity, self.scope, self.criterion)
-        return calibrated.needs(f"pruners.{self.name}.criterion", self.criterion, self.maps, back)
+        place = f"pruners.{self.name}.criterion"
+        return calibrated.needs(place, self.criterion, apart(self.maps), back, self.routed)
 
     def bind(self, layout: ZeroLayout) -> None:
         """Take the shards that hold this pruner's parameters."""
@@ -201,7 +206,7 @@ class WeightPruner:
             return Weighing()
         assert self.back is not None, "Pruner.bind gives it"
         walk, batches, loss = self.back()
-        weights = {name: partial(self.matrices.weights, name) for name in self.shapes}
+        weights = {name: partial(self.matrices.weights, name) for name in self.maps}
         unit = self.granularity.weights_per_unit if self.scope == Global() else None
 
         def taken() -> dict[str, Tensor]:

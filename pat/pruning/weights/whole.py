@@ -7,6 +7,7 @@ Matrices are assembled from the shards of all ranks, one at a time; the choice i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor
 from pat.common.comm import LOCAL
 from pat.common.rounding import part_of
 from pat.common.typed import split
+from pat.models import experts
 from pat.pruning.criteria import CHOICE
 from pat.pruning.scopes import Scope
 from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.types import ScoredSegment
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
-from pat.zero.layouts import Piece, Segment, ZeroLayout
+from pat.zero.layouts import Piece, Segment, ZeroLayout, copy_common
 
 
 def chooser(name: str, granularity: Any, sparsity: float, scope: Scope) -> Callable[[Tensor], Tensor]:
@@ -79,13 +81,22 @@ class WholeMatrices:
     ) -> None:
         self.layout, self.states, self.shapes, self.transposed = layout, states, shapes, transposed
 
+    def maps(self, names: Collection[str]) -> list[str]:
+        """The linear maps in these parameters: a matrix itself, or that of each expert, see `pat.models.experts`."""
+        return [each for name in names for each in experts.maps(name, self.shapes[name])]
+
+    def apart(self, name: str, whole: Tensor) -> Sequence[Tensor]:
+        """What a parameter holds of each of its `maps`, as stored."""
+        return list(whole) if whole.dim() == 3 else [whole]
+
     def weights(self, name: str) -> Tensor:
-        """The effective weights of a matrix, (o, i) fp32. Collective."""
-        return self.turned(name, self.layout.whole(name))
+        """The effective weights of a linear map, (o, i) fp32. Collective."""
+        owner, run = self._place(name)
+        return self.turned(owner, self.layout.part(owner, run).view(self.shapes[owner][-2:]))
 
     def turned(self, name: str, matrix: Tensor) -> Tensor:
         """Between the stored orientation and outputs first, either way."""
-        return matrix.transpose(-2, -1) if name in self.transposed else matrix
+        return matrix.transpose(-2, -1) if experts.parameter_of(name) in self.transposed else matrix
 
     def select_in_rows(self, scored: Sequence[ScoredSegment], granularity: Any, sparsity: float, scope: Scope) -> None:
         """Keep the highest of every row. Raises ValueError for scores that are NaN. Collective."""
@@ -98,18 +109,27 @@ class WholeMatrices:
             self.mark(name, self.turned(name, chooser(name, granularity, sparsity, scope)(scores)))
 
     def mark(self, name: str, flags: Tensor) -> None:
-        """Write this rank's part of a matrix's flags, given all of them as stored."""
-        flat = flags.reshape(-1)
-        for state, s in self._segments(name):
+        """Write this rank's part of a parameter's flags, or of a linear map's, given all of them as stored."""
+        (owner, run), flat = self._place(name), flags.reshape(-1)
+        for state, s in self._segments(owner):
             assert state.keep is not None
-            state.keep[s.part].copy_(flat[s.start : s.start + s.numel])
+            copy_common(flat, run.start, state.keep[s.part], s.start)
 
     def fit(self, name: str, values: Tensor) -> None:
-        """Write this rank's part of a matrix's weights, given all of them as stored."""
-        self.layout.write(name, values)
-        for state, s in self._segments(name):
+        """Write this rank's part of a parameter's weights, or of a linear map's, given all of them as stored."""
+        (owner, run), flat = self._place(name), values.reshape(-1)
+        self.layout.write(owner, flat, run.start)
+        for state, s in self._segments(owner):
             assert state.dense is not None
-            state.dense[s.part].copy_(state.shard.view[s.part])
+            copy_common(flat, run.start, state.dense[s.part], s.start)
+
+    def _place(self, name: str) -> tuple[str, range]:
+        """The parameter that holds a linear map, or is it, and the run of its elements."""
+        owner, expert = experts.parameter_of(name), experts.expert_of(name)
+        shape = self.shapes[owner]
+        size = math.prod(shape if expert is None else shape[1:])
+        first = (expert or 0) * size
+        return owner, range(first, first + size)
 
     def _segments(self, name: str) -> Iterator[tuple[MaskedShard, Segment]]:
         return ((state, s) for state in self.states for s in state.shard.segments if s.name == name)

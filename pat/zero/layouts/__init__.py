@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pat.zero.layouts.base import Piece, Segment, Shard, ZeroLayout
+from pat.zero.layouts.base import Piece, Segment, Shard, ZeroLayout, copy_common
 from pat.zero.layouts.partitioned import Zero3, Zero12
 from pat.zero.layouts.replicated import Zero0Fp32, Zero0LowPrecision
 
-__all__ = ["Piece", "Segment", "Shard", "ZeroLayout", "layout_of"]
+__all__ = ["Piece", "Segment", "Shard", "ZeroLayout", "copy_common", "layout_of"]
 
 _BY_OPTIMIZER: dict[str, type[ZeroLayout]] = {
     "DeepSpeedZeroOptimizer": Zero12,

@@ -150,23 +150,33 @@ class ZeroLayout(ABC):
     def _frozen_pieces(self, param: Any) -> list[Piece]:
         return [Piece(0, param.data.view(-1))] if self.world.rank == 0 else []
 
-    def assemble(self, name: str, pieces: list[Piece], dtype: torch.dtype) -> Tensor:
-        """(numel,) the whole parameter on every rank, from all ranks' pieces. Collective."""
-        numel = logical_numel(self.parameters[name])
-        full = torch.zeros(numel, dtype=dtype, device=self.device)
+    def assemble(self, name: str, pieces: list[Piece], dtype: torch.dtype, run: range | None = None) -> Tensor:
+        """(n,) the elements of a parameter in this run, or all, on every rank, from all ranks' pieces. Collective."""
+        run = range(logical_numel(self.parameters[name])) if run is None else run
+        full = torch.zeros(len(run), dtype=dtype, device=self.device)
         for piece in pieces:
-            full[piece.start : piece.start + piece.data.numel()].copy_(piece.data)
-        for start in range(0, numel, CHUNK):
+            copy_common(piece.data, piece.start, full, run.start)
+        for start in range(0, len(run), CHUNK):
             chunk = full[start : start + CHUNK]
             chunk.copy_(self.world.sum(chunk))
         return full
 
     def whole(self, name: str) -> Tensor:
         """A parameter's effective weight in its logical shape, fp32, on every rank. Collective."""
-        return self.assemble(name, self.pieces(name), torch.float32).view(logical_shape(self.parameters[name]))
+        return self.part(name, None).view(logical_shape(self.parameters[name]))
 
-    def write(self, name: str, values: Tensor) -> None:
-        """Write this rank's part of a parameter into its fp32 shards, given the whole parameter."""
-        flat = values.reshape(-1)
+    def part(self, name: str, run: range | None) -> Tensor:
+        """(n,) a run of a parameter's effective weight, or all of it, fp32, on every rank. Collective."""
+        return self.assemble(name, self.pieces(name), torch.float32, run)
+
+    def write(self, name: str, values: Tensor, start: int = 0) -> None:
+        """Write this rank's part of a parameter's elements from `start` on into its fp32 shards, given all of them."""
         for shard, s in self._places.get(name, ()):
-            shard.view[s.part].copy_(flat[s.start : s.start + s.numel])
+            copy_common(values.reshape(-1), start, shard.view[s.part], s.start)
+
+
+def copy_common(source: Tensor, start: int, target: Tensor, begin: int) -> None:
+    """What both hold of a parameter, of which they are the elements from `start` and from `begin` on."""
+    first, last = max(start, begin), min(start + source.numel(), begin + target.numel())
+    if first < last:
+        target[first - begin : last - begin].copy_(source[first - start : last - start])

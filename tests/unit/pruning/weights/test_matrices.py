@@ -68,8 +68,8 @@ def pruner_of(
 def test_experts_that_are_stored_inputs_first_are_known(kind: str, transposed: bool) -> None:
     """Would catch: 2:4 groups and blocks along the outputs. Biases of experts are no stack of matrices."""
     matrices = Matrices.of(of_experts(kind))
-    experts = {name: shape for name, shape in matrices.stacked().items() if "experts" in name}
-    assert len(experts) == 2 and matrices.transposed == (set(experts) if transposed else set())
+    experts = {name for name, shape in matrices.shapes.items() if len(shape) == 3 and "experts" in name}
+    assert len(experts) == 2 and matrices.transposed == (experts if transposed else set())
     up, down = (matrices.as_map(next(name for name in experts if part in name)) for part in ("up_proj", "down_proj"))
     assert (up, down) == ((EXPERTS, 2 * NEURONS, HIDDEN), (EXPERTS, HIDDEN, NEURONS))
     for granularity in ({"name": "n_of_m", "n": 2, "m": 4}, {"name": "block", "rows": 2, "cols": 4}):
@@ -81,12 +81,20 @@ def test_experts_that_are_stored_inputs_first_are_known(kind: str, transposed: b
     pruner_of(matrices, "weight")
 
 
-def test_calibration_refuses_several_matrices_in_one() -> None:
-    """It would take what goes into the whole module for the inputs of each."""
-    matrices = Matrices.of(of_experts("mixtral"))
+@pytest.mark.parametrize("kind", ["gpt_oss", "mixtral", "llama4_text"])
+def test_all_linear_takes_experts_whose_forward_is_known(kind: str) -> None:
+    """Of the others calibration would take what goes into the whole module for the inputs of each, so it is refused."""
+    matrices, known = Matrices.of(of_experts(kind)), kind != "llama4_text"
+    experts = {name for name, shape in matrices.shapes.items() if len(shape) == 3 and "experts" in name}
+    assert set(matrices.take(["all-linear"])) >= experts if known else set(matrices.stacked()) == experts
+    assert matrices.routed == pytest.approx(1 / EXPERTS)
     for criterion in ("wanda", "alps", {"name": "movement", "prior_score": "wanda"}):
-        with pytest.raises(ValueError, match="experts.* is several matrices in one, as fused experts are"):
-            pruner_of(matrices, "weight", at=3, criterion=criterion)
+        if known:
+            pruner = pruner_of(matrices, "weight", at=3, criterion=criterion)
+            assert pruner.calibration is not None and len(pruner.calibration.shapes) == 2 * EXPERTS
+        else:
+            with pytest.raises(ValueError, match="experts.* is several matrices in one, as some experts are"):
+                pruner_of(matrices, "weight", at=3, criterion=criterion)
 
 
 class Experts(nn.Module):

@@ -1,0 +1,295 @@
+"""Experts that are one parameter: what each is calibrated on, against transformers' own loop over experts, and what a
+cut makes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pat.common.comm import LOCAL, Comm
+from pat.models import experts
+from pat.pruning.calibration.back import own_loss, squares
+from pat.pruning.calibration.journal import Journals
+from pat.pruning.calibration.statistics import Gram, SquaredNorm
+from pat.pruning.calibration.walk import Walk, stack_of
+from pat.pruning.pruner import Pruner
+from pat.pruning.scopes.matrix import Matrix
+from pat.pruning.weights.matrices import Matrices
+from pat.pruning.weights.prior import Prior
+from pat.schema import Config
+from tests import models, one_rank
+from tests.thread_ranks import run_ranks
+from tests.unit.pruning.calibration.test_cuts import config
+from tests.unit.pruning.calibration.test_walk import batches, close, of_rank, weight_of
+
+EXPERTS = 4
+KINDS = ("mixtral", "gpt_oss", "nemotron_h")  # plain; inputs first, with biases and its own gate; without a gate
+PRODUCTS = (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+AT_ONCE = {"name": "one_shot", "start": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    with one_rank.alone():
+        yield
+
+
+def of_experts(kind: str) -> Any:
+    """A small model whose weights are large enough that tokens differ."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 24, "intermediate_size": 40, "moe_intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": models.VOCAB,
+        "num_local_experts": EXPERTS, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    if kind == "nemotron_h":
+        sizes |= {"layers_block_type": ["moe", "attention", "moe"], "moe_shared_expert_intermediate_size": 24}
+        del sizes["num_hidden_layers"]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if param.dim() > 1 or "bias" in name:
+                param.normal_(0, 0.2)
+    return model
+
+
+def taken(model: Any) -> dict[str, tuple[int, ...]]:
+    """All linear maps that `all-linear` takes, outputs first."""
+    found = Matrices.of(model)
+    return experts.apart({name: found.as_map(name) for name in found.take(["all-linear"])})
+
+
+class Products(TorchFunctionMode):
+    """What transformers' own forward multiplies with each map, by where its weights lie in memory."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.seen: dict[str, list[Tensor]] = {}
+        self.gradients: dict[str, list[Tensor]] = {}
+        self.at: dict[int, str] = {}
+        for name in taken(model):
+            param, expert = model.get_parameter(experts.parameter_of(name)), experts.expert_of(name)
+            self.at[(param if expert is None else param[expert]).data_ptr()] = name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in PRODUCTS and (name := self.at.get(args[1].data_ptr())):
+            self.seen.setdefault(name, []).append(args[0].detach().double().flatten(0, -2))
+            if output.requires_grad:
+                gradients = self.gradients.setdefault(name, [])
+                output.register_hook(lambda g: gradients.append(g.double().flatten(0, -2)))
+        return output
+
+
+def given() -> list[dict[str, Tensor]]:
+    """Padded batches whose padding is no label."""
+    made = batches()
+    return [batch | {"labels": batch["labels"].masked_fill(batch["attention_mask"] == 0, -100)} for batch in made]
+
+
+def unpadded() -> list[dict[str, Tensor]]:
+    """The same real tokens, one sequence at a time."""
+    rows = [{k: v[row : row + 1] for k, v in batch.items()} for batch in given() for row in range(2)]
+    return [{k: v[:, : int(row["attention_mask"].sum())] for k, v in row.items()} for row in rows]
+
+
+def multiplied(model: Any, names: Sequence[str], backward: bool = False) -> Products:
+    """By the loop of transformers over its experts."""
+    model.set_experts_implementation("eager")
+    with torch.set_grad_enabled(backward), Products(model) as products:
+        for batch in unpadded():
+            loss = own_loss(model, batch)
+            if backward:
+                loss.backward()
+    assert products.seen.keys() <= set(names)
+    return products
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_expert_is_calibrated_on_the_tokens_that_pass_it(kind: str) -> None:
+    """Would catch: inputs of the whole module for those of an expert, padding that counts, experts mixed up, and a
+    mean over other tokens than all."""
+    model = of_experts(kind)
+    names, tokens = taken(model), sum(int(batch["attention_mask"].sum()) for batch in batches())
+    seen = multiplied(model, list(names)).seen
+    walk = Walk(model, weight_of(model), stack_of(model, list(names)), batches(), torch.float32)
+    for layer in walk:
+        own = [name for name in names if name.startswith(f"{layer.name}.")]
+        before = layer.module.forward if "forward" in vars(layer.module) else None
+        found = layer.collect(dict.fromkeys(own, (SquaredNorm, Gram)))
+        assert before is None and not any("forward" in vars(m) for m in layer.module.modules()), "it is taken off again"
+        for name in own:
+            x = torch.cat(seen[name]) if name in seen else torch.zeros(0, names[name][1], dtype=torch.float64)
+            close(found[name][Gram].double(), x.T @ x / tokens)
+            close(found[name][SquaredNorm], (x * x).sum(0) / tokens)
+    assert {len(torch.cat(seen[n])) for n in seen if experts.expert_of(n) is not None} != {tokens}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_loss_feels_of_every_expert(kind: str) -> None:
+    """Mean squares of inputs over an expert's own tokens, of gradients over all: their product is then what the loss
+    feels of a weight. One backward by transformers' own loop."""
+    model = of_experts(kind)
+    names, tokens = list(taken(model)), sum(int(batch["attention_mask"].sum()) for batch in batches())
+    walk = Walk(model, weight_of(model), stack_of(model, names), given(), torch.float32)
+    found = dict(squares(walk, given(), own_loss, names))
+    products = multiplied(model, names, backward=True)
+    for name in names:
+        if name in products.seen:
+            close(found[name].inputs, torch.cat(products.seen[name]).square().mean(0))
+            close(found[name].gradients, torch.cat(products.gradients[name]).square().sum(0) / tokens)
+        else:
+            assert not found[name].inputs.any() and not found[name].gradients.any()
+
+
+def test_ranks_add_up_what_each_sees_of_an_expert() -> None:
+    """One of two ranks may have no token for an expert: would catch ranks that wait for each other's sums."""
+    model = of_experts("mixtral")
+    for name, param in model.named_parameters():
+        if name.endswith("layers.1.mlp.gate.weight"):
+            param.data[0].zero_()  # rarely among the two highest
+    names = list(taken(model))
+
+    def work(comm: Comm) -> dict[str, Any]:
+        given = of_rank(comm.rank)
+        walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32, comm)
+        return dict(squares(walk, given, own_loss, names))
+
+    both, (alone,) = run_ranks(2, work)[0], run_ranks(1, lambda comm: _alone(model, names))[0]
+    for name in names:
+        for rank in both:
+            close(rank[name].inputs, alone[name].inputs)
+            close(rank[name].gradients, alone[name].gradients)
+
+
+def _alone(model: Any, names: list[str]) -> dict[str, Any]:
+    walk = Walk(model, weight_of(model), stack_of(model, names), batches(), torch.float32, LOCAL)
+    return dict(squares(walk, batches(), own_loss, names))
+
+
+def pruned(model: Any, made: Config, journals: Journals | None = None, warned: list[str] | None = None) -> Pruner:
+    """The model cut before any step."""
+    _, pruner = one_rank.build(made.changed(train__num_steps=0), model)
+    pruner.samples = lambda number: batches()
+    pruner.journals = journals or pruner.journals
+    pruner.warn = lambda title, text: (warned if warned is not None else []).append(text)
+    pruner.prune()
+    pruner.check_finished()
+    return pruner
+
+
+def as_maps(model: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Every map's weights, outputs first."""
+    transposed = Matrices.of(model).transposed
+    found: dict[str, Tensor] = {}
+    for name in names:
+        owner, expert = experts.parameter_of(name), experts.expert_of(name)
+        param = model.get_parameter(owner).detach()
+        matrix = param if expert is None else param[expert]
+        found[name] = matrix.T if owner in transposed else matrix
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wanda_removes_of_each_expert_what_the_paper_removes(kind: str) -> None:
+    """|W| times the norm of what the expert itself sees, within each of its outputs, on the pruned layers below."""
+    model, expected = of_experts(kind), of_experts(kind)
+    pruned(model, config("wanda", schedule=AT_ONCE, params=["all-linear"]))
+    names = list(taken(expected))
+    for layer in range(3 if kind == "nemotron_h" else 2):
+        seen = multiplied(expected, names).seen
+        for name, weight in as_maps(expected, names).items():
+            if f".{layer}." in name:
+                x = torch.cat(seen[name]) if name in seen else torch.ones(1, weight.shape[1])
+                score = weight.abs() * x.square().sum(0).sqrt().float()
+                lowest = score.argsort(1)[:, : score.shape[1] // 2]
+                weight[torch.zeros_like(weight, dtype=torch.bool).scatter_(1, lowest, True)] = 0
+    after, wanted = as_maps(model, names), as_maps(expected, names)
+    for name in names:
+        assert torch.equal(after[name], wanted[name]), name
+
+
+@pytest.mark.parametrize("criterion", ["alps", {"name": "alps", "reconstruct": 1}])
+def test_survivors_of_each_expert_take_over(criterion: Any) -> None:
+    """ALPS leaves exactly half of each expert, nearer to the dense outputs than Wanda, and what a journal holds of it
+    gives the same again."""
+    dense, near = of_experts("mixtral"), dict[str, float]()
+    names = list(taken(dense))
+    for each in ("wanda", criterion):
+        model = of_experts("mixtral")
+        pruned(model, config(each, "matrix", AT_ONCE, params=["all-linear"]))
+        for name, weight in as_maps(model, names).items():
+            assert int((weight == 0).sum()) == weight.numel() // 2, name
+        with torch.no_grad():
+            gaps = [
+                (dense(**batch).logits - model(**batch).logits)[batch["attention_mask"].bool()] for batch in batches()
+            ]
+        near[str(each)] = float(torch.cat(gaps).square().mean())
+    assert near[str(criterion)] < 0.7 * near["wanda"], near
+
+
+def test_what_a_journal_holds_of_experts_is_taken_over(tmp_path: Any) -> None:
+    """Flags and fitted weights of every expert, after a fit of whole layers, too."""
+    made = config({"name": "alps", "reconstruct": 1}, "matrix", AT_ONCE, params=["all-linear"])
+    found: list[Any] = []
+    said: list[str] = []
+    for _ in range(2):
+        found.append(of_experts("gpt_oss"))
+        pruned(found[-1], made, Journals(tmp_path, say=said.append))
+    assert said == ["2 of 2 layers of an earlier start's cut are taken over"]
+    for name, param in found[0].named_parameters():
+        assert torch.equal(param, found[1].get_parameter(name)), name
+
+
+def test_an_expert_that_no_token_passes_loses_its_smallest_weights_and_is_named() -> None:
+    """With the loss's gradients and a target over all matrices: it gives up most, and nothing is NaN."""
+    model = of_experts("gpt_oss")
+    for layer in model.model.layers:
+        layer.mlp.router.bias.data[3] = -1e4
+    dense, warned = as_maps(model, list(taken(model))), list[str]()
+    dense = {name: weight.clone() for name, weight in dense.items()}
+    criterion = {"name": "alps", "gradient_samples": 6}
+    pruned(model, config(criterion, "global", AT_ONCE, params=["all-linear"]), warned=warned)
+    after, zeros, total = as_maps(model, list(dense)), 0, 0
+    for name, weight in after.items():
+        gone = weight == 0
+        zeros, total = zeros + int(gone.sum()), total + gone.numel()
+        assert weight.isfinite().all()
+        if experts.expert_of(name) == 3:
+            assert float(gone.double().mean()) == pytest.approx(0.65, abs=0.01), "half, and as much more as is allowed"
+            assert dense[name].abs()[gone].max() <= dense[name].abs()[~gone].min()
+            assert torch.equal(weight[~gone], dense[name][~gone])
+    assert zeros == total // 2
+    told = [each for each in warned if "no token" in each]
+    assert len(told) == 2 and "passes 2 of" in told[0] and "layers.0.mlp.experts.gate_up_proj[3]" in told[0]
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_movements_prior_counts_what_each_expert_sees(kind: str) -> None:
+    """W^2 times the mean square of an expert's own inputs, over the mean of all of the parameter; would catch one
+    expert's inputs for another's where a shard begins inside of it."""
+    model = of_experts(kind)
+    found, shapes = Matrices.of(model), dict[str, tuple[int, ...]]()
+    for name in found.take(["all-linear"]):
+        shapes[name] = found.shapes[name]
+    names = list(taken(model))
+    seen = multiplied(model, names).seen
+    prior = Prior(shapes, found.transposed, Matrix())
+    walk = Walk(model, weight_of(model), stack_of(model, names), batches(), torch.float32)
+    prior.measure(walk, Journals().open("w", 0, ()))
+    for name, shape in shapes.items():
+        of_maps = [torch.cat(seen[n]).square().sum(0) if n in seen else torch.zeros(1) for n in experts.maps(name, shape)]
+        m = torch.stack([each.expand(max(len(x) for x in of_maps)) for each in of_maps])
+        m = (m / m.mean()).float()
+        full = m[:, :, None] if name in found.transposed else m[:, None, :]
+        dense = model.get_parameter(name).detach()
+        wanted = (dense.square() * (full if len(shape) == 3 else full[0])).flatten()
+        for start, end in ((0, dense.numel()), (7, 7 + dense.numel() // 2), (dense.numel() - 5, dense.numel())):
+            close(prior.squares(name, start, dense.flatten()[start:end]), wanted[start:end])
