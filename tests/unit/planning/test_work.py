@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
 from pat.models import operations
 from pat.planning import activations, work
+from pat.pruning.calibration.needs import Needs, nothing
+from pat.pruning.calibration.statistics import Gram
 from pat.pruning.criteria import alps
 from pat.pruning.criteria.alps import Alps
 from pat.schema import Config, PrunerConfig
@@ -125,6 +127,17 @@ CASES: dict[str, dict[str, Any]] = {
     "wanda": WEIGHTS | {"criterion": {"name": "wanda"}},
     "obs": {"structures": ["ffn"], "gate": "obs", "budget": {"name": "shape", "keep": {"ffn": 1}}},
 }
+
+
+def test_of_each_expert_only_its_tokens_are_summed_up_and_its_inputs_are_its_own() -> None:
+    """Would catch: a plan that lets all experts read one input, or every token pass each of them."""
+    tokens, ranks = SAMPLES * LENGTH, 2
+    shapes = {f"model.layers.0.mlp.experts.down_proj[{expert}]": (8, 16) for expert in range(4)}
+    needs = Needs("k", SAMPLES, shapes, (Gram,), nothing, cut_flops=lambda o, i: 100.0 * o + i, routed=0.5)
+    planned = work.cut(Config().changed(data__max_length=LENGTH), [needs], ranks, micro=1, measured=measured(samples=1))
+    assert planned is not None
+    assert planned.fp32 == 4 * Gram.flops(tokens // ranks // 2, 16) + 2 * 816.0, "two at once on two ranks"
+    assert needs.too_few(31) is not None and needs.too_few(32) is None
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -285,8 +285,11 @@ def test_movements_prior_counts_what_each_expert_sees(kind: str) -> None:
     walk = Walk(model, weight_of(model), stack_of(model, names), batches(), torch.float32)
     prior.measure(walk, Journals().open("w", 0, ()))
     for name, shape in shapes.items():
-        of_maps = [torch.cat(seen[n]).square().sum(0) if n in seen else torch.zeros(1) for n in experts.maps(name, shape)]
-        m = torch.stack([each.expand(max(len(x) for x in of_maps)) for each in of_maps])
+        width = taken(model)[next(iter(experts.maps(name, shape)))][1]
+        sums = [
+            torch.cat(seen.get(each, [torch.zeros(1, width)])).square().sum(0) for each in experts.maps(name, shape)
+        ]
+        m = torch.stack(sums)
         m = (m / m.mean()).float()
         full = m[:, :, None] if name in found.transposed else m[:, None, :]
         dense = model.get_parameter(name).detach()

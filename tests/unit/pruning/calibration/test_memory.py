@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from pat.planning.calibration import calibration
 from pat.pruning import registry, scopes
@@ -58,17 +58,24 @@ def batches() -> list[dict[str, Tensor]]:
             "criterion": {"name": "alps", "reconstruct": 1},
         },
         {"params": ["model.layers.*_proj.weight"], "granularity": "weight", "scope": "row", "criterion": "wanda"},
+        {
+            "params": ["*.experts.*_proj"], "granularity": "weight", "scope": "matrix",
+            "criterion": {"name": "alps", "reconstruct": 1},
+        },
         {"structures": ["ffn"], "gate": "obs", "budget": {"name": "shape", "keep": {"ffn": 256}}},
         {
             "structures": ["ffn"], "gate": {"name": "obs", "reconstruct": 1},
             "budget": {"name": "shape", "keep": {"ffn": 256}},
         },
     ],
-    ids=["alps", "alps, reconstructed", "wanda", "obs", "obs, reconstructed"],
+    ids=["alps", "alps, reconstructed", "wanda", "experts", "obs", "obs, reconstructed"],
 )  # fmt: skip
 def test_a_whole_cut_holds_what_the_plan_says(fields: dict[str, Any], tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 4}
-    model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=4, num_hidden_layers=2, **sizes))
+    sizes |= {"vocab_size": 64, "num_key_value_heads": 4, "num_hidden_layers": 2}
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes))
+    if "*.experts.*_proj" in fields.get("params", ()):
+        model = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=3, num_experts_per_tok=2))
     at = int("structures" in fields)  # gates are cut when a step begins, of which `build` begins the first
     common: dict[str, Any] = {
         "budget": {"name": "sparsity", "sparsity": 0.5},
