@@ -444,7 +444,8 @@ class PrunerConfig(Section, frozen=True):
     """
 
     params: list[str] = key(
-        [], "name patterns (shell style) of the matrices to prune; all-linear: every linear map inside the layers"
+        [],
+        "name patterns (shell style) of matrices to prune; all-linear: all linear maps inside the layers, experts' included",
     )
     exclude: list[str] = key([], "name patterns of matrices to leave out; each must match one, or be optional:PATTERN")
     granularity: Annotated[Any, Method("granularity")] = key(None, "what is pruned as one unit")

@@ -1,4 +1,4 @@
-"""A mixture of experts from real weights: a Llama whose MLPs are copied into experts, with a router that picks by chance.
+"""A mixture of experts from real weights: a Llama with each MLP copied into experts, and a router that picks by chance.
 
     python tests/benchmarks/upcycle.py assets/smollm2 assets/moe --experts 4 --per-token 2
     pat evaluate assets/moe recipe=sotu_dense          # what assets/smollm2 has: a router's weights add up to 1

@@ -32,6 +32,7 @@ CALIBRATED = [
     unit("test_calibrated_criteria.py"),
     unit("test_calibrated_gates.py"),
     unit("test_cuts.py"),
+    unit("test_experts.py"),
     unit("test_walk.py"),
     unit("test_reconstruction.py"),
 ]
@@ -91,7 +92,8 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/structures/choose.py": [*BUDGETS, ORACLE],
     "pat/pruning/structures/grid.py": BUDGETS,
     "pat/pruning/criteria/": [unit("test_criteria.py"), unit("test_prior.py"), *MASKS],
-    "pat/pruning/weights/prior.py": [unit("test_prior.py"), unit("test_calibrated_prior.py")],
+    "pat/pruning/weights/prior.py": [unit("test_prior.py"), unit("test_calibrated_prior.py"), unit("test_experts.py")],
+    "pat/models/experts.py": [unit("test_experts.py"), unit("test_matrices.py")],
     "pat/pruning/weights/kernels.py": [unit("test_kernels.py"), *MASKS],
     "pat/pruning/weights/pruner.py": [*MASKS, unit("test_pruner.py")],
     "pat/pruning/weights/shard_state.py": [*MASKS, unit("test_pruner.py")],

@@ -444,8 +444,17 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pat/pruning/weights/prior.py": [
-        ("m[:, None] if name in self.transposed else m)", "m)", "inputs along the wrong dimension of a Conv1D"),
-        ("(means[SquaredNorm] / mean).float()", "means[SquaredNorm].float()", "matrices count by their inputs' size"),
+        (
+            "if name in self.transposed:\n            matrix",
+            "if False:\n            matrix",
+            "inputs along the wrong dimension",
+        ),
+        (".div(means.mean())", "", "matrices count by their inputs' size"),
+        (
+            "m.view(-1, columns)[lines // rows]",
+            "m.view(-1, columns)[lines * 0]",
+            "all experts see what the first one sees",
+        ),
         ("* self._along(s.name, s.start, state.dense[s.part]).sqrt()", "* 1.0", "the prior's size is the magnitude's"),
     ],
     "pat/pruning/weights/matrices.py": [
@@ -454,6 +463,12 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/weights/whole.py": [
         ("scores.shape[1] - num_keep + 1", "scores.shape[1] - num_keep", "one more of a matrix stays"),
+        ("first = (expert or 0) * size", "first = 0", "all experts are the first one"),
+        (
+            "copy_common(flat, run.start, state.dense[s.part], s.start)",
+            "pass",
+            "what stays is as it was before the fit",
+        ),
     ],
     "pat/pruning/nested.py": [
         (
@@ -724,10 +739,12 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "every layer sees the last one's gradients",
         ),
         (
-            "per_token(name, values.detach(), real))",
-            "values.detach().flatten(0, -2))",
+            "lambda values: per_token(name, values, real)",
+            "lambda values: values.flatten(0, -2)",
             "padding counts in the gradients",
         ),
+        ("values[real[tokens]]", "values", "padding counts in the gradients of experts"),
+        ("x.div_(tokens.clamp(min=1))", "x.div_(walk.tokens)", "experts that few tokens pass count too little"),
         ("return [call(walk.layers[index], h)", "return [h", "every layer sees what goes into the first"),
         (".div_(walk.tokens)", "", "sums in place of means"),
         ("walk.comm.sum(sums[name][key])", "sums[name][key]", "each rank has the gradients of its own samples"),
@@ -739,6 +756,13 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/calibration/probe.py": [
         ("kind.completed(comm.sum(value))", "kind.completed(value)", "each rank calibrates on its own samples"),
+        ("inputs[self.real[tokens]]", "inputs", "padding counts in what goes into experts"),
+    ],
+    "pat/models/experts.py": [
+        ("matrix.T if module.is_transposed else matrix", "matrix", "inputs for outputs where they are stored first"),
+        ("place, None]", "0, None]", "every expert has the weight of the first choice"),
+        ("(top_k_index == expert)", "(top_k_index >= 0)", "all tokens pass every expert"),
+        ("return passed / every if", "return 1.0 if", "all tokens pass every expert, in a plan"),
     ],
     "pat/pruning/calibration/gap.py": [
         ("comm.sum(self.cross)", "self.cross", "each rank makes up for what its own samples lack"),
@@ -769,8 +793,17 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     "pat/pruning/weights/calibrated.py": [
         ("weights = weights.mul_(scale[:, None])", "pass", "all outputs count alike"),
         ("fitted = fitted.div_(scale[:, None])", "pass", "what is fitted stays multiplied"),
-        ("weighing.shares.get(name, method.sparsity)", "method.sparsity", "each matrix meets the target by itself"),
+        (
+            "weighing.share(name, method.sparsity), method.scope)",
+            "method.sparsity, method.scope)",
+            "each matrix meets the target by itself",
+        ),
         ("        layer.refresh(layer.parameters)\n", "", "the uncut layer is fitted"),
+        (
+            "if expert_of(name) is not None and _is_zero(",
+            "if False and _is_zero(",
+            "an expert without tokens is an error",
+        ),
     ],
     "pat/pruning/calibration/reconstruction.py": [
         (

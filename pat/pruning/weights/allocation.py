@@ -41,6 +41,10 @@ class Weighing:
     outputs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # (o,) fp32, see `output_weights`
     shares: Mapping[str, float] = field(default_factory=dict[str, float])  # each matrix's target; {}: that of all
 
+    def share(self, name: str, target: float) -> float:
+        """What a matrix gives up where all of them give up `target`."""
+        return self.shares.get(name, target)
+
     @property
     def digest(self) -> str:
         """A hash of all of it."""

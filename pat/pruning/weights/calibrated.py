@@ -170,7 +170,7 @@ def _cuts(
             "(criterion.num_samples)",
         )
     for name in unused:
-        yield name, _by_size(method, weighing.shares.get(name, method.sparsity), name, matrices)
+        yield name, _by_size(method, weighing.share(name, method.sparsity), name, matrices)
         del inputs[name]
     sharing: dict[int, list[str]] = {}
     for name in inputs:
@@ -237,8 +237,7 @@ def _cut_group(
         for name in list(dense):
             weights = dense.pop(name)
             shape = weights.shape
-            share = weighing.shares.get(name, method.sparsity)
-            choose = chooser(name, method.granularity, share, method.scope)
+            choose = chooser(name, method.granularity, weighing.share(name, method.sparsity), method.scope)
             scale, gone = weighing.outputs.get(name), (weights == 0).all(0)
             if scale is not None and criterion.fits:
                 weights = weights.mul_(scale[:, None])
