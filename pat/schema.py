@@ -445,7 +445,7 @@ class PrunerConfig(Section, frozen=True):
 
     params: list[str] = key(
         [],
-        "name patterns (shell style) of matrices to prune; all-linear: all linear maps in the layers, experts' included",
+        "name patterns (shell style) of matrices to prune; all-linear: the layers' linear maps, experts' included",
     )
     exclude: list[str] = key([], "name patterns of matrices to leave out; each must match one, or be optional:PATTERN")
     granularity: Annotated[Any, Method("granularity")] = key(None, "what is pruned as one unit")

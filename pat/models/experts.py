@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-See = Callable[[str, Tensor, Tensor, Tensor], None]  # (name of a map, its tokens (S,), what goes in (S, i), out (S, o))
-
-NUMBERS = ("num_experts", "num_local_experts", "n_routed_experts")  # how configs call E, and k
-PASSED = ("num_experts_per_tok", "num_experts_per_token")
+NUMBERS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # how configs call E, and k
+PASSED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 _TOLD = ("has_gate", "has_bias", "is_transposed")  # of themselves, by classes with transformers' interface of experts
 _MAP = re.compile(r"(.+)\[(\d+)\]")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one expert's linear map does in a forward."""
+
+    name: str  # of the map
+    tokens: Tensor  # (S,) indices of the module's
+    num_tokens: int  # T
+    inputs: Tensor  # (S, i)
+    output: Tensor  # (S, o)
 
 
 def are_experts(module: nn.Module) -> bool:
@@ -72,15 +82,20 @@ def by_module(map_names: Iterable[str]) -> dict[str, list[str]]:
 
 def share_of_tokens(config: Mapping[str, Any]) -> float:
     """K / E: the share of a layer's experts that a token passes; 1 where the config does not say."""
-    every, passed = (next((config[key] for key in keys if config.get(key)), None) for keys in (NUMBERS, PASSED))
+    every, passed = (_most(next((config[key] for key in keys if config.get(key)), 0)) for keys in (NUMBERS, PASSED))
     return passed / every if every and passed else 1.0
 
 
-class watched:
+def _most(value: Any) -> int:
+    """Of what a config gives once, or for each layer."""
+    return max(value) if isinstance(value, list | tuple) else value
+
+
+class Watched:
     """Until `remove`, the forward tells `see` what goes into each map and comes out of it, of every expert in turn,
     also of one that no token passes."""
 
-    def __init__(self, module: Any, path: str, see: See) -> None:
+    def __init__(self, module: Any, path: str, see: Callable[[Seen], None]) -> None:
         self.module = module
         module.forward = partial(_forward, module, path, see)
 
@@ -92,7 +107,7 @@ class watched:
 def _forward(
     module: Any,
     path: str,
-    see: See,
+    see: Callable[[Seen], None],
     hidden_states: Tensor,  # (T, H)
     top_k_index: Tensor,  # (T, k)
     top_k_weights: Tensor,  # (T, k)
@@ -104,13 +119,13 @@ def _forward(
         tokens, place = (top_k_index == expert).nonzero(as_tuple=True)
         rows = hidden_states[tokens]
         made = _product(module, first, expert, rows)
-        see(f"{path}.{first}[{expert}]", tokens, rows, made)
+        see(Seen(f"{path}.{first}[{expert}]", tokens, len(hidden_states), rows, made))
         rows = module._apply_gate(made) if module.has_gate else module.act_fn(made)
         made = _product(module, last, expert, rows)
-        see(f"{path}.{last}[{expert}]", tokens, rows, made)
+        see(Seen(f"{path}.{last}[{expert}]", tokens, len(hidden_states), rows, made))
         if getattr(module, "has_post_expert_norm", False):
             made = module.post_expert_norm(made)
-        given = given.index_add(0, tokens, (made * top_k_weights[tokens, place, None]).to(given.dtype))
+        given.index_add_(0, tokens, (made * top_k_weights[tokens, place, None]).to(given.dtype))
     return given
 
 

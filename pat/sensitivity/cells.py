@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from pat.common.comm import LOCAL
 from pat.common.parameters import is_conv1d
 from pat.common.patterns import check, matches
 from pat.common.rounding import part_of
+from pat.models.experts import are_experts, leaves
 from pat.models.families import anatomy
 from pat.pruning import registry
 from pat.pruning.granularity.weight import Weight
@@ -93,13 +93,18 @@ def grid(model: nn.Module, fractions: Sequence[float], patterns: Sequence[str] =
 
 
 def _of_weights(name: str, module: nn.Module, fractions: Sequence[float]) -> list[Cell]:
-    place = _IN_A_LAYER.fullmatch(name)
-    weight: Any = getattr(module, "weight", None)
-    if not place or not (isinstance(module, nn.Linear) or is_conv1d(module)):
-        return []
-    shape = tuple(weight.shape)
-    counts = {f: Weight().pruned_units({name: shape}, f, Matrix()) for f in fractions}
-    return [Cell(f"{name}.weight", place[1], place[2], f, n, math.prod(shape)) for f, n in counts.items()]
+    place, kinds = _IN_A_LAYER.fullmatch(name), dict[str, str]()  # of matrices, by parameter
+    if place and (isinstance(module, nn.Linear) or is_conv1d(module)):
+        kinds = {"weight": place[2]}
+    elif place and are_experts(module):
+        kinds = {leaf: f"{place[2]}.{leaf}" for leaf in leaves(module)}
+    found: list[Cell] = []
+    for leaf, kind in kinds.items():
+        assert place
+        shape = tuple(module.get_parameter(leaf).shape)
+        counts = {f: Weight().pruned_units({name: shape}, f, Matrix()) for f in fractions}
+        found += [Cell(f"{name}.{leaf}", place[1], kind, f, n, math.prod(shape)) for f, n in counts.items()]
+    return found
 
 
 def _sites(model: nn.Module) -> tuple[list[Site], tuple[str, ...], str | None]:

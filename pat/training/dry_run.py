@@ -9,7 +9,6 @@ from rich.table import Table
 from pat.common.text import size_in_words
 from pat.models import build, tokenizers
 from pat.models.build import UNFIT, unfit
-from pat.models.experts import apart
 from pat.models.trainable import choose_trainable
 from pat.pruning.pruner import Pruner
 from pat.pruning.schedules import Timeline
@@ -65,7 +64,7 @@ def describe(config: Config) -> str:
         soft = each.numel * (SOFT_BYTES + SCORE_BYTES * each.criterion.needs_score) / ranks
         table.add_row(
             each.name,
-            str(len(apart(shapes))),
+            str(len(shapes)),
             f"{each.numel:,}",
             f"{units:,}",
             f"{removed:,} units",

@@ -12,7 +12,6 @@ from pat.checkpoint import retention
 from pat.common import patterns
 from pat.data.prepare import SPLITS, PreparedData
 from pat.launch.environment import rank_environment
-from pat.models.experts import apart
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
@@ -146,7 +145,7 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, con
         yield "nothing: the run trains the model as it is"
         return
     for each in pruner.weight_pruners:
-        share, matrices = percent(each.target_weights / each.numel), len(apart(each.shapes))
+        share, matrices = percent(each.target_weights / each.numel), len(each.maps)
         yield (
             f"{each.name}: {share} of {each.numel:,} weights in {matrices:,} "
             f"matrices, by {each.criterion.name}, {_granularity(each)}"

@@ -9,6 +9,7 @@ from pat.common import machine, patterns
 from pat.common.parameters import logical_numel
 from pat.data.prepare import PreparedData
 from pat.pruning import timetable
+from pat.pruning.calibration.statistics import Gram
 from pat.pruning.timetable import percent
 from pat.pruning.weights.matrices import ALL_LINEAR, Matrices
 from pat.schema import Config
@@ -60,7 +61,8 @@ def _useless_excludes(checked: Checked) -> Iterator[str]:
 
 
 def _left_dense(checked: Checked) -> Iterator[str]:
-    """What all-linear does not take of the layers: experts that are one parameter, as transformers keeps them."""
+    """What all-linear does not take of the layers: several matrices in one parameter, such as experts whose forward is
+    their own."""
     matrices = Matrices.of(checked.model)
     inside = {n: s for n, s in matrices.shapes.items() if len(s) > 1 and n.startswith(matrices.stacks)}
     for each in checked.pruner.weight_pruners:
@@ -82,14 +84,16 @@ def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
         yield "data.calibration is not read: no pruner is calibrated"
     for each in checked.pruner.pruners:
         needs = each.calibration
-        if needs is None:
+        if needs is None or Gram not in needs.statistics:
             continue
         key, asked, inputs = f"{needs.key}.num_samples", needs.num_samples, needs.shapes[needs.widest][1]
-        tokens = int(min(asked, there) * config.data.max_length * needs.seen_by(needs.widest))
+        share = needs.seen_by(needs.widest)
+        tokens = int(min(asked, there) * config.data.max_length * share)
         if tokens < inputs:
+            each = "" if share == 1.0 else " of each expert, on average,"
             yield (
-                f"{key}={asked:,} are at most {tokens:,} tokens for the {inputs:,} inputs of {needs.widest}: with "
-                f"fewer tokens than inputs, only damping makes the cut unique; give more samples ({key}, and more "
+                f"{key}={asked:,} are at most {tokens:,} tokens{each} for the {inputs:,} inputs of {needs.widest}: "
+                f"with fewer tokens than inputs, only damping makes the cut unique; give more samples ({key}, and more "
                 "calibration data where that is the limit) or a larger data.max_length"
             )
 

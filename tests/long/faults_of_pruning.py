@@ -449,7 +449,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "if False:\n            matrix",
             "inputs along the wrong dimension",
         ),
-        (".div(means.mean())", "", "matrices count by their inputs' size"),
+        (".div(means[used].mean())", "", "matrices count by their inputs' size"),
+        ("m[~used] = 1.0", "pass", "an expert without tokens is emptied"),
         (
             "m.view(-1, columns)[lines // rows]",
             "m.view(-1, columns)[lines * 0]",
@@ -739,12 +740,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "every layer sees the last one's gradients",
         ),
         (
-            "lambda values: per_token(name, values, real)",
-            "lambda values: values.flatten(0, -2)",
+            "see(name, args[0], output, partial(per_token, name, real=real))",
+            "see(name, args[0], output, lambda values: values.flatten(0, -2))",
             "padding counts in the gradients",
         ),
-        ("values[real[tokens]]", "values", "padding counts in the gradients of experts"),
-        ("x.div_(tokens.clamp(min=1))", "x.div_(walk.tokens)", "experts that few tokens pass count too little"),
+        ("x.div_(max(1, own))", "x.div_(walk.tokens)", "experts that few tokens pass count too little"),
         ("return [call(walk.layers[index], h)", "return [h", "every layer sees what goes into the first"),
         (".div_(walk.tokens)", "", "sums in place of means"),
         ("walk.comm.sum(sums[name][key])", "sums[name][key]", "each rank has the gradients of its own samples"),
@@ -756,7 +756,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/calibration/probe.py": [
         ("kind.completed(comm.sum(value))", "kind.completed(value)", "each rank calibrates on its own samples"),
-        ("inputs[self.real[tokens]]", "inputs", "padding counts in what goes into experts"),
+        ("values[real[seen.tokens]]", "values", "padding counts in what goes into experts"),
     ],
     "pat/models/experts.py": [
         ("matrix.T if module.is_transposed else matrix", "matrix", "inputs for outputs where they are stored first"),
@@ -780,7 +780,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("torch.minimum(torch.maximum(below, low), most)", "below", "matrices are out of reach of the target"),
         ("base = taken[last - 1] if last else low", "base = taken[last]", "a whole bin too many"),
         ("(1.0 - sparsity) / 2, ", "", "matrices are emptied"),
-        (" // unit  # (BINS", "  # (BINS", "weights are counted as blocks"),
+        (".floor_divide_(unit)", "", "weights are counted as blocks"),
     ],
     "pat/pruning/calibration/walk.py": [
         (

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.typed import untyped
-from pat.models.experts import are_experts, by_module, expert_of, watched
+from pat.models.experts import Seen, Watched, are_experts, by_module, expert_of
 from pat.pruning.calibration.calls import Call
 from pat.pruning.calibration.needs import no_room_for_gradients
-from pat.pruning.calibration.probe import not_a_map, per_token
+from pat.pruning.calibration.probe import not_a_map, per_own_token, per_token
 from pat.pruning.calibration.room import Room
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import NotCalibrated, Walk
@@ -52,7 +52,8 @@ def check_labels(batches: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class Squares:
-    """Of one linear map, y = W x: means over the tokens of all ranks."""
+    """Of one linear map, y = W x: means over the tokens of all ranks. The inputs of an expert's map are over those that
+    pass it, so that the product of both is the mean over all tokens of what they do to a weight."""
 
     inputs: Tensor  # (i,) fp64: of x^2
     gradients: Tensor  # (o,) fp64: of (dL/dy)^2
@@ -139,10 +140,11 @@ def _of_layer(
 
     room.given(back)
     for name in names:
-        if len(sums[name]) < 3:
+        if len(sums[name]) < 2:
             raise NotCalibrated(f"{name} is not used by the forward as a linear map of its own: exclude it")
-        x, g, tokens = (walk.comm.sum(sums[name][key]) for key in ("inputs", "gradients", "tokens"))
-        x, g = x.div_(tokens.clamp(min=1)), g.div_(walk.tokens)
+        x, g = (walk.comm.sum(sums[name][key]) for key in ("inputs", "gradients"))
+        own = walk.tokens if expert_of(name) is None else int(walk.comm.sum(sums[name]["tokens"]))
+        x, g = x.div_(max(1, own)), g.div_(walk.tokens)
         if not is_finite(x) or not is_finite(g):
             raise NotCalibrated(
                 f"The loss's gradient of what {name} gives is not finite on the calibration samples: the model has "
@@ -166,17 +168,17 @@ def _watched(walk: Walk, place: int, sums: Mapping[str, dict[str, Tensor]]) -> I
     def forward(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         if not isinstance(output, Tensor) or not output.requires_grad:
             raise not_a_map(name)
-        see(name, args[0], output, lambda values: per_token(name, values, real))
+        see(name, args[0], output, partial(per_token, name, real=real))
 
-    def of_expert(name: str, tokens: Tensor, inputs: Tensor, output: Tensor) -> None:
-        if name in sums:
-            add(name, "gradients", output.detach()[:0])  # also where no token passes, and so no gradient comes
-            see(name, inputs, output, lambda values: values[real[tokens]])
+    def of_expert(seen: Seen) -> None:
+        if seen.name in sums:
+            counted = partial(per_own_token, seen, real=real)
+            add(seen.name, "gradients", seen.output.detach()[:0])  # where no token passes no gradient comes
+            add(seen.name, "tokens", counted(seen.inputs.new_ones(len(seen.inputs), 1)))
+            see(seen.name, seen.inputs, seen.output, counted)
 
     def see(name: str, inputs: Tensor, output: Tensor, counted: Callable[[Tensor], Tensor]) -> None:
-        seen = counted(inputs.detach())
-        add(name, "inputs", seen)
-        add(name, "tokens", seen.new_ones(len(seen), 1))
+        add(name, "inputs", counted(inputs.detach()))
         untyped(output).register_hook(partial(back, name, counted))
 
     def back(name: str, counted: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
@@ -185,7 +187,7 @@ def _watched(walk: Walk, place: int, sums: Mapping[str, dict[str, Tensor]]) -> I
     for path, names in by_module(sums).items():
         module = walk.skeleton.get_submodule(path)
         if are_experts(module):
-            yield watched(module, path, of_expert)
+            yield Watched(module, path, of_expert)
         else:
             yield module.register_forward_hook(partial(forward, names[0]))
 

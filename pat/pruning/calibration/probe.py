@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pat.common.comm import Comm
-from pat.models.experts import are_experts, watched
+from pat.models.experts import Seen, Watched, are_experts
 from pat.pruning.calibration.calls import NotCalibrated
 from pat.pruning.calibration.statistics import InputStatistic
 
@@ -28,6 +28,13 @@ def per_token(name: str, values: Tensor, real: Tensor) -> Tensor:
     if values.numel() != len(real) * values.shape[-1]:
         raise not_a_map(name)
     return values.reshape(-1, values.shape[-1])[real]
+
+
+def per_own_token(seen: Seen, values: Tensor, real: Tensor) -> Tensor:
+    """`per_token` of what one expert sees, (S, width)."""
+    if seen.num_tokens != len(real):
+        raise not_a_map(seen.name)
+    return values[real[seen.tokens]]
 
 
 def not_a_map(name: str) -> NotCalibrated:
@@ -56,7 +63,7 @@ class Probe:
     def watch(self, path: str, module: nn.Module, names: Sequence[str]) -> None:
         """Sum up what goes into the linear maps of a module: one, or those of experts."""
         if are_experts(module):
-            self.handles.append(watched(module, path, self._see_expert))
+            self.handles.append(Watched(module, path, self._see_expert))
         else:
             self.handles.append(module.register_forward_pre_hook(lambda _, args: self._see(names[0], args[0])))
 
@@ -92,14 +99,14 @@ class Probe:
         if name == self.last:
             raise Enough
 
-    def _see_expert(self, name: str, tokens: Tensor, inputs: Tensor, output: Tensor) -> None:
-        if name not in self.statistics:
+    def _see_expert(self, seen: Seen) -> None:
+        if seen.name not in self.statistics:
             return
         if self.noting:
-            self.order.append(name)
-        self.first[name] = name
-        self._add(name, inputs[self.real[tokens]])
-        if name == self.last:
+            self.order.append(seen.name)
+        self.first[seen.name] = seen.name
+        self._add(seen.name, per_own_token(seen, seen.inputs, self.real))
+        if seen.name == self.last:
             raise Enough
 
     def _add(self, name: str, flat: Tensor) -> None:

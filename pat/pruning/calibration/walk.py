@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
-from pat.models.experts import are_experts, by_module, parameter_of
+from pat.models.experts import are_experts, by_module, expert_of, leaves, parameter_of
 from pat.pruning.calibration.calls import Call, NotCalibrated, inputs_of, recording, without_cache
 from pat.pruning.calibration.gap import Gap, GapProbe
 from pat.pruning.calibration.needs import no_room
@@ -43,7 +43,8 @@ def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
         match = _LAYER.fullmatch(name)
         inside = match is not None and isinstance(model.get_submodule(match[1]), nn.ModuleList)
         owner = model.get_submodule(name.rpartition(".")[0])
-        is_map = isinstance(owner, nn.Linear) or is_conv1d(owner) or are_experts(owner)
+        is_map = isinstance(owner, nn.Linear) or is_conv1d(owner)
+        is_map |= are_experts(owner) and parameter_of(name).rpartition(".")[2] in leaves(owner)
         if match is None or not inside or not is_map:
             raise NotCalibrated(
                 f"{name} is not a weight of a linear map inside the model's layers, so what goes into it cannot be "
@@ -284,6 +285,17 @@ class Layer:
     def _path(self, name: str) -> str:
         """The path of a matrix's module inside the layer."""
         return name.removeprefix(f"{self.name}.").rpartition(".")[0]
+
+
+def warn_of_unused(walk: Walk, map_names: Sequence[str]) -> None:
+    """Say into which experts nothing goes."""
+    for path, names in by_module(map_names).items():
+        numbers = ", ".join(str(number) for number in sorted({expert_of(name) or 0 for name in names}))
+        walk.warn(
+            "experts without a token",
+            f"warning: on the calibration samples nothing goes into expert {numbers} of {path}, so the size of its "
+            "weights decides; give more samples (criterion.num_samples)",
+        )
 
 
 def _note(outputs: dict[str, Tensor], name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -76,19 +76,26 @@ def weigh(
     for name, measured in squares(walk, batches, loss, list(weights)):
         outputs[name] = output_weights(measured.gradients)
         if unit:
-            found[name] = histogram(weights[name](), measured)
+            whole = weights[name]()
+            if walk.comm.rank == 0:  # of many experts they take memory
+                found[name] = histogram(whole, measured)
     ordered = {name: outputs[name] for name in weights}
     if not unit:
         return Weighing(ordered)
-    counts = walk.comm.gather(allotted({n: found[n] for n in weights}, sparsity, unit))[0]  # so all have the same
-    return Weighing(ordered, {name: count / (int(found[name].sum()) // unit) for name, count in counts.items()})
+    in_order = {name: found[name] for name in weights if name in found}
+    counts = allotted(in_order, sparsity, unit) if in_order else {}
+    shares = {name: count / (int(found[name].sum()) // unit) for name, count in counts.items()}
+    return Weighing(ordered, walk.comm.gather(shares)[0])
 
 
 def output_weights(
     gradients: Tensor,  # (o,) fp64: mean squares
 ) -> Tensor:
     """(o,) fp32: the root of an output's mean squared gradient in relation to the mean of all, not near 0. With rows of
-    W multiplied by it, the error of an output counts as much as the loss feels it."""
+    W multiplied by it, the error of an output counts as much as the loss feels it. 1 where no gradient came, as of an
+    expert that none of the samples passes."""
+    if not bool((gradients > 0).any()):
+        return torch.ones_like(gradients, dtype=torch.float32)
     return (gradients / gradients.mean() + FLOOR).sqrt().float()
 
 
@@ -115,12 +122,13 @@ def allotted(
 
     What is 0 already is in the first bin, so no matrix gives up less than at an earlier cut, to a lower target.
     """
-    below = torch.stack([each.cumsum(0) for each in histograms.values()], 1) // unit  # (BINS, matrices)
+    counts = [each.cumsum(0).floor_divide_(unit).int() for each in histograms.values()]  # of less than 2^31 each
+    below = torch.stack(counts, 1)  # (BINS, matrices)
     sizes = ints(below[-1])
     wanted = part_of(sum(sizes), sparsity)
     reach = min(REACH, (1.0 - sparsity) / 2, sparsity)
-    low = torch.tensor([math.floor((sparsity - reach) * size) for size in sizes])
-    most = torch.tensor([math.ceil((sparsity + reach) * size) for size in sizes])
+    low = torch.tensor([math.floor((sparsity - reach) * size) for size in sizes], dtype=torch.int32)
+    most = torch.tensor([math.ceil((sparsity + reach) * size) for size in sizes], dtype=torch.int32)
     taken = torch.minimum(torch.maximum(below, low), most)  # (BINS, matrices), of a theta at the end of each bin
     last = int(torch.searchsorted(taken.sum(1).contiguous(), wanted))  # the first bin with which it is enough
     base = taken[last - 1] if last else low

@@ -19,7 +19,7 @@ from pat.pruning.calibration.journal import KEEP, Journal
 from pat.pruning.calibration.needs import Needs, is_out_of_memory, nothing, too_large
 from pat.pruning.calibration.reconstruction import reconstruct
 from pat.pruning.calibration.statistics import InputStatistic, SquaredNorm, is_finite
-from pat.pruning.calibration.walk import Layer, Walk
+from pat.pruning.calibration.walk import Layer, Walk, warn_of_unused
 from pat.pruning.criteria import Calibrated, Criterion
 from pat.pruning.scopes import Scope
 from pat.pruning.weights.allocation import Weighing
@@ -136,7 +136,7 @@ def _cut_layer(
         layer.refresh(layer.parameters)
         settings = criterion.reconstruct, criterion.reconstruct_lr, method.seed
         for name, fitted in reconstruct(layer, left, *settings):
-            for part, values in zip(matrices.maps([name]), matrices.apart(name, fitted), strict=True):
+            for part, values in zip(matrices.maps([name]), matrices.parts(name, fitted), strict=True):
                 matrices.fit(part, values)
                 journal.put(part, values)
 
@@ -162,13 +162,7 @@ def _cuts(
     inputs = layer.collect({name: method.criterion.statistics for name in names})
     layer.let_go()
     unused = [name for name in names if expert_of(name) is not None and _is_zero(inputs[name])]
-    if unused:
-        layer.walk.warn(
-            "experts without a token",
-            f"warning: no token of the calibration samples passes {len(unused)} of the {len(names)} matrices of "
-            f"{layer.name} ({unused[0]}): their smallest weights go. Give more samples "
-            "(criterion.num_samples)",
-        )
+    warn_of_unused(layer.walk, unused)
     for name in unused:
         yield name, _by_size(method, weighing.share(name, method.sparsity), name, matrices)
         del inputs[name]

@@ -9,7 +9,7 @@ from torch import nn
 
 from pat.common import patterns
 from pat.common.parameters import is_conv1d, logical_shape
-from pat.common.typed import named_modules
+from pat.common.typed import named_modules, untyped
 from pat.models.experts import are_experts, leaves, share_of_tokens
 
 # As in peft's target_modules, and experts that are one parameter: what is outside the layers stays dense.
@@ -34,12 +34,11 @@ class Matrices:
         stacks = [f"{name}." for name, module in named_modules(model) if _is_stack(module)]
         transposed = {f"{name}.weight" for name, module in named_modules(model) if is_conv1d(module)}
         linear = transposed | {f"{name}.weight" for name, m in named_modules(model) if isinstance(m, nn.Linear)}
-        for name, module in named_modules(model):
-            linear |= {f"{name}.{leaf}" for leaf in leaves(module)} if are_experts(module) else set()
+        experts = {f"{name}.{leaf}" for name, m in named_modules(model) if are_experts(m) for leaf in leaves(m)}
+        linear |= experts
         linear = {name for name in linear if any(name.startswith(stack) for stack in stacks)}
         transposed |= {f"{name}.{own}" for name, module in named_modules(model) for own in _inputs_first(module)}
-        config = getattr(model, "config", None)
-        routed = share_of_tokens(config.get_text_config().to_dict()) if config is not None else 1.0
+        routed = share_of_tokens(untyped(model).config.get_text_config().to_dict()) if experts else 1.0
         return cls(shapes, frozenset(linear & set(shapes)), frozenset(transposed & set(shapes)), tuple(stacks), routed)
 
     def as_map(self, name: str) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from pat.common.typed import floats
 from pat.models.experts import maps
 from pat.pruning.calibration.journal import Journal
 from pat.pruning.calibration.statistics import SquaredNorm
-from pat.pruning.calibration.walk import NotCalibrated, Walk
+from pat.pruning.calibration.walk import NotCalibrated, Walk, warn_of_unused
 from pat.pruning.scopes import Scope
 from pat.pruning.weights.kernels import masked_sum_of_squares
 from pat.pruning.weights.shard_state import MaskedShard
@@ -59,8 +59,8 @@ class Prior:
         journal: Journal,
         removed: Collection[str] = (),  # matrices that gates have removed whole
     ) -> None:
-        """Measure m of every matrix, in the model as it is; m = 1 in what is removed. ValueError where all inputs are
-        0. Collective."""
+        """Measure m of every matrix, in the model as it is; m = 1 in what is removed, and in an expert into which
+        nothing goes. ValueError where all inputs are 0. Collective."""
         for layer in walk:
             if (known := journal.known(layer)) is not None:
                 self.inputs |= dict(known)
@@ -75,9 +75,13 @@ class Prior:
             found = layer.collect({each: (SquaredNorm,) for each in every}) if every else {}
             for name, several in names.items():
                 means = torch.stack([found[each][SquaredNorm] for each in several])
-                if not means.mean() > 0:
+                used = (means > 0).any(1)
+                if not used.any():
                     raise NotCalibrated(f"{name} cannot be ranked by its inputs: all are 0 on the calibration samples")
-                self.inputs[name] = (means if len(self.shapes[name]) > 2 else means[0]).div(means.mean()).float()
+                m = means.div(means[used].mean()).float()
+                m[~used] = 1.0
+                warn_of_unused(walk, [each for each, seen in zip(several, used, strict=True) if not seen])
+                self.inputs[name] = m if len(self.shapes[name]) > 2 else m[0]
                 journal.put(name, self.inputs[name])
             journal.write(layer)
 

@@ -59,9 +59,9 @@ class WeightPruner:
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
         matrices.check(f"pruners.{name}", config.params, config.exclude)
         self.shapes = {n: matrices.shapes[n] for n in matrices.take(config.params, config.exclude)}
-        self.maps = {n: matrices.as_map(n) for n in self.shapes}  # the shapes with the outputs first
-        if isinstance(self.criterion, Calibrated):  # which cuts the matrix of each expert by itself
-            self.maps = apart(self.maps)
+        # What is ranked as a matrix, outputs first: calibrated criteria cut the matrix of each expert by itself.
+        whole = {n: matrices.as_map(n) for n in self.shapes}
+        self.maps = apart(whole) if isinstance(self.criterion, Calibrated) else whole
         self.routed = matrices.routed
         self.transposed = matrices.transposed & self.shapes.keys()
         for n, shape in self.maps.items():

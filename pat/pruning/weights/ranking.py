@@ -32,7 +32,8 @@ def check_scope(
     if transposed and granularity.oriented and not isinstance(criterion, Calibrated):
         raise ValueError(
             f"{place} takes {min(transposed)}, which is stored as (in, out): {granularity.name} would run along the "
-            "wrong dimension; set granularity: weight, or of a Conv1D a criterion that sees whole matrices (alps)"
+            "wrong dimension; set granularity: weight, or of a Conv1D or experts a criterion that sees whole matrices "
+            "(alps)"
         )
     across = not scope.apart and granularity.name != "n_of_m"
     if isinstance(criterion, Calibrated) and across and not (criterion.gradient_samples and scope == Global()):

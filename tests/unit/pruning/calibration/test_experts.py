@@ -14,12 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pat.common.comm import LOCAL, Comm
 from pat.models import experts
-from pat.pruning.calibration.back import own_loss, squares
+from pat.pruning.calibration.back import Squares, own_loss, squares
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
-from pat.pruning.calibration.walk import Walk, stack_of
+from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
 from pat.pruning.pruner import Pruner
 from pat.pruning.scopes.matrix import Matrix
+from pat.pruning.weights import allocation
 from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.prior import Prior
 from pat.schema import Config
@@ -122,14 +123,13 @@ def test_every_expert_is_calibrated_on_the_tokens_that_pass_it(kind: str) -> Non
     walk = Walk(model, weight_of(model), stack_of(model, list(names)), batches(), torch.float32)
     for layer in walk:
         own = [name for name in names if name.startswith(f"{layer.name}.")]
-        before = layer.module.forward if "forward" in vars(layer.module) else None
         found = layer.collect(dict.fromkeys(own, (SquaredNorm, Gram)))
-        assert before is None and not any("forward" in vars(m) for m in layer.module.modules()), "it is taken off again"
+        assert not any("forward" in vars(module) for module in layer.module.modules()), "all are taken off again"
         for name in own:
-            x = torch.cat(seen[name]) if name in seen else torch.zeros(0, names[name][1], dtype=torch.float64)
+            x = torch.cat(seen[name])
             close(found[name][Gram].double(), x.T @ x / tokens)
             close(found[name][SquaredNorm], (x * x).sum(0) / tokens)
-    assert {len(torch.cat(seen[n])) for n in seen if experts.expert_of(n) is not None} != {tokens}
+    assert len({len(torch.cat(seen[name])) for name in seen}) > EXPERTS, "each expert has tokens of its own"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,20 +142,33 @@ def test_what_the_loss_feels_of_every_expert(kind: str) -> None:
     found = dict(squares(walk, given(), own_loss, names))
     products = multiplied(model, names, backward=True)
     for name in names:
-        if name in products.seen:
-            close(found[name].inputs, torch.cat(products.seen[name]).square().mean(0))
-            close(found[name].gradients, torch.cat(products.gradients[name]).square().sum(0) / tokens)
-        else:
-            assert not found[name].inputs.any() and not found[name].gradients.any()
+        close(found[name].inputs, torch.cat(products.seen[name]).square().mean(0))
+        close(found[name].gradients, torch.cat(products.gradients[name]).square().sum(0) / tokens)
+
+
+def barred(model: Any, expert: int, layer: int | None = None) -> Any:
+    """The same model of GPT-OSS, whose router sends no token to this expert."""
+    for index, each in enumerate(model.model.layers):
+        if layer in (None, index):
+            each.mlp.router.bias.data[expert] = -1e4
+    return model
 
 
 def test_ranks_add_up_what_each_sees_of_an_expert() -> None:
-    """One of two ranks may have no token for an expert: would catch ranks that wait for each other's sums."""
-    model = of_experts("mixtral")
-    for name, param in model.named_parameters():
-        if name.endswith("layers.1.mlp.gate.weight"):
-            param.data[0].zero_()  # rarely among the two highest
+    """Only one token passes an expert, so one of two ranks has none: would catch ranks that wait for each other's
+    sums, and means over a rank's own tokens."""
+    model = of_experts("gpt_oss")
+    inputs: list[Tensor] = []
+    hook = model.model.layers[1].mlp.router.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.no_grad():
+        model(**of_rank(1)[0])
+    hook.remove()
+    wanted = inputs[0].flatten(0, -2)[4]  # of the second rank
+    router = barred(model, 0, layer=1).model.layers[1].mlp.router
+    router.weight.data[0] = 1e4 * wanted / wanted.square().sum()
+    router.bias.data[0] = -1e4 * (1 - 1e-4)
     names = list(taken(model))
+    rare = "model.layers.1.mlp.experts.down_proj[0]"
 
     def work(comm: Comm) -> dict[str, Any]:
         given = of_rank(comm.rank)
@@ -163,6 +176,7 @@ def test_ranks_add_up_what_each_sees_of_an_expert() -> None:
         return dict(squares(walk, given, own_loss, names))
 
     both, (alone,) = run_ranks(2, work)[0], run_ranks(1, lambda comm: _alone(model, names))[0]
+    assert 0 < len(torch.cat(multiplied(model, names).seen[rare])) < 3
     for name in names:
         for rank in both:
             close(rank[name].inputs, alone[name].inputs)
@@ -207,7 +221,7 @@ def test_wanda_removes_of_each_expert_what_the_paper_removes(kind: str) -> None:
         seen = multiplied(expected, names).seen
         for name, weight in as_maps(expected, names).items():
             if f".{layer}." in name:
-                x = torch.cat(seen[name]) if name in seen else torch.ones(1, weight.shape[1])
+                x = torch.cat(seen[name])
                 score = weight.abs() * x.square().sum(0).sqrt().float()
                 lowest = score.argsort(1)[:, : score.shape[1] // 2]
                 weight[torch.zeros_like(weight, dtype=torch.bool).scatter_(1, lowest, True)] = 0
@@ -250,9 +264,7 @@ def test_what_a_journal_holds_of_experts_is_taken_over(tmp_path: Any) -> None:
 
 def test_an_expert_that_no_token_passes_loses_its_smallest_weights_and_is_named() -> None:
     """With the loss's gradients and a target over all matrices: it gives up most, and nothing is NaN."""
-    model = of_experts("gpt_oss")
-    for layer in model.model.layers:
-        layer.mlp.router.bias.data[3] = -1e4
+    model = barred(of_experts("gpt_oss"), 3)
     dense, warned = as_maps(model, list(taken(model))), list[str]()
     dense = {name: weight.clone() for name, weight in dense.items()}
     criterion = {"name": "alps", "gradient_samples": 6}
@@ -267,8 +279,57 @@ def test_an_expert_that_no_token_passes_loses_its_smallest_weights_and_is_named(
             assert dense[name].abs()[gone].max() <= dense[name].abs()[~gone].min()
             assert torch.equal(weight[~gone], dense[name][~gone])
     assert zeros == total // 2
-    told = [each for each in warned if "no token" in each]
-    assert len(told) == 2 and "passes 2 of" in told[0] and "layers.0.mlp.experts.gate_up_proj[3]" in told[0]
+    told = [each for each in warned if "nothing goes into expert" in each]
+    assert len(told) == 2 and "nothing goes into expert 3 of model.layers.0.mlp.experts," in told[0]
+
+
+@pytest.mark.parametrize("scope", ["global", "matrix"])
+@pytest.mark.parametrize("criterion", ["alps", "wanda"])
+def test_an_expert_may_be_missing_from_the_samples_of_the_gradients(
+    criterion: str, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of few samples go gradients back: of an expert that only others pass, all outputs count alike."""
+    model, seen = of_experts("gpt_oss"), list[bool]()
+
+    def measured(walk: Walk, *args: Any) -> Iterator[tuple[str, Squares]]:
+        for name, each in squares(walk, *args):
+            barred = experts.expert_of(name) == 3
+            seen.append(barred)
+            yield name, Squares(each.inputs * 0, each.gradients * 0) if barred else each
+
+    monkeypatch.setattr(allocation, "squares", measured)
+    pruned(model, config({"name": criterion, "gradient_samples": 2}, scope, AT_ONCE, params=["all-linear"]))
+    assert any(seen) and all(param.isfinite().all() for param in model.parameters())
+
+
+def test_the_prior_of_an_expert_that_no_token_passes_is_the_size_of_its_weights() -> None:
+    """Would catch: an expert that is emptied, or pruned by index, because nothing is known of its inputs."""
+    model, warned = barred(of_experts("gpt_oss"), 3), list[str]()
+    criterion = {"name": "movement", "prior_score": "wanda"}
+    engine, pruner = one_rank.build(config(criterion, "matrix", AT_ONCE, params=["all-linear"]), model)
+    pruner.samples, pruner.warn = lambda number: batches(), lambda title, text: warned.append(text)
+    dense = {name: weight.clone() for name, weight in as_maps(model, list(taken(model))).items()}
+    engine.backward(engine(**batches()[0]).loss)
+    pruner.step(0)
+    for name, weight in as_maps(model, list(dense)).items():
+        if experts.expert_of(name) == 3:
+            gone = weight == 0
+            assert 0.2 < float(gone.double().mean()) < 0.8
+            assert dense[name].abs()[gone].max() <= dense[name].abs()[~gone].min()
+    assert len([each for each in warned if "nothing goes into expert 3" in each]) == 4, "each parameter"
+
+
+@pytest.mark.parametrize("leaf", ["gate_up_proj_bias", "down_proj_bias"])
+def test_biases_of_experts_are_no_maps(leaf: str) -> None:
+    with pytest.raises(NotCalibrated, match=f"{leaf} is not a weight of a linear map"):
+        stack_of(of_experts("gpt_oss"), [f"model.layers.0.mlp.experts.{leaf}"])
+
+
+@pytest.mark.parametrize(
+    "kind, share", [("mixtral", 2 / 8), ("gpt_oss", 4 / 128), ("ernie4_5_moe", 6 / 64), ("aria_text", 2 / 8)]
+)
+def test_the_share_of_tokens_is_what_configs_say(kind: str, share: float) -> None:
+    assert experts.share_of_tokens(AutoConfig.for_model(kind).to_dict()) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
@@ -285,11 +346,7 @@ def test_movements_prior_counts_what_each_expert_sees(kind: str) -> None:
     walk = Walk(model, weight_of(model), stack_of(model, names), batches(), torch.float32)
     prior.measure(walk, Journals().open("w", 0, ()))
     for name, shape in shapes.items():
-        width = taken(model)[next(iter(experts.maps(name, shape)))][1]
-        sums = [
-            torch.cat(seen.get(each, [torch.zeros(1, width)])).square().sum(0) for each in experts.maps(name, shape)
-        ]
-        m = torch.stack(sums)
+        m = torch.stack([torch.cat(seen[each]).square().sum(0) for each in experts.maps(name, shape)])
         m = (m / m.mean()).float()
         full = m[:, :, None] if name in found.transposed else m[:, None, :]
         dense = model.get_parameter(name).detach()
