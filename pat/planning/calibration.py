@@ -20,7 +20,7 @@ from typing import Any, cast
 from torch import nn
 
 from pat.common.parameters import DTYPES, logical_numel
-from pat.models.experts import expert_of, parameter_of
+from pat.models.experts import expert_of
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.reconstruction import fit_bytes
 from pat.schema import Config
@@ -42,13 +42,12 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     for name, param in model.named_parameters():
         layers.setdefault(layer_of(name), []).append(logical_numel(param))
     statistics: dict[str, int] = {}
-    pruned: dict[str, dict[str, int]] = {}  # weights by layer and parameter
+    pruned: dict[str, list[int]] = {}
     sharing: dict[tuple[str, int], int] = {}  # weights of matrices that may have the same inputs; experts' have not
     for name, (outputs, inputs) in needs.shapes.items():
         own = sum(kind.num_bytes(inputs) for kind in needs.statistics)
         statistics[layer_of(name)] = statistics.get(layer_of(name), 0) + own
-        of_layer, owner = pruned.setdefault(layer_of(name), {}), parameter_of(name)
-        of_layer[owner] = of_layer.get(owner, 0) + outputs * inputs
+        pruned.setdefault(layer_of(name), []).append(outputs * inputs)
         sharing[_read(name, inputs)] = sharing.get(_read(name, inputs), 0) + outputs * inputs
     largest = max((layers[name] for name in statistics), key=sum)
     weights, measured = itemsize * sum(largest), max(statistics.values())
@@ -61,7 +60,7 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     )
     fitting = 0
     if needs.passes:
-        fitted = largest if needs.layers else max((list(each.values()) for each in pruned.values()), key=sum)
+        fitted = largest if needs.layers else max(pruned.values(), key=sum)
         fitting = weights + fit_bytes(fitted, ranks, itemsize)
     state = hidden * itemsize  # of a token
     states = tokens * state * (1 + 2 * needs.follows)  # also what goes into a layer and comes out of it dense

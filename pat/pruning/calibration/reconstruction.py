@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pat.common.comm import Comm
 from pat.common.typed import floats, ints
+from pat.models.experts import expert_of, parameter_of
 from pat.pruning.calibration.needs import no_room_to_fit
 from pat.pruning.calibration.room import Room
 from pat.pruning.calibration.walk import Layer, NotCalibrated
@@ -30,24 +31,24 @@ ADAM = 13  # bytes of a weight while it is fitted: fp32 value and two moments, f
 
 def reconstruct(
     layer: Layer,  # in a walk that follows the model as it was; its weights are cut already
-    names: Sequence[str],  # parameters of the layer that are fitted
+    names: Sequence[str],  # parameters of the layer that are fitted, or linear maps: of experts each by itself
     passes: int,  # over the calibration samples
     lr: float,
     seed: int,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The fitted parameters, whole, fp32, as stored, one at a time: what is 0 in a matrix stays 0. A layer that ends no
+    """What is fitted, whole, fp32, as stored, one at a time: what is 0 in a matrix stays 0. A layer that ends no
     nearer at any of TRIES rates stays as it is, and a warning says so. Collective.
 
     min over W of sum_n ||f_W(x_n) - y_n||^2 / (T H), f the layer, x_n its input in the model that is pruned below and
     y_n its output in the model as it was, by Adam with a rate that falls linearly from lr to 0. A step takes a
     micro-batch of every rank. The layer computes in the walk's dtype, from fp32 weights; these, with their moments, are
-    shared out among the ranks, each parameter to one. Raises NotCalibrated where the outputs are not finite, and on all
+    shared out among the ranks, each name to one. Raises NotCalibrated where the outputs are not finite, and on all
     ranks where one has no memory. Source: Guo et al. 2024 (EBFT), arXiv:2402.12419, with the mask as it is.
     """
     walk, comm = layer.walk, layer.walk.comm
 
     def sentence() -> str:
-        sizes = [param.numel() for param in _parameters(layer, names)]
+        sizes = [view.numel() for view in _views(layer, names)]
         return no_room_to_fit(layer.name, fit_bytes(sizes, comm.world_size, walk.dtype.itemsize))
 
     room = Room(comm, sentence)
@@ -62,7 +63,7 @@ def reconstruct(
                 yield name, fit.told(torch.float32, comm)
             return
         del fits
-        walk.fill(names)
+        walk.fill(list(_by_parameter(names)))
     walk.warn(
         "layer not fitted",
         f"warning: {layer.name} stays as it was cut: fitting it ended no nearer to what it gave before, at "
@@ -71,13 +72,16 @@ def reconstruct(
 
 
 def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, room: Room) -> list[_Fit]:
-    """The parameters after all steps, or up to the first loss that is not finite; they are the layer's. Collective."""
+    """What is fitted after all steps, or up to the first loss that is not finite; it is the layer's. Collective."""
     walk, comm, targets = layer.walk, layer.walk.comm, layer.behind()
-    params = _parameters(layer, names)
-    owners = shared_out([param.numel() for param in params], comm.world_size)
-    fits = list[_Fit]()
-    for name, owner in zip(names, owners, strict=True):
-        fits.append(room.given(partial(_Fit.of, walk.whole(name), owner == comm.rank)))
+    views, held = _views(layer, names), _by_parameter(names)
+    params = [layer.module.get_parameter(name.removeprefix(f"{layer.name}.")) for name in held]
+    owners = shared_out([view.numel() for view in views], comm.world_size)
+    fits = dict[int, _Fit]()  # by place in the names
+    for parameter, places in held.items():
+        for place, part in zip(places, _parts(walk.whole(parameter)), strict=True):
+            fits[place] = room.given(partial(_Fit.of, part, owners[place] == comm.rank))
+            del part
     for batch, left in _steps(passes, len(targets), seed + layer.index):
         made = room.attempt(partial(_missing, layer, params, batch, targets[batch]))
         loss, count = made[0][:2] if made else (0.0, 0)
@@ -89,17 +93,36 @@ def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, 
             break
         ((_, _, gradients, scale),) = made
         while gradients:
-            place = len(gradients) - 1
-            gradient = gradients.pop().float()
-            whole = comm.sum(gradient if scale == 1.0 else gradient.div_(scale))
-            room.attempt(partial(fits[place].step, whole.div_(number), lr * left))
-            with torch.no_grad():
-                params[place].copy_(fits[place].told(params[place].dtype, comm))
-    return fits
+            places = list(held.values())[len(gradients) - 1]
+            for place, part in zip(places, _parts(gradients.pop()), strict=True):
+                gradient = part.float()
+                whole = comm.sum(gradient if scale == 1.0 else gradient.div_(scale))
+                room.attempt(partial(fits[place].step, whole.div_(number), lr * left))
+                views[place].copy_(fits[place].told(views[place].dtype, comm))
+    return [fits[place] for place in range(len(names))]
 
 
-def _parameters(layer: Layer, names: Sequence[str]) -> list[nn.Parameter]:
-    return [layer.module.get_parameter(name.removeprefix(f"{layer.name}.")) for name in names]
+def _by_parameter(names: Sequence[str]) -> dict[str, list[int]]:
+    """The places in the names of what each parameter holds."""
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(parameter_of(name), []).append(place)
+    return found
+
+
+def _views(layer: Layer, names: Sequence[str]) -> list[Tensor]:
+    """Each of the names in the layer's own memory."""
+    found: list[Tensor] = []
+    for name in names:
+        whole = layer.module.get_parameter(parameter_of(name).removeprefix(f"{layer.name}.")).detach()
+        expert = expert_of(name)
+        found.append(whole if expert is None else whole[expert])
+    return found
+
+
+def _parts(whole: Tensor) -> Iterator[Tensor]:
+    """A parameter, or what its experts have of it, in memory of their own."""
+    yield from (each.clone() for each in whole) if whole.dim() == 3 else [whole]
 
 
 @torch.no_grad()

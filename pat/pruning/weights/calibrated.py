@@ -120,8 +120,7 @@ def _cut_layer(
         flags = matrices.turned(name, _by_size(method, method.sparsity, name, matrices)[0])
         matrices.mark(name, flags)
         journal.put(KEEP + name, flags.bool())
-    left = [name for name in own if name not in removed]
-    names = matrices.maps(left)
+    names = matrices.maps([name for name in own if name not in removed])
     if not names:
         return
     if criterion.reconstruct:
@@ -135,10 +134,9 @@ def _cut_layer(
     if criterion.reconstruct:
         layer.refresh(layer.parameters)
         settings = criterion.reconstruct, criterion.reconstruct_lr, method.seed
-        for name, fitted in reconstruct(layer, left, *settings):
-            for part, values in zip(matrices.maps([name]), matrices.parts(name, fitted), strict=True):
-                matrices.fit(part, values)
-                journal.put(part, values)
+        for name, fitted in reconstruct(layer, names, *settings):
+            matrices.fit(name, fitted)
+            journal.put(name, fitted)
 
 
 def _by_size(method: Method, share: float, name: str, matrices: WholeMatrices) -> _Cut:

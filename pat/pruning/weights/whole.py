@@ -85,10 +85,6 @@ class WholeMatrices:
         """The linear maps in these parameters: a matrix itself, or that of each expert, see `pat.models.experts`."""
         return [each for name in names for each in experts.maps(name, self.shapes[name])]
 
-    def parts(self, name: str, whole: Tensor) -> Sequence[Tensor]:
-        """What a parameter holds of each of its `maps`, as stored."""
-        return list(whole) if whole.dim() == 3 else [whole]
-
     def weights(self, name: str) -> Tensor:
         """The effective weights of a linear map, (o, i) fp32. Collective."""
         owner, run = self._place(name)
