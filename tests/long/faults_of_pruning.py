@@ -814,7 +814,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("[walk.real[batch]]", "", "padding counts in what a layer is fitted to"),
         ("lr * left", "lr", "the rate of a reconstruction does not fall"),
         ("if _distance(layer, room) < before:", "if True:", "a fit that made a layer worse is kept"),
-        ("        walk.fill(names)\n", "        pass\n", "the next rate begins where the last one failed"),
+        ("        walk.fill(list(_by_parameter(names)))\n", "        pass\n", "the next rate begins where the last one failed"),
         ("lr / 4**tried", "lr", "the same rate again"),
         (
             "room.attempt(partial(fits[place].step, whole.div_(number), lr * left))",
