@@ -34,7 +34,7 @@ class Seen:
 
 
 def are_experts(module: nn.Module) -> bool:
-    """Whether the forward of these experts is one of transformers' interface, so that `watched` sees each of them."""
+    """Whether the forward of these experts is one of transformers' interface, so that `Watched` sees each of them."""
     return all(hasattr(module, told) for told in _TOLD) and bool(leaves(module))
 
 
