@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -38,19 +38,19 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     rows, back_rows = (micro * math.ceil(number / (micro * ranks)) for number in (needs.num_samples, needs.back))
     tokens = rows * config.data.max_length
     hidden: int = cast(Any, model).config.hidden_size
-    layers: dict[str, list[int]] = {}
+    layers: dict[str, dict[str, int]] = {}
     for name, param in model.named_parameters():
-        layers.setdefault(layer_of(name), []).append(logical_numel(param))
+        layers.setdefault(layer_of(name), {})[name] = logical_numel(param)
     statistics: dict[str, int] = {}
-    pruned: dict[str, list[int]] = {}
+    pruned: dict[str, dict[str, int]] = {}
     sharing: dict[tuple[str, int], int] = {}  # weights of matrices that may have the same inputs; experts' have not
     for name, (outputs, inputs) in needs.shapes.items():
         own = sum(kind.num_bytes(inputs) for kind in needs.statistics)
         statistics[layer_of(name)] = statistics.get(layer_of(name), 0) + own
-        pruned.setdefault(layer_of(name), []).append(outputs * inputs)
+        pruned.setdefault(layer_of(name), {})[name] = outputs * inputs
         sharing[_read(name, inputs)] = sharing.get(_read(name, inputs), 0) + outputs * inputs
-    largest = max((layers[name] for name in statistics), key=sum)
-    weights, measured = itemsize * sum(largest), max(statistics.values())
+    largest = max((layers[name] for name in statistics), key=_total)
+    weights, measured = itemsize * _total(largest), max(statistics.values())
     last = {layer_of(name): name for name in needs.shapes}
     cutting = max(
         needs.cut_bytes(*shape)
@@ -60,16 +60,20 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     )
     fitting = 0
     if needs.passes:
-        fitted = largest if needs.layers else max(pruned.values(), key=sum)
+        fitted = largest if needs.layers else max(pruned.values(), key=_total)
         fitting = weights + fit_bytes(fitted, ranks, itemsize)
     state = hidden * itemsize  # of a token
     states = tokens * state * (1 + 2 * needs.follows)  # also what goes into a layer and comes out of it dense
     stack = len(layers.keys() - {""})
     back = back_rows * config.data.max_length * state * (stack + 1)
-    back += max(weights, itemsize * sum(layers.get("", [])))
+    back += max(weights, itemsize * _total(layers.get("", {})))
     return max(
         back if needs.back else 0, states + max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)
     )
+
+
+def _total(sizes: Mapping[str, int]) -> int:
+    return sum(sizes.values())
 
 
 def _read(name: str, inputs: int) -> tuple[str, int]:

@@ -90,9 +90,9 @@ def _few_samples(config: Config, checked: Checked) -> Iterator[str]:
         share = needs.seen_by(needs.widest)
         tokens = int(min(asked, there) * config.data.max_length * share)
         if tokens < inputs:
-            each = "" if share == 1.0 else " of each expert, on average,"
+            whose = "" if share == 1.0 else " of each expert, on average,"
             yield (
-                f"{key}={asked:,} are at most {tokens:,} tokens{each} for the {inputs:,} inputs of {needs.widest}: "
+                f"{key}={asked:,} are at most {tokens:,} tokens{whose} for the {inputs:,} inputs of {needs.widest}: "
                 f"with fewer tokens than inputs, only damping makes the cut unique; give more samples ({key}, and more "
                 "calibration data where that is the limit) or a larger data.max_length"
             )

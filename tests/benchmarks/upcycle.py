@@ -1,8 +1,8 @@
 """A mixture of experts from real weights: a Llama with each MLP copied into experts, and a router that picks by chance.
 
-    python tests/benchmarks/upcycle.py assets/smollm2 assets/moe --experts 4 --per-token 2
+    python tests/benchmarks/upcycle.py assets/smollm2 assets/moe --experts 2 --per-token 1
     pat evaluate assets/moe recipe=sotu_dense          # what assets/smollm2 has: a router's weights add up to 1
-    pat prune assets/moe --data assets/sotu/train.jsonl --sparsity 0.5 --samples 64 --max-length 256 --out DIR
+    pat prune assets/moe --data assets/sotu/train.jsonl --sparsity 0.5 --samples 16 --max-length 256 --out DIR
 
 Every expert then sees a part of the tokens only, and its cut can be compared with that of the Llama's own MLP. Known as
 sparse upcycling, Komatsuzaki et al. 2022, arXiv:2212.05055, before any training.
@@ -32,6 +32,8 @@ def upcycled(llama: Any, num_experts: int, per_token: int, seed: int = 0) -> Any
         MixtralConfig(**fields, num_local_experts=num_experts, num_experts_per_tok=per_token, sliding_window=None)
     )
     given = llama.state_dict()
+    if biased := [name for name in given if name.endswith("bias")]:
+        raise SystemExit(f"a Mixtral has no biases, and this Llama has {biased[0]}")
     with torch.no_grad():
         for name, param in model.named_parameters():
             layer = name.partition(".mlp.")[0]
@@ -52,8 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a Llama")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--experts", type=int, default=4)
-    parser.add_argument("--per-token", type=int, default=2)
+    parser.add_argument("--experts", type=int, default=2)
+    parser.add_argument("--per-token", type=int, default=1)
     args = parser.parse_args()
     llama = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")
     model = upcycled(llama, args.experts, args.per_token)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.typed import untyped
-from pat.models.experts import Seen, Watched, are_experts, by_module, expert_of
+from pat.models.experts import Seen, Watched, are_experts, by_module, expert_of, parameter_of
 from pat.pruning.calibration.calls import Call
 from pat.pruning.calibration.needs import no_room_for_gradients
 from pat.pruning.calibration.probe import not_a_map, per_own_token, per_token
@@ -141,7 +141,7 @@ def _of_layer(
     room.given(back)
     for name in names:
         if len(sums[name]) < 2:
-            raise NotCalibrated(f"{name} is not used by the forward as a linear map of its own: exclude it")
+            raise NotCalibrated(f"{parameter_of(name)} is not used as a linear map of its own: exclude it")
         x, g = (walk.comm.sum(sums[name][key]) for key in ("inputs", "gradients"))
         own = walk.tokens if expert_of(name) is None else int(walk.comm.sum(sums[name]["tokens"]))
         x, g = x.div_(max(1, own)), g.div_(walk.tokens)
@@ -173,7 +173,6 @@ def _watched(walk: Walk, place: int, sums: Mapping[str, dict[str, Tensor]]) -> I
     def of_expert(seen: Seen) -> None:
         if seen.name in sums:
             counted = partial(per_own_token, seen, real=real)
-            add(seen.name, "gradients", seen.output.detach()[:0])  # where no token passes no gradient comes
             add(seen.name, "tokens", counted(seen.inputs.new_ones(len(seen.inputs), 1)))
             see(seen.name, seen.inputs, seen.output, counted)
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pat.common.comm import Comm
-from pat.models.experts import Seen, Watched, are_experts
+from pat.models.experts import Seen, Watched, are_experts, parameter_of
 from pat.pruning.calibration.calls import NotCalibrated
 from pat.pruning.calibration.statistics import InputStatistic
 
@@ -40,8 +40,8 @@ def per_own_token(seen: Seen, values: Tensor, real: Tensor) -> Tensor:
 def not_a_map(name: str) -> NotCalibrated:
     """For a matrix that is not applied to each token once, or gives something else than its product."""
     return NotCalibrated(
-        f"{name} is no linear map of each token (a router, or of other inputs than the layer's tokens): exclude it "
-        "(pruners.NAME.exclude), or take a method without calibration (magnitude, movement, taylor)"
+        f"{parameter_of(name)} is no linear map of each token (a router, or of other inputs than the layer's tokens): "
+        "exclude it (pruners.NAME.exclude), or take a method without calibration (magnitude, movement, taylor)"
     )
 
 

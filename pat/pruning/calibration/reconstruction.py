@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +49,7 @@ def reconstruct(
     walk, comm = layer.walk, layer.walk.comm
 
     def sentence() -> str:
-        sizes = [view.numel() for view in _views(layer, names)]
+        sizes = {name: view.numel() for name, view in _views(layer, names).items()}
         return no_room_to_fit(layer.name, fit_bytes(sizes, comm.world_size, walk.dtype.itemsize))
 
     room = Room(comm, sentence)
@@ -59,7 +60,7 @@ def reconstruct(
     for rate in rates:
         fits = _fit(layer, names, passes, rate, seed, room)
         if _distance(layer, room) < before:
-            for name, fit in zip(names, fits, strict=True):
+            for name, fit in fits.items():
                 yield name, fit.told(torch.float32, comm)
             return
         del fits
@@ -71,17 +72,19 @@ def reconstruct(
     )
 
 
-def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, room: Room) -> list[_Fit]:
+def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, room: Room) -> dict[str, _Fit]:
     """What is fitted after all steps, or up to the first loss that is not finite; it is the layer's. Collective."""
     walk, comm, targets = layer.walk, layer.walk.comm, layer.behind()
     views, held = _views(layer, names), _by_parameter(names)
-    params = [layer.module.get_parameter(name.removeprefix(f"{layer.name}.")) for name in held]
-    owners = shared_out([view.numel() for view in views], comm.world_size)
-    fits = dict[int, _Fit]()  # by place in the names
-    for parameter, places in held.items():
-        for place, part in zip(places, _parts(walk.whole(parameter)), strict=True):
-            fits[place] = room.given(partial(_Fit.of, part, owners[place] == comm.rank))
-            del part
+    params = [layer.module.get_parameter(owner.removeprefix(f"{layer.name}.")) for owner in held]
+    ranks = shared_out([view.numel() for view in views.values()], comm.world_size)
+    owned = {name: rank == comm.rank for name, rank in zip(views, ranks, strict=True)}
+    fits = dict[str, _Fit]()
+    for owner, several in held.items():
+        gathered = walk.whole(owner)
+        for name in several:
+            fits[name] = room.given(partial(_Fit.of, _part(gathered, name), owned[name]))
+        del gathered
     for batch, left in _steps(passes, len(targets), seed + layer.index):
         made = room.attempt(partial(_missing, layer, params, batch, targets[batch]))
         loss, count = made[0][:2] if made else (0.0, 0)
@@ -92,37 +95,36 @@ def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, 
         if not math.isfinite(total):
             break
         ((_, _, gradients, scale),) = made
-        while gradients:
-            places = list(held.values())[len(gradients) - 1]
-            for place, part in zip(places, _parts(gradients.pop()), strict=True):
-                gradient = part.float()
+        for several in reversed(held.values()):
+            of_parameter = gradients.pop()
+            for name in several:
+                gradient = _part(of_parameter, name).float()
                 whole = comm.sum(gradient if scale == 1.0 else gradient.div_(scale))
-                room.attempt(partial(fits[place].step, whole.div_(number), lr * left))
-                views[place].copy_(fits[place].told(views[place].dtype, comm))
-    return [fits[place] for place in range(len(names))]
+                room.attempt(partial(fits[name].step, whole.div_(number), lr * left))
+                views[name].copy_(fits[name].told(views[name].dtype, comm))
+    return {name: fits[name] for name in names}
 
 
-def _by_parameter(names: Sequence[str]) -> dict[str, list[int]]:
-    """The places in the names of what each parameter holds."""
-    found: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        found.setdefault(parameter_of(name), []).append(place)
-    return found
-
-
-def _views(layer: Layer, names: Sequence[str]) -> list[Tensor]:
-    """Each of the names in the layer's own memory."""
-    found: list[Tensor] = []
+def _by_parameter(names: Sequence[str]) -> dict[str, list[str]]:
+    """The names by the parameter that holds them."""
+    found: dict[str, list[str]] = {}
     for name in names:
-        whole = layer.module.get_parameter(parameter_of(name).removeprefix(f"{layer.name}.")).detach()
-        expert = expert_of(name)
-        found.append(whole if expert is None else whole[expert])
+        found.setdefault(parameter_of(name), []).append(name)
     return found
 
 
-def _parts(whole: Tensor) -> Iterator[Tensor]:
-    """A parameter, or what its experts have of it, in memory of their own."""
-    yield from (each.clone() for each in whole) if whole.dim() == 3 else [whole]
+def _views(layer: Layer, names: Sequence[str]) -> dict[str, Tensor]:
+    """Each of the names in the layer's own memory."""
+    return {
+        name: _part(layer.module.get_parameter(parameter_of(name).removeprefix(f"{layer.name}.")).detach(), name)
+        for name in names
+    }
+
+
+def _part(whole: Tensor, name: str) -> Tensor:
+    """What a parameter has of a linear map: all of it, or an expert's."""
+    expert = expert_of(name)
+    return whole if expert is None else whole[expert]
 
 
 @torch.no_grad()
@@ -139,16 +141,21 @@ def _distance(layer: Layer, room: Room) -> float:
 
 
 def fit_bytes(
-    sizes: Sequence[int],  # of parameters that are fitted together
+    sizes: Mapping[str, int],  # by name, of what is fitted together
     ranks: int,
     itemsize: int,  # of the forward's dtype
 ) -> int:
     """What the rank with most of them holds beside the layer: gradients in the forward's dtype, its share of fp32
-    weights, flags and moments, an fp32 gradient and what Adam makes of it. What the backward keeps is not counted."""
+    weights, flags and moments, an fp32 gradient and what Adam makes of it; or before the first step, where that is
+    more, a whole parameter beside its share of weights and flags. What the backward keeps is not counted."""
     shares = [0] * ranks
-    for size, owner in zip(sizes, shared_out(sizes, ranks), strict=True):
+    for size, owner in zip(sizes.values(), shared_out(list(sizes.values()), ranks), strict=True):
         shares[owner] += size
-    return itemsize * sum(sizes) + ADAM * max(shares) + 3 * FP32 * max(sizes)
+    parameters = Counter[str]()
+    for name, size in sizes.items():
+        parameters[parameter_of(name)] += size
+    fitting = itemsize * sum(sizes.values()) + ADAM * max(shares) + 3 * FP32 * max(sizes.values())
+    return max(fitting, FP32 * max(parameters.values()) + (FP32 + 1) * max(shares))
 
 
 def shared_out(
@@ -176,8 +183,9 @@ class _Fit:
 
     @staticmethod
     def of(whole: Tensor, owned: bool) -> _Fit:
-        """Of a parameter as it is; where it is not owned, the values are let go."""
-        return _Fit(whole.shape, whole if owned else None)
+        """Of a parameter as it is, or of a part of one; where it is not owned, the values are let go."""
+        is_part = whole.untyped_storage().nbytes() > whole.nbytes
+        return _Fit(whole.shape, (whole.clone() if is_part else whole) if owned else None)
 
     def step(self, gradient: Tensor, rate: float) -> None:
         """One of Adam, on the owner."""

@@ -216,8 +216,8 @@ class Layer:
         unused = sorted(set(statistics) - set(probe.first))
         if unused:
             raise NotCalibrated(
-                f"{unused[0]} is not used by the forward as a linear map of its own, so what goes into it cannot be "
-                "measured: exclude it"
+                f"{parameter_of(unused[0])} is not used by the forward as a linear map of its own, so what goes into "
+                "it cannot be measured: exclude it"
             )
         means = probe.means(walk.comm, walk.tokens)
         for name, kinds in means.items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pat.common.comm import Comm
-from pat.models.experts import expert_of
+from pat.models.experts import expert_of, parameter_of
 from pat.pruning.calibration.journal import KEEP, Journal
 from pat.pruning.calibration.needs import Needs, is_out_of_memory, nothing, too_large
 from pat.pruning.calibration.reconstruction import reconstruct
@@ -248,6 +248,6 @@ def _cut_group(
             made[name] = keep.to(torch.uint8).contiguous(), fitted.float().contiguous()
     except (MemoryError, ValueError, RuntimeError) as error:  # torch's errors of linear algebra are RuntimeErrors
         if is_out_of_memory(error):
-            return {}, [too_large(name, criterion.name, criterion.cut_bytes(*shape))]
+            return {}, [too_large(parameter_of(name), criterion.name, criterion.cut_bytes(*shape))]
         return {}, [f"{name} cannot be pruned by {criterion.name}: {error}"]
     return made, []

@@ -9,7 +9,7 @@ from torch import nn
 
 from pat.common import patterns
 from pat.common.parameters import is_conv1d, logical_shape
-from pat.common.typed import named_modules, untyped
+from pat.common.typed import named_modules
 from pat.models.experts import are_experts, leaves, share_of_tokens
 
 # As in peft's target_modules, and experts that are one parameter: what is outside the layers stays dense.
@@ -38,7 +38,8 @@ class Matrices:
         linear |= experts
         linear = {name for name in linear if any(name.startswith(stack) for stack in stacks)}
         transposed |= {f"{name}.{own}" for name, module in named_modules(model) for own in _inputs_first(module)}
-        routed = share_of_tokens(untyped(model).config.get_text_config().to_dict()) if experts else 1.0
+        text = getattr(getattr(model, "config", None), "get_text_config", None)  # another's wrapper may have none
+        routed = share_of_tokens(text().to_dict()) if experts and text else 1.0
         return cls(shapes, frozenset(linear & set(shapes)), frozenset(transposed & set(shapes)), tuple(stacks), routed)
 
     def as_map(self, name: str) -> tuple[int, ...]:

@@ -73,6 +73,7 @@ class Prior:
             names = {name: list(maps(name, self.shapes[name])) for name in own if name not in removed}
             every = [each for several in names.values() for each in several]
             found = layer.collect({each: (SquaredNorm,) for each in every}) if every else {}
+            unused: list[str] = []
             for name, several in names.items():
                 means = torch.stack([found[each][SquaredNorm] for each in several])
                 used = (means > 0).any(1)
@@ -80,9 +81,10 @@ class Prior:
                     raise NotCalibrated(f"{name} cannot be ranked by its inputs: all are 0 on the calibration samples")
                 m = means.div(means[used].mean()).float()
                 m[~used] = 1.0
-                warn_of_unused(walk, [each for each, seen in zip(several, used, strict=True) if not seen])
+                unused += [each for each, seen in zip(several, used, strict=True) if not seen]
                 self.inputs[name] = m if len(self.shapes[name]) > 2 else m[0]
                 journal.put(name, self.inputs[name])
+            warn_of_unused(walk, unused)
             journal.write(layer)
 
     def squares(self, name: str, start: int, dense: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pat.common.comm import LOCAL
 from pat.common.typed import ints
-from pat.models.experts import apart
+from pat.models.experts import apart, parameter_of
 from pat.pruning import registry, scopes
 from pat.pruning.calibration.back import Loss
 from pat.pruning.calibration.journal import Journal, Journals
@@ -65,7 +65,7 @@ class WeightPruner:
         self.routed = matrices.routed
         self.transposed = matrices.transposed & self.shapes.keys()
         for n, shape in self.maps.items():
-            self.granularity.validate(n, shape)
+            self.granularity.validate(parameter_of(n), shape)
         self.granularity.validate_target(self.budget.sparsity)
         self.timeline.target(0, self.budget.sparsity)  # raises where the schedule starts above the budget
         if self.criterion.threshold is not None:

@@ -3,6 +3,7 @@ cut makes of each."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from pat.common.comm import LOCAL, Comm
 from pat.models import experts
 from pat.pruning.calibration.back import Squares, own_loss, squares
 from pat.pruning.calibration.journal import Journals
+from pat.pruning.calibration.probe import Probe
+from pat.pruning.calibration.reconstruction import BETAS, EPSILON, reconstruct
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
 from pat.pruning.pruner import Pruner
@@ -24,9 +27,12 @@ from pat.pruning.weights import allocation
 from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.prior import Prior
 from pat.schema import Config
+from pat.sensitivity.cells import grid
 from tests import models, one_rank
+from tests.benchmarks.upcycle import upcycled
 from tests.thread_ranks import run_ranks
 from tests.unit.pruning.calibration.test_cuts import config
+from tests.unit.pruning.calibration.test_reconstruction import INDEX, LR, gives, halved, whole
 from tests.unit.pruning.calibration.test_walk import batches, close, of_rank, weight_of
 
 EXPERTS = 4
@@ -249,6 +255,52 @@ def test_survivors_of_each_expert_take_over(criterion: Any) -> None:
     assert near[str(criterion)] < 0.7 * near["wanda"], near
 
 
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_experts_are_fitted_by_steps_of_adam_on_the_whole_parameter(kind: str) -> None:
+    """Would catch: an expert that is fitted by another's gradient, or written in another's place."""
+    dense, batch = of_experts(kind), batches()[:1]
+    cut, real = copy.deepcopy(dense), batch[0]["attention_mask"].bool()
+    names = list(taken(cut))
+    walk = Walk(cut, whole(cut), "model.layers", batch, torch.float32, follow=True)
+    fitted = dict[str, Tensor]()
+    for layer in walk:
+        own = [name for name in names if name.startswith(f"{layer.name}.")]
+        for name in {experts.parameter_of(name) for name in own}:
+            halved(cut, name)
+        layer.refresh(layer.parameters)
+        if layer.index == INDEX:
+            fitted = dict(reconstruct(layer, own, 2, LR, 0))
+    assert list(fitted) == own
+    expected, target = copy.deepcopy(cut), gives(dense, batch[0]).detach()[real]
+    params = {each: expected.get_parameter(each) for each in {experts.parameter_of(name) for name in fitted}}
+    alive = {each: param != 0 for each, param in params.items()}
+    adam = torch.optim.Adam(params.values(), betas=BETAS, eps=EPSILON)
+    for rate in (LR, LR / 2):
+        adam.zero_grad()
+        (gives(expected, batch[0])[real] - target).square().mean().backward()
+        for each, param in params.items():
+            assert param.grad is not None
+            param.grad *= alive[each]
+        adam.param_groups[0]["lr"] = rate
+        adam.step()
+    for name, value in fitted.items():
+        param, expert = params[experts.parameter_of(name)].detach(), experts.expert_of(name)
+        torch.testing.assert_close(value, param if expert is None else param[expert], rtol=1e-4, atol=2e-6)
+
+
+def test_experts_of_other_tokens_than_the_layers_are_refused() -> None:
+    model = of_experts("mixtral")
+    block: Any = model.model.layers[0].mlp
+    names = [f"model.layers.0.mlp.experts.down_proj[{expert}]" for expert in range(EXPERTS)]
+    probe = Probe({name: (Gram,) for name in names}, to_the_end=False)
+    path = "model.layers.0.mlp.experts"
+    probe.watch(path, block.experts, names)
+    probe.next(torch.ones(2, 9, dtype=torch.bool))
+    with torch.no_grad(), pytest.raises(NotCalibrated, match="experts.down_proj is no linear map of each token"):
+        block(torch.randn(1, 9, 24))
+    probe.remove()
+
+
 def test_what_a_journal_holds_of_experts_is_taken_over(tmp_path: Any) -> None:
     """Flags and fitted weights of every expert, after a fit of whole layers, too."""
     made = config({"name": "alps", "reconstruct": 1}, "matrix", AT_ONCE, params=["all-linear"])
@@ -316,7 +368,10 @@ def test_the_prior_of_an_expert_that_no_token_passes_is_the_size_of_its_weights(
             gone = weight == 0
             assert 0.2 < float(gone.double().mean()) < 0.8
             assert dense[name].abs()[gone].max() <= dense[name].abs()[~gone].min()
-    assert len([each for each in warned if "nothing goes into expert 3" in each]) == 4, "each parameter"
+    assert len([each for each in warned if "nothing goes into expert 3" in each]) == 2, "each layer"
+    (weights,) = pruner.weight_pruners
+    for name, m in weights.prior.inputs.items():
+        assert float((m[:3] if m.dim() > 1 else m).mean()) == pytest.approx(1.0), name
 
 
 @pytest.mark.parametrize("leaf", ["gate_up_proj_bias", "down_proj_bias"])
@@ -353,3 +408,23 @@ def test_movements_prior_counts_what_each_expert_sees(kind: str) -> None:
         wanted = (dense.square() * (full if len(shape) == 3 else full[0])).flatten()
         for start, end in ((0, dense.numel()), (7, 7 + dense.numel() // 2), (dense.numel() - 5, dense.numel())):
             close(prior.squares(name, start, dense.flatten()[start:end]), wanted[start:end])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_mixture_made_of_a_llama_is_the_same_function(tied: bool) -> None:
+    """tests/benchmarks/upcycle.py, whose router picks two of three copies of each MLP."""
+    llama = models.model("llama", "GQA, head_dim, untied")
+    llama.config.tie_word_embeddings = tied
+    llama.tie_weights()
+    mixture = upcycled(llama, 3, 2).eval()
+    with torch.no_grad():
+        for batch in batches():
+            close(mixture(**batch).logits, llama.eval()(**batch).logits)
+    with pytest.raises(SystemExit, match="bias"):
+        upcycled(models.model("llama", "MHA, biased, tied"), 3, 2)
+
+
+def test_sensitivity_has_experts_as_the_matrices_that_they_are() -> None:
+    cells = grid(of_experts("mixtral"), [0.5], ["*experts*"]).cells
+    assert {cell.kind for cell in cells} == {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"} and len(cells) == 4
+    assert {cell.removed for cell in cells} == {EXPERTS * 24 * 40, EXPERTS * 24 * 40 // 2}

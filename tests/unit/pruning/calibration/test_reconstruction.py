@@ -143,10 +143,11 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
         dict(reconstruct(layer, [name for name in matrices(model) if ".0." in name], 1, LR, 0))
 
 
-@pytest.mark.parametrize("when", ["looking", "backward", "step"])
+@pytest.mark.parametrize("when", ["looking", "beginning", "backward", "step"])
 def test_no_memory_on_one_rank_is_told_by_both(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch: torch's own error, and a rank that waits for one that has left."""
     dense, difference, step = models.model("llama"), reconstruction._difference, reconstruction._Fit.step
+    begin = reconstruction._Fit.__init__
 
     def looked(layer: Layer, *given: Any) -> Tensor:
         if layer.walk.comm.rank == 1 and when == ("backward" if torch.is_grad_enabled() else "looking"):
@@ -158,6 +159,12 @@ def test_no_memory_on_one_rank_is_told_by_both(when: str, monkeypatch: pytest.Mo
             raise torch.OutOfMemoryError
         step(fit, *given)
 
+    def begun(fit: Any, shape: Any, value: Any) -> None:
+        if when == "beginning" and value is not None and shape == (models.HIDDEN, models.NEURONS):
+            raise torch.OutOfMemoryError
+        begin(fit, shape, value)
+
+    monkeypatch.setattr(reconstruction._Fit, "__init__", begun)
     monkeypatch.setattr(reconstruction, "_difference", looked)
     monkeypatch.setattr(reconstruction._Fit, "step", stepped)
 

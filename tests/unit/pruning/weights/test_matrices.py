@@ -97,6 +97,11 @@ def test_all_linear_takes_experts_whose_forward_is_known(kind: str) -> None:
                 pruner_of(matrices, "weight", at=3, criterion=criterion)
 
 
+def test_experts_inside_of_a_module_without_a_config() -> None:
+    matrices = Matrices.of(nn.ModuleDict({"inner": of_experts("mixtral")}))
+    assert matrices.routed == 1.0 and any("experts" in name for name in matrices.linear)
+
+
 class Experts(nn.Module):
     """Stacks of maps from 6 inputs to 4 outputs."""
 
