@@ -129,6 +129,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/zero/checkpoint_files.py": READER,
     "pat/common/hashing.py": [unit("test_hashing.py"), unit("test_export.py")],
     "pat/export/": EXPORT,
+    "pat/export/layout.py": [unit("test_stock_names.py"), *EXPORT],
     "pat/zero/engine.py": [unit("test_engine.py"), ORACLE],
     "pat/training/learning_rate.py": [unit("test_engine.py")],
     "pat/learning_rates/": [unit("test_engine.py")],
