@@ -54,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder, and the process in it; what is measured is not."""
     folder = tmp_path_factory.mktemp("reader")
     classifiers = ("assets/minilm", "exports/dense", "runs/demo/export-dense", "models/mine")
-    generators = ("assets/smollm2", "m")
+    generators = ("assets/smollm2", "assets/moe", "m")
     chat = chat_templates.tokenizer(chat_templates.SMOL)
     for name in (*classifiers, *generators, "models/llama", "models/tuned"):
         kind, auto = (
