@@ -9,7 +9,7 @@ the same at every ZeRO stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from pat.common.typed import untyped
 from pat.models.experts import Seen, Watched, are_experts, by_module, expert_of, parameter_of
 from pat.pruning.calibration.calls import Call
 from pat.pruning.calibration.needs import no_room_for_gradients
-from pat.pruning.calibration.probe import not_a_map, per_own_token, per_token
+from pat.pruning.calibration.probe import is_of_no_token, not_a_map, per_own_token, per_token
 from pat.pruning.calibration.room import Room
 from pat.pruning.calibration.statistics import SquaredNorm, is_finite
 from pat.pruning.calibration.walk import NotCalibrated, Walk
@@ -129,8 +129,9 @@ def _of_layer(
 
     def back() -> None:
         for place, call in enumerate(walk.calls[index]):
-            handles = list(_watched(walk, place, {name: sums.setdefault(name, {}) for name in names}))
             entering = inputs[place].detach().requires_grad_()
+            added = {name: sums.setdefault(name, {}) for name in names}
+            handles = list(_watched(walk, place, call.given(entering), added))
             try:
                 with torch.enable_grad():
                     gradients[place] = torch.autograd.grad(call(layer, entering), [entering], [gradients[place]])[0]
@@ -158,7 +159,7 @@ def _of_layer(
         yield name, Squares(x, g)
 
 
-def _watched(walk: Walk, place: int, sums: Mapping[str, dict[str, Tensor]]) -> Iterator[Any]:
+def _watched(walk: Walk, place: int, given: Collection[int], sums: Mapping[str, dict[str, Tensor]]) -> Iterator[Any]:
     """Handles of hooks that add up what linear maps see of a micro-batch, forward and back."""
     real = walk.real[place].reshape(-1)
 
@@ -166,6 +167,8 @@ def _watched(walk: Walk, place: int, sums: Mapping[str, dict[str, Tensor]]) -> I
         sums[name][key] = SquaredNorm.add(sums[name].get(key), values)
 
     def forward(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        if is_of_no_token(args[0], given):
+            return  # what a matrix gives of these counts as what it gives of tokens
         if not isinstance(output, Tensor) or not output.requires_grad:
             raise not_a_map(name)
         see(name, args[0], output, partial(per_token, name, real=real))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -35,6 +35,11 @@ class Call:
         if self.by_name:
             return _first(layer(*self.args, **self.kwargs | {"hidden_states": hidden}))
         return _first(layer(hidden, *self.args, **self.kwargs))
+
+    def given(self, hidden: Tensor) -> frozenset[int]:
+        """The memory of the tensors that the layer is given besides these hidden states: what is a view of one, such as
+        the embeddings of relative positions, is of no token."""
+        return frozenset(map(_memory, _tensors((self.args, self.kwargs)))) - {_memory(hidden), 0}
 
     def returned(self, hidden: Tensor) -> Any:
         """These hidden states, as the model expects them of the layer."""
@@ -88,34 +93,51 @@ def without_cache(base: Any) -> dict[str, Any]:
 
 
 def _beside(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-    """What a layer returns behind its hidden states, from its own forward on the meta device, where that can run."""
-    with suppress(Exception), torch.device("meta"):  # a forward that looks at numbers may fail anywhere in there
-        own = untyped(layer.__class__).forward  # not the stub
-        output = own(copy.deepcopy(layer).to("meta"), *_on_meta(args), **_on_meta(kwargs))
-        return untyped(output)[1:] if isinstance(output, tuple) else None
+    """What a layer returns behind its hidden states, without numbers: from its own forward on the meta device, or,
+    where that looks at numbers, on the CPU with weights of 0. None where neither runs."""
+    own = untyped(layer.__class__).forward  # not the stub
+    for device in ("meta", "cpu"):
+        with suppress(Exception), torch.device(device), torch.no_grad():  # it may fail anywhere in there
+            alike = copy.deepcopy(layer).to_empty(device=device)
+            for tensor in (*alike.parameters(), *alike.buffers()):
+                tensor.zero_()
+            output = own(alike, *_moved(args, device), **_moved(kwargs, device))
+            return _moved(untyped(output)[1:], "meta") if isinstance(output, tuple | list) else None
     return None
 
 
-def _on_meta(value: Any) -> Any:
-    """The same without numbers in its tensors."""
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _moved(value: Any, device: str) -> Any:
+    """The same with its tensors on a device."""
     if isinstance(value, Tensor):
-        return value.to("meta")
+        return value.to(device)
     if isinstance(value, dict):
-        return {key: _on_meta(each) for key, each in cast(dict[Any, Any], value).items()}
+        return {key: _moved(each, device) for key, each in cast(dict[Any, Any], value).items()}
     if isinstance(value, tuple | list):
-        return tuple(_on_meta(each) for each in cast(Sequence[Any], value))
+        return tuple(_moved(each, device) for each in cast(Sequence[Any], value))
     return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in it."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in cast(dict[Any, Any], value).values():
+            yield from _tensors(each)
+    elif isinstance(value, tuple | list):
+        for each in cast(Sequence[Any], value):
+            yield from _tensors(each)
 
 
 def _is_on_meta(value: Any) -> bool:
     """Whether a tensor in it has no numbers."""
-    if isinstance(value, dict):
-        return any(map(_is_on_meta, cast(dict[Any, Any], value).values()))
-    if isinstance(value, tuple | list):
-        return any(map(_is_on_meta, cast(Sequence[Any], value)))
-    return isinstance(value, Tensor) and value.is_meta
+    return any(tensor.is_meta for tensor in _tensors(value))
 
 
 def _first(output: Any) -> Tensor:
     """A layer's hidden states, which may come with more."""
-    return cast(Any, output)[0] if isinstance(output, tuple) else output
+    return cast(Any, output)[0] if isinstance(output, tuple | list) else output

@@ -199,7 +199,7 @@ class Layer:
         def forward() -> None:
             calls = zip(walk.calls[self.index], walk.hidden, walk.real, strict=True)
             for batch, (call, hidden, real) in enumerate(calls):
-                probe.next(real)
+                probe.next(real, call.given(hidden))
                 with suppress(Enough):
                     call(self.module, hidden)
                 if after is not None:
@@ -213,7 +213,7 @@ class Layer:
             Room(walk.comm, sentence).given(forward)
         finally:
             probe.remove()
-        unused = sorted(set(statistics) - set(probe.first))
+        unused = sorted(set(statistics) - set(probe.first) - set(probe.first_of_more))
         if unused:
             raise NotCalibrated(
                 f"{parameter_of(unused[0])} is not used by the forward as a linear map of its own, so what goes into "
