@@ -38,6 +38,15 @@ SIZES = {
     "intermediate_size": NEURONS, "n_inner": NEURONS, "hidden_dim": NEURONS, "vocab_size": VOCAB,
     "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+OWN: dict[str, dict[str, Any]] = {  # what a model type needs to be small, or as its published models are
+    "deberta-v2": {
+        "relative_attention": True, "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm",
+    },
+    **dict.fromkeys(("ernie4_5", "gemma", "ministral", "ministral3", "nemotron"), {"head_dim": 6}),
+    "seed_oss": {"head_dim": 6, "residual_dropout": 0.0, "attention_dropout": 0.0},
+}  # fmt: skip
+FIRST_STAYS = ("modernbert",)  # whose first layer has a form of its own
 VARIANTS: dict[str, dict[str, Any]] = {
     "GQA, head_dim, untied": {"head_dim": 8, "tie_word_embeddings": False},
     "MHA, biased, tied": {
@@ -49,8 +58,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def config(model_type: str, **fields: Any) -> PretrainedConfig:
     """A small config with those of the fields that the model type has."""
     default = AutoConfig.for_model(model_type)
-    wanted = {**SIZES, **fields}
-    return AutoConfig.for_model(model_type, **{k: v for k, v in wanted.items() if hasattr(default, k)})
+    own = OWN.get(model_type, {})
+    wanted = {**SIZES, **own, **fields}
+    return AutoConfig.for_model(model_type, **{k: v for k, v in wanted.items() if hasattr(default, k) or k in own})
 
 
 def cases() -> Iterator[tuple[str, str]]:
@@ -106,7 +116,7 @@ def sites(anatomy: Anatomy, *structures: str) -> list[Site]:
     return find_sites(anatomy, [registry.build("structure", name) for name in structures])
 
 
-def random_keep(found: Sequence[Site], seed: int, uniform: bool) -> dict[str, Tensor]:
+def random_keep(found: Sequence[Site], seed: int, uniform: bool, first_stays: bool = False) -> dict[str, Tensor]:
     """Keep flags: as many in every layer, or not; of a structure that is ranked over the layers, some layers."""
     generator = torch.Generator().manual_seed(seed)
     keep: dict[str, Tensor] = {}
@@ -120,7 +130,7 @@ def random_keep(found: Sequence[Site], seed: int, uniform: bool) -> dict[str, Te
         flags[torch.randperm(site.num_units, generator=generator)[:count]] = True
         keep[site.name] = flags
     for own in pooled.values():
-        gone = int(torch.randint(len(own), (1,), generator=generator))
+        gone = int(torch.randint(int(first_stays), len(own), (1,), generator=generator))
         keep |= {site.name: torch.tensor([i != gone]) for i, site in enumerate(own)}
     return keep
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pat.models import families
 from pat.models.anatomy import Anatomy, Attention, Projection, Sublayer
 
+CACHES = ("cache", "past_key_values", "layer_past")  # names of keys and values that are kept
+
 
 def load(folder: str | Path, **options: Any) -> Any:
     """The model in a folder of `pat export`; options go to from_pretrained. ValueError where no class is named.
@@ -118,7 +120,7 @@ class NoAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """(B, s, H) -> (B, s, num_outputs) zeros."""
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         if cache is not None:
             position = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             cache.update(position, position, self.layer_idx)

@@ -51,9 +51,7 @@ class Attention:
     """An attention sublayer; its unit is a KV head with its h / k query heads."""
 
     name: str  # module
-    query: Projection  # H -> h d
-    key: Projection  # H -> k d
-    value: Projection  # H -> k d
+    inputs: tuple[Projection, ...]  # query, key, value: H -> h d, k d, k d; or one that has all three, head by head
     output: Projection  # h d -> H
     num_heads: int
     num_kv_heads: int
@@ -62,6 +60,7 @@ class Attention:
     cached: bool = False  # keys and values are kept while generating
     extra: tuple[str, ...] = ()  # modules that go with the whole sublayer, such as the norms before and after it
     post_norm: PostNorm | None = None  # None: the last projection's output is added to the residual
+    positions: int = 0  # relative positions whose embeddings go through query or key and meet each key or query
 
     @property
     def group(self) -> int:
@@ -76,7 +75,7 @@ class Attention:
     @property
     def producers(self) -> tuple[tuple[Projection, int], ...]:
         """(projection, outputs per unit): what computes the units."""
-        return (self.query, self.group * self.head_dim), (self.key, self.head_dim), (self.value, self.head_dim)
+        return tuple((each, each.num_outputs // self.num_kv_heads) for each in self.inputs)
 
     @property
     def consumer(self) -> tuple[Projection, int]:

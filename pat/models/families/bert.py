@@ -1,4 +1,4 @@
-"""BERT and what is built like it: ERNIE, RoBERTa, XLM-RoBERTa."""
+"""BERT and what is built like it: CamemBERT, ELECTRA, ERNIE, RoBERTa, XLM-RoBERTa."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
 from pat.models.families import keep_all_heads
 
-MODEL_TYPES = ("bert", "ernie", "roberta", "xlm-roberta")
+MODEL_TYPES = ("bert", "camembert", "electra", "ernie", "roberta", "xlm-roberta")
 
 ONCE = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")  # read the first token only
 
@@ -23,17 +23,22 @@ def anatomy(model: Any) -> Anatomy:
     layers = []
     for i in range(config.num_hidden_layers):
         name = f"{stack}.{i}"
-        query, key, value = (projection(model, f"{name}.attention.self.{x}") for x in ("query", "key", "value"))
+        inputs = tuple(projection(model, f"{name}.attention.self.{x}") for x in ("query", "key", "value"))
         output = projection(model, f"{name}.attention.output.dense")
         attention = Attention(
-            f"{name}.attention.self", query, key, value, output, heads, heads, query.num_outputs // heads,
+            f"{name}.attention.self", inputs, output, heads, heads, output.num_inputs // heads,
             cached=config.is_decoder,
         )  # fmt: skip
         up, down = (projection(model, f"{name}.{x}.dense") for x in ("intermediate", "output"))
         mlp = Mlp(f"{name}.intermediate", (up,), down)
         layers.append(Layer(stack, i, (attention, mlp)))
     whole = type(model).__name__.endswith(ONCE)
-    return describe(model, False, layers, lambda name: whole or ".pooler." in f".{name}" or "seq_relationship" in name)
+
+    def once(name: str) -> bool:
+        of_each_token = name.endswith("embeddings_project")  # ELECTRA's narrow embeddings
+        return (whole and not of_each_token) or ".pooler." in f".{name}" or "seq_relationship" in name
+
+    return describe(model, False, layers, once)
 
 
 def drop_layers(config: Any, kept: Sequence[int]) -> None:

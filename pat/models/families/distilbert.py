@@ -20,10 +20,10 @@ def anatomy(model: Any) -> Anatomy:
     layers = []
     for i in range(config.n_layers):
         name = f"{stack}.{i}"
-        query, key, value, output = (projection(model, f"{name}.attention.{x}_lin") for x in ("q", "k", "v", "out"))
+        *inputs, output = (projection(model, f"{name}.attention.{x}_lin") for x in ("q", "k", "v", "out"))
         attention = Attention(
-            f"{name}.attention", query, key, value, output,
-            config.n_heads, config.n_heads, query.num_outputs // config.n_heads,
+            f"{name}.attention", tuple(inputs), output,
+            config.n_heads, config.n_heads, output.num_inputs // config.n_heads,
         )  # fmt: skip
         mlp = Mlp(f"{name}.ffn", (projection(model, f"{name}.ffn.lin1"),), projection(model, f"{name}.ffn.lin2"))
         layers.append(Layer(stack, i, (attention, mlp)))

@@ -19,13 +19,13 @@ def anatomy(model: Any) -> Anatomy:
     layers = []
     for i in range(config.num_hidden_layers):
         name = f"{stack}.{i}"
-        query, key, value, output = (projection(model, f"{name}.self_attn.{x}_proj") for x in "qkvo")
+        *inputs, output = (projection(model, f"{name}.self_attn.{x}_proj") for x in "qkvo")
         module = model.get_submodule(f"{name}.self_attn")
         norms = [f"{name}.self_attn.{x}" for x in ("q_norm", "k_norm") if hasattr(module, x)]
         after_attention, after_mlp = (_post_norm(f"{name}.post_{x}_layernorm") for x in ("attention", "feedforward"))
         attention = Attention(
-            f"{name}.self_attn", query, key, value, output,
-            query.num_outputs // config.head_dim, key.num_outputs // config.head_dim, config.head_dim,
+            f"{name}.self_attn", tuple(inputs), output,
+            output.num_inputs // config.head_dim, inputs[1].num_outputs // config.head_dim, config.head_dim,
             config.sliding_window if config.layer_types[i] == "sliding_attention" else None,
             cached=not getattr(config, "use_bidirectional_attention", None),
             extra=(f"{name}.input_layernorm", *norms, after_attention.module),

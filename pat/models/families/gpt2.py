@@ -21,10 +21,10 @@ def anatomy(model: Any) -> Anatomy:
     layers = []
     for i in range(config.n_layer):
         name = f"{stack}.{i}"
-        query, key, value = (projection(model, f"{name}.attn.c_attn", x * hidden, hidden) for x in range(3))
+        inputs = tuple(projection(model, f"{name}.attn.c_attn", x * hidden, hidden) for x in range(3))
         output = projection(model, f"{name}.attn.c_proj")
         attention = Attention(
-            f"{name}.attn", query, key, value, output, heads, heads, hidden // heads,
+            f"{name}.attn", inputs, output, heads, heads, hidden // heads,
             cached=True, extra=(f"{name}.ln_1",),
         )  # fmt: skip
         mlp = Mlp(

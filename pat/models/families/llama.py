@@ -1,4 +1,4 @@
-"""Llama and what is built like it: Granite, Mistral, Qwen2, Qwen3, SmolLM3."""
+"""Llama and what is built like it, with a gated or a plain MLP."""
 
 from __future__ import annotations
 
@@ -7,11 +7,28 @@ from typing import Any
 
 from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
 
-MODEL_TYPES = ("llama", "granite", "mistral", "qwen2", "qwen3", "smollm3")
+MODEL_TYPES = (
+    *(
+        "llama",
+        "arcee",
+        "cwm",
+        "ernie4_5",
+        "gemma",
+        "granite",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "nemotron",
+        "olmo",
+    ),
+    *("qwen2", "qwen3", "seed_oss", "smollm3", "starcoder2"),
+)
+INTO_NEURONS = ("gate_proj", "up_proj", "c_fc")
+OUT_OF_NEURONS = ("down_proj", "c_proj")
 
 
 def anatomy(model: Any) -> Anatomy:
-    """Pre-norm, gated MLP, grouped-query attention with a head dimension of its own."""
+    """Pre-norm, grouped-query attention with a head dimension of its own."""
     config = model.config
     stack = f"{base_prefix(model)}layers"
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -20,18 +37,21 @@ def anatomy(model: Any) -> Anatomy:
     layers = []
     for i in range(config.num_hidden_layers):
         name = f"{stack}.{i}"
-        query, key, value, output = (projection(model, f"{name}.self_attn.{x}_proj") for x in "qkvo")
+        *inputs, output = (projection(model, f"{name}.self_attn.{x}_proj") for x in "qkvo")
         module = model.get_submodule(f"{name}.self_attn")
         norms = [f"{name}.self_attn.{x}" for x in ("q_norm", "k_norm") if hasattr(module, x)]
         attention = Attention(
-            f"{name}.self_attn", query, key, value, output,
-            query.num_outputs // head_dim, key.num_outputs // head_dim, head_dim,
+            f"{name}.self_attn", tuple(inputs), output,
+            output.num_inputs // head_dim, inputs[1].num_outputs // head_dim, head_dim,
             window if layer_types is None or layer_types[i] == "sliding_attention" else None,
             cached=True,
             extra=(f"{name}.input_layernorm", *norms),
         )  # fmt: skip
-        gate, up, down = (projection(model, f"{name}.mlp.{x}_proj") for x in ("gate", "up", "down"))
-        mlp = Mlp(f"{name}.mlp", (gate, up), down, (f"{name}.post_attention_layernorm",))
+        maps = model.get_submodule(f"{name}.mlp")._modules
+        into, out = (
+            [projection(model, f"{name}.mlp.{x}") for x in xs if x in maps] for xs in (INTO_NEURONS, OUT_OF_NEURONS)
+        )
+        mlp = Mlp(f"{name}.mlp", tuple(into), out[0], (f"{name}.post_attention_layernorm",))
         layers.append(Layer(stack, i, (attention, mlp)))
     return describe(model, True, layers)
 

@@ -128,7 +128,8 @@ def flops(anatomy: Anatomy, seq_len: int) -> Cost:
     """FLOPs of the forward of one sequence of s tokens: matrix products only, 2 per multiply-add.
 
     A projection: 2 s inputs outputs; attention: 4 s^2 h d, the full s x s scores and values whatever the mask or the
-    window. Norms, activations, softmax, rotary embeddings and biases do not count (torch's FlopCounterMode agrees).
+    window; p relative positions (DeBERTa's): 2 p (H + s) h d. Norms, activations, softmax, rotary embeddings and biases
+    do not count (torch's FlopCounterMode agrees).
     """
     sublayers: list[tuple[_Each, ...]] = []
     for layer in anatomy.layers:
@@ -139,6 +140,7 @@ def flops(anatomy: Anatomy, seq_len: int) -> Cost:
             unit += 2 * seq_len * features * reader.num_outputs
             if isinstance(sublayer, Attention):
                 unit += 4 * seq_len**2 * features
+                unit += 2 * sublayer.positions * (reader.num_outputs + seq_len) * features
             row.append((0, unit))
         sublayers.append(tuple(row))
     base = sum(2 * (1 if x.once else seq_len) * x.num_inputs * x.num_outputs for x in anatomy.dense)

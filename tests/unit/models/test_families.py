@@ -19,22 +19,12 @@ POOLED = ("attention_layers", "mlp_layers", "layers")
 
 
 def test_there_are_families() -> None:
-    assert {
-        "llama",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "granite",
-        "smollm3",
-        "bert",
-        "ernie",
-        "xlm-roberta",
-        "roberta",
-        "distilbert",
-        "gpt2",
-        "gemma2",
-        "gemma3_text",
-    } <= set(TYPES)
+    decoders = {
+        *("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "gpt2", "gemma", "gemma2", "gemma3_text", "phi3"),
+        *("gpt_neox", "olmo", "nemotron", "starcoder2", "ministral3"),
+    }
+    encoders = {"bert", "electra", "ernie", "xlm-roberta", "roberta", "distilbert", "deberta-v2", "modernbert"}
+    assert decoders | encoders <= set(TYPES)
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -66,7 +56,7 @@ def test_anatomy_has_the_sizes_of_the_config(model_type: str) -> None:
         assert attention.head_dim == head_dim
         assert attention.output.num_inputs == small.HEADS * head_dim
         assert attention.output.num_outputs == mlp.output.num_outputs == small.HIDDEN
-        assert attention.key.num_outputs == kv_heads * head_dim
+        assert sum(each.num_outputs for each in attention.inputs) == (small.HEADS + 2 * kv_heads) * head_dim
 
 
 @pytest.mark.parametrize(("model_type", "pre_norm"), [("llama", True), ("gpt2", True), ("bert", False)])
@@ -89,9 +79,9 @@ def test_what_multiplies_a_sublayer_reaches_the_logits(model_type: str) -> None:
 
 
 def test_a_missing_family_names_the_file_to_write() -> None:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_neox", hidden_size=16, num_attention_heads=2,
-        num_hidden_layers=1, intermediate_size=16, vocab_size=32))  # fmt: skip
-    with pytest.raises(ValueError, match=r"'gpt_neox'; it knows bert, .*: write pat/models/families/gpt_neox.py"):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 32}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("biogpt", intermediate_size=16, **sizes))
+    with pytest.raises(ValueError, match=r"'biogpt'; it knows arcee, bert, .*: write pat/models/families/biogpt.py"):
         families.anatomy(model)
 
 

@@ -32,6 +32,9 @@ def naive(model: Any, given: list[dict[str, Tensor]], names: list[str]) -> dict[
 
         def see(name: str, real: Tensor = real) -> Any:
             def forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                if args[0].shape[:-1].numel() != len(real):
+                    return  # of no token: DeBERTa's relative positions
+
                 def back(gradient: Tensor) -> None:
                     sums[name][1] += gradient.reshape(-1, gradient.shape[-1])[real].double().square().sum(0)
 

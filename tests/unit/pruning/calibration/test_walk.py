@@ -53,13 +53,19 @@ def weight_of(model: Any) -> Any:
 
 
 def naive(model: Any, given: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of x x^T over real tokens, of every linear map inside the layers, fp64."""
+    """The mean of x x^T over real tokens, of every linear map inside the layers, fp64; plus that over rows of no token,
+    such as those of DeBERTa's relative positions."""
     sums: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
     tokens, real = 0, torch.empty(0)
 
     def hook(name: str) -> Any:
         def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].reshape(-1, args[0].shape[-1]).double()[real.reshape(-1)]
+            x = args[0].reshape(-1, args[0].shape[-1]).double()
+            if len(x) != real.numel():
+                rows[name] = x.T @ x / len(x)  # the same in every batch
+                return
+            x = x[real.reshape(-1)]
             sums[name] = sums.get(name, 0) + x.T @ x
 
         return see
@@ -75,7 +81,7 @@ def naive(model: Any, given: list[dict[str, Tensor]]) -> dict[str, Tensor]:
             model.base_model(**{k: v for k, v in batch.items() if k != "labels"})
     for handle in handles:
         handle.remove()
-    return {name: value / tokens for name, value in sums.items()}
+    return {name: value / tokens + rows.get(name, 0) for name, value in sums.items()}
 
 
 @pytest.mark.parametrize("family, variant", thinned(models.cases(), 3))
@@ -98,24 +104,59 @@ def check_measured(model: Any) -> None:
         torch.testing.assert_close(found[SquaredNorm], expected[name].diagonal(), **near)
 
 
-OTHERS: dict[str, dict[str, Any]] = {  # whose layers return tuples
+OTHERS: dict[str, dict[str, Any]] = {  # the first ones have layers that return more than hidden states
     "bloom": {"hidden_size": 48, "n_layer": 3, "n_head": 4},
     "mpt": {"d_model": 48, "n_heads": 4, "n_layers": 3, "max_seq_len": 64},
     "gpt_neo": {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
-    "deberta-v2": models.SIZES | {"num_attention_heads": 4},
+    "deberta-v2": models.SIZES | models.OWN["deberta-v2"] | {"num_attention_heads": 4},
+    "deberta": models.SIZES | {"num_attention_heads": 4, "pos_att_type": []},  # its forward looks at numbers
+    "openai-gpt": {"n_embd": 48, "n_layer": 3, "n_head": 4},  # lists
+    "mpnet": models.SIZES,
+    "eurobert": models.SIZES,
+    "nomic_bert": models.SIZES,
 }
+MASKED = ("deberta", "mpnet", "eurobert", "nomic_bert")
 
 
 def other(family: str, **more: Any) -> Any:
     made = AutoConfig.for_model(family, **{"vocab_size": models.VOCAB, **OTHERS[family], **more})
     torch.manual_seed(0)
-    auto = AutoModelForMaskedLM if family == "deberta-v2" else AutoModelForCausalLM
+    auto = AutoModelForMaskedLM if family.startswith(MASKED) else AutoModelForCausalLM
     return auto.from_config(made, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_layers_may_return_more_than_hidden_states(family: str) -> None:
+def test_it_measures_what_hooks_see_in_families_without_a_file(family: str) -> None:
     check_measured(other(family))
+
+
+def test_rows_of_no_token_count_as_much_as_tokens_whatever_the_batches() -> None:
+    """Would catch: embeddings of positions that are taken for tokens, where there are as many, or that count once for
+    each micro-batch; a value's inputs that have them, too."""
+    model = other("deberta-v2")
+    names = [f"deberta.encoder.layer.0.attention.self.{x}_proj.weight" for x in ("query", "key", "value")]
+    found = []
+    for length in (8, 9):  # there are 8 positions
+        pairs = [{key: value[:, :length] for key, value in batch.items()} for batch in batches(padded=False)]
+        singles = [{key: value[i : i + 1] for key, value in batch.items()} for batch in pairs for i in (0, 1)]
+        for given in (pairs, singles):
+            layer = next(iter(Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)))
+            found.append(layer.collect(dict.fromkeys(names, BOTH)))
+    for whole, single in (found[:2], found[2:]):
+        query, key, value = (whole[name] for name in names)
+        assert query is key and query is not value
+        positions = model.deberta.encoder.get_rel_embedding()[:8].detach().double()
+        close(query[Gram].double() - value[Gram], (positions.T @ positions / 8).double())
+        for name in names:
+            close(single[name][Gram], whole[name][Gram])
+
+
+def test_matrices_that_see_no_token_are_refused() -> None:
+    model = other("deberta", relative_attention=True, pos_att_type=["c2p"])
+    name = "deberta.encoder.layer.0.attention.self.pos_proj.weight"
+    layer = next(iter(Walk(model, weight_of(model), stack_of(model, [name]), batches(), torch.float32)))
+    with pytest.raises(NotCalibrated, match=r"pos_proj.weight is no linear map of each token .*: exclude it"):
+        layer.collect({name: BOTH})
 
 
 def test_a_model_that_changes_what_its_layers_give_is_refused() -> None:
@@ -247,21 +288,24 @@ def test_no_memory_for_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None
         layer.collect({names[0]: BOTH})
 
 
-def test_means_are_over_the_tokens_of_all_ranks() -> None:
+@pytest.mark.parametrize("family", ["llama", "deberta-v2"])
+def test_means_are_over_the_tokens_of_all_ranks(family: str) -> None:
     """Would catch: sums of one rank only. Ranks have different numbers of tokens, so a mean of their means is wrong."""
-    dense = models.model("llama")
+    dense = models.model(family)
     names = matrices(dense)
+    stack = stack_of(dense, names)
 
     def work(comm: Comm, given: list[dict[str, Tensor]]) -> Any:
         now = copy.deepcopy(dense)
         weight = weight_of(now)
-        walk = Walk(now, lambda name: weight(name).clone(), "model.layers", given, torch.float32, comm, follow=True)
+        walk = Walk(now, lambda name: weight(name).clone(), stack, given, torch.float32, comm, follow=True)
         means: dict[str, Any] = {}
         gaps: dict[str, Any] = {}
         for layer in walk:
             own = [name for name in names if name.startswith(f"{layer.name}.")]
-            found = layer.collect_with_gaps(dict.fromkeys(own, BOTH), {})
-            means, gaps = means | found[0], gaps | found[1]
+            positions = [name for name in own if name.endswith(("query_proj.weight", "key_proj.weight"))]
+            found = layer.collect_with_gaps({name: BOTH for name in own if name not in positions}, {})
+            means, gaps = means | found[0] | layer.collect(dict.fromkeys(positions, BOTH)), gaps | found[1]
             with torch.no_grad():
                 for name in own:
                     now.get_parameter(name)[:, ::2] = 0.0
@@ -272,7 +316,7 @@ def test_means_are_over_the_tokens_of_all_ranks() -> None:
         for name in names:
             for found, expected in [
                 *((means[name][kind], alone[0][name][kind]) for kind in BOTH),
-                *((getattr(gaps[name], key), getattr(alone[1][name], key)) for key in ("cross", "mean")),
+                *((getattr(gaps[name], x), getattr(alone[1][name], x)) for x in ("cross", "mean") if name in gaps),
             ]:
                 close(found, expected)
 

@@ -18,7 +18,7 @@ from pat.zero.layouts import Segment, Shard
 from tests import models
 from tests.sets import thinned
 
-OUTSIDE = ("embed", "wte", "wpe", "lm_head", "cls", "vocab_", "pooler", "predictions", "decoder.weight")
+OUTSIDE = ("embed", "wte", "wpe", "lm_head", "cls", "vocab_", "pooler", "predictions", "decoder.weight", "head.dense")
 
 
 @pytest.mark.parametrize(("kind", "variant"), thinned(models.cases(), 4))

@@ -1,0 +1,65 @@
+"""DeBERTa v2 and v3: queries and keys of tokens also meet keys and queries of relative positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
+from pat.models.families import keep_all_heads
+
+MODEL_TYPES = ("deberta-v2",)
+
+ONCE = ("ForSequenceClassification", "ForMultipleChoice")  # read the first token only
+DIRECTIONS = ("c2p", "p2c")  # content to position, and back
+
+
+def anatomy(model: Any) -> Anatomy:
+    """Post-norm, plain MLP, as many KV heads as heads. ValueError where positions have projections of their own."""
+    config = model.config
+    relative = getattr(config, "relative_attention", False)
+    if relative and not getattr(config, "share_att_key", False):
+        raise ValueError(f"pat does not prune structures of a '{config.model_type}' with share_att_key=false.")
+    stack = f"{base_prefix(model)}encoder.layer"
+    heads = config.num_attention_heads
+    layers = []
+    for i in range(config.num_hidden_layers):
+        name = f"{stack}.{i}"
+        inputs = tuple(projection(model, f"{name}.attention.self.{x}_proj") for x in ("query", "key", "value"))
+        output = projection(model, f"{name}.attention.output.dense")
+        attention = Attention(
+            f"{name}.attention.self", inputs, output, heads, heads, output.num_inputs // heads,
+            positions=_positions(model.get_submodule(f"{name}.attention.self")) if relative else 0,
+        )  # fmt: skip
+        up, down = (projection(model, f"{name}.{x}.dense") for x in ("intermediate", "output"))
+        layers.append(Layer(stack, i, (attention, Mlp(f"{name}.intermediate", (up,), down))))
+    whole = type(model).__name__.endswith(ONCE)
+    return describe(model, False, layers, lambda name: whole and not name.endswith("embed_proj"))
+
+
+def _positions(attention: Any) -> int:
+    """Both ways up to the longest distance, in each direction."""
+    return 2 * attention.pos_ebd_size * sum(each in attention.pos_att_type for each in DIRECTIONS)
+
+
+def drop_layers(config: Any, kept: Sequence[int]) -> None:
+    """Set num_hidden_layers to how many are kept, in place. ValueError with a convolution behind the first layer."""
+    if getattr(config, "conv_kernel_size", 0) and kept[0] != 0:
+        raise ValueError(
+            f"This {config.model_type} has a convolution behind its first layer (conv_kernel_size), so that layer must "
+            "stay: prune ffn."
+        )
+    config.num_hidden_layers = len(kept)
+
+
+def narrow(config: Any, kv_heads: int, neurons: int) -> None:
+    """The width of the MLP. ValueError for fewer heads: the stock class divides the hidden size by their number."""
+    keep_all_heads(config, "hidden_size / num_attention_heads", kv_heads, config.num_attention_heads)
+    config.intermediate_size = neurons
+
+
+def resize(model: Any, attention: Attention, kv_heads: int) -> None:
+    """The number of heads, by which the forward splits what the projections give."""
+    module = model.get_submodule(attention.name)
+    module.num_attention_heads = kv_heads
+    module.all_head_size = kv_heads * attention.head_dim
