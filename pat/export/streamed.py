@@ -38,6 +38,7 @@ DTYPE = torch.float64
 # at the median one, as some positions are much worse than the others. For the figures see verify.py.
 LAYER_TOLERANCE = 1e-5
 ROUNDED_LAYER_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+MAX_HELD = 1 << 15  # rows of an embedding table that is held: of positions, not of tokens
 FLOOR = 1e-3  # of the state itself: the least change that rounding is compared with
 
 Read = Callable[[str], Tensor]  # a parameter or persistent buffer, whole
@@ -206,7 +207,9 @@ def _run(model: Any, ids: Tensor, read: Read, buffers: Sequence[str]) -> Tensor:
     for module in model.modules():
         own = {leaf: names[id(p)] for leaf, p in module.named_parameters(recurse=False)}
         if own:
-            _stream(module, own, read)
+            fill = _stream(module, own, read)
+            if isinstance(module, nn.Embedding) and module.num_embeddings <= MAX_HELD:
+                fill(module, ())  # a parent may read it, as DeBERTa's encoder does for relative positions
     for name in buffers:
         model.get_buffer(name).copy_(read(name))
     model.eval()
@@ -230,8 +233,8 @@ def _run_written(model: Any, ids: Tensor, stored: Stored) -> Tensor:
     return _run(model, ids, stored, [name for name, _ in persistent(model)])
 
 
-def _stream(module: nn.Module, own: dict[str, str], read: Read) -> None:
-    """Give a module its parameters before its forward, and take them afterwards."""
+def _stream(module: nn.Module, own: dict[str, str], read: Read) -> Callable[[nn.Module, Any], None]:
+    """Give a module its parameters before its forward, and take them afterwards; what gives them."""
     empty = {leaf: getattr(module, leaf) for leaf in own}
 
     def fill(module: nn.Module, args: Any) -> None:
@@ -247,3 +250,4 @@ def _stream(module: nn.Module, own: dict[str, str], read: Read) -> None:
 
     module.register_forward_pre_hook(fill)
     module.register_forward_hook(drop)
+    return fill

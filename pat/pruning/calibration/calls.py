@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pat.common.typed import untyped
+from pat.models.experts import are_experts
 from pat.tasks.packing import kept_apart
 
 SEEN_BY_THE_BASE = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -47,9 +48,15 @@ class Call:
 
 
 @contextmanager
-def recording(layers: Sequence[Any], calls: list[list[Call]], hidden: list[Tensor]) -> Generator[None]:
+def recording(
+    layers: Sequence[Any],
+    calls: list[list[Call]],
+    hidden: list[Tensor],
+    batches: Sequence[Tensor],  # (B, T), in the order in which they will come
+) -> Generator[None]:
     """Inside it a layer returns its hidden states unchanged, and the rest of what it returns without numbers; how it
-    was called is noted. Raises NotCalibrated where more than the hidden states goes on into the next layer."""
+    was called is noted. Raises NotCalibrated where more than the hidden states goes on into the next layer, or where
+    these are not of the batch's tokens."""
     beside: dict[type, tuple[Any, ...] | None] = {}
 
     def stub(index: int) -> Callable[..., Any]:
@@ -60,6 +67,13 @@ def recording(layers: Sequence[Any], calls: list[list[Call]], hidden: list[Tenso
             states = kwargs.pop("hidden_states") if by_name else args[0]
             calls[index].append(Call(args[1:], kwargs, by_name, beside[type(layer)]))
             if index == 0:
+                batch = batches[len(hidden)]
+                if states.dim() > 2 and states.shape[:2] != batch.shape:
+                    raise NotCalibrated(
+                        f"The layers get hidden states of shape {tuple(states.shape)} for {tuple(batch.shape)} tokens, "
+                        "so it cannot be told which are padding: take a method without calibration (magnitude, "
+                        "movement, taylor)"
+                    )
                 hidden.append(states)
             elif _is_on_meta((args, kwargs)) or not (states is hidden[-1] or torch.equal(states, hidden[-1])):
                 raise NotCalibrated(
@@ -96,14 +110,25 @@ def _beside(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     """What a layer returns behind its hidden states, without numbers: from its own forward on the meta device, or,
     where that looks at numbers, on the CPU with weights of 0. None where neither runs."""
     own = untyped(layer.__class__).forward  # not the stub
-    for device in ("meta", "cpu"):
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    numbers_for_little = not any(are_experts(module) for module in layer.modules())  # all of them would compute
+    for device in ("meta", "cpu") if numbers_for_little else ("meta",):
         with suppress(Exception), torch.device(device), torch.no_grad():  # it may fail anywhere in there
-            alike = copy.deepcopy(layer).to_empty(device=device)
-            for tensor in (*alike.parameters(), *alike.buffers()):
-                tensor.zero_()
+            alike = _of_zeros(copy.deepcopy(layer).to("meta", states.dtype), device)
             output = own(alike, *_moved(args, device), **_moved(kwargs, device))
             return _moved(untyped(output)[1:], "meta") if isinstance(output, tuple | list) else None
     return None
+
+
+def _of_zeros(layer: nn.Module, device: str) -> nn.Module:
+    """The layer, from the meta device, with zeros that take no memory."""
+    for module in layer.modules():
+        for name, param in module.named_parameters(recurse=False):
+            zeros = torch.zeros((), dtype=param.dtype, device=device).expand(param.shape)
+            setattr(module, name, nn.Parameter(zeros, requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.zeros((), dtype=buffer.dtype, device=device).expand(buffer.shape))
+    return layer
 
 
 def _memory(tensor: Tensor) -> int:

@@ -117,7 +117,7 @@ class Walk:
         self.fill(outside)
         self.calls: list[list[Call]] = [[] for _ in self.layers]
         self.hidden: list[Tensor] = []
-        with recording(self.layers, self.calls, self.hidden):
+        with recording(self.layers, self.calls, self.hidden, self.real):
             for batch in batches:
                 try:
                     base(**inputs_of(batch, base), **without_cache(base))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pat.export import export, streamed, verify
 from pat.export.export import export_run
@@ -173,3 +173,11 @@ def test_a_config_of_another_model_than_the_files_is_found(tmp_path: Path, monke
     monkeypatch.setattr(export, "check_tensors", one_more_layer)
     with pytest.raises(verify.ExportError):
         export_run(tmp_path / "run", tmp_path / "out", verify="layers")
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "modernbert"])
+def test_encoders_run_module_by_module(family: str, tmp_path: Path) -> None:
+    """Would catch: weights of a module that is never called, which DeBERTa's encoder reads for relative positions."""
+    model = small.model(family, auto=AutoModelForSequenceClassification, vocab_size=320)
+    write_run(tmp_path / "run", model, byte_tokenizer(), "classification", dtype="fp32", prune="")
+    assert export_run(tmp_path / "run", tmp_path / "out", verify="layers")["max_layer_diff"] < streamed.LAYER_TOLERANCE

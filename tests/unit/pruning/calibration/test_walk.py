@@ -130,6 +130,23 @@ def test_it_measures_what_hooks_see_in_families_without_a_file(family: str) -> N
     check_measured(other(family))
 
 
+@pytest.mark.parametrize("family", ["bloom", "deberta", "deberta-v2"])
+def test_layers_are_called_in_the_dtype_of_the_run(family: str) -> None:
+    """Would catch: weights of another dtype where it is found out what a layer returns, so that it seems to be less."""
+    model = other(family).bfloat16()
+    names = matrices(model)
+    layers = iter(Walk(model, weight_of(model), stack_of(model, names), batches(), torch.bfloat16))
+    assert next(layers).collect({names[0]: BOTH})
+
+
+def test_layers_that_take_tokens_in_another_order_are_refused() -> None:
+    """As XLNet's, whose hidden states are (T, B, H): padding would be taken for tokens."""
+    tall: dict[str, Any] = {"d_model": 48, "n_layer": 2, "n_head": 4, "d_inner": 96, "vocab_size": models.VOCAB}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("xlnet", **tall)).eval()
+    with pytest.raises(NotCalibrated, match=r"hidden states of shape \(9, 2, 48\) for \(2, 9\) tokens"):
+        Walk(model, weight_of(model), "transformer.layer", batches(), torch.float32)
+
+
 def test_rows_of_no_token_count_as_much_as_tokens_whatever_the_batches() -> None:
     """Would catch: embeddings of positions that are taken for tokens, where there are as many, or that count once for
     each micro-batch; a value's inputs that have them, too."""
@@ -171,7 +188,10 @@ def test_layers_that_tell_each_other_more_are_refused(monkeypatch: pytest.Monkey
     layers = models.model("llama").model.layers
     kind: Any = type(layers[0])
     monkeypatch.setattr(kind, "forward", lambda layer, states, bias=None: (states, states.sum()))
-    with pytest.raises(NotCalibrated, match="Layer 1 gets more"), calls.recording(layers, [[], [], []], []):
+    with (
+        pytest.raises(NotCalibrated, match="Layer 1 gets more"),
+        calls.recording(layers, [[], [], []], [], [torch.ones(1, 2)]),
+    ):
         states, bias = layers[0](torch.ones(1, 2, models.HIDDEN))
         layers[1](states, bias=bias)
 
