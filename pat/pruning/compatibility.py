@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import nn
 
 from pat.pruning import nested
-from pat.pruning.calibration.walk import stack_of
+from pat.pruning.calibration.skeleton import stack_of
 from pat.pruning.gates import CalibratedGate
 from pat.pruning.structures import calibrated
 from pat.pruning.structures.pruner import StructurePruner

@@ -29,8 +29,9 @@ from pat.pruning import compatibility, nested, state_keys, timetable
 from pat.pruning.calibration.back import Loss, check_labels, own_loss
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
+from pat.pruning.calibration.skeleton import stack_of
 from pat.pruning.calibration.statistics import SquaredNorm
-from pat.pruning.calibration.walk import Walk, stack_of
+from pat.pruning.calibration.walk import Walk
 from pat.pruning.clock import Clock
 from pat.pruning.seam import Seam
 from pat.pruning.structures.fitted import fitted_weights

@@ -13,7 +13,6 @@ it, with the weights that it came with.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,39 +23,15 @@ from torch import Tensor, nn
 
 from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
-from pat.models.experts import are_experts, by_module, expert_of, leaves, parameter_of
+from pat.models.experts import are_experts, by_module, expert_of, parameter_of
 from pat.pruning.calibration.calls import Call, NotCalibrated, inputs_of, recording, without_cache
 from pat.pruning.calibration.gap import Gap, GapProbe
 from pat.pruning.calibration.needs import no_room
 from pat.pruning.calibration.probe import Enough, Probe, Statistics
 from pat.pruning.calibration.room import Room
+from pat.pruning.calibration.skeleton import aliases, skeleton_of
 from pat.pruning.calibration.statistics import InputStatistic, is_finite
 from pat.tasks import padding
-
-_LAYER = re.compile(r"(.*?)\.(\d+)\..*")
-
-
-def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
-    """The path of the module list that holds all these matrices. ValueError where some lie elsewhere."""
-    stacks: dict[str, str] = {}
-    for name in matrices:
-        match = _LAYER.fullmatch(name)
-        inside = match is not None and isinstance(model.get_submodule(match[1]), nn.ModuleList)
-        owner = model.get_submodule(name.rpartition(".")[0])
-        is_map = isinstance(owner, nn.Linear) or is_conv1d(owner)
-        is_map |= are_experts(owner) and parameter_of(name).rpartition(".")[2] in leaves(owner)
-        if match is None or not inside or not is_map:
-            raise NotCalibrated(
-                f"{name} is not a weight of a linear map inside the model's layers, so what goes into it cannot be "
-                "measured: exclude it, or take a criterion without calibration (magnitude, movement)"
-            )
-        stacks.setdefault(match[1], name)
-    if len(stacks) > 1:
-        raise NotCalibrated(
-            f"{' and '.join(stacks.values())} lie in different stacks of layers: calibrate one of them, exclude the "
-            "other"
-        )
-    return next(iter(stacks))
 
 
 class Walk:
@@ -76,8 +51,8 @@ class Walk:
     ) -> None:
         self.whole, self.stack, self.dtype, self.comm = whole, stack, dtype, comm
         self.on_layer, self.warn = on_layer, warn
-        self.skeleton = _skeleton(model)
-        self.aliases = _aliases(self.skeleton)
+        self.skeleton = skeleton_of(model)
+        self.aliases = aliases(self.skeleton)
         self.gates: dict[str, Tensor] = {}  # by site, what multiplies in the skeleton's hooks
         self.layers: Any = self.skeleton.get_submodule(stack)
         self.real = [_real_tokens(batch) for batch in batches]
@@ -304,27 +279,6 @@ def _note(outputs: dict[str, Tensor], name: str, module: nn.Module, args: tuple[
 
 def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"
-
-
-def _skeleton(model: nn.Module) -> nn.Module:
-    """The same model on the meta device, in evaluation mode, with its real buffers."""
-    made: Any = type(model)
-    with torch.device("meta"):
-        skeleton = made(copy.deepcopy(model.config))
-        skeleton.tie_weights()
-    for name, buffer in model.named_buffers():
-        owner, _, leaf = name.rpartition(".")
-        module = skeleton.get_submodule(owner)
-        module.register_buffer(leaf, buffer.detach(), persistent=leaf not in module._non_persistent_buffers_set)
-    return skeleton.eval()
-
-
-def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    """All names of each parameter, which a tied one has several of, by every one of them."""
-    names: dict[int, list[str]] = {}
-    for name, param in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(param), []).append(name)
-    return {name: group for group in names.values() for name in group}
 
 
 def _real_tokens(batch: Mapping[str, Any]) -> Tensor:

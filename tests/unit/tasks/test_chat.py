@@ -22,8 +22,9 @@ from pat.data import inspect, prepare, sampler
 from pat.data.example import example
 from pat.launch.rank import Tee
 from pat.models import tokenizers
+from pat.pruning.calibration.skeleton import stack_of
 from pat.pruning.calibration.statistics import SquaredNorm
-from pat.pruning.calibration.walk import Walk, stack_of
+from pat.pruning.calibration.walk import Walk
 from pat.schema import Config, DataConfig, TaskConfig
 from pat.tasks import base, causal_lm, formats
 from pat.tasks.chat import PACKABLE

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from pat.common.comm import Comm
 from pat.pruning.calibration.back import UNSUPERVISED, Squares, own_loss, squares
-from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
+from pat.pruning.calibration.skeleton import stack_of
+from pat.pruning.calibration.walk import NotCalibrated, Walk
 from pat.schema import Config, PrunerConfig
 from tests import models, one_rank
 from tests.sets import thinned

@@ -19,8 +19,9 @@ from pat.pruning.calibration.back import Squares, own_loss, squares
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.calibration.probe import Probe
 from pat.pruning.calibration.reconstruction import BETAS, EPSILON, reconstruct
+from pat.pruning.calibration.skeleton import stack_of
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
-from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
+from pat.pruning.calibration.walk import NotCalibrated, Walk
 from pat.pruning.pruner import Pruner
 from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.weights import allocation

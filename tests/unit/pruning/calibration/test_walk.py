@@ -14,8 +14,9 @@ from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
 from pat.pruning.calibration import calls
 from pat.pruning.calibration import walk as walks
+from pat.pruning.calibration.skeleton import stack_of
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
-from pat.pruning.calibration.walk import NotCalibrated, Walk, stack_of
+from pat.pruning.calibration.walk import NotCalibrated, Walk
 from tests import models
 from tests.sets import thinned
 from tests.thread_ranks import run_ranks
