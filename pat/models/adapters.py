@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from pat.common import patterns
+from pat.models import heads
 from pat.schema import PeftConfig
 
-HEADS = ("classifier", "score", "pre_classifier")  # of sequence classifiers: new, so trained whole
 _NAME = "default"  # of the adapter
 BASE, _A, _B = "base_layer", f"lora_A.{_NAME}", f"lora_B.{_NAME}"
 
@@ -35,10 +34,10 @@ def inject(
     """Freeze the model, put adapters into its linear maps, and let these and `modules_to_save` train. ValueError."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    modules = [name for name, _ in model.named_modules()]
-    whole = saved_modules(cfg, modules)
+    whole = saved_modules(cfg, model)
     names = "|".join(re.escape(name) for name in whole)
     targets = [patterns.plain(name) for name in cfg.target_modules or ()]
+    modules = [name for name, _ in model.named_modules()]
     patterns.check("peft.target_modules", cfg.target_modules or (), modules, "module", patterns.ends)
     lora = LoraConfig(
         r=cfg.r or 0,
@@ -63,11 +62,13 @@ def inject(
         param.requires_grad_("lora_" in name or any(name.startswith(f"{module}.") for module in whole))
 
 
-def saved_modules(cfg: PeftConfig, modules: Iterable[str]) -> list[str]:
+def saved_modules(cfg: PeftConfig, model: nn.Module) -> list[str]:
     """The modules that train whole: those that `modules_to_save` names by the end of their path; null: a new head."""
-    names, wanted = list(modules), cfg.modules_to_save
+    wanted = cfg.modules_to_save
     if wanted is None:
-        return [module for module in names if module in HEADS]
+        with_weights = [name for name, module in model.named_children() if any(True for _ in module.parameters())]
+        return [name for name in with_weights if heads.is_of_head(type(model), name)]
+    names = [name for name, _ in model.named_modules()]
     patterns.check("peft.modules_to_save", wanted, names, "module", patterns.ends)
     return [module for module in names if any(patterns.ends(module, patterns.plain(name)) for name in wanted)]
 

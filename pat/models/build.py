@@ -25,7 +25,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging as transformers_logging
 
 from pat.common.text import did_you_mean
-from pat.models import adapters, heads, liger
+from pat.models import heads, liger
 from pat.models.weight_files import check_weights
 from pat.schema import ModelConfig
 
@@ -249,7 +249,7 @@ def _pretrained(
             revision=cfg.revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the sizes
-            **heads.without_head(cfg),
+            **heads.without_head(cfg, task.auto_model, config),
             **options,
         )
     except OSError as error:
@@ -265,12 +265,13 @@ def _pretrained(
     if cfg.replace_head:
         heads.renew(model, rng_state)
     for name, saved, wanted in sorted(report["mismatched_keys"]):
-        if cfg.replace_head and name.split(".")[0] in adapters.HEADS:
+        of_head = heads.is_of_head(type(model), name)
+        if cfg.replace_head and of_head:
             continue
         raise ValueError(
             f"'{name}' is {tuple(saved)} in '{cfg.path}' but {tuple(wanted)} in the model: "
             "model.config, or the number of classes, does not go with these weights"
-            + ("; model.replace_head=true takes a new head." if name.split(".")[0] in adapters.HEADS else ".")
+            + ("; model.replace_head=true takes a new head." if of_head else ".")
         )
     if report["missing_keys"] and complete:
         raise ValueError(

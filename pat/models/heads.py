@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,20 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
-from pat.models.adapters import HEADS
 from pat.schema import ModelConfig
 
+CLASSIFIER = "ForSequenceClassification"  # how the classes end
+PRETRAINED = "head"  # ModernBERT's, outside the base model: it comes from the one that guesses masked words
 SHOWN = 8
 DROPPED = "replaced_head."  # the name of the old head's weights while the others load; no model uses it
 
 
+def is_of_head(kind: type, name: str) -> bool:
+    """Whether a module or parameter of a model of this class belongs to a sequence classifier's head: what lies outside
+    the base model and no pretraining gives."""
+    outside = name.partition(".")[0] not in (getattr(kind, "base_model_prefix", ""), PRETRAINED)
+    return outside and kind.__name__.endswith(CLASSIFIER)
+
+
+def class_of(auto_model: Any, config: PretrainedConfig) -> type:
+    """The class that an AutoModelFor... class builds of a config; where it has none, its own."""
+    return auto_model._model_mapping.get(type(config), auto_model)
+
+
 def labels_of(config: PretrainedConfig) -> list[str] | None:
     """The labels of the classifier in a config; None where its weights have no head, or are not said to have one."""
-    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+    if not any(name.endswith(CLASSIFIER) for name in config.architectures or []):
         return None
     return names_of(config)
 
@@ -70,13 +85,17 @@ def note(cfg: ModelConfig, theirs: Sequence[str], ours: Sequence[str]) -> str | 
     )
 
 
-def without_head(cfg: ModelConfig) -> dict[str, Any]:
+def without_head(cfg: ModelConfig, auto_model: Any, config: PretrainedConfig) -> dict[str, Any]:
     """Options of `from_pretrained` with which ZeRO 3 leaves the head in the files out and makes a new one.
 
     Elsewhere transformers gives a weight its old name back where the new one is unknown: see `renew`.
     """
-    replaced = cfg.replace_head and is_deepspeed_zero3_enabled()
-    return {"key_mapping": {rf"^{head}\.": DROPPED for head in HEADS}} if replaced else {}
+    if not (cfg.replace_head and is_deepspeed_zero3_enabled()):
+        return {}
+    kind: Any = class_of(auto_model, config)
+    with no_init_weights(), torch.device("meta"):
+        modules = [name for name, _ in kind(copy.deepcopy(config)).named_children()]
+    return {"key_mapping": {rf"^{re.escape(name)}\.": DROPPED for name in modules if is_of_head(kind, name)}}
 
 
 def renew(model: PreTrainedModel, rng_state: Tensor) -> None:
@@ -85,7 +104,7 @@ def renew(model: PreTrainedModel, rng_state: Tensor) -> None:
         return
     torch.set_rng_state(rng_state)
     for name, module in model.named_modules():
-        if name.split(".")[0] in HEADS:
+        if name and is_of_head(type(model), name):
             for item in (module, *module.parameters(recurse=False)):
                 item._is_hf_initialized = False  # pyright: ignore  (transformers' own mark)
     model.initialize_weights()

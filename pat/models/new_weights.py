@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from transformers import PretrainedConfig
 
-from pat.models import adapters, heads
+from pat.models import heads
 from pat.models.build import UNFIT, quiet
 from pat.schema import Config, ModelConfig
 
@@ -25,7 +25,7 @@ def names(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> list[str]:
         return []
     with quiet():
         try:
-            _, report = task.auto_model.from_pretrained(
+            model, report = task.auto_model.from_pretrained(
                 cfg.path,
                 config=config,
                 revision=cfg.revision,
@@ -34,12 +34,11 @@ def names(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> list[str]:
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **heads.without_head(cfg),
+                **heads.without_head(cfg, task.auto_model, config),
             )
         except (OSError, SafetensorError, RuntimeError, *UNFIT):  # the start says it, in a sentence of its own
             return []
-    renewed = adapters.HEADS if cfg.replace_head else ()
-    return sorted(name for name in report["missing_keys"] if name.split(".")[0] not in renewed)
+    return sorted(n for n in report["missing_keys"] if not (cfg.replace_head and heads.is_of_head(type(model), n)))
 
 
 def note(cfg: ModelConfig, new: Sequence[str]) -> str | None:
@@ -48,9 +47,9 @@ def note(cfg: ModelConfig, new: Sequence[str]) -> str | None:
     return f"new, as {cfg.path} has no weights for them: {', '.join(new[:SHOWN])}{more}" if new else None
 
 
-def check_trained(config: Config, new: Sequence[str]) -> None:
-    """Raise ValueError for a head that is new, of a run that prunes and takes no step."""
-    head = config.model.replace_head or any(name.split(".")[0] in adapters.HEADS for name in new)
+def check_trained(config: Config, kind: type, new: Sequence[str]) -> None:
+    """Raise ValueError for a head that is new, in a model of this class, of a run that prunes and takes no step."""
+    head = config.model.replace_head or any(heads.is_of_head(kind, name) for name in new)
     if head and config.pruners and not config.train.num_steps:
         raise ValueError(
             f"model.path={config.model.path} would get a new head for task.name={config.task.name!r}, and without "

@@ -15,7 +15,7 @@ from pat.data import prepare as data_prepare
 from pat.data.checks import data_warnings, label_shares
 from pat.data.example import example
 from pat.data.prepare import PreparedData
-from pat.models import build, liger, limits, new_weights, tokenizers
+from pat.models import build, heads, liger, limits, new_weights, tokenizers
 from pat.models.weight_files import check_weights
 from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
@@ -78,7 +78,7 @@ def _strange(config: Config, prepared: PreparedData) -> tuple[list[str], list[st
     hf_config = build.build_config(config.model, task, prepared.num_labels, label_names=prepared.label_names)
     new = new_weights.names(config.model, task, hf_config)
     notes = build.head_note(config.model, task, hf_config), new_weights.note(config.model, new)
-    new_weights.check_trained(config, new)
+    new_weights.check_trained(config, heads.class_of(task.auto_model, hf_config), new)
     return [note for note in notes if note], data_warnings(prepared, task)
 
 

@@ -22,7 +22,7 @@ from pat.common import patterns
 from pat.common.comm import barrier
 from pat.common.parameters import logical_shape
 from pat.common.typed import is_mapping
-from pat.models import adapters
+from pat.models import heads
 from pat.schema import Config, OptimConfig
 from pat.zero import config_keys
 from pat.zero.import_deepspeed import import_deepspeed
@@ -185,7 +185,7 @@ def param_groups(model: nn.Module, optim: OptimConfig, owner: Mapping[str, str])
         if not param.requires_grad:
             continue
         decay = len(logical_shape(param)) >= 2 and not patterns.matches(name, optim.no_decay)
-        head = optim.head_lr is not None and name.split(".")[0] in adapters.HEADS
+        head = optim.head_lr is not None and heads.is_of_head(type(model), name)
         key = (owner.get(name, ""), decay, head)
         if key not in groups:
             lr, wd = optim.head_lr if head else rate, optim.weight_decay if decay else 0.0

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 
-from pat.models import build, new_weights
+from pat.models import build, heads, new_weights
 from pat.schema import Config, ModelConfig, PrunerConfig
 from pat.tasks import base
 from tests import models
@@ -18,7 +19,7 @@ from tests import models
 TASK = base.build({"name": "classification"})
 
 
-@pytest.fixture(scope="module", params=["bert", "distilbert"])
+@pytest.fixture(scope="module", params=["bert", "distilbert", "deberta-v2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier with the labels neg, neutral, pos."""
     path = tmp_path_factory.mktemp(request.param)
@@ -35,7 +36,34 @@ def built(folder: Path, names: list[str], seed: int = 0, **fields: Any) -> Any:
 
 
 def is_head(name: str) -> bool:
-    return name.split(".")[0] in ("classifier", "pre_classifier")
+    return name.split(".")[0] in ("classifier", "pre_classifier", "pooler")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("llama", {"score"}),
+        ("electra", {"classifier"}),
+        ("deberta-v2", {"pooler", "classifier"}),
+        ("distilbert", {"pre_classifier", "classifier"}),
+        ("modernbert", {"classifier"}),
+        ("xlnet", {"sequence_summary", "logits_proj"}),
+    ],
+)
+def test_what_is_a_head_and_what_is_not(model_type: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: a part of a new head that trains at the body's rate, or is kept where it should be replaced."""
+    auto = AutoModelForSequenceClassification
+    small = {"d_inner": 32, "n_layer": 1, "d_model": 16, "n_head": 2} if model_type == "xlnet" else {}
+    config = AutoConfig.for_model(model_type, **small) if small else models.config(model_type)
+    built = auto.from_config(config)
+    found = {name.split(".")[0] for name, _ in built.named_parameters() if heads.is_of_head(type(built), name)}
+    assert found == expected
+    base_model = type(built.base_model)
+    assert not any(heads.is_of_head(base_model, name) for name, _ in built.base_model.named_parameters())
+    monkeypatch.setattr(heads, "is_deepspeed_zero3_enabled", lambda: True)
+    renamed = heads.without_head(ModelConfig(path="m", replace_head=True), auto, config)["key_mapping"]
+    for name, _ in built.named_parameters():
+        assert any(re.match(pattern, name) for pattern in renamed) == (name.split(".")[0] in expected)
 
 
 @pytest.mark.parametrize("names", [["bad", "good"], ["1", "2", "3", "4", "5"], ["pos", "neutral", "neg"]])
@@ -57,7 +85,7 @@ def test_a_new_head_is_new_and_the_rest_is_not(folder: Path, names: list[str]) -
         if not is_head(name):
             assert torch.equal(weight, old[name]) and torch.equal(weight, again), name
         elif weight.dim() == 2:
-            assert len(weight) == len(names) or "pre_" in name
+            assert len(weight) == len(names) or "pre_" in name or "pooler" in name
             assert weight.shape != old[name].shape or not torch.equal(weight, old[name])
             assert not torch.equal(weight, again) and 0.01 < weight.std() < 0.03, name  # drawn anew, as the config says
 
@@ -120,14 +148,15 @@ def test_a_run_without_steps_has_no_new_head(new: str, replaced: bool, refused: 
         task__name="classification", train__num_steps=0, model__path="m", model__replace_head=replaced,
         pruners__weights=PrunerConfig(),
     )  # fmt: skip
+    kind = BertForSequenceClassification
     for fine in (pruned.changed(train__num_steps=1), pruned.changed(pruners={})):
-        new_weights.check_trained(fine, [new])
+        new_weights.check_trained(fine, kind, [new])
     with (
         pytest.raises(ValueError, match="new head for task.name='classification'.* stays random")
         if refused
         else nullcontext()
     ):
-        new_weights.check_trained(pruned, [new])
+        new_weights.check_trained(pruned, kind, [new])
 
 
 def test_a_head_that_is_not_there_cannot_be_replaced(folder: Path, tmp_path: Path) -> None:
