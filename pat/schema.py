@@ -247,7 +247,10 @@ class TrainConfig(Section, frozen=True):
         only_with="envelope",
     )
     max_loss: float | None = key(
-        None, "stop as diverged above this loss; null: 3 x max(loss before step 1, ln(classes or vocabulary))", gt=0
+        None,
+        "stop as diverged above this loss; null: 3 x max(loss before step 1, ln(classes or vocabulary)); of a "
+        "regression 100 x max(loss before step 1, variance of the labels)",
+        gt=0,
     )
     max_skipped: int = key(
         10,

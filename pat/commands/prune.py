@@ -56,7 +56,9 @@ def main(arguments: Sequence[str]) -> int:
         "--keep", metavar="NAME=N,...", help="structures to keep in every layer, a number or a share: ffn=0.5"
     )
     parser.add_argument("--method", metavar="NAME", help="alps (default), wanda, magnitude; of structures: obs")
-    parser.add_argument("--task", help="causal_lm, chat, classification (default: what the model's head is for)")
+    parser.add_argument(
+        "--task", help="causal_lm, chat, classification, regression (default: what the model's head is for)"
+    )
     parser.add_argument(
         "--samples",
         type=int,
@@ -215,9 +217,10 @@ def _task(model: str | None, config: Any) -> str:
     for name in names:
         for head, task in heads.items():
             if name.endswith(head):
-                return task
+                amounts = task == "classification" and getattr(config, "problem_type", None) == "regression"
+                return "regression" if amounts else task
     raise ValueError(
         f"{model} is a {' or '.join(names) or 'model without an architecture in its config'}, whose task is not known: "
-        "give --task causal_lm, chat or classification; for a model that was never fine-tuned, `pat train "
+        "give --task causal_lm, chat, classification or regression; for a model that was never fine-tuned, `pat train "
         "recipe=encoder` fine-tunes and prunes it in one run"
     )

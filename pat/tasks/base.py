@@ -38,6 +38,9 @@ class Task(ABC):
 
     name: str
     auto_model: ClassVar[Any]  # a transformers AutoModelFor... class
+    # A loss above this times what the model knew before the first step, or what knowing nothing costs, has diverged: a
+    # cut may cost some of it
+    worse: ClassVar[float] = 3.0
     labelled: ClassVar[bool] = False  # whether the model has one output per class
     per_sample: ClassVar[bool] = False  # whether a sample has one label, instead of one for each token
     distribution: ClassVar[bool] = True  # whether softmax(logits) means something

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
-from pat.tasks import chunked_loss
+from pat.tasks import chunked_loss, sight
 from pat.tasks.base import Batch, Encoder, Task
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class CausalLM(Task):
         return self.loss_chunk_tokens
 
     def check_model(self, config: PretrainedConfig) -> None:
-        """Chunks are for model types whose logits are their head's. Raises ValueError."""
+        """It must not see what comes next, and chunks are for types whose logits are their head's. ValueError."""
+        sight.check_causal(config)
         if self.loss_chunk_tokens is not None:
             chunked_loss.check(config)
 

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Features, List, Value
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from pat.tasks import confusion
+from pat.tasks import confusion, sight
 from pat.tasks.base import Batch, Encoder, Task, padded_width
 
 if TYPE_CHECKING:
@@ -131,6 +131,10 @@ class Classification(Task):
             tokenizer, max_length, partial(_number, {name: i for i, name in enumerate(label_names)}), "int64"
         )
 
+    def check_model(self, config: PretrainedConfig) -> None:
+        """A model that reads what padding fills is refused. Raises ValueError."""
+        sight.check_summary(config)
+
     def chance_loss(self, config: PretrainedConfig, labels: npt.NDArray[Any]) -> float:
         """ln(classes), times the mean weight of the labels."""
         weights = np.asarray(self.class_weights) if isinstance(self.class_weights, tuple) else None
@@ -207,9 +211,15 @@ class Classification(Task):
                 f"The labels in the training data are {_few(labels)}, but must be strings, or whole numbers "
                 f"0..{len(expected) - 1 if numbers else 'n-1'}: map them to those (a missing value makes a column of "
                 "whole numbers one of 1.0, 2.0), or name another data.label_column"
-                + (", or set task.num_labels=null to take them as they are." if whole and self.num_labels else ".")
+                + (", or set task.num_labels=null to take them as they are" if whole and self.num_labels else "")
+                + ("; where they are amounts, take task=regression." if _are_amounts(labels) else ".")
             )
         return [str(i) for i in expected]
+
+
+def _are_amounts(labels: Sequence[Any]) -> bool:
+    """Whether some are between whole numbers."""
+    return any(isinstance(value, float) and value % 1 for value in labels)
 
 
 def text_columns(cfg: DataConfig) -> dict[str, str]:

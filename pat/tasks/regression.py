@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from pat.tasks import sight
 from pat.tasks.base import Batch, Encoder, Task
 from pat.tasks.classification import KEYS, TextRows, collated, text_columns
 
@@ -35,6 +36,7 @@ class Regression(Task):
     keys: ClassVar[tuple[str, ...]] = KEYS
     per_sample: ClassVar[bool] = True
     distribution: ClassVar[bool] = False
+    worse: ClassVar[float] = 100.0  # one label far from the others may have most of their variance
     directions: ClassVar[Mapping[str, bool]] = {"mse": False, "pearson": True, "spearman": True}
     best_metric: ClassVar[str] = "mse"
     headline: ClassVar[str] = "spearman"
@@ -47,6 +49,10 @@ class Regression(Task):
     def label_names(self, train: Dataset) -> None:
         """No classes."""
         return None
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """A model that reads what padding fills is refused. Raises ValueError."""
+        sight.check_summary(config)
 
     def set_head(self, config: PretrainedConfig, names: Sequence[str]) -> bool:
         """One output."""

@@ -8,7 +8,6 @@ from pat.pruning.schedules import Ramp
 from pat.schema import LATELY, Config
 from pat.training.progress import Progress
 
-WORSE = 3.0  # times what the model knew before the first step, or what knowing nothing costs: a jump of sparsity may
 KNOWS = 0.99  # of the loss of guessing: a model that has learned something is below
 FP16_START = 25  # fp16's loss scale begins at 2^16 and halves at each skipped step, until the first finite gradient
 
@@ -21,9 +20,10 @@ def loss_limit(
     config: Config,
     initial: float | None,  # mean loss of the first step, so before any update; None: not known yet
     chance: float,  # the loss of guessing
+    worse: float,  # Task.worse
 ) -> float:
-    """train.max_loss; where it is null, 3 max(loss before the first step, chance)."""
-    return config.train.max_loss or WORSE * max(initial or 0.0, chance) or math.inf
+    """train.max_loss; where it is null, `worse` times max(loss before the first step, chance)."""
+    return config.train.max_loss or worse * max(initial or 0.0, chance) or math.inf
 
 
 def bounded_from(config: Config) -> int:
@@ -66,15 +66,15 @@ def is_bad(loss: float, limit: float) -> bool:
 class LossBound:
     """The most that the mean loss between two logged lines may be."""
 
-    def __init__(self, config: Config, progress: Progress, chance: float) -> None:
-        self.config, self.progress, self.chance = config, progress, chance
+    def __init__(self, config: Config, progress: Progress, chance: float, worse: float) -> None:
+        self.config, self.progress, self.chance, self.worse = config, progress, chance, worse
         self.starts = bounded_from(config)
         self.last: float | None = None  # the mean loss of the last line of this start
 
     @property
     def limit(self) -> float:
         """Above it the run counts as diverged."""
-        return loss_limit(self.config, self.progress.initial_loss, self.chance)
+        return loss_limit(self.config, self.progress.initial_loss, self.chance, self.worse)
 
     @property
     def is_measured(self) -> bool:
@@ -101,8 +101,8 @@ class LossBound:
         if loss is None or not self.chance or taught or loss < KNOWS * self.chance:
             return None
         return (
-            f"the training loss at the end, {loss:.4g}, is that of guessing ({self.chance:.4g}): the model has learned "
-            "nothing. Try a lower optim.lr, more steps, or less sparsity"
+            f"the training loss at the end, {loss:.4g}, is no better than guessing ({self.chance:.4g}): the model has "
+            "learned nothing. Try a lower optim.lr, more steps, or less sparsity"
         )
 
     def refuse(self, loss: float) -> None:

@@ -21,7 +21,7 @@ from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.schema import Config
 from pat.tasks import base
-from pat.training import dry_run, logit_cache, slices, teacher, tensorboard
+from pat.training import dry_run, layer_by_layer, logit_cache, slices, teacher, tensorboard
 from pat.training.checked import Checked
 from pat.zero import engine
 from pat.zero.checkpoint_files import CheckpointError
@@ -65,6 +65,7 @@ def prepare(config: Config, run_dir: Path, here: bool = True) -> Checked:
     prepared = fitting_data(config)
     note, strange = _strange(config, prepared)
     model, pruner = dry_run.attached(config, prepared.num_labels)
+    layer_by_layer.check(model, pruner)
     if config.model.use_liger_kernel:
         liger.check(cast(Any, model).config.model_type, here)
     _check_export_at(config.train.export_at, pruner)

@@ -109,7 +109,7 @@ def build(run_dir: Path) -> Training:
         flag=flag,
         progress=progress,
         due=Due(config.train, progress, metric, task.higher_is_better(metric)),
-        bound=LossBound(config, progress, objective.chance(labels_of(prepared.train))),
+        bound=LossBound(config, progress, objective.chance(labels_of(prepared.train)), task.worse),
         slices=slices.of(config, task, prepared),
     )
     there, batches = prepared.to_calibrate(), training.feed.batches

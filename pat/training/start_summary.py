@@ -211,6 +211,7 @@ def _schedule(config: Config, model: torch.nn.Module, pruner: Pruner) -> Iterato
 def _steps(train: TrainConfig, optim: OptimConfig, model: torch.nn.Module, cuts: bool) -> str:
     warmup, rate = learning_rates.warmup_steps(optim.warmup, train.num_steps), learning_rates.highest(optim, model)
     lowered = f" ({optim.lr:g} is meant for hidden size {optim.base_width})" if rate != optim.lr else ""
+    lowered += f" ({optim.head_lr:g} for the head)" if optim.head_lr is not None else ""
     return (
         f"{timetable.steps(train.num_steps)} of {train.global_batch_size} sequences; learning rate {rate:g}{lowered}, "
         f"{f'{timetable.steps(warmup)} of warm-up, then ' if warmup else ''}"

@@ -49,7 +49,7 @@ def watched(trained: Trained) -> dict[str, Any]:
         progress=progress,
         tracker=tracker,
         objective=SimpleNamespace(logged=dict),
-        bound=LossBound(trained.config, progress, chance=100.0),
+        bound=LossBound(trained.config, progress, chance=100.0, worse=3.0),
         aside_s=0.0,
     )
     window, wall = Window(training), 0.0

@@ -18,6 +18,12 @@ from pat.tasks.packing import kept_apart
 SEEN_BY_THE_BASE = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
+OTHERWISE = (
+    "take a method without calibration (pruners.NAME.criterion.name=magnitude, or of structures "
+    "pruners.NAME.gate.name=taylor)"
+)
+
+
 class NotCalibrated(ValueError):
     """The inputs of a matrix cannot be measured."""
 
@@ -67,19 +73,17 @@ def recording(
             states = kwargs.pop("hidden_states") if by_name else args[0]
             calls[index].append(Call(args[1:], kwargs, by_name, beside[type(layer)]))
             if index == 0:
-                batch = batches[len(hidden)]
+                batch = batches[min(len(hidden), len(batches) - 1)]
                 if states.dim() > 2 and states.shape[:2] != batch.shape:
                     raise NotCalibrated(
                         f"The layers get hidden states of shape {tuple(states.shape)} for {tuple(batch.shape)} tokens, "
-                        "so it cannot be told which are padding: take a method without calibration (magnitude, "
-                        "movement, taylor)"
+                        f"so it cannot be told which are padding: {OTHERWISE}"
                     )
                 hidden.append(states)
             elif _is_on_meta((args, kwargs)) or not (states is hidden[-1] or torch.equal(states, hidden[-1])):
                 raise NotCalibrated(
                     f"Layer {index} gets more, or something else, than the hidden states of layer {index - 1}, so the "
-                    "layers cannot be calibrated one by one: take a method without calibration (magnitude, movement, "
-                    "taylor)"
+                    f"layers cannot be calibrated one by one: {OTHERWISE}"
                 )
             return calls[index][-1].returned(states)
 

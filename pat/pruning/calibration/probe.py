@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pat.common.comm import Comm
 from pat.models.experts import Seen, Watched, are_experts, parameter_of
-from pat.pruning.calibration.calls import NotCalibrated
+from pat.pruning.calibration.calls import OTHERWISE, NotCalibrated
 from pat.pruning.calibration.statistics import InputStatistic
 
 Statistics = Mapping[str, Sequence[type[InputStatistic]]]  # which, of what goes into each matrix
@@ -48,7 +48,7 @@ def not_a_map(name: str) -> NotCalibrated:
     """For a matrix that is not applied to each token once, or gives something else than its product."""
     return NotCalibrated(
         f"{parameter_of(name)} is no linear map of each token (a router, or of other inputs than the layer's tokens): "
-        "exclude it (pruners.NAME.exclude), or take a method without calibration (magnitude, movement, taylor)"
+        f"exclude it (pruners.NAME.exclude), or {OTHERWISE}"
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from pat.common.parameters import is_conv1d
 from pat.models.experts import are_experts, leaves, parameter_of
-from pat.pruning.calibration.calls import NotCalibrated
+from pat.pruning.calibration.calls import OTHERWISE, NotCalibrated
 
 _LAYER = re.compile(r"(.*?)\.(\d+)\..*")
 
@@ -29,13 +29,13 @@ def stack_of(model: nn.Module, matrices: Sequence[str]) -> str:
         if match is None or not inside or not is_map:
             raise NotCalibrated(
                 f"{name} is not a weight of a linear map inside the model's layers, so what goes into it cannot be "
-                "measured: exclude it, or take a criterion without calibration (magnitude, movement)"
+                f"measured: exclude it (pruners.NAME.exclude), or {OTHERWISE}"
             )
         stacks.setdefault(match[1], name)
     if len(stacks) > 1:
         raise NotCalibrated(
-            f"{' and '.join(stacks.values())} lie in different stacks of layers: calibrate one of them, exclude the "
-            "other"
+            f"{' and '.join(stacks.values())} lie in different lists of layers, of which one can be calibrated: "
+            f"exclude the others (pruners.NAME.exclude), or {OTHERWISE}"
         )
     return next(iter(stacks))
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
 from pat.models.experts import are_experts, by_module, expert_of, parameter_of
-from pat.pruning.calibration.calls import Call, NotCalibrated, inputs_of, recording, without_cache
+from pat.pruning.calibration.calls import OTHERWISE, Call, NotCalibrated, inputs_of, recording, without_cache
 from pat.pruning.calibration.gap import Gap, GapProbe
 from pat.pruning.calibration.needs import no_room
 from pat.pruning.calibration.probe import Enough, Probe, Statistics
@@ -101,13 +101,15 @@ class Walk:
                 except Exception as error:  # of another's code
                     raise NotCalibrated(
                         f"The layers of this {type(base).__name__} cannot be calibrated one by one, because its "
-                        f"forward fails without them ({_in_a_line(error)}): take a method without calibration "
-                        "(magnitude, movement, taylor)"
+                        f"forward fails without them ({_in_a_line(error)}): {OTHERWISE}"
                     ) from error
         self.drop(outside)
         for index, calls in enumerate(self.calls):
             if len(calls) != len(batches):
-                raise NotCalibrated(f"{self.stack}.{index} is not called once by the model's forward: not calibrated")
+                raise NotCalibrated(
+                    f"{self.stack}.{index} is called {len(calls) / len(batches):g} times by the model's forward, and a "
+                    f"calibration needs layers that are called once: {OTHERWISE}"
+                )
 
     # -- weights -----------------------------------------------------------------------------------------------------
 

@@ -79,16 +79,24 @@ def test_max_skipped_is_the_users() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_loss", "initial", "chance", "limit"),
+    ("task", "max_loss", "initial", "chance", "limit"),
     [
-        (None, 2.2, math.log(8), 6.6),  # the loss that the issue saw was 18.9, and passed
-        (None, 0.1, math.log(8), 3 * math.log(8)),  # already trained: chance counts
-        (None, None, math.log(8), 3 * math.log(8)),
-        (5.0, 2.2, math.log(8), 5.0),
+        ("classification", None, 2.2, math.log(8), 6.6),  # the loss that the issue saw was 18.9, and passed
+        ("causal_lm", None, 0.1, math.log(8), 3 * math.log(8)),  # already trained: chance counts
+        ("causal_lm", None, None, math.log(8), 3 * math.log(8)),
+        ("causal_lm", 5.0, 2.2, math.log(8), 5.0),
+        (
+            "regression",
+            None,
+            0.3,
+            0.08,
+            30.0,
+        ),  # one outlier of 600 rows: 75 times the variance
     ],
 )
-def test_loss_limit(max_loss: float | None, initial: float | None, chance: float, limit: float) -> None:
-    assert divergence.loss_limit(config(max_loss=max_loss), initial, chance) == pytest.approx(limit)
+def test_loss_limit(task: str, max_loss: float | None, initial: float | None, chance: float, limit: float) -> None:
+    worse = base.build({"name": task}).worse
+    assert divergence.loss_limit(config(max_loss=max_loss), initial, chance, worse) == pytest.approx(limit)
 
 
 @pytest.mark.parametrize(("temperature", "weight"), [(1.0, 0.9), (2.0, 0.9), (4.0, 0.5), (0.5, 0.9)])
@@ -128,7 +136,7 @@ def window_of(losses: list[float], skipped: str = "", log_every: int = 10) -> tu
     training: Any = SimpleNamespace(
         config=made, engine=engine, world=LOCAL, progress=progress, tracker=tracker, objective=objective, aside_s=0.0,
         pruner=SimpleNamespace(phase=lambda t: "hard", totals=totals, peak_bytes=0, cuts=()),
-        bound=divergence.LossBound(made, progress, objective.chance(np.empty(0))),
+        bound=divergence.LossBound(made, progress, objective.chance(np.empty(0)), worse=3.0),
     )  # fmt: skip
     window = Window(training)
     for t, (loss, flag) in enumerate(zip(losses, skipped or "." * len(losses), strict=True)):
@@ -173,7 +181,7 @@ def test_a_model_at_the_loss_of_guessing_is_told(loss: float, warned: bool) -> N
     """A run at four times the usable learning rate ended `done, accuracy 0.4967` without a hint."""
     for chance, teacher, expected in ((math.log(2), None, warned), (math.log(2), "t", False), (0.0, None, False)):
         made = config(max_loss=100.0).changed(distill__teacher=teacher)
-        bound = divergence.LossBound(made, Progress(), chance)
+        bound = divergence.LossBound(made, Progress(), chance, worse=3.0)
         assert bound.learned_nothing() is None
         bound.refuse(loss)
         assert bool(bound.learned_nothing()) is expected
