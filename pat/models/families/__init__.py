@@ -46,7 +46,8 @@ def family(model_type: str) -> Any:
     if model_type not in families():
         raise ValueError(
             f"pat does not know where heads, neurons and layers are in a '{model_type}'; it knows "
-            f"{', '.join(families())}: write pat/models/families/{model_type.replace('-', '_')}.py."
+            f"{', '.join(families())}. Prune its weights (recipe=encoder, recipe=decoder, pat prune --sparsity), or "
+            f"write pat/models/families/{model_type.replace('-', '_')}.py."
         )
     return families()[model_type]
 
