@@ -19,7 +19,10 @@ def anatomy(model: Any) -> Anatomy:
     config = model.config
     relative = getattr(config, "relative_attention", False)
     if relative and not getattr(config, "share_att_key", False):
-        raise ValueError(f"pat does not prune structures of a '{config.model_type}' with share_att_key=false.")
+        raise ValueError(
+            f"Positions have projections of their own in a '{config.model_type}' with share_att_key=false, and pat "
+            "cannot cut these: prune its weights (recipe=encoder)."
+        )
     stack = f"{base_prefix(model)}encoder.layer"
     heads = config.num_attention_heads
     layers = []
