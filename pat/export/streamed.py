@@ -204,12 +204,14 @@ def _trained(reader: CheckpointReader, name: str, dtype: torch.dtype) -> Tensor:
 def _run(model: Any, ids: Tensor, read: Read, buffers: Sequence[str]) -> Tensor:
     """The logits; every module has its weights only while its own forward runs."""
     names: dict[int, str] = {id(p): name for name, p in model.named_parameters()}  # tied ones under one name
+    tokens = model.get_input_embeddings()
     for module in model.modules():
         own = {leaf: names[id(p)] for leaf, p in module.named_parameters(recurse=False)}
         if own:
-            fill = _stream(module, own, read)
-            if isinstance(module, nn.Embedding) and module.num_embeddings <= MAX_HELD:
-                fill(module, ())  # a parent may read it, as DeBERTa's encoder does for relative positions
+            if isinstance(module, nn.Embedding) and module.num_embeddings <= MAX_HELD and module is not tokens:
+                _give(module, own, read)  # a parent may read it, as DeBERTa's encoder does for relative positions
+            else:
+                _stream(module, own, read)
     for name in buffers:
         model.get_buffer(name).copy_(read(name))
     model.eval()
@@ -233,16 +235,21 @@ def _run_written(model: Any, ids: Tensor, stored: Stored) -> Tensor:
     return _run(model, ids, stored, [name for name, _ in persistent(model)])
 
 
-def _stream(module: nn.Module, own: dict[str, str], read: Read) -> Callable[[nn.Module, Any], None]:
-    """Give a module its parameters before its forward, and take them afterwards; what gives them."""
+def _give(module: nn.Module, own: dict[str, str], read: Read) -> None:
+    """Fill a module's empty parameters."""
+    for leaf, name in own.items():
+        value, shape = read(name), getattr(module, leaf).shape
+        if value.shape != shape:
+            raise ExportError(f"{name} has the shape {tuple(value.shape)}, not {tuple(shape)}.")
+        setattr(module, leaf, nn.Parameter(value.to(DTYPE), requires_grad=False))
+
+
+def _stream(module: nn.Module, own: dict[str, str], read: Read) -> None:
+    """Give a module its parameters before its forward, and take them afterwards."""
     empty = {leaf: getattr(module, leaf) for leaf in own}
 
     def fill(module: nn.Module, args: Any) -> None:
-        for leaf, name in own.items():
-            value = read(name)
-            if value.shape != empty[leaf].shape:
-                raise ExportError(f"{name} has the shape {tuple(value.shape)}, not {tuple(empty[leaf].shape)}.")
-            setattr(module, leaf, nn.Parameter(value.to(DTYPE), requires_grad=False))
+        _give(module, own, read)
 
     def drop(module: nn.Module, args: Any, output: Any) -> None:
         for leaf, parameter in empty.items():
@@ -250,4 +257,3 @@ def _stream(module: nn.Module, own: dict[str, str], read: Read) -> Callable[[nn.
 
     module.register_forward_pre_hook(fill)
     module.register_forward_hook(drop)
-    return fill
