@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
-from pat.models.families import keep_all_heads
+from pat.models.families.bert import narrow, resize
 
 MODEL_TYPES = ("deberta-v2",)
+
+__all__ = ["MODEL_TYPES", "anatomy", "drop_layers", "narrow", "resize"]
 
 ONCE = ("ForSequenceClassification", "ForMultipleChoice")  # read the first token only
 DIRECTIONS = ("c2p", "p2c")  # content to position, and back
@@ -53,16 +55,3 @@ def drop_layers(config: Any, kept: Sequence[int]) -> None:
             "stay: prune ffn."
         )
     config.num_hidden_layers = len(kept)
-
-
-def narrow(config: Any, kv_heads: int, neurons: int) -> None:
-    """The width of the MLP. ValueError for fewer heads: the stock class divides the hidden size by their number."""
-    keep_all_heads(config, "hidden_size / num_attention_heads", kv_heads, config.num_attention_heads)
-    config.intermediate_size = neurons
-
-
-def resize(model: Any, attention: Attention, kv_heads: int) -> None:
-    """The number of heads, by which the forward splits what the projections give."""
-    module = model.get_submodule(attention.name)
-    module.num_attention_heads = kv_heads
-    module.all_head_size = kv_heads * attention.head_dim

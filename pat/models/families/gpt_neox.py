@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
-from pat.models.families import keep_all_heads
+from pat.models.families.bert import drop_layers, narrow
 
 MODEL_TYPES = ("gpt_neox",)
+
+__all__ = ["MODEL_TYPES", "anatomy", "drop_layers", "narrow", "resize"]
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -28,17 +29,6 @@ def anatomy(model: Any) -> Anatomy:
         mlp = Mlp(f"{name}.mlp", (up,), down, (f"{name}.post_attention_layernorm",))
         layers.append(Layer(stack, i, (attention, mlp)))
     return describe(model, True, layers)
-
-
-def drop_layers(config: Any, kept: Sequence[int]) -> None:
-    """Set num_hidden_layers to how many are kept, in place; a GPT-NeoX layer has no setting of its own."""
-    config.num_hidden_layers = len(kept)
-
-
-def narrow(config: Any, kv_heads: int, neurons: int) -> None:
-    """The width of the MLP. ValueError for fewer heads: the stock class divides the hidden size by their number."""
-    keep_all_heads(config, "hidden_size / num_attention_heads", kv_heads, config.num_attention_heads)
-    config.intermediate_size = neurons
 
 
 def resize(model: Any, attention: Attention, kv_heads: int) -> None:

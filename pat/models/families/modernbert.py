@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
-from pat.models.families import keep_all_heads
+from pat.models.families.bert import narrow
 
 MODEL_TYPES = ("modernbert",)
+
+__all__ = ["MODEL_TYPES", "anatomy", "drop_layers", "narrow", "resize"]
 
 ONCE = ("ForSequenceClassification", "ForMultipleChoice")  # pool first
 
@@ -44,12 +46,6 @@ def drop_layers(config: Any, kept: Sequence[int]) -> None:
         )
     config.layer_types = [config.layer_types[i] for i in kept]
     config.num_hidden_layers = len(kept)
-
-
-def narrow(config: Any, kv_heads: int, neurons: int) -> None:
-    """The width of the MLP. ValueError for fewer heads: the stock class divides the hidden size by their number."""
-    keep_all_heads(config, "hidden_size / num_attention_heads", kv_heads, config.num_attention_heads)
-    config.intermediate_size = neurons
 
 
 def resize(model: Any, attention: Attention, kv_heads: int) -> None:
