@@ -36,7 +36,7 @@ def check(model: Any, pruner: Pruner) -> None:
 
     for names in matrices:
         try:
-            Walk(alike, same, stack_of(model, names), [{"input_ids": ids, "attention_mask": mask}], torch.float32)
+            Walk(alike, same, stack_of(alike, names), [{"input_ids": ids, "attention_mask": mask}], torch.float32)
         except NotCalibrated as error:
             if error.__cause__ is None:
                 raise

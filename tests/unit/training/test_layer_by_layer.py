@@ -34,6 +34,20 @@ def attached(model_type: str, criterion: str = "alps", task: str = "classificati
     return dry_run.attached(made, 2)
 
 
+def test_a_model_with_adapters_passes() -> None:
+    """Would catch: names of weights as they are without adapters, looked up in a model with them."""
+    config = Config().changed(
+        model__init="random", model__tokenizer="byte", model__config={"model_type": "llama", **SMALL},
+        task__name="causal_lm", train__num_steps=4, peft__r=2, pruners__narrow=PrunerConfig(
+            structures=["ffn"], gate={"name": "obs"}, budget={"name": "shape", "keep": {"ffn": 0.5}},
+            schedule={"name": "one_shot", "start": 0},
+        ),
+    )  # fmt: skip
+    model, pruner = dry_run.attached(config, 2)
+    assert pruner.stock is not model
+    layer_by_layer.check(model, pruner)
+
+
 @pytest.mark.parametrize("model_type", thinned(sorted(families.families()), 3))
 def test_families_with_a_file_pass(model_type: str) -> None:
     small = models.config(model_type)
