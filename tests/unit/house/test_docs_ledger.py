@@ -30,7 +30,7 @@ ELSEWHERE = {  # what a command has in it, and where it runs on what is small
     "pat watch": "tests/unit/report",
     "pat export RUN": "tests/unit/export",
     "pat evaluate DIR": "tests/unit/evaluation",
-    "pat export runs/teacher": "tests/unit/export",
+    "pat export runs/": "tests/unit/export",
     "pat logs /shared": "tests/unit/launch/test_status.py",
     "pat COMMAND": "tests/unit/house/test_docs.py",
 }
