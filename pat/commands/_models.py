@@ -27,13 +27,11 @@ def keep_words(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Non
     parser.set_defaults(typed=[*parser.prog.split(), *arguments])
 
 
-def add_mix_options(parser: argparse.ArgumentParser) -> None:
-    """--mix, --allow-code, --batch-size."""
-    parser.add_argument("--mix", metavar="FILE|NAME", help="ask the prompts of a mix (pat prompts --help)")
+def add_mix_options(parser: argparse.ArgumentParser, use: str = "ask the prompts of a mix") -> None:
+    """--mix, whose help says what it is for; --allow-code, --batch-size."""
+    parser.add_argument("--mix", metavar="FILE|NAME", help=f"{use} (pat prompts --help)")
     parser.add_argument("--allow-code", action="store_true", help="run a mix's checks that are Python functions")
-    parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="prompts generated for at a time (default: 8)"
-    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts answered at once (default: 8)")
 
 
 def add_statistics_options(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory (run.dir of the training)")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to write; must not exist or be empty"
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write: a new one, or an empty one"
     )
     parser.add_argument(
         "--checkpoint",

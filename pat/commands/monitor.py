@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         "--against", required=True, metavar="MODEL",
         help="the model in production: a folder, NAME/VERSION of the registry, or an alias such as champion",
     )  # fmt: skip
-    _models.add_mix_options(parser)
+    _models.add_mix_options(parser, "a mix to compare the log's prompts with; its checks judge the replay")
     parser.add_argument("--reference", type=Path, metavar="LOG", help="older rows (default: the log's first part)")
     parser.add_argument(
         "--first", type=float, metavar="SHARE", help=f"share of LOG that serves as reference (default: {FIRST})"

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         "--dtype", choices=tuple(DTYPES.values()), help="precision of the result (default: the model's)"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to write; must not exist or be empty"
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write: a new one, or an empty one"
     )
     parser.add_argument("--dry-run", action="store_true", help="check all that a start checks, say what it does, stop")
     options = parser.parse_intermixed_args(arguments)

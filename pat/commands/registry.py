@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         help="promote, rollback: move only if ALIAS is this version now (a number, or none)",
     )
     parser.add_argument("--each", action="store_true", help="diff: show every matrix, not only sums")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="get: folder to write; must not exist or be empty")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="get: folder to write: a new one, or an empty one")
     parser.add_argument("--project", metavar="NAME", help="publish: project in Weights & Biases")
     parser.add_argument("--entity", metavar="NAME", help="publish: user or team there (default: the key's own)")
     options = parser.parse_intermixed_args(arguments)
@@ -209,7 +209,7 @@ def _verify(registry: Registry, options: argparse.Namespace) -> int:
 
 def _get(registry: Registry, options: argparse.Namespace) -> int:
     if options.out is None:
-        raise ValueError("--out is missing: give the folder to write, which must not exist or be empty")
+        raise ValueError("--out is missing: give the folder to write, a new one or an empty one")
     partial.clear(options.out)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"--out {options.out} is there already: give a new folder, or an empty one")

@@ -20,7 +20,8 @@ EXAMPLES = f"""\
 examples:
   pat search recipe=reviews envelope.accuracy.drop=0.01
   pat search recipe=sotu envelope.perplexity.ratio=1.3 --from 0.3 --to 0.7 --within 0.05
-  pat search recipe=decoder_narrow model.path=/m data.source=json data.train=t.jsonl envelope.loss.ratio=1.1 --from 0.9
+  pat search recipe=decoder_narrow model.path=/m data.source=json data.train=t.jsonl train.num_steps=500 \\
+      envelope.loss.ratio=1.1 --from 0.9
   pat search recipe=reviews envelope.accuracy.drop=0.01 envelope.slices.drop=0.03 envelope.slices.least=100
   pat search recipe=decoder_narrow ... pruners.narrow.schedule.start=0.1 envelope.loss.ratio=1.1 \\
       envelope.latency_p95.ratio=0.8 --lengths 128:32

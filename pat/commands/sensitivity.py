@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="MODEL | key=value", help="a model's folder or name; keys of train")
     parser.add_argument("--data", metavar="FILE", help=f"held-out rows: {', '.join(SOURCES)}; all of them are used")
-    parser.add_argument("--task", help="what the model was trained for: causal_lm, classification, chat")
+    parser.add_argument("--task", help="what the model was trained for: causal_lm, chat, classification, regression")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a sample (data.max_length)")
     parser.add_argument("--samples", type=int, metavar="N", help="number of held-out samples, from all over the data")
     parser.add_argument(

@@ -159,7 +159,7 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, con
             when = "before the first selection" if needs.once else "at each cut"
             yield (
                 f"{each.name}: calibrated {when}, on {_samples_of(needs.num_samples, prepared, config)}"
-                + (f", the loss's gradients on {needs.back:,} of them" if needs.back else "")
+                + (f", the loss's gradients on {_back(needs.back, prepared)}" if needs.back else "")
                 + (f"; then {_passes(needs.passes)} over them to fit each layer" if needs.passes else "")
             )
     totals, every = pruner.totals, sum(p.numel() for p in model.parameters())
@@ -184,6 +184,10 @@ def _samples_of(asked: int, prepared: PreparedData, config: Config) -> str:
     if asked < there and not config.train.num_steps:
         return f"the first {number} samples"
     return f"the {number} samples that training sees first" if asked < there else f"all {there:,} training samples"
+
+
+def _back(asked: int, prepared: PreparedData) -> str:
+    return f"{asked:,} of them" if asked < prepared.to_calibrate() else "all of them"
 
 
 def _passes(count: int) -> str:
