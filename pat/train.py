@@ -75,18 +75,19 @@ def fit(training: Training) -> None:
     evaluate_if_due(training)  # where the last start was stopped in it
     if not training.config.train.num_steps:
         prune(training)
-    train_on(training)
+    window = Window(training)
+    train_on(training, window)
     finish(training)
     while training.guard and training.guard.back:  # the last evaluation was outside the envelope
         go_back(training)
-        train_on(training)
+        window.reset()
+        train_on(training, window)
         finish(training)
 
 
-def train_on(training: Training) -> None:
+def train_on(training: Training, window: Window) -> None:
     """Step by step to the last one. Collective."""
     progress, pruner, due, train = training.progress, training.pruner, training.due, training.config.train
-    window = Window(training)
     while progress.step < train.num_steps and not due.early_stop():
         if training.guard and training.guard.back:
             go_back(training)
@@ -101,8 +102,6 @@ def train_on(training: Training) -> None:
         evaluate_if_due(training)
         asked_to_stop, save_now = training.agree(due.checkpoint())
         save_now = save_now and progress.saved_step != progress.step and progress.step < train.num_steps
-        if asked_to_stop or save_now:
-            window.check()
         if asked_to_stop:
             leave(training)
         if save_now:
@@ -257,7 +256,8 @@ def leave(training: Training) -> None:
 
 
 def save(training: Training) -> None:
-    """A checkpoint of what has been done so far. Collective."""
+    """A checkpoint of what has been done so far. Raises Diverged in its place where the loss is out of bounds.
+    Collective."""
     progress, root = training.progress, training.run.checkpoints
     training.count()
     training.due.saved()

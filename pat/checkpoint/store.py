@@ -102,7 +102,8 @@ def save(
     if written is not None:
         files += attempt(lambda: _of_this_save(written, pruner.layout.name, pruner.config.engine.dtype, world)) or []
     mine = attempt(lambda: {os.path.relpath(p, partial): _seal(p) for p in sorted(files)[rank::world]})
-    seals = pruner.layout.world.gather(mine or {})
+    agree()
+    seals = pruner.layout.world.gather(mine)
     ranks = pruner.layout.world.gather(rank_layout(pruner.layout, rank, pruner_file))
     if rank == 0:
         manifest = describe(engine, pruner, step, trainer | {"pruners": shared}, metrics)
@@ -151,6 +152,8 @@ def _seal(path: Path) -> dict[str, Any]:
 def _publish(partial: Path, final: Path, manifest: dict[str, Any], root: Path) -> None:
     given = (manifest[key] for key in ("files", "layout", "dtype", "world_size"))
     checkpoint_files.written(*given)  # raises where DeepSpeed wrote less than all
+    if unsealed := {of_rank["pruner_file"] for of_rank in manifest["ranks"]} - manifest["files"].keys():
+        raise CheckpointError(f"{min(unsealed)} has no hash")
     write_atomic(partial / "manifest.json", json.dumps(manifest))
     sync_directory(partial)
     aside = root / f"{final.name}.replaced"  # counts as a checkpoint until the new one is in its place

@@ -47,7 +47,7 @@ class Window:
         return step % train.log_every == 0 or step == train.num_steps
 
     def _watch_if_logged(self, step: int) -> None:
-        if self._is_logged(step):
+        if step <= self.training.config.train.num_steps and self._is_logged(step):
             self.pace.start()
 
     def add(self, loss: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
@@ -102,9 +102,12 @@ class Window:
         self.reset()
 
     def count(self) -> None:
-        """Before a checkpoint: bring the tokens and seconds in progress up to the last step. Collective."""
+        """Before a checkpoint: bring the tokens and seconds in progress up to the last step. Raises Diverged when the
+        mean loss since the last line is out of bounds. Collective."""
         if self.steps:
-            self._count(self._totals()[1])
+            loss, tokens = self._totals()
+            self.training.bound.refuse(loss)
+            self._count(tokens)
 
     def _count(self, tokens: float) -> None:
         progress, (tokens_before, seconds_before) = self.progress, self.counted
@@ -130,11 +133,6 @@ class Window:
             "train/peak_memory_bytes": int(max(memory)),
             "train/peak_memory_bytes_by_rank": [int(n) for n in memory],
         }
-
-    def check(self) -> None:
-        """Before a checkpoint: raises Diverged when the mean loss since the last line is out of bounds. Collective."""
-        if self.steps:
-            self.training.bound.refuse(self._totals()[0])
 
     def _totals(self) -> tuple[float, float]:
         """(mean of the finite losses, tokens) over all ranks. Collective."""

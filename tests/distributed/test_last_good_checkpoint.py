@@ -77,3 +77,14 @@ def test_an_exploding_run_keeps_its_last_good_checkpoint(stopped: Path, tmp_path
     assert reader.manifest["step"] == good or not by_its_loss
     assert all(torch.isfinite(reader.read("weight", name)).all() for name in reader.parameters)
     assert not (run_dir / "summary.json").exists()
+
+
+@pytest.mark.parametrize("saves", ["train.export_at=[0.3]", "train.eval_every=1"])
+def test_no_save_takes_a_state_whose_loss_is_out_of_bounds(tmp_path: Path, saves: str) -> None:
+    """Though the next line is far. Would catch: a variant, or a best checkpoint, of a run that has diverged."""
+    keys = ["train.max_loss=0.1", "train.log_every=30", "train.checkpoint_every=null", "engine.world_size=1"]
+    best = "pruners={}" if saves == "train.eval_every=1" else "train.eval_every=null"  # a dense model may be the best
+    start = Start(tmp_path / "run", *keys, saves, best, ranks=1, launched=False)
+    assert start.end() == ExitCode.DIVERGED, start.text()
+    assert "above 0.1 (train.max_loss)" in start.text() and "begins again, for nothing has been saved" in start.text()
+    assert not retention.steps(tmp_path / "run" / "checkpoints")

@@ -55,7 +55,7 @@ def test_saving_a_step_again_never_leaves_the_run_without_a_checkpoint(
         patch.setattr("shutil.rmtree", fatal("rmtree", store.shutil.rmtree))
         patch.setattr("os.rename", fatal("rename", store.os.rename))
         patch.setattr("os.replace", fatal("replace", store.os.replace))
-        manifest = {"world_size": 0, "files": {}, "layout": "zero12", "dtype": "bf16"}
+        manifest = {"world_size": 0, "files": {}, "layout": "zero12", "dtype": "bf16", "ranks": []}
         try:
             store._publish(partial, final, manifest, root)
         except Killed:
@@ -70,6 +70,20 @@ def test_saving_a_step_again_never_leaves_the_run_without_a_checkpoint(
     (root / "latest").write_text("step-00000031")
     retention.retain(root, keep_last=1)
     assert [path.name for path in root.iterdir() if path.is_dir()] == ["step-00000031"]
+
+
+@pytest.mark.parametrize("missing", ["pruner-00000", "pruner-00001", "mp_rank_00"])
+def test_a_file_without_a_hash_is_not_published(tmp_path: Path, missing: str) -> None:
+    """Would catch: a checkpoint whose masks are not checked when it is read."""
+    partial, final = tmp_path / "step-00000003.partial", tmp_path / "step-00000003"
+    write(partial, "new")
+    names = ["deepspeed/mp_rank_00_model_states.pt", "pruner-00000.safetensors", "pruner-00001.safetensors"]
+    ranks = [{"pruner_file": name} for name in names[1:]]
+    files = {name: {} for name in names if missing not in name}
+    manifest = {"world_size": 2, "files": files, "layout": "zero0_lp", "dtype": "bf16", "ranks": ranks}
+    with pytest.raises(CheckpointError, match=missing):
+        store._publish(partial, final, manifest, tmp_path)
+    assert not final.exists() and not (tmp_path / "latest").exists()
 
 
 def test_a_step_that_a_kill_has_left_aside_is_found_exported_and_put_back(tmp_path: Path) -> None:
