@@ -96,16 +96,18 @@ def main(arguments: Sequence[str]) -> int:
 
     run = Path(f"{options.out}.run")
     config = _model_config(options)
-    code = train.main([*_overrides(options, config, run), *(["--dry-run"] if options.dry_run else [])])
+    try:
+        code = train.main([*_overrides(options, config, run), *(["--dry-run"] if options.dry_run else [])])
+    except ValueError as error:
+        raise ValueError(re.sub(r"(choose|take) another run\.dir", "give another --out", str(error))) from error
     if code:
         return code
     if options.dry_run:
         print(f"pat: nothing was pruned; without --dry-run the result would be exported to {options.out}")
         return code
     print(f"pat: exporting the result to {options.out}; the run's checkpoint is removed afterwards", flush=True)
-    dtype = options.dtype or DTYPES.get(str(getattr(config, "dtype", None)).removeprefix("torch."))
-    written = [str(run), "--out", str(options.out), "--checkpoint", "last", *(["--dtype", dtype] if dtype else [])]
-    code = export.main(written)
+    dtype = options.dtype or _dtype(config)
+    code = export.main([str(run), "--out", str(options.out), "--checkpoint", "last", "--dtype", dtype])
     if not code:
         shutil.rmtree(RunDir(run).checkpoints)  # their content is in DIR, but for an optimizer that has not stepped
         print(f"pat: {run} keeps the log, the settings and the figures of the cut (pat report, pat status)")
@@ -116,15 +118,21 @@ def _model_config(options: argparse.Namespace) -> Any:
     """The Hugging Face config of the model. Raises ValueError."""
     from transformers import AutoConfig
 
-    model, _ = one_model(options.words)
+    model, keys = one_model(options.words)
     if model is None:
         raise ValueError("no model is given: pat prune MODEL --data FILE ...")
     if RunDir(Path(model)).config.is_file():
         raise ValueError(f"{model} is a run: make a model of it with pat export {model} --out DIR, and prune that")
     try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+        revision = next((key.partition("=")[2] for key in keys if key.startswith("model.revision=")), None)
+        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{model} is neither a model's folder nor its name: {str(error).splitlines()[0]}") from error
+
+
+def _dtype(config: Any) -> str:
+    """The precision that the model says it has, or transformers' default."""
+    return DTYPES.get(str(getattr(config, "dtype", None)).removeprefix("torch."), "fp32")
 
 
 def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]:
@@ -152,7 +160,7 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
         f"run.dir={quoted(str(run))}",
         "train.num_steps=0",
         f"engine.world_size={options.ranks or 1}",
-        f"engine.dtype={'bf16' if accelerator() == 'cuda' else 'fp32'}",
+        f"engine.dtype={'bf16' if accelerator() == 'cuda' and _dtype(config) == 'bf16' else 'fp32'}",  # rounds nothing
         "logger=none",
         *(_structures(options) if options.keep else _weights(options)),
     ]

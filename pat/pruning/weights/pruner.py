@@ -316,7 +316,9 @@ class WeightPruner:
         return sum(state.state_bytes() for state in self.states)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved as tensors, by every rank of its shards."""
+        """What is saved as tensors, by every rank of its shards; each of them once."""
+        if self.layout.replicated and self.layout.world.rank != 0:
+            return {}
         return {key: value for state in self.states for key, value in state.tensors(self.name).items()}
 
     def replicated(self) -> dict[str, Tensor]:
