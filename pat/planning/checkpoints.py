@@ -5,7 +5,6 @@
     DeepSpeed   ZeRO 0: e (P + F) and 12 P, 8 P in fp32; 1, 2: e (P + F) and 12 P; 3: e F and 12 P
     pat, soft   4 p dense weights, 4 p scores where the criterion keeps some, p / 8 flags
     pat, hard   p / 8 flags
-                at ZeRO 0 every rank writes all of its own
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ def checkpoint_size(shapes: Shapes, layout: Layout) -> CheckpointSize:
     masters = 0 if layout.stage == 0 and layout.itemsize == FP32 else FP32
     module = sum(shapes.frozen) if layout.stage == 3 else shapes.every
     dense = layout.itemsize * module + (masters + MOMENTS) * shapes.trained
-    copies = layout.ranks if layout.stage == 0 else 1
-    flags = shapes.gate_bytes + copies * (shapes.prunable // 8)
+    flags = shapes.gate_bytes + shapes.prunable // 8
     moving = sum(group.numel * (FP32 + FP32 * group.score) for group in shapes.groups if group.prunable)
-    return CheckpointSize(dense + flags + copies * moving, dense + flags)
+    return CheckpointSize(dense + flags + moving, dense + flags)

@@ -189,7 +189,7 @@ def test_a_checkpoint_by_hand() -> None:
     assert checkpoints.checkpoint_size(shapes, Layout(8, 3)).hard == 2 * 50 + 12 * 900 + 100
     assert checkpoints.checkpoint_size(shapes, Layout(1, 0, itemsize=4)).hard == 4 * 950 + 8 * 900 + 100
     assert checkpoints.checkpoint_size(replace(shapes, gate_bytes=7), Layout(4, 0)) == checkpoints.CheckpointSize(
-        2 * 950 + 12 * 900 + 7 + 4 * (8 * 800 + 100), 2 * 950 + 12 * 900 + 7 + 4 * 100
+        2 * 950 + 12 * 900 + 7 + 8 * 800 + 100, 2 * 950 + 12 * 900 + 7 + 100
     )
 
 
