@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from pat.checkpoint.reader import CheckpointReader
-from pat.common.parameters import is_conv1d
 from pat.models import adapters
 from pat.schema import PeftConfig
 
@@ -19,8 +18,7 @@ class MergedReader(CheckpointReader):
         """`trained`: the checkpoint itself; `stock`: the model without adapters, on the meta device."""
         super().__init__(trained.dir, verify=False)
         self.trained = trained
-        self.scale = cfg.alpha / (cfg.r or 1)
-        self._transposed = {f"{n}.weight" for n, m in stock.named_modules() if is_conv1d(m)}
+        self._merge = adapters.Merge.of(cfg, stock)
         self._saved: dict[str, str] = {}  # stock name -> name in the checkpoint
         merged: dict[str, dict[str, Any]] = {}
         for name, parameter in self.parameters.items():
@@ -42,5 +40,4 @@ class MergedReader(CheckpointReader):
         if saved.endswith(".bias"):
             return self.trained.frozen(saved)
         base, a, b = (self.trained.weight(each) for each in adapters.factors(name))
-        delta = self.scale * (b @ a)  # (out, in)
-        return base + (delta.T if name in self._transposed else delta)
+        return base + self._merge.delta(name, a, b)

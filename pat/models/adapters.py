@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from pat.common import patterns
+from pat.common.parameters import is_conv1d
+from pat.common.typed import named_modules
 from pat.models import heads
 from pat.schema import PeftConfig
 
@@ -115,6 +118,25 @@ def stock(model: Any) -> Any:
         plain = type(model)(model.config)
         plain.tie_weights()
     return plain
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What is added to a frozen weight, as it is stored, so that the model without adapters computes the same."""
+
+    scale: float  # alpha / r
+    inputs_first: frozenset[str]  # weights that are stored as (in, out)
+
+    @classmethod
+    def of(cls, cfg: PeftConfig, stock: nn.Module) -> Merge:
+        """`cfg`: with a rank; `stock`: the model without adapters."""
+        maps = (f"{name}.weight" for name, module in named_modules(stock) if is_conv1d(module))
+        return cls(cfg.alpha / (cfg.r or 1), frozenset(maps))
+
+    def delta(self, stock_weight: str, a: Tensor, b: Tensor) -> Tensor:
+        """(alpha / r) B A."""
+        delta = self.scale * (b @ a)  # (out, in)
+        return delta.T if stock_weight in self.inputs_first else delta
 
 
 def stock_name(name: str) -> str | None:

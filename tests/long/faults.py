@@ -94,6 +94,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/criteria/": [unit("test_criteria.py"), unit("test_prior.py"), *MASKS],
     "pat/pruning/weights/prior.py": [unit("test_prior.py"), unit("test_calibrated_prior.py"), unit("test_experts.py")],
     "pat/models/experts.py": [unit("test_experts.py"), unit("test_matrices.py")],
+    "pat/models/adapters.py": [unit("test_peft.py")],
     "pat/pruning/weights/kernels.py": [unit("test_kernels.py"), *MASKS],
     "pat/pruning/weights/pruner.py": [*MASKS, unit("test_pruner.py")],
     "pat/pruning/weights/shard_state.py": [*MASKS, unit("test_pruner.py")],

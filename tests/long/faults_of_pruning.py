@@ -709,7 +709,6 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     "pat/pruning/structures/fitted.py": [
         ("values if added is None else values - added", "values", "adapters are in the fitted weights, and on top"),
         ("self.layout.whole(saved) + added", "self.layout.whole(saved)", "a cut does not see the adapters"),
-        ("delta.T if name in self.transposed else delta", "delta", "adapters of transposed matrices lie the wrong way"),
     ],
     "pat/pruning/criteria/alps.py": [
         ("dual.add_(near.sub_(sparse)", "dual.sub_(near.sub_(sparse)", "the dual points away"),

@@ -156,9 +156,11 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pat/export/merged.py": [
-        ("self.scale = cfg.alpha / (cfg.r or 1)", "self.scale = cfg.alpha", "adapters r times too strong"),
-        ("delta.T if name in self._transposed else delta", "delta", "Conv1D gets the wrong way round"),
-        ("return base + (", "return base - (", "adapters are taken off"),
+        ("return base + ", "return base - ", "adapters are taken off"),
+    ],
+    "pat/models/adapters.py": [
+        ("cls(cfg.alpha / (cfg.r or 1), ", "cls(cfg.alpha, ", "adapters r times too strong"),
+        ("delta.T if stock_weight in self.inputs_first else delta", "delta", "Conv1D gets the wrong way round"),
     ],
     "pat/export/writer.py": [
         ("key=lambda spec: (-spec.dtype.itemsize, spec.name))", "key=lambda spec: spec.name)", "unaligned tensors"),

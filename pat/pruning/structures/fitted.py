@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pat.common.parameters import is_conv1d
-from pat.common.typed import named_modules
 from pat.models import adapters
 from pat.schema import PeftConfig
 from pat.zero.layouts import ZeroLayout
@@ -40,8 +38,7 @@ class FittedWeights:
 class MergedWeights(FittedWeights):
     """Those of a model with adapters: frozen weights can be fitted, too."""
 
-    scale: float  # alpha / r
-    transposed: frozenset[str]  # matrices that are stored with the inputs first
+    merge: adapters.Merge
 
     def whole(self, name: str) -> Tensor:
         """See FittedWeights."""
@@ -68,12 +65,11 @@ class MergedWeights(FittedWeights):
         return adapted if adapted in self.layout.parameters else name
 
     def _added(self, name: str) -> Tensor | None:
-        """(alpha / r) B A, fp32, as the matrix is stored; None where no adapter is on it. Collective."""
+        """What an adapter adds, fp32, as the matrix is stored; None where no adapter is on it. Collective."""
         _, a, b = adapters.factors(name)
         if not name.endswith(".weight") or a not in self.layout.parameters:
             return None
-        delta = self.scale * (self.layout.whole(b) @ self.layout.whole(a))  # (out, in)
-        return delta.T if name in self.transposed else delta
+        return self.merge.delta(name, self.layout.whole(a), self.layout.whole(b))
 
 
 def fitted_weights(
@@ -82,7 +78,4 @@ def fitted_weights(
     stock: nn.Module,  # the model without adapters
 ) -> FittedWeights:
     """As the model has adapters, or none."""
-    if cfg.r is None:
-        return FittedWeights(layout)
-    transposed = frozenset(f"{name}.weight" for name, module in named_modules(stock) if is_conv1d(module))
-    return MergedWeights(layout, cfg.alpha / cfg.r, transposed)
+    return FittedWeights(layout) if cfg.r is None else MergedWeights(layout, adapters.Merge.of(cfg, stock))

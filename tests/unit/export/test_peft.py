@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_a_wrong_merge_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def half(self: Any, *arguments: Any) -> None:
         init(self, *arguments)
-        self.scale /= 2
+        self._merge = replace(self._merge, scale=self._merge.scale / 2)
 
     monkeypatch.setattr(MergedReader, "__init__", half)
     with pytest.raises(ExportError, match="stock code computes logits that differ"):
