@@ -38,6 +38,13 @@ class ThreadComm(Comm):
     def max(self, tensor: Tensor) -> Tensor:
         return torch.stack(self.gather(tensor)).amax(0)
 
+    def sum_on(self, owner: int, tensor: Tensor) -> Tensor:
+        summed = self.sum(tensor)
+        return summed if self.rank == owner else torch.full_like(summed, torch.nan)
+
+    def broadcast(self, owner: int, tensor: Tensor) -> Tensor:
+        return self.gather(tensor)[owner].clone()
+
     def gather(self, item: Any) -> list[Any]:
         self.board.items[self.rank] = item
         self.board.barrier.wait(TIMEOUT_S)

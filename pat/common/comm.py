@@ -17,7 +17,7 @@ def barrier() -> None:
 
 @dataclass(frozen=True)
 class Comm:
-    """Sums and maxima over ranks. Collective: every rank, same order.
+    """Sums, maxima and broadcasts over ranks. Collective: every rank, same order.
 
     `LOCAL` is the degenerate case: one process, or shards that every rank holds whole (ZeRO 0).
     """
@@ -33,6 +33,22 @@ class Comm:
     def max(self, tensor: Tensor) -> Tensor:
         """Maximum over ranks, on the tensor's own device."""
         return self._reduce(tensor, dist.ReduceOp.MAX)
+
+    def sum_on(self, owner: int, tensor: Tensor) -> Tensor:
+        """Sum over ranks, on rank `owner`; what the other ranks get means nothing."""
+        if self.world_size == 1:
+            return tensor
+        moved = tensor.to(self.device, copy=False)
+        dist.reduce(moved, owner)
+        return moved.to(tensor.device)
+
+    def broadcast(self, owner: int, tensor: Tensor) -> Tensor:
+        """The tensor of rank `owner`, bit for bit; the other ranks give one of its shape and dtype to write into."""
+        if self.world_size == 1:
+            return tensor
+        moved = tensor.to(self.device, copy=False).contiguous()
+        dist.broadcast(moved, owner)
+        return moved.to(tensor.device)
 
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -11,8 +11,7 @@ from pat.checkpoint import retention
 from pat.checkpoint.manifest import check_same_model, describe_parameters
 from pat.checkpoint.reader import CheckpointReader, read_manifest
 from pat.common import files
-from pat.data import prepare as data_prepare
-from pat.data.checks import data_warnings, label_shares
+from pat.data.checks import data_warnings
 from pat.data.example import example
 from pat.data.prepare import PreparedData
 from pat.models import build, heads, liger, limits, new_weights, tokenizers
@@ -23,6 +22,7 @@ from pat.schema import Config
 from pat.tasks import base
 from pat.training import dry_run, layer_by_layer, logit_cache, slices, teacher, tensorboard
 from pat.training.checked import Checked
+from pat.training.prepared import prepared_data
 from pat.zero import engine
 from pat.zero.checkpoint_files import CheckpointError
 
@@ -108,7 +108,7 @@ def _check_resumable(mode: str, root: Path, model: torch.nn.Module, pruner: Prun
 
 def fitting_data(config: Config) -> PreparedData:
     """The data, checked against the model's vocabulary, positions and classes, teacher and cache. ValueError."""
-    task, tokenizer, prepared = _data(config)
+    task, tokenizer, prepared = prepared_data(config)
     hf_config = build.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
     limits.check(hf_config, tokenizer, config.data.max_length)
     task.check_model(hf_config)
@@ -120,14 +120,6 @@ def fitting_data(config: Config) -> PreparedData:
     if config.distill.cache:
         logit_cache.fitting(config, task, tokenizer, prepared, hf_config)
     return prepared
-
-
-def _data(config: Config) -> tuple[Any, Any, Any]:
-    """(task, tokenizer, prepared data), from the cache where it is there."""
-    task = base.build(config.task)
-    tokenizer = tokenizers.build_tokenizer(config.model)
-    prepared = data_prepare.prepare(config.data, tokenizer, task, config.seed)
-    return task.fitted(label_shares(prepared)), tokenizer, prepared
 
 
 def is_complete(config: Config, run_dir: Path) -> bool:

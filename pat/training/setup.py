@@ -37,7 +37,7 @@ from pat.training.due import Due
 from pat.training.guarded import Guard
 from pat.training.lost_zeros import lost_zeros
 from pat.training.objective import Objective
-from pat.training.preflight import _data
+from pat.training.prepared import prepared_data
 from pat.training.progress import Progress
 from pat.training.sampled_kl import CachedDistiller
 from pat.training.state import Feed, Training
@@ -53,7 +53,7 @@ def build(run_dir: Path) -> Training:
     directory = RunDir(run_dir)
     config = frozen.load(directory.config)
     flag = preemption.preemption_flag()
-    task, tokenizer, prepared = _data(config)
+    task, tokenizer, prepared = prepared_data(config)
     ds_config = engine.deepspeed_config(config)
     engine.init_distributed(config)
     rank, world_size = dist.get_rank(), dist.get_world_size()

@@ -814,7 +814,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("lr * left", "lr", "the rate of a reconstruction does not fall"),
         ("if _distance(layer, room) < before:", "if True:", "a fit that made a layer worse is kept"),
         ("_part(of_parameter, name).float()", "_part(of_parameter.flip(0), name).float()", "another expert's gradient"),
-        ("_part(gathered, name), owned", "_part(gathered.flip(0), name), owned", "another expert's weights"),
+        ("_part(gathered, name), owners", "_part(gathered.flip(0), name), owners", "another expert's weights"),
         (
             "        walk.fill(list(_by_parameter(names)))\n",
             "        pass\n",

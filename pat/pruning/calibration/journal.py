@@ -238,7 +238,7 @@ def _shared(
     heads: Mapping[str, tuple[tuple[int, ...], Any]],
     comm: Comm,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Rank 0's tensors on every rank, one at a time, as bytes: a sum of floats would turn -0.0 into 0.0. Collective."""
+    """Rank 0's tensors on every rank, one at a time. Collective."""
     for name, (shape, dtype) in heads.items():
-        value = found[name].to(comm.device) if name in found else torch.zeros(shape, dtype=dtype, device=comm.device)
-        yield name, comm.sum(value.reshape(-1).view(torch.uint8)).view(dtype).view(shape)
+        value = found[name].to(comm.device) if name in found else torch.empty(shape, dtype=dtype, device=comm.device)
+        yield name, comm.broadcast(0, value)

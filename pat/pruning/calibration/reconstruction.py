@@ -61,7 +61,7 @@ def reconstruct(
         fits = _fit(layer, names, passes, rate, seed, room)
         if _distance(layer, room) < before:
             for name, fit in fits.items():
-                yield name, fit.told(torch.float32, comm)
+                yield name, fit.told(torch.float32)
             return
         del fits
         walk.fill(list(_by_parameter(names)))
@@ -78,12 +78,12 @@ def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, 
     views, held = _views(layer, names), _by_parameter(names)
     params = [layer.module.get_parameter(owner.removeprefix(f"{layer.name}.")) for owner in held]
     ranks = shared_out([view.numel() for view in views.values()], comm.world_size)
-    owned = {name: rank == comm.rank for name, rank in zip(views, ranks, strict=True)}
+    owners = dict(zip(views, ranks, strict=True))
     fits = dict[str, _Fit]()
     for owner, several in held.items():
         gathered = walk.whole(owner)
         for name in several:
-            fits[name] = room.given(partial(_Fit.of, _part(gathered, name), owned[name]))
+            fits[name] = room.given(partial(_Fit.of, _part(gathered, name), owners[name], comm))
         del gathered
     for batch, left in _steps(passes, len(targets), seed + layer.index):
         made = room.attempt(partial(_missing, layer, params, batch, targets[batch]))
@@ -99,9 +99,9 @@ def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, 
             of_parameter = gradients.pop()
             for name in several:
                 gradient = _part(of_parameter, name).float()
-                whole = comm.sum(gradient if scale == 1.0 else gradient.div_(scale))
+                whole = comm.sum_on(owners[name], gradient if scale == 1.0 else gradient.div_(scale))
                 room.attempt(partial(fits[name].step, whole.div_(number), lr * left))
-                views[name].copy_(fits[name].told(views[name].dtype, comm))
+                views[name].copy_(fits[name].told(views[name].dtype))
     return {name: fits[name] for name in names}
 
 
@@ -173,8 +173,8 @@ def shared_out(
 class _Fit:
     """One parameter while it is fitted; on other ranks than its owner only its shape."""
 
-    def __init__(self, shape: torch.Size, value: Tensor | None) -> None:
-        self.shape = shape
+    def __init__(self, shape: torch.Size, value: Tensor | None, owner: int, comm: Comm) -> None:
+        self.shape, self.owner, self.comm = shape, owner, comm
         self.value = None if value is None else nn.Parameter(value)
         self.alive = None if value is None or value.dim() < 2 else value != 0
         self.optimizer: Any = None
@@ -182,10 +182,11 @@ class _Fit:
             self.optimizer = torch.optim.Adam([self.value], betas=BETAS, eps=EPSILON, foreach=False)
 
     @staticmethod
-    def of(whole: Tensor, owned: bool) -> _Fit:
+    def of(whole: Tensor, owner: int, comm: Comm) -> _Fit:
         """Of a parameter as it is, or of a part of one; where it is not owned, the values are let go."""
         is_part = whole.untyped_storage().nbytes() > whole.nbytes
-        return _Fit(whole.shape, (whole.clone() if is_part else whole) if owned else None)
+        own = whole.clone() if is_part and owner == comm.rank else whole
+        return _Fit(whole.shape, own if owner == comm.rank else None, owner, comm)
 
     def step(self, gradient: Tensor, rate: float) -> None:
         """One of Adam, on the owner."""
@@ -197,15 +198,11 @@ class _Fit:
         self.optimizer.step()
         self.value.grad = None
 
-    def told(self, dtype: torch.dtype, comm: Comm) -> Tensor:
-        """What it is now, on every rank, as bytes: a sum of floats would turn -0.0 into 0.0. Collective."""
+    def told(self, dtype: torch.dtype) -> Tensor:
+        """What it is now, on every rank. Collective."""
         if self.value is not None:
-            value = self.value.detach().to(dtype)
-        else:
-            value = torch.zeros(self.shape, dtype=dtype, device=comm.device)
-        if comm.world_size == 1:
-            return value
-        return comm.sum(value.clone().contiguous().view(-1).view(torch.uint8)).view(dtype).view(self.shape)
+            return self.comm.broadcast(self.owner, self.value.detach().to(dtype))
+        return self.comm.broadcast(self.owner, torch.empty(self.shape, dtype=dtype, device=self.comm.device))
 
 
 def _steps(passes: int, batches: int, seed: int) -> Iterator[tuple[int, float]]:

@@ -207,7 +207,8 @@ class Cutter:
         layout, said = self.weights.layout, list[str]()
         world = layout.world
         found: list[Tensor] = []
-        if site.layer % world.world_size == world.rank:
+        owner = site.layer % world.world_size
+        if owner == world.rank:
             try:
                 found = [each.float().contiguous() for each in work()]
             except (MemoryError, ValueError, RuntimeError) as error:  # torch's of linear algebra are RuntimeErrors
@@ -226,7 +227,8 @@ class Cutter:
         refused = [sentence for each in world.gather(said) for sentence in each]
         if refused:
             raise ValueError(refused[0])
-        return [world.sum(each) for each in found or [torch.zeros(shape, device=layout.device) for shape in shapes]]
+        told = found or [torch.empty(shape, device=layout.device) for shape in shapes]
+        return [world.broadcast(owner, each) for each in told]
 
 
 def _turned(made: Projection, weights: Tensor) -> Tensor:

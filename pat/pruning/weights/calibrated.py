@@ -186,11 +186,12 @@ def _cuts_at_once(
 ) -> Iterator[tuple[str, _Cut]]:
     """Their cuts: first all matrices are brought together, so that no rank waits for another's work. Collective."""
     shapes: dict[str, tuple[int, ...]] = {}
+    owners: dict[str, int] = {}
     mine: dict[str, Tensor] = {}
     for rank, group in enumerate(groups):
         for name in group:
             dense = matrices.weights(name)
-            shapes[name] = tuple(dense.shape)
+            shapes[name], owners[name] = tuple(dense.shape), rank
             if rank == comm.rank:
                 mine[name] = dense
             del dense
@@ -200,10 +201,10 @@ def _cuts_at_once(
         raise ValueError(refused[0])
     for name, shape in shapes.items():
         flags, values = made.pop(name, None) or (
-            torch.zeros(shape, dtype=torch.uint8, device=comm.device),
-            torch.zeros(shape, device=comm.device),
+            torch.empty(shape, dtype=torch.uint8, device=comm.device),
+            torch.empty(shape, device=comm.device),
         )
-        yield name, (comm.sum(flags), comm.sum(values))
+        yield name, (comm.broadcast(owners[name], flags), comm.broadcast(owners[name], values))
 
 
 def _is_zero(means: Mapping[type[InputStatistic], Tensor]) -> bool:

@@ -29,6 +29,7 @@ from pat.schema import Config, DistillConfig, ModelConfig
 from pat.tasks import base
 from pat.tasks.base import DRAWN_IDS, DRAWN_WEIGHTS, ENTROPY
 from pat.training import distill, logit_cache, logit_cache_run, preflight, teacher
+from pat.training.prepared import prepared_data
 from pat.training.distill import Distiller, row_kl
 from pat.training.logit_cache import LogitCache
 from pat.training.sampled_kl import CachedDistiller, counted, draw, sampled_kl
@@ -204,7 +205,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fitted(config: Config) -> LogitCache:
     """The cache that this run would read."""
-    task, tokenizer, prepared = preflight._data(config)
+    task, tokenizer, prepared = prepared_data(config)
     return logit_cache.fitting(
         config, task, tokenizer, prepared, build.build_config(config.model, task, None, tokenizer)
     )
@@ -218,7 +219,7 @@ def test_every_rank_finds_the_draws_of_its_samples_in_any_order(root: Path, kind
     if kind != "causal_lm":
         made(config)
     cache = fitted(config)
-    task, tokenizer, prepared = preflight._data(config)
+    task, tokenizer, prepared = prepared_data(config)
     model = teacher.load(config, task, tokenizer, None)
     known: dict[str, Tensor] = {}
     for number, sample in enumerate(prepared.train):

@@ -159,10 +159,10 @@ def test_no_memory_on_one_rank_is_told_by_both(when: str, monkeypatch: pytest.Mo
             raise torch.OutOfMemoryError
         step(fit, *given)
 
-    def begun(fit: Any, shape: Any, value: Any) -> None:
+    def begun(fit: Any, shape: Any, value: Any, *given: Any) -> None:
         if when == "beginning" and value is not None and shape == (models.HIDDEN, models.NEURONS):
             raise torch.OutOfMemoryError
-        begin(fit, shape, value)
+        begin(fit, shape, value, *given)
 
     monkeypatch.setattr(reconstruction._Fit, "__init__", begun)
     monkeypatch.setattr(reconstruction, "_difference", looked)
