@@ -29,9 +29,9 @@ from pat.schema import Config, DistillConfig, ModelConfig
 from pat.tasks import base
 from pat.tasks.base import DRAWN_IDS, DRAWN_WEIGHTS, ENTROPY
 from pat.training import distill, logit_cache, logit_cache_run, preflight, teacher
-from pat.training.prepared import prepared_data
 from pat.training.distill import Distiller, row_kl
 from pat.training.logit_cache import LogitCache
+from pat.training.prepared import prepared_data
 from pat.training.sampled_kl import CachedDistiller, counted, draw, sampled_kl
 from tests.sets import slow
 from tests.unit.tasks.test_chunked import batch_of, graded, model_of, same, task_of
