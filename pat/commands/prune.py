@@ -99,7 +99,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code = train.main([*_overrides(options, config, run), *(["--dry-run"] if options.dry_run else [])])
     except ValueError as error:
-        raise ValueError(re.sub(r"(choose|take) another run\.dir", "give another --out", str(error))) from error
+        said = re.sub(r"(choose|take) another run\.dir", "give another --out", str(error))
+        if said == str(error):
+            raise
+        raise ValueError(said) from error
     if code:
         return code
     if options.dry_run:

@@ -53,9 +53,7 @@ class Training:
     slices: Sliced | None = None  # where the data names slices, or the envelope limits them
     watchdog: Watchdog = field(default_factory=Watchdog)
     aside_s: float = 0.0  # that this start has spent in evaluations and saves
-    count: Callable[[], None] = lambda: (
-        None
-    )  # takes what has been trained since the last line into progress; collective
+    count: Callable[[], None] = lambda: None  # brings progress up to the last step, before it is saved; collective
 
     def agree(self, due: bool = False) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether any finds a checkpoint due. Collective."""
