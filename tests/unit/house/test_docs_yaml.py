@@ -7,9 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from pat.config import compose
 from pat.integrations.settings import Settings
-from pat.schema import Config
+from tests.unit.config.test_compose import composed
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ("model.path=m", "data.source=json", "data.train=t.jsonl", "train.num_steps=80")
@@ -20,12 +19,6 @@ def block(page: str, holds: str) -> str:
         text for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S) if holds in text
     )
     return found
-
-
-def composed(*arguments: str) -> Config:
-    found: list[Config] = []
-    assert compose.compose(arguments, lambda config: found.append(config) or 0) == 0
-    return found[0]
 
 
 def test_a_recipe_of_your_own_is_the_general_one_but_for_what_it_names(tmp_path: Path) -> None:
