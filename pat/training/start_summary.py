@@ -15,7 +15,6 @@ from pat.launch.environment import rank_environment
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
-from pat.pruning.weights.pruner import WeightPruner
 from pat.run.directory import RunDir
 from pat.schema import Config, OptimConfig, TrainConfig
 from pat.training.checked import SHOWN_LABELS, Checked, label_counts, shown_label
@@ -148,7 +147,7 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, con
         share, matrices = percent(each.target_weights / each.numel), len(each.maps)
         yield (
             f"{each.name}: {share} of {each.numel:,} weights in {matrices:,} "
-            f"matrices, by {each.criterion.name}, {_granularity(each)}"
+            f"matrices, by {each.criterion.name}, {each.granularity.describe(each.scope)}"
         )
         yield f"{each.name}: {patterns.in_patterns(list(each.shapes))}"
     for each in pruner.structure_pruners:
@@ -170,9 +169,8 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, con
         f"parameters{left}"
     )
     if not pruner.structure_pruners:
-        patterns_of = {each.granularity.name for each in pruner.weight_pruners}
-        what = "has kernels for the pattern" if patterns_of == {"n_of_m"} else "skips zeros"
-        yield f"they become zeros, which are faster only where a runtime {what}; structures are cut out"
+        where = sorted({each.granularity.faster_where for each in pruner.weight_pruners})
+        yield f"they become zeros, which are faster only where a runtime {' or '.join(where)}; structures are cut out"
 
 
 def _samples_of(asked: int, prepared: PreparedData, config: Config) -> str:
@@ -192,14 +190,6 @@ def _back(asked: int, prepared: PreparedData) -> str:
 
 def _passes(count: int) -> str:
     return "1 pass" if count == 1 else f"{count:,} passes"
-
-
-def _granularity(pruner: WeightPruner) -> str:
-    """`2:4`, or the unit and the scope in which it is ranked."""
-    unit = pruner.granularity
-    if unit.name == "n_of_m":
-        return f"{unit.n} of every {unit.m} stay"
-    return f"granularity {unit.name}, scope {pruner.scope.name}"
 
 
 def _schedule(config: Config, model: torch.nn.Module, pruner: Pruner) -> Iterator[str]:

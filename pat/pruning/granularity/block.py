@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, frexp, ldexp, log2, prod
+from math import ceil, frexp, ldexp, log2
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.pruning.scopes import Scope
-from pat.pruning.types import ScoredSegment
+from pat.pruning.types import Granularity, ScoredSegment
 from pat.pruning.weights.arrays import chunk_numel, chunks
 from pat.pruning.weights.selection import refuse_nan, select_units
 from pat.pruning.weights.spans import gather_spans, partial_groups, shapes, straddlers, whole_groups
@@ -23,7 +23,7 @@ MAX_WEIGHTS = 1 << 18  # of a block: the exact sum then resolves the highest sco
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class Block(Granularity):
     """rows x cols weights live or die together, by the sum of their scores.
 
     The sum is exact, so that it does not depend on which rank holds which weight: a score counts as a whole number of
@@ -36,7 +36,7 @@ class Block:
     rows: int  # outputs that a block spans
     cols: int  # inputs that a block spans
 
-    oriented: ClassVar[bool] = True  # whether a transposed weight would be cut along the wrong dimension
+    oriented: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.cols < 1 or self.rows * self.cols > MAX_WEIGHTS:
@@ -57,21 +57,6 @@ class Block:
                 f"block: {self.rows} x {self.cols} blocks do not divide {name} of {shape[-2]} x {shape[-1]}; "
                 "exclude it or choose other rows and cols."
             )
-
-    def validate_target(self, sparsity: float) -> None:
-        """Any sparsity will do."""
-
-    def reachable(self, sparsity: float) -> float:
-        """Of each parameter, up to a whole unit: the sparsity itself."""
-        return sparsity
-
-    def num_units(self, shape: tuple[int, ...]) -> int:
-        """Blocks of a parameter."""
-        return prod(shape) // self.weights_per_unit
-
-    def pruned_units(self, shapes: Mapping[str, tuple[int, ...]], sparsity: float, scope: Scope) -> int:
-        """Blocks that this target removes."""
-        return sum(scope.pruned({name: self.num_units(shape) for name, shape in shapes.items()}, sparsity).values())
 
     def select(self, segments: Sequence[ScoredSegment], sparsity: float, scope: Scope, comm: Comm) -> None:
         """Remove the blocks with the lowest sums. Collective."""

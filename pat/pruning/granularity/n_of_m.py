@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.pruning.scopes import Scope
-from pat.pruning.types import ScoredSegment
+from pat.pruning.types import Granularity, ScoredSegment
 from pat.pruning.weights.arrays import chunk_numel
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.spans import gather_spans, partial_groups, straddlers, whole_groups
@@ -21,7 +21,7 @@ ROUNDING = 1e-9  # sparsity 1 - n/m is meant exactly, whatever its last bit
 
 
 @dataclass(frozen=True, kw_only=True)
-class NOfM:
+class NOfM(Granularity):
     """At sparsity s, max(n, ceil((1 - s) m)) of every m weights survive; of equal scores the lower index.
 
     A group is m consecutive elements of the last dimension of a weight (out, in). The scope makes no difference.
@@ -32,16 +32,17 @@ class NOfM:
     n: int  # how many weights of each group stay
     m: int  # size of a group: neighbours along the inputs
 
-    oriented: ClassVar[bool] = True  # whether a transposed weight would be cut along the wrong dimension
+    oriented: ClassVar[bool] = True
+    competing: ClassVar[bool] = False
+    faster_where: ClassVar[str] = "has kernels for the pattern"
 
     def __post_init__(self) -> None:
         if not 1 <= self.n < self.m:
             raise ValueError(f"n_of_m needs 1 <= n < m, not n={self.n}, m={self.m}; for example n=2, m=4.")
 
-    @property
-    def weights_per_unit(self) -> int:
-        """One: a unit is a slot of a group."""
-        return 1
+    def describe(self, scope: Scope) -> str:
+        """The pattern: the scope makes no difference."""
+        return f"{self.n} of every {self.m} stay"
 
     def validate(self, name: str, shape: tuple[int, ...]) -> None:
         """The input dimension must be a multiple of m."""
@@ -63,10 +64,6 @@ class NOfM:
     def reachable(self, sparsity: float) -> float:
         """Whole slots of every group: the next lower multiple of 1/m."""
         return (self.m - self.num_kept(sparsity)) / self.m
-
-    def num_units(self, shape: tuple[int, ...]) -> int:
-        """Weights of a parameter."""
-        return prod(shape)
 
     def num_kept(self, sparsity: float) -> int:
         """Survivors of each group at sparsity s: max(n, ceil((1 - s) m))."""

@@ -22,6 +22,7 @@ from pat.pruning.calibration.statistics import InputStatistic, SquaredNorm, is_f
 from pat.pruning.calibration.walk import Layer, Walk, warn_of_unused
 from pat.pruning.criteria import Calibrated, Criterion
 from pat.pruning.scopes import Scope
+from pat.pruning.types import Granularity
 from pat.pruning.weights.allocation import Weighing
 from pat.pruning.weights.whole import WholeMatrices, chooser
 
@@ -76,7 +77,7 @@ class Method:
     """All settings that decide the result of a cut, besides the inputs."""
 
     criterion: Calibrated
-    granularity: Any
+    granularity: Granularity
     sparsity: float
     scope: Scope
     seed: int

@@ -35,7 +35,7 @@ from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import Calibrated
 from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.scopes.matrix import Matrix
-from pat.pruning.types import PromiseBroken
+from pat.pruning.types import Granularity, PromiseBroken
 from pat.pruning.weights import calibrated, prior, ranking, ties, whole
 from pat.pruning.weights.allocation import Weighing, weigh
 from pat.pruning.weights.kernels import make_kernels
@@ -53,7 +53,7 @@ class WeightPruner:
     ) -> None:
         self.name, self.config, self.seed = name, config, seed
         self.criterion = registry.build("criterion", config.criterion)
-        self.granularity = registry.build("granularity", config.granularity)
+        self.granularity: Granularity = registry.build("granularity", config.granularity)
         self.scope = scopes.build(config.scope)
         self.budget = registry.build("budget", config.budget)
         self.timeline = registry.build("schedule", config.schedule).resolve(num_steps)
@@ -74,9 +74,7 @@ class WeightPruner:
         ranking.check_scope(place, self.scope, self.granularity, self.criterion, self.transposed)
         ties.check_first_choice(place, self.criterion, self.timeline, self.budget.sparsity)
         calibrated.check(place, self.criterion, config.masked_grad.name, matrices.unseen(self.shapes))
-        self.prior = prior.Prior(
-            self.shapes, self.transposed, Matrix() if self.granularity.name == "n_of_m" else self.scope
-        )
+        self.prior = prior.Prior(self.shapes, self.transposed, self.scope if self.granularity.competing else Matrix())
         self.kernels = make_kernels(self.criterion, config.masked_grad, kernels)
         self.selected_at = -1  # step of the last selection
         self.hardened = False

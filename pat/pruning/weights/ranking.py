@@ -6,12 +6,11 @@ standing = what the criterion's `rank` makes of score and dense weight, + c Q wh
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from pat.pruning.criteria import Calibrated, Criterion, Place
 from pat.pruning.scopes import Scope
 from pat.pruning.scopes.all_matrices import Global
-from pat.pruning.types import ScoredSegment
+from pat.pruning.types import Granularity, ScoredSegment
 from pat.pruning.weights.prior import Prior
 from pat.pruning.weights.shard_state import MaskedShard
 
@@ -19,12 +18,12 @@ from pat.pruning.weights.shard_state import MaskedShard
 def check_scope(
     place: str,  # pruners.NAME
     scope: Scope,
-    granularity: Any,
+    granularity: Granularity,
     criterion: Criterion,
     transposed: Collection[str],  # matrices that are stored as (inputs, outputs)
 ) -> None:
     """ValueError where the criterion or the granularity cannot rank in that scope."""
-    if scope.of_rows and granularity.name != "weight":
+    if scope.of_rows and not granularity.single:
         raise ValueError(
             f"{place}.scope={scope.name} ranks single weights within an output, and granularity "
             f"{granularity.name} has units of its own: set scope: matrix"
@@ -35,7 +34,7 @@ def check_scope(
             "wrong dimension; set granularity: weight, or of a Conv1D or experts a criterion that sees whole matrices "
             "(alps)"
         )
-    across = not scope.apart and granularity.name != "n_of_m"
+    across = not scope.apart and granularity.competing
     if isinstance(criterion, Calibrated) and across and not (criterion.gradient_samples and scope == Global()):
         raise ValueError(
             f"{place}.criterion={criterion.name} compares weights of one matrix by their inputs, which says nothing "
@@ -44,9 +43,9 @@ def check_scope(
         )
 
 
-def weighs(granularity: Any, scope: Scope, criterion: Criterion) -> int:
+def weighs(granularity: Granularity, scope: Scope, criterion: Criterion) -> int:
     """On how many samples the loss's gradients are taken: none, where no outputs or matrices compete."""
-    if not isinstance(criterion, Calibrated) or granularity.name == "n_of_m" or scope.of_rows:
+    if not isinstance(criterion, Calibrated) or not granularity.competing or scope.of_rows:
         return 0
     return min(criterion.gradient_samples, criterion.num_samples)
 

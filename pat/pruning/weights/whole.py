@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,20 +20,20 @@ from pat.models import experts
 from pat.pruning.criteria import CHOICE
 from pat.pruning.scopes import Scope
 from pat.pruning.scopes.matrix import Matrix
-from pat.pruning.types import ScoredSegment
+from pat.pruning.types import Granularity, ScoredSegment
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.shard_state import MaskedShard
 from pat.zero.layouts import Piece, Segment, ZeroLayout, copy_common
 
 
-def chooser(name: str, granularity: Any, sparsity: float, scope: Scope) -> Callable[[Tensor], Tensor]:
+def chooser(name: str, granularity: Granularity, sparsity: float, scope: Scope) -> Callable[[Tensor], Tensor]:
     """Scores (o, i), or (e, o, i) of e in one, -> bool flags of that shape, exactly to the target in one matrix."""
 
     def choose(scores: Tensor) -> Tensor:
-        if scope.of_rows and granularity.name == "weight":
+        if scope.of_rows and granularity.single:
             rows = scores.reshape(-1, scores.shape[-1])  # of a stack of matrices, the rows of all
             return keep_top_of_rows(rows, rows.shape[1] - part_of(rows.shape[1], sparsity)).view_as(scores)
-        if granularity.name == "weight" and scores.numel() < SMALL:
+        if granularity.single and scores.numel() < SMALL:
             return keep_top_of_rows(scores.reshape(1, -1), scores.numel() - part_of(scores.numel(), sparsity)).view_as(
                 scores
             )
@@ -94,7 +93,9 @@ class WholeMatrices:
         """Between the stored orientation and outputs first, either way."""
         return matrix.transpose(-2, -1) if experts.parameter_of(name) in self.transposed else matrix
 
-    def select_in_rows(self, scored: Sequence[ScoredSegment], granularity: Any, sparsity: float, scope: Scope) -> None:
+    def select_in_rows(
+        self, scored: Sequence[ScoredSegment], granularity: Granularity, sparsity: float, scope: Scope
+    ) -> None:
         """Keep the highest of every row. Raises ValueError for scores that are NaN. Collective."""
         by_name: dict[str, list[Piece]] = {name: [] for name in self.shapes}
         for segment in scored if not self.layout.replicated or self.layout.world.rank == 0 else ():

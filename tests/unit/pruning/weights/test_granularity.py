@@ -20,7 +20,7 @@ from pat.pruning.granularity.weight import Weight
 from pat.pruning.scopes import Scope
 from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.scopes.matrix import Matrix
-from pat.pruning.types import ScoredSegment
+from pat.pruning.types import Granularity, ScoredSegment
 from pat.pruning.weights import arrays
 from tests.sets import thinned
 from tests.thread_ranks import assert_same, oracle, select_on
@@ -90,7 +90,7 @@ def test_blocks_equal_the_dense_oracle(world_size: int, seed: int, size: tuple[i
     thinned(product([1.0, 1e-40, 3e37], [Global(), Matrix()], GRANULARITIES), 3),
     ids=repr,
 )
-def test_masks_do_not_depend_on_ranks_or_cuts(scale: float, scope: Scope, granularity: Weight | Block | NOfM) -> None:
+def test_masks_do_not_depend_on_ranks_or_cuts(scale: float, scope: Scope, granularity: Granularity) -> None:
     parameters = matrices(1, scale)
     parameters["q"][3, 4:9] = torch.tensor([math.inf, -math.inf, 0.0, -0.0, -math.inf])
     one = select_on(1, parameters, lambda r, c: granularity.select(r, 0.5, scope, c), pieces=0)
@@ -185,7 +185,7 @@ def test_what_cannot_be_cut_or_reached_is_refused() -> None:
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=repr)
-def test_nan_names_the_parameter(granularity: Weight | Block | NOfM) -> None:
+def test_nan_names_the_parameter(granularity: Granularity) -> None:
     parameters = matrices(0)
     parameters["down"][5, 5] = math.nan
     with pytest.raises(ValueError, match="down"):
@@ -193,7 +193,7 @@ def test_nan_names_the_parameter(granularity: Weight | Block | NOfM) -> None:
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=repr)
-def test_one_rank_of_many_holds_nothing_at_all(granularity: Weight | Block | NOfM) -> None:
+def test_one_rank_of_many_holds_nothing_at_all(granularity: Granularity) -> None:
     parameters = matrices(0)
     found = select_on(3, parameters, lambda r, c: granularity.select(r, 0.25, Global(), c), empty=[0, 2])
     assert_same(found, select_on(1, parameters, lambda r, c: granularity.select(r, 0.25, Global(), c)))
