@@ -23,6 +23,7 @@ def folder(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", BUILT)
 def test_reader_equals_the_live_engine(folder, layout):
     check(folder / layout)
@@ -69,6 +70,7 @@ def check(step_dir):
     assert reader.buffers() == ["scale"]
 
 
+@pytest.mark.slow
 def test_zero_1_and_2_hold_the_same(folder):
     first, second = CheckpointReader(folder / "zero1_bf16"), CheckpointReader(folder / "zero2_bf16")
     for name, parameter in first.parameters.items():

@@ -165,7 +165,8 @@ def test_a_rank_that_fails_is_named_with_its_error(tmp_path, word, code, text):
     assert nobody_left(ranks)
 
 
-@pytest.mark.parametrize("word", [pytest.param("wait", marks=pytest.mark.slow), "stuck"])
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["wait", "stuck"])
 def test_killing_the_launcher_leaves_nobody(tmp_path, word):
     start = Start(tmp_path, **{"*": word})
     ranks = start.ranks()

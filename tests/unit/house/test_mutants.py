@@ -63,6 +63,7 @@ def toy(root: Path) -> list[Fault]:
 
 
 @pytest.mark.real_processes
+@pytest.mark.slow
 def test_a_kill_and_a_survivor_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a toy package: outcomes, the checkout as it was, nothing run twice, a survivor again when its tests change."""
     root, results = tmp_path / "toy", tmp_path / "found.jsonl"

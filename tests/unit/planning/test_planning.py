@@ -425,6 +425,7 @@ def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count("ZeRO 3, 64 ranks") == 2, "a column in each table"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys, said",
     [
@@ -432,11 +433,7 @@ def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
             ["--ranks", "1", "--stages", "2"],
             ["engine.zero_stage=3", "engine.offload_optimizer=true", "micro_batch_size"],
         ),
-        pytest.param(
-            ["--ranks", "1", "engine.activation_checkpointing=false"],
-            ["engine.activation_checkpointing=true"],
-            marks=pytest.mark.slow,
-        ),
+        (["--ranks", "1", "engine.activation_checkpointing=false"], ["engine.activation_checkpointing=true"]),
     ],
 )
 def test_where_no_card_is_large_enough_it_says_what_takes_less(
