@@ -181,7 +181,7 @@ class Runner:
         yield out
 
     def _trained(self, subject: Subject, row: Row, model: str, place: Path, keys: Sequence[str]) -> Iterator[Command]:
-        narrow = "_narrow" if Target(row.target).narrow and "pruners={}" not in keys else ""
+        narrow = "_narrow" * Target(row.target).narrow  # also where a peer has cut it: the rate that such a model gets
         run, out = place / "run", place / "model"
         given = [f"recipe={subject.kind}{narrow}", *subject.described(row.steps), f"model.path={model}"]
         yield [*PAT, "train", *given, f"run.dir={run}", f"seed={row.seed}", *ONE_THREAD, *keys]

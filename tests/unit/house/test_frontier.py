@@ -25,6 +25,7 @@ from tests.benchmarks.frontier import Measured, Results, Runner, folder_of, run_
 from tests.benchmarks.frontier_report import OTHERS, into_page, lines, markdown, on_other_data, picture
 from tests.benchmarks.frontier_rows import METHODS, Row, Target, rows
 from tests.benchmarks.peers import PEERS
+from tests.small_recipes import composed
 from tests.unit.house.test_docs import code_in
 
 ALL = list(METHODS)
@@ -178,6 +179,30 @@ def test_ours_and_peers_are_given_the_same_samples_and_judged_by_the_same_comman
     assert [part for part in judge(ours.commands[-1]) if "/" not in part] == [
         part for part in judge(theirs.commands[-1]) if "/" not in part
     ]
+
+
+@pytest.mark.usefixtures("peers")
+@pytest.mark.parametrize("data, steps", [("addresses", 80), ("reviews", 120)])
+@pytest.mark.parametrize(
+    "target, ours, theirs",
+    [
+        ("50", "alps", ["llmcompressor-sparsegpt", "llmcompressor-wanda"]),
+        ("ffn=0.5", "obs", ["torch-pruning-taylor", "torch-pruning-magnitude", "smaller"]),
+    ],
+)
+def test_what_another_package_has_cut_is_trained_by_the_recipe_of_ours(
+    data: str, steps: int, target: str, ours: str, theirs: list[str], tmp_path: Path
+) -> None:
+    """The last run of each: another recipe has another rate, which would be tuning that others do not get."""
+
+    def trained(method: str) -> tuple[object, ...]:
+        machine = Machine()
+        assert Runner(tmp_path / method, machine).measure(Row(data, steps, target, method, 0)).error is None
+        last = [command for command in machine.commands if "train" in command][-1]
+        config = composed(*last[len(PAT) + 1 :])
+        return config.optim, config.data, config.engine, config.train.global_batch_size
+
+    assert {method: trained(method) for method in theirs} == dict.fromkeys(theirs, trained(ours))
 
 
 @pytest.mark.usefixtures("peers")
