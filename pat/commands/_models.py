@@ -50,6 +50,18 @@ def check_statistics_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size {options.batch_size}: give 1 or more")
 
 
+def refuse_ignored(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, names: Sequence[str], why: str
+) -> None:
+    """ValueError for the first of these options that has another value than its default, for nothing reads it."""
+    for name in names:
+        if getattr(options, name) != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')} would be ignored: {why}")
+
+
+SAMPLES_AT_ONCE = "it goes with --mix; of a recipe's samples, train.eval_batch_size are asked at once"
+
+
 def show(blocks: Iterable[Any]) -> None:
     """Print texts and tables, on lines as wide as they need: where there is no terminal, nothing is folded."""
     from rich.console import Console

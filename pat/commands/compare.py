@@ -63,7 +63,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     _check(options)
     if options.from_logs:
+        _models.refuse_ignored(parser, options, ("seed", "batch_size"), "logs are compared as they are, row by row")
         return _logs(options)
+    if not options.mix:
+        _models.refuse_ignored(parser, options, ("batch_size",), _models.SAMPLES_AT_ONCE)
     paths, overrides = _models.folders_and_keys(options.given)
     if len(paths) != 2:
         are = "is 1" if len(paths) == 1 else f"are {len(paths)}"

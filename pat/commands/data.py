@@ -55,18 +55,22 @@ def main(arguments: Sequence[str]) -> int:
     from pat.config.compose import compose
 
     overrides = [*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])]
-    work = _prepare if options.what == "prepare" else _show
-    return compose(overrides, lambda config: work(config, options), steps_are_made=False)
+    left_open: set[str] = set()
+
+    def work(config: Any) -> int:
+        return _prepare(config, options, not left_open) if options.what == "prepare" else _show(config, options)
+
+    return compose(overrides, work, steps_are_made=False, left_open=left_open)
 
 
-def _prepare(config: Any, options: argparse.Namespace) -> int:
+def _prepare(config: Any, options: argparse.Namespace, steps_are_known: bool) -> int:
     from rich.console import Console
 
     from pat.common.files import write_json
     from pat.data.inspect import summarise, table, where
     from pat.training.preflight import fitting_data
 
-    summary = summarise(fitting_data(config), config)
+    summary = summarise(fitting_data(config), config, steps_are_known)
     Console().print(table(summary))
     print(where(summary))
     if options.json:

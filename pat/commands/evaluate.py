@@ -64,6 +64,12 @@ def main(arguments: Sequence[str]) -> int:
     of_tasks.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question")
     options = parser.parse_intermixed_args(arguments)
     _check(options)
+    if options.tasks:
+        judged = "lm-evaluation-harness judges by itself"
+        _models.refuse_ignored(parser, options, ("seed", "confidence", "worst"), judged)
+    elif not options.mix:
+        _models.refuse_ignored(parser, options, ("batch_size",), _models.SAMPLES_AT_ONCE)
+        _models.refuse_ignored(parser, options, ("worst",), "it goes with --mix")
     paths, overrides = _models.folders_and_keys(options.given)
     if not paths:
         raise ValueError("no folder to evaluate: give one or more, such as runs, or what `pat export` writes")
@@ -89,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
 def _check(options: argparse.Namespace) -> None:
     """ValueError for options that are out of bounds, or that would be ignored."""
     _models.check_statistics_options(options)
-    if options.worst < 0 or (options.limit or 1) < 1 or (options.num_fewshot or 0) < 0:
+    if options.worst < 0 or (options.limit is not None and options.limit < 1) or (options.num_fewshot or 0) < 0:
         raise ValueError("--worst and --num-fewshot must be 0 or more, --limit 1 or more")
     if options.mix and options.tasks:
         raise ValueError("--mix and --tasks: give only one of them")
@@ -214,6 +220,7 @@ def _table(evaluations: Sequence[Any], comparable: bool) -> Any:
     """A line for each model; each metric is followed by its difference from the first model's."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     first = evaluations[0].metrics
     names = [name for name, value in first.items() if isinstance(value, float)]
@@ -233,7 +240,7 @@ def _table(evaluations: Sequence[Any], comparable: bool) -> Any:
             compared = item is not evaluations[0] and comparable and value is not None
             cells.append("-" if value is None else f"{value:.4g}" + (f" ({value - first[name]:+z.4g})" * compared))
         table.add_row(
-            item.folder,
+            Text(item.folder),
             *cells,
             "-" if item.sparsity is None else f"{item.sparsity:.2%}",
             f"{item.parameters:,}",

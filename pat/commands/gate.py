@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     _models.add_options(parser, arguments)
     options = parser.parse_intermixed_args(arguments)
     _models.check_statistics_options(options)
+    if not options.mix:
+        _models.refuse_ignored(parser, options, ("batch_size",), _models.SAMPLES_AT_ONCE)
     for name in ("json", "junit", "markdown"):
         if getattr(options, name):
             files.check_writable(getattr(options, name), f"--{name}")

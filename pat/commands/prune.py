@@ -152,7 +152,9 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
     classifies = task not in ("causal_lm", "chat")
     recipe = f"{'encoder' if classifies else 'decoder'}{'_narrow' if options.keep else ''}"
     positions = limits.positions(config) or MAX_LENGTH
-    length = options.max_length or _exported_length(Path(str(model))) or min(MAX_LENGTH, positions)
+    length = options.max_length
+    if length is None:
+        length = _exported_length(Path(str(model))) or min(MAX_LENGTH, positions)
     defaults = [
         f"recipe={recipe}",
         f"task={task}",
@@ -162,7 +164,7 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
         f"data.max_length={length}",
         f"run.dir={quoted(str(run))}",
         "train.num_steps=0",
-        f"engine.world_size={options.ranks or 1}",
+        f"engine.world_size={1 if options.ranks is None else options.ranks}",
         f"engine.dtype={'bf16' if accelerator() == 'cuda' and _dtype(config) == 'bf16' else 'fp32'}",  # rounds nothing
         "logger=none",
         *(_structures(options) if options.keep else _weights(options)),

@@ -89,7 +89,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
     if options.data:
         overrides += [*of_file("--data", options.data), f"data.eval={quoted(options.data)}"]
     overrides += [f"task={options.task}"] if options.task else []
-    overrides += [f"data.max_length={options.max_length}"] if options.max_length else []
+    overrides += [] if options.max_length is None else [f"data.max_length={options.max_length}"]
     if options.samples is not None and options.samples < 1:
         raise ValueError(f"--samples {options.samples}: give 1 or more, or leave it out to take all")
     overrides += [f"data.max_eval_samples={options.samples}"] if options.samples else []

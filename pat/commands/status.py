@@ -32,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"pat: no run directories (no config.yaml), so left out: {', '.join(passed)}", file=sys.stderr)
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from pat.launch.status import ago, statuses
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         table.add_column(title, no_wrap=True, justify="right" if title in ("step", "sparsity", "restarts") else "left")
     for status in statuses(runs):
         table.add_row(
-            str(status.run),
+            Text(str(status.run)),
             status.state,
             f"{status.step}/{status.num_steps}" if status.num_steps else str(status.step),
             status.phase or "-",

@@ -151,6 +151,17 @@ def sync_directory(path: str | Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make all files below a folder, and their names, survive a power cut."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_directory(path)
+        else:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    sync_directory(folder)
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """`write_atomic` of indented JSON."""
     write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")

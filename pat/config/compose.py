@@ -57,12 +57,13 @@ def compose(
     guarded: bool = True,
     data_is_read: bool = True,
     steps_are_made: bool = True,
+    left_open: set[str] | None = None,
 ) -> int:
     """Hydra's command line: composes the config (with `-m` each of several) and calls `use` with it.
 
     guarded=False: the envelope need not be able to lead a ramp, because another command judges by it.
-    data_is_read=False: the data may be left open. steps_are_made=False: their number may be. Returns the first exit
-    code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
+    data_is_read=False: the data may be left open. steps_are_made=False: their number may be; `left_open` gets the key
+    then. Returns the first exit code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
     """
     _register()
     codes: list[int] = []
@@ -74,6 +75,8 @@ def compose(
                 cfg.data.source = FILES[0]
             if not steps_are_made and OmegaConf.is_missing(cfg.train, "num_steps"):
                 cfg.train.num_steps = ANY_STEPS
+                if left_open is not None:
+                    left_open.add("train.num_steps")
             code = use(finish(cfg, list(HydraConfig.get().overrides.task), guarded))
         except (ValueError, OSError) as error:  # kept from Hydra, which would print a notice of its own
             errors.append(error)

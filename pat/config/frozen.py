@@ -43,6 +43,7 @@ ELASTIC = (
     "train.checkpoint_every_minutes",
     "train.keep_last",
     "data.cache_dir",
+    "data.num_proc",
 )
 # Keys that may also differ when a run goes on after it diverged.
 AFTER_DIVERGENCE = (

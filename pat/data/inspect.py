@@ -43,14 +43,14 @@ WORDINGS = {
 _FRACTIONS = ("supervised", "fill", "fill_unpacked")
 
 
-def summarise(prepared: PreparedData, config: Config) -> dict[str, Any]:
-    """Figures of both splits as plain values; those of samples are of what the run uses."""
+def summarise(prepared: PreparedData, config: Config, steps_are_known: bool = True) -> dict[str, Any]:
+    """Figures of both splits as plain values; those of samples are of what the run uses. No epochs without steps."""
     files = {file["filename"] for split in SPLITS for file in getattr(prepared, split).cache_files}
     samples = sum(prepared.mixture.draws) if prepared.mixture else len(prepared.train)
     drawn = config.train.num_steps * config.train.global_batch_size
     return {
         **{split: _split(prepared, split, config.data.max_length) for split in SPLITS},
-        "epochs": drawn / samples,
+        "epochs": drawn / samples if steps_are_known else None,
         "cache": prepared.info["cache"],
         "cache_bytes": sum(Path(file).stat().st_size for file in files),
         "built": prepared.info["built"],
@@ -111,7 +111,7 @@ def table(summary: dict[str, Any]) -> Table:
         if any(values):
             shown.add_row(words, *(_written(name, value) for value in values))
     for label in summary["train"].get("labels", {}):
-        shown.add_row(f"label {label}", *(f"{summary[split]['labels'][label]:,}" for split in SPLITS))
+        shown.add_row(Text(f"label {label}"), *(f"{summary[split]['labels'][label]:,}" for split in SPLITS))
     return shown
 
 
@@ -125,7 +125,9 @@ def where(summary: dict[str, Any]) -> str:
     """Where the data is, and how often the run sees it, in a sentence."""
     how = "tokenised now, in" if summary["built"] else "found in"
     size = size_in_words(summary["cache_bytes"])
-    return f"{how} {summary['cache']} ({size}); the run sees the training samples {summary['epochs']:.3g} times"
+    epochs = summary["epochs"]
+    seen = "" if epochs is None else f"; the run sees the training samples {epochs:.3g} times"
+    return f"{how} {summary['cache']} ({size}){seen}"
 
 
 def chosen(n: int, count: int, index: int | None) -> list[int]:

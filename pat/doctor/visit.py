@@ -43,7 +43,8 @@ def configs(folder: Path, ranks: int, given: Sequence[str] = ()) -> dict[int, Co
         overrides = [
             *own, "logger=none", "logger.progress=none", f"engine.world_size={ranks}",
             f"engine.zero_stage={stage}", f"run.dir={quoted(stage_dir(folder, stage))}", f"train.num_steps={STEPS}",
-            f"train.checkpoint_every={HALF}", "train.eval_every=null",
+            f"train.checkpoint_every={HALF}", "train.eval_every=null", "train.early_stopping_patience=null",
+            "envelope={}",
         ]  # fmt: skip
         compose(overrides, lambda config, stage=stage: by_stage.update({stage: config}) or 0)
     return by_stage

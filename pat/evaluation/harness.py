@@ -122,11 +122,12 @@ def table(found: Any) -> str:
 def _save(tracker: Any, found: dict[str, Any], output: Path) -> None:
     """Its own files. The harness only warns where it cannot write, so their presence is checked."""
     output.mkdir(parents=True, exist_ok=True)
+    before = set(output.glob("results_*.json"))
     samples = found.pop("samples")
     tracker.save_results_aggregated(results=found, samples=samples)
     for name in found["configs"]:
         tracker.save_results_samples(task_name=name, samples=samples[name])
-    if not any(output.glob("results_*.json")):
+    if not set(output.glob("results_*.json")) - before:
         raise OSError(f"lm-evaluation-harness could not write its results into {output}")
 
 

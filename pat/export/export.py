@@ -91,11 +91,12 @@ def export_run(
     try:
         with partial.written(out, inside) as part:
             result = _write(reader, part, run, config, dtype, hf_config, auto_model, verify, console)
-            sync_directory(part)
+            files.sync_tree(part)
             if inside:
                 _move_up(part, out)
             else:
                 os.replace(part, out)
+                sync_directory(out.parent)
     except BaseException:
         files.remove_empty(made)
         raise

@@ -87,6 +87,12 @@ def differing_data(configs: Sequence[Config]) -> str | None:
     return ", ".join(f"{key} is {' and '.join(each)}" for key, each in _differing(configs).items()) or None
 
 
+OF_TRAINING = (  # keys of data and task that change no sample of an evaluation, and none of its figures
+    "data.cache_dir", "data.num_proc", "data.max_train_samples", "data.calibration", "task.loss_chunk_tokens",
+    "task.class_weights",
+)  # fmt: skip
+
+
 def _differing(configs: Sequence[Config]) -> dict[str, list[str]]:
     """The values of these keys."""
     flat = [
@@ -98,8 +104,7 @@ def _differing(configs: Sequence[Config]) -> dict[str, list[str]]:
         | ({"seed": c.seed} if any(_generated(each.data) for each in configs) else {})
         for c in configs
     ]
-    ignored = ("data.cache_dir", "data.max_train_samples", "data.calibration")
-    values = {key: list(dict.fromkeys(repr(one[key]) for one in flat)) for key in flat[0] if key not in ignored}
+    values = {key: list(dict.fromkeys(repr(one[key]) for one in flat)) for key in flat[0] if key not in OF_TRAINING}
     return {key: each for key, each in values.items() if len(each) > 1}
 
 

@@ -43,6 +43,7 @@ class Profile:
     def evidence(self, name: str, variant: Path, baseline: Path | None, confidence: float) -> Evidence:
         """The profile's value of a figure. Raises ValueError where it has none, or an interval of another level."""
         measured = self._quantity(self._model(variant), name, str(variant))
+        self._check_confidence(measured, confidence)
         if baseline is None:
             return Evidence(measured)
         before = self._quantity(self._model(baseline), name, str(baseline)).value

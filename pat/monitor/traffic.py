@@ -74,15 +74,19 @@ class Reader:
         cut = 0 if share is None else round(lines * share)
         parts = [_Sample(random.Random(self.seed + i)) for i in range(2)]
         skipped, torn = 0, list[int]()
-        for place, (number, content) in enumerate(json_lines(path, torn.append)):
+
+        def bad(sentence: str) -> None:
+            nonlocal skipped
+            if not self.skip_bad:
+                some = any(part.seen for part in parts)  # else it would leave out all
+                raise ValueError(f"{sentence}{'; --skip-bad leaves such lines out' if some else ''}")
+            skipped += 1
+
+        for place, (number, content) in enumerate(json_lines(path, torn.append, bad)):
             try:
                 row = self._row(content, f"{path}, line {number}")
             except ValueError as error:
-                if not self.skip_bad:
-                    some = any(part.seen for part in parts)  # else it would leave out all
-                    hint = "; --skip-bad leaves such lines out" if some else ""
-                    raise ValueError(f"{path}, line {number}: {error}{hint}") from None
-                skipped += 1
+                bad(f"{path}, line {number}: {error}")
                 continue
             parts[place >= cut].add(row)
         if skipped:

@@ -68,14 +68,18 @@ def sample(
     (Horvitz & Thompson 1952). long_from: words from which the slice `form` is long. Raises ValueError.
     """
     rng, strata, rows, skipped, torn = random.Random(seed), dict[str, _Stratum](), 0, 0, list[int]()
-    for number, row in _rows(path, torn.append if skip_bad else None):
+
+    def bad(sentence: str) -> None:
+        nonlocal skipped
+        if not skip_bad:
+            raise ValueError(f"{sentence}{'; --skip-bad leaves such lines out' if rows else ''}")  # it would all
+        skipped += 1
+
+    for number, row in _rows(path, torn.append if skip_bad else None, bad):
         try:
             prompt = prompt_of(row, columns, long_from)
         except ValueError as error:
-            if not skip_bad:
-                hint = "; --skip-bad leaves such lines out" if rows else ""  # it would leave out all
-                raise ValueError(f"{path}, line {number}: {error}{hint}") from None
-            skipped += 1
+            bad(f"{path}, line {number}: {error}")
             continue
         rows += 1
         name = ", ".join(prompt.slice_names) if how == STRATIFIED else ""
@@ -106,11 +110,11 @@ def sample(
     )
 
 
-def _rows(path: Path, torn: Callable[[int], None] | None) -> Iterator[tuple[int, Any]]:
+def _rows(path: Path, torn: Callable[[int], None] | None, bad: Callable[[str], None]) -> Iterator[tuple[int, Any]]:
     """(number of its last line from 1, row). A table names its columns in the first line; an empty value is none."""
     separator = SEPARATORS.get(path.suffix)
     if separator is None:
-        yield from json_lines(path, torn)
+        yield from json_lines(path, torn, bad)
         return
     csv.field_size_limit(sys.maxsize)  # a prompt may be longer than the module's 128 KiB
     with open(path, encoding="utf-8-sig", newline="") as file:
@@ -119,9 +123,8 @@ def _rows(path: Path, torn: Callable[[int], None] | None) -> Iterator[tuple[int,
             for row in table:
                 if None in row or None in row.values():  # too many values, or too few
                     columns = len(table.fieldnames or ())
-                    raise ValueError(
-                        f"{path}, line {table.line_num} does not have the {columns} values that line 1 names"
-                    )
+                    bad(f"{path}, line {table.line_num} does not have the {columns} values that line 1 names")
+                    continue
                 yield table.line_num, {column: value or None for column, value in row.items()}
         except csv.Error as error:
             raise ValueError(f"{path}, line {table.line_num}: {error}") from None

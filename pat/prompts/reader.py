@@ -85,10 +85,13 @@ def write(path: Path, head: Head, prompts: Sequence[Prompt]) -> None:
     write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def json_lines(path: Path, torn: Callable[[int], None] | None = None) -> Iterator[tuple[int, Any]]:
+def json_lines(
+    path: Path, torn: Callable[[int], None] | None = None, bad: Callable[[str], None] | None = None
+) -> Iterator[tuple[int, Any]]:
     """(line number from 1, what it holds) of each line that is not empty. Raises ValueError.
 
-    torn: called instead of an error for an incomplete last line, as in a log that is being written.
+    torn: called instead of an error for an incomplete last line, as in a log that is being written; bad: for any other
+    line that is not JSON, with the sentence of the error.
     """
     if path.suffix in (".csv", ".tsv"):
         raise ValueError(
@@ -102,9 +105,12 @@ def json_lines(path: Path, torn: Callable[[int], None] | None = None) -> Iterato
                 except (ValueError, RecursionError) as error:
                     if torn is not None and not line.endswith(b"\n"):
                         return torn(number)
-                    if isinstance(error, UnicodeDecodeError):
-                        raise ValueError(f"{path}, line {number} is not UTF-8: convert the file") from None
-                    raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+                    encoded = isinstance(error, UnicodeDecodeError)
+                    what = "UTF-8: convert the file" if encoded else f"JSON: {error}"
+                    sentence = f"{path}, line {number} is not {what}"
+                    if bad is None:
+                        raise ValueError(sentence) from None
+                    bad(sentence)
 
 
 def parsed(item: Any, model: type[AnySection]) -> AnySection:

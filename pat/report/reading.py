@@ -105,6 +105,8 @@ def _folder(path: Path, found: Sources) -> None:
 
 def _file(path: Path, found: Sources) -> None:
     content = _required(path)
+    if "winner" in content and isinstance(content.get("members"), list):
+        raise ValueError(f"{path} is of a race, of which a report shows the run that won: {_winner(content)}")
     kinds = {
         "gates": "passed" in content and isinstance(content.get("checks"), list),
         "comparisons": isinstance(content.get("outcomes"), list) and "a" in content,
@@ -120,6 +122,12 @@ def _file(path: Path, found: Sources) -> None:
             f"{'; the page of a log is what `pat monitor --html` writes' if 'alerts' in content else ''}"
         )
     getattr(found, kind).append(Written(path, content))
+
+
+def _winner(race: Mapping[str, Any]) -> str:
+    """What to give instead of a race."""
+    won = [one["dir"] for one in race["members"] if one.get("name") == race["winner"]]
+    return f"give {won[0]}" if won else "none has yet"
 
 
 def _is_profile(content: Mapping[str, Any]) -> bool:

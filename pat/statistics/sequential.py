@@ -52,7 +52,7 @@ def look(a: Numbers, b: Numbers, effect: float, confidence: float = 0.95, paired
     counts = (a.size, b.size, float(a.mean()), float(b.mean()), delta)
     if not (_enough(b - a) if paired else _enough(a) and _enough(b)):
         return Look(*counts, -math.inf, math.inf, 1.0)
-    variance = _variance(b - a) / a.size if paired else _variance(a) / a.size + _variance(b) / b.size
+    variance = _variance(b - a, (-1.0, 1.0)) / a.size if paired else _variance(a) / a.size + _variance(b) / b.size
     tau2 = effect * effect
     if variance == 0.0:  # numbers that are all the same: nothing is known of how they vary
         return Look(*counts, -math.inf, math.inf, 1.0)
@@ -73,13 +73,11 @@ def _enough(values: Numbers) -> bool:
     return binary or scale == 0.0 or values.size >= COCHRAN * float((centred**3).mean() / scale**3) ** 2
 
 
-def _variance(values: Numbers) -> float:
-    """Unbiased; of outcomes 0 and 1 (or -1, 0, 1 of pairs) as if there were one more of each extreme.
+def _variance(values: Numbers, extremes: tuple[float, float] = (0.0, 1.0)) -> float:
+    """Unbiased; of outcomes 0 and 1 (of pairs, whose extremes are -1 and 1, also 0) as if there were one more of each.
 
     A rare failure that has not been seen yet would have the variance 0. Source: Agresti & Caffo 2000.
     """
-    if np.isin(values, (0.0, 1.0)).all():
-        values = np.append(values, (0.0, 1.0))
-    elif np.isin(values, (-1.0, 0.0, 1.0)).all():
-        values = np.append(values, (-1.0, 1.0))
+    if np.isin(values, (*extremes, 0.0)).all():
+        values = np.append(values, extremes)
     return float(values.var(ddof=1))

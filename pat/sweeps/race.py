@@ -20,6 +20,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pat.checkpoint import retention
 from pat.checkpoint.fork import fork, is_dense_part
@@ -101,7 +102,8 @@ class Race:
         for member in self.members:
             record, summary = self.records[member.name], files.read_json(RunDir(member.dir).summary) or {}
             final = (summary.get("metrics") or {}).get(self.y.name)
-            cells = [*member.varied.values(), *("" if record["value"] is None else f"{record['value']:.4g}",)]
+            cells = [Text(value) for value in member.varied.values()]  # a list in brackets is no markup
+            cells += ["" if record["value"] is None else f"{record['value']:.4g}"]
             cells += [record["out"] or "", "" if final is None else f"{final:.4g}"]
             cells += [f"{summary['sparsity']:.1%}" if summary else "", f"{record['seconds'] / 60:.1f}"]
             table.add_row(*cells)

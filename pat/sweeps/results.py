@@ -13,6 +13,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from pat.common import files
 from pat.run import provenance
@@ -156,7 +157,7 @@ def table(records: Sequence[Mapping[str, Any]], x: Axis, y: Axis, title: str) ->
     best = [point.varied for point in points(records, x, y) if point.best]
     for record in records:
         without_seed = {k: v for k, v in record["varied"].items() if k != "seed"}
-        cells = [record["varied"][key] for key in keys]
+        cells = [Text(record["varied"][key]) for key in keys]  # a list in brackets is no markup
         cells += [record["meaning"], _number(record["seconds"], "{:.1f}", 1 / 60)]
         cells += [_number(X_AXES["sparsity"].value(record), "{:.1%}")]
         cells += [_number(X_AXES["parameters"].value(record), "{:.2f} M", 1e-6)]

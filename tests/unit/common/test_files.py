@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pat.common import files
 from pat.common.files import check_writable, put_back, write_atomic
 
 
@@ -52,3 +53,13 @@ def test_what_is_written_to_stdout_keeps_its_place(tmp_path: Path) -> None:
     with open(tmp_path / "out", "w") as out:
         subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
     assert (tmp_path / "out").read_text() == "a\nb\nc\n"
+
+
+def test_every_file_of_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[str] = set()
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(os.readlink(f"/proc/self/fd/{handle}")))
+    (tmp_path / "a").mkdir()
+    for name in ("x", "a/y"):
+        (tmp_path / name).write_text("1")
+    files.sync_tree(tmp_path)
+    assert synced == {str(tmp_path), *(str(tmp_path / name) for name in ("a", "x", "a/y"))}

@@ -198,6 +198,8 @@ def test_classifiers_on_a_mix_and_on_data(classifiers: list[Path], tmp_path: Pat
         ([".", ".", "--mix", "nowhere"], "there is no file nowhere, and no mix of that name"),
         ([".", ".", "--mix", "chats", "seed=1"], "seed=1 would be ignored"),
         ([".", ".", "--outcome", "ok"], "--outcome would be ignored"),
+        ([".", ".", "--batch-size", "4"], "--batch-size would be ignored: it goes with --mix"),
+        (["--from-logs", "a", "b", "--outcome", "ok", "--seed", "7"], "--seed would be ignored: logs are compared"),
         ([".", ".", *PARITY, "--confidence", "95"], "--confidence 95.0"),
         ([".", ".", "--mix", "reviews"], "holds no config.json"),
         ([".", ".", "--allow-code"], "--allow-code would be ignored"),

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from pat import cli
 from pat.common import progress_bar
 from pat.data import prepare
-from pat.data.inspect import chosen, sample_text, summarise, table
+from pat.data.inspect import chosen, sample_text, summarise, table, where
 from pat.models import tokenizers
 from pat.schema import Config, DataConfig
 from pat.tasks import base
@@ -55,6 +55,9 @@ def test_figures_of_a_classification_are_those_counted_by_hand(tmp_path: Path) -
     assert (train["length_p50"], train["length_p95"], train["length_max"]) == (sorted(kept)[2], 16, 16)
     assert train["labels"] == {"no": 3, "yes": 3} and found["eval"]["rows_in_train"] == 6
     assert found["epochs"] == 4 and found["built"]
+    assert "sees the training samples 4 times" in where(found)
+    unknown = summarise(made, config, steps_are_known=False)
+    assert unknown["epochs"] is None and "times" not in where(unknown)
     assert found["cache_bytes"] == sum(path.stat().st_size for path in Path(found["cache"]).glob("*.arrow"))
     again, config = prepared(tmp_path, content, {"name": "classification"}, BYTES, max_train_samples=2)
     few = summarise(again, config)["train"]

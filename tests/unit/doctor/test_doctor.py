@@ -264,3 +264,10 @@ def test_a_second_visit_does_not_find_what_the_first_has_found(tmp_path, monkeyp
         run.summary.write_text("{}")
     visit.make_ready(made, tmp_path)
     assert not any(run.summary.exists() for run in runs)
+
+
+def test_a_visit_takes_the_keys_of_any_run(tmp_path: Path) -> None:
+    """Fails if keys that need evaluations, of which a visit makes none, are called a mistake of the user's."""
+    keys = ["recipe=parity", "train.eval_every=2", "train.early_stopping_patience=3", "envelope.perplexity.rise=0.1"]
+    for config in visit.configs(tmp_path, 2, keys).values():
+        assert config.train.eval_every is None and not config.envelope

@@ -229,10 +229,15 @@ def test_generated_text_is_that_of_its_seed(made, tmp_path, capsys):
     own = origins.configs((first, second), ())
     for changes, differing in (
         ({"data__source": "json"}, None),
+        ({"data__source": "json", "task__class_weights": "balanced", "task__loss_chunk_tokens": 512}, None),
         ({"data__source": "mixture", "data__sources": {"a": {"source": "json"}}}, None),
         ({"data__source": "mixture", "data__sources": {"a": {"source": "generated"}}}, "seed is 0 and 1"),
     ):
         assert origins.differing_data([config.changed(**changes) for config in own]) == differing
+    first = own[0].changed(data__source="json")
+    others = [first.changed(**{key: value}) for key, value in (("data__num_proc", 3), ("task__loss_chunk_tokens", 512))]
+    assert origins.differing_data([first, *others]) is None
+    assert origins.differing_data([first, first.changed(data__max_length=3)])
 
 
 def test_a_model_of_another_task_is_named_as_that(tmp_path, capsys):

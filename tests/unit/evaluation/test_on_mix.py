@@ -194,6 +194,10 @@ def test_a_label_that_a_classifier_cannot_give_is_no_mistake_of_its(
         ([".", "--mix", "chats", "--tasks", "x"], "--mix and --tasks"),
         ([".", "--limit", "3"], "--limit would be ignored: it goes with --tasks"),
         ([".", "--allow-code"], "--allow-code would be ignored"),
+        ([".", "--tasks", "x", "--limit", "0"], "--limit 1 or more"),
+        ([".", "--tasks", "x", "--seed", "3"], "--seed would be ignored: lm-evaluation-harness judges"),
+        ([".", "--worst", "3"], "--worst would be ignored: it goes with --mix"),
+        ([".", "--batch-size", "4"], "--batch-size would be ignored: it goes with --mix"),
         ([".", "--tasks", "x", "--include-path", "."], "add --allow-code if you trust them"),
         ([".", "--tasks", "x", "--include-path", "no", "--allow-code"], "--include-path no: there is no such folder"),
         ([".", "--mix", "chats", "--confidence", "95"], "--confidence 95.0"),
@@ -373,3 +377,10 @@ def test_a_pair_without_a_figure_is_left_out_of_the_bias() -> None:
         assert values is not None
         values[:] = np.nan
     assert whole and bias(mix, measured) == []
+
+
+def test_results_of_an_earlier_run_do_not_pass_for_those_that_could_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "results_2026-01-01.json").write_text("{}")
+    tracker: Any = type("Tracker", (), {"save_results_aggregated": lambda *_, **__: None})()  # it only warns
+    with pytest.raises(OSError, match="could not write its results"):
+        harness._save(tracker, {"samples": {}, "configs": {}}, tmp_path)  # pyright: ignore[reportPrivateUsage]

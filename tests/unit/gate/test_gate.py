@@ -193,6 +193,11 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
     content["models"][1]["ratio"]["latency_p95"]["high"] = None  # too few blocks bound nothing
     profile.write_text(json.dumps(content))
     assert run(*options, *against) == 0 and run(*options, *against, "--confident") == 5
+    own = [{"folder": str(folder / "pruned"), "latency_p95": 1.0, "intervals": {"latency_p95": [0.99, 1.01]}}]
+    of_one = [*options, "envelope.latency_p95.max=1.02", "--confident"]
+    for confidence, code in ((0.5, 2), (0.95, 0)):  # fails if an interval of another level lets a variant pass
+        profile.write_text(json.dumps(content | {"confidence": confidence, "models": own}))
+        assert run(*of_one) == code
     profile.write_text(json.dumps(content | {"confidence": 0.9}))
     assert run(*options, *against) == 2 and run(*options, *against, "--confidence", "0.9") == 0
     content["models"].append(content["models"][0])

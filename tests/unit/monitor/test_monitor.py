@@ -307,3 +307,8 @@ def test_of_a_long_log_every_row_is_as_likely(tmp_path: Path, monkeypatch: Any) 
     assert set(seen) == {str(i) for i in range(30, 60)} and all(12 <= n <= 58 for n in seen.values()), seen
     bad = traffic.Reader(traffic.Columns(), skip_bad=True)
     assert bad.read(write(tmp_path / "bad.jsonl", [{"q": 1}, {"prompt": "a"}]))[0].total == 1 and len(bad.notes) == 1
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text('{"prompt": "a"}\n{"prom\n{"prompt": "b"}\n')
+    assert traffic.Reader(traffic.Columns(), skip_bad=True).read(torn)[0].total == 2
+    with pytest.raises(ValueError, match="line 2 is not JSON: .*; --skip-bad leaves such lines out"):
+        traffic.Reader(traffic.Columns()).read(torn)

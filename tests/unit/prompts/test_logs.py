@@ -180,3 +180,12 @@ def test_bad_lines_are_left_out_when_asked(tmp_path: Path, capsys: Any) -> None:
     path.write_text('{"prompt": "a"}\n{"q": 1}\n{"prompt": "be')  # it is still being written
     assert run("from-logs", path, "--out", tmp_path / "mix.jsonl", "--skip-bad") == 0
     assert "1 prompts of 1 rows, 2 lines left out" in capsys.readouterr().out
+    for name, text in (
+        ("torn.jsonl", '{"prompt": "a"}\n{"pro\n{"prompt": "b"}\n'),
+        ("torn.csv", "prompt,x\na,1\nb\nc,2\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert run("from-logs", tmp_path / name, "--out", tmp_path / f"{name}.mix.jsonl") == 2
+        assert "--skip-bad leaves such lines out" in capsys.readouterr().err
+        assert run("from-logs", tmp_path / name, "--out", tmp_path / f"{name}.mix.jsonl", "--skip-bad") == 0
+        assert "2 prompts of 2 rows, 1 line left out" in capsys.readouterr().out

@@ -531,6 +531,7 @@ def test_curves_and_phases() -> None:
         (["{at}/no"], "there is no {at}/no"),
         (["{at}/other.json"], "is no JSON of pat compare, pat gate"),
         (["{at}/models.json"], "is no JSON of pat compare, pat gate"),
+        (["{at}/race.json"], "is of a race, of which a report shows the run that won: give runs/b"),
         (["{at}/torn.json"], "cannot be read as JSON"),
         (["{at}/empty"], "holds no run (config.yaml), no sweep"),
         (["{at}/empty", "--worst", "-1"], "give 0 or more"),
@@ -542,6 +543,8 @@ def test_mistakes(given: list[str], sentence: str, tmp_path: Path, capsys: Any) 
     (tmp_path / "other.json").write_text('{"a": 1}')
     (tmp_path / "models.json").write_text('{"models": [{"folder": "x", "seconds": 1}]}')
     (tmp_path / "torn.json").write_text('{"a": ')
+    members = [{"name": name, "dir": f"runs/{name}"} for name in "ab"]
+    (tmp_path / "race.json").write_text(json.dumps({"winner": "b", "step": 4, "members": members}))
     words = [word.format(at=tmp_path) for word in given]
     out = [] if "--out" in words else ["--out", str(tmp_path / "x.html")]
     with pytest.raises(SystemExit) as stop:

@@ -70,6 +70,14 @@ def test_skewed_numbers_wait_until_their_mean_is_nearly_normal() -> None:
     assert look(mild, mild + 1.0, 0.5).p < 0.001
 
 
+def test_it_does_not_matter_which_of_a_pair_is_called_a() -> None:
+    """Fails if ten wins without a loss are taken for outcomes of one stream, whose extremes are 0 and 1."""
+    a, b = np.zeros(200), np.zeros(200)
+    b[:10] = 1.0
+    there, back = look(a, b, 0.05, paired=True), look(b, a, 0.05, paired=True)
+    assert there.p == back.p and there.low == -back.high and there.high == -back.low
+
+
 def test_too_few_and_bad_input() -> None:
     few, ones = np.ones(LEAST - 1), np.ones(LEAST)
     assert (look(few, 0 * ones, 0.1).p, look(few, 0 * ones, 0.1).low) == (1.0, -math.inf)

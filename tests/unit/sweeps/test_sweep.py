@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from pat.commands import sweep as command
 from pat.common.files import write_json
@@ -278,6 +279,15 @@ def test_points_are_means_over_seeds(members: list[Member], tmp_path: Path) -> N
     results.write(tmp_path, ["pat", "sweep"], records, X_AXES["sparsity"], y)
     saved = json.loads((tmp_path / "sweep.json").read_text())
     assert [m["code"] for m in saved["members"]] == [0, 3, 0, 0] and len(saved["points"]) == 2
+
+
+def test_a_list_in_brackets_is_shown_as_it_is(members: list[Member], capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails if a value is taken for markup: the table is empty there, or a path ends the sweep with a traceback."""
+    varied = {"data.train": "[/data/a.jsonl]", "pruners.narrow.structures": "[ffn]"}
+    shown = [results.record_of(replace(each, varied=varied), Ended(3, 2.0, "")) for each in members]
+    Console(width=200).print(results.table(shown, X_AXES["sparsity"], results.y_axis(members, "loss"), "sweep x"))
+    said = capsys.readouterr().out
+    assert said.count("[/data/a.jsonl]") == said.count("[ffn]") == len(members)
 
 
 def test_a_metric_that_the_task_has_not_is_refused(members: list[Member]) -> None:
