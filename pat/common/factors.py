@@ -18,7 +18,8 @@ def cholesky_(matrix: Tensor) -> Tensor:
     untyped(torch).linalg.cholesky_ex(columns, out=(columns, info))
     if int(info):
         raise RuntimeError(
-            f"the input is not positive-definite: its leading minor of order {int(info)} is not positive"
+            f"its matrix is not positive-definite (the leading minor of order {int(info)} is not positive): raise "
+            "damping, or give more samples (num_samples)"
         )
     return matrix
 

@@ -54,7 +54,7 @@ def names(kind: str, world_size: int = 2) -> Sequence[str]:
     if kind == EVERYWHERE and world_size == 2:
         return list(LAYOUTS)
     if kind in UNSHARDED:
-        return ("zero0", "zero1")
+        return ("zero0", *STAGES)
     return CUT if kind in ("n_of_m", "alps", "experts") else STAGES
 
 

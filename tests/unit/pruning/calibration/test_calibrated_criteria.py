@@ -96,6 +96,22 @@ def test_with_inputs_that_do_not_depend_on_each_other_it_is_nearly_wanda(scope: 
     assert min(ratios) > 1 - 1e-6 and max(ratios) < 1.5 and sum(ratios) / len(ratios) < 1.03
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_wanda_keeps_the_n_highest_scores_of_every_four_inputs(n: int) -> None:
+    """|W| times the norm of the input (arXiv:2306.11695, section 3), within each group of each output."""
+    weights, gram = problem(5)
+    norms = gram.diagonal()
+    keep, kept = cut(
+        registry.build("criterion", "wanda"), weights, {SquaredNorm: norms.double()},
+        choose("global", {"name": "n_of_m", "n": n, "m": 4}, 1 - n / 4),
+    )  # fmt: skip
+    for row, flags in zip(weights.abs() * norms.sqrt(), keep, strict=True):
+        for first in range(0, 8, 4):
+            best = sorted(range(first, first + 4), key=lambda i, row=row: -row[i])[:n]
+            assert {i for i in range(first, first + 4) if flags[i]} == set(best)
+    assert torch.equal(kept, torch.where(keep, weights, 0.0))
+
+
 def test_wanda_is_the_papers_rule() -> None:
     weights = torch.tensor([[1.0, -2.0, 3.0, -4.0], [4.0, 3.0, -2.0, 1.0]])
     keep, kept = cut(
