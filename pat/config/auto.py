@@ -9,8 +9,11 @@ width is known (`learning_rates.highest`); here it is only seen that nobody's ow
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
 
 from pat.pruning import registry
 from pat.schema import ALL_BUT_EMBEDDINGS
@@ -41,10 +44,11 @@ def choose(pruners: Mapping[str, dict[str, Any]], num_steps: int) -> None:
     """Put a schedule in the place of each `auto`; what a recipe or the command line gives of it stays. ValueError for a
     pruner of structures."""
     for name, settings in pruners.items():
-        schedule = settings["schedule"]
+        schedule = _part(name, "schedule", settings)
         if schedule["name"] != NAME:
+            settings["schedule"] = _without_open(schedule)
             continue
-        sparsity = (settings["budget"] or {}).get("sparsity")
+        sparsity = _part(name, "budget", settings).get("sparsity")
         if not isinstance(sparsity, int | float):
             raise ValueError(
                 f"pruners.{name}.schedule=auto chooses by budget.sparsity, which this budget does not have: take "
@@ -53,6 +57,26 @@ def choose(pruners: Mapping[str, dict[str, Any]], num_steps: int) -> None:
         given = {key: value for key, value in schedule.items() if value is not None and key != "name"}
         chosen = ONE_CUT if sparsity <= MUCH else SIX_CUTS if set(given) & _PLACES else _six_cuts(num_steps)
         settings["schedule"] = {**chosen, **given}
+
+
+def _part(name: str, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A method of a pruner; ValueError, with its key, for what is none."""
+    try:
+        return registry.named(kind, settings[kind])
+    except ValueError as error:
+        raise ValueError(f"pruners.{name}.{kind}: {error}") from None
+
+
+def _without_open(schedule: dict[str, Any]) -> dict[str, Any]:
+    """Another schedule in the place of `auto`, which may have left null where this one has a default of its own."""
+    if schedule["name"] not in registry.names("schedule"):
+        return schedule
+    own = registry.defaults("schedule", schedule["name"])
+    return {
+        key: value
+        for key, value in schedule.items()
+        if value is not None or key not in OPEN or (key in own and own[key] is None)
+    }
 
 
 def _six_cuts(num_steps: int) -> dict[str, Any]:
@@ -75,11 +99,27 @@ def choose_trainable(content: Mapping[str, Any]) -> None:
         optim["trainable"] = [ALL_BUT_EMBEDDINGS if keep else "*"]
 
 
-def keep_given_rate(optim: dict[str, Any], given: Collection[str], adapters: bool = False) -> None:
-    """A rate of the command line is the rate at any width: the recipe's base_width belongs to the recipe's rate. So is
-    that of adapters, whose matrices have as many inputs as their rank."""
-    if (adapters or "optim.lr" in given) and "optim.base_width" not in given:
+def keep_given_rate(optim: dict[str, Any], given: Collection[str], at_any_width: bool = False) -> None:
+    """A rate of the command line is the rate at any width: the recipe's base_width belongs to the recipe's rate.
+
+    at_any_width: so is the config's, as that of adapters, whose matrices have as many inputs as their rank.
+    """
+    if (at_any_width or "optim.lr" in given) and "optim.base_width" not in given:
         optim["base_width"] = None
+
+
+def has_own_rate(recipe: str | None, folders: Sequence[Path]) -> bool:
+    """Whether a recipe sets optim.lr, and leaves base_width to one that it builds on, to whose rate that belongs."""
+    path = next((path for each in folders if (path := each / "recipe" / f"{recipe}.yaml").is_file()), None)
+    content: Any = None if path is None else yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, Mapping):
+        return False
+    written = cast(Mapping[str, Any], content)
+    optim: Any = written.get("optim")
+    if isinstance(optim, Mapping) and {"lr", "base_width"} & set(cast(Mapping[str, Any], optim)):
+        return "base_width" not in optim
+    built_on = [each for each in written.get("defaults") or [] if isinstance(each, str) and each != "_self_"]
+    return any(has_own_rate(each.removeprefix("/recipe/"), folders) for each in built_on)
 
 
 def changes(choices: Mapping[str, Any], pruner: str, targets: Collection[float]) -> bool:

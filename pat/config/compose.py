@@ -114,7 +114,10 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
     take_files_in(content)
     auto.choose(content["pruners"], content["train"]["num_steps"])
     auto.choose_trainable(content)
-    auto.keep_given_rate(content["optim"], given, adapters=content["peft"]["r"] is not None)
+    runtime = HydraConfig.get().runtime
+    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    own_rate = auto.has_own_rate(runtime.choices.get("recipe"), folders)
+    auto.keep_given_rate(content["optim"], given, own_rate or content["peft"]["r"] is not None)
     config = take_world_size(to_config(content), overrides)
     validate(config, given, guarded)
     _check_replaced_files(content["data"], given)

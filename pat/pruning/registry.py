@@ -58,8 +58,8 @@ def parse(kind: str, value: Any) -> Any:
     """As `build`, but ValidationErrors say at which field, for the message that names the whole key."""
     if type(value) in classes(kind).values():
         return value
-    given = {"name": value} if isinstance(value, str) else {k: v for k, v in value.items() if v != "???"}
     model = settings(kind, _name(kind, value))
+    given = {key: item for key, item in named(kind, value).items() if item != "???"}
     try:
         read = model.model_validate(given)
     except ValidationError as error:
@@ -83,6 +83,17 @@ def settings(kind: str, name: str) -> type[Section]:
     return create_model(f"{kind}.{name}", __base__=Section, __doc__=cls.__doc__, **keys)
 
 
+def named(kind: str, value: Any) -> dict[str, Any]:
+    """A method as a mapping that has a name; ValueError for what is none."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"A {kind} is a name or a mapping, {{name: ...}}, and not {value!r}.")
+    if "name" not in value:
+        raise ValueError(f"A {kind} needs a name; allowed: {', '.join(names(kind))}.")
+    return {**cast(Mapping[str, Any], value)}
+
+
 def _find(kind: str, name: Any) -> type:
     """The class of that name."""
     if name not in names(kind):
@@ -102,11 +113,7 @@ def _default(f: DataclassField[Any]) -> Any:
 
 def _name(kind: str, value: Any) -> str:
     """The method's name; ValueError where there is none."""
-    if not isinstance(value, Mapping | str):
-        raise ValueError(f"A {kind} is a name or a mapping, {{name: ...}}, and not {value!r}.")
-    if isinstance(value, Mapping) and "name" not in value:
-        raise ValueError(f"A {kind} needs a name; allowed: {', '.join(names(kind))}.")
-    name: Any = value if isinstance(value, str) else cast(Any, value)["name"]
+    name = named(kind, value)["name"]
     _find(kind, name)
     return name
 

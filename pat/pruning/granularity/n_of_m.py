@@ -17,7 +17,7 @@ from pat.pruning.weights.arrays import chunk_numel
 from pat.pruning.weights.selection import refuse_nan
 from pat.pruning.weights.spans import gather_spans, partial_groups, straddlers, whole_groups
 
-ROUNDING = 1e-9  # sparsity 1 - n/m is meant exactly, whatever its last bit
+ROUNDING = 1e-4  # of a slot: sparsity 1 - n/m is meant exactly, whatever the last of its six digits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class NOfM(Granularity):
     def validate_target(self, sparsity: float) -> None:
         """Whole slots of every group, so a multiple of 1/m up to 1 - n/m."""
         most = self.m - self.n
-        if abs(sparsity * self.m - round(sparsity * self.m)) > ROUNDING * self.m or round(sparsity * self.m) > most:
+        if abs(sparsity * self.m - round(sparsity * self.m)) > ROUNDING or round(sparsity * self.m) > most:
             allowed = ", ".join(f"{slots / self.m:g}" for slots in range(most + 1))
             raise ValueError(
                 f"{self.n}:{self.m} can remove {allowed} of the weights, not {sparsity:g}; change the budget."

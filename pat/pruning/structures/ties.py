@@ -54,6 +54,12 @@ def check_first_choice(
 ) -> None:
     """ValueError where the first units would be chosen before a step has given evidence."""
     ranked = isinstance(method, Ranked)
+    if all_equal(score) and not ranked and line.start >= line.hard_from:
+        raise ValueError(
+            f"pruners.{name}.gate={method.name} learns which units go between schedule.start and hard_from, which are "
+            f"both step {line.start}: give schedule.hard_from a later step, or take a schedule that ramps, such as "
+            f"pruners.{name}.schedule.name=linear with schedule.end"
+        )
     soft = [t for t in range(line.start, line.hard_from) if line.is_selection_step(t) and due(t)] if ranked else []
     first = (soft or [line.hard_from])[0]
     if all_equal(score) and not any(training.learns(line.phase(t)) for t in range(first)):

@@ -72,6 +72,8 @@ class WeightPruner:
             self.granularity.select_threshold([], self.criterion.threshold, LOCAL)  # raises where it cannot
         place = f"pruners.{name}"
         ranking.check_scope(place, self.scope, self.granularity, self.criterion, self.transposed)
+        if not config.allow_empty_matrices and self.scope.apart:
+            ranking.check_room(place, self.scope, self.granularity, self.maps, self.budget.sparsity)
         ties.check_first_choice(place, self.criterion, self.timeline, self.budget.sparsity)
         calibrated.check(place, self.criterion, config.masked_grad.name, matrices.unseen(self.shapes))
         self.prior = prior.Prior(self.shapes, self.transposed, self.scope if self.granularity.competing else Matrix())
@@ -177,7 +179,7 @@ class WeightPruner:
         scored = ranking.scored(self.states, self.criterion, self.seed, self.prior, prior)
         if threshold is not None:
             self.granularity.select_threshold(scored, threshold, comm)
-        elif self.scope.of_rows:
+        elif self.scope.of_rows and self.granularity.competing:
             self.matrices.select_in_rows(scored, self.granularity, target, self.scope)
         else:
             self.granularity.select(scored, target, self.scope, comm)

@@ -23,7 +23,7 @@ def check_scope(
     transposed: Collection[str],  # matrices that are stored as (inputs, outputs)
 ) -> None:
     """ValueError where the criterion or the granularity cannot rank in that scope."""
-    if scope.of_rows and not granularity.single:
+    if scope.of_rows and not granularity.single and granularity.competing:
         raise ValueError(
             f"{place}.scope={scope.name} ranks single weights within an output, and granularity "
             f"{granularity.name} has units of its own: set scope: matrix"
@@ -41,6 +41,20 @@ def check_scope(
             f"across matrices, as scope={scope.name} would: set criterion.gradient_samples: 16 for example, with "
             "scope: global; or scope: matrix, or row"
         )
+
+
+def check_room(
+    place: str, scope: Scope, granularity: Granularity, maps: Mapping[str, tuple[int, ...]], sparsity: float
+) -> None:
+    """ValueError for a matrix that has to meet a target by itself, with so few units that all of them would go."""
+    for name, shape in maps.items():
+        units = granularity.num_units(shape)
+        if granularity.pruned_units({name: shape}, sparsity, scope) == units:
+            raise ValueError(
+                f"{place} would remove every weight of {name}, which has {units} units of granularity "
+                f"{granularity.name}: take smaller units, lower budget.sparsity, exclude it, or allow that with "
+                "allow_empty_matrices: true"
+            )
 
 
 def weighs(granularity: Granularity, scope: Scope, criterion: Criterion) -> int:

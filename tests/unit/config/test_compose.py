@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -573,3 +574,59 @@ def test_auto_cuts_once_or_several_times_by_how_much_goes():
     assert schedule(f"{place}.start=0.4").start == 0.4  # what is given stays
     assert schedule(f"{place}.name=cubic", f"{place}.start=0", f"{place}.end=0.5").name == "cubic"
     assert f"{place}=auto" in refused("recipe=parity", f"{place}.name=auto", "pruners.weights.budget.sparsity=null")
+
+
+RECIPES = {  # of a user, each on `encoder`
+    "rate": "optim: {lr: 2.0e-5}",
+    "width": "optim: {lr: 2.0e-5, base_width: 768}",
+    "ramp": "pruners: {weights: {schedule: {name: cubic, start: 0.1, end: 0.6}}}",
+    "number": "pruners: {weights: {schedule: 0.3}}",
+    "word": "pruners: {weights: {schedule: one_shot}}",
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> list[str]:
+    """Keys that find these recipes; `more` builds on `rate`."""
+    (tmp_path / "recipe").mkdir()
+    for name, text in {**RECIPES, "more": "seed: 3"}.items():
+        base = "rate" if name == "more" else "encoder"
+        content = f"# @package _global_\ndefaults:\n  - {base}\n  - _self_\n{text}\n"
+        (tmp_path / "recipe" / f"{name}.yaml").write_text(content)
+    return [
+        "--config-dir",
+        str(tmp_path),
+        "model.path=/m",
+        "data=csv",
+        "data.train=a",
+        "data.eval=b",
+        "train.num_steps=100",
+    ]
+
+
+@pytest.mark.parametrize("name, width", [("rate", None), ("more", None), ("width", 768), ("ramp", 384)])
+def test_a_rate_of_a_users_recipe_is_taken_as_it_is(own: list[str], name: str, width: int | None) -> None:
+    """Fails if a wider model trains at less, because `encoder` says for which width its own rate is."""
+    config = composed(*own, f"recipe={name}")
+    assert config.optim.base_width == width and config.optim.lr == (3e-4 if name == "ramp" else 2e-5)
+
+
+def test_a_schedule_takes_the_place_of_auto(own: list[str]) -> None:
+    for keys in (["recipe=ramp"], ["recipe=encoder", "pruners.weights.schedule={name:cubic,start:0.1,end:0.6}"]):
+        schedule = composed(*own, *keys).pruners["weights"].schedule
+        assert (schedule.name, schedule.start, schedule.end, schedule.select_every) == ("cubic", 0.1, 0.6, 1)
+
+
+@pytest.mark.parametrize(
+    "keys, sentence",
+    [
+        (["recipe=number"], "pruners.weights.schedule: A schedule is a name or a mapping, {name: ...}, and not 0.3."),
+        (["recipe=word"], "schedule one_shot needs start"),
+        (["recipe=encoder", "pruners.weights.budget=0.5"], "pruners.weights.budget: A budget is a name or a mapping"),
+        (["recipe=decoder", "pruners.weights.budget=0.5"], "pruners.weights.budget: A budget is a name or a mapping"),
+        (["recipe=encoder_narrow", "pruners.narrow.gate=0.5"], "pruners.narrow.gate: A gate is a name or a mapping"),
+    ],
+)
+def test_what_is_no_method_is_said_in_a_sentence(own: list[str], keys: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        composed(*own, *keys)

@@ -330,7 +330,7 @@ def test_two_pruners_of_one_parameter() -> None:
     pruners = {
         name: PrunerConfig(
             structures=list(keep),
-            gate="l0",
+            gate="taylor",
             budget={"name": "shape", "keep": keep},
             schedule={"name": "one_shot", "start": 2},
         )

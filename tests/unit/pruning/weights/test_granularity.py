@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from pat.common.comm import LOCAL
 from pat.pruning import registry
+from pat.pruning.criteria.alps import Alps
 from pat.pruning.granularity.block import Block
 from pat.pruning.granularity.n_of_m import NOfM
 from pat.pruning.granularity.weight import Weight
 from pat.pruning.scopes import Scope
 from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.scopes.matrix import Matrix
+from pat.pruning.scopes.row import Row
 from pat.pruning.types import Granularity, ScoredSegment
-from pat.pruning.weights import arrays
+from pat.pruning.weights import arrays, ranking
 from tests.sets import thinned
 from tests.thread_ranks import assert_same, oracle, select_on
 
@@ -197,6 +200,46 @@ def test_one_rank_of_many_holds_nothing_at_all(granularity: Granularity) -> None
     parameters = matrices(0)
     found = select_on(3, parameters, lambda r, c: granularity.select(r, 0.25, Global(), c), empty=[0, 2])
     assert_same(found, select_on(1, parameters, lambda r, c: granularity.select(r, 0.25, Global(), c)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern(NOfM):
+    """A granularity that no other file knows by name."""
+
+    name: str = "pattern"
+
+
+def test_what_can_rank_it_is_asked_of_the_granularity_and_not_of_its_name() -> None:
+    alone = Alps(gradient_samples=0)
+    ranking.check_scope("pruners.w", Global(), Pattern(n=1, m=2), alone, ())
+    assert ranking.weighs(Pattern(n=1, m=2), Global(), Alps()) == 0  # no matrices compete: no gradients
+    with pytest.raises(ValueError, match="says nothing across matrices"):
+        ranking.check_scope("pruners.w", Global(), Block(rows=1, cols=2), alone, ())
+    with pytest.raises(ValueError, match="granularity block has units of its own"):
+        ranking.check_scope("pruners.w", Row(), Block(rows=1, cols=2), alone, ())
+    for granularity in (Pattern(n=1, m=2), Weight()):  # a pattern in each row is the same pattern
+        ranking.check_scope("pruners.w", Row(), granularity, alone, ())
+    assert Pattern(n=1, m=2).describe(Global()) == "1 of every 2 stay"
+
+
+def test_a_matrix_of_too_few_units_is_refused_before_anything_is_trained() -> None:
+    """128 x 128 blocks of a matrix of 384 x 384 are nine, of which 95 % are nine. Fails if the last cut finds it."""
+    block, shapes = Block(rows=128, cols=128), {"k": (384, 384), "up": (1536, 384)}
+    with pytest.raises(ValueError, match="would remove every weight of k, which has 9 units .* take smaller units"):
+        ranking.check_room("pruners.w", Matrix(), block, shapes, 0.95)
+    ranking.check_room("pruners.w", Matrix(), block, shapes, 0.9)
+
+
+@pytest.mark.parametrize("n, m", [(2, 6), (1, 3), (3, 7), (5, 12)])
+def test_a_pattern_takes_the_target_that_it_says(n: int, m: int) -> None:
+    """Fails if a share of six digits, as the error prints it, is no multiple of 1/m."""
+    pattern = NOfM(n=n, m=m)
+    for slots in range(m - n + 1):
+        said = float(f"{slots / m:g}")
+        pattern.validate_target(said)
+        assert pattern.num_kept(said) == m - slots
+    with pytest.raises(ValueError, match="can remove"):
+        pattern.validate_target(1 / m + 0.001)
 
 
 def test_registered_with_fields_that_the_user_must_choose() -> None:
