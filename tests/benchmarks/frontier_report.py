@@ -178,6 +178,7 @@ def picture(table: Sequence[Line], path: Path) -> None:
         print("no picture: matplotlib is not here; pip install 'pat-deepspeed[plot]' and give --table")
         return
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+    from matplotlib.ticker import LogLocator  # pyright: ignore[reportMissingImports]
 
     points, style = [line for line in table if line.mean is not None], _styles()
     panels = list(
@@ -206,6 +207,7 @@ def picture(table: Sequence[Line], path: Path) -> None:
         if first.metric not in HIGHER_IS_BETTER:
             panel.set_yscale("log")
             panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
             panel.yaxis.set_minor_formatter("{x:g}")
         better = "higher" if first.metric in HIGHER_IS_BETTER else "lower"
         title = f"{data}, {_target(next(line for line in points if line.target == target))} ({better} is better)"
