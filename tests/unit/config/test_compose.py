@@ -563,7 +563,7 @@ def test_auto_cuts_once_or_several_times_by_how_much_goes():
     none = schedule("pruners.weights.budget.sparsity=0.9", "train.num_steps=0")
     assert (none.start, none.end, none.select_every) == (0.15, 0.65, 0.1)
     for steps in (*range(8, 60), 101, 201, 499, 1001):  # a seventh would be a step after the sixth
-        pruner = {"schedule": dict(auto.OPEN), "budget": {"sparsity": 0.9}}
+        pruner = {"schedule": dict(auto.OPEN), "budget": {"name": "sparsity", "sparsity": 0.9}}
         auto.choose({"weights": pruner}, steps)
         line = registry.build("schedule", pruner["schedule"]).resolve(steps)
         typed = "pruners.weights.budget.sparsity=0.9", f"train.num_steps={steps}"
