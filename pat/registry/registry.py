@@ -23,7 +23,7 @@ from pat.registry import gates, moves, variant
 from pat.registry.backend import Backend, BackendError, Entry
 from pat.registry.gates import RefusedError
 from pat.registry.moves import Promotion
-from pat.registry.store import DamagedError, Store, copy_in, copy_out, faults, sync_folders
+from pat.registry.store import DamagedError, Store, copy_in, copy_out, faults
 
 FORMAT = 1
 RECORD, VARIANT = "pat.record", "pat.variant"
@@ -66,7 +66,7 @@ class Registry:
             backend.aliases(name)  # a database or server that cannot be reached is noticed before much is copied
         with self.store.staging() as staged:
             manifest = {each: copy_in(folder / each, staged / each) for each in names}
-            sync_folders(staged)
+            files.sync_tree(staged)
             variant.check_whole(staged, manifest)
             record = {
                 "format": FORMAT,

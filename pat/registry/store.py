@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pat.common import partial
-from pat.common.files import sync_directory, write_atomic
+from pat.common.files import sync_directory, sync_tree, write_atomic
 from pat.run.directory import ExitCode
 
 CHUNK = 1 << 22
@@ -163,7 +163,7 @@ def copy_out(folder: Path, manifest: Manifest, target: Path, new: bool) -> None:
                     raise DamagedError(
                         f"{source} was changed since it was added: add the variant again, which puts it back"
                     )
-            sync_folders(part)
+            sync_tree(part)
             if new:
                 os.replace(part, target)
                 sync_directory(target.parent)
@@ -207,12 +207,6 @@ def manifest_sha256(manifest: Manifest) -> str:
     """Of the names and hashes of all files."""
     lines = [f"{said['sha256']}  {name}\n" for name, said in sorted(manifest.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def sync_folders(folder: Path) -> None:
-    """Make the names in a folder and below it survive a power cut."""
-    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        sync_directory(path)
 
 
 def _clear(lock: Path) -> None:
