@@ -24,9 +24,9 @@ def on_layouts(kinds: Sequence[str], among: Iterable[str]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for kind in kinds:
         for layout in among:
-            overrides = ALL[layout]
             pruner, _, dtype = kind.partition(" ")
-            trained = build(make_config(pruner, engine__dtype=dtype or "bf16", **overrides))
+            config = make_config(pruner, engine__dtype=dtype or "bf16", **ALL[layout])
+            trained = build(config.changed(pruners__weights__schedule=AT_ONCE) if kind in UNSHARDED else config)
             cuts = [
                 s.start % 4
                 for weight_pruner in trained.pruner.weight_pruners
@@ -46,7 +46,8 @@ def on_layouts(kinds: Sequence[str], among: Iterable[str]) -> dict[str, Any]:
 EVERYWHERE = "movement"  # on all layouts
 STAGES = ("zero1", "zero2", "zero3 in sub-groups")
 CUT = (*STAGES, "zero3", "zero3 offload")  # of what shards cut: groups and whole matrices
-UNSHARDED = ("wanda fp32", "alps fp32")  # calibrated, at ZeRO 0, too
+UNSHARDED = ("wanda fp32", "alps fp32")  # calibrated, at ZeRO 0, too: there they are cut before any step
+AT_ONCE = {"name": "one_shot", "start": 0}
 
 
 def names(kind: str, world_size: int = 2) -> Sequence[str]:

@@ -68,7 +68,7 @@ def _same_bits(results: dict[str, Any], layouts: Iterable[str], keys: Iterable[s
 @pytest.mark.parametrize("case", [(n, kind) for n, kinds in PARITY.items() for kind in kinds])
 def test_same_bits_on_every_zero_stage(case: tuple[int, str]) -> None:
     """Masks and weights at ZeRO 1, 2 and 3; some pruners also with offload, DeepSpeed's keys and no sub-groups. At
-    ZeRO 0 masks alone: its steps round in another way, whatever prunes."""
+    ZeRO 0 masks alone, of a cut before the first step: its steps round in another way, whatever prunes."""
     world_size, kind = case
     layouts = parity_checks.names(kind, world_size)
     results = parity(world_size, *PARITY[world_size])[kind]
