@@ -1,11 +1,12 @@
-"""Bytes that a calibrated cut takes on a rank for its walk over the layers, besides weights and optimizer.
+"""Bytes that a calibrated cut takes of a rank for its walk over the layers, besides weights and optimizer.
 
-The hidden states of the rank's samples; and the most of
+In the host's memory, the hidden states of the rank's samples. On the device, those of a micro-batch that go into a
+layer and come out of it; and the most of
     measuring   a layer's weights in the forward's dtype, and its statistics, as if no two matrices had the same inputs
     cutting     these statistics, what the method holds for one matrix, and the others of its rank: as if all matrices
                 with as many inputs had the same ones; of structures the layer's weights, unless no cut of it follows
-    going back  before all this, what goes into each layer and out of the last one, for the samples whose gradients are
-                taken; the weights of a layer, or of all that stands outside of them, logits not counted
+    going back  before all this, the weights of a layer, or of all that stands outside of them, logits not counted; the
+                host has what goes into each layer and out of the last one, for the samples whose gradients are taken
     fitting     the layer's weights and gradients in the forward's dtype, the rank's share of fp32 weights, flags and
                 moments, an fp32 gradient and what Adam makes of it; what the backward keeps is not counted
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import nn
@@ -28,12 +30,21 @@ from pat.schema import Config
 CUT = 5  # bytes of a weight and its flag, before its matrix is cut or after
 
 
-def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks: int, micro: int = 1) -> int:
-    """The most bytes on the rank with most samples, at `micro` sequences a forward; 0 where nothing is calibrated."""
-    return max((_of(config, model, each, ranks, micro) for each in needs), default=0)
+@dataclass(frozen=True)
+class Calibration:
+    """The most bytes of a rank at any moment of its calibrated cuts."""
+
+    device: int = 0
+    host: int = 0
 
 
-def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) -> int:
+def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks: int, micro: int = 1) -> Calibration:
+    """Of the rank with most samples, at `micro` sequences a forward; 0 where nothing is calibrated."""
+    found = [_of(config, model, each, ranks, micro) for each in needs]
+    return Calibration(max((f.device for f in found), default=0), max((f.host for f in found), default=0))
+
+
+def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) -> Calibration:
     itemsize = DTYPES[config.engine.dtype].itemsize
     rows, back_rows = (micro * math.ceil(number / (micro * ranks)) for number in (needs.num_samples, needs.back))
     tokens = rows * config.data.max_length
@@ -63,13 +74,12 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
         fitted = largest if needs.layers else max(pruned.values(), key=_total)
         fitting = weights + fit_bytes(fitted, ranks, itemsize)
     state = hidden * itemsize  # of a token
+    batch = micro * config.data.max_length * state * 2
     states = tokens * state * (1 + 2 * needs.follows)  # also what goes into a layer and comes out of it dense
-    stack = len(layers.keys() - {""})
-    back = back_rows * config.data.max_length * state * (stack + 1)
-    back += max(weights, itemsize * _total(layers.get("", {})))
-    return max(
-        back if needs.back else 0, states + max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)
-    )
+    back_states = back_rows * config.data.max_length * state * (len(layers.keys() - {""}) + 1)
+    back = max(weights, itemsize * _total(layers.get("", {}))) if needs.back else 0
+    walking = max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)
+    return Calibration(batch + max(back, walking), max(states, back_states))
 
 
 def _total(sizes: Mapping[str, int]) -> int:

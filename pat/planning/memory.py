@@ -87,10 +87,12 @@ class RankMemory:
     host: int
     activations: int = 0
 
-    def total(self, soft: bool = True) -> int:
-        """The peak: the larger of the backward and the optimizer's step."""
+    def total(self, soft: bool = True, cut: int = 0) -> int:
+        """The peak: the largest of the backward, the optimizer's step and a calibrated cut, for which no gradient is
+        kept."""
         state = self.weights + self.optimizer + self.teacher + (self.pruner_soft if soft else self.pruner_hard)
-        return state + self.gradients + self.reduction + max(self.activations + self.gathered, self.step)
+        step = self.gradients + max(self.activations + self.gathered, self.step)
+        return state + self.reduction + max(step, cut)
 
 
 def shard_numels(shapes: Shapes, layout: Layout) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from pat.planning import checkpoints, memory, traffic, work
 from pat.planning.activations import Activations, activations
 from pat.planning.architectures import planned
-from pat.planning.calibration import calibration
+from pat.planning.calibration import Calibration, calibration
 from pat.planning.memory import Layout, RankMemory
 from pat.planning.shapes import Shapes, itemsize, shapes_of
 from pat.schema import Config
@@ -31,7 +31,7 @@ class Row:
     selection_bytes: int
     selection_read_bytes: float
     checkpoint: checkpoints.CheckpointSize
-    calibration: int  # besides weights and optimizer, during a calibrated cut; 0: there is none
+    calibration: Calibration  # besides weights and optimizer
     step_flops: float
     cut_flops: work.Cut | None  # of a calibrated cut
     total_soft: int
@@ -82,6 +82,7 @@ def report(
                 known[micro] = activations(config, task, model.config, micro)
             kept = known[micro].checkpointed if config.engine.activation_checkpointing else known[micro].whole
             needed = memory.memory(shapes, layout, kept)
+            cutting = calibration(config, model, pruner.calibrations, count, micro)
             selecting = 1 if stage == 0 else count
             rows.append(
                 Row(
@@ -93,10 +94,10 @@ def report(
                     traffic.bytes_per_selection(selecting, rankings, shapes.prunable) if rankings else 0,
                     traffic.bytes_read_per_selection(shapes, layout),
                     checkpoints.checkpoint_size(shapes, layout),
-                    calibration(config, model, pruner.calibrations, count, micro),
+                    cutting,
                     work.step(config, layout.accumulation, known[micro]),
                     work.cut(config, pruner.calibrations, count, micro, known[micro]),
-                    needed.total(),
+                    needed.total(cut=cutting.device),
                     needed.total(soft=False),
                 )
             )

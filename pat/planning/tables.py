@@ -57,13 +57,15 @@ def _memory(needs: Report) -> list[_Line]:
     ]
     if any(row.memory.teacher for row in needs.rows):
         lines.append(("teacher", lambda row: size(row.memory.teacher)))
-    if any(row.calibration for row in needs.rows):
-        lines.append(("calibration (when there are no activations)", lambda row: size(row.calibration)))
+    if any(row.calibration.device for row in needs.rows):
+        lines.append(("calibration (when there are no activations)", lambda row: size(row.calibration.device)))
     lines += [
         ("[bold]in all, while masks still move", lambda row: f"[bold]{size(row.total_soft)}"),
         ("[bold]in all, once they are final", lambda row: f"[bold]{size(row.total_hard)}"),
         (f"smallest card with {SPARE:.0%} to spare", lambda row: card(row.total_soft)),
     ]
+    if any(row.calibration.host for row in needs.rows):
+        lines.append(("calibration, in the memory of the host", lambda row: size(row.calibration.host)))
     if any(row.memory.host for row in needs.rows):
         lines.append(("in the memory of the host, beside it", lambda row: size(row.memory.host)))
     return lines

@@ -6,7 +6,6 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from pat.common.text import duration
 from pat.run.preemption import Preempted
 from pat.training.state import Training
 
@@ -26,7 +25,8 @@ class Calibrating:
         """Around the pass that takes the loss's gradients. Collective."""
         self.training.agree()
         started = time.perf_counter()
-        self.training.tracker.say(f"{self._at()}taking the loss's gradients, through all layers and back")
+        at = f"step {self.training.progress.step}: " if self.training.config.train.num_steps else ""
+        self.training.tracker.say(f"{at}taking the loss's gradients, through all layers and back")
         yield
         self.gradients_s += time.perf_counter() - started
 
@@ -46,18 +46,13 @@ class Calibrating:
         if asked and not self.announced and index < number:
             self.announced = True
             training.tracker.say(f"stopping after the cut, of which {number - index} of {number} layers are left")
+        left_s = layer_s * (number - index) if index else None  # as the last layer took
+        training.tracker.layer(index, number, training.progress.step, left_s)
         if index == number:
             seconds, self.gradients_s = seconds + self.gradients_s, 0.0
             training.aside_s += seconds
             training.progress.calibration_seconds += seconds
             training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
-        elif index % max(1, number // 4) == 0:
-            left = f", left {duration(layer_s * (number - index))}" if index else ""  # as the last one took
-            training.tracker.say(f"{self._at()}calibrating and pruning layer {index + 1} of {number}{left}")
-
-    def _at(self) -> str:
-        steps = self.training.config.train.num_steps
-        return f"step {self.training.progress.step}: " if steps else ""
 
 
 def _better_now(training: Training, seconds: float, index: int, number: int) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pat.common.typed import untyped
 from pat.models.experts import Seen, Watched, are_experts, by_module, expert_of, parameter_of
 from pat.pruning.calibration.calls import Call
+from pat.pruning.calibration.hidden import HiddenStates
 from pat.pruning.calibration.needs import no_room_for_gradients
 from pat.pruning.calibration.probe import is_of_no_token, not_a_map, per_own_token, per_token
 from pat.pruning.calibration.room import Room
@@ -70,7 +71,7 @@ def squares(
     The gradients are those of the labels in the data, as in the empirical Fisher information. Raises NotCalibrated
     where they are not finite, or 0 throughout, and on all ranks where one has no memory.
     """
-    size = (len(walk.layers) + 1) * sum(hidden.nbytes for hidden in walk.hidden)
+    size = (len(walk.layers) + 1) * walk.hidden.nbytes
     room = Room(walk.comm, lambda: no_room_for_gradients(size))
     inputs = _forward(walk, room)
     gradients = _of_the_top(walk, batches, inputs.pop(), loss, room)
@@ -83,12 +84,12 @@ def squares(
 
 
 @torch.no_grad()
-def _forward(walk: Walk, room: Room) -> list[list[Tensor]]:
+def _forward(walk: Walk, room: Room) -> list[HiddenStates]:
     """What goes into each layer, and what comes out of the last, by micro-batch. Collective."""
     kept = [walk.hidden]
 
-    def outputs(index: int) -> list[Tensor]:
-        return [call(walk.layers[index], h) for call, h in zip(walk.calls[index], kept[-1], strict=True)]
+    def outputs(index: int) -> HiddenStates:
+        return HiddenStates(call(walk.layers[index], h) for call, h in zip(walk.calls[index], kept[-1], strict=True))
 
     for index in range(len(walk.layers)):
         own = walk.parameters(index)
@@ -98,15 +99,15 @@ def _forward(walk: Walk, room: Room) -> list[list[Tensor]]:
     return kept
 
 
-def _of_the_top(walk: Walk, batches: Sequence[Any], outputs: Sequence[Tensor], loss: Loss, room: Room) -> list[Tensor]:
+def _of_the_top(walk: Walk, batches: Sequence[Any], outputs: HiddenStates, loss: Loss, room: Room) -> HiddenStates:
     """The loss's gradients of what the last layer gives. Collective."""
 
-    def gradients() -> list[Tensor]:
-        found: list[Tensor] = []
+    def gradients() -> HiddenStates:
+        found = HiddenStates()
         for place, (batch, given) in enumerate(zip(batches, outputs, strict=True)):
             last = given.detach().requires_grad_()
             with torch.enable_grad(), _ending_in(walk, place, last):
-                found += torch.autograd.grad(loss(walk.skeleton, batch), [last])
+                found.append(*torch.autograd.grad(loss(walk.skeleton, batch), [last]))
         return found
 
     outside = [name for name, _ in walk.skeleton.named_parameters() if not name.startswith(f"{walk.stack}.")]
@@ -120,8 +121,8 @@ def _of_layer(
     walk: Walk,
     index: int,
     names: Sequence[str],
-    inputs: Sequence[Tensor],
-    gradients: list[Tensor],  # of what the layer gives; becomes that of what goes into it
+    inputs: HiddenStates,
+    gradients: HiddenStates,  # of what the layer gives; becomes that of what goes into it
     room: Room,
 ) -> Iterator[tuple[str, Squares]]:
     """Collective."""

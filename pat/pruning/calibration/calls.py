@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pat.common.typed import untyped
 from pat.models.experts import are_experts
+from pat.pruning.calibration.hidden import HiddenStates
 from pat.tasks.packing import kept_apart
 
 SEEN_BY_THE_BASE = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -57,13 +58,14 @@ class Call:
 def recording(
     layers: Sequence[Any],
     calls: list[list[Call]],
-    hidden: list[Tensor],
+    hidden: HiddenStates,
     batches: Sequence[Tensor],  # (B, T), in the order in which they will come
 ) -> Generator[None]:
     """Inside it a layer returns its hidden states unchanged, and the rest of what it returns without numbers; how it
     was called is noted. Raises NotCalibrated where more than the hidden states goes on into the next layer, or where
     these are not of the batch's tokens."""
     beside: dict[type, tuple[Any, ...] | None] = {}
+    entered: list[Tensor] = []  # [hidden states of this micro-batch]
 
     def stub(index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -80,7 +82,8 @@ def recording(
                         f"so it cannot be told which are padding: {OTHERWISE}"
                     )
                 hidden.append(states)
-            elif _is_on_meta((args, kwargs)) or not (states is hidden[-1] or torch.equal(states, hidden[-1])):
+                entered[:] = [states]
+            elif _is_on_meta((args, kwargs)) or not (states is entered[0] or torch.equal(states, entered[0])):
                 raise NotCalibrated(
                     f"Layer {index} gets more, or something else, than the hidden states of layer {index - 1}, so the "
                     f"layers cannot be calibrated one by one: {OTHERWISE}"

@@ -64,7 +64,7 @@ def no_room(layer: str, num_bytes: int) -> str:
     """What to say where a rank has no memory for what goes into a layer's matrices."""
     return (
         f"this rank has no memory to measure what goes into the matrices of {layer}: that takes up to "
-        f"{size_in_words(num_bytes)} beside the layer and the samples' hidden states; leave wide matrices out "
+        f"{size_in_words(num_bytes)} beside the layer; leave wide matrices out "
         "(exclude), free memory (engine.zero_stage=3, engine.offload_optimizer=true), take fewer or shorter samples "
         "(num_samples, data.max_length), or a method that needs next to none (wanda; of structures: activation)"
     )
@@ -74,7 +74,8 @@ def no_room_for_gradients(num_bytes: int) -> str:
     """What to say where a rank has no memory to take the loss's gradients."""
     return (
         "this rank has no memory to take the loss's gradients before the cut: what goes into each layer takes "
-        f"{size_in_words(num_bytes)} beside a layer, its gradients and the logits of a micro-batch; take fewer samples "
+        f"{size_in_words(num_bytes)} of the host's memory, and the device has to hold a layer, its gradients and the "
+        "logits of a micro-batch; take fewer samples "
         "(criterion.gradient_samples), or none (criterion.gradient_samples: 0, with scope: matrix), shorter ones or "
         "fewer at once (data.max_length, train.micro_batch_size), or free memory (engine.zero_stage=3, "
         "engine.offload_optimizer=true)"
@@ -85,7 +86,7 @@ def no_room_to_fit(layer: str, num_bytes: int) -> str:
     """What to say where a rank has no memory to fit a layer after its cut."""
     return (
         f"this rank has no memory to fit {layer} after its cut: that takes about {size_in_words(num_bytes)} beside the "
-        "layer, the samples' hidden states and what the backward of a micro-batch keeps; leave it out "
+        "layer and what the backward of a micro-batch keeps; leave it out "
         "(criterion.reconstruct: 0; of structures gate.reconstruct: 0), take shorter samples or fewer at once "
         "(data.max_length, train.micro_batch_size), or free memory (engine.zero_stage=3, "
         "engine.offload_optimizer=true)"

@@ -26,6 +26,7 @@ from pat.common.parameters import is_conv1d
 from pat.models.experts import are_experts, by_module, expert_of, parameter_of
 from pat.pruning.calibration.calls import OTHERWISE, Call, NotCalibrated, inputs_of, recording, without_cache
 from pat.pruning.calibration.gap import Gap, GapProbe
+from pat.pruning.calibration.hidden import HiddenStates
 from pat.pruning.calibration.needs import no_room
 from pat.pruning.calibration.probe import Enough, Probe, Statistics
 from pat.pruning.calibration.room import Room
@@ -61,7 +62,9 @@ class Walk:
             raise NotCalibrated("There is no token to calibrate on: all calibration samples are padding.")
         self._enter(batches)
         self.follow = follow
-        self.before = list(self.hidden) if follow else []  # what goes into the layer in the model as it was before
+        self.before = (
+            self.hidden.copy() if follow else HiddenStates()
+        )  # what goes into the layer in the model as it was before
 
     def __iter__(self) -> Iterator[Layer]:
         """Every layer; what the consumer has written to the weights by then is what the next layer's inputs see."""
@@ -77,7 +80,7 @@ class Walk:
                 for place, call in enumerate(self.calls[index]):
                     self.hidden[place] = call(layer, self.hidden[place])
                 self.drop(own)
-        self.hidden, self.before = [], []
+        self.hidden, self.before = HiddenStates(), HiddenStates()
         self.on_layer(len(self.layers), len(self.layers))
 
     # -- the beginning -----------------------------------------------------------------------------------------------
@@ -91,7 +94,7 @@ class Walk:
         outside = [n for n, p in self.skeleton.named_parameters() if id(p) in below and not n.startswith(inside)]
         self.fill(outside)
         self.calls: list[list[Call]] = [[] for _ in self.layers]
-        self.hidden: list[Tensor] = []
+        self.hidden = HiddenStates()
         with recording(self.layers, self.calls, self.hidden, self.real):
             for batch in batches:
                 try:
@@ -142,7 +145,7 @@ class Layer:
         self.name = f"{walk.stack}.{index}"
         self.parameters = walk.parameters(index)
         self._twin: Any = None  # a copy with the weights that the layer came with, once it is needed
-        self._behind: list[Tensor] = []  # what the layer gave with them
+        self._behind = HiddenStates()  # what the layer gave with them
 
     def refresh(self, names: Sequence[str]) -> None:
         """Let what follows see these weights of the layer as they are now. Collective."""
@@ -221,7 +224,7 @@ class Layer:
             twin.get_submodule(self._path(name)).register_forward_hook(partial(_note, gave, name))
             for name in {n for names in added.values() for n in names}
         ]
-        self._behind.clear()
+        self._behind = HiddenStates()
 
         def add(batch: int) -> None:
             self._behind.append(walk.calls[self.index][batch](twin, walk.before[batch]))
@@ -236,12 +239,12 @@ class Layer:
                 handle.remove()
         return means, {name: probe.gap(walk.comm, walk.tokens) for name, probe in probes.items()}
 
-    def behind(self) -> list[Tensor]:
-        """What the layer gives in the model as it was before, by micro-batch; [] where the walk does not follow it.
+    def behind(self) -> HiddenStates:
+        """What the layer gives in the model as it was before, by micro-batch; none where the walk does not follow it.
         Asked for while the layer has the weights that it came with, it needs no copy of them."""
-        left = list(zip(self.walk.calls[self.index], self.walk.before, strict=False))[len(self._behind) :]
         module = self.module if self._twin is None else self._twin
-        self._behind += [call(module, hidden) for call, hidden in left]
+        for place in range(len(self._behind), len(self.walk.before)):
+            self._behind.append(self.walk.calls[self.index][place](module, self.walk.before[place]))
         return self._behind
 
     @property

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaFor
 from pat.commands import plan as command
 from pat.models.trainable import choose_trainable
 from pat.planning import activations, checkpoints, traffic
-from pat.planning.calibration import calibration
+from pat.planning.calibration import Calibration, calibration
 from pat.planning.memory import Layout, memory, shard_numels, touched, with_user_keys
 from pat.planning.shapes import ParamGroup, Shapes
 from pat.planning.tables import card
@@ -463,20 +463,22 @@ def test_calibration_by_hand() -> None:
     cut = gram + (4 * 6 + 2) * weights  # the inverse, six matrices, two sets of flags
     choosing = gram + (4 * 5 + 3 + 13) * weights + weights // 4
     assert choosing > cut and choosing + gram > 2 * layer + gram
-    assert calibration(config, model, pruner.calibrations, 2) == hidden + gram + choosing
-    assert calibration(config, model, [], 2) == 0
+    entering = 2 * 10 * 16 * 2  # a micro-batch goes in and comes out
+    assert calibration(config, model, pruner.calibrations, 2) == Calibration(entering + gram + choosing, hidden)
+    assert calibration(config, model, [], 2) == Calibration(0, 0)
     many = 2 * (pruner.calibrations[0].num_samples // 2 + 1)  # of a forward more than half of what is asked for
-    assert calibration(config, model, pruner.calibrations, 1, many) == calibration(
-        config, model, [replace(each, num_samples=many) for each in pruner.calibrations], 1
-    )
+    of_many = [replace(each, num_samples=many) for each in pruner.calibrations]
+    assert calibration(config, model, pruner.calibrations, 1, many).host == calibration(config, model, of_many, 1).host
     felt = config.changed(pruners__weights__criterion={"name": "alps", "num_samples": 5, "gradient_samples": 3})
     going = Pruner(felt)
     going.attach(model)
     outside = sum(p.numel() for p in model.parameters()) - 2 * layer
-    back = 3 * 2 * 10 * 16 * 2 + 2 * max(layer, outside)  # 2 samples of a rank: into 2 layers and out of them
-    assert calibration(felt, model, going.calibrations, 2) == max(back, hidden + gram + choosing)
+    back = 3 * 2 * 10 * 16 * 2  # 2 samples of a rank: into 2 layers and out of them
+    on_device = entering + max(2 * max(layer, outside), gram + choosing)
+    assert calibration(felt, model, going.calibrations, 2) == Calibration(on_device, max(back, hidden))
     fitted = config.changed(pruners__weights__criterion={"name": "alps", "num_samples": 5, "reconstruct": 1})
     again = Pruner(fitted)
     again.attach(model)
     fit = 2 * layer + (2 + 13 + 3 * 4) * weights  # weights, gradients; fp32 with moments and flags, Adam's own
-    assert calibration(fitted, model, again.calibrations, 2) == 3 * hidden + max(gram + choosing, fit)
+    on_device = entering + max(gram + choosing, fit)
+    assert calibration(fitted, model, again.calibrations, 2) == Calibration(on_device, 3 * hidden)

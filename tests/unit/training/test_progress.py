@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from pat import train
 from pat.common.text import duration
 from pat.schema import Config, TrainConfig
 from pat.training import hardware, metrics
-from pat.training.display import Remaining
+from pat.training.display import Bar, Lines, Remaining
 from pat.training.progress import Progress
 
 PAUSE_S = 0.4
@@ -136,6 +137,30 @@ def test_time_left_counts_evaluations_and_saves(settings: dict[str, Any], step: 
     left.cuts = 3
     assert left.seconds(step) == pytest.approx(seconds + 1000.0)
     assert "cut" not in left.in_words(step)
+
+
+def test_a_cut_is_four_lines_of_a_log_and_a_bar_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails if a cut of minutes shows nothing for minutes, or leaves its bar behind."""
+    train, terminal = TrainConfig(num_steps=10), io.StringIO()
+    lines, bar = Lines(train, "end"), Bar(train, "end", "decoder", terminal)
+    bar.start(3, 1)
+    for index in range(9):
+        for view in (lines, bar):
+            view.layer(index, 8, 3, 5.0 * (8 - index) if index else None)
+        assert (bar.cut is None) == (index == 8)
+        if index == 5:
+            (cut,) = [task for task in bar.bar.tasks if task.id == bar.cut]
+            assert (cut.completed, cut.total, cut.fields["left"]) == (5, 8, "0:00:15")
+            bar.bar.refresh()
+    bar.close()
+    assert [task.description for task in bar.bar.tasks] == ["decoder"]
+    assert "calibrating and pruning layers" in terminal.getvalue() and "5/8" in terminal.getvalue()
+    assert capsys.readouterr().out.splitlines() == [
+        "step 3: calibrating and pruning layer 1 of 8",
+        "step 3: calibrating and pruning layer 3 of 8, left 0:00:30",
+        "step 3: calibrating and pruning layer 5 of 8, left 0:00:20",
+        "step 3: calibrating and pruning layer 7 of 8, left 0:00:10",
+    ]
 
 
 def test_a_resumed_run_counts_its_own_steps() -> None:

@@ -365,7 +365,7 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
     training: Any = SimpleNamespace(
         progress=Progress(step=step, saved_step=saved), due=SimpleNamespace(last_save=time.monotonic() - trained_s),
         pruner=SimpleNamespace(journals=SimpleNamespace(kept=kept)), agree=lambda due: (asked[0], due),
-        tracker=SimpleNamespace(say=said.append, log=lambda *_: None), aside_s=0.0,
+        tracker=SimpleNamespace(say=said.append, log=lambda *_: None, layer=lambda *_: None), aside_s=0.0,
         config=SimpleNamespace(train=SimpleNamespace(num_steps=10)),
     )  # fmt: skip
     asked, on_layer = [False], calibrating.Calibrating(training).on_layer
@@ -384,11 +384,13 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
 
 def test_taking_the_losss_gradients_counts_as_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if minutes of it are taken for training, whose throughput then never was. A cut is one line of the log."""
-    clock, said, logged = [0.0], list[str](), list[dict[str, float]]()
+    clock, said, layers, logged = [0.0], list[str](), list[tuple[Any, ...]](), list[dict[str, float]]()
     monkeypatch.setattr(calibrating.time, "perf_counter", lambda: clock[0])
     training: Any = SimpleNamespace(
         progress=Progress(step=3, saved_step=3), agree=lambda due=False: (False, due), aside_s=0.0,
-        tracker=SimpleNamespace(say=said.append, log=lambda figures, step: logged.append(figures)),
+        tracker=SimpleNamespace(
+            say=said.append, layer=lambda *at: layers.append(at), log=lambda figures, step: logged.append(figures)
+        ),
         config=SimpleNamespace(train=SimpleNamespace(num_steps=10)),
     )  # fmt: skip
     cut = calibrating.Calibrating(training)
@@ -401,11 +403,8 @@ def test_taking_the_losss_gradients_counts_as_calibration(monkeypatch: pytest.Mo
             clock[0] += 5.0 * (index < 2)
     assert logged == [{"calibration/seconds": 50.0}, {"calibration/seconds": 10.0}]
     assert training.aside_s == training.progress.calibration_seconds == 60.0
-    assert said[:3] == [
-        "step 3: taking the loss's gradients, through all layers and back",
-        "step 3: calibrating and pruning layer 1 of 2",
-        "step 3: calibrating and pruning layer 2 of 2, left 0:00:05",
-    ]  # fmt: skip
+    assert said == ["step 3: taking the loss's gradients, through all layers and back"]
+    assert layers[:3] == [(0, 2, 3, None), (1, 2, 3, 5.0), (2, 2, 3, 0.0)]
 
 
 def test_gates_outside_of_the_weights_are_part_of_what_a_cut_depends_on(tmp_path: Path) -> None:

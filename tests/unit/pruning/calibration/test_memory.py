@@ -90,6 +90,7 @@ def test_a_whole_cut_holds_what_the_plan_says(fields: dict[str, Any], tmp_path: 
     pruner.samples, pruner.warn = lambda number: batches(), lambda title, text: None
     (needs,) = pruner.calibrations
     needed = calibration(config, model, [replace(needs, num_samples=len(batches()))], 1)
+    in_all = needed.device + needed.host  # on a CPU these are one memory
     masks = MASKS * sum(each.numel for each in pruner.weight_pruners)
     measured = peak((lambda: pruner.begin(at)) if at else pruner.prune, tmp_path) - masks
-    assert 0.75 < measured / needed <= 1.02
+    assert 0.75 < measured / in_all <= 1.02
