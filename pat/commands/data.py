@@ -16,6 +16,7 @@ examples:
   pat data prepare recipe=llama3_8b_chat data.source=json data.train=chats.jsonl data.eval=null
   pat data prepare recipe=reviews --json figures.json
   pat data show recipe=reviews --n 5 --split eval
+  pat data show recipe=decoder model.path=DIR data.source=json data.train=texts.jsonl --split calibration
   pat data show recipe=llama3_8b_chat data.source=json data.train=chats.jsonl --index 12 --tokens 2000
 
 `pat train` with the same keys finds what was prepared, wherever it runs with the same data.cache_dir (or PAT_CACHE):
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="prepare: write the figures, too")
     parser.add_argument("--n", type=int, default=3, help="show: how many samples, from all over the data (default: 3)")
     parser.add_argument(
-        "--split", choices=("train", "eval"), default="train", help="show: which split (default: train)"
+        "--split",
+        choices=("train", "eval", "calibration"),
+        default="train",
+        help="show: which split (default: train); calibration: the first on which methods are calibrated, in order",
     )
     parser.add_argument("--index", type=int, metavar="I", help="show: only this sample")
     parser.add_argument(
@@ -81,13 +85,18 @@ def _prepare(config: Any, options: argparse.Namespace, steps_are_known: bool) ->
 def _show(config: Any, options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from pat.data.inspect import chosen, sample_text
+    from pat.data.inspect import calibrating, chosen, sample_text
     from pat.models.tokenizers import build_tokenizer
     from pat.training.preflight import fitting_data
 
     prepared, tokenizer, console = fitting_data(config), build_tokenizer(config.model), Console(highlight=False)
-    for index in chosen(len(getattr(prepared, options.split)), options.n, options.index):
-        text = sample_text(prepared, options.split, index, tokenizer, options.tokens, console.is_terminal)
+    split = options.split
+    if split == "calibration":
+        split, indices = calibrating(prepared, config, options.n, options.index)
+    else:
+        indices = chosen(len(getattr(prepared, split)), options.n, options.index)
+    for index in indices:
+        text = sample_text(prepared, split, index, tokenizer, options.tokens, console.is_terminal)
         console.print(text, soft_wrap=True)
         console.print()
     return ExitCode.DONE

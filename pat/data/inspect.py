@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pat.common.text import size_in_words
 from pat.data.example import coloured, decoded, plain, rest
-from pat.data.prepare import SPLITS, PreparedData
-from pat.data.sampler import token_counts
+from pat.data.prepare import CALIBRATION, SPLITS, PreparedData
+from pat.data.sampler import first_indices, token_counts
 from pat.schema import Config
 
 CHUNK = 10_000  # samples whose flags are in memory at a time
@@ -137,6 +137,15 @@ def chosen(n: int, count: int, index: int | None) -> list[int]:
     if not 0 <= index < n:
         raise ValueError(f"--index {index}, but the split has {n} samples: give 0 to {n - 1}")
     return [index]
+
+
+def calibrating(prepared: PreparedData, config: Config, count: int, index: int | None) -> tuple[str, list[int]]:
+    """(their split, the first `count` samples on which methods are calibrated, or only the one at place `index`)."""
+    split = "train" if prepared.calibration is None else CALIBRATION
+    n, mixture = prepared.to_calibrate(), prepared.mixture if prepared.calibration is None else None
+    places = range(min(count, n)) if index is None else chosen(n, count, index)
+    order = first_indices(max(places) + 1, n, config.seed, mixture)
+    return split, [order[place] for place in places]
 
 
 def sample_text(

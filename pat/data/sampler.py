@@ -57,6 +57,11 @@ def batch_indices(
     return chosen
 
 
+def first_indices(count: int, n: int, seed: int, mixture: Mixture | None = None) -> list[int]:
+    """The samples that a run sees first, in their order: those that calibrate."""
+    return batch_indices(0, 0, 0, 1, count, 1, n, seed, mixture)
+
+
 class BatchLoader:
     """Random access to a rank's batches; a thread prepares those of the next step."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pat.config.compose import compose
 from pat.data.prepare import prepare
-from pat.data.sampler import order
+from pat.data.sampler import first_indices
 from pat.models.tokenizers import build_tokenizer
 from pat.schema import Config
 from pat.tasks import base
@@ -24,8 +24,7 @@ def main() -> int:
     def write(config: Config) -> int:
         task = base.build(config.task)
         train = prepare(config.data, build_tokenizer(config.model), task, config.seed).train
-        places = [divmod(position, len(train)) for position in range(count)]
-        chosen = [int(order(config.seed, epoch, len(train))[place]) for epoch, place in places]
+        chosen = first_indices(count, len(train), config.seed)
         columns = [name for name in ("input_ids", "labels", "label") if name in train.column_names]
         file.parent.mkdir(parents=True, exist_ok=True)
         rows = ({name: train[index][name] for name in columns} for index in chosen)

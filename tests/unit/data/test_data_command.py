@@ -6,6 +6,7 @@ import fcntl
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pat import cli
 from pat.common import progress_bar
-from pat.data import prepare
-from pat.data.inspect import chosen, sample_text, summarise, table, where
+from pat.data import prepare, sampler
+from pat.data.inspect import calibrating, chosen, sample_text, summarise, table, where
 from pat.models import tokenizers
 from pat.schema import Config, DataConfig
 from pat.tasks import base
@@ -130,6 +131,28 @@ def test_shown_samples_are_from_all_over() -> None:
         chosen(10, 3, 10)
 
 
+def test_the_samples_that_calibrate_are_those_that_training_sees_first(tmp_path: Path) -> None:
+    """Fails if what is shown is the beginning of the file."""
+    texts = [{"text": f"text {i}", "label": i % 2} for i in range(8)]
+    made, config = prepared(tmp_path, texts, {"name": "classification"}, BYTES)
+    config = config.changed(seed=5, train__global_batch_size=4, train__micro_batch_size=4)
+    classes = base.build({"name": "classification"})
+    loader = sampler.BatchLoader(made.train, classes, BYTES, config, rank=0, world=1, prefetch=False)
+    (batch,) = loader.batches(0)
+    split, first = calibrating(made, config, 4, None)
+    assert split == "train" and first != [0, 1, 2, 3]
+    assert [made.train[index]["input_ids"] for index in first] == [
+        ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert calibrating(made, config, 4, 2) == ("train", [first[2]])
+    with pytest.raises(ValueError, match="--index 8, but the split has 8 samples"):
+        calibrating(made, config, 4, 8)
+    given = replace(made, calibration=made.eval)
+    assert (
+        calibrating(given, config, 99, None)[0] == "calibration" and len(calibrating(given, config, 99, None)[1]) == 8
+    )
+
+
 def test_the_command_prepares_what_training_finds(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
     """Catches a key that `pat data` reads in another way than `pat train`."""
     monkeypatch.chdir(tmp_path)
@@ -147,6 +170,8 @@ def test_the_command_prepares_what_training_finds(tmp_path: Path, capfd: Any, mo
     assert pat("data", "show", "--n", "2", "recipe=parity", "--split", "eval", "data.max_length=32") == 0
     assert capfd.readouterr().out.count("eval sample") == 2
     assert pat("data", "show", "--n", "1", "recipe=parity", "train.num_steps=???", "data.max_length=32") == 0
+    assert pat("data", "show", "--n", "2", "recipe=parity", "--split", "calibration", "data.max_length=32") == 0
+    assert capfd.readouterr().out.count("train sample") == 1 + 2
     assert pat("data", "show", "--n", "1", "recipe=parity", "--json", str(file)) == 2
     assert "--json would be ignored" in capfd.readouterr().err
     assert pat("data", "show", "recipe=parity", "--index", "999999") == 2
