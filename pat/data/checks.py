@@ -120,8 +120,10 @@ def _both_sides(prepared: PreparedData) -> Iterator[str]:
 
 
 def _rows(prepared: PreparedData) -> int:
-    """The rows in which labels were counted, including held-out evaluation rows."""
+    """The rows in which labels were counted, including held-out evaluation rows and those beyond max_train_samples."""
     info = prepared.info
+    if "labelled_rows" in info:  # else the cache is of an earlier version
+        return info["labelled_rows"]
     return info["train_rows"] + (0 if "eval_rows_in_train" in info else info["eval_rows"])
 
 

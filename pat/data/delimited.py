@@ -111,7 +111,21 @@ def records(paths: Sequence[str], cfg: DataConfig) -> Iterator[tuple[Place, list
                     f"{where}: {found}, but the header has {len(header)} columns: "
                     f"fix the line, quote values that contain data.delimiter={cfg.delimiter!r}, or name another one."
                 )
+            if _delimiter(cfg) == "\t" and any(_swallows(values, at) for at in range(len(values))):
+                raise ValueError(
+                    f"{where}: between two quotation marks stand lines that are rows by themselves, as where these "
+                    "marks are only text: set data.quote_char=null."
+                )
             yield where, values
+
+
+def _swallows(values: Sequence[str], at: int) -> bool:
+    """Whether a value's lines, with what stands before and behind it, are rows of as many columns, between tabs."""
+    if "\n" not in values[at] or "\t" not in values[at]:
+        return False
+    tabs = [line.count("\t") for line in values[at].split("\n")]
+    tabs[0], tabs[-1] = tabs[0] + at, tabs[-1] + len(values) - 1 - at
+    return all(count == len(values) - 1 for count in tabs)
 
 
 def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:

@@ -92,6 +92,7 @@ def _notes(info: dict[str, Any], cfg: DataConfig, tokenizer: PreTrainedTokenizer
         "rows_dropped": "{:,} without a supervised token were dropped",
         "rows_joined": "{:,} lose the beginning of their completion, one token with the end of the prompt",
         "system_prompts_dropped": "the chat template leaves out the system prompt of {:,}",
+        "tools_dropped": "the chat template leaves out the tools of {:,}",
     }
     notes += [words.format(count) for name, words in wordings.items() if (count := info.get(f"train_{name}"))]
     notes.append(f"{tokenizer.pad_token} pads")

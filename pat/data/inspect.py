@@ -27,6 +27,7 @@ WORDINGS = {
     "rows_dropped": "rows without a supervised token, dropped",
     "rows_joined": "rows whose completion's beginning is one token with the prompt's end, not learned",
     "system_prompts_dropped": "rows whose system prompt the chat template leaves out",
+    "tools_dropped": "rows whose tools the chat template leaves out",
     "rows_in_train": "rows that are in the training data, too",
     "samples": "samples made of them",
     "samples_used": "samples that the run uses (data.max_*_samples)",
@@ -72,6 +73,7 @@ def _split(prepared: PreparedData, split: str, max_length: int) -> dict[str, Any
         "rows_dropped",
         "rows_joined",
         "system_prompts_dropped",
+        "tools_dropped",
         "samples",
         "tokens_left_over",
     )

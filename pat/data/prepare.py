@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from pat.data import entry, slices, sources
 from pat.data.encode import encode, read
 from pat.data.mixture import Mixture
-from pat.data.rows import SLICE, content_hashes, hash_of, held_out
+from pat.data.rows import SLICE, blank, content_hashes, hash_of, held_out
 from pat.data.sampler import token_counts
 from pat.models.tokenizers import tokenizer_digest
 from pat.schema import DataConfig
@@ -25,6 +25,10 @@ from pat.tasks.base import Task
 SPLITS = ("train", "eval")
 CALIBRATION = "calibration"
 IN_STEP = 8  # rows by which numbers that are spread evenly get out of step with a period of the data, at least
+
+
+class NoSamples(ValueError):
+    """Rows of which no sample can be made."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +169,10 @@ def _build(staging: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, t
         rows[split] = sources.select_columns(loaded, columns, cfg, split)
     rows = task.with_words(rows)
     names = task.label_names(rows["train"])
-    counts: dict[str, int] = {}
+    counts: dict[str, int] = {} if names is None else {"labelled_rows": len(rows["train"])}
     if cfg.eval:
-        counts["eval_rows_in_train"] = int(np.isin(content_hashes(rows["eval"]), content_hashes(rows["train"])).sum())
+        same = np.isin(content_hashes(rows["eval"]), content_hashes(rows["train"]))
+        counts["eval_rows_in_train"] = int((same & ~blank(rows["eval"])).sum())
     numbers = {split: np.arange(len(part)) for split, part in rows.items()}
     if not cfg.eval:
         held = held_out(rows["train"], cfg.eval_fraction)
@@ -186,7 +191,11 @@ def _build(staging: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, t
             few, places = (part, numbers[split]) if chosen is None else (part.select(chosen), numbers[split][chosen])
             file = split if chosen is None else f"{split}.{len(made):04}"
             place = partial(_place, cfg, origin, places)
-            found = _encode(few, split, file, staging, cfg, tokenizer, task, names, place)
+            try:
+                found = _encode(few, split, file, staging, cfg, tokenizer, task, names, place)
+            except NoSamples as error:
+                which = f"Of the slice {name} (data.slice_column): " if chosen is not None else ""
+                raise ValueError(f"{which}{error}") from error
             counts |= {key: counts.get(key, 0) + count for key, count in found.items()}
             made += [(name, found["eval_samples"])] if split == "eval" else []
     return {"label_names": names, "counts": counts, "slices": made}
@@ -207,7 +216,7 @@ def _encode(
     fresh = partial(task.encoder, tokenizer, cfg.max_length, names)
     samples, counts, why_none = encode(rows, file, staging, fresh, place, cfg.num_proc)
     if len(samples) == 0:
-        raise ValueError(
+        raise NoSamples(
             f"The {len(rows)} rows of data.{split} make no sample of data.max_length={cfg.max_length}: "
             f"{why_none}" + (", or a larger eval_fraction." if split == "eval" and not cfg.eval else ".")
         )

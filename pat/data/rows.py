@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from pat.tasks.base import Encoder
@@ -42,6 +43,14 @@ def content_hashes(rows: Dataset) -> np.ndarray:
             hashes[done] = int(hash_of(values)[:16], 16)
             done += 1
     return hashes
+
+
+def blank(rows: Dataset) -> np.ndarray:
+    """(rows,) bool: rows of nothing but an empty text, such as the lines between the paragraphs of a file."""
+    if [name for name in rows.column_names if name != SLICE] != ["text"]:
+        return np.zeros(len(rows), dtype=bool)
+    texts: Any = rows.data.column("text")
+    return pc.equal(pc.utf8_trim_whitespace(texts), "").to_numpy()  # pyright: ignore
 
 
 def hash_of(*values: Any) -> str:

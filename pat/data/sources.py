@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value, load_dataset
 from datasets.arrow_writer import SchemaInferenceError
@@ -72,6 +73,12 @@ def of_mixture(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
     return configs
 
 
+def held_out_of_train(cfg: DataConfig) -> bool:
+    """Whether no evaluation data is given, by any source."""
+    parts = [part for part, _ in of_mixture(cfg).values()] if cfg.source == MIXTURE else [cfg]
+    return all(part.train and not part.eval for part in parts)
+
+
 def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
     """A digest of the rows of a split (train, eval, calibration), from contents, not names or dates of files.
 
@@ -113,8 +120,22 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
         if isinstance(cause, StopIteration | SchemaInferenceError):
             raise _empty(cfg, split) from None
         first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        if "because column names don't match" in str(cause):
+            first = "its files, or the parts of one, have different columns; give them the same"
         raise ValueError(f"data.{split}={getattr(cfg, split)} cannot be read as {cfg.source}: {first}") from error
+    if cfg.source == "json":
+        _check_encoding(rows, cfg, split)
     return rows
+
+
+def _check_encoding(rows: Dataset, cfg: DataConfig, split: str) -> None:
+    """ValueError for text that is not what Arrow takes it for."""
+    try:
+        rows.data.table.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"data.{split}={getattr(cfg, split)} is not {cfg.encoding}: set data.encoding, as data.encoding=latin-1."
+        ) from error
 
 
 def files(cfg: DataConfig, split: str) -> list[str]:
@@ -175,7 +196,8 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
             raise ValueError(
                 f"data.{name}_column='{column}' holds {rows.features[column]}, not a word or number: name another."
             )
-        first, others = (0, -1) if name == "tools" else _empty_rows(rows, column, name in ("label", SLICE))
+        filled = ("label", SLICE, *(("prompt", "completion") if cfg.source == "csv" else ()))  # csv has no null
+        first, others = (0, -1) if name == "tools" else _empty_rows(rows, column, name in filled)
         if others >= 0:
             more = f" and in {others:,} more rows" if others else ""
             raise ValueError(f"The column '{column}' is empty in {place(cfg, split, first)}{more}: remove such rows.")
@@ -189,12 +211,12 @@ def place(cfg: DataConfig, split: str, row: int) -> str:
     return f"row {row + 1} of data.{split}"
 
 
-def _empty_rows(rows: Dataset, column: str, is_label: bool) -> tuple[int, int]:
-    """(first row without a value, how many others there are; -1: not even the first); a label may not be an empty text
-    either."""
+def _empty_rows(rows: Dataset, column: str, is_filled: bool) -> tuple[int, int]:
+    """(first row without a value, how many others there are; -1: not even the first); what must be filled may not be
+    an empty text either."""
     values = rows.data.column(column)
     empty = pc.is_null(values)  # pyright: ignore
-    if is_label and _is_text(rows.features[column]):
+    if is_filled and _is_text(rows.features[column]):
         empty = pc.or_kleene(empty, pc.equal(values, ""))  # pyright: ignore
     return pc.index(empty, True).as_py(), pc.sum(empty).as_py() - 1  # pyright: ignore
 
@@ -215,6 +237,7 @@ def _hub(cfg: DataConfig, split: Any) -> Dataset:
     if looks_local and not os.path.isdir(cfg.source):
         raise ValueError(f"There is no folder data.source='{cfg.source}' (seen from {os.getcwd()}).")
     rows: Any
+    split = split if isinstance(split, str) else "+".join(split)
     try:
         try:
             rows = load_dataset(cfg.source, cfg.subset, split=split, revision=cfg.revision)

@@ -61,7 +61,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """The evaluation samples on one rank, of lengths for which all the models have positions. Raises ValueError."""
     for model in models:
-        limits.check(model.config, tokenizer, config.data.max_length)
+        limits.check(model.config, tokenizer, config.data.max_length, [prepared.eval])
         limits.cap(tokenizer, model.config)
     train = config.train
     size = train.eval_batch_size or train.micro_batch_size or train.global_batch_size // config.engine.world_size or 1

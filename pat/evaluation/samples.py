@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pat.data import prepare
+from pat.data import prepare, sources
 from pat.data.prepare import PreparedData
 from pat.data.sampler import token_counts
 from pat.evaluation.fitting import check_labels, eval_batches
@@ -140,6 +140,8 @@ def said_of(config: Config) -> str:
     """The name of the data."""
     most = config.data.max_eval_samples
     some = f", at most {most:,} samples (data.max_eval_samples)" if most else ""
+    if config.data.source == sources.MIXTURE:
+        return f"{sources.MIXTURE}: {', '.join(config.data.sources or ())}{some}"
     return f"{config.data.source}: {config.data.eval or 'held out of ' + str(config.data.train)}{some}"
 
 

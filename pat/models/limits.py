@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import pyarrow.compute as pc
+from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
@@ -31,11 +34,17 @@ def cut(positions: int | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
     return {"truncation": True, "max_length": min(known)} if known else {}
 
 
-def check(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """The model must have the tokenizer's ids and `data.max_length` positions, else ValueError."""
+def check(
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    samples: Sequence[Dataset] = (),  # that the model will see
+) -> None:
+    """The model must have the tokenizer's ids and `data.max_length` positions, else ValueError. Tokens that were added
+    to the tokenizer and are in no sample need not be the model's: text models of Gemma 3 have no row for its image."""
     text: Any = config.get_text_config()
     vocab, limit = getattr(text, "vocab_size", None), positions(config)
-    if vocab is not None and len(tokenizer) > vocab:
+    if vocab is not None and len(tokenizer) > vocab and not _unused(tokenizer, vocab, samples):
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens and the model embeds {vocab}: use the model's own tokenizer, "
             "or with random weights a larger model.config.vocab_size."
@@ -45,6 +54,21 @@ def check(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_leng
         raise ValueError(
             f"data.max_length={max_length} is more than the {limit} positions of the model{after}: lower it."
         )
+
+
+def _unused(tokenizer: PreTrainedTokenizerBase, vocab: int, samples: Sequence[Dataset]) -> bool:
+    """Whether all tokens from the id `vocab` on were added, pad nothing, and are in no sample."""
+    beyond = range(vocab, len(tokenizer))
+    if not set(beyond) <= tokenizer.added_tokens_decoder.keys() or (tokenizer.pad_token_id or 0) >= vocab:
+        return False
+    return all(_largest_id(each) < vocab for each in samples)
+
+
+def _largest_id(samples: Dataset) -> int:
+    """Of all tokens; -1 where there are none."""
+    batches: Any = samples.select_columns("input_ids").with_format("arrow").iter(1000)
+    found = (pc.max(pc.list_flatten(batch["input_ids"])).as_py() for batch in batches)  # pyright: ignore
+    return max((largest for largest in found if largest is not None), default=-1)
 
 
 def cap(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:

@@ -153,13 +153,13 @@ class _Documents(Encoder):
         )
 
     def counts(self) -> dict[str, int]:
-        """Rows that were cut, or dropped, or lost their system prompt or the beginning of their completion."""
-        lost = self.template.dropped_system_prompts if self.template else 0
+        """Rows that were cut, or dropped, or lost their system prompt, tools or the beginning of their completion."""
         return {
             "rows_cut": self.cut,
             "rows_dropped": self.dropped,
             "rows_joined": self.joined,
-            "system_prompts_dropped": lost,
+            "system_prompts_dropped": self.template.dropped_system_prompts if self.template else 0,
+            "tools_dropped": self.template.dropped_tools if self.template else 0,
         }
 
     def why_none(self) -> str:

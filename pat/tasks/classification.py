@@ -219,7 +219,7 @@ class Classification(Task):
 
 def _are_amounts(labels: Sequence[Any]) -> bool:
     """Whether some are between whole numbers."""
-    return any(isinstance(value, float) and value % 1 for value in labels)
+    return any(isinstance(value, float) and math.isfinite(value) and value % 1 for value in labels)
 
 
 def text_columns(cfg: DataConfig) -> dict[str, str]:

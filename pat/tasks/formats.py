@@ -135,7 +135,10 @@ def _tool_call(given: Any) -> Any:
 
 
 def _tools(given: Any) -> list[Any] | None:
-    tools = json.loads(given) if isinstance(given, str) and given else given
+    try:
+        tools = json.loads(given) if isinstance(given, str) and given else given
+    except ValueError as error:
+        raise ValueError(f"The tools of a conversation are not valid JSON: {_short(given)}.") from error
     return [_without_nulls(tool) for tool in tools] if tools else None
 
 

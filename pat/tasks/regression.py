@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -124,7 +125,7 @@ def ranks(values: Tensor) -> Tensor:
 
 def _number(label: Any) -> float:
     number = math.nan
-    if isinstance(label, int | float | str):
+    if isinstance(label, int | float | str | Decimal):
         try:
             number = float(label)
         except ValueError:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ class ChatTemplate:
         self.options = {**tokenizer.special_tokens_map, **options}
         added: Any = tokenizer.added_tokens_encoder
         self.added = [token for token in added if token.strip()]
-        self.dropped_system_prompts = 0
+        self.dropped_system_prompts = self.dropped_tools = 0
 
     def mark(self, conversation: Conversation, first: int = 0) -> Marked:
         """The conversation as text, with the spans of the assistant's messages from message `first` on.
@@ -73,7 +73,7 @@ class ChatTemplate:
             return self._marked_by_template(conversation, template, first)
         rendering = _Rendering(self, template, conversation)
         answers = [i for i in range(first, len(rendering.messages)) if rendering.messages[i]["role"] == "assistant"]
-        self._count_dropped(rendering.messages, rendering.text)
+        self._count_dropped(rendering.messages, rendering.tools, rendering.text)
         return Marked(rendering.text, [rendering.span(i) for i in answers])
 
     def without_tokens(self, text: str) -> str:
@@ -85,7 +85,7 @@ class ChatTemplate:
     def text(self, conversation: Conversation) -> str:
         """The conversation as text. Raises ValueError where the template refuses it."""
         text, _ = self.render(self.source(conversation.tools), conversation.messages, conversation.tools)
-        self._count_dropped(conversation.messages, text)
+        self._count_dropped(conversation.messages, conversation.tools, text)
         return text
 
     def asked(self, messages: Sequence[Message]) -> str:
@@ -120,7 +120,7 @@ class ChatTemplate:
 
     def _marked_by_template(self, conversation: Conversation, template: str, first: int) -> Marked:
         text, spans = self.render(template, conversation.messages, conversation.tools)
-        self._count_dropped(conversation.messages, text)
+        self._count_dropped(conversation.messages, conversation.tools, text)
         if not first:
             return Marked(text, spans)
         given, _ = self.render(template, conversation.messages[:first], conversation.tools)
@@ -128,9 +128,26 @@ class ChatTemplate:
             raise ValueError(f"The chat template changes the prompt when the completion follows: {_short(text)}")
         return Marked(text, [(start, end) for start, end in spans if start >= len(given)])
 
-    def _count_dropped(self, messages: Sequence[Message], text: str) -> None:
+    def _count_dropped(self, messages: Sequence[Message], tools: list[Any] | None, text: str) -> None:
+        """Raises ValueError where a tool call is not in the text."""
         system = next((m["content"].strip() for m in messages if m["role"] == "system"), "")
         self.dropped_system_prompts += system not in text
+        self.dropped_tools += not all(name in text for name in _names(tools or ()))
+        for name in _names(call for message in messages for call in message.get("tool_calls") or ()):
+            if name not in text:
+                raise ValueError(
+                    f"The chat template does not write tool calls, and where {name} is called the model would learn to "
+                    f"say nothing: {_short(messages)}; set model.tokenizer to one whose template does, or remove such "
+                    "rows."
+                )
+
+
+def _names(functions: Iterable[Any]) -> Iterator[str]:
+    """Of tools or of calls; those that a template may write in another way are left out."""
+    for each in functions:
+        name = each.get("function", each).get("name")
+        if isinstance(name, str) and name.isascii():
+            yield name
 
 
 class _Rendering:

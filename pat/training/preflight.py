@@ -110,7 +110,8 @@ def fitting_data(config: Config) -> PreparedData:
     """The data, checked against the model's vocabulary, positions and classes, teacher and cache. ValueError."""
     task, tokenizer, prepared = prepared_data(config)
     hf_config = build.build_config(config.model, task, prepared.num_labels, tokenizer, prepared.label_names)
-    limits.check(hf_config, tokenizer, config.data.max_length)
+    samples = [part for part in (prepared.train, prepared.eval, prepared.calibration) if part is not None]
+    limits.check(hf_config, tokenizer, config.data.max_length, samples)
     task.check_model(hf_config)
     if config.model.path and config.model.init == "pretrained":
         check_weights(config.model.path, "model.path", config.model.revision)

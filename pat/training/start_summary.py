@@ -11,6 +11,7 @@ from pat import learning_rates
 from pat.checkpoint import retention
 from pat.common import patterns
 from pat.data.prepare import SPLITS, PreparedData
+from pat.data.sources import held_out_of_train
 from pat.launch.environment import rank_environment
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
@@ -89,7 +90,7 @@ def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
     drawn = sum(prepared.mixture.draws) if prepared.mixture else len(prepared.train)
     seen = config.train.num_steps * config.train.global_batch_size / drawn
     trained, held = (_samples(prepared, split) for split in SPLITS)
-    taken = ", held out of data.train" if config.data.train and not config.data.eval else ""
+    taken = ", held out of data.train" if held_out_of_train(config.data) else ""
     uses = f"for training, seen {seen:.3g} times" if config.train.num_steps else "to calibrate on"
     yield f"{trained} {uses}; {held} for evaluation{taken}"
     for split in SPLITS:
@@ -103,6 +104,7 @@ def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
                 "end without their space, and completions begin with it",
             ),
             ("system_prompts_dropped", "lose their system prompt to the chat template"),
+            ("tools_dropped", "lose their tools to the chat template"),
         ):
             if count := info.get(f"{split}_{name}"):
                 yield f"{count:,} of {rows:,} {split} rows ({percent(count / rows)}) {words}"

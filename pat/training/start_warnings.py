@@ -13,6 +13,7 @@ from pat.pruning.calibration.statistics import Gram
 from pat.pruning.timetable import percent
 from pat.pruning.weights.matrices import ALL_LINEAR, Matrices
 from pat.schema import Config
+from pat.tasks import base
 from pat.training.checked import SHOWN_LABELS, Checked, label_counts, shown_label
 from pat.zero.engine import accelerator
 
@@ -29,21 +30,22 @@ def warnings(config: Config, checked: Checked, here: bool = True) -> list[str]:
         *_useless_excludes(checked),
         *_left_dense(checked),
         *_few_samples(config, checked),
-        *_small_evaluation(checked.prepared),
+        *_small_evaluation(checked.prepared, base.build(config.task).per_sample),
         *(_slow_dtype(config, checked) if here else ()),
         *(sentence for pruner in checked.pruner.pruners for sentence in timetable.warnings(pruner)),
     ]
 
 
-def _small_evaluation(prepared: PreparedData) -> Iterator[str]:
+def _small_evaluation(prepared: PreparedData, per_sample: bool) -> Iterator[str]:
     """Where the samples for evaluation cannot show what pruning does."""
-    if prepared.label_names is None or not (held := len(prepared.eval)):
-        return
-    if held < FEW:
+    held = len(prepared.eval)
+    if per_sample and 0 < held < FEW:
         yield (
-            f"{held} samples for evaluation: each is {percent(1 / held)} of the accuracy; give data.eval, or a larger "
+            f"{held} samples for evaluation: each is {percent(1 / held)} of the metrics; give data.eval, or a larger "
             "data.eval_fraction"
         )
+    if prepared.label_names is None or not held:
+        return
     counts = label_counts(prepared.eval, prepared.label_names)
     missing = [shown_label(name) for name, count in zip(prepared.label_names, counts, strict=True) if not count]
     if missing:

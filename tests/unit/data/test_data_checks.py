@@ -82,6 +82,98 @@ def test_labels_that_only_num_labels_adds_are_said(tmp_path: Path) -> None:
     assert found == ["no training sample has the label '2'"]
 
 
+def test_labels_are_counted_in_all_rows_and_not_in_those_that_are_left(tmp_path: Path) -> None:
+    """Fails if a quick try on a part of data with many labels is refused."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}", "label": f"l{i % 50}"}) + "\n" for i in range(600)))
+    cfg = DataConfig(source="json", train=str(path), max_length=16, max_train_samples=60, cache_dir=str(tmp_path / "c"))
+    built = base.build({"name": "classification"})
+    made = prepare.prepare(cfg, TOKENIZER, built)
+    assert made.info["labelled_rows"] == 600 and not [w for w in data_warnings(made, built) if "rows a label" in w]
+
+
+def test_lines_between_paragraphs_are_no_texts_of_both_sides(tmp_path: Path) -> None:
+    for split in ("train", "eval"):
+        (tmp_path / f"{split}.txt").write_text("".join(f"{split} paragraph {i}\n\n" for i in range(20)))
+    files = {split: str(tmp_path / f"{split}.txt") for split in ("train", "eval")}
+    built = base.build({"name": "causal_lm"})
+    made = prepare.prepare(
+        DataConfig(source="text", max_length=16, cache_dir=str(tmp_path / "c"), **files), TOKENIZER, built
+    )
+    assert made.info["eval_rows_in_train"] == 0 and not data_warnings(made, built)
+
+
+@pytest.mark.parametrize(
+    "files, task, words",
+    [
+        ({"a": '{"text": "caf\xe9", "label": 1}\n' * 4}, "classification", "is not utf-8: set data.encoding"),
+        (
+            {"a": '{"text": "a", "label": 1}\n', "b": '{"text": "a", "label": 1, "more": 2}\n'},
+            "classification",
+            "have different columns",
+        ),
+        (
+            {
+                "a": "".join(
+                    json.dumps({"messages": [{"role": "user", "content": q}], "tools": "x="}) + "\n" for q in "pqr"
+                )
+            },
+            "chat",
+            "The tools of a conversation are not valid JSON: 'x='",
+        ),
+        (
+            {
+                "a": "".join(
+                    json.dumps({"text": f"t {i}", "label": v}) + "\n" for i, v in enumerate([0, 1, float("nan")])
+                )
+            },
+            "classification",
+            "name another data.label_column.",
+        ),
+    ],
+    ids=["encoding", "columns", "tools", "nan"],
+)
+def test_what_cannot_be_read_is_said_with_its_reason(
+    files: dict[str, str], task: str, words: str, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / f"{name}.jsonl").write_bytes(content.encode("latin-1"))
+    cfg = DataConfig(source="json", train=str(tmp_path / "*.jsonl"), max_length=16, cache_dir=str(tmp_path / "c"))
+    with pytest.raises(ValueError) as error:
+        prepare.prepare(cfg, TOKENIZER, base.build({"name": task}))
+    assert words in str(error.value) and "amounts" not in str(error.value)
+
+
+def test_several_splits_of_the_hub_are_a_list(tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for split, count in (("train", 8), ("validation", 4), ("test", 2)):
+        rows = [json.dumps({"text": f"{split} {i}", "label": i % 2}) + "\n" for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(rows))
+    common = {"source": str(folder), "eval": "test", "max_length": 16, "cache_dir": str(tmp_path / "c")}
+    built = base.build({"name": "classification"})
+    made = prepare.prepare(DataConfig(train=["train", "validation"], **common), TOKENIZER, built)
+    assert made.info["train_rows"] == 12
+
+
+def test_a_slice_without_a_sample_is_named(tmp_path: Path) -> None:
+    rows = [{"text": "word " * 30, "domain": "big"}] * 20 + [{"text": "few words", "domain": "tiny"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row | {"text": f"{i} {row['text']}"}) + "\n" for i, row in enumerate(rows)))
+    cfg = DataConfig(
+        source="json",
+        train=str(path),
+        eval=str(path),
+        max_length=64,
+        slice_column="domain",
+        cache_dir=str(tmp_path / "c"),
+    )
+    with pytest.raises(
+        ValueError, match=r"Of the slice .*tiny.* \(data.slice_column\): The 1 rows of data.eval make no"
+    ):
+        prepare.prepare(cfg, TOKENIZER, base.build({"name": "causal_lm"}))
+
+
 def test_documents_on_both_sides_are_said_for_every_task(tmp_path: Path) -> None:
     rows = texts([0] * 40)
     found = data_warnings(*prepared(tmp_path, rows, rows[:3], task="causal_lm"))

@@ -142,6 +142,24 @@ def test_encodings_and_quotes_are_keys(tmp_path: Path) -> None:
         assert words in refused(tmp_path, "text,label\na,1\n", **fields)
 
 
+def test_quotation_marks_that_are_only_text_swallow_no_rows(tmp_path: Path) -> None:
+    """Fails if a sentence that begins with one, and a later line that ends with one, become one sample in silence."""
+    lines = ["text\tlabel", "plain\t1", '"I never said that, she began.\t1', 'You misheard me."\t0']
+    content = "\n".join(lines) + "\n"
+    message = refused(tmp_path, content, delimiter="tab")
+    assert "line 3: between two quotation marks stand lines that are rows" in message and "quote_char=null" in message
+    assert len(read(tmp_path, content, delimiter="tab", quote_char=None)["text"]) == 3
+    for quoted in ("one\nvalue", "a\tvalue", "of lines\nand\tmore\ttabs"):
+        assert read(tmp_path, f'text\tlabel\n"{quoted}"\t1\nplain\t0\n', delimiter="tab")["text"][0] == quoted
+
+
+def test_an_empty_completion_is_missing_as_in_json(tmp_path: Path) -> None:
+    """Fails if the model learns to answer nothing where a value is missing."""
+    rows = "prompt,completion\n" + "".join(f"Question {i}?,{'' if i == 2 else 'yes'}\n" for i in range(8))
+    with pytest.raises(ValueError, match="The column 'completion' is empty in .*rows.csv, line 4"):
+        prepare.prepare(config(tmp_path, rows), TOKENIZER, base.build({"name": "chat"}))
+
+
 def test_files_of_a_glob_must_have_the_same_columns_and_lines_are_counted_in_each(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"a {i},{i % 2}\n" for i in range(5)))
     (tmp_path / "b.csv").write_text("text,label\n" + "".join(f"b {i},{i % 2}\n" for i in range(3)) + "  ,1\n")

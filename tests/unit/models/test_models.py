@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 import pat
@@ -248,6 +249,20 @@ def test_what_the_model_has_no_room_for_is_an_error() -> None:
     limits.check(config, tokenizers.byte_tokenizer(), 64)
     with pytest.raises(ValueError, match="data.max_length=65 is more than the 64 positions"):
         limits.check(config, tokenizers.byte_tokenizer(), 65)
+
+
+def test_a_token_that_was_added_needs_no_row_of_the_model_while_no_sample_has_it() -> None:
+    """Text models of Gemma 3 have none for the tokenizer's image. Fails where one that is used would be looked up."""
+    config = build.build_config(ModelConfig(init="random", config=LLAMA | {"vocab_size": 259}), LM)
+    tokenizer = tokenizers.byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    plain, used = (Dataset.from_dict({"input_ids": [[1, 2], [3, last]]}) for last in (258, 259))
+    limits.check(config, tokenizer, 16, [plain])
+    with pytest.raises(ValueError, match="260 tokens and the model embeds 259"):
+        limits.check(config, tokenizer, 16, [plain, used])
+    tokenizer.pad_token = "<image>"
+    with pytest.raises(ValueError, match="260 tokens and the model embeds 259"):
+        limits.check(config, tokenizer, 16, [plain])
 
 
 @pytest.mark.parametrize("model_type, positions", [("bert", 60), ("gpt2", 60), ("roberta", 58)])

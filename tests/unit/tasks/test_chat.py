@@ -123,7 +123,13 @@ def test_rows_without_a_supervised_token_are_an_error_or_dropped_and_counted() -
         encode(chat(), rows, 4)
     encoder = chat(empty_rows="drop").encoder(BYTES, 4, None)
     assert encoder(rows)["input_ids"] == [[*b"ab", EOS]]
-    assert encoder.counts() == {"rows_cut": 1, "rows_dropped": 1, "rows_joined": 0, "system_prompts_dropped": 0}
+    assert encoder.counts() == {
+        "rows_cut": 1,
+        "rows_dropped": 1,
+        "rows_joined": 0,
+        "system_prompts_dropped": 0,
+        "tools_dropped": 0,
+    }
 
 
 def joining_tokenizer() -> Any:
@@ -156,7 +162,13 @@ def test_completions_that_lose_their_beginning_to_the_prompt_are_counted_and_sai
     learned = [list(itertools.compress(*row)) for row in zip(samples["input_ids"], samples["supervised"], strict=True)]
     spelled = ["".join(joining.convert_ids_to_tokens(ids)) for ids in learned]
     assert spelled == [",it<eos>", "Ġyes,it<eos>", "no<eos>", "<eos>"]
-    assert encoder.counts() == {"rows_cut": 0, "rows_dropped": 1, "rows_joined": 1, "system_prompts_dropped": 0}
+    assert encoder.counts() == {
+        "rows_cut": 0,
+        "rows_dropped": 1,
+        "rows_joined": 1,
+        "system_prompts_dropped": 0,
+        "tools_dropped": 0,
+    }
     whole = chat(loss_on="all").encoder(joining, 32, None)
     whole({"prompt": ["A: "], "completion": ["yes,it"]})
     assert whole.counts()["rows_joined"] == 0, "all is learned"

@@ -217,6 +217,18 @@ def test_a_system_prompt_that_the_template_drops_is_counted() -> None:
     assert chat.dropped_system_prompts == 1
 
 
+def test_a_call_that_the_template_does_not_write_is_an_error_and_tools_are_counted() -> None:
+    """Fails if the model learns to say nothing where a function is called."""
+    chat = ChatTemplate(tokenizer(SMOL), {})
+    called = [*said("u: q"), {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    with pytest.raises(ValueError, match="does not write tool calls, and where .* is called the model would learn"):
+        chat.mark(formats.Conversation(called))
+    chat.mark(
+        formats.Conversation(said("u: q", "a: yes"), tools=[{"type": "function", "function": {"name": "lookup"}}])
+    )
+    assert chat.dropped_tools == 1
+
+
 WRONG = {
     "repeats the answer": ("{{ content + content }}", "changes its text beyond trimming"),
     "upper case": ("{{ content | upper }}", "changes its text beyond trimming"),

@@ -142,7 +142,7 @@ def test_an_evaluation_that_shows_nothing_is_said(config: Config) -> None:
     Path("few.jsonl").write_text("".join(rows[1:4]))
     few = config.changed(data__eval="few.jsonl")
     said = start_summary(few, preflight.prepare(few, Path("run")))
-    assert "3 samples for evaluation: each is 33.3 % of the accuracy" in said
+    assert "3 samples for evaluation: each is 33.3 % of the metrics" in said
     assert "no sample for evaluation has the label bad: " in said
 
 
