@@ -5,6 +5,7 @@ layer and come out of it; and the most of
     measuring   a layer's weights in the forward's dtype, and its statistics, as if no two matrices had the same inputs
     cutting     these statistics, what the method holds for one matrix, and the others of its rank: as if all matrices
                 with as many inputs had the same ones; of structures the layer's weights, unless no cut of it follows
+    entering    before all this, what stands between the tokens and the first layer, such as embeddings
     going back  before all this, the weights of a layer, or of all that stands outside of them, logits not counted; the
                 host has what goes into each layer and out of the last one, for the samples whose gradients are taken
     fitting     the layer's weights and gradients in the forward's dtype, the rank's share of fp32 weights, flags and
@@ -26,7 +27,9 @@ from pat.models.experts import expert_of
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.reconstruction import fit_bytes
 from pat.schema import Config
+from pat.zero.layouts.base import CHUNK
 
+FP32 = 4  # bytes of a number
 CUT = 5  # bytes of a weight and its flag, before its matrix is cut or after
 
 
@@ -77,9 +80,13 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     batch = micro * config.data.max_length * state * 2
     states = tokens * state * (1 + 2 * needs.follows)  # also what goes into a layer and comes out of it dense
     back_states = back_rows * config.data.max_length * state * (len(layers.keys() - {""}) + 1)
-    back = max(weights, itemsize * _total(layers.get("", {}))) if needs.back else 0
+    outside = layers.get("", {})
+    prefix = f"{cast(Any, model).base_model_prefix}."
+    chunk = FP32 * min(CHUNK, max(outside.values(), default=0)) if itemsize < FP32 else 0  # before it is rounded
+    entering = itemsize * sum(size for name, size in outside.items() if name.startswith(prefix)) + chunk
+    back = max(weights, itemsize * _total(outside) + chunk) if needs.back else 0
     walking = max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)
-    return Calibration(batch + max(back, walking), max(states, back_states))
+    return Calibration(batch + max(entering, back, walking), max(states, back_states))
 
 
 def _total(sizes: Mapping[str, int]) -> int:

@@ -88,11 +88,10 @@ class RankMemory:
     activations: int = 0
 
     def total(self, soft: bool = True, cut: int = 0) -> int:
-        """The peak: the largest of the backward, the optimizer's step and a calibrated cut, for which no gradient is
-        kept."""
+        """The peak: the largest of the backward, the optimizer's step and a calibrated cut, before which gradients may
+        wait for the step."""
         state = self.weights + self.optimizer + self.teacher + (self.pruner_soft if soft else self.pruner_hard)
-        step = self.gradients + max(self.activations + self.gathered, self.step)
-        return state + self.reduction + max(step, cut)
+        return state + self.gradients + self.reduction + max(self.activations + self.gathered, self.step, cut)
 
 
 def shard_numels(shapes: Shapes, layout: Layout) -> list[int]:

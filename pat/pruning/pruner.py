@@ -151,7 +151,9 @@ class Pruner:
         """Over the layers with a pruner's matrices, on this rank's calibration samples. Collective."""
         module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
         batches, stack = self.samples(needs.num_samples), stack_of(self.stock, list(needs.shapes))
-        walk = Walk(module, self.weights.whole, stack, batches, dtype, layout.world, self.on_layer, follow, self.warn)
+        narrow = partial(self.weights.narrow, dtype=dtype)
+        seen = self.on_layer, follow, self.warn, narrow
+        walk = Walk(module, self.weights.whole, stack, batches, dtype, layout.world, *seen)
         for structures in self.structure_pruners:
             structures.gate(walk)
         if said := needs.too_few(walk.tokens):
@@ -165,7 +167,9 @@ class Pruner:
         rows = max((len(batch["input_ids"]) for batch in batches), default=1)
         together = int(layout.world.sum(torch.tensor(rows)))
         batches = batches[: math.ceil(needs.back / together)]  # of those of whole steps
-        return Walk(module, self.weights.whole, stack, batches, dtype, layout.world), batches, self.loss
+        narrow = partial(self.weights.narrow, dtype=dtype)
+        walk = Walk(module, self.weights.whole, stack, batches, dtype, layout.world, in_dtype=narrow)
+        return walk, batches, self.loss
 
     def _journal(self, name: str, *cut: Any) -> Journal:
         return self.journals.open(name, *cut)

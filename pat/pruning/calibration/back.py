@@ -131,11 +131,12 @@ def _of_layer(
     def back() -> None:
         for place, call in enumerate(walk.calls[index]):
             entering = inputs[place].detach().requires_grad_()
+            here = call.on(entering.device)
             added = {name: sums.setdefault(name, {}) for name in names}
-            handles = list(_watched(walk, place, call.given(entering), added))
+            handles = list(_watched(walk, place, here.given(entering), added))
             try:
                 with torch.enable_grad():
-                    gradients[place] = torch.autograd.grad(call(layer, entering), [entering], [gradients[place]])[0]
+                    gradients[place] = torch.autograd.grad(here(layer, entering), [entering], [gradients[place]])[0]
             finally:
                 for handle in handles:
                     handle.remove()

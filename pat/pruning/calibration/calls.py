@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pat.common.typed import untyped
 from pat.models.experts import are_experts
-from pat.pruning.calibration.hidden import HiddenStates
+from pat.pruning.calibration.hidden import HOST, HiddenStates
 from pat.tasks.packing import kept_apart
 
 SEEN_BY_THE_BASE = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -31,7 +31,8 @@ class NotCalibrated(ValueError):
 
 @dataclass(frozen=True)
 class Call:
-    """How the model calls a layer for one micro-batch; the hidden states are given apart."""
+    """How the model calls a layer for one micro-batch; the hidden states are given apart. What it is called with, such
+    as the masks of padded rows, waits in the host's memory."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -40,9 +41,14 @@ class Call:
 
     def __call__(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """The layer's output."""
+        here = self.on(hidden.device)
         if self.by_name:
-            return _first(layer(*self.args, **self.kwargs | {"hidden_states": hidden}))
-        return _first(layer(hidden, *self.args, **self.kwargs))
+            return _first(layer(*here.args, **here.kwargs | {"hidden_states": hidden}))
+        return _first(layer(hidden, *here.args, **here.kwargs))
+
+    def on(self, device: torch.device) -> Call:
+        """The same call with its tensors on the device."""
+        return replace(self, args=_moved(self.args, device), kwargs=_moved(self.kwargs, device))
 
     def given(self, hidden: Tensor) -> frozenset[int]:
         """The memory of the tensors that the layer is given besides these hidden states: what is a view of one, such as
@@ -66,6 +72,7 @@ def recording(
     these are not of the batch's tokens."""
     beside: dict[type, tuple[Any, ...] | None] = {}
     entered: list[Tensor] = []  # [hidden states of this micro-batch]
+    on_host: dict[int, tuple[Tensor, Tensor]] = {}  # what its layers share, with what became of it
 
     def stub(index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -73,7 +80,10 @@ def recording(
             if type(layer) not in beside:
                 beside[type(layer)] = _beside(layer, args, kwargs)
             states = kwargs.pop("hidden_states") if by_name else args[0]
-            calls[index].append(Call(args[1:], kwargs, by_name, beside[type(layer)]))
+            if index == 0:
+                on_host.clear()
+            waiting = _moved((args[1:], kwargs), HOST, on_host)
+            calls[index].append(Call(*waiting, by_name, beside[type(layer)]))
             if index == 0:
                 batch = batches[min(len(hidden), len(batches) - 1)]
                 if states.dim() > 2 and states.shape[:2] != batch.shape:
@@ -142,14 +152,16 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _moved(value: Any, device: str) -> Any:
-    """The same with its tensors on a device."""
+def _moved(value: Any, device: str | torch.device, known: dict[int, tuple[Tensor, Tensor]] | None = None) -> Any:
+    """The same with its tensors on a device; one that is `known` is moved once."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        if known is None:
+            return value.to(device)
+        return known.setdefault(id(value), (value, value if value.is_meta else value.to(device)))[1]
     if isinstance(value, dict):
-        return {key: _moved(each, device) for key, each in cast(dict[Any, Any], value).items()}
+        return {key: _moved(each, device, known) for key, each in cast(dict[Any, Any], value).items()}
     if isinstance(value, tuple | list):
-        return tuple(_moved(each, device) for each in cast(Sequence[Any], value))
+        return tuple(_moved(each, device, known) for each in cast(Sequence[Any], value))
     return value
 
 

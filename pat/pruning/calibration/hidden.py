@@ -32,6 +32,11 @@ class HiddenStates:
         self._kept.append(states.to(HOST))
 
     @property
+    def on_host(self) -> list[Tensor]:
+        """All of them where they wait."""
+        return list(self._kept)
+
+    @property
     def nbytes(self) -> int:
         """Of all micro-batches."""
         return sum(states.nbytes for states in self._kept)

@@ -182,7 +182,7 @@ class Journal:
 
     def _origin(self, walk: Walk) -> str:
         """Before the first layer: settings, and what all ranks send into it. Collective."""
-        given = {str(place): value for place, value in enumerate([*walk.hidden, *walk.real])}
+        given = {str(place): value for place, value in enumerate([*walk.hidden.on_host, *walk.real])}
         by_rank = self.journals.comm.gather(tensors_sha256(given))
         gates = [tensors_sha256(walk.gates)] if walk.gates else []
         return _sha256(self.settings, repr((walk.dtype, walk.stack, walk.follow)), *gates, *by_rank)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pat.common.comm import Comm
 from pat.common.typed import floats, ints
 from pat.models.experts import expert_of, parameter_of
+from pat.pruning.calibration.hidden import HiddenStates
 from pat.pruning.calibration.needs import no_room_to_fit
 from pat.pruning.calibration.room import Room
 from pat.pruning.calibration.walk import Layer, NotCalibrated
@@ -36,8 +37,10 @@ def reconstruct(
     passes: int,  # over the calibration samples
     lr: float,
     seed: int,
+    stays: Mapping[str, Tensor] | None = None,  # by name, what is 0 where a weight is gone; shapes broadcast
 ) -> Iterator[tuple[str, Tensor]]:
-    """What is fitted, whole, fp32, as stored, one at a time: what is 0 in a matrix stays 0. A layer that ends no
+    """What is fitted, whole, fp32, as stored, one at a time: what is 0 in a matrix, or in `stays`, where rounding may
+    have left a little, stays 0. A layer that ends no
     nearer at any of TRIES rates stays as it is, and a warning says so. Collective.
 
     min over W of sum_n ||f_W(x_n) - y_n||^2 / (T H), f the layer, x_n its input in the model that is pruned below and
@@ -58,7 +61,7 @@ def reconstruct(
         raise NotCalibrated(f"{layer.name} cannot be reconstructed: its outputs are not finite")
     rates = [lr / 4**tried for tried in range(TRIES)]
     for rate in rates:
-        fits = _fit(layer, names, passes, rate, seed, room)
+        fits = _fit(layer, names, passes, rate, seed, room, stays or {})
         if _distance(layer, room) < before:
             for name, fit in fits.items():
                 yield name, fit.told(torch.float32)
@@ -72,7 +75,9 @@ def reconstruct(
     )
 
 
-def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, room: Room) -> dict[str, _Fit]:
+def _fit(
+    layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, room: Room, stays: Mapping[str, Tensor]
+) -> dict[str, _Fit]:
     """What is fitted after all steps, or up to the first loss that is not finite; it is the layer's. Collective."""
     walk, comm, targets = layer.walk, layer.walk.comm, layer.behind()
     views, held = _views(layer, names), _by_parameter(names)
@@ -83,10 +88,14 @@ def _fit(layer: Layer, names: Sequence[str], passes: int, lr: float, seed: int, 
     for owner, several in held.items():
         gathered = walk.whole(owner)
         for name in several:
+            if name in stays:
+                open_ = stays[name].to(gathered.device)
+                _part(gathered, name).mul_(open_)
+                views[name].mul_(open_)
             fits[name] = room.given(partial(_Fit.of, _part(gathered, name), owners[name], comm))
         del gathered
     for batch, left in _steps(passes, len(targets), seed + layer.index):
-        made = room.attempt(partial(_missing, layer, params, batch, targets[batch]))
+        made = room.attempt(partial(_missing, layer, params, batch, targets))
         loss, count = made[0][:2] if made else (0.0, 0)
         figures = torch.tensor([loss, count, bool(room.said)], dtype=torch.float64, device=comm.device)
         total, number, failed = floats(comm.sum(figures))  # in one collective: there are many steps
@@ -214,14 +223,14 @@ def _steps(passes: int, batches: int, seed: int) -> Iterator[tuple[int, float]]:
 
 
 def _missing(
-    layer: Layer, params: Sequence[nn.Parameter], batch: int, target: Tensor
+    layer: Layer, params: Sequence[nn.Parameter], batch: int, targets: HiddenStates
 ) -> tuple[float, int, list[Tensor], float]:
     """The sum of squares that this rank's tokens lack, of how many numbers, its gradients, and the power of 2 by which
     these are multiplied so that fp16 holds them."""
     for param in params:
         param.requires_grad_(True)
     with torch.enable_grad():
-        missing = _difference(layer, batch, target)
+        missing = _difference(layer, batch, targets[batch])
         loss, scale = missing.square().sum(), 1.0
         narrow = any(param.dtype == torch.float16 for param in params)
         gradients = list(torch.autograd.grad(loss, list(params), retain_graph=narrow))

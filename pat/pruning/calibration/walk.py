@@ -49,9 +49,11 @@ class Walk:
         on_layer: Callable[[int, int], None] = lambda index, number: None,  # told before each layer, and at the end
         follow: bool = False,  # also the model as it is now, for `Layer.behind` and what is missing
         warn: Callable[[str, str], None] = lambda title, text: None,
+        in_dtype: Callable[[str], Tensor] | None = None,  # the same in `dtype`, where that takes less than all of fp32
     ) -> None:
         self.whole, self.stack, self.dtype, self.comm = whole, stack, dtype, comm
         self.on_layer, self.warn = on_layer, warn
+        self.in_dtype = in_dtype or (lambda name: whole(name).to(dtype))
         self.skeleton = skeleton_of(model)
         self.aliases = aliases(self.skeleton)
         self.gates: dict[str, Tensor] = {}  # by site, what multiplies in the skeleton's hooks
@@ -123,7 +125,7 @@ class Walk:
     def fill(self, names: Sequence[str]) -> None:
         """The weights as they are now. Collective."""
         for name in names:
-            self._set(name, self.whole(name).to(self.dtype))
+            self._set(name, self.in_dtype(name))
 
     def drop(self, names: Sequence[str]) -> None:
         """Free the memory of these weights until they are filled again."""
@@ -179,9 +181,10 @@ class Layer:
         def forward() -> None:
             calls = zip(walk.calls[self.index], walk.hidden, walk.real, strict=True)
             for batch, (call, hidden, real) in enumerate(calls):
-                probe.next(real, call.given(hidden))
+                here = call.on(hidden.device)
+                probe.next(real, here.given(hidden))
                 with suppress(Enough):
-                    call(self.module, hidden)
+                    here(self.module, hidden)
                 if after is not None:
                     after(batch)
 

@@ -142,7 +142,8 @@ class Cutter:
             journal.put(KEEP + site.name, keep[site.name])
         if self.method.reconstruct and not all(bool(flags.all()) for flags in keep.values()):
             names = [name for name in self._parameters(sites) if self.weights.can_be_fitted(name)]
-            fitted = reconstruct(layer, names, self.method.reconstruct, self.method.reconstruct_lr, self.seed)
+            settings = self.method.reconstruct, self.method.reconstruct_lr, self.seed
+            fitted = reconstruct(layer, names, *settings, dict(self._stays(site, keep[site.name]) for site in sites))
             for name, values in fitted:
                 self.weights.write(name, values)
                 journal.put(name, values)
@@ -168,6 +169,12 @@ class Cutter:
         if not last or self.method.reconstruct:  # else the walk does
             layer.refresh(layer.parameters if last else names)
         return flags.bool().cpu()
+
+    def _stays(self, site: Site, keep: Tensor) -> tuple[str, Tensor]:
+        """The matrix that reads the units, and 1 for its inputs that stay: (1, i), or (i, 1) as it is stored."""
+        made = reader(self.anatomy, site)
+        inputs = keep.repeat_interleave(site.features).float()
+        return made.weight, inputs.unsqueeze(made.out_dim)
 
     def _parameters(self, sites: Sequence[Site]) -> list[str]:
         """The parameters that compute or read the units of these sites."""

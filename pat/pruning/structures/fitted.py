@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from pat.models import adapters
@@ -24,6 +25,10 @@ class FittedWeights:
     def whole(self, name: str) -> Tensor:
         """A parameter's effective weight in its logical shape, fp32, on every rank. Collective."""
         return self.layout.whole(name)
+
+    def narrow(self, name: str, dtype: torch.dtype) -> Tensor:
+        """`whole` in another dtype. Collective."""
+        return self.layout.narrow(name, dtype)
 
     def write(self, name: str, values: Tensor) -> None:
         """Make these values, whole, the parameter's effective weight. Collective."""
@@ -45,6 +50,12 @@ class MergedWeights(FittedWeights):
         saved = self._saved(name)
         added = self._added(name)
         return self.layout.whole(saved) if added is None else self.layout.whole(saved) + added
+
+    def narrow(self, name: str, dtype: torch.dtype) -> Tensor:
+        """See FittedWeights."""
+        added = self._added(name)
+        saved = self._saved(name)
+        return self.layout.narrow(saved, dtype) if added is None else (self.layout.whole(saved) + added).to(dtype)
 
     def write(self, name: str, values: Tensor) -> None:
         """See FittedWeights."""

@@ -165,6 +165,17 @@ class ZeroLayout(ABC):
         """A parameter's effective weight in its logical shape, fp32, on every rank. Collective."""
         return self.part(name, None).view(logical_shape(self.parameters[name]))
 
+    def narrow(self, name: str, dtype: torch.dtype) -> Tensor:
+        """`whole` in another dtype, without the whole in fp32. Collective."""
+        if dtype == torch.float32:
+            return self.whole(name)
+        param, pieces = self.parameters[name], self.pieces(name)
+        full = torch.empty(logical_numel(param), dtype=dtype, device=self.device)
+        for start in range(0, len(full), CHUNK):
+            run = range(start, min(start + CHUNK, len(full)))
+            full[run.start : run.stop] = self.assemble(name, pieces, torch.float32, run)
+        return full.view(logical_shape(param))
+
     def part(self, name: str, run: range | None) -> Tensor:
         """(n,) a run of a parameter's effective weight, or all of it, fp32, on every rank. Collective."""
         return self.assemble(name, self.pieces(name), torch.float32, run)

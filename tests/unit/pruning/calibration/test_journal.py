@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.pruning.calibration import journal
+from pat.pruning.calibration.hidden import HiddenStates
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.calibration.walk import Layer
 from pat.pruning.weights import pruner as weights_pruner
@@ -323,8 +324,8 @@ def test_ranks_agree_and_get_the_same_bits_from_rank_0(tmp_path: Path) -> None:
     def work(shift: float, folder: str) -> Any:
         def of_rank(comm: Comm) -> Any:
             walk: Any = SimpleNamespace(
-                hidden=[torch.full((2,), shift * comm.rank)], real=[], dtype=torch.float32, stack="h", follow=False,
-                gates={}, layers=[0], parameters=lambda index: ["w"], whole=lambda name: torch.ones(2),
+                hidden=HiddenStates([torch.full((2,), shift * comm.rank)]), real=[], dtype=torch.float32, stack="h",
+                follow=False, gates={}, layers=[0], parameters=lambda index: ["w"], whole=lambda name: torch.ones(2),
             )  # fmt: skip
             layer: Any = SimpleNamespace(walk=walk, index=0)
             kept = Journals(tmp_path / (folder if comm.rank == 0 else "nowhere"), comm).open("a", 0, ())
@@ -409,7 +410,9 @@ def test_taking_the_losss_gradients_counts_as_calibration(monkeypatch: pytest.Mo
 
 def test_gates_outside_of_the_weights_are_part_of_what_a_cut_depends_on(tmp_path: Path) -> None:
     def origin(gates: dict[str, Tensor]) -> str:
-        walk: Any = SimpleNamespace(hidden=[torch.ones(2)], real=[], dtype=torch.float32, stack="h", follow=False)
+        walk: Any = SimpleNamespace(
+            hidden=HiddenStates([torch.ones(2)]), real=[], dtype=torch.float32, stack="h", follow=False
+        )
         walk.gates = gates
         return Journals(tmp_path).open("narrow", AT, "settings")._origin(walk)
 

@@ -67,12 +67,15 @@ def batches() -> list[dict[str, Tensor]]:
             "structures": ["ffn"], "gate": {"name": "obs", "reconstruct": 1},
             "budget": {"name": "shape", "keep": {"ffn": 256}},
         },
+        {"params": ["model.layers.*_proj.weight"], "granularity": "weight", "scope": "row", "criterion": "wanda",
+         "vocabulary": 20_000},
     ],
-    ids=["alps", "alps, reconstructed", "wanda", "experts", "obs", "obs, reconstructed"],
+    ids=["alps", "alps, reconstructed", "wanda", "experts", "obs", "obs, reconstructed", "embeddings"],
 )  # fmt: skip
 def test_a_whole_cut_holds_what_the_plan_says(fields: dict[str, Any], tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 4}
-    sizes |= {"vocab_size": 64, "num_key_value_heads": 4, "num_hidden_layers": 2}
+    fields = dict(fields)
+    sizes |= {"vocab_size": fields.pop("vocabulary", 64), "num_key_value_heads": 4, "num_hidden_layers": 2}
     model: Any = LlamaForCausalLM(LlamaConfig(**sizes))
     if "*.experts.*_proj" in fields.get("params", ()):
         model = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=3, num_experts_per_tok=2))

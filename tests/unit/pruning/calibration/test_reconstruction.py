@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pat.common.comm import Comm
 from pat.pruning.calibration import reconstruction
+from pat.pruning.calibration.hidden import HiddenStates
 from pat.pruning.calibration.reconstruction import BETAS, EPSILON, reconstruct
 from pat.pruning.calibration.walk import Layer, NotCalibrated, Walk
 from tests import models
@@ -143,7 +144,7 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
         dict(reconstruct(layer, [name for name in matrices(model) if ".0." in name], 1, LR, 0))
 
 
-@pytest.mark.parametrize("when", ["looking", "beginning", "backward", "step"])
+@pytest.mark.parametrize("when", ["looking", "beginning", "target", "backward", "step"])
 def test_no_memory_on_one_rank_is_told_by_both(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch: torch's own error, and a rank that waits for one that has left."""
     dense, difference, step = models.model("llama"), reconstruction._difference, reconstruction._Fit.step
@@ -164,6 +165,17 @@ def test_no_memory_on_one_rank_is_told_by_both(when: str, monkeypatch: pytest.Mo
             raise torch.OutOfMemoryError
         begin(fit, shape, value, *given)
 
+    targets: list[HiddenStates] = []  # of rank 1, once for each time that they are read; the first is looking
+
+    def read(states: HiddenStates, place: int) -> Tensor:
+        if when == "target" and targets and states is targets[0]:
+            targets.append(states)
+            if len(targets) == 3:
+                raise torch.OutOfMemoryError
+        return item(states, place)
+
+    item = HiddenStates.__getitem__
+    monkeypatch.setattr(HiddenStates, "__getitem__", read)
     monkeypatch.setattr(reconstruction._Fit, "__init__", begun)
     monkeypatch.setattr(reconstruction, "_difference", looked)
     monkeypatch.setattr(reconstruction._Fit, "step", stepped)
@@ -172,6 +184,8 @@ def test_no_memory_on_one_rank_is_told_by_both(when: str, monkeypatch: pytest.Mo
         model = copy.deepcopy(dense)
         walk = Walk(model, whole(model), "model.layers", of_rank(comm.rank)[:1], torch.float32, comm, follow=True)
         layer = next(iter(walk))
+        if comm.rank == 1:
+            targets.append(layer.behind())
         return dict(reconstruct(layer, [name for name in matrices(model) if ".0." in name], 1, LR, 0))
 
     first, second = run_ranks(2, work)[0]
