@@ -19,6 +19,7 @@ ALL_BUT_EMBEDDINGS = "all-but-embeddings"
 LATELY = 50  # steps in which train.max_skipped of them may be skipped
 
 
+ANOTHER_TRAINERS = "another trainer's"  # source of data that only somebody else's trainer knows
 FILES = ("json", "csv", "parquet", "text")  # values of data.source that read local files
 
 

@@ -16,6 +16,7 @@ from pat.common.files import read_json
 from pat.config.quoting import quoted
 from pat.launch.environment import rank_environment
 from pat.run.directory import RunDir
+from pat.schema import ANOTHER_TRAINERS
 
 MAX_LENGTH = 512  # tokens of a calibration sample, unless the model takes fewer or was exported by pat
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"--out {options.out} is there already: give a new folder")
     from pat.commands import export, train
 
-    run = Path(f"{options.out}.run")
+    out = options.out.resolve()
+    run = Path(f"{options.out}.run") if out.name == options.out.name else out.with_name(f"{out.name}.run")
     config = _model_config(options)
     try:
         code = train.main([*_overrides(options, config, run), *(["--dry-run"] if options.dry_run else [])])
@@ -174,8 +176,8 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
 
 def _exported_length(model: Path) -> int | None:
     """data.max_length of the run that an export is of, so that both are evaluated on the same samples."""
-    found = (read_json(model / "export.json") or {}).get("config") or {}
-    return (found.get("data") or {}).get("max_length")
+    data = ((read_json(model / "export.json") or {}).get("config") or {}).get("data") or {}
+    return None if data.get("source") == ANOTHER_TRAINERS else data.get("max_length")
 
 
 def _weights(options: argparse.Namespace) -> list[str]:
@@ -202,6 +204,8 @@ def _structures(options: argparse.Namespace) -> list[str]:
         match = re.fullmatch(r"(\w+)=(\d+(?:\.\d+)?|\.\d+)", part)
         if match is None:
             raise ValueError(f"--keep {options.keep}: give NAME=NUMBER or NAME=SHARE, with commas: ffn=0.5,kv_groups=2")
+        if match[1] in keep:
+            raise ValueError(f"--keep {options.keep}: {match[1]} is given twice")
         keep[match[1]] = match[2]
     keys = [f"{place}.structures=[{','.join(keep)}]"]
     keys += [f"{place}.budget.keep={{{','.join(f'{name}:{count}' for name, count in keep.items())}}}"]

@@ -174,7 +174,10 @@ def _read(path: Path, name: str, columns: Columns) -> tuple[dict[str, Row], int]
                 continue
             if not is_number(outcome):
                 raise ValueError(f"{name} is {str(outcome)[:60]!r}, but must be true, false, a number or null")
-            key = str(number) if columns.key is None else str(value(content, columns.key))
+            given = number if columns.key is None else value(content, columns.key)
+            if given is None:
+                raise ValueError(f"{columns.key} is null: give --key a column of unique values, or leave --key out")
+            key = str(given)
             if key in rows:
                 raise ValueError(
                     f"{columns.key} {key} occurs twice: give --key a column of unique values, or leave --key out"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+UNITS = 0.005  # how far what is reached may lie below what is asked for, as units are whole
 Action = Literal["go on", "hold", "go back", "stop"]
 
 
@@ -123,7 +124,7 @@ def of_checkpoint(saved: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def in_words(found: Mapping[str, Any]) -> str:
     """`in_short` in a sentence or two."""
     allowed, asked, further = found["allowed_sparsity"], found["asked_sparsity"], found["further"]
-    whole = found["stopped"] is None
+    whole = found["stopped"] is None and allowed > asked - UNITS
     said = f"envelope: {'all of the' if whole else f'{allowed:.2%} is allowed of the'} {asked:.2%} asked for"
     said += " is allowed" if whole else ""
     if found["holds"]:
@@ -134,7 +135,7 @@ def in_words(found: Mapping[str, Any]) -> str:
         said += "; no steps were left to go further: raise train.num_steps"
     last = found["evaluations"][-1] if found["evaluations"] else None
     if last and not last["inside"] and not last.get("undone"):
-        said += f"\nthe model at the end is outside: {measured(last)}"
+        said += f"\nthe model at step {last['step']} is outside: {measured(last)}"
         if found["good_step"] != last["step"]:
             said += f"; step {found['good_step']} was inside: pat export --checkpoint good takes it"
     return said

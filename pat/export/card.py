@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pat.envelope import guard
-from pat.schema import Config
+from pat.schema import ANOTHER_TRAINERS, Config
 
 MATRIX = 12  # classes up to which the confusion matrix is shown
 
@@ -21,16 +21,18 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
     """Lineage and figures as Markdown with Hugging Face's YAML head; `result` is what `export.json` holds."""
     lineage = result["lineage"]
     size = lineage["world_size"]
-    base = config.model.path or f"random {config.model.config.get('model_type')}"
+    theirs = config.data.source == ANOTHER_TRAINERS
+    base = config.model.path or ("a model" if theirs else f"random {config.model.config.get('model_type')}")
+    named = config.model.path is not None or not theirs
     title = Path(base).name if config.model.path and _is_local(base) else base
     pruned = bool(result["prunable_parameters"])
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["pruned", "sparse", "pat"] if pruned else ["pat"]}
     if config.model.path and not _is_local(config.model.path):
         head["base_model"] = config.model.path
     rows = [
-        ("base model", base + (f" at {config.model.revision}" if config.model.revision else "")),
+        *([("base model", base + (f" at {config.model.revision}" if config.model.revision else ""))] * named),
         *([("base sha256", f"`{lineage['base_sha256']}`")] if lineage.get("base_sha256") else []),
-        ("data", _data(config, str)),
+        *([] if theirs else [("data", _data(config, str))]),
         *([("calibration", str(config.data.calibration))] if config.data.calibration else []),
         ("recipe", lineage["recipe"] or "none"),
         ("run", config.run.name),
@@ -54,7 +56,7 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {title}: {removed if pruned else 'dense, nothing pruned'}",
-        f"{title}, {f'fine-tuned on {_data(config, lambda path: Path(path).name)}' if trained else WITHOUT}"
+        f"{title}, {_trained_on(config) if trained else WITHOUT}"
         + (zeros if pruned else ". Plain `from_pretrained` loads this folder."),
         "## Measured\n\n" + _figures(result),
         _classes(lineage.get("details")),
@@ -150,6 +152,12 @@ def _pruners(config: Config) -> str:
 def figures(metrics: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """(name, value) of the metrics that are one number, by name."""
     return [(name, f"{value:.4g}") for name, value in sorted((metrics or {}).items()) if isinstance(value, int | float)]
+
+
+def _trained_on(config: Config) -> str:
+    if config.data.source == ANOTHER_TRAINERS:
+        return "fine-tuned by another trainer"
+    return f"fine-tuned on {_data(config, lambda path: Path(path).name)}"
 
 
 def _data(config: Config, shown: Callable[[str], str]) -> str:

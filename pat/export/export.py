@@ -134,6 +134,7 @@ def _write(
     left = structures(reader, config, hf_config, _on_meta(auto_model, hf_config))
     written_as = hf_config if left.cut is None else left.cut.config
     written_as.save_pretrained(folder)
+    config_files.write_old_rope_keys(folder)
     shutil.copytree(run.path / "tokenizer", folder, dirs_exist_ok=True)
     for name in (config_files.CONFIG, config_files.TOKENIZER):
         config_files.drop_code(folder / name)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pat.common.files import read_json
 from pat.config import frozen
 from pat.config.errors import explain
+from pat.config.quoting import quoted
 from pat.config.validate import validate
 from pat.run.directory import RunDir
-from pat.schema import Config, DataConfig
+from pat.schema import ANOTHER_TRAINERS, Config, DataConfig
 
 # The keys of a config that decide on which samples, and how, a model is evaluated.
 DECIDES = ("data.", "task.", "seed", "train.eval_batch_size")
@@ -28,11 +32,13 @@ def is_run(path: Path) -> bool:
 
 
 def config_of(path: Path) -> Config | None:
-    """The config of the run that is, or made, this model; None where the folder does not say."""
+    """The config of the run that is, or made, this model; None where the folder does not say, or another trainer had
+    the data."""
     if is_run(path):
         return frozen.load(RunDir(path).config)
     exported = (read_json(path / "export.json") or {}).get("config")
-    return None if exported is None else frozen.to_config(exported)
+    config = None if exported is None else frozen.to_config(exported)
+    return None if config is None or config.data.source == ANOTHER_TRAINERS else config
 
 
 def configs(paths: Sequence[Path], overrides: Sequence[str]) -> list[Config]:
@@ -77,7 +83,7 @@ def one_config(paths: Sequence[Path], overrides: Sequence[str]) -> Config:
         key, values = next(iter(differing.items()))
         raise ValueError(
             f"the two were evaluated on different samples, so they cannot be paired: {differing_data(own)}; give "
-            f"such a key for both, as in {key}={values[0]}, or recipe=NAME, or --mix"
+            f"such a key for both, as in {key}={max(values, key=lambda one: one != 'null')}, or recipe=NAME, or --mix"
         )
     return own[0]
 
@@ -104,8 +110,19 @@ def _differing(configs: Sequence[Config]) -> dict[str, list[str]]:
         | ({"seed": c.seed} if any(_generated(each.data) for each in configs) else {})
         for c in configs
     ]
-    values = {key: list(dict.fromkeys(repr(one[key]) for one in flat)) for key in flat[0] if key not in OF_TRAINING}
+    values = {key: list(dict.fromkeys(_typed(one[key]) for one in flat)) for key in flat[0] if key not in OF_TRAINING}
     return {key: each for key, each in values.items() if len(each) > 1}
+
+
+def _typed(value: Any) -> str:
+    """As a key's value is typed."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_typed(each)}' for key, each in value.items())}}}"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value) if re.fullmatch(r"[\w./-]+", str(value)) else quoted(value)
 
 
 def _generated(data: DataConfig) -> bool:
@@ -132,9 +149,13 @@ def _with(config: Config, overrides: Sequence[str]) -> Config:
     if not overrides:
         return config
     try:
-        changes = OmegaConf.from_dotlist([override.lstrip("+") for override in overrides])
+        changes = OmegaConf.create()
+        for one in OverridesParser.create().parse_overrides([override.lstrip("+") for override in overrides]):
+            if one.is_sweep_override():
+                raise ValueError(f"{one.input_line} names several values: give one, or a list in [brackets]")
+            OmegaConf.update(changes, one.key_or_group, one.value())
         merged: Any = OmegaConf.to_container(OmegaConf.merge(config.plain(), changes))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, OverrideParseException) as error:
         raise ValueError(explain(error)) from error
     changed = frozen.to_config(merged)
     validate(changed)

@@ -37,6 +37,7 @@ def export_json(
     files = sorted(folder.glob("model*.safetensors"))
     mask_file = folder / masks.FILE
     phases, left = manifest["phase"].values(), stream.structures
+    measured_here = trainer.get("evaluated_step", manifest["step"]) == manifest["step"]  # else of an earlier step
     buffers = sum(spec.numbytes for spec in content if stream.layout.view(spec).source in reader.buffers())
     return {
         "dtype": dtype,
@@ -75,8 +76,8 @@ def export_json(
             "world_size": manifest["world_size"],
             "zero_stage": manifest["zero_stage"],
             "dtype": manifest["dtype"],
-            "metrics": manifest.get("metrics") or None,
-            "details": trainer.get("details"),
+            "metrics": (manifest.get("metrics") or None) if measured_here else None,
+            "details": trainer.get("details") if measured_here else None,
             "dense_metrics": trainer.get("dense_metrics"),
             "dense_step": trainer.get("dense_step"),
             "envelope": guard.of_checkpoint(trainer.get("envelope")),

@@ -11,11 +11,10 @@ from pat.common.yaml_files import read_yaml
 from pat.config.frozen import to_config
 from pat.config.validate import pruner_problems
 from pat.pruning.weights.matrices import Matrices
-from pat.schema import Config
+from pat.schema import ANOTHER_TRAINERS, Config
 
 KEYS = ("pruners", "seed", "kernels", "keep_last")
 KEEP_LAST = 2  # states of the pruner in one folder, by default
-_NOT_OURS = "another trainer's"  # keys that belong to the trainer and are refused here
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ class Settings:
         """
         base: dict[str, Any] = {
             "seed": self.content.get("seed", 0),
-            "run": {"name": _NOT_OURS, "dir": "."},
-            "data": {"source": _NOT_OURS, "max_length": 1},
-            "task": {"name": _NOT_OURS},
+            "run": {"name": ANOTHER_TRAINERS, "dir": "."},
+            "data": {"source": ANOTHER_TRAINERS, "max_length": 1},
+            "task": {"name": ANOTHER_TRAINERS},
             "train": {"num_steps": num_steps or 1, "global_batch_size": 1},
             "engine": {"kernels": self.content.get("kernels", "auto")},
             "optim": {"lr": 1.0},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoConfig
 
 from pat.common.files import read_json, write_atomic, write_json
 
@@ -17,6 +20,41 @@ def write(model: Any, folder: Path) -> None:
     generation = getattr(model, "generation_config", None)
     if generation is not None:  # `save_pretrained` refuses settings with which models of the hub are published
         write_atomic(folder / GENERATION, generation.to_json_string())
+
+
+def write_old_rope_keys(folder: Path) -> None:
+    """Beside `rope_parameters`, which is all that transformers 5 writes of rotary embeddings, the keys of version 4: it
+    knows no other, and takes a base of 10,000 in silence where they are missing. Left out where 5 would read them as
+    something else."""
+    file = folder / CONFIG
+    content = read_json(file) or {}
+    old = _old_rope_keys(content)
+    if not old or any(key in content for key in old):
+        return
+    own: Any = AutoConfig.from_pretrained(folder)
+    write_json(file, content | old)
+    read: Any = AutoConfig.from_pretrained(folder)
+    if read.rope_parameters != own.rope_parameters:
+        write_json(file, content)
+
+
+def _old_rope_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    rope = content.get("rope_parameters")
+    if not isinstance(rope, Mapping):
+        return {}
+    full, sliding = (rope.get(kind) for kind in ("full_attention", "sliding_attention"))  # Gemma 3, ModernBERT
+    if content.get("model_type") == "modernbert" and full and sliding:
+        return {"global_rope_theta": full["rope_theta"], "local_rope_theta": sliding["rope_theta"]}
+    made = {} if full is None or sliding is None else {"rope_local_base_freq": sliding.get("rope_theta")}
+    own = rope if full is None else full
+    if own.get("rope_theta") is None:
+        return {}
+    scaling = {key: value for key, value in own.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    made |= {"rope_theta": own["rope_theta"]}
+    made |= {"rope_scaling": None if scaling.get("rope_type", "default") == "default" else scaling}
+    if (share := own.get("partial_rotary_factor")) is not None:
+        made["rotary_pct" if content.get("model_type") == "gpt_neox" else "partial_rotary_factor"] = share
+    return made
 
 
 def drop_code(file: Path) -> None:

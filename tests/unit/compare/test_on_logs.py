@@ -104,6 +104,7 @@ def by_holm(p: list[float]) -> list[float]:
         ([{"ok": 0.5}], [], "give --effect"),
         ([{"ok": None}], [], "no row with a value of ok yet"),
         ([{"ok": 1, "id": 1}] * 2, ["--key", "id"], "id 1 occurs twice"),
+        ([{"ok": 1, "id": 1}, {"ok": 1, "id": None}], ["--key", "id"], "line 2: id is null"),
         ([{"ok": 1, "id": 1}], ["--key", "ok"], "have no ok in common"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from pat.evaluation import folders
 from pat.export import origins
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
-from pat.schema import DataConfig
+from pat.schema import ANOTHER_TRAINERS, DataConfig
 from pat.tasks import base
 from tests import models
 from tests.fake_run import write_run
@@ -238,6 +239,38 @@ def test_generated_text_is_that_of_its_seed(made, tmp_path, capsys):
     others = [first.changed(**{key: value}) for key, value in (("data__num_proc", 3), ("task__loss_chunk_tokens", 512))]
     assert origins.differing_data([first, *others]) is None
     assert origins.differing_data([first, first.changed(data__max_length=3)])
+
+
+def test_the_key_that_an_error_names_can_be_typed(made):
+    """Fails if null is written as Python does, which names a file, or a key is not read as by `pat train`."""
+    folder, _ = made("first", 16)
+    (own,) = (config.changed(data__source="json") for config in origins.configs([folder], ()))
+    for values in ((None, "test.jsonl"), (["a b.jsonl", "c.jsonl"], "d.jsonl"), (None, "it's, here.jsonl")):
+        configs = [own.changed(data__eval=value) for value in values]
+        said = str(origins.differing_data(configs))
+        _, first, second = re.split(r"data\.eval is (.*) and ", said)
+        for typed, value in ((first, values[0]), (second, values[1])):
+            assert origins._with(own, [f"data.eval={typed}"]).data.eval == value
+    assert origins._with(own, ["data.text_column=yes"]).data.text_column == "yes"
+    for wrong in ("data.delimiter=,", "data.eval=[a.csv", "seed=1,2"):
+        with pytest.raises(ValueError) as error:
+            origins._with(own, [wrong])
+        assert "\n" not in str(error.value)
+
+
+def test_an_export_of_another_trainer_does_not_say_its_data(made, tmp_path):
+    """Fails if the placeholders of `attach` are taken for a data set of the hub."""
+    folder, _ = made("first", 16)
+    own = origins.config_of(folder)
+    assert own is not None
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "config.json").write_text("{}")
+    content = own.changed(data={"source": ANOTHER_TRAINERS, "max_length": 1}).plain()
+    (theirs / "export.json").write_text(json.dumps({"config": content}))
+    assert origins.config_of(theirs) is None and origins.configs([folder, theirs], ()) == [own, own]
+    with pytest.raises(ValueError, match="does not say which data it was made for"):
+        origins.configs([theirs], ())
 
 
 def test_a_model_of_another_task_is_named_as_that(tmp_path, capsys):

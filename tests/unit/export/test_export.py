@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -361,6 +362,40 @@ def test_config_json_names_the_dtype_that_was_written(tmp_path, dtype, named):
     export_run(run, tmp_path / "out", checkpoint="last", dtype=dtype, verify="weights")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config.get("dtype", config.get("torch_dtype")) == named
+
+
+@pytest.mark.parametrize(
+    "rope, old",
+    [
+        ({"rope_type": "default", "rope_theta": 500_000.0}, {"rope_theta": 500_000.0, "rope_scaling": None}),
+        (
+            {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6},
+            {"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        ),
+    ],
+)
+def test_transformers_4_finds_the_base_of_rotary_embeddings(tmp_path, rope, old):
+    """Fails where it takes 10,000 in silence, as for keys that it does not know."""
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | {"rope_parameters": rope}))
+    write_run(tmp_path / "run", model, byte_tokenizer(), "causal_lm")
+    export_run(tmp_path / "run", tmp_path / "out", verify="weights")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: written[key] for key in old} == old and written["rope_parameters"] == rope
+    assert AutoConfig.from_pretrained(tmp_path / "out").rope_parameters == model.config.rope_parameters
+
+
+def test_metrics_of_an_earlier_step_are_not_the_exports(tmp_path):
+    """Fails if a checkpoint saved between two evaluations has the figures of the last one: dense, beside a cut."""
+    for evaluated in (5, 10):
+        run = tmp_path / f"{evaluated}"
+        torch.manual_seed(1)
+        write_run(run, LlamaForCausalLM(LLAMA), byte_tokenizer(), "causal_lm", steps=(10,))
+        (file,) = run.glob("checkpoints/*10/manifest.json")
+        manifest = json.loads(file.read_text())
+        manifest["trainer"] = {**manifest.get("trainer", {}), "evaluated_step": evaluated}
+        file.write_text(json.dumps(manifest))
+        metrics = export_run(run, run / "out", verify="weights")["lineage"]["metrics"]
+        assert (metrics is None) == (evaluated < 10)
 
 
 def test_a_card_has_a_title_and_not_a_path():

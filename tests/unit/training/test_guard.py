@@ -150,6 +150,14 @@ def test_inside_all_the_way_nothing_is_held() -> None:
     assert guard.in_words(run.found) == "envelope: all of the 80.00% asked for is allowed"
 
 
+def test_a_checkpoint_of_the_ramp_does_not_say_that_all_is_allowed() -> None:
+    """Fails if its export's card says so, where the run had got to 30 %."""
+    record = guard.Record(asked=0.8)
+    record.see(40, 0.3, {"inside": True}, keeps=True)
+    found = guard.of_checkpoint(record.as_dict())
+    assert found and guard.in_words(found) == "envelope: 30.00% is allowed of the 80.00% asked for"
+
+
 @pytest.mark.parametrize("hardened", [True, False])
 def test_a_state_whose_masks_are_not_yet_permanent_is_kept_as_a_soft_one_is(hardened: bool) -> None:
     """An optimizer that skips the step that makes them so leaves a state to go back to as good as the one before."""
@@ -224,7 +232,7 @@ def test_an_end_outside_with_a_sparsity_that_was_inside_is_said_and_not_undone()
     """To go back would train the same steps again."""
     run = Run(lambda sparsity, since: 2.0 if since > 15 else 1.1).train()
     assert run.trained == STEPS and not run.found["inside"] and run.found["allowed_sparsity"] == ASKED
-    assert "the model at the end is outside" in guard.in_words(run.found)
+    assert f"the model at step {run.found['evaluations'][-1]['step']} is outside" in guard.in_words(run.found)
     assert "--checkpoint good" in guard.in_words(run.found)
 
 
