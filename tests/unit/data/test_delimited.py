@@ -153,6 +153,12 @@ def test_quotation_marks_that_are_only_text_swallow_no_rows(tmp_path: Path) -> N
         assert read(tmp_path, f'text\tlabel\n"{quoted}"\t1\nplain\t0\n', delimiter="tab")["text"][0] == quoted
 
 
+@pytest.mark.parametrize("mark, named", [("\t", "tab"), (";", "';'")])
+def test_another_delimiter_is_named(tmp_path: Path, mark: str, named: str) -> None:
+    message = refused(tmp_path, f"text{mark}label\na{mark}1\nb{mark}0\n")
+    assert message.endswith(f"set data.delimiter={named}.") and "data.text_column='text' is not in" in message
+
+
 def test_an_empty_completion_is_missing_as_in_json(tmp_path: Path) -> None:
     """Fails if the model learns to answer nothing where a value is missing."""
     rows = "prompt,completion\n" + "".join(f"Question {i}?,{'' if i == 2 else 'yes'}\n" for i in range(8))
