@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -58,8 +58,8 @@ def check(
 
 def _unused(tokenizer: PreTrainedTokenizerBase, vocab: int, samples: Sequence[Dataset]) -> bool:
     """Whether all tokens from the id `vocab` on were added, pad nothing, and are in no sample."""
-    beyond = range(vocab, len(tokenizer))
-    if not set(beyond) <= tokenizer.added_tokens_decoder.keys() or (tokenizer.pad_token_id or 0) >= vocab:
+    beyond, pad = range(vocab, len(tokenizer)), cast(int | None, tokenizer.pad_token_id)
+    if not set(beyond) <= tokenizer.added_tokens_decoder.keys() or (pad or 0) >= vocab:
         return False
     return all(_largest_id(each) < vocab for each in samples)
 

@@ -82,8 +82,8 @@ def recording(
             states = kwargs.pop("hidden_states") if by_name else args[0]
             if index == 0:
                 on_host.clear()
-            waiting = _moved((args[1:], kwargs), HOST, on_host)
-            calls[index].append(Call(*waiting, by_name, beside[type(layer)]))
+            more, named = _moved((args[1:], kwargs), HOST, on_host)
+            calls[index].append(Call(more, named, by_name, beside[type(layer)]))
             if index == 0:
                 batch = batches[min(len(hidden), len(batches) - 1)]
                 if states.dim() > 2 and states.shape[:2] != batch.shape:

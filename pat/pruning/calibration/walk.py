@@ -53,7 +53,7 @@ class Walk:
     ) -> None:
         self.whole, self.stack, self.dtype, self.comm = whole, stack, dtype, comm
         self.on_layer, self.warn = on_layer, warn
-        self.in_dtype = in_dtype or (lambda name: whole(name).to(dtype))
+        self.in_dtype = in_dtype
         self.skeleton = skeleton_of(model)
         self.aliases = aliases(self.skeleton)
         self.gates: dict[str, Tensor] = {}  # by site, what multiplies in the skeleton's hooks
@@ -125,7 +125,7 @@ class Walk:
     def fill(self, names: Sequence[str]) -> None:
         """The weights as they are now. Collective."""
         for name in names:
-            self._set(name, self.in_dtype(name))
+            self._set(name, self.whole(name).to(self.dtype) if self.in_dtype is None else self.in_dtype(name))
 
     def drop(self, names: Sequence[str]) -> None:
         """Free the memory of these weights until they are filled again."""

@@ -95,7 +95,7 @@ def test_labels_are_counted_in_all_rows_and_not_in_those_that_are_left(tmp_path:
 def test_lines_between_paragraphs_are_no_texts_of_both_sides(tmp_path: Path) -> None:
     for split in ("train", "eval"):
         (tmp_path / f"{split}.txt").write_text("".join(f"{split} paragraph {i}\n\n" for i in range(20)))
-    files = {split: str(tmp_path / f"{split}.txt") for split in ("train", "eval")}
+    files: dict[str, Any] = {split: str(tmp_path / f"{split}.txt") for split in ("train", "eval")}
     built = base.build({"name": "causal_lm"})
     made = prepare.prepare(
         DataConfig(source="text", max_length=16, cache_dir=str(tmp_path / "c"), **files), TOKENIZER, built
@@ -150,7 +150,7 @@ def test_several_splits_of_the_hub_are_a_list(tmp_path: Path) -> None:
     for split, count in (("train", 8), ("validation", 4), ("test", 2)):
         rows = [json.dumps({"text": f"{split} {i}", "label": i % 2}) + "\n" for i in range(count)]
         (folder / f"{split}.jsonl").write_text("".join(rows))
-    common = {"source": str(folder), "eval": "test", "max_length": 16, "cache_dir": str(tmp_path / "c")}
+    common: dict[str, Any] = {"source": str(folder), "eval": "test", "max_length": 16, "cache_dir": str(tmp_path / "c")}
     built = base.build({"name": "classification"})
     made = prepare.prepare(DataConfig(train=["train", "validation"], **common), TOKENIZER, built)
     assert made.info["train_rows"] == 12

@@ -450,7 +450,7 @@ def test_where_no_card_is_large_enough_it_says_what_takes_less(
 def test_calibration_by_hand() -> None:
     """One matrix of (24, 16) in each of two layers of 400 elements, 3 samples of 10 tokens on each of 2 ranks, bf16."""
     sizes: dict[str, Any] = {**LLAMA, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    model: Any = LlamaForCausalLM(LlamaConfig(**sizes | {"vocab_size": 20}))
+    model: Any = LlamaForCausalLM(LlamaConfig(**{**sizes, "vocab_size": 20}))
     settings = PrunerConfig(
         params=["*.gate_proj.weight"], granularity="weight", criterion={"name": "alps", "num_samples": 5},
         scope="matrix", budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "one_shot", "start": 0},
@@ -466,7 +466,7 @@ def test_calibration_by_hand() -> None:
     entering = 2 * 10 * 16 * 2  # a micro-batch goes in and comes out
     assert calibration(config, model, pruner.calibrations, 2) == Calibration(entering + gram + choosing, hidden)
     assert calibration(config, model, [], 2) == Calibration(0, 0)
-    embeds: Any = LlamaForCausalLM(LlamaConfig(**sizes | {"vocab_size": 9000}))
+    embeds: Any = LlamaForCausalLM(LlamaConfig(**{**sizes, "vocab_size": 9000}))
     embedding, chunk = 2 * (9000 * 16 + 16), 4 * 9000 * 16  # bf16, with the last norm; and what is summed in fp32
     assert calibration(config, embeds, pruner.calibrations, 2).device == entering + embedding + chunk
     many = 2 * (pruner.calibrations[0].num_samples // 2 + 1)  # of a forward more than half of what is asked for

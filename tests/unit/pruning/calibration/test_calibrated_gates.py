@@ -15,6 +15,7 @@ from torch import Tensor
 from pat.models import adapters
 from pat.pruning import registry
 from pat.pruning.calibration.gap import Gap
+from pat.pruning.calibration.hidden import HiddenStates
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.statistics import Gram, Mean, SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated
@@ -459,7 +460,7 @@ def test_a_walk_computes_with_final_gates_that_are_in_no_weight(family: str, str
     stack, matrix = ("bert.encoder.layer", "output.dense") if family == "bert" else ("model.layers", "mlp.down_proj")
     names = [f"{stack}.{layer}.{matrix}.weight" for layer in range(models.LAYERS)]
     needs = Needs("", 6, {name: gates.anatomy.shapes[name] for name in names}, (SquaredNorm,), lambda o, i: 0)
-    behind: list[Tensor] = []
+    behind = HiddenStates()
     for layer, name in zip(pruner._walk(needs, follow=True), names, strict=True):
         layer.twin()
         found = layer.collect({name: (SquaredNorm,)})[name][SquaredNorm]

@@ -14,6 +14,7 @@ from pat.common.comm import LOCAL, Comm
 from pat.common.parameters import is_conv1d
 from pat.pruning.calibration import calls
 from pat.pruning.calibration import walk as walks
+from pat.pruning.calibration.hidden import HiddenStates
 from pat.pruning.calibration.skeleton import stack_of
 from pat.pruning.calibration.statistics import Gram, SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk
@@ -191,7 +192,7 @@ def test_layers_that_tell_each_other_more_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(kind, "forward", lambda layer, states, bias=None: (states, states.sum()))
     with (
         pytest.raises(NotCalibrated, match="Layer 1 gets more"),
-        calls.recording(layers, [[], [], []], [], [torch.ones(1, 2)]),
+        calls.recording(layers, [[], [], []], HiddenStates(), [torch.ones(1, 2)]),
     ):
         states, bias = layers[0](torch.ones(1, 2, models.HIDDEN))
         layers[1](states, bias=bias)
