@@ -708,7 +708,12 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pat/pruning/structures/fitted.py": [
         ("values if added is None else values - added", "values", "adapters are in the fitted weights, and on top"),
-        ("self.layout.whole(saved) + added", "self.layout.whole(saved)", "a cut does not see the adapters"),
+        (
+            "added is None else self.layout.whole(saved) + added",
+            "added is None else self.layout.whole(saved)",
+            "a cut does not see the adapters",
+        ),
+        ("(self.layout.whole(saved) + added).to(dtype)", "self.layout.narrow(saved, dtype)", "nor does its walk"),
     ],
     "pat/pruning/criteria/alps.py": [
         ("dual.add_(near.sub_(sparse)", "dual.sub_(near.sub_(sparse)", "the dual points away"),
@@ -744,7 +749,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "padding counts in the gradients",
         ),
         ("x.div_(max(1, own))", "x.div_(walk.tokens)", "experts that few tokens pass count too little"),
-        ("return [call(walk.layers[index], h)", "return [h", "every layer sees what goes into the first"),
+        ("HiddenStates(call(walk.layers[index], h)", "HiddenStates(h", "every layer sees what goes into the first"),
         (".div_(walk.tokens)", "", "sums in place of means"),
         ("walk.comm.sum(sums[name][key])", "sums[name][key]", "each rank has the gradients of its own samples"),
         (
@@ -805,6 +810,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pat/pruning/calibration/reconstruction.py": [
+        ("_part(gathered, name).mul_(open_)", "pass", "removed units are fitted, too, where adapters round them"),
         (
             "gradient if self.alive is None else gradient.mul_(self.alive)",
             "gradient",
