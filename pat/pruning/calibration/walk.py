@@ -64,9 +64,8 @@ class Walk:
             raise NotCalibrated("There is no token to calibrate on: all calibration samples are padding.")
         self._enter(batches)
         self.follow = follow
-        self.before = (
-            self.hidden.copy() if follow else HiddenStates()
-        )  # what goes into the layer in the model as it was before
+        # What goes into the layer in the model as it was before.
+        self.before = self.hidden.copy() if follow else HiddenStates()
 
     def __iter__(self) -> Iterator[Layer]:
         """Every layer; what the consumer has written to the weights by then is what the next layer's inputs see."""
