@@ -50,10 +50,11 @@ def _old_rope_keys(content: Mapping[str, Any]) -> dict[str, Any]:
     if own.get("rope_theta") is None:
         return {}
     scaling = {key: value for key, value in own.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    made |= {"rope_theta": own["rope_theta"]}
+    neox = content.get("model_type") == "gpt_neox"
+    made |= {"rotary_emb_base" if neox else "rope_theta": own["rope_theta"]}
     made |= {"rope_scaling": None if scaling.get("rope_type", "default") == "default" else scaling}
     if (share := own.get("partial_rotary_factor")) is not None:
-        made["rotary_pct" if content.get("model_type") == "gpt_neox" else "partial_rotary_factor"] = share
+        made["rotary_pct" if neox else "partial_rotary_factor"] = share
     return made
 
 

@@ -32,6 +32,7 @@ from pat.export.card import model_card
 from pat.export.export import export_run
 from pat.export.report import format_report
 from pat.export.writer import Spec, split, write_safetensors
+from pat.models import config_files
 from pat.models.tokenizers import byte_tokenizer
 from pat.run.directory import ExitCode
 from pat.schema import Config, DataConfig, ModelConfig, RunConfig
@@ -382,6 +383,35 @@ def test_transformers_4_finds_the_base_of_rotary_embeddings(tmp_path, rope, old)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert {key: written[key] for key in old} == old and written["rope_parameters"] == rope
     assert AutoConfig.from_pretrained(tmp_path / "out").rope_parameters == model.config.rope_parameters
+
+
+@pytest.mark.parametrize(
+    "model_type, rope, old",
+    [
+        (
+            "gpt_neox",
+            {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.25},
+            {"rotary_emb_base": 2e4, "rotary_pct": 0.25, "rope_scaling": None},
+        ),
+        (
+            "gemma3_text",
+            {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        ),
+        ("modernbert", None, {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0}),
+        ("bert", None, {}),
+    ],
+)
+def test_old_names_of_rotary_keys_are_the_families(tmp_path, model_type, rope, old):
+    """As transformers 4.57 reads them."""
+    config = AutoConfig.for_model(model_type, **({"rope_parameters": rope} if rope else {}))
+    config.save_pretrained(tmp_path)
+    before = json.loads((tmp_path / "config.json").read_text())
+    config_files.write_old_rope_keys(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == before | old
 
 
 def test_metrics_of_an_earlier_step_are_not_the_exports(tmp_path):
