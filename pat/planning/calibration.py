@@ -1,7 +1,7 @@
 """Bytes that a calibrated cut takes of a rank for its walk over the layers, besides weights and optimizer.
 
 In the host's memory, the hidden states of the rank's samples. On the device, those of a micro-batch that go into a
-layer and come out of it; and the most of
+layer and come out of it; and the most of what follows. Masks of padded or packed rows, on the host, are not counted.
     measuring   a layer's weights in the forward's dtype, and its statistics, as if no two matrices had the same inputs
     cutting     these statistics, what the method holds for one matrix, and the others of its rank: as if all matrices
                 with as many inputs had the same ones; of structures the layer's weights, unless no cut of it follows
@@ -24,12 +24,12 @@ from torch import nn
 
 from pat.common.parameters import DTYPES, logical_numel
 from pat.models.experts import expert_of
+from pat.planning.memory import FP32
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.reconstruction import fit_bytes
 from pat.schema import Config
 from pat.zero.layouts.base import CHUNK
 
-FP32 = 4  # bytes of a number
 CUT = 5  # bytes of a weight and its flag, before its matrix is cut or after
 
 

@@ -14,6 +14,7 @@ from pat.common import files
 from pat.data.checks import data_warnings
 from pat.data.example import example
 from pat.data.prepare import PreparedData
+from pat.envelope import guard
 from pat.models import build, heads, liger, limits, new_weights, tokenizers
 from pat.models.weight_files import check_weights
 from pat.pruning.pruner import Pruner
@@ -25,8 +26,6 @@ from pat.training.checked import Checked
 from pat.training.prepared import prepared_data
 from pat.zero import engine
 from pat.zero.checkpoint_files import CheckpointError
-
-UNITS = 0.005  # how far a target may lie below a budget's sparsity, as units are whole
 
 
 def check_data(config: Config) -> str:
@@ -86,7 +85,7 @@ def _strange(config: Config, prepared: PreparedData) -> tuple[list[str], list[st
 def _check_export_at(values: list[float], pruner: Pruner) -> None:
     """A target counts whole units: it may lie a little below what the user wrote."""
     target = pruner.totals.target
-    if values and values[-1] > target + UNITS:
+    if values and values[-1] > target + guard.UNITS:
         raise ValueError(
             f"train.export_at has {values[-1]:g}, but the budgets remove {target:.4g} of the prunable weights in the "
             "end: leave it out, or raise the budget"
