@@ -4,13 +4,14 @@
     python tests/benchmarks/frontier.py --model decoder --data addresses --steps 0 --targets 50,2:4,70
     python tests/benchmarks/frontier.py --model encoder --steps 100 --targets 80 --methods alps,movement --seeds 3
 
-A row is data x steps x target x method x seed; flags select rows, and a finished row is never repeated. Every row is
-a list of commands that a user has, written to the results file with its figures and the commit: ours are `pat prune`
-(no steps) or `pat train recipe=decoder|encoder` and `pat export`; a peer's is a script in tests/benchmarks/peers, run
-in an environment of that project's own, made when first needed. A peer sees the samples that ours are calibrated on.
-Where a row has training steps, a peer's cut is trained by `pat train`, its zeros kept. All end in the same `pat
-evaluate` of a Hugging Face folder. Ours and the peers' methods have their defaults, some of which were chosen on
-these data for ours (see docs/frontier.md). `smaller` is a model of the same size, cut without looking.
+A row is data x steps x target x method x seed; flags select rows, and a finished row is never repeated. Every row is a
+list of commands that a user has, written to the results file with its figures, the commit and the whole config of each
+of our runs: ours are `pat prune` (no steps) or `pat train recipe=decoder|encoder` and `pat export`; a peer's is a
+script in tests/benchmarks/peers, run in an environment of that project's own, made when first needed. A peer sees the
+samples that ours are calibrated on. Where a row has training steps, a peer's cut is trained by `pat train`, its zeros
+kept. All end in the same `pat evaluate` of a Hugging Face folder. Ours and the peers' methods have their defaults, some
+of which were chosen on these data for ours (see docs/frontier.md). `smaller` is a model of the same size, cut without
+looking.
 
 Decoders are cut as they are. The encoder has no head before it is trained: rows without steps cut the model that the
 dense row of 100 steps ends with, and a peer's rows of N steps train a dense model for 30 % of them, as ours do, cut it
@@ -36,6 +37,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pat.common import signals
@@ -49,8 +52,9 @@ from tests.benchmarks.peers import HERE, PEERS, Peer
 VERSIONS = ("torch", "transformers", "deepspeed")
 DENSE_STEPS = 100  # of the encoder that rows without steps cut
 BEFORE_THE_CUT = 0.3  # of an encoder's steps, see recipes/encoder.yaml
+EXPORT = "export.json"  # has the config of the run that it is of
 LOG = "last_command.log"  # in the folder of the row: what the running command says
-DONE = "done.json"  # in the folder of a row that was stopped: its finished commands, and the CPU time so far
+DONE = "done.json"  # in the folder of a row that was stopped: its finished commands with their configs, the CPU time
 Command = list[str]
 
 
@@ -64,6 +68,7 @@ class Measured:
     nonzero_parameters: int | None = None
     cpu_seconds: float | None = None  # of all commands but the installation of a peer and the evaluation
     commands: list[str] = field(default_factory=list)
+    configs: list[str] = field(default_factory=list)  # YAML, of our `pat train` and `pat prune` in their order
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None  # of pat
     error: str | None = None
@@ -75,7 +80,7 @@ class Runner:
     def __init__(self, folder: Path, execute: Callable[..., Any] = subprocess.run) -> None:
         self.folder, self.execute = folder, execute
         self.log = folder / LOG
-        self.finished: list[str] = []  # commands of the row
+        self.finished: dict[str, list[str]] = {}  # commands of the row, and the configs of what they wrote
         self.asked_to_stop = False
         self.commit = commit()  # while rows are measured, another may be made
 
@@ -91,7 +96,7 @@ class Runner:
             place.mkdir(parents=True)
         else:
             (place / DONE).unlink()  # where this start is killed, the row begins again
-        self.log, self.finished = place / LOG, earlier["finished"] if earlier else []
+        self.log, self.finished = place / LOG, earlier["finished"] if earlier else {}
         try:
             if method.peer:
                 self.install(PEERS[method.peer], measured)
@@ -128,6 +133,7 @@ class Runner:
         """One command; raises Failed with the end of what it said."""
         measured.commands.append(shown(command))
         if measured.commands[-1] in self.finished:
+            measured.configs += self.finished[measured.commands[-1]]
             return
         print(f"  {measured.commands[-1]}", flush=True)
         own = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -138,7 +144,8 @@ class Runner:
             done = self.execute(command, cwd=ROOT, env=own, stdout=output, stderr=subprocess.STDOUT)
         stopped = done.returncode in (ExitCode.PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
         if done.returncode == 0:
-            self.finished.append(measured.commands[-1])
+            self.finished[measured.commands[-1]] = written = config_written(command)
+            measured.configs += written
         if self.asked_to_stop and (stopped or done.returncode == 0):
             raise Stopped(ExitCode.PREEMPTED)
         if done.returncode:
@@ -254,6 +261,14 @@ def commit() -> str | None:
 def folder_of(row: Row) -> str:
     """The name of a row's folder: without `=`, which a value of Hydra's cannot hold as it is."""
     return row.name.replace("=", "-")
+
+
+def config_written(command: Command) -> list[str]:
+    """The config of the run whose model a command of ours has written, as YAML; nothing where it writes none."""
+    if tuple(command[: len(PAT)]) != PAT or "--out" not in command:
+        return []
+    out = Path(command[command.index("--out") + 1])
+    return [tidy(yaml.safe_dump(json.loads((out / EXPORT).read_text())["config"], sort_keys=False))]
 
 
 class Failed(Exception):

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -96,6 +97,8 @@ def test_a_row_that_was_stopped_goes_on_where_its_training_has_saved(tmp_path: P
     assert [command[len(PAT)] for command in machine.commands] == ["train", "export", "evaluate"]
     assert (measured.value, len(measured.commands)) == (39.2, 5) and 500 <= (measured.cpu_seconds or 0) < 510
     assert not kept.exists()
+    configs = [yaml.safe_load(text)["train"]["num_steps"] for text in measured.configs]
+    assert configs == [2, 2], "of the teacher, exported by the first start's second command, and of the pruned model"
 
 
 def test_rows_have_methods_that_fit_their_target_and_seeds_only_where_they_train() -> None:
@@ -126,6 +129,10 @@ class Machine:
             metrics = {"perplexity": 39.2, "accuracy": 0.9}
             figures = {"metrics": metrics, "parameters": 4, "nonzero_parameters": 2}
             Path(command[-1]).write_text(json.dumps({"models": [figures]}))
+        if tuple(command[: len(PAT)]) == PAT and "--out" in command:
+            out = Path(command[command.index("--out") + 1])
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "export.json").write_text(json.dumps({"config": {"train": {"num_steps": len(self.commands)}}}))
         if "--pattern" in command or "--sparsity" in command:
             if command[0] == str(PEERS["llmcompressor"].python):
                 cut = Path(command[4])
