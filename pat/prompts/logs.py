@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import heapq
+import json
 import math
 import random
 import sys
@@ -26,7 +27,7 @@ FORM = "form"  # the dimension derived from lengths
 class Columns:
     """A log's columns; a dotted name leads into mappings, as request.messages."""
 
-    prompt: str = "prompt"  # a text, or a list of messages
+    prompt: str = "prompt"  # a text, or a list of messages, in a table as JSON
     reference: str | None = None
     label: str | None = None  # of a classifier's right answers: a word or a whole number
     slices: tuple[str, ...] = ()
@@ -181,7 +182,7 @@ def _word(row: Any, column: str, what: str) -> str:
 
 def prompt_of(row: Any, columns: Columns, long_from: int | None = None) -> Prompt:
     """The prompt of a row of a log, with its slices. ValueError names a column with unexpected content."""
-    asked = value(row, columns.prompt)
+    asked = _unquoted(value(row, columns.prompt))
     slices: dict[str, str] = {}
     for column in columns.slices:
         name = column.rpartition(".")[2]
@@ -205,6 +206,18 @@ def prompt_of(row: Any, columns: Columns, long_from: int | None = None) -> Promp
             given[name] = int(found) if counted else found
     prompt = parsed(given, Prompt)
     return prompt if long_from is None else prompt.changed(slices={FORM: form(prompt, long_from), **prompt.slices})
+
+
+def _unquoted(asked: Any) -> Any:
+    """The messages that a text holds as JSON, as a table does; anything else as it is."""
+    if not isinstance(asked, str) or not asked.lstrip().startswith("["):
+        return asked
+    try:
+        found = json.loads(asked)
+    except (ValueError, RecursionError):
+        return asked
+    messages = isinstance(found, list) and found and all(isinstance(m, dict) and "role" in m for m in found)
+    return found if messages else asked
 
 
 def form(prompt: Prompt, long_from: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
@@ -118,6 +119,18 @@ def test_tables_are_logs_too(ending: str, separator: str, tmp_path: Path, capsys
     path.write_bytes(b"text\n\xff\n")
     assert run("from-logs", path, *options) == 2
     assert "is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_table_holds_messages_as_json(tmp_path: Path) -> None:
+    """Would catch: a conversation that becomes one user's turn, of brackets and quotes."""
+    path, out = tmp_path / "prod.csv", tmp_path / "mix.jsonl"
+    messages = [{"role": "system", "content": 'Say "yes", or no.'}, {"role": "user", "content": "Is it late?"}]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["messages"], [json.dumps(messages)], ["[1] and [2]: why?"], ['["a"]']])
+    assert run("from-logs", path, "--prompt", "messages", "--out", out) == 0
+    found = reader.read(out).prompts
+    assert [prompt.messages for prompt in found if prompt.messages] == [messages]
+    assert {prompt.prompt for prompt in found} == {None, "[1] and [2]: why?", '["a"]'}
 
 
 def test_every_row_is_as_likely(tmp_path: Path) -> None:
