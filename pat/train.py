@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from pat.checkpoint import retention, store
 from pat.common import seeds
+from pat.config.frozen import same_command
 from pat.pruning.types import PromiseBroken
 from pat.run.directory import UNTIL, ExitCode, RunDir, write_exit
 from pat.run.preemption import Preempted
@@ -35,7 +36,7 @@ class NotEvaluated(RuntimeError):
     def __init__(self, step: int, run_dir: Path, error: Exception) -> None:
         super().__init__(
             f"the training up to step {step} is saved in {run_dir}, but its evaluation failed "
-            f"({type(error).__name__}: {error}): run the same command to evaluate again, or export it as it is"
+            f"({type(error).__name__}: {error}): {same_command(run_dir)} evaluates again, or export it as it is"
         )
 
 
@@ -67,7 +68,7 @@ def after_divergence(run_dir: Path) -> str:
     """Advice for the user of a run that has diverged."""
     saved = retention.steps(RunDir(run_dir).checkpoints)
     goes_on = f"goes on from {saved[-1].name}" if saved else "begins again, for nothing has been saved yet"
-    return f"lower optim.lr: the same command then {goes_on}"
+    return f"lower optim.lr: {same_command(run_dir)} then {goes_on}"
 
 
 def fit(training: Training) -> None:
@@ -252,7 +253,9 @@ def leave(training: Training) -> None:
     """Save and raise Preempted. Collective."""
     if training.progress.saved_step != training.progress.step:
         save(training)
-    raise Preempted(f"stopped on request at step {training.progress.step}, all saved: run the same command to go on")
+    raise Preempted(
+        f"stopped on request at step {training.progress.step}, all saved: {same_command(training.run.path)} goes on"
+    )
 
 
 def save(training: Training) -> None:

@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from pat.launch.environment import RankEnvironment, rank_environment
 from pat.run import provenance
 from pat.run.directory import ExitCode, RunDir
 from pat.run.preemption import preemption_flag
+
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often a launcher has repeated the command
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _start_ranks(config: Any) -> int:
     """In a plain shell: freeze, prepare the data, start the ranks and wait for them."""
-    from pat.config.frozen import check_same_run, freeze, set_aside
+    from pat.config.frozen import check_same_run, freeze
     from pat.launch import multi_node, single_node
     from pat.launch.process import clear_ranks, only_user_of
     from pat.training.preflight import is_complete, prepare
@@ -85,7 +88,7 @@ def _start_ranks(config: Any) -> int:
         checked = prepare(config, run_dir, here=not several)  # the hosts check their own devices
         said = start_summary(config, checked, here=not several)
         print(said, flush=True)
-        set_aside(config, run_dir)  # only now: a refused command leaves nothing behind, and costs nothing
+        _set_aside(config, run_dir)  # only now: a refused command leaves nothing behind, and costs nothing
         freeze(config, run_dir)
         append_to_log(run_dir, said)
         _say_that_it_starts(run_dir, config.engine.world_size, warnings(config, checked, here=not several))
@@ -94,11 +97,12 @@ def _start_ranks(config: Any) -> int:
 
 def _become_rank(config: Any, environment: RankEnvironment) -> int:
     """Under a launcher: this process is one rank of the run. Rank 0 freezes the config, the others wait for it."""
-    from pat.config.frozen import check_same_run, freeze, set_aside, wait_for_frozen
-    from pat.launch.process import forget_ranks_from, only_user_of
+    from pat.config.frozen import check_same_run, freeze, wait_for_frozen
+    from pat.launch.process import forget_ranks_from, only_user_of, said_by_first
     from pat.launch.rank import OwnRecord, run_rank
     from pat.launch.single_node import rank_variables
 
+    config = _of_this_start(config)
     if config.engine.hostfile:
         raise ValueError(
             f"engine.hostfile={config.engine.hostfile}, but this rank was started by a launcher already: leave it out, "
@@ -110,7 +114,7 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
         os.environ.setdefault(key, value)
     environment.export()
     # Another start may hold the directory, and its supervisor would take this rank's record for one of its own ranks'.
-    own = OwnRecord(Path(config.run.dir), environment.rank)
+    own, began = OwnRecord(Path(config.run.dir), environment.rank), time.time()
 
     def work(run_dir: Path) -> int:
         import torch
@@ -129,21 +133,26 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
                 check_same_run(config, run_dir)
             checked = preflight.prepare(config, run_dir)
             if environment.rank == 0:  # only now: a refused start, or one that is killed, leaves the run as it was
-                set_aside(config, run_dir)
+                _set_aside(config, run_dir)
                 freeze(config, run_dir)
                 RunDir(run_dir).exit.unlink(missing_ok=True)
                 forget_ranks_from(run_dir, 1)  # of an earlier start: those of this one say so once all have met
                 print(start_summary(config, checked), flush=True)
                 _say_that_it_starts(run_dir, environment.world_size, warnings(config, checked))
             else:
-                wait_for_frozen(
-                    config, run_dir, max(120.0, 60.0 * config.engine.timeout_min)
-                )  # rank 0 may prepare longer
+                patience_s = max(120.0, 60.0 * config.engine.timeout_min)  # rank 0 may prepare longer
+                wait_for_frozen(config, run_dir, patience_s, refused=lambda: said_by_first(run_dir, began))
             init_distributed(config)  # collective: rank 0 is there, so this start holds the directory
             own.write()
             return loop.main(run_dir)
 
     return run_rank(Path(config.run.dir), environment.rank, work, announce=True, own=own)
+
+
+def _of_this_start(config: Any, environ: Mapping[str, str] = os.environ) -> Any:
+    """Where a launcher has repeated the command, run.resume=never was for the first start, and this one goes on."""
+    again = any(int(environ.get(key) or 0) for key in RESTARTS)
+    return config.changed(run__resume="auto") if again and config.run.resume == "never" else config
 
 
 def _search(overrides: Sequence[str], options: argparse.Namespace) -> int:
@@ -190,6 +199,15 @@ def _describe(config: Any) -> int:
     return ExitCode.DONE
 
 
+def _set_aside(config: Any, run_dir: Path) -> None:
+    from pat.config.frozen import set_aside
+
+    if (aside := set_aside(config, run_dir)) is not None:
+        print(
+            f"run.resume=never: the checkpoints of the run before are in {aside}, its figures are removed", flush=True
+        )
+
+
 def _say_that_it_starts(run_dir: Path, ranks: int, warnings: Sequence[str]) -> None:
     from pat.launch import slurm
 
@@ -204,8 +222,9 @@ def _frozen(run_dir: Path, overrides: Sequence[str], environment: RankEnvironmen
     from pat.config.hostfile import take_world_size
     from pat.config.validate import validate
 
-    # run.resume=never was for the start that froze it: a job that comes back goes on.
-    config = load(RunDir(run_dir).config).changed(run__dir=str(run_dir), run__resume="auto")
+    config = load(RunDir(run_dir).config).changed(run__dir=str(run_dir))
+    if config.run.resume == "never":  # it was for the start that froze it: a job that comes back goes on
+        config = config.changed(run__resume="auto")
     for override in _with_world_size(list(overrides), environment) if environment else overrides:
         key, _, value = override.partition("=")
         if key == "run.resume":

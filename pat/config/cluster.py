@@ -144,6 +144,10 @@ def _validate(cluster: ClusterConfig) -> None:
             f"{PREFIX}extra names another cluster, whose jobs squeue would not find here: leave it out and set "
             "SLURM_CLUSTERS=NAME in the environment, which all of Slurm's commands read"
         )
+    if wrong := next((line for line in cluster.extra if not line.strip().startswith("-")), None):
+        raise ValueError(
+            f"{PREFIX}extra has {wrong!r}, which sbatch would not read: give its options as --qos=high, without #SBATCH"
+        )
     for line in [*cluster.setup, *cluster.extra]:
         if "\n" in line.strip():
             raise ValueError(f"{PREFIX}setup and {PREFIX}extra are lists of single lines, but one is {line!r}")

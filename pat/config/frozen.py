@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pat.common.files import read_json, write_atomic, write_json
 from pat.common.keys import structured
 from pat.config.errors import explain
 from pat.config.task_keys import config_model
-from pat.run.directory import ExitCode, RunDir, read_exit
+from pat.run.directory import RunDir
 from pat.run.provenance import versions
 from pat.schema import Config
 
@@ -45,6 +45,7 @@ ELASTIC = (
     "data.cache_dir",
     "data.num_proc",
 )
+REFUSED_AFTER_S = 20.0  # rank 0 begins as late as that, and what is there until then is of an earlier start
 # Keys that may also differ when a run goes on after it diverged.
 AFTER_DIVERGENCE = (
     "optim.lr", "optim.base_width", "optim.head_lr", "optim.warmup", "engine.gradient_clipping", "train.max_loss",
@@ -112,6 +113,8 @@ def freeze(config: Config, run_dir: Path) -> None:
     check_same_run(config, run_dir)
     run = RunDir(run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
+    if run.diverged.exists() and changed_keys(load(run.config), config):
+        run.diverged.unlink()  # the values that were to change have changed
     write_json(run.version, versions())
     write_atomic(run.config, dump(config))
 
@@ -134,14 +137,22 @@ def set_aside(config: Config, run_dir: Path) -> Path | None:
 
 def results(run: RunDir) -> tuple[Path, ...]:
     """What `set_aside` removes. Without its id wandb, too, begins another run."""
-    return run.metrics, run.summary, run.wandb_id
+    return run.metrics, run.summary, run.wandb_id, run.diverged
+
+
+def same_command(run_dir: Path) -> str:
+    """How a sentence names the command that goes on with a run: as it was given, run.resume=never starts over."""
+    with contextlib.suppress(ValueError):
+        if load(RunDir(run_dir).config).run.resume == "never":
+            return "the same command without run.resume=never"
+    return "the same command"
 
 
 def check_same_run(config: Config, run_dir: Path) -> None:
     """ValueError where the directory holds results of another config, unless only ELASTIC keys differ."""
     run = RunDir(run_dir)
     if config.run.resume != "never" and run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
-        diverged = (read_exit(run_dir) or {}).get("code") == ExitCode.DIVERGED
+        diverged = run.diverged.exists()
         earlier = load(run.config)
         differing = changed_keys(earlier, config, AFTER_DIVERGENCE if diverged else ())
         if differing:
@@ -163,15 +174,23 @@ def _changes(differing: Mapping[str, tuple[Any, Any]], earlier: Config, config: 
     return said + [f"{key} was {was}, now {now}" for key, (was, now) in kept.items()]
 
 
-def wait_for_frozen(config: Config, run_dir: Path, timeout_s: float = 120.0) -> None:
+def wait_for_frozen(
+    config: Config, run_dir: Path, timeout_s: float = 120.0, refused: Callable[[], str | None] = lambda: None
+) -> None:
     """For ranks other than the first: until config.yaml matches what this rank composed; that of an earlier start may
-    match already."""
-    path, end = RunDir(run_dir).config, time.monotonic() + timeout_s
+    match already. ValueError after timeout_s, or where rank 0 has left: `refused` gives its sentence then."""
+    path, began, seen = RunDir(run_dir).config, time.monotonic(), None
     while True:
         with contextlib.suppress(OSError, ValueError):
-            if dump(load(path)) == dump(config):
-                return
-        if time.monotonic() > end:
+            found = path.stat()
+            if (key := (found.st_mtime_ns, found.st_ino, found.st_size)) != seen:
+                if dump(load(path)) == dump(config):
+                    return
+                seen = key
+        waited_s = time.monotonic() - began
+        if waited_s > REFUSED_AFTER_S and (said := refused()):
+            raise ValueError(f"rank 0 has left: {said}")
+        if waited_s > timeout_s:
             raise ValueError(
                 f"rank 0 has not written this rank's config to {path} within {timeout_s:.0f} s: is run.dir on a file "
                 "system that all ranks share, and is the command the same on every rank?"

@@ -56,7 +56,7 @@ def examine(
             write_exit(folder, code)
         return code
 
-    code = run_rank(folder, environment.rank, work)
+    code = run_rank(folder, environment.rank, work, announce=True)
     if environment.rank == 0 and code == ExitCode.DONE:
         shutil.rmtree(folder, ignore_errors=True)
     return code
@@ -79,9 +79,14 @@ def _findings(folder: Path, device: str, made: Any) -> Iterator[Finding]:
     yield network.judge_links(network.links(by_node, here))
     ranks.measure(folder, here)
     yield visit.judge_reductions(folder)
+    said = ""
     if rank == 0:
-        visit.make_ready(made, folder)
-    dist.barrier()
+        try:
+            visit.make_ready(made, folder)
+        except ValueError as error:  # the others wait
+            said = str(error)
+    if said := _from_first(said):
+        raise ValueError(said)
     with _quiet():
         ranks.train_stages(folder)
     yield visit.judge_stages(folder)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pat.common.files import write_json
 from pat.config.hostfile import read_hostfile
-from pat.launch import process
+from pat.launch import node_agent, process
 from pat.launch.environment import free_port
 from pat.launch.process import RankRecord
 from pat.launch.single_node import package_variables
@@ -47,6 +47,7 @@ def check(run_dir: Path, config: Config) -> None:
     file = config.engine.hostfile
     assert file
     hosts = read_hostfile(file)
+    _check_names(hosts, file)
     if not shutil.which("pdsh"):
         raise ValueError("engine.hostfile needs pdsh, which is not on this machine (Debian: apt install pdsh)")
     with _script(run_dir, config) as script:
@@ -75,6 +76,22 @@ def check(run_dir: Path, config: Config) -> None:
         if there | {"git": ""} != here | {"git": ""}:  # git may be on one machine only
             key = next(key for key in here | there if key != "git" and here.get(key) != there.get(key))
             raise ValueError(f"{name} has {key} {there.get(key)}, this machine {here.get(key)}: install the same")
+
+
+def _check_names(hosts: Mapping[str, int], file: str, environ: Mapping[str, str] = os.environ) -> None:
+    """ValueError where the others could not find the first host, or other GPUs are meant than ranks would take."""
+    first = next(iter(hosts))
+    if len(hosts) > 1 and not environ.get("MASTER_ADDR") and (first == "localhost" or first.startswith("127.")):
+        raise ValueError(
+            f"engine.hostfile={file}: {first} is where each other host would look for rank 0, on itself: write this "
+            "machine's name as the others know it, or set MASTER_ADDR to that"
+        )
+    visible = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if visible != list(map(str, range(len(visible)))):
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES={','.join(visible)} names GPUs of this machine, and engine.hostfile takes the first "
+            "`slots` of every host: unset it, or start the ranks by torchrun or srun"
+        )
 
 
 def launch(run_dir: Path, config: Config, rank_program: Sequence[str] = ("--module", "pat.worker")) -> int:
@@ -132,10 +149,10 @@ def _script(run_dir: Path, config: Config, rank_program: Sequence[str] = ()) -> 
         f"cd {shlex.quote(os.getcwd())} || exit 1",
         f'exec {shlex.join(map(str, words))} "$@" {shlex.join(rank_program)}',
     ]
-    script = folder / "start.sh"
+    script = folder / node_agent.SCRIPT
     script.unlink(missing_ok=True)
     try:
-        with open(os.open(script, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with open(os.open(script, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="surrogateescape") as file:
             file.write("\n".join(lines) + "\n")
         write_json(RunDir(run_dir).signals, [])  # before the first signal: file systems cache absence
         yield script

@@ -18,6 +18,8 @@ from pat.launch.supervisor import Supervisor, as_dead, failures
 from pat.run import directory, provenance
 from pat.run.directory import ExitCode, RunDir
 
+SCRIPT = "start.sh"  # beside the signals: what each host runs, with the environment of the command
+
 
 class _OneHost(Supervisor):
     """The ranks of this host; their fate, and the signals for them, are in files that all hosts see."""
@@ -45,6 +47,7 @@ class _OneHost(Supervisor):
         self.told = max(self.told, len(told))
         if not self.left_alone and select.select([0], [], [], 0)[0] and not os.read(0, 4096):
             self.left_alone = True
+            (RunDir(self.run_dir).signals.parent / SCRIPT).unlink(missing_ok=True)  # keys are in it
             self.signals.append(signal.SIGTERM)
             self.deadline = self.deadline or time.monotonic() + ORPHAN_GRACE_S
 

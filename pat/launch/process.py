@@ -16,8 +16,9 @@ from typing import IO, Any
 
 from pat.common import files
 from pat.common.files import read_json, write_json
-from pat.run.directory import HOST, RunDir
+from pat.run.directory import HOST, ExitCode, RunDir
 
+APART_S = 60.0  # ranks of one start begin within, by their own clocks
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
 
@@ -67,6 +68,14 @@ class RankRecord:
     def write(self, run_dir: Path) -> None:
         """Atomically, so that a reader never sees half of it."""
         write_json(RunDir(run_dir).rank(self.rank), asdict(self))
+
+
+def said_by_first(run_dir: Path, since: float) -> str | None:
+    """Why rank 0 of a start has left by itself, if it has; `since` is when another rank of the start began (Unix)."""
+    for record in rank_records(run_dir, [0]):
+        if record.code in (ExitCode.BAD_INPUT, ExitCode.ERROR) and record.time > since - APART_S:
+            return record.message
+    return None
 
 
 def rank_records(run_dir: Path, which: Iterable[int] | None = None) -> list[RankRecord]:

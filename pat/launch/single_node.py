@@ -89,7 +89,9 @@ def _devices(count: int) -> list[int | str]:
     """The accelerators of this machine that its ranks get."""
     import torch
 
-    if not torch.cuda.is_available():
+    from pat.zero.engine import accelerator
+
+    if accelerator() == "cpu":
         return list(range(count))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     here = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]

@@ -40,6 +40,7 @@ OVER = (
 QUIET_S = 900.0  # without a line in its logs, a job that the controller does not know is over
 SILENT = "SILENT"  # ours: the controller gave no answer, so the state is unknown
 ANSWER_S = 30.0  # to wait for one
+OF_OTHER_RANKS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _OFFLINE = ("HF_HUB_OFFLINE=1", "HF_DATASETS_OFFLINE=1", "WANDB_MODE=offline")
 
 
@@ -218,7 +219,8 @@ def gone(run: RunDir, job: str, elsewhere: Iterable[RankRecord]) -> bool:
 
 
 def _without_a_job(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what Slurm says of the job that this may run in: sbatch hands it on, and srun would bind by it.
+    """Without what Slurm says of the job that this may run in, and where ranks started from this shell would meet:
+    sbatch hands it on, srun would bind by it, and the job's ranks would look for each other there.
 
     ValueError where sbatch would give the job to another cluster than squeue asks.
     """
@@ -228,7 +230,8 @@ def _without_a_job(environment: Mapping[str, str]) -> dict[str, str]:
             f"SBATCH_CLUSTERS={other} sends jobs where squeue does not look: set SLURM_CLUSTERS, which both read"
         )
     kept = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
-    return {key: value for key, value in environment.items() if key in kept or not key.startswith("SLURM_")}
+    known = {key: value for key, value in environment.items() if key in kept or not key.startswith("SLURM_")}
+    return {key: value for key, value in known.items() if key not in OF_OTHER_RANKS}
 
 
 def states(jobs: Sequence[str]) -> dict[str, str]:

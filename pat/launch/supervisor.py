@@ -21,6 +21,7 @@ from pathlib import Path
 from pat.checkpoint import retention
 from pat.common import signals
 from pat.common.noise import telling
+from pat.config.frozen import same_command
 from pat.launch import process
 from pat.launch.process import ORPHAN_GRACE_S, Process, RankRecord, restore_terminal
 from pat.run import directory
@@ -176,7 +177,9 @@ class Supervisor:
     def _goes_on(self) -> str:
         """What happens when the command is repeated."""
         saved = retention.steps(RunDir(self.run_dir).checkpoints)
-        return f"the same command goes on from {saved[-1].name}" if saved else "no checkpoint had been saved"
+        return (
+            f"{same_command(self.run_dir)} goes on from {saved[-1].name}" if saved else "no checkpoint had been saved"
+        )
 
     def _show_logs(self, rank: int) -> None:
         """The last meaningful lines of a rank's log in this start, and the run's progress by rank 0's log."""

@@ -30,7 +30,10 @@ class ExitCode(enum.IntEnum):
     BROKEN_PROMISE = 4, "a promise could not be kept: target missed, invariant broken, checkpoint unreadable"
     OUTSIDE_ENVELOPE = 5, "a variant is outside its envelope; the checks that failed are named"
     ALERT = 6, "a monitor raised an alert: drift, or prompts that became worse; its cause is named"
-    PREEMPTED = 85, "preempted (SIGUSR1, SIGTERM, Ctrl-C): the state is saved, run the same command again"
+    PREEMPTED = (
+        85,
+        "preempted (SIGUSR1, SIGTERM, Ctrl-C): saved; the same command goes on, without run.resume=never",
+    )
     INTERRUPTED = 130, "Ctrl-C twice: ended at once"
 
     def __new__(cls, value: int, meaning: str) -> Self:
@@ -69,6 +72,7 @@ class RunDir:
     wandb_id = property(lambda self: self.path / ".wandb-id")
     summary = property(lambda self: self.path / "summary.json")
     exit = property(lambda self: self.path / "exit.json")
+    diverged = property(lambda self: self.path / "diverged.json")  # from then on, until keys change or it is done
     starts = property(lambda self: self.path / "starts.jsonl")
     job = property(lambda self: self.path / "slurm.json")
     checkpoints = property(lambda self: self.path / "checkpoints")
@@ -89,8 +93,13 @@ class RunDir:
 
 def write_exit(run_dir: str | Path, code: int, message: str = "") -> None:
     """Record how the run ended; rank 0 only, after everything else is on disk."""
+    run = RunDir(Path(run_dir))
     content = {"code": int(code), "meaning": ExitCode(code).name.lower(), "message": message, "time": time.time()}
-    write_json(RunDir(Path(run_dir)).exit, content)
+    if code == ExitCode.DIVERGED:
+        write_json(run.diverged, content)
+    elif code == ExitCode.DONE:
+        run.diverged.unlink(missing_ok=True)
+    write_json(run.exit, content)
 
 
 def read_exit(run_dir: str | Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from pat.config.frozen import same_command
 from pat.run.preemption import Preempted
 from pat.training.state import Training
 
@@ -41,7 +42,7 @@ class Calibrating:
         if asked and better_now and training.pruner.journals.kept:
             raise Preempted(
                 f"stopped on request in the cut at step {training.progress.step}, after {index} of {number} layers, "
-                "which are kept: run the same command to go on"
+                f"which are kept: {same_command(training.run.path)} goes on"
             )
         if asked and not self.announced and index < number:
             self.announced = True

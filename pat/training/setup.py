@@ -158,9 +158,10 @@ def _summed_loss(task: Task, model: torch.nn.Module, batch: Batch) -> torch.Tens
 
 def _start_watchdog(training: Training, minutes: float) -> None:
     """End this rank when it has waited for longer than engine.timeout_min."""
+    command = frozen.same_command(training.run.path)  # now: a file system may be what hangs
     training.watchdog.start(
         60 * minutes,
-        bite=lambda: end_rank(training.run.path, training.world.rank, minutes),
+        bite=lambda: end_rank(training.run.path, training.world.rank, minutes, command),
         bark=lambda waited_s: training.tracker.warn(
             "stalled",
             f"nothing has happened for {waited_s / 60:.1f} minutes: a rank may hang or be gone; logs/rank-N.log say "

@@ -63,11 +63,14 @@ class Watchdog:
         self.stopped.set()
 
 
-def end_rank(run_dir: Path, rank: int, timeout_min: float) -> None:
-    """Say what this rank waits for, in its log, and leave as a lost rank does, whatever the main thread is in."""
+def end_rank(run_dir: Path, rank: int, timeout_min: float, command: str = "the same command") -> None:
+    """Say what this rank waits for, in its log, and leave as a lost rank does, whatever the main thread is in.
+
+    command: how to name the one that goes on.
+    """
     message = (
         f"nothing has happened for {timeout_min:g} minutes (engine.timeout_min): a rank hangs; the logs of the other "
-        "ranks (logs/rank-N.log) show where they wait for it, and the same command goes on from the newest checkpoint"
+        f"ranks (logs/rank-N.log) show where they wait for it, and {command} goes on from the newest checkpoint"
     )
     last = threading.Timer(WORDS_S, os._exit, (ExitCode.ERROR,))  # a full pipe or a hung file system must not keep it
     last.daemon = True

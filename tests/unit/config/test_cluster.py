@@ -94,6 +94,8 @@ def test_values_are_written_as_everywhere(tmp_path):
         ("cluster.setup=[a", "cannot read 'cluster.setup=\\[a'"),
         ("cluster.mounts=[/data]", "cluster.mounts would be ignored without a container"),
         ("cluster.extra=['--qos=high --clusters=beta']", "cluster.extra names another cluster"),
+        ("cluster.extra=['--mem=0','#SBATCH --qos=high']", "'#SBATCH --qos=high', which sbatch would not read"),
+        ("cluster.extra=['qos=high']", "'qos=high', which sbatch would not read: give its options as --qos=high"),
         ("cluster.extra=['--clusters=beta']", "cluster.extra names another cluster, .* set SLURM_CLUSTERS=NAME"),
         ("cluster.extra=['--qos=high','-M beta']", "cluster.extra names another cluster"),
     ],
@@ -179,6 +181,24 @@ def test_ranks_that_do_not_leave_in_time_do_not_end_the_run_at_its_limit(leaves,
     assert ("have not left in time" in said) is not leaves
 
 
+@pytest.mark.parametrize("silent, said", [(3, "back into the queue"), (99, "squeue gives no answer: sbatch ")])
+def test_a_preempted_job_comes_back_though_the_controller_is_busy(silent, said, fake_slurm, tmp_path):
+    """Many jobs may reach their limit at once. Would catch: one call without an answer that ends a run for good."""
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    later = 'n=$(wc -l <"$0.asked"); [ "$n" -gt {} ] || exit 1'
+    busy = later.format(silent) + "; echo RUNNING"
+    for name, says in (("srun", "exit 85"), ("squeue", busy), ("scontrol", later.format(1)), ("sleep", "")):
+        (fake_slurm / name).write_text(f'#!/bin/sh\necho "$@" >>"$0.asked"\n{says}\n')
+        (fake_slurm / name).chmod(0o755)
+    script = slurm.script(Config(run=RunConfig(name="r", dir=str(run.path))), ClusterConfig(ranks_per_node=1))
+    given = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}
+    done = subprocess.run(["bash"], input=script, text=True, env=os.environ | given, capture_output=True)
+    assert done.returncode == 85 and said in done.stdout
+    asked = fake_slurm / "scontrol.asked"
+    assert asked.exists() is (silent < 5) and (silent > 5 or asked.read_text() == "requeue 7\n" * 2)
+
+
 @pytest.mark.parametrize(
     "name, state",
     [("it's", "RUNNING"), ("a $(touch ran)", "RUNNING"), ('"`touch ran`', "RUNNING"), ("r", "CLUSTER: beta\nRUNNING")],
@@ -224,11 +244,11 @@ def test_containers_offline_and_setup(tmp_path, monkeypatch):
 def test_a_job_that_is_submitted_from_a_job_does_not_inherit_it(fake_slurm, tmp_path, monkeypatch):
     """Fails if srun in the new job binds by the old one's cores; where Slurm is must stay known."""
     (fake_slurm / "sbatch").write_text(f"#!/bin/sh\nenv > {tmp_path}/environment\necho 41\n")
-    for key in ("SLURM_CPU_BIND", "SLURM_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_CONF"):
+    for key in ("SLURM_CPU_BIND", "SLURM_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_CONF", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(key, "77")
     assert submit("--cluster", "slurm", *RANKS, f"run.dir={tmp_path}/run") == 0
     found = (tmp_path / "environment").read_text()
-    assert [line for line in found.splitlines() if line.startswith("SLURM_")] == ["SLURM_CONF=77"]
+    assert [line for line in found.splitlines() if line.startswith(("SLURM_", "MASTER_"))] == ["SLURM_CONF=77"]
 
 
 def test_submit_freezes_and_asks_sbatch(fake_slurm, tmp_path, capsys):
@@ -393,6 +413,18 @@ def test_a_run_that_was_started_over_goes_on_when_its_job_comes_back(tmp_path, m
     for more in ([], ["run.resume=never"]):
         assert train.main(["--frozen", str(tmp_path), *more]) == 0
     assert started == ["auto", "never"]
+    compose.compose([*SMALL, "run.dir=elsewhere", "run.resume=must"], lambda config: freeze(config, tmp_path) or 0)
+    assert train.main(["--frozen", str(tmp_path)]) == 0
+    assert started[2:] == ["must"], "without a checkpoint it must not begin"
+
+
+@pytest.mark.parametrize("key", train.RESTARTS)
+def test_a_launcher_that_repeats_the_command_goes_on(key):
+    """Would catch: `torchrun --max-restarts=3 ... run.resume=never` that throws away what the start before has done."""
+    never, must = (Config(run=RunConfig(name="r", dir="r", resume=resume)) for resume in ("never", "must"))
+    assert train._of_this_start(never, {}) == train._of_this_start(never, {key: "0"}) == never
+    assert train._of_this_start(never, {key: "2"}).run.resume == "auto"
+    assert train._of_this_start(must, {key: "2"}) == must
 
 
 def test_starts(tmp_path, monkeypatch):

@@ -307,8 +307,36 @@ def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path)
         frozen.freeze(slower.changed(seed=7), run.path)
     with pytest.raises(ValueError, match="another config .optim.lr_schedule was"):
         frozen.freeze(slower.changed(optim__lr_schedule="cosine"), run.path)
+    run.exit.unlink()  # of a start that was killed before it could diverge again
     frozen.freeze(slower, run.path)
     assert frozen.load(run.config) == slower
+    with pytest.raises(ValueError, match="another config .optim.lr was"):
+        frozen.freeze(config, run.path)  # only once
+    write_exit(run.path, ExitCode.DIVERGED)
+    write_exit(run.path, ExitCode.DONE)
+    with pytest.raises(ValueError, match="another config .optim.lr was"):
+        frozen.freeze(config, run.path)
+
+
+def test_the_command_that_goes_on_is_named_as_one_that_does(tmp_path):
+    assert frozen.same_command(tmp_path) == "the same command", "nothing is known"
+    config = composed(PARITY)
+    frozen.freeze(config, tmp_path)
+    assert frozen.same_command(tmp_path) == "the same command"
+    frozen.freeze(config.changed(run__resume="never"), tmp_path)
+    assert frozen.same_command(tmp_path) == "the same command without run.resume=never"
+
+
+def test_a_rank_does_not_wait_for_a_first_that_has_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "REFUSED_AFTER_S", 0.05)
+    config = composed(PARITY)
+    answers = iter([None, "it holds another config"])
+    with pytest.raises(ValueError, match="^rank 0 has left: it holds another config$"):
+        frozen.wait_for_frozen(config, tmp_path, 30.0, lambda: next(answers))
+    with pytest.raises(ValueError, match="rank 0 has not written this rank's config .* within 0 s"):
+        frozen.wait_for_frozen(config, tmp_path, 0.1)
+    frozen.freeze(config, tmp_path)
+    frozen.wait_for_frozen(config, tmp_path, 0.0)
 
 
 def test_a_frozen_config_with_a_strange_key_is_refused(tmp_path):

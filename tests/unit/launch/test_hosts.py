@@ -76,15 +76,31 @@ def test_the_command_says_so_before_anything_is_started(tmp_path, capsys, monkey
         train._become_rank(config(path), RankEnvironment(0, 2, 0, "here", 1, "torch"))
 
 
+def test_hosts_must_be_able_to_find_the_first_and_take_its_first_gpus():
+    def refused(hosts, **environ):
+        with pytest.raises(ValueError) as error:
+            multi_node._check_names(dict.fromkeys(hosts, 2), "hosts", environ)
+        return str(error.value)
+
+    for first in ("localhost", "127.0.0.1"):
+        assert f"{first} is where each other host would look for rank 0" in refused([first, "b"])
+        multi_node._check_names({first: 2}, "hosts", {})
+        multi_node._check_names({first: 2, "b": 2}, "hosts", {"MASTER_ADDR": "a"})
+    assert "CUDA_VISIBLE_DEVICES=4,5 names GPUs of this machine" in refused(["a"], CUDA_VISIBLE_DEVICES="4, 5")
+    for visible in ("", "0", "0,1"):
+        multi_node._check_names({"a": 2, "b": 2}, "hosts", {"CUDA_VISIBLE_DEVICES": visible})
+
+
 def test_hosts_get_the_environment_and_nobody_else(tmp_path, monkeypatch):
     path = tmp_path / "hostfile"
     path.write_text("here slots=2\nthere slots=2\n")
     odd = 'it\'s $HOME; `x` "100%"\nand more'
+    monkeypatch.setenv("LATIN", os.fsdecode(b"caf\xe9"))
     for key, value in {"WANDB_API_KEY": odd, "SSH_AUTH_SOCK": "/run/x", "TMPDIR": "/scratch/job", "RANK": "3"}.items():
         monkeypatch.setenv(key, value)
     with multi_node._script(tmp_path, config(path, threads_per_rank=3)) as script:
         assert script.stat().st_mode & 0o777 == 0o600
-        text = script.read_text()
+        text = script.read_text(errors="surrogateescape")
         print_key = (
             text[: text.index("exec ")] + 'printf %s "$WANDB_API_KEY"; printf %s "$OMP_NUM_THREADS$SSH_AUTH_SOCK"'
         )

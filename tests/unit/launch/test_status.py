@@ -15,8 +15,8 @@ import pytest
 
 from pat import cli
 from pat.common.files import write_json
-from pat.launch import logs, slurm, status
-from pat.launch.process import Process, RankRecord, forget_ranks_from, only_user_of
+from pat.launch import logs, single_node, slurm, status
+from pat.launch.process import Process, RankRecord, forget_ranks_from, only_user_of, said_by_first
 from pat.run import provenance
 from pat.run.directory import RunDir, write_exit
 from pat.sweeps import on_slurm
@@ -227,3 +227,26 @@ def test_a_job_that_slurm_has_forgotten_is_over_on_whatever_machine(
         logs.follow(run.path, run.log(0), 0, io.StringIO())
     assert bool(waits) is not ends
     assert status.statuses([run.path])[0].state == state
+
+
+def test_other_ranks_hear_of_a_first_that_has_refused(tmp_path: Path) -> None:
+    """Not of one that works, nor of what an earlier start has left."""
+    now, me = 5_000.0, Process(1, 1, "n1")
+    RunDir(tmp_path).ranks.mkdir()
+    assert said_by_first(tmp_path, now) is None
+    RankRecord(0, me).write(tmp_path)
+    assert said_by_first(tmp_path, now) is None
+    RankRecord(0, me, code=2, message="another config", time=now - 3600.0).write(tmp_path)
+    assert said_by_first(tmp_path, now) is None
+    RankRecord(0, me, code=2, message="another config", time=now - 5.0).write(tmp_path)
+    assert said_by_first(tmp_path, now) == "another config"
+
+
+def test_ranks_that_are_to_compute_on_the_cpu_need_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert single_node._devices(2) == [0, 1]
+    monkeypatch.delenv("DS_ACCELERATOR")
+    with pytest.raises(ValueError, match="this machine shows 1 GPUs"):
+        single_node._devices(2)
