@@ -11,6 +11,7 @@ from pat.common import files
 from pat.run.directory import ExitCode
 
 WIDTH = 110  # of the table, at least
+OF_CHECK = ("json", "allow_code")  # options; the others are from-logs'
 
 EXAMPLES = """\
 examples:
@@ -59,7 +60,17 @@ def main(arguments: Sequence[str]) -> int:
     of_logs.add_argument("--output-tokens", metavar="COLUMN", help="lengths of outputs")
     of_logs.add_argument("--skip-bad", action="store_true", help="leave out lines that hold no prompt, and count them")
     options = parser.parse_intermixed_args(arguments)
+    _refuse_of_other(parser, options)
     return _check(options) if options.what == "check" else _from_logs(options)
+
+
+def _refuse_of_other(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """ValueError for an option that the other one of the two would read."""
+    for action in parser._actions:
+        if action.option_strings and getattr(options, action.dest, action.default) != action.default:
+            of = "check" if action.dest in OF_CHECK else "from-logs"
+            if of != options.what:
+                raise ValueError(f"{action.option_strings[0]} is an option of `pat prompts {of}`: leave it out")
 
 
 def _check(options: argparse.Namespace) -> int:

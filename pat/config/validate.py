@@ -126,6 +126,8 @@ def _distill(config: Config) -> Iterator[str]:
     distill = config.distill
     if distill.teacher is None and distill.cache is None:
         return
+    if config.train.num_steps == 0:
+        yield "with train.num_steps=0 nothing learns from a teacher: take distill=none"
     if distill.weight is None:
         yield "distill.weight is not set: give the share of the teacher's answers in the loss, in [0, 1]"
     if distill.cache and distill.hidden_weight:

@@ -31,6 +31,7 @@ from pat.integrations.settings import Settings
 from pat.integrations.waiting import await_initialize
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.pruner import Pruner, StepStats
+from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights.matrices import Matrices
 from pat.zero import config_keys
@@ -72,7 +73,7 @@ class Pruning:
     ) -> None:
         self.settings = Settings.read(settings)
         self.calibration_dir = None if calibration_dir is None else Path(calibration_dir)
-        self.samples: Iterable[samples_.Batch] | None = None if samples is None else list(samples)
+        self.samples: Iterable[samples_.Batch] | None = None if samples is None else samples_.Kept(samples)
         self.model: nn.Module | None = None
         self.engine: Any = None
         self.pruner: Pruner | None = None
@@ -108,6 +109,8 @@ class Pruning:
         elif arguments.get("optimizer") is None:
             given: list[Any] = list(arguments.get("model_parameters") or ())
             given = given or [p for p in self.model.parameters() if p.requires_grad]
+            if not given:
+                raise ValueError("the model has no parameter that trains, and the pruner works in the optimizer's step")
             groups: list[dict[str, Any]] = given if isinstance(given[0], dict) else [{"params": given}]
             arguments["model_parameters"], self._origins = split_groups(groups, of_param)
         else:
@@ -232,6 +235,16 @@ class Pruning:
         self.pruner.check_finished()
         if self.pruner.layout.world.rank == 0:
             self.pruner.ended()
+            self._warn_of_layers(self.pruner)
+
+    def _warn_of_layers(self, pruner: Pruner) -> None:
+        structures = [each for each in pruner.pruners if isinstance(each, StructurePruner)]
+        if layers := [name for each in structures for name in each.left_to_hooks]:
+            warnings.warn(
+                f"{', '.join(layers)} are removed in this process only: a model with weights that the trainer saves "
+                "computes them; take `pat export CHECKPOINT --out DIR`, which writes the model without them",
+                stacklevel=3,
+            )
 
 
 def _nothing() -> None:

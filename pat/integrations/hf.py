@@ -5,11 +5,13 @@
     trainer.train()
 
 Checkpoints get a `pat` folder, `train(resume_from_checkpoint=...)` goes on from it, and the final model has exact
-zeros; `export_pruned`, or `pat export OUT/checkpoint-N --out DIR`, takes out what is gone.
+zeros; `export_pruned`, or `pat export OUT/checkpoint-N --out DIR`, takes out what is gone. Where zeros in a stock model
+are not the result (removed layers of BERT and its like), only the export is, and the end of the training says so.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +48,10 @@ class PruningCallback(TrainerCallback):
             raise ValueError(
                 "auto_find_batch_size starts the training more than once: give per_device_train_batch_size"
             )
+        if args.save_only_model:
+            raise ValueError(
+                "save_only_model leaves out the pruner's state, which resuming and exporting need: set it to False"
+            )
         self.pruning.attach(kwargs["model"], kwargs.get("processing_class"))
 
     def on_train_begin(
@@ -54,6 +60,10 @@ class PruningCallback(TrainerCallback):
         """The engine is there, and loaded: bind. Collective."""
         if self.pruning.model is None:
             raise ValueError("give the PruningCallback to the trainer when it is made: Trainer(callbacks=[...])")
+        if self.pruning.engine is None and getattr(args, "deepspeed", None):
+            raise ValueError(
+                "the trainer trains another model than it was made with, as with model_init: give it `model` instead"
+            )
         if self.pruning.engine is None:
             raise ValueError(
                 "this trainer has no DeepSpeed engine, in which the pruner works: set TrainingArguments(deepspeed=...)"
@@ -87,6 +97,12 @@ class PruningCallback(TrainerCallback):
         """All guarantees of a run that went to its end. Collective."""
         if state.global_step >= state.max_steps:
             self.pruning.check()
+        elif state.is_world_process_zero:
+            warnings.warn(
+                f"the training has ended at step {state.global_step} of {state.max_steps}, for which the pruning was "
+                "planned: its target is not reached, and what it has removed so far may not be exact zeros",
+                stacklevel=2,
+            )
 
 
 def export_pruned(

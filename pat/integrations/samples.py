@@ -13,6 +13,25 @@ from pat.common.comm import Comm
 Batch = Mapping[str, Any]  # as the model takes it: input_ids (B, T), attention_mask, ...
 
 
+class Kept:
+    """Batches of which only those are drawn that somebody reads; who reads again gets the same ones."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.rest, self.drawn = iter(batches), list[Batch]()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """From the first one on."""
+        place = 0
+        while True:
+            if place == len(self.drawn):
+                try:
+                    self.drawn.append(next(self.rest))
+                except StopIteration:
+                    return
+            yield self.drawn[place]
+            place += 1
+
+
 def taken(batches: Iterable[Batch], number: int, world: Comm) -> list[dict[str, Any]]:
     """This rank's first batches with its share of `number` samples, on its device. ValueError on all ranks where one of
     them has too few, or ranks have different numbers of batches. Collective."""
@@ -20,6 +39,10 @@ def taken(batches: Iterable[Batch], number: int, world: Comm) -> list[dict[str, 
     for batch in batches:
         if rows >= share:
             break
+        if not (isinstance(batch, Mapping) and "input_ids" in batch):
+            raise ValueError(
+                f"`samples` has a {type(batch).__name__}, but a batch is what the model takes: a mapping with input_ids"
+            )
         found.append({key: v.to(world.device) if torch.is_tensor(v) else v for key, v in batch.items()})
         rows += len(batch["input_ids"])
     everywhere = world.gather((rows, len(found)))

@@ -61,8 +61,10 @@ def inject(
             f"its linear maps ({', '.join(linear)}), or null for all but the output's"
         ) from error
     _check_linear(model, cfg)
+    # By identity: a tied output matrix is a parameter of the table of tokens only.
+    saved = {id(param) for name in whole for param in model.get_submodule(name).parameters()}
     for name, param in model.named_parameters():
-        param.requires_grad_("lora_" in name or any(name.startswith(f"{module}.") for module in whole))
+        param.requires_grad_("lora_" in name or id(param) in saved)
 
 
 def saved_modules(cfg: PeftConfig, model: nn.Module) -> list[str]:

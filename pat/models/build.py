@@ -133,6 +133,16 @@ def check_attention(cfg: ModelConfig) -> None:
         )
 
 
+def check_plain(cfg: ModelConfig, config: PretrainedConfig) -> None:
+    """ValueError for quantised weights, which nothing can train or prune."""
+    if given := getattr(config, "quantization_config", None):
+        how = given.get("quant_method") if isinstance(given, dict) else getattr(given, "quant_method", None)
+        raise ValueError(
+            f"The weights of model.path='{cfg.path}' are quantised ({how or 'quantization_config'}), and cannot be "
+            "trained or pruned: give the model that they were made from, and quantise what comes out."
+        )
+
+
 def config_of(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig | None:
     """The Hugging Face config regardless of the task; None where `build_config` would say what is wrong."""
     try:

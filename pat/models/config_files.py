@@ -34,8 +34,13 @@ def write_old_rope_keys(folder: Path) -> None:
     own: Any = AutoConfig.from_pretrained(folder)
     write_json(file, content | old)
     read: Any = AutoConfig.from_pretrained(folder)
-    if read.rope_parameters != own.rope_parameters:
+    if _without_type(read.rope_parameters) != _without_type(own.rope_parameters):
         write_json(file, content)
+
+
+def _without_type(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """`type` is what `rope_type` was once called; 5 keeps it, and reads it only where there is no `rope_type`."""
+    return {key: value for key, value in rope.items() if key != "type" or "rope_type" not in rope}
 
 
 def _old_rope_keys(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,9 +55,11 @@ def _old_rope_keys(content: Mapping[str, Any]) -> dict[str, Any]:
     if own.get("rope_theta") is None:
         return {}
     scaling = {key: value for key, value in own.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    if content.get("model_type") == "phi3" and scaling.get("rope_type") == "longrope":  # it takes these and no others
+        scaling = {"type": "longrope"} | {key: scaling[key] for key in ("short_factor", "long_factor")}
     neox = content.get("model_type") == "gpt_neox"
     made |= {"rotary_emb_base" if neox else "rope_theta": own["rope_theta"]}
-    made |= {"rope_scaling": None if scaling.get("rope_type", "default") == "default" else scaling}
+    made |= {"rope_scaling": scaling if scaling.get("rope_type", scaling.get("type", "default")) != "default" else None}
     if (share := own.get("partial_rotary_factor")) is not None:
         made["rotary_pct" if neox else "partial_rotary_factor"] = share
     return made

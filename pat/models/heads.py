@@ -77,12 +77,15 @@ def note(cfg: ModelConfig, theirs: Sequence[str], ours: Sequence[str]) -> str | 
     """A sentence on what becomes of the head, for the start; None where nothing changes."""
     if cfg.replace_head:
         return f"the head of {cfg.path} ({_few(theirs)}) is replaced by a new one ({_few(ours)})"
+    taken = taken_for(theirs, ours)
+    return taken and f"the head of {cfg.path} is kept, and its {taken}; a new head: model.replace_head=true"
+
+
+def taken_for(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
+    """In words, where a trained head names its labels otherwise than the data does."""
     if _plain(theirs) == _plain(ours) or all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
         return None
-    return (
-        f"the head of {cfg.path} is kept, and its labels {_few(theirs)} are taken for {_few(ours)}; a new head: "
-        "model.replace_head=true"
-    )
+    return f"labels {_few(theirs)} are taken for {_few(ours)}"
 
 
 def without_head(cfg: ModelConfig, auto_model: Any, config: PretrainedConfig) -> dict[str, Any]:

@@ -150,10 +150,10 @@ def allotted(sizes: Sequence[int], n: int) -> list[int]:
 
 
 def _merged(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """One prompt for all equal ones in equal slices and with the same label, with the sum of their weights."""
+    """One prompt for all equal ones in equal slices and with the same answer, with the sum of their weights."""
     found: dict[Any, Prompt] = {}
     for prompt in prompts:
-        key = content_id(prompt), *prompt.slice_names, *(str(check.said()) for check in prompt.checks)
+        key = content_id(prompt), prompt.reference, *prompt.slice_names, *(str(c.said()) for c in prompt.checks)
         before = found.get(key)
         found[key] = prompt if before is None else before.changed(weight=before.weight + prompt.weight)
     named: dict[str, int] = {}
@@ -186,6 +186,10 @@ def prompt_of(row: Any, columns: Columns, long_from: int | None = None) -> Promp
     slices: dict[str, str] = {}
     for column in columns.slices:
         name = column.rpartition(".")[2]
+        if name == FORM and long_from is not None:
+            raise ValueError(
+                f"--long-from makes the slice {FORM}, and --slices has a column of this name: leave one out"
+            )
         if name in slices:
             raise ValueError(f"two columns of --slices would both be the slice {name}: rename one, or leave it out")
         slices[name] = _word(row, column, "a slice")

@@ -77,7 +77,11 @@ def _strange(config: Config, prepared: PreparedData) -> tuple[list[str], list[st
     task = base.build(config.task)
     hf_config = build.build_config(config.model, task, prepared.num_labels, label_names=prepared.label_names)
     new = new_weights.names(config.model, task, hf_config)
-    notes = build.head_note(config.model, task, hf_config), new_weights.note(config.model, new)
+    notes = (
+        build.head_note(config.model, task, hf_config),
+        new_weights.note(config.model, new),
+        teacher.note(config, task, hf_config),
+    )
     new_weights.check_trained(config, heads.class_of(task.auto_model, hf_config), new)
     return [note for note in notes if note], data_warnings(prepared, task)
 
@@ -113,6 +117,7 @@ def fitting_data(config: Config) -> PreparedData:
     limits.check(hf_config, tokenizer, config.data.max_length, samples)
     task.check_model(hf_config)
     if config.model.path and config.model.init == "pretrained":
+        build.check_plain(config.model, hf_config)
         check_weights(config.model.path, "model.path", config.model.revision)
     if config.distill.teacher:
         teacher.check(config, task, tokenizer, hf_config)

@@ -16,7 +16,7 @@ from pat.common.comm import Comm
 from pat.common.hashing import file_sha256
 from pat.common.parameters import DTYPES
 from pat.common.text import size_in_words
-from pat.models import limits, tokenizers
+from pat.models import heads, limits, tokenizers
 from pat.models.build import build_config, build_model
 from pat.models.weight_files import check_weights, weights_sha256
 from pat.pruning.schedules import Ramp
@@ -59,6 +59,14 @@ def check(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, studen
     if task.labelled:
         _check_labels(name, teacher, student)
     check_shapes(config, task, student, teacher)
+
+
+def note(config: Config, task: Task, student: PretrainedConfig) -> str | None:
+    """A sentence for the start where a teacher names its classes otherwise than the data does."""
+    if config.distill.teacher is None or not task.labelled:
+        return None
+    taken = heads.taken_for(_classes(architecture(config, task)), _classes(student))
+    return taken and f"the teacher's {taken}"
 
 
 def check_shapes(config: Config, task: Task, student: PretrainedConfig, teacher: PretrainedConfig) -> None:

@@ -116,6 +116,13 @@ class StructurePruner:
         return self.target(t)
 
     @property
+    def left_to_hooks(self) -> list[str]:
+        """Removed layers that stock models would still compute: without a norm before it, norm(h + 0) is not h."""
+        keep = self.units.split(self.state.keep)
+        gone = [site.name for site in self.sites if site.sublayer is None and not bool(keep[site.name].all())]
+        return [] if self.anatomy.pre_norm else gone
+
+    @property
     def hardened(self) -> bool:
         """Whether the final flags are chosen, and folded."""
         return self.state.hardened

@@ -116,7 +116,10 @@ def test_what_does_not_fit_is_refused(model: type[Section], given: dict[str, Any
 
 
 def test_whole_numbers_are_steps_and_numbers_with_a_point_are_fractions() -> None:
-    config = composed("recipe=parity", "distill.teacher=/x", "distill.weight=1", "distill.start=1", "distill.end=0.5")
+    given = ["recipe=parity", "distill.teacher=/x", "distill.weight=1", "distill.start=1", "distill.end=0.5"]
+    with pytest.raises(ValueError, match="with train.num_steps=0 nothing learns from a teacher: take distill=none"):
+        composed(*given, "train.num_steps=0")
+    config = composed(*given)
     assert type(config.distill.start) is int and type(config.distill.end) is float
     assert type(config.distill.weight) is float
     schedule = composed("recipe=parity", "pruners.weights.schedule.start=0.1").pruners["weights"].schedule

@@ -401,6 +401,21 @@ def test_transformers_4_finds_the_base_of_rotary_embeddings(tmp_path, rope, old)
             },
             {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
         ),
+        (
+            "phi3",
+            {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 48,
+                "long_factor": [2.0] * 48,
+                "original_max_position_embeddings": 4096,
+            },
+            {
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 1.0,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48},
+            },
+        ),
         ("modernbert", None, {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0}),
         ("bert", None, {}),
     ],

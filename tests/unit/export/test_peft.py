@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from pat.checkpoint.reader import CheckpointReader
 from pat.config import compose, validate
@@ -204,6 +204,14 @@ def test_named_modules_train_whole() -> None:
     assert whole == {f"model.layers.{i}.input_layernorm.weight" for i in range(small.LAYERS)} | {
         f"model.layers.1.mlp.{x}_proj.weight" for x in ("gate", "up", "down")
     }
+
+
+def test_a_tied_output_matrix_that_is_named_trains() -> None:
+    model = small.model("llama", auto=AutoModelForCausalLM, tie_word_embeddings=True)
+    adapters.inject(model, PeftConfig(r=2, modules_to_save=["lm_head"]), seed=0)
+    assert model.get_output_embeddings().weight.requires_grad
+    whole = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert whole == {"model.embed_tokens.weight"}
 
 
 def test_adapters_change_nothing_at_first_and_are_a_function_of_the_seed() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
+import yaml
 from transformers import TrainerState
 
 from pat.checkpoint import retention
@@ -23,6 +28,7 @@ from pat.integrations.samples import RowsOf, taken
 from pat.integrations.settings import Settings
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights.matrices import Matrices
+from tests.small_recipes import composed
 
 WEIGHTS: dict[str, Any] = {
     "params": ["*.weight"],
@@ -116,16 +122,19 @@ def test_the_callback_checks_a_run_that_went_to_its_end(step: int, checked: int)
     callback, calls = PruningCallback(given()), []
     callback.pruning.check = lambda: calls.append(1)  # type: ignore[method-assign]
     state = TrainerState(global_step=step, max_steps=50)
-    callback.on_train_end(None, state, None)  # type: ignore[arg-type]
+    early: Any = nullcontext() if checked else pytest.warns(UserWarning, match="ended at step 49 of 50, .* not reached")
+    with early:
+        callback.on_train_end(None, state, None)  # type: ignore[arg-type]
     assert len(calls) == checked
 
 
 def trainer_arguments(**changes: Any) -> Any:
     set_to = {"load_best_model_at_end": False, "auto_find_batch_size": False, "output_dir": "out"}
+    set_to |= {"save_only_model": False, "deepspeed": None}
     return SimpleNamespace(**set_to | changes)
 
 
-@pytest.mark.parametrize("name", ["load_best_model_at_end", "auto_find_batch_size"])
+@pytest.mark.parametrize("name", ["load_best_model_at_end", "auto_find_batch_size", "save_only_model"])
 def test_a_trainer_that_would_undo_the_pruning_is_refused(name: str) -> None:
     control: Any = None
     callback = PruningCallback(given())
@@ -144,6 +153,8 @@ def test_the_callback_starts_the_pruner_for_all_steps_of_the_trainer() -> None:
     callback.pruning.model = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="no DeepSpeed engine"):
         callback.on_train_begin(arguments, state, control)
+    with pytest.raises(ValueError, match="another model than it was made with, as with model_init"):
+        callback.on_train_begin(trainer_arguments(deepspeed="zero2.json"), state, control)
     callback.pruning.engine = object()
     callback.on_train_begin(arguments, state, control)
     assert started == [50] and callback.pruning.calibration_dir == Path("out/calibration")
@@ -329,6 +340,44 @@ def test_calibration_rows_of_a_loader_are_shared_out_and_leave_random_numbers_al
     assert taken_["input_ids"].tolist() == [[0], [1]]
     with pytest.raises(ValueError, match="the training data is a stream: give PruningCallback `samples`"):
         next(iter(RowsOf(SimpleNamespace(dataset=iter([1]), collate_fn=collate), 2, 0, 1)))
+
+
+def test_samples_are_drawn_as_far_as_they_are_read_and_once() -> None:
+    """Would catch: a whole data set in memory, or other samples at a cut than at the start."""
+    drawn = list[int]()
+
+    def endless() -> Iterator[dict[str, torch.Tensor]]:
+        for number in count():
+            drawn.append(number)
+            yield {"input_ids": torch.full((4, 2), number)}
+
+    samples = Pruning(given(), endless()).samples
+    assert samples is not None
+    first, again = (taken(samples, 10, LOCAL) for _ in range(2))
+    assert [int(batch["input_ids"][0, 0]) for batch in first] == [0, 1, 2] and len(drawn) <= 4
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, again, strict=True))
+    assert len(taken(samples, 20, LOCAL)) == 5
+
+
+@pytest.mark.parametrize(("batch", "name"), [([torch.zeros(2)], "list"), ({"pixels": torch.zeros(2)}, "dict")])
+def test_batches_that_no_model_takes_are_refused(batch: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"`samples` has a {name}, but a batch is .* a mapping with input_ids"):
+        taken([batch], 2, LOCAL)
+
+
+def test_a_model_of_which_nothing_trains_is_refused() -> None:
+    pruning = Pruning(given())
+    pruning.model = torch.nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter that trains"):
+        pruning.prepare({"config": {"train_batch_size": 4}})
+
+
+def test_the_page_has_the_settings_of_the_recipe(repository: Path) -> None:
+    page = (repository / "docs" / "integrations.md").read_text()
+    (shown,) = re.findall(r"`recipe=decoder` is:\n\n```yaml\n(.*?)```", page, re.DOTALL)
+    recipe = composed("recipe=decoder", "train.num_steps=80", "model.path=/m", "data.source=json", "data.train=f")
+    settings = Settings.read(yaml.safe_load(shown)).config(80).pruners["weights"]
+    assert settings.plain() == recipe.pruners["weights"].plain()
 
 
 def test_a_name_of_the_scripts_own_for_initialize_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

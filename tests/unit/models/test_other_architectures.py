@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,7 @@ from pat.pruning.calibration.probe import per_token
 from pat.pruning.weights.matrices import Matrices
 from pat.schema import ModelConfig
 from pat.training import start_warnings
+from tests import models
 
 SMALL = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32,
@@ -77,3 +80,14 @@ def test_attention_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="needs the package flash_attn: install it, or take sdpa"):
         build.check_attention(ModelConfig(attn_implementation="flash_attention_2"))
     build.check_attention(ModelConfig(attn_implementation="sdpa"))
+
+
+def test_quantised_weights_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    """A config builds plain linear maps of them: without the check a dry run passes, and the ranks die."""
+    folder = models.write_llama(tmp_path / "model")
+    settings = ModelConfig(path=str(folder))
+    build.check_plain(settings, AutoConfig.from_pretrained(folder))
+    quantised = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    (folder / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(ValueError, match=r"The weights of model.path=.* are quantised \(gptq\), and cannot be"):
+        build.check_plain(settings, AutoConfig.from_pretrained(folder))

@@ -121,6 +121,32 @@ def test_tables_are_logs_too(ending: str, separator: str, tmp_path: Path, capsys
     assert "is not UTF-8" in capsys.readouterr().err
 
 
+def test_equal_prompts_with_other_answers_are_two(tmp_path: Path) -> None:
+    """Fails if chance decides which of the right answers stays, with the weight of all."""
+    path = tmp_path / "prod.jsonl"
+    rows = [("Georgia?", "Tbilisi"), ("Georgia?", "Atlanta"), ("Georgia?", "Atlanta"), ("Perth?", None)]
+    path.write_text("".join(json.dumps({"prompt": prompt, "reference": answer}) + "\n" for prompt, answer in rows))
+    made = logs.sample(path, logs.Columns(reference="reference"), 10).prompts
+    weights = {(prompt.prompt, prompt.reference): prompt.weight for prompt in made}
+    assert weights == pytest.approx({rows[0]: 0.75, rows[1]: 1.5, rows[3]: 0.75})
+    assert len({prompt.id for prompt in made}) == 3
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (["from-logs", "--out", "m.jsonl", "--json", "s.json"], "--json is an option of `pat prompts check`"),
+        (["check", "--long-from", "5"], "--long-from is an option of `pat prompts from-logs`"),
+        (["from-logs", "--out", "m.jsonl", "--slices", "form", "--long-from", "5"], "--long-from makes the slice form"),
+    ],
+)
+def test_no_option_is_ignored(given: list[str], said: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prod.jsonl").write_text('{"prompt": "a", "form": "app"}\n')
+    assert run(given[0], "prod.jsonl", *given[1:]) == 2
+    assert said in capsys.readouterr().err and not Path("m.jsonl").exists()
+
+
 def test_a_table_holds_messages_as_json(tmp_path: Path) -> None:
     """Would catch: a conversation that becomes one user's turn, of brackets and quotes."""
     path, out = tmp_path / "prod.csv", tmp_path / "mix.jsonl"

@@ -350,6 +350,20 @@ def test_other_classes(tmp_path: Path) -> None:
             checked(settings("classification", folder_for(tmp_path / name, "classification", labels)))
 
 
+def test_classes_of_other_names_are_said(tmp_path: Path) -> None:
+    """They may be in another order, which no name gives away."""
+    task = base.build({"name": "classification"})
+    student = ModelConfig(init="random", config={"model_type": "bert", **SIZES})
+    built = build.build_config(student, task, 3, TOKENIZER, LABELS)
+    for labels, said in (
+        (["A", "B", "C"], None),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], None),
+        (["good", "bad", "none"], "the teacher's labels good, bad, none are taken for a, b, c"),
+    ):
+        path = folder_for(tmp_path / labels[0], "classification", labels)
+        assert teacher.note(settings("classification", path), task, built) == said
+
+
 def test_a_teacher_with_too_few_positions(tmp_path: Path) -> None:
     config = settings("classification", folder_for(tmp_path / "short", "classification", max_position_embeddings=16))
     with pytest.raises(ValueError, match="has 16 positions, fewer than data.max_length=32: lower it"):

@@ -126,6 +126,10 @@ def test_a_models_own_loss_is_summed_over_the_labels_that_it_counts() -> None:
     logits = model(ids).logits[:, :-1]
     by_hand = nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
     torch.testing.assert_close(own_loss(model, {"input_ids": ids, "labels": labels}), by_hand)
+    nothing = own_loss(model, {"input_ids": ids, "labels": torch.full_like(ids, UNSUPERVISED)})
+    nothing.backward()
+    assert float(nothing.detach()) == 0.0
+    assert all(bool((p.grad == 0).all()) for p in model.parameters() if p.grad is not None)
 
 
 def test_a_loss_that_does_not_depend_on_the_layers_is_refused() -> None:

@@ -17,14 +17,14 @@ from pat.training.distill import Distiller, hidden_loss
 from tests import models as small
 
 
-def gates(structures: list[str], keep: dict[str, int]) -> StructurePruner:
+def gates(structures: list[str], keep: dict[str, int], family: str = "llama") -> StructurePruner:
     settings: dict[str, Any] = {
         "structures": structures,
         "gate": "taylor",
         "budget": {"name": "shape", "keep": keep, "hf_compatible": False},
         "schedule": {"name": "cubic", "start": 0, "end": 8},
     }
-    return StructurePruner("depth", PrunerConfig(**settings), small.model("llama"), num_steps=12, seed=0)
+    return StructurePruner("depth", PrunerConfig(**settings), small.model(family), num_steps=12, seed=0)
 
 
 @pytest.mark.parametrize("phase", ["dense", "soft", "hard"])
@@ -37,6 +37,17 @@ def test_layers_whose_gate_is_closed_are_dropped(phase: str) -> None:
     if phase == "hard":
         structure_pruner.state.keep, structure_pruner.state.hardened = z > 0, True
     assert dropped_layers([structure_pruner]) == (set() if phase == "dense" else {1})
+
+
+@pytest.mark.parametrize("family, left", [("llama", []), ("bert", ["layers.1"])])
+def test_layers_that_only_hooks_pass_by_are_known(family: str, left: list[str]) -> None:
+    """norm(h + 0) is h in no post-norm encoder: zeros in its stock class are another model."""
+    made = gates(["layers"], {"layers": 2}, family)
+    keep = torch.ones_like(made.state.keep)
+    assert made.left_to_hooks == []
+    keep[1] = False
+    made.state.keep = keep
+    assert [name.partition("/")[0] for name in made.left_to_hooks] == [made.sites[1].name] * len(left)
 
 
 def test_a_layer_without_its_sublayers_is_dropped() -> None:
