@@ -22,8 +22,9 @@ examples:
       data.text_column=review --fractions 0.5,0.8 --kinds 'ffn,heads,*layers'
 
 Each linear map of each layer loses its smallest weights; each structure (ffn, heads or kv_groups) its smallest units;
-layers, attention_layers and mlp_layers go as a whole. One at a time, on held-out data, nothing is trained. The folder
-holds cells.jsonl (finished ones; the same command goes on there), sensitivity.json, .csv and, with matplotlib, .png.
+layers, attention_layers and mlp_layers go as a whole. One at a time, on held-out data, nothing is trained. Shares
+become whole units: of three KV groups one or two go, and the table says 1/3 or 2/3. The folder holds cells.jsonl
+(finished ones; the same command goes on there), sensitivity.json, .csv and, with matplotlib, .png.
 
 """
 

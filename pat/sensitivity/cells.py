@@ -33,14 +33,14 @@ class Cell:
     target: str  # a parameter, or a site
     layer: str  # module, as model.layers.3
     kind: str  # the same in all layers: mlp.down_proj, ffn, layers
-    fraction: float  # asked for
+    fraction: float  # asked for; of few units another share may be removed
     removed: int
     units: int
 
     @property
-    def key(self) -> tuple[str, float]:
+    def key(self) -> tuple[str, int]:
         """Its key on disk."""
-        return self.target, self.fraction
+        return self.target, self.removed
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Grid:
 def grid(model: nn.Module, fractions: Sequence[float], patterns: Sequence[str] = ("*",)) -> Grid:
     """Cells of the kinds that match a pattern (shell style). ValueError where none does, or for a bad fraction.
 
-    A whole layer or sublayer is one unit: it has one cell, of fraction 1.
+    Fractions that come to the same number of units share a cell. A whole layer or sublayer has one, of fraction 1.
     """
     for fraction in fractions:
         if not 0 < fraction <= 1:
@@ -78,7 +78,7 @@ def grid(model: nn.Module, fractions: Sequence[float], patterns: Sequence[str] =
         stack = re.match(r".*?\.\d+(?=\.|$)", site.consumer)
         assert stack, site.consumer
         wanted = fractions if site.features else [1.0]
-        counts = {f: max(1, part_of(site.num_units, f)) for f in wanted}
+        counts = _distinct({f: max(1, part_of(site.num_units, f)) for f in wanted}, site.num_units)
         cells += [Cell(site.name, stack[0], site.structure, f, n, site.num_units) for f, n in counts.items()]
     kinds = list(dict.fromkeys(cell.kind for cell in cells))
     if kinds:
@@ -102,9 +102,20 @@ def _of_weights(name: str, module: nn.Module, fractions: Sequence[float]) -> lis
     for leaf, kind in kinds.items():
         assert place
         shape = tuple(module.get_parameter(leaf).shape)
-        counts = {f: Weight().pruned_units({name: shape}, f, Matrix()) for f in fractions}
-        found += [Cell(f"{name}.{leaf}", place[1], kind, f, n, math.prod(shape)) for f, n in counts.items()]
+        units = math.prod(shape)
+        counts = _distinct({f: Weight().pruned_units({name: shape}, f, Matrix()) for f in fractions}, units)
+        found += [Cell(f"{name}.{leaf}", place[1], kind, f, n, units) for f, n in counts.items()]
     return found
+
+
+def _distinct(counts: Mapping[float, int], units: int) -> dict[float, int]:
+    """{fraction: count} with each count once, under the nearest fraction, and no part of nothing or of everything."""
+    nearest = dict[int, float]()
+    for fraction, count in counts.items():
+        count = count if fraction == 1 else min(count, units - 1)
+        if count and (count not in nearest or abs(fraction - count / units) < abs(nearest[count] - count / units)):
+            nearest[count] = fraction
+    return {fraction: count for count, fraction in nearest.items()}
 
 
 def _sites(model: nn.Module) -> tuple[list[Site], tuple[str, ...], str | None]:

@@ -20,12 +20,12 @@ class Journal:
     def __init__(self, path: Path, identity: dict[str, Any], baseline: Metrics) -> None:
         """Opens or begins it; a torn last line is dropped. ValueError where it belongs to another measurement."""
         self.path = path
-        self.measured: dict[tuple[str, float], Metrics] = {}
+        self.measured: dict[tuple[str, int], Metrics] = {}
         head = {"identity": identity, "baseline": baseline}
         lines = self._lines()
         if lines:
             self._compare(lines[0], head)
-            self.measured = {(line["target"], line["fraction"]): line["metrics"] for line in lines[1:]}
+            self.measured = {(line["target"], line["removed"]): line["metrics"] for line in lines[1:]}
         self.baseline: Metrics = lines[0]["baseline"] if lines else baseline
         self.file = open(path, "a")  # noqa: SIM115
         if not lines:

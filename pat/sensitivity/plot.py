@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from pat.pruning.timetable import percent
-from pat.sensitivity.report import Rows, short_layers
+from pat.sensitivity.report import Rows, few_units, short_layers
 
 DECADES = 3  # of the colour scale below the largest increase
 MISSING = "no heat map: matplotlib is not here; pip install 'pat-deepspeed[plot]' and run the same command again"
@@ -43,7 +43,9 @@ def heat_map(cells: Rows, path: Path, title: str) -> None:
         values = np.where(np.isinf(values), most, values)  # what is no number stays blank
         image = panel.imshow(np.where(values <= 0, least, values), cmap="YlOrRd", norm=norm, aspect="auto")
         panel.set_title(f"{percent(fraction)} removed", fontsize=9)
-        panel.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        mine = [[cell for cell in cells if cell["fraction"] == fraction and cell["kind"] == name] for name in names]
+        labels = [f"{name} {few_units(its)}".rstrip() for name, its in zip(names, mine, strict=True)]
+        panel.set_xticks(range(len(names)), labels, rotation=90, fontsize=7)
         panel.set_yticks(range(len(layers)), short_layers(layers) if panel is panels[0] else [], fontsize=7)
         panel.tick_params(length=0)
     panels[0].set_ylabel("layer", fontsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from pat.sensitivity.cells import Grid
 from pat.sensitivity.measure import Metrics, loss_of
 
 Rows = list[dict[str, Any]]
+ROUNDING = 0.01  # relative; nearer to the fraction that was asked for, a share is not worth a word
 
 
-def rows(grid: Grid, measured: Mapping[tuple[str, float], Metrics], baseline: Metrics) -> Rows:
+def rows(grid: Grid, measured: Mapping[tuple[str, int], Metrics], baseline: Metrics) -> Rows:
     """One flat mapping for each cell; `increase` is loss - baseline loss, in nats (of a regression the mean square)."""
     return [
         {
@@ -46,8 +48,19 @@ def short_layers(layers: Sequence[str]) -> list[str]:
     return [layer.rpartition(".")[2] for layer in layers] if len(stacks) == 1 else list(layers)
 
 
+def few_units(cells: Rows) -> str:
+    """`2/3` where whole units are another share than the fraction that was asked for, else "". Of a kind's cells."""
+    shares = {cell["removed"] / cell["units"]: f"{cell['removed']}/{cell['units']}" for cell in cells}
+    if all(math.isclose(share, cells[0]["fraction"], rel_tol=ROUNDING) for share in shares):
+        return ""
+    return shares.popitem()[1] if len(shares) == 1 else f"{percent(min(shares))} to {percent(max(shares))}"
+
+
 def table(cells: Rows, baseline: Metrics) -> Table:
-    """Per kind and fraction: the mean over the layers, and the most with the layer that has it."""
+    """Per kind and fraction: the mean over the layers, and the most with the layer that has it.
+
+    Where few units make another share of it than the fraction, a cell says which.
+    """
     fractions = sorted({cell["fraction"] for cell in cells})
     layers = list(dict.fromkeys(cell["layer"] for cell in cells))
     names = dict(zip(layers, short_layers(layers), strict=True))
@@ -65,8 +78,8 @@ def table(cells: Rows, baseline: Metrics) -> Table:
                 continue
             worst = max(mine, key=lambda cell: cell["increase"])
             mean = sum(cell["increase"] for cell in mine) / len(mine)
-            line.append(
-                f"{mean + 0.0:.3f}, {worst['increase']:.3f} @ {names[worst['layer']]}".replace("-0.000", "0.000")
-            )
+            numbers = f"{mean + 0.0:.3f}, {worst['increase']:.3f} @ {names[worst['layer']]}"
+            other = few_units(mine)
+            line.append((f"{other}: " if other else "") + numbers.replace("-0.000", "0.000"))
         shown.add_row(kind, *line)
     return shown

@@ -36,7 +36,7 @@ def batches(count: int = 2) -> list[dict[str, Tensor]]:
     return [{"input_ids": x, "labels": x, "weight": torch.ones(2)} for x in ids]
 
 
-def measured(model: Any, found: Grid) -> dict[tuple[str, float], Metrics]:
+def measured(model: Any, found: Grid) -> dict[tuple[str, int], Metrics]:
     return {cell.key: metrics for cell, metrics in measure(model, LM, batches(), found, found.cells)}
 
 
@@ -177,6 +177,34 @@ def test_counts_fractions_and_kinds() -> None:
             grid(model, [bad])
     with pytest.raises(ValueError, match=r"--kinds has 'mpl.\*', .* no kind of parameter .*: did you mean 'mlp.\*'"):
         grid(model, [0.5], ["mpl.*"])
+
+
+def test_few_units_are_removed_as_whole_ones_once_and_under_their_own_share(
+    tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches two columns of one removal, a group that goes whole below a fraction of 1, and a share that was not."""
+    from rich.console import Console
+
+    shares = {2: ({0.5: 1, 1.0: 2}, ""), 3: ({0.25: 1, 0.75: 2, 1.0: 3}, "1/3, 2/3")}
+    cells: report.Rows = []
+    for units, (expected, shown) in shares.items():
+        model = models.model("llama", num_attention_heads=2 * units, num_key_value_heads=units, head_dim=8)
+        found = grid(model, [0.25, 0.5, 0.75, 1.0], ["kv_groups", "mlp.up_proj"])
+        groups = [cell for cell in found.cells if cell.kind == "kv_groups"]
+        assert {cell.fraction: cell.removed for cell in groups} == expected
+        assert len({cell.key for cell in groups}) == len(groups) == len(expected) * models.LAYERS
+        cells = report.rows(found, {cell.key: {"loss": 2.0} for cell in found.cells}, BASELINE)
+        of_groups = [[c for c in cells if c["kind"] == "kv_groups" and c["fraction"] == f] for f in expected]
+        assert ", ".join(filter(None, map(report.few_units, of_groups))) == shown
+        assert not report.few_units([cell for cell in cells if cell["kind"] == "mlp.up_proj"][:1])
+        Console(width=160).print(report.table(cells, BASELINE))
+        assert ("2/3: 0.000, 0.000 @ 0" in capfd.readouterr().out) == (units == 3)
+    mixed = [{"fraction": 0.5, "removed": removed, "units": units} for removed, units in ((1, 2), (2, 3))]
+    assert report.few_units(mixed) == "50 % to 66.7 %"
+    axes, labels = pytest.importorskip("matplotlib.axes").Axes, list[str]()
+    monkeypatch.setattr(axes, "set_xticks", lambda _self, _at, names, **_more: labels.extend(names))
+    plot.heat_map(cells, tmp_path / "map.png", "title")  # of three groups
+    assert [label for label in labels if "kv" in label] == ["kv_groups 1/3", "kv_groups 2/3", "kv_groups"]
 
 
 def test_a_family_that_is_not_known_has_weights_only() -> None:
