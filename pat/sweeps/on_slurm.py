@@ -56,7 +56,10 @@ def start(member: Member, group: str, cluster: ClusterConfig) -> Job:
     """Submit a member, unless it has a job that is not over."""
     run = RunDir(member.dir.resolve())
     number, config = (read_json(run.job) or {}).get("job_id"), config_of(member, group, cluster)
-    if number and slurm.states([number]).get(number, slurm.OVER[0]) not in slurm.OVER:
+    state = slurm.states([number]).get(number, slurm.OVER[0]) if number else slurm.OVER[0]
+    if state == slurm.SILENT:  # its last job may be over, and exit.json is then of an earlier start
+        return Job(run, "", f"Slurm does not say whether its job {number} is over: try again later")
+    if state not in slurm.OVER:
         differing = frozen.changed_keys(frozen.load(run.config), config)
         if differing:
             keys = ", ".join(sorted(differing))

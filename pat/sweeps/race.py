@@ -7,13 +7,12 @@ once, and each member is a fork of them. Source: Jamieson & Talwalkar 2016, arXi
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,11 @@ class Race:
         self.say(f"{winner.name} goes on: {self.y.name} {self.records[winner.name]['value']:.4g} is the best")
         if self._run([winner]):
             return ExitCode.PREEMPTED
-        return self.ended[winner.name].code
+        how = self.ended[winner.name]
+        if how.code == ExitCode.DONE and not is_done(winner):
+            how = replace(how, code=ExitCode.ERROR, message="it ended before its last step")
+            self.ended[winner.name] = how
+        return how.code
 
     def _share(self, members: Sequence[Member]) -> int:
         """The steps that all have in common, and a fork of them for each member; an exit code where that failed."""
@@ -261,7 +264,7 @@ def best(values: Mapping[str, float | None], higher_is_better: bool) -> str | No
 def _until(member: Member, until: int | str) -> Member:
     """The run that stops there; a job is submitted by its config, a process here by its command."""
     command = (member.command[0], f"run.until={until}", *member.command[1:])
-    return dataclasses.replace(member, command=command, config=member.config.changed(run__until=until))
+    return replace(member, command=command, config=member.config.changed(run__until=until))
 
 
 def _drop(run: RunDir) -> None:

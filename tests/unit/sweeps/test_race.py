@@ -18,7 +18,7 @@ from pat.config.cluster import ClusterConfig
 from pat.launch import slurm
 from pat.run.directory import ExitCode, RunDir, write_exit
 from pat.schema import Config
-from pat.sweeps import on_slurm, results, runner
+from pat.sweeps import on_slurm, race, results, runner
 from pat.sweeps.heat import Heat, heat
 from pat.sweeps.members import Member, members_of
 from pat.sweeps.race import RACE_FILE, Race
@@ -111,16 +111,27 @@ def raced(members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     losses = dict(zip((member.name for member in members), RATES.values(), strict=True))
 
     def start(
-        codes: dict[str, int] | None = None, step: int = STEP, shared: int = 0, go_on: bool = True, **more: Any
+        codes: dict[str, int] | None = None,
+        step: int = STEP,
+        shared: int = 0,
+        go_on: bool = True,
+        answers: int = 9,  # of Slurm for each job
+        **more: Any,
     ) -> tuple[int, Machine, dict[str, Any]]:
+        asked = list[str]()
+
+        def states(jobs: list[str]) -> dict[str, str]:
+            asked.extend(jobs)
+            return {job: "COMPLETED" if asked.count(job) <= answers else slurm.SILENT for job in jobs}
+
         out, machine = tmp_path / "r", Machine(codes or {}, losses)
         moved = [replace(member, dir=out / member.name) for member in members]
         y, heat = results.y_axis(members, "loss"), Heat(step, shared)
-        race = Race(out, ["pat"], moved, y, heat, 1, lambda text: None, machine, **more)
+        new = Race(out, ["pat"], moved, y, heat, 1, lambda text: None, machine, **more)
         if "cluster" in more:  # what sbatch and squeue would do, and the job
             monkeypatch.setattr(slurm, "submit", lambda config, _: machine.job(config))
-            monkeypatch.setattr(slurm, "states", lambda jobs: dict.fromkeys(jobs, "COMPLETED"))
-        return race.run(go_on), machine, read_json(out / RACE_FILE) or {}
+            monkeypatch.setattr(slurm, "states", states)
+        return new.run(go_on), machine, read_json(out / RACE_FILE) or {}
 
     return start
 
@@ -171,6 +182,21 @@ def test_heats_and_the_rest_of_the_winner_are_jobs_of_a_cluster(raced: Raced) ->
     code, machine, found = raced(**more)
     assert (code, machine.started) == (0, [(NAMES[2], STEP), (NAMES[1], "end")]) and found["winner"] == NAMES[1]
     assert [member["out"] is None for member in found["members"]] == [False, True, False, False]
+
+
+def test_a_winner_is_not_taken_as_finished_by_the_end_of_its_heat(
+    raced: Raced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When its rest is to begin, Slurm does not answer for the heat's job, whose exit code is in the folder."""
+    cluster, heats = ClusterConfig(ranks_per_node=2), [(name, STEP) for name in NAMES]
+    code, machine, found = raced(cluster=cluster, answers=1)
+    assert (code, machine.started, found["winner"]) == (ExitCode.BAD_INPUT, heats, NAMES[1])
+    with monkeypatch.context() as patched:
+        patched.setattr(race, "is_done", lambda _: False)
+        code, machine, _ = raced(cluster=cluster)
+        assert (code, machine.started) == (ExitCode.ERROR, [(NAMES[1], "end")]), "an exit code 0 alone is no end"
+    code, machine, _ = raced(cluster=cluster)
+    assert (code, machine.started) == (0, [])
 
 
 @pytest.mark.parametrize("code", [ExitCode.PREEMPTED, ExitCode.ERROR, -9])
