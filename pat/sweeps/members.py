@@ -95,6 +95,10 @@ def members_of(
         raise ValueError("nothing is swept: give a key several values, such as seed=0,1,2, or take `pat train`")
     if any(config.run.resume != "auto" for _, config in composed):
         raise ValueError("run.resume is the sweep's own, whose --continue goes on with each run: leave it out")
+    if any(config.run.until != "end" for _, config in composed):
+        raise ValueError(
+            "run.until is the sweep's own, whose --race STEP stops runs and finishes the best: leave it out"
+        )
     varied = _varied([given for given, _ in composed])
     names = [_name(differing) for differing in varied]
     members = []

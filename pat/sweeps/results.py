@@ -80,11 +80,16 @@ def y_axis(members: Sequence[Member], metric: str | None) -> Axis:
 
 
 def record_of(member: Member, ended: Ended | None, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A member's entry in sweep.json: how its last start ended, and its summary if it is done."""
+    """A member's entry in sweep.json: how its last start ended, and its summary if it is done.
+
+    Exit code 0 without a summary is an error.
+    """
     known = dict(earlier or {}) if ended is None else {"code": ended.code, "message": ended.message}
     if ended is not None:
         known |= {"seconds": round(ended.seconds, 1), "latency_ms": None}
-    code = known.get("code")
+    code, summary = known.get("code"), files.read_json(RunDir(member.dir).summary)
+    if code == ExitCode.DONE and summary is None:
+        code, known["message"] = ExitCode.ERROR, "it ended without a summary.json"
     return {
         "name": member.name,
         "varied": member.varied,
@@ -95,7 +100,7 @@ def record_of(member: Member, ended: Ended | None, earlier: Mapping[str, Any] | 
         "message": known.get("message", ""),
         "seconds": known.get("seconds"),
         "latency_ms": known.get("latency_ms"),
-        "summary": files.read_json(RunDir(member.dir).summary) if code == ExitCode.DONE else None,
+        "summary": summary if code == ExitCode.DONE else None,
     }
 
 

@@ -102,7 +102,7 @@ class Sweep:
     def _ended(self, member: Member, ended: Ended) -> None:
         record = self.records[member.name] = results.record_of(member, ended)
         value = self.y.value(record)
-        how = f"{self.y.name} {value:.4g}" if value is not None else ended.message
+        how = f"{self.y.name} {value:.4g}" if value is not None else record["message"]
         self.say(f"{self.number[member.name]} {member.name}: {record['meaning']} after {ended.seconds:.0f} s; {how}")
         self._write()
 

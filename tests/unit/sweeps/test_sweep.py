@@ -74,6 +74,7 @@ def test_a_group_that_the_user_gives_stays(tmp_path: Path) -> None:
         (["recipe=parity"], "nothing is swept"),
         (["recipe=parity", "seed=0,1", "run.dir=x"], "directories of their own below --out"),
         (["recipe=parity", "run.resume=never,must"], "run.resume is the sweep's own, .* leave it out"),
+        (["recipe=parity", "seed=0,1", "run.until=3"], "run.until is the sweep's own, .* leave it out"),
         (["recipe=parity", "seed=0,1", "engine.zero_stage=2,7"], "engine.zero_stage"),
         (["recipe=parity", "seed=0,0"], "would share a folder .recipe=parity seed=0.: give each value of a key, and"),
         (["recipe=parity", "seed=0,1,0"], "would share a folder .recipe=parity seed=0."),
@@ -275,6 +276,9 @@ def test_points_are_means_over_seeds(members: list[Member], tmp_path: Path) -> N
     assert X_AXES["parameters"].value(records[0]) == 750
     records[1] = results.record_of(moved[1], Ended(3, 2.0, "the loss is inf"))
     assert (records[1]["meaning"], records[1]["message"]) == ("diverged", "the loss is inf")
+    RunDir(moved[2].dir).summary.unlink()
+    unfinished = results.record_of(moved[2], Ended(0, 1.0))
+    assert (unfinished["code"], unfinished["message"]) == (ExitCode.ERROR, "it ended without a summary.json")
     assert results.points(records, X_AXES["sparsity"], y)[0].members == 1, "an old summary is not a failed run's"
     results.write(tmp_path, ["pat", "sweep"], records, X_AXES["sparsity"], y)
     saved = json.loads((tmp_path / "sweep.json").read_text())
