@@ -33,11 +33,10 @@ from pat.run.directory import UNTIL, ExitCode, RunDir
 from pat.sweeps import on_slurm, results
 from pat.sweeps.heat import Heat
 from pat.sweeps.members import Member
-from pat.sweeps.results import Axis
+from pat.sweeps.results import RACE_FILE, Axis
 from pat.sweeps.runner import Ended, Place, Runner, Running, check_places, start_here, visible_devices
 from pat.sweeps.sweep import WIDTH, is_done
 
-RACE_FILE = "race.json"
 DENSE = "dense"  # the run that the members fork from
 
 
@@ -223,7 +222,7 @@ class Race:
                 raise ValueError(
                     f"{self.out} holds a race with another {key} ({written[key]}, now {now}): give another --out"
                 )
-        return {record["name"]: record for record in written["members"]}
+        return results.of_these(self.members, written, self.out)
 
     def _known(self, member: Member, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
         """A member's record: that of an earlier start if it was of this very config."""

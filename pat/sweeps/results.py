@@ -23,6 +23,7 @@ from pat.sweeps.runner import Ended
 from pat.tasks import base
 
 SWEEP_FILE = "sweep.json"
+RACE_FILE = "race.json"
 NOT_RUN = "not run"
 
 
@@ -77,6 +78,20 @@ def y_axis(members: Sequence[Member], metric: str | None) -> Axis:
     name = metric or task.headline
     higher = task.higher_is_better(name)
     return Axis(name, f"{name} on held-out data ({'higher' if higher else 'lower'} is better)", higher)
+
+
+def of_these(members: Sequence[Member], written: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The records of an earlier start by name, from its JSON in `out`. ValueError for one of a run that is not among
+    these."""
+    records = {record["name"]: record for record in written["members"]}
+    others = [name for name in records if name not in {member.name for member in members}]
+    if others:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        raise ValueError(
+            f"{out} holds the run {others[0]}{more}, which this command does not have: give all values of the earlier "
+            "command, too, or another --out"
+        )
+    return records
 
 
 def record_of(member: Member, ended: Ended | None, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:

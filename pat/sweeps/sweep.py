@@ -17,7 +17,7 @@ from pat.run import directory
 from pat.run.directory import ExitCode
 from pat.sweeps import on_slurm, plot, results
 from pat.sweeps.members import Member, check_one
-from pat.sweeps.results import SWEEP_FILE, Axis
+from pat.sweeps.results import RACE_FILE, SWEEP_FILE, Axis
 from pat.sweeps.runner import Ended, Place, Runner, check_places, start_here, visible_devices
 
 WIDTH = 110  # of the table, at least
@@ -78,12 +78,15 @@ class Sweep:
         return self.out / "logs" / f"{member.name}.log"
 
     def _earlier(self, go_on: bool) -> dict[str, Any]:
+        """The records of an earlier start. ValueError where the folder holds anything else."""
         written = files.read_json(self.out / SWEEP_FILE)
+        if (self.out / RACE_FILE).exists():
+            raise ValueError(f"{self.out} holds a race: give its --race STEP, or another --out")
         if written and not go_on:
             raise ValueError(
                 f"{self.out} holds a sweep: --continue runs what it lacks; for a new one give another --out"
             )
-        return {record["name"]: record for record in (written or {"members": []})["members"]}
+        return results.of_these(self.members, written or {"members": []}, self.out)
 
     def _start(self, member: Member, place: Place) -> Any:
         if self.cluster is None:

@@ -21,7 +21,8 @@ from pat.schema import Config
 from pat.sweeps import on_slurm, race, results, runner
 from pat.sweeps.heat import Heat, heat
 from pat.sweeps.members import Member, members_of
-from pat.sweeps.race import RACE_FILE, Race
+from pat.sweeps.race import Race
+from pat.sweeps.results import RACE_FILE
 from pat.sweeps.runner import Place
 from tests.fake_run import EndedRun, write_checkpoint
 
@@ -116,6 +117,7 @@ def raced(members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         shared: int = 0,
         go_on: bool = True,
         answers: int = 9,  # of Slurm for each job
+        left_out: int = 0,  # of the members
         **more: Any,
     ) -> tuple[int, Machine, dict[str, Any]]:
         asked = list[str]()
@@ -125,7 +127,7 @@ def raced(members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             return {job: "COMPLETED" if asked.count(job) <= answers else slurm.SILENT for job in jobs}
 
         out, machine = tmp_path / "r", Machine(codes or {}, losses)
-        moved = [replace(member, dir=out / member.name) for member in members]
+        moved = [replace(member, dir=out / member.name) for member in members[left_out:]]
         y, heat = results.y_axis(members, "loss"), Heat(step, shared)
         new = Race(out, ["pat"], moved, y, heat, 1, lambda text: None, machine, **more)
         if "cluster" in more:  # what sbatch and squeue would do, and the job
@@ -155,6 +157,8 @@ def test_the_best_goes_on_and_who_was_out_is_on_record(raced: Raced) -> None:
         raced(go_on=False)
     with pytest.raises(ValueError):
         raced(step=STEP - 1)
+    with pytest.raises(ValueError, match=f"holds the run {NAMES[0]}, which this command does not have"):
+        raced(left_out=1)
 
 
 def test_steps_that_all_share_are_run_once(raced: Raced) -> None:

@@ -342,6 +342,14 @@ def test_a_sweep_is_not_run_over_another(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"members": []}')
     with pytest.raises(ValueError, match="holds a sweep: --continue"):
         command.main(["recipe=parity", "seed=0,1", "--out", str(tmp_path)])
+    began = {"members": [{"name": "seed=0"}, {"name": "optim.lr=0.1"}, {"name": "optim.lr=0.2"}]}
+    write_json(tmp_path / "sweep.json", began)
+    with pytest.raises(ValueError, match=r"holds the run optim.lr=0.1 and 1 more, which this command does not have"):
+        command.main(["recipe=parity", "seed=0,1", "--out", str(tmp_path), "--continue"])
+    assert json.loads((tmp_path / "sweep.json").read_text()) == began
+    (tmp_path / "race.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a race: give its --race STEP, or another --out"):
+        command.main(["recipe=parity", "seed=0,1", "--out", str(tmp_path), "--continue"])
 
 
 def test_a_dry_run_lists_the_members(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
