@@ -127,6 +127,24 @@ def parse_lengths(text: str) -> list[tuple[int, int]]:
     return list(dict.fromkeys(found))
 
 
+def of_a_kind(lengths: Sequence[tuple[int, int]], generative: bool, name: str) -> list[tuple[int, int]]:
+    """Each length once, as a language model or a classifier takes it. ValueError without the tokens to generate."""
+    taken = [(prompt, output * generative) for prompt, output in lengths]
+    bad = next((prompt for prompt, output in taken if generative and not output), None)
+    if bad is not None:
+        raise ValueError(f"--lengths {bad} has no output tokens, and {name} generates text: give {bad}:32")
+    return list(dict.fromkeys(taken))
+
+
+def check_positions(prompt: int, output: int, positions: int | None, name: str) -> None:
+    """ValueError where a model has no room for so many tokens."""
+    if positions is not None and prompt + output > positions:
+        raise ValueError(
+            f"{prompt} + {output} tokens are beyond the {positions} positions of {name}: give shorter --lengths, or a "
+            "mix of shorter prompts"
+        )
+
+
 def parse_batch_sizes(text: str) -> list[int]:
     """`1,8` as [1, 8], each once. ValueError for other than whole numbers of at least 1, of six digits at most."""
     parts = text.split(",")

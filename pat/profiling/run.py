@@ -192,22 +192,15 @@ def _plan(models: Sequence[Model], mix: Mix | None, asked: Asked) -> Plan:
     if mix is not None:
         lengths = [len(ids) for ids in models[0].prompts]
         return plan.of_mix(mix, lengths, generative, asked.batch_sizes, asked.requests, asked.seed)
-    lengths = [(prompt, output * generative) for prompt, output in asked.lengths or plan.DEFAULT_LENGTHS]
-    bad = next((prompt for prompt, output in lengths if generative and not output), None)
-    if bad is not None:
-        raise ValueError(f"--lengths {bad} has no output tokens, and {models[0].name} generates text: give {bad}:32")
-    return plan.of_lengths(list(dict.fromkeys(lengths)), asked.batch_sizes, asked.requests)
+    lengths = plan.of_a_kind(asked.lengths or plan.DEFAULT_LENGTHS, generative, models[0].name)
+    return plan.of_lengths(lengths, asked.batch_sizes, asked.requests)
 
 
 def _check_positions(models: Sequence[Model], made: Plan) -> None:
     for model in models:
         for work in made.distinct:
             prompt = work.prompt_tokens if work.prompt is None else len(model.prompts[work.prompt])
-            if model.positions is not None and prompt + work.output_tokens > model.positions:
-                raise ValueError(
-                    f"{prompt} + {work.output_tokens} tokens are beyond the {model.positions} positions of "
-                    f"{model.name}: give shorter --lengths, or a mix of shorter prompts"
-                )
+            plan.check_positions(prompt, work.output_tokens, model.positions, model.name)
 
 
 @contextlib.contextmanager

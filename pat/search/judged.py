@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoModelForCausalLM
+
 from pat.checkpoint import retention
 from pat.checkpoint.reader import read_manifest
 from pat.common import files
@@ -24,6 +26,7 @@ from pat.envelope.spec import SLICES, Envelope
 from pat.gate import measure, profile
 from pat.gate.measure import Facts
 from pat.gate.verdict import Gate
+from pat.profiling import plan
 from pat.prompts import reader
 from pat.run.directory import RunDir
 from pat.schema import Config
@@ -68,8 +71,8 @@ def parted(envelope: Envelope) -> tuple[Envelope, Envelope]:
     return Envelope(limits=quality, slices=envelope.slices), Envelope(limits=gains)
 
 
-def check(config: Config, measuring: Measuring, with_baseline: bool) -> None:
-    """ValueError for limits that a search cannot judge."""
+def check(config: Config, measuring: Measuring, with_baseline: bool, positions: int | None) -> None:
+    """ValueError for limits that a search cannot judge of a model with so many positions (None: without a limit)."""
     envelope = envelope_of(config)
     quality, gains = parted(envelope)
     if not quality.limits and quality.slices is None:
@@ -88,7 +91,19 @@ def check(config: Config, measuring: Measuring, with_baseline: bool) -> None:
             f"{relative[0]} is relative to the dense model, and no run of it exists when the first cut is at step 0: "
             "raise schedule.start, or give absolute limits (min, max)"
         )
+    if profiled:
+        _check_lengths(config, measuring, positions)
     _read(config, measuring)
+
+
+def _check_lengths(config: Config, measuring: Measuring, positions: int | None) -> None:
+    """ValueError for lengths of requests that the model cannot take."""
+    if measuring.mix and not measuring.lengths:
+        return
+    lengths = plan.parse_lengths(measuring.lengths) if measuring.lengths else plan.DEFAULT_LENGTHS
+    generative = base.build(config.task).auto_model is AutoModelForCausalLM
+    for prompt, output in plan.of_a_kind(lengths, generative, "the model"):
+        plan.check_positions(prompt, output, positions, "the model")
 
 
 def _read(config: Config, measuring: Measuring) -> Any:
@@ -172,7 +187,6 @@ class Judge:
         """Profile the run beside the dense model, in a file that is kept."""
         import torch
 
-        from pat.profiling import plan
         from pat.profiling.run import Asked
         from pat.profiling.run import run as measured
 

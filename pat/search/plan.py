@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -106,7 +106,8 @@ def make(
     overrides: Sequence[str], out: Path | None, span: Span, config_dir: str | None, measuring: Measuring | None = None
 ) -> Plan:
     """Compose and check all that can be checked before a run starts. Raises ValueError."""
-    from pat.tasks import base  # heavy
+    from pat.models import limits  # heavy
+    from pat.tasks import base
     from pat.training import slices
     from pat.training.preflight import prepare
 
@@ -133,7 +134,7 @@ def make(
     first = checked.pruner.first_soft_step
     assert first is not None, "something is pruned"
     fork_step, measuring = first if config.train.num_steps else 0, measuring or Measuring()
-    judged.check(config, measuring, bool(fork_step))
+    judged.check(config, measuring, bool(fork_step), limits.positions(cast(Any, checked.model).config))
     if measuring.mix is None:  # otherwise a mix may have slices
         slices.of(config, base.build(config.task), checked.prepared)
     kept = tuple(each for each in given if not _OWN.match(each))

@@ -187,8 +187,10 @@ class Search:
         differing = {
             key: (old, new) for key, (old, new) in changed_keys(to_config(written["config"]), plan.config).items()
         }
-        asked = {"values": plan.order, "searched": plan.quantity.override(plan.order[-1])}
-        for key, new in (asked | {"measuring": plan.measuring.plain()}).items():
+        asked: dict[str, Any] = {"values": plan.order, "searched": plan.quantity.override(plan.order[-1])}
+        if written["candidates"]:  # before, nothing was measured
+            asked["measuring"] = plan.measuring.plain()
+        for key, new in asked.items():
             if written.get(key, new) != new:
                 differing[key] = (written[key], new)
         if differing:

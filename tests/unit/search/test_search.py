@@ -193,6 +193,7 @@ def test_shares_of_structures_that_come_to_the_same_units_are_one_run(planned: P
         [*PARITY, "envelope={loss: {max: 2.5}}", "--mix", "chats"],
         [*PARITY, LOSS, "train.export_at=[0.5]"],
         [*PARITY, LOSS, "envelope.slices.max=3", "--lengths", "8:2"],
+        *([*PARITY, LOSS, "envelope.latency_p95.max=3", "--lengths", wrong] for wrong in ("abc", "128", "8:2,250:9")),
         [*PARITY, LOSS, "envelope.passed.min=0.5", "--mix", "nowhere"],
         [*PARITY, LOSS, "envelope.slices.max=3", "--allow-code"],
         [*PARITY, LOSS, "--pruner", "none"],
@@ -453,7 +454,11 @@ def test_a_run_that_diverges_is_outside(searched: Searched) -> None:
 
 
 def test_another_search_in_the_same_folder_is_refused(searched: Searched, planned: Plan) -> None:
-    searched()
+    how = judged.Measuring(lengths="8:2")
+    searched({"sparsity=0.8": ExitCode.ERROR}, measuring=how)
+    assert searched()[0] == 0, "nothing was measured, so it may be measured otherwise"
+    with pytest.raises(ValueError, match="holds another search .measuring was "):
+        searched(measuring=how)
     for changed in ({"config": planned.config.changed(seed=1)}, {"values": {0.2: 0.2, 0.8: 0.8}}):
         with pytest.raises(ValueError):
             searched(**changed)
