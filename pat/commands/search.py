@@ -93,15 +93,13 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("a search starts its runs' ranks itself: call it from a plain shell, not under a launcher")
     from pat.search import plan
     from pat.search.search import Search
+    from pat.sweeps.runner import check_hosts
 
     overrides = [each for each in options.overrides if each != BUDGET]
     span = plan.Span(options.pruner, options.first, options.last, options.within)
     made = plan.make(overrides, options.out, span, options.config_dir, _measuring(options))
     _check_measuring(options, made.config.envelope)
-    if options.jobs > 1 and made.config.engine.hostfile:
-        raise ValueError(
-            f"--jobs {options.jobs}: all runs would take the hosts of engine.hostfile: leave one of them out"
-        )
+    check_hosts([made.dense], options.jobs)
     print(made.in_words(options.jobs), flush=True)
     if options.dry_run:
         return ExitCode.DONE

@@ -193,7 +193,7 @@ def _describe(config: Any) -> int:
         print(describe_teacher(config))
     if config.distill.cache:
         print(f"No teacher runs: {LogitCache(Path(config.distill.cache)).describe()}.")
-    checked = prepare(config, run_dir)
+    checked = prepare(config, run_dir, here=config.engine.hostfile is None)
     print(start_summary(config, checked))
     print(data_in_words(config, checked.prepared))
     return ExitCode.DONE

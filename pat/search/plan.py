@@ -116,8 +116,8 @@ def make(
     _check(config)
     place = out or _place(overrides)
     quantity = quantities.quantity_of(config, span.pruner)
-    plain = _dense(config, place)
-    checked = prepare(plain, place / DENSE)
+    plain, here = _dense(config, place), config.engine.hostfile is None
+    checked = prepare(plain, place / DENSE, here)
     wanted = quantities.asked(config, quantity, checked.pruner)
     values = quantities.grid(quantity, wanted, span.first, span.last, span.within)
     if not quantity.keep and auto.changes(choices, quantity.pruner, values):
@@ -129,7 +129,7 @@ def make(
     if not quantity.keep and auto.changes(choices, quantity.pruner, [wanted, *values]):
         config = _composed([*overrides, quantity.override(values[-1]), *options])[0]  # with the schedule of all runs
         plain = _dense(config, place)
-        checked = prepare(plain, place / DENSE)
+        checked = prepare(plain, place / DENSE, here)
     found = quantities.realised(plain, quantity, values, checked.model)
     first = checked.pruner.first_soft_step
     assert first is not None, "something is pruned"

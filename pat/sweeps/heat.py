@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pat.config.frozen import changed_keys
 from pat.pruning.gates import CalibratedGate
 from pat.schema import Config, PrunerConfig
-from pat.sweeps.members import Member
+from pat.sweeps.members import Member, checked
 
 _OF_A_PRUNER = re.compile(r"pruners\.([^.]+)\.(budget|gate)\b.*")
 
@@ -24,8 +24,6 @@ class Heat:
 
 def heat(members: Sequence[Member], step: int, here: bool = True) -> Heat:
     """The heat to `step`. ValueError where the members cannot be told apart there. here=False: on other machines."""
-    from pat.training.preflight import prepare  # heavy
-
     firsts: set[int | None] = set()
     for member in members:
         if not 0 < step < member.config.train.num_steps:
@@ -33,7 +31,7 @@ def heat(members: Sequence[Member], step: int, here: bool = True) -> Heat:
                 f"--race {step}: {member.name} has {member.config.train.num_steps} steps: give a step from 1 to "
                 f"{member.config.train.num_steps - 1}"
             )
-        pruner = prepare(member.config, member.dir, here).pruner
+        pruner = checked(member, here).pruner
         firsts.add(pruner.first_soft_step)
         if pruner.last_hard_from >= step:
             raise ValueError(

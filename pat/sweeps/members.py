@@ -10,12 +10,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 
 from pat.config.compose import compose, run_name
 from pat.config.quoting import quoted
 from pat.schema import Config
+
+if TYPE_CHECKING:
+    from pat.training.checked import Checked
 
 _OURS = ("run.dir", "run.name")  # of a sweep's members
 AS_GIVEN = "as-given"  # a member that adds no keys
@@ -33,15 +37,21 @@ class Member:
     config: Config
 
 
+def checked(member: Member, here: bool = True) -> Checked:
+    """All that its start checks and builds before its ranks meet. ValueError. here=False: on other machines; those of a
+    hostfile always are."""
+    from pat.training.preflight import prepare  # heavy
+
+    return prepare(member.config, member.dir, here and member.config.engine.hostfile is None)
+
+
 def check_one(members: Sequence[Member], here: bool = True) -> None:
     """The first member's ValueError where none would be accepted: a mistake that all share is reported once, before any
     directory is made. A mistake of one member costs only that one."""
-    from pat.training.preflight import prepare  # heavy
-
     refused: list[ValueError] = []
     for member in members:
         try:
-            prepare(member.config, member.dir, here)
+            checked(member, here)
             return
         except ValueError as error:
             refused.append(error)
@@ -52,12 +62,10 @@ def check_one(members: Sequence[Member], here: bool = True) -> None:
 def problems(members: Sequence[Member], here: bool = True) -> dict[str, str]:
     """The error with which each member's start would fail, by its name; {} where all would start. here=False: on other
     machines."""
-    from pat.training.preflight import prepare  # heavy
-
     said: dict[str, str] = {}
     for member in members:
         try:
-            prepare(member.config, member.dir, here)
+            checked(member, here)
         except ValueError as error:
             said[member.name] = str(error)
     return said

@@ -167,13 +167,21 @@ def most_ranks(members: Sequence[Member]) -> int:
 
 
 def check_places(members: Sequence[Member], jobs: int, devices: Sequence[str]) -> None:
-    """ValueError where `jobs` members at once would share GPUs."""
-    most = most_ranks(members)
+    """ValueError where `jobs` members at once would share GPUs, or the hosts of a hostfile."""
+    check_hosts(members, jobs)
+    most = most_ranks([member for member in members if member.config.engine.hostfile is None])
     if devices and jobs * most > len(devices):
+        fitting = len(devices) // most
         raise ValueError(
             f"--jobs {jobs} with {most} ranks each needs {jobs * most} GPUs and this machine shows {len(devices)}: "
-            f"give at most --jobs {len(devices) // most}"
+            + (f"give at most --jobs {fitting}" if fitting else f"set engine.world_size to at most {len(devices)}")
         )
+
+
+def check_hosts(members: Sequence[Member], jobs: int) -> None:
+    """ValueError where several members at once would take the hosts of a hostfile."""
+    if jobs > 1 and any(member.config.engine.hostfile for member in members):
+        raise ValueError(f"--jobs {jobs}: all runs would take the hosts of engine.hostfile: leave one of them out")
 
 
 def last_sentence(log: Path) -> str:

@@ -25,7 +25,7 @@ from pat.launch.process import Process
 from pat.run.directory import ExitCode, RunDir
 from pat.schema import Config
 from pat.sweeps import plot, results, runner
-from pat.sweeps.members import Member, members_of, sweep_name
+from pat.sweeps.members import Member, check_one, members_of, problems, sweep_name
 from pat.sweeps.results import X_AXES, Point
 from pat.sweeps.runner import Ended, Place, Runner
 
@@ -221,6 +221,21 @@ def test_members_share_cores_and_never_a_gpu(tmp_path: Path, monkeypatch) -> Non
     with pytest.raises(ValueError, match="needs 6 GPUs and this machine shows 4: give at most --jobs 2"):
         runner.check_places([member], 3, ["4", "5", "6", "7"])
     runner.check_places([member], 9, [])
+    with pytest.raises(ValueError, match="needs 2 GPUs and this machine shows 1: set engine.world_size to at most 1"):
+        runner.check_places([member], 1, ["4"])
+
+
+def test_ranks_on_other_hosts_take_no_device_of_this_machine(members: list[Member]) -> None:
+    """Neither their number nor their kind is this machine's: fp16 needs a GPU."""
+    there = [
+        replace(each, config=each.config.changed(engine__world_size=16, engine__hostfile="h", engine__dtype="fp16"))
+        for each in members
+    ]
+    runner.check_places(there, 1, ["0"])
+    with pytest.raises(ValueError, match="--jobs 2: all runs would take the hosts of engine.hostfile"):
+        runner.check_places(there, 2, [])
+    check_one(there)
+    assert not problems(there)
 
 
 @pytest.mark.parametrize(
