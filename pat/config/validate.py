@@ -110,6 +110,8 @@ def _training(config: Config) -> Iterator[str]:
         yield "optim.name=cpu_adam needs engine.offload_optimizer=true: its state is in CPU memory"
     if optim.name == "fused_adam" and config.engine.offload_optimizer:
         yield "optim.name=fused_adam works on the GPU: with engine.offload_optimizer=true take cpu_adam or adamw"
+    if config.engine.zero_stage == 0 and config.engine.offload_optimizer:
+        yield "engine.offload_optimizer=true would be ignored at ZeRO 0: set engine.zero_stage=1, or leave it out"
 
 
 def _metric(config: Config) -> Iterator[str]:

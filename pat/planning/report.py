@@ -117,7 +117,7 @@ def layout_of(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
         stage=stage,
         itemsize=e,
         reduce_itemsize=memory.FP32 if engine.reduce_dtype == "fp32" else e,
-        offload=engine.offload_optimizer,
+        offload=engine.offload_optimizer and stage > 0,  # DeepSpeed ignores it at 0
         accumulation=max(1, train.global_batch_size // (micro * ranks)),
     )
     return memory.with_user_keys(layout, deepspeed_config(config)["zero_optimization"]), micro

@@ -85,13 +85,17 @@ def advice(needs: Report) -> str | None:
         return None
     keys = [
         ("engine.zero_stage=3 (which shares out weights, too)", any(row.layout.stage < 3 for row in tight)),
-        ("engine.offload_optimizer=true (to the host's memory)", any(not row.layout.offload for row in tight)),
+        ("engine.offload_optimizer=true (to the host's memory)", any(_could_offload(row) for row in tight)),
         ("engine.activation_checkpointing=true", not needs.checkpointing),
         ("a smaller train.micro_batch_size", any(row.micro_batch > 1 for row in tight)),
         ("more ranks", any(row.layout.stage > 0 for row in tight)),
         ("peft=lora with a recipe of structures", needs.shapes.trained == needs.shapes.every),
     ]
     return f"No card holds a rank there. What takes less: {', '.join(key for key, helps in keys if helps)}."
+
+
+def _could_offload(row: Row) -> bool:
+    return row.layout.stage > 0 and not row.layout.offload
 
 
 def _work(needs: Report) -> list[_Line]:

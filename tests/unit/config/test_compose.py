@@ -200,6 +200,10 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} optim.betas=[0.9]", "optim.betas is [0.9]"),
             (f"{PARITY} optim.trainable=[]", "nothing would be trained"),
             (f"{PARITY} optim.name=cpu_adam", "needs engine.offload_optimizer=true"),
+            (
+                f"{PARITY} engine=zero0 engine.offload_optimizer=true",
+                "offload_optimizer=true would be ignored at ZeRO 0",
+            ),
             (f"{PARITY} model.init=pretrained", "model.path is not set"),
             (f"{PARITY} data.eval_fraction=0", "data.eval_fraction is 0.0"),
             (f"{PARITY} pruners.weights.scope=layer", "allowed are global, matrix, row"),

@@ -19,6 +19,7 @@ from pat.models.trainable import choose_trainable
 from pat.planning import activations, checkpoints, traffic
 from pat.planning.calibration import Calibration, calibration
 from pat.planning.memory import Layout, memory, shard_numels, touched, with_user_keys
+from pat.planning.report import layout_of
 from pat.planning.shapes import ParamGroup, Shapes
 from pat.planning.tables import card
 from pat.pruning.pruner import Pruner
@@ -131,6 +132,12 @@ def test_the_users_deepspeed_keys_count() -> None:
     assert not with_user_keys(Layout(2, 1), zero).overlap, "DeepSpeed's default at ZeRO 1 and 2"
     found = with_user_keys(Layout(2, 3), zero)
     assert (found.reduce_bucket, found.max_live, found.persistence_threshold) == (5_000_000, Layout(2, 3).max_live, 7)
+
+
+def test_offload_is_planned_where_deepspeed_takes_it() -> None:
+    """Its optimizers of ZeRO 1 to 3 do; the one of ZeRO 0 leaves all on the device."""
+    config = Config().changed(engine__offload_optimizer=True, train__global_batch_size=8)
+    assert [layout_of(config, 1, stage)[0].offload for stage in range(4)] == [False, True, True, True]
 
 
 def test_traffic_by_hand() -> None:
