@@ -95,13 +95,14 @@ def of_these(members: Sequence[Member], written: Mapping[str, Any], out: Path) -
 
 
 def record_of(member: Member, ended: Ended | None, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A member's entry in sweep.json: how its last start ended, and its summary if it is done.
+    """A member's entry in sweep.json: how its last start ended, the seconds of all, and its summary if it is done.
 
     Exit code 0 without a summary is an error.
     """
-    known = dict(earlier or {}) if ended is None else {"code": ended.code, "message": ended.message}
+    known = dict(earlier or {})
     if ended is not None:
-        known |= {"seconds": round(ended.seconds, 1), "latency_ms": None}
+        seconds = round((known.get("seconds") or 0.0) + ended.seconds, 1)
+        known |= {"code": ended.code, "message": ended.message, "seconds": seconds, "latency_ms": None}
     code, summary = known.get("code"), files.read_json(RunDir(member.dir).summary)
     if code == ExitCode.DONE and summary is None:
         code, known["message"] = ExitCode.ERROR, "it ended without a summary.json"

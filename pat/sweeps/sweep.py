@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,7 @@ class Sweep:
             on_slurm.fetch(left)
         with only_user_of(self.out, "--out", SWEEP_FILE):
             done = [member for member in self.members if go_on and is_done(member)]
-            self.records = {
-                member.name: results.record_of(
-                    member, None, {"code": 0} | earlier.get(member.name, {}) | {"code": 0} if member in done else None
-                )
-                for member in self.members
-            }
+            self.records = {member.name: self._known(member, earlier, member in done) for member in self.members}
             missing = [member for member in self.members if member not in done]
             self.number = {member.name: f"[{i}/{len(self.members)}]" for i, member in enumerate(self.members, 1)}
             if done:
@@ -65,10 +60,9 @@ class Sweep:
                 self.say(f"matplotlib is not installed, so there will be no picture; {plot.HOW_TO_GET}")
             self._write()
             stopped = Runner(self.jobs, self._start, self.log, self._begun, self._ended).run(missing)
-            if self.x.name == "latency" and not stopped:
-                self._measure_latencies()
+            measured = self._measure_latencies() if self.x.name == "latency" and not stopped else ExitCode.DONE
             self._report()
-        codes = [record["code"] for record in self.records.values()]
+        codes = [*(record["code"] for record in self.records.values()), measured]
         return ExitCode.PREEMPTED if stopped else next((code for code in codes if code), ExitCode.DONE)
 
     def log(self, member: Member) -> Path:
@@ -88,6 +82,13 @@ class Sweep:
             )
         return results.of_these(self.members, written or {"members": []}, self.out)
 
+    def _known(self, member: Member, earlier: Mapping[str, Any], done: bool) -> dict[str, Any]:
+        """A member's record before it is started here; of one that is to run again only its seconds count."""
+        known: dict[str, Any] = earlier.get(member.name, {})
+        return results.record_of(
+            member, None, known | {"code": 0, "message": ""} if done else {"seconds": known.get("seconds")}
+        )
+
     def _start(self, member: Member, place: Place) -> Any:
         if self.cluster is None:
             return start_here(member, place, self.log(member))
@@ -103,22 +104,28 @@ class Sweep:
             self.say(f"{self.number[member.name]} {member.name}: started (tail -f {where})")
 
     def _ended(self, member: Member, ended: Ended) -> None:
-        record = self.records[member.name] = results.record_of(member, ended)
+        record = self.records[member.name] = results.record_of(member, ended, self.records[member.name])
         value = self.y.value(record)
         how = f"{self.y.name} {value:.4g}" if value is not None else record["message"]
         self.say(f"{self.number[member.name]} {member.name}: {record['meaning']} after {ended.seconds:.0f} s; {how}")
         self._write()
 
-    def _measure_latencies(self) -> None:
-        """One after another when all have ended: nothing else runs beside them."""
+    def _measure_latencies(self) -> ExitCode:
+        """One after another when all have ended: nothing else runs beside them. A failure costs that one's alone."""
         from pat.sweeps.latency import forward_ms
 
+        code = ExitCode.DONE
         for member in self.members:
             record = self.records[member.name]
             if record["summary"] and record["latency_ms"] is None:
-                record["latency_ms"] = forward_ms(member.dir)
-                self.say(f"{self.number[member.name]} {member.name}: {record['latency_ms']:.1f} ms a forward")
+                try:
+                    record["latency_ms"] = forward_ms(member.dir)
+                except (ValueError, OSError, RuntimeError) as error:
+                    record["message"], code = f"no latency: {error}", ExitCode.ERROR
+                else:
+                    self.say(f"{self.number[member.name]} {member.name}: {record['latency_ms']:.1f} ms a forward")
                 self._write()
+        return code
 
     def _write(self) -> None:
         results.write(self.out, self.command, list(self.records.values()), self.x, self.y)
@@ -129,7 +136,7 @@ class Sweep:
         console.width = max(console.width, WIDTH)  # a log has no width of 80 columns
         console.print(results.table(records, self.x, self.y, f"sweep {self.out.name}"))
         for record in records:
-            if record["code"]:
+            if record["code"] or record["message"]:
                 self.say(f"{record['name']}: {record['meaning']}: {record['message']}")
         points = results.points(records, self.x, self.y)
         if points and plot.available():

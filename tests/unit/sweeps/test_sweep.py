@@ -24,7 +24,7 @@ from pat.config import compose, frozen
 from pat.launch.process import Process
 from pat.run.directory import ExitCode, RunDir
 from pat.schema import Config
-from pat.sweeps import plot, results, runner
+from pat.sweeps import latency, plot, results, runner, sweep
 from pat.sweeps.members import Member, check_one, members_of, problems, sweep_name
 from pat.sweeps.results import X_AXES, Point
 from pat.sweeps.runner import Ended, Place, Runner
@@ -365,6 +365,46 @@ def test_a_sweep_is_not_run_over_another(tmp_path: Path) -> None:
     (tmp_path / "race.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a race: give its --race STEP, or another --out"):
         command.main(["recipe=parity", "seed=0,1", "--out", str(tmp_path), "--continue"])
+
+
+def test_a_sweep_that_goes_on_adds_up_its_starts_and_lacks_only_the_latency_that_failed(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second member is stopped once; the first one's export fails."""
+    said, codes, finished = list[str](), {"m1": ExitCode.PREEMPTED}, set[str]()
+
+    def start(member: Member, place: Place, log: Path) -> Fake:
+        code = codes.pop(member.name, ExitCode.DONE)
+        if not code:
+            member.dir.mkdir()
+            record(member, 0.5, 0.5)
+            finished.add(member.name)
+        return Fake(code, 20)
+
+    def forward_ms(folder: Path) -> float:
+        if folder.name == "m0":
+            raise ValueError("it has no model folder")
+        return 2.0
+
+    monkeypatch.setattr(sweep, "start_here", start)
+    monkeypatch.setattr(sweep, "is_done", lambda member: member.name in finished)
+    monkeypatch.setattr(latency, "forward_ms", forward_ms)
+
+    def run(x: str) -> tuple[int, list[dict[str, Any]]]:
+        y = results.Axis("accuracy", "accuracy", True)
+        made = sweep.Sweep(tmp_path, ["pat"], some(2, tmp_path), X_AXES[x], y, 1, said.append, checked=False)
+        return made.run(go_on=True), json.loads((tmp_path / "sweep.json").read_text())["members"]
+
+    code, first = run("sparsity")
+    assert code == ExitCode.PREEMPTED and all(each["seconds"] >= 0.1 for each in first)
+    code, second = run("latency")
+    assert code == ExitCode.ERROR and [each["code"] for each in second] == [0, 0]
+    assert second[0]["seconds"] == first[0]["seconds"] and second[1]["seconds"] >= first[1]["seconds"] + 0.1
+    assert [each["latency_ms"] for each in second] == [None, 2.0]
+    assert second[0]["message"] == "no latency: it has no model folder"
+    assert "m0: done: no latency: it has no model folder" in said
+    code, third = run("sparsity")
+    assert (code, third[0]["message"], third[1]["seconds"]) == (0, "", second[1]["seconds"])
 
 
 def test_a_dry_run_lists_the_members(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
