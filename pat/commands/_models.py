@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,14 @@ def check_statistics_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--confidence {options.confidence}: give a number from 0.5 to below 1, as 0.95")
     if options.batch_size < 1:
         raise ValueError(f"--batch-size {options.batch_size}: give 1 or more")
+    if options.seed < 0:
+        raise ValueError(f"--seed {options.seed}: give 0 or more")
+
+
+def check_price(per_hour: float | None) -> None:
+    """ValueError for a price that is no number above 0."""
+    if per_hour is not None and not 0.0 < per_hour < math.inf:
+        raise ValueError(f"--price-per-hour {per_hour}: give a number above 0, in any currency")
 
 
 def refuse_ignored(

@@ -94,7 +94,8 @@ def _check(options: argparse.Namespace) -> None:
     """ValueError for options that are out of bounds, or that would be ignored."""
     from pat.monitor import prometheus
 
-    for name, least in (("replay", 1), ("output_tokens", 1), ("keep", 1), ("worst", 0), ("batch_size", 1)):
+    least_of = {"replay": 1, "output_tokens": 1, "keep": 1, "worst": 0, "batch_size": 1, "seed": 0}
+    for name, least in least_of.items():
         if (given := getattr(options, name)) is not None and given < least:
             raise ValueError(f"--{name.replace('_', '-')} {given}: give {least} or more")
     if not 0.0 < options.alpha <= 0.5:

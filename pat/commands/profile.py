@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,12 +77,11 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--mix and --lengths are given: the lengths come from one of them, so leave the other out")
     if not 0.5 <= options.confidence < 1.0:
         raise ValueError(f"--confidence {options.confidence}: give a number from 0.5 to below 1, as 0.95")
-    for name, least in (("requests", 6), ("warm_up", 0), ("threads", 1)):
+    for name, least in (("requests", 6), ("warm_up", 0), ("threads", 1), ("seed", 0)):
         given = getattr(options, name)
         if given is not None and given < least:
             raise ValueError(f"--{name.replace('_', '-')} {given}: give {least} or more")
-    if options.price_per_hour is not None and not 0.0 < options.price_per_hour < math.inf:
-        raise ValueError(f"--price-per-hour {options.price_per_hour}: give a number above 0, in any currency")
+    _models.check_price(options.price_per_hour)
     for name in ("json", "table"):
         if getattr(options, name):
             files.check_writable(getattr(options, name), f"--{name}")

@@ -133,6 +133,7 @@ def _measuring(options: argparse.Namespace) -> Measuring:
         raise ValueError("--allow-code would be ignored: only a mix has checks")
     if options.requests < 6:
         raise ValueError(f"--requests {options.requests}: give 6 or more")
+    _models.check_price(options.price_per_hour)
     return Measuring(
         mix=options.mix,
         allow_code=options.allow_code,

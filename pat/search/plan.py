@@ -25,7 +25,7 @@ DENSE = "dense"  # the run up to the first cut
 WITHIN = 0.02
 SHOWN = 8  # values in a line
 _OWN = re.compile(r"\+*(?:run\.name|run\.dir|envelope(?:\.[\w.]+)?)=")  # keys that runs get of their own, or do without
-_PLACE = re.compile(r"\+*run\.(name|dir)=(.*)")
+_PLACE = re.compile(r"\+*run\.(name|dir)=")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def make(
     options = ("--config-dir", config_dir) if config_dir else ()
     config, given, choices = _composed([*overrides, *options])
     _check(config)
-    place = out or _place(overrides)
+    place = out or _place(config, overrides)
     quantity = quantities.quantity_of(config, span.pruner)
     plain, here = _dense(config, place), config.engine.hostfile is None
     checked = prepare(plain, place / DENSE, here)
@@ -186,10 +186,10 @@ def _check(config: Config) -> None:
         raise ValueError("run.until and run.resume are the search's own: leave them out")
 
 
-def _place(overrides: Sequence[str]) -> Path:
+def _place(config: Config, overrides: Sequence[str]) -> Path:
     """The search's folder: run.dir, or searches/NAME, with a NAME like a run's."""
-    placed: dict[str, Any] = {
-        match[1]: match[2].strip("'\"") for each in overrides if (match := _PLACE.fullmatch(each))
-    }
+    placed = {match[1] for each in overrides if (match := _PLACE.match(each))}
+    if "dir" in placed:
+        return Path(config.run.dir)
     recipe = next((o.partition("=")[2] for o in overrides if o.startswith("recipe=")), None)
-    return Path(placed.get("dir") or Path("searches") / (placed.get("name") or run_name(overrides, recipe, sweep=True)))
+    return Path("searches") / (config.run.name if "name" in placed else run_name(overrides, recipe, sweep=True))

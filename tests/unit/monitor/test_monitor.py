@@ -278,6 +278,7 @@ def test_the_model_of_an_alias(llama: Path, tmp_path: Path, monkeypatch: Any, ca
             "must be true, false",
         ),
         ('{"prompt": "a"}\n', ["--alpha", "5"], "--alpha 5.0"),
+        ('{"prompt": "a"}\n', ["--seed", "-1"], "--seed -1: give 0 or more"),
         ('{"prompt": "a"}\n', ["--answer", "q"], "--answer needs a replay"),
         ('{"prompt": "a"}\n' * 2, ["--against", "champion"], "no registry in"),
         ('{"prompt": "a"}\n', ["--html", "{plain}/no.html"], "there is no folder"),

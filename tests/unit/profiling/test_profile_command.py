@@ -58,6 +58,7 @@ def figures(tmp_path: Path, *arguments: Any) -> list[dict[str, Any]]:
         (["--threads", "0"], "--threads 0"),
         (["--confidence", "1.2"], "--confidence 1.2"),
         (["--price-per-hour", "nan"], "--price-per-hour"),
+        (["--seed", "-1"], "--seed -1: give 0 or more"),
         (["--backend", "tensorrt"], "--backend tensorrt: allowed are"),
         (["--lengths", "60:10"], "60 + 10 tokens are beyond the 64 positions"),
         (["--lengths", "8"], "give 8:32"),

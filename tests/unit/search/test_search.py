@@ -134,6 +134,15 @@ def test_the_command_of_a_run_composes_to_its_config(planned: Plan) -> None:
     assert not planned.out.exists(), "to look is not to run"
 
 
+def test_a_search_lives_where_run_dir_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """~ is the home directory there, as in `pat train`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    span = Span(first=0.2, within=0.6)
+    assert plan.make([*PARITY, LOSS, "run.dir='~/s'"], None, span, None).out == tmp_path / "s"
+    named = plan.make([*PARITY, LOSS, "run.name='a b'"], None, span, None)
+    assert named.out == Path("searches/a b").absolute()
+
+
 def test_runs_that_share_a_dense_part_have_one_schedule(out: Path) -> None:
     much = [*PARITY, LOSS, "pruners.weights.schedule.name=auto", "pruners.weights.budget.sparsity=0.96"]
     with pytest.raises(ValueError, match=r"pruners.weights.schedule.name=one_shot"):
@@ -187,6 +196,7 @@ def test_shares_of_structures_that_come_to_the_same_units_are_one_run(planned: P
         [*PARITY, "envelope.parameters.ratio=0.5"],
         [*PARITY, LOSS, "envelope.passed.min=0.5"],
         [*PARITY, LOSS, "envelope.cost_per_million_tokens.max=1"],
+        *([*PARITY, LOSS, "envelope.latency_p95.max=3", "--price-per-hour", wrong] for wrong in ("-3", "0", "nan")),
         [*PARITY, LOSS, "envelope.slices.rise=1", "pruners.weights.schedule.start=0"],
         [*PARITY, LOSS, "envelope.slices.rise=1"],
         [*PARITY, LOSS, "--mix", "chats"],
