@@ -18,8 +18,9 @@ examples:
   pat plan recipe=llama3_8b --ranks 8 --tflops 400,40,30        how long a step and a calibrated cut take at least
   pat plan recipe=llama3_8b model.path=/models/Llama-3.1-405B --ranks 512,1024 --stages 3 --json plan.json
 
-Only the model's config is read; those of the models that recipes name come with pat. With other ranks the micro-batch
-stays, and so does the global batch where it is large enough.
+Only the model's config is read; those of the models that recipes name come with pat. With other ranks
+train.micro_batch_size stays where it is given. Ranks that cannot share train.global_batch_size get as many whole
+micro-batches as fit in it, at least one each, and a note says so: `pat train` refuses them.
 
 """
 WIDTH = 140
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         from rich.console import Console
 
         from pat.planning.report import report, summary
-        from pat.planning.tables import advice, tables
+        from pat.planning.tables import advice, notes, tables
         from pat.planning.work import Pace
 
         needs = report(
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str]) -> int:
         console.width = max(console.width, WIDTH)  # of a pipe it is 80
         for table in tables(needs):
             console.print(table)
+        for note in notes(needs):
+            console.print(note, highlight=False)
         console.print(summary(needs), highlight=False)
         if none_fits := advice(needs):
             console.print(none_fits, highlight=False)

@@ -37,6 +37,11 @@ class Row:
     total_soft: int
     total_hard: int
 
+    @property
+    def sequences(self) -> int:
+        """Of a step."""
+        return self.layout.ranks * self.micro_batch * self.layout.accumulation
+
 
 @dataclass(frozen=True)
 class Report:
@@ -45,6 +50,7 @@ class Report:
     shapes: Shapes
     checkpointing: bool  # of activations, in this config
     dtype: str  # of forward and backward
+    global_batch: int  # sequences of a step as configured
     rows: tuple[Row, ...]
     disk_gb_per_s: float | None = None
     pace: work.Pace | None = None  # of a rank
@@ -102,12 +108,13 @@ def report(
                 )
             )
     engine = config.engine
-    return Report(shapes, engine.activation_checkpointing, engine.dtype, tuple(rows), disk_gb_per_s, pace)
+    setting = engine.activation_checkpointing, engine.dtype, config.train.global_batch_size
+    return Report(shapes, *setting, tuple(rows), disk_gb_per_s, pace)
 
 
 def layout_of(config: Config, ranks: int, stage: int) -> tuple[Layout, int]:
-    """The layout of a config on that many ranks, and sequences per forward; the global batch stays if it can be
-    shared."""
+    """The layout of a config on that many ranks, and sequences per forward: of a global batch that they cannot share as
+    many whole micro-batches as fit in it, at least one a rank."""
     train, engine = config.train, config.engine
     config = config.changed(engine__world_size=ranks, engine__zero_stage=stage)
     micro = train.micro_batch_size or max(1, train.global_batch_size // ranks)

@@ -94,6 +94,17 @@ def advice(needs: Report) -> str | None:
     return f"No card holds a rank there. What takes less: {', '.join(key for key, helps in keys if helps)}."
 
 
+def notes(needs: Report) -> list[str]:
+    """A sentence for each number of ranks that cannot share the global batch; `pat train` refuses it."""
+    said = (
+        f"{row.layout.ranks:,} ranks cannot share train.global_batch_size={needs.global_batch} in micro-batches of "
+        f"{row.micro_batch}: planned with {row.sequences:,} sequences of a step, and refused by `pat train`."
+        for row in needs.rows
+        if row.sequences != needs.global_batch
+    )
+    return list(dict.fromkeys(said))
+
+
 def _could_offload(row: Row) -> bool:
     return row.layout.stage > 0 and not row.layout.offload
 
@@ -103,7 +114,7 @@ def _work(needs: Report) -> list[_Line]:
     lines: list[_Line] = [
         ("sequences of a forward (micro-batch)", lambda row: f"{row.micro_batch}"),
         ("forwards of a step (accumulation)", lambda row: f"{row.layout.accumulation}"),
-        ("sequences of a step", lambda row: f"{row.layout.ranks * row.micro_batch * row.layout.accumulation:,}"),
+        ("sequences of a step", lambda row: f"{row.sequences:,}"),
         ("sent by a rank in a step", lambda row: size(row.bytes_per_step)),
         ("all-reduced at a selection of masks", lambda row: size(row.selection_bytes)),
         ("read by a rank at a selection", lambda row: size(row.selection_read_bytes)),

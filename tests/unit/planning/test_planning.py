@@ -430,6 +430,13 @@ def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "94,528 parameters, of which 94,528 are trained and 73,728 have masks" in said
     assert said.count("ZeRO 3, 64 ranks") == 2, "a column in each table"
+    notes = [line for line in said.splitlines() if "cannot share" in line]
+    assert [note.partition(" ranks")[0] for note in notes] == ["64"], "of all stages one"
+    assert "global_batch_size=8 in micro-batches of 1: planned with 64 sequences of a step" in notes[0]
+    assert command.main(["recipe=parity", "--ranks", "3,4"]) == 0
+    said = capsys.readouterr().out
+    assert "3 ranks cannot share" in said and "micro-batches of 2: planned with 6 sequences" in said
+    assert "4 ranks cannot" not in said
 
 
 @pytest.mark.slow
