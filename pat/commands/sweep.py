@@ -132,7 +132,7 @@ def _race(
     cluster: Any,  # None: on this machine
 ) -> int:
     from pat.sweeps import on_slurm
-    from pat.sweeps.heat import heat
+    from pat.sweeps.heat import end_of, heat
     from pat.sweeps.race import Race
 
     if cluster is not None:  # with the ranks that they will have
@@ -142,8 +142,8 @@ def _race(
         on_slurm.fetch(members)
     shared = f"{made.shared} steps that all share, then " if made.shared else ""
     print(
-        f"race in {out}: {shared}{len(members)} runs to step {made.step}, and the one with the best {y.name} to step "
-        f"{members[0].config.train.num_steps}",
+        f"race in {out}: {shared}{len(members)} runs to step {made.step}, and the one with the best {y.name} to "
+        f"{end_of(members)}",
         flush=True,
     )
     for member in members:

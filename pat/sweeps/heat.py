@@ -43,6 +43,12 @@ def heat(members: Sequence[Member], step: int, here: bool = True) -> Heat:
     return Heat(step, first if together and first else 0)
 
 
+def end_of(members: Sequence[Member]) -> str:
+    """`step 30`, or `its end` where the members have different numbers of steps."""
+    ends = {member.config.train.num_steps for member in members}
+    return f"step {ends.pop()}" if len(ends) == 1 else "its end"
+
+
 def _alike_before_a_cut(configs: Sequence[Config]) -> bool:
     """Whether they differ only in budgets, and in gates that look at no step before their cut."""
     for config in configs[1:]:

@@ -85,7 +85,7 @@ def members_of(
 ) -> list[Member]:
     """Compose every combination that the overrides ask for, under each candidate's keys. ValueError where one of them
     is no valid run."""
-    sets = [[*overrides, *shlex.split(candidate)] for candidate in candidates] or [list(overrides)]
+    sets = [[*overrides, *_keys_of(candidate)] for candidate in candidates] or [list(overrides)]
     for override in {override for given in sets for override in given}:
         if override.lstrip("+").partition("=")[0] in _OURS:
             raise ValueError(f"{override}: the runs of a sweep live in directories of their own below --out")
@@ -124,6 +124,17 @@ def members_of(
             ours.append(f"logger.group={quoted(out.name)}")
         members.append(Member(name, run_dir, differing, ("train", *given, *ours, *options), config))
     return members
+
+
+def _keys_of(candidate: str) -> list[str]:
+    """The keys of a --candidate, parted as the shell does it. ValueError where a quote has no end."""
+    try:
+        return shlex.split(candidate)
+    except ValueError:
+        raise ValueError(
+            f"--candidate {candidate}: a quote or a backslash has no end: close it, or write \\' or \\\" for a quote in a "
+            "value"
+        ) from None
 
 
 def python_command(member: Member) -> list[str]:

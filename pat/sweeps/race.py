@@ -31,7 +31,7 @@ from pat.launch.process import only_user_of
 from pat.run import provenance
 from pat.run.directory import UNTIL, ExitCode, RunDir
 from pat.sweeps import on_slurm, results
-from pat.sweeps.heat import Heat
+from pat.sweeps.heat import Heat, end_of
 from pat.sweeps.members import Member
 from pat.sweeps.results import RACE_FILE, Axis
 from pat.sweeps.runner import Ended, Place, Runner, Running, check_places, start_here, visible_devices
@@ -91,11 +91,11 @@ class Race:
     def shown(self) -> str:
         """The table: which runs were out, and when."""
         table = Table(title=f"race {self.out.name}", title_justify="left", box=box.SIMPLE_HEAD)
-        keys, steps = list(self.members[0].varied), self.members[0].config.train.num_steps
+        keys, last = list(self.members[0].varied), end_of(self.members).removeprefix("step ")
         ends = [key.rpartition(".")[2] for key in keys]
         for key, end in zip(keys, ends, strict=True):
             table.add_column(end if ends.count(end) == 1 else key, overflow="fold")
-        for column in (f"{self.y.name} at {self.heat.step}", "out", f"{self.y.name} at {steps}", "sparsity", "minutes"):
+        for column in (f"{self.y.name} at {self.heat.step}", "out", f"{self.y.name} at {last}", "sparsity", "minutes"):
             table.add_column(column, justify="right")
         for member in self.members:
             record, summary = self.records[member.name], files.read_json(RunDir(member.dir).summary) or {}

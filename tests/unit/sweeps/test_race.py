@@ -44,6 +44,10 @@ def test_candidates_are_sets_of_keys_that_need_not_be_the_same(tmp_path: Path) -
     assert names == ["optim.lr=0.002,seed=1", "seed=2", "seed=3", "as-given"]
     assert [(m.config.seed, m.config.optim.lr) for m in found[:2]] == [(1, 2e-3), (2, found[3].config.optim.lr)]
     assert all(member.varied.keys() == found[0].varied.keys() for member in found), "one table"
+    with pytest.raises(
+        ValueError, match="^--candidate data.train=it's: a quote or a backslash has no end: close it, or write"
+    ):
+        members_of(PARITY, tmp_path, candidates=["seed=1", "data.train=it's"])
 
 
 @pytest.mark.slow
@@ -229,7 +233,11 @@ def test_no_winner_where_all_diverge(raced: Raced) -> None:
 def test_the_command_says_what_it_would_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [*PARITY, "pruners.weights.budget.sparsity=0.5,0.8", "--out", str(tmp_path / "s"), "--race"]
     assert command.main([*given, str(STEP), "--dry-run"]) == 0
-    assert f"{FORK} steps" in capsys.readouterr().out and not (tmp_path / "s").exists()
+    said = capsys.readouterr().out
+    assert f"{FORK} steps" in said and f"to step {STEPS}\n" in said and not (tmp_path / "s").exists()
+    ends = [*PARITY, "--out", str(tmp_path / "s"), "--race", "25", "--dry-run", "train.num_steps=30,40"]
+    assert command.main(ends) == 0
+    assert "the best perplexity to its end" in capsys.readouterr().out
     for wrong in (["20"], [str(STEP), "--x", "latency"], [str(STEP), "run.until=3"]):
         with pytest.raises(ValueError):
             command.main([*given, *wrong])
