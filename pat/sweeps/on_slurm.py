@@ -55,7 +55,7 @@ class Job:
 def start(member: Member, group: str, cluster: ClusterConfig) -> Job:
     """Submit a member, unless it has a job that is not over."""
     run = RunDir(member.dir.resolve())
-    number, config = (read_json(run.job) or {}).get("job_id"), config_of(member, group, cluster)
+    number, config = (read_json(run.job) or {}).get("job_id", ""), config_of(member, group, cluster)
     state = slurm.states([number]).get(number, slurm.OVER[0]) if number else slurm.OVER[0]
     if state == slurm.SILENT:  # its last job may be over, and exit.json is then of an earlier start
         return Job(run, "", f"Slurm does not say whether its job {number} is over: try again later")
