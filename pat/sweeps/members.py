@@ -132,8 +132,8 @@ def _keys_of(candidate: str) -> list[str]:
         return shlex.split(candidate)
     except ValueError:
         raise ValueError(
-            f"--candidate {candidate}: a quote or a backslash has no end: close it, or write \\' or \\\" for a quote in "
-            "a value"
+            f"--candidate {candidate}: a quote or a backslash has no end: close it, or write \\' or \\\" for a quote "
+            "in a value"
         ) from None
 
 
