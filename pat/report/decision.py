@@ -20,12 +20,14 @@ def decide(sources: Sources) -> Decision:
         return _of_gates(sources.judging)
     if sources.gates:
         said = [f"{each.path}: of {text(each.content, 'variant.folder')}" for each in sources.gates]
-        return Decision("open", "Not decided", "The gate is of other weights than those given.", _first(said))
+        return Decision("open", "Not decided", "The gate is of other weights than this page is about.", _first(said))
     if sources.telling:
         return _of_comparison(sources.telling[0].content)
     if sources.comparisons:
-        said = [f"{each.path}: {text(each.content, 'b')}" for each in sources.comparisons]
-        return Decision("open", "Not decided", "The comparison is of another model than those given.", _first(said))
+        said = [f"{each.path}: {text(each.content, 'a')} and {text(each.content, 'b')}" for each in sources.comparisons]
+        return Decision(
+            "open", "Not decided", "The comparison is of other models than this page is about.", _first(said)
+        )
     if sources.logs:
         return _of_logs(sources.logs[0].content)
     subject = sources.subject

@@ -73,7 +73,7 @@ def _gates(sources: Sources) -> Iterator[Block]:
         ]
         if rows:
             of = text(gate.content, "variant.folder", "a model")
-            other = "" if gate in sources.judging else ", which is none of those given and decides nothing here"
+            other = "" if gate in sources.judging else ", which this page is not about, so it decides nothing here"
             caption = f"The gate of {of}{other} (FIGURE.BOUND as in the envelope; n: samples or prompts)"
             yield Table(caption, ("check", "n", "baseline", "measured", "must be", "is", "interval", ""), rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,6 +183,17 @@ class Written:
         """Of a comparison, the folder of its a, or its b."""
         return Path(text(self.content, "directory")) / text(self.content, side)
 
+    @property
+    def turned(self) -> Written:
+        """Of a comparison, how its a stands beside its b."""
+        outcomes = [
+            {**one, "overall": _turned(one.get("overall")), "slices": [*map(_turned, sequence(one, "slices"))]}
+            for one in sequence(self.content, "outcomes")
+            if isinstance(one, Mapping)
+        ]
+        a, b = (text(self.content, side) for side in "ab")
+        return Written(self.path, {**self.content, "a": b, "b": a, "outcomes": outcomes})
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -214,30 +226,47 @@ class Sources:
 
     @functools.cached_property
     def judging(self) -> list[Written]:
-        """The gates of the models that are given; where there are none, or a gate does not name its own, all."""
+        """The gates of the subject; where there is none, or a gate does not name its model, all."""
         return [each for each in self.gates if self._is_own(each)]
 
     @functools.cached_property
     def telling(self) -> list[Written]:
-        """The comparisons of a model that is given with a second one; where there are none, all."""
-        return [each for each in self.comparisons if self._is_told(each)]
+        """The comparisons of a second model with the subject as their b, turned where it is their a; where there is no
+        subject, all."""
+        sides = [(each, self._side(each)) for each in self.comparisons]
+        return [each.turned if side == "a" else each for each, side in sides if side]
 
     def _is_own(self, gate: Written) -> bool:
         if not (self.models and text(gate.content, "variant.weights_sha256")):
             return True
-        return any(model.is_of(gate) for model in self.models)
+        return any(one.is_of(gate) for one in self._same)
 
-    def _is_told(self, comparison: Written) -> bool:
-        subject = self.subject
-        if subject is None:
-            return True
-        return any(model.is_side("b", comparison) for model in self.models) or subject.is_side("a", comparison)
+    def _side(self, comparison: Written) -> str | None:
+        """The side of a comparison that the subject is; None where it is neither."""
+        if self.subject is None:
+            return "b"
+        return next((side for side in "ba" if any(one.is_side(side, comparison) for one in self._same)), None)
 
-    @property
+    @functools.cached_property
     def subject(self) -> Run | Variant | None:
-        """What the report is about: the first folder or run that is pruned, or else the first."""
+        """What the report is about: the first folder or run that is pruned; where none says that it is, the first that
+        a gate or a comparison is of, or else the first."""
         given = [*self.variants, *self.runs]
-        return next((one for one in given if one.is_pruned), next(iter(given), None))
+        pruned = (one for one in given if one.is_pruned)
+        return next(itertools.chain(pruned, filter(self._is_judged, given), given), None)
+
+    def _is_judged(self, model: Run | Variant) -> bool:
+        return any(map(model.is_of, self.gates)) or any(model.is_side("b", each) for each in self.comparisons)
+
+    @functools.cached_property
+    def _same(self) -> list[Run | Variant]:
+        """The subject, and the run of which it is an export, or its own exports."""
+
+        def pair(a: Run | Variant | None, b: Run | Variant | None) -> bool:
+            return isinstance(a, Run) and isinstance(b, Variant) and a.became(b)
+
+        subject = self.subject
+        return [one for one in self.models if one is subject or pair(one, subject) or pair(subject, one)]
 
 
 def evaluated(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Any]:
@@ -247,6 +276,15 @@ def evaluated(lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Any]
         if found:
             return {name: value for name, value in found.items() if name != "seconds"}
     return {}
+
+
+def _turned(one: Any) -> dict[str, Any]:
+    """A difference of b from a as that of a from b."""
+    a, b, by, low, high = (number(one, f"found.{key}") for key in ("a", "b", "difference", "low", "high"))
+    by, low, high = (None if value is None else -value for value in (by, high, low))
+    verdict = {"worse": "better", "better": "worse"}.get(text(one, "verdict"), "")
+    said = {"name": get(one, "name"), "verdict": verdict}
+    return {**said, "found": {"a": b, "b": a, "difference": by, "low": low, "high": high}}
 
 
 def _began(step: float | None) -> str:

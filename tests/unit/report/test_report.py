@@ -408,10 +408,67 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
     assert word(export) == "Good enough"
     both = build.page(reading.read([export, gate, samples.gate(tmp_path / "failed.json")]))  # the second is of another
     assert both.decision.word == "Good enough" and both.cards[1].value == "3 of 3"
-    assert "none of those given and decides nothing here" in markdown(both)
+    assert "which this page is not about, so it decides nothing here" in markdown(both)
     compared = samples.comparison(tmp_path / "c.json")  # of runs/dense and pruned
     words = [build.page(reading.read([given, compared])).decision.word for given in (run, other)]
     assert words == ["Worse", "Not decided"]
+
+
+def test_only_what_is_of_the_model_in_the_title_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a pruned model is good enough by the gate of the dense one, which is given beside it."""
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    run = samples.run(tmp_path / "run")
+    half, quarter = (samples.variant(tmp_path / name, run) for name in ("half", "quarter"))
+    (dense := tmp_path / "dense").mkdir()
+    (other := tmp_path / "other").mkdir()
+    for i, folder in enumerate((half, quarter, dense, other)):
+        (folder / "config.json").write_text("{}")
+        save_file({"w": torch.full((2,), float(i))}, folder / "model.safetensors")
+    gate, compared = samples.gate(tmp_path / "g.json", True), samples.comparison(tmp_path / "c.json")
+    contents = {file: json.loads(file.read_text()) for file in (gate, compared)}
+
+    def said(file: Path, given: tuple[Path, ...], **names: Any) -> tuple[str, str]:
+        file.write_text(json.dumps(contents[file] | names | {"directory": str(tmp_path)}))
+        page = build.page(reading.read([*given, file]))
+        return page.title, page.decision.word
+
+    def gated(of: Path, *given: Path) -> tuple[str, str]:
+        return said(gate, given, variant={"folder": of.name, "weights_sha256": weights_sha256(of)})
+
+    assert gated(quarter, half, quarter) == gated(dense, dense, half) == ("half", "Not decided")
+    assert gated(half, half, quarter) == ("half", "Good enough") and gated(quarter, quarter) == (
+        "quarter",
+        "Good enough",
+    )
+    assert gated(other, dense, other) == ("other", "Good enough"), "neither folder says what is pruned: the gate does"
+    assert said(compared, (dense, half), a="gone", b="dense") == ("half", "Not decided")
+    assert said(compared, (dense, other), a="dense", b="other") == ("other", "Worse")
+
+
+def test_a_comparison_with_the_model_of_the_page_first_is_turned(tmp_path: Path, monkeypatch: Any) -> None:
+    """Fails if a pruned model is better because the dense one is better than it: pat compare PRUNED DENSE."""
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    pruned, compared = samples.run(tmp_path / "pruned"), samples.comparison(tmp_path / "c.json")
+
+    def page() -> Page:
+        return build.page(reading.read([pruned, compared]))
+
+    straight, content = page(), json.loads(compared.read_text())
+    by = content["outcomes"][0]["overall"]["found"]["difference"]
+    opposite = {"worse": "better", "better": "worse", "": ""}
+    for outcome in content["outcomes"]:
+        for one in (outcome["overall"], *outcome["slices"]):
+            of = one["found"]
+            negated = {
+                key: -of[other] for key, other in (("difference", "difference"), ("low", "high"), ("high", "low"))
+            }
+            one["found"] = of | negated | {"a": of["b"], "b": of["a"]}
+            one["verdict"] = opposite[one["verdict"]]
+    compared.write_text(json.dumps(content | {"a": content["b"], "b": content["a"]}))
+    turned = page()
+    assert straight.decision == turned.decision and straight.decision.word == "Worse"
+    assert straight.cards == turned.cards and f"{by:+.3g}" in [card.value for card in turned.cards]
+    assert f"| {-by:+.3g} |" in markdown(turned), "the table has both as they were given"
 
 
 def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
