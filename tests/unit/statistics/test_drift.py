@@ -20,7 +20,7 @@ def test_of_numbers_and_shares_are_scipys() -> None:
     """Fails if F and G are taken at other places, or a row of counts is weighted twice."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=80), rng.normal(0.4, 1.2, 60)
-    found, expected = drift.of_numbers(a, b), stats.ks_2samp(a, b, method="asymp")
+    found, expected = drift.of_numbers(a, b), stats.ks_2samp(a, b, method="exact")
     assert (found.statistic, found.p) == pytest.approx((expected.statistic, expected.pvalue))  # pyright: ignore
     twice = drift.of_numbers(np.concatenate([a, a[:20]]), b)
     weights = np.where(np.arange(80) < 20, 2.0, 1.0)
@@ -77,6 +77,19 @@ def test_false_alarms_stay_at_their_level_and_shifts_are_found(name: str) -> Non
             alarms["weights ignored"] += TESTS[name](then, now, None).p <= 0.05
     assert alarms["weighted"] <= BOUND and alarms["equal"] <= BOUND, alarms
     assert alarms["shifted"] >= 18 and alarms["weights ignored"] >= 16, alarms
+
+
+@pytest.mark.parametrize("n, m", [(2, 2), (3, 3), (2, 20), (8, 8), (30, 30)])
+def test_false_alarms_of_a_handful_of_numbers_stay_at_their_level(n: int, m: int) -> None:
+    """1 % nominal. Fails if Kolmogorov's distribution is taken at a size of 1, where p is 0: 33 % of two and two."""
+    rng, alarms, times = np.random.default_rng(0), Counter[str](), 400
+    for _ in range(times):
+        then, now, w = rng.normal(size=n), rng.normal(size=m), rng.uniform(1.0, 1.1, n)
+        alarms["equal"] += drift.of_numbers(then, now).p <= 0.01
+        alarms["weighted"] += drift.of_numbers(then, now, w).p <= 0.01
+    assert max(alarms.values(), default=0) <= stats.binom.isf(0.001, times, 0.01), alarms
+    apart = drift.of_numbers(np.arange(30.0), np.arange(30.0, 60.0), np.linspace(1.0, 2.0, 30))
+    assert apart.statistic == 1.0 and apart.p < 1e-9
 
 
 def test_few_points_of_unequal_weight_are_not_tested() -> None:
