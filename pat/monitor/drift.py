@@ -51,8 +51,8 @@ def of_prompts(
 
 
 def of_outputs(then: Part, now: Part, names: Sequence[str]) -> Iterator[Check]:
-    """Each column that has values in both: shares of yes and no or of a few texts, else distributions of numbers; of
-    other texts the words are counted."""
+    """Each column that has values in both: shares of yes and no, of a few texts or of single words, else distributions
+    of numbers; of other texts the words are counted."""
     for position, name in enumerate(names):
         before, after = then.known(position), now.known(position)
         if not (before and after):
@@ -60,10 +60,8 @@ def of_outputs(then: Part, now: Part, names: Sequence[str]) -> Iterator[Check]:
         if _are_kinds([*before, *after]):
             yield _kinds(name, Counter(map(str, before)), Counter(map(str, after)))
             continue
-        a, b = (
-            np.array([len(v.split()) if isinstance(v, str) else v for v in side], float) for side in (before, after)
-        )
-        if np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all():
+        a, b = (np.array([*map(_number, side)], float) for side in (before, after))
+        if not isinstance(before[0], str) and np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all():
             figures = {"share": (float(a.mean()), float(b.mean()))}
             yield Check(OUTPUTS, name, drift.of_outcomes(a, b), figures, share=True)
         else:
@@ -75,9 +73,10 @@ def _number(value: float | str) -> float:
 
 
 def _are_kinds(values: Sequence[float | str]) -> bool:
-    """Whether they are a few short texts, as labels are."""
-    kinds, most = set(values), max(KINDS, SHARE * len(values))
-    return len(kinds) <= most and all(isinstance(kind, str) and len(kind) <= LABEL for kind in kinds)
+    """Whether they are a few short texts, as labels are, or short single words, however many."""
+    kinds, most = {value for value in values if isinstance(value, str)}, max(KINDS, SHARE * len(values))
+    few = len(kinds) <= most or all(len(kind.split()) <= 1 for kind in kinds)
+    return bool(kinds) and few and all(len(kind) <= LABEL for kind in kinds)
 
 
 def _kinds(name: str, then: Mapping[str, int], now: Mapping[str, int]) -> Check:

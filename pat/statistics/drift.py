@@ -59,7 +59,7 @@ def of_numbers(then: Numbers, now: Numbers, w: Numbers | None = None) -> Drift:
 
 def of_shares(then: Mapping[str, float], then_n: float, now: Mapping[str, int]) -> Drift:
     """Cramer's V = sqrt(chi^2 / N) of two rows of counts, N in all, and chi-square's p, by scipy; kinds with fewer than
-    EXPECTED things are put together.
+    EXPECTED things are put together, equally rare ones at random: never by the side that has them.
 
     then: weights of each kind; then_n: how many things of equal weight they stand for (first-order correction, Rao &
     Scott 1981). Where one kind is left, nothing can differ and p is 1. ValueError for none. Source: Pearson 1900;
@@ -68,9 +68,9 @@ def of_shares(then: Mapping[str, float], then_n: float, now: Mapping[str, int]) 
     whole, total = sum(then.values()), sum(now.values())
     if not (whole > 0.0 and total):
         raise ValueError("there is nothing to compare: one side has no prompts")
-    names = dict.fromkeys((*then, *now))
+    names = sorted({*then, *now})
     counts = np.array([(then.get(name, 0.0) / whole * then_n, float(now.get(name, 0))) for name in names])
-    counts = _pooled(counts)
+    counts = _pooled(np.random.default_rng(0).permutation(counts))
     if len(counts) < 2:
         return Drift(0.0, 1.0, "chi-square")
     found: Any = stats.chi2_contingency(counts.T, correction=False)

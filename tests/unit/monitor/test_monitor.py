@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,24 @@ def test_a_few_texts_are_compared_by_their_shares_and_a_mix_with_the_prompts_of_
     assert checks["outcome"]["figures"] == {"escalated now": [0.05, 0.95], "good resolved": [0.95, 0.05]}
     assert checks["tokens"]["alert"] and (found["rows"], found["now"]) == (80, str(log))
     assert found["then"] == f"the first 40 rows of {log}; now the last 40 rows of {log}"
+
+
+def test_labels_and_numbers_of_words_are_compared_as_such() -> None:
+    """Fails if a hundred labels of more than twenty are a hundred single words, of which no number has changed."""
+
+    def check(then: Sequence[float | str], now: Sequence[float | str]) -> result.Check:
+        a, b = (Part("", len(side), [Row(LAW, (value,)) for value in side]) for side in (then, now))
+        return next(drift.of_outputs(a, b, ["output"]))
+
+    rng = random.Random(0)
+    then, now = ([rng.choice(letters) for _ in range(60)] for letters in ("abcdefghijklm", "nopqrstuvwxyz"))
+    assert (found := check(then, now)).share and found.found.p < 1e-4
+    assert check(then, rng.sample(then, 60)).found.p > 0.9
+    ids = [f"{i:04d}" for i in range(200)]
+    assert check(ids[:100], ids[100:]).found.p > 0.05, "every value is new on both sides"
+    silent = check([f"a b {i}" for i in range(40)], ["" for _ in range(40)])
+    assert not silent.share and silent.figures["median"] == (3.0, 0.0), "words are counted"
+    assert check([0.0, 1.0] * 9, [1.0] * 18).figures == {"share": (0.5, 1.0)}
 
 
 def test_replayed_prompts(tmp_path: Path) -> None:

@@ -39,6 +39,15 @@ def test_rare_kinds_are_put_together_and_one_kind_says_nothing() -> None:
     assert drift.of_shares({"a": 9.0}, 9.0, {"a": 9}) == drift.Drift(0.0, 1.0, "chi-square")
 
 
+def test_false_alarms_of_many_rare_kinds_stay_at_their_level() -> None:
+    """1 % nominal. Fails if kinds that are seen once are put together by the side that has them: 40 % then."""
+    rng, alarms, times = np.random.default_rng(0), 0, 200
+    for _ in range(times):
+        then, now = (Counter(map(str, rng.integers(0, 60, 50))) for _ in range(2))
+        alarms += drift.of_shares(then, 50.0, now).p <= 0.01
+    assert alarms <= stats.binom.isf(0.001, times, 0.01), alarms
+
+
 def stratified(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     """(places, weights) of traffic of which a tenth is of another kind, that has half of the sample."""
     other = np.arange(n) < n // 2
