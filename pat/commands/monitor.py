@@ -136,14 +136,16 @@ def _monitor(options: argparse.Namespace) -> Monitored:
     for path in logs:
         traffic.count_lines(path)
     given = tuple(filter(None, (options.columns or "").split(",")))
+    outputs, notes = (given, list[str]()) if given else traffic.usual_columns(logs)
     columns = traffic.Columns(
         prompt=options.prompt,
         slices=tuple(filter(None, options.slices.split(","))),
         long_from=options.long_from,
         answer=options.answer,
-        outputs=given or traffic.usual_columns(logs),
+        outputs=outputs,
+        may_lack=not given,
     )
-    source = traffic.Reader(columns, options.skip_bad, options.seed)
+    source = traffic.Reader(columns, options.skip_bad, options.seed, notes)
     then, now, asked = _parts(source, mix is not None, options)
     reference = traffic.of_mix(mix, options.long_from) if mix else then
     assert reference is not None

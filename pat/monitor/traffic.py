@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pat.statistics.paired import Numbers
 
 ROWS = 2000  # of a part of a log that are compared: more would find differences that are too small to matter
 USUAL = ("outcome", "latency_ms", "output_tokens", "output")  # columns that are compared where no others are named
+HEAD = 1000  # rows of a log in which these are looked for
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Columns:
     long_from: int | None = None  # words from which the slice `form` is long
     answer: str | None = None  # the right answer
     outputs: tuple[str, ...] = ()  # of yes or no, a number, or a text
+    may_lack: bool = False  # whether a row without one of these is read as if it held null
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,10 @@ class Reader:
         prompt = logs.prompt_of(content, logs.Columns(columns.prompt, slices=columns.slices), columns.long_from)
         if columns.answer is not None and (answer := logs.value(content, columns.answer)) is not None:
             prompt = prompt.changed(checks=[parse_check({"name": "label", "label": str(answer)})])
-        return Row(prompt, tuple(self._output(name, logs.value(content, name), place) for name in columns.outputs))
+        return Row(prompt, tuple(self._output(name, self._logged(content, name), place) for name in columns.outputs))
+
+    def _logged(self, content: Any, name: str) -> Any:
+        return None if self.columns.may_lack and name not in content else logs.value(content, name)
 
     def _output(self, name: str, value: Any, place: str) -> float | str | None:
         if value is None:
@@ -160,12 +166,26 @@ def count_lines(path: Path) -> int:
     return lines
 
 
-def usual_columns(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Those of USUAL that the first row of every log has."""
+def usual_columns(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[str]]:
+    """Those of USUAL that one of the first rows of every log has, and a note on each that other rows or logs lack."""
+    heads, names, notes = {path: _head(path) for path in paths}, list[str](), list[str]()
+    for name in USUAL:
+        lacking = {path: sum(name not in row for row in rows) for path, rows in heads.items()}
+        without = [path for path, rows in heads.items() if lacking[path] == len(rows)]
+        if not without:
+            names.append(name)
+            some = ((path, n) for path, n in lacking.items() if n)
+            notes += [
+                f"{path}: {n:,} of the first {len(heads[path]):,} rows have no {name}, so they do not count for it"
+                for path, n in some
+            ]
+        elif len(without) < len(heads):
+            notes.append(f"{name} is not compared: the first {len(heads[without[0]]):,} rows of {without[0]} have none")
+    return tuple(names), notes
 
-    def first(path: Path) -> Any:
-        ignore: Callable[[int], None] = lambda _: None  # noqa: E731
-        return next((content for _, content in json_lines(path, ignore)), {})
 
-    rows = [first(path) for path in paths]
-    return tuple(name for name in USUAL if all(isinstance(row, dict) and name in row for row in rows))
+def _head(path: Path) -> list[Any]:
+    """The first HEAD mappings of a log."""
+    ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
+    rows = (content for _, content in json_lines(path, ignore, ignore) if isinstance(content, dict))
+    return list(itertools.islice(rows, HEAD))

@@ -176,6 +176,28 @@ def test_a_few_texts_are_compared_by_their_shares_and_a_mix_with_the_prompts_of_
     assert found["then"] == f"the first 40 rows of {log}; now the last 40 rows of {log}"
 
 
+def test_the_usual_columns_are_those_of_any_early_row(llama: Path, tmp_path: Path) -> None:
+    """Fails if one row without a column, or a bad first line, switches its check off and nothing says so."""
+    content = [row | {"output_tokens": 3, "output": f"w{i % 2}"} for i, row in enumerate(rows(40))]
+    del content[0]["latency_ms"]
+    log, out = write(tmp_path / "prod.jsonl", content), tmp_path / "found.json"
+    older = write(tmp_path / "older.jsonl", [{k: v for k, v in row.items() if k != "output"} for row in content[1:]])
+    options = ["--against", llama, "--reference", older, "--json", out, "--device", "cpu", "--skip-bad"]
+    good = log.read_text()
+    for first, left_out in (("", 0), ("torn\n", 1), ("[1]\n", 1)):
+        log.write_text(first + good)
+        assert run(log, *options) == ExitCode.DONE
+        found = json.loads(out.read_text())
+        names = [check["name"] for check in found["checks"] if check["group"] == result.OUTPUTS]
+        assert names == ["outcome", "latency_ms", "output_tokens"]
+        said = [note for note in found["notes"] if str(tmp_path) in note]
+        assert said[:2] == [
+            f"{log}: 1 of the first 40 rows have no latency_ms, so they do not count for it",
+            f"output is not compared: the first 39 rows of {older} have none",
+        ]
+        assert said[2:] == [f"{log}: 1 lines that could not be used were left out"] * left_out
+
+
 def test_labels_and_numbers_of_words_are_compared_as_such() -> None:
     """Fails if a hundred labels of more than twenty are a hundred single words, of which no number has changed."""
 
