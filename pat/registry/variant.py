@@ -16,10 +16,18 @@ from typing import Any
 from pat.registry.store import DamagedError, Manifest
 
 EXPORT, MASKS = "export.json", "masks.safetensors"
-PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".msgpack")
-CODE = (".py", ".pyc", ".so", ".sh")
-# Of pickles (protocol 2 and later) and of the zip archives in which torch.save puts them, whatever the file's name is.
-STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+# What exports, tokenizers and model cards are made of. Other files may run code when they are read.
+SUFFIXES = (
+    ".safetensors", ".json", ".jsonl", ".yaml", ".yml", ".jinja", ".md", ".txt", ".tsv", ".model", ".tokenizer",
+    ".tiktoken", ".codes", ".bpe", ".vocab", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf",
+)  # fmt: skip
+BARE = ("license", "licence", "notice", "copying", "readme")  # what names without a suffix begin with
+# Of pickles (protocol 2 and later), and of archives: zip (as torch.save writes it), gzip, xz, zstd, bz2, 7z, rar.
+STARTS = (
+    b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"\xfd7zXZ\0",
+    b"\x28\xb5\x2f\xfd", *(b"BZh%d1AY&SY" % level for level in range(1, 10)), b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07",
+)  # fmt: skip
+TAR = 257  # where a tar has b"ustar"
 
 
 def listed(folder: Path) -> list[str]:
@@ -49,20 +57,18 @@ def _check_file(path: Path, folder: Path) -> None:
         raise ValueError(f"{path} is a link out of its folder: put the file itself there")
     if not path.is_file():
         raise ValueError(f"{path} is not a plain file: remove it")
-    if path.suffix in PICKLES:
+    kept = path.suffix.lower() in SUFFIXES or (not path.suffix and path.name.lower().startswith(BARE))
+    if not kept:
         raise ValueError(
-            f"{path} may be a pickle, which runs code when it is read: only safetensors are kept; remove it"
-        )
-    if path.suffix in CODE:
-        raise ValueError(
-            f"{path} is code, which the registry does not keep: a variant must load with stock transformers"
+            f"{path} is of no kind that the registry keeps, as it may run code when it is read: remove it, or save "
+            "weights as safetensors (docs/registry.md lists what is kept)"
         )
     with open(path, "rb") as file:
-        start = file.read(9)
-        if path.suffix == ".safetensors":  # 8 bytes of its header's length, any number, and the header, which is JSON
-            bad = start[8:] != b"{"
+        start = file.read(TAR + 5)
+        if path.suffix.lower() == ".safetensors":  # 8 bytes of its header's length, any number, and the header: JSON
+            bad = start[8:9] != b"{"
         else:
-            bad = start.startswith(STARTS)
+            bad = start.startswith(STARTS) or start[TAR:] == b"ustar"
         if bad:
             raise ValueError(
                 f"{path} is a pickle or an archive by its first bytes: only safetensors are kept; remove it"

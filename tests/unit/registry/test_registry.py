@@ -162,13 +162,48 @@ def link(target: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "linked.json").symlink_to(target)
 
 
+STRANGE = ("training_args.bin", "weights.BIN", "modeling.PY", "extra.tar.gz", "evil.dat", "evil")
+
+
+def named(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+
+
+def archive(kind: str) -> Callable[[Path], object]:
+    """The folder itself as an archive that is called a text."""
+
+    def make(folder: Path) -> None:
+        made = shutil.make_archive(str(folder.parent / "made"), kind, folder)
+        shutil.move(made, folder / "note.txt")
+
+    return make
+
+
+def test_what_tokenizers_and_cards_are_made_of_is_kept(registry: Registry, tmp_path: Path) -> None:
+    folder = small(tmp_path / "variant")
+    names = (
+        "merges.txt",
+        "spiece.model",
+        "bpe.codes",
+        "chat_template.jinja",
+        "LICENSE",
+        "README.md",
+        "a/qwen.tiktoken",
+    )
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\n\x0e\n\x05<unk>")
+    version, _ = registry.add("demo", folder, {})
+    assert set(names) < set(version.record["files"])
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda folder: (folder / "training_args.bin").write_bytes(b""), "may be a pickle"),
+        *((named(name), "no kind that the registry keeps") for name in STRANGE),
         (lambda folder: torch.save({}, folder / "note.txt"), "by its first bytes"),
+        *((archive(kind), "by its first bytes") for kind in ("gztar", "bztar", "xztar", "tar", "zip")),
         (lambda folder: torch.save({}, folder / "more.safetensors"), "by its first bytes"),
-        (lambda folder: (folder / "modeling.py").write_text(""), "is code"),
         (link("/etc/hostname"), "link out of its folder"),
         (link("../outside.json"), "link out of its folder"),
         (lambda folder: os.mkfifo(folder / "pipe"), "plain file"),
