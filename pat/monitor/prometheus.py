@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pat.monitor.result import Monitored
+from pat.monitor.drift import KINDS
+from pat.monitor.result import OUTPUTS, Monitored
 
 HOW_TO_GET = "--prometheus needs prometheus-client: pip install 'pat-deepspeed[monitor]'"
 
@@ -16,7 +17,8 @@ def check_installed() -> None:
 
 
 def text(found: Monitored) -> bytes:
-    """The file's content, by prometheus-client's own `generate_latest`; labels hold names, never prompts."""
+    """The file's content, by prometheus-client's own `generate_latest`; labels hold names and a
+    few kinds of outputs, never prompts."""
     from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     registry = CollectorRegistry()
@@ -39,6 +41,8 @@ def text(found: Monitored) -> bytes:
         alert.labels(*labels).set(check.alert)
         p.labels(*labels).set(check.p_adjusted)
         distance.labels(*labels).set(check.found.statistic)
+        if check.group == OUTPUTS and len(check.figures) > KINDS:
+            continue  # what the model put out, without bound
         for name, (then, now) in check.figures.items():
             value.labels(*labels, name, "then").set(then)
             value.labels(*labels, name, "now").set(now)

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pat import cli
 from pat.compare import on_prompts
-from pat.monitor import drift, result, traffic
+from pat.monitor import drift, prometheus, result, traffic
 from pat.monitor.drift import Places
 from pat.monitor.traffic import Part, Row
 from pat.prompts.mix import Prompt
@@ -214,6 +214,19 @@ def test_labels_and_numbers_of_words_are_compared_as_such() -> None:
     silent = check([f"a b {i}" for i in range(40)], ["" for _ in range(40)])
     assert not silent.share and silent.figures["median"] == (3.0, 0.0), "words are counted"
     assert check([0.0, 1.0] * 9, [1.0] * 18).figures == {"share": (0.5, 1.0)}
+
+
+def test_gauges_hold_few_kinds_of_outputs() -> None:
+    """Fails if every output of a model becomes a label: thousands of series a day, with what users were told."""
+
+    def lines(kinds: int) -> list[str]:
+        side = Part("", 60, [Row(LAW, (f"w{i % kinds}",)) for i in range(60)])
+        checks = result.judged(list(drift.of_outputs(side, side, ["output"])), 0.01)
+        found = result.Monitored(1.0, "log", "m", "r", None, "n", 60, 0.01, checks, None, [])
+        return prometheus.text(found).decode().splitlines()
+
+    assert [sum(line.startswith("pat_monitor_value{") for line in lines(kinds)) for kinds in (20, 21)] == [40, 0]
+    assert any(line.startswith("pat_monitor_p_value{") for line in lines(21))
 
 
 def test_replayed_prompts(tmp_path: Path) -> None:
