@@ -17,8 +17,8 @@ def check_installed() -> None:
 
 
 def text(found: Monitored) -> bytes:
-    """The file's content, by prometheus-client's own `generate_latest`; labels hold names and a
-    few kinds of outputs, never prompts."""
+    """The file's content, by prometheus-client's own `generate_latest`; labels hold names and few kinds of
+    outputs, never prompts."""
     from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     registry = CollectorRegistry()

@@ -54,8 +54,8 @@ def _cards(sources: Sources) -> Iterator[Card]:
             by, low, high = (number(overall, f"found.{key}") for key in ("difference", "low", "high"))
             interval = "of one prompt" if low is None else f"{values.signed(low)} to {values.signed(high)}"
             yield Card(f"{text(outcome, 'name')}, change", values.signed(by), interval)
-    for gate in sources.judging[:1]:
-        checks = sequence(gate.content, "checks")
+    if sources.judging:
+        checks = [check for gate in sources.judging for check in sequence(gate.content, "checks")]
         passed = sum(get(check, "passed") is True for check in checks)
         yield Card("checks passed", f"{passed} of {len(checks)}")
     if subject is not None:
@@ -70,5 +70,5 @@ def _cards(sources: Sources) -> Iterator[Card]:
             yield Card("size", values.size(after), f"{cost.ratio(before, after)} of {values.size(before)}")
     named = [subject.path] if subject is not None else []
     named += [gate.folder for gate in sources.judging[:1] if text(gate.content, "variant.folder")]
-    if found := cost.latency(sources.profiles, named):
+    if found := cost.latency([each for each in sources.profiles if not sources.stale(each)], named):
         yield Card(*found)

@@ -41,6 +41,8 @@ def section(sources: Sources) -> Section:
         blocks += _size(variant)
     for profile in sources.profiles:
         blocks += _profile(profile.content)
+        if said := sources.stale(profile):
+            blocks.append(Text(said))
     for evaluation in sources.evaluations:
         if any(map(_figures, _models(evaluation.content))):  # those of a mix or of tasks have none
             blocks += _measured(evaluation.content, "Size and speed, in one pass over the data")

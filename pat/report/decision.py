@@ -26,7 +26,10 @@ def decide(sources: Sources) -> Decision:
     if sources.comparisons:
         said = [f"{each.path}: {text(each.content, 'a')} and {text(each.content, 'b')}" for each in sources.comparisons]
         return Decision(
-            "open", "Not decided", "The comparison is of other models than this page is about.", _first(said)
+            "open",
+            "Not decided",
+            "The comparison is of other models than this page is about, or of other weights than they have now.",
+            _first(said),
         )
     if sources.logs:
         return _of_logs(sources.logs[0].content)

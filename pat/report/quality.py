@@ -26,6 +26,7 @@ def section(sources: Sources) -> Section:
     blocks += of_slices
     for number_, written in enumerate(sources.comparisons, 1):
         blocks += _comparison(written.content, number_)
+    blocks += [Text(said) for each in (*sources.comparisons, *sources.evaluations) if (said := sources.stale(each))]
     for written in sources.logs:
         blocks += _logs(written.content)
     if not sources.comparisons and not sources.logs:

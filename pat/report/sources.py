@@ -142,11 +142,16 @@ class Variant:
         return place.resolve() == own or (place.resolve().name == run and RunDir(place).config.is_file())
 
     def is_side(self, side: str, comparison: Written) -> bool:
-        """Whether it is the a, or the b, of a comparison. A version of the registry has no folder of its own, so its
-        weights tell."""
-        if self.registered:
-            return text(comparison.content, f"weights_sha256.{side}") in self._hashes
+        """Whether it is the a, or the b, of a comparison: by its weights, where the comparison names them. A version of
+        the registry has no folder of its own, so nothing else tells."""
+        said = text(comparison.content, f"weights_sha256.{side}")
+        if self.registered or (said and self._hashes):
+            return said in self._hashes
         return self.is_at(comparison.side(side))
+
+    def was_at(self, place: Path, sha256: str) -> bool:
+        """Whether another command measured other weights in this folder than it holds now."""
+        return bool(sha256) and place.resolve() == self.path.resolve() and sha256 not in (self._hashes or [sha256])
 
     @functools.cached_property
     def _hashes(self) -> Sequence[Any]:
@@ -182,6 +187,14 @@ class Written:
     def side(self, side: str) -> Path:
         """Of a comparison, the folder of its a, or its b."""
         return Path(text(self.content, "directory")) / text(self.content, side)
+
+    @property
+    def weights(self) -> list[tuple[Path, str]]:
+        """The folder of each model that it is of, and the hash of its weights, empty where that is not said."""
+        if get(self.content, "a") is not None:
+            return [(self.side(side), text(self.content, f"weights_sha256.{side}")) for side in "ab"]
+        here = Path(text(self.content, "directory"))
+        return [(here / text(one, "folder"), text(one, "weights_sha256")) for one in sequence(self.content, "models")]
 
     @property
     def turned(self) -> Written:
@@ -233,8 +246,15 @@ class Sources:
     def telling(self) -> list[Written]:
         """The comparisons of a second model with the subject as their b, turned where it is their a; where there is no
         subject, all."""
-        sides = [(each, self._side(each)) for each in self.comparisons]
+        sides = [(each, self._side(each)) for each in self.comparisons if not self.stale(each)]
         return [each.turned if side == "a" else each for each, side in sides if side]
+
+    def stale(self, written: Written) -> str:
+        """The folders that are given and hold other weights now than those that a command measured there, in a
+        sentence; empty where there is none."""
+        found = [place for place, sha256 in written.weights if any(one.was_at(place, sha256) for one in self.variants)]
+        folders = " and ".join(dict.fromkeys(map(str, found)))
+        return f"{written.path} is of other weights than {folders} has now: measure again." if found else ""
 
     def _is_own(self, gate: Written) -> bool:
         if not (self.models and text(gate.content, "variant.weights_sha256")):

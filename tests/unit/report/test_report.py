@@ -408,6 +408,8 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
     assert word(export) == "Good enough"
     both = build.page(reading.read([export, gate, samples.gate(tmp_path / "failed.json")]))  # the second is of another
     assert both.decision.word == "Good enough" and both.cards[1].value == "3 of 3"
+    twice = build.page(reading.read([export, gate, gate]))
+    assert twice.cards[1].value == "6 of 6" and "All 6 checks" in twice.decision.sentence
     assert "which this page is not about, so it decides nothing here" in markdown(both)
     compared = samples.comparison(tmp_path / "c.json")  # of runs/dense and pruned
     words = [build.page(reading.read([given, compared])).decision.word for given in (run, other)]
@@ -469,6 +471,32 @@ def test_a_comparison_with_the_model_of_the_page_first_is_turned(tmp_path: Path,
     assert straight.decision == turned.decision and straight.decision.word == "Worse"
     assert straight.cards == turned.cards and f"{by:+.3g}" in [card.value for card in turned.cards]
     assert f"| {-by:+.3g} |" in markdown(turned), "the table has both as they were given"
+
+
+def test_figures_of_weights_that_were_replaced_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a model is trained again in its folder, and the page shows what the one before could do."""
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    half = samples.variant(tmp_path / "half", samples.run(tmp_path / "run"))
+    save_file({"w": torch.ones(2)}, half / "model.safetensors")
+    weights, here = weights_sha256(half), {"directory": str(tmp_path)}
+    compared, profile, evaluation = (
+        make(tmp_path / f"{make.__name__}.json") for make in (samples.comparison, samples.profile, samples.evaluation)
+    )
+    content = json.loads(compared.read_text()) | here | {"a": "dense", "b": "half"}
+    compared.write_text(json.dumps(content | {"weights_sha256": {"a": None, "b": weights}}))
+    for file in (profile, evaluation):
+        content = json.loads(file.read_text()) | here
+        content["models"][1] |= {"folder": "half", "weights_sha256": weights}
+        file.write_text(json.dumps(content))
+
+    def said() -> tuple[str, bool, int]:
+        page = build.page(reading.read([half, compared, profile, evaluation]))
+        times = any(card.label == "latency p95" for card in page.cards)
+        return page.decision.word, times, markdown(page).count("is of other weights than")
+
+    assert said() == ("Worse", True, 0)
+    save_file({"w": torch.zeros(2)}, half / "model.safetensors")
+    assert said() == ("Not decided", False, 3)
 
 
 def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
