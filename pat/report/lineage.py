@@ -10,8 +10,9 @@ from typing import Any
 from pat.common.text import plain
 from pat.report import values
 from pat.report.page import Block, Code, Facts, Heading, Section, Table, Text
-from pat.report.sources import Run, Sources, Variant, settings
+from pat.report.sources import Run, Sources, Variant, settings, without_training
 from pat.report.values import get, mapping, number, sequence, text
+from pat.run.directory import RunDir
 
 NAME = 100  # characters of a model or a data set in the first sentence
 MANY = 60  # settings that differ which are listed
@@ -59,19 +60,32 @@ def _of_models(sources: Sources) -> Iterator[str]:
     for sweep in sources.sweeps:
         yield shlex.join(map(str, sequence(sweep.content, "command")))
     for run in sources.runs:
-        yield f"pat train --frozen {_path(run.path)} run.resume=never    # starts {_path(run.path)} over"
+        yield _again(_path(run.path))
         if run.code == 0 and not any(map(run.became, sources.variants)):
             yield f"pat export {_path(run.path)} --out DIR"
     for variant in sources.variants:
         if label := text(variant.registered, "label"):
             name, _, version = label.partition(" version ")
             yield f"pat registry get {shlex.quote(name)} {version} --out DIR    # bit for bit"
-        elif directory := text(variant.export, "lineage.directory"):
-            step = text(variant.export, "lineage.step")
-            run = next((_path(run.path) for run in sources.runs if run.path.name == directory), None)
-            said = "" if run else f"    # RUN: where the run {plain(directory)} is"
-            out = _path(Path(variant.path.resolve().name))
-            yield f"pat export {run or 'RUN'} --out {out} --checkpoint {step}{said}"
+        elif text(variant.export, "lineage.directory"):
+            yield from _of_export(sources, variant)
+
+
+def _of_export(sources: Sources, variant: Variant) -> Iterator[str]:
+    """`pat prune` removes the checkpoint that it exports, so its run is started over, too."""
+    directory, step, dtype = (text(variant.export, key) for key in ("lineage.directory", "lineage.step", "dtype"))
+    given = next((_path(run.path) for run in sources.runs if run.path.name == directory), None)
+    beside, pruned = variant.path.parent / directory, without_training(variant)
+    run = given or (_path(beside) if pruned and RunDir(beside).config.is_file() else "RUN")
+    if pruned and not given:
+        yield _again(run)
+    said = f"    # RUN: where the run {plain(directory)} is" if run == "RUN" else ""
+    precision = f" --dtype {dtype}" if dtype else ""
+    yield f"pat export {run} --out {_path(Path(variant.path.resolve().name))} --checkpoint {step}{precision}{said}"
+
+
+def _again(run: str) -> str:
+    return f"pat train --frozen {run} run.resume=never    # starts {run} over"
 
 
 def what(sources: Sources) -> str:
@@ -79,7 +93,8 @@ def what(sources: Sources) -> str:
     subject = sources.subject
     if subject is not None and subject.config:
         model = text(subject.config, "model.path") or f"a random {text(subject.config, 'model.config.model_type')}"
-        pruned = "pruned while it was trained" if subject.is_pruned else "trained, nothing pruned"
+        how = "pruned without training" if without_training(subject) else "pruned while it was trained"
+        pruned = how if subject.is_pruned else "trained, nothing pruned"
         kind = "A run" if isinstance(subject, Run) else "An export"
         return f"{kind} of {plain(values.last(model), NAME)} on {plain(_data(subject.config), NAME)}, {pruned}."
     if sources.sweeps:

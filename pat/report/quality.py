@@ -9,7 +9,7 @@ from typing import Any
 from pat.common.text import plain
 from pat.report import decision, harness, pictures, slices, values
 from pat.report.page import Block, Bullets, Heading, Picture, Prompt, Prompts, Section, Table, Text
-from pat.report.sources import Run, Sources, Variant
+from pat.report.sources import Run, Sources, Variant, without_training
 from pat.report.values import get, mapping, number, sequence, text
 
 SHOWN = 1200  # characters of a prompt or an output
@@ -108,7 +108,7 @@ def _metrics(sources: Sources) -> Iterator[Block]:
         return
     rows = [(name, *(values.short(metrics.get(name)) for _, metrics in columns)) for name in names]
     yield Table("Metrics on held-out data", ("metric", *(name for name, _ in columns)), rows)
-    if columns[0][0] == "when pruning began":
+    if columns[0][0] == "when pruning began" and not without_training(sources.measured[0]):
         yield Text(
             "When pruning began, the run had trained for fewer steps: for what pruning costs, compare with a "
             "run of as many steps that prunes nothing."

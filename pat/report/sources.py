@@ -311,6 +311,11 @@ def _began(step: float | None) -> str:
     return f"when pruning began, after {step:,.0f} steps" if step else "when pruning began"
 
 
+def without_training(model: Run | Variant) -> bool:
+    """Whether it was pruned at once, as `pat prune` does."""
+    return number(model.config, "train.num_steps") == 0
+
+
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config by dotted keys, without those that only say where it ran."""
     return {key: value for key, value in flat(config) if not key.startswith(("run.", "logger."))}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -547,6 +549,30 @@ def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path:
     other = markdown(build.page(reading.read([dense, half, export, tmp_path / "eval.json"])))
     assert f"{heads} exports/other |" in other, "another model with the same figures is there, too"
     assert "--checkpoint" in text and f"pat export {half}" in text
+
+
+def test_a_model_of_pat_prune_was_not_trained_and_its_commands_make_it_again(tmp_path: Path, monkeypatch: Any) -> None:
+    """Fails if the checkpoint that `pat prune` has removed is exported as it is, or in the precision of the run."""
+    monkeypatch.setattr(pictures, "available", lambda: False)
+    run = samples.run(tmp_path / "half.run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+
+    def commands(steps: int, *given: Path) -> tuple[str, list[str]]:
+        (run / "config.yaml").write_text(yaml.safe_dump(config | {"train": {"num_steps": steps}}))
+        shutil.rmtree(tmp_path / "half", ignore_errors=True)
+        export = samples.variant(tmp_path / "half", run)
+        content = json.loads((export / "export.json").read_text())
+        (export / "export.json").write_text(json.dumps(content | {"dtype": "bf16"}))
+        text = markdown(build.page(reading.read([export, *given])))
+        return text, [line.partition("    #")[0] for line in text.splitlines() if line.startswith("pat ")]
+
+    text, pruned = commands(0)
+    again, exported = f"pat train --frozen {run} run.resume=never", "--out half --checkpoint 60 --dtype bf16"
+    assert pruned == commands(0, run)[1] == [again, f"pat export {run} {exported}"]
+    assert "pruned without training" in text and "fewer steps" not in text
+    text, trained = commands(60)
+    assert trained == [f"pat export RUN {exported}"]
+    assert "pruned while it was trained" in text and "fewer steps" in text
 
 
 @pytest.mark.parametrize("first", ["half", "dense"])
