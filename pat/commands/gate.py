@@ -186,5 +186,5 @@ def _judge(variant: Path, config: Any, mix: Any, profile: Any, envelope: Any, op
     if options.junit:
         files.write_atomic(options.junit, write.junit(verdict))
     if options.markdown:
-        files.write_atomic(options.markdown, write.markdown(verdict))
+        files.write_summary(options.markdown, write.markdown(verdict))
     return ExitCode.DONE if verdict.passed else ExitCode.OUTSIDE_ENVELOPE

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WIDTH = 140  # of tables, at least
 DIRECTORY = Path("runs/registry")
 EVIDENCE = ("metrics", "profile", "gate")
+RIGHT = {"metrics": "pat evaluate", "profile": "pat profile"}
 OTHERS = {"checks": "pat gate", "outcomes": "pat compare"}  # what else may be given by mistake, by a field of it
 
 EXAMPLES = """\
@@ -112,22 +113,31 @@ def _registry(options: argparse.Namespace) -> Registry:
 
 
 def _add(registry: Registry, options: argparse.Namespace) -> int:
-    from pat.evaluation.written import is_evaluation
     from pat.registry import gates
 
     name, folder = options.words
     given = {kind: getattr(options, kind) for kind in EVIDENCE if getattr(options, kind)}
     evidence = {kind: gates.read(file, f"--{kind}") for kind, file in given.items()}
     for kind, content in evidence.items():
-        wrong = next((command for field, command in OTHERS.items() if field in content and kind != "gate"), None)
-        if kind == "profile" and is_evaluation(content):
-            wrong = "pat evaluate"
-        if wrong:
-            right = "pat evaluate --json" if kind == "metrics" else "pat profile --json"
-            raise ValueError(f"--{kind} {given[kind]} is what `{wrong} --json` wrote: give what `{right}` wrote")
+        right, wrong = RIGHT.get(kind), _command(content)
+        if right and wrong != right:
+            is_ = f"is what `{wrong} --json` wrote" if wrong else "holds no figures of a model"
+            raise ValueError(f"--{kind} {given[kind]} {is_}: give what `{right} --json` wrote")
     version, new = registry.add(name, Path(folder), evidence)
     print(f"{name} version {version.number}{'' if new else ' holds this already'}: files {version.variant_sha256[:12]}")
     return ExitCode.DONE
+
+
+def _command(content: Mapping[str, Any]) -> str | None:
+    """The command whose JSON this is, as far as its fields tell."""
+    from pat.evaluation.written import is_evaluation
+    from pat.gate.profile import is_profile
+
+    if is_evaluation(content):
+        return "pat evaluate"
+    if is_profile(content):
+        return "pat profile"
+    return next((command for field, command in OTHERS.items() if field in content), None)
 
 
 def _list(registry: Registry, options: argparse.Namespace) -> int:

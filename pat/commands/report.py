@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.out is not None:
         files.write_atomic(options.out, html(made))
     if options.markdown is not None:
-        files.write_atomic(options.markdown, markdown(made))
+        files.write_summary(options.markdown, markdown(made))
     print(f"{made.decision.word}: {made.decision.sentence}")
     for file in filter(None, (options.out, options.markdown)):
         print(f"the report is in {file}")

@@ -97,6 +97,16 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         replace_atomic(path, lambda temporary: temporary.write_bytes(data))
 
 
+def write_summary(path: Path, content: str) -> None:
+    """The same for text that people read, but a GitHub job's summary, to which all of its steps write, is added to."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary and os.path.realpath(path) == os.path.realpath(summary):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(content)
+    else:
+        write_atomic(path, content)
+
+
 def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """The same for a file that `write` writes, given its name."""
     path = Path(os.path.realpath(path))
@@ -180,5 +190,5 @@ def read_json(path: str | Path) -> Any | None:
     """The content, or None where there is no (whole) file."""
     try:
         return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

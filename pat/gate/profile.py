@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pat.common.text import did_you_mean
+from pat.envelope.figures import PROFILE, others
 from pat.envelope.judge import Evidence, Quantity
 from pat.evaluation.written import is_evaluation
 
@@ -79,7 +80,7 @@ class Profile:
             )
         if name == "cost_per_million_tokens" and said[name] is None:
             raise ValueError(f"{self.path} has no {name} of {whose}: profile with --price-per-hour")
-        value, interval = said[name], (said.get(INTERVALS) or {}).get(name)
+        value, interval = said[name], self._intervals(said, whose).get(name)
         if not _number(value):
             raise ValueError(f"{self.path}: {name} of {whose} is {value!r}, but must be a finite number")
         if interval is None:
@@ -91,6 +92,12 @@ class Profile:
             )
         low, high = (end if given is None else float(given) for given, end in zip(interval, UNBOUNDED, strict=True))
         return Quantity(float(value), low, high)
+
+    def _intervals(self, said: Mapping[str, Any], whose: str) -> Mapping[str, Any]:
+        found = said.get(INTERVALS) or {}
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{self.path}: {INTERVALS} of {whose} is {found!r}, but must be {{figure: [low, high]}}")
+        return found
 
 
 def read(path: Path) -> Profile:
@@ -118,6 +125,13 @@ def read(path: Path) -> Profile:
     found |= {(Path(row["folder"]).resolve(), Path(row["against"]).resolve()): row for row in ratios}
     confidence = content.get("confidence")
     return Profile(path, dict(zip(folders, models, strict=True)), found, confidence if _number(confidence) else None)
+
+
+def is_profile(content: Any) -> bool:
+    """Whether a model of it has a figure that the gate takes from a profile, or a backend."""
+    models = content.get("models") if isinstance(content, Mapping) else None
+    names = ["backend", *(name for name, figure in others().items() if PROFILE in figure.sources)]
+    return isinstance(models, list) and any(name in one for one in models if isinstance(one, Mapping) for name in names)
 
 
 def _beside_the_first(row: Mapping[str, Any]) -> Mapping[str, Any]:

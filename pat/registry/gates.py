@@ -30,7 +30,7 @@ def read(file: Path, option: str) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{option} {file}: there is no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError):
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError):
         raise ValueError(
             f"{option} {file} is not readable as JSON: give the file that a command of pat wrote"
         ) from None

@@ -11,10 +11,10 @@ import yaml
 
 from pat.common import secrets
 from pat.common.files import read_json
-from pat.envelope.figures import PROFILE, others
 from pat.evaluation.written import is_evaluation
+from pat.gate.profile import is_profile
 from pat.report.sources import EXPORT_FILE, Run, Sources, Variant, Written
-from pat.report.values import mapping, number, sequence, text
+from pat.report.values import mapping, number, text
 from pat.run import provenance
 from pat.run.directory import RunDir
 
@@ -113,7 +113,7 @@ def _file(path: Path, found: Sources) -> None:
         "logs": isinstance(content.get("watched"), list) and "a" in content,
         "sweeps": isinstance(content.get("members"), list),
         "evaluations": is_evaluation(content),
-        "profiles": _is_profile(content),
+        "profiles": is_profile(content),
     }
     kind = next((name for name, fits in kinds.items() if fits), None)
     if kind is None:
@@ -128,12 +128,6 @@ def _winner(race: Mapping[str, Any]) -> str:
     """What to give instead of a race."""
     won = [one["dir"] for one in race["members"] if one.get("name") == race["winner"]]
     return f"give {won[0]}" if won else "none has yet"
-
-
-def _is_profile(content: Mapping[str, Any]) -> bool:
-    """Whether a model of it has a figure that the gate takes from a profile, or a backend."""
-    names = ["backend", *(name for name, figure in others().items() if PROFILE in figure.sources)]
-    return any(name in one for one in sequence(content, "models") if isinstance(one, Mapping) for name in names)
 
 
 def _required(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pat.common import files
-from pat.common.files import check_writable, put_back, write_atomic
+from pat.common.files import check_writable, put_back, write_atomic, write_summary
 
 
 def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
@@ -32,6 +32,16 @@ def test_a_pipe_is_written_as_it_is(tmp_path: Path) -> None:
     write_atomic(pipe, "content")
     reader.join(10)
     assert read == ["content"] and pipe.is_fifo()
+
+
+def test_the_summary_of_a_github_job_is_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if what the steps before said is gone."""
+    summary, other = tmp_path / "summary.md", tmp_path / "other.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    for path in (summary, other):
+        path.write_text("before\n")
+        write_summary(path, "gate\n")
+    assert (summary.read_text(), other.read_text()) == ("before\ngate\n", "gate\n")
 
 
 def test_an_exception_puts_files_back(tmp_path: Path) -> None:

@@ -247,6 +247,10 @@ def test_a_profile_of_other_weights_or_of_another_command_is_refused(folder: Pat
         profile.write_text(json.dumps({"models": [{"folder": str(folder / "dense"), "tokens_per_s": 9.0, **key}]}))
         assert run(folder / "dense", "--profile", profile, "envelope.tokens_per_s.min=1") == 2
         assert "is what `pat evaluate --json` wrote: give what `pat profile --json` wrote" in capsys.readouterr().err
+    odd = {"folder": str(folder / "dense"), "tokens_per_s": 9.0, "intervals": [1, 2]}
+    profile.write_text(json.dumps({"models": [odd]}))
+    assert run(folder / "dense", "--profile", profile, "envelope.tokens_per_s.min=1") == 2
+    assert "is [1, 2], but must be {figure: [low, high]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -76,12 +76,13 @@ def test_what_a_backend_does(kind: str, tmp_path: Path, request: pytest.FixtureR
 @slow
 def test_the_commands(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = small(tmp_path / "one", 1), small(tmp_path / "two", 2)
-    gate, bad = tmp_path / "gate.json", tmp_path / "bad.json"
+    gate, bad, metrics = (tmp_path / f"{name}.json" for name in ("gate", "bad", "metrics"))
+    metrics.write_text(json.dumps({"models": [{"folder": "two", "metrics": {"loss": 1.0}}]}))
     gate.write_text(json.dumps({"passed": True}))
     bad.write_text(json.dumps({"passed": False, "checks": [{"name": "accuracy", "passed": False}]}))
     there = ("--dir", root)
     assert run("add", "demo", one, *there) == 0
-    assert run("add", "demo", two, "--metrics", gate, *there) == 0
+    assert run("add", "demo", two, "--metrics", metrics, *there) == 0
     assert run("promote", "demo", 1, "--as", "champion", "--gate", gate, "--reason", "first", *there) == 0
     assert run("promote", "demo", 2, "--as", "champion", "--gate", bad, *there) == ExitCode.BROKEN_PROMISE
     assert "did not pass its gate: accuracy" in capsys.readouterr().err
@@ -90,8 +91,7 @@ def test_the_commands(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "champion of demo is version 2 already: nothing has moved" in capsys.readouterr().out
     assert run("add", "demo", two, "--metrics", bad, *there) == ExitCode.BAD_INPUT
     assert "is what `pat gate --json` wrote: give what `pat evaluate --json` wrote" in capsys.readouterr().err
-    bad.write_text(json.dumps({"models": [{"folder": "two", "metrics": {"loss": 1.0}}]}))
-    assert run("add", "demo", two, "--profile", bad, *there) == ExitCode.BAD_INPUT
+    assert run("add", "demo", two, "--profile", metrics, *there) == ExitCode.BAD_INPUT
     assert "is what `pat evaluate --json` wrote: give what `pat profile --json` wrote" in capsys.readouterr().err
     assert run("rollback", "demo", "--as", "champion", *there) == 0
     assert run("get", "demo", "champion", "--out", tmp_path / "out", *there) == 0

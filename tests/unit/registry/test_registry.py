@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from pat import cli
 from pat.common import partial
 from pat.common.hashing import WeightsHash
 from pat.envelope.guard import Record, in_short
@@ -28,7 +29,7 @@ from pat.evaluation.folders import weights_sha256 as stored_weights_sha256
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.models.weight_files import weights_sha256
-from pat.registry import gates, maskdiff, report, store
+from pat.registry import gates, maskdiff, mlflow_backend, report, store
 from pat.registry.backend import BackendError
 from pat.registry.gates import RefusedError
 from pat.registry.registry import Registry
@@ -401,6 +402,33 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match="no JSON mapping"):
         gates.read(tmp_path / "list.json", "--gate")
+    (tmp_path / "list.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="not readable as JSON"):
+        gates.read(tmp_path / "list.json", "--gate")
+
+
+def test_metrics_and_a_profile_are_what_their_commands_wrote(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Fails if a version's page has another command's figures, or none, where its own belong."""
+    monkeypatch.setattr(mlflow_backend, "MlflowBackend", lambda uri, new: FileBackend(tmp_path / "backend.json"))
+    folder, where = small(tmp_path / "variant"), ["--dir", str(tmp_path / "registry")]
+    evaluation, profile, junk = ({"models": [{"folder": "x", **one}]} for one in (
+        {"metrics": {"loss": 1.0}, "tokens_per_s": 9.0}, {"latency_p95": 0.1}, {"seconds": 1.0}))  # fmt: skip
+
+    def add(option: str, content: Any) -> tuple[int, str]:
+        (tmp_path / "given.json").write_text(json.dumps(content))
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["registry", "add", "demo", str(folder), option, str(tmp_path / "given.json"), *where])
+        return int(str(stop.value.code)), capsys.readouterr().err
+
+    assert add("--metrics", evaluation) == add("--profile", profile) == (0, "")
+    for option, content, said in (
+        ("--metrics", profile, "is what `pat profile --json` wrote: give what `pat evaluate --json` wrote"),
+        ("--profile", evaluation, "is what `pat evaluate --json` wrote: give what `pat profile --json` wrote"),
+        ("--metrics", {"outcomes": []}, "is what `pat compare --json` wrote"),
+        ("--profile", junk, "holds no figures of a model: give what `pat profile --json` wrote"),
+    ):
+        code, sentence = add(option, content)
+        assert code == 2 and said in sentence
 
 
 def test_what_was_changed_is_refused_until_it_is_added_again(
