@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ SUFFIXES = (
     ".safetensors", ".json", ".jsonl", ".yaml", ".yml", ".jinja", ".md", ".txt", ".tsv", ".model", ".tokenizer",
     ".tiktoken", ".codes", ".bpe", ".vocab", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf",
 )  # fmt: skip
+NUMBER = re.compile(r"\.v\d+")  # of a version, behind the suffix
 BARE = ("license", "licence", "notice", "copying", "readme")  # what names without a suffix begin with
 # Of pickles (protocol 2 and later), and of archives: zip (as torch.save writes it), gzip, xz, zstd, bz2, 7z, rar.
 STARTS = (
@@ -57,7 +59,8 @@ def _check_file(path: Path, folder: Path) -> None:
         raise ValueError(f"{path} is a link out of its folder: put the file itself there")
     if not path.is_file():
         raise ValueError(f"{path} is not a plain file: remove it")
-    kept = path.suffix.lower() in SUFFIXES or (not path.suffix and path.name.lower().startswith(BARE))
+    suffix = path.suffixes[-2:-1] if NUMBER.fullmatch(path.suffix) else [path.suffix]  # tokenizer.model.v3
+    kept = "".join(suffix).lower() in SUFFIXES or (not path.suffix and path.name.lower().startswith(BARE))
     if not kept:
         raise ValueError(
             f"{path} is of no kind that the registry keeps, as it may run code when it is read: remove it, or save "

@@ -163,7 +163,7 @@ def link(target: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "linked.json").symlink_to(target)
 
 
-STRANGE = ("training_args.bin", "weights.BIN", "modeling.PY", "extra.tar.gz", "evil.dat", "evil")
+STRANGE = ("training_args.bin", "weights.BIN", "modeling.PY", "extra.tar.gz", "evil.dat", "evil", "evil.py.v3")
 
 
 def named(name: str) -> Callable[[Path], object]:
@@ -185,6 +185,7 @@ def test_what_tokenizers_and_cards_are_made_of_is_kept(registry: Registry, tmp_p
     names = (
         "merges.txt",
         "spiece.model",
+        "tokenizer.model.v3",
         "bpe.codes",
         "chat_template.jinja",
         "LICENSE",
