@@ -81,9 +81,10 @@ def check(run_dir: Path, config: Config) -> None:
 def _check_names(hosts: Mapping[str, int], file: str, environ: Mapping[str, str] = os.environ) -> None:
     """ValueError where the others could not find the first host, or other GPUs are meant than ranks would take."""
     first = next(iter(hosts))
-    if len(hosts) > 1 and not environ.get("MASTER_ADDR") and (first == "localhost" or first.startswith("127.")):
+    elsewhere = [name for name in hosts if not _is_here(name)]
+    if _is_here(first) and elsewhere and not environ.get("MASTER_ADDR"):
         raise ValueError(
-            f"engine.hostfile={file}: {first} is where each other host would look for rank 0, on itself: write this "
+            f"engine.hostfile={file}: {first} is where {elsewhere[0]} would look for rank 0, on itself: write this "
             "machine's name as the others know it, or set MASTER_ADDR to that"
         )
     visible = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
@@ -110,6 +111,10 @@ def launch(run_dir: Path, config: Config, rank_program: Sequence[str] = ("--modu
             preexec_fn=process.die_with_parent(signal.SIGKILL),
         )
         return _AllHosts(run_dir, pdsh, Path(log.name), log.tell()).until_all_have_left()
+
+
+def _is_here(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")
 
 
 def _is_from(host: str, line: str) -> bool:

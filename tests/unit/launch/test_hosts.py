@@ -83,8 +83,8 @@ def test_hosts_must_be_able_to_find_the_first_and_take_its_first_gpus():
         return str(error.value)
 
     for first in ("localhost", "127.0.0.1"):
-        assert f"{first} is where each other host would look for rank 0" in refused([first, "b"])
-        multi_node._check_names({first: 2}, "hosts", {})
+        assert f"{first} is where b would look for rank 0" in refused([first, "127.0.0.2", "b"])
+        multi_node._check_names({first: 2, "127.0.0.2": 2}, "hosts", {})
         multi_node._check_names({first: 2, "b": 2}, "hosts", {"MASTER_ADDR": "a"})
     assert "CUDA_VISIBLE_DEVICES=4,5 names GPUs of this machine" in refused(["a"], CUDA_VISIBLE_DEVICES="4, 5")
     for visible in ("", "0", "0,1"):
