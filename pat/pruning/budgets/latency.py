@@ -97,7 +97,10 @@ def _line(path: str, points: Any, kind: str) -> tuple[int, int, int]:
             f"budget.table {path}: fewer {kind} are not faster there, so no number of them meets a latency target: "
             "measure longer prompts, or prune other structures by a budget of FLOPs."
         )
-    return max(units for units, _ in known), max(0, round((t - slope * n) * PICO)), round(slope * PICO)
+    fixed = t - slope * n
+    if fixed < 0.0:  # the best line whose fixed part is not below 0 begins at 0
+        fixed, slope = 0.0, math.fsum(a * b for a, b in known) / math.fsum(a * a for a, _ in known)
+    return max(units for units, _ in known), round(fixed * PICO), round(slope * PICO)
 
 
 def _picoseconds(path: str, seconds: Any) -> int:

@@ -34,6 +34,8 @@ class Wanda(Calibrated):
     def cut(
         self, weights: Tensor, prepared: Mapping[type[InputStatistic], Tensor], choose: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Remove the lowest; the weights that stay are unchanged."""
-        keep = choose(weights.abs().mul_(prepared[SquaredNorm].sqrt().float()))
+        """Remove the lowest; the weights that stay are unchanged. Those that are 0 already go first: those of a dead
+        input score as low, and what an earlier cut has removed must not come back in their place."""
+        scores = weights.abs().mul_(prepared[SquaredNorm].sqrt().float())
+        keep = choose(scores.masked_fill_(weights == 0, -1.0))
         return keep, weights.mul_(keep)

@@ -112,6 +112,19 @@ def test_wanda_keeps_the_n_highest_scores_of_every_four_inputs(n: int) -> None:
     assert torch.equal(kept, torch.where(keep, weights, 0.0))
 
 
+@pytest.mark.parametrize("scope", ["row", "matrix"])
+def test_what_wanda_has_removed_stays_removed_when_inputs_die(scope: str) -> None:
+    """Fails if weights of a dead input, which score as low as those that are gone, go in their place."""
+    generator = torch.Generator().manual_seed(3)
+    weights, norms = torch.randn(32, 64, generator=generator), torch.rand(64, generator=generator).double()
+    wanda = registry.build("criterion", "wanda")
+    first, left = cut(wanda, weights, {SquaredNorm: norms}, choose(scope, sparsity=0.3))
+    norms[::4] = 0.0
+    second, _ = cut(wanda, left, {SquaredNorm: norms}, choose(scope, sparsity=0.4))
+    assert not bool((second.bool() & ~first.bool()).any())
+    assert float(second.float().mean()) == pytest.approx(0.6, abs=0.01)
+
+
 def test_wanda_is_the_papers_rule() -> None:
     weights = torch.tensor([[1.0, -2.0, 3.0, -4.0], [4.0, 3.0, -2.0, 1.0]])
     keep, kept = cut(

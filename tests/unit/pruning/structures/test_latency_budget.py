@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pat.models import families
 from pat.models.anatomy import Anatomy
 from pat.pruning import registry
+from pat.pruning.budgets import latency
 from pat.pruning.structures import costs
 from tests import models as small
 
@@ -114,3 +116,12 @@ def test_a_model_with_one_kv_head_has_a_table(write: Callable[..., str]) -> None
     assert cost.total(costs.dense_widths(one)) == pytest.approx(seconds(1, 128, 3) * 1e12)
     without = dataclasses.replace(costs.dense_widths(one), sublayers=((0, 1),) * 3)
     assert cost.total(without) == pytest.approx((BASE + 3 * (MLP[0] + MLP[1] * 128)) * 1e12)
+
+
+def test_a_line_that_would_begin_below_zero_is_the_best_that_begins_at_zero() -> None:
+    """Times that grow faster than the units, as beyond a cache. By numpy's least squares through the origin."""
+    units, seconds = [256, 512, 1024, 2048], [0.20e-3, 0.45e-3, 1.05e-3, 2.4e-3]
+    points = [{"units": n, "seconds": t} for n, t in zip(units, seconds, strict=True)]
+    most, fixed, slope = latency._line("table.json", points, "ffn")
+    best = np.linalg.lstsq(np.array(units, float)[:, None], np.array(seconds), rcond=None)[0][0]
+    assert (most, fixed) == (2048, 0) and slope == pytest.approx(best * latency.PICO, rel=1e-6)
