@@ -202,7 +202,8 @@ def picture(table: Sequence[Line], path: Path) -> None:
         budgets = sorted({line.steps for line in points if line.data == data and line.target in (target, "dense")})
         panel.set_xscale("symlog", linthresh=10)
         panel.set_xlim(-2 if budgets[0] == 0 else budgets[0] / 1.5, 1.5 * budgets[-1])
-        panel.set_xticks(budgets, map(str, budgets))
+        close = [any(steps < other < 1.3 * steps for other in budgets) for steps in budgets]  # no room for two numbers
+        panel.set_xticks(budgets, ["" if hidden else str(n) for n, hidden in zip(budgets, close, strict=True)])
         panel.minorticks_off()
         if first.metric not in HIGHER_IS_BETTER:
             panel.set_yscale("log")
