@@ -30,8 +30,8 @@ examples:
 
 --data is what the model is calibrated on: the first --samples of it in the order of training. --eval, or a part of
 --data that is held out, measures what was lost. Beside DIR stands DIR.run: logs, metrics.jsonl, summary.json; the same
-command goes on there. A few training steps heal much of what a cut loses: `pat train recipe=decoder` (or encoder)
-takes the same model and data and train.num_steps.
+command goes on there. Of a decoder a few training steps heal much of what a cut loses: `pat train recipe=decoder`
+takes the same model and data and train.num_steps. An encoder should have learned its task before it is cut.
 
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -14,7 +13,6 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
-import yaml
 from transformers import TrainerState
 
 from pat.checkpoint import retention
@@ -28,7 +26,6 @@ from pat.integrations.samples import RowsOf, taken
 from pat.integrations.settings import Settings
 from pat.pruning.types import PromiseBroken
 from pat.pruning.weights.matrices import Matrices
-from tests.small_recipes import composed
 
 WEIGHTS: dict[str, Any] = {
     "params": ["*.weight"],
@@ -370,14 +367,6 @@ def test_a_model_of_which_nothing_trains_is_refused() -> None:
     pruning.model = torch.nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter that trains"):
         pruning.prepare({"config": {"train_batch_size": 4}})
-
-
-def test_the_page_has_the_settings_of_the_recipe(repository: Path) -> None:
-    page = (repository / "docs" / "integrations.md").read_text()
-    (shown,) = re.findall(r"`recipe=decoder` is:\n\n```yaml\n(.*?)```", page, re.DOTALL)
-    recipe = composed("recipe=decoder", "train.num_steps=80", "model.path=/m", "data.source=json", "data.train=f")
-    settings = Settings.read(yaml.safe_load(shown)).config(80).pruners["weights"]
-    assert settings.plain() == recipe.pruners["weights"].plain()
 
 
 def test_a_name_of_the_scripts_own_for_initialize_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
