@@ -359,7 +359,13 @@ def test_ranks_agree_and_get_the_same_bits_from_rank_0(tmp_path: Path) -> None:
     ids=["nothing trained", "all saved", "little to repeat", "much to repeat", "no journal"],
 )
 def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_the_rest_of_the_cut_takes(
-    step: int, saved: int, trained_s: float, kept: bool, leaves: bool, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    saved: int,
+    trained_s: float,
+    kept: bool,
+    leaves: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, said = [time.perf_counter()], list[str]()
     monkeypatch.setattr(calibrating.time, "perf_counter", lambda: clock[0])
@@ -367,7 +373,7 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
         progress=Progress(step=step, saved_step=saved), due=SimpleNamespace(last_save=time.monotonic() - trained_s),
         pruner=SimpleNamespace(journals=SimpleNamespace(kept=kept)), agree=lambda due: (asked[0], due),
         tracker=SimpleNamespace(say=said.append, log=lambda *_: None, layer=lambda *_: None), aside_s=0.0,
-        config=SimpleNamespace(train=SimpleNamespace(num_steps=10)),
+        config=SimpleNamespace(train=SimpleNamespace(num_steps=10)), run=SimpleNamespace(path=tmp_path),
     )  # fmt: skip
     asked, on_layer = [False], calibrating.Calibrating(training).on_layer
     on_layer(0, 3)
