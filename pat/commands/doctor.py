@@ -1,4 +1,4 @@
-"""Whether what pat promises holds on this machine: two minutes of real ranks."""
+"""Whether what pat promises holds on this machine: a few minutes of real ranks."""
 
 from __future__ import annotations
 
