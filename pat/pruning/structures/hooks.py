@@ -99,12 +99,18 @@ class SiteHooks:
         z = self.factor(module)
         if z is None:
             return None
-        mixed = before + self._gated(after - before, z)
+        change = after - before
+        gated = self._gated(change, z)
+        # An open gate leaves the bits of the layer's output: before + (after - before) would round.
+        mixed = after + (gated - change) if self._is_open(z) else before + gated
         return (mixed, *outputs[1:]) if isinstance(output, tuple) else mixed
+
+    def _is_open(self, z: Tensor) -> bool:
+        return self.open and z is self.z
 
     def _gated(self, x: Tensor, z: Tensor) -> Tensor:
         """(B, T, n): x times the gates."""
-        by_example, is_open = self.needs in example_gradients.SUMMED and z.requires_grad, self.open and z is self.z
+        by_example, is_open = self.needs in example_gradients.SUMMED and z.requires_grad, self._is_open(z)
         factor = (z.detach() if by_example else z).to(x.dtype).repeat_interleave(self.site.features or 1)
         if by_example:
             return example_gradients.Gated.apply(x, z, factor, is_open, self._take)  # type: ignore[return-value]

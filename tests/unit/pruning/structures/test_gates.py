@@ -117,26 +117,32 @@ def test_the_gradient_of_a_gate_is_the_change_of_the_loss(model_type: str, struc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("structures", STRUCTURES)
 @pytest.mark.parametrize("model_type", ["llama", "bert", "gpt2"])
-def test_gates_that_are_all_1_give_the_bits_of_multiplying(
+def test_gates_that_are_all_1_give_the_bits_of_none(
     model_type: str, structures: tuple[str, ...], dtype: torch.dtype
 ) -> None:
-    """The short way past them: loss, gradients of gates and of weights. Once one gate is not 1, it is not taken."""
+    """The short way past them: the loss and the gradients of weights; those of gates as multiplying gives them, whose
+    bits differ only where before + (after - before) of a whole layer rounds. Not taken once one gate is not 1."""
     model = small.model(model_type).to(dtype)
     forward = GatedForward(small.sites(families.anatomy(model), *structures), model, "gradient")
-    ones, found = torch.ones(sum(forward.sizes)), []
-    for short in (True, False):
-        forward.set(ones, None, torch.device("cpu"))
-        assert all(hook.open for hook in forward.hooks)
+    ones, of_weights, of_gates = torch.ones(sum(forward.sizes)), [], []
+    for z, short in ((None, False), (ones, True), (ones, False)):
+        forward.set(z, None, torch.device("cpu"))
+        assert all(hook.open for hook in forward.hooks) is (z is not None)
         for hook in forward.hooks:
             hook.open = short
         model.zero_grad()
         value = loss(model, small.tokens(2, 7))
         value.backward()
-        gates = [hook.z.grad for hook in forward.hooks if hook.z is not None]
-        found.append([value, *gates, *(p.grad for p in model.parameters())])
-    for mine, theirs in zip(*found, strict=True):
-        assert mine is theirs is None or torch.equal(mine, theirs)
-    assert all(bool(grad.any()) for grad in found[0][1 : len(forward.hooks) + 1])
+        of_gates.append([hook.z.grad for hook in forward.hooks if hook.z is not None])
+        of_weights.append([value, *(p.grad for p in model.parameters())])
+    rounds = structures == ("layers",)
+    tolerance = rounds * (1e-3 if dtype == torch.float32 else 0.02)
+    for others in of_weights[1 : 2 if rounds else 3]:
+        for mine, theirs in zip(of_weights[0], others, strict=True):
+            assert mine is theirs is None or torch.equal(mine, theirs)
+    for mine, theirs in zip(*of_gates[1:], strict=True):
+        assert bool(mine.any())
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
     ones[0] = 0.5
     forward.set(ones, None, torch.device("cpu"))
     assert [hook.open for hook in forward.hooks] == [False] + [True] * (len(forward.hooks) - 1)
