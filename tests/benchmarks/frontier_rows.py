@@ -188,6 +188,7 @@ METHODS = {
         ("structures",), at_once=False, keys=("peft=lora", "optim.lr=4e-4"), subjects=("decoder",)
     ),  # adapters of rank 16
     "obs-all": Method(("structures",), at_once=False, keys=ALL, subjects=("decoder",)),
+    "obs-per-cut": Method(("structures",), at_once=False, keys=("optim.lr_schedule=per_cut",), subjects=("encoder",)),
     "wanda": Method(WEIGHTS, keys=("pruners.weights.criterion.name=wanda", "pruners.weights.scope=row")),
     "magnitude": Method(
         WEIGHTS, calibrates=False, keys=("pruners.weights.criterion.name=magnitude", *_gradual("weights"))
