@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pat.common.machine import cpu_name
+from pat.common.machine import cpu_name, usable_cores
 from pat.common.text import size_in_words
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.pruning.weights.kernels import Pass
@@ -34,7 +34,7 @@ def check_versions() -> Finding:
 def check_devices(device: str, ranks: int) -> Finding:
     """Names and memory of the devices; every rank needs a GPU of its own."""
     if device == "cpu":
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         said = f"{cores} CPU cores, {size_in_words(memory)} of memory, {cpu_name()}; not run on a GPU"
         state = WELL if cores >= ranks else MIND

@@ -237,6 +237,62 @@ def test_where_it_computes_is_said(
     assert list(start_summary_module._engine(Config().changed(engine__zero_stage=3, **given), gpus is not None)) == said
 
 
+@pytest.mark.parametrize(
+    "ranks, threads, quota, free, said",
+    [
+        (2, 2, "max 100000", 4.0, None),
+        (
+            2,
+            4,
+            "max 100000",
+            4.0,
+            "8 threads (2 ranks with 4) share 4 cores, which is slow: engine.threads_per_rank=2",
+        ),
+        (
+            2,
+            2,
+            "150000 100000",
+            2.0,
+            "4 threads (2 ranks with 2) share 2 cores, which is slow: engine.threads_per",
+        ),
+        (
+            2,
+            1,
+            "100000 100000",
+            1.0,
+            "2 threads (2 ranks with 1) share 1 core, which is slow: engine.world_size=1",
+        ),
+        (1, None, "150000 100000", 2.0, None),  # by default all that it may use
+        (
+            1,
+            4,
+            "max 100000",
+            1.2,
+            "leave about 1.2 of 4 cores to 4 threads (1 rank with 4): engine.threads_per_rank=1",
+        ),
+        (1, 1, "max 100000", 0.2, None),  # nothing would help
+    ],
+)
+def test_threads_that_wait_for_cores_are_told_the_key(
+    ranks: int, threads: int | None, quota: str, free: float, said: str | None, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Would catch: two threads on one free core, at a fifth of the speed of one."""
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(start_summary_module, "free_cores", lambda: free)
+    monkeypatch.setattr(start_summary_module, "accelerator", lambda: "cpu")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = Config().changed(engine__world_size=ranks, engine__threads_per_rank=threads)
+    lines = list(start_summary_module._cores(config, here=True))
+    assert len(lines) == (said is not None) and (said or "") in "".join(lines)
+    assert not list(start_summary_module._cores(config, here=False))
+
+
+def test_cores_that_are_free_are_measured() -> None:
+    assert 0.0 <= machine.free_cores(0.05) <= machine.usable_cores()
+
+
 @pytest.mark.parametrize("gate, warned", [("pair_similarity", False), ("similarity", False), ("taylor", True)])
 def test_layers_that_are_dropped_together_are_no_jump(gate: str, warned: bool) -> None:
     """Would catch: a warning of the command that the pages advise."""
