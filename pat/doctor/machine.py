@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pat.common.machine import cpu_name, usable_cores
+from pat.common.progress_bar import said_if_slow
 from pat.common.text import size_in_words
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.pruning.weights.kernels import Pass
@@ -75,7 +76,8 @@ def compare_kernels(function: Callable[..., None], device: str) -> Finding:
     plain, compiled = numbers.clone(), numbers.clone()
     Pass(function, "eager")(plain, numbers, torch.tensor(0.01, device=device))
     try:
-        Pass(function, "compile")(compiled, numbers, torch.tensor(0.01, device=device))
+        with said_if_slow("compiling the kernels"):
+            Pass(function, "compile")(compiled, numbers, torch.tensor(0.01, device=device))
     except Exception as error:  # a dozen kinds: no compiler, no Python headers, no Triton
         first = str(error.__cause__ or error).strip().splitlines()[0]
         return Finding("kernels", MIND, f"torch.compile does not work here ({first}); they run in chunks, more slowly")

@@ -83,6 +83,22 @@ def test_ranks_that_died_are_told(tmp_path: Path) -> None:
     assert "the second start left with code 85" in visit.judge_resume(tmp_path, 85).said
 
 
+def test_what_takes_minutes_is_said_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_by_ranks(tmp_path)
+    said: list[str] = []
+
+    def at_work(*_: Any) -> int:
+        said.append(capsys.readouterr().err)
+        return 0
+
+    monkeypatch.setattr(visit, "start_ranks", at_work)
+    monkeypatch.setattr(visit, "go_on", at_work)
+    assert [check().state for check in visit.visit(tmp_path, 2)] == [WELL] * 5
+    assert [text.partition(",")[0] for text in said] == ["starting 2 ranks", "starting them again"]
+
+
 # --- the machine
 
 
