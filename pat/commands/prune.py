@@ -123,16 +123,20 @@ def _model_config(options: argparse.Namespace) -> Any:
     """The Hugging Face config of the model. Raises ValueError."""
     from transformers import AutoConfig
 
+    from pat.models.build import require_reachable, to_fetch
+
     model, keys = one_model(options.words)
     if model is None:
         raise ValueError("no model is given: pat prune MODEL --data FILE ...")
     if RunDir(Path(model)).config.is_file():
         raise ValueError(f"{model} is a run: make a model of it with pat export {model} --out DIR, and prune that")
+    require_reachable(model, "MODEL")
     try:
         revision = next((key.partition("=")[2] for key in keys if key.startswith("model.revision=")), None)
         return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{model} is neither a model's folder nor its name: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        raise ValueError(f"{model} is neither a model's folder nor its name: {said}{to_fetch(model)}") from error
 
 
 def _dtype(config: Any) -> str:
