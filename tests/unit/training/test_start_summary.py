@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.schema import Config, PrunerConfig
-from pat.training import preflight, start_warnings
+from pat.training import dry_run, preflight, start_warnings
 from pat.training import start_summary as start_summary_module
 from pat.training.start_summary import start_summary
 from tests import models as small
@@ -204,6 +205,32 @@ def test_a_dry_run_refuses_another_runs_directory(
     assert RunDir(Path("run")).checkpoints.exists(), "a dry run changes nothing"
     said = capsys.readouterr().out
     assert "What this run does" in said and "  resume " not in said
+
+
+@pytest.mark.parametrize(
+    "schedule, granularity, columns, removed",
+    [
+        (CUBIC, "weight", {"dense steps", "soft steps", "soft"}, "57,024 weights"),
+        ({"name": "one_shot", "start": 0}, "weight", {"at the cut"}, "57,024 weights"),
+        (CUBIC, {"name": "n_of_m", "n": 1, "m": 4}, {"dense steps", "soft steps", "soft"}, "57,024 weights"),
+        (
+            {"name": "one_shot", "start": 5},
+            {"name": "block", "rows": 4, "cols": 4},
+            {"units", "dense steps", "at the cut"},
+            "3,564 units",
+        ),
+    ],
+)
+def test_a_dry_runs_table_has_only_what_there_is(
+    schedule: dict[str, Any], granularity: Any, columns: set[str], removed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: "units" of single weights, "soft" where all is cut at once."""
+    pruner = attached(schedule, granularity=granularity, sparsity=0.75)
+    monkeypatch.setattr(dry_run, "attached", lambda *_: (None, pruner))
+    head, row = (line for line in dry_run.describe(Config()).splitlines() if "pruner " in line or " p " in line)
+    every = {"units", "dense steps", "soft steps", "soft", "at the cut"}
+    assert {cell for cell in every if re.search(rf"[┃,] +{cell} +┃", head)} == columns
+    assert f" {removed} " in row
 
 
 def test_a_dry_run_needs_no_directory(capsys: pytest.CaptureFixture[str]) -> None:
