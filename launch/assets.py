@@ -292,6 +292,9 @@ ASSETS: dict[str, dict[str, Asset]] = {
 
 def main(arguments: list[str]) -> int:
     """Provide the named sets of assets."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
     if not arguments or any(name not in ASSETS for name in arguments):
         print(f"usage: python launch/assets.py {{{','.join(ASSETS)}}} ...", file=sys.stderr)
         return 2

@@ -11,6 +11,7 @@
 #
 # Interrupted? Run it again: what is done is kept.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed '1d; /^[^#]/,$d; s/^# \{0,1\}//' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out="${1:-runs/decide}"
 mix=reviews

@@ -10,6 +10,7 @@
 #
 # Interrupted? Run it again: what is done is kept, and a training goes on from its last checkpoint.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed '1d; /^[^#]/,$d; s/^# \{0,1\}//' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out="${1:-runs/demo}"
 keys=("train.num_steps=${DEMO_STEPS:-200}")

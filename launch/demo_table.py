@@ -5,6 +5,7 @@ python launch/demo_table.py DIR     reads DIR/{dense,pruned}/summary.json and DI
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import zlib
@@ -74,7 +75,9 @@ def table(dense: dict[str, Any], pruned: dict[str, Any]) -> Table:
 
 def main(arguments: list[str]) -> int:
     """Print the table and write DIR/table.json."""
-    (out,) = map(Path, arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="DIR")
+    out = parser.parse_args(arguments).out
     dense, pruned = measure(out, "dense"), measure(out, "pruned")
     (out / "table.json").write_text(json.dumps({"dense": dense, "pruned": pruned}, indent=2) + "\n")
     console = Console()

@@ -10,6 +10,7 @@ task=fact are ours.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import re
@@ -151,6 +152,7 @@ def of_chats() -> list[Prompt]:
 
 def main() -> int:
     """Write both."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     MIXES.mkdir(exist_ok=True)
     head = Head(description="film reviews, each praise (1) or blame (0): launch/prompts.py")
     write(MIXES / "reviews.jsonl", head, of_reviews())

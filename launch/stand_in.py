@@ -8,9 +8,11 @@ nothing about pruning.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,5 +89,15 @@ def _lines(path: Path, rows: Iterator[Any]) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Write it to PAT_ASSETS."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    if not os.environ.get("PAT_ASSETS"):
+        parser.error("PAT_ASSETS is not set: the folder to write to")
     write(Path(os.environ["PAT_ASSETS"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pat.common.files import read_json, write_atomic
-from pat.run.directory import RunDir
+from pat.run.directory import RunDir, no_run
 
 REACHED = "sparsity="  # the name of a checkpoint of train.export_at begins with it
 _FOLDER = re.compile(r"step-\d{8,}(\.partial|\.replaced)?")
@@ -155,8 +155,7 @@ def retain(root: Path, keep_last: int) -> None:
 def find_checkpoint(run: RunDir, checkpoint: str | int) -> Path:
     """The directory of "best", "last", "good", a step or "sparsity=0.3"; ValueError lists what there is."""
     if not run.config.is_file():
-        what = "is not a run directory: it has no config.yaml" if run.path.is_dir() else "is not there"
-        raise ValueError(f"{run.path} {what}; give the folder of a `pat train`")
+        raise no_run(run.path)
     root = run.checkpoints
     by_step = in_place(root)
     if not by_step:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pat.common import files, secrets
+from pat.common.text import did_you_mean
 
 WIDEST = 1_000  # columns of a table where no terminal limits them
 
@@ -109,8 +110,10 @@ def folders_and_keys(given: Sequence[str]) -> tuple[list[Path], list[str]]:
                 f"{path} is a file: give runs or Hugging Face folders, prompts by --mix, data by data.eval={path}"
             )
         if not path.is_dir():
+            beside = [each.name for each in path.absolute().parent.glob("*") if each.is_dir()]
             raise ValueError(
                 f"there is no folder {path}: give runs or Hugging Face folders, such as `pat export` writes"
+                f"{did_you_mean(path.name, beside)}"
             )
     return paths, [item for item in given if Path(item) not in paths]
 

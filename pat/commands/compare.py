@@ -112,8 +112,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _on_samples(config: Any, paths: list[Path], options: argparse.Namespace) -> int:
     from pat.compare import on_samples
+    from pat.evaluation import samples
     from pat.tasks import base
 
+    samples.check_files(config)
     with _both(paths, base.build(config.task), options) as (a, b, device):
         asked = on_samples.ask(config, a, b, device)
     return _say(asked, paths, options)

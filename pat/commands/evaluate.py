@@ -178,10 +178,12 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
     from transformers.utils import logging
 
     from pat.common.parameters import DTYPES
-    from pat.evaluation import report
+    from pat.evaluation import report, samples
     from pat.evaluation.folders import evaluate_folder
     from pat.export.origins import differing_data
 
+    for config in configs:
+        samples.check_files(config)
     logging.disable_progress_bar()
     device, dtype = _models.device(options.device), DTYPES[options.dtype]
     console, evaluations = Console(stderr=True), []

@@ -18,9 +18,10 @@ examples:
   pat plan recipe=llama3_8b --ranks 8 --tflops 400,40,30        how long a step and a calibrated cut take at least
   pat plan recipe=llama3_8b model.path=/models/Llama-3.1-405B --ranks 512,1024 --stages 3 --json plan.json
 
-Only the model's config is read; those of the models that recipes name come with pat. With other ranks
-train.micro_batch_size stays where it is given. Ranks that cannot share train.global_batch_size get as many whole
-micro-batches as fit in it, at least one each, and a note says so: `pat train` refuses them.
+Only the model's config is read; those of the models that recipes name come with pat. Data and train.num_steps may be
+left open. The last lines say whether a rank fits. With other ranks train.micro_batch_size stays where it is given.
+Ranks that cannot share train.global_batch_size get as many whole micro-batches as fit in it, at least one each, and a
+note says so: `pat train` refuses them.
 
 """
 WIDTH = 140
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         from rich.console import Console
 
         from pat.planning.report import report, summary
-        from pat.planning.tables import advice, notes, tables
+        from pat.planning.tables import advice, notes, tables, verdicts
         from pat.planning.work import Pace
 
         needs = report(
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
         console.print(summary(needs), highlight=False)
         if none_fits := advice(needs):
             console.print(none_fits, highlight=False)
+        for verdict in verdicts(needs, _memory_here()):
+            console.print(verdict, style="bold", highlight=False)
         if options.json:
             files.write_json(options.json, needs.as_dict())
         return ExitCode.DONE
@@ -90,7 +93,16 @@ def main(arguments: Sequence[str]) -> int:
     from pat.config.compose import compose
 
     more = ["--config-dir", options.config_dir] if options.config_dir else []
-    return compose([*options.overrides, *more], use, data_is_read=False)
+    return compose([*options.overrides, *more], use, data_is_read=False, steps_are_made=False)
+
+
+def _memory_here() -> int | None:
+    """Bytes of this machine's first GPU; None where it has none."""
+    import torch
+
+    from pat.zero.engine import accelerator
+
+    return torch.cuda.get_device_properties(0).total_memory if accelerator() == "cuda" else None
 
 
 def _pace(text: str | None) -> list[float] | None:

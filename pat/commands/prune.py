@@ -20,6 +20,21 @@ from pat.schema import ANOTHER_TRAINERS
 
 MAX_LENGTH = 512  # tokens of a calibration sample, unless the model takes fewer or was exported by pat
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+# Keys of `pat train`, as errors name them, by which option sets them here.
+OPTIONS = {
+    r"(choose|take) another run\.dir": "give another --out",
+    r"(pruners\.weights\.(budget: )?)?budget\.sparsity": "--sparsity",
+    r"(pruners\.narrow\.(budget: )?)?budget\.keep\.": "--keep ",
+    r"pruners\.narrow\.structures": "--keep",
+    r"(pruners\.\w+\.((criterion|gate): )?)?(criterion|gate)\.num_samples": "--samples",
+    r"(pruners\.\w+\.((criterion|gate): )?)?(criterion|gate)\.reconstruct": "--reconstruct",
+    r"^n_of_m:": "--pattern:",
+    r"^there is no (?=(criterion|gate) called)": "--method: there is no ",
+    r"engine\.world_size": "--ranks",
+    r"data\.max_length": "--max-length",
+    r"data\.train\b": "--data",
+    r"data\.eval\b": "--eval",
+}
 
 EXAMPLES = """\
 examples:
@@ -29,8 +44,9 @@ examples:
   pat prune /models/classifier --data rows.csv --sparsity 0.8 --out pruned data.text_column=review
 
 --data is what the model is calibrated on: the first --samples of it in the order of training. --eval, or a part of
---data that is held out, measures what was lost. Beside DIR stands DIR.run: logs, metrics.jsonl, summary.json; the same
-command goes on there. Of a decoder a few training steps heal much of what a cut loses: `pat train recipe=decoder`
+--data that is held out, measures what was lost. Columns are called as an export's were in its training, unless
+data.text_column, data.label_column say otherwise. Beside DIR stands DIR.run: logs, metrics.jsonl, summary.json; the
+same command goes on there. Of a decoder a few training steps heal much of what a cut loses: `pat train recipe=decoder`
 takes the same model and data and train.num_steps. An encoder should have learned its task before it is cut.
 
 """
@@ -101,10 +117,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code = train.main([*_overrides(options, config, run), *(["--dry-run"] if options.dry_run else [])])
     except ValueError as error:
-        said = re.sub(r"(choose|take) another run\.dir", "give another --out", str(error))
-        if said == str(error):
-            raise
-        raise ValueError(said) from error
+        error.args = (_by_options(str(error), options.words),)
+        raise
     if code:
         return code
     if options.dry_run:
@@ -119,20 +133,32 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
+def _by_options(said: str, words: Sequence[str]) -> str:
+    """An error with the options of this command in place of the keys that they set, but for keys that were given."""
+    for key, option in OPTIONS.items():
+        if not any(re.search(key, word) for word in words):
+            said = re.sub(key, option, said)
+    return said
+
+
 def _model_config(options: argparse.Namespace) -> Any:
     """The Hugging Face config of the model. Raises ValueError."""
     from transformers import AutoConfig
+
+    from pat.models.build import require_reachable, to_fetch
 
     model, keys = one_model(options.words)
     if model is None:
         raise ValueError("no model is given: pat prune MODEL --data FILE ...")
     if RunDir(Path(model)).config.is_file():
         raise ValueError(f"{model} is a run: make a model of it with pat export {model} --out DIR, and prune that")
+    require_reachable(model, "MODEL")
     try:
         revision = next((key.partition("=")[2] for key in keys if key.startswith("model.revision=")), None)
         return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{model} is neither a model's folder nor its name: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        raise ValueError(f"{model} is neither a model's folder nor its name: {said}{to_fetch(model)}") from error
 
 
 def _dtype(config: Any) -> str:
@@ -153,10 +179,11 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
     task = options.task or _task(model, config)
     classifies = task not in ("causal_lm", "chat")
     recipe = f"{'encoder' if classifies else 'decoder'}{'_narrow' if options.keep else ''}"
+    columns = ("text_column", "text_pair_column", "label_column") if classifies else ("text_column",)
     positions = limits.positions(config) or MAX_LENGTH
-    length = options.max_length
+    exported, length = _exported_data(Path(str(model))), options.max_length
     if length is None:
-        length = _exported_length(Path(str(model))) or min(MAX_LENGTH, positions)
+        length = exported.get("max_length") or min(MAX_LENGTH, positions)
     defaults = [
         f"recipe={recipe}",
         f"task={task}",
@@ -164,6 +191,7 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
         *(of_file("--data", options.data) if options.data else []),
         f"data.eval={quoted(options.eval) if options.eval else 'null'}",
         f"data.max_length={length}",
+        *(f"data.{name}={quoted(exported[name])}" for name in columns if exported.get(name)),
         f"run.dir={quoted(str(run))}",
         "train.num_steps=0",
         f"engine.world_size={1 if options.ranks is None else options.ranks}",
@@ -174,10 +202,10 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
     return under(defaults, keys)
 
 
-def _exported_length(model: Path) -> int | None:
-    """data.max_length of the run that an export is of, so that both are evaluated on the same samples."""
+def _exported_data(model: Path) -> dict[str, Any]:
+    """The `data` of the run that an export is of, so that both are evaluated on the same samples; empty: not known."""
     data = ((read_json(model / "export.json") or {}).get("config") or {}).get("data") or {}
-    return None if data.get("source") == ANOTHER_TRAINERS else data.get("max_length")
+    return {} if data.get("source") == ANOTHER_TRAINERS else data
 
 
 def _weights(options: argparse.Namespace) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pat.commands._help import command_parser
-from pat.run.directory import ExitCode, RunDir
+from pat.run.directory import ExitCode, RunDir, no_run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,8 +25,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     here = [*Path("runs").glob("*"), *Path("runs").glob("*/*"), *Path("sweeps").glob("*/*")]
     runs = [path for path in options.runs or sorted(here) if RunDir(path).config.exists()]
+    if not runs and options.runs:
+        raise no_run(options.runs[0])
     if not runs:
-        where = "among those given" if options.runs else "in ./runs (two levels deep) and none in ./sweeps"
+        where = "in ./runs (two levels deep) and none in ./sweeps"
         raise ValueError(f"there are no runs {where}: give run directories, which hold a config.yaml")
     if passed := [str(path) for path in options.runs if path not in runs]:
         print(f"pat: no run directories (no config.yaml), so left out: {', '.join(passed)}", file=sys.stderr)

@@ -47,7 +47,9 @@ def explain(error: Exception) -> str:
     ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.|Sweep parameters '([^=]+)=(.*?)'", text)
     if ambiguous:
         key, value = ambiguous[1] or ambiguous[3], ambiguous[2] or ambiguous[4]
-        return f"{key}={value} is several values: add -m for one run each, or write {key}=[{value}] for a list"
+        key = key.removeprefix("++")  # which mappings get that were given without it
+        sweep = "pat sweep compares a run of each (pat train -m starts them)"
+        return f"{key}={value} is several values: {sweep}, or write {key}=[{value}] for a list"
     return re.sub(r"\s*(Set the environment|To append to your config).*", "", text) or type(error).__name__
 
 

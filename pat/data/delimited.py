@@ -107,9 +107,12 @@ def records(paths: Sequence[str], cfg: DataConfig) -> Iterator[tuple[Place, list
         for where, values in rows:
             if len(values) != len(header):
                 found = f"{len(values)} value{'s' * (len(values) != 1)}"
+                what_to_do = (
+                    f": fix the line, quote values that contain data.delimiter={cfg.delimiter!r}, or name another one."
+                )
                 raise ValueError(
-                    f"{where}: {found}, but the header has {len(header)} columns: "
-                    f"fix the line, quote values that contain data.delimiter={cfg.delimiter!r}, or name another one."
+                    f"{where}: {found}, but the header has {len(header)} column{'s' * (len(header) != 1)}"
+                    + (f".{otherwise}" if (otherwise := separated_otherwise(header)) else what_to_do)
                 )
             if _delimiter(cfg) == "\t" and any(_swallows(values, at) for at in range(len(values))):
                 raise ValueError(
@@ -117,6 +120,13 @@ def records(paths: Sequence[str], cfg: DataConfig) -> Iterator[tuple[Place, list
                     "marks are only text: set data.quote_char=null."
                 )
             yield where, values
+
+
+def separated_otherwise(header: Sequence[str]) -> str:
+    """What to type in a shell where the whole header was taken for one name; empty where it was not."""
+    keys = {"\t": "data.delimiter=tab"} | {mark: f"""'data.delimiter="{mark}"'""" for mark in ";|"}
+    key = next((key for mark, key in keys.items() if len(header) == 1 and mark in header[0]), None)
+    return f" Its columns seem to be separated otherwise: set {key}." if key else ""
 
 
 def _swallows(values: Sequence[str], at: int) -> bool:

@@ -175,11 +175,7 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
             raise ValueError(
                 f"data.{name}_column='{column}' is not in data.{split}: the columns are {', '.join(rows.column_names)}."
                 + (" These rows are chats: take task=chat (pat prune: --task chat)." if chats else "")
-                + (
-                    _other_delimiter(rows.column_names[0])
-                    if cfg.source == "csv" and len(rows.column_names) == 1
-                    else ""
-                )
+                + (delimited.separated_otherwise(rows.column_names) if cfg.source == "csv" else "")
             )
     for name, column in columns.items():
         other = next(first for first, value in columns.items() if value == column)
@@ -207,12 +203,6 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
             more = f" and in {others:,} more rows" if others else ""
             raise ValueError(f"The column '{column}' is empty in {place(cfg, split, first)}{more}: remove such rows.")
     return rows.rename_columns({column: name for name, column in columns.items()})
-
-
-def _other_delimiter(header: str) -> str:
-    """What to set where the whole header was taken for one name."""
-    found = next(((named, mark) for named, mark in (("tab", "\t"), ("';'", ";"), ("'|'", "|")) if mark in header), None)
-    return f" Its columns seem to be separated otherwise: set data.delimiter={found[0]}." if found else ""
 
 
 def place(cfg: DataConfig, split: str, row: int) -> str:

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pat.common.machine import cpu_name
+from pat.common.machine import cpu_name, usable_cores
+from pat.common.progress_bar import said_if_slow
 from pat.common.text import size_in_words
 from pat.doctor import BROKEN, MIND, WELL, Finding
 from pat.pruning.weights.kernels import Pass
@@ -34,7 +35,7 @@ def check_versions() -> Finding:
 def check_devices(device: str, ranks: int) -> Finding:
     """Names and memory of the devices; every rank needs a GPU of its own."""
     if device == "cpu":
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         said = f"{cores} CPU cores, {size_in_words(memory)} of memory, {cpu_name()}; not run on a GPU"
         state = WELL if cores >= ranks else MIND
@@ -75,7 +76,8 @@ def compare_kernels(function: Callable[..., None], device: str) -> Finding:
     plain, compiled = numbers.clone(), numbers.clone()
     Pass(function, "eager")(plain, numbers, torch.tensor(0.01, device=device))
     try:
-        Pass(function, "compile")(compiled, numbers, torch.tensor(0.01, device=device))
+        with said_if_slow("compiling the kernels"):
+            Pass(function, "compile")(compiled, numbers, torch.tensor(0.01, device=device))
     except Exception as error:  # a dozen kinds: no compiler, no Python headers, no Triton
         first = str(error.__cause__ or error).strip().splitlines()[0]
         return Finding("kernels", MIND, f"torch.compile does not work here ({first}); they run in chunks, more slowly")

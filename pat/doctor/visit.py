@@ -205,11 +205,19 @@ def judge_resume(folder: Path, code: int, by: str = "in new processes") -> Findi
 def visit(folder: Path, ranks: int, given: Sequence[str] = ()) -> Iterator[Callable[[], Finding]]:
     """The checks that need ranks, in the order in which they are told."""
     made = configs(folder, ranks, given)
+    started = f"starting {ranks} rank{'s' * (ranks > 1)}, which reduce, save"
+    _say(f"{started} and train {STEPS} steps at ZeRO 1, 2 and 3: minutes where cores are busy")
     code = start_ranks(folder, made)
     yield lambda: judge_start(folder, code)
     yield lambda: judge_reductions(folder)
     yield lambda: judge_stages(folder)
     if results(stage_dir(folder, 2)):
+        _say(f"starting them again, to go on from step {HALF} at ZeRO 2")
         again = go_on(folder, made)
         yield lambda: judge_resume(folder, again)
     yield lambda: judge_saving(folder)
+
+
+def _say(what: str) -> None:
+    """On stderr, at once: what follows has no output of its own."""
+    print(f"{what} ...", file=sys.stderr, flush=True)

@@ -100,6 +100,11 @@ class Parts:
         return self.names[label] if self.names else str(label)
 
 
+def check_files(config: Config) -> None:
+    """ValueError for a file of these samples that is not there, before a model is loaded to be asked them."""
+    sources.check_files(config.data.changed(calibration=None))
+
+
 def ask(config: Config, model: Any, tokenizer: Any, name: str, device: str) -> tuple[Rows, float]:
     """(answers on the evaluation split, tokens per second of the forwards after the first). ValueError: unfit."""
     task = base.build(config.task)

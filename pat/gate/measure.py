@@ -76,7 +76,9 @@ def check_measured(envelope: Envelope, given: Collection[str], with_baseline: bo
 def ask(path: Path, asked: Asked, task: Task | None = None) -> Facts:
     """The model in a folder, or of a run's best checkpoint; `task`: what it must be for. Raises ValueError."""
     config = asked.config
-    task = base.build(config.task) if config is not None else task
+    if config is not None:
+        samples.check_files(config)
+        task = base.build(config.task)
     with opened(path, task, asked.dtype, asked.device) as one:
         sources: dict[str, Measured] = {}
         if config is not None:

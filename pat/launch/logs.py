@@ -10,14 +10,14 @@ from typing import IO
 from pat.common.files import read_json
 from pat.launch import slurm
 from pat.launch.process import held_since, rank_records
-from pat.run.directory import HOST, RunDir, read_exit
+from pat.run.directory import HOST, RunDir, no_run, read_exit
 
 
 def find(run: Path, rank: int | None) -> Path:
     """The log of a rank, or (None) of the newest Slurm job; ValueError where there is none."""
     directory = RunDir(run)
     if not directory.config.exists():
-        raise ValueError(f"{run} is not a run directory (it has no config.yaml): give a directory that pat has made")
+        raise no_run(run)
     if rank is not None:
         path = directory.log(rank)
         if path.exists():

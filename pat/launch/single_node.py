@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pat
 from pat.common.extensions import extensions_dir
+from pat.common.machine import usable_cores
 from pat.launch import process
 from pat.launch.environment import free_port, rank_environment
 from pat.launch.supervisor import Supervisor
@@ -82,7 +83,7 @@ def _threads(environment: Mapping[str, str], world_size: int) -> int:
         tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]  # `8(x2),4`
     said = (environment.get(key) for key in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"))
     ranks = next(filter(None, said), tasks or world_size)
-    return max(1, len(os.sched_getaffinity(0)) // int(ranks))
+    return max(1, usable_cores() // int(ranks))
 
 
 def _devices(count: int) -> list[int | str]:

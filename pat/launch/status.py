@@ -16,7 +16,7 @@ from pat.common.files import read_json
 from pat.launch import slurm
 from pat.launch.process import held_since, rank_records
 from pat.run import provenance
-from pat.run.directory import HOST, RunDir, read_exit
+from pat.run.directory import HOST, RunDir, no_run, read_exit
 
 LOGGED = "logged_step"
 _BLOCK = 1 << 16  # bytes of metrics.jsonl read at a time, from its end
@@ -46,9 +46,7 @@ def statuses(runs: Sequence[Path]) -> list[Status]:
     """The status of each run directory; ValueError for another directory."""
     for run in runs:
         if not RunDir(run).config.exists():
-            raise ValueError(
-                f"{run} is not a run directory (it has no config.yaml): give a directory that pat has made"
-            )
+            raise no_run(run)
     jobs = {run: (read_json(RunDir(run).job) or {}).get("job_id") for run in runs}
     known = slurm.states([job for job in jobs.values() if job])
     return [status(run, known.get(jobs[run] or "")) for run in runs]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +47,7 @@ SIZES = (
     "num_attention_heads",
     "num_key_value_heads",
 )  # of the Hugging Face config: a model with none of these has no layers, or cannot be built
+NEAR = 0.8  # of two paths' likeness: one is the other, misspelt
 # What constructors raise for fields of the config that do not fit.
 FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # by transformers' names
 UNFIT = (ValueError, TypeError, ImportError, ArithmeticError, AttributeError, LookupError, AssertionError)
@@ -154,7 +158,8 @@ def config_of(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pretraine
 
 
 def require_reachable(name: str, key: str) -> None:
-    """A name that can only be a folder must be one: the hub's client would try the network for a minute first."""
+    """A name that can only be a folder must be one: the hub's client would try the network for a minute first. One of
+    the hub's that is nearly a folder's is said to be looked for. Raises ValueError."""
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     folder, _, last = name.rpartition("/")
     if not os.path.isdir(name) and (looks_local or (folder and os.path.isdir(folder))):
@@ -163,15 +168,35 @@ def require_reachable(name: str, key: str) -> None:
         raise ValueError(
             f"There is no folder {key}='{name}' (seen from {os.getcwd()}{made}){did_you_mean(last, beside) or '.'}"
         )
+    if near := _near(name):
+        _say_near(name, near)
 
 
 def to_fetch(name: str) -> str:
-    """What to do about a name that is not in the local cache, where the hub's client may not use the network."""
-    return f" HF_HUB_OFFLINE is set: run `hf download {name}` where there is a network." if is_offline_mode() else ""
+    """What to do about a name that is neither found on the hub nor in its cache: a folder nearly of that name, or a
+    download where the hub's client may not use the network."""
+    meant = f" Did you mean the folder {near}?" if (near := _near(name)) else ""
+    offline = f" HF_HUB_OFFLINE is set: run `hf download {name}` where there is a network." if is_offline_mode() else ""
+    return meant + offline
 
 
 def _folders(folder: str) -> list[str]:
     return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+
+
+def _near(name: str) -> str | None:
+    """A folder DIR/NAME here that is spelt nearly like this one, which is none."""
+    parent, _, _ = name.partition("/")
+    if name.count("/") != 1 or os.path.isdir(name):
+        return None
+    beside = [f"{near}/{folder}" for near in get_close_matches(parent, _folders(".")) for folder in _folders(near)]
+    return next(iter(get_close_matches(name, beside, 1, NEAR)), None)
+
+
+@cache
+def _say_near(name: str, near: str) -> None:
+    """Once, before the hub is asked, which may take half a minute."""
+    print(f"pat: there is no folder {name}, but {near}; looking for {name} on the hub ...", file=sys.stderr, flush=True)
 
 
 def _config_from_path(cfg: ModelConfig, fields: dict[str, Any]) -> PretrainedConfig:

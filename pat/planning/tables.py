@@ -78,6 +78,19 @@ def card(num_bytes: float) -> str:
     return NONE if smallest is None else f"{smallest} GB"
 
 
+def verdicts(needs: Report, here: int | None) -> list[str]:
+    """Whether a rank of each layout fits, on which cards and on this machine's, which has `here` bytes (None: none)."""
+    said = []
+    for row in needs.rows:
+        ranks, smallest, needed = row.layout.ranks, card(row.total_soft), size_in_words(row.total_soft)
+        fits = "fits no card" if smallest == NONE else f"fits a card of {smallest} or more"
+        if here is not None:
+            fits += f", and {'fits' if row.total_soft <= (1 - SPARE) * here else 'does not fit'} this machine's"
+            fits += f" ({size_in_words(here)})"
+        said.append(f"ZeRO {row.layout.stage}, {ranks:,} rank{'s'[: ranks > 1]}: {needed} a rank at most: it {fits}.")
+    return said
+
+
 def advice(needs: Report) -> str | None:
     """What takes less, where one of the layouts is on no card."""
     tight = [row for row in needs.rows if card(row.total_soft) == NONE]

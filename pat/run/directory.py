@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pat.common.files import read_json, write_json
+from pat.common.text import did_you_mean
 
 HOST = socket.gethostname()
 UNTIL = "until"  # the name in metrics.jsonl of the evaluation at the end of a run.until=STEP
@@ -89,6 +90,13 @@ class RunDir:
     def rank(self, rank: int) -> Path:
         """The file with this rank's identity: pid, host, start time."""
         return self.ranks / f"rank-{rank}.json"
+
+
+def no_run(path: Path) -> ValueError:
+    """Why this is no run directory, and which one beside it may be meant."""
+    what = "is not a run directory (it has no config.yaml)" if path.is_dir() else "is not there"
+    beside = [each.name for each in path.absolute().parent.glob("*") if RunDir(each).config.is_file()]
+    return ValueError(f"{path} {what}: give the folder of a `pat train`{did_you_mean(path.name, beside)}")
 
 
 def write_exit(run_dir: str | Path, code: int, message: str = "") -> None:

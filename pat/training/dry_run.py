@@ -16,6 +16,7 @@ from pat.schema import Config
 from pat.tasks import base
 
 SOFT_BYTES, SCORE_BYTES, HARD_BYTES = 5, 4, 1  # per weight: dense fp32 + flag, score, flag
+NOTHING = "none"  # of a cell; a column of nothing else is left out
 
 
 def attached(config: Config, num_labels: int | None = None) -> tuple[torch.nn.Module, Pruner]:
@@ -43,47 +44,45 @@ def describe(config: Config) -> str:
     ranks = 1 if config.engine.zero_stage == 0 else config.engine.world_size
     size = config.engine.world_size
     engine = f"{size} rank{'s' * (size > 1)}, ZeRO {config.engine.zero_stage}"
-    table = Table(title=f"What would be pruned ({engine}), and the memory of masks and gates")
-    for column in (
-        "pruner",
-        "matrices",
-        "weights",
-        "units",
-        "removed",
-        "dense steps",
-        "soft steps",
-        "hard from",
-        "memory per rank, soft",
-        "hard",
-    ):
-        table.add_column(column, justify="left" if column == "pruner" else "right")
+    soft = any(each.timeline.hard_from > each.timeline.start for each in pruner.pruners)
+    memory = f"memory per rank, {'soft' if soft else 'at the cut'}"
+    rows: list[dict[str, str]] = []
     for each in pruner.weight_pruners:
-        shapes, line = each.maps, each.timeline
+        shapes, single = each.maps, each.granularity.weights_per_unit == 1
         units = sum(each.granularity.num_units(s) for s in shapes.values())
         removed = each.granularity.pruned_units(shapes, each.budget.sparsity, each.scope)
-        soft = each.numel * (SOFT_BYTES + SCORE_BYTES * each.criterion.needs_score) / ranks
-        table.add_row(
-            each.name,
-            str(len(shapes)),
-            f"{each.numel:,}",
-            f"{units:,}",
-            f"{removed:,} units",
-            *_phases(line),
-            size_in_words(soft),
-            size_in_words(each.numel * HARD_BYTES / ranks),
+        needed = each.numel * (SOFT_BYTES + SCORE_BYTES * each.criterion.needs_score) / ranks
+        rows.append(
+            {
+                "pruner": each.name,
+                "matrices": str(len(shapes)),
+                "weights": f"{each.numel:,}",
+                "units": NOTHING if single else f"{units:,}",
+                "removed": f"{removed:,} {'weights' if single else 'units'}",
+                **_phases(each.timeline),
+                memory: size_in_words(needed),
+                "hard": size_in_words(each.numel * HARD_BYTES / ranks),
+            }
         )
     for each in pruner.structure_pruners:
-        line, state = each.timeline, size_in_words(each.state_bytes())
-        table.add_row(
-            each.name,
-            f"{len(each.sites)} sites",
-            f"{each.numel:,}",
-            f"{sum(each.units.sizes):,}",
-            f"{each.target_weights:,} weights",
-            *_phases(line),
-            state,
-            state,
+        rows.append(
+            {
+                "pruner": each.name,
+                "matrices": f"{len(each.sites)} sites",
+                "weights": f"{each.numel:,}",
+                "units": f"{sum(each.units.sizes):,}",
+                "removed": f"{each.target_weights:,} weights",
+                **_phases(each.timeline),
+                memory: size_in_words(each.state_bytes()),
+                "hard": size_in_words(each.state_bytes()),
+            }
         )
+    table = Table(title=f"What would be pruned ({engine}), and the memory of masks and gates")
+    columns = [name for name in rows[0] if any(row[name] != NOTHING for row in rows)]
+    for name in columns:
+        table.add_column(name, justify="left" if name == "pruner" else "right")
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
     lines: list[str] = []
     for each in pruner.weight_pruners:
         names = list(each.shapes)
@@ -95,8 +94,10 @@ def describe(config: Config) -> str:
     return captured.get() + "\n".join(lines)
 
 
-def _phases(line: Timeline) -> tuple[str, str, str]:
+def _phases(line: Timeline) -> dict[str, str]:
     """When nothing is pruned yet, when masks move, and from when on they are final."""
-    dense = f"0-{line.start}" if line.start else "none"
-    soft = f"{line.start}-{line.hard_from}" if line.hard_from > line.start else "none"
-    return dense, soft, f"step {line.hard_from}"
+    return {
+        "dense steps": f"0-{line.start}" if line.start else NOTHING,
+        "soft steps": f"{line.start}-{line.hard_from}" if line.hard_from > line.start else NOTHING,
+        "hard from": f"step {line.hard_from}",
+    }

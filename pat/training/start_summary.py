@@ -10,9 +10,11 @@ import torch
 from pat import learning_rates
 from pat.checkpoint import retention
 from pat.common import patterns
+from pat.common.machine import free_cores, usable_cores
 from pat.data.prepare import SPLITS, PreparedData
 from pat.data.sources import held_out_of_train
 from pat.launch.environment import rank_environment
+from pat.launch.single_node import rank_variables
 from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
@@ -23,6 +25,7 @@ from pat.training.start_warnings import warnings
 from pat.zero.engine import accelerator
 
 WIDTH = 10  # of the first column
+BUSY = 0.5  # of a core: less is no program that computes
 
 
 def start_summary(config: Config, checked: Checked, here: bool = True) -> str:
@@ -30,6 +33,7 @@ def start_summary(config: Config, checked: Checked, here: bool = True) -> str:
     prepared, model, pruner = checked.prepared, checked.model, checked.pruner
     lines = [("resume", text) for text in _resume(config)]
     lines += [("engine", text) for text in _engine(config, here)]
+    lines += [("engine", text) for text in _cores(config, here)]
     lines += [("data", text) for text in _data(config, prepared)]
     lines += [("labels", text) for text in _labels(prepared)]
     lines += [("model", text) for text in [*_model(model, config), *checked.head]]
@@ -56,6 +60,22 @@ def _engine(config: Config, here: bool) -> Iterator[str]:
     alone = not engine.hostfile and rank_environment() is None  # no launcher says how many ranks there are
     if ranks < gpus and alone and config.train.global_batch_size % gpus == 0:
         yield f"this machine has {gpus} GPUs: engine.world_size={gpus} takes all"
+
+
+def _cores(config: Config, here: bool) -> Iterator[str]:
+    """Threads that wait for each other, or for other programs; a launcher knows better what its ranks may use."""
+    if not here or accelerator() != "cpu" or rank_environment() is not None:
+        return
+    ranks, threads, cores = config.engine.world_size, int(rank_variables(config)["OMP_NUM_THREADS"]), usable_cores()
+    asked = f"{ranks * threads:,} threads ({ranks:,} rank{'s'[: ranks > 1]} with {threads:,})"
+    fewer = f"engine.threads_per_rank={max(1, cores // ranks)}" if threads > 1 else f"engine.world_size={cores}"
+    if ranks * threads > cores:
+        yield f"{asked} share {cores:,} core{'s'[: cores > 1]}, which is slow: {fewer} fits"
+    elif threads > 1 and (free := free_cores()) < ranks * threads - BUSY:
+        yield (
+            f"other programs leave about {free:.1f} of {cores:,} cores to {asked}: "
+            f"engine.threads_per_rank={max(1, int(free) // ranks)} can be several times faster"
+        )
 
 
 def _teacher(config: Config) -> Iterator[str]:

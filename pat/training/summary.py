@@ -14,6 +14,8 @@ from pat.run.directory import RunDir
 from pat.training.hardware import peak_memory_bytes
 from pat.training.state import Training
 
+PRUNED = "; pat export makes a Hugging Face folder of it, as pat prune does by itself"  # of a run without steps
+
 
 def summary(training: Training) -> dict[str, Any]:
     """What summary.json holds. Collective."""
@@ -87,8 +89,8 @@ def outcome(directory: RunDir) -> str:
     return (
         f"{end} step {written['step']}: {pruned if written['prunable_parameters'] else ''}{now}\n"
         + (f"{dense}\n" if before else "")
-        + f"the run is in {directory.path}; as a Hugging Face folder: pat export {directory.path} --out DIR"
-        + ("" if written["step"] else " (pat prune does so itself)")
+        + f"the run is in {directory.path}"
+        + (f"; as a Hugging Face folder: pat export {directory.path} --out DIR" if written["step"] else PRUNED)
         + (f"\nthe best checkpoint is of step {best}: export, evaluate and compare take it" if earlier else "")
         + (f"\nor what it was on the way: {variants}" if variants else "")
         + (f"\n{guard.in_words(written['envelope'])}" if written.get("envelope") else "")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pat.common.machine import usable_cores
 from pat.launch import process
 from pat.run import directory
 from pat.schema import Config, EngineConfig
@@ -216,6 +217,6 @@ def test_ranks_get_threads_and_a_directory_of_their_own(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     variables = rank_variables(Config(engine=EngineConfig(world_size=2)))
-    assert int(variables["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert int(variables["OMP_NUM_THREADS"]) == max(1, usable_cores() // 2)
     assert "torch_extensions" in variables["TORCH_EXTENSIONS_DIR"]
     assert rank_variables(Config(engine=EngineConfig(threads_per_rank=3)))["OMP_NUM_THREADS"] == "3"

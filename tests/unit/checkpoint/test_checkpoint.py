@@ -101,7 +101,7 @@ def test_a_step_that_a_kill_has_left_aside_is_found_exported_and_put_back(tmp_pa
     assert retention.find_checkpoint(run, 30) == root / "step-00000030"
     with pytest.raises(ValueError, match="take best, last, good, or a step: 10, 20, 30"):
         retention.find_checkpoint(run, 25)
-    with pytest.raises(ValueError, match="elsewhere is not there; give the folder of a `pat train`"):
+    with pytest.raises(ValueError, match="elsewhere is not there: give the folder of a `pat train`"):
         retention.find_checkpoint(RunDir(tmp_path / "elsewhere"), "last")
     retention.put_back(root)
     assert retention.find_checkpoint(run, "last") == root / "step-00000020" and not aside.exists()

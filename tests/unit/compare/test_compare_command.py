@@ -202,6 +202,7 @@ def test_classifiers_on_a_mix_and_on_data(classifiers: list[Path], tmp_path: Pat
         (["--from-logs", "a", "b", "--outcome", "ok", "--seed", "7"], "--seed would be ignored: logs are compared"),
         ([".", ".", *PARITY, "--confidence", "95"], "--confidence 95.0"),
         ([".", ".", *PARITY, "--seed", "-1"], "--seed -1: give 0 or more"),
+        ([".", ".", *PARITY, "data=json", "data.train=no.jsonl"], "no file matches 'no.jsonl'"),
         ([".", ".", "--mix", "reviews"], "holds no config.json"),
         ([".", ".", "--allow-code"], "--allow-code would be ignored"),
         (["--from-logs", "a", "b"], "--outcome is missing"),

@@ -165,7 +165,11 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
                 "defaults list must say `- /criterion@pruners.x.criterion: OPTION`",
             ),
             (f"{PARITY} pruners.weights.granularity.name=n_of_m", "no value for pruners.weights.granularity.m"),
-            (f"{PARITY} seed=1,2", "add -m for one run each"),
+            (f"{PARITY} seed=1,2", "seed=1,2 is several values: pat sweep compares a run of each"),
+            (
+                "recipe=decoder_narrow pruners.narrow.budget.keep.ffn=0.5,0.75",
+                "or write pruners.narrow.budget.keep.ffn=[0.5,0.75] for a list",
+            ),
             (f"{PARITY} nonsense", "cannot read 'nonsense': write key=value"),
             (f"{PARITY} data.delimiter=;", """would split, such as 'data.delimiter=";"'"""),
             (

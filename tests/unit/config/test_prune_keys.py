@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from pat.commands import prune
+from pat.common.files import write_json
 from tests import models as small
 
 
@@ -62,15 +63,60 @@ def test_the_config_is_that_of_the_revision(monkeypatch: pytest.MonkeyPatch, tmp
     assert asked == ["v1"]
 
 
-def test_advice_names_what_can_be_given_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("given", "keys", "raised", "said"),
+    [
+        ("--sparsity=0.5", [], "choose another run.dir, or start over", "give another --out, or start over"),
+        ("--sparsity=2", [], "pruners.weights.budget: budget.sparsity is 2.0, but", "--sparsity is 2.0, but"),
+        ("--keep=ffn=0", [], "pruners.narrow.budget: budget.keep.ffn is 0, but", "--keep ffn is 0, but"),
+        ("--keep=ffn=900", [], "budget.keep.ffn=900 is more than", "--keep ffn=900 is more than"),
+        ("--keep=fnn=1", [], "pruners.narrow.structures has 'fnn'", "--keep has 'fnn'"),
+        ("--keep=ffn=1", [], "pruners.narrow.gate: gate.num_samples is 0, but", "--samples is 0, but"),
+        ("--sparsity=0.5", [], "pruners.weights.criterion: criterion.reconstruct is -1,", "--reconstruct is -1,"),
+        ("--pattern=3:5", [], "n_of_m: the input dimension", "--pattern: the input dimension"),
+        ("--sparsity=0.5", [], "there is no criterion called 'x'", "--method: there is no criterion called 'x'"),
+        (
+            "--sparsity=0.5",
+            [],
+            "engine.world_size is 0, data.max_length=0, data.eval:",
+            "--ranks is 0, --max-length=0,",
+        ),
+        ("--sparsity=0.5", ["data.text_column=a"], "'a' is not in data.train:", "'a' is not in --data:"),
+        ("--sparsity=0.5", [], "data.eval_fraction=2", "data.eval_fraction=2"),
+        ("--sparsity=0.5", ["data.max_length=0"], "data.max_length is 0", "data.max_length is 0"),
+    ],
+)
+def test_errors_name_the_options_that_set_the_keys(
+    given: str, keys: list[str], raised: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Would catch: `choose another run.dir`, a key that `pat prune` refuses."""
 
     def refuse(words: Sequence[str]) -> int:
-        raise ValueError("go on with the old values, choose another run.dir, or start over with run.resume=never")
+        raise ValueError(raised)
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: small.config("llama"))
     monkeypatch.setattr("pat.commands.train.main", refuse)
-    with pytest.raises(ValueError, match="old values, give another --out, or start over"):
-        prune.main(
-            ["m", "--data", "t.jsonl", "--sparsity", "0.5", "--task", "causal_lm", "--out", str(tmp_path / "out")]
-        )
+    with pytest.raises(ValueError) as error:
+        prune.main(["m", "--data", "t.jsonl", given, "--task", "causal_lm", "--out", str(tmp_path / "out"), *keys])
+    assert str(error.value).startswith(said)
+
+
+def test_columns_are_those_of_an_exports_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Would catch: an export that is pruned on the file it was trained on, by another column."""
+    monkeypatch.chdir(tmp_path)
+    data = {"max_length": 24, "text_column": "re view", "label_column": "stars", "text_pair_column": None}
+    (tmp_path / "m").mkdir()
+    write_json(tmp_path / "m" / "export.json", {"config": {"data": data}})
+    of_text, _ = called(monkeypatch, tmp_path, "cpu", None)
+    of_labels, _ = called(monkeypatch, tmp_path, "cpu", None, "--task", "classification", "data.text_column=text")
+    assert (of_text["data.max_length"], of_text["data.text_column"]) == ("24", "'re view'")
+    assert "data.label_column" not in of_text, "a language model has none"
+    assert (of_labels["data.text_column"], of_labels["data.label_column"]) == ("text", "'stars'")
+
+
+def test_a_misspelt_folder_is_no_name_to_look_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "exports" / "dense").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: 1 / 0)
+    with pytest.raises(ValueError, match=r"There is no folder MODEL='exports/dens' .* did you mean dense\?"):
+        prune.main(["exports/dens", "--data", "t.jsonl", "--sparsity", "0.5", "--out", "out"])

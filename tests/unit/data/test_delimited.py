@@ -153,10 +153,12 @@ def test_quotation_marks_that_are_only_text_swallow_no_rows(tmp_path: Path) -> N
         assert read(tmp_path, f'text\tlabel\n"{quoted}"\t1\nplain\t0\n', delimiter="tab")["text"][0] == quoted
 
 
-@pytest.mark.parametrize("mark, named", [("\t", "tab"), (";", "';'")])
-def test_another_delimiter_is_named(tmp_path: Path, mark: str, named: str) -> None:
+@pytest.mark.parametrize("mark, key", [("\t", "data.delimiter=tab"), (";", """'data.delimiter=";"'""")])
+def test_another_delimiter_is_named(tmp_path: Path, mark: str, key: str) -> None:
     message = refused(tmp_path, f"text{mark}label\na{mark}1\nb{mark}0\n")
-    assert message.endswith(f"set data.delimiter={named}.") and "data.text_column='text' is not in" in message
+    assert message.endswith(f"set {key}.") and "data.text_column='text' is not in" in message
+    message = refused(tmp_path, f"text{mark}label\na, b{mark}1\nb{mark}0\n")
+    assert message.endswith(f"set {key}.") and "line 2: 2 values" in message
 
 
 def test_an_empty_completion_is_missing_as_in_json(tmp_path: Path) -> None:

@@ -83,6 +83,22 @@ def test_ranks_that_died_are_told(tmp_path: Path) -> None:
     assert "the second start left with code 85" in visit.judge_resume(tmp_path, 85).said
 
 
+def test_what_takes_minutes_is_said_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_by_ranks(tmp_path)
+    said: list[str] = []
+
+    def at_work(*_: Any) -> int:
+        said.append(capsys.readouterr().err)
+        return 0
+
+    monkeypatch.setattr(visit, "start_ranks", at_work)
+    monkeypatch.setattr(visit, "go_on", at_work)
+    assert [check().state for check in visit.visit(tmp_path, 2)] == [WELL] * 5
+    assert [text.partition(",")[0] for text in said] == ["starting 2 ranks", "starting them again"]
+
+
 # --- the machine
 
 
@@ -142,7 +158,7 @@ def test_a_compiler_that_is_not_there_or_wrong(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_more_ranks_than_cores_and_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    cores = len(machine.os.sched_getaffinity(0))
+    cores = machine.usable_cores()
     assert machine.check_devices("cpu", cores).state == WELL
     assert machine.check_devices("cpu", cores + 1).state == MIND
     assert "not run on a GPU" in machine.check_devices("cpu", 1).said

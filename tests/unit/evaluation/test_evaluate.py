@@ -76,6 +76,7 @@ def test_the_figures_are_those_of_transformers(folder, tmp_path, capsys):
         (PARITY, "no folder to evaluate"),
         (["nowhere", *PARITY], "there is no folder nowhere"),
         ([".", *PARITY], "holds no config.json"),
+        ([".", *PARITY, "data=json", "data.train=no.jsonl"], "no file matches 'no.jsonl'"),  # before a model is loaded
         (["."], "holds no config.json: give a run directory"),
         ([".", "data=json"], "data is a group"),
         ([".", "optim.lr=1"], "optim.lr would be ignored"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -73,3 +74,21 @@ def test_without_a_network_and_with_another_name_it_says_so(assets: Any, capsys:
     assert assets.main(["reviews"]) == 2
     assert "could not be downloaded: is there a network" in capsys.readouterr().err
     assert assets.main(["review"]) == 2 and "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "launch").glob("*.py")))
+def test_every_script_has_help_whatever_the_environment(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PAT_ASSETS", raising=False)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "launch" / script), run_name="__main__")
+    said = capsys.readouterr()
+    assert not left.value.code and f"python launch/{script}" in said.out and not said.err
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "decide.sh"])
+def test_a_script_of_the_shell_says_what_stands_at_its_top(script: str) -> None:
+    said = subprocess.run([ROOT / "launch" / script, "--help"], capture_output=True, text=True, timeout=10)
+    assert said.returncode == 0 and f"launch/{script} [DIR" in said.stdout and "set -e" not in said.stdout

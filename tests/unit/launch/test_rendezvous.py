@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from pat.common.machine import usable_cores
 from pat.launch import environment
 from pat.launch.environment import PORTS, RankEnvironment, first_host, free_port, rank_environment
 from pat.launch.single_node import _threads
@@ -63,7 +63,7 @@ def test_a_task_that_sees_one_gpu_takes_that():
 
 def test_threads_are_slurms_only_where_its_tasks_are_the_ranks():
     """Fails if 8 ranks that `pat train` starts in one task of 32 cores have 32 threads each."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     one_task = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_CPUS_PER_TASK": "32", "SLURM_STEP_TASKS_PER_NODE": "1"}
     assert _threads(one_task, 2) == max(1, cores // 2)
     assert _threads(SLURM | {"SLURM_CPUS_PER_TASK": "7"}, 2) == 7

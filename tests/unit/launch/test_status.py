@@ -48,6 +48,15 @@ def test_of_a_dead_run(run):
     assert (found.sparsity, found.restarts, found.updated) == (39.99, 1, 5000.5)
 
 
+def test_a_misspelt_run_is_named_with_the_one_beside_it(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.path.parent)
+    for command in (["status", "rnu"], ["logs", "rnu"], ["export", "rnu", "--out", "out"], ["evaluate", "rnu"]):
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        said = capsys.readouterr().err
+        assert "rnu" in said and said.endswith("; did you mean run?\n"), command
+
+
 def test_states(run, tmp_path):
     me = Process.of(os.getpid())
     assert me
@@ -92,7 +101,7 @@ def test_the_table(run, capsys, monkeypatch):
     monkeypatch.chdir(run.path)
     for arguments, words in (
         (["status"], "none in ./sweeps"),
-        (["status", "."], "no runs among those given"),
+        (["status", "."], ". is not a run directory (it has no config.yaml)"),
     ):
         run.config.unlink(missing_ok=True)
         with pytest.raises(SystemExit) as left:

@@ -196,6 +196,20 @@ def test_a_model_that_cannot_be_built_is_one_sentence(cfg: ModelConfig, message:
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_that_is_nearly_meant_is_named_before_the_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch: half a minute of silence for a misspelt folder, or a name of the hub's that is refused for one."""
+    (tmp_path / "assets" / "minilm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"misspelt.* Did you mean the folder assets/minilm\?"):
+        build.build_config(ModelConfig(path="asets/minilm"), LM)
+    assert "there is no folder asets/minilm, but assets/minilm; looking for" in capsys.readouterr().err
+    with pytest.raises(ValueError) as error:
+        build.build_config(ModelConfig(path="owner/minilm"), LM)
+    assert not capsys.readouterr().err and "mean" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [

@@ -415,21 +415,39 @@ def test_the_pace_of_a_card_makes_seconds_of_operations(tmp_path: Path, capsys: 
     ]
 
 
-def test_data_and_its_source_may_be_left_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_and_steps_may_be_left_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(
         json.dumps({"model_type": "llama", **LLAMA, "num_hidden_layers": 2})
     )
-    keys = [f"model.path={tmp_path / 'model'}", "train.num_steps=5", "pruners.weights.budget.sparsity=0.5"]
-    assert command.main(["recipe=decoder", *keys]) == 0
+    keys = [f"model.path={tmp_path / 'model'}", "pruners.weights.budget.sparsity=0.5"]
+    found = []
+    for steps in ([], ["train.num_steps=5"], ["train.num_steps=0"]):
+        assert command.main(["recipe=decoder", *keys, *steps, "--json", str(tmp_path / "plan.json")]) == 0
+        found.append((tmp_path / "plan.json").read_text())
     assert "have masks of single weights" in capsys.readouterr().out.replace("\n", " ")
+    assert found[0] == found[1] == found[2], "their number is in no figure"
+
+
+@pytest.mark.parametrize(
+    "here, said",
+    [(None, " GB or more."), (10**12, "and fits this machine's (931.3 GiB)."), (1, "and does not fit")],
+)
+def test_whether_it_fits_is_said_last(
+    here: int | None, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_memory_here", lambda: here)
+    assert command.main(["recipe=parity", "--stages", "2,3"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.partition(":")[0] for line in lines] == ["ZeRO 2, 2 ranks", "ZeRO 3, 2 ranks"]
+    assert all("a rank at most: it fits a card of 16 GB or more" in line and said in line for line in lines)
 
 
 def test_the_table_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["recipe=parity", "--ranks", "2,64", "--stages", "2,3"]) == 0
     said = capsys.readouterr().out
     assert "94,528 parameters, of which 94,528 are trained and 73,728 have masks" in said
-    assert said.count("ZeRO 3, 64 ranks") == 2, "a column in each table"
+    assert said.count("ZeRO 3, 64 ranks") == 3, "a column in each table, and the verdict"
     notes = [line for line in said.splitlines() if "cannot share" in line]
     assert [note.partition(" ranks")[0] for note in notes] == ["64"], "of all stages one"
     assert "global_batch_size=8 in micro-batches of 1: planned with 64 sequences of a step" in notes[0]

@@ -210,6 +210,7 @@ def test_members_share_cores_and_never_a_gpu(tmp_path: Path, monkeypatch) -> Non
     member = replace(member, config=member.config.changed(engine__world_size=2))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr("pat.common.machine.CGROUPS", tmp_path)  # no quota
     assert runner.environment(member, Place(0, 1, 2))["OMP_NUM_THREADS"] == "8"
     assert runner.environment(member, Place(0, 4, 2))["OMP_NUM_THREADS"] == "2"
     monkeypatch.setattr(runner, "visible_devices", lambda: ["4", "5", "6", "7"])

@@ -64,3 +64,9 @@ def test_outcome(finished: RunDir) -> None:
     ):
         assert words in said
     assert "0.75 (" not in said, "a model after five steps is not what the result compares with"
+
+
+def test_outcome_without_steps_names_no_checkpoint_that_pat_prune_removes(finished: RunDir) -> None:
+    files.write_json(finished.summary, SUMMARY | {"step": 0, "dense_step": 0})
+    said = summary.outcome(finished)
+    assert said.endswith(summary.PRUNED) and f"pat export {finished.path}" not in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pat.pruning import timetable
 from pat.pruning.pruner import Pruner
 from pat.run.directory import RunDir
 from pat.schema import Config, PrunerConfig
-from pat.training import preflight, start_warnings
+from pat.training import dry_run, preflight, start_warnings
 from pat.training import start_summary as start_summary_module
 from pat.training.start_summary import start_summary
 from tests import models as small
@@ -206,6 +207,32 @@ def test_a_dry_run_refuses_another_runs_directory(
     assert "What this run does" in said and "  resume " not in said
 
 
+@pytest.mark.parametrize(
+    "schedule, granularity, columns, removed",
+    [
+        (CUBIC, "weight", {"dense steps", "soft steps", "soft"}, "57,024 weights"),
+        ({"name": "one_shot", "start": 0}, "weight", {"at the cut"}, "57,024 weights"),
+        (CUBIC, {"name": "n_of_m", "n": 1, "m": 4}, {"dense steps", "soft steps", "soft"}, "57,024 weights"),
+        (
+            {"name": "one_shot", "start": 5},
+            {"name": "block", "rows": 4, "cols": 4},
+            {"units", "dense steps", "at the cut"},
+            "3,564 units",
+        ),
+    ],
+)
+def test_a_dry_runs_table_has_only_what_there_is(
+    schedule: dict[str, Any], granularity: Any, columns: set[str], removed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: "units" of single weights, "soft" where all is cut at once."""
+    pruner = attached(schedule, granularity=granularity, sparsity=0.75)
+    monkeypatch.setattr(dry_run, "attached", lambda *_: (None, pruner))
+    head, row = (line for line in dry_run.describe(Config()).splitlines() if "pruner " in line or " p " in line)
+    every = {"units", "dense steps", "soft steps", "soft", "at the cut"}
+    assert {cell for cell in every if re.search(rf"[┃,] +{cell} +┃", head)} == columns
+    assert f" {removed} " in row
+
+
 def test_a_dry_run_needs_no_directory(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "recipe=parity", "--dry-run", "train.best_metric=f1"])
@@ -235,6 +262,62 @@ def test_where_it_computes_is_said(
     given = {"train__global_batch_size": 16}
     given |= {f"engine__{key}": value for key, value in {"world_size": 2, "dtype": "bf16", **keys}.items()}
     assert list(start_summary_module._engine(Config().changed(engine__zero_stage=3, **given), gpus is not None)) == said
+
+
+@pytest.mark.parametrize(
+    "ranks, threads, quota, free, said",
+    [
+        (2, 2, "max 100000", 4.0, None),
+        (
+            2,
+            4,
+            "max 100000",
+            4.0,
+            "8 threads (2 ranks with 4) share 4 cores, which is slow: engine.threads_per_rank=2",
+        ),
+        (
+            2,
+            2,
+            "150000 100000",
+            2.0,
+            "4 threads (2 ranks with 2) share 2 cores, which is slow: engine.threads_per",
+        ),
+        (
+            2,
+            1,
+            "100000 100000",
+            1.0,
+            "2 threads (2 ranks with 1) share 1 core, which is slow: engine.world_size=1",
+        ),
+        (1, None, "150000 100000", 2.0, None),  # by default all that it may use
+        (
+            1,
+            4,
+            "max 100000",
+            1.2,
+            "leave about 1.2 of 4 cores to 4 threads (1 rank with 4): engine.threads_per_rank=1",
+        ),
+        (1, 1, "max 100000", 0.2, None),  # nothing would help
+    ],
+)
+def test_threads_that_wait_for_cores_are_told_the_key(
+    ranks: int, threads: int | None, quota: str, free: float, said: str | None, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Would catch: two threads on one free core, at a fifth of the speed of one."""
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(start_summary_module, "free_cores", lambda: free)
+    monkeypatch.setattr(start_summary_module, "accelerator", lambda: "cpu")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = Config().changed(engine__world_size=ranks, engine__threads_per_rank=threads)
+    lines = list(start_summary_module._cores(config, here=True))
+    assert len(lines) == (said is not None) and (said or "") in "".join(lines)
+    assert not list(start_summary_module._cores(config, here=False))
+
+
+def test_cores_that_are_free_are_measured() -> None:
+    assert 0.0 <= machine.free_cores(0.05) <= machine.usable_cores()
 
 
 @pytest.mark.parametrize("gate, warned", [("pair_similarity", False), ("similarity", False), ("taylor", True)])
