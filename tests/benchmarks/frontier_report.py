@@ -104,6 +104,7 @@ OTHERS = {  # by the page's mark
             "subjectivity": ("subjectivity", "9,004, 996"),
             "customers": ("customers' reviews", "3,021, 744"),
             "opinions": ("opinions in phrases (MPQA)", "7,408, 832"),
+            "banking": ("banking (BANKING77), 77 labels, 300 steps", "9,993, 3,079"),
         },
         {
             "dense": ("dense", "dense"),

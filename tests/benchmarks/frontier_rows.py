@@ -84,7 +84,7 @@ SUBJECTS = {
     "reviews": Subject(
         "encoder", "minilm", "reviews", "classification", "accuracy", ("recipe=reviews_dense",), 128, samples=2048
     ),
-    **{name: _encoder(name) for name in ("questions", "subjectivity", "customers", "opinions")},
+    **{name: _encoder(name) for name in ("questions", "subjectivity", "customers", "opinions", "banking")},
     **{name: _text(name) for name in ("plays", "library")},
 }
 PICTURED = ("addresses", "chats", "reviews")  # with more than one target or budget

@@ -361,14 +361,14 @@ def test_the_page_shows_the_tables_of_the_results_file() -> None:
 def test_the_other_data_holds_out_each_text_once_and_trains_on_none_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Would catch: a text with two labels on both sides, or a test file whose questions are trained on."""
+    """Would catch: a text with two labels on both sides, a test file that is trained on, a text with commas."""
     lines = [f"{number % 2} a sentence number {number}" for number in range(200)]
     files = {"train.all": [*lines, "1 a sentence number 0"], "test.all": ["0 a sentence number 4", "5 h\xe9"]}
+    files["named.csv"] = ["text,category", '"lost, again ",card', "stolen,card"]
     hashes = dict[str, str]()
-    (tmp_path / "data").mkdir()
     for name, texts in files.items():
         data = "\n".join(texts).encode("latin-1")
-        (tmp_path / "data" / name).write_bytes(data)
+        (tmp_path / name).write_bytes(data)
         hashes[name] = hashlib.sha256(data).hexdigest()
     train, held = other_data.split(tmp_path, other_data.Sentences("train.all", hashes["train.all"], every=5))
     assert len(train) + len(held) == 200 and not train.keys() & held.keys() and 20 < len(held) < 60
@@ -376,7 +376,9 @@ def test_the_other_data_holds_out_each_text_once_and_trains_on_none_of_them(
     tested = other_data.Sentences("train.all", hashes["train.all"], test="test.all", test_sha256=hashes["test.all"])
     train, held = other_data.split(tmp_path, tested)
     assert held == {"a sentence number 4": 0, "h\xe9": 5} and len(train) == 199
-    monkeypatch.setattr(other_data, "SETS", {"opinions": tested})
+    assert other_data.labelled(tmp_path / "named.csv", hashes["named.csv"]) == {"lost, again": "card", "stolen": "card"}
+    elsewhere = other_data.Sentences("another/repository.csv", "")
+    monkeypatch.setattr(other_data, "SETS", {"opinions": tested, "banking": elsewhere})
     monkeypatch.setattr(sys, "argv", ["other_data.py", str(tmp_path)])
     monkeypatch.setenv("PAT_ASSETS", str(tmp_path / "assets"))
     other_data.main()
