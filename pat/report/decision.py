@@ -23,7 +23,7 @@ def decide(sources: Sources) -> Decision:
         said = [f"{each.path}: of {text(each.content, 'variant.folder')}" for each in sources.gates]
         return Decision("open", "Not decided", "The gate is of other weights than this page is about.", _first(said))
     if sources.telling:
-        return _of_comparison(sources.telling[0].content)
+        return of_comparison(sources.telling[0].content)
     if sources.comparisons:
         said = [f"{each.path}: {text(each.content, 'a')} and {text(each.content, 'b')}" for each in sources.comparisons]
         return Decision(
@@ -33,7 +33,7 @@ def decide(sources: Sources) -> Decision:
             _first(said),
         )
     if sources.logs:
-        return _of_logs(sources.logs[0].content)
+        return of_logs(sources.logs[0].content)
     subject = sources.subject
     if isinstance(subject, Run):
         return of_run(subject)
@@ -79,7 +79,8 @@ def of_figure(check: Mapping[str, Any], key: str) -> str:
     return said if number(check, key) is None else with_unit(said, text(check, "name"))
 
 
-def _of_comparison(content: Mapping[str, Any]) -> Decision:
+def of_comparison(content: Mapping[str, Any]) -> Decision:
+    """Whether the b of a comparison is worse than its a, over all or in a slice."""
     outcomes = [one for one in sequence(content, "outcomes") if isinstance(one, Mapping)]
     a, b = values.both(content)
     whole = {"worse": [], "better": [], "": []}
@@ -117,7 +118,8 @@ def _difference(name: str, one: Mapping[str, Any]) -> str:
     return f"{name}: from {values.short(a)} to {values.short(b)} ({values.signed(by)}{interval})"
 
 
-def _of_logs(content: Mapping[str, Any]) -> Decision:
+def of_logs(content: Mapping[str, Any]) -> Decision:
+    """In which outcomes two logs differ so far."""
     names, said, verdicts = values.both(content), list[str](), list[str]()
     for one in sequence(content, "watched"):
         name, look = text(one, "name", "the outcome"), mapping(one, "overall.look")
