@@ -158,7 +158,7 @@ def _common(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "base model", text(config, "model.path", "random") + (f" at {revision}" if revision else "")
         yield "data", _data(config)
         if calibration := get(config, "data.calibration"):
-            yield "calibration", str(calibration)
+            yield "calibration", values.setting(calibration)
         yield "recipe", text(config, "run.recipe")
         yield "seed", text(config, "seed")
 
@@ -185,7 +185,7 @@ def _differences(sources: Sources) -> Iterator[Block]:
     if not keys:
         yield Text("None, but for where they ran and what they logged.")
         return
-    rows = [(key, *("" if key not in one else str(one[key]) for one in each)) for key in keys[:MANY]]
+    rows = [(key, *("" if key not in one else values.setting(one[key]) for one in each)) for key in keys[:MANY]]
     yield Table("Settings that differ", ("key", *map(sources.label, models)), rows)
     if len(keys) > MANY:
         yield Text(f"and {len(keys) - MANY} more.")

@@ -152,6 +152,14 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
         and "| weights (fp32) | 90.86 MB | 90.86 MB | 1 x |" in text
     )
     assert "| optim.lr | 0.0002 | 0.0001 | 0.0001 |" in text, "the settings that differ"
+    assert r"| pruners.weights.params |  | \[all-linear\] | \[all-linear\] |" in text, "as a recipe has it"
+    assert [*map(values.setting, (None, True, 1e-05, ["a"], {"b": None}))] == [
+        "null",
+        "true",
+        "1e-05",
+        "[a]",
+        "{b: null}",
+    ]
     assert "pat train --frozen" in text and "git checkout 2818d1ef5ca0" in text
     by_folder = dict(re.findall(r"^(In .*?)\n+```[^\n]*\n(.*?)```", text, re.MULTILINE | re.DOTALL))
     here, there = by_folder.values()
