@@ -139,6 +139,8 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     """Computed here from the files: differences, ratios, the order of the prompts."""
     monkeypatch.setattr(pictures, "available", lambda: False)
     given = samples.everything(tmp_path)
+    command = {"command": ["pat", "profile", "exports/dense", "--json", "p.json"], "directory": "/srv/gates"}
+    (tmp_path / "profile.json").write_text(json.dumps(json.loads((tmp_path / "profile.json").read_text()) | command))
     read = reading.read(given)
     text = markdown(build.page(read, worst=3))
     compared = json.loads((tmp_path / "compare.json").read_text())["outcomes"][0]
@@ -162,8 +164,11 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     ]
     assert "pat train --frozen" in text and "git checkout 2818d1ef5ca0" in text
     by_folder = dict(re.findall(r"^(In .*?)\n+```[^\n]*\n(.*?)```", text, re.MULTILINE | re.DOTALL))
-    here, there = by_folder.values()
-    assert "pat gate" not in here and there.splitlines() == ["pat gate 'exports/a pruned one' --against exports/dense"]
+    clone, here, there = by_folder.values()
+    assert clone == "git checkout 2818d1ef5ca0\n" and "In a clone of pat, for the code:" in by_folder
+    assert "pat gate" not in here and there.splitlines() == [
+        "pat profile exports/dense --json p.json", "pat gate 'exports/a pruned one' --against exports/dense",
+    ], "a gate reads what a profile wrote"  # fmt: skip
     assert "In /srv/gates:" in by_folder and "| 120 |" in text
     assert re.search(r"latency.*p95.ratio \| - \| 0.0124 s \| 0.0088 s \|", text)
     assert "warned when starting: all 9 evaluation rows are in the training data" in text
@@ -297,7 +302,7 @@ def test_a_version_of_the_registry_brings_its_evidence(
     assert report("reviews/champion", *there) == 0
     written = (tmp_path / "r.md").read_text()
     assert "accuracy.min2" in written and "accuracy.min1" not in written and "domain=law.v2" in written
-    assert "pat registry get reviews 2 --out DIR" in written and "reviews version 2" in written
+    assert "pat registry get reviews 2 --out reviews-2" in written and "reviews version 2" in written
     assert report("reviews/9", *there) == report("reviews/champion", "--dir", str(tmp_path / "no")) == 2
     assert report(str(tmp_path / "1"), *there) == 2, "--dir would be ignored"
     next((tmp_path / "registry").rglob("note.txt")).write_text("x")
@@ -593,11 +598,14 @@ def test_a_model_of_pat_prune_was_not_trained_and_its_commands_make_it_again(tmp
         return text, [line.partition("    #")[0] for line in text.splitlines() if line.startswith("pat ")]
 
     text, pruned = commands(0)
-    again, exported = f"pat train --frozen {run} run.resume=never", "--out half --checkpoint 60 --dtype bf16"
+    again, out = f"pat train --frozen {run} run.resume=never", f"{tmp_path / 'half'}-again"
+    exported = f"--out {out} --checkpoint 60 --dtype bf16"  # half is there
     assert pruned == commands(0, run)[1] == [again, f"pat export {run} {exported}"]
     assert "pruned without training" in text and "fewer steps" not in text
     text, trained = commands(60)
-    assert trained == [f"pat export RUN {exported}"]
+    assert trained == [f"pat export {run} {exported}"]
+    run.rename(tmp_path / "elsewhere")
+    assert f"pat export RUN {exported}" in markdown(build.page(reading.read([tmp_path / "half"])))
     assert "pruned while it was trained" in text and "fewer steps" in text
 
 
