@@ -12,6 +12,7 @@ from typing import Any
 from pat.commands import _models
 from pat.commands._help import command_parser, exit_codes
 from pat.common import files
+from pat.common.text import plain
 from pat.run.directory import ExitCode
 
 EXAMPLES = """\
@@ -150,9 +151,11 @@ def _both(paths: list[Path], task: Any, options: argparse.Namespace) -> Iterator
 
 def _say(asked: Any, paths: list[Path], options: argparse.Namespace) -> int:
     from pat.compare import report, result
+    from pat.report import decision
 
     found = result.compare(asked, str(paths[0]), str(paths[1]), options.confidence, options.seed)
-    _models.show(report.blocks(found, options.worst))
+    said = decision.of_comparison(found.plain())
+    _models.show([*report.blocks(found, options.worst), f"{said.word}: {plain(said.sentence)}"])
     weights = {key: _models.weights(path, options) for key, path in zip("ab", paths, strict=True)}
     _models.write_json(options, found.plain() | {"weights_sha256": weights})
     return ExitCode.DONE
@@ -174,6 +177,7 @@ def _effects(given: str) -> dict[str, float]:
 
 def _logs(options: argparse.Namespace) -> int:
     from pat.compare import on_logs, report
+    from pat.report import decision
 
     outcomes, slices = (tuple(filter(None, each.split(","))) for each in (options.outcome, options.slices))
     columns = on_logs.Columns(outcomes, options.key, slices, options.prompt, options.output)
@@ -181,6 +185,7 @@ def _logs(options: argparse.Namespace) -> int:
         raise ValueError(f"--outcome {options.outcome}: give the column that says whether an output was good")
     a, b = options.from_logs
     found = on_logs.compare(a, b, columns, _effects(options.effect), options.confidence)
-    _models.show(report.log_blocks(found, options.worst))
+    said = decision.of_logs(found.plain())
+    _models.show([*report.log_blocks(found, options.worst), f"{plain(said.word)}: {plain(said.sentence)}"])
     _models.write_json(options, found.plain())
     return ExitCode.DONE

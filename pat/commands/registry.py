@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 140  # of tables, at least
 DIRECTORY = Path("runs/registry")
-EVIDENCE = ("metrics", "profile", "gate")
-RIGHT = {"metrics": "pat evaluate", "profile": "pat profile"}
+EVIDENCE = {"metrics": "pat evaluate", "profile": "pat profile", "gate": "pat gate"}
 OTHERS = {"checks": "pat gate", "outcomes": "pat compare"}  # what else may be given by mistake, by a field of it
 
 EXAMPLES = """\
@@ -117,10 +116,10 @@ def _add(registry: Registry, options: argparse.Namespace) -> int:
 
     name, folder = options.words
     given = {kind: getattr(options, kind) for kind in EVIDENCE if getattr(options, kind)}
-    evidence = {kind: gates.read(file, f"--{kind}") for kind, file in given.items()}
+    evidence = {kind: gates.read(file, f"--{kind}", EVIDENCE[kind]) for kind, file in given.items()}
     for kind, content in evidence.items():
-        right, wrong = RIGHT.get(kind), _command(content)
-        if right and wrong != right:
+        right, wrong = EVIDENCE[kind], _command(content)
+        if kind != "gate" and wrong != right:
             is_ = f"is what `{wrong} --json` wrote" if wrong else "holds no figures of a model"
             raise ValueError(f"--{kind} {given[kind]} {is_}: give what `{right} --json` wrote")
     version, new = registry.add(name, Path(folder), evidence)
@@ -168,7 +167,7 @@ def _promote(registry: Registry, options: argparse.Namespace) -> int:
     from pat.registry import gates, report
 
     name, which = options.words
-    gate = gates.read(options.gate, "--gate") if options.gate else None
+    gate = gates.read(options.gate, "--gate", EVIDENCE["gate"]) if options.gate else None
     asked = time.time()
     moved = registry.promote(name, which, options.alias, options.reason or "", gate, options.expect)
     if moved.when_s < asked:
@@ -212,7 +211,7 @@ def _verify(registry: Registry, options: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     version = registry.version(*options.words)
     checks = verify(registry.folder(version), version.record)
-    _print(report.checks_table(version, checks))
+    _print(report.checks_table(version, checks), report.outcome(version, checks))
     _write(options, {"version": version.number, "checks": [dataclasses.asdict(check) for check in checks]})
     return ExitCode.DONE if all(check.passed for check in checks) else ExitCode.BROKEN_PROMISE
 
@@ -245,7 +244,7 @@ def _publish(registry: Registry, options: argparse.Namespace) -> int:
 OPTIONS = ("json", *EVIDENCE, "alias", "reason", "expect", "each", "out", "project", "entity")
 Action = Callable[["Registry", argparse.Namespace], int]
 ACTIONS: Mapping[str, tuple[Action, tuple[int, int], tuple[str, ...]]] = {  # fewest and most words after it
-    "add": (_add, (2, 2), EVIDENCE),
+    "add": (_add, (2, 2), tuple(EVIDENCE)),
     "list": (_list, (0, 1), ("json",)),
     "show": (_show, (1, 2), ("json",)),
     "promote": (_promote, (2, 2), ("gate", "alias", "reason", "expect")),

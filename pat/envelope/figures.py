@@ -17,6 +17,7 @@ class Figure:
 
     higher_is_better: bool
     sources: tuple[str, ...]  # the first one asked counts
+    unit: str = ""  # where its name does not say it
 
 
 SHARES = frozenset({"accuracy", "macro_f1", "passed", "calibration_error", "sparsity"})  # between 0 and 1
@@ -25,12 +26,12 @@ _OTHERS: dict[str, Figure] = {
     "calibration_error": Figure(False, (MIX, SAMPLES)),
     "passed": Figure(True, (MIX,)),
     "reference_loss": Figure(False, (MIX,)),
-    "latency_p50": Figure(False, (PROFILE,)),
-    "latency_p95": Figure(False, (PROFILE,)),
-    "latency_p99": Figure(False, (PROFILE,)),
-    "time_to_first_token_p50": Figure(False, (PROFILE,)),
-    "time_to_first_token_p95": Figure(False, (PROFILE,)),
-    "time_to_first_token_p99": Figure(False, (PROFILE,)),
+    "latency_p50": Figure(False, (PROFILE,), "s"),
+    "latency_p95": Figure(False, (PROFILE,), "s"),
+    "latency_p99": Figure(False, (PROFILE,), "s"),
+    "time_to_first_token_p50": Figure(False, (PROFILE,), "s"),
+    "time_to_first_token_p95": Figure(False, (PROFILE,), "s"),
+    "time_to_first_token_p99": Figure(False, (PROFILE,), "s"),
     "tokens_per_s": Figure(True, (PROFILE,)),
     "peak_memory_bytes": Figure(False, (PROFILE,)),
     "cost_per_million_tokens": Figure(False, (PROFILE,)),
@@ -44,6 +45,12 @@ _OTHERS: dict[str, Figure] = {
 def others() -> Mapping[str, Figure]:
     """Figures other than a task's metrics: of prompts, of a profile, of the finished model."""
     return _OTHERS
+
+
+def with_unit(shown: str, check: str) -> str:
+    """A value of the figure that a check FIGURE.BOUND is about, with the figure's unit where it has one."""
+    figure = _OTHERS.get(check.partition(".")[0])
+    return f"{shown} {figure.unit}" if figure is not None and figure.unit else shown
 
 
 @cache

@@ -184,11 +184,17 @@ def _resampled(
     seed: int,
     allowed: tuple[float, float],  # what the figure can be where the measure is a mean over classes
 ) -> Estimate:
-    """The figure with its interval; symmetric for a mean over classes: resamples of few samples a class are lower."""
+    """The figure with its interval; symmetric for a mean over classes: resamples of few samples a class are lower.
+
+    Where none differs, as all samples are right, it is `of_equal`'s, as of a mean over samples.
+    """
     units = measure.units_at(places)
     found = estimates.of_places(figure, places, confidence, seed, symmetric=measure.over_classes, units=units)
     if not measure.over_classes or found.low is None or found.high is None:
         return found
+    if found.low == found.high and math.isfinite(allowed[1]):
+        w, *_ = paired.by_unit(units, np.ones(places.size))
+        return Estimate(found.n, found.value, *paired.of_equal(found.value, w, confidence, allowed[0]))
     return Estimate(found.n, found.value, max(allowed[0], found.low), min(allowed[1], found.high))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pat.common.text import plain
-from pat.envelope.figures import PROFILE, figures
+from pat.envelope.figures import PROFILE, figures, with_unit
 from pat.envelope.judge import Check
 from pat.envelope.spec import SLICES
 from pat.gate.verdict import Verdict
@@ -130,13 +130,14 @@ def count(check: Check) -> str:
 def numbers(check: Check) -> tuple[str, str, str, str]:
     """Measured, baseline, judged quantity and interval, as people read them; - where there is none."""
     interval = "-" if check.interval is None else " to ".join(f"{end:z.4g}" for end in check.interval)
-    return _measured(check.measured), _measured(check.baseline), f"{check.quantity:z.4g}", interval
+    measured, baseline = (_measured(value, check.name) for value in (check.measured, check.baseline))
+    return measured, baseline, f"{check.quantity:z.4g}", interval
 
 
-def _measured(value: float | None) -> str:
+def _measured(value: float | None, check: str) -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:z.6g}"
+    return with_unit(f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:z.6g}", check)
 
 
 def table(verdict: Verdict) -> Any:

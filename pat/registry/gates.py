@@ -20,22 +20,19 @@ class RefusedError(ValueError):
     exit_code = ExitCode.BROKEN_PROMISE
 
 
-def read(file: Path, option: str) -> dict[str, Any]:
-    """A gate's result in JSON. ValueError for anything else."""
+def read(file: Path, option: str, command: str) -> dict[str, Any]:
+    """The JSON that a command wrote. ValueError for anything else."""
+    give = f"give what `{command} --json` wrote"
     try:
         if file.stat().st_size > LIMIT:
-            raise ValueError(
-                f"{option} {file} has more than {LIMIT >> 20} MiB: give the JSON that a command of pat wrote"
-            )
+            raise ValueError(f"{option} {file} has more than {LIMIT >> 20} MiB: {give}")
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{option} {file}: there is no such file") from None
+        raise ValueError(f"{option} {file}: there is no such file; {give}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError):
-        raise ValueError(
-            f"{option} {file} is not readable as JSON: give the file that a command of pat wrote"
-        ) from None
+        raise ValueError(f"{option} {file} is not readable as JSON: {give}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{option} {file} holds no JSON mapping: give the file that a command of pat wrote")
+        raise ValueError(f"{option} {file} holds no JSON mapping: {give}")
     return content
 
 
@@ -58,8 +55,8 @@ def check(gate: Mapping[str, Any], record: Mapping[str, Any], which: str) -> Non
         checks = [each for each in checks if isinstance(each, dict)] if isinstance(checks, list) else []
         failed = ", ".join(str(each.get("name", "?")) for each in checks if each.get("passed") is False)
         raise RefusedError(
-            f"{which} did not pass its gate{f': {failed}' if failed else ''}; to use another gate's result "
-            "for the same files, add them as a new version with it (pat registry add NAME FOLDER --gate FILE)"
+            f"{which} did not pass its gate{f': {failed}' if failed else ''}; promote a version that did, or judge the "
+            "files by another gate and add them as a new version with it (pat registry add NAME FOLDER --gate FILE)"
         )
 
 

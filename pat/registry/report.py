@@ -123,6 +123,17 @@ def checks_table(version: Version, checks: Sequence[Check]) -> Table:
     return table
 
 
+def outcome(version: Version, checks: Sequence[Check]) -> str:
+    """What the checks of `verify` come to, in a sentence."""
+    which, files = f"{version.name} version {version.number}", len(version.record["files"])
+    failed = [check.name for check in checks if not check.passed]
+    if not failed:
+        return f"{which} is whole: its {files} files are as they were added, and all {len(checks)} checks passed"
+    if "files" in failed:
+        return f"{which} is damaged: its {files} files are not as they were added; add the variant again to repair it"
+    return f"{which} failed {', '.join(failed)}: its {files} files are as they were added, but do not promote it"
+
+
 def move(promotion: Promotion, name: str) -> str:
     """A move in a sentence."""
     return f"{promotion.alias} of {name}: version {promotion.before or 'none'} -> version {promotion.after or 'none'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pat.envelope.figures import with_unit
 from pat.report import values
 from pat.report.page import Decision
 from pat.report.sources import Run, Sources, Variant, Written
@@ -22,7 +23,7 @@ def decide(sources: Sources) -> Decision:
         said = [f"{each.path}: of {text(each.content, 'variant.folder')}" for each in sources.gates]
         return Decision("open", "Not decided", "The gate is of other weights than this page is about.", _first(said))
     if sources.telling:
-        return _of_comparison(sources.telling[0].content)
+        return of_comparison(sources.telling[0].content)
     if sources.comparisons:
         said = [f"{each.path}: {text(each.content, 'a')} and {text(each.content, 'b')}" for each in sources.comparisons]
         return Decision(
@@ -32,7 +33,7 @@ def decide(sources: Sources) -> Decision:
             _first(said),
         )
     if sources.logs:
-        return _of_logs(sources.logs[0].content)
+        return of_logs(sources.logs[0].content)
     subject = sources.subject
     if isinstance(subject, Run):
         return of_run(subject)
@@ -51,8 +52,10 @@ def _of_gates(gates: list[Written]) -> Decision:
     if all(gate.content.get("passed") is True for gate in gates):
         many = f"all {len(checks)} checks of the gate pass" if len(checks) != 1 else "the one check of the gate passes"
         doubtful = [text(check, "name") for check in checks if check.get("certain") is False]
+        noun = "check" if len(doubtful) == 1 else "checks"
+        word = f"Good enough; {len(doubtful)} {noun} not certain" if doubtful else "Good enough"
         doubt = f"; not certain, as the limit lies within the interval: {', '.join(doubtful)}" if doubtful else ""
-        return Decision("good", "Good enough", f"{many[0].upper()}{many[1:]}{doubt}.")
+        return Decision("good", word, f"{many[0].upper()}{many[1:]}{doubt}.")
     verb = "fails" if len(failed) == 1 else "fail"
     what = f"{len(failed)} of {len(checks)} checks {verb}" if failed else "The gate says so without naming a check"
     reasons = [check_in_words(check) for check in failed]
@@ -61,16 +64,23 @@ def _of_gates(gates: list[Written]) -> Decision:
 
 def check_in_words(check: Mapping[str, Any]) -> str:
     """`accuracy.drop: measured 0.71, baseline 0.8, must be at most 0.01 below the baseline`."""
-    rule = text(check, "rule")
-    parts = [
-        f"{key} {shown(get(check, key))}"
-        for key in ("measured", "baseline", *([] if rule else ["limit"]))
-        if get(check, key) is not None and get(check, key) != {}
-    ] + ([f"must be {rule}"] if rule else [])
+    rule, limit = text(check, "rule"), get(check, "limit")
+    parts = [f"{key} {of_figure(check, key)}" for key in ("measured", "baseline") if get(check, key) not in (None, {})]
+    if rule:
+        parts.append(f"must be {rule}")
+    elif limit not in (None, {}):
+        parts.append(f"limit {shown(limit)}")
     return f"{text(check, 'name', 'a check')}: {', '.join(parts) or 'nothing is measured'}"
 
 
-def _of_comparison(content: Mapping[str, Any]) -> Decision:
+def of_figure(check: Mapping[str, Any], key: str) -> str:
+    """What a check measured, or its baseline, with the figure's unit."""
+    said = shown(get(check, key))
+    return said if number(check, key) is None else with_unit(said, text(check, "name"))
+
+
+def of_comparison(content: Mapping[str, Any]) -> Decision:
+    """Whether the b of a comparison is worse than its a, over all or in a slice."""
     outcomes = [one for one in sequence(content, "outcomes") if isinstance(one, Mapping)]
     a, b = values.both(content)
     whole = {"worse": [], "better": [], "": []}
@@ -108,7 +118,8 @@ def _difference(name: str, one: Mapping[str, Any]) -> str:
     return f"{name}: from {values.short(a)} to {values.short(b)} ({values.signed(by)}{interval})"
 
 
-def _of_logs(content: Mapping[str, Any]) -> Decision:
+def of_logs(content: Mapping[str, Any]) -> Decision:
+    """In which outcomes two logs differ so far."""
     names, said, verdicts = values.both(content), list[str](), list[str]()
     for one in sequence(content, "watched"):
         name, look = text(one, "name", "the outcome"), mapping(one, "overall.look")
@@ -177,12 +188,19 @@ def _next(command: str) -> str:
 def _of_sweep(content: Mapping[str, Any]) -> Decision:
     members = [one for one in sequence(content, "members") if isinstance(one, Mapping)]
     done = sum(number(one, "code") == ExitCode.DONE for one in members)
-    y, front = text(content, "y", "quality"), [one for one in sequence(content, "points") if get(one, "best")]
-    sentence = (
-        f"{done} of {len(members)} runs are done; {len(front)} points are on the front of {text(content, 'x')} and {y}."
+    points = sequence(content, "points")
+    front = sum(get(one, "best") is True for one in points)
+    best = (
+        "the only point is" if len(points) == 1 else f"{front} of {len(points)} points {'is' if front == 1 else 'are'}"
     )
+    ended = f"{done} of {len(members)} runs {'is' if done == 1 else 'are'} done"
+    sentence = f"{ended}; {best} on the front of {text(content, 'x')} and {text(content, 'y', 'quality')}."
     if done < len(members):
         return Decision("open", "Not finished", sentence)
+    if len(points) < 2:
+        return Decision("open", "Not decided", sentence, ["A choice needs two points that have both figures."])
+    if front == 1:
+        return Decision("open", "One is the best", sentence, ["No other point is better in either figure."])
     return Decision(
         "open",
         "A choice to make",

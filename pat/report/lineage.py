@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,18 +39,17 @@ def lineage(sources: Sources) -> Section:
 def commands(sources: Sources) -> Section:
     """The commands that give the same again, by the folder that their paths start in."""
     commits = {text(_versions(model), "git") for model in sources.models} - {""}
-    code = [f"git checkout {shlex.quote(commit.removesuffix('-dirty'))}    # the code" for commit in sorted(commits)]
+    code = [f"git checkout {shlex.quote(commit.removesuffix('-dirty'))}" for commit in sorted(commits)]
     here = str(Path.cwd())
-    lines: dict[str, list[str]] = {here: [*code, *_of_models(sources)]}
-    for kind in (sources.evaluations, sources.comparisons, sources.logs, sources.gates, sources.profiles):
-        for written in kind:
+    lines = [(here, line) for line in _of_models(sources)]
+    for kind in (sources.evaluations, sources.comparisons, sources.logs, sources.profiles, sources.gates):
+        for written in kind:  # a gate reads a profile
             if words := sequence(written.content, "command"):
-                lines.setdefault(text(written.content, "directory", here), []).append(shlex.join(map(str, words)))
-    blocks: list[Block] = [
-        Code("In a shell, from the folder that this report was made in" if place == here else f"In {plain(place)}", own)
-        for place, own in lines.items()
-        if own
-    ]
+                lines.append((text(written.content, "directory", here), shlex.join(map(str, words))))
+    blocks: list[Block] = [Code("In a clone of pat, for the code", code)] if code else []
+    for place, own in itertools.groupby(lines, key=lambda one: one[0]):
+        caption = "In a shell, from the folder that this report was made in" if place == here else f"In {plain(place)}"
+        blocks.append(Code(caption, [line for _, line in own]))
     if any(commit.endswith("-dirty") for commit in commits):
         blocks.append(Text("The checkout had been edited, so the commit alone does not give the same code."))
     return Section("commands", "Reproduce", blocks or [Text("Nothing that is given says how it was made.")])
@@ -62,11 +62,12 @@ def _of_models(sources: Sources) -> Iterator[str]:
     for run in sources.runs:
         yield _again(_path(run.path))
         if run.code == 0 and not any(map(run.became, sources.variants)):
-            yield f"pat export {_path(run.path)} --out DIR"
+            yield f"pat export {_path(run.path)} --out {_new(Path(f'{run.path.resolve().name}-export'))}"
     for variant in sources.variants:
         if label := text(variant.registered, "label"):
             name, _, version = label.partition(" version ")
-            yield f"pat registry get {shlex.quote(name)} {version} --out DIR    # bit for bit"
+            out = _new(Path(f"{name}-{version}"))
+            yield f"pat registry get {shlex.quote(name)} {version} --out {out}    # bit for bit"
         elif text(variant.export, "lineage.directory"):
             yield from _of_export(sources, variant)
 
@@ -75,13 +76,14 @@ def _of_export(sources: Sources, variant: Variant) -> Iterator[str]:
     """`pat prune` removes the checkpoint that it exports, so its run is started over, too."""
     directory, step, dtype = (text(variant.export, key) for key in ("lineage.directory", "lineage.step", "dtype"))
     given = next((_path(run.path) for run in sources.runs if run.path.name == directory), None)
-    beside, pruned = variant.path.parent / directory, without_training(variant)
-    run = given or (_path(beside) if pruned and RunDir(beside).config.is_file() else "RUN")
+    known = (variant.path.parent / directory, Path(text(variant.config, "run.dir", directory)))
+    run = given or next((_path(place) for place in known if RunDir(place).config.is_file()), "RUN")
+    pruned = without_training(variant)
     if pruned and not given:
         yield _again(run)
     said = f"    # RUN: where the run {plain(directory)} is" if run == "RUN" else ""
     precision = f" --dtype {dtype}" if dtype else ""
-    yield f"pat export {run} --out {_path(Path(variant.path.resolve().name))} --checkpoint {step}{precision}{said}"
+    yield f"pat export {run} --out {_new(variant.path)} --checkpoint {step}{precision}{said}"
 
 
 def _again(run: str) -> str:
@@ -158,7 +160,7 @@ def _common(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "base model", text(config, "model.path", "random") + (f" at {revision}" if revision else "")
         yield "data", _data(config)
         if calibration := get(config, "data.calibration"):
-            yield "calibration", str(calibration)
+            yield "calibration", values.setting(calibration)
         yield "recipe", text(config, "run.recipe")
         yield "seed", text(config, "seed")
 
@@ -185,7 +187,7 @@ def _differences(sources: Sources) -> Iterator[Block]:
     if not keys:
         yield Text("None, but for where they ran and what they logged.")
         return
-    rows = [(key, *("" if key not in one else str(one[key]) for one in each)) for key in keys[:MANY]]
+    rows = [(key, *("" if key not in one else values.setting(one[key]) for one in each)) for key in keys[:MANY]]
     yield Table("Settings that differ", ("key", *map(sources.label, models)), rows)
     if len(keys) > MANY:
         yield Text(f"and {len(keys) - MANY} more.")
@@ -207,6 +209,14 @@ def _data(config: Mapping[str, Any]) -> str:
         return ", ".join(map(str, train)) if isinstance(train, list) else str(train)
     subset = text(config, "data.subset")
     return f"{source}/{subset}" if subset else source
+
+
+def _new(path: Path) -> str:
+    """The path, or one beside it that is not taken yet: export and registry write to no folder that holds something."""
+    path = path if path.name else path.resolve()  # of "."
+    while path.exists():
+        path = path.with_name(f"{path.name}-again")
+    return _path(path)
 
 
 def _path(path: Path) -> str:

@@ -154,7 +154,9 @@ def front(points: Sequence[tuple[float, float, bool]], x: str, y: str, name: str
             )
         rest = [(a, b) for a, b, is_best in points if not is_best]
         if rest:
-            axes.plot(*zip(*rest, strict=True), "o", color=MUTED, markersize=4.5, label="another is better in both")
+            axes.plot(
+                *zip(*rest, strict=True), "o", color=MUTED, markersize=4.5, label="another is as good or better in both"
+            )
         axes.set(xlabel=x, ylabel=y)
         axes.margins(0.1)
         axes.grid()

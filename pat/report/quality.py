@@ -64,7 +64,7 @@ def _gates(sources: Sources) -> Iterator[Block]:
             (
                 text(check, "name", "a check"),
                 values.short(number(check, "n")),
-                *(decision.shown(get(check, key)) for key in ("baseline", "measured")),
+                *(decision.of_figure(check, key) for key in ("baseline", "measured")),
                 text(check, "rule") or f"limit {decision.shown(get(check, 'limit'))}",
                 decision.shown(get(check, "quantity")),
                 decision.shown(get(check, "interval")),
@@ -102,7 +102,7 @@ def _metrics(sources: Sources) -> Iterator[Block]:
         yield Bullets([f"{' and '.join(names)} warned when starting: {said}" for said, names in warned.items()])
     names = list(dict.fromkeys(name for _, metrics in columns for name in metrics))
     if not columns:
-        if not sources.evaluations:
+        if not sources.evaluations and (sources.models or not sources.sweeps):
             going_on = any(not run.is_over for run in sources.runs)
             yield Text("Not evaluated yet." if going_on else "No run or export that is given was evaluated.")
         return

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
 from pat.common.text import file_size, size_in_words
 
 NONE = "-"
@@ -47,6 +49,13 @@ def finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
+
+
+def setting(value: Any) -> str:
+    """A setting as a recipe has it, `null`, `true` or `[a, b]`."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def numbers(content: Mapping[str, Any]) -> dict[str, float]:

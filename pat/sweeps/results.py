@@ -170,9 +170,10 @@ def table(records: Sequence[Mapping[str, Any]], x: Axis, y: Axis, title: str) ->
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     keys = list(records[0]["varied"])
     ends = [key.rpartition(".")[2] for key in keys]
+    columns = ["state", "minutes", "sparsity", "non-zero", *([x.name] if x.name == "latency" else []), y.name]
     for key, end in zip(keys, ends, strict=True):
-        shown.add_column(end if ends.count(end) == 1 else key, overflow="fold")
-    for column in ("state", "minutes", "sparsity", "non-zero", *([x.name] if x.name == "latency" else []), y.name):
+        shown.add_column(end if [*ends, *columns].count(end) == 1 else key, overflow="fold")
+    for column in columns:
         shown.add_column(column, justify="right")
     shown.add_column("front", justify="center")
     best = [point.varied for point in points(records, x, y) if point.best]

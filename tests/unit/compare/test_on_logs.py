@@ -77,6 +77,7 @@ def test_several_outcomes_are_one_family(tmp_path: Path, capsys: Any) -> None:
     assert "ok; without a value yet: 0 and 0" in said and "s; without a value yet: 7 and 7" in said
     shown = build.page(reading.read([tmp_path / "f.json"]))
     assert shown.decision.word.endswith(": ok lower, s higher")
+    assert said.splitlines()[-1].startswith(f"{shown.decision.word}: By the sequential test")
     assert all(f"{name} per slice" in markdown(shown) for name in ("ok", "s"))
     assert "Not known: the rows of the logs are not paired" in markdown(shown)
 

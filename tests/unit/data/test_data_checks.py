@@ -68,7 +68,16 @@ def test_pointless_training_is_an_error(tmp_path: Path, rows: Rows, words: str) 
         ),
         (texts(["pos", "neg"] * 20), texts(["pos", "neg"]), ["all 2 evaluation rows have texts of the training data"]),
         (texts(["pos", "neg"] * 20), texts(["pos"], "other"), ["all 1 evaluation samples have the label 'pos'"]),
-        (texts(["pos"] * 19 + ["neg"]), texts(["pos", "neg"], "other"), ["95.0% of the training samples have the lab"]),
+        (
+            texts(["pos"] * 19 + ["neg"]),
+            texts(["pos", "neg"], "other"),
+            ["only 1 training sample has the label 'neg'", "95.0% of the training samples have the lab"],
+        ),
+        (
+            texts(["pos", "neg"] * 20 + ["postive"]),
+            texts(["pos", "neg"], "other"),
+            ["only 1 training sample has the label 'postive': correct"],
+        ),
         (texts([f"{i % 12}" for i in range(30)]), texts(["0", "1"], "other"), ["12 labels in 30 rows are hardly"]),
     ],
 )

@@ -67,8 +67,16 @@ def test_the_interval_of_a_mean_over_many_classes_holds_it() -> None:
     assert estimate(b, b.places()).high == 1.0
     for found in (difference(a, b, a.places()), ratio(a, b, a.places())):
         assert found.low is not None and found.high is not None and found.low < found.value < found.high
-    same = difference(a, a, a.places())
-    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+
+
+def test_classes_that_are_all_right_are_no_certainty() -> None:
+    """Fails if every resample is the same and its interval has no width: 1 to 1, or 0 to 0 of two such models."""
+    labels = torch.arange(10) % 2
+    rows = rows_of("classification", torch.nn.functional.one_hot(labels).float(), labels)
+    accuracy, f1 = (of_rows(rows).measures[name] for name in ("accuracy", "macro_f1"))
+    for figure in (estimate, lambda one, places: difference(one, one, places)):
+        found = figure(f1, f1.places())
+        assert found == figure(accuracy, accuracy.places()) and found.low is not None and found.low < found.value
 
 
 def test_a_ratio_is_paired() -> None:

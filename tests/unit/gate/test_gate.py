@@ -171,6 +171,7 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
     options = [folder / "pruned", "--profile", profile, "--json", tmp_path / "g.json"]
     against = ["--against", folder / "dense", "envelope.latency_p95.ratio=0.75"]
     assert run(*options, "envelope.latency_p95.max=0.085", "--markdown", tmp_path / "g.md") == 0
+    assert "| 0.08 s |" in (tmp_path / "g.md").read_text()
     assert "not certain, as the limit lies within the interval: latency" in (tmp_path / "g.md").read_text()
     assert run(*options, "envelope.latency_p95.max=0.085", "--confident") == 5
     assert run(*options, *against) == 5

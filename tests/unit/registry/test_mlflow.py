@@ -140,7 +140,7 @@ def test_a_monitor_follows_an_alias_that_mlflow_moves(root: Path, tmp_path: Path
         (["get", "demo", "1"], "--out is missing"),
         (["list"], "there is no registry in"),
         (["list", "--uri", "file:///tmp/x"], "writes without transactions"),
-        (["add", "demo", ".", "--gate", "nowhere.json"], "there is no such file"),
+        (["add", "demo", ".", "--gate", "no.json"], "there is no such file; give what `pat gate --json` wrote"),
     ],
 )
 def test_mistakes(

@@ -374,7 +374,7 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
         return registry.promote("demo", "1", "champion", gate=gate)
 
     for gate, words in (
-        ({"passed": False, "checks": failing, "variant": {"weights_sha256": ours}}, "gate: latency_p95; "),
+        ({"passed": False, "checks": failing, "variant": {"weights_sha256": ours}}, "gate: latency_p95; promote"),
         ({"passed": True, "variant": {"weights_sha256": other}}, "of other weights"),
         ({"passed": True, "variant": {"weights_sha256": trained}}, "of other weights"),  # before it was narrowed
     ):
@@ -402,10 +402,10 @@ def test_a_gate_decides(registry: Registry, exports: Exports, tmp_path: Path) ->
         assert registry.add("demo", exports[0] / "20", {"profile": profile_of(said)})[1]
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match="no JSON mapping"):
-        gates.read(tmp_path / "list.json", "--gate")
+        gates.read(tmp_path / "list.json", "--gate", "pat gate")
     (tmp_path / "list.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="not readable as JSON"):
-        gates.read(tmp_path / "list.json", "--gate")
+        gates.read(tmp_path / "list.json", "--gate", "pat gate")
 
 
 def test_metrics_and_a_profile_are_what_their_commands_wrote(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -451,8 +451,9 @@ def test_what_was_changed_is_refused_until_it_is_added_again(
         with pytest.raises(DamagedError, match=r"model.safetensors"):
             refused()
     assert registry.version("demo", "champion").number == 2 and not (tmp_path / "out").exists()
-    (check,) = verify(registry.folder(first), first.record)
+    (check,) = found = verify(registry.folder(first), first.record)
     assert not check.passed and "another sha256" in check.said
+    assert report.outcome(first, found).endswith("files are not as they were added; add the variant again to repair it")
     (registry.folder(first) / "more.txt").write_text("")
     assert "was not added" in verify(registry.folder(first), first.record)[0].said
     registry.add("demo", exports[0] / "10", {})
@@ -501,6 +502,8 @@ def test_verify_loads_and_looks(
     version, _ = registry.add("demo", folder, {})
     checks = verify(registry.folder(version), version.record)
     assert [check.name for check in checks if not check.passed] == [failed]
+    said = report.outcome(version, checks)
+    assert said.startswith(f"demo version 1 failed {failed}: its {len(version.record['files'])} files are as they were")
 
 
 def test_verify_tells_a_library_that_computes_another_model(
@@ -516,6 +519,8 @@ def test_verify_tells_a_library_that_computes_another_model(
         return check.passed, check.said
 
     assert said() == (True, "(4, 32, 320), as the export recorded: at most 0.0e+00 apart")
+    whole = report.outcome(version, verify(registry.folder(version), version.record))
+    assert whole.startswith(f"demo version 1 is whole: its {len(version.record['files'])} files")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids, where = torch.tensor(exported["logits"]["ids"]), torch.tensor(exported["logits"]["classes"])
     expected = model(ids).logits[:, -1].sort(descending=True)

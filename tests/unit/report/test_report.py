@@ -139,6 +139,8 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     """Computed here from the files: differences, ratios, the order of the prompts."""
     monkeypatch.setattr(pictures, "available", lambda: False)
     given = samples.everything(tmp_path)
+    command = {"command": ["pat", "profile", "exports/dense", "--json", "p.json"], "directory": "/srv/gates"}
+    (tmp_path / "profile.json").write_text(json.dumps(json.loads((tmp_path / "profile.json").read_text()) | command))
     read = reading.read(given)
     text = markdown(build.page(read, worst=3))
     compared = json.loads((tmp_path / "compare.json").read_text())["outcomes"][0]
@@ -152,11 +154,23 @@ def test_figures_are_those_of_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
         and "| weights (fp32) | 90.86 MB | 90.86 MB | 1 x |" in text
     )
     assert "| optim.lr | 0.0002 | 0.0001 | 0.0001 |" in text, "the settings that differ"
+    assert r"| pruners.weights.params |  | \[all-linear\] | \[all-linear\] |" in text, "as a recipe has it"
+    assert [*map(values.setting, (None, True, 1e-05, ["a"], {"b": None}))] == [
+        "null",
+        "true",
+        "1e-05",
+        "[a]",
+        "{b: null}",
+    ]
     assert "pat train --frozen" in text and "git checkout 2818d1ef5ca0" in text
     by_folder = dict(re.findall(r"^(In .*?)\n+```[^\n]*\n(.*?)```", text, re.MULTILINE | re.DOTALL))
-    here, there = by_folder.values()
-    assert "pat gate" not in here and there.splitlines() == ["pat gate 'exports/a pruned one' --against exports/dense"]
+    clone, here, there = by_folder.values()
+    assert clone == "git checkout 2818d1ef5ca0\n" and "In a clone of pat, for the code:" in by_folder
+    assert "pat gate" not in here and there.splitlines() == [
+        "pat profile exports/dense --json p.json", "pat gate 'exports/a pruned one' --against exports/dense",
+    ], "a gate reads what a profile wrote"  # fmt: skip
     assert "In /srv/gates:" in by_folder and "| 120 |" in text
+    assert re.search(r"latency.*p95.ratio \| - \| 0.0124 s \| 0.0088 s \|", text)
     assert "warned when starting: all 9 evaluation rows are in the training data" in text
 
 
@@ -288,7 +302,7 @@ def test_a_version_of_the_registry_brings_its_evidence(
     assert report("reviews/champion", *there) == 0
     written = (tmp_path / "r.md").read_text()
     assert "accuracy.min2" in written and "accuracy.min1" not in written and "domain=law.v2" in written
-    assert "pat registry get reviews 2 --out DIR" in written and "reviews version 2" in written
+    assert "pat registry get reviews 2 --out reviews-2" in written and "reviews version 2" in written
     assert report("reviews/9", *there) == report("reviews/champion", "--dir", str(tmp_path / "no")) == 2
     assert report(str(tmp_path / "1"), *there) == 2, "--dir would be ignored"
     next((tmp_path / "registry").rglob("note.txt")).write_text("x")
@@ -359,9 +373,10 @@ def counted(folder: Path) -> dict[tuple[str, str], tuple[int, int]]:
     }
 
 
+ENOUGH = "Good enough; 1 check not certain"
 DECISIONS = {
     "gate passes": (
-        lambda at: samples.gate(at / "g.json", True), "good", "Good enough",
+        lambda at: samples.gate(at / "g.json", True), "good", ENOUGH,
         "All 3 checks of the gate pass; not certain, as the limit lies within the interval: latency_p95.ratio.",
     ),
     "gate fails": (lambda at: samples.gate(at / "g.json"), "bad", "Not good enough", "1 of 3 checks fails"),
@@ -390,6 +405,25 @@ def test_the_decision(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"{word}: " in html(page)
 
 
+@pytest.mark.parametrize(
+    ("keep", "word", "said"),
+    [
+        ((0,), "Not decided", "1 of 1 runs is done; the only point is on the front of sparsity and accuracy."),
+        ((2, 3), "One is the best", "2 of 2 runs are done; 1 of 2 points is on the front"),
+        ((0, 2, 3), "A choice to make", "3 of 3 runs are done; 2 of 3 points are on the front"),
+    ],
+)
+def test_a_sweep_counts_its_points(keep: tuple[int, ...], word: str, said: str, tmp_path: Path) -> None:
+    """Fails where one point is a choice, or a page of a sweep, whose runs were evaluated, says that none was."""
+    file = samples.sweep(tmp_path / "s") / "sweep.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {each: [content[each][i] for i in keep] for each in ("members", "points")}))
+    page = build.page(reading.read([file.parent]))
+    assert page.decision.word == word and page.decision.sentence.startswith(said)
+    drawn = html(page)
+    assert "was evaluated" not in drawn and "another is better in both" not in drawn, "it may be as good in one"
+
+
 def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a model is good enough by the gate of another: a run is told by its name, a folder by its weights."""
     monkeypatch.setattr(pictures, "available", lambda: False)
@@ -402,14 +436,14 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
         return build.page(reading.read([*given, gate])).decision.word
 
     assert [word(run), word(other), word(export), word(run, export)] == [
-        "Good enough", "Not decided", "Not decided", "Good enough",
+        ENOUGH, "Not decided", "Not decided", ENOUGH,
     ]  # fmt: skip
     content = json.loads(gate.read_text())
     content["variant"]["weights_sha256"] = weights_sha256(export)
     gate.write_text(json.dumps(content))
-    assert word(export) == "Good enough"
+    assert word(export) == ENOUGH
     both = build.page(reading.read([export, gate, samples.gate(tmp_path / "failed.json")]))  # the second is of another
-    assert both.decision.word == "Good enough" and both.cards[1].value == "3 of 3"
+    assert both.decision.word == ENOUGH and both.cards[1].value == "3 of 3"
     twice = build.page(reading.read([export, gate, gate]))
     assert twice.cards[1].value == "6 of 6" and "All 6 checks" in twice.decision.sentence
     assert "which this page is not about, so it decides nothing here" in markdown(both)
@@ -440,11 +474,8 @@ def test_only_what_is_of_the_model_in_the_title_decides(tmp_path: Path, monkeypa
         return said(gate, given, variant={"folder": of.name, "weights_sha256": weights_sha256(of)})
 
     assert gated(quarter, half, quarter) == gated(dense, dense, half) == ("half", "Not decided")
-    assert gated(half, half, quarter) == ("half", "Good enough") and gated(quarter, quarter) == (
-        "quarter",
-        "Good enough",
-    )
-    assert gated(other, dense, other) == ("other", "Good enough"), "neither folder says what is pruned: the gate does"
+    assert gated(half, half, quarter) == ("half", ENOUGH) and gated(quarter, quarter) == ("quarter", ENOUGH)
+    assert gated(other, dense, other) == ("other", ENOUGH), "neither folder says what is pruned: the gate does"
     assert said(compared, (dense, half), a="gone", b="dense") == ("half", "Not decided")
     assert said(compared, (dense, other), a="dense", b="other") == ("other", "Worse")
 
@@ -523,7 +554,7 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, monke
     said = json.loads(gate.read_text()) | {"variant": {"folder": "x2/run", "weights_sha256": "0"}}
     gate.write_text(json.dumps(said | {"directory": str(tmp_path)}))
     words = [build.page(reading.read([given, gate])).decision.word for given in (run, again)]
-    assert words == ["Not decided", "Good enough"]
+    assert words == ["Not decided", ENOUGH]
 
 
 def test_models_of_one_name_are_told_apart_and_judged_by_the_dense_one(tmp_path: Path, monkeypatch: Any) -> None:
@@ -567,11 +598,14 @@ def test_a_model_of_pat_prune_was_not_trained_and_its_commands_make_it_again(tmp
         return text, [line.partition("    #")[0] for line in text.splitlines() if line.startswith("pat ")]
 
     text, pruned = commands(0)
-    again, exported = f"pat train --frozen {run} run.resume=never", "--out half --checkpoint 60 --dtype bf16"
+    again, out = f"pat train --frozen {run} run.resume=never", f"{tmp_path / 'half'}-again"
+    exported = f"--out {out} --checkpoint 60 --dtype bf16"  # half is there
     assert pruned == commands(0, run)[1] == [again, f"pat export {run} {exported}"]
     assert "pruned without training" in text and "fewer steps" not in text
     text, trained = commands(60)
-    assert trained == [f"pat export RUN {exported}"]
+    assert trained == [f"pat export {run} {exported}"]
+    run.rename(tmp_path / "elsewhere")
+    assert f"pat export RUN {exported}" in markdown(build.page(reading.read([tmp_path / "half"])))
     assert "pruned while it was trained" in text and "fewer steps" in text
 
 

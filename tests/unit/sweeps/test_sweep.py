@@ -310,6 +310,13 @@ def test_a_list_in_brackets_is_shown_as_it_is(members: list[Member], capsys: pyt
     assert said.count("[/data/a.jsonl]") == said.count("[ffn]") == len(members)
 
 
+def test_a_swept_sparsity_and_the_measured_one_have_names_of_their_own(members: list[Member]) -> None:
+    key = "pruners.weights.budget.sparsity"
+    shown = [results.record_of(replace(each, varied={key: "0.5"}), Ended(3, 2.0, "")) for each in members]
+    heads = [c.header for c in results.table(shown, X_AXES["sparsity"], results.y_axis(members, "loss"), "x").columns]
+    assert heads[0] == key and heads.count("sparsity") == 1
+
+
 def test_a_metric_that_the_task_has_not_is_refused(members: list[Member]) -> None:
     assert results.y_axis(members, None).name == "perplexity"
     assert not results.y_axis(members, "loss").higher_is_better
