@@ -172,7 +172,7 @@ def test_what_cannot_be_pruned_is_one_sentence(
     for more, word in (
         (["--pattern", "4:2"], "--pattern 4:2"),
         (["--keep", "ffn=half"], "--keep ffn=half"),
-        (["--sparsity", "1.5"], "pruners.weights.budget"),
+        (["--sparsity", "1.5"], "--sparsity is 1.5"),
         (["--sparsity", "0.5", "run.dir=elsewhere"], "run.dir"),
         (["--sparsity", "0.5", "--method", "magnitude", "--samples", "8"], "--samples 8"),
         (["--sparsity", "0.5", "--method", "magnitude", "--reconstruct", "8"], "--reconstruct 8"),

@@ -116,7 +116,10 @@ def test_a_classifier_of_several_labels_is_refused(tmp_path, capsys):
     byte_tokenizer().save_pretrained(path)
     mix.write_text(json.dumps({"prompt": "a", "checks": [{"name": "label", "label": "LABEL_0"}]}) + "\n")
     capsys.readouterr()  # the bar of saving
-    for given in (["--mix", mix], ["recipe=reviews_dense"]):
+    for given in (
+        ["--mix", mix],
+        ["recipe=reviews_dense", "data.source=json", f"data.train={mix}", f"data.eval={mix}"],
+    ):
         assert run(path, *given) == 2
         said = capsys.readouterr().err
         assert "pat reads one label a text" in said and said.count("\n") == 1
