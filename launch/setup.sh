@@ -71,6 +71,9 @@ pat_wait() {
     fi
 }
 
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    case "${1:-}" in -h | --help) sed '1d; /^[^#]/,$d; s/^# \{0,1\}//' "$0" && exit ;; esac
+fi
 pat_setup || { [ "${BASH_SOURCE[0]}" = "$0" ] && exit 2 || return 2; }
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     pat_wait

@@ -299,7 +299,9 @@ class EngineConfig(Section, frozen=True):
     deepspeed_untested: list[str] = key(
         [], "keys of `deepspeed` to accept although pruning was never tested with them, e.g. [fp16.loss_scale]"
     )
-    threads_per_rank: int | None = key(None, "CPU threads of each rank (OMP_NUM_THREADS); null: cores / ranks", ge=1)
+    threads_per_rank: int | None = key(
+        None, "CPU threads of each rank (OMP_NUM_THREADS); null: usable cores / ranks", ge=1
+    )
     timeout_min: Finite = key(30.0, "abort when a rank makes no progress for this many minutes", gt=0)
 
 

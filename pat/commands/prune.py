@@ -20,20 +20,21 @@ from pat.schema import ANOTHER_TRAINERS
 
 MAX_LENGTH = 512  # tokens of a calibration sample, unless the model takes fewer or was exported by pat
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+NO_PATH, NO_MORE = r"(?<![\w./'-])", r"(?![\w/]|\.\w)"  # before and behind a key that is no part of a file's name
 # Keys of `pat train`, as errors name them, by which option sets them here.
 OPTIONS = {
-    r"(choose|take) another run\.dir": "give another --out",
+    r"(choose|take|use) another run\.dir": "give another --out",
     r"(pruners\.weights\.(budget: )?)?budget\.sparsity": "--sparsity",
     r"(pruners\.narrow\.(budget: )?)?budget\.keep\.": "--keep ",
     r"pruners\.narrow\.structures": "--keep",
-    r"(pruners\.\w+\.((criterion|gate): )?)?(criterion|gate)\.num_samples": "--samples",
-    r"(pruners\.\w+\.((criterion|gate): )?)?(criterion|gate)\.reconstruct": "--reconstruct",
+    r"(pruners\.\w+\.((criterion|gate): )?)?(criterion|gate)\.num_samples\b": "--samples",
+    r"(pruners\.\w+\.((criterion|gate): )?)?(criterion|gate)\.reconstruct\b": "--reconstruct",
     r"^n_of_m:": "--pattern:",
     r"^there is no (?=(criterion|gate) called)": "--method: there is no ",
-    r"engine\.world_size": "--ranks",
-    r"data\.max_length": "--max-length",
-    r"data\.train\b": "--data",
-    r"data\.eval\b": "--eval",
+    r"engine\.world_size\b": "--ranks",
+    r"data\.max_length\b": "--max-length",
+    rf"data\.train{NO_MORE}": "--data",
+    rf"data\.eval{NO_MORE}": "--eval",
 }
 
 EXAMPLES = """\
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code = train.main([*_overrides(options, config, run), *(["--dry-run"] if options.dry_run else [])])
     except ValueError as error:
-        error.args = (_by_options(str(error), options.words),)
+        error.args = (_by_options(str(error), options.words) + _named_by_export(str(error), options.words),)
         raise
     if code:
         return code
@@ -137,8 +138,17 @@ def _by_options(said: str, words: Sequence[str]) -> str:
     """An error with the options of this command in place of the keys that they set, but for keys that were given."""
     for key, option in OPTIONS.items():
         if not any(re.search(key, word) for word in words):
-            said = re.sub(key, option, said)
+            said = re.sub(NO_PATH + key, option, said)
     return said
+
+
+def _named_by_export(said: str, words: Sequence[str]) -> str:
+    """Where a column that is missing has its name from."""
+    missing = re.match(r"(data\.\w+_column)='.*' is not in", said)
+    model, keys = one_model(words)
+    if not missing or any(key.startswith(f"{missing[1]}=") for key in keys) or not _exported_data(Path(str(model))):
+        return ""
+    return f" It was called so when {model} was trained: give {missing[1]}=NAME."
 
 
 def _model_config(options: argparse.Namespace) -> Any:

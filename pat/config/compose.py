@@ -70,16 +70,17 @@ def compose(
     errors: list[ValueError | OSError] = []
 
     def task(cfg: DictConfig) -> None:
+        steps_given = True
         try:
             if not data_is_read and OmegaConf.is_missing(cfg.data, "source"):
                 cfg.data.source = FILES[0]
             if not steps_are_made and OmegaConf.is_missing(cfg.train, "num_steps"):
-                cfg.train.num_steps = ANY_STEPS
+                cfg.train.num_steps, steps_given = ANY_STEPS, False
                 if left_open is not None:
                     left_open.add("train.num_steps")
             code = use(finish(cfg, list(HydraConfig.get().overrides.task), guarded))
         except (ValueError, OSError) as error:  # kept from Hydra, which would print a notice of its own
-            errors.append(error)
+            errors.append(error if steps_given else _assumed(error))
             code = ExitCode.BAD_INPUT if isinstance(error, ValueError) else ExitCode.ERROR
         codes.append(code)
         if code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
@@ -96,6 +97,13 @@ def compose(
     for error in errors:
         raise error
     return next((code for code in codes if code), 0)
+
+
+def _assumed(error: ValueError | OSError) -> ValueError | OSError:
+    """With where a number of steps comes from that nobody has given."""
+    if not re.search(rf"\b({ANY_STEPS}|{ANY_STEPS - 1}|{ANY_STEPS:,})\b", str(error)):
+        return error
+    return ValueError(f"{error} (train.num_steps is open, and {ANY_STEPS:,} were assumed: give it)")
 
 
 def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> Config:

@@ -90,7 +90,8 @@ def _counts(prepared: PreparedData, names: list[str]) -> Iterator[str]:
     if _rows(prepared) < ROWS_PER_LABEL * len(names):
         yield f"{len(names)} labels in {_rows(prepared):,} rows are hardly {ROWS_PER_LABEL} rows a label"
     elif once := [name for name, count in zip(names, train, strict=True) if count == 1]:
-        yield f"only 1 training sample has the label {_few(once)}: correct the label if it is misspelt"
+        each = "the label" if len(once) == 1 else "each of the labels"
+        yield f"only 1 training sample has {each} {_few(once)}: correct the label if it is misspelt"
     unseen = [name for name, count in zip(names, train, strict=True) if not count]
     if unseen:
         yield f"no training sample has the label {_few(unseen)}"

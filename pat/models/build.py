@@ -174,14 +174,20 @@ def require_reachable(name: str, key: str) -> None:
 
 def to_fetch(name: str) -> str:
     """What to do about a name that is neither found on the hub nor in its cache: a folder nearly of that name, or a
-    download where the hub's client may not use the network."""
+    download where the hub's client may not use the network. Nothing of a folder that is there."""
+    if os.path.isdir(name):
+        return ""
     meant = f" Did you mean the folder {near}?" if (near := _near(name)) else ""
     offline = f" HF_HUB_OFFLINE is set: run `hf download {name}` where there is a network." if is_offline_mode() else ""
     return meant + offline
 
 
 def _folders(folder: str) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    """Those in it; none where it may not be read."""
+    try:
+        return [entry.name for entry in os.scandir(folder) if os.path.isdir(entry.path)]
+    except OSError:
+        return []
 
 
 def _near(name: str) -> str | None:

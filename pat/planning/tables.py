@@ -83,7 +83,7 @@ def verdicts(needs: Report, here: int | None) -> list[str]:
     said = []
     for row in needs.rows:
         ranks, smallest, needed = row.layout.ranks, card(row.total_soft), size_in_words(row.total_soft)
-        fits = "fits no card" if smallest == NONE else f"fits a card of {smallest} or more"
+        fits = f"fits no card of up to {CARDS[-1]} GB" if smallest == NONE else f"fits a card of {smallest} or more"
         if here is not None:
             fits += f", and {'fits' if row.total_soft <= (1 - SPARE) * here else 'does not fit'} this machine's"
             fits += f" ({size_in_words(here)})"

@@ -190,11 +190,10 @@ def _of_sweep(content: Mapping[str, Any]) -> Decision:
     done = sum(number(one, "code") == ExitCode.DONE for one in members)
     points = sequence(content, "points")
     front = sum(get(one, "best") is True for one in points)
-    best = (
-        "the only point is" if len(points) == 1 else f"{front} of {len(points)} points {'is' if front == 1 else 'are'}"
-    )
-    ended = f"{done} of {len(members)} runs {'is' if done == 1 else 'are'} done"
-    sentence = f"{ended}; {best} on the front of {text(content, 'x')} and {text(content, 'y', 'quality')}."
+    both = f"{text(content, 'x')} and {text(content, 'y', 'quality')}"
+    best = "the only point is" if len(points) == 1 else f"{front} of {len(points)} points {_is(front)}"
+    said = f"{best} on the front of {both}" if points else f"none has both {both}"
+    sentence = f"{done} of {len(members)} runs {_is(done)} done; {said}."
     if done < len(members):
         return Decision("open", "Not finished", sentence)
     if len(points) < 2:
@@ -207,6 +206,10 @@ def _of_sweep(content: Mapping[str, Any]) -> Decision:
         sentence,
         ["No point of the front is better in one without being worse in the other."],
     )
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def shown(value: Any) -> str:

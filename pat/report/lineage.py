@@ -57,22 +57,23 @@ def commands(sources: Sources) -> Section:
 
 def _of_models(sources: Sources) -> Iterator[str]:
     """Of sweeps, runs and exports."""
+    made = set[Path]()
     for sweep in sources.sweeps:
         yield shlex.join(map(str, sequence(sweep.content, "command")))
     for run in sources.runs:
         yield _again(_path(run.path))
         if run.code == 0 and not any(map(run.became, sources.variants)):
-            yield f"pat export {_path(run.path)} --out {_new(Path(f'{run.path.resolve().name}-export'))}"
+            yield f"pat export {_path(run.path)} --out {_new(Path(f'{run.path.resolve().name}-export'), made)}"
     for variant in sources.variants:
         if label := text(variant.registered, "label"):
             name, _, version = label.partition(" version ")
-            out = _new(Path(f"{name}-{version}"))
+            out = _new(Path(f"{name}-{version}"), made)
             yield f"pat registry get {shlex.quote(name)} {version} --out {out}    # bit for bit"
         elif text(variant.export, "lineage.directory"):
-            yield from _of_export(sources, variant)
+            yield from _of_export(sources, variant, made)
 
 
-def _of_export(sources: Sources, variant: Variant) -> Iterator[str]:
+def _of_export(sources: Sources, variant: Variant, made: set[Path]) -> Iterator[str]:
     """`pat prune` removes the checkpoint that it exports, so its run is started over, too."""
     directory, step, dtype = (text(variant.export, key) for key in ("lineage.directory", "lineage.step", "dtype"))
     given = next((_path(run.path) for run in sources.runs if run.path.name == directory), None)
@@ -83,7 +84,7 @@ def _of_export(sources: Sources, variant: Variant) -> Iterator[str]:
         yield _again(run)
     said = f"    # RUN: where the run {plain(directory)} is" if run == "RUN" else ""
     precision = f" --dtype {dtype}" if dtype else ""
-    yield f"pat export {run} --out {_new(variant.path)} --checkpoint {step}{precision}{said}"
+    yield f"pat export {run} --out {_new(variant.path, made)} --checkpoint {step}{precision}{said}"
 
 
 def _again(run: str) -> str:
@@ -211,11 +212,13 @@ def _data(config: Mapping[str, Any]) -> str:
     return f"{source}/{subset}" if subset else source
 
 
-def _new(path: Path) -> str:
-    """The path, or one beside it that is not taken yet: export and registry write to no folder that holds something."""
+def _new(path: Path, made: set[Path]) -> str:
+    """The path, or one beside it that is not taken yet, also by the commands before, which made `made`: export and
+    registry write to no folder that holds something."""
     path = path if path.name else path.resolve()  # of "."
-    while path.exists():
+    while path.exists() or path in made:
         path = path.with_name(f"{path.name}-again")
+    made.add(path)
     return _path(path)
 
 

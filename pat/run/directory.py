@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import socket
 import time
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class RunDir:
 def no_run(path: Path) -> ValueError:
     """Why this is no run directory, and which one beside it may be meant."""
     what = "is not a run directory (it has no config.yaml)" if path.is_dir() else "is not there"
-    beside = [each.name for each in path.absolute().parent.glob("*") if RunDir(each).config.is_file()]
+    beside = [each.name for each in path.absolute().parent.glob("*") if os.path.isfile(RunDir(each).config)]
     return ValueError(f"{path} {what}: give the folder of a `pat train`{did_you_mean(path.name, beside)}")
 
 

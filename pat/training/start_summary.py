@@ -25,7 +25,7 @@ from pat.training.start_warnings import warnings
 from pat.zero.engine import accelerator
 
 WIDTH = 10  # of the first column
-BUSY = 0.5  # of a core: less is no program that computes
+BUSY, BUSY_SHARE = 0.5, 0.2  # of a core, of all: less is no program that computes
 
 
 def start_summary(config: Config, checked: Checked, here: bool = True) -> str:
@@ -66,12 +66,15 @@ def _cores(config: Config, here: bool) -> Iterator[str]:
     """Threads that wait for each other, or for other programs; a launcher knows better what its ranks may use."""
     if not here or accelerator() != "cpu" or rank_environment() is not None:
         return
-    ranks, threads, cores = config.engine.world_size, int(rank_variables(config)["OMP_NUM_THREADS"]), usable_cores()
+    given = rank_variables(config)["OMP_NUM_THREADS"]
+    if not given.isdigit():  # one number for each level of nested threads
+        return
+    ranks, threads, cores = config.engine.world_size, int(given), usable_cores()
     asked = f"{ranks * threads:,} threads ({ranks:,} rank{'s'[: ranks > 1]} with {threads:,})"
-    fewer = f"engine.threads_per_rank={max(1, cores // ranks)}" if threads > 1 else f"engine.world_size={cores}"
+    fewer = f"engine.threads_per_rank={cores // ranks}" if cores >= ranks else f"engine.world_size={cores}"
     if ranks * threads > cores:
         yield f"{asked} share {cores:,} core{'s'[: cores > 1]}, which is slow: {fewer} fits"
-    elif threads > 1 and (free := free_cores()) < ranks * threads - BUSY:
+    elif threads > 1 and (free := free_cores()) < ranks * threads - max(BUSY, BUSY_SHARE * ranks * threads):
         yield (
             f"other programs leave about {free:.1f} of {cores:,} cores to {asked}: "
             f"engine.threads_per_rank={max(1, int(free) // ranks)} can be several times faster"

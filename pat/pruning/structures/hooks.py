@@ -54,7 +54,7 @@ class SiteHooks:
         self.needs: Evidence | None = needs
         self.z: Tensor | None = None
         self.z_eval: Tensor | None = None  # in evaluation; None: z
-        self.open = False  # all of z is 1
+        self.open = self.open_eval = False  # all of z, of z_eval is 1
         self.sums: Tensor | None = None  # (k u + 1,) fp64: k figures per unit, and the tokens or examples in them
         self.before: SiteHooks | None = None  # of the layer before, with which this one is a pair
         self.entered: Tensor | None = None  # what went into this layer, until its pair is measured
@@ -101,12 +101,12 @@ class SiteHooks:
             return None
         change = after - before
         gated = self._gated(change, z)
-        # An open gate leaves the bits of the layer's output: before + (after - before) would round.
-        mixed = after + (gated - change) if self._is_open(z) else before + gated
+        # An open gate leaves the bits of the layer's output, where before + (after - before) would round or overflow.
+        mixed = after + (gated - change).nan_to_num(0.0) if self._is_open(z) else before + gated
         return (mixed, *outputs[1:]) if isinstance(output, tuple) else mixed
 
     def _is_open(self, z: Tensor) -> bool:
-        return self.open and z is self.z
+        return self.open if z is self.z else self.open_eval
 
     def _gated(self, x: Tensor, z: Tensor) -> Tensor:
         """(B, T, n): x times the gates."""
@@ -187,7 +187,7 @@ class GatedForward:
         gates, means = self._split(z), self._split(evaluated)
         for hook, part, mean in zip(self.hooks, gates, means, strict=True):
             by_gradient = self.needs in BY_GRADIENT
-            hook.open = part is not None and bool((part == 1).all())
+            hook.open, hook.open_eval = (gate is not None and bool((gate == 1).all()) for gate in (part, mean))
             hook.z = None if part is None else part.to(device, copy=True).requires_grad_(by_gradient)
             hook.z_eval = None if mean is None else mean.to(device)
 
@@ -199,7 +199,7 @@ class GatedForward:
             if bool((mine == 1).all()):
                 hook.remove()
             else:
-                hook.needs, hook.z, hook.z_eval, hook.open = None, mine.to(device), None, False
+                hook.needs, hook.z, hook.z_eval, hook.open, hook.open_eval = None, mine.to(device), None, False, False
 
     def remove(self) -> None:
         """Take all hooks off."""

@@ -83,6 +83,8 @@ def test_the_config_is_that_of_the_revision(monkeypatch: pytest.MonkeyPatch, tmp
         ),
         ("--sparsity=0.5", ["data.text_column=a"], "'a' is not in data.train:", "'a' is not in --data:"),
         ("--sparsity=0.5", [], "data.eval_fraction=2", "data.eval_fraction=2"),
+        ("--sparsity=0.5", [], "data.train: no file '/x/data.train.csv'", "--data: no file '/x/data.train.csv'"),
+        ("--sparsity=0.5", [], "criterion.reconstruct_lr is -1", "criterion.reconstruct_lr is -1"),
         ("--sparsity=0.5", ["data.max_length=0"], "data.max_length is 0", "data.max_length is 0"),
     ],
 )

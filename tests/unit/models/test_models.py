@@ -199,8 +199,10 @@ def test_a_model_that_cannot_be_built_is_one_sentence(cfg: ModelConfig, message:
 def test_a_folder_that_is_nearly_meant_is_named_before_the_hub_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Would catch: half a minute of silence for a misspelt folder, or a name of the hub's that is refused for one."""
+    """Would catch: half a minute of silence for a misspelt folder, or a name of the hub's that is refused for one, or
+    for a link beside it that leads nowhere."""
     (tmp_path / "assets" / "minilm").mkdir(parents=True)
+    (tmp_path / "loop").symlink_to("loop")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"misspelt.* Did you mean the folder assets/minilm\?"):
         build.build_config(ModelConfig(path="asets/minilm"), LM)

@@ -545,6 +545,8 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, monke
         compared.write_text(json.dumps(content | {"b": named, "directory": str(tmp_path)}))
         return build.page(reading.read([given, compared])).decision.word
 
+    both = markdown(build.page(reading.read([run, again])))
+    assert f"{run} --out run-export\n" in both and f"{again} --out run-export-again\n" in both
     assert [word(each, "x2/export") for each in (first, second)] == ["Not decided", "Worse"]
     assert [word(each, "x1/export") for each in (run, again)] == ["Worse", "Worse"], (
         "an export names only its run's name"

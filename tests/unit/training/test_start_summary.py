@@ -298,6 +298,8 @@ def test_where_it_computes_is_said(
             "leave about 1.2 of 4 cores to 4 threads (1 rank with 4): engine.threads_per_rank=1",
         ),
         (1, 1, "max 100000", 0.2, None),  # nothing would help
+        (1, 4, "max 100000", 3.3, None),  # what any machine does beside
+        (8, 2, "max 100000", 4.0, "16 threads (8 ranks with 2) share 4 cores, which is slow: engine.world_size=4"),
     ],
 )
 def test_threads_that_wait_for_cores_are_told_the_key(
@@ -314,6 +316,8 @@ def test_threads_that_wait_for_cores_are_told_the_key(
     lines = list(start_summary_module._cores(config, here=True))
     assert len(lines) == (said is not None) and (said or "") in "".join(lines)
     assert not list(start_summary_module._cores(config, here=False))
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert threads or not list(start_summary_module._cores(config, here=True)), "levels of nested threads"
 
 
 def test_cores_that_are_free_are_measured() -> None:

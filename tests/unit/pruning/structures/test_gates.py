@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pat.common.comm import LOCAL
 from pat.models import families
@@ -136,6 +136,14 @@ def test_gates_that_are_all_1_give_the_bits_of_none(
         of_gates.append([hook.z.grad for hook in forward.hooks if hook.z is not None])
         of_weights.append([value, *(p.grad for p in model.parameters())])
     rounds = structures == ("layers",)
+    forward.set(torch.full_like(ones, 0.5), ones, torch.device("cpu"))
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(loss(model, small.tokens(2, 7)), of_weights[0][0]), "all open in evaluation alone"
+        if rounds:
+            hook, large = forward.hooks[0], torch.tensor([[[-3e38]]])
+            assert torch.equal(hook._block(nn.Module().eval(), (large,), {}, -large), -large), "the change overflows"
+    model.train()
     tolerance = rounds * (1e-3 if dtype == torch.float32 else 0.02)
     for others in of_weights[1 : 2 if rounds else 3]:
         for mine, theirs in zip(of_weights[0], others, strict=True):
