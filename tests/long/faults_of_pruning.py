@@ -298,7 +298,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "return self.z if True",
             "evaluation with the gates of training",
         ),
-        ("bool((part == 1).all())", "bool((part == 1).any())", "gates that are not 1 do not multiply"),
+        ("bool((gate == 1).all())", "bool((gate == 1).any())", "gates that are not 1 do not multiply"),
         ("/ (world.world_size * scale)", "/ world.world_size", "gate gradients keep the loss scale"),
         ("/ (world.world_size * scale)", "/ scale", "gate gradients summed over ranks"),
         ("            hook.sums = None\n", "            pass\n", "statistics are not forgotten"),

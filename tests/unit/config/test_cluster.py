@@ -174,10 +174,11 @@ def test_ranks_that_do_not_leave_in_time_do_not_end_the_run_at_its_limit(leaves,
     with subprocess.Popen(command, env=os.environ | given, stdout=subprocess.PIPE, start_new_session=True) as job:
         wait_for((tmp_path / "started").exists)
         job.send_signal(signal.SIGUSR1)
-        wait_for((fake_slurm / "scontrol.asked").exists)
+        asked = fake_slurm / "scontrol.asked"  # is there a moment before the shell has written to it
+        wait_for(lambda: asked.exists() and asked.read_text().endswith("\n"))
         os.killpg(job.pid, signal.SIGKILL)
         said = job.communicate()[0].decode()
-    assert (fake_slurm / "scontrol.asked").read_text() == "requeue 7\n"
+    assert asked.read_text() == "requeue 7\n"
     assert ("have not left in time" in said) is not leaves
 
 
