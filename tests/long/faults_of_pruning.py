@@ -322,8 +322,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "activations of the wrong axis",
         ),
         (
-            "else before + gated",
-            "else gated",
+            "= before + self._gated(after - before, z)",
+            "= self._gated(after, z)",
             "a closed layer puts out nothing",
         ),
         ("return 1.0 - torch.cosine_similarity(", "return torch.cosine_similarity(", "cosine instead of 1 - cosine"),

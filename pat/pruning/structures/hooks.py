@@ -40,6 +40,18 @@ class _Open(torch.autograd.Function):
         return y, (y * x).sum_to_size(ctx.shape)
 
 
+class _Bits(torch.autograd.Function):
+    """What x is but for rounding and overflow, with x's gradients: an open gate leaves the bits of its layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, exact: Tensor) -> Tensor:
+        return exact.view_as(exact)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
 class SiteHooks:
     """The hooks of one site. `z` is what multiplies now, (u,) fp32; None: the forward stays untouched."""
 
@@ -99,10 +111,9 @@ class SiteHooks:
         z = self.factor(module)
         if z is None:
             return None
-        change = after - before
-        gated = self._gated(change, z)
-        # An open gate leaves the bits of the layer's output, where before + (after - before) would round or overflow.
-        mixed = after + (gated - change).nan_to_num(0.0) if self._is_open(z) else before + gated
+        mixed: Tensor = before + self._gated(after - before, z)
+        if self._is_open(z):
+            mixed = untyped(_Bits).apply(mixed, after.detach())
         return (mixed, *outputs[1:]) if isinstance(output, tuple) else mixed
 
     def _is_open(self, z: Tensor) -> bool:
