@@ -155,7 +155,7 @@ def _model_config(options: argparse.Namespace) -> Any:
     """The Hugging Face config of the model. Raises ValueError."""
     from transformers import AutoConfig
 
-    from pat.models.build import require_reachable, to_fetch
+    from pat.models.names import require_reachable, to_fetch
 
     model, keys = one_model(options.words)
     if model is None:

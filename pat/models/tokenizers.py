@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pat.models import limits
-from pat.models.build import config_of, require_reachable, to_fetch
+from pat.models.build import config_of
+from pat.models.names import require_reachable, to_fetch
 from pat.schema import ModelConfig
 
 log = logging.getLogger(__name__)
