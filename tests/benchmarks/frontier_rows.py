@@ -67,9 +67,9 @@ def _encoder(data: str) -> Subject:
     return _judged(Subject("encoder", "minilm", data, "classification", "accuracy", (), 128, samples=2048))
 
 
-def _text(data: str) -> Subject:
-    """Texts that `other_texts.py` writes; judged as the recipe reads them."""
-    return _judged(_llama(data, "causal_lm", "decoder", eval_samples=64))
+def _text(data: str, task: str = "causal_lm") -> Subject:
+    """Texts that `other_texts.py` writes, or chats of `other_chats.py`; judged as the recipe reads them."""
+    return _judged(_llama(data, task, "decoder", eval_samples=64 if task == "causal_lm" else 320))
 
 
 def _judged(subject: Subject) -> Subject:
@@ -86,6 +86,7 @@ SUBJECTS = {
     ),
     **{name: _encoder(name) for name in ("questions", "subjectivity", "customers", "opinions", "banking")},
     **{name: _text(name) for name in ("plays", "library")},
+    "sums": _text("sums", "chat"),
 }
 PICTURED = ("addresses", "chats", "reviews")  # with more than one target or budget
 

@@ -21,6 +21,7 @@ ELSEWHERE = {  # what a command has in it, and where it runs on what is small
     "benchmarks/frontier.py": "tests/unit/house/test_frontier.py",
     "benchmarks/other_data.py": "tests/unit/house/test_frontier.py",
     "benchmarks/other_texts.py": "tests/unit/house/test_frontier.py",
+    "benchmarks/other_chats.py": "tests/unit/house/test_frontier.py",
     "benchmarks/upcycle.py": "tests/unit/pruning/calibration/test_experts.py",
     "pat train recipe=llama3_8b": "tests/recipes/test_recipes.py",
     "--table latency.json": "tests/distributed/test_latency.py",

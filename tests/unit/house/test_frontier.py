@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from pat.config import compose
 from pat.models.tokenizers import byte_tokenizer
 from tests import models
-from tests.benchmarks import frontier, other_data, other_texts
+from tests.benchmarks import frontier, other_chats, other_data, other_texts
 from tests.benchmarks.commands import PAT
 from tests.benchmarks.frontier import Measured, Results, Runner, folder_of, run_all
 from tests.benchmarks.frontier_report import OTHERS, into_page, lines, markdown, on_other_data, picture
@@ -421,3 +421,25 @@ def test_the_other_texts_hold_out_whole_files_and_pieces_that_nothing_trains_on(
     other_texts.main()
     written = (tmp_path / "assets/plays/eval.jsonl").read_text().splitlines()
     assert [json.loads(line)["text"] for line in written] == found[-len(written) :]
+
+
+def test_the_other_chats_are_questions_and_answers_without_marks_for_a_calculator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: marks left in, an answer cut off at the first one, the two files exchanged."""
+    files = dict[str, tuple[str, str]]()
+    for part, (name, _) in other_chats.FILES.items():
+        rows = [{"question": f"How many in {part}?", "answer": "48/2 = <<48/2=24>>24, <<1+1=2>>2\n#### 24"}]
+        path = tmp_path / other_chats.FOLDER / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[part] = name, hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(other_chats, "FILES", files)
+    monkeypatch.setattr(sys, "argv", ["other_chats.py", str(tmp_path)])
+    monkeypatch.setenv("PAT_ASSETS", str(tmp_path / "assets"))
+    other_chats.main()
+    for part in files:
+        (row,) = map(json.loads, (tmp_path / "assets" / "sums" / f"{part}.jsonl").read_text().splitlines())
+        asked, answered = row["messages"]
+        assert asked == {"role": "user", "content": f"How many in {part}?"}
+        assert answered == {"role": "assistant", "content": "48/2 = 24, 2\n#### 24"}
