@@ -102,7 +102,7 @@ def test_pickles_and_mixed_kinds_are_refused(
 @pytest.mark.slow
 @pytest.mark.real_processes
 def test_a_model_is_as_fast_as_itself_in_19_of_20_runs(llama: Path) -> None:
-    """In two processes; 19 of 20 intervals of 99 % hold the truth with a probability of 98.3 %, in one of two tries 99.97.
+    """In two processes: 19 of 20 intervals of 99 % hold the truth with 98.3 % probability, in one of two tries 99.97 %.
 
     The truth is 1 but for where the two have their memory: means of 20 runs, in eight pairs of processes, were 0.983
     to 1.013. No interval contains that (docs/profile.md), so each has a margin of 2 %.
