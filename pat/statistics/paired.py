@@ -50,8 +50,9 @@ def difference(
     seed: int = 0,
     units: Units = None,
 ) -> Difference:
-    """Sum w d / sum w, with a paired bootstrap's interval (Efron 1987, BCa) and an exact or resampled p-value.
+    """Sum w d / sum w, with an interval and an exact or resampled p-value.
 
+    The interval: `of_changes` where each unit's outcomes are 0 or 1; else a paired bootstrap's (Efron 1987, BCa).
     p: McNemar's exact test where all outcomes are 0 or 1 and weights are equal; else the paired randomisation test
     (signs of w d flipped; Fisher 1935), of which McNemar's is the special case. Both are of units. ValueError for no
     prompts or other than finite numbers.
@@ -74,6 +75,8 @@ def difference(
         d[np.abs(d) <= EQUAL] = 0.0  # else the sign of what is rounded is evidence
     if yes_or_no and np.ptp(d) <= EQUAL:
         low, high = of_equal(float(d[0]), w, confidence, -1.0)
+    elif binary(first) and binary(second):
+        low, high = of_changes(d, w, confidence, means[2])
     else:
         low, high = interval(d, w, confidence, seed) if d.size > 1 else (None, None)
     if binary(first) and binary(second) and np.ptp(w) == 0.0:
@@ -150,6 +153,21 @@ def interval(
         if math.isfinite(found.low) and math.isfinite(found.high):
             break
     return float(found.low), float(found.high)
+
+
+def of_changes(d: Numbers, w: Numbers, confidence: float, seen: float) -> tuple[float, float]:
+    """The interval of sum w d / sum w, of which `seen` is to lie within it, where every d is -1, 0 or 1.
+
+        u, v = (n_+ + 1) / (n + 2), (n_- + 1) / (n + 2)      u - v -+ z sqrt((u + v - (u - v)^2) / (n + 2))
+
+    n_+, n_-: units that won, and that lost, of n; of weighted ones n = (sum w)^2 / sum w^2 (Kish 1965) in their shares.
+    Where few differ, as of a model and its pruned copy, a bootstrap's covers too little: at 95 %, 79 % of those of 30
+    prompts of which 2 and 5 % change. Source: Bonett & Price 2012, J. Educ. Behav. Stat. 37(4).
+    """
+    n, total = w.sum() ** 2 / (w @ w), w.sum()
+    u, v = ((n * w[d == sign].sum() / total + 1.0) / (n + 2.0) for sign in (1.0, -1.0))
+    half = scipy.special.ndtri(0.5 + confidence / 2.0) * math.sqrt((u + v - (u - v) ** 2) / (n + 2.0))
+    return max(-1.0, min(seen, float(u - v - half))), min(1.0, max(seen, float(u - v + half)))
 
 
 def holm(p: Sequence[float]) -> list[float]:

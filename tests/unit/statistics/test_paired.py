@@ -57,16 +57,35 @@ def test_the_interval_is_that_of_the_mean() -> None:
     assert (weighted.low, weighted.high) == pytest.approx((centre - half, centre + half), abs=0.008)
 
 
-@pytest.mark.slow
-def test_intervals_cover_small_binary_slices() -> None:
-    """Of 40 prompts, 95 % nominal: at least 90 % of 200 intervals hold the truth."""
-    covered = 0
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        d = rng.choice([-1.0, 0.0, 1.0], 40, p=[0.2, 0.7, 0.1])
-        low, high = paired.interval(d, np.ones(40), seed=seed, resamples=999)
-        covered += low <= -0.1 <= high
-    assert covered >= 180, covered
+@pytest.mark.parametrize("wins, losses", [(0.02, 0.05), (0.01, 0.01), (0.002, 0.03), (0.08, 0.12), (0.1, 0.2)])
+@pytest.mark.parametrize("n", [8, 30, 60])
+def test_intervals_of_few_changes_cover_the_truth(n: int, wins: float, losses: float) -> None:
+    """Over all outcomes, each with its probability: at least 93 % of what is 95 % by name. A bootstrap's hold 79 % of
+    30 prompts of which 2 and 5 % change."""
+    covered = 0.0
+    for won in range(n + 1):
+        for lost in range(n + 1 - won):
+            b = np.repeat([1.0, 0.0, 0.0], [won, lost, n - won - lost])
+            a = np.repeat([0.0, 1.0, 0.0], [won, lost, n - won - lost])
+            chance = stats.multinomial.pmf([won, lost, n - won - lost], n, [wins, losses, 1.0 - wins - losses])
+            if chance > 1e-9:
+                found = paired.difference(a, b)
+                assert found.low <= found.difference <= found.high
+                covered += chance * (found.low <= wins - losses <= found.high)
+    assert covered >= 0.93
+
+
+def test_an_interval_of_changes_by_hand() -> None:
+    """4 wins and 9 losses of 50; of prompts that weigh differently it is that of as many as they are worth."""
+    a, b = np.repeat([0.0, 1.0, 1.0], [4, 9, 37]), np.repeat([1.0, 0.0, 1.0], [4, 9, 37])
+    found, centre = paired.difference(a, b), (5 - 10) / 52
+    half = 1.959964 * math.sqrt((15 / 52 - centre**2) / 52)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+    twice = np.tile([a, b], 2)  # a hundred, of which the second fifty weigh nearly nothing
+    unequal = paired.difference(*twice, np.repeat([1.0, 1e-9], 50))
+    assert (unequal.low, unequal.high) == pytest.approx((found.low, found.high), abs=1e-6)
+    narrow = paired.difference(np.zeros(30), np.repeat([1.0, 0.0], [29, 1]), confidence=0.5)
+    assert narrow.high == narrow.difference, "it holds what was seen"
 
 
 def test_no_difference_seen_is_not_none_at_all() -> None:
