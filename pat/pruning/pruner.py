@@ -200,9 +200,7 @@ class Pruner:
         self.seam.expect(t)
         scale = self.layout.loss_scale if self.structure_pruners else 1.0
         self._finite = all([pruner.gather(scale) for pruner in self.structure_pruners])
-        alive = True
-        if self.pruners:
-            alive = self.layout.clip_before_step(self.masked_norm, self.config.engine.gradient_clipping)
+        alive = self.layout.clip_before_step(self.masked_norm, self.config.engine.gradient_clipping)
         self.engine.step()
         stepped = self.seam.has_stepped() if self.weight_pruners else getattr(self.engine, "_step_applied", True)
         figures: dict[str, float] = {}

@@ -143,8 +143,8 @@ def _cache(config: Config, world: Comm, cache: logit_cache.LogitCache) -> logit_
 
 
 def _first_samples(config: Config, batches: Callable[[int], list[Any]], there: int, number: int) -> list[Any]:
-    """This rank's first micro-batches, until all ranks together have enough samples, or all `there` are; `batches`: of
-    a step."""
+    """This rank's first micro-batches, until all ranks together have enough samples, or all `there` are, after which
+    the order of the next epoch fills up the last; `batches`: of a step."""
     number = min(number, there)
     wanted = math.ceil(number / (micro_batch_size(config) * config.engine.world_size))
     steps = math.ceil(number / config.train.global_batch_size)

@@ -54,8 +54,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         ours["zero_force_ds_cpu_optimizer"] = False
     if engine.reduce_dtype == "fp32" and engine.dtype != "fp32":
         ours["communication_data_type"] = "fp32"
-    if config.pruners and engine.zero_stage == 0 and engine.dtype == "fp32":
-        ours["gradient_clipping"] = 0.0  # the pruner clips by the masked norm itself
+    if engine.zero_stage == 0 and engine.dtype == "fp32":
+        ours["gradient_clipping"] = 0.0  # pat clips, by the masked norm, and skips steps
     theirs = _user_config(engine.deepspeed)
     config_keys.check(theirs, ours, engine.deepspeed_untested)
     merged = _merge(ours, theirs)
@@ -226,7 +226,18 @@ def build_engine(
 
     optimizer = build_optimizer(param_groups(model, config.optim, owner), config.optim)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    if config.engine.zero_stage == 0:
+        forget_step_of_construction(engine)
     return engine
+
+
+def forget_step_of_construction(engine: Any) -> None:
+    """In low precision DeepSpeed's ZeRO 0 wrapper makes a step on gradients of 0 when it is built. Adam would count it,
+    and correct the bias of its moments as if it were a step further: the first update would be 0.74 of itself."""
+    optimizer = engine.basic_optimizer
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.pop("step", None)  # where FusedAdam counts
 
 
 def build_teacher_engine(model: nn.Module, ds_config: dict[str, Any]) -> Any:

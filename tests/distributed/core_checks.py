@@ -53,7 +53,8 @@ INTERRUPTED = {  # (pruner, layout, after which steps)
 
 
 def skipped(layouts: list[str]) -> dict[str, Any]:
-    """{layout: {step: [skipped, what changed]}}: an infinite loss in the dense, soft and final selection step."""
+    """{layout: {step: [skipped, what changed]}}: an infinite loss in the dense, soft and final selection step; and the
+    steps that Adam has counted."""
     said: dict[str, Any] = {}
     for layout in layouts:
         trained = build(make_config("movement", **EVERY[layout]))
@@ -69,6 +70,8 @@ def skipped(layouts: list[str]) -> dict[str, Any]:
         trained.run(at, STEPS)
         trained.pruner.check_finished()
         said[layout]["sparsity"] = trained.pruner.totals.sparsity
+        zero = trained.pruner.layout
+        said[layout]["adam"] = sorted({int(zero.base.state[shard.flat]["step"]) for shard in zero.shards})
         discard(trained)
     return said
 
@@ -101,8 +104,16 @@ def moved(source: str, target: str) -> list[Any]:
     return said
 
 
+def _clip(model: torch.nn.Module, max_norm: float) -> None:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.stack([g.double().square().sum() for g in gradients]).sum().sqrt().float()
+    for gradient in gradients:
+        gradient.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+
+
 def plain(layouts: list[str]) -> dict[str, Any]:
-    """{layout: [hash with the pruner off, hash of DeepSpeed alone]} after some steps from the same weights."""
+    """{layout: [hash with the pruner off, hash of DeepSpeed alone, whether an infinite loss is skipped, hash after it]}
+    after some steps from the same weights. At ZeRO 0 in fp32 DeepSpeed skips nothing, so pat clips: here by hand."""
     import deepspeed
 
     said: dict[str, Any] = {}
@@ -111,23 +122,29 @@ def plain(layouts: list[str]) -> dict[str, Any]:
         ours = build(make_config(None, **overrides))
         ours.run(0, 6)
         mine = ours.result()["weights"]
+        ours.run(6, 7, poison=6)
+        after = [ours.stats.skipped, ours.result()["weights"]]
         discard(ours)
         config = make_config(None, **overrides)
         model = build_model(config)
         groups = ds.param_groups(model, config.optim, {})
         optimizer = torch.optim.AdamW(groups, foreach=True, eps=config.optim.eps, betas=(0.9, 0.999))
         alone, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds.deepspeed_config(config))
+        if config.engine.zero_stage == 0:
+            ds.forget_step_of_construction(alone)
         for t in range(6):
             ds.set_lr(alone, learning_rate.lr_factor(t, STEPS, config.optim))
             for micro in range(alone.gradient_accumulation_steps()):
                 tokens = batch(t, micro, config)
                 alone.backward(alone(input_ids=tokens, labels=tokens).loss)
+                if layout == "zero0 fp32":
+                    _clip(model, config.engine.gradient_clipping)
                 alone.step()
         hasher = Pruner(config)
         hasher.attach(model)
         hasher.bind(alone)  # no pruners: installs nothing
         theirs = Trained(config, alone, hasher)
-        said[layout] = [mine, theirs.result()["weights"]]
+        said[layout] = [mine, theirs.result()["weights"], *after]
         discard(theirs)
     return said
 

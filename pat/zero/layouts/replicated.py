@@ -74,7 +74,7 @@ class Zero0LowPrecision(ZeroLayout):
 
 
 class Zero0Fp32(ZeroLayout):
-    """No optimizer of DeepSpeed's: a shard is a parameter itself, and only pat clips."""
+    """No optimizer of DeepSpeed's: a shard is a parameter itself, and only pat clips, and skips a step."""
 
     name = "zero0_fp32"
     replicated = True
