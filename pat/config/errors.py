@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 
 import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pat.common.text import did_you_mean
+from pat.config.quoting import typed
 
 
 def explain(error: Exception) -> str:
@@ -27,9 +27,10 @@ def explain(error: Exception) -> str:
             option, error.options or []
         )
     if isinstance(error, OverrideParseException):
+        key, equals, value = (error.override or "").partition("=")
         return (
             f"cannot read {error.override!r}: write key=value, with quotes around what the shell or Hydra would split"
-            + (f", such as {_quoted(error.override)}" if error.override and "=" in error.override else "")
+            + (f", such as {typed(key, value.strip(QUOTES))}" if equals else "")
         )
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         file = re.match(r"In '([^']+)'", str(error))
@@ -53,12 +54,7 @@ def explain(error: Exception) -> str:
     return re.sub(r"\s*(Set the environment|To append to your config).*", "", text) or type(error).__name__
 
 
-def _quoted(override: str) -> str:
-    """The override as the shell and Hydra take it whatever is in its value."""
-    key, _, value = override.partition("=")
-    inner = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
-    return shlex.quote(f'{key}="{inner}"')
-
+QUOTES = "\"'"
 
 OF_GENERAL_RECIPES = "recipes encoder and decoder have `weights`, encoder_narrow and decoder_narrow `narrow`"
 

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from pat import cli
+from pat import train as loop
 from pat.commands import train
 from pat.config import auto, compose, frozen, places
 from pat.launch.environment import RankEnvironment
@@ -324,6 +326,23 @@ def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path)
     write_exit(run.path, ExitCode.DONE)
     with pytest.raises(ValueError, match="another config .optim.lr was"):
         frozen.freeze(config, run.path)
+
+
+def test_the_advice_after_a_divergence_finds_the_run():
+    """Fails if a lower rate begins a new run, whose folder is named after it, and not the one that was saved."""
+    config = composed(PARITY, "optim.lr=1")
+    run = RunDir(Path(config.run.dir))
+    frozen.freeze(config, run.path)
+    write_exit(run.path, ExitCode.DIVERGED)
+    slower = PARITY, "optim.lr=0.5"
+    assert "lower optim.lr: the same command then begins again" in loop.after_divergence(run.path)
+    (run.checkpoints / "step-00000004").mkdir(parents=True)
+    (run.checkpoints / "step-00000004" / "manifest.json").touch()
+    advice = loop.after_divergence(run.path)
+    key = next(word for word in shlex.split(advice) if word.startswith("run.dir=")).removesuffix(":")
+    assert advice.endswith(": the same command then goes on from step-00000004")
+    assert composed(*slower, key).run.dir == config.run.dir != composed(*slower).run.dir
+    frozen.freeze(composed(*slower, key), run.path)
 
 
 def test_the_command_that_goes_on_is_named_as_one_that_does(tmp_path):
