@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -303,6 +304,24 @@ def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
     assert (run.path / "checkpoints.1/step-1").is_dir()
     run.summary.touch()
     assert frozen.set_aside(over, run.path) is None and not run.summary.exists(), "there was nothing to rename"
+
+
+def test_the_size_of_micro_batches_changes_only_where_it_changes_no_loss(tmp_path):
+    """Fails if answers count more or less than before, because other micro-batches are averaged, without a word."""
+    even = composed("recipe=sotu", "train.global_mean=false").changed(train__global_batch_size=8)
+    for config, refused in (
+        (composed("recipe=smollm2_chat").changed(train__global_batch_size=8), False),
+        (even, False),
+        (even.changed(distill__hidden_weight=0.5), True),
+        (even.changed(task=composed("recipe=smollm2_chat").task.plain()), True),
+    ):
+        run = RunDir(tmp_path / "run")
+        given = config.changed(engine__world_size=2, train__micro_batch_size=None)
+        frozen.freeze(given.changed(run__resume="never"), run.path)
+        run.checkpoints.mkdir(exist_ok=True)
+        frozen.check_same_run(given.changed(engine__world_size=1, train__micro_batch_size=4), run.path)
+        with pytest.raises(ValueError, match="size was 4, now 2, which train.glob") if refused else nullcontext():
+            frozen.check_same_run(given.changed(engine__world_size=4), run.path)
 
 
 def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path):
