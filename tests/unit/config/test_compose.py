@@ -93,6 +93,33 @@ def test_another_method_brings_its_own_fields(key):
     assert criterion == registry.build("criterion", {"name": "soft_movement", "tau": 0.2})
 
 
+@pytest.mark.parametrize(
+    "kind, written, expected",
+    [
+        ("criterion", "{name: soft_movement, tau: 0.2}", {"name": "soft_movement", "tau": 0.2}),
+        ("criterion", "{name: 'magnitude'}", {"name": "magnitude"}),
+        ("criterion.name", "'taylor'", {"name": "taylor"}),
+        ("criterion", '"taylor"', {"name": "taylor"}),
+        ("granularity", "{m: 4, n: 2, name: n_of_m}", {"name": "n_of_m", "n": 2, "m": 4}),
+    ],
+)
+def test_a_method_may_be_a_mapping_or_in_quotes(kind, written, expected):
+    """Would catch: keys of the recipe's method are missed, and those of the one that is named are unknown."""
+    pruner = composed(PARITY, f"pruners.weights.{kind}={written}").pruners["weights"]
+    kind = kind.removesuffix(".name")
+    assert getattr(pruner, kind) == registry.build(kind, expected)
+
+
+def test_a_shape_may_be_part_of_a_mapping_and_later_keys_add_to_it():
+    given = "pruners.narrow.budget={name: shape, keep: {kv_groups: 0.5}, tensor_parallel: 2}"
+    base = "recipe=decoder_narrow", "model.path=/m", "data=csv", "data.train=a", "train.num_steps=100"
+    budget = composed(*base, given, "pruners.narrow.budget.keep.heads=4").pruners["narrow"].budget
+    assert budget.keep == {"kv_groups": 0.5, "heads": 4} and budget.tensor_parallel == 2
+    assert refused(*base, "pruners.narrow.gate={name: taylor, fade: 1, dekay: 0.9}").startswith(
+        "there is no key 'pruners.narrow.gate.dekay'; allowed in pruners.narrow.gate: "
+    )
+
+
 def test_a_replaced_method_takes_its_settings_along(tmp_path):
     (tmp_path / "recipe").mkdir()
     recipe = (places.conf_dir() / "recipe" / "parity.yaml").read_text()
