@@ -174,7 +174,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} model.config=3", "model.config must be a mapping, {key: value}, but is of type int"),
             (
                 f"{PARITY} +pruners.x={{speed:3}}",
-                "{'speed': 3} is not a pruner: pruners.NAME is a mapping with keys out of",
+                "pruners.x is new and cannot be given whole: +pruner@pruners.x=alps|",
             ),
             (
                 "recipe=encoder pruners.narrow.budget.keep.ffn=0.5",
@@ -189,6 +189,9 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
                 "allowed in pruners.weights.schedule: end, hard_from, initial",
             ),
             (f"{PARITY} pruners.other.scope=matrix", "in pruners: weights; recipes encoder and decoder"),
+            (f"{PARITY} +pruners.x=obs", "obs is not a pruner: pruners.NAME is a mapping with keys out of"),
+            (f"{PARITY} +pruners.x.structures=[ffn]", "; +pruner@pruners.x=alps|"),
+            (f"{PARITY} pruners.x.gate=taylor", "; +pruner@pruners.NAME=alps|"),
             (f"{PARITY} criterion@pruners.x.criterion=taylor", "did you mean criterion@pruners.weights.criterion"),
             (
                 "criterion@pruners.x.criterion=taylor",
@@ -593,6 +596,15 @@ def test_a_shape_that_is_written_whole_is_the_shape():
     whole, one = "pruners.narrow.budget.keep={ffn:50}", "pruners.narrow.budget.keep.kv_groups=2"
     for both, keep in (((whole, one), {"ffn": 50, "kv_groups": 2}), ((one, whole), {"ffn": 50})):
         assert composed(*recipe, *both).pruners["narrow"].budget.keep == keep
+
+
+def test_a_pruner_is_added_as_the_refusal_of_a_mapping_says():
+    advice = refused(PARITY, "+pruners.narrow={structures: [ffn], gate: taylor}")
+    key, _, options = advice.partition(" adds a pruner")[0].rpartition(" ")[2].partition("=")
+    assert "obs" in options.split("|")
+    keys = ("structures=[ffn]", "budget.keep.ffn=64", "schedule.start=3")
+    config = composed(PARITY, f"{key}=obs", *(f"pruners.narrow.{each}" for each in keys))
+    assert config.pruners["narrow"].structures == ["ffn"] and set(config.pruners) == {"weights", "narrow"}
 
 
 def test_files_that_decide_on_a_result_are_part_of_the_config(tmp_path):
