@@ -225,7 +225,8 @@ class TrainConfig(Section, frozen=True):
     )
     global_mean: bool = key(
         True,
-        "true: average the loss over all labels of the global batch | false: average the means of the micro-batches",
+        "true: average the loss over all labels of the global batch | false: average the means of the micro-batches, "
+        "whose size a run of chats or with distill.hidden_weight then keeps",
     )
     log_every: int = key(10, "steps between log lines", ge=1)
     eval_every: int | None = key(None, "steps between evaluations; null: evaluate only at the end", ge=1)

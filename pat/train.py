@@ -14,6 +14,7 @@ import torch.distributed as dist
 from pat.checkpoint import retention, store
 from pat.common import seeds
 from pat.config.frozen import same_command
+from pat.config.quoting import typed
 from pat.pruning.types import PromiseBroken
 from pat.run.directory import UNTIL, ExitCode, RunDir, write_exit
 from pat.run.preemption import Preempted
@@ -65,10 +66,11 @@ def main(run_dir: Path) -> int:
 
 
 def after_divergence(run_dir: Path) -> str:
-    """Advice for the user of a run that has diverged."""
-    saved = retention.steps(RunDir(run_dir).checkpoints)
-    goes_on = f"goes on from {saved[-1].name}" if saved else "begins again, for nothing has been saved yet"
-    return f"lower optim.lr: {same_command(run_dir)} then {goes_on}"
+    """Advice for the user of a run that has diverged. Without run.dir the folder's name may hold the rate."""
+    saved, command = retention.steps(RunDir(run_dir).checkpoints), same_command(run_dir)
+    if not saved:
+        return f"lower optim.lr: {command} then begins again, for nothing has been saved yet"
+    return f"lower optim.lr and give {typed('run.dir', run_dir)}: {command} then goes on from {saved[-1].name}"
 
 
 def fit(training: Training) -> None:

@@ -17,6 +17,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pat.common import scan
 from pat.common.keys import structured
 from pat.config import auto
-from pat.config.errors import explain
+from pat.config.errors import QUOTES, explain
 from pat.config.frozen import ELASTIC, flat, is_one_of, take_files_in, to_config
 from pat.config.hostfile import take_world_size
 from pat.config.places import conf_dir, options
@@ -36,8 +37,9 @@ from pat.pruning.calibration.settings import CalibrationSettings
 from pat.run.directory import ExitCode
 from pat.schema import FILES, Config
 
-_METHOD = re.compile(rf"(pruners\.([^.=@]+)\.({'|'.join(registry.PACKAGES)}))(?:\.name)?=(\w+(?:,\w+)*)")
-
+_PLACE = rf"(pruners\.[^.=@]+\.({'|'.join(registry.PACKAGES)}))"
+_METHOD = re.compile(rf"{_PLACE}(?:\.name)?=(\w+(?:,\w+)*|'\w+'|\"\w+\")")
+_WHOLE = re.compile(rf"{_PLACE}=\{{.*\}}")
 
 _KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.(?P<one>\w+)=|=\{(?P<whole>.*)\})")
 
@@ -87,13 +89,13 @@ def compose(
             raise SystemExit(code)  # it would be printed for every member of a sweep
 
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
-    with _hydra_process([_for_hydra(argument) for argument in arguments]):
-        try:
+    try:
+        with _hydra_process([_for_hydra(part) for argument in arguments for part in _parts(argument)]):
             main()
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ValueError(explain(error)) from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{_not_text(arguments)} is not text in UTF-8: {error.reason}") from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(explain(error)) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{_not_text(arguments)} is not text in UTF-8: {error.reason}") from error
     for error in errors:
         raise error
     return next((code for code in codes if code), 0)
@@ -180,6 +182,18 @@ def _how_to_choose(key: str) -> str:
     return f"{key} ({how[key]})" if key in how else key
 
 
+def _parts(argument: str) -> list[str]:
+    """`pruners.P.criterion={name: taylor, decay: 0.9}` is the method and each of its keys."""
+    match = _WHOLE.fullmatch(argument)
+    value: Any = OverridesParser.create().parse_override(argument).value() if match else None
+    if match is None or not isinstance(value, dict) or "name" not in value:  # several mappings are a sweep
+        return [argument]
+    fields: dict[str, Any] = {match[1]: value["name"]}
+    fields |= {f"{match[1]}.{key}": each for key, each in value.items() if key != "name"}
+    made = [Override(OverrideType.CHANGE, key, ValueType.ELEMENT, each) for key, each in fields.items()]
+    return [f"{each.key_or_group}={each.get_value_element_as_str()}" for each in made]
+
+
 def _for_hydra(argument: str) -> str:
     """`pruners.P.criterion.name=taylor` selects the method and its fields: `criterion@pruners.P.criterion=taylor`.
 
@@ -188,7 +202,7 @@ def _for_hydra(argument: str) -> str:
     if match is None:
         is_new = _KEEP.match(argument) or _LIMIT.match(argument)
         return f"++{argument.lstrip('+')}" if is_new else argument
-    return f"{match[3]}@{match[1]}={match[4]}"
+    return f"{match[2]}@{match[1]}={match[3].strip(QUOTES)}"
 
 
 def _drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:

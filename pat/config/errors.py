@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 
 import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -11,6 +10,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pat.common.text import did_you_mean
+from pat.config.places import options
+from pat.config.quoting import typed
 
 
 def explain(error: Exception) -> str:
@@ -27,9 +28,10 @@ def explain(error: Exception) -> str:
             option, error.options or []
         )
     if isinstance(error, OverrideParseException):
+        key, equals, value = (error.override or "").partition("=")
         return (
             f"cannot read {error.override!r}: write key=value, with quotes around what the shell or Hydra would split"
-            + (f", such as {_quoted(error.override)}" if error.override and "=" in error.override else "")
+            + (f", such as {typed(key, value.strip(QUOTES))}" if equals else "")
         )
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         file = re.match(r"In '([^']+)'", str(error))
@@ -41,9 +43,10 @@ def explain(error: Exception) -> str:
     if group:
         name, _, place = group[1].partition("@")
         selected = f"nothing selects {name}{' for ' + place if place else ''}"
+        new = f"; {_adds()}" if place.startswith("pruners.") else ""
         if group[3]:
-            return f"{selected}; did you mean {group[3]}=...?"
-        return f"{selected} yet: a recipe's defaults list must say `- /{group[1]}: OPTION` first"
+            return f"{selected}{new}; did you mean {group[3]}=...?"
+        return f"{selected} yet: a recipe's defaults list must say `- /{group[1]}: OPTION` first{new}"
     ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.|Sweep parameters '([^=]+)=(.*?)'", text)
     if ambiguous:
         key, value = ambiguous[1] or ambiguous[3], ambiguous[2] or ambiguous[4]
@@ -53,16 +56,16 @@ def explain(error: Exception) -> str:
     return re.sub(r"\s*(Set the environment|To append to your config).*", "", text) or type(error).__name__
 
 
-def _quoted(override: str) -> str:
-    """The override as the shell and Hydra take it whatever is in its value."""
-    key, _, value = override.partition("=")
-    inner = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
-    return shlex.quote(f'{key}="{inner}"')
-
+QUOTES = "\"'"
 
 OF_GENERAL_RECIPES = "recipes encoder and decoder have `weights`, encoder_narrow and decoder_narrow `narrow`"
 
 OPEN = ("model.config.", "engine.deepspeed.")  # whose keys are those of others
+
+
+def _adds(name: str = "NAME") -> str:
+    """How a command line adds a pruner."""
+    return f"+pruner@pruners.{name}={'|'.join(options('pruner'))} adds a pruner, whose keys then follow"
 
 
 def _explain_key(error: OmegaConfBaseException) -> str:
@@ -75,7 +78,7 @@ def _explain_key(error: OmegaConfBaseException) -> str:
         if f"{place}.".startswith(OPEN):
             return f"{place} does not have {last!r} yet: add it with a plus, +{key}=..."
         return f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}" + (
-            f"; {OF_GENERAL_RECIPES}" if place == "pruners" else did_you_mean(last, allowed)
+            f"; {OF_GENERAL_RECIPES}; {_adds(last)}" if place == "pruners" else did_you_mean(last, allowed)
         )
     words = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
     wrong = re.match(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
@@ -89,8 +92,10 @@ def _explain_key(error: OmegaConfBaseException) -> str:
     if of_pruner:
         from pat.schema import PrunerConfig
 
-        keys = ", ".join(sorted(PrunerConfig.model_fields))
+        keys, name = ", ".join(sorted(PrunerConfig.model_fields)), key.rpartition(".")[2]
         if of_pruner[2] == "{}":
-            return f"the recipe has no pruner called {key!r}: {OF_GENERAL_RECIPES}"
-        return f"{of_pruner[2]} is not a pruner: pruners.NAME is a mapping with keys out of {keys}"
+            return f"the recipe has no pruner called {key!r}: {OF_GENERAL_RECIPES}; {_adds(name)}"
+        if of_pruner[2].startswith("{"):
+            return f"pruners.{name} is new and cannot be given whole: {_adds(name)} (pruners.{name}.KEY=..., of {keys})"
+        return f"{of_pruner[2]} is not a pruner: pruners.NAME is a mapping with keys out of {keys}; {_adds()}"
     return f"{key} must have a value" if "not Optional" in message else f"{key}: {message}"

@@ -25,6 +25,7 @@ from pat.run.directory import RunDir
 from pat.run.provenance import versions
 from pat.schema import Config
 
+MICRO_BATCH = "train.micro_batch_size"
 # A run may go on with other values of these (another cluster, another logger): they change no result that is promised.
 ELASTIC = (
     "run.",
@@ -36,7 +37,7 @@ ELASTIC = (
     "engine.kernels",
     "engine.threads_per_rank",
     "engine.timeout_min",
-    "train.micro_batch_size",
+    MICRO_BATCH,
     "train.eval_batch_size",
     "train.log_every",
     "train.checkpoint_every",
@@ -149,12 +150,13 @@ def same_command(run_dir: Path) -> str:
 
 
 def check_same_run(config: Config, run_dir: Path) -> None:
-    """ValueError where the directory holds results of another config, unless only ELASTIC keys differ."""
+    """ValueError where the directory holds results of another config: ELASTIC keys may differ, but not the loss."""
     run = RunDir(run_dir)
     if config.run.resume != "never" and run.config.exists() and (run.summary.exists() or run.checkpoints.exists()):
         diverged = run.diverged.exists()
         earlier = load(run.config)
         differing = changed_keys(earlier, config, AFTER_DIVERGENCE if diverged else ())
+        differing |= _micro_batches(earlier, config)
         if differing:
             if "optim.lr" in differing and differing.get("optim.base_width", (None, 0))[1] is None:
                 del differing["optim.base_width"]  # a rate that is given is taken as it is
@@ -171,7 +173,22 @@ def _changes(differing: Mapping[str, tuple[Any, Any]], earlier: Config, config: 
     whole = tuple(f"pruners.{name}." for name in gone | new)
     said = [f"pruners.{name} is gone" for name in sorted(gone)] + [f"pruners.{name} is new" for name in sorted(new)]
     kept = {key: values for key, values in differing.items() if key != "pruners" and not key.startswith(whole)}
-    return said + [f"{key} was {was}, now {now}" for key, (was, now) in kept.items()]
+    why = {MICRO_BATCH: ", which train.global_mean=false makes part of the loss"}
+    return said + [f"{key} was {was}, now {now}{why.get(key, '')}" for key, (was, now) in kept.items()]
+
+
+def _micro_batches(earlier: Config, config: Config) -> dict[str, tuple[int, int]]:
+    """Their sizes, if these differ and each one's mean counts alike, whatever the number of answers in it."""
+    if earlier.train.global_mean or config.train.global_mean:
+        return {}
+    from pat.tasks import base  # heavy
+
+    was, now = (
+        each.train.micro_batch_size or each.train.global_batch_size // each.engine.world_size
+        for each in (earlier, config)
+    )
+    uneven = base.build(config.task).uneven or config.distill.hidden_weight
+    return {MICRO_BATCH: (was, now)} if uneven and was != now else {}
 
 
 def wait_for_frozen(

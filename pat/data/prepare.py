@@ -44,6 +44,7 @@ class PreparedData:
     origin: tuple[tuple[str, int], ...] = ()  # of each source: its cache entry's key, training samples taken of it
     slices: list[tuple[str, ...]] | None = None  # DIMENSION=VALUE of each evaluation sample; None: the data names none
     calibration: Dataset | None = None  # of data.calibration; None: the first training samples calibrate
+    calibration_key: str | None = None  # of its cache entry
 
     def to_calibrate(self) -> int:
         """How many samples there are for calibrated methods."""
@@ -80,6 +81,7 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
     train = _spread(train, cfg.max_train_samples)  # of that many rows, which may have made more samples
     few = _few(len(held), cfg.max_eval_samples)
     named = slices.of_samples(info["slices"], cfg.slice_column) if cfg.slice_column else None
+    calibration = _calibration(root, cfg, tokenizer, task, seed, names) if cfg.calibration else (None, None)
     return PreparedData(
         train=train,
         eval=held if few is None else held.select(few),
@@ -88,7 +90,8 @@ def prepare(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, see
         info={"built": built, "cache": str(folder), **info["counts"]},
         origin=((key, len(train)),),
         slices=named if named is None or few is None else [named[i] for i in few],
-        calibration=_calibration(root, cfg, tokenizer, task, seed, names) if cfg.calibration else None,
+        calibration_key=calibration[0],
+        calibration=calibration[1],
     )
 
 
@@ -99,8 +102,8 @@ def _calibration(
     task: Task,
     seed: int,
     names: list[str] | None,
-) -> Dataset:
-    """The samples of data.calibration, in an entry of their own; `names` are the classes of the training data."""
+) -> tuple[str, Dataset]:
+    """An entry's key and samples, those of data.calibration; `names` are the classes of the training data."""
 
     def build(staging: Path) -> dict[str, Any]:
         loaded = sources.load(cfg, CALIBRATION, seed, staging / "raw")
@@ -114,9 +117,10 @@ def _calibration(
 
     digest = sources.digest(cfg, CALIBRATION, seed, root / "digests")
     decides = (repr(task), task.columns(cfg), cfg.max_length, tokenizer_digest(tokenizer), digest, names)
-    folder = root / "data" / hash_of(entry.FORMAT, CALIBRATION, *decides)
+    key = hash_of(entry.FORMAT, CALIBRATION, *decides)
+    folder = root / "data" / key
     entry.filled(folder, build)
-    return read(folder, CALIBRATION)
+    return key, read(folder, CALIBRATION)
 
 
 def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int) -> PreparedData:

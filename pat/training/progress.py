@@ -39,6 +39,7 @@ class Progress:
     reached: dict[str, int] = field(default_factory=dict)  # of train.export_at: sparsity -> step
     base: dict[str, str] | None = None  # path and sha256 of the weights that the first start began with
     data: list[Any] | None = None  # of each source: the hash of its samples, how many of them are trained on
+    calibration: str | None = None  # the hash of the samples of data.calibration
     labels: list[str] | None = None  # of a classifier, in the order of its outputs
     clock: Clock = field(default_factory=Clock)  # of the schedules: which steps they count
     envelope: Record = field(default_factory=Record)  # what it has seen and decided
@@ -58,12 +59,17 @@ class Progress:
                 f"the checkpoint was trained on other labels than the data has now ({changed}), so its outputs would "
                 "stand for other ones. Restore the files, or use another run.dir or run.resume=never"
             )
-        if saved.get("data") in (None, self.data):
-            return None
-        return (
-            "the data is not what the checkpoint was trained on: samples come in another order from here on, some "
-            "twice, some never. Restore the files to go on as before"
-        )
+        if saved.get("data") not in (None, self.data):
+            return (
+                "the data is not what the checkpoint was trained on: samples come in another order from here on, some "
+                "twice, some never. Restore the files to go on as before"
+            )
+        if saved.get("calibration") not in (None, self.calibration):
+            return (
+                "data.calibration has other samples than when the checkpoint was made: cuts from here on are "
+                "calibrated on these. Restore its files to go on as before"
+            )
+        return None
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a manifest's values; keys that this version of pat does not know are ignored."""

@@ -79,7 +79,11 @@ def build(run_dir: Path) -> Training:
     ds_engine = engine.build_engine(config, model, pruner.owner, ds_config)
     pruner.bind(ds_engine)
     world = pruner.layout.world
-    progress = Progress(data=[list(each) for each in prepared.origin], labels=prepared.label_names)
+    progress = Progress(
+        data=[list(each) for each in prepared.origin],
+        calibration=prepared.calibration_key,
+        labels=prepared.label_names,
+    )
     distiller, more = None, None
     if config.distill.cache:
         cache = _cache(config, world, logit_cache.fitting(config, task, tokenizer, prepared, model.config))
@@ -181,13 +185,13 @@ def _resume(training: Training) -> None:
         return
     manifest = reader.manifest
     teacher.check_same(manifest["trainer"].get("teacher"), progress.teacher)
-    warning, data = progress.other_data(manifest["trainer"]), progress.data
+    warning, now = progress.other_data(manifest["trainer"]), (progress.data, progress.calibration)
     progress.restore(manifest["trainer"])  # first, because the clock decides in which phase the pruners are
     store.load(training.engine, training.pruner, reader)
     if training.guard and training.world.rank == 0:
         retention.undo(training.run.checkpoints, reader.dir)  # a kill may have come before
     tracker.start(progress.step, progress.logged_bytes, training.pruner.cuts_from(progress.step))
-    progress.data = data  # a checkpoint names what comes next
+    progress.data, progress.calibration = now  # a checkpoint names what comes next
     if warning:
         tracker.warn("other data", warning)
     ranks = manifest["world_size"]

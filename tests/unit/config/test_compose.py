@@ -4,8 +4,10 @@ import copy
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from pat import cli
+from pat import train as loop
 from pat.commands import train
 from pat.config import auto, compose, frozen, places
 from pat.launch.environment import RankEnvironment
@@ -90,6 +93,33 @@ def test_another_method_brings_its_own_fields(key):
     assert criterion == registry.build("criterion", {"name": "soft_movement", "tau": 0.2})
 
 
+@pytest.mark.parametrize(
+    "kind, written, expected",
+    [
+        ("criterion", "{name: soft_movement, tau: 0.2}", {"name": "soft_movement", "tau": 0.2}),
+        ("criterion", "{name: 'magnitude'}", {"name": "magnitude"}),
+        ("criterion.name", "'taylor'", {"name": "taylor"}),
+        ("criterion", '"taylor"', {"name": "taylor"}),
+        ("granularity", "{m: 4, n: 2, name: n_of_m}", {"name": "n_of_m", "n": 2, "m": 4}),
+    ],
+)
+def test_a_method_may_be_a_mapping_or_in_quotes(kind, written, expected):
+    """Would catch: keys of the recipe's method are missed, and those of the one that is named are unknown."""
+    pruner = composed(PARITY, f"pruners.weights.{kind}={written}").pruners["weights"]
+    kind = kind.removesuffix(".name")
+    assert getattr(pruner, kind) == registry.build(kind, expected)
+
+
+def test_a_shape_may_be_part_of_a_mapping_and_later_keys_add_to_it():
+    given = "pruners.narrow.budget={name: shape, keep: {kv_groups: 0.5}, tensor_parallel: 2}"
+    base = "recipe=decoder_narrow", "model.path=/m", "data=csv", "data.train=a", "train.num_steps=100"
+    budget = composed(*base, given, "pruners.narrow.budget.keep.heads=4").pruners["narrow"].budget
+    assert budget.keep == {"kv_groups": 0.5, "heads": 4} and budget.tensor_parallel == 2
+    assert refused(*base, "pruners.narrow.gate={name: taylor, fade: 1, dekay: 0.9}").startswith(
+        "there is no key 'pruners.narrow.gate.dekay'; allowed in pruners.narrow.gate: "
+    )
+
+
 def test_a_replaced_method_takes_its_settings_along(tmp_path):
     (tmp_path / "recipe").mkdir()
     recipe = (places.conf_dir() / "recipe" / "parity.yaml").read_text()
@@ -144,7 +174,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} model.config=3", "model.config must be a mapping, {key: value}, but is of type int"),
             (
                 f"{PARITY} +pruners.x={{speed:3}}",
-                "{'speed': 3} is not a pruner: pruners.NAME is a mapping with keys out of",
+                "pruners.x is new and cannot be given whole: +pruner@pruners.x=alps|",
             ),
             (
                 "recipe=encoder pruners.narrow.budget.keep.ffn=0.5",
@@ -159,6 +189,9 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
                 "allowed in pruners.weights.schedule: end, hard_from, initial",
             ),
             (f"{PARITY} pruners.other.scope=matrix", "in pruners: weights; recipes encoder and decoder"),
+            (f"{PARITY} +pruners.x=obs", "obs is not a pruner: pruners.NAME is a mapping with keys out of"),
+            (f"{PARITY} +pruners.x.structures=[ffn]", "; +pruner@pruners.x=alps|"),
+            (f"{PARITY} pruners.x.gate=taylor", "; +pruner@pruners.NAME=alps|"),
             (f"{PARITY} criterion@pruners.x.criterion=taylor", "did you mean criterion@pruners.weights.criterion"),
             (
                 "criterion@pruners.x.criterion=taylor",
@@ -303,6 +336,24 @@ def test_the_same_directory_goes_on_only_with_the_same_config(tmp_path):
     assert frozen.set_aside(over, run.path) is None and not run.summary.exists(), "there was nothing to rename"
 
 
+def test_the_size_of_micro_batches_changes_only_where_it_changes_no_loss(tmp_path):
+    """Fails if answers count more or less than before, because other micro-batches are averaged, without a word."""
+    even = composed("recipe=sotu", "train.global_mean=false").changed(train__global_batch_size=8)
+    for config, refused in (
+        (composed("recipe=smollm2_chat").changed(train__global_batch_size=8), False),
+        (even, False),
+        (even.changed(distill__hidden_weight=0.5), True),
+        (even.changed(task=composed("recipe=smollm2_chat").task.plain()), True),
+    ):
+        run = RunDir(tmp_path / "run")
+        given = config.changed(engine__world_size=2, train__micro_batch_size=None)
+        frozen.freeze(given.changed(run__resume="never"), run.path)
+        run.checkpoints.mkdir(exist_ok=True)
+        frozen.check_same_run(given.changed(engine__world_size=1, train__micro_batch_size=4), run.path)
+        with pytest.raises(ValueError, match="size was 4, now 2, which train.glob") if refused else nullcontext():
+            frozen.check_same_run(given.changed(engine__world_size=4), run.path)
+
+
 def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path):
     config, run = composed(PARITY), RunDir(tmp_path / "run")
     frozen.freeze(config, run.path)
@@ -324,6 +375,23 @@ def test_after_a_divergence_the_run_goes_on_with_another_learning_rate(tmp_path)
     write_exit(run.path, ExitCode.DONE)
     with pytest.raises(ValueError, match="another config .optim.lr was"):
         frozen.freeze(config, run.path)
+
+
+def test_the_advice_after_a_divergence_finds_the_run():
+    """Fails if a lower rate begins a new run, whose folder is named after it, and not the one that was saved."""
+    config = composed(PARITY, "optim.lr=1")
+    run = RunDir(Path(config.run.dir))
+    frozen.freeze(config, run.path)
+    write_exit(run.path, ExitCode.DIVERGED)
+    slower = PARITY, "optim.lr=0.5"
+    assert "lower optim.lr: the same command then begins again" in loop.after_divergence(run.path)
+    (run.checkpoints / "step-00000004").mkdir(parents=True)
+    (run.checkpoints / "step-00000004" / "manifest.json").touch()
+    advice = loop.after_divergence(run.path)
+    key = next(word for word in shlex.split(advice) if word.startswith("run.dir=")).removesuffix(":")
+    assert advice.endswith(": the same command then goes on from step-00000004")
+    assert composed(*slower, key).run.dir == config.run.dir != composed(*slower).run.dir
+    frozen.freeze(composed(*slower, key), run.path)
 
 
 def test_the_command_that_goes_on_is_named_as_one_that_does(tmp_path):
@@ -528,6 +596,15 @@ def test_a_shape_that_is_written_whole_is_the_shape():
     whole, one = "pruners.narrow.budget.keep={ffn:50}", "pruners.narrow.budget.keep.kv_groups=2"
     for both, keep in (((whole, one), {"ffn": 50, "kv_groups": 2}), ((one, whole), {"ffn": 50})):
         assert composed(*recipe, *both).pruners["narrow"].budget.keep == keep
+
+
+def test_a_pruner_is_added_as_the_refusal_of_a_mapping_says():
+    advice = refused(PARITY, "+pruners.narrow={structures: [ffn], gate: taylor}")
+    key, _, options = advice.partition(" adds a pruner")[0].rpartition(" ")[2].partition("=")
+    assert "obs" in options.split("|")
+    keys = ("structures=[ffn]", "budget.keep.ffn=64", "schedule.start=3")
+    config = composed(PARITY, f"{key}=obs", *(f"pruners.narrow.{each}" for each in keys))
+    assert config.pruners["narrow"].structures == ["ffn"] and set(config.pruners) == {"weights", "narrow"}
 
 
 def test_files_that_decide_on_a_result_are_part_of_the_config(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from pat.config.quoting import quoted
+from pat.config.quoting import quoted, typed
 
 
 @pytest.mark.parametrize(
@@ -13,3 +15,5 @@ from pat.config.quoting import quoted
 )
 def test_hydra_reads_it_back(text: str) -> None:
     assert OverridesParser.create().parse_override(f"run.dir={quoted(text)}").value() == text
+    (word,) = shlex.split(typed("run.dir", text))
+    assert str(OverridesParser.create().parse_override(word).value()) == text

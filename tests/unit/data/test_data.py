@@ -257,6 +257,9 @@ def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path
     assert made.calibration is not None and [words[number] for number in made.calibration["label"]] == seen
     without = prepare.prepare(cfg, TOKENIZER, CLASSES)  # a teacher's cache goes by the training data alone
     assert not without.info["built"] and without.origin == made.origin and without.calibration is None
+    write("held", held, seen[::-1])
+    changed = prepare.prepare(cfg.changed(eval=files[0], calibration=files[1]), TOKENIZER, CLASSES)
+    assert len({each.calibration_key for each in (made, without, changed)}) == 3, "a run that goes on must notice"
 
 
 # --- one sentence for what is wrong

@@ -186,5 +186,9 @@ def test_other_data_is_warned_of_and_other_labels_are_refused() -> None:
     assert ours.other_data({"data": [["a", 9]], "labels": ["bad", "good"]}) is None
     warning = ours.other_data({"data": [["b", 9]], "labels": ["bad", "good"]})
     assert warning is not None and "another order" in warning
+    own = Progress(data=[["a", 9]], calibration="c")
+    assert own.other_data({"data": [["a", 9]]}) is own.other_data(own.as_dict()) is None, "older ones do not say"
+    warning = own.other_data({**own.as_dict(), "calibration": "d"})
+    assert warning is not None and "data.calibration has other samples" in warning
     with pytest.raises(ValueError, match=r"other labels than the data has now \('bad', 'poor'\)"):
         ours.other_data({"data": [["b", 9]], "labels": ["good", "poor"]})
