@@ -107,6 +107,28 @@ def test_other_labels_are_refused(tmp_path, capsys):
     assert "has the labels good, bad, the data bad, good" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pad_token_id", [None, 3])
+def test_a_decoder_that_classifies_is_read_at_its_last_token(pad_token_id, tmp_path):
+    """Fails if shorter rows of a batch are read at padding, where the config names another token than the one that
+    pads, or none."""
+    path, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    auto, tokenizer = models.transformers.AutoModelForSequenceClassification, byte_tokenizer()
+    model = models.model("llama", auto=auto, vocab_size=320, pad_token_id=pad_token_id)
+    model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    texts = [f"{'x' * (7 * i % 11)} {i}" for i in range(24)]
+    with torch.no_grad():
+        answers = [int(model(torch.tensor([tokenizer(text)["input_ids"]])).logits.argmax()) for text in texts]
+    assert 4 < sum(answers) < 20
+    labels = [["bad", "good"][answer] for answer in answers]
+    model.save_pretrained(path)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(path)
+    rows.write_text("".join(json.dumps({"text": t, "label": a}) + "\n" for t, a in zip(texts, labels, strict=True)))
+    local = ["data.source=json", f"data.train={rows}", f"data.eval={rows}", "data.max_length=16"]
+    (one,) = figures(tmp_path, path, "recipe=reviews_dense", *local)["models"]
+    assert one["metrics"]["accuracy"] == 1.0
+
+
 def test_a_classifier_of_several_labels_is_refused(tmp_path, capsys):
     """Fails if the least improbable label of a text that has none counts as its answer."""
     path, mix = tmp_path / "model", tmp_path / "mix.jsonl"
