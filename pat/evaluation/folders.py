@@ -55,7 +55,7 @@ def evaluate_folder(
     `config`. Raises ValueError where there is no model, or one of another task or with other labels than the data.
     """
     with opened(path, base.build(config.task), dtype, device) as one:
-        rows, tokens_per_s = samples.ask(config, one.model, one.tokenizer, str(path), device)
+        rows, tokens_per_s = samples.ask(config, one.model, one.tokenizer, str(path), device, one.said)
         size = size_of(one)
         return Evaluation(
             folder=str(path),

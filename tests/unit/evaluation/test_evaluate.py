@@ -225,6 +225,48 @@ def test_the_command_line_overrides_what_a_run_says(made, tmp_path):
     assert run(directory, "data.max_length=0") == 2
 
 
+@pytest.fixture
+def of_rows(made, tmp_path):
+    """A function that writes rows and an export whose model was made with them."""
+
+    def write(**data):
+        _, export = made("of-rows", 16)
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text("".join(json.dumps({"text": f"the text of row {i}"}) + "\n" for i in range(40)))
+        said = json.loads((export / "export.json").read_text())
+        said["config"]["data"] |= {"source": "json", "train": str(rows), "eval_fraction": 0.1, **data}
+        (export / "export.json").write_text(json.dumps(said))
+        return export, rows
+
+    return write
+
+
+ALL = "all 40 evaluation rows have texts of the training data: the metrics count what was memorised"
+
+
+@pytest.mark.parametrize(
+    ("command", "own", "key", "said"),
+    [
+        ("evaluate", {}, "eval=ROWS", ALL),
+        ("compare", {}, "eval=ROWS", ALL),
+        ("gate", {}, "eval=ROWS", ALL),
+        ("evaluate", {}, "eval_fraction=0.5", "it was trained on evaluation rows, for data.eval_fraction=0.5 is above"),
+        ("evaluate", {"eval": "other.jsonl"}, "eval=null", "it was trained on all rows of data.train, and data.eval="),
+        ("evaluate", {}, "eval_fraction=0.05", None),
+    ],
+)
+def test_rows_that_a_model_was_trained_on_are_said(command, own, key, said, of_rows, capsys):
+    """Fails if what a model has memorised counts as its quality without a word."""
+    export, rows = of_rows(**own)
+    more = {"evaluate": [], "compare": [export], "gate": ["envelope.perplexity.max=1e9"]}[command]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, *map(str, [export, *more]), f"data.{key.replace('ROWS', str(rows))}", "--device", "cpu"])
+    warned = capsys.readouterr().err
+    assert stop.value.code == 0, warned
+    assert f"pat: {export}: " in warned and said in warned if said else "memorised" not in warned
+
+
 def test_models_with_data_of_their_own_are_not_compared(made, folder, tmp_path, capsys):
     """Fails if a difference between two models is shown that were asked different things."""
     (_, first), (_, second), plain = made("first", 16), made("second", 24), folder(0)
@@ -265,6 +307,17 @@ def test_generated_text_is_that_of_its_seed(made, tmp_path, capsys):
     others = [first.changed(**{key: value}) for key, value in (("data__num_proc", 3), ("task__loss_chunk_tokens", 512))]
     assert origins.differing_data([first, *others]) is None
     assert origins.differing_data([first, first.changed(data__max_length=3)])
+
+
+@pytest.mark.parametrize("order", [(0.1, 0.05), (0.05, 0.1)])
+def test_two_models_are_evaluated_on_rows_that_neither_was_trained_on(made, order):
+    """What is held out of a twentieth is held out of a tenth, too."""
+    folder, _ = made("first", 16)
+    (own,) = origins.configs([folder], ())
+    both = iter(own.changed(data__eval_fraction=each) for each in order)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="as in data.eval_fraction=0.05,"):
+        patch.setattr(origins, "config_of", lambda path: next(both))
+        origins.one_config([folder, folder], ())
 
 
 def test_the_key_that_an_error_names_can_be_typed(made):
