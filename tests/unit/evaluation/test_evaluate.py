@@ -253,6 +253,7 @@ ALL = "all 40 evaluation rows have texts of the training data: the metrics count
         ("evaluate", {}, "eval_fraction=0.5", "it was trained on evaluation rows, for data.eval_fraction=0.5 is above"),
         ("evaluate", {"eval": "other.jsonl"}, "eval=null", "it was trained on all rows of data.train, and data.eval="),
         ("evaluate", {}, "eval_fraction=0.05", None),
+        ("evaluate", {"of_another_version": 1}, "source=generated recipe=parity", None),
     ],
 )
 def test_rows_that_a_model_was_trained_on_are_said(command, own, key, said, of_rows, capsys):
@@ -261,10 +262,32 @@ def test_rows_that_a_model_was_trained_on_are_said(command, own, key, said, of_r
     more = {"evaluate": [], "compare": [export], "gate": ["envelope.perplexity.max=1e9"]}[command]
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, *map(str, [export, *more]), f"data.{key.replace('ROWS', str(rows))}", "--device", "cpu"])
+        keys = f"data.{key.replace('ROWS', str(rows))}".split()
+        cli.main([command, *map(str, [export, *more]), *keys, "--device", "cpu"])
     warned = capsys.readouterr().err
     assert stop.value.code == 0, warned
     assert f"pat: {export}: " in warned and said in warned if said else "memorised" not in warned
+
+
+def test_another_file_of_the_same_name_is_said(of_rows, tmp_path, monkeypatch, capsys):
+    """Fails if an export of one project is measured on the rows of another one without a word."""
+    export, rows = of_rows(train="rows.jsonl")
+    said, (own,) = json.loads((export / "export.json").read_text()), origins.configs([export], ())
+    monkeypatch.chdir(tmp_path)
+    made_with = prepare.prepare(own.data, byte_tokenizer(), base.build(own.task), own.seed)
+    said["lineage"]["data"] = [list(each) for each in made_with.origin]
+    (export / "export.json").write_text(json.dumps(said))
+    sentence = f"pat: {export}: these samples are not those of the data that it was made with: a file has changed since"
+    for content, key, other in (
+        (None, "data.max_eval_samples=1", False),
+        ("other", "data.max_eval_samples=1", True),
+        ("other", "data.max_length=8", False),
+    ):
+        if content:
+            rows.write_text(rows.read_text().replace("the text", content))
+        capsys.readouterr()
+        assert run(export, key, "--device", "cpu") == 0
+        assert (sentence in capsys.readouterr().err) == other
 
 
 def test_models_with_data_of_their_own_are_not_compared(made, folder, tmp_path, capsys):
