@@ -14,6 +14,7 @@ from torch import Tensor
 from pat.compare.divergence import kl
 from pat.compare.pairs import Asked, Outcome, Pair, check_finite
 from pat.data import prepare
+from pat.evaluation import seen
 from pat.evaluation.fitting import check_labels, eval_batches
 from pat.evaluation.models import Loaded, same_tokens
 from pat.evaluation.samples import Parts, said_of
@@ -38,6 +39,7 @@ def ask(config: Config, a: Loaded, b: Loaded, device: str) -> Asked:
     prepared = prepare.prepare(config.data.changed(calibration=None), a.tokenizer, task, config.seed)
     for one in (a, b):
         check_labels(prepared, one.model, str(one.path))
+        seen.warn(config, prepared, one.path, one.said)
     sample = _Samples(task, a.tokenizer, Parts(task, prepared))
     outcome = Outcome(task.sample_metric, task.directions[task.sample_metric])
     pairs: dict[int, Pair] = {}

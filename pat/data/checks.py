@@ -22,11 +22,19 @@ def data_warnings(prepared: PreparedData, task: Task) -> list[str]:
     """A sentence for everything that looks like a mistake. ValueError where training would be pointless."""
     if prepared.label_names is not None:
         _refuse(prepared, prepared.label_names, task)
-        sentences = [*_names(prepared.label_names), *_counts(prepared, prepared.label_names), *_both_sides(prepared)]
+        sentences = [*_names(prepared.label_names), *_counts(prepared, prepared.label_names), *both_sides(prepared)]
     else:
         _refuse_targets(prepared)
-        sentences = [*_both_sides(prepared)]
+        sentences = [*both_sides(prepared)]
     return sentences
+
+
+def both_sides(prepared: PreparedData) -> Iterator[str]:
+    """A sentence where evaluation rows are in the training data."""
+    twice, rows = prepared.info.get("eval_rows_in_train", 0), prepared.info["eval_rows"]
+    if twice:
+        which = f"all {rows:,}" if twice == rows else f"{twice:,} of the {rows:,}"
+        yield f"{which} evaluation rows have texts of the training data: the metrics count what was memorised"
 
 
 def labels_of(samples: Dataset) -> np.ndarray:
@@ -113,13 +121,6 @@ def _refuse_targets(prepared: PreparedData) -> None:
                 f"All {len(values):,} training samples have the label {values[0]:g}, so there is nothing to learn: "
                 "name another data.label_column."
             )
-
-
-def _both_sides(prepared: PreparedData) -> Iterator[str]:
-    twice, rows = prepared.info.get("eval_rows_in_train", 0), prepared.info["eval_rows"]
-    if twice:
-        which = f"all {rows:,}" if twice == rows else f"{twice:,} of the {rows:,}"
-        yield f"{which} evaluation rows have texts of the training data: the metrics count what was memorised"
 
 
 def _rows(prepared: PreparedData) -> int:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import lzma
 import re
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any, NamedTuple
 import fsspec
 import pyarrow as pa
 from datasets import Dataset
+from fsspec.utils import infer_compression
 
 from pat.schema import DataConfig
 
@@ -163,6 +167,26 @@ def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
 
 def _raw(path: str, cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
     """The records of a file, the header first, without empty lines. Raises ValueError."""
+    try:
+        if infer_compression(path) == "zip":
+            _check_zip(path)
+        yield from _parsed(path, cfg)
+    except (EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file system's
+            raise
+        raise ValueError(f"{path} cannot be unpacked ({error}): copy or download it again, or unpack it.") from error
+
+
+def _check_zip(path: str) -> None:
+    """ValueError where it is not one file, for fsspec reads its first entry only; macOS adds notes of its own."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [each for each in archive.filelist if not each.filename.startswith("__MACOSX/")]
+    if len(entries) != 1 or entries[0].is_dir():
+        names = ", ".join(each.filename for each in entries[:3]) + ", ..." * (len(entries) > 3)
+        raise ValueError(f"{path} is not a zip of one file ({names or 'it is empty'}): unpack it, and give its files.")
+
+
+def _parsed(path: str, cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the module's 128 KiB
     encoding = marked(cfg.encoding)
     quoting: dict[str, Any] = {"quotechar": cfg.quote_char} if cfg.quote_char else {"quoting": csv.QUOTE_NONE}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from pat.tasks.base import Task
 
 SPLITS = ("train", "eval")
 CALIBRATION = "calibration"
+HASHES = {"train": "train.rows.npy", "eval": "eval.rows.npy"}  # of rows: sorted, and in their order without blank ones
 IN_STEP = 8  # rows by which numbers that are spread evenly get out of step with a period of the data, at least
 
 
@@ -139,6 +140,9 @@ def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed
     infos = [one.info for one in made.values()]
     counts = {key: sum(info.get(key, 0) for info in infos) for key in dict.fromkeys(k for i in infos for k in i)
               if key not in ("built", "cache")}  # fmt: skip
+    entries = [Path(info["cache"]) for info in infos]
+    if all((folder / HASHES["train"]).is_file() for folder in entries):  # entries of earlier versions have none
+        counts["eval_rows_in_train"] = _eval_rows_in_train(entries)
     return PreparedData(
         train=datasets.concatenate_datasets([one.train for one in made.values()]),
         eval=datasets.concatenate_datasets([one.eval for one in made.values()]),
@@ -153,6 +157,16 @@ def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed
         origin=tuple(pair for one in made.values() for pair in one.origin),
         slices=_slices_of_mixture(made),
     )
+
+
+def _eval_rows_in_train(entries: Sequence[Path]) -> int:
+    """How many evaluation rows of these entries are training rows of any of them."""
+    held = np.concatenate([np.load(folder / HASHES["eval"]) for folder in entries])
+    found = np.zeros(len(held), dtype=bool)
+    for folder in entries:
+        rows = np.load(folder / HASHES["train"], mmap_mode="r")
+        found |= rows[np.minimum(np.searchsorted(rows, held), len(rows) - 1)] == held
+    return int(found.sum())
 
 
 def _slices_of_mixture(made: Mapping[str, PreparedData]) -> list[tuple[str, ...]]:
@@ -174,14 +188,17 @@ def _build(staging: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, t
     rows = task.with_words(rows)
     names = task.label_names(rows["train"])
     counts: dict[str, int] = {} if names is None else {"labelled_rows": len(rows["train"])}
-    if cfg.eval:
-        same = np.isin(content_hashes(rows["eval"]), content_hashes(rows["train"]))
-        counts["eval_rows_in_train"] = int((same & ~blank(rows["eval"])).sum())
+    hashes = {split: content_hashes(part) for split, part in rows.items()}
     numbers = {split: np.arange(len(part)) for split, part in rows.items()}
     if not cfg.eval:
-        held = held_out(rows["train"], cfg.eval_fraction)
+        held = held_out(hashes["train"], cfg.eval_fraction)
         numbers = {"train": np.flatnonzero(~held), "eval": np.flatnonzero(held)}
         rows = {split: rows["train"].select(chosen) for split, chosen in numbers.items()}
+        hashes = {split: hashes["train"][chosen] for split, chosen in numbers.items()}
+    np.save(staging / HASHES["train"], np.unique(hashes["train"]))
+    np.save(staging / HASHES["eval"], hashes["eval"][~blank(rows["eval"])])
+    if cfg.eval:
+        counts["eval_rows_in_train"] = _eval_rows_in_train([staging])
     if cfg.max_train_samples is not None and cfg.max_train_samples < len(rows["train"]):
         few = _evenly(cfg.max_train_samples, len(rows["train"]))
         numbers["train"], rows["train"] = numbers["train"][few], rows["train"].select(few)

@@ -17,18 +17,17 @@ SLICE = "slice"  # the column of data.slice_column, as `sources.select_columns` 
 TRIED = 20  # rows after a failing first one: if they fail as well, the setting is wrong and not the row
 
 
-def held_out(rows: Dataset, fraction: float) -> np.ndarray:
+def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
     """(rows,) bool: a row is held out when the hash of its content is below `fraction` of all hashes; label and slice
     do not belong to the content.
 
     So equal rows are on the same side, and a row stays on its side whatever the seed and whichever rows are added.
     """
-    hashes = content_hashes(rows)
     held = hashes < np.uint64(fraction * 2.0**64)
     if held.all() or not held.any():  # few rows: at least one distinct row on either side
         held = hashes == hashes.min() if not held.any() else hashes != hashes.max()
     if held.all() or not held.any():
-        raise ValueError(f"All {len(rows)} rows of data.train are equal, so none can be held out: give data.eval.")
+        raise ValueError(f"All {len(hashes)} rows of data.train are equal, so none can be held out: give data.eval.")
     return held
 
 
@@ -49,7 +48,7 @@ def blank(rows: Dataset) -> np.ndarray:
     """(rows,) bool: rows of nothing but an empty text, such as the lines between the paragraphs of a file."""
     if [name for name in rows.column_names if name != SLICE] != ["text"]:
         return np.zeros(len(rows), dtype=bool)
-    texts: Any = rows.data.column("text")
+    texts: Any = rows.with_format("arrow")[:]["text"]
     return pc.equal(pc.utf8_trim_whitespace(texts), "").to_numpy()  # pyright: ignore
 
 

@@ -73,10 +73,16 @@ def of_mixture(cfg: DataConfig) -> dict[str, tuple[DataConfig, float]]:
     return configs
 
 
+def parts(cfg: DataConfig) -> dict[str, DataConfig]:
+    """The config of each source, by what its keys begin with. Raises ValueError."""
+    if cfg.source != MIXTURE:
+        return {"data.": cfg}
+    return {f"data.sources.{name}.": part for name, (part, _) in of_mixture(cfg).items()}
+
+
 def held_out_of_train(cfg: DataConfig) -> bool:
     """Whether no evaluation data is given, by any source."""
-    parts = [part for part, _ in of_mixture(cfg).values()] if cfg.source == MIXTURE else [cfg]
-    return all(part.train and not part.eval for part in parts)
+    return all(part.train and not part.eval for part in parts(cfg).values())
 
 
 def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:

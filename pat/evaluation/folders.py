@@ -13,7 +13,8 @@ from pat.evaluation.figures import Figure, figures
 from pat.evaluation.measures import of_rows
 from pat.evaluation.models import Loaded, opened
 from pat.evaluation.stored import weight_files
-from pat.models import tokenizers
+from pat.models import heads, tokenizers
+from pat.models.build import HEADED
 from pat.models.weight_files import stored_sha256
 from pat.schema import Config, ModelConfig
 from pat.tasks import base
@@ -54,7 +55,7 @@ def evaluate_folder(
     `config`. Raises ValueError where there is no model, or one of another task or with other labels than the data.
     """
     with opened(path, base.build(config.task), dtype, device) as one:
-        rows, tokens_per_s = samples.ask(config, one.model, one.tokenizer, str(path), device)
+        rows, tokens_per_s = samples.ask(config, one.model, one.tokenizer, str(path), device, one.said)
         size = size_of(one)
         return Evaluation(
             folder=str(path),
@@ -75,6 +76,7 @@ def evaluate_folder(
 def evaluate(config: Config, folder: Path, model: Any, device: str = "cpu") -> dict[str, float]:
     """The metrics of a model that was made from `folder`, quantised for instance."""
     tokenizer = tokenizers.build_tokenizer(ModelConfig(path=str(folder)))
+    heads.set_pad_token(model.config, tokenizer.pad_token_id, base.build(config.task).auto_model is HEADED)
     return samples.ask(config, model, tokenizer, str(folder), device)[0].metrics()
 
 

@@ -12,7 +12,8 @@ import torch
 
 from pat.evaluation.fitting import check_folder, load_model, model_config, tasks_of
 from pat.export import origins
-from pat.models import tokenizers
+from pat.models import heads, tokenizers
+from pat.models.build import HEADED
 from pat.schema import ModelConfig
 from pat.tasks import base
 from pat.tasks.base import Task
@@ -44,7 +45,9 @@ def opened(path: Path, task: Task | None, dtype: torch.dtype, device: str) -> It
         if not any(folder.glob("*.safetensors")):
             raise ValueError(f"{path} holds no safetensors, and pickles are not read: save it again as safetensors")
         model = load_model(folder, path, dtype, use_safetensors=True).to(device).eval().requires_grad_(False)
-        yield Loaded(path, folder, said, task, model, tokenizers.build_tokenizer(ModelConfig(path=str(folder))))
+        tokenizer = tokenizers.build_tokenizer(ModelConfig(path=str(folder)))
+        heads.set_pad_token(model.config, tokenizer.pad_token_id, task.auto_model is HEADED)
+        yield Loaded(path, folder, said, task, model, tokenizer)
 
 
 def same_tokens(a: Loaded, b: Loaded) -> bool:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from pat.data import prepare, sources
 from pat.data.prepare import PreparedData
 from pat.data.sampler import token_counts
+from pat.evaluation import seen
 from pat.evaluation.fitting import check_labels, eval_batches
 from pat.schema import Config
 from pat.statistics.estimates import Places
@@ -105,11 +106,15 @@ def check_files(config: Config) -> None:
     sources.check_files(config.data.changed(calibration=None))
 
 
-def ask(config: Config, model: Any, tokenizer: Any, name: str, device: str) -> tuple[Rows, float]:
-    """(answers on the evaluation split, tokens per second of the forwards after the first). ValueError: unfit."""
+def ask(
+    config: Config, model: Any, tokenizer: Any, name: str, device: str, said: Mapping[str, Any] | None = None
+) -> tuple[Rows, float]:
+    """(answers on the evaluation split, tokens per second of the forwards after the first); `said`: the model's
+    export.json. ValueError: unfit."""
     task = base.build(config.task)
     prepared = prepare.prepare(config.data.changed(calibration=None), tokenizer, task, config.seed)
     check_labels(prepared, model, name)
+    seen.warn(config, prepared, name, said or {})
     parts, clock = Parts(task, prepared), _Clock(device)
     found: dict[int, tuple[Tensor, Tensor | None, tuple[str, ...]]] = {}
     training = model.training

@@ -36,8 +36,12 @@ def config_of(path: Path) -> Config | None:
     the data."""
     if is_run(path):
         return frozen.load(RunDir(path).config)
-    exported = (read_json(path / "export.json") or {}).get("config")
-    config = None if exported is None else frozen.to_config(exported)
+    return config_in(read_json(path / "export.json") or {})
+
+
+def config_in(said: Mapping[str, Any]) -> Config | None:
+    """The same by what its export.json says."""
+    config = None if said.get("config") is None else frozen.to_config(said["config"])
     return None if config is None or config.data.source == ANOTHER_TRAINERS else config
 
 
@@ -83,9 +87,16 @@ def one_config(paths: Sequence[Path], overrides: Sequence[str]) -> Config:
         key, values = next(iter(differing.items()))
         raise ValueError(
             f"the two were evaluated on different samples, so they cannot be paired: {differing_data(own)}; give "
-            f"such a key for both, as in {key}={max(values, key=lambda one: one != 'null')}, or recipe=NAME, or --mix"
+            f"such a key for both, as in {key}={_for_both(key, values)}, or recipe=NAME, or --mix"
         )
     return own[0]
+
+
+def _for_both(key: str, values: Sequence[str]) -> str:
+    """The one of two models' values by which neither is evaluated on rows that it was trained on, where one is."""
+    if key == "data.eval_fraction":
+        return min(values, key=float)
+    return max(values, key=lambda one: one != "null")
 
 
 def differing_data(configs: Sequence[Config]) -> str | None:

@@ -82,7 +82,7 @@ def ask(path: Path, asked: Asked, task: Task | None = None) -> Facts:
     with opened(path, task, asked.dtype, asked.device) as one:
         sources: dict[str, Measured] = {}
         if config is not None:
-            rows, _ = samples.ask(config, one.model, one.tokenizer, str(path), asked.device)
+            rows, _ = samples.ask(config, one.model, one.tokenizer, str(path), asked.device, one.said)
             sources[SAMPLES] = of_rows(rows)
         if asked.mix is not None:
             answers = prompts.ask(asked.mix, one, asked.device, asked.batch_size)

@@ -12,12 +12,14 @@ from transformers import DynamicCache, StaticCache
 
 from pat.common.parameters import DTYPES
 from pat.evaluation.fitting import load_model
+from pat.models import heads
 from pat.profiling.backends import Runner, Settings, Stopwatch, decode
 
 
 def open_runner(name: str, settings: Settings) -> Runner:
     """The model on its device."""
     model = load_model(Path(settings.folder), Path(settings.name), DTYPES[settings.dtype], use_safetensors=True)
+    heads.set_pad_token(model.config, 0, classifies=False)  # a decoder that classifies takes no batch without one
     model = model.to(settings.device).eval().requires_grad_(False)
     return _Torch(model, settings, name == "compile")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import gzip
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from pat.data import prepare, sources
@@ -185,6 +187,48 @@ def test_compressed_files_and_long_fields(tmp_path: Path) -> None:
     (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(f"text,label\n{'x' * 300_000},1\n".encode()))
     cfg = config(tmp_path, "", train=str(tmp_path / "rows.csv.gz"))
     assert len(sources.load(cfg, "train", 0, tmp_path / "raw")["text"][0]) == 300_000
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["a.csv"], None),
+        (["a.csv", "__MACOSX/._a.csv"], None),
+        (["a.csv", "b.csv"], "a.csv, b.csv"),
+        (["folder/", "folder/a.csv"], "folder/, folder/a.csv"),
+        ([], "it is empty"),
+    ],
+)
+def test_a_zip_of_other_than_one_file_is_refused(names: list[str], found: str | None, tmp_path: Path) -> None:
+    """Fails if all its files but the first are left out in silence."""
+    path = tmp_path / "rows.csv.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "" if name.endswith("/") else "text,label\na,1\n")
+    if found is None:
+        assert read(tmp_path, "", train=str(path)) == {"text": ["a"], "label": [1]}
+    else:
+        assert refused(tmp_path, "", train=str(path)) == (
+            f"{path} is not a zip of one file ({found}): unpack it, and give its files."
+        )
+
+
+@pytest.mark.parametrize("damage", ["torn", "changed", "other"])
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zip"])
+def test_a_file_that_cannot_be_unpacked_is_one_sentence(ending: str, damage: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.csv.{ending}"
+    rows = "text,label\n" + "".join(f"row {random.Random(i).random()},{i % 2}\n" for i in range(2_000))
+    packed: Any = fsspec.open(str(path), "wb", compression="infer")
+    with packed as file:
+        file.write(rows.encode())
+    content = bytearray(path.read_bytes())
+    if damage == "changed":
+        content[-20:] = bytes(20)
+    path.write_bytes(
+        {"torn": content[: len(content) // 2], "changed": content, "other": b"<html>no such file</html>"}[damage]
+    )
+    said = refused(tmp_path, "", train=str(path))
+    assert said.startswith(f"{path} cannot be unpacked (") and said.endswith("copy or download it again, or unpack it.")
 
 
 def test_rows_are_named_for_json_too(tmp_path: Path) -> None:

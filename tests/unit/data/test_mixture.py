@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pat.data import prepare, sampler, sources
+from pat.data.checks import both_sides
 from pat.data.mixture import Mixture
 from pat.models import tokenizers
 from pat.schema import Config, DataConfig
@@ -103,6 +104,23 @@ def test_sources_are_prepared_each_by_itself_and_drawn_by_weight(tmp_path: Path)
         assert all(torch.equal(again_there[name], batches[step][name]) for name in again_there)
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_rows_that_are_evaluated_in_one_source_and_trained_on_in_another_are_counted(own: bool, tmp_path: Path) -> None:
+    """Fails if each source only looks at its own rows: two files, or one file twice with other rows held out."""
+    texts = tmp_path / "texts.jsonl"
+    mixed(tmp_path)
+    (tmp_path / "more.jsonl").write_text(
+        texts.read_text() + "\n".join(json.dumps({"text": f"m {i}"}) for i in range(9))
+    )
+    other = {"eval": str(texts)} if own else {"eval_fraction": 0.05}
+    more = {"source": "json", "train": str(tmp_path / "more.jsonl"), **other}
+    made = prepare.prepare(mixed(tmp_path, more=more), TOKENIZER, CHAT)
+    parts = {split: {tuple(ids) for ids in getattr(made, split)["input_ids"]} for split in ("train", "eval")}
+    expected = [tuple(ids) in parts["train"] for ids in made.eval["input_ids"]]
+    assert made.info["eval_rows_in_train"] == sum(expected) > (20 if own else 0)
+    assert next(both_sides(made)).startswith(f"{sum(expected)} of the {len(expected)} evaluation rows have texts")
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,28 @@ def test_other_labels_are_refused(tmp_path, capsys):
     assert "has the labels good, bad, the data bad, good" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pad_token_id", [None, 3])
+def test_a_decoder_that_classifies_is_read_at_its_last_token(pad_token_id, tmp_path):
+    """Fails if shorter rows of a batch are read at padding, where the config names another token than the one that
+    pads, or none."""
+    path, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    auto, tokenizer = models.transformers.AutoModelForSequenceClassification, byte_tokenizer()
+    model = models.model("llama", auto=auto, vocab_size=320, pad_token_id=pad_token_id)
+    model.config.id2label, model.config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    texts = [f"{'x' * (7 * i % 11)} {i}" for i in range(24)]
+    with torch.no_grad():
+        answers = [int(model(torch.tensor([tokenizer(text)["input_ids"]])).logits.argmax()) for text in texts]
+    assert 4 < sum(answers) < 20
+    labels = [["bad", "good"][answer] for answer in answers]
+    model.save_pretrained(path)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(path)
+    rows.write_text("".join(json.dumps({"text": t, "label": a}) + "\n" for t, a in zip(texts, labels, strict=True)))
+    local = ["data.source=json", f"data.train={rows}", f"data.eval={rows}", "data.max_length=16"]
+    (one,) = figures(tmp_path, path, "recipe=reviews_dense", *local)["models"]
+    assert one["metrics"]["accuracy"] == 1.0
+
+
 def test_a_classifier_of_several_labels_is_refused(tmp_path, capsys):
     """Fails if the least improbable label of a text that has none counts as its answer."""
     path, mix = tmp_path / "model", tmp_path / "mix.jsonl"
@@ -203,6 +225,71 @@ def test_the_command_line_overrides_what_a_run_says(made, tmp_path):
     assert run(directory, "data.max_length=0") == 2
 
 
+@pytest.fixture
+def of_rows(made, tmp_path):
+    """A function that writes rows and an export whose model was made with them."""
+
+    def write(**data):
+        _, export = made("of-rows", 16)
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text("".join(json.dumps({"text": f"the text of row {i}"}) + "\n" for i in range(40)))
+        said = json.loads((export / "export.json").read_text())
+        said["config"]["data"] |= {"source": "json", "train": str(rows), "eval_fraction": 0.1, **data}
+        (export / "export.json").write_text(json.dumps(said))
+        return export, rows
+
+    return write
+
+
+ALL = "all 40 evaluation rows have texts of the training data: the metrics count what was memorised"
+
+
+@pytest.mark.parametrize(
+    ("command", "own", "key", "said"),
+    [
+        ("evaluate", {}, "eval=ROWS", ALL),
+        ("compare", {}, "eval=ROWS", ALL),
+        ("gate", {}, "eval=ROWS", ALL),
+        ("evaluate", {}, "eval_fraction=0.5", "it was trained on evaluation rows, for data.eval_fraction=0.5 is above"),
+        ("evaluate", {"eval": "other.jsonl"}, "eval=null", "it was trained on all rows of data.train, and data.eval="),
+        ("evaluate", {}, "eval_fraction=0.05", None),
+        ("evaluate", {"of_another_version": 1}, "source=generated recipe=parity", None),
+    ],
+)
+def test_rows_that_a_model_was_trained_on_are_said(command, own, key, said, of_rows, capsys):
+    """Fails if what a model has memorised counts as its quality without a word."""
+    export, rows = of_rows(**own)
+    more = {"evaluate": [], "compare": [export], "gate": ["envelope.perplexity.max=1e9"]}[command]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        keys = f"data.{key.replace('ROWS', str(rows))}".split()
+        cli.main([command, *map(str, [export, *more]), *keys, "--device", "cpu"])
+    warned = capsys.readouterr().err
+    assert stop.value.code == 0, warned
+    assert f"pat: {export}: " in warned and said in warned if said else "memorised" not in warned
+
+
+def test_another_file_of_the_same_name_is_said(of_rows, tmp_path, monkeypatch, capsys):
+    """Fails if an export of one project is measured on the rows of another one without a word."""
+    export, rows = of_rows(train="rows.jsonl")
+    said, (own,) = json.loads((export / "export.json").read_text()), origins.configs([export], ())
+    monkeypatch.chdir(tmp_path)
+    made_with = prepare.prepare(own.data, byte_tokenizer(), base.build(own.task), own.seed)
+    said["lineage"]["data"] = [list(each) for each in made_with.origin]
+    (export / "export.json").write_text(json.dumps(said))
+    sentence = f"pat: {export}: these samples are not those of the data that it was made with: a file has changed since"
+    for content, key, other in (
+        (None, "data.max_eval_samples=1", False),
+        ("other", "data.max_eval_samples=1", True),
+        ("other", "data.max_length=8", False),
+    ):
+        if content:
+            rows.write_text(rows.read_text().replace("the text", content))
+        capsys.readouterr()
+        assert run(export, key, "--device", "cpu") == 0
+        assert (sentence in capsys.readouterr().err) == other
+
+
 def test_models_with_data_of_their_own_are_not_compared(made, folder, tmp_path, capsys):
     """Fails if a difference between two models is shown that were asked different things."""
     (_, first), (_, second), plain = made("first", 16), made("second", 24), folder(0)
@@ -243,6 +330,17 @@ def test_generated_text_is_that_of_its_seed(made, tmp_path, capsys):
     others = [first.changed(**{key: value}) for key, value in (("data__num_proc", 3), ("task__loss_chunk_tokens", 512))]
     assert origins.differing_data([first, *others]) is None
     assert origins.differing_data([first, first.changed(data__max_length=3)])
+
+
+@pytest.mark.parametrize("order", [(0.1, 0.05), (0.05, 0.1)])
+def test_two_models_are_evaluated_on_rows_that_neither_was_trained_on(made, order):
+    """What is held out of a twentieth is held out of a tenth, too."""
+    folder, _ = made("first", 16)
+    (own,) = origins.configs([folder], ())
+    both = iter(own.changed(data__eval_fraction=each) for each in order)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="as in data.eval_fraction=0.05,"):
+        patch.setattr(origins, "config_of", lambda path: next(both))
+        origins.one_config([folder, folder], ())
 
 
 def test_the_key_that_an_error_names_can_be_typed(made):

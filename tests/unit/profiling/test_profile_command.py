@@ -99,6 +99,13 @@ def test_pickles_and_mixed_kinds_are_refused(
     assert "pickles are not read" in capsys.readouterr().err
 
 
+def test_a_decoder_that_classifies_takes_batches_without_a_pad_token(tmp_path: Path) -> None:
+    auto = models.transformers.AutoModelForSequenceClassification
+    models.model("llama", auto=auto, pad_token_id=None).save_pretrained(tmp_path)
+    runner = open_runner("eager", Settings(str(tmp_path), "model", False, "cpu", "fp32", 1))
+    assert len(runner(torch.arange(10).reshape(2, 5), 0)) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.real_processes
 def test_a_model_is_as_fast_as_itself_in_19_of_20_runs(llama: Path) -> None:
