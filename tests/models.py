@@ -83,6 +83,15 @@ def model(model_type: str, variant: str | None = None, auto: Any = None, **field
     return copy.deepcopy(_MADE[key])
 
 
+def with_convolution() -> Any:
+    """DeBERTa v2 as its largest checkpoints are: with a convolution behind the first layer."""
+    made: Any = config("deberta-v2")
+    made.conv_kernel_size = 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForMaskedLM.from_config(made, attn_implementation="eager").eval()
+
+
 _MADE: dict[Any, Any] = {}  # a copy takes a third of the time, and hundreds of tests want the same
 
 

@@ -133,7 +133,9 @@ def _sites(model: nn.Module) -> tuple[list[Site], tuple[str, ...], str | None]:
     if "heads" in sites:
         sites.pop("kv_groups", None)
     inner_first = sorted(sites.values(), key=lambda of_one: not of_one[0].features)
-    stacks = tuple(dict.fromkeys(layer.stack for layer in model_anatomy.layers))
+    # DeBERTa's convolution comes behind the first layer, and is no part of it: it would be applied again.
+    in_a_row = not getattr(model.config, "conv_kernel_size", 0)
+    stacks = tuple(dict.fromkeys(layer.stack for layer in model_anatomy.layers)) if in_a_row else ()
     return [site for of_one in inner_first for site in of_one], stacks, None
 
 

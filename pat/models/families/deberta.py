@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from pat.models.anatomy import Anatomy, Attention, Layer, Mlp, base_prefix, describe, projection
+from pat.models.anatomy import Anatomy, Attention, Dense, Layer, Mlp, base_prefix, describe, projection
 from pat.models.families.bert import narrow, resize
 
 MODEL_TYPES = ("deberta-v2",)
@@ -39,7 +40,15 @@ def anatomy(model: Any) -> Anatomy:
         up, down = (projection(model, f"{name}.{x}.dense") for x in ("intermediate", "output"))
         layers.append(Layer(stack, i, (attention, Mlp(f"{name}.intermediate", (up,), down))))
     whole = type(model).__name__.endswith(ONCE)
-    return describe(model, False, layers, lambda name: whole and not name.endswith("embed_proj"))
+    found = describe(model, False, layers, lambda name: whole and not name.endswith("embed_proj"))
+    return replace(found, dense=(*found.dense, *_convolution(model, f"{base_prefix(model)}encoder.conv.conv")))
+
+
+def _convolution(model: Any, name: str) -> Iterator[Dense]:
+    """What some have behind the first layer: a linear map of each token and its neighbours."""
+    conv = dict(model.named_modules()).get(name)
+    if conv is not None:
+        yield Dense(name, conv.kernel_size[0] * conv.in_channels // conv.groups, conv.out_channels, once=False)
 
 
 def _positions(attention: Any) -> int:

@@ -37,5 +37,6 @@ class Wanda(Calibrated):
         """Remove the lowest; the weights that stay are unchanged. Those that are 0 already go first: those of a dead
         input score as low, and what an earlier cut has removed must not come back in their place."""
         scores = weights.abs().mul_(prepared[SquaredNorm].sqrt().float())
-        keep = choose(scores.masked_fill_(weights == 0, -1.0))
+        below = -float(scores.max()) * 2.0**-20  # all others, and next to nothing in the sum of a block
+        keep = choose(scores.masked_fill_(weights == 0, below))
         return keep, weights.mul_(keep)

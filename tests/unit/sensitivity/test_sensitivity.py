@@ -103,6 +103,16 @@ def test_every_cell_is_the_loss_of_a_model_with_these_weights_zeroed_by_hand(mod
         assert cell.kind == "layers" or abs(loss - whole) > 1e-7, "it removes nothing"
 
 
+def test_a_convolution_behind_the_first_layer_is_applied_once() -> None:
+    """Fails if what enters a later layer, which the convolution has gone through, goes through it again."""
+    model = models.with_convolution()
+    found, parameters = grid(model, [0.5]), dict(model.named_parameters())
+    for (target, removed), metrics in measured(model, found).items():
+        if target in parameters:
+            changed = {target: without_smallest(parameters[target], removed)}
+            assert metrics["loss"] == pytest.approx(by_hand(model, changed), rel=1e-5), target
+
+
 @pytest.mark.parametrize("model_type", sorted({model_type for model_type, _ in CASES}))
 def test_a_removed_layer_is_a_model_without_it(model_type: str) -> None:
     model = small(model_type)

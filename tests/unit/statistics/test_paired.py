@@ -70,6 +70,7 @@ def test_intervals_of_few_changes_cover_the_truth(n: int, wins: float, losses: f
             chance = stats.multinomial.pmf([won, lost, n - won - lost], n, [wins, losses, 1.0 - wins - losses])
             if chance > 1e-9:
                 found = paired.difference(a, b)
+                assert found.low is not None and found.high is not None
                 assert found.low <= found.difference <= found.high
                 covered += chance * (found.low <= wins - losses <= found.high)
     assert covered >= 0.93
@@ -81,8 +82,8 @@ def test_an_interval_of_changes_by_hand() -> None:
     found, centre = paired.difference(a, b), (5 - 10) / 52
     half = 1.959964 * math.sqrt((15 / 52 - centre**2) / 52)
     assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
-    twice = np.tile([a, b], 2)  # a hundred, of which the second fifty weigh nearly nothing
-    unequal = paired.difference(*twice, np.repeat([1.0, 1e-9], 50))
+    weights = np.repeat([1.0, 1e-9], 50)  # a hundred, of which the second fifty weigh nearly nothing
+    unequal = paired.difference(np.tile(a, 2), np.tile(b, 2), weights)
     assert (unequal.low, unequal.high) == pytest.approx((found.low, found.high), abs=1e-6)
     narrow = paired.difference(np.zeros(30), np.repeat([1.0, 0.0], [29, 1]), confidence=0.5)
     assert narrow.high == narrow.difference, "it holds what was seen"

@@ -125,6 +125,19 @@ def test_what_wanda_has_removed_stays_removed_when_inputs_die(scope: str) -> Non
     assert float(second.float().mean()) == pytest.approx(0.6, abs=0.01)
 
 
+def test_zeros_in_a_block_count_for_nothing() -> None:
+    """Fails if what is put below all other scores, so that it stays gone, weighs more than a block's own weights."""
+    generator = torch.Generator().manual_seed(4)
+    weights, norms = 0.02 * torch.randn(32, 64, generator=generator), 1.0 + torch.rand(64, generator=generator)
+    weights[torch.rand(32, 64, generator=generator) < 0.3] = 0.0
+    granularity = {"name": "block", "rows": 8, "cols": 8}
+    wanda = registry.build("criterion", "wanda")
+    keep, _ = cut(wanda, weights, {SquaredNorm: norms.double()}, choose("matrix", granularity, 0.25))
+    sums = (weights.abs() * norms.sqrt()).view(4, 8, 8, 8).sum((1, 3))
+    expected = sums > sums.flatten().kthvalue(8).values
+    assert torch.equal(keep.view(4, 8, 8, 8).bool(), expected[:, None, :, None].expand(4, 8, 8, 8))
+
+
 def test_wanda_is_the_papers_rule() -> None:
     weights = torch.tensor([[1.0, -2.0, 3.0, -4.0], [4.0, 3.0, -2.0, 1.0]])
     keep, kept = cut(

@@ -158,7 +158,15 @@ HEADS = [
 @pytest.mark.parametrize(("model_type", "auto"), HEADS)
 def test_counts_of_other_heads(model_type: str, auto: str) -> None:
     """Would catch: poolers and classifiers that run once a sequence and are counted per token, or the other way."""
-    model = small.model(model_type, auto=getattr(transformers, auto))
+    costs_as_torch_counts(small.model(model_type, auto=getattr(transformers, auto)))
+
+
+def test_a_convolution_costs_what_torch_counts() -> None:
+    costs_as_torch_counts(small.with_convolution())
+
+
+def costs_as_torch_counts(model: Any) -> None:
+    """For several lengths."""
     anatomy = families.anatomy(model)
     dense = costs.dense_widths(anatomy)
     assert costs.parameters(anatomy).total(dense) == sum(p.numel() for p in model.parameters())
