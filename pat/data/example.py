@@ -110,7 +110,7 @@ def _notes(info: dict[str, Any], cfg: DataConfig, tokenizer: PreTrainedTokenizer
     wordings = {
         "rows_cut": f"{{:,}} were cut to {cfg.max_length} tokens",
         "rows_dropped": "{:,} without a supervised token were dropped",
-        "rows_joined": "{:,} lose the beginning of their completion, one token with the end of the prompt",
+        "rows_joined": "{:,} lose the beginning of a completion, one token with the end of the prompt",
         "system_prompts_dropped": "the chat template leaves out the system prompt of {:,}",
         "tools_dropped": "the chat template leaves out the tools of {:,}",
     }

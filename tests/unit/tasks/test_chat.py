@@ -155,6 +155,25 @@ def test_a_completion_that_the_tokenizer_joins_with_its_prompt_is_no_row_to_lear
     assert flags[-2:] == [True, True] and not any(flags[:-2])
 
 
+def test_an_answer_that_the_tokenizer_joins_with_the_generation_prompt_is_none_to_learn() -> None:
+    """Would catch: "A: " and "yes" as the one token " yes", after which only the end of the turn would be learned."""
+    joining = joining_tokenizer()
+    joining.add_tokens(["<end>"], special_tokens=True)
+    turns = "{% for m in messages %}{{ m.role[0] + ':SPACE' + m.content + '<end>\n' }}{% endfor %}"
+    turns += "{% if add_generation_prompt %}a:SPACE{% endif %}"
+    joining.chat_template = turns.replace("SPACE", " ")
+    for answer, rest in (("yes", "u: no"), ("no", "a: yes")):  # one lost answer of several is enough
+        with pytest.raises(ValueError, match=r"An answer would not be learned.*generation prompt\) end without its sp"):
+            encode(chat(), {"messages": [said("u: ?", f"a: {answer}", rest)]}, of=joining)
+    encoder = chat(empty_rows="drop").encoder(joining, 64, None)
+    encoder({"messages": [said("u: ?", f"a: {answer}") for answer in ("yes", "yes,it", "no", " ")]})
+    assert (encoder.counts()["rows_dropped"], encoder.counts()["rows_joined"]) == (1, 1)
+    joining.chat_template = turns.replace("SPACE", "").replace("m.content", "' ' + m.content")
+    learned = encode(chat(), {"messages": [said("u: ?", "a: yes")]}, of=joining)
+    (spelled,) = (itertools.compress(*row) for row in zip(learned["input_ids"], learned["supervised"], strict=True))
+    assert joining.convert_ids_to_tokens(list(spelled)) == ["\u0120yes", "<end>"]
+
+
 def test_completions_that_lose_their_beginning_to_the_prompt_are_counted_and_said(tmp_path: Path) -> None:
     """Of "A: " and "yes, it" the token " yes" is not learned: it is said in the log, at the start and by `pat data`."""
     joining, task = joining_tokenizer(), chat(empty_rows="drop")
@@ -180,7 +199,7 @@ def test_completions_that_lose_their_beginning_to_the_prompt_are_counted_and_sai
     count = made.info["train_rows_joined"]
     assert count + made.info["eval_rows_joined"] == 20
     first: Any = example(made, DataConfig(max_length=256), joining)
-    assert f"{count} lose the beginning of their completion" in first.plain()
+    assert f"{count} lose the beginning of a completion" in first.plain()
     config = Config().changed(train__num_steps=1, train__global_batch_size=1)
     said = "\n".join(start_summary._data(config, made))
     assert re.search(rf"{count} of {made.info['train_rows']} train rows \([\d.]+ %\) lose the beginning", said)
