@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pat.schema import DataConfig
+
 Message = dict[str, Any]  # role, content, perhaps tool_calls, reasoning_content, ...
 
 CONVERSATIONS = ("messages", "conversations")
@@ -43,19 +45,33 @@ Document = Text | Conversation
 
 
 def columns_in(present: Sequence[str], text_column: str) -> dict[str, str]:
-    """Name (text, messages, prompt, completion, tools) -> column. ValueError, with what is there, where none fits."""
-    tools = {"tools": "tools"} if "tools" in present else {}
-    for column in CONVERSATIONS:
-        if column in present:
-            return {"messages": column} | tools
-    if "prompt" in present and "completion" in present:
-        return {"prompt": "prompt", "completion": "completion"} | tools
+    """Name (text, messages, prompt, completion, tools) -> column. ValueError, with what is there, where none fits, and
+    where a text column was named that another format would leave out."""
+    found = _chats_in(present)
+    default = DataConfig.model_fields["text_column"].default
+    if found and text_column in present and text_column not in (default, *found.values()):
+        taken = "` and `".join(found.values())
+        raise ValueError(
+            f"data.text_column={text_column} would be ignored, as the rows have `{taken}`, too: leave it out, or take "
+            f"`{taken}` out of the data."
+        )
+    if found:
+        return found | ({"tools": "tools"} if "tools" in present else {})
     if text_column in present:
         return {"text": text_column}
     raise ValueError(
         f"The rows have the columns {', '.join(present)}, but must have `messages` (or `conversations`), `prompt` and "
         f"`completion`, or '{text_column}' (data.text_column): rename them."
     )
+
+
+def _chats_in(present: Sequence[str]) -> dict[str, str]:
+    """Name -> column of the first format of conversations that the rows have; none where they have none."""
+    for column in CONVERSATIONS:
+        if column in present:
+            return {"messages": column}
+    pair = ("prompt", "completion")
+    return {name: name for name in pair} if {*pair} <= {*present} else {}
 
 
 def without_answer(document: Document) -> str:

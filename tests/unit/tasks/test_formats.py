@@ -30,6 +30,14 @@ def test_the_columns_tell_the_format() -> None:
     }
 
 
+def test_a_text_column_that_another_format_would_leave_out_is_an_error() -> None:
+    for present, column in ((["messages", "text"], "text"), (["messages"], "body"), (["messages"], "messages")):
+        assert formats.columns_in(present, column) == {"messages": "messages"}
+    for present, taken in ((["conversations"], "conversations"), (["prompt", "completion"], "prompt` and `completion")):
+        with pytest.raises(ValueError, match=f"data.text_column=body would be ignored, as the rows have `{taken}`"):
+            formats.columns_in([*present, "body"], "body")
+
+
 @pytest.mark.parametrize("present", [["question", "answer"], ["prompt", "answer"], ["Text"]])
 def test_columns_of_no_format_are_listed(present: list[str]) -> None:
     with pytest.raises(ValueError, match=f"columns {', '.join(present)}, but must have `messages`.*'text'"):
