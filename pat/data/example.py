@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Any
 
+from datasets import Dataset
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ from pat.data.prepare import PreparedData
 from pat.schema import DataConfig
 
 SHOWN_TOKENS = 400
+READ_FOR_ENDS = 100  # samples, spread over all: sources of a mixture may end differently
 
 Runs = list[tuple[str, bool]]  # (text, supervised)
 
@@ -27,6 +29,7 @@ class Example:
     notes: str
     runs: Runs
     left_out: int  # tokens of the document that are not shown
+    ends: tuple[int, ...]  # tokens of the tokenizer's own that end documents, as the model learns them
 
     def plain(self) -> str:
         """Supervised text in guillemets."""
@@ -56,9 +59,26 @@ def example(prepared: PreparedData, cfg: DataConfig, tokenizer: PreTrainedTokeni
     sample: Any = prepared.train[0]
     start = sum(sample["lengths"][:-1])
     ids, flags = sample["input_ids"][start:], sample["supervised"][start:]
-    last = next(token for token, flag in zip(reversed(ids), reversed(flags), strict=True) if flag)
+    ends = _ends(prepared.train, cfg.max_length, tokenizer)
     runs = decoded(ids[:SHOWN_TOKENS], flags[:SHOWN_TOKENS], tokenizer)
-    return Example(_notes(prepared.info, cfg, tokenizer, last), runs, len(ids[SHOWN_TOKENS:]))
+    return Example(_notes(prepared.info, cfg, tokenizer, ends), runs, len(ids[SHOWN_TOKENS:]), ends)
+
+
+def _ends(train: Dataset, max_length: int, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The last supervised token of documents, white space aside, where it is an added one; documents of `max_length`
+    tokens may be cut, and do not count."""
+    found: dict[int, None] = {}
+    rows: Any = train.select(range(0, len(train), max(1, len(train) // READ_FOR_ENDS)))
+    for row in rows:
+        start = 0
+        for length in row["lengths"]:
+            document = slice(start, start + length)
+            learned = list(compress(row["input_ids"][document], row["supervised"][document]))
+            last = next((token for token in reversed(learned) if str(tokenizer.decode([token])).strip()), None)
+            if length < max_length and last in tokenizer.added_tokens_decoder:
+                found[last] = None
+            start += length
+    return tuple(found)
 
 
 def decoded(ids: Sequence[int], flags: Sequence[bool], tokenizer: PreTrainedTokenizerBase) -> Runs:
@@ -84,22 +104,22 @@ def rest(left_out: int) -> str:
     return f" ... ({left_out:,} more tokens)" if left_out else ""
 
 
-def _notes(info: dict[str, Any], cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, last: int) -> str:
+def _notes(info: dict[str, Any], cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str:
     """Facts that the config does not show."""
     notes = [f"{info['train_rows']:,} training rows make {info['train_samples']:,} samples"]
     wordings = {
         "rows_cut": f"{{:,}} were cut to {cfg.max_length} tokens",
         "rows_dropped": "{:,} without a supervised token were dropped",
-        "rows_joined": "{:,} lose the beginning of their completion, one token with the end of the prompt",
+        "rows_joined": "{:,} lose the beginning of a completion, one token with the end of the prompt",
         "system_prompts_dropped": "the chat template leaves out the system prompt of {:,}",
         "tools_dropped": "the chat template leaves out the tools of {:,}",
     }
     notes += [words.format(count) for name, words in wordings.items() if (count := info.get(f"train_{name}"))]
     notes.append(f"{tokenizer.pad_token} pads")
     text = f"Data: {', '.join(notes)}."
-    if last != tokenizer.eos_token_id and last in tokenizer.added_tokens_decoder:
+    if others := [str(tokenizer.decode([token])) for token in ends if token != tokenizer.eos_token_id]:
         text += (
-            f" Answers end with {tokenizer.decode([last])}, which is not the tokenizer's end-of-text token "
-            f"{tokenizer.eos_token}: generate with eos_token_id={last}."
+            f" Answers end with {' or '.join(others)}, which is not the tokenizer's end-of-text token "
+            f"{tokenizer.eos_token}: generation_config.json of the run and of its exports names it as an end, too."
         )
     return text

@@ -25,7 +25,7 @@ WORDINGS = {
     "rows": "rows",
     "rows_cut": "rows cut to data.max_length",
     "rows_dropped": "rows without a supervised token, dropped",
-    "rows_joined": "rows whose completion's beginning is one token with the prompt's end, not learned",
+    "rows_joined": "rows where a completion's beginning is one token with the prompt's end, not learned",
     "system_prompts_dropped": "rows whose system prompt the chat template leaves out",
     "tools_dropped": "rows whose tools the chat template leaves out",
     "rows_in_train": "rows that are in the training data, too",

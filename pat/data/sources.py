@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value, load_dataset
@@ -27,6 +28,7 @@ from pat.tasks.formats import CONVERSATIONS
 
 MIXTURE = "mixture"  # of the sources in data.sources
 OUR_SLICES = ("label", "form")  # `pat.evaluation.samples.Parts` makes them
+MIXED: Any = getattr(datasets, "Json", ())  # what newer versions read JSON of several types as
 RACY_S = 2.0  # a file younger than this may change again within its time stamp
 
 
@@ -123,8 +125,10 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
         rows = load_dataset(cfg.source, data_files=named, split="train", cache_dir=str(staging), **options)
     except Exception as error:  # any of a dozen parsers' own
         cause = error.__cause__ or error
-        if isinstance(cause, StopIteration | SchemaInferenceError):
+        if isinstance(cause, StopIteration | SchemaInferenceError) or "corresponds to no data" in str(cause):
             raise _empty(cfg, split) from None
+        if isinstance(cause, UnicodeError) and "encoding" in options:
+            raise _not_encoded(cfg, split) from error
         first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         if "because column names don't match" in str(cause):
             first = "its files, or the parts of one, have different columns; give them the same"
@@ -139,9 +143,13 @@ def _check_encoding(rows: Dataset, cfg: DataConfig, split: str) -> None:
     try:
         rows.data.table.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"data.{split}={getattr(cfg, split)} is not {cfg.encoding}: set data.encoding, as data.encoding=latin-1."
-        ) from error
+        raise _not_encoded(cfg, split) from error
+
+
+def _not_encoded(cfg: DataConfig, split: str) -> ValueError:
+    return ValueError(
+        f"data.{split}={getattr(cfg, split)} is not {cfg.encoding}: set data.encoding, as data.encoding=latin-1."
+    )
 
 
 def files(cfg: DataConfig, split: str) -> list[str]:
@@ -189,8 +197,13 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
             raise ValueError(f"data.{other}_column and data.{name}_column are both '{column}': name two columns.")
     if len(rows) == 0:
         raise _empty(cfg, split)
-    rows = rows.select_columns(list(dict.fromkeys(columns.values())))
+    rows = _without_views(rows.select_columns(list(dict.fromkeys(columns.values()))))
     for name, column in columns.items():
+        if isinstance(rows.features[column], MIXED) and name.startswith(("text", "label", SLICE)):
+            raise ValueError(
+                f"data.{name}_column='{column}' holds values of several types, as numbers beside text: write all of "
+                "them as text, or name another."
+            )
         if name.startswith("text") and not _is_text(rows.features[column]):
             raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
         feature = rows.features[column]
@@ -226,6 +239,14 @@ def _empty_rows(rows: Dataset, column: str, is_filled: bool) -> tuple[int, int]:
     if is_filled and _is_text(rows.features[column]):
         empty = pc.or_kleene(empty, pc.equal(values, ""))  # pyright: ignore
     return pc.index(empty, True).as_py(), pc.sum(empty).as_py() - 1  # pyright: ignore
+
+
+def _without_views(rows: Dataset) -> Dataset:
+    """The rows with texts of Arrow's newest type, for which it has few functions, as its first."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, Value) and feature.dtype == "string_view":
+            rows = rows.cast_column(name, Value("string"))
+    return rows
 
 
 def _is_text(feature: Any) -> bool:

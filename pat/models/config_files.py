@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,18 @@ from pat.common.files import read_json, write_atomic, write_json
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 GENERATION = "generation_config.json"
+
+
+def add_ends(model: Any, tokens: Sequence[int]) -> None:
+    """Let a model that generates stop at these tokens, too, wherever its generation_config.json is read."""
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    own = generation.eos_token_id
+    ends = own if isinstance(own, list) else [] if own is None else [own]
+    if more := [token for token in tokens if token not in ends]:
+        generation.eos_token_id = [*ends, *more]
+        generation._from_model_config = False  # transformers 4 may make such a one anew, of config.json
 
 
 def write(model: Any, folder: Path) -> None:

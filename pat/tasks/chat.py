@@ -32,8 +32,9 @@ CHOICES = {
     "packing": ("none", "best_fit"),
 }
 JOINED = (
-    "the tokenizer joins the end of the prompt with all of the completion, so that nothing of it would be learned: let "
-    "the prompt end without its space, and the completion begin with it"
+    "the tokenizer joins the end of the prompt with all of the completion, of which nothing is left to learn: let "
+    "the prompt (of messages, the chat template's generation prompt) end without its space, and the completion begin "
+    "with it"
 )
 # Model types for which a test has shown that packed documents stay apart. Others may attend across them in silence.
 PACKABLE = (
@@ -170,21 +171,21 @@ class _Documents(Encoder):
         documents = list(formats.documents(rows))
         tokenized = self.tokenize([self._marked(document) for document in documents])
         kept: list[tuple[list[int], list[bool]]] = []
-        for document, (ids, flags, begins_before) in zip(documents, tokenized, strict=True):
-            joined = not any(flags) and _has_completion(document)
+        for document, (ids, flags, joined, lost) in zip(documents, tokenized, strict=True):
             if isinstance(document, formats.Text):
                 ids, flags = self._ended(ids, flags)
             ids, flags = self._fitting(ids, flags)
-            if any(flags) and not joined:
+            if any(flags) and not lost:
                 kept.append((ids, flags))
-                self.joined += begins_before and isinstance(document, formats.Text)
+                self.joined += joined
             elif self.task.empty_rows == "drop":
                 self.dropped += 1
             else:
+                limit = f"data.max_length={self.max_length}"
+                problem = "An answer would not be learned" if lost else f"A row has no supervised token within {limit}"
+                why = JOINED if lost else formats.without_answer(document) or "give a larger max_length"
                 raise ValueError(
-                    f"A row has no supervised token within data.max_length={self.max_length}: {str(document)[:300]}; "
-                    f"{JOINED if joined else formats.without_answer(document) or 'give a larger max_length'}, remove "
-                    "such rows, or take task.empty_rows=drop."
+                    f"{problem}: {str(document)[:300]}; {why}, remove such rows, or take task.empty_rows=drop."
                 )
         bins = [[i] for i in range(len(kept))]
         if self.task.packing == "best_fit":
@@ -233,8 +234,3 @@ class _Documents(Encoder):
             part = slice(self.max_length) if self.task.truncation_side == "right" else slice(-self.max_length, None)
             ids, flags = ids[part], flags[part]
         return ids, [False, *flags[1:]]
-
-
-def _has_completion(document: formats.Document) -> bool:
-    """Whether it is a prompt and a completion, as strings."""
-    return isinstance(document, formats.Text) and bool(document.prompt and document.completion.strip())

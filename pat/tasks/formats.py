@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pat.schema import DataConfig
+
 Message = dict[str, Any]  # role, content, perhaps tool_calls, reasoning_content, ...
 
 CONVERSATIONS = ("messages", "conversations")
@@ -43,19 +45,33 @@ Document = Text | Conversation
 
 
 def columns_in(present: Sequence[str], text_column: str) -> dict[str, str]:
-    """Name (text, messages, prompt, completion, tools) -> column. ValueError, with what is there, where none fits."""
-    tools = {"tools": "tools"} if "tools" in present else {}
-    for column in CONVERSATIONS:
-        if column in present:
-            return {"messages": column} | tools
-    if "prompt" in present and "completion" in present:
-        return {"prompt": "prompt", "completion": "completion"} | tools
+    """Name (text, messages, prompt, completion, tools) -> column. ValueError, with what is there, where none fits, and
+    where a text column was named that another format would leave out."""
+    found = _chats_in(present)
+    default = DataConfig.model_fields["text_column"].default
+    if found and text_column in present and text_column not in (default, *found.values()):
+        taken = "` and `".join(found.values())
+        raise ValueError(
+            f"data.text_column={text_column} would be ignored, as the rows have `{taken}`, too: leave it out, or take "
+            f"`{taken}` out of the data."
+        )
+    if found:
+        return found | ({"tools": "tools"} if "tools" in present else {})
     if text_column in present:
         return {"text": text_column}
     raise ValueError(
         f"The rows have the columns {', '.join(present)}, but must have `messages` (or `conversations`), `prompt` and "
         f"`completion`, or '{text_column}' (data.text_column): rename them."
     )
+
+
+def _chats_in(present: Sequence[str]) -> dict[str, str]:
+    """Name -> column of the first format of conversations that the rows have; none where they have none."""
+    for column in CONVERSATIONS:
+        if column in present:
+            return {"messages": column}
+    pair = ("prompt", "completion")
+    return {name: name for name in pair} if {*pair} <= {*present} else {}
 
 
 def without_answer(document: Document) -> str:
@@ -91,11 +107,13 @@ def document(row: Mapping[str, Any]) -> Document:
 def _messages(given: Any) -> list[Message]:
     if not isinstance(given, list) or not given:
         raise ValueError(f"A conversation must be a list of one message or more: {_short(given)}.")
-    return [_message(message) for message in given]
+    keys = [set(message) if isinstance(message, Mapping) else set() for message in given]
+    are_own = any(each != keys[0] for each in keys)  # Arrow would have given all messages the same keys
+    return [_message(message, "arguments" if are_own else None) for message in given]
 
 
-def _message(given: Any) -> Message:
-    message = _without_nulls(given) if isinstance(given, Mapping) else {}
+def _message(given: Any, as_it_is: str | None) -> Message:
+    message = _without_nulls(given, as_it_is) if isinstance(given, Mapping) else {}
     if "role" not in message and "from" in message:
         role = message.pop("from")
         content = {"content": message.pop("value")} if "value" in message else {}
@@ -135,18 +153,23 @@ def _tool_call(given: Any) -> Any:
 
 
 def _tools(given: Any) -> list[Any] | None:
+    if not isinstance(given, str):
+        return _without_nulls(list(given)) if given else None
     try:
-        tools = json.loads(given) if isinstance(given, str) and given else given
+        return (json.loads(given) if given else None) or None
     except ValueError as error:
         raise ValueError(f"The tools of a conversation are not valid JSON: {_short(given)}.") from error
-    return [_without_nulls(tool) for tool in tools] if tools else None
 
 
-def _without_nulls(value: Any) -> Any:
-    """Arrow gives every row all keys of all rows, as null."""
+def _without_nulls(value: Any, as_it_is: str | None = None) -> Any:
+    """Arrow gives every row all keys of all rows, as null. What stands under the key `as_it_is` keeps its own."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {
+            key: item if key == as_it_is else _without_nulls(item, as_it_is)
+            for key, item in value.items()
+            if item is not None
+        }
+    return [_without_nulls(item, as_it_is) for item in value] if isinstance(value, list) else value
 
 
 def _short(value: Any) -> str:

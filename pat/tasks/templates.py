@@ -59,8 +59,7 @@ class ChatTemplate:
             )
         self.tokenizer = tokenizer
         self.options = {**tokenizer.special_tokens_map, **options}
-        added: Any = tokenizer.added_tokens_encoder
-        self.added = [token for token in added if token.strip()]
+        self.added = _added(tokenizer)
         self.dropped_system_prompts = self.dropped_tools = 0
 
     def mark(self, conversation: Conversation, first: int = 0) -> Marked:
@@ -75,12 +74,6 @@ class ChatTemplate:
         answers = [i for i in range(first, len(rendering.messages)) if rendering.messages[i]["role"] == "assistant"]
         self._count_dropped(rendering.messages, rendering.tools, rendering.text)
         return Marked(rendering.text, [rendering.span(i) for i in answers])
-
-    def without_tokens(self, text: str) -> str:
-        """The text without added tokens."""
-        for token in self.added:
-            text = text.replace(token, "")
-        return text
 
     def text(self, conversation: Conversation) -> str:
         """The conversation as text. Raises ValueError where the template refuses it."""
@@ -184,7 +177,7 @@ class _Rendering:
         stop = max((rest.rfind(token) + len(token) for token in self.chat.added if token in rest), default=0)
         if not any(token in alone for token in self.chat.added):
             raise self._lost(i, "ends it with no token of its own, so that the model could not learn to stop")
-        if not stop or self.chat.without_tokens(alone[stop:]).strip():
+        if not stop or _said(alone[stop:], self.chat.added):
             raise self._lost(i, "ends it in another way where messages follow")
         return start, at + stop
 
@@ -231,6 +224,7 @@ class Tokenized(NamedTuple):
     ids: list[int]
     supervised: list[bool]
     joined: bool  # whether a token begins before a span and ends in it
+    lost: bool  # whether such a token holds all that a span says, so that only its end is supervised
 
 
 class SpanTokenizer:
@@ -244,6 +238,7 @@ class SpanTokenizer:
                 "loss on answers needs: take one with a tokenizer.json."
             )
         # Without its post-processor, which may cut white space off the offsets. What else that does is add tokens.
+        self.added = _added(tokenizer)
         self.tokenizer: Any = copy.deepcopy(tokenizer)
         self.tokenizer.backend_tokenizer.post_processor = None
 
@@ -267,8 +262,27 @@ class SpanTokenizer:
             inside = np.searchsorted(edges, starts, side="right") % 2 == 1
             begins = np.array([begin for begin, _ in marked.spans], dtype=np.int64)
             before = np.searchsorted(starts, begins) - 1  # the token before each span; -1: none
-            joined = bool(ids) and bool(((before >= 0) & (ends[before] > begins)).any())
-            yield Tokenized(ids, inside.tolist(), joined)
+            joined = np.flatnonzero((before >= 0) & (ends[before] > begins)) if ids else before[:0]
+            lost = any(self._holds_all(marked.text, marked.spans[i], int(ends[before[i]])) for i in joined)
+            yield Tokenized(ids, inside.tolist(), len(joined) > 0, lost)
+
+    def _holds_all(self, text: str, span: Span, end: int) -> bool:
+        """Whether nothing is said in a span but what a token says that begins before it and ends at `end`."""
+        begin, stop = span
+        return bool(text[begin : min(end, stop)].strip()) and not _said(text[end:stop], self.added)
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokenizer's added tokens, but for white space."""
+    added: Any = tokenizer.added_tokens_encoder
+    return [token for token in added if token.strip()]
+
+
+def _said(text: str, added: Sequence[str]) -> str:
+    """The text without added tokens, and without white space around it."""
+    for token in added:
+        text = text.replace(token, "")
+    return text.strip()
 
 
 def _short(value: Any) -> str:

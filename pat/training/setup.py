@@ -69,9 +69,11 @@ def build(run_dir: Path) -> Training:
     if config.engine.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if rank == 0:
+        shown = example(prepared, config.data, tokenizer)
+        if shown:
+            config_files.add_ends(model, shown.ends)
         renew(directory.path / "tokenizer", tokenizer.save_pretrained)
         renew(directory.path / "model", partial(config_files.write, model))
-        shown = example(prepared, config.data, tokenizer)
         if shown:
             shown.show()
     pruner = Pruner(config)

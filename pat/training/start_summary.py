@@ -123,8 +123,9 @@ def _data(config: Config, prepared: PreparedData) -> Iterator[str]:
             ("rows_dropped", "have no supervised token and are dropped"),
             (
                 "rows_joined",
-                "lose the beginning of their completion, which is one token with the end of the prompt: let prompts "
-                "end without their space, and completions begin with it",
+                "lose the beginning of a completion, which is one token with the end of the prompt: let prompts (of "
+                "messages, the chat template's generation prompt) end without their space, and completions begin with "
+                "it",
             ),
             ("system_prompts_dropped", "lose their system prompt to the chat template"),
             ("tools_dropped", "lose their tools to the chat template"),

@@ -7,8 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset
+from pyarrow import parquet
 
 from pat.data import prepare, sources
 from pat.data.generated import generate
@@ -227,7 +229,8 @@ def test_labels_become_numbers(tmp_path: Path, labels: list[Any], names: list[st
     assert made.train["label"][:3] == numbers
 
 
-@pytest.mark.parametrize("train, held", [("csv", "csv"), ("json", "json"), ("names", "swapped"), ("words", "swapped")])
+@pytest.mark.parametrize("train, held", [("csv", "csv"), ("json", "json"), ("names", "swapped"), ("words", "swapped"),
+                                         ("views", "swapped")])  # fmt: skip
 def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path: Path, train: str, held: str) -> None:
     """Would catch: a label of evaluation taken for an index, where the classes of training are words."""
     words = {"csv": ["1", "2", "none"], "json": ["1", "2", "3"]}.get(train, ["neg", "pos"])
@@ -243,6 +246,10 @@ def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path
             write_json(Path(path), [{"text": t, "label": v} for t, v in zip(texts, values, strict=True)])
         else:
             rows = Dataset.from_dict({"text": texts, "label": labels})
+            if kind == "views":  # Arrow's newest type of text
+                views = {key: pa.array(rows[key][:], pa.string_view()) for key in rows.column_names}
+                parquet.write_table(pa.table(views), path)
+                return path
             order = {"names": words, "swapped": words[::-1]}.get(kind)
             (rows.cast_column("label", ClassLabel(names=order)) if order else rows).to_parquet(path)
         return path
@@ -302,6 +309,11 @@ def test_wrong_settings_are_one_sentence(tmp_path: Path, fields: dict[str, Any],
         ([{"text": "a", "label": 0.5}, {"text": "b", "label": 1.0}], "labels in the training data are 0.5, 1.0, but"),
         ([{"text": "a", "label": None}, {"text": "b", "label": 1}], "'label' is empty in row 1 of data.train"),
         ([{"text": "a", "label": 0}, {"text": None, "label": 1}], "'text' is empty in row 2 of data.train"),
+        (
+            [{"text": "a", "label": "x"}, {"text": "b", "label": 1}],
+            "label_column='label' holds values of several types",
+        ),
+        ([{"text": "a", "label": 0}, {"text": 2, "label": 1}], "text_column='text' holds values of several types"),
         ([{"text": 1, "label": 0}, {"text": 2, "label": 1}], "'text' holds .*int64.*, not text"),
         ([{"text": "", "label": 0}, {"text": "b", "label": 1}], "A text has no tokens"),
         ([{"text": "a", "label": 0}, {"text": "a", "label": 1}], "All 2 rows of data.train are equal"),
@@ -340,12 +352,17 @@ def test_whole_numbers_that_do_not_count_from_0_are_names(tmp_path: Path) -> Non
         prepare.prepare(json_config(tmp_path, rows), TOKENIZER, five)
 
 
-def test_text_too_short_for_a_block_is_an_error(tmp_path: Path) -> None:
+def test_text_too_short_for_a_block_and_text_of_another_encoding_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no sample of data.max_length=4096: 436 tokens in all, too few"):
         prepare.prepare(json_config(tmp_path, max_length=4096), TOKENIZER, LM)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="has no rows"):
         prepare.prepare(json_config(tmp_path).changed(source="text", train=str(tmp_path / "empty.txt")), TOKENIZER, LM)
+    (tmp_path / "latin.txt").write_text("".join(f"{i} caf\xe9\n" for i in range(50)), encoding="latin-1")
+    latin = json_config(tmp_path).changed(source="text", train=str(tmp_path / "latin.txt"))
+    with pytest.raises(ValueError, match="latin.txt is not utf-8: set data.encoding, as data.encoding=latin-1"):
+        prepare.prepare(latin, TOKENIZER, LM)
+    assert prepare.prepare(latin.changed(encoding="latin-1"), TOKENIZER, LM).info["built"]
 
 
 def test_names_with_brackets_are_read_as_they_are(tmp_path: Path) -> None:

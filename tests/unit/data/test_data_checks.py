@@ -116,6 +116,7 @@ def test_lines_between_paragraphs_are_no_texts_of_both_sides(tmp_path: Path) -> 
     "files, task, words",
     [
         ({"a": '{"text": "caf\xe9", "label": 1}\n' * 4}, "classification", "is not utf-8: set data.encoding"),
+        ({"a": "\n\n"}, "classification", "of data.source=json has no rows"),
         (
             {"a": '{"text": "a", "label": 1}\n', "b": '{"text": "a", "label": 1, "more": 2}\n'},
             "classification",
@@ -140,7 +141,7 @@ def test_lines_between_paragraphs_are_no_texts_of_both_sides(tmp_path: Path) -> 
             "name another data.label_column.",
         ),
     ],
-    ids=["encoding", "columns", "tools", "nan"],
+    ids=["encoding", "blank", "columns", "tools", "nan"],
 )
 def test_what_cannot_be_read_is_said_with_its_reason(
     files: dict[str, str], task: str, words: str, tmp_path: Path

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -7,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,12 +18,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from pat.data import inspect, prepare, sampler
 from pat.data.example import example
 from pat.launch.rank import Tee
-from pat.models import tokenizers
+from pat.models import config_files, tokenizers
 from pat.pruning.calibration.skeleton import stack_of
 from pat.pruning.calibration.statistics import SquaredNorm
 from pat.pruning.calibration.walk import Walk
@@ -153,6 +155,25 @@ def test_a_completion_that_the_tokenizer_joins_with_its_prompt_is_no_row_to_lear
     assert flags[-2:] == [True, True] and not any(flags[:-2])
 
 
+def test_an_answer_that_the_tokenizer_joins_with_the_generation_prompt_is_none_to_learn() -> None:
+    """Would catch: "A: " and "yes" as the one token " yes", after which only the end of the turn would be learned."""
+    joining = joining_tokenizer()
+    joining.add_tokens(["<end>"], special_tokens=True)
+    turns = "{% for m in messages %}{{ m.role[0] + ':SPACE' + m.content + '<end>\n' }}{% endfor %}"
+    turns += "{% if add_generation_prompt %}a:SPACE{% endif %}"
+    joining.chat_template = turns.replace("SPACE", " ")
+    for answer, rest in (("yes", "u: no"), ("no", "a: yes")):  # one lost answer of several is enough
+        with pytest.raises(ValueError, match=r"An answer would not be learned.*generation prompt\) end without its sp"):
+            encode(chat(), {"messages": [said("u: ?", f"a: {answer}", rest)]}, of=joining)
+    encoder = chat(empty_rows="drop").encoder(joining, 64, None)
+    encoder({"messages": [said("u: ?", f"a: {answer}") for answer in ("yes", "yes,it", "no", " ")]})
+    assert (encoder.counts()["rows_dropped"], encoder.counts()["rows_joined"]) == (1, 1)
+    joining.chat_template = turns.replace("SPACE", "").replace("m.content", "' ' + m.content")
+    learned = encode(chat(), {"messages": [said("u: ?", "a: yes")]}, of=joining)
+    (spelled,) = (itertools.compress(*row) for row in zip(learned["input_ids"], learned["supervised"], strict=True))
+    assert joining.convert_ids_to_tokens(list(spelled)) == ["\u0120yes", "<end>"]
+
+
 def test_completions_that_lose_their_beginning_to_the_prompt_are_counted_and_said(tmp_path: Path) -> None:
     """Of "A: " and "yes, it" the token " yes" is not learned: it is said in the log, at the start and by `pat data`."""
     joining, task = joining_tokenizer(), chat(empty_rows="drop")
@@ -177,8 +198,8 @@ def test_completions_that_lose_their_beginning_to_the_prompt_are_counted_and_sai
     made = prepared(tmp_path, content, chat(), joining)
     count = made.info["train_rows_joined"]
     assert count + made.info["eval_rows_joined"] == 20
-    first: Any = example(made, DataConfig(), joining)
-    assert f"{count} lose the beginning of their completion" in first.plain()
+    first: Any = example(made, DataConfig(max_length=256), joining)
+    assert f"{count} lose the beginning of a completion" in first.plain()
     config = Config().changed(train__num_steps=1, train__global_batch_size=1)
     said = "\n".join(start_summary._data(config, made))
     assert re.search(rf"{count} of {made.info['train_rows']} train rows \([\d.]+ %\) lose the beginning", said)
@@ -253,8 +274,8 @@ def test_the_config_of_a_run_builds_the_task() -> None:
 # --- what is shown when a run starts
 
 
-def shown(tmp_path: Path, task: Any, of: Any = TOKENIZER, **fields: Any) -> Any:
-    made = prepared(tmp_path, conversations(), task, of, **fields)
+def shown(tmp_path: Path, task: Any, of: Any = TOKENIZER, rows: list[Any] | None = None, **fields: Any) -> Any:
+    made = prepared(tmp_path, rows or conversations(), task, of, **fields)
     return example(made, DataConfig(max_length=fields.get("max_length", 256)), of)
 
 
@@ -264,7 +285,9 @@ def test_a_sample_is_shown_with_its_mask_and_what_was_done_to_the_rows(tmp_path:
         r"<\|im_start\|>user\n(\d+)\?<\|im_end\|>\n<\|im_start\|>assistant\n«(yes )*\1<\|im_end\|>»\n$", plain
     )
     assert re.match(
-        r"Data: (\d+) training rows make \1 samples, <pad> pads. Answers end with <\|im_end\|>, which", plain
+        r"Data: (\d+) training rows make \1 samples, <pad> pads. Answers end with <\|im_end\|>, which .* token <eos>: "
+        "generation_config.json of the run and of its exports names it",
+        plain,
     )
     short = shown(tmp_path, chat(empty_rows="drop"), max_length=60).plain()
     assert " were cut to 60 tokens" in short and "were dropped" not in short
@@ -272,6 +295,30 @@ def test_a_sample_is_shown_with_its_mask_and_what_was_done_to_the_rows(tmp_path:
     packed = shown(tmp_path, chat(packing="best_fit"))
     assert packed.plain().count("assistant") == 1 and packed.runs[1][1]
     assert example(prepared(tmp_path, [{"text": f"{i} " * 50} for i in range(9)], LM), DataConfig(), TOKENIZER) is None
+
+
+IM_END = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("own, expected", [(EOS, [EOS, IM_END]), ([7, IM_END], [7, IM_END]), (None, [IM_END])])
+def test_a_model_stops_at_the_token_with_which_its_answers_were_learned_to_end(
+    tmp_path: Path, own: Any, expected: list[int]
+) -> None:
+    """A conversation that is cut ends with any token; of a mixture, the first source is all texts."""
+    cut = {"messages": said("u: ?", "a: " + "<|im_start|>" * 300)}
+    model = small("llama")
+    model.generation_config.eos_token_id = own
+    config_files.add_ends(model, shown(tmp_path, chat(), rows=[*conversations(), *[cut] * 9]).ends)
+    config_files.write(model, tmp_path)
+    found = GenerationConfig.from_pretrained(tmp_path)
+    assert found.eos_token_id == expected
+    assert bool(found._from_model_config) == (own == expected), "a library may make such a one anew, of config.json"
+    config_files.add_ends(torch.nn.Linear(1, 1), [IM_END])  # one that does not generate
+
+    made = prepared(tmp_path, [{"text": f"text {i}"} for i in range(300)], chat())
+    both = datasets.concatenate_datasets([made.train, prepared(tmp_path, conversations(), chat()).train])
+    of_both: Any = example(dataclasses.replace(made, train=both), DataConfig(max_length=256), TOKENIZER)
+    assert of_both.ends == (EOS, IM_END)
 
 
 class Terminal(io.StringIO):

@@ -29,7 +29,7 @@ def marked(template: str, messages: list[Any], tools: Any = None, first: int | N
     conversation = formats.document(row | {"tools": tools})
     assert isinstance(conversation, formats.Conversation)
     text = ChatTemplate(made, options).mark(conversation, first or 0)
-    ((ids, flags, _),) = SpanTokenizer(made)([text])
+    ((ids, flags, *_),) = SpanTokenizer(made)([text])
     out, before = "", False
     for token, flag in zip(ids, flags, strict=True):
         out += ("«" if flag and not before else "»" if before and not flag else "") + chr(0xE000 + token)
@@ -308,7 +308,7 @@ def test_tokens_that_begin_in_a_span_are_supervised(
     text: str, span: tuple[int, int], supervised: list[str], joined: bool
 ) -> None:
     made = merging_tokenizer()
-    ((ids, flags, found),) = SpanTokenizer(made)([Marked(text, [span])])
+    ((ids, flags, found, _),) = SpanTokenizer(made)([Marked(text, [span])])
     assert found == joined
     assert ids == made(text)["input_ids"]
     assert [made.decode([token]) for token, flag in zip(ids, flags, strict=True) if flag] == supervised

@@ -30,6 +30,14 @@ def test_the_columns_tell_the_format() -> None:
     }
 
 
+def test_a_text_column_that_another_format_would_leave_out_is_an_error() -> None:
+    for present, column in ((["messages", "text"], "text"), (["messages"], "body"), (["messages"], "messages")):
+        assert formats.columns_in(present, column) == {"messages": "messages"}
+    for present, taken in ((["conversations"], "conversations"), (["prompt", "completion"], "prompt` and `completion")):
+        with pytest.raises(ValueError, match=f"data.text_column=body would be ignored, as the rows have `{taken}`"):
+            formats.columns_in([*present, "body"], "body")
+
+
 @pytest.mark.parametrize("present", [["question", "answer"], ["prompt", "answer"], ["Text"]])
 def test_columns_of_no_format_are_listed(present: list[str]) -> None:
     with pytest.raises(ValueError, match=f"columns {', '.join(present)}, but must have `messages`.*'text'"):
@@ -94,3 +102,19 @@ def test_what_arrow_adds_to_rows_of_different_keys_is_gone(tmp_path: Path) -> No
     read: Any = load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
     found = list(formats.documents(read[:]))
     assert found == [Conversation(row["messages"]) for row in rows]
+
+
+def test_nulls_that_a_row_has_itself_are_learned() -> None:
+    """Would catch: a call with "to": null learned as one without it. Messages of Arrow's have the same keys."""
+
+    def arguments(*messages: dict[str, Any]) -> Any:
+        call = {"function": {"name": "f", "arguments": {"x": 1, "to": None}}, "id": None}
+        found = one(messages=[*messages, {"role": "assistant", "content": None, "tool_calls": [call]}])
+        assert isinstance(found, Conversation) and "id" not in found.messages[-1]["tool_calls"][0]
+        return found.messages[-1]["tool_calls"][0]["function"]["arguments"]
+
+    assert arguments(U) == {"x": 1, "to": None}
+    assert arguments(U | {"tool_calls": None}) == {"x": 1}
+    tools = [{"name": "f", "parameters": {"default": None}}]
+    for given, read in ((json.dumps(tools), tools), (tools, [{"name": "f", "parameters": {}}])):
+        assert one(messages=[U, A], tools=given) == Conversation([U, A], None, read)
