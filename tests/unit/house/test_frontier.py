@@ -343,10 +343,10 @@ def test_data_that_had_no_part_has_tables_of_its_own() -> None:
         _row("alps", value, data="banking", seed=seed) | {"target": "80", "metric": "accuracy"}
         for seed, value in ((0, 0.85), (1, 0.86))
     ]
-    measured.append(_row("alps", 7.17, data="library") | {"target": "50", "metric": "perplexity"})
+    measured.append(_row("alps", 7.17, data="sums") | {"target": "50", "metric": "perplexity"})
     ends = {mark: on_other_data(lines(measured), other)[-1] for mark, other in OTHERS.items()}
     assert ends["other data"].endswith("| 9,993, 3,079 | - | 85.5 % (2) | - | - |")
-    assert ends["other texts"].endswith("| 2,852, 334 | - | 7.170 (1) | - |")
+    assert ends["other texts"].endswith("| 7,473, 320 | - | 7.170 (1) | - |")
 
 
 def test_the_page_shows_the_tables_of_the_results_file() -> None:
