@@ -18,10 +18,15 @@ from pat.profiling.backends import Runner, Settings, Stopwatch, decode
 
 def open_runner(name: str, settings: Settings) -> Runner:
     """The model on its device."""
+    model = loaded(settings).to(settings.device).requires_grad_(False)
+    return _Torch(model, settings, name == "compile")
+
+
+def loaded(settings: Settings) -> Any:
+    """The model in settings.folder, on the CPU, as it answers."""
     model = load_model(Path(settings.folder), Path(settings.name), DTYPES[settings.dtype], use_safetensors=True)
     heads.set_pad_token(model.config, 0, classifies=False)  # a decoder that classifies takes no batch without one
-    model = model.to(settings.device).eval().requires_grad_(False)
-    return _Torch(model, settings, name == "compile")
+    return model.eval()
 
 
 class _Torch:

@@ -17,9 +17,8 @@ from transformers import DynamicCache
 
 from pat.common.files import read_json, write_json
 from pat.common.parameters import DTYPES
-from pat.evaluation.fitting import load_model
-from pat.models import heads
 from pat.profiling.backends import Runner, Settings, Stopwatch, decode
+from pat.profiling.backends.eager import loaded
 
 CACHES = "caches.json"  # beside the graph: the shapes of the keys and values of each layer
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
@@ -31,8 +30,7 @@ def write(name: str, settings: Settings, out: Path) -> None:
     from transformers.exporters.auto import get_exporter_class
     from transformers.exporters.utils import decompose_for_generation
 
-    model = load_model(Path(settings.folder), Path(settings.name), DTYPES[settings.dtype], use_safetensors=True).eval()
-    heads.set_pad_token(model.config, 0, classifies=False)  # a decoder that classifies takes no batch without one
+    model = loaded(settings)
     exporter = get_exporter_class(FORMATS[name])  # imports only the packages of this backend
     ids = torch.ones(TRACED, dtype=torch.long)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
