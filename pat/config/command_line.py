@@ -1,0 +1,149 @@
+"""What a user writes on the command line: in Hydra's words before it composes, and what of the recipe goes away for it.
+
+Hydra merges; a user who names another method, or writes a whole mapping, replaces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
+
+from pat.config.errors import QUOTES
+from pat.config.frozen import flat
+from pat.pruning import registry
+from pat.pruning.calibration.settings import CalibrationSettings
+from pat.schema import FILES
+
+_PLACE = rf"(pruners\.[^.=@]+\.({'|'.join(registry.PACKAGES)}))"
+_METHOD = re.compile(rf"{_PLACE}(?:\.name)?=(\w+(?:,\w+)*|'\w+'|\"\w+\")")
+_WHOLE = re.compile(rf"{_PLACE}=\{{.*\}}")
+
+_KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.(?P<one>\w+)=|=\{(?P<whole>.*)\})")
+
+_LIMIT = re.compile(r"\+*envelope(?:\.[\w.]+)?=")
+
+
+def for_hydra(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra takes them: a method selects its fields, and what may be new to a recipe is added."""
+    return [_added_or_selected(part) for argument in arguments for part in _parts(argument)]
+
+
+def given_keys(overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys of a command line with their values; `optim={lr: 1e-4}` gives `optim` and `optim.lr`."""
+    given: dict[str, Any] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        given[key] = value
+        if value.startswith("{"):
+            given |= flat(OverridesParser.create().parse_override(override).value(), f"{key}.")
+    return given
+
+
+def drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Hydra merges a mapping into the recipe's, but a user who writes a whole mapping wants nothing else in it, but
+    for what later keys add. ValueError for keys of a pruner that an earlier one took away."""
+    for place, override in enumerate(overrides):
+        later = [each.lstrip("+") for each in overrides[place + 1 :]]
+        if override.lstrip("+~") in ("pruners={}", "pruners"):  # ~pruners takes them away, too
+            if lost := next((each for each in later if re.match(r"(\w+@)?pruners\.", each)), None):
+                raise ValueError(f"{override} takes all pruners away, so {lost} has none to set: leave one of them out")
+            content["pruners"] = {}
+        elif override.lstrip("+~") == "envelope={}":
+            content["envelope"] = _only(content["envelope"], [path for path in _limits(later) if path])
+        elif (match := _KEEP.match(override)) and match["whole"]:
+            budget = content["pruners"][match["pruner"]]["budget"]
+            more = [each for each in map(_KEEP.match, later) if each and each["pruner"] == match["pruner"]]
+            wholes = " ".join([match["whole"], *(each["whole"] or "" for each in more)])
+            meant = re.findall(r"(\w+)\s*:", wholes) + [each["one"] for each in more if each["one"]]
+            budget["keep"] = {key: budget["keep"][key] for key in meant if key in budget["keep"]}
+
+
+def drop_replaced_fields(pruners: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """When the command line replaces a method, the recipe's name of it and the settings that only it had go with it."""
+    for name, settings in pruners.items():
+        for kind in registry.OF_WEIGHTS + registry.OF_STRUCTURES + registry.OF_BOTH:
+            place = f"pruners.{name}.{kind}"
+            method = settings[kind]
+            chosen = given.get(f"{kind}@{place}")
+            if method and chosen in registry.names(kind):
+                own = _shared(kind, chosen)
+                kept = {key: value for key, value in method.items() if key in own or f"{place}.{key}" in given}
+                settings[kind] = {**kept, "name": chosen}
+
+
+def check_replaced_files(data: Mapping[str, Any], given: Collection[str]) -> None:
+    """ValueError where the command line replaces one of a recipe's files, train or eval, and leaves the other."""
+    sources = data["sources"] or {}
+    for place, part in [("data", data), *((f"data.sources.{name}", {**data, **own}) for name, own in sources.items())]:
+        train, held = f"{place}.train", f"{place}.eval"
+        if part["source"] not in FILES or part["eval"] is None:
+            continue
+        if train in given and held not in given:
+            raise ValueError(
+                f"{train} is replaced, but {held}={part['eval']} is still the recipe's, so the model would be measured "
+                f"on other data than yours: give {held}=FILE, too, or {held}=null to hold out a part of {train}"
+            )
+        if held in given and train not in given:
+            raise ValueError(
+                f"{held} is replaced, but {train}={part['train']} is still the recipe's: give {train}, too (the same "
+                "again, if that is what you mean)"
+            )
+
+
+def _parts(argument: str) -> list[str]:
+    """`pruners.P.criterion={name: taylor, decay: 0.9}` is the method and each of its keys."""
+    match = _WHOLE.fullmatch(argument)
+    value: Any = OverridesParser.create().parse_override(argument).value() if match else None
+    if match is None or not isinstance(value, dict) or "name" not in value:  # several mappings are a sweep
+        return [argument]
+    fields: dict[str, Any] = {match[1]: value["name"]}
+    fields |= {f"{match[1]}.{key}": each for key, each in value.items() if key != "name"}
+    made = [Override(OverrideType.CHANGE, key, ValueType.ELEMENT, each) for key, each in fields.items()]
+    return [f"{each.key_or_group}={each.get_value_element_as_str()}" for each in made]
+
+
+def _added_or_selected(argument: str) -> str:
+    """`pruners.P.criterion.name=taylor` selects the method and its fields: `criterion@pruners.P.criterion=taylor`.
+
+    `pruners.P.budget.keep.heads=4` may be new to a recipe that keeps something else, and so may be a limit."""
+    match = _METHOD.fullmatch(argument)
+    if match is None:
+        is_new = _KEEP.match(argument) or _LIMIT.match(argument)
+        return f"++{argument.lstrip('+')}" if is_new else argument
+    return f"{match[2]}@{match[1]}={match[3].strip(QUOTES)}"
+
+
+def _limits(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The places of limits that keys give: ["loss", "ratio"] of envelope.loss.ratio=1.1, ["loss"] of
+    envelope={loss: {ratio: 1.1}}."""
+    for override in filter(_LIMIT.match, overrides):
+        name, _, value = override.partition("=")
+        if "." in name:
+            yield name.split(".")[1:]
+        else:
+            parsed: Any = OverridesParser.create().parse_override(f"x={value}").value()
+            yield from ([str(key)] for key in parsed or ())
+
+
+def _only(content: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What of nested mappings lies at these paths."""
+    found: dict[str, Any] = {}
+    for first, *rest in paths:
+        if first in content:
+            inner = content[first]
+            found[first] = {**found.get(first, {}), **_only(inner, [rest])} if rest else inner
+    return found
+
+
+def _shared(kind: str, name: str) -> set[str]:
+    """The settings of a method that may stay what a recipe made them for another one; a method that is calibrated only
+    if told so has numbers of its own."""
+    own = registry.defaults(kind, name)
+    if issubclass(registry.classes(kind)[name], CalibrationSettings):
+        return set(own)
+    return set(own) - {field.name for field in dataclasses.fields(CalibrationSettings)}
