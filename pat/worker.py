@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
 
+from pat.common.imports import no_collector
 from pat.launch.environment import rank_environment
 from pat.launch.rank import run_rank
 from pat.run import directory
@@ -19,9 +21,11 @@ def main() -> None:
     run_dir = Path(sys.argv[1])
 
     def work(path: Path) -> int:
-        from pat import train
-        from pat.config.frozen import load
-        from pat.training import preflight  # heavy: after the signal handlers and the record are in place
+        with no_collector():
+            from pat import train
+            from pat.config.frozen import load
+            from pat.training import preflight  # heavy: after the signal handlers and the record are in place
+        gc.freeze()  # what was imported stays, so no later collection looks through it
 
         if "PAT_HOST" in os.environ:  # one of several machines: it may have caches of its own
             preflight.prepare(load(directory.RunDir(path).config), path)

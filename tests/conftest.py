@@ -21,11 +21,20 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+gc.disable()  # until all tests are collected: what they import stays, and to look through it takes a quarter longer
+
 pytest_plugins = ["tests.outcomes", "tests.workers"]
 
 # The same examples everywhere, and no clock: a failure is a change's own.
 settings.register_profile("pat", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pat")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """What there is now is never looked through again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pat.commands._help import RUN_EXIT_CODES, TRAIN_EXAMPLES, TRAIN_HELP, command_parser
 from pat.common import files, signals
+from pat.common.imports import no_collector
 from pat.launch.environment import RankEnvironment, rank_environment
 from pat.run import provenance
 from pat.run.directory import ExitCode, RunDir
@@ -67,10 +68,12 @@ def _start_ranks(config: Any) -> int:
     from pat.config.frozen import check_same_run, freeze
     from pat.launch import multi_node, single_node
     from pat.launch.process import clear_ranks, only_user_of
-    from pat.training.preflight import is_complete, prepare
-    from pat.training.start_summary import append_to_log, start_summary
-    from pat.training.start_warnings import warnings
-    from pat.training.summary import outcome
+
+    with no_collector():
+        from pat.training.preflight import is_complete, prepare
+        from pat.training.start_summary import append_to_log, start_summary
+        from pat.training.start_warnings import warnings
+        from pat.training.summary import outcome
 
     run_dir = Path(config.run.dir)
     several = config.engine.hostfile is not None
@@ -117,13 +120,14 @@ def _become_rank(config: Any, environment: RankEnvironment) -> int:
     own, began = OwnRecord(Path(config.run.dir), environment.rank), time.time()
 
     def work(run_dir: Path) -> int:
-        import torch
+        with no_collector():
+            import torch
 
-        from pat import train as loop
-        from pat.training import preflight
-        from pat.training.start_summary import start_summary
-        from pat.training.start_warnings import warnings
-        from pat.zero.engine import init_distributed
+            from pat import train as loop
+            from pat.training import preflight
+            from pat.training.start_summary import start_summary
+            from pat.training.start_warnings import warnings
+            from pat.zero.engine import init_distributed
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the variable before it was set
         only_user = only_user_of(run_dir) if environment.rank == 0 else contextlib.nullcontext()

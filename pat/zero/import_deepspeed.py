@@ -6,6 +6,8 @@ import sys
 from types import ModuleType
 from typing import cast
 
+from pat.common.imports import no_collector
+
 AUTOTUNER_ONLY = "mlflow"
 
 
@@ -16,7 +18,8 @@ def import_deepspeed() -> ModuleType:
     if hidden:
         cast("dict[str, ModuleType | None]", sys.modules)[AUTOTUNER_ONLY] = None  # as if it were not there
     try:
-        import deepspeed  # pyright: ignore[reportMissingTypeStubs]
+        with no_collector():
+            import deepspeed  # pyright: ignore[reportMissingTypeStubs]
     finally:
         if hidden:
             del sys.modules[AUTOTUNER_ONLY]
