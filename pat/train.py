@@ -103,7 +103,7 @@ def train_on(training: Training, window: Window) -> None:
             pruner.begin(t)
         step(training, window, t)
         evaluate_if_due(training)
-        asked_to_stop, save_now = training.agree(due.checkpoint())
+        asked_to_stop, save_now = training.agree(due.checkpoint(pruner.cuts_next(progress.step)))
         save_now = save_now and progress.saved_step != progress.step and progress.step < train.num_steps
         if asked_to_stop:
             leave(training)

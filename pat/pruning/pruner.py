@@ -265,6 +265,10 @@ class Pruner:
         calibrated = (pruner for pruner in self.pruners if (needs := pruner.calibration) and not needs.once)
         return sum(step >= t for pruner in calibrated for step, _ in timetable.moves(pruner))
 
+    def cuts_next(self, t: int) -> bool:
+        """Whether the loop's next step, t, makes a calibrated cut: its own, or that of the gates of step t + 1."""
+        return any(step in (t, t + 1) for step in self.cuts) and self.cuts_from(t) > self.cuts_from(t + 2)
+
     @property
     def first_soft_step(self) -> int | None:
         """The step at which the first mask or gate may appear."""

@@ -7,7 +7,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from pat.config.frozen import same_command
+from pat.pruning.timetable import steps
 from pat.run.preemption import Preempted
+from pat.training.progress import Progress
 from pat.training.state import Training
 
 
@@ -42,7 +44,7 @@ class Calibrating:
         if asked and better_now and training.pruner.journals.kept:
             raise Preempted(
                 f"stopped on request in the cut at step {training.progress.step}, after {index} of {number} layers, "
-                f"which are kept: {same_command(training.run.path)} goes on"
+                f"which are kept{_trained_again(training.progress)}: {same_command(training.run.path)} goes on"
             )
         if asked and not self.announced and index < number:
             self.announced = True
@@ -54,6 +56,11 @@ class Calibrating:
             training.aside_s += seconds
             training.progress.calibration_seconds += seconds
             training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
+
+
+def _trained_again(progress: Progress) -> str:
+    lost = progress.step - max(progress.saved_step, 0)
+    return f"; {steps(lost)} since the last checkpoint will be trained again" if lost > 0 else ""
 
 
 def _better_now(training: Training, seconds: float, index: int, number: int) -> bool:

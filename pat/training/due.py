@@ -13,6 +13,8 @@ from pat.pruning.totals import Totals
 from pat.schema import TrainConfig
 from pat.training.progress import Progress
 
+MINUTES_BEFORE_CUT = 1.0  # work that is lost if the cut is stopped
+
 
 class Due:
     """Answers of one run, at the step where its progress stands."""
@@ -22,8 +24,8 @@ class Due:
         self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0  # by which the best checkpoint is chosen
         self.last_save = time.monotonic()
 
-    def checkpoint(self) -> bool:
-        """By steps, or by this rank's clock.
+    def checkpoint(self, cut_next: bool = False) -> bool:
+        """By steps, or by this rank's clock; before a calibrated cut, which takes long, sooner.
 
         A skipped step changes nothing, but may follow one that went wrong, so its checkpoint waits for the next
         step: bad checkpoints must not push out the last good one."""
@@ -31,6 +33,8 @@ class Due:
         if progress.step in progress.skipped_lately:
             return False
         by_steps = every is not None and progress.step // every > max(progress.saved_step, 0) // every
+        if minutes is not None and cut_next:
+            minutes = min(minutes, MINUTES_BEFORE_CUT)
         return by_steps or (minutes is not None and time.monotonic() - self.last_save >= 60 * minutes)
 
     def saved(self) -> None:

@@ -53,6 +53,15 @@ def attached(**pruners: PrunerConfig) -> Pruner:
     return pruner
 
 
+def test_when_a_calibrated_cut_comes_next() -> None:
+    """A checkpoint is made before it. That of step 8, or, of gates, in the step before."""
+    one_shot = {"name": "one_shot", "start": 8, "end": None, "hard_from": 8}
+    pruner = attached(p=masks("model.layers.*.mlp.down_proj.weight", criterion="wanda", schedule=one_shot))
+    assert [t for t in range(STEPS) if pruner.cuts_next(t)] == [7, 8]
+    plain = attached(p=masks("model.layers.*.mlp.down_proj.weight", schedule=one_shot))
+    assert not any(plain.cuts_next(t) for t in range(STEPS)), "its cut takes no time"
+
+
 # -- what it refuses ---------------------------------------------------------------------------------------------------
 
 

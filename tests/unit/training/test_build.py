@@ -55,6 +55,17 @@ def test_checkpoint_by_minutes() -> None:
     assert made.checkpoint()
 
 
+def test_a_checkpoint_before_a_calibrated_cut_comes_sooner() -> None:
+    made = due()
+    made.last_save = time.monotonic() - 61
+    assert made.checkpoint(cut_next=True) and not made.checkpoint()
+    made.saved()
+    assert not made.checkpoint(cut_next=True), "little would be lost"
+    made = due(checkpoint_every_minutes=None)
+    made.last_save = time.monotonic() - 61
+    assert not made.checkpoint(cut_next=True), "by steps only"
+
+
 def test_best_counts_only_in_the_final_phase() -> None:
     made = due()
     assert not made.is_best({"accuracy": 0.9, "loss": 0.1}, final=False)
