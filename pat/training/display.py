@@ -13,6 +13,9 @@ from rich.table import Column
 from pat.common.text import duration
 from pat.schema import Config, TrainConfig
 
+NARROW = 110  # columns of a terminal; in fewer a bar says less, so that the time that is left is whole
+LEFT = 23  # columns of "left 0:00:00 and a cut"
+
 
 class Silent:
     """Puts nothing on the terminal: what the loop calls of a view, for others to override."""
@@ -132,7 +135,7 @@ class Bar(Lines):
             BarColumn(bar_width=None),  # what is left of the terminal's width
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[status]}"),
-            TextColumn("left {task.fields[left]}", table_column=Column(no_wrap=True)),
+            TextColumn("left {task.fields[left]}", table_column=Column(no_wrap=True, min_width=LEFT)),
             console=Console(file=terminal, force_terminal=True),
             redirect_stdout=False,
             redirect_stderr=False,
@@ -160,7 +163,8 @@ class Bar(Lines):
         self.remaining.log(values, step)
         if self.task is not None and "train/loss" in values:
             left = self.remaining.in_words(step)
-            self.bar.update(self.task, status=" ".join(status(values)), left=left)
+            few = self.bar.console.width < NARROW
+            self.bar.update(self.task, status=" ".join(status(values, few)), left=left)
         elif self.task is not None:
             self._above(self._line(values, step) + "\n")
         self._print(self._line(values, step))
@@ -168,7 +172,7 @@ class Bar(Lines):
     def layer(self, index: int, number: int, step: int, left_s: float | None) -> None:
         super().layer(index, number, step, left_s)
         if self.cut is None:
-            self.cut = self.bar.add_task("calibrating and pruning layers", total=number, status="", left="-")
+            self.cut = self.bar.add_task("layers cut", total=number, status="", left="-")
             self.bar.start()
         self.bar.update(self.cut, completed=index, left="-" if left_s is None else duration(left_s))
         if index == number:
@@ -203,8 +207,8 @@ def view_of(config: Config) -> Silent:
     return Lines(config.train, config.run.until) if mode == "lines" else Silent()
 
 
-def status(values: Mapping[str, Any]) -> list[str]:
-    """Phase, sparsity, loss and speed of a logged training step."""
+def status(values: Mapping[str, Any], few: bool = False) -> list[str]:
+    """Phase, sparsity and loss of a logged training step; unless only few words fit, also target, speed and memory."""
     words = []
     if values.get("pruning/phase"):
         words.append(f"{values['pruning/phase']}")
@@ -212,10 +216,12 @@ def status(values: Mapping[str, Any]) -> list[str]:
         now, target = values["pruning/sparsity"], values.get("pruning/target", values["pruning/sparsity"])
         # Learned gates are random until the hard phase: their mean follows the target, and the number of closed ones
         # lags.
-        words.append(f"sparsity {now:.3f}" + (f" of {target:.3f}" if abs(now - target) > 0.0005 else ""))
+        words.append(f"sparsity {now:.3f}" + (f" of {target:.3f}" if abs(now - target) > 0.0005 and not few else ""))
     words.append(f"loss {_number(values['train/loss'])}")
     if values.get("train/skipped_steps"):
         words.append(f"{values['train/skipped_steps']} skipped (no finite gradient)")
+    if few:
+        return words
     if values.get("train/tokens_per_s"):
         words.append(f"{values['train/tokens_per_s']:,.0f} tokens/s")
     if values.get("train/mfu") is not None:

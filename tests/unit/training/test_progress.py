@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -154,13 +155,29 @@ def test_a_cut_is_four_lines_of_a_log_and_a_bar_of_a_terminal(capsys: pytest.Cap
             bar.bar.refresh()
     bar.close()
     assert [task.description for task in bar.bar.tasks] == ["decoder"]
-    assert "calibrating and pruning layers" in terminal.getvalue() and "5/8" in terminal.getvalue()
+    assert "layers cut" in terminal.getvalue() and "5/8" in terminal.getvalue()
     assert capsys.readouterr().out.splitlines() == [
         "step 3: calibrating and pruning layer 1 of 8",
         "step 3: calibrating and pruning layer 3 of 8, left 0:00:30",
         "step 3: calibrating and pruning layer 5 of 8, left 0:00:20",
         "step 3: calibrating and pruning layer 7 of 8, left 0:00:10",
     ]
+
+
+def test_a_bar_of_80_columns_says_how_much_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the figures before it push the time out of sight."""
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = io.StringIO()
+    bar = Bar(TrainConfig(num_steps=120, global_batch_size=1), "end", "encoder", terminal)
+    bar.start(3, 1)
+    figures = {"train/loss": 0.04201, "train/step_seconds": 3.0, "train/tokens_per_s": 141.0, "pruning/phase": "dense"}
+    bar.log(figures | {"pruning/sparsity": 0.158, "pruning/target": 0.271}, 30)
+    bar.layer(1, 6, 30, 489.0)
+    bar.bar.refresh()
+    bar.close()
+    said = terminal.getvalue()
+    assert re.search(r"30/120\S* dense sparsity 0.158 loss 0.04201 *left 0:04:30 and a cut", said), said
+    assert "layers cut" in said and "left 0:08:09" in said
 
 
 def test_a_resumed_run_counts_its_own_steps() -> None:
