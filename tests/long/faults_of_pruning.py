@@ -759,7 +759,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pat/pruning/calibration/probe.py": [
-        ("kind.completed(comm.sum(value))", "kind.completed(value)", "each rank calibrates on its own samples"),
+        ("kind.completed(comm.sum_(value))", "kind.completed(value)", "each rank calibrates on its own samples"),
         ("values[real[seen.tokens]]", "values", "padding counts in what goes into experts"),
     ],
     "pat/models/experts.py": [
