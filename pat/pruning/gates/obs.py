@@ -121,7 +121,10 @@ class Problem:
         diagonal = gram.diagonal().double()
         size = (diagonal - mean.square() if centred else diagonal).mean()
         if not size > 0:
-            raise ValueError("all inputs are 0 on the calibration samples")
+            raise ValueError(
+                f"all inputs are 0{' or never change' * centred} on the calibration samples; give other samples "
+                "(data.calibration), or take another gate (taylor, magnitude)"
+            )
         return Problem(gram, mean, centred, damping * size)
 
     def whole(self) -> Tensor:
