@@ -66,7 +66,7 @@ class Obs(CalibratedGate):
     def costs(
         self, weights: Tensor, features: int, inputs: Mapping[type[InputStatistic], Tensor], bias: bool
     ) -> Tensor:
-        """(u,) what removing each unit costs, given those removed before it, as a share of E||W (x - m)||^2."""
+        """(u,) what removing each unit costs, given those removed before it, as a share of tr(W H W^T)."""
         problem = Problem.of(inputs, bias, self.damping)
         wide, gram = weights.double(), problem.whole()
         size = sum(((wide[rows] @ gram) * wide[rows]).sum() for rows in strips(len(wide)))
